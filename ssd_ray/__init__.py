@@ -1,0 +1,1 @@
+"""Simple self-distillation of language models."""

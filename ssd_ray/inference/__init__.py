@@ -1,0 +1,1 @@
+"""Inference: one vLLM engine under sampling and generation, carried by Ray Data."""
