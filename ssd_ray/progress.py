@@ -50,7 +50,7 @@ class Pace:
         seconds = time.monotonic() - self.began
         fresh = self.done - self.before
         rate = f"{self.tokens / seconds:,.0f} tok/s" if self.tokens and seconds > 0 else ""
-        left = f"{clock(seconds / fresh * (self.total - self.done))} left" if 0 < fresh and self.done < self.total else ""
+        left = f"{clock(seconds / fresh * (self.total - self.done))} left" if fresh > 0 and self.done < self.total else ""
         return ", ".join(part for part in (rate, left) if part)
 
 

@@ -7,9 +7,8 @@ annotations, so a field is declared once. Reads and writes nothing itself.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -131,7 +130,6 @@ def _arrow_type(annotation: Any) -> pa.DataType:
     return {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}[annotation]
 
 
-@functools.cache
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
     """The Arrow schema of a row type: int is int64, a tuple of int is list<int32> (token ids), Literal is string."""
     import pyarrow as pa
@@ -152,7 +150,8 @@ def from_record(record: dict[str, Any], row_type: type[RowT]) -> RowT:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     if row_type is Problem:
         values["tests"] = tuple(Test(**test) for test in values["tests"])
-    return row_type(**values)
+    make: Callable[..., RowT] = row_type
+    return make(**values)
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> Iterator[RowT]:

@@ -1,0 +1,153 @@
+"""The verbs on a command line; each makes its artifacts and whatever they need.
+
+Exit codes: 0 done, 2 a mistake in what was given (one sentence), 1 an infrastructure failure (run again to resume),
+130 interrupted. Importing this module loads no Ray, torch or vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ssd_ray.errors import InfrastructureError, UserError
+
+app = typer.Typer(
+    help="Simple self-distillation: sample from a frozen model, fine-tune it on the raw answers, evaluate both.",
+    epilog="A recipe is the name of a shipped one (ssd-ray recipes) or a YAML file. Every verb resumes where it stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe name or path of a YAML file.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; default is runs/NAME, or $SSD_RAY_RUNS/NAME.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: --set sample.temperature=1.1")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="One line per stage and period instead of live bars.")]
+
+
+def _make(verb: str, recipe: str, out: Path | None, overrides: list[str] | None, quiet: bool) -> Path:
+    from ssd_ray import recipes
+    from ssd_ray.run import Run
+    from ssd_ray.progress import progress
+
+    loaded = recipes.load(recipe, overrides or [])
+    directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
+    again = " ".join(["ssd-ray", *sys.argv[1:]])
+    show = progress(quiet)
+    try:
+        made = Run(loaded, directory, show).make(verb)
+    except KeyboardInterrupt:
+        show.say(f"interrupted; what is on disk stays. To resume: {again}")
+        raise
+    except InfrastructureError:
+        show.say(f"stopped; what is on disk stays. To resume: {again}")
+        raise
+    for artifact in made:
+        typer.echo(f"{artifact.path}")
+    return directory
+
+
+def _verb(name: str, help_text: str) -> None:
+    def command(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+        _make(name, recipe, out, overrides, quiet)
+
+    app.command(name, help=help_text)(command)
+
+
+@app.command()
+def run(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Everything from prompts to report; a finished run is a no-op."""
+    from rich.console import Console
+
+    from ssd_ray.artifacts import read_json
+    from ssd_ray.reporting.terminal import summary
+
+    directory = _make("report", recipe, out, overrides, quiet)
+    Console().print(summary(read_json(directory / "report" / "scores.json")))
+    typer.echo(f"report: {(directory / 'report' / 'report.html').resolve()}")
+
+
+_verb("render", "Put the training problems and the benchmark to the model's template: prompts with token ids.")
+_verb("sample", "Draw one answer per prompt from the frozen model at the training temperature.")
+_verb("prepare", "Turn samples into training sequences: exact ids, what is dropped is counted.")
+_verb("train", "Fine-tune the model on its samples with Ray Train and DeepSpeed ZeRO-3.")
+_verb("generate", "Answer the benchmark with every arm of the recipe.")
+_verb("grade", "Run the answers' programs in separate processes and record verdicts.")
+_verb("report", "Write the report page and scores.json.")
+
+
+@app.command()
+def plan(recipe: RecipeArgument, out: Out = None, overrides: Set = None) -> None:
+    """Print every choice with its source, and what a run would do; starts nothing."""
+    from rich.console import Console
+
+    from ssd_ray import recipes
+    from ssd_ray.plan import choices_table, steps_table
+
+    loaded = recipes.load(recipe, overrides or [])
+    directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
+    console = Console()
+    console.width = max(console.width, 120) if not console.is_terminal else console.width
+    console.print(choices_table(loaded, overrides or []))
+    console.print(steps_table(loaded, directory))
+
+
+@app.command()
+def compare(first: Path, second: Path) -> None:
+    """Set two finished runs side by side: recipe differences, scores, paired differences by problem."""
+    from rich.console import Console
+
+    from ssd_ray.reporting.comparison import compare as compare_runs
+
+    Console().print(compare_runs(first, second))
+
+
+@app.command("recipes")
+def list_recipes(
+    fields: Annotated[bool, typer.Option("--fields", help="Print every field of a recipe and what it does.")] = False,
+) -> None:
+    """List the recipes that come with the package, or the fields of a recipe."""
+    from ssd_ray import recipes
+
+    if fields:
+        from rich.console import Console
+
+        from ssd_ray.plan import fields_table
+
+        Console().print(fields_table(recipes.load("quickstart")))
+        return
+    for name in recipes.shipped():
+        typer.echo(f"{name:<24} {' '.join(recipes.load(name).description.split())}")
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line and exit; a person's mistake costs one sentence, not a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if arguments is not None:
+        sys.argv = ["ssd-ray", *arguments]
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except InfrastructureError as error:
+        typer.echo(f"failed: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

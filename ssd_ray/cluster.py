@@ -1,0 +1,70 @@
+"""The connection to Ray: an existing cluster where one is named, else one in this machine that ends with this process.
+
+Under `ray job submit` and with RAY_ADDRESS set, the cluster is the one named. Sends no usage reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ssd_ray.config import ClusterConfig
+from ssd_ray.errors import InfrastructureError, UserError
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Ray's C++ log goes to the screen of the driver otherwise, across the bars.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Driver and workers run one environment; Ray's hook for `uv run` would build another.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Ray for the length of a block.
+
+    Raises:
+        UserError: the cluster has no device that the recipe asks for.
+        InfrastructureError: Ray did not start, or the named cluster did not answer.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        _check_devices(cluster)
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    named = bool(os.environ.get("RAY_ADDRESS"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            where = f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if named else "a local Ray"
+            reason = " ".join(str(error).split())[:300]
+            raise InfrastructureError(f"could not reach or start {where}: {reason}") from error
+    try:
+        _check_devices(cluster)
+        yield
+    finally:
+        sys.stdout.flush()
+        ray.shutdown()
+
+
+def _check_devices(cluster: ClusterConfig) -> None:
+    """Refuse a recipe for GPUs on a cluster that neither has nor can start one."""
+    import ray
+
+    if cluster.device == "cuda" and os.environ.get("RAY_ADDRESS") is None and ray.cluster_resources().get("GPU", 0) == 0:
+        raise UserError(
+            "cluster.device is 'cuda' and this machine has no GPU: use --set cluster.device=cpu, or a cluster with GPUs"
+        )

@@ -1,0 +1,263 @@
+"""The whole program on one page: which artifact is made from which, by what, and in what order.
+
+    problems ─render→ prompts/ ─sample→ samples/ ─prepare→ dataset/ ─train→ checkpoint/
+    benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/ ─report→ report/
+
+Every fingerprint follows from the recipe alone, so what is whole, partial or made by another recipe is known before any
+work starts. This is the one module that knows more than one stage; `ssd_ray.run` makes the steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts, config, models
+from ssd_ray.artifacts import Identity
+from ssd_ray.config import Arm, Recipe
+from ssd_ray.problems import sources
+from ssd_ray.progress import Progress
+from ssd_ray.schema import Problem
+
+VERBS = ("render", "sample", "prepare", "train", "generate", "grade", "report")
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself."""
+
+    name: str
+    verb: str
+    choices: Mapping[str, Any]
+    act: Callable[[Path], Facts]
+    inputs: tuple[Step, ...] = ()
+    needs_ray: bool = False
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What the artifact is, by its choices and its inputs' fingerprints."""
+        fingerprints = {step.name: step.identity.fingerprint for step in self.inputs}
+        return Identity(stage=self.name.split("/")[0], choices=self.choices, inputs=fingerprints)
+
+
+class Pipeline:
+    """The steps of a recipe in a run directory."""
+
+    def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
+        self.recipe, self.out, self._progress = recipe, out, progress
+
+    # What is made from what.
+
+    @functools.cached_property
+    def steps(self) -> list[Step]:
+        """Every step in the order in which `run` makes them."""
+        arms = list(self.recipe.evaluate.arms)
+        return [
+            self._benchmark,
+            self._prompts,
+            self._samples,
+            self._dataset,
+            self._checkpoint,
+            self._eval_prompts,
+            *(self._generations(arm) for arm in arms),
+            *(self._verdicts(arm) for arm in arms),
+            self._report,
+        ]
+
+    @functools.cached_property
+    def _model(self) -> dict[str, Any]:
+        return {"weights": dict(models.identify(self.recipe.model))} | {
+            key: value for key, value in config.choices(self.recipe.model).items() if key not in {"source", "revision"}
+        }
+
+    @functools.cached_property
+    def _benchmark(self) -> Step:
+        chosen = self.recipe.evaluate
+        names = {name: sources.identify(name) for name in chosen.benchmarks}
+        return Step(
+            name="benchmark", verb="render", choices={"benchmarks": names, "limit": chosen.limit}, act=self._make_benchmark
+        )
+
+    @functools.cached_property
+    def _prompts(self) -> Step:
+        prompts = self.recipe.prompts
+        chosen = {"prompts": config.choices(prompts), "source": sources.identify(prompts.source), "model": self._model}
+        return Step(name="prompts", verb="render", choices=chosen, act=self._make_prompts)
+
+    @functools.cached_property
+    def _samples(self) -> Step:
+        chosen = {"sample": config.choices(self.recipe.sample), **self._engine_choices}
+        return Step(
+            name="samples", verb="sample", choices=chosen, act=self._make_samples, inputs=(self._prompts,), needs_ray=True
+        )
+
+    @functools.cached_property
+    def _dataset(self) -> Step:
+        chosen = {"prepare": config.choices(self.recipe.prepare)}
+        return Step(name="dataset", verb="prepare", choices=chosen, act=self._make_dataset, inputs=(self._samples,))
+
+    @functools.cached_property
+    def _checkpoint(self) -> Step:
+        chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
+        return Step(
+            name="checkpoint", verb="train", choices=chosen, act=self._make_checkpoint, inputs=(self._dataset,), needs_ray=True
+        )
+
+    @functools.cached_property
+    def _eval_prompts(self) -> Step:
+        chosen = {
+            "mode": self.recipe.evaluate.prompt_mode,
+            "system_message": self.recipe.prompts.system_message,
+            "template_arguments": self.recipe.prompts.template_arguments,
+            "model": self._model,
+        }
+        return Step(name="eval-prompts", verb="render", choices=chosen, act=self._make_eval_prompts, inputs=(self._benchmark,))
+
+    @functools.cache  # noqa: B019 - a Run lives as long as its process
+    def _generations(self, name: str) -> Step:
+        arm, evaluate = self.recipe.evaluate.arms[name], self.recipe.evaluate
+        chosen = {
+            "arm": config.choices(arm),
+            "samples_per_problem": evaluate.samples_per_problem,
+            "max_tokens": evaluate.max_tokens,
+            **self._engine_choices,
+        }
+        inputs = (self._eval_prompts, self._checkpoint) if arm.model == "ssd" else (self._eval_prompts,)
+        act = functools.partial(self._make_generations, name, arm)
+        return Step(name=f"generations/{name}", verb="generate", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+
+    @functools.cache  # noqa: B019
+    def _verdicts(self, name: str) -> Step:
+        limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib")
+        chosen = {limit: getattr(self.recipe.evaluate, limit) for limit in limits}
+        inputs = (self._benchmark, self._generations(name))
+        act = functools.partial(self._make_verdicts, name)
+        return Step(name=f"verdicts/{name}", verb="grade", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+
+    @functools.cached_property
+    def _report(self) -> Step:
+        evaluate = self.recipe.evaluate
+        names = ("pass_at", "baseline", "bootstrap_samples", "confidence", "max_infrastructure_errors")
+        chosen = {"name": self.recipe.name, "seed": self.recipe.seed, **{key: config.choices(evaluate)[key] for key in names}}
+        inputs = (self._dataset, self._checkpoint, *(self._verdicts(arm) for arm in evaluate.arms))
+        return Step(name="report", verb="report", choices=chosen, act=self._make_report, inputs=inputs)
+
+    @property
+    def _engine_choices(self) -> dict[str, Any]:
+        return {"model": self._model, "engine": config.choices(self.recipe.engine), "seed": self.recipe.seed}
+
+    # How each is made.
+
+    @functools.cached_property
+    def _directory(self) -> Path:
+        return models.fetch(self.recipe.model)
+
+    def _make_benchmark(self, out: Path) -> Facts:
+        problems = list(sources.benchmark_problems(self.recipe.evaluate))
+        artifacts.write_shard(out, "problems", problems, Problem)
+        return {"rows": len(problems), "tests": sum(len(problem.tests) for problem in problems)}
+
+    def _make_prompts(self, out: Path) -> Facts:
+        from ssd_ray.problems.rendering import render
+
+        chosen, tally = self.recipe.prompts, sources.Tally()
+        tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
+        facts = render(
+            sources.training_problems(chosen, tally),
+            tokenizer,
+            mode=chosen.mode,
+            system_message=chosen.system_message,
+            template_arguments=chosen.template_arguments,
+            max_model_len=self.recipe.model.max_model_len,
+            out=out,
+        )
+        return {**facts, "read": tally.read, "dropped": dict(tally.dropped), "model": self._directory.name}
+
+    def _make_eval_prompts(self, out: Path) -> Facts:
+        from ssd_ray.problems.rendering import render
+
+        return render(
+            artifacts.read_rows(self.out / "benchmark", Problem),
+            models.load_tokenizer(self._directory, self.recipe.model.chat_template),
+            mode=self.recipe.evaluate.prompt_mode,
+            system_message=self.recipe.prompts.system_message,
+            template_arguments=self.recipe.prompts.template_arguments,
+            max_model_len=self.recipe.model.max_model_len,
+            out=out,
+        )
+
+    def _make_samples(self, out: Path) -> Facts:
+        chosen = self.recipe.sample
+        return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, "samples", out)
+
+    def _make_generations(self, name: str, arm: Arm, out: Path) -> Facts:
+        directory = self.out / "checkpoint" if arm.model == "ssd" else self._directory
+        evaluate = self.recipe.evaluate
+        return self._draw(
+            "eval-prompts", directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, f"generations/{name}", out
+        )
+
+    def _draw(
+        self, prompts: str, directory: Path, decoding: config.Decoding, samples: int, max_tokens: int, stage: str, out: Path
+    ) -> Facts:
+        from ssd_ray.inference.generation import generate
+
+        return generate(
+            self.out / prompts,
+            directory.resolve(),
+            decoding,
+            samples=samples,
+            max_tokens=max_tokens,
+            shard_rows=self.recipe.sample.shard_rows,
+            seed=self.recipe.seed,
+            model=self.recipe.model,
+            engine=self.recipe.engine,
+            cluster=self.recipe.cluster,
+            stage=stage,
+            out=out,
+            logs=self.out / "logs",
+            progress=self._progress,
+        )
+
+    def _make_dataset(self, out: Path) -> Facts:
+        from ssd_ray.training.dataset import prepare
+
+        return prepare(self.out / "samples", self.recipe.prepare, out=out)
+
+    def _make_checkpoint(self, out: Path) -> Facts:
+        from ssd_ray.training.trainer import train
+
+        return train(
+            self.out / "dataset",
+            self._directory,
+            self.recipe.train,
+            self.recipe.cluster,
+            seed=self.recipe.seed,
+            out=out,
+            logs=self.out / "logs",
+            progress=self._progress,
+        )
+
+    def _make_verdicts(self, name: str, out: Path) -> Facts:
+        from ssd_ray.evaluation.graders import grade
+
+        return grade(
+            self.out / "generations" / name,
+            self.out / "benchmark",
+            self.recipe.evaluate,
+            self.recipe.cluster,
+            shard_rows=self.recipe.sample.shard_rows,
+            stage=f"verdicts/{name}",
+            out=out,
+            logs=self.out / "logs",
+            progress=self._progress,
+        )
+
+    def _make_report(self, out: Path) -> Facts:
+        from ssd_ray.reporting.page import report
+
+        return report(self.recipe, self.out, out=out)

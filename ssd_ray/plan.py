@@ -1,0 +1,114 @@
+"""What a run would do, without a cluster: every choice with its source, and every artifact with its state.
+
+Reads the recipe, the run directory's manifests and nothing else; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ssd_ray import artifacts, config
+from ssd_ray.artifacts import State
+from ssd_ray.config import Recipe, Section
+from ssd_ray.pipeline import Step
+from ssd_ray.progress import LineProgress
+from ssd_ray.run import Run
+
+_SHOWN = {"whole": "green", "partial": "yellow", "missing": "default", "stale": "red"}
+
+
+def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:
+    """Where the value of a dotted field comes from: the command line, a named source, the recipe file, or the default."""
+    if any(override.partition("=")[0] == name or name.startswith(f"{override.partition('=')[0]}.") for override in overrides):
+        return "--set"
+    for stated in (name, *(name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))):
+        if stated in recipe.sources:
+            return recipe.sources[stated]
+    return "recipe" if _is_set(recipe, name) else "default"
+
+
+def _is_set(recipe: Recipe, name: str) -> bool:
+    node: Any = recipe
+    for part in name.split("."):
+        if isinstance(node, Section) and part not in node.model_fields_set:
+            return False
+        node = node[part] if isinstance(node, dict) else getattr(node, part)
+    return True
+
+
+def choices_table(recipe: Recipe, overrides: Sequence[str]) -> Table:
+    """Every field of the recipe: its value, and where that comes from."""
+    table = _table(f"choices of {recipe.name}", "field", "value", "source")
+    for name, value, _ in config.fields(recipe):
+        if name not in {"sources", "description"}:
+            shown = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            table.add_row(*(Text(cell) for cell in (name, shown, origin(recipe, name, overrides))))
+    return table
+
+
+def fields_table(recipe: Recipe) -> Table:
+    """Every field of a recipe and what it does, with the value that it has here."""
+    table = _table("fields of a recipe", "field", "value", "what it does")
+    for name, value, documentation in config.fields(recipe):
+        if name != "sources":
+            table.add_row(Text(name), Text(str(value)), Text(documentation))
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, style in zip(headings, ("bold", "cyan", "default", "default"), strict=False):
+        table.add_column(heading, style=style, overflow="fold")
+    return table
+
+
+def steps_table(recipe: Recipe, out: Path) -> Table:
+    """Every artifact of the run: its state and what would be done."""
+    table = _table(f"what a run would do in {out}", "artifact", "verb", "state", "what would be done")
+    for step, state in Run(recipe, out, LineProgress()).states():
+        table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(_deed(recipe, out, step, state)))
+    return table
+
+
+def _deed(recipe: Recipe, out: Path, step: Step, state: State) -> str:
+    if state == "whole":
+        return "nothing"
+    if state == "stale":
+        return "refused: it was made by another recipe; choose another --out or delete it"
+    begin = "go on with: " if state == "partial" else ""
+    return begin + _work(recipe, out, step)
+
+
+def _work(recipe: Recipe, out: Path, step: Step) -> str:
+    evaluate, sample = recipe.evaluate, recipe.sample
+    if step.verb == "sample":
+        return f"{_rows(out / 'prompts')} prompts × {sample.samples_per_prompt}, up to {sample.max_tokens:,} tokens each"
+    if step.verb == "generate":
+        return f"{_rows(out / 'benchmark')} problems × {evaluate.samples_per_problem}, up to {evaluate.max_tokens:,} tokens each"
+    if step.verb == "train":
+        train, cluster = recipe.train, recipe.cluster
+        return (
+            f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {recipe.prepare.max_length:,} tokens, "
+            f"ZeRO-3 on {cluster.train_workers} {cluster.device} worker{'s' if cluster.train_workers > 1 else ''}"
+        )
+    if step.verb == "grade":
+        return f"run the programs, {evaluate.time_limit_s:g} s and {evaluate.memory_limit_mib} MiB a test"
+    return {
+        "prompts": f"prompts of {recipe.prompts.source} in mode {recipe.prompts.mode}",
+        "benchmark": f"problems and tests of {', '.join(evaluate.benchmarks)}",
+        "eval-prompts": f"benchmark prompts in mode {evaluate.prompt_mode}",
+        "dataset": "training sequences from the sampled ids",
+        "report": "report.html and scores.json",
+    }[step.name]
+
+
+def _rows(directory: Path) -> str:
+    if not (directory / "manifest.json").exists():
+        return "the"
+    return f"{artifacts.load(directory).facts['rows']:,}"

@@ -1,0 +1,134 @@
+"""How a problem is put to the model: one prompt text and the token ids that everything downstream uses.
+
+`paper` and `chat` apply the model's chat template; `release` is the raw text that the authors' released script sent to the
+engine. Training and evaluation prompts are made by the same function. Writes Prompt rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_ray import artifacts
+from ssd_ray.errors import UserError
+from ssd_ray.schema import Problem, Prompt
+
+Mode = Literal["paper", "chat", "release"]
+SHARD_ROWS = 1024
+
+# The text that apple/ml-ssd sent at its commit of 2026-04-16; its sentences are those of LiveCodeBench's prompt (MIT).
+_RELEASE_HEAD = (
+    "You will be given a question (problem specification) and will generate a correct Python program that matches the "
+    "specification and passes all tests. You will NOT return anything except for the program.\n\nQuestion: {statement}\n\n"
+)
+_RELEASE_STDIN = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
+    "inputs). Enclose your code within delimiters as follows. Ensure that when the python program runs, it reads the "
+    "inputs, runs the algorithm and writes output to STDOUT.\n\nThe final solution should be formatted as:\n"
+    "```python\n# YOUR CODE HERE\n```"
+)
+_RELEASE_FUNCTION = (
+    "You will use the following starter code to write the solution to the problem and enclose your code within "
+    "delimiters.\n```python\n{starter_code}\n```"
+)
+
+
+def user_message(problem: Problem) -> str:
+    """What the user turn says: the statement and how the program will be called."""
+    if problem.kind == "asserts":
+        return (
+            f"Complete this function. Give the whole function with its imports.\n\n```python\n{problem.statement.rstrip()}\n```"
+        )
+    if problem.kind == "function" and problem.starter_code:
+        return f"{problem.statement.strip()}\n\nStart from this code:\n```python\n{problem.starter_code.rstrip()}\n```"
+    return f"{problem.statement.strip()}\n\nThe program reads standard input and writes the answer to standard output."
+
+
+def release_text(problem: Problem) -> str:
+    """The raw text of mode `release`, as the authors' script builds it from its two templates."""
+    head = _RELEASE_HEAD.replace("{statement}", problem.statement)
+    if problem.starter_code and problem.starter_code.strip():
+        return head + _RELEASE_FUNCTION.replace("{starter_code}", problem.starter_code)
+    return head + _RELEASE_STDIN
+
+
+def renderer(
+    tokenizer: Any, mode: Mode, system_message: str, template_arguments: Mapping[str, Any]
+) -> Callable[[Problem], tuple[str, tuple[int, ...]]]:
+    """A function from a problem to its prompt text and token ids.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or its template refuses a system message.
+    """
+    if mode == "release":
+        return lambda problem: _encode(tokenizer, release_text(problem), special=True)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the model has no chat template, which mode {mode!r} needs: set model.chat_template, or use mode 'release'"
+        )
+    from jinja2.exceptions import TemplateError
+
+    def render(problem: Problem) -> tuple[str, tuple[int, ...]]:
+        system = [{"role": "system", "content": system_message}] if mode == "paper" else []
+        messages = [*system, {"role": "user", "content": user_message(problem)}]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
+        except TemplateError as error:
+            raise UserError(f"the chat template refuses the prompt of mode {mode!r} ({error}): use mode 'chat'") from error
+        return _encode(tokenizer, text, special=False)
+
+    return render
+
+
+def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[str, tuple[int, ...]]:
+    return text, tuple(tokenizer.encode(text, add_special_tokens=special))
+
+
+def render(
+    problems: Iterable[Problem],
+    tokenizer: Any,
+    *,
+    mode: Mode,
+    system_message: str,
+    template_arguments: Mapping[str, Any],
+    max_model_len: int,
+    out: Path,
+) -> dict[str, int]:
+    """Write the prompts of `problems` and return `rows`, `tokens` and `longest`.
+
+    Raises:
+        UserError: a prompt that leaves no room for an answer in `max_model_len` tokens.
+    """
+    put = renderer(tokenizer, mode, system_message, template_arguments)
+    rows: list[Prompt] = []
+    facts = {"rows": 0, "tokens": 0, "longest": 0}
+    for problem in problems:
+        text, token_ids = put(problem)
+        if len(token_ids) >= max_model_len:
+            raise UserError(
+                f"prompt {problem.problem_id} has {len(token_ids)} tokens and model.max_model_len is {max_model_len}: "
+                "raise it, or leave the problem out"
+            )
+        rows.append(
+            Prompt(
+                prompt_id=problem.problem_id,
+                source=problem.source,
+                difficulty=problem.difficulty,
+                text=text,
+                token_ids=token_ids,
+            )
+        )
+        facts["rows"] += 1
+        facts["tokens"] += len(token_ids)
+        facts["longest"] = max(facts["longest"], len(token_ids))
+        if len(rows) == SHARD_ROWS:
+            _flush(out, rows, facts["rows"])
+    if rows:
+        _flush(out, rows, facts["rows"])
+    return facts
+
+
+def _flush(out: Path, rows: list[Prompt], end: int) -> None:
+    artifacts.write_shard(out, f"prompts-{end - len(rows):08}", rows, Prompt)
+    rows.clear()

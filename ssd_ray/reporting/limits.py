@@ -1,0 +1,160 @@
+"""What was run, and what that does not show, in plain words.
+
+One idea: the limits of a run follow from its own recipe and counts, so the page derives them instead of leaving them to the
+reader's care. Statements about the paper (arXiv 2604.01193) name what they rest on. Pure functions of the recipe,
+scores.json and timings.json; each statement is a (lead, sentences) pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ssd_ray.config import Decoding, Recipe
+from ssd_ray.reporting.words import count, counted, decoding, isolation, parameters, percent
+
+PAPER_SMALLEST = 4e9
+"""Parameters of the smallest model in the paper (table 2)."""
+PAPER_FEWEST_SEQUENCES = 300 * 32
+"""Training sequences of its shortest stated runs: 300 steps of 32 (section 3.1)."""
+
+
+def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The run in plain words, act by act."""
+    data, sample, train = scores["training"], recipe.sample, recipe.train
+    dropped = sum((data["dataset"]["dropped"] or {}).values())
+    sizes = (f"{scores['benchmarks'][name]['all']['problems']} of {name}" for name in scores["order"]["benchmarks"])
+    return [
+        (
+            "Sample",
+            f"The frozen model {recipe.model.source} gave {counted(sample.samples_per_prompt, 'answer')} to each of {count(data['prompts']['rows'])} prompts, "
+            f"at {decoding(sample)}, cut off after {count(sample.max_tokens)} tokens.",
+        ),
+        (
+            "Prepare",
+            f"Nothing was run or graded to choose among the answers. Rules on their form left out {count(dropped)} of "
+            f"{count(data['samples']['rows'])}; the other {count(data['dataset']['rows'])} stayed, right or wrong.",
+        ),
+        (
+            "Train",
+            f"The same model was fine-tuned on those raw answers, {count(_steps(recipe, scores))} steps of "
+            f"{train.global_batch_size} sequences, with the loss on answer tokens only. That gave the model called ssd.",
+        ),
+        (
+            "Evaluate",
+            f"Each arm, which is a model with its own decoding, gave {counted(recipe.evaluate.samples_per_problem, 'answer')} to "
+            f"each problem ({', '.join(sizes)}), and their programs ran against the tests.",
+        ),
+    ]
+
+
+def limits(recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run does not show, the weightiest first."""
+    return [
+        *_scale(recipe, scores),
+        *_decodings(recipe),
+        _control(recipe),
+        _uncertainty(scores),
+        *_selection(recipe),
+        _paper(),
+        _grading(scores, timings),
+    ]
+
+
+def _steps(recipe: Recipe, scores: Mapping[str, Any]) -> int:
+    steps: int | None = scores["training"]["checkpoint"]["steps"]
+    return recipe.train.steps if steps is None else steps
+
+
+def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    number = scores["training"]["checkpoint"]["parameters"]
+    sequences = _steps(recipe, scores) * recipe.train.global_batch_size
+    small_model = number is not None and number < PAPER_SMALLEST
+    if recipe.name != "quickstart" and not small_model and sequences >= PAPER_FEWEST_SEQUENCES:
+        return
+    model = f"The model has {parameters(number)} parameters; the smallest in the paper has 4 billion. " if small_model else ""
+    yield (
+        "It proves the pipeline, not the method.",
+        f"{model}Training saw {count(sequences)} sequences; the paper's shortest stated runs {count(PAPER_FEWEST_SEQUENCES)}. "
+        "At this size neither a gain nor its absence speaks for or against simple self-distillation.",
+    )
+
+
+def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    arms = recipe.evaluate.arms
+    bases = [arm for arm in arms.values() if arm.model == "base"]
+    alone = [name for name, arm in arms.items() if arm.model == "ssd" and not any(_alike(base, arm) for base in bases)]
+    if alone:
+        yield (
+            "Two things change at once.",
+            f"No arm decodes the base model in the way of {' or '.join(alone)}. A difference mixes what training did with what "
+            "another temperature or truncation does, which is why each arm's decoding stands beside it.",
+        )
+
+
+def _alike(one: Decoding, other: Decoding) -> bool:
+    return (one.temperature, one.top_k, one.top_p) == (other.temperature, other.top_k, other.top_p)
+
+
+def _control(recipe: Recipe) -> tuple[str, str]:
+    sample = recipe.sample
+    if sample.temperature == 1 and sample.top_k is None and sample.top_p == 1:
+        return (
+            "This run is the control.",
+            "Samples at temperature 1 without truncation are naive self-training: their expected gradient is zero at the start, "
+            "so what changes is noise or a side effect of fine-tuning.",
+        )
+    return (
+        "There is no control in it.",
+        "Training on samples at temperature 1 without truncation has zero expected gradient at the start, yet such cells of the "
+        "paper's figure 10 score 44.1 to 45.7 beside a base of 42.4. Before a gain is put down to temperature and truncation it "
+        "needs that control next to it.",
+    )
+
+
+def _uncertainty(scores: Mapping[str, Any]) -> tuple[str, str]:
+    confidence = scores["confidence"]
+    paired = sum(
+        found is not None
+        for benchmark in scores["benchmarks"].values()
+        for group in (benchmark["all"], *benchmark["difficulties"].values())
+        for arm in group["arms"].values()
+        for found in arm["difference"].values()
+    )
+    return (
+        "The intervals cover problems, not training.",
+        f"A {percent(confidence, 0)} interval says how a score moves with other problems of the same kind. It does not cover "
+        "another seed: this is one set of samples and one training run. An interval without width means that every problem "
+        f"scored the same, not certainty. Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
+        "would miss zero by chance alone.",
+    )
+
+
+def _selection(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if len(recipe.evaluate.arms) > 2:
+        yield (
+            "Picking the best arm overstates it.",
+            f"{len(recipe.evaluate.arms)} arms answered the same problems. A decoding chosen by these scores has to be "
+            "confirmed on other problems.",
+        )
+
+
+def _paper() -> tuple[str, str]:
+    return (
+        "The paper's numbers are the paper's.",
+        "Nothing here reproduces arXiv 2604.01193. When this version of ssd-ray was written no independent reproduction of its "
+        "gains was known; apple/ml-ssd issue 14 reports 51.3 for a released checkpoint that the paper puts at 57.8.",
+    )
+
+
+def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str, str]:
+    told = sorted({isolation(found) for found in timings["isolation"].values()})
+    ungraded = sum(
+        arm["infrastructure_errors"] for benchmark in scores["benchmarks"].values() for arm in benchmark["all"]["arms"].values()
+    )
+    return (
+        "Grading is as good as its tests and its sandbox.",
+        "A program that passes the tests may still be wrong, and what meets a time limit depends on the machine. "
+        f"Not graded, and so neither right nor wrong: {counted(ungraded, 'answer')}. "
+        f"Isolation of the programs: {'; '.join(told)}.",
+    )

@@ -1,0 +1,149 @@
+"""The verb `report`: from the artifacts of a run to scores.json, timings.json and report.html.
+
+One idea: the page computes nothing. It shows scores.json, every result and the same bytes for the same artifacts, and
+timings.json, what never repeats. It opens without a network, holds no script, and its template engine escapes every string
+that comes from a model, a recipe or a problem. Reads the run, and the templates and page.css beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ssd_ray import artifacts
+from ssd_ray.config import Recipe, fields
+from ssd_ray.reporting import counts, tables, words
+from ssd_ray.reporting.canvas import Picture, style_of
+from ssd_ray.reporting.examples import Example, examples
+from ssd_ray.reporting.limits import limits, what_was_run
+from ssd_ray.reporting.plots import pictures
+from ssd_ray.reporting.timings import timings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One leaf of the recipe as it was resolved."""
+
+    name: str
+    value: str
+    meaning: str
+    source: str
+
+
+def report(recipe: Recipe, run: Path, *, out: Path) -> dict[str, Any]:
+    """Fill the claimed directory `out` and return its facts: the headline estimates, by benchmark and arm, None if refused.
+
+    Raises:
+        UserError: an artifact of the run is missing or incomplete, or its rows contradict each other.
+    """
+    scores, results = measure(recipe, run)
+    cost = timings(recipe, run)
+    html = render(recipe, scores, cost, examples(recipe, run, results), pictures(scores, cost))
+    artifacts.write_atomic(out / "scores.json", tables.canonical(scores) + "\n")
+    artifacts.write_atomic(out / "timings.json", tables.canonical(cost) + "\n")
+    artifacts.write_atomic(out / "report.html", html)
+    return headline(scores)
+
+
+def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
+    """The contents of scores.json, and the counted answers of each arm behind them.
+
+    Raises:
+        UserError: as for `report`.
+    """
+    evaluate = recipe.evaluate
+    problems = counts.problem_ids(run)
+    results = {arm: counts.arm_results(run, arm, problems, evaluate.samples_per_problem) for arm in evaluate.arms}
+    facts = {stage: counts.facts(run / stage) for stage in ("prompts", "samples", "dataset")}
+    facts["checkpoint"] = artifacts.load(run / "checkpoint").facts
+    return tables.scores(recipe, results, counts.sample_counts(run), counts.loss(run), facts), results
+
+
+def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The estimates of the headline metric: {metric: {benchmark: {arm: share or None}}}."""
+    metric = scores["headline"]
+    return {
+        metric: {
+            benchmark: {
+                arm: None if found["score"][metric] is None else found["score"][metric]["estimate"]
+                for arm, found in groups["all"]["arms"].items()
+            }
+            for benchmark, groups in scores["benchmarks"].items()
+        }
+    }
+
+
+def render(
+    recipe: Recipe,
+    scores: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    answers: Sequence[Example],
+    drawn: Mapping[str, Picture],
+) -> str:
+    """The whole page as HTML."""
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        recipe=recipe,
+        scores=scores,
+        timings=cost,
+        examples=answers,
+        pictures=drawn,
+        readings=words.readings(scores),
+        acts=what_was_run(recipe, scores),
+        limits=limits(recipe, scores, cost),
+        choices=list(choices(recipe)),
+        style_of={arm: style_of(scores, arm) for arm in scores["order"]["arms"]},
+    )
+
+
+def choices(recipe: Recipe) -> Iterator[Choice]:
+    """Every field of the recipe with its value, meaning and the source that `recipe.sources` gives for it or its section."""
+    for name, value, meaning in fields(recipe):
+        if name == "sources":
+            continue
+        named = [known for known in recipe.sources if name == known or name.startswith(f"{known}.")]
+        source = recipe.sources[max(named, key=len)] if named else ""
+        plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        yield Choice(name=name, value=plain, meaning=meaning, source=source)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent,
+        points=words.points,
+        count=words.count,
+        counted=words.counted,
+        size=words.size,
+        duration=words.duration,
+        number=words.number,
+        told=words.told,
+        isolation=words.isolation,
+        plain=words.plain,
+        pair=lambda name, groups: (name, groups[name]),
+        shares=_shares,
+        versions=_versions,
+    )
+    environment.globals.update(decoding=words.decoding, NOT_RECORDED=words.NOT_RECORDED, MIN_PROBLEMS=tables.MIN_PROBLEMS)
+    return environment
+
+
+def _shares(found: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    return [(f"Share of answer tokens: {words.plain(name)}", words.percent(share)) for name, share in (found or {}).items()]
+
+
+def _versions(found: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [
+        (name, " and ".join(versions) + (" (stages differ)" if len(versions) > 1 else "")) for name, versions in found.items()
+    ]

@@ -1,0 +1,147 @@
+"""The pictures of a report: scores, differences, outcomes, lengths, loss and cost, as SVG.
+
+One idea: every picture shows numbers that stand in scores.json or timings.json, and says in its alt text what it shows. Pure
+functions of those two; a picture without anything to show is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ssd_ray.reporting.canvas import COLORS, PAPER, WIDTH, Picture, canvas, finish, short, style
+from ssd_ray.reporting.dot_plots import difference_plot, difficulty_plot, score_plot
+from ssd_ray.reporting.words import count, duration
+
+OUTCOME_COLORS = {
+    "accepted": "#0072B2",
+    "wrong_answer": "#E69F00",
+    "runtime_error": "#D55E00",
+    "time_limit": "#CC79A7",
+    "memory_limit": "#8A5A83",
+    "output_limit": "#56B4E9",
+    "no_code": "#B8BEC6",
+    "infrastructure_error": "#1f2328",
+}
+
+
+def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Picture]:
+    """Every figure that has something to show, by name."""
+    with style():
+        drawn = (
+            score_plot(scores),
+            difference_plot(scores),
+            difficulty_plot(scores),
+            outcome_plot(scores),
+            length_plot(scores),
+            loss_plot(scores),
+            cost_plot(timings),
+        )
+    return {picture.name: picture for picture in drawn if picture is not None}
+
+
+def outcome_plot(scores: Mapping[str, Any]) -> Picture:
+    """What became of the answers of each arm on each benchmark, as shares."""
+    rows = [
+        (f"{benchmark}, {arm}", scores["benchmarks"][benchmark]["all"]["arms"][arm])
+        for benchmark in scores["order"]["benchmarks"]
+        for arm in scores["order"]["arms"]
+    ]
+    present = [name for name in OUTCOME_COLORS if any(arm["outcomes"][name] for _, arm in rows)]
+    figure, axes = canvas(0.95 + 0.3 * len(rows) + 0.2 * (len(present) // 3))
+    lefts = [0.0] * len(rows)
+    for name in present:
+        shares = [100 * arm["outcomes"][name] / max(arm["answers"], 1) for _, arm in rows]
+        label = name.replace("_", " ")
+        axes.barh(range(len(rows)), shares, left=lefts, height=0.66, color=OUTCOME_COLORS[name], edgecolor=PAPER, label=label)
+        lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
+    axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("answers (%)")
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.2)
+    told = "; ".join(f"{label}: " + ", ".join(f"{name} {arm['outcomes'][name]}" for name in present) for label, arm in rows)
+    return finish("outcomes", figure, f"Stacked bars of outcomes. {told}.", "What became of the answers of each arm.")
+
+
+def length_plot(scores: Mapping[str, Any]) -> Picture:
+    """The lengths of the self-samples, those that ended by themselves and those that were cut off."""
+    samples = scores["training"]["samples"]
+    edges, stop, cut = (samples["histogram"][key] for key in ("edges", "stop", "length"))
+    width = edges[1] - edges[0]
+    figure, axes = canvas(2.6)
+    axes.bar(
+        edges[:-1], stop, width=width, align="edge", color=COLORS[1], edgecolor=PAPER, linewidth=0.6, label="ended by itself"
+    )
+    axes.bar(
+        edges[:-1], cut, width=width, bottom=stop, align="edge", color=COLORS[2], edgecolor=PAPER, linewidth=0.6, label="cut off"
+    )
+    axes.set_xlabel("answer tokens")
+    axes.set_ylabel("samples")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y")
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8.5, handlelength=1.0)
+    reasons = samples["finish_reasons"]
+    alt = (
+        f"Histogram of {samples['rows']} samples by length in tokens, median {count(samples['median_answer_tokens'])}, longest "
+        f"{count(samples['longest_answer_tokens'])}; {reasons['stop']} ended by themselves and {reasons['length']} were cut off."
+    )
+    return finish("lengths", figure, alt, "Length of the sampled answers; one that was cut off has no end token.")
+
+
+def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
+    """The training loss by step."""
+    loss = scores["training"]["loss"]
+    if not loss or not loss["step"]:
+        return None
+    known = [(step, value) for step, value in zip(loss["step"], loss["loss"], strict=True) if value is not None]
+    if not known:
+        return None
+    steps, values = (list(column) for column in zip(*known, strict=True))
+    figure, axes = canvas(2.4)
+    window = len(values) // 20 if len(values) >= 80 else 1
+    axes.plot(steps, values, color=COLORS[1], linewidth=1.0 if window > 1 else 1.6, alpha=0.45 if window > 1 else 1.0)
+    if window > 1:
+        means = [sum(values[end - window : end]) / window for end in range(window, len(values) + 1)]
+        axes.plot(steps[window - 1 :], means, color=COLORS[1], linewidth=1.8)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y")
+    smooth = f" (bold: mean of the last {window} steps)" if window > 1 else ""
+    alt = f"Line of the training loss from {values[0]:.3f} at step {steps[0]} to {values[-1]:.3f} at step {steps[-1]}."
+    caption = f"Training loss on the model's own answers{smooth}; a low or falling loss is no sign of a better model."
+    return finish("loss", figure, alt, caption)
+
+
+def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
+    """Wall time and tokens of each stage, side by side."""
+    rows = [row for row in timings["stages"] if row["seconds"] is not None]
+    if not rows:
+        return None
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, color, title in ((left, "seconds", COLORS[1], "wall time (s)"), (right, "tokens", COLORS[3], "tokens")):
+        values = [row[key] or 0 for row in rows]
+        axes.barh(range(len(rows)), values, height=0.62, color=color)
+        axes.set_xlabel(title)
+        axes.set_xlim(0, max([*values, 1]) * 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(_thousands)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+    left.set_yticks(range(len(rows)), [short(row["stage"], 22) for row in rows])
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    told = "; ".join(f"{row['stage']}: {duration(row['seconds'])}, {count(row['tokens'])} tokens" for row in rows)
+    return finish("cost", figure, f"Bars of wall time and tokens. {told}.", "Where the time and the tokens went, stage by stage.")
+
+
+def _thousands(value: float, _position: int | None = None) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"

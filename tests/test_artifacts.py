@@ -1,0 +1,141 @@
+"""Artifacts: claimed, whole, stale, and never half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_ray import artifacts
+from ssd_ray.artifacts import Identity
+from ssd_ray.errors import UserError
+from ssd_ray.schema import Completion, Problem, Test, arrow_schema, from_table, to_table
+
+IDENTITY = Identity(stage="samples", choices={"temperature": 1.6, "top_k": 20}, inputs={"prompts": "abc"})
+
+
+def _completion(prompt_id: str, index: int = 0, ids: tuple[int, ...] = (1, 2)) -> Completion:
+    return Completion(
+        prompt_id=prompt_id,
+        sample_index=index,
+        seed=5,
+        source="s",
+        difficulty="easy",
+        prompt_token_ids=(7,),
+        output_token_ids=ids,
+        text="t",
+        finish_reason="stop",
+    )
+
+
+def test_an_artifact_goes_from_missing_over_partial_to_whole(tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    assert artifacts.state_of(out, IDENTITY) == "missing"
+    assert artifacts.claim(out, IDENTITY) is None
+    assert artifacts.state_of(out, IDENTITY) == "partial"
+    sealed = artifacts.seal(out, IDENTITY, {"rows": 0})
+    assert artifacts.state_of(out, IDENTITY) == "whole"
+    assert artifacts.claim(out, IDENTITY) == sealed == artifacts.load(out)
+
+
+def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
+    calls = []
+    for _ in range(2):
+        artifact = artifacts.make(tmp_path / "a", IDENTITY, lambda out: calls.append(out) or {"rows": 3})
+    assert len(calls) == 1
+    assert artifact.facts == {"rows": 3}
+
+
+def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
+    artifacts.claim(tmp_path / "a", IDENTITY)
+    other = Identity(stage="samples", choices={"temperature": 1.1, "top_k": 20}, inputs={"prompts": "abc"})
+    assert artifacts.state_of(tmp_path / "a", other) == "stale"
+    with pytest.raises(UserError, match=r"temperature: 1\.6 there, 1\.1 here.*another --out"):
+        artifacts.claim(tmp_path / "a", other)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not made by this program"):
+        artifacts.claim(tmp_path, IDENTITY)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        artifacts.claim(blocked / "run", IDENTITY)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        artifacts.write_shard(tmp_path, "one", [_completion("p")], Completion)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
+    artifacts.claim(tmp_path / "a", IDENTITY)
+    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    artifacts.seal(tmp_path / "a", IDENTITY, {})
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert [shard["name"] for shard in manifest["shards"]] == ["one.parquet"]
+    assert len(manifest["shards"][0]["sha256"]) == 64
+    assert manifest["versions"]["python"]
+
+
+def test_the_fingerprint_follows_choices_and_inputs_and_nothing_else() -> None:
+    same = Identity(stage="samples", choices={"top_k": 20, "temperature": 1.6}, inputs={"prompts": "abc"})
+    assert same.fingerprint == IDENTITY.fingerprint
+    for other in (
+        Identity(stage="dataset", choices=IDENTITY.choices, inputs=IDENTITY.inputs),
+        Identity(stage="samples", choices={**IDENTITY.choices, "top_k": 21}, inputs=IDENTITY.inputs),
+        Identity(stage="samples", choices=IDENTITY.choices, inputs={"prompts": "abd"}),
+    ):
+        assert other.fingerprint != IDENTITY.fingerprint
+
+
+@given(
+    ids=st.lists(st.integers(0, 2**31 - 1), max_size=20),
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+    index=st.integers(0, 99),
+)
+def test_rows_come_back_as_they_were_written(ids: list[int], text: str, index: int) -> None:
+    row = Completion(
+        prompt_id=text,
+        sample_index=index,
+        seed=2**63 - 1,
+        source=text,
+        difficulty="",
+        prompt_token_ids=tuple(ids),
+        output_token_ids=tuple(reversed(ids)),
+        text=text,
+        finish_reason="length",
+    )
+    assert list(from_table(to_table([row], Completion), Completion)) == [row]
+
+
+def test_a_problem_with_tests_comes_back_as_it_was(tmp_path: Path) -> None:
+    problem = Problem(problem_id="p", source="s", statement="x", tests=(Test(input="1\n", output="2\n"),))
+    artifacts.write_shard(tmp_path, "p", [problem], Problem)
+    assert list(artifacts.read_rows(tmp_path, Problem)) == [problem]
+    assert arrow_schema(Problem).field("tests").type.value_type.num_fields == 2
+
+
+def test_columns_are_read_without_the_rest(tmp_path: Path) -> None:
+    artifacts.write_shard(tmp_path, "b", [_completion("q", 1)], Completion)
+    artifacts.write_shard(tmp_path, "a", [_completion("p")], Completion)
+    assert list(artifacts.read_columns(tmp_path, "prompt_id", "sample_index")) == [("p", 0), ("q", 1)]
+
+
+def test_a_leftover_of_a_crash_is_not_a_shard(tmp_path: Path) -> None:
+    artifacts.write_shard(tmp_path, "a", [_completion("p")], Completion)
+    (tmp_path / ".b.parquet.1.partial").write_bytes(b"half")
+    assert [path.name for path in artifacts.shard_paths(tmp_path)] == ["a.parquet"]

@@ -1,0 +1,85 @@
+"""What counts as the program in an answer."""
+
+import string
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_ray.evaluation.extraction import extract_code
+
+lines = st.text(st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30)
+untagged = lines.filter(lambda line: "think>" not in line)
+programs = st.lists(untagged, min_size=1, max_size=8).map("\n".join).filter(str.strip)
+proses = st.lists(untagged, max_size=5).map("\n".join)
+tags = st.sampled_from(["", "python", "py", "Python3", " python ", "c++", "python title=solution.py"])
+
+
+@given(programs, proses, proses, tags)
+def test_a_fenced_program_comes_out_as_it_went_in(program, before, after, tag):
+    assert extract_code(f"{before}\n```{tag}\n{program}\n```\n{after}") == program
+
+
+@given(programs, programs, proses)
+def test_the_last_of_several_blocks_is_the_answer(first, last, between):
+    assert extract_code(f"```python\n{first}\n```\n{between}\n~~~\n{last}\n~~~") == last
+
+
+@given(programs, st.integers(1, 8))
+def test_the_indentation_of_an_indented_fence_is_taken_off(program, width):
+    margin = " " * width
+    answer = "\n".join(margin + line for line in ["```python", *program.split("\n"), "```"])
+    assert extract_code(answer) == program
+
+
+@given(programs)
+def test_windows_line_ends_become_plain_ones(program):
+    assert extract_code(f"Here:\n```\n{program}\n```\n".replace("\n", "\r\n")) == program
+
+
+@given(st.text(st.sampled_from(string.printable), max_size=300))
+def test_no_text_makes_extraction_fail_and_none_gives_blank_code(text):
+    code = extract_code(text)
+    assert code is None or code.strip()
+
+
+def test_an_answer_without_a_block_has_no_code():
+    assert extract_code("") is None
+    assert extract_code("print(1)") is None
+    assert extract_code("Use `print(1)`, or ```print(1)``` in one line.") is None
+
+
+def test_an_unclosed_last_block_is_no_code_even_after_a_whole_one():
+    assert extract_code("```python\nprint(1)") is None
+    assert extract_code("```python\nprint(1)\n```\nBetter:\n```python\nprint(2") is None
+
+
+def test_a_stray_fence_after_the_answer_changes_nothing():
+    assert extract_code("```python\nprint(1)\n```\n```\n") == "print(1)"
+
+
+def test_a_blank_last_block_is_no_code():
+    assert extract_code("```python\nprint(1)\n```\n```\n\n```") is None
+
+
+def test_a_forgotten_closing_fence_before_the_next_block_is_forgiven():
+    assert extract_code("```python\nprint(1)\n\nNo, rather:\n```python\nprint(2)\n```") == "print(2)"
+
+
+def test_reasoning_is_not_searched_for_code():
+    assert extract_code("<think>\n```python\nprint(1)\n```\n</think>\nI do not know.") is None
+    assert extract_code("<think>try\n```\nprint(1)\n</think>\n```python\nprint(2)\n```") == "print(2)"
+    assert extract_code("try\n```\nprint(1)\n</think>\n```python\nprint(2)\n```") == "print(2)"
+    assert extract_code("<think>\n```python\nprint(1)\n```\nand then") is None
+
+
+def test_a_tag_of_reasoning_inside_the_program_is_part_of_it():
+    program = "print(input().split('</think>')[-1])"
+    assert extract_code(f"<think>hm</think>```\n\n```python\n{program}\n```") == program
+
+
+def test_fences_inside_of_strings_stay_in_the_program():
+    program = 'def f():\n    """Doc.\n\n    ```python\n    f()\n    ```\n    """\n    return "```"'
+    assert extract_code(f"```python\n{program}\n```") == program
+    quoted = 's = """\n```\n"""'
+    assert extract_code(f"````python\n{quoted}\n````") == quoted
+    assert extract_code(f"~~~python\n{quoted}\n~~~") == quoted

@@ -1,0 +1,194 @@
+"""Problems: the built-in set stands on its own feet, sources count what they drop, prompts are what the mode says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ssd_ray.config import EvaluateConfig, PromptsConfig
+from ssd_ray.errors import UserError
+from ssd_ray.problems import sources
+from ssd_ray.problems.rendering import release_text, render, renderer, user_message
+from ssd_ray.schema import Problem, Prompt
+
+PROBLEM = Problem(problem_id="x/1", source="x", statement="Add two numbers.")
+
+
+def _load(**choices: object) -> tuple[list[Problem], sources.Tally]:
+    tally = sources.Tally()
+    return list(sources.training_problems(PromptsConfig.model_validate(choices), tally)), tally
+
+
+def test_the_builtin_set_is_large_mixed_and_without_repeats() -> None:
+    problems = list(sources.builtin("all"))
+    assert len(problems) >= 120
+    assert len({problem.problem_id for problem in problems}) == len(problems)
+    assert len({" ".join(problem.statement.split()) for problem in problems}) == len(problems)
+    assert {problem.difficulty for problem in problems} == set(sources.TIERS)
+    kinds = Counter(problem.kind for problem in problems)
+    assert kinds["stdin"] >= 50
+    assert kinds["function"] >= 50
+    assert all(len(problem.tests) >= 5 and problem.reference for problem in problems)
+
+
+def test_training_and_evaluation_problems_are_apart() -> None:
+    train, evaluation = ({problem.problem_id for problem in sources.builtin(split)} for split in ("train", "eval"))
+    assert not train & evaluation
+    assert len(train) >= 80
+    assert len(evaluation) >= 40
+
+
+def test_every_reference_passes_its_tests() -> None:
+    from ssd_ray.evaluation.grading import check_references
+
+    assert check_references(list(sources.builtin("all"))) == []
+
+
+def test_duplicates_are_dropped_after_whitespace_is_normalised_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = ["Sum  it\nup.", "Sum it up.", "Sum it down."]
+    path.write_text("".join(json.dumps({"question": row}) + "\n" for row in rows))
+    problems, tally = _load(source=str(path))
+    assert [problem.statement for problem in problems] == ["Sum  it\nup.", "Sum it down."]
+    assert (tally.read, dict(tally.dropped)) == (3, {"duplicate statement": 1})
+    assert len(_load(source=str(path), deduplicate=False)[0]) == 3
+
+
+def test_jsonl_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
+    rows = [{"key": "a", "task": "One.", "stub": "def f():"}, {"key": "b", "task": "Two.", "stub": ""}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    named = {"id_column": "key", "statement_column": "task", "starter_code_column": "stub"}
+    first, second = (_load(source=str(tmp_path / name), **named)[0] for name in ("p.jsonl", "q.parquet"))
+    assert [(p.problem_id, p.kind, p.statement) for p in first] == [("a", "function", "One."), ("b", "stdin", "Two.")]
+    assert [(p.problem_id, p.kind, p.statement) for p in second] == [(p.problem_id, p.kind, p.statement) for p in first]
+
+
+def test_the_limit_counts_what_is_left_after_filtering() -> None:
+    problems, _ = _load(limit=3)
+    assert [problem.difficulty for problem in problems] == ["warmup"] * 3
+
+
+def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"question": f"Task {number // 2}.", "starter_code": "", "question_id": number, "is_passed": number % 3 > 0}
+        for number in range(12)
+    ]
+    asked = {}
+
+    def load_dataset(*args: str, **kwargs: object) -> list[dict[str, object]]:
+        asked.update(kwargs, args=args)
+        return rows
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    problems, tally = _load(source="rstar-coder")
+    assert asked["args"] == ("microsoft/rStar-Coder", "seed_sft")
+    assert asked["streaming"] is True
+    assert (tally.read, dict(tally.dropped)) == (12, {"stored solution did not pass": 4, "duplicate statement": 2})
+    assert len(problems) == 6
+    assert len(_load(source="rstar-coder", only_passed=False, deduplicate=False)[0]) == 12
+
+
+@pytest.mark.parametrize(
+    ("content", "choices", "told"),
+    [
+        ("", {}, "gave no prompt"),
+        ('{"question": "a"}\n{"question": ""}\n', {}, "row 1: no text in column 'question'"),
+        ('{"q": "a"}\n', {}, "columns: q"),
+        ('{"question": "a"}\n{"question"', {}, "not JSONL"),
+        ("[1]\n", {}, "line 1: not a JSON object"),
+        ('{"question": "a", "k": 1}\n{"question": "b", "k": 1}\n', {"id_column": "k"}, "id '1' occurs twice"),
+        ('{"question": "a"}\n', {"split": "eval"}, "built-in set only"),
+    ],
+)
+def test_a_bad_prompt_file_is_one_sentence(tmp_path: Path, content: str, choices: dict[str, str], told: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=told):
+        _load(source=str(path), **choices)
+
+
+def test_a_missing_or_corrupt_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no JSONL or Parquet file there"):
+        _load(source=str(tmp_path / "none.jsonl"))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        _load(source=str(tmp_path / "bad.parquet"))
+
+
+def test_a_benchmark_without_tests_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "humaneval", lambda: iter([PROBLEM]))
+    arms = {"base": {"model": "base"}}
+    with pytest.raises(UserError, match="x/1 has no tests"):
+        list(sources.benchmark_problems(EvaluateConfig.model_validate({"arms": arms, "benchmarks": ["humaneval"]})))
+
+
+def test_humaneval_has_its_164_problems() -> None:
+    problems = list(sources.humaneval())
+    assert len(problems) == 164
+    assert all(problem.kind == "asserts" and problem.entry_point for problem in problems)
+
+
+def test_modes_differ_by_template_and_system_message_only() -> None:
+    from tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    paper, _ = renderer(tokenizer, "paper", "Use a block.", {})(PROBLEM)
+    chat, _ = renderer(tokenizer, "chat", "Use a block.", {})(PROBLEM)
+    release, ids = renderer(tokenizer, "release", "Use a block.", {})(PROBLEM)
+    turn = f"<|im_start|>user\n{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
+    assert paper == f"<|im_start|>system\nUse a block.<|im_end|>\n{turn}"
+    assert chat == turn
+    assert release == release_text(PROBLEM)
+    assert "<|im_start|>" not in release
+    assert tokenizer.decode(ids) == release
+
+
+def test_release_text_follows_the_kind_of_the_problem() -> None:
+    assert release_text(PROBLEM).endswith("```python\n# YOUR CODE HERE\n```")
+    with_starter = Problem(problem_id="x", source="x", statement="S.", kind="function", starter_code="def f():")
+    assert release_text(with_starter).endswith("delimiters.\n```python\ndef f():\n```")
+
+
+def test_the_token_ids_are_those_of_the_text(tmp_path: Path) -> None:
+    from tiny import tiny_tokenizer
+
+    from ssd_ray import artifacts
+
+    tokenizer = tiny_tokenizer()
+    facts = render([PROBLEM], tokenizer, mode="paper", system_message="s", template_arguments={}, max_model_len=500, out=tmp_path)
+    (prompt,) = artifacts.read_rows(tmp_path, Prompt)
+    assert tokenizer.decode(prompt.token_ids) == prompt.text
+    assert facts == {"rows": 1, "tokens": len(prompt.token_ids), "longest": len(prompt.token_ids)}
+
+
+def test_a_prompt_longer_than_the_context_names_itself(tmp_path: Path) -> None:
+    from tiny import tiny_tokenizer
+
+    with pytest.raises(UserError, match=r"prompt x/1 has \d+ tokens and model.max_model_len is 20"):
+        render(
+            [PROBLEM],
+            tiny_tokenizer(),
+            mode="paper",
+            system_message="s",
+            template_arguments={},
+            max_model_len=20,
+            out=tmp_path,
+        )
+
+
+def test_a_model_without_a_template_is_sent_to_release_mode() -> None:
+    from tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="use mode 'release'"):
+        renderer(tokenizer, "paper", "s", {})
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(UserError, match="use mode 'chat'"):
+        renderer(tokenizer, "paper", "s", {})(PROBLEM)

@@ -1,0 +1,136 @@
+"""Recipes: what the paper says is what they say, and a mistake costs one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssd_ray import config, recipes
+from ssd_ray.errors import UserError
+from ssd_ray.plan import origin
+
+# arXiv 2604.01193, Tables 3 and 4: (temperature, top_k, top_p) of T_train, T_eval and the base.
+PAPER = {
+    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", (0.8, 20, 0.8), (0.7, 20, 0.8), (0.9, None, 0.8)),
+    "qwen3-4b-instruct": ("Qwen/Qwen3-4B-Instruct-2507", (1.6, 20, 0.8), (1.1, 20, 0.8), (0.7, 20, 0.8)),
+    "qwen3-4b-thinking": ("Qwen/Qwen3-4B-Thinking-2507", (1.1, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
+    "qwen3-30b-instruct": ("Qwen/Qwen3-30B-A3B-Instruct-2507", (1.6, 20, 0.8), (0.9, 20, 0.8), (0.7, 20, 0.8)),
+    "qwen3-30b-thinking": ("Qwen/Qwen3-30B-A3B-Thinking-2507", (1.2, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
+    "gpt-oss-20b-high": ("openai/gpt-oss-20b", (1.2, None, 1.0), (1.0, 20, 0.95), (1.0, None, 1.0)),
+}
+# Section 3.1: steps, warm-up, checkpoint interval; GPT-OSS is not stated and takes the thinking group's.
+SCHEDULES = {
+    "llama-3.1-8b-instruct": (2500, 250, 250),
+    "qwen3-4b-instruct": (2500, 250, 250),
+    "qwen3-30b-instruct": (2500, 250, 250),
+    "qwen3-4b-thinking": (300, 50, 50),
+    "qwen3-30b-thinking": (300, 50, 50),
+    "gpt-oss-20b-high": (300, 50, 50),
+}
+
+
+def _decoding(section: config.Decoding) -> tuple[float, int | None, float]:
+    return section.temperature, section.top_k, section.top_p
+
+
+def test_every_shipped_recipe_loads_and_is_the_quick_start_or_a_model_of_the_paper() -> None:
+    assert set(recipes.shipped()) == {*PAPER, "quickstart"}
+    for name in recipes.shipped():
+        assert recipes.load(name).name == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_holds_the_numbers_of_the_paper(name: str) -> None:
+    recipe = recipes.load(name)
+    source, train, ssd, base = PAPER[name]
+    assert recipe.model.source == source
+    assert _decoding(recipe.sample) == train
+    assert _decoding(recipe.evaluate.arms["ssd"]) == ssd
+    assert _decoding(recipe.evaluate.arms["base"]) == base
+    assert (recipe.evaluate.arms["ssd"].model, recipe.evaluate.arms["base"].model) == ("ssd", "base")
+    assert recipe.sample.samples_per_prompt == 1
+    assert (recipe.evaluate.samples_per_problem, recipe.evaluate.pass_at) == (10, (1, 5))
+    train_section = recipe.train
+    assert (train_section.steps, train_section.warmup_steps, train_section.checkpoint_every) == SCHEDULES[name]
+    assert (train_section.learning_rate, train_section.min_learning_rate) == (5e-6, 1e-6)
+    assert (train_section.beta1, train_section.beta2, train_section.weight_decay) == (0.9, 0.95, 0.1)
+    assert (train_section.global_batch_size, recipe.prepare.max_length, recipe.model.max_model_len) == (32, 65536, 131072)
+    assert (recipe.prepare.drop_empty, recipe.prepare.drop_stubs, recipe.prepare.drop_shortest_percent) == (True, True, 0)
+    assert (recipe.prompts.source, recipe.prompts.mode) == ("rstar-coder", "paper")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_number_of_a_paper_recipe_names_its_source(name: str) -> None:
+    recipe = recipes.load(name)
+    shaping = {"model", "prompts", "sample", "prepare", "train", "evaluate"}
+    for field, value, _ in config.fields(recipe):
+        stated = origin(recipe, field, [])
+        if field.split(".")[0] in shaping and isinstance(value, int | float) and not isinstance(value, bool):
+            assert stated != "recipe", f"{name}: {field}={value} names no source"
+
+
+def test_every_field_is_documented() -> None:
+    for field, _, documentation in config.fields(recipes.load("quickstart")):
+        assert documentation, field
+
+
+def test_an_override_wins_over_the_file_and_says_so() -> None:
+    overrides = ["sample.temperature=1.25", "evaluate.arms.ssd.top_k=null"]
+    recipe = recipes.load("quickstart", overrides)
+    assert recipe.sample.temperature == 1.25
+    assert recipe.evaluate.arms["ssd"].top_k is None
+    assert origin(recipe, "sample.temperature", overrides) == "--set"
+    assert origin(recipe, "prompts.deduplicate", overrides) == "default"
+
+
+def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
+    recipe = recipes.load("qwen3-30b-instruct", ["seed=7"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipes.dump(recipe))
+    assert recipes.load(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sample.temprature=1", "did you mean temperature"),
+        ("evaluate.arms.ssd.temprature=1", "did you mean temperature"),
+        ("sample.temperature=hot", "sample.temperature='hot'"),
+        ("sample.temperature=-1", "sample.temperature=-1"),
+        ("sample.top_k=0", "sample.top_k=0"),
+        ("evaluate.pass_at=[1, 5]", "pass_at 5"),
+        ("evaluate.baseline=nobody", "nobody"),
+        ("train.global_batch_size=7", "train.global_batch_size 7"),
+        ("sources.sample.temprature=x", "sources"),
+        ("seed", "section.key=value"),
+        ("sample.temperature.x=1", "is a value, not a section"),
+        ("seed=[", "not a YAML value"),
+    ],
+)
+def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipes.load("quickstart", [override])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_names_the_ones_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="quickstart"):
+        recipes.load("quickstrat")
+    with pytest.raises(UserError, match="cannot read"):
+        recipes.load(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        recipes.load(broken)
+    broken.write_text("- a\n")
+    with pytest.raises(UserError, match="mapping"):
+        recipes.load(broken)
+
+
+def test_tuning_fields_do_not_shape_results() -> None:
+    slow, fast = recipes.load("quickstart"), recipes.load("quickstart", ["engine.max_num_seqs=3", "cluster.train_workers=1"])
+    assert config.choices(slow.engine) == config.choices(fast.engine)
+    assert config.choices(slow.cluster) == config.choices(fast.cluster) == {}
+    assert config.choices(slow.sample) != config.choices(recipes.load("quickstart", ["sample.top_p=0.5"]).sample)

@@ -1,0 +1,60 @@
+"""A model of a few hundred thousand random parameters with a tokenizer of its own, for the real vLLM and the real DeepSpeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> Any:
+    """Bytes as tokens, three special tokens, a ChatML template: 259 entries, no training corpus."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"]
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> Path:
+    """Save a random model (`llama` with tied embeddings, or `qwen3`) of about 200,000 parameters as a Hugging Face directory."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    shape = {
+        "vocab_size": 264,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        # Random logits with some contrast, so that truncation and temperature matter.
+        "initializer_range": 0.15,
+    }
+    torch.manual_seed(seed)
+    if architecture == "llama":
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=False))
+    model.generation_config.eos_token_id = 2
+    model.float().save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
