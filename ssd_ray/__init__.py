@@ -1,1 +1,32 @@
-"""Simple self-distillation of language models."""
+"""Simple self-distillation of language models: the public names, in the order in which the data flows.
+
+    import ssd_ray
+    recipe = ssd_ray.load_recipe("quickstart", ["seed=1"])
+    (report,) = ssd_ray.Run(recipe, Path("runs/mine"), ssd_ray.LineProgress()).make()
+
+Names load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["InfrastructureError", "LineProgress", "Recipe", "Run", "UserError", "load_recipe", "read_rows"]
+
+_HOMES = {
+    "load_recipe": ("ssd_ray.recipes", "load"),
+    "Recipe": ("ssd_ray.config", "Recipe"),
+    "Run": ("ssd_ray.run", "Run"),
+    "LineProgress": ("ssd_ray.progress", "LineProgress"),
+    "read_rows": ("ssd_ray.artifacts", "read_rows"),
+    "UserError": ("ssd_ray.errors", "UserError"),
+    "InfrastructureError": ("ssd_ray.errors", "InfrastructureError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ssd_ray' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -86,7 +86,7 @@ def stream_shards(
             except Exception as error:
                 raise _plain(error, stage) from error
         task.update(len(keys_on_disk(out)), tokens=poll())
-    shutil.rmtree(out / ".progress", ignore_errors=True)
+    _record_pace(out)
     missing = total - len(keys_on_disk(out))
     if missing:
         raise InfrastructureError(
@@ -159,7 +159,7 @@ class Heartbeat:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._rows = self._tokens = 0
-        self._written = 0.0
+        self._began, self._written = time.time(), 0.0
 
     def add(self, rows: int, tokens: int) -> None:
         """Count finished work and write it down when half a second has gone by."""
@@ -176,7 +176,8 @@ class Heartbeat:
 
     def _write(self) -> None:
         aside = self._path.with_suffix(".aside")
-        aside.write_text(json.dumps({"rows": self._rows, "tokens": self._tokens}))
+        beat = {"rows": self._rows, "tokens": self._tokens, "began": self._began, "ended": time.time()}
+        aside.write_text(json.dumps(beat))
         aside.replace(self._path)
         self._written = time.monotonic()
 
@@ -208,6 +209,16 @@ def _polled(out: Path, task: Task, before: int) -> Iterator[Callable[[], int]]:
     finally:
         stop.set()
         thread.join()
+
+
+def _record_pace(out: Path) -> None:
+    """Write `pace.json`: rows, tokens and seconds of this attempt from the first worker being ready to the last row."""
+    beats = [json.loads(path.read_text()) for path in (out / ".progress").glob("*.json")]
+    if beats:
+        seconds = max(beat["ended"] for beat in beats) - min(beat["began"] for beat in beats)
+        pace = {"rows": sum(beat["rows"] for beat in beats), "tokens": sum(beat["tokens"] for beat in beats), "seconds": seconds}
+        artifacts.write_atomic(out / "pace.json", json.dumps(pace))
+    shutil.rmtree(out / ".progress", ignore_errors=True)
 
 
 def log_to_file(directory: Path, name: str) -> None:

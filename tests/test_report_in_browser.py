@@ -7,7 +7,7 @@ import subprocess
 
 import matplotlib.image
 import pytest
-from test_reporting import make_run, reported
+from synthetic_run import make_run, reported
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

@@ -1,213 +1,23 @@
-"""A report says what the rows say: numbers against brute force, the same bytes twice, nothing unescaped, nothing hidden."""
+"""A report's numbers are what its rows say: against brute force, the same bytes twice, and refused where rows contradict."""
 
 import dataclasses
-import io
 import itertools
 import json
-import random
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
+from synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_outcome
 
 from ssd_ray import artifacts
-from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.reporting import counts, tables, words
 from ssd_ray.reporting.comparison import compare
 from ssd_ray.reporting.page import headline, measure, report
 from ssd_ray.reporting.terminal import summary
 from ssd_ray.reporting.timings import timings
-from ssd_ray.schema import Completion, Example, Prompt, Verdict
-
-EVIL = "<script>alert(1)</script>"
-PROBLEMS = {"builtin": ("easy", "easy", "medium", "medium", "hard", "hard") * 2, "humaneval": ("unknown",) * 12}
-SAMPLES = 6
-CAP = 64
-
-
-def recipe(**changes):
-    evaluate = {
-        "arms": {
-            "base": {"model": "base", "temperature": 0.7, "top_k": 20, "top_p": 0.8},
-            "ssd": {"model": "ssd", "temperature": 1.1, "top_k": 20, "top_p": 0.8},
-        },
-        "samples_per_problem": SAMPLES,
-        "pass_at": [1, 5],
-        "max_tokens": CAP,
-        "bootstrap_samples": 500,
-        "max_infrastructure_errors": 0.1,
-    } | changes.pop("evaluate", {})
-    values = {
-        "name": "quickstart",
-        "description": "A small model on a small machine.",
-        "model": {"source": "package:tiny/model.gguf", "dtype": "float32", "max_model_len": 512},
-        "sample": {"temperature": 1.6, "top_k": 20, "top_p": 0.8, "max_tokens": CAP},
-        "train": {"steps": 40, "global_batch_size": 4, "warmup_steps": 4},
-        "evaluate": evaluate,
-        "sources": {"sample": "paper, table 3", "sample.temperature": "paper, table 3; 1.5 in the released configuration"},
-    }
-    return Recipe.model_validate(values | changes)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Made:
-    """A synthetic run: where it is, and the rows that went into it."""
-
-    path: Path
-    recipe: Recipe
-    verdicts: dict[str, list[Verdict]]
-    completions: dict[str, list[Completion]]
-
-
-def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda name, rows: rows, facts=True):
-    """A whole run at `path`; `outcome(arm, problem, sample, rng)` decides, `mutate(directory, rows)` spoils rows."""
-    chosen = made_by or recipe()
-    rng = random.Random(seed)
-    prompts = [
-        Prompt(prompt_id=f"{evil}train-{i:03}", source="builtin", difficulty="easy", text="Write.", token_ids=(1,) * 9)
-        for i in range(40)
-    ]
-    samples = [_completion(prompt, 0, rng, evil) for prompt in prompts]
-    examples = [
-        Example(prompt_id=s.prompt_id, sample_index=0, input_ids=s.prompt_token_ids + s.output_token_ids, num_prompt_tokens=9)
-        for s in samples[3:]
-    ]
-    problems = [
-        Prompt(
-            prompt_id=f"{evil}{source}/{i:02}",
-            source=source,
-            difficulty=difficulty,
-            text=f"{evil} Solve {i}.",
-            token_ids=(1,) * 11,
-        )
-        for source, difficulties in PROBLEMS.items()
-        for i, difficulty in enumerate(difficulties)
-    ]
-    known = _facts(prompts, samples, examples) if facts else {}
-    _write(path / "prompts", "prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
-    _write(path / "samples", "samples", mutate("samples", samples), Completion, known.get("samples", {}), 80.5)
-    _write(path / "dataset", "dataset", mutate("dataset", examples), Example, known.get("dataset", {}), 1.1)
-    _write(path / "checkpoint", "checkpoint", [], Example, known.get("checkpoint", {}), 120.0, losses=True)
-    _write(path / "eval-prompts", "eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
-    made = Made(path=path, recipe=chosen, verdicts={}, completions={})
-    decide = outcome or _outcome
-    for arm in chosen.evaluate.arms:
-        answers = [_completion(problem, i, rng, evil) for problem in problems for i in range(chosen.evaluate.samples_per_problem)]
-        verdicts = [_verdict(answer, decide(arm, answer, rng), evil) for answer in answers]
-        made.completions[arm], made.verdicts[arm] = answers, verdicts
-        sandbox = {"isolation": {"level": f"namespaces{evil}", "network": False}} if facts else {}
-        _write(path / "generations" / arm, "generations", mutate(f"generations/{arm}", answers), Completion, {}, 300.0)
-        _write(path / "verdicts" / arm, "verdicts", mutate(f"verdicts/{arm}", verdicts), Verdict, sandbox, 30.0)
-    return made
-
-
-def _completion(prompt, index, rng, evil):
-    length = min(CAP, rng.randint(5, 80))
-    return Completion(
-        prompt_id=prompt.prompt_id,
-        sample_index=index,
-        seed=rng.randrange(2**31),
-        source=prompt.source,
-        difficulty=prompt.difficulty,
-        prompt_token_ids=prompt.token_ids,
-        output_token_ids=tuple(rng.randrange(100) for _ in range(length)),
-        text=f"I read a number and double it.\n{evil}\n```python\nprint(2 * int(input()))\n```",
-        finish_reason="length" if length == CAP else "stop",
-    )
-
-
-def _outcome(arm, answer, rng):
-    chance = {"easy": 0.7, "medium": 0.4, "hard": 0.1}.get(answer.difficulty, 0.3) + (0.1 if arm == "ssd" else 0.0)
-    if rng.random() < chance:
-        return "accepted"
-    return rng.choice(["wrong_answer"] * 4 + ["runtime_error", "time_limit", "no_code"])
-
-
-def _verdict(answer, outcome, evil):
-    return Verdict(
-        prompt_id=answer.prompt_id,
-        sample_index=answer.sample_index,
-        source=answer.source,
-        difficulty=answer.difficulty,
-        outcome=outcome,
-        num_tests=4,
-        num_passed=4 if outcome == "accepted" else 1,
-        time_s=random.random(),
-        code="print(2 * int(input()))",
-        detail=f"{evil}test 2: expected 4, got 5" if outcome == "wrong_answer" else "",
-    )
-
-
-def _facts(prompts, samples, examples):
-    reasons = Counter(sample.finish_reason for sample in samples)
-    tokens = sum(len(sample.output_token_ids) for sample in samples)
-    return {
-        "prompts": {"rows": len(prompts), "read": 52, "dropped": {"duplicate": 10, "too_long": 2}, "tokens": 9 * len(prompts)},
-        "samples": {
-            "rows": len(samples),
-            "prompt_tokens": 9 * len(samples),
-            "output_tokens": tokens,
-            "finish_reasons": reasons,
-            "retries": 1,
-        },
-        "dataset": {
-            "rows": len(examples),
-            "read": len(samples),
-            "dropped": {"empty": 2, "stub": 1},
-            "truncated": 0,
-            "prompt_tokens": 9 * len(examples),
-            "response_tokens": sum(len(e.input_ids) - e.num_prompt_tokens for e in examples),
-            "finish_reasons": {"stop": 30, "length": 7},
-            "token_share": {"stop": 0.7, "length": 0.3},
-            "length_histogram": {"edges": [0, 50, 100], "counts": [20, 17]},
-        },
-        "checkpoint": {
-            "steps": 40,
-            "first_loss": 0.9,
-            "final_loss": 0.7,
-            "response_tokens": 4000,
-            "tokens": 5500,
-            "epochs": 4.3,
-            "num_workers": 1,
-            "parameters": 134_515_008,
-        },
-    }
-
-
-def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
-    identity = artifacts.Identity(stage=stage, choices={"at": out.name})
-    assert artifacts.claim(out, identity) is None
-    half = len(rows) // 2
-    if rows:
-        artifacts.write_shard(out, "part-00000", rows[:half], row_type)
-        artifacts.write_shard(out, "part-00001", rows[half:], row_type)
-    if losses:
-        lines = [
-            {"step": i, "loss": 0.9 - 0.004 * i + 0.03 * (i % 3), "learning_rate": 1e-5, "seconds": 2.9} for i in range(1, 41)
-        ]
-        artifacts.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    timing = {"seconds": seconds, "attempts": 1, "tokens": 1000 * int(seconds), "peak_bytes": 3 * 2**30}
-    artifacts.write_atomic(out / "timing.json", json.dumps(timing))
-    artifacts.seal(out, identity, facts)
-
-
-def reported(made, name="report"):
-    """The report of a run: its directory, facts and scores."""
-    out = made.path / name
-    facts = report(made.recipe, made.path, out=out)
-    return out, facts, json.loads((out / "scores.json").read_text())
-
-
-def printed(renderable):
-    """What a terminal of 200 columns shows."""
-    sink = io.StringIO()
-    Console(file=sink, width=200).print(renderable)
-    return sink.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -315,117 +125,10 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     assert len(pictures) == 7
 
 
-def all_numbers(value):
-    if isinstance(value, dict):
-        return set().union(*map(all_numbers, value.values())) if value else set()
-    if isinstance(value, list):
-        return set().union(*map(all_numbers, value)) if value else set()
-    return {value} if isinstance(value, int | float) and not isinstance(value, bool) else set()
-
-
-def test_every_percentage_and_difference_in_the_tables_is_a_number_of_scores_json(shown):
-    _, _, scores, html = shown
-    numbers = all_numbers(scores)
-    percentages = {words.percent(number) for number in numbers if 0 <= number <= 1}
-    signed = {words.points(number) for number in numbers if abs(number) <= 1}
-    result = html[html.index('<section id="result">') : html.index('<section id="run">')]
-    tables_only = result + html[html.index('<section id="benchmarks">') : html.index('<section id="data">')]
-    cells = re.sub("<[^>]+>", "|", "".join(re.findall(r"<tbody.*?</tbody>", tables_only, re.DOTALL)))
-    shown_percentages = set(re.findall(r"\d[\d.]*\u00a0%", cells))
-    assert len(shown_percentages) > 20
-    assert shown_percentages <= percentages
-    assert set(re.findall(r"[+\u2212]\d[\d.]*", cells)) <= signed
-
-
-class Page(HTMLParser):
-    """What an HTML page is made of; raises where tags are not nested."""
-
-    VOID = frozenset({"meta", "img", "br", "hr", "link", "input", "line", "circle"})
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.stack, self.text = [], [], []
-        self.feed(html)
-        assert not self.stack
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack, f"</{tag}> closes nothing"
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, *names):
-        return [attrs for tag, attrs in self.tags if tag in names]
-
-
-def assert_safe(html):
-    page = Page(html)
-    assert not page.all("script", "iframe", "object", "embed", "link")
-    for attrs in page.all(*{tag for tag, _ in page.tags}):
-        assert not [name for name in attrs if name.startswith("on")]
-        for name in ("src", "href", "srcset", "action", "data"):
-            assert attrs.get(name, "#").startswith(("#", "data:image/svg+xml;base64,"))
-    assert not re.search(r"@import|url\(", html)
-    return page
-
-
-def test_the_page_is_self_contained_and_a_screen_reader_finds_its_way(shown):
-    html = shown[3]
-    page = assert_safe(html)
-    assert html.lstrip().startswith("<!DOCTYPE html>")
-    assert page.all("html") == [{"lang": "en"}]
-    assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
-    assert len(page.all("title")) == len(page.all("h1")) == 1
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    assert len(page.all("caption")) == len(page.all("table")) > 5
-    assert all(th.get("scope") for th in page.all("th"))
-    assert all(img["alt"] for img in page.all("img"))
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
-    assert len(ids) == len(set(ids))
-    assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
-
-
-def test_the_page_says_in_plain_words_what_the_run_shows_and_what_it_does_not(shown):
-    text = " ".join("".join(Page(shown[3]).text).split())
-    assert re.search(r"ssd − base: [+−]?\d+\.\d points, 95 % interval [+−]?\d+\.\d to [+−]?\d+\.\d: ", text)
-    for promised in (
-        "It proves the pipeline, not the method.",
-        "135 million parameters",
-        "no independent reproduction of its gains was known",
-        "No arm decodes the base model in the way of ssd.",
-        "There is no control in it.",
-        "10 duplicate, 2 too long",
-        "2 empty, 1 stub",
-        "paper, table 3; 1.5 in the released configuration",
-        "namespaces; network not isolated",
-    ):
-        assert promised in text
-
-
-def test_nothing_that_a_model_recipe_or_problem_says_becomes_markup(tmp_path):
-    chosen = recipe(description=EVIL, model={"source": EVIL}, sources={"sample": EVIL})
-    arms = {"base": chosen.evaluate.arms["base"], EVIL: chosen.evaluate.arms["ssd"]}
-    chosen = chosen.model_copy(update={"evaluate": chosen.evaluate.model_copy(update={"arms": arms})})
-    out, _, scores = reported(make_run(tmp_path, chosen, evil=EVIL))
-    html = (out / "report.html").read_text()
-    page = assert_safe(html)
-    assert "<script" not in html
-    assert "".join(page.text).count(EVIL) > 30
-    text = printed(summary(scores))
-    assert EVIL in text
-
-
 def test_an_infrastructure_error_is_no_wrong_answer_and_is_counted(tmp_path):
     def sometimes(arm, answer, rng):
         ungraded = arm == "ssd" and answer.prompt_id == "builtin/03" and answer.sample_index < 2
-        return "infrastructure_error" if ungraded else _outcome(arm, answer, rng)
+        return "infrastructure_error" if ungraded else usual_outcome(arm, answer, rng)
 
     made = make_run(tmp_path, outcome=sometimes)
     scores, _ = measure(made.recipe, made.path)
@@ -440,7 +143,7 @@ def test_an_infrastructure_error_is_no_wrong_answer_and_is_counted(tmp_path):
 @pytest.mark.parametrize(("broken", "spared"), [("ssd", "base"), ("base", "ssd")])
 def test_too_many_infrastructure_errors_refuse_the_score_and_every_difference_with_it(tmp_path, broken, spared):
     def often(arm, answer, rng):
-        return "infrastructure_error" if arm == broken and answer.sample_index == 0 else _outcome(arm, answer, rng)
+        return "infrastructure_error" if arm == broken and answer.sample_index == 0 else usual_outcome(arm, answer, rng)
 
     made = make_run(tmp_path, outcome=often)
     scores, _ = measure(made.recipe, made.path)
@@ -526,41 +229,6 @@ def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_
     found = counts.loss(tmp_path)
     assert found.steps == (1, 2)
     assert tables.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
-
-
-def test_a_run_of_the_base_model_alone_and_one_of_many_arms_both_have_a_page(tmp_path):
-    alone = recipe(evaluate={"arms": {"base": {"model": "base"}}, "pass_at": [1]})
-    out, _, _ = reported(make_run(tmp_path / "one", alone))
-    assert_safe((out / "report.html").read_text())
-    arms = {f"base@T={t}": {"model": "base", "temperature": t} for t in (0, 0.5, 1, 1.5)}
-    many = recipe(evaluate={"arms": arms | {"ssd": {"model": "ssd"}, "base": {"model": "base"}}})
-    out, _, scores = reported(make_run(tmp_path / "many", many))
-    html = (out / "report.html").read_text()
-    assert_safe(html)
-    assert "6 arms answered the same problems" in html
-    assert "No arm decodes the base model in the way of" not in html
-    assert scores["order"]["arms"][-1] == "base"
-
-
-@pytest.mark.parametrize(
-    ("found", "told"),
-    [
-        ((0.012, -0.031, 0.054, "cannot tell"), "+1.2 points, 95 % interval −3.1 to +5.4: this run cannot tell them apart"),
-        ((0.05, 0.01, 0.09, "higher"), "+5.0 points, 95 % interval +1.0 to +9.0: ssd did better than base in this run"),
-        ((-0.05, -0.09, -0.01, "lower"), "−5.0 points, 95 % interval −9.0 to −1.0: ssd did worse than base in this run"),
-        (
-            (0.3, 0.3, 0.3, "too few problems"),
-            "+30.0 points, 95 % interval +30.0 to +30.0: too few problems (4) to tell them apart",
-        ),
-        (
-            (0.0, 0.0, 0.0, "cannot tell"),
-            "0.0 points: every problem came out the same in both, so this run cannot tell them apart",
-        ),
-    ],
-)
-def test_a_difference_ends_in_plain_words(found, told):
-    values = dict(zip(("estimate", "low", "high", "reading"), found, strict=True)) | {"problems": 4}
-    assert words.reading("ssd", "base", values, 0.95).replace("\u00a0", " ") == f"ssd − base: {told}"
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.4, "higher"), (-0.4, "lower"), (0.0, "cannot tell")])

@@ -54,6 +54,8 @@ def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> P
         model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=False))
+    # A louder end token, so that some answers end by themselves and some do not.
+    model.lm_head.weight.data[2] *= 1.7
     model.generation_config.eos_token_id = 2
     model.float().save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)

@@ -41,8 +41,8 @@ def run_check(check: Sequence[str], program: Sequence[str], entry_point: str, li
     An exception in the check after the program has returned a value is a wrong answer, as in HumanEval.
 
     Raises:
-        BrokenCheckError: the check fails, or passes, or does not end, without ever calling its candidate.
-        InfrastructureError: a sandbox did not come up.
+        BrokenCheckError: the check fails or passes without ever calling its candidate.
+        InfrastructureError: a sandbox did not come up, or the check's process ended before the program had any part in it.
     """
     with contextlib.ExitStack() as stack:
         checker = Child("check", check, CHECK_LIMITS, isolation())
@@ -93,9 +93,9 @@ def _converse(checker: _Checker, caller: FunctionCaller) -> Checked:
             case {"broken": [str(name), str(message)]}:
                 raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}")
             case _ if not called:
-                raise BrokenCheckError("the check itself does not end, or ends its process, before it calls the program")
+                raise InfrastructureError(f"the check neither called the program nor ended within {CHECK_LIMITS.time_s:g} s")
             case _:
-                return Checked(outcome="wrong_answer", detail="the check did not end on the values returned", time_s=time_s)
+                return Checked(outcome="wrong_answer", detail="the check came to no end on the values returned", time_s=time_s)
 
 
 OUTCOMES: dict[Status, Outcome] = {

@@ -284,7 +284,7 @@ class Child:
 
 def tail(output: bytes) -> str:
     """The last line of an error stream that says something, printable and at most 300 characters."""
-    lines = output[-4096:].decode("utf-8", "backslashreplace").strip().splitlines()
+    lines = output[-4096:].decode("utf-8", "backslashreplace").strip().split("\n")
     return printable(lines[-1])[:300] if lines else ""
 
 

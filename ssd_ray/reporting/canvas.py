@@ -40,6 +40,7 @@ STYLE: Any = {
     "xtick.color": QUIET,
     "ytick.color": INK,
     "ytick.major.size": 0,
+    "ytick.major.pad": 9.0,
     "legend.frameon": False,
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,

@@ -27,8 +27,8 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
     return [
         (
             "Sample",
-            f"The frozen model {recipe.model.source} gave {counted(sample.samples_per_prompt, 'answer')} to each of {count(data['prompts']['rows'])} prompts, "
-            f"at {decoding(sample)}, cut off after {count(sample.max_tokens)} tokens.",
+            f"The frozen model {recipe.model.source} gave {counted(sample.samples_per_prompt, 'answer')} to each of "
+            f"{count(data['prompts']['rows'])} prompts, at {decoding(sample)}, cut off after {count(sample.max_tokens)} tokens.",
         ),
         (
             "Prepare",

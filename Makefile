@@ -1,0 +1,45 @@
+# `make quickstart` and `make test` do their own set-up; the same steps by hand stand in README.md.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# A driver outside of the virtual environment's bin still finds its tools (ninja, ray).
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: quickstart test fast lint install bench lock clean
+
+quickstart: $(INSTALLED)  ## from prompts to report on a small real model, within ten minutes on two cores
+	$(BIN)/ssd-ray run quickstart
+
+test: lint  ## lint, types, and every test, the real engines included
+	$(BIN)/pytest --durations=10
+
+fast: $(INSTALLED)  ## the tests that start no engine
+	$(BIN)/pytest -m "not real"
+
+lint: $(INSTALLED)  ## ruff and mypy strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)  ## .venv from the lock, CPU build
+
+$(INSTALLED): requirements/cpu.lock requirements/torch_cpu.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python requirements/torch_cpu.py
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
+	mkdir -p benchmarks/figures
+	for name in startup grading sampling training quickstart; do \
+	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
+
+lock:  ## resolve requirements/cpu.in anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-package torch \
+	  requirements/cpu.in --override requirements/overrides.txt | grep -v "'never'" > requirements/cpu.lock
+
+clean:  ## remove the environment, runs and caches
+	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/figures
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

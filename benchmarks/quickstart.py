@@ -1,0 +1,59 @@
+"""The quick start from an empty run directory: wall time, peak memory of all its processes, and the no-op of a second run.
+
+    python benchmarks/quickstart.py --out figures.json
+
+Limits: 10 minutes and 8 GiB on two cores for the first, 2 s for the second. Memory is the sum of proportional set sizes,
+sampled once a second, so that pages shared between processes count once.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from machine import machine
+
+
+def measured(command: list[str]) -> tuple[float, int]:
+    """Wall seconds of a command, and the peak bytes of it and all of its descendants."""
+    began, peak = time.perf_counter(), 0
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        total = 0
+        for member in [process, *process.children(recursive=True)]:
+            try:
+                total += member.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak = max(peak, total)
+        time.sleep(1)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+    return time.perf_counter() - began, peak
+
+
+def main() -> None:
+    """Run the quick start twice in a temporary directory and print both against their limits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "ssd_ray.cli", "run", "quickstart", "--quiet", "--out", f"{directory}/run"]
+        first_s, peak_bytes = measured(command)
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        second_s = time.perf_counter() - began
+        stages = json.loads(Path(directory, "run/report/timings.json").read_text())
+    figures = {"first_s": first_s, "peak_gib": peak_bytes / 2**30, "second_s": second_s, "stages": stages}
+    limits = {"first_s": 600, "peak_gib": 8, "second_s": 2}
+    for name, limit in limits.items():
+        print(f"{name:<10} {figures[name]:8.2f}   {figures[name] / limit:.2f} of the limit of {limit}")
+    out.write_text(json.dumps({**figures, "limits": limits, "machine": machine()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""How long the command line takes to answer: `--help` and `plan`, against the bare interpreter in the same run.
+
+python benchmarks/startup.py --out figures.json
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import machine
+
+COMMANDS = {
+    "interpreter": ["-c", "pass"],
+    "help": ["-m", "ssd_ray.cli", "--help"],
+    "plan": ["-m", "ssd_ray.cli", "plan", "quickstart"],
+}
+
+
+def main() -> None:
+    """Time each command nine times, interleaved, and print medians, ratios and the limits of 0.5 s and 3 s."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(9):
+        for name, command in COMMANDS.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = {name: value / medians["interpreter"] for name, value in medians.items()}
+    for name, value in medians.items():
+        print(f"{name:<12} {value:.3f} s   {ratios[name]:.1f} x the bare interpreter")
+    record = {"median_s": medians, "ratio_to_interpreter": ratios, "limits_s": {"help": 0.5, "plan": 3.0}, "machine": machine()}
+    out.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

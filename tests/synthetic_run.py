@@ -1,0 +1,200 @@
+"""A whole run of made-up rows, written through the package's own artifacts, for the tests of reporting."""
+
+import dataclasses
+import io
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+
+from ssd_ray import artifacts
+from ssd_ray.config import Recipe
+from ssd_ray.reporting.page import report
+from ssd_ray.schema import Completion, Example, Prompt, Verdict
+
+EVIL = "<script>alert(1)</script>"
+PROBLEMS = {"builtin": ("easy", "easy", "medium", "medium", "hard", "hard") * 2, "humaneval": ("unknown",) * 12}
+SAMPLES = 6
+CAP = 64
+
+
+def recipe(**changes):
+    evaluate = {
+        "arms": {
+            "base": {"model": "base", "temperature": 0.7, "top_k": 20, "top_p": 0.8},
+            "ssd": {"model": "ssd", "temperature": 1.1, "top_k": 20, "top_p": 0.8},
+        },
+        "samples_per_problem": SAMPLES,
+        "pass_at": [1, 5],
+        "max_tokens": CAP,
+        "bootstrap_samples": 500,
+        "max_infrastructure_errors": 0.1,
+    } | changes.pop("evaluate", {})
+    values = {
+        "name": "quickstart",
+        "description": "A small model on a small machine.",
+        "model": {"source": "package:tiny/model.gguf", "dtype": "float32", "max_model_len": 512},
+        "sample": {"temperature": 1.6, "top_k": 20, "top_p": 0.8, "max_tokens": CAP},
+        "train": {"steps": 40, "global_batch_size": 4, "warmup_steps": 4},
+        "evaluate": evaluate,
+        "sources": {"sample": "paper, table 3", "sample.temperature": "paper, table 3; 1.5 in the released configuration"},
+    }
+    return Recipe.model_validate(values | changes)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Made:
+    """A synthetic run: where it is, and the rows that went into it."""
+
+    path: Path
+    recipe: Recipe
+    verdicts: dict[str, list[Verdict]]
+    completions: dict[str, list[Completion]]
+
+
+def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda name, rows: rows, facts=True):
+    """A whole run at `path`; `outcome(arm, problem, sample, rng)` decides, `mutate(directory, rows)` spoils rows."""
+    chosen = made_by or recipe()
+    rng = random.Random(seed)
+    prompts = [
+        Prompt(prompt_id=f"{evil}train-{i:03}", source="builtin", difficulty="easy", text="Write.", token_ids=(1,) * 9)
+        for i in range(40)
+    ]
+    samples = [_completion(prompt, 0, rng, evil) for prompt in prompts]
+    examples = [
+        Example(prompt_id=s.prompt_id, sample_index=0, input_ids=s.prompt_token_ids + s.output_token_ids, num_prompt_tokens=9)
+        for s in samples[3:]
+    ]
+    problems = [
+        Prompt(
+            prompt_id=f"{evil}{source}/{i:02}",
+            source=source,
+            difficulty=difficulty,
+            text=f"{evil} Solve {i}.",
+            token_ids=(1,) * 11,
+        )
+        for source, difficulties in PROBLEMS.items()
+        for i, difficulty in enumerate(difficulties)
+    ]
+    known = _facts(prompts, samples, examples) if facts else {}
+    _write(path / "prompts", "prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
+    _write(path / "samples", "samples", mutate("samples", samples), Completion, known.get("samples", {}), 80.5)
+    _write(path / "dataset", "dataset", mutate("dataset", examples), Example, known.get("dataset", {}), 1.1)
+    _write(path / "checkpoint", "checkpoint", [], Example, known.get("checkpoint", {}), 120.0, losses=True)
+    _write(path / "eval-prompts", "eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
+    made = Made(path=path, recipe=chosen, verdicts={}, completions={})
+    decide = outcome or usual_outcome
+    for arm in chosen.evaluate.arms:
+        answers = [_completion(problem, i, rng, evil) for problem in problems for i in range(chosen.evaluate.samples_per_problem)]
+        verdicts = [_verdict(answer, decide(arm, answer, rng), evil) for answer in answers]
+        made.completions[arm], made.verdicts[arm] = answers, verdicts
+        sandbox = {"isolation": {"level": f"namespaces{evil}", "network": False}} if facts else {}
+        _write(path / "generations" / arm, "generations", mutate(f"generations/{arm}", answers), Completion, {}, 300.0)
+        _write(path / "verdicts" / arm, "verdicts", mutate(f"verdicts/{arm}", verdicts), Verdict, sandbox, 30.0)
+    return made
+
+
+def _completion(prompt, index, rng, evil):
+    length = min(CAP, rng.randint(5, 80))
+    return Completion(
+        prompt_id=prompt.prompt_id,
+        sample_index=index,
+        seed=rng.randrange(2**31),
+        source=prompt.source,
+        difficulty=prompt.difficulty,
+        prompt_token_ids=prompt.token_ids,
+        output_token_ids=tuple(rng.randrange(100) for _ in range(length)),
+        text=f"I read a number and double it.\n{evil}\n```python\nprint(2 * int(input()))\n```",
+        finish_reason="length" if length == CAP else "stop",
+    )
+
+
+def usual_outcome(arm, answer, rng):
+    chance = {"easy": 0.7, "medium": 0.4, "hard": 0.1}.get(answer.difficulty, 0.3) + (0.1 if arm == "ssd" else 0.0)
+    if rng.random() < chance:
+        return "accepted"
+    return rng.choice(["wrong_answer"] * 4 + ["runtime_error", "time_limit", "no_code"])
+
+
+def _verdict(answer, outcome, evil):
+    return Verdict(
+        prompt_id=answer.prompt_id,
+        sample_index=answer.sample_index,
+        source=answer.source,
+        difficulty=answer.difficulty,
+        outcome=outcome,
+        num_tests=4,
+        num_passed=4 if outcome == "accepted" else 1,
+        time_s=random.random(),
+        code="print(2 * int(input()))",
+        detail=f"{evil}test 2: expected 4, got 5" if outcome == "wrong_answer" else "",
+    )
+
+
+def _facts(prompts, samples, examples):
+    reasons = Counter(sample.finish_reason for sample in samples)
+    tokens = sum(len(sample.output_token_ids) for sample in samples)
+    return {
+        "prompts": {"rows": len(prompts), "read": 52, "dropped": {"duplicate": 10, "too_long": 2}, "tokens": 9 * len(prompts)},
+        "samples": {
+            "rows": len(samples),
+            "prompt_tokens": 9 * len(samples),
+            "output_tokens": tokens,
+            "finish_reasons": reasons,
+            "retries": 1,
+        },
+        "dataset": {
+            "rows": len(examples),
+            "read": len(samples),
+            "dropped": {"empty": 2, "stub": 1},
+            "truncated": 0,
+            "prompt_tokens": 9 * len(examples),
+            "response_tokens": sum(len(e.input_ids) - e.num_prompt_tokens for e in examples),
+            "finish_reasons": {"stop": 30, "length": 7},
+            "token_share": {"stop": 0.7, "length": 0.3},
+            "length_histogram": {"edges": [0, 50, 100], "counts": [20, 17]},
+        },
+        "checkpoint": {
+            "steps": 40,
+            "first_loss": 0.9,
+            "final_loss": 0.7,
+            "response_tokens": 4000,
+            "tokens": 5500,
+            "epochs": 4.3,
+            "num_workers": 1,
+            "parameters": 134_515_008,
+        },
+    }
+
+
+def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
+    identity = artifacts.Identity(stage=stage, choices={"at": out.name})
+    assert artifacts.claim(out, identity) is None
+    half = len(rows) // 2
+    if rows:
+        artifacts.write_shard(out, "part-00000", rows[:half], row_type)
+        artifacts.write_shard(out, "part-00001", rows[half:], row_type)
+    if losses:
+        lines = [
+            {"step": i, "loss": 0.9 - 0.004 * i + 0.03 * (i % 3), "learning_rate": 1e-5, "seconds": 2.9} for i in range(1, 41)
+        ]
+        artifacts.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    timing = {"seconds": seconds, "attempts": 1, "tokens": 1000 * int(seconds), "peak_bytes": 3 * 2**30}
+    artifacts.write_atomic(out / "timing.json", json.dumps(timing))
+    artifacts.seal(out, identity, facts)
+
+
+def reported(made, name="report"):
+    """The report of a run: its directory, facts and scores."""
+    out = made.path / name
+    facts = report(made.recipe, made.path, out=out)
+    return out, facts, json.loads((out / "scores.json").read_text())
+
+
+def printed(renderable):
+    """What a terminal of 200 columns shows."""
+    sink = io.StringIO()
+    Console(file=sink, width=200).print(renderable)
+    return sink.getvalue()

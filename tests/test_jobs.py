@@ -1,0 +1,72 @@
+"""`ray start --head` and `ray job submit`, as the README prints them, with the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_run import RECIPE
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parent.parent
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """A Ray head node of its own, and the address of its dashboard; its processes end with the test."""
+    # Sockets have short names: the test's own directory is too deep.
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    dashboard = _free_port()
+    ports = {"port": _free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": _free_port()}
+    command = [RAY, "start", "--head", "--block", "--temp-dir", temporary, "--num-cpus", "2", "--disable-usage-stats"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while socket.socket().connect_ex(("127.0.0.1", dashboard)):
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < deadline, "the dashboard did not come up"
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(head: str, tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(model=tiny_llama))
+    out = tmp_path / "run"
+    small = ["prompts.limit=8", "train.steps=2", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
+    entry = [f"python jobs/pipeline.py {recipe} --out {out}", *(f"--set '{choice}'" for choice in small)]
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "bash", "-c", " ".join(entry)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "succeeded" in done.stdout
+    scores = json.loads((out / "report" / "scores.json").read_text())
+    assert scores
+    assert (out / "report" / "report.html").stat().st_size > 10_000
