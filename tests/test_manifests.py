@@ -167,7 +167,7 @@ def test_every_container_requests_what_it_may_use() -> None:
         assert resources["requests"] == resources["limits"]
 
 
-def test_graders_hold_no_token_or_secret_and_no_privilege() -> None:
+def test_graders_run_unprivileged_without_a_service_account_or_hub_token() -> None:
     for pod in pods_of("grader"):
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
