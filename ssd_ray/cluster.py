@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     named = bool(os.environ.get("RAY_ADDRESS"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -52,6 +54,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
             where = f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if named else "a local Ray"
             reason = " ".join(str(error).split())[:300]
             raise InfrastructureError(f"could not reach or start {where}: {reason}") from error
+    # Ray takes SIGTERM for itself; the command line's way out says how to resume.
+    signal.signal(signal.SIGTERM, on_terminate)
     try:
         _check_devices(cluster)
         yield

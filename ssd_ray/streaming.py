@@ -84,7 +84,7 @@ def stream_shards(
                 for _ in _dataset(slices, pool).iter_batches(batch_size=None):
                     poll()
             except Exception as error:
-                raise _plain(error, stage) from error
+                raise _plain(error, stage, out) from error
         task.update(len(keys_on_disk(out)), tokens=poll())
     _record_pace(out)
     missing = total - len(keys_on_disk(out))
@@ -134,8 +134,8 @@ def _dataset(slices: list[dict[str, Any]], pool: Pool) -> Any:
     # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     strategy = ray.data.ActorPoolStrategy(
-        min_size=pool.min_size,
-        max_size=pool.max_size,
+        min_size=min(pool.min_size, len(slices)),
+        max_size=min(pool.max_size, len(slices)),
         max_tasks_in_flight_per_actor=pool.concurrent_batches,
         max_concurrent_calls_per_actor=pool.concurrent_batches,
     )
@@ -230,15 +230,20 @@ def log_to_file(directory: Path, name: str) -> None:
     os.close(handle)
 
 
-def _plain(error: Exception, stage: str) -> Exception:
+@contextmanager
+def telling(out: Path) -> Iterator[None]:
+    """In a worker: write a user's mistake where the driver finds it, for Ray Data keeps only its text's last lines."""
+    try:
+        yield
+    except UserError as error:
+        artifacts.write_atomic(out / ".progress" / "mistake", str(error))
+        raise
+
+
+def _plain(error: Exception, stage: str, out: Path) -> Exception:
     """What went wrong in a worker, as one sentence: the user's mistake where it was one, else an infrastructure failure."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-    return InfrastructureError(
-        f"{stage}: workers kept failing ({type(error).__name__}: {last[0]}); see the run's logs, then run again"
-    )
+    mistake = out / ".progress" / "mistake"
+    if mistake.exists():
+        return UserError(mistake.read_text())
+    first = (str(error).strip().splitlines() or [""])[0].strip()
+    return InfrastructureError(f"{stage}: workers kept failing ({type(error).__name__}: {first[:300]}); see the run's logs")

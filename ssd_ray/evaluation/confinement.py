@@ -27,7 +27,7 @@ _SYS_MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 38
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 2, 21
+_CAP_CHOWN, _CAP_DAC_READ_SEARCH, _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 0, 2, 6, 7, 21
 _FIRST_UID, _NUM_UIDS = 60_001, 4_999
 _SCRATCH_BYTES, _SCRATCH_FILES = 16 << 20, 1024
 _STACK_BYTES = 64 << 20
@@ -157,11 +157,12 @@ def spare_uid(*, interpreter_readable: bool) -> int | None:
     """The user id that a program started by root is given, or None where root's must be kept.
 
     An interpreter that only root may read (pyenv under /root) needs CAP_DAC_READ_SEARCH to stay behind for its late
-    imports; a container that lacks it, or that maps no other users, leaves the program root's id without capabilities.
+    imports. Where that, or the right to change users, is missing, or no other users are mapped, the program runs as root
+    without capabilities.
     """
-    if os.geteuid() != 0:
-        return None
-    if not interpreter_readable and not _permitted_capabilities() >> _CAP_DAC_READ_SEARCH & 1:
+    needed = [_CAP_CHOWN, _CAP_SETGID, _CAP_SETUID] + ([] if interpreter_readable else [_CAP_DAC_READ_SEARCH])
+    permitted = _permitted_capabilities()
+    if os.geteuid() != 0 or not all(permitted >> capability & 1 for capability in needed):
         return None
     uid = _FIRST_UID + os.getpid() % _NUM_UIDS
     with open("/proc/self/uid_map") as file:
