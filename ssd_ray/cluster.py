@@ -49,7 +49,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
+            with _silent_stderr():
+                ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             where = f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if named else "a local Ray"
             reason = " ".join(str(error).split())[:300]
@@ -62,6 +63,20 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what C++ code prints at start off the screen; failures come back as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_devices(cluster: ClusterConfig) -> None:

@@ -295,13 +295,14 @@ def test_a_daemon_does_not_outlive_its_test(level, process_name):
     assert processes_named(process_name) == []
 
 
-def test_nothing_outlives_a_killed_grader(process_name):
+def test_no_process_outlives_a_killed_grader(process_name, tmp_path):
     program = NAME_PROCESS.format(name=process_name) + "import time; time.sleep(60)"
     script = f"""
 from ssd_ray.evaluation.execution import Limits, run_program
 run_program({program!r}, "", Limits(time_s=60, memory_mib=256, output_kib=1))
 """
-    grader = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    grader = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1], env=environment)
     try:
         until(lambda: processes_named(process_name))
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,9 +45,13 @@ def test_training_and_evaluation_problems_are_apart() -> None:
 
 
 def test_every_reference_passes_its_tests() -> None:
+    from ssd_ray.evaluation.execution import Limits
     from ssd_ray.evaluation.grading import check_references
 
-    assert check_references(list(sources.builtin("all"))) == []
+    limits = Limits(time_s=10, memory_mib=1024, output_kib=1024)
+    with ThreadPoolExecutor(2) as pool:
+        complaints = pool.map(lambda problem: check_references([problem], limits), sources.builtin("all"))
+        assert [line for lines in complaints for line in lines] == []
 
 
 def test_duplicates_are_dropped_after_whitespace_is_normalised_and_counted(tmp_path: Path) -> None:

@@ -10,15 +10,23 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Whole programs as single tokens, so that a random model answers with code: quick, slow and broken.
+PROGRAMS = [
+    "\n```python\nprint(input())\n```\n",
+    "\n```python\nimport time\ntime.sleep(0.3)\nprint(sum(map(int, input().split())))\n```\n",
+    "\n```python\nraise SystemExit(input()[:1])\n```\n",
+]
 
 
 def tiny_tokenizer() -> Any:
-    """Bytes as tokens, three special tokens, a ChatML template: 259 entries, no training corpus."""
+    """Bytes as tokens, three special tokens, three programs, a ChatML template: 262 entries, no training corpus."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    programs = [to_bytes.pre_tokenize_str(program)[0][0] for program in PROGRAMS]
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet, *programs])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,8 +62,8 @@ def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> P
         model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=False))
-    # A louder end token, so that some answers end by themselves and some do not.
-    model.lm_head.weight.data[2] *= 1.7
+    # A louder end token and louder programs: some answers end by themselves, many hold code.
+    model.lm_head.weight.data[[2, 259, 260, 261]] *= 1.7
     model.generation_config.eos_token_id = 2
     model.float().save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)

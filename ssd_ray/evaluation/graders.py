@@ -6,13 +6,14 @@ shards, writes Verdict shards.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts, streaming
 from ssd_ray.config import ClusterConfig, EvaluateConfig
-from ssd_ray.evaluation.execution import Limits, network_isolated
+from ssd_ray.evaluation.execution import Isolation, Limits, isolation
 from ssd_ray.evaluation.grading import grade_completion
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Completion, Problem, Verdict, from_record
@@ -69,8 +70,14 @@ def grade(
         "rows": total,
         "outcomes": dict(sorted(outcomes.items())),
         "infrastructure_errors": outcomes["infrastructure_error"],
-        "isolation": {"level": "separate process, limits", "network": network_isolated()},
+        "isolation": {"level": _level(isolation()), **dataclasses.asdict(isolation())},
     }
+
+
+def _level(found: Isolation) -> str:
+    """What the programs were kept from, in words; limits on time, memory and output hold at every level."""
+    walls = [name for name, present in dataclasses.asdict(found).items() if present]
+    return f"a process of its own with limits, kept from {', '.join(walls)}" if walls else "a process of its own with limits"
 
 
 class GraderWorker:
