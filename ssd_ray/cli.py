@@ -65,13 +65,11 @@ def _verb(name: str, help_text: str) -> None:
 @app.command()
 def run(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
     """Everything from prompts to report; a finished run is a no-op."""
-    from rich.console import Console
-
     from ssd_ray.artifacts import read_json
     from ssd_ray.reporting.terminal import summary
 
     directory = _make("report", recipe, out, overrides, quiet)
-    Console().print(summary(read_json(directory / "report" / "scores.json")))
+    _console().print(summary(read_json(directory / "report" / "scores.json")))
     typer.echo(f"report: {(directory / 'report' / 'report.html').resolve()}")
 
 
@@ -87,27 +85,32 @@ _verb("report", "Write the report page and scores.json.")
 @app.command()
 def plan(recipe: RecipeArgument, out: Out = None, overrides: Set = None) -> None:
     """Print every choice with its source, and what a run would do; starts nothing."""
-    from rich.console import Console
-
     from ssd_ray import recipes
     from ssd_ray.plan import choices_table, steps_table
 
     loaded = recipes.load(recipe, overrides or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
-    console = Console()
-    console.width = max(console.width, 120) if not console.is_terminal else console.width
+    console = _console()
     console.print(choices_table(loaded, overrides or []))
     console.print(steps_table(loaded, directory))
 
 
 @app.command()
-def compare(first: Path, second: Path) -> None:
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
     """Set two finished runs side by side: recipe differences, scores, paired differences by problem."""
-    from rich.console import Console
+    import json
 
     from ssd_ray.reporting.comparison import compare as compare_runs
 
-    Console().print(compare_runs(first, second))
+    comparison = compare_runs(first, second)
+    if as_json:
+        typer.echo(json.dumps(comparison.plain(), indent=1))
+        return
+    _console().print(comparison)
 
 
 @app.command("recipes")
@@ -118,14 +121,22 @@ def list_recipes(
     from ssd_ray import recipes
 
     if fields:
-        from rich.console import Console
-
         from ssd_ray.plan import fields_table
 
-        Console().print(fields_table(recipes.load("quickstart")))
+        _console().print(fields_table(recipes.load("quickstart")))
         return
     for name in recipes.shipped():
         typer.echo(f"{name:<24} {' '.join(recipes.load(name).description.split())}")
+
+
+def _console() -> Any:
+    """Where results are printed; a pipe or a log is as wide as tables need."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    return console
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

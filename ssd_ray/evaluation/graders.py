@@ -7,13 +7,14 @@ shards, writes Verdict shards.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts, streaming
 from ssd_ray.config import ClusterConfig, EvaluateConfig
-from ssd_ray.evaluation.execution import Isolation, Limits, isolation
+from ssd_ray.evaluation.execution import Limits, isolation
 from ssd_ray.evaluation.grading import grade_completion
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Completion, Problem, Verdict, from_record
@@ -70,14 +71,17 @@ def grade(
         "rows": total,
         "outcomes": dict(sorted(outcomes.items())),
         "infrastructure_errors": outcomes["infrastructure_error"],
-        "isolation": {"level": _level(isolation()), **dataclasses.asdict(isolation())},
+        "isolation": _weakest(out),
     }
 
 
-def _level(found: Isolation) -> str:
-    """What the programs were kept from, in words; limits on time, memory and output hold at every level."""
-    walls = [name for name, present in dataclasses.asdict(found).items() if present]
-    return f"a process of its own with limits, kept from {', '.join(walls)}" if walls else "a process of its own with limits"
+def _weakest(out: Path) -> dict[str, Any]:
+    """What the programs were kept from on every node that graded, in words; limits hold at every level."""
+    found = [artifacts.read_json(path) for path in (out / "isolation").glob("*.json")]
+    walls = {name: all(each[name] for each in found) for name in ("network", "processes", "files")}
+    kept_from = ", ".join(name for name, present in walls.items() if present)
+    level = "a process of its own with limits" + (f", kept from {kept_from}" if kept_from else "")
+    return {"level": level, **walls}
 
 
 class GraderWorker:
@@ -87,6 +91,8 @@ class GraderWorker:
         streaming.log_to_file(logs, "grader")
         self._problems = {problem.problem_id: problem for problem in artifacts.read_rows(benchmark, Problem)}
         self._limits, self._out = limits, out
+        walls = dataclasses.asdict(isolation())
+        artifacts.write_atomic(out / "isolation" / f"{'-'.join(map(str, walls.values()))}.json", json.dumps(walls))
         self._heartbeat = streaming.Heartbeat(out)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
