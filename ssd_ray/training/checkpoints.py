@@ -1,0 +1,142 @@
+"""What training leaves on disk: a state to resume from, a loss log in step with it, and at the end a model directory.
+
+A resume state is a DeepSpeed checkpoint (one shard a worker, on storage that all of them see) written aside and renamed
+when every shard is there, so a half one is never taken; only the latest is kept. The finished model goes into the artifact
+by renames as well, `training.json` last: with it, the weights are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssd_ray.artifacts import read_json, write_atomic
+from ssd_ray.config import TrainConfig
+
+LOSS_LOG = "loss.jsonl"
+FINISHED = "training.json"
+RESUME = "resume"
+
+_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
+_NOT_COPIED = {"fingerprint.json", "manifest.json", FINISHED}
+
+
+def latest(out: Path) -> tuple[int, dict[str, Any]]:
+    """The step of the latest whole resume state and its record; step 0 and an empty record when there is none."""
+    steps = [int(path.parent.name.removeprefix("step-")) for path in (out / RESUME).glob("step-*/state.json")]
+    if not steps:
+        return 0, {}
+    return max(steps), read_json(out / RESUME / f"step-{max(steps)}" / "state.json")
+
+
+def save(engine: Any, out: Path, step: int) -> None:
+    """Write the resume state after `step` steps and drop older ones; every worker calls it."""
+    resume = out / RESUME
+    aside = resume / f".step-{step}.partial"
+    engine.save_checkpoint(str(resume), tag=aside.name, save_latest=False)
+    if engine.global_rank == 0:
+        write_atomic(aside / "state.json", json.dumps({"step": step, "num_workers": engine.world_size}))
+        _sync(aside)
+        aside.rename(resume / f"step-{step}")
+        for old in resume.iterdir():
+            if old.name != f"step-{step}":
+                shutil.rmtree(old)
+    torch.distributed.barrier()
+
+
+def restore(engine: Any, out: Path) -> int:
+    """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it."""
+    step, _ = latest(out)
+    if step:
+        engine.load_checkpoint(str(out / RESUME), tag=f"step-{step}")
+    return step
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """The whole lines of the loss log, one a step."""
+    path = out / LOSS_LOG
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def cut_log(out: Path, steps: int) -> None:
+    """Keep the first `steps` lines of the loss log: those that the resume state has seen."""
+    lines = [json.dumps(line) + "\n" for line in read_log(out)[:steps]]
+    write_atomic(out / LOSS_LOG, "".join(lines))
+
+
+def append_log(out: Path, line: dict[str, Any]) -> None:
+    """Add one step's line to the loss log."""
+    with (out / LOSS_LOG).open("a") as handle:
+        handle.write(json.dumps(line) + "\n")
+
+
+def export(engine: Any, base: Path, out: Path, train: TrainConfig) -> None:
+    """Write the model as a Hugging Face directory into `out`; every worker calls it, the first writes.
+
+    Weights keep the base directory's names and precision (float32 after float32 training); configuration, tokenizer,
+    generation settings and chat template are the base's files. The whole model is in the first worker's memory once.
+    """
+    config = json.loads((base / "config.json").read_text())
+    field = "torch_dtype" if "torch_dtype" in config else "dtype"
+    saved = "float32" if train.dtype == "float32" else config.get(field) or train.dtype
+    weights = _gather(engine, getattr(torch, saved), from_master=saved == "float32" and train.dtype != "float32")
+    if engine.global_rank == 0:
+        aside = out / ".weights.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        _save(engine.module.model, weights, aside)
+        _copy_others(base, aside)
+        (aside / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
+        _sync(aside)
+        for path in sorted(aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+            path.replace(out / path.name)
+        aside.rmdir()
+    torch.distributed.barrier()
+
+
+def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, torch.Tensor]:
+    """The model's weights by name on the first worker, gathered one at a time; tied weights appear once."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    model, first = engine.module.model, engine.global_rank == 0
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            value = safe_get_full_fp32_param(parameter) if from_master else parameter.detach()
+            if first:
+                weights[name] = value.to(device="cpu", dtype=dtype, copy=True)
+    kept = model.state_dict().keys()
+    if first:
+        weights |= {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name in kept}
+    return weights
+
+
+def _save(model: Any, weights: dict[str, torch.Tensor], directory: Path) -> None:
+    """Let transformers name and shard the weights as the base directory has them."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()  # the base's file is copied; its rules are not checked anew here
+    model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB")
+
+
+def _copy_others(base: Path, directory: Path) -> None:
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    for path in base.iterdir():
+        wanted = path.suffix in _COPIED_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE"))
+        if wanted and path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, directory / path.name)

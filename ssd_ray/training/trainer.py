@@ -1,0 +1,189 @@
+"""Fine-tuning as one call: Ray Train starts the workers, restarts them after a crash, and this process shows how far they are.
+
+Workers agree through the artifact's directory: resume states and a loss log go there, so a restart by Ray Train and a
+rerun of the whole program continue alike from the latest whole state. This process only reads the log.
+Reads a data set and a model directory; the workers fill `out` (see `loop.py`), their output goes to `logs`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ssd_ray.artifacts import read_json
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.progress import Progress
+from ssd_ray.training import checkpoints
+from ssd_ray.training.loop import Job, work
+
+POLL_S = 0.5
+
+
+def train(
+    dataset: Path,
+    model: Path,
+    choices: TrainConfig,
+    cluster: ClusterConfig,
+    *,
+    seed: int,
+    out: Path,
+    logs: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fine-tune `model` on `dataset` into `out`, from wherever an earlier attempt stopped; Ray must be initialised.
+
+    Afterwards `out` is a Hugging Face directory with `loss.jsonl` (a line a step) and `training.json` (the facts). All
+    paths are on storage that every node sees. Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs,
+    num_workers, parameters.
+
+    Raises:
+        UserError: the model, the data or a choice makes training impossible.
+        InfrastructureError: workers crashed more than `cluster.max_failures` times; a rerun goes on from the last state.
+    """
+    job = Job(
+        dataset=dataset.resolve(),
+        model=model.resolve(),
+        out=out.resolve(),
+        logs=logs.resolve(),
+        train=choices,
+        cluster=cluster,
+        seed=seed,
+    )
+    job.logs.mkdir(parents=True, exist_ok=True)
+    if not (job.out / checkpoints.FINISHED).exists():
+        begin = _begin(job)
+        _say_if_crowded(cluster, progress)
+        with progress.task("train", total=choices.steps, unit="steps", done=begin) as task, _shown(job, begin, task, progress):
+            _run(job)
+    return read_json(job.out / checkpoints.FINISHED)
+
+
+def _begin(job: Job) -> int:
+    """The step that workers will start from, after what can be checked without them."""
+    if not (job.model / "config.json").exists():
+        raise UserError(f"{job.model} is not a Hugging Face model directory: it has no config.json")
+    share = job.cluster.train_workers * job.train.micro_batch_size
+    if job.train.global_batch_size % share:
+        raise UserError(
+            f"train.global_batch_size {job.train.global_batch_size} is not a multiple of cluster.train_workers "
+            f"{job.cluster.train_workers} times train.micro_batch_size {job.train.micro_batch_size}"
+        )
+    step, state = checkpoints.latest(job.out)
+    if step and state["num_workers"] != job.cluster.train_workers:
+        raise UserError(
+            f"{job.out / checkpoints.RESUME} was written by {state['num_workers']} workers: set cluster.train_workers="
+            f"{state['num_workers']} to go on from step {step}, or delete that directory to train from the start"
+        )
+    return step
+
+
+def _resources(cluster: ClusterConfig) -> dict[str, float]:
+    return {"CPU": cluster.cpus_per_train_worker} if cluster.device == "cpu" else {"CPU": 1, "GPU": 1}
+
+
+def _say_if_crowded(cluster: ClusterConfig, progress: Progress) -> None:
+    """Ray waits without a word for resources that a cluster does not have yet."""
+    there = ray.cluster_resources()
+    for name, amount in _resources(cluster).items():
+        wanted = amount * cluster.train_workers
+        if there.get(name, 0) < wanted:
+            progress.say(f"train: waiting for {wanted:g} {name}, the cluster has {there.get(name, 0):g} now")
+
+
+class _MistakesEndTheRun(UserCallback):  # type: ignore[misc]
+    """A user's mistake is no crash: raised in the controller, it ends the run, where Ray Train would start workers again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError):
+                raise error
+
+
+def _run(job: Job) -> None:
+    cluster = job.cluster
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="gloo" if cluster.device == "cpu" else "nccl"),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.train_workers, use_gpu=cluster.device == "cuda", resources_per_worker=_resources(cluster)
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(job.logs / "ray-train"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[_MistakesEndTheRun()],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as stop:  # Ray Train's own SIGINT handler has ended the workers and leaves so
+        raise KeyboardInterrupt from stop
+    except TrainingFailedError as error:
+        raise _explained(error, job) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _explained(error: TrainingFailedError, job: Job) -> UserError | InfrastructureError:
+    causes: list[BaseException] = []
+    if isinstance(error, WorkerGroupError):
+        causes = list(error.worker_failures.values())
+    elif isinstance(error, ControllerError):
+        causes = [error.controller_failure]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
+    last = next((line for cause in causes for line in str(cause).splitlines() if line.strip()), type(error).__name__)
+    return InfrastructureError(
+        f"training stopped after {job.cluster.max_failures} restarts ({last.strip()}); the workers' logs are in {job.logs}, "
+        f"and running again goes on from step {checkpoints.latest(job.out)[0]}"
+    )
+
+
+@contextmanager
+def _shown(job: Job, begin: int, task: Any, progress: Progress) -> Iterator[None]:
+    """Follow the loss log while the block runs, and once more at its end."""
+    over = threading.Event()
+
+    def follow() -> None:
+        seen = begin
+        while True:
+            last = over.wait(POLL_S)
+            lines = checkpoints.read_log(job.out)
+            if len(lines) < seen:
+                progress.say(f"train: workers were started again and go on from step {len(lines)}")
+            seen = len(lines)
+            if lines and seen > begin:
+                task.update(seen, sum(line["tokens"] for line in lines[begin:]), f"loss {lines[-1]['loss']:.3f}")
+            if last:
+                return
+
+    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()

@@ -1,0 +1,318 @@
+"""Training for real: Ray Train and DeepSpeed ZeRO-3 on two processes, killed and restarted, against a bare torch loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny import tiny_model
+
+from ssd_ray import cluster as ray_cluster
+from ssd_ray.artifacts import write_shard
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.progress import LineProgress
+from ssd_ray.schema import Example
+
+pytestmark = pytest.mark.real
+
+STEPS = 40
+TRAIN = {
+    "steps": STEPS,
+    "global_batch_size": 8,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-3,
+    "min_learning_rate": 1e-4,
+    "warmup_steps": 5,
+    "max_grad_norm": 0.5,
+    "dtype": "float32",
+    "checkpoint_every": 10,
+    "gradient_checkpointing": False,
+    "loss_chunk_tokens": 16,
+}
+SEED = 3
+
+
+def _cluster(workers: int, max_failures: int = 0) -> ClusterConfig:
+    return ClusterConfig(device="cpu", train_workers=workers, cpus_per_train_worker=1, max_failures=max_failures)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out, draw = tmp_path_factory.mktemp("dataset"), random.Random(0)
+    rows = []
+    for index in range(30):
+        length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
+        ids = tuple(draw.randrange(3, 260) for _ in range(length))
+        rows.append(Example(prompt_id=f"p{index:02}", sample_index=0, input_ids=ids, num_prompt_tokens=num_prompt))
+    write_shard(out, "part-00000", rows[:20], Example)
+    write_shard(out, "part-00001", rows[20:], Example)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture(scope="module")
+def connected() -> Iterator[None]:
+    with ray_cluster.connected(_cluster(2)):
+        yield
+
+
+def _train(
+    dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any
+) -> dict[str, Any]:
+    from ssd_ray.training.trainer import train
+
+    out.mkdir(parents=True, exist_ok=True)
+    return train(
+        dataset,
+        model,
+        TrainConfig(**{**TRAIN, **changes}),
+        _cluster(workers, max_failures),
+        seed=SEED,
+        out=out,
+        logs=out.parent / f"{out.name}-logs",
+        progress=LineProgress(),
+    )
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    """The loss log without the time that steps took."""
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in _lines(out)]
+
+
+def _lines(out: Path) -> list[str]:
+    path = out / "loss.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _weights(directory: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, connected: None) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "checkpoint"
+    facts = _train(dataset, model, out)
+    assert facts["steps"] == STEPS
+    assert facts["epochs"] == STEPS * 8 / 30
+    assert facts["num_workers"] == 2
+    return out
+
+
+def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: Path, uninterrupted: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ssd_ray.training.batches import global_batch, load_examples
+    from ssd_ray.training.schedule import learning_rate
+
+    train, examples = TrainConfig(**TRAIN), load_examples(dataset)
+    bare = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    groups: list[list[Any]] = [[], []]
+    for parameter in bare.parameters():
+        groups[parameter.ndim < 2].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    log = _log(uninterrupted)
+    for step in range(train.steps):
+        rows = global_batch(len(examples), train.global_batch_size, SEED, step)
+        total = torch.zeros(())
+        for row in rows:
+            ids, num_prompt = torch.tensor(examples.row(int(row)).astype("int64")), examples.num_prompt_tokens[row]
+            logits = bare(input_ids=ids[None]).logits[0, num_prompt - 1 : -1]
+            total = total + torch.nn.functional.cross_entropy(logits, ids[num_prompt:], reduction="sum")
+        loss = total / int(examples.response_lengths[rows].sum())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(bare.parameters(), train.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(train, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert log[step]["loss"] == pytest.approx(loss.item(), rel=2e-4)
+        assert log[step]["grad_norm"] == pytest.approx(norm.item(), rel=2e-3)
+        assert log[step]["learning_rate"] == learning_rate(train, step)
+        assert log[step]["step"] == step + 1
+    for name, value in _weights(uninterrupted).items():
+        torch.testing.assert_close(value, bare.state_dict()[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_number_of_workers_and_the_micro_batch_change_nothing(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    _train(dataset, model, tmp_path / "one", workers=1, micro_batch_size=1, gradient_checkpointing=True)
+    for one, two in zip(_log(tmp_path / "one"), _log(uninterrupted), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=2e-4)
+        assert (one["step"], one["tokens"], one["response_tokens"]) == (two["step"], two["tokens"], two["response_tokens"])
+    for name, value in _weights(tmp_path / "one").items():
+        torch.testing.assert_close(value, _weights(uninterrupted)[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupted: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained, info = AutoModelForCausalLM.from_pretrained(uninterrupted, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert trained.dtype == torch.float32
+    assert trained.lm_head.weight is trained.model.embed_tokens.weight
+    assert set(_weights(uninterrupted)) == set(_weights(model))
+    for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (uninterrupted / name).read_text().strip() == (model / name).read_text().strip()
+    messages = [{"role": "user", "content": "hi"}]
+    rendered = [AutoTokenizer.from_pretrained(path).apply_chat_template(messages, tokenize=False) for path in (uninterrupted, model)]
+    assert rendered[0] == rendered[1]
+    assert not (uninterrupted / "resume").exists()
+    assert not list(uninterrupted.glob(".*"))
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+import test_training
+from ssd_ray import cluster
+if __name__ == "__main__":
+    with cluster.connected(test_training._cluster(2)):
+        test_training._train(Path({dataset!r}), Path({model!r}), Path({out!r}), max_failures=2)
+"""
+
+
+def _start_driver(dataset: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
+    paths = {"tests": str(Path(__file__).parent), "dataset": str(dataset), "model": str(model), "out": str(out)}
+    script = out.parent / "driver.py"
+    script.write_text(DRIVER.format(**paths))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def _wait_for(condition: Any, timeout_s: float = 120) -> Any:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def _workers(out: Path) -> list[psutil.Process]:
+    """The training processes whose output goes to the run's logs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any("-logs/train-worker-" in file.path and file.path.startswith(str(out)) for file in process.open_files()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_the_result(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = tmp_path / "checkpoint"
+    driver = _start_driver(dataset, model, out)
+    _wait_for(lambda: len(_lines(out)) >= 14)
+    _workers(out)[0].kill()
+    _wait_for(lambda: len(_lines(out)) < 14 or (out / "resume" / "step-20").exists())
+    _wait_for(lambda: len(_lines(out)) >= 24)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _wait_for(lambda: not _workers(out))
+    assert not (out / "model.safetensors").exists()
+    assert [path.name for path in (out / "resume").glob("step-*")] in (["step-20"], ["step-30"])
+
+    _train(dataset, model, out)
+    assert _log(out) == _log(uninterrupted)
+    for name, value in _weights(out).items():
+        assert torch.equal(value, _weights(uninterrupted)[name]), name
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    assert _train(dataset, model, out) == json.loads((out / "training.json").read_text())
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_ctrl_c_ends_the_workers_and_keeps_the_state(dataset: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    driver = _start_driver(dataset, model, out)
+    _wait_for(lambda: len(_lines(out)) >= 12)
+    os.kill(driver.pid, signal.SIGINT)
+    _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    assert b"KeyboardInterrupt" in stderr
+    _wait_for(lambda: not _workers(out), timeout_s=20)
+    assert (out / "resume" / "step-10" / "state.json").exists()
+    with pytest.raises(UserError, match=r"written by 2 workers: set cluster.train_workers=2"):
+        _train(dataset, model, out, workers=1)
+
+
+def test_bfloat16_keeps_the_precision_of_the_base(dataset: Path, connected: None, tmp_path: Path) -> None:
+    import torch
+
+    base = tiny_model(tmp_path / "base", "qwen3")
+    half = {name: value.to(torch.bfloat16) for name, value in _weights(base).items()}
+    _save(base, half, "bfloat16")
+    facts = _train(dataset, base, tmp_path / "out", steps=12, dtype="bfloat16", gradient_checkpointing=True)
+    assert facts["final_loss"] < facts["first_loss"]
+    trained = _weights(tmp_path / "out")
+    assert {value.dtype for value in trained.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert set(trained) == set(half)
+    assert not torch.equal(trained["lm_head.weight"], half["lm_head.weight"])
+
+
+def _save(directory: Path, weights: dict[str, Any], dtype: str) -> None:
+    from safetensors.torch import save_file
+
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+
+
+def test_a_mistake_found_by_a_worker_is_told_in_a_sentence_and_not_retried(
+    dataset: Path, connected: None, tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "base", "qwen3")
+    weights = _weights(base)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    _save(base, weights, "float32")
+    with pytest.raises(UserError, match=r"lacks weights of Qwen3ForCausalLM \(model.layers.1.mlp.up_proj.weight\)"):
+        _train(dataset, base, tmp_path / "out", max_failures=3)
+    log = (tmp_path / "out-logs" / "train-worker-0.log").read_text()
+    assert log.count("UserError") <= 1
+
+
+def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(
+    dataset: Path, connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_model(tmp_path / "base", "llama")
+    (base / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(InfrastructureError, match=r"training stopped after 0 restarts .* go on from step 0"):
+        _train(dataset, base, tmp_path / "out")
+
+
+def test_what_can_be_checked_before_is_refused_before(dataset: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json"):
+        _train(dataset, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="not a multiple of cluster.train_workers 3"):
+        _train(dataset, model, tmp_path / "out", workers=3)
