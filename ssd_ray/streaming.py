@@ -138,6 +138,8 @@ def _dataset(slices: list[dict[str, Any]], pool: Pool) -> Any:
         max_size=min(pool.max_size, len(slices)),
         max_tasks_in_flight_per_actor=pool.concurrent_batches,
         max_concurrent_calls_per_actor=pool.concurrent_batches,
+        # Without this, Ray Data lets one batch at a time into the worker, and an engine runs dry at every shard's end.
+        enable_true_multi_threading=True,
     )
     return ray.data.from_items(slices, override_num_blocks=len(slices)).map_batches(
         pool.worker,

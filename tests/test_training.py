@@ -71,9 +71,7 @@ def connected() -> Iterator[None]:
         yield
 
 
-def _train(
-    dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any
-) -> dict[str, Any]:
+def _train(dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any) -> dict[str, Any]:
     from ssd_ray.training.trainer import train
 
     out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +120,7 @@ def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: P
     from ssd_ray.training.batches import global_batch, load_examples
     from ssd_ray.training.schedule import learning_rate
 
+    torch.set_num_threads(1)
     train, examples = TrainConfig(**TRAIN), load_examples(dataset)
     bare = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     groups: list[list[Any]] = [[], []]
@@ -179,8 +178,8 @@ def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupte
     for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
         assert (uninterrupted / name).read_text().strip() == (model / name).read_text().strip()
     messages = [{"role": "user", "content": "hi"}]
-    rendered = [AutoTokenizer.from_pretrained(path).apply_chat_template(messages, tokenize=False) for path in (uninterrupted, model)]
-    assert rendered[0] == rendered[1]
+    ours, base = (AutoTokenizer.from_pretrained(path) for path in (uninterrupted, model))
+    assert ours.apply_chat_template(messages, tokenize=False) == base.apply_chat_template(messages, tokenize=False)
     assert not (uninterrupted / "resume").exists()
     assert not list(uninterrupted.glob(".*"))
 
@@ -299,20 +298,18 @@ def test_a_mistake_found_by_a_worker_is_told_in_a_sentence_and_not_retried(
     with pytest.raises(UserError, match=r"lacks weights of Qwen3ForCausalLM \(model.layers.1.mlp.up_proj.weight\)"):
         _train(dataset, base, tmp_path / "out", max_failures=3)
     log = (tmp_path / "out-logs" / "train-worker-0.log").read_text()
-    assert log.count("UserError") <= 1
+    assert log.count("ssd_ray.errors.UserError:") == 1
 
 
-def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(
-    dataset: Path, connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(dataset: Path, connected: None, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", "llama")
     (base / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(InfrastructureError, match=r"training stopped after 0 restarts .* go on from step 0"):
+    with pytest.raises(InfrastructureError, match=r"training stopped after 0 restarts .* goes on from step 0"):
         _train(dataset, base, tmp_path / "out")
 
 
 def test_what_can_be_checked_before_is_refused_before(dataset: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         _train(dataset, tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="not a multiple of cluster.train_workers 3"):
+    with pytest.raises(UserError, match=r"not a multiple of cluster\.train_workers 3"):
         _train(dataset, model, tmp_path / "out", workers=3)

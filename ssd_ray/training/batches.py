@@ -36,12 +36,14 @@ class Examples:
     @property
     def lengths(self) -> Ints:
         """Tokens of each row, prompt included."""
-        return np.diff(self.offsets)
+        lengths: Ints = np.diff(self.offsets)
+        return lengths
 
     @property
     def response_lengths(self) -> Ints:
         """Tokens of each row that the loss covers; a sequence's very first token has nothing to be predicted from."""
-        return self.lengths - np.maximum(self.num_prompt_tokens, 1)
+        lengths: Ints = self.lengths - np.maximum(self.num_prompt_tokens, 1)
+        return lengths
 
     def row(self, index: int) -> NDArray[np.int32]:
         """The token ids of one row."""

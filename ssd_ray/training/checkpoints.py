@@ -43,9 +43,9 @@ def save(engine: Any, out: Path, step: int) -> None:
         write_atomic(aside / "state.json", json.dumps({"step": step, "num_workers": engine.world_size}))
         _sync(aside)
         aside.rename(resume / f"step-{step}")
-        for old in resume.iterdir():
+        for old in resume.iterdir():  # earlier states, halves of states, and a script that DeepSpeed leaves beside them
             if old.name != f"step-{step}":
-                shutil.rmtree(old)
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
     torch.distributed.barrier()
 
 

@@ -35,8 +35,8 @@ class ResponseHead(nn.Module):
         """Hidden states [..., width] to logits [..., vocabulary]; with targets [tokens], [tokens, width] to a float32 sum."""
         if targets is None:
             return functional.linear(hidden, self.weight, self.bias)
-        total: torch.Tensor = _ChunkedSum.apply(hidden, targets, self.weight, self.bias, self._transform, self._chunk_tokens)
-        return total
+        apply: Callable[..., torch.Tensor] = _ChunkedSum.apply
+        return apply(hidden, targets, self.weight, self.bias, self._transform, self._chunk_tokens)
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -75,7 +75,7 @@ class _ChunkedSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias = (grad if grad is None else grad.mul_(grad_total).to(ctx.dtype) for grad in ctx.grads)
         ctx.grads = None

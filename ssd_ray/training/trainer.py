@@ -80,6 +80,8 @@ def _begin(job: Job) -> int:
     """The step that workers will start from, after what can be checked without them."""
     if not (job.model / "config.json").exists():
         raise UserError(f"{job.model} is not a Hugging Face model directory: it has no config.json")
+    if "quantization_config" in read_json(job.model / "config.json"):
+        raise UserError(f"{job.model} holds quantised weights, which cannot be trained: use a model.source with plain weights")
     share = job.cluster.train_workers * job.train.micro_batch_size
     if job.train.global_batch_size % share:
         raise UserError(
