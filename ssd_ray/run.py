@@ -43,8 +43,8 @@ class Run:
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in _closure(goal)}
         wanted = [step for step in self._steps if step.name in needed]
-        for step, state in self.states():
-            if state == "stale":
+        for step in wanted:
+            if artifacts.state_of(self.out / step.name, step.identity) == "stale":
                 artifacts.claim(self.out / step.name, step.identity)
         with self._locked(), ExitStack() as stack:
             started = False

@@ -102,7 +102,7 @@ def _step(engine: Any, examples: Examples, job: Job, step: int) -> dict[str, Any
 def _accumulate(engine: Any, examples: Examples, job: Job, shares: list[Ints], response_tokens: int) -> torch.Tensor:
     """Forward and backward of this worker's micro-batches and the optimiser step; its part of the batch's mean loss."""
     total = torch.zeros((), device=engine.device)
-    with accumulation(engine, job.cluster):
+    with accumulation(engine, job.cluster, len(shares)):
         for rows in shares:
             input_ids, labels = (torch.from_numpy(array).to(engine.device) for array in batches.pad(examples, rows))
             loss = engine(input_ids, labels) / response_tokens

@@ -32,6 +32,7 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import Progress
 from ssd_ray.training import checkpoints
+from ssd_ray.training.engine import process_environment
 from ssd_ray.training.loop import Job, work
 
 POLL_S = 0.5
@@ -133,6 +134,7 @@ def _run(job: Job) -> None:
             storage_path=str(job.logs / "ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             callbacks=[_MistakesEndTheRun()],
+            worker_runtime_env={"env_vars": process_environment(cluster)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
