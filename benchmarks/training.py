@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 from machine import machine
 
+from ssd_ray import models, recipes
 from ssd_ray.artifacts import write_shard
 from ssd_ray.cluster import connected
 from ssd_ray.config import ClusterConfig, TrainConfig
@@ -123,7 +124,7 @@ def figure(dataset: Path, train: TrainConfig, seconds: list[float], peak_gib: fl
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model directory")
+    parser.add_argument("--model", type=Path, help="a Hugging Face model directory (default: the quick start's)")
     parser.add_argument(
         "--steps", type=int, default=4, help="steps of each loop, the first is not counted (default: %(default)s)"
     )
@@ -132,9 +133,10 @@ def main() -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations in ours")
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     arguments = parser.parse_args()
+    arguments.model = arguments.model or models.fetch(recipes.load("quickstart").model)
     around, cluster = machine(), ClusterConfig(device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0)
     chosen = {"steps": arguments.steps, "global_batch_size": 8, "micro_batch_size": arguments.micro_batch_size}
-    chosen |= {"loss_chunk_tokens": 256, "gradient_checkpointing": arguments.gradient_checkpointing}
+    chosen |= {"loss_chunk_tokens": 256, "warmup_steps": 0, "gradient_checkpointing": arguments.gradient_checkpointing}
     train, figures = TrainConfig(**chosen), {}
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = json.loads((arguments.model / "config.json").read_text())["vocab_size"]

@@ -71,16 +71,31 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises:
         UserError: the directory is not writable or the disk is full.
     """
+    make_directory(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
             handle.flush()
             os.fsync(handle.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        aside.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, and see that it can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
 
@@ -123,6 +138,12 @@ def load(out: Path) -> Artifact:
     if not (out / "manifest.json").exists():
         raise UserError(f"{out} is not complete: it has no manifest.json; run the stage that makes it first")
     manifest = read_json(out / "manifest.json")
+    if not {"fingerprint", "facts", "shards"} <= manifest.keys():
+        raise UserError(f"{out / 'manifest.json'} is not a manifest of this program; delete {out} to make it anew")
+    for file in manifest["shards"]:
+        path = out / file["name"]
+        if not path.exists() or path.stat().st_size != file["bytes"]:
+            raise UserError(f"{path} is missing or was changed since it was made; delete {out} to make it anew")
     return Artifact(path=out, fingerprint=manifest["fingerprint"], facts=manifest["facts"])
 
 
@@ -133,6 +154,10 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
+    if state == "stale" and {path.name for path in out.iterdir()} <= {"fingerprint.json", "timing.json"}:
+        state = "missing"  # an attempt that failed before it made anything binds nobody
+        for path in out.iterdir():
+            path.unlink()
     if state == "stale":
         there = read_json(out / "fingerprint.json")
         here = {"choices": identity.choices, "inputs": identity.inputs}
@@ -155,6 +180,8 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
         {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in shard_paths(out)
     ]
+    # Weights are many GiB: their sizes are recorded, their bytes are not read again.
+    shards += [{"name": path.name, "bytes": path.stat().st_size} for path in sorted(out.glob("*.safetensors"))]
     manifest = {
         "format": FORMAT,
         "stage": identity.stage,

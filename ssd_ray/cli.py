@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 a mistake in what was given (one sentence), 1 an infrastru
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def _make(verb: str, recipe: str, out: Path | None, overrides: list[str] | None,
 
     loaded = recipes.load(recipe, overrides or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
-    again = " ".join(["ssd-ray", *sys.argv[1:]])
+    again = shlex.join(["ssd-ray", *sys.argv[1:]])
     show = progress(quiet)
     try:
         made = Run(loaded, directory, show).make(verb)

@@ -7,7 +7,7 @@ or progress but not results, and are left out of fingerprints. Reads and writes 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,7 +20,9 @@ def tuning(default: Any, **constraints: Any) -> Any:
 class Section(BaseModel):
     """A part of the recipe: frozen, no unknown keys, field documentation taken from the text under each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class ModelConfig(Section):
@@ -34,8 +36,6 @@ class ModelConfig(Section):
     """Longest prompt plus answer in tokens."""
     chat_template: str | None = None
     """Path of a Jinja chat template to use instead of the model's own."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the weights; leave off unless you have read it."""
 
 
 class PromptsConfig(Section):
@@ -125,6 +125,14 @@ class TrainConfig(Section):
     loss_chunk_tokens: int = tuning(1024, ge=1)
     """Response tokens whose logits are in memory at a time."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} is above steps {self.steps}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        return self
+
 
 class Arm(Decoding):
     model: Literal["base", "ssd"]
@@ -144,7 +152,7 @@ class EvaluateConfig(Section):
     """The arm that differences are taken against."""
     samples_per_problem: int = Field(10, ge=1)
     """Answers for each problem and arm."""
-    pass_at: tuple[int, ...] = (1, 5)
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5), min_length=1)
     """The k of each pass@k; none may exceed samples_per_problem."""
     max_tokens: int = Field(32768, ge=1)
     """Longest answer in tokens."""
@@ -165,6 +173,8 @@ class EvaluateConfig(Section):
     def _consistent(self) -> EvaluateConfig:
         if max(self.pass_at) > self.samples_per_problem:
             raise ValueError(f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not {self.samples_per_problem}")
+        if len(set(self.benchmarks)) < len(self.benchmarks) or len(set(self.pass_at)) < len(self.pass_at):
+            raise ValueError("benchmarks and pass_at name each entry once")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is not among the arms {sorted(self.arms)}")
         for name in self.arms:
@@ -218,7 +228,7 @@ class Recipe(Section):
     """Name of the recipe; the default run directory is runs/NAME."""
     description: str = tuning("")
     """One or two sentences for a reader."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """The run's seed; every sample's seed follows from it, the prompt id and the sample index."""
     model: ModelConfig
     """The frozen model that is sampled and then fine-tuned."""

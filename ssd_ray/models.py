@@ -6,7 +6,6 @@ file once into the cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packa
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -154,19 +153,11 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} holds no tokenizer that loads ({error})") from error
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise UserError(f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json")
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text()
         except OSError as error:
             raise UserError(f"model.chat_template {chat_template!r} cannot be read: {error.strerror}") from error
     return tokenizer
-
-
-def end_token_ids(directory: Path) -> tuple[int, ...]:
-    """Every token id that ends an answer: those of generation_config.json, else of config.json."""
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        value = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        if value is not None:
-            return tuple(value) if isinstance(value, list) else (int(value),)
-    raise UserError(f"{directory} names no eos_token_id: answers could never end")

@@ -18,11 +18,11 @@ from typing import Any
 from ssd_ray import artifacts, config, models
 from ssd_ray.artifacts import Identity
 from ssd_ray.config import Arm, Recipe
+from ssd_ray.errors import UserError
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Problem
 
-VERBS = ("render", "sample", "prepare", "train", "generate", "grade", "report")
 Facts = Mapping[str, Any]
 
 
@@ -70,8 +70,15 @@ class Pipeline:
 
     @functools.cached_property
     def _model(self) -> dict[str, Any]:
-        return {"weights": dict(models.identify(self.recipe.model))} | {
-            key: value for key, value in config.choices(self.recipe.model).items() if key not in {"source", "revision"}
+        chosen = config.choices(self.recipe.model)
+        template = [Path(self.recipe.model.chat_template)] if self.recipe.model.chat_template else []
+        if not all(path.is_file() for path in template):
+            raise UserError(f"model.chat_template {self.recipe.model.chat_template!r} is not a file")
+        return {
+            "weights": dict(models.identify(self.recipe.model)),
+            "dtype": chosen["dtype"],
+            "max_model_len": chosen["max_model_len"],
+            "chat_template": artifacts.digest(template) if template else None,
         }
 
     @functools.cached_property

@@ -44,12 +44,21 @@ class Pace:
     began: float = field(default_factory=time.monotonic)
     done: int = 0
     tokens: int = 0
+    skipped_tokens: int = 0
+    moving: bool = False
+
+    def update(self, done: int, tokens: int) -> None:
+        """Take the totals; the clock starts with the first progress, so that an engine's start does not count as slowness."""
+        self.done, self.tokens = done, tokens
+        if not self.moving and done > self.before:
+            self.moving, self.before, self.skipped_tokens, self.began = True, done, tokens, time.monotonic()
 
     def figures(self) -> str:
         """Tokens a second and time left, where they are known."""
         seconds = time.monotonic() - self.began
         fresh = self.done - self.before
-        rate = f"{self.tokens / seconds:,.0f} tok/s" if self.tokens and seconds > 0 else ""
+        tokens = self.tokens - self.skipped_tokens
+        rate = f"{tokens / seconds:,.0f} tok/s" if tokens > 0 and seconds > 0 else ""
         left = f"{clock(seconds / fresh * (self.total - self.done))} left" if fresh > 0 and self.done < self.total else ""
         return ", ".join(part for part in (rate, left) if part)
 
@@ -84,7 +93,7 @@ class LiveProgress:
 
             class _Task:
                 def update(self, done: int, tokens: int = 0, note: str = "") -> None:
-                    pace.done, pace.tokens = done, tokens
+                    pace.update(done, tokens)
                     bars.update(bar, completed=done, figures=pace.figures(), note=note)
 
             yield _Task()
@@ -106,18 +115,19 @@ class LineProgress:
         pace = Pace(total=total, before=done, done=done)
         period_s, say = self._period_s, self.say
         say(f"{stage}: {done}/{total} {unit}")
+        began = time.monotonic()
 
         class _Task:
             last = time.monotonic()
 
             def update(self, done: int, tokens: int = 0, note: str = "") -> None:
-                pace.done, pace.tokens = done, tokens
+                pace.update(done, tokens)
                 if time.monotonic() - self.last >= period_s:
                     self.last = time.monotonic()
                     say(" ".join(part for part in (f"{stage}: {done}/{total} {unit}", pace.figures(), note) if part))
 
         yield _Task()
-        say(f"{stage}: done, {pace.done}/{total} {unit} in {clock(time.monotonic() - pace.began)} {pace.figures()}".rstrip())
+        say(f"{stage}: done, {pace.done}/{total} {unit} in {clock(time.monotonic() - began)} {pace.figures()}".rstrip())
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -43,9 +43,9 @@ class Run:
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in _closure(goal)}
         wanted = [step for step in self._steps if step.name in needed]
-        for step in wanted:
-            if artifacts.state_of(self.out / step.name, step.identity) == "stale":
-                artifacts.claim(self.out / step.name, step.identity)
+        for step, state in self.states():
+            if state == "stale":
+                artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
         with self._locked(), ExitStack() as stack:
             started = False
             made = []
@@ -63,12 +63,13 @@ class Run:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the run directory: one process at a time works in it; the lock goes when the process does."""
-        artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
+        artifacts.make_directory(self.out)
         with (self.out / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"another process is at work in {self.out}: wait for it, or choose another --out") from error
+            artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             yield
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -80,11 +81,12 @@ def stream_shards(
     with progress.task(stage, total=total, unit=unit, done=len(done)) as task, _polled(out, task, len(done)) as poll:
         if len(done) < total:
             try:
+                _check_room(pool, progress)
                 slices = list(_slices(source, done, samples, shard_rows))
                 for _ in _dataset(slices, pool).iter_batches(batch_size=None):
                     poll()
             except Exception as error:
-                raise _plain(error, stage, out) from error
+                raise _plain(error, stage) from error
         task.update(len(keys_on_disk(out)), tokens=poll())
     _record_pace(out)
     missing = total - len(keys_on_disk(out))
@@ -92,6 +94,21 @@ def stream_shards(
         raise InfrastructureError(
             f"{stage}: {missing} of {total} {unit} are missing after the last worker ended; run again to resume"
         )
+
+
+def _check_room(pool: Pool, progress: Progress) -> None:
+    """Ray waits without a word for what a cluster does not have: refuse on this machine, say so on a cluster that may grow."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        wanted, have = float(pool.remote_args.get(field, 0)), float(there.get(name, 0))
+        if wanted > have and not os.environ.get("RAY_ADDRESS"):
+            raise UserError(
+                f"a worker reserves {wanted:g} {name} and this machine has {have:g}: lower engine.cpus or cluster.grader_cpus"
+            )
+        if wanted > have:
+            progress.say(f"waiting for {wanted:g} {name}; the cluster has {have:g} now")
 
 
 def _slices(source: Path, done: set[Key], samples: int | None, shard_rows: int) -> Iterator[dict[str, Any]]:
@@ -130,7 +147,7 @@ def _dataset(slices: list[dict[str, Any]], pool: Pool) -> Any:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     strategy = ray.data.ActorPoolStrategy(
@@ -204,6 +221,7 @@ def _polled(out: Path, task: Task, before: int) -> Iterator[Callable[[], int]]:
         while not stop.wait(_POLL_S):
             poll()
 
+    task.update(before, note="starting")
     thread = threading.Thread(target=loop, name="progress", daemon=True)
     thread.start()
     try:
@@ -232,20 +250,23 @@ def log_to_file(directory: Path, name: str) -> None:
     os.close(handle)
 
 
-@contextmanager
-def telling(out: Path) -> Iterator[None]:
-    """In a worker: write a user's mistake where the driver finds it, for Ray Data keeps only its text's last lines."""
-    try:
-        yield
-    except UserError as error:
-        artifacts.write_atomic(out / ".progress" / "mistake", str(error))
-        raise
+def _plain(error: Exception, stage: str) -> Exception:
+    """What went wrong in a worker, as one sentence: the user's mistake where it was one, else an infrastructure failure.
 
-
-def _plain(error: Exception, stage: str, out: Path) -> Exception:
-    """What went wrong in a worker, as one sentence: the user's mistake where it was one, else an infrastructure failure."""
-    mistake = out / ".progress" / "mistake"
-    if mistake.exists():
-        return UserError(mistake.read_text())
+    Ray Data hands on the text of a worker's traceback, not its exception.
+    """
+    mistake = re.search(r"^(?:ssd_ray\.errors\.)?UserError: (.+)$", _text(error), re.MULTILINE)
+    if mistake:
+        return UserError(mistake.group(1))
     first = (str(error).strip().splitlines() or [""])[0].strip()
     return InfrastructureError(f"{stage}: workers kept failing ({type(error).__name__}: {first[:300]}); see the run's logs")
+
+
+def _text(error: BaseException | None) -> str:
+    """The texts of an exception and of its causes, without the colours that Ray puts in."""
+    parts = []
+    while error is not None:
+        parts.append(str(error))
+        cause = getattr(error, "cause", None) or error.__cause__
+        error = cause if isinstance(cause, BaseException) else None
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(parts))

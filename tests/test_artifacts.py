@@ -51,10 +51,27 @@ def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     artifacts.claim(tmp_path / "a", IDENTITY)
+    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
     other = Identity(stage="samples", choices={"temperature": 1.1, "top_k": 20}, inputs={"prompts": "abc"})
     assert artifacts.state_of(tmp_path / "a", other) == "stale"
     with pytest.raises(UserError, match=r"temperature: 1\.6 there, 1\.1 here.*another --out"):
         artifacts.claim(tmp_path / "a", other)
+
+
+def test_an_attempt_that_made_nothing_binds_nobody(tmp_path: Path) -> None:
+    artifacts.claim(tmp_path / "a", IDENTITY)
+    other = Identity(stage="samples", choices={"temperature": 1.1})
+    assert artifacts.claim(tmp_path / "a", other) is None
+    assert artifacts.state_of(tmp_path / "a", other) == "partial"
+
+
+def test_a_shard_cut_in_half_is_named(tmp_path: Path) -> None:
+    artifacts.claim(tmp_path / "a", IDENTITY)
+    path = artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    artifacts.seal(tmp_path / "a", IDENTITY, {})
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"one\.parquet is missing or was changed"):
+        artifacts.load(tmp_path / "a")
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
 
 
+# Clusters ask for a token: anybody who reaches a dashboard without one can run programs on its machine.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -39,11 +43,12 @@ def head() -> Iterator[str]:
     ports = {"port": _free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": _free_port()}
     command = [RAY, "start", "--head", "--block", "--temp-dir", temporary, "--num-cpus", "2", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    log = open(f"{temporary}/head.log", "w+")  # noqa: SIM115 - it lives as long as the head
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | TOKEN, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", dashboard)):
-            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert process.poll() is None, Path(log.name).read_text()
             assert time.monotonic() < deadline, "the dashboard did not come up"
             time.sleep(0.2)
         yield f"http://127.0.0.1:{dashboard}"
@@ -53,6 +58,7 @@ def head() -> Iterator[str]:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        log.close()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -63,7 +69,7 @@ def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(head: str, tmp
     small = ["prompts.limit=8", "train.steps=2", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
     entry = [f"python jobs/pipeline.py {recipe} --out {out}", *(f"--set '{choice}'" for choice in small)]
     command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "bash", "-c", " ".join(entry)]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout

@@ -76,7 +76,12 @@ def test_jsonl_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
 
 def test_the_limit_counts_what_is_left_after_filtering() -> None:
     problems, _ = _load(limit=3)
-    assert [problem.difficulty for problem in problems] == ["warmup"] * 3
+    assert len(problems) == 3
+
+
+def test_a_limit_takes_from_every_tier() -> None:
+    problems, _ = _load(limit=30)
+    assert {problem.difficulty for problem in problems} == set(sources.TIERS)
 
 
 def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

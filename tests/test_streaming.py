@@ -34,8 +34,7 @@ class Worker:
             marker.touch()
             os._exit(70)
         if self._refuse in ids:
-            with streaming.telling(self._out):
-                raise UserError(f"prompt {self._refuse} is no good: leave it out")
+            raise UserError(f"prompt {self._refuse} is no good: leave it out")
         done = [
             Completion(
                 prompt_id=row["prompt_id"],

@@ -102,8 +102,7 @@ class GraderWorker:
         verdicts = []
         for record in streaming.read_slice(batch.to_pylist()[0]).to_pylist():
             completion = from_record(record, Completion)
-            with streaming.telling(self._out):
-                verdicts.append(grade_completion(self._problems[completion.prompt_id], completion, self._limits))
+            verdicts.append(grade_completion(self._problems[completion.prompt_id], completion, self._limits))
             self._heartbeat.add(1, 0)
         name = streaming.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
         artifacts.write_shard(self._out, name, verdicts, Verdict)

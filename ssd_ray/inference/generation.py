@@ -97,8 +97,7 @@ class EngineWorker:
         logs: Path,
     ) -> None:
         streaming.log_to_file(logs, "engine")
-        with streaming.telling(out):
-            self._engine = Engine(directory, model=model, engine=engine, decoding=decoding, max_tokens=max_tokens, device=device)
+        self._engine = Engine(directory, model=model, engine=engine, decoding=decoding, max_tokens=max_tokens, device=device)
         self._seed, self._out = seed, out
         self._heartbeat = streaming.Heartbeat(out)
 

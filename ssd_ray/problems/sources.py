@@ -93,11 +93,13 @@ def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
 
 
 def builtin(split: str) -> Iterator[Problem]:
-    """The problems written for this project: `train`, `eval` or `all`, easiest first."""
+    """The problems written for this project: `train`, `eval` or `all`, tiers mixed evenly so that a limit takes from each."""
+    placed = []
     for tier in TIERS:
-        for record in _read_yaml(BUILTIN / f"{tier}.yaml"):
-            if split in (record["split"], "all"):
-                yield _builtin_problem(record)
+        records = [record for record in _read_yaml(BUILTIN / f"{tier}.yaml") if split in (record["split"], "all")]
+        placed += [((number + 0.5) / len(records), record) for number, record in enumerate(records)]
+    for _, record in sorted(placed, key=lambda pair: pair[0]):
+        yield _builtin_problem(record)
 
 
 def _read_yaml(path: Path) -> list[dict[str, Any]]:
@@ -215,6 +217,7 @@ def _jsonl_rows(file: Path) -> Iterator[Mapping[str, Any]]:
                 if not line.strip():
                     continue
                 row = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()
                 if not isinstance(row, dict):
                     raise UserError(f"{file}, line {number}: not a JSON object")
                 yield row
@@ -236,6 +239,13 @@ def _from_rows(rows: Iterable[Mapping[str, Any]], choices: PromptsConfig, tally:
                 f"(columns: {have}); set prompts.statement_column"
             )
         starter = row.get(choices.starter_code_column) if choices.starter_code_column else None
+        if starter is not None and not isinstance(starter, str):
+            raise UserError(
+                f"prompts.source {choices.source!r}, row {number}: column {choices.starter_code_column!r} holds no text; "
+                "set prompts.starter_code_column"
+            )
+        if choices.id_column is not None and row.get(choices.id_column) is None:
+            raise UserError(f"prompts.source {choices.source!r}, row {number}: no id in column {choices.id_column!r}")
         problem_id = f"{name}/{number}" if choices.id_column is None else str(row.get(choices.id_column))
         if problem_id in seen:
             raise UserError(

@@ -1,7 +1,7 @@
 """What a run cost and where it ran: the contents of timings.json, kept apart from the results because they never repeat.
 
-Reads timing.json and manifest.json of every artifact; writes nothing. Wall seconds are over all attempts of a stage, so a
-run that was interrupted shows what it really took.
+Reads timing.json and manifest.json of every artifact; writes nothing. Wall seconds are over all attempts of a stage that
+ended in an orderly way; one that was killed outright is not in them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def stages(recipe: Recipe) -> list[str]:
 
 
 def timings(recipe: Recipe, run: Path) -> dict[str, Any]:
-    """Time, tokens, memory, retries, isolation, versions and the machine, as plain JSON.
+    """Time, tokens, isolation, versions and the machine, as plain JSON.
 
     Raises:
         UserError: a stage of the run is not complete.
@@ -57,8 +57,6 @@ def _stage(path: Path, stage: str, manifest: Mapping[str, Any]) -> dict[str, Any
         "attempts": timing.get("attempts"),
         "tokens": tokens,
         "tokens_per_second": tokens / seconds if tokens and seconds else None,
-        "peak_bytes": timing.get("peak_bytes"),
-        "retries": manifest["facts"].get("retries"),
         "finished_at": manifest.get("finished_at"),
     }
 
