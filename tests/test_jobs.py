@@ -21,6 +21,8 @@ pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
+# The job's `python` is the one that runs this test.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 # Clusters ask for a token: anybody who reaches a dashboard without one can run programs on its machine.
@@ -44,7 +46,7 @@ def head() -> Iterator[str]:
     command = [RAY, "start", "--head", "--block", "--temp-dir", temporary, "--num-cpus", "2", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = open(f"{temporary}/head.log", "w+")  # noqa: SIM115 - it lives as long as the head
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | TOKEN, start_new_session=True)
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | TOKEN | {"PATH": PATH}, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", dashboard)):
@@ -67,8 +69,9 @@ def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(head: str, tmp
     recipe.write_text(RECIPE.format(model=tiny_llama))
     out = tmp_path / "run"
     small = ["prompts.limit=8", "train.steps=2", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
-    entry = [f"python jobs/pipeline.py {recipe} --out {out}", *(f"--set '{choice}'" for choice in small)]
-    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "bash", "-c", " ".join(entry)]
+    entry = ["python", "jobs/pipeline.py", str(recipe), "--out", str(out)]
+    entry += [part for choice in small for part in ("--set", choice)]
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *entry]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -50,7 +50,7 @@ def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> P
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": 4096,
         "bos_token_id": None,
         "eos_token_id": 2,
         "pad_token_id": 0,
