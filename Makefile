@@ -25,6 +25,7 @@ install: $(INSTALLED)  ## .venv from the lock, CPU build
 
 $(INSTALLED): requirements/cpu.lock requirements/torch_cpu.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "installing into .venv: about 3.6 GB, a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python requirements/torch_cpu.py
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.lock

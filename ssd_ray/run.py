@@ -64,7 +64,7 @@ class Run:
     def _locked(self) -> Iterator[None]:
         """Hold the run directory: one process at a time works in it; the lock goes when the process does."""
         artifacts.make_directory(self.out)
-        with (self.out / ".lock").open("w") as handle:
+        with (self.out / ".lock").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
