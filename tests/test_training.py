@@ -235,9 +235,13 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_the_result(
     _wait_for(lambda: len(_lines(out)) >= 14)
     _workers(out)[0].kill()
     _wait_for(lambda: len(_lines(out)) < 14 or (out / "resume" / "step-20").exists())
-    _wait_for(lambda: len(_lines(out)) >= 24)
+    _wait_for(lambda: len(_lines(out)) >= 12)
+    stopped = _workers(out)[0]
+    _wait_for(lambda: len(_lines(out)) >= 22)
+    stopped.suspend()  # the other worker waits for it: training cannot end before the driver is dead
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
+    stopped.kill()
     _wait_for(lambda: not _workers(out))
     assert not (out / "model.safetensors").exists()
     assert [path.name for path in (out / "resume").glob("step-*")] in (["step-20"], ["step-30"])
