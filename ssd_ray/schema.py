@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind = Literal["stdin", "function", "asserts"]
+Kind = Literal["stdin", "function", "asserts", "numeric"]
+Comparison = Literal["value", "lcb", "evalplus", "evalplus-set", "evalplus-not-none", "evalplus-root"]
+Profile = Literal["strict", "lcb-compat"]
 FinishReason = Literal["stop", "length"]
 Outcome = Literal[
     "accepted",
@@ -30,19 +32,26 @@ Outcome = Literal[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
-    """One test of a problem: `stdin` text and expected stdout, or JSON arguments (a list) and JSON result, or check source."""
+    """One test of a problem: `stdin` text and expected stdout, or arguments (a list) and result on the wire, or check source.
+
+    `group` is "base" or "plus" for EvalPlus, whose verdicts name both; the base tests come first.
+    """
 
     __test__ = False
     input: str
     output: str
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
     """A programming task; `kind` says how it is called and compared.
 
-    stdin: the program reads `test.input` and prints `test.output`. function: `entry_point(*json(test.input))` returns
-    `json(test.output)`. asserts: `test.input` is the source of a trusted `check(candidate)` (HumanEval's form).
+    stdin: the program reads `test.input` and prints `test.output`. function: `entry_point(*loads(test.input))` returns
+    `loads(test.output)`, in the tagged JSON of the sandbox's wire, of which plain JSON without objects is a part; `comparison`
+    says what counts as equal, `atol` is EvalPlus's absolute tolerance. asserts: `test.input` is the source of a trusted
+    `check(candidate)` (HumanEval's form). numeric: the answer's final number is `test.output`; nothing is run.
+    Where the tests are kept in a store, `tests` is empty, `tests_digest` names them and `num_tests` counts them.
     """
 
     problem_id: str
@@ -54,6 +63,10 @@ class Problem:
     entry_point: str | None = None
     reference: str | None = None
     tests: tuple[Test, ...] = ()
+    comparison: Comparison = "value"
+    atol: float = 0.0
+    num_tests: int = 0
+    tests_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +107,12 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of one completion's program; `time_s` is wall time over all of its tests."""
+    """What became of one completion's program.
+
+    `time_s` is wall time over all of its tests, `failed_test` the index of the first that was not passed (-1 where none was
+    run or all were), `peak_bytes` the largest resident size of its processes, `sandbox_level` what it was kept from.
+    `outcome_base` is the outcome of EvalPlus's base tests alone, empty for other problems.
+    """
 
     prompt_id: str
     sample_index: int
@@ -106,6 +124,10 @@ class Verdict:
     time_s: float
     code: str
     detail: str
+    failed_test: int = -1
+    peak_bytes: int = 0
+    sandbox_level: str = ""
+    outcome_base: str = ""
 
 
 Row = Problem | Prompt | Completion | Example | Verdict

@@ -22,7 +22,7 @@ LAYERS = [
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.
-SIDEWAYS = {("reporting", "evaluation.metrics"), ("evaluation", "problems")}
+SIDEWAYS = {("reporting", "evaluation.metrics"), ("evaluation", "problems"), ("problems", "evaluation.sandbox.wire")}
 
 
 def _modules() -> list[Path]:

@@ -34,7 +34,7 @@ def command(modules_fd: int, options: Mapping[str, int | str]) -> list[str]:
 def modules(*, bare: bool) -> bytes:
     """The modules that run in the child, compiled, in the order of their imports; `bare` leaves out the wire."""
     names = ("confinement", "child") if bare else ("confinement", "wire", "child")
-    files = {name: Path(__file__).with_name(f"{name}.py") for name in names}
+    files = {name: Path(__file__).parent / ("sandbox/wire.py" if name == "wire" else f"{name}.py") for name in names}
     return marshal.dumps({name: compile(file.read_bytes(), str(file), "exec") for name, file in files.items()})
 
 

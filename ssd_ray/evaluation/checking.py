@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import wire
+from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.execution import FunctionCaller, Limits, Status, Unsupported, isolation
 from ssd_ray.evaluation.process import Child, printable
 from ssd_ray.schema import Outcome

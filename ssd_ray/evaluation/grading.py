@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import wire
+from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.checking import OUTCOMES, BrokenCheckError, run_check
 from ssd_ray.evaluation.comparison import first_difference, same_value
 from ssd_ray.evaluation.execution import Execution, FunctionCaller, Limits, Unsupported, run_program

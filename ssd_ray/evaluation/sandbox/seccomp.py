@@ -1,0 +1,121 @@
+"""The system calls that a sandboxed program may make, as a seccomp filter: threads yes, processes, sockets and signals no.
+
+An allow-list, so that what a later kernel adds is refused too. `compile_filter` writes classic BPF (Linux,
+Documentation/userspace-api/seccomp_filter.rst) as bytes that the sandbox loads; pure, reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import struct
+
+OWN_PID = 0x7FFF_FFF1
+"""Stands in the filter for the program's own process id, which is known only in its process; no pid is that large."""
+OWN_PID_BYTES = struct.pack("<I", OWN_PID)
+
+_AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+_X32_BIT = 0x4000_0000
+_FIRST_UNKNOWN = 470
+"""Numbers from here on belong to kernels later than this list: "no such call", so that libraries fall back."""
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
+_ARCH_OFFSET, _NUMBER_OFFSET, _ARGUMENTS_OFFSET = 4, 0, 16
+
+_CLONE_THREAD = 0x0001_0000
+_WRITING = 0o3 | 0o100 | 0o1000
+"""O_WRONLY, O_RDWR, O_CREAT, O_TRUNC."""
+_VALUES = {
+    "fcntl": (1, (0, 1, 2, 3, 4, 1030, 1032, 1034)),  # duplicate, descriptor and status flags; no locks, leases or owners
+    "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # what isatty, select and close-on-exec ask
+    "prctl": (0, (15, 16, 0x5356_4D41)),  # the thread's name, the name of a mapping
+    "socketpair": (0, (1,)),  # a pipe to itself, which asyncio needs
+    "prlimit64": (0, (0,)),
+    "kill": (0, (OWN_PID,)),
+    "tgkill": (0, (OWN_PID,)),
+}
+"""Calls that are allowed where one argument has one of these values: (argument's index, values)."""
+_PATH_FLAGS = {"open": 1, "openat": 2}
+
+_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "pwrite64": (18, 68),
+    "preadv": (295, 69), "pwritev": (296, 70), "preadv2": (327, 286), "pwritev2": (328, 287), "lseek": (8, 62),
+    "close": (3, 57), "close_range": (436, 436), "fstat": (5, 80), "stat": (4, None), "lstat": (6, None),
+    "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
+    "readlink": (89, None), "readlinkat": (267, 78), "getcwd": (79, 17), "open": (2, None), "openat": (257, 56),
+    "getdents64": (217, 61), "fadvise64": (221, 223), "fsync": (74, 82), "fdatasync": (75, 83), "statfs": (137, 43),
+    "fstatfs": (138, 44), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "fcntl": (72, 25), "ioctl": (16, 29),
+    "pipe": (22, None), "pipe2": (293, 59), "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72),
+    "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None),
+    "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441), "eventfd2": (290, 19), "timerfd_create": (283, 85),
+    "timerfd_settime": (286, 86), "timerfd_gettime": (287, 87), "socketpair": (53, 199), "sendto": (44, 206),
+    "recvfrom": (45, 207), "shutdown": (48, 210), "getsockopt": (55, 209), "setsockopt": (54, 208), "getsockname": (51, 204),
+    "getpeername": (52, 205), "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216),
+    "madvise": (28, 233), "brk": (12, 214), "mincore": (27, 232), "membarrier": (324, 283), "futex": (202, 98),
+    "futex_waitv": (449, 449), "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293),
+    "set_tid_address": (218, 96), "arch_prctl": (158, None), "clone": (56, 220), "clone3": (435, 435), "gettid": (186, 178),
+    "getpid": (39, 172), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
+    "getegid": (108, 177), "getgroups": (115, 158), "getresuid": (118, 148), "getresgid": (120, 150), "getpgrp": (111, None),
+    "getpgid": (121, 155), "getsid": (124, 156), "uname": (63, 160), "sysinfo": (99, 179), "times": (100, 153),
+    "getrusage": (98, 165), "getcpu": (309, 168), "getpriority": (140, 141), "prctl": (157, 167), "prlimit64": (302, 261),
+    "getrlimit": (97, 163), "setrlimit": (160, 164), "umask": (95, 166), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101), "gettimeofday": (96, 169),
+    "time": (201, None), "getitimer": (36, 102), "setitimer": (38, 103), "alarm": (37, None), "pause": (34, None),
+    "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120),
+    "sched_get_priority_max": (146, 125), "sched_get_priority_min": (147, 126), "getrandom": (318, 278),
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "kill": (62, 129),
+    "tgkill": (234, 131), "wait4": (61, 260), "waitid": (247, 95), "exit": (60, 93), "exit_group": (231, 94),
+    "restart_syscall": (219, 128),
+}
+"""The calls that may be made, and their numbers on x86_64 and aarch64."""
+
+
+def supported() -> bool:
+    """Whether there is a list for this machine's instruction set."""
+    return platform.machine() in _AUDIT_ARCH
+
+
+def compile_filter(*, deny_writing: bool) -> bytes:
+    """The filter as an array of `struct sock_filter`; `deny_writing` refuses to open files for writing (no Landlock)."""
+    machine = platform.machine()
+    column = list(_AUDIT_ARCH).index(machine)
+    code = [(_LOAD, 0, 0, _ARCH_OFFSET), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), (_RETURN, 0, 0, _KILL_PROCESS)]
+    code += [(_LOAD, 0, 0, _NUMBER_OFFSET), (_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL_PROCESS)]
+    code += [(_AT_LEAST, 0, 1, _FIRST_UNKNOWN), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    for name, numbers in _NUMBERS.items():
+        number = numbers[column]
+        if number is not None:
+            body = _rule(name, deny_writing=deny_writing)
+            code += [(_EQUAL, 0, len(body), number), *body]
+    code.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+Instruction = tuple[int, int, int, int]
+
+
+def _rule(name: str, *, deny_writing: bool) -> list[Instruction]:
+    """What is decided about one call; always returns, so the next rule is never reached."""
+    allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    if name in _VALUES:
+        index, values = _VALUES[name]
+        tests = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
+        return [_low_word(index), *tests, refuse, allow]
+    if name == "clone":
+        return [_low_word(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), refuse, allow]
+    if name == "clone3":
+        return [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    if name == "sendto":  # to nowhere but the other end of a pair
+        return [_low_word(4), (_EQUAL, 0, 2, 0), _high_word(4), (_EQUAL, 1, 0, 0), refuse, allow]
+    if name in _PATH_FLAGS and deny_writing:
+        return [_low_word(_PATH_FLAGS[name]), (_ANY_BIT, 0, 1, _WRITING), refuse, allow]
+    return [allow]
+
+
+def _low_word(index: int) -> Instruction:
+    return (_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * index)
+
+
+def _high_word(index: int) -> Instruction:
+    return (_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * index + 4)
