@@ -79,7 +79,75 @@ _verb("sample", "Draw one answer per prompt from the frozen model at the trainin
 _verb("prepare", "Turn samples into training sequences: exact ids, what is dropped is counted.")
 _verb("train", "Fine-tune the model on its samples with Ray Train and DeepSpeed ZeRO-3.")
 _verb("generate", "Answer the benchmark with every arm of the recipe.")
-_verb("grade", "Run the answers' programs in separate processes and record verdicts.")
+
+
+@app.command()
+def grade(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; or none, with --problems and --completions.")
+    ] = None,
+    out: Out = None,
+    overrides: Set = None,
+    quiet: Quiet = False,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems: LiveCodeBench, EvalPlus, HumanEval, MBPP, GSM8K or own rows.")
+    ] = None,
+    completions: Annotated[
+        Path | None, typer.Option(help="Rows with a problem's id, an optional index, and text or code.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="strict: a real process per test. lcb-compat: LiveCodeBench's grader, bug for bug.")
+    ] = "strict",
+    extract: Annotated[str, typer.Option(help="Where the program is in a text: last-block, first-block or lcb.")] = "last-block",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default is one a core.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="Time limit of one test.")] = 6.0,
+    memory_mib: Annotated[int, typer.Option("--memory-mib", min=64, help="Memory limit of one program.")] = 1024,
+    sandbox_floor: Annotated[str, typer.Option("--sandbox-floor", help="Refuse to grade in a weaker sandbox than this.")] = "L1",
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")] = False,
+) -> None:
+    """Run the answers' programs in a sandbox and record verdicts: those of a recipe, or any file of completions."""
+    if recipe is not None:
+        if problems or completions:
+            raise UserError("give a recipe, or --problems and --completions, not both")
+        _make("grade", recipe, out, overrides, quiet)
+        return
+    if problems is None or completions is None or out is None:
+        raise UserError("without a recipe, --problems FILE, --completions FILE and --out DIR are all needed")
+    if overrides:
+        raise UserError("--set overrides a recipe's fields, and there is no recipe")
+    from ssd_ray.evaluation.door import grade_from_command_line
+
+    _console().print(
+        grade_from_command_line(
+            problems=problems,
+            completions=completions,
+            out=out,
+            profile=profile,
+            extract=extract,
+            workers=workers or os.cpu_count() or 1,
+            time_limit_s=timeout_s,
+            memory_limit_mib=memory_mib,
+            sandbox_floor=sandbox_floor,
+            skip_bad_rows=skip_bad_rows,
+            quiet=quiet,
+        )
+    )
+    typer.echo(f"{out / 'verdicts.parquet'}\n{out / 'scores.json'}")
+
+
+@app.command()
+def sandbox() -> None:
+    """Say how well programs are walled in on this machine, what that covers, and try every claim."""
+    from ssd_ray.evaluation.door import sandbox_tables
+
+    ok = True
+    for table, fine in sandbox_tables():
+        _console().print(table)
+        ok &= fine
+    if not ok:
+        raise InfrastructureError("a claim of the sandbox does not hold on this machine: do not grade untrusted programs here")
+
+
 _verb("report", "Write the report page and scores.json.")
 
 

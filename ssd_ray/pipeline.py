@@ -3,6 +3,9 @@
     problems ─render→ prompts/ ─sample→ samples/ ─prepare→ dataset/ ─train→ checkpoint/
     benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/ ─report→ report/
 
+The naive control, where an arm needs it, goes the same way once more (samples-naive/, dataset-naive/, checkpoint-naive/), and
+a second profile of grading fills verdicts-lcb/<arm>/.
+
 Every fingerprint follows from the recipe alone, so what is whole, partial or made by another recipe is known before any
 work starts. This is the one module that knows more than one stage; `ssd_ray.run` makes the steps.
 """
@@ -15,15 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, config, models
+from ssd_ray import arms, artifacts, config, models
 from ssd_ray.artifacts import Identity
-from ssd_ray.config import Arm, Recipe
+from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.errors import UserError
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
-from ssd_ray.schema import Problem
+from ssd_ray.schema import Problem, Profile
 
 Facts = Mapping[str, Any]
+_BRANCH = {"ssd": "", "naive": "-naive"}
+"""What the directories of an arm's training end in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +60,32 @@ class Pipeline:
     @functools.cached_property
     def steps(self) -> list[Step]:
         """Every step in the order in which `run` makes them."""
-        arms = list(self.recipe.evaluate.arms)
         return [
             self._benchmark,
             self._prompts,
-            self._samples,
-            self._dataset,
-            self._checkpoint,
+            *(
+                step
+                for branch in self._branches
+                for step in (self._samples(branch), self._dataset(branch), self._checkpoint(branch))
+            ),
             self._eval_prompts,
-            *(self._generations(arm) for arm in arms),
-            *(self._verdicts(arm) for arm in arms),
+            *(self._generations(arm) for arm in self._arms),
+            *self._all_verdicts,
             self._report,
         ]
+
+    @functools.cached_property
+    def _arms(self) -> dict[str, Arm]:
+        return arms.arms(self.recipe)
+
+    @functools.cached_property
+    def _branches(self) -> tuple[str, ...]:
+        """What the directories of training end in: nothing for SSD, `-naive` for the control that is trained beside it."""
+        return ("", "-naive") if arms.trains_naive(self.recipe) else ("",)
+
+    @functools.cached_property
+    def _all_verdicts(self) -> list[Step]:
+        return [self._verdicts(arm, profile) for profile in self.recipe.evaluate.profiles for arm in self._arms]
 
     @functools.cached_property
     def _model(self) -> dict[str, Any]:
@@ -95,24 +114,24 @@ class Pipeline:
         chosen = {"prompts": config.choices(prompts), "source": sources.identify(prompts.source), "model": self._model}
         return Step(name="prompts", verb="render", choices=chosen, act=self._make_prompts)
 
-    @functools.cached_property
-    def _samples(self) -> Step:
-        chosen = {"sample": config.choices(self.recipe.sample), **self._engine_choices}
-        return Step(
-            name="samples", verb="sample", choices=chosen, act=self._make_samples, inputs=(self._prompts,), needs_ray=True
-        )
+    @functools.cache  # noqa: B019 - a Run lives as long as its process
+    def _samples(self, branch: str) -> Step:
+        sample = arms.naive_sample(self.recipe) if branch else self.recipe.sample
+        chosen = {"sample": config.choices(sample), **self._engine_choices}
+        act = functools.partial(self._make_samples, sample, branch)
+        return Step(name=f"samples{branch}", verb="sample", choices=chosen, act=act, inputs=(self._prompts,), needs_ray=True)
 
-    @functools.cached_property
-    def _dataset(self) -> Step:
+    @functools.cache  # noqa: B019
+    def _dataset(self, branch: str) -> Step:
         chosen = {"prepare": config.choices(self.recipe.prepare)}
-        return Step(name="dataset", verb="prepare", choices=chosen, act=self._make_dataset, inputs=(self._samples,))
+        act = functools.partial(self._make_dataset, branch)
+        return Step(name=f"dataset{branch}", verb="prepare", choices=chosen, act=act, inputs=(self._samples(branch),))
 
-    @functools.cached_property
-    def _checkpoint(self) -> Step:
+    @functools.cache  # noqa: B019
+    def _checkpoint(self, branch: str) -> Step:
         chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
-        return Step(
-            name="checkpoint", verb="train", choices=chosen, act=self._make_checkpoint, inputs=(self._dataset,), needs_ray=True
-        )
+        act, inputs = functools.partial(self._make_checkpoint, branch), (self._dataset(branch),)
+        return Step(name=f"checkpoint{branch}", verb="train", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cached_property
     def _eval_prompts(self) -> Step:
@@ -124,33 +143,38 @@ class Pipeline:
         }
         return Step(name="eval-prompts", verb="render", choices=chosen, act=self._make_eval_prompts, inputs=(self._benchmark,))
 
-    @functools.cache  # noqa: B019 - a Run lives as long as its process
+    @functools.cache  # noqa: B019
     def _generations(self, name: str) -> Step:
-        arm, evaluate = self.recipe.evaluate.arms[name], self.recipe.evaluate
+        arm, evaluate = self._arms[name], self.recipe.evaluate
         chosen = {
             "arm": config.choices(arm),
             "samples_per_problem": evaluate.samples_per_problem,
             "max_tokens": evaluate.max_tokens,
             **self._engine_choices,
         }
-        inputs = (self._eval_prompts, self._checkpoint) if arm.model == "ssd" else (self._eval_prompts,)
+        inputs = (self._eval_prompts,) if arm.model == "base" else (self._eval_prompts, self._checkpoint(_BRANCH[arm.model]))
         act = functools.partial(self._make_generations, name, arm)
         return Step(name=f"generations/{name}", verb="generate", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cache  # noqa: B019
-    def _verdicts(self, name: str) -> Step:
+    def _verdicts(self, name: str, profile: Profile) -> Step:
         limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib")
-        chosen = {limit: getattr(self.recipe.evaluate, limit) for limit in limits}
+        chosen = {"profile": profile, **{limit: getattr(self.recipe.evaluate, limit) for limit in limits}}
         inputs = (self._benchmark, self._generations(name))
-        act = functools.partial(self._make_verdicts, name)
-        return Step(name=f"verdicts/{name}", verb="grade", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+        act = functools.partial(self._make_verdicts, name, profile)
+        return Step(name=f"{arms.VERDICTS[profile]}/{name}", verb="grade", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cached_property
     def _report(self) -> Step:
         evaluate = self.recipe.evaluate
-        names = ("pass_at", "baseline", "bootstrap_samples", "confidence", "max_infrastructure_errors")
+        names = ("pass_at", "bootstrap_samples", "confidence", "max_infrastructure_errors", "profiles")
         chosen = {"name": self.recipe.name, "seed": self.recipe.seed, **{key: config.choices(evaluate)[key] for key in names}}
-        inputs = (self._dataset, self._checkpoint, *(self._verdicts(arm) for arm in evaluate.arms))
+        chosen |= {
+            "baseline": arms.baseline(self.recipe),
+            "families": {name: list(swept.values()) for name, swept in arms.families(self.recipe).items()},
+        }
+        trained = (step for branch in self._branches for step in (self._dataset(branch), self._checkpoint(branch)))
+        inputs = (*trained, *self._all_verdicts)
         return Step(name="report", verb="report", choices=chosen, act=self._make_report, inputs=inputs)
 
     @property
@@ -197,12 +221,12 @@ class Pipeline:
             out=out,
         )
 
-    def _make_samples(self, out: Path) -> Facts:
-        chosen = self.recipe.sample
-        return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, "samples", out)
+    def _make_samples(self, chosen: SampleConfig, branch: str, out: Path) -> Facts:
+        stage = f"samples{branch}"
+        return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, stage, out)
 
     def _make_generations(self, name: str, arm: Arm, out: Path) -> Facts:
-        directory = self.out / "checkpoint" if arm.model == "ssd" else self._directory
+        directory = self._directory if arm.model == "base" else self.out / f"checkpoint{_BRANCH[arm.model]}"
         evaluate = self.recipe.evaluate
         return self._draw(
             "eval-prompts", directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, f"generations/{name}", out
@@ -230,16 +254,16 @@ class Pipeline:
             progress=self._progress,
         )
 
-    def _make_dataset(self, out: Path) -> Facts:
+    def _make_dataset(self, branch: str, out: Path) -> Facts:
         from ssd_ray.training.dataset import prepare
 
-        return prepare(self.out / "samples", self.recipe.prepare, out=out)
+        return prepare(self.out / f"samples{branch}", self.recipe.prepare, out=out)
 
-    def _make_checkpoint(self, out: Path) -> Facts:
+    def _make_checkpoint(self, branch: str, out: Path) -> Facts:
         from ssd_ray.training.trainer import train
 
         return train(
-            self.out / "dataset",
+            self.out / f"dataset{branch}",
             self._directory,
             self.recipe.train,
             self.recipe.cluster,
@@ -249,7 +273,7 @@ class Pipeline:
             progress=self._progress,
         )
 
-    def _make_verdicts(self, name: str, out: Path) -> Facts:
+    def _make_verdicts(self, name: str, profile: Profile, out: Path) -> Facts:
         from ssd_ray.evaluation.graders import grade
 
         return grade(
@@ -258,7 +282,7 @@ class Pipeline:
             self.recipe.evaluate,
             self.recipe.cluster,
             shard_rows=self.recipe.sample.shard_rows,
-            stage=f"verdicts/{name}",
+            stage=f"{arms.VERDICTS[profile]}/{name}",
             out=out,
             logs=self.out / "logs",
             progress=self._progress,

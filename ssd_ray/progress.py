@@ -7,6 +7,7 @@ and time left count only what this process did. Writes to standard error, so tha
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,32 +72,53 @@ def clock(seconds: float) -> str:
 
 
 class LiveProgress:
-    """Bars on a terminal."""
+    """Bars on a terminal, several at a time where stages overlap."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
+        self._lock = threading.Lock()
+        self._bars: RichProgress | None = None
+        self._num_open = 0
 
     @contextmanager
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """One bar; it stays on the screen when the stage ends."""
-        columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]} {task.fields[note]}"),
-        )
+        """One bar; it stays on the screen when the last stage that overlaps it ends."""
         pace = Pace(total=total, before=done, done=done)
-        with RichProgress(*columns, console=self._console, refresh_per_second=4) as bars:
-            bar = bars.add_task(stage, total=total, completed=done, unit=unit, figures="", note="")
+        bars = self._open()
+        bar = bars.add_task(stage, total=total, completed=done, unit=unit, figures="", note="")
 
-            class _Task:
-                def update(self, done: int, tokens: int = 0, note: str = "") -> None:
-                    pace.update(done, tokens)
-                    bars.update(bar, completed=done, figures=pace.figures(), note=note)
+        class _Task:
+            def update(self, done: int, tokens: int = 0, note: str = "") -> None:
+                pace.update(done, tokens)
+                bars.update(bar, completed=done, figures=pace.figures(), note=note)
 
+        try:
             yield _Task()
+        finally:
+            self._close(bars)
+
+    def _open(self) -> RichProgress:
+        with self._lock:
+            if self._bars is None:
+                columns = (
+                    TextColumn("{task.description:<22}"),
+                    BarColumn(bar_width=28),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[unit]}"),
+                    TimeElapsedColumn(),
+                    TextColumn("{task.fields[figures]} {task.fields[note]}"),
+                )
+                self._bars = RichProgress(*columns, console=self._console, refresh_per_second=4)
+                self._bars.start()
+            self._num_open += 1
+            return self._bars
+
+    def _close(self, bars: RichProgress) -> None:
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open == 0:
+                bars.stop()
+                self._bars = None
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""

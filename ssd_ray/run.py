@@ -9,8 +9,10 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,13 +23,16 @@ from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Facts, Pipeline, Step
 from ssd_ray.progress import Progress
 
+_STOP_TIMEOUT_S = 30.0
+
 
 class Run:
     """A recipe and the directory that it fills."""
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self._progress = recipe, out, progress
-        self._steps = Pipeline(recipe, out, progress).steps
+        self._pipeline = Pipeline(recipe, out, progress)
+        self._steps = self._pipeline.steps
 
     def states(self) -> Iterator[tuple[Step, State]]:
         """Every step and where it stands, without touching anything."""
@@ -47,18 +52,35 @@ class Run:
             if state == "stale":
                 artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
         with self._locked(), ExitStack() as stack:
+            followers = stack.enter_context(_Followers(self._pipeline.stopped))
             started = False
             made = []
             for step in wanted:
-                whole = artifacts.state_of(self.out / step.name, step.identity) == "whole"
+                whole = self._state(step) == "whole"
                 if step.needs_ray and not whole and not started:
                     stack.enter_context(cluster.connected(self.recipe.cluster))
                     started = True
-                artifact = artifacts.make(self.out / step.name, step.identity, functools.partial(_timed, step))
+                if started and not whole:
+                    self._follow(step, wanted, followers)
+                artifact = followers.pop(step.name).result() if step.name in followers else self._make(step)
                 if not whole:
                     self._progress.say(f"{step.name}: whole")
                 made += [artifact] if step.verb == verb else []
             return made
+
+    def _state(self, step: Step) -> State:
+        return artifacts.state_of(self.out / step.name, step.identity)
+
+    def _make(self, step: Step) -> Artifact:
+        return artifacts.make(self.out / step.name, step.identity, functools.partial(_timed, step))
+
+    def _follow(self, step: Step, wanted: list[Step], followers: _Followers) -> None:
+        """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
+        for other in wanted:
+            if other.follows is None or other.name in followers or self._state(other) == "whole":
+                continue
+            if other.follows is step or self._state(other.follows) == "whole":
+                followers.start(other.name, functools.partial(self._make, other))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -71,6 +93,42 @@ class Run:
                 raise UserError(f"another process is at work in {self.out}: wait for it, or choose another --out") from error
             artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             yield
+
+
+class _Followers:
+    """Steps that are being made in threads, by name; a context manager that tells the rest to stop, and waits for them."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self._running: dict[str, Future[Artifact]] = {}
+        self._stopped = stopped
+
+    def __enter__(self) -> _Followers:
+        self._stopped.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        wait(self._running.values(), timeout=_STOP_TIMEOUT_S)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._running
+
+    def start(self, name: str, act: Callable[[], Artifact]) -> None:
+        """Begin `act` in a thread of its own."""
+        future: Future[Artifact] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(act())
+            except BaseException as error:  # handed on to the thread that asks for the result
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        self._running[name] = future
+
+    def pop(self, name: str) -> Future[Artifact]:
+        """What `name` comes to; an exception where it failed."""
+        return self._running.pop(name)
 
 
 def _closure(goal: Step) -> Iterator[Step]:
@@ -90,6 +148,9 @@ def _timed(step: Step, out: Path) -> Facts:
         facts = step.act(out)
     finally:
         tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.verb in {"sample", "generate", "train"} else 0
-        record = {"seconds": before["seconds"] + time.monotonic() - began, "attempts": before["attempts"] + 1, "tokens": tokens}
+        seconds = time.monotonic() - began
+        if step.follows is not None and (manifest := out.parent.parent / step.follows.name / "manifest.json").exists():
+            seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
+        record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
         artifacts.write_atomic(path, json.dumps(record))
     return facts

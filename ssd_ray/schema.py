@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Kind = Literal["stdin", "function", "asserts", "numeric"]
-Comparison = Literal["value", "lcb", "evalplus", "evalplus-set", "evalplus-not-none", "evalplus-root"]
+Comparison = Literal[
+    "value",
+    "lcb",
+    "evalplus",
+    "evalplus-set",
+    "evalplus-not-none",
+    "evalplus-root",
+    "evalplus-any",
+    "evalplus-zero",
+    "evalplus-digits",
+    "evalplus-pyramid",
+]
 Profile = Literal["strict", "lcb-compat"]
 FinishReason = Literal["stop", "length"]
 Outcome = Literal[

@@ -82,7 +82,7 @@ def stream_shards(
         if len(done) < total:
             try:
                 _check_room(pool, progress)
-                slices = list(_slices(source, done, samples, shard_rows))
+                slices = [piece for path in artifacts.shard_paths(source) for piece in slices_of(path, done, samples, shard_rows)]
                 for _ in _dataset(slices, pool).iter_batches(batch_size=None):
                     poll()
             except Exception as error:
@@ -111,22 +111,21 @@ def _check_room(pool: Pool, progress: Progress) -> None:
             progress.say(f"waiting for {wanted:g} {name}; the cluster has {have:g} now")
 
 
-def _slices(source: Path, done: set[Key], samples: int | None, shard_rows: int) -> Iterator[dict[str, Any]]:
-    """The work that is left, one record a shard: a file, the rows of it to read, and the sample index of each."""
+def slices_of(path: Path, done: set[Key], samples: int | None, shard_rows: int) -> Iterator[dict[str, Any]]:
+    """The work that is left in one file, one record a shard: the file, the rows of it to read, the sample index of each."""
     import pyarrow.parquet as pq
 
-    for path in artifacts.shard_paths(source):
-        columns = ["prompt_id"] if samples is not None else ["prompt_id", "sample_index"]
-        table = pq.read_table(path, columns=columns)
-        prompt_ids = table.column("prompt_id").to_pylist()
-        if samples is None:
-            keys = list(zip(range(len(prompt_ids)), table.column("sample_index").to_pylist(), strict=True))
-        else:
-            keys = [(row, index) for row in range(len(prompt_ids)) for index in range(samples)]
-        left = [(row, index) for row, index in keys if (prompt_ids[row], index) not in done]
-        for start in range(0, len(left), shard_rows):
-            rows, indices = zip(*left[start : start + shard_rows], strict=True)
-            yield {"file": str(path.resolve()), "rows": list(rows), "indices": list(indices)}
+    columns = ["prompt_id"] if samples is not None else ["prompt_id", "sample_index"]
+    table = pq.read_table(path, columns=columns)
+    prompt_ids = table.column("prompt_id").to_pylist()
+    if samples is None:
+        keys = list(zip(range(len(prompt_ids)), table.column("sample_index").to_pylist(), strict=True))
+    else:
+        keys = [(row, index) for row in range(len(prompt_ids)) for index in range(samples)]
+    left = [(row, index) for row, index in keys if (prompt_ids[row], index) not in done]
+    for start in range(0, len(left), shard_rows):
+        rows, indices = zip(*left[start : start + shard_rows], strict=True)
+        yield {"file": str(path.resolve()), "rows": list(rows), "indices": list(indices)}
 
 
 def read_slice(record: Mapping[str, Any]) -> pa.Table:

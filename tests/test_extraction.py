@@ -2,6 +2,7 @@
 
 import string
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,9 +37,13 @@ def test_windows_line_ends_become_plain_ones(program):
     assert extract_code(f"Here:\n```\n{program}\n```\n".replace("\n", "\r\n")) == program
 
 
-@given(st.text(st.sampled_from(string.printable), max_size=300))
-def test_no_text_makes_extraction_fail_and_none_gives_blank_code(text):
-    code = extract_code(text)
+fenced = st.lists(st.one_of(lines, st.sampled_from(["```", "```python", "~~~", "  ```", "a ``` b", "</think>", "<think>", ""])))
+answers = st.one_of(fenced.map("\n".join), st.text(st.sampled_from(string.printable), max_size=300))
+
+
+@given(answers, st.sampled_from(["last-block", "first-block"]), st.booleans())
+def test_no_text_makes_extraction_fail_and_none_gives_blank_code(text, rule, thinking):
+    code = extract_code(text, rule, thinking=thinking)
     assert code is None or code.strip()
 
 
@@ -83,3 +88,68 @@ def test_fences_inside_of_strings_stay_in_the_program():
     quoted = 's = """\n```\n"""'
     assert extract_code(f"````python\n{quoted}\n````") == quoted
     assert extract_code(f"~~~python\n{quoted}\n~~~") == quoted
+
+
+@given(programs, programs, proses)
+def test_the_first_block_rule_takes_the_first_of_several(first, last, between):
+    assert extract_code(f"```python\n{first}\n```\n{between}\n~~~\n{last}\n~~~", "first-block") == first
+
+
+@given(programs, proses, proses)
+def test_with_one_block_every_rule_finds_the_same_program(program, before, after):
+    answer = f"{before}\n```python\n{program}\n```\n{after}"
+    assert {extract_code(answer, rule) for rule in ("last-block", "first-block", "lcb")} == {program}
+
+
+def test_a_first_block_that_is_blank_or_never_closed_is_no_code():
+    assert extract_code("```\n\n```\n```\nprint(1)\n```", "first-block") is None
+    assert extract_code("```python\nprint(1)", "first-block") is None
+    assert extract_code("```python\nprint(1)\n```\n```python\nprint(2", "first-block") == "print(1)"
+
+
+def test_an_answer_to_a_prompt_that_opened_the_reasoning_must_close_it():
+    cut_off = "Let me try\n```python\nprint(1)\n```\nbut"
+    for rule in ("last-block", "first-block"):
+        assert extract_code(cut_off, rule) == "print(1)"
+        assert extract_code(cut_off, rule, thinking=True) is None
+        assert extract_code(f"{cut_off}\n</think>\n```\nprint(2)\n```", rule, thinking=True) == "print(2)"
+
+
+def _official(text: str) -> str | None:
+    """LiveCodeBench's rule in other words: walk the lines from the end, collect between the first two fences met."""
+    collected, num_fences = [], 0
+    for line in reversed(text.split("\n")):
+        if line.count("```"):
+            num_fences += 1
+            if num_fences == 2:
+                return "\n".join(reversed(collected))
+        elif num_fences:
+            collected.append(line)
+    return None
+
+
+@given(answers, st.booleans())
+def test_the_lcb_rule_is_what_stands_between_the_last_two_lines_with_backticks(text, thinking):
+    assert extract_code(text, "lcb", thinking=thinking) == _official(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("print(1)", None),
+        ("```python\nprint(1)", None),
+        ("```print(1)```", None),
+        ("```python\nprint(1)\n```", "print(1)"),
+        ("```python\nprint(1)\n```\nIt prints\n```\n1\n```", "1"),
+        ("```python\nprint(1)\n```\nDone.\n```", "Done."),
+        ("```python\nprint(1)\n```\n```python\nprint(2)", ""),
+        ("  ```python\n  print(1)\n  ```", "  print(1)"),
+        ("see ``` here\nprint(1)\nand ``` there", "print(1)"),
+        ("~~~\nprint(1)\n~~~", None),
+        ("```python\r\nprint(1)\r\n```", "print(1)\r"),
+        ("<think>\n```\nprint(1)\n```\n", "print(1)"),
+        ("```\n```", ""),
+    ],
+)
+def test_the_lcb_rule_is_kept_to_the_letter(answer, code):
+    assert extract_code(answer, "lcb") == code

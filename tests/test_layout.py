@@ -17,12 +17,12 @@ LAYERS = [
     {"pipeline"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes"},
-    {"artifacts", "progress"},
+    {"artifacts", "progress", "arms"},
     {"schema", "config"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.
-SIDEWAYS = {("reporting", "evaluation.metrics"), ("evaluation", "problems"), ("problems", "evaluation.sandbox.wire")}
+SIDEWAYS = {("reporting", "evaluation.metrics"), ("reporting", "evaluation.significance"), ("reporting", "evaluation.selection"), ("evaluation", "problems"), ("problems", "evaluation.sandbox.wire")}
 
 
 def _modules() -> list[Path]:

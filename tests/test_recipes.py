@@ -58,6 +58,7 @@ def test_a_paper_recipe_holds_the_numbers_of_the_paper(name: str) -> None:
     assert (train_section.global_batch_size, recipe.prepare.max_length, recipe.model.max_model_len) == (32, 65536, 131072)
     assert (recipe.prepare.drop_empty, recipe.prepare.drop_stubs, recipe.prepare.drop_shortest_percent) == (True, True, 0)
     assert (recipe.prompts.source, recipe.prompts.mode) == ("rstar-coder", "paper")
+    assert list(map(str, recipe.evaluate.benchmarks)) == ["livecodebench v6 paper-v6"]
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -105,6 +106,17 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
         ("train.min_learning_rate=1", "min_learning_rate 1.0 is above"),
         ("evaluate.pass_at=[]", "pass_at"),
         ("evaluate.benchmarks=[builtin, builtin]", "each entry once"),
+        ("evaluate.benchmarks=[]", "evaluate.benchmarks"),
+        ("evaluate.benchmarks=[humanevel]", "humanevel': neither one of builtin, humaneval, livecodebench nor a path"),
+        ("evaluate.benchmarks=[{name: mine}]", "'mine' needs a file"),
+        ("evaluate.benchmarks=[{name: builtin, file: a.jsonl}]", "takes no file"),
+        ("evaluate.benchmarks=[{name: humaneval, release: v6}]", "takes no further choice"),
+        ("evaluate.benchmarks=[{file: a.jsonl, windw: paper-v6}]", "unknown key windw; a benchmark has name, file"),
+        ("evaluate.benchmarks=[{file: a.jsonl, window: paper-v6, end: 2025-05}]", "give one of them"),
+        ("evaluate.benchmarks=[{file: a.jsonl, window: 2025}]", "window"),
+        ("evaluate.benchmarks=[{file: a.jsonl, start: May}]", "start"),
+        ("evaluate.benchmarks=[{file: a b.jsonl}]", "name"),
+        ("evaluate.benchmarks=[7]", "evaluate.benchmarks"),
         ("sample.temperature=.inf", "sample.temperature"),
         ("train.global_batch_size=7", "train.global_batch_size 7"),
         ("sources.sample.temprature=x", "sources"),
@@ -118,6 +130,22 @@ def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: 
         recipes.load("quickstart", [override])
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_may_be_a_name_a_path_or_a_mapping_and_is_written_as_short_as_it_was_given() -> None:
+    given = (
+        "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, release: release_v6, end: 2025-04}]"
+    )
+    recipe = recipes.load("quickstart", [given])
+    first, second, third = recipe.evaluate.benchmarks
+    assert (first.name, first.file) == ("builtin", None)
+    assert (second.name, second.file) == ("HumanEvalPlus", "data/HumanEvalPlus.jsonl.gz")
+    assert str(third) == "lcb release_v6 to 2025-04"
+    assert config.choices(recipe.evaluate)["benchmarks"] == [
+        "builtin",
+        {"name": "HumanEvalPlus", "file": "data/HumanEvalPlus.jsonl.gz"},
+        {"name": "lcb", "file": "lcb/", "release": "release_v6", "end": "2025-04"},
+    ]
 
 
 def test_a_missing_recipe_names_the_ones_that_exist(tmp_path: Path) -> None:

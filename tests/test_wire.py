@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from ssd_ray.evaluation.sandbox import wire
 
-keys = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.tuples(st.integers())
+keys = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers()
+    | st.text()
+    | st.binary()
+    | st.tuples(st.integers())
+)
 values = st.recursive(
     keys,
     lambda inner: (
@@ -49,6 +58,7 @@ def test_what_json_lacks_arrives_too():
         assert wire.loads(wire.dumps(number)) == number
     assert math.isnan(wire.loads(wire.dumps(math.nan)))
     assert wire.loads(wire.dumps("\ud800\0")) == "\ud800\0"
+    assert repr(wire.loads(wire.dumps([complex(-0.0, math.inf), complex(math.nan, 1)]))) == "[(-0+infj), (nan+1j)]"
 
 
 def test_subclasses_arrive_as_what_they_extend_without_their_methods():
@@ -77,7 +87,7 @@ def test_values_without_a_form_are_refused():
     aliased: object = 1
     for _ in range(40):
         aliased = [aliased, aliased]
-    for value in (object(), (i for i in range(3)), 1j, range(3), len, cyclic, deep, aliased):
+    for value in (object(), (i for i in range(3)), range(3), len, cyclic, deep, aliased):
         with pytest.raises(wire.UnsupportedValueError):
             wire.dumps(value)
 
@@ -102,6 +112,9 @@ def test_values_without_a_form_are_refused():
         '{"dict": [[1]]}',
         '{"dict": [[[], 1]]}',
         '{"float": "1"}',
+        '{"complex": [1, 2]}',
+        '{"complex": [1.0]}',
+        '{"complex": ["1.0", 2.0]}',
         '{"big": "zz"}',
         '{"bytes": "0"}',
         b"\xff\xfe",

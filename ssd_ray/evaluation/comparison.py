@@ -1,13 +1,18 @@
-"""Is it the right answer? Printed text against expected text, and returned values against JSON; pure, reads and writes nothing.
+"""Is it the right answer? Printed text, returned values by the rule of each benchmark, final numbers; reads and writes nothing.
 
-Both comparisons run in the grader, on data that an untrusted program chose, so neither calls anything the data brings.
+All comparisons run in the grader, on plain values that an untrusted program chose, so none calls anything the data brings.
+EvalPlus's rules are in `evalplus_comparison`.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from itertools import zip_longest
+
+from ssd_ray.evaluation import evalplus_comparison
 
 TOLERANCE = 1e-6
 """Relative and absolute tolerance where a float is expected; EvalPlus and NeMo Gym use the same figure."""
@@ -84,3 +89,61 @@ def _same_number(actual: float, expected: float) -> bool:
         return math.isclose(actual, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     except OverflowError:
         return False
+
+
+def same(comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    """Whether a returned value is right by a problem's comparison.
+
+    `value`: `same_value`. `lcb`: as LiveCodeBench's grader, a tuple becomes a list (the outermost only), then Python's `==`.
+    Names that begin with `evalplus`: see `evalplus_comparison.same`, which alone uses `atol` and `arguments`. `actual` may be
+    the sandbox's `Unsupported`, a value that could not leave it: it is equal to nothing, but it is not None either.
+
+    Raises:
+        ValueError: no such comparison.
+    """
+    if comparison == "value":
+        return same_value(actual, expected)
+    if comparison == "lcb":
+        return bool((list(actual) if isinstance(actual, tuple) else actual) == expected)
+    return evalplus_comparison.same(comparison, actual, expected, atol, arguments)
+
+
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_NUMBER = re.compile(r"(?:(?<![\w)\]}])[-\u2212])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?")
+_LATEX = str.maketrans("", "", "$\\")
+
+
+def numeric_answer(text: str) -> Decimal | None:
+    r"""The number that an answer ends in: the last one in its last `\boxed{}`, or else the last one of the whole text.
+
+    Dollar signs, thousands separators (also LaTeX's `{,}` and `\,`), percent signs and full stops at the end do not matter;
+    a minus sign counts unless it stands between two operands. A fraction or a product is not worked out. None where there is
+    no number. Takes time proportional to the text.
+    """
+    boxed = _last_boxed(text)
+    return _last_number(boxed) if boxed is not None and _last_number(boxed) is not None else _last_number(text)
+
+
+def same_answer(text: str, gold: str) -> bool:
+    """Whether an answer's number is the gold one, exactly: 18.0 is 18, and 0.333 is not 1/3."""
+    return numeric_answer(text) == Decimal(gold)
+
+
+def _last_number(text: str) -> Decimal | None:
+    # A cut-off answer can be megabytes of digits; what matters is at its end.
+    plain = text[-100_000:].replace("{,}", ",").replace("\\,", ",").replace("\\!", "").translate(_LATEX)
+    numbers = _NUMBER.findall(_THOUSANDS.sub("", plain))
+    return Decimal(numbers[-1].replace("\u2212", "-")) if numbers else None
+
+
+def _last_boxed(text: str) -> str | None:
+    r"""What is between the braces of the last `\boxed{...}` that is closed; None where there is none."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    begin, depth = start + len("\\boxed{"), 1
+    for index in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if not depth:
+            return text[begin:index]
+    return None

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Literal
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.process import Child, DeniedError, End, Isolation, Limits, printable, tail
+from ssd_ray.evaluation.sandbox import wire
 
 __all__ = ["Execution", "FunctionCaller", "Isolation", "Limits", "Unsupported", "isolation", "network_isolated", "run_program"]
 

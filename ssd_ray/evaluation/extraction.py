@@ -1,15 +1,19 @@
-"""The program in an answer: the code of its last fenced block, cut out as text and never parsed; reads and writes nothing.
+"""The program in an answer, cut out as text and never parsed, by one of three named rules; reads and writes nothing.
 
-The rules are Markdown's, a little more forgiving, because models write Markdown. A fence is a line that begins with three
-or more backticks or tildes, at any indentation. A block ends at a bare fence of the same character, at least as long and
-indented less than four columns deeper than the opening one; so a fence within an indented docstring is part of the
-program. A fence that names a language at the depth of an open block starts over: the model forgot to close the former.
+`last-block` and `first-block` read Markdown, a little more forgivingly than Markdown does, because models write it. A
+fence is a line that begins with three or more backticks or tildes, at any indentation. A block ends at a bare fence of the
+same character, at least as long and indented less than four columns deeper than the opening one; so a fence within an
+indented docstring is part of the program. A fence that names a language at the depth of an open block starts over: the
+model forgot to close the former. `lcb` is LiveCodeBench's rule to the letter (28fef95, lcb_runner/utils/extraction_utils.py).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
+
+Rule = Literal["last-block", "lcb", "first-block"]
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
 _DEEPER = 4
@@ -39,23 +43,44 @@ class _Block:
         self.lines.append(line[margin:])
 
 
-def extract_code(text: str) -> str | None:
-    r"""The code of the last fenced block of an answer, whatever language the fence names, without a final newline.
+def extract_code(text: str, rule: Rule = "last-block", *, thinking: bool = False) -> str | None:
+    r"""The code in an answer, whatever language its fence names, without a final newline; `None` is "no code".
 
-    What precedes the first `</think>` is reasoning and not looked at. `None`, "no code", is returned for an answer without
-    a fenced block, for one that is still reasoning when it ends, for a blank last block, and for a last block with content
-    that is never closed: such an answer was cut off, and neither half a program nor an earlier draft is what it says.
-    A stray fence after the last block, with nothing behind it, is ignored. Lines end in `\n` or `\r\n`; the code has `\n`.
+    `last-block`: the last fenced block. No code: there is none, it is blank, or it has content and is never closed; such an
+    answer was cut off, and neither half a program nor an earlier draft is what it says. A stray fence after the last block,
+    with nothing behind it, is ignored. `first-block`: the first fenced block, no code where that one is blank or never
+    closed. For both, lines end in `\n` or `\r\n` and the code has `\n`; what precedes the first `</think>` is reasoning
+    and not looked at, and an answer that is still reasoning when it ends has no code: one that begins with `<think>`, or,
+    where `thinking` says that the prompt already did, any, and never comes to `</think>`.
+
+    `lcb`: the lines between the last two lines that contain three backticks, wherever in the line and whatever else the line
+    says; no code where there are fewer than two. Between two neighbouring lines the code is the empty text. Reasoning is
+    text like any other, as officially, so `thinking` changes nothing.
     """
-    _, cut, rest = text.partition("</think>")
-    if not cut and text.lstrip().startswith("<think>"):
-        return None
-    blocks = _blocks(rest if cut else text)
-    if blocks and not blocks[-1].closed and blocks[-1].blank:
+    if rule == "lcb":
+        return _between_last_fences(text)
+    answer = _after_reasoning(text, thinking=thinking)
+    blocks = [] if answer is None else _blocks(answer)
+    if rule == "last-block" and blocks and not blocks[-1].closed and blocks[-1].blank:
         blocks.pop()
-    if not blocks or not blocks[-1].closed or blocks[-1].blank:
+    if not blocks:
         return None
-    return "\n".join(blocks[-1].lines)
+    block = blocks[-1] if rule == "last-block" else blocks[0]
+    return "\n".join(block.lines) if block.closed and not block.blank else None
+
+
+def _between_last_fences(text: str) -> str | None:
+    lines = text.split("\n")
+    fences = [number for number, line in enumerate(lines) if "```" in line]
+    return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) >= 2 else None
+
+
+def _after_reasoning(text: str, *, thinking: bool) -> str | None:
+    """What the answer says once its reasoning is over; None where that never happens."""
+    _, closed, rest = text.partition("</think>")
+    if closed:
+        return rest
+    return None if thinking or text.lstrip().startswith("<think>") else text
 
 
 def _blocks(text: str) -> list[_Block]:

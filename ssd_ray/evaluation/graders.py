@@ -1,110 +1,191 @@
-"""Completions through grader workers into shards of verdicts: the verb `grade`.
+"""Completions through a pool of graders on Ray into shards of verdicts, while they are still being generated: the verb `grade`.
 
-Each worker holds the benchmark's problems once and runs programs in processes of their own. Reads Completion and Problem
-shards, writes Verdict shards.
+The driver watches the generations' directory and hands every whole shard's missing keys, slice by slice, to actors; a
+dead actor is replaced and its slice graded again, which changes nothing. No row reaches the driver. Reads Completion and
+Problem shards, writes Verdict shards.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections import Counter
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssd_ray import artifacts, streaming
-from ssd_ray.config import ClusterConfig, EvaluateConfig
-from ssd_ray.evaluation.execution import Limits, isolation
-from ssd_ray.evaluation.grading import grade_completion
-from ssd_ray.progress import Progress
-from ssd_ray.schema import Completion, Problem, Verdict, from_record
+from ssd_ray.config import ClusterConfig
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation.grader import Grader, Order
+from ssd_ray.progress import Progress, Task
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+SLICE_ROWS = 16
+"""Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
+_POLL_S = 0.2
 
 
 def grade(
     generations: Path,
-    benchmark: Path,
-    choices: EvaluateConfig,
+    order: Order,
     cluster: ClusterConfig,
     *,
-    shard_rows: int,
+    total: int,
+    ended: Callable[[], bool],
     stage: str,
-    out: Path,
     logs: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Grade every completion and return counts of rows and outcomes, and what the programs were kept from.
+    """Grade the `total` completions that are, or until `ended()` come to be, in `generations`; return counts.
 
     Raises:
-        UserError: a completion of an unknown problem, or a problem without tests.
-        InfrastructureError: grader workers crashed more often than `cluster.max_failures`.
+        UserError: a grader found a mistake in its input, or a sandbox below the floor.
+        InfrastructureError: graders crashed more often than `cluster.max_failures`, or completions are missing.
     """
-    import ray
+    done = streaming.keys_on_disk(order.out)
+    for partial in order.out.glob(".*.partial"):
+        partial.unlink()
+    with progress.task(stage, total=total, unit="verdicts", done=len(done)) as task:
+        if len(done) < total:
+            pool = _Pool(order, cluster, logs, _size(cluster, total - len(done)))
+            try:
+                _drive(pool, _Source(generations, done, ended), task, len(done))
+            finally:
+                pool.close()
+        task.update(len(streaming.keys_on_disk(order.out)))
+    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(order.out, "outcome"))
+    missing = total - outcomes.total()
+    if missing:
+        raise InfrastructureError(f"{stage}: {missing} of {total} completions came to no verdict; run again to resume")
+    return facts(order, outcomes)
 
-    total = sum(1 for _ in artifacts.read_columns(generations, "prompt_id"))
-    limits = Limits(time_s=choices.time_limit_s, memory_mib=choices.memory_limit_mib, output_kib=choices.output_limit_kib)
-    most = max(1, int(ray.cluster_resources().get("CPU", 1) // cluster.grader_cpus))
-    pool = streaming.Pool(
-        worker=GraderWorker,
-        arguments={"benchmark": benchmark.resolve(), "limits": limits, "out": out.resolve(), "logs": logs.resolve()},
-        min_size=min(most, 1 + total // shard_rows),
-        max_size=min(most, 1 + total // shard_rows),
-        concurrent_batches=1,
-        remote_args={"num_cpus": cluster.grader_cpus},
-        max_failures=cluster.max_failures,
-    )
-    streaming.stream_shards(
-        generations,
-        pool,
-        samples=None,
-        shard_rows=shard_rows,
-        total=total,
-        out=out,
-        stage=stage,
-        unit="verdicts",
-        progress=progress,
-    )
-    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(out, "outcome"))
+
+def facts(order: Order, outcomes: Counter[str]) -> dict[str, Any]:
+    """What the artifact says of itself: rows, outcomes, and the weakest sandbox that any grader had."""
+    levels = sorted(path.stem for path in (order.out / "sandbox").glob("*.json"))
     return {
-        "rows": total,
+        "rows": outcomes.total(),
         "outcomes": dict(sorted(outcomes.items())),
         "infrastructure_errors": outcomes["infrastructure_error"],
-        "isolation": _weakest(out),
+        "profile": order.rules.profile,
+        "sandbox_level": levels[0] if levels else "",
     }
 
 
-def _weakest(out: Path) -> dict[str, Any]:
-    """What the programs were kept from on every node that graded, in words; limits hold at every level."""
-    found = [artifacts.read_json(path) for path in (out / "isolation").glob("*.json")]
-    walls = {name: all(each[name] for each in found) for name in ("network", "processes", "files")}
-    kept_from = ", ".join(name for name, present in walls.items() if present)
-    level = "a process of its own with limits" + (f", kept from {kept_from}" if kept_from else "")
-    return {"level": level, **walls}
+def _size(cluster: ClusterConfig, rows: int) -> int:
+    """Graders to start: as many as the cluster's cores hold, none for less than a slice."""
+    import ray
+
+    cores = float(ray.cluster_resources().get("CPU", 1))
+    fit = int(cores // cluster.grader_cpus) if cluster.grader_cpus else int(cores)
+    return max(1, min(cluster.max_graders or fit, -(-rows // SLICE_ROWS)))
 
 
-class GraderWorker:
-    """A grader in a Ray actor: a slice of completions comes in, one shard of verdicts goes to disk."""
+@dataclass
+class _Source:
+    """Slices of the shards that are there, and of those that come."""
 
-    def __init__(self, *, benchmark: Path, limits: Limits, out: Path, logs: Path) -> None:
+    generations: Path
+    done: set[streaming.Key]
+    ended: Callable[[], bool]
+    seen: set[Path] = field(default_factory=set)
+    closed: bool = False
+
+    def new(self) -> list[dict[str, Any]]:
+        """The slices of shards that appeared since the last call; the last ones when the generation has ended."""
+        self.closed = self.ended()
+        fresh = [path for path in artifacts.shard_paths(self.generations) if path not in self.seen]
+        self.seen.update(fresh)
+        return [piece for path in fresh for piece in streaming.slices_of(path, self.done, None, SLICE_ROWS)]
+
+
+class _Actor:
+    """A grader in a Ray actor; its first call finds out whether it stands."""
+
+    def __init__(self, order: Order, logs: Path) -> None:
         streaming.log_to_file(logs, "grader")
-        self._problems = {problem.problem_id: problem for problem in artifacts.read_rows(benchmark, Problem)}
-        self._limits, self._out = limits, out
-        walls = dataclasses.asdict(isolation())
-        artifacts.write_atomic(out / "isolation" / f"{'-'.join(map(str, walls.values()))}.json", json.dumps(walls))
-        self._heartbeat = streaming.Heartbeat(out)
+        self._order = order
+        self._grader: Grader | None = None
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Grade one shard and write it."""
-        import pyarrow as pa
+    def grade(self, piece: dict[str, Any]) -> int:
+        """As `Grader.grade`."""
+        if self._grader is None:
+            self._grader = Grader(self._order)
+        return self._grader.grade(piece)
 
-        verdicts = []
-        for record in streaming.read_slice(batch.to_pylist()[0]).to_pylist():
-            completion = from_record(record, Completion)
-            verdicts.append(grade_completion(self._problems[completion.prompt_id], completion, self._limits))
-            self._heartbeat.add(1, 0)
-        name = streaming.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
-        artifacts.write_shard(self._out, name, verdicts, Verdict)
-        self._heartbeat.flush()
-        return pa.table({"rows": pa.array([len(verdicts)], pa.int64())})
+
+class _Pool:
+    """Actors, idle or at work on one slice each."""
+
+    def __init__(self, order: Order, cluster: ClusterConfig, logs: Path, size: int) -> None:
+        import ray
+
+        self._actor = ray.remote(_Actor).options(num_cpus=cluster.grader_cpus, max_restarts=0, max_task_retries=0)
+        self._arguments = (order, logs)
+        self._failures_left = cluster.max_failures
+        self.idle = [self._actor.remote(*self._arguments) for _ in range(size)]
+        self.at_work: dict[Any, tuple[Any, dict[str, Any]]] = {}
+
+    def start(self, piece: dict[str, Any]) -> None:
+        """Give a slice to an idle actor."""
+        actor = self.idle.pop()
+        self.at_work[actor.grade.remote(piece)] = (actor, piece)
+
+    def finished(self) -> tuple[int, list[dict[str, Any]]]:
+        """Rows that were graded since the last call, and slices whose actor died; waits a moment for the first.
+
+        Raises:
+            UserError: as the grader said.
+            InfrastructureError: one death too many.
+        """
+        import ray
+
+        rows, lost = 0, []
+        for reference in ray.wait(list(self.at_work), num_returns=1, timeout=_POLL_S)[0]:
+            actor, piece = self.at_work.pop(reference)
+            try:
+                rows += ray.get(reference)
+                self.idle.append(actor)
+            except ray.exceptions.RayActorError as error:
+                self._failures_left -= 1
+                if self._failures_left < 0:
+                    raise InfrastructureError(
+                        f"graders kept dying ({str(error).splitlines()[0][:300]}); see the run's logs"
+                    ) from error
+                lost.append(piece)
+                self.idle.append(self._actor.remote(*self._arguments))
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error) from error
+        return rows, lost
+
+    def close(self) -> None:
+        """End every actor, and with it its sandbox."""
+        import ray
+
+        for actor in [*self.idle, *(actor for actor, _ in self.at_work.values())]:
+            ray.kill(actor)
+
+
+def _cause(error: Any) -> Exception:
+    cause = error.cause
+    return cause if isinstance(cause, UserError | InfrastructureError) else InfrastructureError(f"a grader failed: {cause}")
+
+
+def _drive(pool: _Pool, source: _Source, task: Task, before: int) -> None:
+    """Keep every actor at work until the source has ended and nothing is left."""
+    waiting: deque[dict[str, Any]] = deque()
+    graded = before
+    while True:
+        if not source.closed:
+            waiting.extend(source.new())
+        while waiting and pool.idle:
+            pool.start(waiting.popleft())
+        if pool.at_work:
+            rows, lost = pool.finished()
+            graded += rows
+            waiting.extendleft(lost)
+            task.update(graded)
+        elif source.closed and not waiting:
+            return
+        else:
+            time.sleep(_POLL_S)

@@ -1,52 +1,53 @@
-"""From an answer to a verdict: extract the program, run its tests in order, stop at the first that fails.
+"""From an answer to a verdict: extract the program, run its tests under a profile; safe in any process.
 
-Everything that decides (expected outputs, comparisons, assertions) stays on this side of the sandbox. Safe in any thread
-and in a Ray task; keeps no state. Reads and writes nothing.
+Reads and writes nothing.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.sandbox import wire
-from ssd_ray.evaluation.checking import OUTCOMES, BrokenCheckError, run_check
-from ssd_ray.evaluation.comparison import first_difference, same_value
-from ssd_ray.evaluation.execution import Execution, FunctionCaller, Limits, Unsupported, run_program
-from ssd_ray.evaluation.extraction import extract_code
-from ssd_ray.evaluation.process import printable
-from ssd_ray.schema import Completion, Outcome, Problem, Test, Verdict
+from ssd_ray.evaluation.comparison import numeric_answer
+from ssd_ray.evaluation.extraction import Rule, extract_code
+from ssd_ray.evaluation.lcb_compat import grade_lcb
+from ssd_ray.evaluation.outcomes import Graded
+from ssd_ray.evaluation.sandbox import Limits, Sandbox
+from ssd_ray.evaluation.strict import grade_strict, require_gradable
+from ssd_ray.schema import Completion, Problem, Profile, Verdict
 
-_MAX_DETAIL = 300
+NO_CODE = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no closed code block at the end of the answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graded:
-    """What became of one program; `time_s` is wall time over the tests that were run, without the sandbox's start."""
+class Rules:
+    """How answers are graded: what a test may use, how programs are run and compared, where in the answer the program is."""
 
-    outcome: Outcome
-    num_passed: int
-    time_s: float
-    detail: str
+    limits: Limits
+    profile: Profile = "strict"
+    extract: Rule = "last-block"
 
 
-def grade_completion(problem: Problem, completion: Completion, limits: Limits) -> Verdict:
-    """The verdict on one sampled answer.
+def grade_completion(
+    problem: Problem, completion: Completion, rules: Rules, sandbox: Sandbox, *, thinking: bool = False
+) -> Verdict:
+    """The verdict on one sampled answer; `thinking` says that its prompt opened a reasoning part.
 
     Raises:
-        UserError: the problem cannot be graded: no tests, no entry point, tests that are not JSON, a check that fails by
-            itself. Never a pass, and nothing that a program could bring about.
+        UserError: the problem cannot be graded. Never a pass, and nothing that a program could bring about.
     """
-    _require_gradable(problem)
-    code = extract_code(completion.text)
-    if code is None:
-        graded = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no closed code block at the end of the answer")
+    require_gradable(problem)
+    code = None
+    if problem.kind == "numeric":
+        graded = _grade_number(problem, completion.text)
     else:
-        graded = grade_code(problem, code, limits)
+        code = extract_code(completion.text, rules.extract, thinking=thinking)
+        graded = NO_CODE if code is None else grade_code(problem, code, rules, sandbox)
+    return verdict(problem, completion, code, graded, sandbox)
+
+
+def verdict(problem: Problem, completion: Completion, code: str | None, graded: Graded, sandbox: Sandbox) -> Verdict:
+    """The row that records what became of a program."""
     return Verdict(
         prompt_id=completion.prompt_id,
         sample_index=completion.sample_index,
@@ -58,131 +59,42 @@ def grade_completion(problem: Problem, completion: Completion, limits: Limits) -
         time_s=graded.time_s,
         code=code or "",
         detail=graded.detail,
+        failed_test=graded.failed_test,
+        peak_bytes=graded.peak_bytes,
+        sandbox_level=sandbox.level,
+        outcome_base=graded.outcome_base,
     )
 
 
-def grade_code(problem: Problem, code: str, limits: Limits) -> Graded:
-    """Run the tests of a problem on a program, in order, each within the limits, up to the first that is not passed.
+def grade_code(problem: Problem, code: str, rules: Rules, sandbox: Sandbox) -> Graded:
+    """Run the tests of a problem on a program; kinds that LiveCodeBench does not have are graded strictly in any profile.
 
     Raises:
         UserError: as for `grade_completion`.
     """
-    _require_gradable(problem)
-    run_test = _RUNNERS[problem.kind]
-    time_s = 0.0
-    for index, test in enumerate(problem.tests):
-        try:
-            outcome, detail, test_s = run_test(problem, test, code, limits)
-        except InfrastructureError as error:
-            outcome, detail, test_s = "infrastructure_error", str(error), 0.0
-        except BrokenCheckError as error:
-            raise UserError(f"problem {problem.problem_id}, test {index + 1}: {error}") from error
-        time_s += test_s
-        if outcome != "accepted":
-            detail = f"test {index + 1}: {detail}"[:_MAX_DETAIL]
-            return Graded(outcome=outcome, num_passed=index, time_s=time_s, detail=detail)
-    return Graded(outcome="accepted", num_passed=len(problem.tests), time_s=time_s, detail="")
+    if rules.profile == "lcb-compat" and problem.comparison == "lcb":
+        return grade_lcb(problem, code, rules.limits, sandbox)
+    return grade_strict(problem, code, rules.limits, sandbox)
 
 
-def check_references(problems: Iterable[Problem], limits: Limits) -> list[str]:
+def _grade_number(problem: Problem, text: str) -> Graded:
+    answer, expected = numeric_answer(text), numeric_answer(problem.tests[0].output)
+    if answer is None:
+        return Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no number in the answer")
+    if answer == expected:
+        return Graded(outcome="accepted", num_passed=1, time_s=0.0, detail="")
+    detail = f"answered {answer} and should have answered {expected}"
+    return Graded(outcome="wrong_answer", num_passed=0, time_s=0.0, detail=detail, failed_test=0)
+
+
+def check_references(problems: Iterable[Problem], rules: Rules, sandbox: Sandbox) -> list[str]:
     """One line for every problem whose own reference solution is not accepted, or that has none; empty when all is well."""
     complaints = []
     for problem in problems:
         if problem.reference is None:
             complaints.append(f"{problem.problem_id}: no reference solution")
             continue
-        graded = grade_code(problem, problem.reference, limits)
+        graded = grade_code(problem, problem.reference, rules, sandbox)
         if graded.outcome != "accepted":
             complaints.append(f"{problem.problem_id}: {graded.outcome}, {graded.detail}")
     return complaints
-
-
-def _require_gradable(problem: Problem) -> None:
-    if not problem.tests:
-        raise UserError(f"problem {problem.problem_id} has no tests, so no answer to it can be graded: add tests or leave it out")
-    if problem.kind != "stdin" and not problem.entry_point:
-        raise UserError(f"problem {problem.problem_id} is of kind {problem.kind} and needs an entry_point")
-
-
-TestResult = tuple[Outcome, str, float]
-
-
-def _run_stdin(problem: Problem, test: Test, code: str, limits: Limits) -> TestResult:
-    execution = run_program(code, test.input, limits)
-    if execution.status != "ok":
-        return OUTCOMES[execution.status], execution.detail, execution.time_s
-    difference = first_difference(execution.stdout, test.output)
-    if difference is None:
-        return "accepted", "", execution.time_s
-    number, got, want = difference
-    if got is None or want is None:
-        return "wrong_answer", f"line {number} is {'missing' if got is None else 'one too many'}", execution.time_s
-    return "wrong_answer", f"line {number} is {_shown(got)} and should be {_shown(want)}", execution.time_s
-
-
-def _run_function(problem: Problem, test: Test, code: str, limits: Limits) -> TestResult:
-    args, expected = _json(problem, "input", test.input), _json(problem, "output", test.output)
-    if not isinstance(args, list):
-        raise UserError(
-            f"problem {problem.problem_id}: a function test's input must be a JSON list of arguments, not {args!r:.80}"
-        )
-    execution = _call_once(problem, args, code, limits)
-    if execution.status != "ok":
-        return OUTCOMES[execution.status], execution.detail, execution.time_s
-    if isinstance(execution.result, Unsupported):
-        return "wrong_answer", f"returned {execution.result.reason}", execution.time_s
-    if same_value(execution.result, expected):
-        return "accepted", "", execution.time_s
-    return "wrong_answer", f"returned {_shown(execution.result)} and should have returned {_shown(expected)}", execution.time_s
-
-
-def _call_once(problem: Problem, args: list[object], code: str, limits: Limits) -> Execution:
-    assert problem.entry_point is not None
-    with FunctionCaller(program_units(problem, code), problem.entry_point, limits) as caller:
-        try:
-            return caller.call(args)
-        except wire.UnsupportedValueError as error:
-            raise UserError(f"problem {problem.problem_id}: a test's argument is {error}") from error
-
-
-def _run_asserts(problem: Problem, test: Test, code: str, limits: Limits) -> TestResult:
-    assert problem.entry_point is not None
-    check = [unit for unit in (problem.starter_code, problem.reference, test.input) if unit]
-    checked = run_check(check, program_units(problem, code), problem.entry_point, limits)
-    return checked.outcome, checked.detail, checked.time_s
-
-
-_RUNNERS: dict[str, Callable[[Problem, Test, str, Limits], TestResult]] = {
-    "stdin": _run_stdin,
-    "function": _run_function,
-    "asserts": _run_asserts,
-}
-
-
-def program_units(problem: Problem, code: str) -> Sequence[str]:
-    """A program and what it may take for granted: the imports and helpers that its starter code shows before the entry point.
-
-    They are separate source texts, to be compiled one by one, so that neither can change how the other is read.
-    """
-    if not problem.starter_code or not problem.entry_point:
-        return (code,)
-    entry = re.compile(rf"^(?:(?:async[ \t]+)?def[ \t]+{re.escape(problem.entry_point)}|class[ \t]+Solution)\b", re.MULTILINE)
-    match = entry.search(problem.starter_code)
-    preamble = problem.starter_code[: match.start()] if match else ""
-    return (preamble, code) if preamble.strip() else (code,)
-
-
-def _json(problem: Problem, field: str, text: str) -> object:
-    try:
-        value: object = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"problem {problem.problem_id}: a test's {field} is not JSON: {error}") from error
-    return value
-
-
-def _shown(value: object) -> str:
-    """A value for a reader, short and on one line."""
-    try:
-        return printable(reprlib.repr(value))[:100]
-    except ValueError:
-        return "a value with an integer of thousands of digits"

@@ -1,22 +1,27 @@
-"""Scores and their intervals: unbiased pass@k for each problem, and bootstraps over problems; pure functions on arrays.
+"""Scores and their intervals: unbiased pass@k for each problem, and intervals over problems; pure functions on arrays.
 
-Problems are the unit that is resampled, because the question is how the score would differ on other problems like these;
-samples of one problem are not independent of one another. Reads and writes nothing.
+Problems are the unit, because the question is how the score would differ on other problems like these; samples of one
+problem are not independent of one another. Both intervals keep a width where every problem came out the same, and both
+were chosen for their coverage by simulation (docs/statistics.md, tests/test_statistics.py). Reads and writes nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from ssd_ray.errors import UserError
 
-_INDICES_AT_A_TIME = 1 << 20
-"""Resampled indices in memory at a time: 8 MiB of int64, and as much of float64."""
+Values = npt.NDArray[np.float64]
+
+PSEUDO_PROBLEMS = 1 / 3
+"""Weight of each of the two imagined problems that a paired interval reckons with: one better, one worse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +49,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (draws - math.comb(n - c, k)) / draws
 
 
-def pass_at_k_matrix(
-    num_samples: npt.NDArray[np.int64], num_correct: npt.NDArray[np.int64], ks: Sequence[int]
-) -> npt.NDArray[np.float64]:
+def pass_at_k_matrix(num_samples: npt.NDArray[np.int64], num_correct: npt.NDArray[np.int64], ks: Sequence[int]) -> Values:
     """pass@k of every problem, float64[num_problems, len(ks)], from int[num_problems] counts of graded and right answers.
 
     Raises:
@@ -59,45 +62,108 @@ def pass_at_k_matrix(
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(ks))
 
 
-def bootstrap(values: npt.NDArray[np.float64], *, samples: int, confidence: float, seed: int) -> Interval:
-    """The mean of float64[num_problems] with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+def score_interval(values: Values, *, confidence: float) -> Interval:
+    """The mean of float64[num_problems] shares in 0..1, with Wilson's score interval at the effective number of answers.
 
-    `samples` resamples of the problems with replacement; the interval holds the middle `confidence` of their means.
+    Wilson 1927 for n/D Bernoulli draws, where the design effect D is the variance of the values over that of whole passes
+    and failures with the same mean (Kish 1965; Korn and Graubard 1998 for intervals): 1 for one answer a problem, towards
+    1/m for m answers that agree no more within a problem than between problems. D is drawn towards 1 by exp(-K/2), K the
+    effective number of problems that are not all failed (or not all passed, whichever is fewer), because a handful of
+    problems says little about their own variance; so 0 of n has the width of n single answers.
 
     Raises:
-        UserError: no problems, a value that is not finite, fewer than one resample, or a confidence not in (0, 1).
+        UserError: no problems, a value outside of 0..1, or a confidence not in (0, 1).
     """
-    if values.ndim != 1 or values.size == 0:
-        raise UserError(f"a bootstrap needs one value for each of at least one problem, not an array of shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise UserError("a bootstrap needs finite values: leave out problems without a score first")
-    if samples < 1 or not 0 < confidence < 1:
-        raise UserError(f"bootstrap samples={samples} must be at least 1 and confidence={confidence} between 0 and 1")
-    means = _resampled_means(np.asarray(values, dtype=np.float64), samples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate=float(values.mean()), low=float(low), high=float(high))
+    _check(values, confidence)
+    if values.min() < 0 or values.max() > 1:
+        raise UserError("a score interval needs shares between 0 and 1")
+    z, mean = NormalDist().inv_cdf((1 + confidence) / 2), float(values.mean())
+    spread = mean * (1 - mean)
+    effect = float(values.var()) / spread if spread > 0 else 1.0
+    known = min(effective_number(values), effective_number(1 - values))
+    size = values.size / (effect + (1 - effect) * math.exp(-known / 2))
+    centre = (mean * size + z * z / 2) / (size + z * z)
+    half = z * math.sqrt(spread * size + z * z / 4) / (size + z * z)
+    return Interval(estimate=mean, low=max(0.0, min(mean, centre - half)), high=min(1.0, max(mean, centre + half)))
 
 
-def paired_bootstrap(
-    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], *, samples: int, confidence: float, seed: int
-) -> Interval:
-    """The mean of a - b over the same problems, both float64[num_problems], with its percentile bootstrap interval.
+def effective_number(values: Values) -> float:
+    """(sum |x|)^2 / sum x^2 of float64[n]: how many equal values would weigh as much; 0 where all are 0 (Kish 1965)."""
+    square = float((values**2).sum())
+    return float(np.abs(values).sum()) ** 2 / square if square > 0 else 0.0
 
-    A resample takes both arms' values of a problem together, so what makes a problem hard for both cancels.
+
+def paired_bootstrap(a: Values, b: Values, *, samples: int, confidence: float, seed: int) -> Interval:
+    """The mean of a - b over the same problems, both float64[num_problems] in 0..1, with its bootstrap interval.
+
+    The Bayesian bootstrap over problems (Rubin 1981: `samples` draws of Dirichlet weights; both arms' values of a problem
+    move together, so what makes it hard for both cancels), with two imagined problems beside the real ones, see
+    `imagined_difference`, and with Student's t for the normal quantile, see `widened`.
 
     Raises:
-        UserError: the arms differ in their number of problems, or as for `bootstrap`.
+        UserError: the arms differ in their number of problems, no problems, a value that is not finite, fewer than one draw,
+            or a confidence not in (0, 1).
     """
     if a.shape != b.shape:
         raise UserError(f"arms to be compared need the same problems, not {a.shape} and {b.shape} of them")
-    return bootstrap(a - b, samples=samples, confidence=confidence, seed=seed)
+    values = a - b
+    _check(values, confidence)
+    weights = problem_weights(values.size, samples, seed)
+    return widened(weights @ values, values, weights.sum(axis=1), confidence=confidence, seed=seed)
 
 
-def _resampled_means(values: npt.NDArray[np.float64], samples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """float64[samples]: means of resamples with replacement, a bounded number of indices at a time."""
-    means = np.empty(samples)
-    step = max(1, _INDICES_AT_A_TIME // values.size)
-    for start in range(0, samples, step):
-        stop = min(start + step, samples)
-        means[start:stop] = values[rng.integers(values.size, size=(stop - start, values.size))].mean(axis=1)
-    return means
+def widened(sums: Values, values: Values, totals: Values, *, confidence: float, seed: int) -> Interval:
+    """The interval of a mean difference from float64[samples] resampled sums and the weights' totals.
+
+    `values`, float64[num_problems], are the difference of each problem: they set the imagined problems and the degrees of
+    freedom. Quantiles of the draws lie z standard errors out; they are moved out to where Student's t puts them, with
+    1 + K pi/2 degrees of freedom for K effectively differing problems (n of them for n normal differences), because the
+    variance of a few large differences among many zeros is itself uncertain.
+    """
+    from scipy.special import stdtrit
+
+    size, imagined = values.size, imagined_difference(values)
+    rng = np.random.default_rng([seed, 1])
+    plus, minus = rng.standard_gamma(PSEUDO_PROBLEMS, (2, sums.size))
+    draws = (sums + imagined * (plus - minus)) / (totals + plus + minus)
+    estimate, shares = float(values.mean()), ((1 - confidence) / 2, (1 + confidence) / 2)
+    centre = estimate * size / (size + 2 * PSEUDO_PROBLEMS)
+    student = float(stdtrit(1 + math.pi / 2 * effective_number(values), shares[1]))
+    factor = student / NormalDist().inv_cdf(shares[1]) * math.sqrt((size + 1) / max(size - 1, 1))
+    low, high = (float(centre + factor * (end - centre)) for end in np.quantile(draws, shares))
+    return Interval(estimate=estimate, low=max(-1.0, min(estimate, low)), high=min(1.0, max(estimate, high)))
+
+
+def imagined_difference(values: Values) -> float:
+    """How far apart the arms are on an imagined problem: the root mean square of the differences that are not zero.
+
+    Where few problems differ it is drawn towards 1, the most there can be, by exp(-K/2). One imagined problem is better by
+    this and one worse, each with a third of a problem's weight: as Jeffreys' half success and half failure do for a
+    proportion, they keep a width where no problem differed, which is no proof that none ever would.
+    """
+    differing = int(np.count_nonzero(values))
+    square = float((values**2).sum()) / differing if differing else 1.0
+    return math.sqrt(square + (1 - square) * math.exp(-effective_number(values) / 2))
+
+
+@functools.lru_cache(maxsize=1)
+def problem_weights(problems: int, samples: int, seed: int) -> Values:
+    """float64[samples, problems]: weights of the Bayesian bootstrap before they are divided by their sum; kept for the next arm.
+
+    Raises:
+        UserError: fewer than one sample.
+    """
+    if samples < 1:
+        raise UserError(f"bootstrap samples={samples} must be at least 1")
+    weights = np.random.default_rng([seed, 0]).standard_exponential((samples, problems))
+    weights.flags.writeable = False
+    return weights
+
+
+def _check(values: Values, confidence: float) -> None:
+    if values.ndim != 1 or values.size == 0:
+        raise UserError(f"an interval needs one value for each of at least one problem, not an array of shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise UserError("an interval needs finite values: leave out problems without a score first")
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence={confidence} must be between 0 and 1")

@@ -1,7 +1,8 @@
 """How a problem is put to the model: one prompt text and the token ids that everything downstream uses.
 
-`paper` and `chat` apply the model's chat template; `release` is the raw text that the authors' released script sent to the
-engine. Training and evaluation prompts are made by the same function. Writes Prompt rows.
+`paper`, `chat`, `release-eval` and `published` apply the model's chat template to the turns that they put together; `release`
+is the raw text that the authors' released script sent to the engine. Training and evaluation prompts are made by the same
+function. Writes Prompt rows.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any, Literal
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
+from ssd_ray.problems.published import Messages, published, released_evaluation
 from ssd_ray.schema import Problem, Prompt
 
-Mode = Literal["paper", "chat", "release"]
+Mode = Literal["paper", "chat", "release", "release-eval", "published"]
 SHARD_ROWS = 1024
 
 # The text that apple/ml-ssd sent at its commit of 2026-04-16; its sentences are those of LiveCodeBench's prompt (MIT).
@@ -35,14 +37,39 @@ _RELEASE_FUNCTION = (
 
 
 def user_message(problem: Problem) -> str:
-    """What the user turn says: the statement and how the program will be called."""
-    if problem.kind == "asserts":
-        return (
-            f"Complete this function. Give the whole function with its imports.\n\n```python\n{problem.statement.rstrip()}\n```"
-        )
-    if problem.kind == "function" and problem.starter_code:
-        return f"{problem.statement.strip()}\n\nStart from this code:\n```python\n{problem.starter_code.rstrip()}\n```"
-    return f"{problem.statement.strip()}\n\nThe program reads standard input and writes the answer to standard output."
+    """What the user turn of modes `paper` and `chat` says: the statement and how the program will be called."""
+    statement = problem.statement.strip()
+    if problem.kind == "numeric":
+        return f"{statement}\n\nEnd with the answer, one number, in \\boxed{{}}."
+    if problem.kind == "stdin":
+        return f"{statement}\n\nThe program reads standard input and writes the answer to standard output."
+    if problem.kind == "asserts" and problem.starter_code:
+        return _complete(problem)
+    if problem.comparison.startswith("evalplus") and f"def {problem.entry_point}(" in statement:
+        return _complete(problem)
+    if problem.starter_code:
+        return f"{statement}\n\nStart from this code:\n```python\n{problem.starter_code.rstrip()}\n```"
+    return f"{statement}\n\nName the function `{problem.entry_point}`. Give the whole function with its imports."
+
+
+def _complete(problem: Problem) -> str:
+    return f"Complete this function. Give the whole function with its imports.\n\n```python\n{problem.statement.rstrip()}\n```"
+
+
+def messages(problem: Problem, mode: Mode, system_message: str) -> Messages:
+    """The chat turns of a problem in a mode other than `release`.
+
+    In mode `paper` the system message, which asks for a program, is left out for a problem whose answer is a number.
+
+    Raises:
+        UserError: mode `release-eval` with a problem that the released script has no words for.
+    """
+    if mode == "published":
+        return published(problem)
+    if mode == "release-eval":
+        return released_evaluation(problem)
+    system = [{"role": "system", "content": system_message}] if mode == "paper" and problem.kind != "numeric" else []
+    return [*system, {"role": "user", "content": user_message(problem)}]
 
 
 def release_text(problem: Problem) -> str:
@@ -70,10 +97,9 @@ def renderer(
     from jinja2.exceptions import TemplateError
 
     def render(problem: Problem) -> tuple[str, tuple[int, ...]]:
-        system = [{"role": "system", "content": system_message}] if mode == "paper" else []
-        messages = [*system, {"role": "user", "content": user_message(problem)}]
+        turns = messages(problem, mode, system_message)
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template_arguments)
         except TemplateError as error:
             raise UserError(f"the chat template refuses the prompt of mode {mode!r} ({error}): use mode 'chat'") from error
         return _encode(tokenizer, text, special=False)

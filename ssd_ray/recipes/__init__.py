@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from ssd_ray import arms
 from ssd_ray.config import Arm, EvaluateConfig, Recipe
 from ssd_ray.errors import UserError
 
@@ -47,9 +48,11 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(document, override)
     try:
-        return Recipe.model_validate(document)
+        recipe = Recipe.model_validate(document)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
+    arms.arms(recipe)  # refuses a sweep or a control that cannot be
+    return recipe
 
 
 def _override(document: dict[str, Any], override: str) -> None:

@@ -7,6 +7,7 @@ ends in words. Pure functions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from ssd_ray.config import Decoding
@@ -16,17 +17,45 @@ MINUS = "\u2212"
 NOT_RECORDED = "not recorded"
 
 
+def decimals(size: int) -> int:
+    """The decimals of a percentage that a sample deserves: 0 below 100 problems or answers, 1 below 10,000, else 2.
+
+    A 95 % interval reaches up to 98 / sqrt(size) points to each side, so a further digit would say nothing.
+    """
+    return 0 if size < 100 else 1 if size < 10_000 else 2
+
+
+def rounded(value: float, digits: int) -> str:
+    """A number with so many decimals, halves away from zero as people round: 6.25 is `6.3`."""
+    # Ten significant digits first: 100 * 0.145 is a little below 14.5, and scores.json holds no more.
+    return str(Decimal(f"{value:.10g}").quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP))
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of one as `24.3 %`."""
-    return NOT_RECORDED if share is None else f"{100 * share:.{digits}f}{NBSP}%"
+    return NOT_RECORDED if share is None else f"{rounded(100 * share, digits)}{NBSP}%"
 
 
-def points(share: float | None, *, signed: bool = True) -> str:
+def points(share: float | None, digits: int = 1, *, signed: bool = True) -> str:
     """A difference of shares in percentage points, as `+1.2` or `−0.4`."""
     if share is None:
         return NOT_RECORDED
-    text = f"{100 * share:{'+' if signed else ''}.1f}"
-    return text.removeprefix("+").removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+    text = rounded(100 * share, digits)
+    if float(text) == 0:
+        return text.removeprefix("-")
+    return text.replace("-", MINUS) if share < 0 or not signed else f"+{text}"
+
+
+def probability(found: Mapping[str, Any]) -> str:
+    """The p-value of a difference with two digits, as `0.032` or `below 0.001`."""
+    value = found["p_value"]
+    return f"below{NBSP}0.001" if value < 0.001 else f"{value:.2g}" if value < 0.995 else "1.0"
+
+
+def doubt(found: Mapping[str, Any]) -> str:
+    """What stands beside every difference: its p-value and the smallest effect that so many problems could show."""
+    least = points(found["smallest_detectable_effect"], decimals(found["problems"]), signed=False)
+    return f"p{NBSP}{probability(found)}, detectable ±{least}"
 
 
 def count(value: float | None) -> str:
@@ -68,7 +97,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return NOT_RECORDED
     if seconds < 60:
-        return f"{seconds:.3g}{NBSP}s"
+        return f"{float(f'{seconds:.2g}'):g}{NBSP}s"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}{NBSP}h {minute}{NBSP}min" if hours else f"{minutes}{NBSP}min {second}{NBSP}s"
@@ -92,43 +121,67 @@ def decoding(choice: Decoding) -> str:
 
 def interval(found: Mapping[str, Any], confidence: float) -> str:
     """The interval of a difference, as `95 % interval −3.1 to +5.4`."""
-    return f"{100 * confidence:g}{NBSP}% interval {points(found['low'])} to {points(found['high'])}"
+    digits = decimals(found["problems"])
+    return f"{100 * confidence:g}{NBSP}% interval {points(found['low'], digits)} to {points(found['high'], digits)}"
 
 
 def reading(arm: str, baseline: str, found: Mapping[str, Any], confidence: float, seen_by: str = "this run") -> str:
-    """A difference in plain words."""
-    told = f"{arm} {MINUS} {baseline}: {points(found['estimate'])} points"
-    if found["estimate"] == found["low"] == found["high"] == 0:
-        return f"{told}: every problem came out the same in both, so {seen_by} cannot tell them apart"
+    """A difference in plain words, its p-value and the smallest detectable effect beside it."""
+    told = f"{arm} {MINUS} {baseline}: {points(found['estimate'], decimals(found['problems']))} points"
     endings = {
         "higher": f"{arm} did better than {baseline} in {seen_by}",
         "lower": f"{arm} did worse than {baseline} in {seen_by}",
         "cannot tell": f"{seen_by} cannot tell them apart",
         "too few problems": f"too few problems ({found['problems']}) to tell them apart",
     }
-    return f"{told}, {interval(found, confidence)}: {endings[found['reading']]}"
+    return f"{told}, {interval(found, confidence)}, {doubt(found)}: {endings[found['reading']]}"
 
 
 def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One sentence for each benchmark and arm but the baseline: `benchmark`, `arm`, `reading` and `text`."""
+    """The comparisons that a reader should see first, each with `benchmark`, `arm`, `reading`, `text` and `note`.
+
+    In a sweep the gains whose temperatures were chosen on other problems, with the best cell's gain only as a note, and the
+    arms that no sweep made; else every arm but the baseline.
+    """
+    swept = {arm for points in scores["families"].values() for arm in points}
     found = []
     for benchmark in scores["order"]["benchmarks"]:
+        found += [_free_reading(scores, benchmark, gain) for gain in scores["selection"].get(benchmark, ())]
         arms = scores["benchmarks"][benchmark]["all"]["arms"]
-        baseline = scores["baseline"]
-        for arm in scores["order"]["arms"]:
-            paired = arms[arm]["difference"][scores["headline"]]
-            if arm == baseline:
-                continue
-            if paired is None:
-                which = arm if arms[arm]["refused"] else baseline
-                reason = arms[which]["refused"] or "no problem has enough graded answers in both"
-                found.append(
-                    {"benchmark": benchmark, "arm": arm, "reading": "refused", "text": f"No score for {which}: {reason}"}
-                )
-            else:
-                text = reading(arm, baseline, paired, scores["confidence"])
-                found.append({"benchmark": benchmark, "arm": arm, "reading": paired["reading"], "text": text})
+        found += [_reading(scores, benchmark, arms, arm) for arm in arms_in_order(scores) if arm not in swept]
     return found
+
+
+def arms_in_order(scores: Mapping[str, Any]) -> list[str]:
+    """The arms but the baseline."""
+    return [arm for arm in scores["order"]["arms"] if arm != scores["baseline"]]
+
+
+def _reading(scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any], arm: str) -> dict[str, str]:
+    baseline, paired = scores["baseline"], arms[arm]["difference"][scores["headline"]]
+    if paired is not None:
+        text = reading(arm, baseline, paired, scores["confidence"])
+        return {"benchmark": benchmark, "arm": arm, "reading": paired["reading"], "text": text, "note": ""}
+    which = arm if arms[arm]["refused"] else baseline
+    reason = arms[which]["refused"] or "no problem has enough graded answers in both"
+    return {"benchmark": benchmark, "arm": arm, "reading": "refused", "text": f"No score for {which}: {reason}", "note": ""}
+
+
+def _free_reading(scores: Mapping[str, Any], benchmark: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """One gain without selection in words; the best cell's gain is a note and says what it is."""
+    kept = {"benchmark": benchmark, "arm": found["treated"]}
+    gain = found["metrics"][scores["headline"]]
+    if gain is None:
+        text = f"{found['treated']} {MINUS} {found['control']}: no gain can be given, {found['refused']}"
+        return {**kept, "reading": "refused", "text": text, "note": ""}
+    free = gain["selection_free"]
+    return {
+        **kept,
+        "reading": free["reading"],
+        "text": f"Temperatures chosen on other problems: {reading(found['treated'], found['control'], free, scores['confidence'])}",
+        "note": f"Best cell against best cell: {points(gain['best_cell'], decimals(free['problems']))} points, "
+        "selected on the test problems themselves and therefore too good on average.",
+    }
 
 
 def isolation(found: Mapping[str, Any] | None) -> str:

@@ -1,1 +1,12 @@
-"""The sandbox: untrusted programs in processes of their own, what they are kept from, and what came of them."""
+"""The sandbox: untrusted programs in processes of their own, what they are kept from, and what came of them.
+
+    grader ─ supervisor.py ─ socket ─> zygote.py ─ fork ─> walls.py, then roles.py: the program
+
+Outside, trusted, and the only place that knows an expected output: `supervisor`, `child`, `levels`, `seccomp`, `bootstrap`.
+Inside, in a bare interpreter: `zygote`, `walls`, `roles`, `lcb_role`, `wire`. What crosses is the text of `wire` and pipes.
+"""
+
+from ssd_ray.evaluation.sandbox.child import Limits, printable
+from ssd_ray.evaluation.sandbox.supervisor import Conversation, Execution, Sandbox, Status, Unsupported, best_level, call
+
+__all__ = ["Conversation", "Execution", "Limits", "Sandbox", "Status", "Unsupported", "best_level", "call", "printable"]

@@ -36,10 +36,10 @@ def play(role: str, units: list[str], entry_point: str, pipes: list[int]) -> NoR
 def _open_streams() -> None:
     """Standard streams over the descriptors of this process, as the interpreter opens them at its start."""
     for fd, name, mode, errors in ((0, "stdin", "r", "surrogateescape"), (1, "stdout", "w", "surrogateescape")):
-        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
+        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - open to the end
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
 
 
 def _namespace(name: str) -> dict[str, Any]:
@@ -103,7 +103,8 @@ def _status_of(run: Callable[[], None]) -> int:
 
 def _conversation(request_fd: int, reply_fd: int) -> tuple[Callable[[], Any], Callable[[object], None]]:
     """`receive` the next message, None when there is none, and `send` an answer; UnsupportedValueError where it has no form."""
-    requests, write, dumps, loads = open(request_fd, "rb"), os.write, wire.dumps, wire.loads
+    requests = open(request_fd, "rb")  # noqa: SIM115
+    write, dumps, loads = os.write, wire.dumps, wire.loads
 
     def receive() -> Any:
         line = requests.readline()

@@ -139,6 +139,7 @@ def enter_root(directory: str, paths: Iterable[str], devices: Iterable[str]) -> 
     Raises:
         OSError: the kernel or the container forbids it.
     """
+    os.umask(0o022)
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", directory, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=0755")
     for path in (*paths, *devices):

@@ -1,8 +1,9 @@
 """Python values as one line of tagged JSON, the only form in which values cross a sandbox's border; never pickle.
 
 Both ends import it, the child's as a bare stdlib-only file. What has no JSON becomes an object with one tag: tuple, set,
-frozenset, dict (pairs, any keys), big (integers beyond 53 bits, in hexadecimal), float (nan, inf, -inf), bytes
-(hexadecimal). Decoding trusts nothing: size is the pipe's business; depth, keys and hash collisions are checked here.
+frozenset, dict (pairs, any keys), big (integers beyond 53 bits, in hexadecimal), float (nan, inf, -inf), complex (two
+floats), bytes (hexadecimal). Decoding trusts nothing: size is the pipe's business; depth, keys and hash collisions are
+checked here.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 100
 """Containers within containers."""
-MAX_NODES = 1_000_000
-"""Values in one document: an aliased list can be small in memory and endless on the wire."""
+MAX_NODES = 2_000_000
+"""Values in one document: an aliased list can be small in memory and endless on the wire. HumanEval+ expects 1,000,006."""
 MAX_EQUAL_HASHES = 100
 """Members of one set or dict with the same hash: colliding keys would take the reader quadratic time."""
 _PLAIN_INT = 1 << 53
@@ -77,6 +78,9 @@ class _Encoder:
         if isinstance(value, float):
             number = float.__float__(value)
             return number if number - number == 0 else {"float": float.__repr__(number)}
+        if isinstance(value, complex):
+            whole = complex.__complex__(value)
+            return {"complex": [self.encode(whole.real, depth), self.encode(whole.imag, depth)]}
         return self._container(value, depth + 1)
 
     def _container(self, value: object, depth: int) -> object:
@@ -124,6 +128,13 @@ def _float(text: str) -> float:
     return float(text)
 
 
+def _complex(parts: list[object]) -> complex:
+    match parts:
+        case [float(real), float(imag)]:
+            return complex(real, imag)
+    raise MalformedError("a complex number that is not two floats")
+
+
 def _members(items: list[object]) -> list[object]:
     """The same items, once their hashes are known to differ well enough."""
     counts: dict[int, int] = {}
@@ -151,4 +162,5 @@ _CONTAINERS: dict[str, Callable[[list[object]], object]] = {
     "set": lambda items: set(_members(items)),
     "frozenset": lambda items: frozenset(_members(items)),
     "dict": _dict,
+    "complex": _complex,
 }

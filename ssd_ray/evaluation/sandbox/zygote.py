@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import select
+import stat
 import sys
 
 TYPE_CHECKING = False
@@ -66,7 +67,6 @@ class _Zygote:
 
     def __init__(self, channel: Any, config: dict[str, Any]) -> None:
         self._channel, self._config = channel, config
-        os.umask(0o077)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -78,7 +78,7 @@ class _Zygote:
         if config["namespaces"]:
             _fork_below(channel)
         if config["own_root"]:
-            walls.enter_root(config["directory"], config["readable"], config["devices"])
+            walls.enter_root(config["root"], config["readable"], config["devices"])
             self._config["interpreter_readable"] = True
         for name in PRELOADED:
             __import__(name)
@@ -91,6 +91,7 @@ class _Zygote:
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}
+        os.umask(0o077)
         os.chdir("/")
         gc.collect()
         gc.freeze()
@@ -172,10 +173,9 @@ class _Zygote:
         if self._own_users:
             uid = walls.FIRST_UID + (self._config["first_user"] + self._num_children) % walls.NUM_UIDS
             for fd in (1, 2):
-                os.fchown(fd, uid, uid)
-        walls.limit_resources(
-            memory_bytes=request["memory_bytes"], cpu_s=request["cpu_s"], file_bytes=request["file_bytes"]
-        )
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a conversation's is the machine's /dev/null
+                    os.fchown(fd, uid, uid)
+        walls.limit_resources(memory_bytes=request["memory_bytes"], cpu_s=request["cpu_s"], file_bytes=request["file_bytes"])
         walls.drop_privileges(uid, interpreter_readable=self._config["interpreter_readable"])
         walls.hide_memory()
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)

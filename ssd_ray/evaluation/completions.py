@@ -1,0 +1,110 @@
+"""Completions from anywhere: JSONL or Parquet rows with a problem's id and a `text` or a `code`, as Completion rows.
+
+Reads the files given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ssd_ray.errors import UserError
+from ssd_ray.problems.benchmarks.files import Row, RowError, list_files, read_rows
+from ssd_ray.schema import Completion, Problem
+
+Content = Literal["text", "code"]
+_IDS = ("question_id", "task_id", "problem_id")
+
+
+@dataclass(kw_only=True)
+class Completions:
+    """The completions of some files, read while iterating; `content` says whether rows hold answers or bare programs.
+
+    Rows that cannot be used end the iteration with a UserError, or with `skip_bad_rows` are counted and listed in `bad_rows`
+    as (file, row, reason). All lists are complete after the iteration.
+    """
+
+    files: list[Path]
+    content: Content
+    problems: Mapping[str, Problem]
+    skip_bad_rows: bool = False
+    bad_rows: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Completion]:
+        """The completions in the order of their rows.
+
+        Raises:
+            UserError: a bad row: no known id, an unknown problem, no text, a second row with the same id and index.
+        """
+        self.bad_rows.clear()
+        counts: Counter[str] = Counter()
+        seen: set[tuple[str, int]] = set()
+        for file in self.files:
+            for number, row in read_rows(file):
+                try:
+                    completion = self._completion(row, counts)
+                    key = (completion.prompt_id, completion.sample_index)
+                    if key in seen:
+                        raise RowError(f"problem {key[0]!r} has two completions of index {key[1]}")
+                except RowError as error:
+                    if not self.skip_bad_rows:
+                        raise UserError(f"{file}, row {number}: {error}") from error
+                    self.bad_rows.append((str(file), number, str(error)))
+                    continue
+                seen.add(key)
+                yield completion
+
+    def _completion(self, row: Row | RowError, counts: Counter[str]) -> Completion:
+        if isinstance(row, RowError):
+            raise row
+        names = [name for name in _IDS if row.get(name) is not None]
+        if len(names) != 1:
+            raise RowError(f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}")
+        identifier = str(row[names[0]])
+        problem = self.problems.get(identifier)
+        if problem is None:
+            raise RowError(f"{names[0]} {identifier!r} is no problem of the problems file")
+        content = row.get(self.content)
+        if not isinstance(content, str):
+            raise RowError(f"column {self.content!r} holds no text")
+        index = row.get("index")
+        if index is None:
+            index = counts[identifier]
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise RowError(f"index must be a whole number from 0, not {index!r:.40}")
+        counts[identifier] += 1
+        return Completion(
+            prompt_id=identifier,
+            sample_index=index,
+            seed=0,
+            source=problem.source,
+            difficulty=problem.difficulty,
+            prompt_token_ids=(),
+            output_token_ids=(),
+            # Parquet holds no lone surrogates; in a program's string literal the escape means the same.
+            text=content.encode("utf-8", "backslashreplace").decode(),
+            finish_reason="stop",
+        )
+
+
+def open_completions(path: Path, problems: Mapping[str, Problem], *, skip_bad_rows: bool) -> Completions:
+    """The completions of a file or a directory of files; the first row says whether they are answers or programs.
+
+    Raises:
+        UserError: no such file, no rows, or a first row with neither or both of `text` and `code`.
+    """
+    files = list_files(path, "completions")
+    for file in files:
+        for number, row in read_rows(file):
+            if isinstance(row, RowError):
+                continue
+            contents: list[Content] = [name for name in ("text", "code") if row.get(name) is not None]
+            if len(contents) != 1:
+                raise UserError(f"{file}, row {number}: it needs a text (to be extracted from) or a code (as it is), one of them")
+            lean = {key: dataclasses.replace(problem, statement="", tests=()) for key, problem in problems.items()}
+            return Completions(files=files, content=contents[0], problems=lean, skip_bad_rows=skip_bad_rows)
+    raise UserError(f"{path}: no completion in it")

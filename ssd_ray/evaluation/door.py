@@ -1,0 +1,108 @@
+"""What the command line shows of grading: the stand-alone door's table, the sandbox's levels and self-test.
+
+Reads and writes what `standalone` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.table import Table
+
+from ssd_ray.errors import UserError
+from ssd_ray.evaluation.extraction import Rule
+from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.sandbox import Limits, levels
+from ssd_ray.evaluation.sandbox.selftest import findings
+from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
+from ssd_ray.evaluation.standalone import Job, grade_files
+from ssd_ray.progress import progress
+from ssd_ray.schema import Profile
+
+_OUTPUT_KIB = 4096
+
+
+def grade_from_command_line(
+    *,
+    problems: Path,
+    completions: Path,
+    out: Path,
+    profile: str,
+    extract: str,
+    workers: int,
+    time_limit_s: float,
+    memory_limit_mib: int,
+    sandbox_floor: str,
+    skip_bad_rows: bool,
+    quiet: bool,
+) -> Table:
+    """Grade the files and return the table of scores.
+
+    Raises:
+        UserError: an unknown name of a profile, rule or level; the rest as `grade_files`.
+    """
+    for option, value, known in (
+        ("--profile", profile, get_args(Profile)),
+        ("--extract", extract, get_args(Rule)),
+        ("--sandbox-floor", sandbox_floor, levels.LEVELS),
+    ):
+        if value not in known:
+            raise UserError(f"{option} {value!r} is unknown: use {', '.join(known)}")
+    limits = Limits(time_s=time_limit_s, memory_mib=memory_limit_mib, output_kib=_OUTPUT_KIB)
+    rules = Rules(limits=limits, profile=profile, extract=extract)  # type: ignore[arg-type]
+    job = Job(
+        problems=problems,
+        completions=completions,
+        out=out,
+        rules=rules,
+        floor=sandbox_floor,
+        workers=workers,
+        skip_bad_rows=skip_bad_rows,
+    )
+    return scores_table(grade_files(job, progress(quiet)))
+
+
+def scores_table(scores: dict[str, Any]) -> Table:
+    """Scores by benchmark and difficulty, and how the rest ended."""
+    table = Table(title=f"{scores['rows']} completions, profile {scores['profile']}, sandbox {scores['sandbox_level']}")
+    for column in ("benchmark", "problems", "score", "95 % interval"):
+        table.add_column(column, justify="left" if column == "benchmark" else "right")
+    for source, groups in scores["benchmarks"].items():
+        for group, facts in groups.items():
+            if group == "outcomes":
+                continue
+            name = source if group == "all" else f"  {group}"
+            if "refused" in facts:
+                table.add_row(name, str(facts["problems"]), "refused", facts["refused"])
+            for metric, interval in facts.items():
+                if "pass@" in metric:
+                    low, high = 100 * interval["low"], 100 * interval["high"]
+                    shown = f"{metric} {100 * interval['estimate']:.1f} %"
+                    table.add_row(name, str(facts["problems"]), shown, f"{low:.1f} to {high:.1f}")
+    table.caption = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items())
+    if scores["bad_rows"]:
+        table.caption += f"; {len(scores['bad_rows'])} bad rows left out, listed in scores.json"
+    return table
+
+
+def sandbox_tables() -> Iterator[tuple[Table, bool]]:
+    """The levels of this machine, then the claims of its best one, each with whether all is as it should be."""
+    best = best_level()
+    table = Table(title=f"sandbox level {best.name}")
+    for column in ("level", "here", "what it covers"):
+        table.add_column(column)
+    for level, why_not in working_levels():
+        table.add_row(level.name, f"no: {why_not[:90]}" if why_not else "yes", level.covers)
+    table.caption = "L4, a kernel of its own (gVisor), is described in docs/sandbox.md and not used"
+    yield table, True
+    claims = Table(title=f"self-test at {best.name}")
+    for column in ("claim", "holds", "what the probe saw"):
+        claims.add_column(column)
+    sound = True
+    for finding in findings(best):
+        word = "not claimed at this level" if finding.held is None else "yes" if finding.held else "NO"
+        sound &= finding.held is not False
+        claims.add_row(finding.probe.claim, word, finding.detail)
+    yield claims, sound

@@ -1,0 +1,196 @@
+"""EvalPlus's rules for returned values, re-done on plain values without numpy; reads and writes nothing.
+
+Equality first; where a tolerance applies, numpy's `allclose` with rtol 1e-7 (numpy's own figure for `assert_allclose`); and the
+comparisons that single tasks need. Written from the behaviour of evalplus 0.3.1 (`evalplus/eval/__init__.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+RTOL = 1e-7
+FLOAT_ATOL = 1e-6
+"""The absolute tolerance that a task without one gets once a float is expected of it."""
+
+Number = int | float | complex
+
+
+def tolerance(atol: float, expected: object) -> float:
+    """The absolute tolerance for a test: `atol`, or 1e-6 where that is 0 and a float, or a list or tuple of floats, is expected.
+
+    EvalPlus keeps the result for the later tests of the same group, so a grader gives back here what it got for the last
+    test, beginning every group with the problem's own.
+    """
+    return FLOAT_ATOL if atol == 0 and _is_floats(expected) else atol
+
+
+def same(comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    """Whether a returned value is right.
+
+    `evalplus`: equal, or as close as `tolerance` says, of the same type. `evalplus-set`: the same set of members.
+    `evalplus-not-none`: `expected` says whether there is to be a value at all. `evalplus-root`: a root of the polynomial with
+    the coefficients `arguments[0]`, within `atol`. `evalplus-any`: whatever it is. `evalplus-zero`: 0 is right too.
+    `evalplus-digits`, `evalplus-pyramid`: so is another reading of the task, worked out from the arguments.
+
+    Raises:
+        ValueError: no such comparison.
+    """
+    if comparison not in _EXACT:
+        raise ValueError(f"no comparison {comparison!r}")
+    try:
+        if comparison == "evalplus-root":
+            return _is_root(actual, arguments, atol)
+        if _EXACT[comparison](actual, expected, atol, arguments):
+            return True
+    except (TypeError, ValueError, OverflowError):
+        # There, as here, an answer that the rule cannot even be asked about is wrong.
+        return False
+    atol = tolerance(atol, expected)
+    return atol != 0 and type(actual) is type(expected) and _all_close(actual, expected, atol)
+
+
+def _is_floats(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) > 0 and all(isinstance(item, float) for item in value)
+    return isinstance(value, float)
+
+
+Rule = Callable[[object, object, float, Sequence[object]], bool]
+
+
+def _equal(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    return bool(actual == expected)
+
+
+def _same_members(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    return set(actual) == set(expected)  # type: ignore[call-overload, no-any-return]  # what is no collection raises TypeError
+
+
+def _not_none(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    return bool((actual if isinstance(actual, bool) else actual is not None) == expected)
+
+
+def _anything(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    return True
+
+
+def _or_zero(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    return bool(actual == expected or actual == 0)
+
+
+def _or_digits(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    """Mbpp/558: the distance of two numbers digit by digit, the shorter one padded with zeros."""
+    if actual == expected:
+        return True
+    first, second = (str(number) for number in arguments)
+    width = max(len(first), len(second))
+    pairs = zip(first.zfill(width), second.zfill(width), strict=True)
+    return bool(actual == sum(abs(int(a) - int(b)) for a, b in pairs))
+
+
+def _or_pyramid(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+    """Mbpp/581: the surface of a square pyramid whose height is that of its apex, rounded."""
+    if actual == expected:
+        return True
+    edge, height = (_number(argument) for argument in arguments)
+    slant = math.sqrt((edge / 2) ** 2 + height**2)
+    return abs(_number(actual) - round(edge**2 + 4 * (edge * slant) / 2)) <= atol
+
+
+def _is_root(actual: object, arguments: Sequence[object], atol: float) -> bool:
+    """HumanEval/32: the polynomial is near 0 there; coefficients from the constant up."""
+    (coefficients,) = arguments
+    if not isinstance(coefficients, list):
+        raise TypeError("coefficients are a list")
+    place = _number(actual)
+    return abs(sum(_number(factor) * math.pow(place, power) for power, factor in enumerate(coefficients))) <= atol
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"no real number but {type(value).__name__}")
+    return value
+
+
+_EXACT: dict[str, Rule] = {
+    "evalplus": _equal,
+    "evalplus-set": _same_members,
+    "evalplus-not-none": _not_none,
+    "evalplus-root": _equal,
+    "evalplus-any": _anything,
+    "evalplus-zero": _or_zero,
+    "evalplus-digits": _or_digits,
+    "evalplus-pyramid": _or_pyramid,
+}
+
+
+# numpy.allclose(actual, expected, rtol=RTOL, atol=atol) on nested lists and tuples.
+
+Array = tuple[tuple[int, ...], list[Number]]
+
+
+def _all_close(actual: object, expected: object, atol: float) -> bool:
+    if isinstance(actual, list | tuple) and isinstance(expected, list | tuple) and len(actual) != len(expected):
+        return False
+    left, right = _array(actual), _array(expected)
+    if left is None or right is None:
+        return False
+    if left[0] == right[0]:
+        return all(map(_close, left[1], right[1], itertools.repeat(atol)))
+    shape = _broadcast(left[0], right[0])
+    if shape is None:
+        return False
+    places = itertools.product(*map(range, shape))
+    return all(_close(_at(left, place), _at(right, place), atol) for place in places)
+
+
+def _array(value: object) -> Array | None:
+    """Shape and numbers, row by row, of what numpy would make an array of numbers; None of anything else."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return None
+    if isinstance(value, int | float | complex):
+        return (), [value]
+    if not isinstance(value, list | tuple):
+        return None
+    if not value:
+        return (0,), []
+    parts = [_array(item) for item in value]
+    first = parts[0]
+    if first is None:
+        return None
+    numbers: list[Number] = []
+    for part in parts:
+        if part is None or part[0] != first[0]:
+            return None
+        numbers += part[1]
+    return (len(parts), *first[0]), numbers
+
+
+def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of two arrays stretched to one another; None where numpy refuses."""
+    shape = []
+    for a, b in itertools.zip_longest(reversed(left), reversed(right), fillvalue=1):
+        if a != b and 1 not in (a, b):
+            return None
+        shape.append(b if a == 1 else a)
+    return tuple(reversed(shape))
+
+
+def _at(array: Array, place: tuple[int, ...]) -> Number:
+    shape, numbers = array
+    index = 0
+    for size, position in zip(shape, place[len(place) - len(shape) :], strict=True):
+        index = index * size + (position if size != 1 else 0)
+    return numbers[index]
+
+
+def _close(actual: Number, expected: Number, atol: float) -> bool:
+    left, right = (number if isinstance(number, complex) else float(number) for number in (actual, expected))
+    if left == right:
+        return True
+    try:
+        return math.isfinite(abs(right)) and abs(left - right) <= atol + RTOL * abs(right)
+    except OverflowError:
+        return False

@@ -1,0 +1,186 @@
+r"""The `lcb-compat` profile: LiveCodeBench's verdicts, bug for bug, with the answers out of the program's reach.
+
+One confined process runs all tests of a program one after another (sandbox/lcb_role.py), the first failure ends it, and
+what it printed or returned is compared here by the official rules. Described from LiveCodeBench 28fef95,
+lcb_runner/evaluation/testing_util.py and compute_code_generation_metrics.py. Reads and writes nothing.
+
+Two printed texts agree when both, stripped and split at `\n`, have as many lines and every pair of stripped lines is the
+same text or, split at whitespace, the same list of Decimals: `6.0` is `6` and `Infinity` is `inf`, but 0.30000000000000004
+is not 0.3 and NaN is nothing. A returned value passes when Python's `==` finds it equal, the outermost tuple as a list.
+
+The official codes become our words: -4 (the program does not load, or raises) `runtime_error`, -3 `time_limit`, -2
+`wrong_answer`, and -5 (its process died or outlived its time) what became of the process; `detail` starts with the code.
+
+Where this profile differs, on purpose:
+
+- An object whose `__eq__` claims equality is not believed; a number of a foreign type counts as the number that it is.
+- A problem without tests is refused; officially every program passes it.
+- Memory and output are bounded by the limits (`memory_limit`, `output_limit`); officially they are not.
+- What only forged a verdict officially (reading the answers, patching the grader) finds nothing here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import reprlib
+import time
+from decimal import Decimal, InvalidOperation
+from itertools import zip_longest
+
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation.outcomes import Graded
+from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, wire
+from ssd_ray.schema import Outcome, Problem
+
+_MAX_DETAIL = 300
+_GRACE_S = 5
+"""What the official grader waits beyond one second more than the limit for every test."""
+_LOADING = -1
+"""The index of what comes before the first test."""
+
+
+def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Graded:
+    """Grade a program as the official grader does; `limits.time_s` is for each test, cut to whole seconds as officially.
+
+    All tests together have (whole seconds + 1) · number of tests + 5 s, by the clock outside.
+
+    Raises:
+        UserError: the problem cannot be graded: no tests, tests that are not on the wire, a kind or comparison that
+            LiveCodeBench does not have, or less than a second for a test. Never a pass, nothing a program can bring about.
+    """
+    _require_gradable(problem, limits)
+    limit_s = int(limits.time_s)
+    deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
+    entry_point = (problem.entry_point or "") if problem.kind == "function" else ""
+    whole = dataclasses.replace(limits, time_s=float(deadline_s))
+    try:
+        with sandbox.converse("lcb", [code], whole, entry_point=entry_point) as conversation:
+            return _grade(problem, conversation, limit_s, deadline_s)
+    except InfrastructureError as error:
+        return Graded(outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=str(error)[:_MAX_DETAIL])
+
+
+def _require_gradable(problem: Problem, limits: Limits) -> None:
+    name = f"problem {problem.problem_id}"
+    if not problem.tests:
+        raise UserError(f"{name} has no tests, so no answer to it can be graded: add tests or leave it out")
+    if problem.kind not in ("stdin", "function") or problem.comparison not in ("value", "lcb"):
+        what = f"is of kind {problem.kind} with comparison {problem.comparison}"
+        raise UserError(f"{name} {what}, which LiveCodeBench does not have: grade it under the profile strict")
+    if problem.kind == "function" and not problem.entry_point:
+        raise UserError(f"{name} is of kind function and needs an entry_point")
+    if limits.time_s < 1:
+        raise UserError(f"the profile lcb-compat takes whole seconds, not timeout_s={limits.time_s:g}: give at least 1")
+
+
+def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_s: int) -> Graded:
+    """Load the program, then ask test after test up to the first that is not passed."""
+    ends = time.monotonic() + deadline_s
+    time_s = 0.0
+    for index in range(_LOADING, len(problem.tests)):
+        message = {"limit_s": limit_s} | ({} if index == _LOADING else _question(problem, index))
+        execution = conversation.ask(message, max(0.0, ends - time.monotonic()))
+        time_s += execution.time_s
+        outcome, detail = _judge(problem, index, execution)
+        if outcome != "accepted":
+            where = "loading" if index == _LOADING else f"test {index + 1}"
+            return Graded(
+                outcome=outcome,
+                num_passed=max(index, 0),
+                time_s=time_s,
+                detail=printable(f"{where}: {detail}")[:_MAX_DETAIL],
+                failed_test=index,
+                peak_bytes=conversation.peak_bytes,
+            )
+    peak_bytes = conversation.peak_bytes
+    return Graded(outcome="accepted", num_passed=len(problem.tests), time_s=time_s, detail="", peak_bytes=peak_bytes)
+
+
+def _question(problem: Problem, index: int) -> dict[str, object]:
+    """What the program is to be told of a test: its input, never its output."""
+    test = problem.tests[index]
+    if problem.kind == "stdin":
+        return {"stdin": test.input}
+    args = _load(problem, index, "input", test.input)
+    if not isinstance(args, list):
+        where = f"problem {problem.problem_id}, test {index + 1}"
+        raise UserError(f"{where}: its input must be a list of arguments, not {_shown(args)}")
+    # Text without an object is plain JSON, which the program's process decodes at the speed of C.
+    return {"args": args} if "{" in test.input else {"json": test.input}
+
+
+def _load(problem: Problem, index: int, field: str, text: str) -> object:
+    try:
+        return wire.loads(text) if "{" in text else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"problem {problem.problem_id}, test {index + 1}: its {field} is not wire text: {error}") from error
+
+
+def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome, str]:
+    """The outcome of one step and why; whatever is wrong with a reply is the program's doing."""
+    if execution.status != "ok":
+        return execution.status, f"official -5: {execution.detail}"
+    match execution.result:
+        case {"loaded": True} if index == _LOADING:
+            return "accepted", ""
+        case {"printed": str(text)} if index != _LOADING and problem.kind == "stdin":
+            return _judge_text(text, problem.tests[index].output)
+        case {"value": value} if index != _LOADING and problem.kind == "function":
+            return _judge_value(value, _load(problem, index, "output", problem.tests[index].output))
+        case {"unsupported": str(reason)}:
+            return "wrong_answer", f"official -2: returned {reason}"
+        case {"error": [_, "MemoryError", str(message)]}:
+            return "memory_limit", f"official -4: MemoryError {message}"
+        case {"error": ["time", *_]}:
+            return "time_limit", "official -3: the alarm went off"
+        case {"error": [_, str(name), str(message)]}:
+            return "runtime_error", f"official -4: {name}: {message}"
+    return "runtime_error", "official -5: a malformed reply"
+
+
+def _judge_text(actual: str, expected: str) -> tuple[Outcome, str]:
+    for number, (got, want) in enumerate(zip_longest(_lines(actual), _lines(expected)), start=1):
+        if got is None or want is None:
+            return "wrong_answer", f"official -2: line {number} is {'missing' if got is None else 'one too many'}"
+        if not _same_line(got, want):
+            return "wrong_answer", f"official -2: line {number} is {_shown(got)} and should be {_shown(want)}"
+    return "accepted", ""
+
+
+def same_text(actual: str, expected: str) -> bool:
+    """Whether a printed text is right by the official rules."""
+    return _judge_text(actual, expected)[0] == "accepted"
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().split("\n")]
+
+
+def _same_line(actual: str, expected: str) -> bool:
+    if actual == expected:
+        return True
+    try:
+        return [Decimal(token) for token in actual.split()] == [Decimal(token) for token in expected.split()]
+    except InvalidOperation:
+        # Not a number; or a signalling NaN, which cannot be compared (officially -4 for the whole sample).
+        return False
+
+
+def same_result(actual: object, expected: object) -> bool:
+    """Whether a returned value is right by the official rule; both are plain values, decoded from the wire."""
+    return (list(actual) if isinstance(actual, tuple) else actual) == expected
+
+
+def _judge_value(actual: object, expected: object) -> tuple[Outcome, str]:
+    if same_result(actual, expected):
+        return "accepted", ""
+    return "wrong_answer", f"official -2: returned {_shown(actual)} and should have returned {_shown(expected)}"
+
+
+def _shown(value: object) -> str:
+    """A value for a reader, short and on one line."""
+    try:
+        return reprlib.repr(value)[:100]
+    except ValueError:
+        return "a value with an integer of thousands of digits"

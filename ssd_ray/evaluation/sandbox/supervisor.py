@@ -1,0 +1,404 @@
+"""Untrusted programs, run: a whole program on standard input, or a conversation with one, with what came of it.
+
+A `Sandbox` owns a zygote, which forks one confined process for every program. A program that misbehaves is data, an
+`Execution` with a status. Only a sandbox that does not come up, or dies under its program, is an `infrastructure_error`,
+after retries in a fresh sandbox; no program decides that. Used by one thread. Writes nothing but links to
+the packages that programs may import, in a directory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, TypeVar
+
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation.sandbox import bootstrap, levels, wire
+from ssd_ray.evaluation.sandbox.child import Child, End, Limits, printable, sealed_file, tail
+from ssd_ray.evaluation.sandbox.levels import Level
+
+Status = Literal["ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"]
+Role = Literal["calls", "check", "lcb"]
+Result = TypeVar("Result")
+
+_NEAR_LIMIT = 0.9
+"""Share of the memory limit that a program killed by a signal must have filled for memory to be blamed."""
+_MOST_CHILDREN = 5000
+"""Programs that one zygote forks before a fresh one takes over."""
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    r"""What came of a program or a message: `result` is a conversation's answer, `stdout` a program's output, `time_s` wall time.
+
+    `detail` is one printable line for a reader. stdout is decoded as UTF-8, foreign bytes as `\xNN`. `peak_bytes` is the
+    resident size, known once the process has ended.
+    """
+
+    status: Status
+    stdout: str = ""
+    result: object = None
+    detail: str = ""
+    time_s: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsupported:
+    """A returned value that cannot leave the sandbox, such as a generator; equal to no expected value."""
+
+    reason: str
+
+
+class DeniedError(InfrastructureError):
+    """The kernel or the container denies a wall that was asked for."""
+
+
+class Sandbox:
+    """Confined processes on demand; a context manager, for one thread.
+
+    Raises:
+        UserError: this is not Linux, or the machine offers a level below `floor`.
+        InfrastructureError: no sandbox starts at all.
+    """
+
+    def __init__(self, *, floor: str = "L1", level: Level | None = None) -> None:
+        self._level = level or best_level()
+        if levels.rank(self._level.name) < levels.rank(floor):
+            raise UserError(
+                f"this machine sandboxes programs at {self._level.name} ({self._level.covers}), below the floor {floor}: "
+                "see docs/sandbox.md for what is missing, or lower evaluate.sandbox_floor for programs that you trust"
+            )
+        self._zygote: _Zygote | None = None
+
+    @property
+    def level(self) -> str:
+        """The name of the level, as recorded in verdicts."""
+        return self._level.name
+
+    def __enter__(self) -> Sandbox:
+        """Nothing starts before the first program."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the zygote and with it everything in the sandbox."""
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
+
+    def run_program(self, code: str, stdin: str, limits: Limits) -> Execution:
+        """Run a program as `__main__` with real standard streams; "ok" means that it ended with exit status 0 in its limits."""
+        try:
+            return self._retried(lambda: self._run_once(code, stdin, limits))
+        except InfrastructureError as error:
+            return Execution(status="infrastructure_error", detail=str(error))
+
+    def _run_once(self, code: str, stdin: str, limits: Limits) -> Execution:
+        with contextlib.closing(self._start("program", [code], limits, stdin=stdin)) as child:
+            began = time.monotonic()
+            end = child.run(limits.time_s)
+            time_s = time.monotonic() - began
+            status, detail = _judge(end, child, limits)
+            stdout = child.stdout.decode("utf-8", "backslashreplace")
+            peak_bytes = child.report.peak_kib << 10
+            return Execution(status=status, stdout=stdout, detail=detail, time_s=time_s, peak_bytes=peak_bytes)
+
+    def converse(
+        self, role: Role, units: Sequence[str], limits: Limits, *, entry_point: str = "", cpu_s: float | None = None
+    ) -> Conversation:
+        """Start a process that answers messages; the units (a preamble, the program) are compiled with its first one.
+
+        `cpu_s` is the CPU time that all messages together may take; the time limit's by default.
+
+        Raises:
+            InfrastructureError: it does not start, after retries.
+        """
+        start = functools.partial(self._start, role, units, limits, entry_point=entry_point, cpu_s=cpu_s)
+        return Conversation(self._retried(start), limits)
+
+    def _retried(self, act: Callable[[], Result]) -> Result:
+        """The act's result, tried again in a fresh sandbox when this one failed."""
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(InfrastructureError):
+                return act()
+            self.close()
+        return act()
+
+    def _start(
+        self,
+        role: str,
+        units: Sequence[str],
+        limits: Limits,
+        *,
+        stdin: str | None = None,
+        entry_point: str = "",
+        cpu_s: float | None = None,
+    ) -> Child:
+        if self._zygote is not None and self._zygote.num_children >= _MOST_CHILDREN:
+            self.close()
+        if self._zygote is None:
+            self._zygote = _Zygote(self._level)
+        request = {
+            "role": role,
+            "entry_point": entry_point,
+            "memory_bytes": limits.memory_mib << 20,
+            "cpu_s": int(-(-(cpu_s or limits.time_s) // 1)) + 1,
+            "file_bytes": limits.output_kib << 10,
+        }
+        child = Child(limits.output_kib << 10)
+        try:
+            self._zygote.fork(child, request, units, stdin)
+            child.wait_ready()
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+
+class _Zygote:
+    """A zygote from outside: the socket that asks it for children."""
+
+    def __init__(self, level: Level) -> None:
+        self.num_children = 0
+        self._resources = contextlib.ExitStack()
+        try:
+            self._launch(level)
+        except OSError as error:
+            self.close()
+            raise InfrastructureError(f"cannot start a sandbox: {error}") from error
+
+    def _launch(self, level: Level) -> None:
+        directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="ssd-ray-", ignore_cleanup_errors=True))
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._resources.enter_context(self._channel)
+        with theirs, contextlib.ExitStack() as files:
+            config = {**levels.config(level, directory), "socket": theirs.fileno(), "parent": os.getpid()}
+            config["first_user"] = os.getpid() * 67 + threading.get_native_id()
+            fd = sealed_file(bootstrap.image(config))
+            files.callback(os.close, fd)
+            process = subprocess.Popen(
+                bootstrap.command(fd),
+                env=bootstrap.environment(),
+                cwd="/",
+                pass_fds=(fd, theirs.fileno()),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            self._process = process
+            self._resources.callback(self._end)
+        self._channel.settimeout(60)
+        said = self._receive() or json.dumps({"denied": tail(process.stderr.read() if process.stderr else b"")}).encode()
+        if "up" not in json.loads(said):
+            raise DeniedError(f"a sandbox at level {level.name} does not start here: {json.loads(said).get('denied')}")
+
+    def _receive(self) -> bytes:
+        try:
+            return self._channel.recv(1 << 16)
+        except TimeoutError as error:
+            raise InfrastructureError("a sandbox did not come up within 60 s") from error
+        except ConnectionError:
+            return b""
+
+    def fork(self, child: Child, request: dict[str, object], units: Sequence[str], stdin: str | None) -> None:
+        """Ask for one process; gives `child` its descriptors.
+
+        Raises:
+            InfrastructureError: the zygote is dead or cannot fork, or descriptors have run out.
+        """
+        self.num_children += 1
+        with contextlib.ExitStack() as theirs:
+            try:
+                self._send(child, request, units, stdin, theirs)
+                said, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
+            except OSError as error:
+                raise InfrastructureError(f"a sandbox could not start a process: {error}") from error
+        if said != b"started" or len(fds) != 1:
+            raise InfrastructureError("a sandbox died as it was asked for a process")
+        child.started(fds[0])
+
+    def _send(
+        self, child: Child, request: dict[str, object], units: Sequence[str], stdin: str | None, theirs: contextlib.ExitStack
+    ) -> None:
+        def given(fd: int) -> int:
+            theirs.callback(os.close, fd)
+            return fd
+
+        sources = [unit.encode("utf-8", "surrogatepass") for unit in units]
+        lengths = " ".join(str(len(source)) for source in sources)
+        fds = [given(child.outlet("status")), given(sealed_file(b"".join([f"{lengths}\n".encode(), *sources])))]
+        if stdin is None:
+            null = given(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            fds += [null, null, given(child.outlet("stderr")), given(child.inlet()), given(child.outlet("reply"))]
+        else:
+            fds += [given(sealed_file(stdin.encode("utf-8", "surrogatepass")))]
+            fds += [given(child.outlet("stdout")), given(child.outlet("stderr"))]
+        socket.send_fds(self._channel, [json.dumps(request).encode()], fds)
+
+    def close(self) -> None:
+        """Kill it, and with it its children; wait until it is gone."""
+        self._resources.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
+
+
+_probing = threading.Lock()
+
+
+def best_level() -> Level:
+    """The strongest level at which a sandbox starts on this machine and runs a program, found once a process.
+
+    Raises:
+        UserError: this is not Linux.
+        InfrastructureError: no sandbox starts at any level, or one fails for another reason than being denied.
+    """
+    if sys.platform != "linux":
+        raise UserError(f"programs can be graded on Linux only, not on {sys.platform}: run the grading stage there")
+    with _probing:
+        return _probe()
+
+
+@functools.cache
+def _probe() -> Level:
+    denied = ""
+    for level in levels.candidates():
+        try:
+            with Sandbox(floor="L0", level=level) as sandbox:
+                execution = sandbox.run_program(
+                    "import bisect; print(6 * 7)", "", Limits(time_s=20, memory_mib=512, output_kib=16)
+                )
+        except DeniedError as error:
+            denied = str(error)
+            continue
+        if execution.stdout == "42\n":
+            return level
+        denied = f"{level.name}: {execution.detail}"
+    raise InfrastructureError(f"no sandbox runs on this machine: {denied}")
+
+
+def working_levels() -> Iterator[tuple[Level, str]]:
+    """Every level, the strongest first, with why a sandbox does not start at it, or an empty text where it does."""
+    for level in levels.candidates():
+        try:
+            _Zygote(level).close()
+            yield level, ""
+        except InfrastructureError as error:
+            yield level, str(error)
+
+
+def _judge(end: End, child: Child, limits: Limits) -> tuple[Status, str]:
+    """The status of a process that has ended, by evidence from outside of it."""
+    if end == "output_limit":
+        return "output_limit", f"more than {limits.output_kib} KiB of output"
+    if end == "time_limit":
+        return "time_limit", f"not finished after {limits.time_s:g} s"
+    report, last_line = child.report, tail(child.stderr)
+    if report.kind == "signal":
+        if report.number == signal.SIGXCPU or (report.number == signal.SIGKILL and report.cpu_s >= limits.time_s):
+            return "time_limit", f"more than {limits.time_s:g} s of CPU time"
+        if report.peak_kib >= _NEAR_LIMIT * limits.memory_mib * 1024:
+            return "memory_limit", f"killed at {report.peak_kib >> 10} MiB of {limits.memory_mib}"
+        return "runtime_error", f"killed by {_signal_name(report.number)}"
+    if report.number == 0:
+        return "ok", ""
+    if last_line.startswith("MemoryError"):
+        return "memory_limit", f"MemoryError within {limits.memory_mib} MiB"
+    return "runtime_error", last_line or f"exit status {report.number}"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+
+
+class Conversation:
+    """Messages to one confined process and its answers; a context manager, which ends the process."""
+
+    def __init__(self, child: Child, limits: Limits) -> None:
+        self._child, self._limits = child, limits
+        self._ended: Execution | None = None
+
+    def __enter__(self) -> Conversation:
+        """The process is there already."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._child.close()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The process's resident size at its largest; ends the process.
+
+        Raises:
+            InfrastructureError: the sandbox died under it.
+        """
+        self._child.stop()
+        return self._child.report.peak_kib << 10
+
+    def ask(self, message: object, time_s: float | None = None) -> Execution:
+        """Send a message; `result` of status "ok" is the answer, as the role defines it.
+
+        After any other status the process is dead and there is nothing more to ask.
+
+        Raises:
+            InfrastructureError: the sandbox died under the process.
+            wire.UnsupportedValueError: the message has no form on the wire.
+        """
+        text = wire.dumps(message)
+        limit_s = self._limits.time_s if time_s is None else time_s
+        began = time.monotonic()
+        line = self._child.exchange(text, limit_s)
+        taken_s = time.monotonic() - began
+        if isinstance(line, bytes):
+            try:
+                return Execution(status="ok", result=wire.loads(line), time_s=taken_s)
+            except wire.MalformedError as error:
+                self._child.stop()
+                detail = f"a malformed result: {printable(str(error))}"
+                return Execution(status="runtime_error", detail=detail, time_s=taken_s)
+        self._child.stop()
+        status, detail = _judge(line, self._child, self._limits)
+        if status == "ok":
+            status, detail = "runtime_error", "the program ended before it answered"
+        return Execution(status=status, detail=detail, time_s=taken_s)
+
+
+def call(conversation: Conversation, arguments: Sequence[object], time_s: float | None = None) -> Execution:
+    """Have a process of role "calls" call its function; `result` is the value, an `Unsupported` where it cannot leave.
+
+    Raises:
+        InfrastructureError, wire.UnsupportedValueError: as for `Conversation.ask`.
+    """
+    execution = conversation.ask(list(arguments), time_s)
+    if execution.status != "ok":
+        return execution
+    match execution.result:
+        case {"value": value}:
+            return Execution(status="ok", result=value, time_s=execution.time_s)
+        case {"unsupported": str(reason)}:
+            return Execution(status="ok", result=Unsupported(reason=printable(reason)[:300]), time_s=execution.time_s)
+        case {"error": [str(name), str(message)]}:
+            status: Status = "memory_limit" if name == "MemoryError" else "runtime_error"
+            return Execution(status=status, detail=printable(f"{name}: {message}")[:300], time_s=execution.time_s)
+    return Execution(status="runtime_error", detail="a malformed result", time_s=execution.time_s)

@@ -1,0 +1,189 @@
+"""Grading without the rest of the pipeline: a file of problems and a file of completions in, verdicts and scores out.
+
+    problems, completions ─> benchmark/, completions/ ─ worker processes ─> verdicts/ ─> verdicts.parquet, scores.json
+
+Every directory is an artifact, so an interrupted call resumes. Needs neither Ray nor torch, vLLM or transformers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts, streaming
+from ssd_ray.artifacts import Identity
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation import summary
+from ssd_ray.evaluation.completions import open_completions
+from ssd_ray.evaluation.grader import Grader, Order
+from ssd_ray.evaluation.graders import SLICE_ROWS, facts
+from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.references import with_expected
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, walls
+from ssd_ray.evaluation.store import TestStore
+from ssd_ray.problems.benchmarks import read_problems
+from ssd_ray.problems.benchmarks.files import list_files
+from ssd_ray.progress import Progress
+from ssd_ray.schema import Completion, Problem
+
+_SHARD_ROWS = 1024
+_REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
+_MAX_FAILURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to grade, how, and where to; `workers` processes at a time."""
+
+    problems: Path
+    completions: Path
+    out: Path
+    rules: Rules
+    floor: str = "L1"
+    workers: int = 1
+    skip_bad_rows: bool = False
+    max_infrastructure_errors: float = 0.01
+
+
+def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
+    """Grade a file of completions; returns what `scores.json` holds.
+
+    Raises:
+        UserError: a bad row, a problem that cannot be graded, a sandbox below the floor.
+        InfrastructureError: workers kept dying; the same call resumes.
+    """
+    options = {"skip_bad_rows": job.skip_bad_rows}
+    benchmark = Identity(
+        stage="benchmark", choices={"problems": artifacts.digest(list_files(job.problems, "problems")), **options}
+    )
+    artifacts.make(job.out / "benchmark", benchmark, lambda out: _benchmark(job, out, progress))
+    answers = Identity(
+        stage="completions",
+        choices={"completions": artifacts.digest(list_files(job.completions, "completions")), **options},
+        inputs={"benchmark": benchmark.fingerprint},
+    )
+    made = artifacts.make(job.out / "completions", answers, lambda out: _completions(job, out))
+    rules = asdict(job.rules) | ({"extract": "whole"} if made.facts["content"] == "code" else {})
+    verdicts = Identity(stage="verdicts", choices=rules, inputs={"completions": answers.fingerprint})
+    total = int(made.facts["rows"])
+    content = made.facts["content"]
+    graded = artifacts.make(job.out / "verdicts", verdicts, lambda out: _verdicts(job, out, total, content, progress))
+    bad_rows = artifacts.load(job.out / "benchmark").facts["bad_rows"] + made.facts["bad_rows"]
+    return summary.write(job.out, graded.facts, bad_rows, max_infrastructure_errors=job.max_infrastructure_errors)
+
+
+def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
+    loaded, store = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows), TestStore(out / "tests")
+    rows: list[Problem] = []
+    with Sandbox(floor=job.floor) as sandbox:
+        for problem in loaded:
+            rows.append(store.put(with_expected(problem, sandbox, _REFERENCE_LIMITS)))
+    if not rows:
+        raise UserError(f"{job.problems}: no problem in it that can be graded ({len(loaded.bad_rows)} bad rows)")
+    for start in range(0, len(rows), _SHARD_ROWS):
+        artifacts.write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
+    bad_rows = [asdict(bad) for bad in loaded.bad_rows]
+    progress.say(f"{len(rows)} problems, format {loaded.format}" + (f", {len(bad_rows)} bad rows left out" if bad_rows else ""))
+    return {"rows": len(rows), "format": loaded.format, "public_only": loaded.num_public_only, "bad_rows": bad_rows}
+
+
+def _completions(job: Job, out: Path) -> dict[str, Any]:
+    problems = {problem.problem_id: problem for problem in artifacts.read_rows(job.out / "benchmark", Problem)}
+    loaded = open_completions(job.completions, problems, skip_bad_rows=job.skip_bad_rows)
+    rows, count = [], 0
+    for completion in loaded:
+        rows.append(completion)
+        count += 1
+        if len(rows) == _SHARD_ROWS:
+            artifacts.write_shard(out, f"completions-{count:08}", rows, Completion)
+            rows.clear()
+    if rows:
+        artifacts.write_shard(out, f"completions-{count:08}", rows, Completion)
+    if not count:
+        raise UserError(f"{job.completions}: no completion in it that can be graded ({len(loaded.bad_rows)} bad rows)")
+    bad_rows = [{"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows]
+    return {"rows": count, "content": loaded.content, "bad_rows": bad_rows}
+
+
+def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> dict[str, Any]:
+    order = Order(
+        benchmark=(job.out / "benchmark").resolve(),
+        rules=job.rules,
+        floor=job.floor,
+        out=out.resolve(),
+        as_code=content == "code",
+    )
+    done = streaming.keys_on_disk(out)
+    for partial in out.glob(".*.partial"):
+        partial.unlink()
+    shards = artifacts.shard_paths(job.out / "completions")
+    pieces = [piece for path in shards for piece in streaming.slices_of(path, done, None, SLICE_ROWS)]
+    with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
+        graded = len(done)
+        for rows in _carried(order, pieces, job.workers):
+            graded += rows
+            task.update(graded)
+    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(out, "outcome"))
+    return facts(order, outcomes)
+
+
+_grader: Grader | None = None
+
+
+def _set_up(order: Order) -> None:
+    """In a worker process: it ends with the process that started it."""
+    global _grader
+    walls.die_with_parent()
+    _grader = Grader(order)
+
+
+def _grade(piece: Mapping[str, Any]) -> int:
+    assert _grader is not None
+    return _grader.grade(piece)
+
+
+def _carried(order: Order, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
+    """Rows of every slice as it is graded; a pool that lost a process is replaced, a bounded number of times."""
+    Grader(order).close()  # says what is wrong with the machine or the benchmark before any process starts
+    left, failures = list(pieces), 0
+    while left:
+        with _pool(order, min(workers, len(left))) as pool:
+            running: dict[Future[int], dict[str, Any]] = {}
+            try:
+                while left or running:
+                    while left and len(running) < 2 * workers:
+                        running[pool.submit(_grade, left[-1])] = left[-1]
+                        left.pop()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        rows = future.result()
+                        del running[future]
+                        yield rows
+            except BrokenProcessPool as error:
+                failures += 1
+                if failures > _MAX_FAILURES:
+                    raise InfrastructureError("grading processes kept dying; run again to resume") from error
+                done = streaming.keys_on_disk(order.out)
+                left += [piece for piece in running.values() if not _finished(piece, done)]
+
+
+def _finished(piece: Mapping[str, Any], done: set[streaming.Key]) -> bool:
+    table = streaming.read_slice(piece)
+    keys = zip(table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True)
+    return done.issuperset(keys)
+
+
+@contextmanager
+def _pool(order: Order, workers: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(order,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,187 @@
+"""The `strict` profile: every test in a real process of its own, with real streams, `__main__` and exit codes.
+
+Everything that decides (expected outputs, comparisons, assertions) stays on this side of the sandbox. EvalPlus's problems
+keep EvalPlus's way, one process for the base inputs and one for the plus inputs, call by call. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation.checking import BrokenCheckError, run_check
+from ssd_ray.evaluation.comparison import first_difference, same
+from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, Graded
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, printable, wire
+from ssd_ray.schema import Outcome, Problem, Test
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What one test, or one process's tests up to the first that failed, came to."""
+
+    outcome: Outcome
+    detail: str = ""
+    time_s: float = 0.0
+    peak_bytes: int = 0
+    num_passed: int = 0
+
+
+def grade_strict(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Graded:
+    """Run the tests of a problem on a program, in order, each within the limits, up to the first that is not passed.
+
+    Raises:
+        UserError: the problem cannot be graded: no tests, no entry point, tests that are not on the wire, a check that
+            fails by itself. Never a pass, and nothing that a program could bring about.
+    """
+    require_gradable(problem)
+    run = _RUNNERS["evalplus" if problem.comparison.startswith("evalplus") else problem.kind]
+    num_passed, time_s, peak_bytes, outcome_base = 0, 0.0, 0, ""
+    for group, tests in itertools.groupby(problem.tests, key=lambda test: test.group):
+        for batch in [tuple(tests)] if run is _run_calls else [(test,) for test in tests]:
+            result = _attempted(lambda batch=batch: run(problem, batch, code, limits, sandbox))  # type: ignore[misc]
+            num_passed, time_s = num_passed + result.num_passed, time_s + result.time_s
+            peak_bytes = max(peak_bytes, result.peak_bytes)
+            if result.outcome != "accepted":
+                return Graded(
+                    outcome=result.outcome,
+                    num_passed=num_passed,
+                    time_s=time_s,
+                    detail=f"test {num_passed + 1}: {result.detail}"[:MAX_DETAIL],
+                    failed_test=num_passed,
+                    peak_bytes=peak_bytes,
+                    outcome_base=outcome_base or (result.outcome if group == "base" else ""),
+                )
+        if group == "base":
+            outcome_base = "accepted"
+    return Graded(
+        outcome="accepted", num_passed=num_passed, time_s=time_s, detail="", peak_bytes=peak_bytes, outcome_base=outcome_base
+    )
+
+
+def _attempted(run: Callable[[], _Result]) -> _Result:
+    """The result, from a second attempt where the sandbox died in the first."""
+    try:
+        return run()
+    except InfrastructureError:
+        try:
+            return run()
+        except InfrastructureError as error:
+            return _Result(outcome="infrastructure_error", detail=str(error))
+
+
+def require_gradable(problem: Problem) -> None:
+    """Refuse a problem on which every program would pass, or none could.
+
+    Raises:
+        UserError: as said, with the mend.
+    """
+    if not problem.tests:
+        raise UserError(f"problem {problem.problem_id} has no tests, so no answer to it can be graded: add tests or leave it out")
+    if problem.kind in ("function", "asserts") and not problem.entry_point:
+        raise UserError(f"problem {problem.problem_id} is of kind {problem.kind} and needs an entry_point")
+
+
+def _run_stdin(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
+    execution = sandbox.run_program(code, tests[0].input, limits)
+    result = _Result(outcome="accepted", time_s=execution.time_s, peak_bytes=execution.peak_bytes, num_passed=1)
+    if execution.status != "ok":
+        return dataclasses.replace(result, outcome=OUTCOMES[execution.status], detail=execution.detail, num_passed=0)
+    difference = first_difference(execution.stdout, tests[0].output)
+    if difference is None:
+        return result
+    number, got, want = difference
+    if got is None or want is None:
+        detail = f"line {number} is {'missing' if got is None else 'one too many'}"
+    else:
+        detail = f"line {number} is {_shown(got)} and should be {_shown(want)}"
+    return dataclasses.replace(result, outcome="wrong_answer", detail=detail, num_passed=0)
+
+
+def _run_calls(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
+    """Call the function with each test's arguments in one process; the time limit is each call's."""
+    assert problem.entry_point is not None
+    units, total_s = program_units(problem, code), limits.time_s * len(tests)
+    time_s = 0.0
+    with sandbox.converse("calls", units, limits, entry_point=problem.entry_point, cpu_s=total_s) as conversation:
+        for index, test in enumerate(tests):
+            arguments, expected = _loads(problem, "input", test.input), _loads(problem, "output", test.output)
+            if not isinstance(arguments, list):
+                raise UserError(
+                    f"problem {problem.problem_id}: a function test's input must be a JSON list of arguments, not {arguments!r:.80}"
+                )
+            execution = call(conversation, arguments)
+            time_s += execution.time_s
+            outcome, detail = _compared(problem, execution, expected, arguments)
+            if outcome != "accepted":
+                return _Result(
+                    outcome=outcome, detail=detail, time_s=time_s, peak_bytes=conversation.peak_bytes, num_passed=index
+                )
+        return _Result(outcome="accepted", time_s=time_s, peak_bytes=conversation.peak_bytes, num_passed=len(tests))
+
+
+def _compared(problem: Problem, execution: Execution, expected: object, arguments: list[object]) -> tuple[Outcome, str]:
+    if execution.status != "ok":
+        return OUTCOMES[execution.status], execution.detail
+    if isinstance(execution.result, Unsupported):
+        return "wrong_answer", f"returned {execution.result.reason}"
+    if same(problem.comparison, execution.result, expected, problem.atol, arguments):
+        return "accepted", ""
+    return "wrong_answer", f"returned {_shown(execution.result)} and should have returned {_shown(expected)}"
+
+
+def _run_asserts(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
+    assert problem.entry_point is not None
+    check = [unit for unit in (problem.starter_code, problem.reference, tests[0].input) if unit]
+    try:
+        checked = run_check(check, program_units(problem, code), problem.entry_point, limits, sandbox)
+    except BrokenCheckError as error:
+        raise UserError(f"problem {problem.problem_id}: {error}") from error
+    return _Result(
+        outcome=checked.outcome,
+        detail=checked.detail,
+        time_s=checked.time_s,
+        peak_bytes=checked.peak_bytes,
+        num_passed=int(checked.outcome == "accepted"),
+    )
+
+
+_RUNNERS: dict[str, Callable[[Problem, Sequence[Test], str, Limits, Sandbox], _Result]] = {
+    "stdin": _run_stdin,
+    "function": lambda problem, tests, code, limits, sandbox: _run_calls(problem, tests, code, limits, sandbox),
+    "evalplus": _run_calls,
+    "asserts": _run_asserts,
+}
+
+
+def program_units(problem: Problem, code: str) -> Sequence[str]:
+    """A program and what it may take for granted: the imports and helpers that its starter code shows before the entry point.
+
+    They are separate source texts, to be compiled one by one, so that neither can change how the other is read.
+    """
+    if not problem.starter_code or not problem.entry_point:
+        return (code,)
+    entry = re.compile(rf"^(?:(?:async[ \t]+)?def[ \t]+{re.escape(problem.entry_point)}|class[ \t]+Solution)\b", re.MULTILINE)
+    match = entry.search(problem.starter_code)
+    preamble = problem.starter_code[: match.start()] if match else ""
+    return (preamble, code) if preamble.strip() else (code,)
+
+
+def _loads(problem: Problem, field: str, text: str) -> object:
+    try:
+        return wire.loads(text)
+    except wire.MalformedError as error:
+        raise UserError(f"problem {problem.problem_id}: a test's {field} is not a wire text: {error}") from error
+
+
+def _shown(value: object) -> str:
+    """A value for a reader, short and on one line."""
+    try:
+        return printable(reprlib.repr(value))[:100]
+    except ValueError:
+        return "a value with an integer of thousands of digits"

@@ -1,0 +1,113 @@
+"""What the stand-alone grader leaves: one Parquet file of verdicts and a JSON file of scores with their intervals.
+
+Reads the shards of a verdicts artifact; writes `verdicts.parquet` and `scores.json` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssd_ray import artifacts
+from ssd_ray.evaluation.metrics import pass_at_k_matrix, score_interval
+from ssd_ray.schema import Verdict
+
+CONFIDENCE = 0.95
+_COLUMNS = {
+    "prompt_id": "problem_id",
+    "sample_index": "index",
+    "outcome": "outcome",
+    "outcome_base": "outcome_base",
+    "failed_test": "failed_test",
+    "time_s": "seconds",
+    "peak_bytes": "peak_bytes",
+    "sandbox_level": "sandbox_level",
+    "num_tests": "num_tests",
+    "source": "benchmark",
+    "difficulty": "difficulty",
+    "detail": "detail",
+}
+"""The columns of verdicts.parquet, by the fields that they come from."""
+
+
+def write(
+    out: Path, facts: Mapping[str, Any], bad_rows: Sequence[Mapping[str, Any]], *, max_infrastructure_errors: float
+) -> dict[str, Any]:
+    """Write both files into `out` from `out/verdicts` and return the scores.
+
+    A group in which more than `max_infrastructure_errors` of the completions could not be graded has no score. EvalPlus's
+    scores come twice, `base` for the base tests alone.
+    """
+    _write_table(out)
+    scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "profile", "sandbox_level")}
+    scores |= {"confidence": CONFIDENCE, "bad_rows": list(bad_rows), "benchmarks": _benchmarks(out, max_infrastructure_errors)}
+    artifacts.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    return scores
+
+
+def _write_table(out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(path, columns=list(_COLUMNS)) for path in artifacts.shard_paths(out / "verdicts")]
+    table = pa.concat_tables(tables).select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.sort_by([("problem_id", "ascending"), ("index", "ascending")]), sink, compression="zstd")
+    artifacts.write_atomic(out / "verdicts.parquet", sink.getvalue().to_pybytes())
+
+
+Counts = dict[str, list[int]]
+"""For every problem: completions graded, right, right on the base tests, not graded."""
+
+
+def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
+    groups: dict[str, dict[str, Counts]] = defaultdict(lambda: defaultdict(dict))
+    outcomes: dict[str, Counter[str]] = defaultdict(Counter)
+    evalplus = set()
+    for verdict in artifacts.read_rows(out / "verdicts", Verdict):
+        outcomes[verdict.source][verdict.outcome] += 1
+        for group in ("all", verdict.difficulty):
+            counts = groups[verdict.source][group].setdefault(verdict.prompt_id, [0, 0, 0, 0])
+            failed = verdict.outcome == "infrastructure_error"
+            counts[0] += not failed
+            counts[1] += verdict.outcome == "accepted"
+            counts[2] += verdict.outcome_base == "accepted"
+            counts[3] += failed
+        evalplus |= {verdict.source} if verdict.outcome_base else set()
+    return {
+        source: {
+            "outcomes": dict(sorted(outcomes[source].items())),
+            **{
+                group: _scores(list(counts.values()), max_infrastructure_errors, base=source in evalplus)
+                for group, counts in sorted(by_group.items())
+                if group == "all" or len(by_group) > 2
+            },
+        }
+        for source, by_group in sorted(groups.items())
+    }
+
+
+def _scores(counts: list[list[int]], max_infrastructure_errors: float, *, base: bool) -> dict[str, Any]:
+    """pass@1 with its interval, and pass@k for 5 and 10 where every problem has so many graded completions."""
+    table = np.array(counts, dtype=np.int64)
+    ungraded = float(table[:, 3].sum() / table[:, [0, 3]].sum())
+    facts: dict[str, Any] = {"problems": len(counts), "infrastructure_error_rate": ungraded}
+    if ungraded > max_infrastructure_errors:
+        return {
+            **facts,
+            "refused": f"{ungraded:.1%} of the completions could not be graded, more than {max_infrastructure_errors:.1%}",
+        }
+    table = table[table[:, 0] > 0]
+    for name, column in (("", 1), ("base ", 2)):
+        if name and not base:
+            continue
+        for k in (1, 5, 10):
+            if k <= table[:, 0].min():
+                interval = score_interval(pass_at_k_matrix(table[:, 0], table[:, column], [k])[:, 0], confidence=CONFIDENCE)
+                facts[f"{name}pass@{k}"] = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+    return facts

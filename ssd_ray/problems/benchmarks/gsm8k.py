@@ -1,0 +1,45 @@
+"""GSM8K rows (Cobbe et al. 2021, arXiv 2110.14168): a word problem and an answer that ends in `#### number`.
+
+Nothing is run: the last number of a completion is compared with the gold one. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+from ssd_ray.problems.benchmarks.files import Row, RowError, optional_text, shown, text
+from ssd_ray.schema import Problem, Test
+
+
+def problem(row: Row, number: int) -> Problem:
+    """One row as a problem of kind `numeric`, named after its row; the gold number is the output of its one test.
+
+    Raises:
+        RowError: a field is missing, or no number follows `####`.
+    """
+    answer = text(row, "answer")
+    return Problem(
+        problem_id=optional_text(row, "task_id") or f"gsm8k/{number}",
+        source="gsm8k",
+        statement=text(row, "question"),
+        kind="numeric",
+        reference=answer,
+        tests=(Test(input="", output=gold_number(answer)),),
+    )
+
+
+def gold_number(answer: str) -> str:
+    """The number after the last `####`, without its thousands separators.
+
+    Raises:
+        RowError: there is none.
+    """
+    _, mark, tail = answer.rpartition("####")
+    digits = tail.strip().replace(",", "").removeprefix("$")
+    try:
+        finite = Decimal(digits).is_finite()
+    except InvalidOperation:
+        finite = False
+    if not mark or not finite:
+        raise RowError(f"field 'answer' must end in '#### number', not {shown(answer[-40:])}")
+    return digits

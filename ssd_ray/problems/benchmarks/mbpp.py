@@ -1,0 +1,115 @@
+"""MBPP rows, full or sanitised (Austin et al. 2021, arXiv 2108.07732): a sentence, a solution and three assertions.
+
+Each assertion becomes a test with a `check(candidate)` of its own, in which the function's name stands for the candidate. The
+assertions are part of the statement, as published, since only they name the function. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from ssd_ray.errors import UserError
+from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, json_field, optional_text, shown, text
+from ssd_ray.schema import Problem, Test
+
+SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
+"""Task ids of the four splits of the full set (its README); their sizes are asserted where a recipe names one."""
+
+
+def problem(row: Row, number: int) -> Problem:
+    """One row as a problem of kind `asserts`, named mbpp/N.
+
+    Raises:
+        RowError: a field is missing, an assertion is no assertion of a function of the solution, or the tests hand over
+            objects of a class that the program itself is to define: those cannot be judged from outside of its process.
+    """
+    code = text(row, "code")
+    sources = json_field(row, "test_list", list)
+    if not sources:
+        raise RowError("field 'test_list' is empty, so nothing could be graded")
+    assertions = [_assertion(source) for source in sources]
+    tree = _parse(code, "code")
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    entry_point = _entry_point(assertions, defined)
+    setup = "\n".join([*_imports(row), optional_text(row, "test_setup_code") or ""]).strip()
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    used = classes & {name for piece in (*sources, setup) for name in _names(_parse(piece, "test_setup_code"))}
+    if used:
+        raise RowError(
+            f"field 'test_setup_code' builds objects of the solution's own class {min(used)}, which cannot cross to a program "
+            "in its own process"
+        )
+    statement = optional_text(row, "text") or text(row, "prompt")
+    return Problem(
+        problem_id=f"mbpp/{identifier(row, 'task_id')}",
+        source="mbpp",
+        statement="{}\n\nYour code should pass these tests:\n\n{}".format(statement.strip(), "\n".join(sources)),
+        kind="asserts",
+        entry_point=entry_point,
+        reference=code,
+        tests=tuple(Test(input=_check(setup, entry_point, node), output="") for node in assertions),
+    )
+
+
+def in_split(row: Row, split: str) -> bool:
+    """Whether a row's task id belongs to a split of SPLITS.
+
+    Raises:
+        RowError: the id is no number.
+    """
+    task_id = identifier(row, "task_id")
+    if not task_id.isdecimal():
+        raise RowError(f"field 'task_id' must be a number, not {shown(task_id)}")
+    return int(task_id) in SPLITS[split]
+
+
+def require_split(name: str) -> None:
+    """Refuse a split that MBPP does not have.
+
+    Raises:
+        UserError: no such split.
+    """
+    if name not in SPLITS:
+        raise UserError(f"MBPP has no split {name!r}: release is one of {', '.join(SPLITS)}")
+
+
+def _imports(row: Row) -> Sequence[str]:
+    lines = json_field(row, "test_imports", list) if row.get("test_imports") else []
+    if not all(isinstance(line, str) for line in lines):
+        raise RowError("field 'test_imports' must hold lines of source")
+    return lines
+
+
+def _parse(source: str, field: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise RowError(f"field {field!r} is not Python: {error}") from error
+
+
+def _assertion(source: Any) -> ast.Assert:
+    if not isinstance(source, str):
+        raise RowError(f"field 'test_list' must hold assertions, not {shown(source)}")
+    body = _parse(source.strip(), "test_list").body
+    if len(body) != 1 or not isinstance(body[0], ast.Assert):
+        raise RowError(f"field 'test_list': {shown(source)} is not one assertion")
+    return body[0]
+
+
+def _names(tree: ast.AST) -> list[str]:
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+
+
+def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
+    """The one function of the solution that every assertion names; of several, the first that the first one calls."""
+    common = [name for name in _names(assertions[0]) if name in defined and all(name in _names(node) for node in assertions)]
+    if not common:
+        raise RowError("field 'test_list': no function of 'code' is named in every assertion")
+    return common[0]
+
+
+def _check(setup: str, entry_point: str, assertion: ast.Assert) -> str:
+    lines = [setup] if setup else []
+    return "\n".join([*lines, "def check(candidate):", f"    {entry_point} = candidate", f"    {ast.unparse(assertion)}", ""])
