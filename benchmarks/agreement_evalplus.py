@@ -1,6 +1,6 @@
 """Our verdicts against EvalPlus's own, program by program: every disagreement but those about time is listed.
 
-    python benchmarks/agreement_evalplus.py --problems HumanEvalPlus.jsonl.gz --verdicts eval_results.json [...] --out figures.json
+    python benchmarks/agreement_evalplus.py --problems HumanEvalPlus.jsonl.gz --verdicts eval_results.json ... --out figures.json
 
 Problems are EvalPlus's release files, verdicts the result files that its evaluator writes, made with the same release. A
 program that either side stopped for time is left out of the rates and counted. Writes the figures and the machine as JSON.
@@ -41,7 +41,7 @@ def compare(problems: Path, path: Path, directory: Path, workers: int) -> dict[s
     completions = directory / f"{path.stem}.jsonl"
     lines = [json.dumps({"task_id": task, "index": index, "code": row["solution"]}) for (task, index), row in known.items()]
     completions.write_text("\n".join(lines) + "\n")
-    rules = Rules(limits=Limits(time_s=5, memory_mib=4096, output_kib=65536))
+    rules = Rules(limits=Limits(time_s=1, memory_mib=4096, output_kib=65536))
     out = directory / path.stem
     grade_files(Job(problems=problems, completions=completions, out=out, rules=rules, workers=workers), LineProgress())
     counts = {"base": [0, 0, 0], "plus": [0, 0, 0]}

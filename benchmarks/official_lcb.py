@@ -1,7 +1,7 @@
 """LiveCodeBench's own grader, loaded from a checkout, to measure ours against; nothing of it is part of this project.
 
-Reads the modules of `lcb_runner.evaluation` under the given directory (LiveCodeBench/LiveCodeBench, Apache-2.0 or MIT as it
-says itself) without running the package's own imports, which need a model server's libraries.
+Reads the modules of `lcb_runner.evaluation` under the given directory (LiveCodeBench/LiveCodeBench, MIT)
+without running the package's own imports, which need a model server's libraries.
 """
 
 from __future__ import annotations

@@ -83,22 +83,14 @@ _verb("generate", "Answer the benchmark with every arm of the recipe.")
 
 @app.command()
 def grade(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; or none, with --problems and --completions.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Recipe, or none with --problems.")] = None,
     out: Out = None,
     overrides: Set = None,
     quiet: Quiet = False,
-    problems: Annotated[
-        Path | None, typer.Option(help="Problems: LiveCodeBench, EvalPlus, HumanEval, MBPP, GSM8K or own rows.")
-    ] = None,
-    completions: Annotated[
-        Path | None, typer.Option(help="Rows with a problem's id, an optional index, and text or code.")
-    ] = None,
-    profile: Annotated[
-        str, typer.Option(help="strict: a real process per test. lcb-compat: LiveCodeBench's grader, bug for bug.")
-    ] = "strict",
-    extract: Annotated[str, typer.Option(help="Where the program is in a text: last-block, first-block or lcb.")] = "last-block",
+    problems: Annotated[Path | None, typer.Option(help="Problems, in any format of docs/benchmarks.md.")] = None,
+    completions: Annotated[Path | None, typer.Option(help="Rows: problem's id, index, and text or code.")] = None,
+    profile: Annotated[str, typer.Option(help="strict (real processes) or lcb-compat (bug for bug).")] = "strict",
+    extract: Annotated[str, typer.Option(help="Program in a text: last-block, first-block, lcb.")] = "last-block",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default is one a core.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="Time limit of one test.")] = 6.0,
     memory_mib: Annotated[int, typer.Option("--memory-mib", min=64, help="Memory limit of one program.")] = 1024,

@@ -13,6 +13,7 @@ work starts. This is the one module that knows more than one stage; `ssd_ray.run
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from ssd_ray import arms, artifacts, config, models
 from ssd_ray.artifacts import Identity
 from ssd_ray.config import Arm, Recipe, SampleConfig
-from ssd_ray.errors import UserError
+from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Problem, Profile
@@ -33,7 +34,10 @@ _BRANCH = {"ssd": "", "naive": "-naive"}
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself."""
+    """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself.
+
+    A step that `follows` one of its inputs can be made while that one is: it reads it as it grows.
+    """
 
     name: str
     verb: str
@@ -41,6 +45,7 @@ class Step:
     act: Callable[[Path], Facts]
     inputs: tuple[Step, ...] = ()
     needs_ray: bool = False
+    follows: Step | None = None
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -54,6 +59,7 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self._progress = recipe, out, progress
+        self.stopped = threading.Event()
 
     # What is made from what.
 
@@ -103,7 +109,7 @@ class Pipeline:
     @functools.cached_property
     def _benchmark(self) -> Step:
         chosen = self.recipe.evaluate
-        names = {name: sources.identify(name) for name in chosen.benchmarks}
+        names = {benchmark.name: sources.identify(benchmark) for benchmark in chosen.benchmarks}
         return Step(
             name="benchmark", verb="render", choices={"benchmarks": names, "limit": chosen.limit}, act=self._make_benchmark
         )
@@ -158,11 +164,19 @@ class Pipeline:
 
     @functools.cache  # noqa: B019
     def _verdicts(self, name: str, profile: Profile) -> Step:
-        limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib")
+        limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
         chosen = {"profile": profile, **{limit: getattr(self.recipe.evaluate, limit) for limit in limits}}
-        inputs = (self._benchmark, self._generations(name))
+        answers = self._generations(name)
         act = functools.partial(self._make_verdicts, name, profile)
-        return Step(name=f"{arms.VERDICTS[profile]}/{name}", verb="grade", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+        return Step(
+            name=f"{arms.VERDICTS[profile]}/{name}",
+            verb="grade",
+            choices=chosen,
+            act=act,
+            inputs=(self._benchmark, self._eval_prompts, answers),
+            needs_ray=True,
+            follows=answers,
+        )
 
     @functools.cached_property
     def _report(self) -> Step:
@@ -188,9 +202,13 @@ class Pipeline:
         return models.fetch(self.recipe.model)
 
     def _make_benchmark(self, out: Path) -> Facts:
-        problems = list(sources.benchmark_problems(self.recipe.evaluate))
+        from ssd_ray.evaluation.store import stored
+
+        problems = list(
+            stored(sources.benchmark_problems(self.recipe.evaluate), out / "tests", self.recipe.evaluate.sandbox_floor)
+        )
         artifacts.write_shard(out, "problems", problems, Problem)
-        return {"rows": len(problems), "tests": sum(len(problem.tests) for problem in problems)}
+        return {"rows": len(problems), "tests": sum(problem.num_tests for problem in problems)}
 
     def _make_prompts(self, out: Path) -> Facts:
         from ssd_ray.problems.rendering import render
@@ -274,19 +292,43 @@ class Pipeline:
         )
 
     def _make_verdicts(self, name: str, profile: Profile, out: Path) -> Facts:
+        from ssd_ray.evaluation.grader import Order
         from ssd_ray.evaluation.graders import grade
+        from ssd_ray.evaluation.grading import Rules
+        from ssd_ray.evaluation.sandbox import Limits
 
+        evaluate, answers = self.recipe.evaluate, self._generations(name)
+        limits = Limits(time_s=evaluate.time_limit_s, memory_mib=evaluate.memory_limit_mib, output_kib=evaluate.output_limit_kib)
+        prompts = [text.rstrip().endswith("<think>") for (text,) in artifacts.read_columns(self.out / "eval-prompts", "text")]
+        order = Order(
+            benchmark=(self.out / "benchmark").resolve(),
+            rules=Rules(limits=limits, profile=profile, extract=evaluate.extract),
+            floor=evaluate.sandbox_floor,
+            out=out.resolve(),
+            thinking=all(prompts),
+        )
         return grade(
-            self.out / "generations" / name,
-            self.out / "benchmark",
-            self.recipe.evaluate,
+            self.out / answers.name,
+            order,
             self.recipe.cluster,
-            shard_rows=self.recipe.sample.shard_rows,
+            total=len(prompts) * evaluate.samples_per_problem,
+            ended=functools.partial(self._ended, answers),
             stage=f"{arms.VERDICTS[profile]}/{name}",
-            out=out,
             logs=self.out / "logs",
             progress=self._progress,
         )
+
+    def _ended(self, step: Step) -> bool:
+        """Whether a step that another one follows is whole.
+
+        Raises:
+            InfrastructureError: it will not be, since the run has stopped.
+        """
+        if artifacts.state_of(self.out / step.name, step.identity) == "whole":
+            return True
+        if self.stopped.is_set():
+            raise InfrastructureError(f"{step.name} was stopped")
+        return False
 
     def _make_report(self, out: Path) -> Facts:
         from ssd_ray.reporting.page import report

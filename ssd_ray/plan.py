@@ -13,9 +13,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ssd_ray import artifacts, config
+from ssd_ray import arms, artifacts, config
 from ssd_ray.artifacts import State
-from ssd_ray.config import Recipe, Section
+from ssd_ray.config import Decoding, Recipe, Section
 from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
@@ -88,9 +88,13 @@ def _deed(recipe: Recipe, out: Path, step: Step, state: State) -> str:
 def _work(recipe: Recipe, out: Path, step: Step) -> str:
     evaluate, sample = recipe.evaluate, recipe.sample
     if step.verb == "sample":
-        return f"{_rows(out / 'prompts')} prompts × {sample.samples_per_prompt}, up to {sample.max_tokens:,} tokens each"
+        chosen = arms.naive_sample(recipe) if step.name.endswith("-naive") else sample
+        drawn = f"{_rows(out / 'prompts')} prompts × {sample.samples_per_prompt}"
+        return f"{drawn} at {_decoding(chosen)}, up to {sample.max_tokens:,} tokens each"
     if step.verb == "generate":
-        return f"{_rows(out / 'benchmark')} problems × {evaluate.samples_per_problem}, up to {evaluate.max_tokens:,} tokens each"
+        arm = arms.arms(recipe)[step.name.removeprefix("generations/")]
+        problems = f"{_rows(out / 'benchmark')} problems × {evaluate.samples_per_problem}"
+        return f"{arm.model} at {_decoding(arm)}: {problems}, up to {evaluate.max_tokens:,} tokens each"
     if step.verb == "train":
         train, cluster = recipe.train, recipe.cluster
         return (
@@ -98,14 +102,22 @@ def _work(recipe: Recipe, out: Path, step: Step) -> str:
             f"ZeRO-3 on {cluster.train_workers} {cluster.device} worker{'s' if cluster.train_workers > 1 else ''}"
         )
     if step.verb == "grade":
-        return f"run the programs, {evaluate.time_limit_s:g} s and {evaluate.memory_limit_mib} MiB a test"
+        return (
+            f"{step.choices['profile']}: run the programs, {evaluate.time_limit_s:g} s and {evaluate.memory_limit_mib} MiB a test"
+        )
+    if step.verb == "prepare":
+        return "training sequences from the sampled ids"
     return {
         "prompts": f"prompts of {recipe.prompts.source} in mode {recipe.prompts.mode}",
-        "benchmark": f"problems and tests of {', '.join(evaluate.benchmarks)}",
+        "benchmark": f"problems and tests of {', '.join(map(str, evaluate.benchmarks))}",
         "eval-prompts": f"benchmark prompts in mode {evaluate.prompt_mode}",
-        "dataset": "training sequences from the sampled ids",
         "report": "report.html and scores.json",
     }[step.name]
+
+
+def _decoding(chosen: Decoding) -> str:
+    top_k = "" if chosen.top_k is None else f", top-k {chosen.top_k}"
+    return f"T {chosen.temperature:g}{top_k}" + ("" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}")
 
 
 def _rows(directory: Path) -> str:

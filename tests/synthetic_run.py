@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssd_ray import artifacts
+from ssd_ray import arms, artifacts
 from ssd_ray.config import Recipe
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
@@ -80,20 +80,37 @@ def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda
     ]
     known = _facts(prompts, samples, examples) if facts else {}
     _write(path / "prompts", "prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
-    _write(path / "samples", "samples", mutate("samples", samples), Completion, known.get("samples", {}), 80.5)
-    _write(path / "dataset", "dataset", mutate("dataset", examples), Example, known.get("dataset", {}), 1.1)
-    _write(path / "checkpoint", "checkpoint", [], Example, known.get("checkpoint", {}), 120.0, losses=True)
+    for branch in ("", "-naive") if arms.trains_naive(chosen) else ("",):
+        stages = [f"{stage}{branch}" for stage in ("samples", "dataset", "checkpoint")]
+        _write(path / stages[0], stages[0], mutate(stages[0], samples), Completion, known.get("samples", {}), 80.5)
+        _write(path / stages[1], stages[1], mutate(stages[1], examples), Example, known.get("dataset", {}), 0.0257)
+        _write(path / stages[2], stages[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
     _write(path / "eval-prompts", "eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
     made = Made(path=path, recipe=chosen, verdicts={}, completions={})
     decide = outcome or usual_outcome
-    for arm in chosen.evaluate.arms:
+    for arm in arms.arms(chosen):
         answers = [_completion(problem, i, rng, evil) for problem in problems for i in range(chosen.evaluate.samples_per_problem)]
         verdicts = [_verdict(answer, decide(arm, answer, rng), evil) for answer in answers]
         made.completions[arm], made.verdicts[arm] = answers, verdicts
         sandbox = {"isolation": {"level": f"namespaces{evil}", "network": False}} if facts else {}
         _write(path / "generations" / arm, "generations", mutate(f"generations/{arm}", answers), Completion, {}, 300.0)
-        _write(path / "verdicts" / arm, "verdicts", mutate(f"verdicts/{arm}", verdicts), Verdict, sandbox, 30.0)
+        for profile in chosen.evaluate.profiles:
+            name = f"{arms.VERDICTS[profile]}/{arm}"
+            rows = verdicts if profile == chosen.evaluate.profiles[0] else _regraded(verdicts)
+            _write(path / name, name.partition("/")[0], mutate(name, rows), Verdict, sandbox, 30.0)
     return made
+
+
+def _regraded(verdicts):
+    """What another grader says, of the built-in benchmark alone: sample 0 of every third problem comes out the other way."""
+    other = {"accepted": "wrong_answer"}
+    return [
+        dataclasses.replace(verdict, outcome=other.get(verdict.outcome, "accepted"))
+        if verdict.sample_index == 0 and int(verdict.prompt_id[-2:]) % 3 == 0
+        else verdict
+        for verdict in verdicts
+        if verdict.source == "builtin"
+    ]
 
 
 def _completion(prompt, index, rng, evil):
@@ -112,7 +129,7 @@ def _completion(prompt, index, rng, evil):
 
 
 def usual_outcome(arm, answer, rng):
-    chance = {"easy": 0.7, "medium": 0.4, "hard": 0.1}.get(answer.difficulty, 0.3) + (0.1 if arm == "ssd" else 0.0)
+    chance = {"easy": 0.7, "medium": 0.4, "hard": 0.1}.get(answer.difficulty, 0.3) + (0.1 if arm.startswith("ssd") else 0.0)
     if rng.random() < chance:
         return "accepted"
     return rng.choice(["wrong_answer"] * 4 + ["runtime_error", "time_limit", "no_code"])

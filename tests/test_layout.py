@@ -22,7 +22,13 @@ LAYERS = [
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.
-SIDEWAYS = {("reporting", "evaluation.metrics"), ("reporting", "evaluation.significance"), ("reporting", "evaluation.selection"), ("evaluation", "problems"), ("problems", "evaluation.sandbox.wire")}
+SIDEWAYS = {
+    ("reporting", "evaluation.metrics"),
+    ("reporting", "evaluation.significance"),
+    ("reporting", "evaluation.selection"),
+    ("evaluation", "problems"),
+    ("problems", "evaluation.sandbox.wire"),
+}
 
 
 def _modules() -> list[Path]:

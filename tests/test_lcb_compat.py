@@ -15,7 +15,7 @@ from lcb_idioms import ACCEPTED, BELIEVED_OFFICIALLY, FUNCTIONS_ACCEPTED, FUNCTI
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import lcb_compat
 from ssd_ray.evaluation.lcb_compat import grade_lcb, same_result, same_text
-from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, wire
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, wire
 from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=6, memory_mib=1024, output_kib=1024)
@@ -156,6 +156,16 @@ def test_a_problem_that_cannot_be_graded_is_refused_and_never_passed(sandbox: Sa
         grade_lcb(good, SUM, dataclasses.replace(LIMITS, time_s=0.9), sandbox)
 
 
+def test_the_header_is_what_it_would_be_were_it_run_in_the_programs_own_process(sandbox: Sandbox) -> None:
+    code = (
+        "def f(header):\n    fresh = {}\n    exec(header, fresh)\n    mine = dict(globals())\n"
+        "    for name in '__name__ __doc__ __package__ __loader__ __spec__ f'.split():\n        mine.pop(name, None)\n"
+        "    return sorted(name for name in {*fresh, *mine} if mine.get(name, 0) is not fresh.get(name, 1))"
+    )
+    graded = grade_lcb(function_problem([([lcb_role.HEADER], [])]), code, LIMITS, sandbox)
+    assert graded.outcome == "accepted", graded
+
+
 class Eavesdropper:
     """A sandbox that keeps what it is told and answers from a list."""
 
@@ -205,9 +215,12 @@ def test_a_reply_of_another_shape_is_the_programs_failure(reply: object) -> None
 
 
 def test_a_sandbox_that_dies_is_never_a_wrong_answer() -> None:
-    listener = Eavesdropper([{"loaded": True}, InfrastructureError("it is gone")])
+    gone = InfrastructureError("it is gone")
+    listener = Eavesdropper([{"loaded": True}, gone, {"loaded": True}, gone])
     graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, listener)
     assert (graded.outcome, graded.detail) == ("infrastructure_error", "it is gone")
+    listener = Eavesdropper([gone, {"loaded": True}, {"printed": "30"}, {"printed": "503"}])
+    assert grade_lcb(stdin_problem(SUMS), "pass", LIMITS, listener).outcome == "accepted"
 
 
 @pytest.mark.parametrize(

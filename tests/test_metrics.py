@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.metrics import bootstrap, paired_bootstrap, pass_at_k, pass_at_k_matrix
+from ssd_ray.evaluation.metrics import (
+    effective_number,
+    imagined_difference,
+    paired_bootstrap,
+    pass_at_k,
+    pass_at_k_matrix,
+    problem_weights,
+    score_interval,
+)
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
@@ -42,56 +50,75 @@ def test_the_matrix_has_a_row_a_problem_and_a_column_a_k():
         pass_at_k_matrix(np.array([4, 1]), np.array([1, 1]), (2,))
 
 
-@pytest.mark.parametrize("values", [[0.3], [0.0, 1.0], [0.1, 0.5, 0.9], [0.0, 0.0, 1.0, 0.37], [0.2, 0.9, 0.4, 0.1, 0.75]])
-def test_the_interval_is_that_of_all_resamples(values):
-    every = np.array([np.mean(resample) for resample in itertools.product(values, repeat=len(values))])
-    interval = bootstrap(np.array(values), samples=200_000, confidence=0.8, seed=0)
-    assert interval.estimate == pytest.approx(np.mean(values))
-    for end, share in ((interval.low, 0.1), (interval.high, 0.9)):
-        least, most = np.quantile(every, [share - 0.006, share + 0.006], method="inverted_cdf")
-        assert least - 1e-9 <= end <= most + 1e-9
+def test_the_weights_of_a_resample_are_those_of_the_bayesian_bootstrap():
+    weights = problem_weights(7, 40_000, 3)
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(shares.mean(axis=0), 1 / 7, atol=0.003)
+    np.testing.assert_allclose(shares.var(axis=0), (1 / 7) * (6 / 7) / 8, rtol=0.06)  # Dirichlet(1, ..., 1)
 
 
-def test_a_paired_interval_is_that_of_the_differences():
+def test_a_paired_interval_is_that_of_the_differences_and_two_imagined_problems():
     rng = np.random.default_rng(1)
-    a, b = rng.random(40), rng.random(40)
-    paired = paired_bootstrap(a, b, samples=2000, confidence=0.9, seed=3)
-    assert paired == bootstrap(a - b, samples=2000, confidence=0.9, seed=3)
-    assert paired.low < paired.estimate < paired.high
+    a, b = rng.random(400), rng.random(400)
+    found = paired_bootstrap(a, b, samples=20_000, confidence=0.9, seed=3)
+    error = (a - b).std(ddof=1) / 20
+    assert found.estimate == pytest.approx((a - b).mean())
+    assert [found.low, found.high] == pytest.approx(
+        [found.estimate - 1.645 * error, found.estimate + 1.645 * error], abs=0.1 * error
+    )
 
 
 def test_pairing_removes_what_the_problems_have_in_common():
-    difficulty = np.random.default_rng(2).random(200)
-    interval = paired_bootstrap(difficulty + 0.01, difficulty, samples=1000, confidence=0.95, seed=0)
-    assert interval.low == pytest.approx(0.01)
-    assert interval.high == pytest.approx(0.01)
+    difficulty = np.random.default_rng(2).random(200) * 0.9
+    found = paired_bootstrap(difficulty + 0.01, difficulty, samples=1000, confidence=0.95, seed=0)
+    apart = score_interval(difficulty, confidence=0.95)
+    assert (found.low, found.high) == pytest.approx((0.01, 0.01), abs=0.001)
+    assert apart.high - apart.low > 0.05
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(7)
-    covered = 0
-    for seed in range(400):
-        interval = bootstrap(rng.binomial(10, 0.3, size=100) / 10, samples=400, confidence=0.9, seed=seed)
-        covered += interval.low <= 0.3 <= interval.high
-    error = 3 * math.sqrt(0.9 * 0.1 / 400)
-    assert abs(covered / 400 - 0.9) < error + 0.01
+def test_effective_numbers_count_equal_values_and_discount_unequal_ones():
+    assert effective_number(np.zeros(5)) == 0
+    assert effective_number(np.array([0.0, 0.3, 0.3, -0.3])) == pytest.approx(3)
+    assert 1 < effective_number(np.array([1.0, 0.01, 0.01])) < 1.1
+
+
+def test_an_imagined_difference_is_the_size_of_the_real_ones_and_all_there_can_be_where_none_is_known():
+    assert imagined_difference(np.zeros(30)) == 1.0
+    assert imagined_difference(np.array([0.0, 0.1] * 40)) == pytest.approx(0.1)
+    assert 0.1 < imagined_difference(np.array([0.1] + [0.0] * 29)) < 1.0
 
 
 def test_a_seed_gives_the_same_interval_again_and_large_inputs_fit():
-    values = np.random.default_rng(0).random(3_000)
-    first = bootstrap(values, samples=2_000, confidence=0.95, seed=5)
-    assert first == bootstrap(values, samples=2_000, confidence=0.95, seed=5)
-    assert first != bootstrap(values, samples=2_000, confidence=0.95, seed=6)
+    values = np.random.default_rng(0).random((2, 3_000))
+    first = paired_bootstrap(*values, samples=2_000, confidence=0.95, seed=5)
+    assert first == paired_bootstrap(*values, samples=2_000, confidence=0.95, seed=5)
+    assert first != paired_bootstrap(*values, samples=2_000, confidence=0.95, seed=6)
 
 
-def test_what_cannot_be_resampled_is_the_users_mistake():
+def test_an_interval_holds_its_estimate_and_stays_within_what_is_possible():
+    rng = np.random.default_rng(4)
+    for size, chance in itertools.product((1, 2, 5, 40), (0.0, 0.02, 0.5, 0.98, 1.0)):
+        a, b = rng.binomial(4, chance, (2, size)) / 4
+        one, two = score_interval(a, confidence=0.95), paired_bootstrap(a, b, samples=200, confidence=0.95, seed=0)
+        assert 0 <= one.low <= one.estimate <= one.high <= 1
+        assert one.low < one.high
+        assert -1 <= two.low <= two.estimate <= two.high <= 1
+        assert two.low < two.high
+
+
+def test_what_has_no_interval_is_the_users_mistake():
+    for values in (np.array([]), np.array([0.5, math.nan]), np.array([0.5, 1.5]), np.zeros((2, 2))):
+        with pytest.raises(UserError):
+            score_interval(values, confidence=0.95)
     with pytest.raises(UserError):
-        bootstrap(np.array([]), samples=100, confidence=0.95, seed=0)
-    with pytest.raises(UserError):
-        bootstrap(np.array([0.5, math.nan]), samples=100, confidence=0.95, seed=0)
-    with pytest.raises(UserError):
-        bootstrap(np.array([0.5]), samples=0, confidence=0.95, seed=0)
-    with pytest.raises(UserError):
-        bootstrap(np.array([0.5]), samples=100, confidence=1.0, seed=0)
+        score_interval(np.array([0.5]), confidence=1.0)
+    for a, samples, confidence in (
+        (np.array([]), 100, 0.95),
+        (np.array([math.nan]), 100, 0.95),
+        (np.zeros(3), 0, 0.95),
+        (np.zeros(3), 9, 0),
+    ):
+        with pytest.raises(UserError):
+            paired_bootstrap(a, a, samples=samples, confidence=confidence, seed=0)
     with pytest.raises(UserError):
         paired_bootstrap(np.zeros(3), np.zeros(2), samples=100, confidence=0.95, seed=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,13 +44,12 @@ def test_training_and_evaluation_problems_are_apart() -> None:
 
 
 def test_every_reference_passes_its_tests() -> None:
-    from ssd_ray.evaluation.execution import Limits
-    from ssd_ray.evaluation.grading import check_references
+    from ssd_ray.evaluation.grading import Rules, check_references
+    from ssd_ray.evaluation.sandbox import Limits, Sandbox
 
-    limits = Limits(time_s=10, memory_mib=1024, output_kib=1024)
-    with ThreadPoolExecutor(2) as pool:
-        complaints = pool.map(lambda problem: check_references([problem], limits), sources.builtin("all"))
-        assert [line for lines in complaints for line in lines] == []
+    rules = Rules(limits=Limits(time_s=10, memory_mib=1024, output_kib=1024))
+    with Sandbox(floor="L0") as sandbox:
+        assert check_references(sources.builtin("all"), rules, sandbox) == []
 
 
 def test_duplicates_are_dropped_after_whitespace_is_normalised_and_counted(tmp_path: Path) -> None:
@@ -111,7 +109,7 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
         ('{"question": "a"}\n{"question": ""}\n', {}, "row 1: no text in column 'question'"),
         ('{"q": "a"}\n', {}, "columns: q"),
         ('{"question": "a"}\n{"question"', {}, "not JSONL"),
-        ("[1]\n", {}, "line 1: not a JSON object"),
+        ("[1]\n", {}, "row 1: not a JSON object"),
         ('{"question": "a", "k": 1}\n{"question": "b", "k": 1}\n', {"id_column": "k"}, "id '1' occurs twice"),
         ('{"question": "a"}\n', {"split": "eval"}, "built-in set only"),
     ],

@@ -7,7 +7,7 @@ import subprocess
 
 import matplotlib.image
 import pytest
-from synthetic_run import make_run, reported
+from synthetic_run import make_run, recipe, reported
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -32,7 +32,8 @@ PROBE = """<script>addEventListener("load", () => {
     images: [...document.images].map(image => image.naturalWidth),
     width: innerWidth,
     needed: document.documentElement.scrollWidth,
-    scrolled: [...document.querySelectorAll(".scroll")].map(box => [box.scrollWidth, box.clientWidth]),
+    scrolled: [...document.querySelectorAll(".scroll")].filter(box => !box.closest("details"))
+      .map(box => [box.scrollWidth, box.clientWidth]),
   };
   parent.postMessage(JSON.stringify(seen), "*");
 });</script>"""
@@ -41,10 +42,20 @@ addEventListener("message", event => { document.getElementById("seen").textConte
 </script><iframe src="{name}" style="width: {width}px; height: 9000px; border: 0"></iframe>"""
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The page of a synthetic run."""
-    return reported(make_run(tmp_path_factory.mktemp("run")))[0] / "report.html"
+SWEEP = {"sweep": [0.9], "controls": ["teacher", "naive"], "profiles": ["strict", "lcb-compat"], "bootstrap_samples": 200}
+
+
+@pytest.fixture(scope="module", params=["two arms", "a sweep"])
+def shown(request, tmp_path_factory):
+    """The page of a synthetic run, and how many figures it has."""
+    swept = request.param == "a sweep"
+    made = make_run(tmp_path_factory.mktemp("run"), recipe(evaluate=SWEEP if swept else {}))
+    return reported(made)[0] / "report.html", 8 if swept else 7
+
+
+@pytest.fixture
+def page(shown):
+    return shown[0]
 
 
 @pytest.fixture
@@ -64,11 +75,12 @@ def complaints(log):
     return [line for line in log.splitlines() if "CONSOLE" in line]
 
 
-def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_is_silent(page, browse):
+def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_is_silent(shown, browse):
+    page, figures = shown
     dom, log = browse(page, "--dump-dom")
     assert complaints(log) == []
-    assert re.search(r"<h2>Result</h2>.*ssd − base: [+−]?\d+\.\d points.*<figure>", dom, re.DOTALL)
-    assert dom.count("<figure>") == 7
+    assert re.search(r"<h2>Result</h2>.*ssd − base: [+−]?\d+ points.*<figure>", dom, re.DOTALL)
+    assert dom.count("<figure>") == figures
     assert "What this does not show" in dom
 
 
@@ -79,7 +91,8 @@ def test_the_console_would_have_been_heard(tmp_path, browse):
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_figures_load_and_nothing_sticks_out_at(width, page, browse, tmp_path):
+def test_figures_load_and_nothing_sticks_out_at(width, shown, browse, tmp_path):
+    page, figures = shown
     (tmp_path / "probed.html").write_text(page.read_text().replace("</head>", PROBE + "</head>"))
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.replace("{name}", "probed.html").replace("{width}", str(width)))
@@ -87,7 +100,7 @@ def test_figures_load_and_nothing_sticks_out_at(width, page, browse, tmp_path):
     seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1])
     assert seen["width"] == width
     assert seen["needed"] <= width
-    assert len(seen["images"]) == 7
+    assert len(seen["images"]) == figures
     assert all(natural > 100 for natural in seen["images"])
     assert width < 1000 or all(needed <= given for needed, given in seen["scrolled"])
 

@@ -1,5 +1,6 @@
 """The page is whole without a network, escapes what it shows, reads well, and says what the run does not show."""
 
+import dataclasses
 import itertools
 import re
 from html.parser import HTMLParser
@@ -33,8 +34,8 @@ def all_numbers(value):
 def test_every_percentage_and_difference_in_the_tables_is_a_number_of_scores_json(shown):
     _, _, scores, html = shown
     numbers = all_numbers(scores)
-    percentages = {words.percent(number) for number in numbers if 0 <= number <= 1}
-    signed = {words.points(number) for number in numbers if abs(number) <= 1}
+    percentages = {words.percent(number, digits) for number in numbers if 0 <= number <= 1 for digits in (0, 1)}
+    signed = {words.points(number, digits) for number in numbers if abs(number) <= 1 for digits in (0, 1)}
     result = html[html.index('<section id="result">') : html.index('<section id="run">')]
     tables_only = result + html[html.index('<section id="benchmarks">') : html.index('<section id="data">')]
     cells = re.sub("<[^>]+>", "|", "".join(re.findall(r"<tbody.*?</tbody>", tables_only, re.DOTALL)))
@@ -101,13 +102,14 @@ def test_the_page_is_self_contained_and_a_screen_reader_finds_its_way(shown):
 
 def test_the_page_says_in_plain_words_what_the_run_shows_and_what_it_does_not(shown):
     text = " ".join("".join(Page(shown[3]).text).split())
-    assert re.search(r"ssd − base: [+−]?\d+\.\d points, 95 % interval [+−]?\d+\.\d to [+−]?\d+\.\d: ", text)
+    doubt = r"p (0\.\d+|1\.0|below 0\.001), detectable ±\d+"
+    assert re.search(rf"ssd − base: [+−]?\d+ points, 95 % interval [+−]?\d+ to [+−]?\d+, {doubt}: ", text)
     for promised in (
         "It proves the pipeline, not the method.",
         "135 million parameters",
         "no independent reproduction of its gains was known",
         "No arm decodes the base model in the way of ssd.",
-        "There is no control in it.",
+        "There is no control of training in it.",
         "10 duplicate, 2 too long",
         "2 empty, 1 stub",
         "paper, table 3; 1.5 in the released configuration",
@@ -146,19 +148,120 @@ def test_a_run_of_the_base_model_alone_and_one_of_many_arms_both_have_a_page(tmp
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        ((0.012, -0.031, 0.054, "cannot tell"), "+1.2 points, 95 % interval −3.1 to +5.4: this run cannot tell them apart"),
-        ((0.05, 0.01, 0.09, "higher"), "+5.0 points, 95 % interval +1.0 to +9.0: ssd did better than base in this run"),
-        ((-0.05, -0.09, -0.01, "lower"), "−5.0 points, 95 % interval −9.0 to −1.0: ssd did worse than base in this run"),
         (
-            (0.3, 0.3, 0.3, "too few problems"),
-            "+30.0 points, 95 % interval +30.0 to +30.0: too few problems (4) to tell them apart",
+            (0.012, -0.031, 0.054, 0.3, "cannot tell"),
+            "+1.2 points, 95 % interval −3.1 to +5.4, p 0.3, detectable ±4.0: this run cannot tell",
         ),
         (
-            (0.0, 0.0, 0.0, "cannot tell"),
-            "0.0 points: every problem came out the same in both, so this run cannot tell them apart",
+            (0.05, 0.01, 0.09, 0.0001, "higher"),
+            "+5.0 points, 95 % interval +1.0 to +9.0, p below 0.001, detectable ±4.0: ssd did better than",
+        ),
+        (
+            (-0.05, -0.09, -0.01, 0.012, "lower"),
+            "−5.0 points, 95 % interval −9.0 to −1.0, p 0.012, detectable ±4.0: ssd did worse than base",
+        ),
+        (
+            (0.0, -0.01, 0.01, 1.0, "cannot tell"),
+            "0.0 points, 95 % interval −1.0 to +1.0, p 1.0, detectable ±4.0: this run cannot tell them",
         ),
     ],
 )
 def test_a_difference_ends_in_plain_words(found, told):
-    values = dict(zip(("estimate", "low", "high", "reading"), found, strict=True)) | {"problems": 4}
-    assert words.reading("ssd", "base", values, 0.95).replace("\u00a0", " ") == f"ssd − base: {told}"
+    names = ("estimate", "low", "high", "p_value", "reading")
+    values = dict(zip(names, found, strict=True)) | {"problems": 400, "smallest_detectable_effect": 0.04}
+    assert words.reading("ssd", "base", values, 0.95).replace("\u00a0", " ").startswith(f"ssd − base: {told}")
+    few = words.reading("ssd", "base", values | {"problems": 4, "reading": "too few problems"}, 0.95)
+    assert few.endswith("too few problems (4) to tell them apart")
+
+
+def test_numbers_are_rounded_as_people_round_and_to_the_digits_that_a_sample_deserves():
+    assert [words.decimals(size) for size in (1, 99, 100, 9_999, 10_000)] == [0, 0, 1, 1, 2]
+    assert words.percent(0.0625) == "6.3\u00a0%"
+    assert words.percent(0.145, 0) == "15\u00a0%"
+    assert words.percent(0.0625, words.decimals(16)) == "6\u00a0%"
+    assert words.points(-0.0625) == "−6.3"
+    assert words.points(0.0004, 1) == "0.0"
+    assert words.points(-0.0004, 1) == "0.0"
+    shown = [words.duration(seconds).replace("\u00a0", " ") for seconds in (0.0257, 4.13, 41.3, 59.7, 725, 12_000)]
+    assert shown == ["0.026 s", "4.1 s", "41 s", "60 s", "12 min 5 s", "3 h 20 min"]
+
+
+SWEEP = {"sweep": [0.9, 1.3], "controls": ["teacher", "naive"], "profiles": ["strict", "lcb-compat"]}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A run over a sweep with both controls and both profiles."""
+    made = make_run(tmp_path_factory.mktemp("swept"), recipe(evaluate=SWEEP | {"bootstrap_samples": 200}))
+    out, _, scores = reported(made)
+    return made, scores, (out / "report.html").read_text()
+
+
+def test_a_sweep_states_the_selection_free_gain_first_and_the_best_cell_only_beside_it(swept):
+    _, scores, html = swept
+    page = assert_safe(html)
+    text = " ".join("".join(page.text).split())
+    assert scores["families"]["ssd"] == [f"ssd@T={t}" for t in ("0.7", "0.9", "1.1", "1.3")]
+    assert scores["baseline"] == "base@T=0.7"
+    assert [(found["treated"], found["control"]) for found in scores["selection"]["builtin"]] == [
+        ("ssd", "base"),
+        ("naive", "base"),
+        ("ssd", "naive"),
+    ]
+    first = words.readings(scores)[0]
+    assert first["how"] == "temperatures chosen on other problems"
+    gain = scores["selection"]["builtin"][0]["metrics"]["pass@1"]
+    assert words.points(gain["selection_free"]["estimate"], 0) in first["text"]
+    assert "selected on the test problems themselves" in first["note"]
+    assert text.index(first["text"].replace("\u00a0", " ")) < text.index(first["note"])
+    assert {found["arm"] for found in words.readings(scores)} == {"ssd", "naive", "teacher"}
+    assert "Only one number here is free of selection." in text
+    assert "There is no control of training in it." not in text
+    assert "The control naive" in text
+    assert "selected on the test problems" in printed(summary(scores))
+    for pair in scores["selection"]["builtin"]:
+        for found in pair["metrics"].values():
+            assert sum(found["chosen"]["treated"]) == pytest.approx(1)
+            assert set(found["difficulties"]) == {"easy", "medium", "hard"}
+
+
+def test_the_best_cell_is_the_difference_of_the_best_means(swept):
+    _, scores, _ = swept
+    arms = scores["benchmarks"]["humaneval"]["all"]["arms"]
+    best = {name: max(arms[arm]["score"]["pass@1"]["estimate"] for arm in points) for name, points in scores["families"].items()}
+    for pair in scores["selection"]["humaneval"]:
+        assert pair["metrics"]["pass@1"]["best_cell"] == pytest.approx(best[pair["treated"]] - best[pair["control"]])
+
+
+def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(swept):
+    made, scores, html = swept
+    flips = scores["profiles"]["flips"]["lcb-compat"]
+    assert scores["profiles"]["order"] == ["strict", "lcb-compat"]
+    assert set(scores["profiles"]["scores"]["lcb-compat"]) == {"builtin"}  # the other profile graded no other benchmark
+    assert len(flips) == 4 * len(made.verdicts)
+    for flip in flips:
+        strict = next(
+            verdict
+            for verdict in made.verdicts[flip["arm"]]
+            if (verdict.prompt_id, verdict.sample_index) == (flip["problem_id"], flip["sample_index"])
+        )
+        assert flip["first"] == strict.outcome
+        assert (flip["second"] == "accepted") == (strict.outcome != "accepted")
+    assert "Under both ways of grading" in html
+    assert html.count('<tr><th scope="row" class="fit">builtin/') >= len(flips)
+
+
+def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
+    texts = ["<think>hm", "<think>hm</think>x", "no thought", "<think>a</think>", "x", "<think>"]
+
+    def spoken(name, rows):
+        if name.startswith("generations/"):
+            return [dataclasses.replace(row, text=texts[row.sample_index]) for row in rows]
+        if name == "eval-prompts":
+            return [dataclasses.replace(row, text="Q <think>\n") if row.source == "humaneval" else row for row in rows]
+        return rows
+
+    scores = reported(make_run(tmp_path, mutate=spoken))[2]["benchmarks"]
+    opened, prompted = (scores[name]["all"]["arms"]["ssd"] for name in ("builtin", "humaneval"))
+    assert (opened["thinking"], opened["think_close_rate"]) == (4 * 12, pytest.approx(2 / 4))
+    assert (prompted["thinking"], prompted["think_close_rate"]) == (6 * 12, pytest.approx(2 / 6))

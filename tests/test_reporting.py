@@ -13,7 +13,8 @@ from synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_o
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
-from ssd_ray.reporting import counts, tables, words
+from ssd_ray.evaluation import metrics, significance
+from ssd_ray.reporting import counts, differences, tables, words
 from ssd_ray.reporting.comparison import compare
 from ssd_ray.reporting.page import headline, measure, report
 from ssd_ray.reporting.terminal import summary
@@ -47,6 +48,13 @@ def per_problem(verdicts, source, k, difficulty=None):
     return {name: brute_pass_at_k(kept, k) for name, kept in sorted(answers.items())}
 
 
+def brute_p_value(differences):
+    """The share of all sign flips whose sum is as far from zero; problems without a difference change nothing."""
+    kept = differences[differences != 0]
+    sums = [abs(np.dot(signs, kept)) for signs in itertools.product((1, -1), repeat=len(kept))]
+    return np.mean([total >= abs(kept.sum()) - 1e-9 for total in sums])
+
+
 def near(number):
     return pytest.approx(number, rel=1e-9, abs=1e-12)
 
@@ -65,23 +73,26 @@ def test_scores_and_differences_are_what_enumerating_every_choice_of_answers_giv
         paired = arms["ssd"]["difference"][name]
         assert paired["estimate"] == near((ssd - base).mean())
         assert paired["problems"] == len(base)
-        error = (ssd - base).std(ddof=1) / len(base) ** 0.5
-        assert (paired["standard_error"] or 0.0) == near(error)
-        assert (paired["smallest_detectable_effect"] or 0.0) == near(2.8 * error)
+        if name == "pass@1" and not difficulty:
+            error = (ssd - base).std(ddof=1) / len(base) ** 0.5
+            assert paired["standard_error"] == pytest.approx(error, rel=0.12)
+        assert paired["standard_error"] == near(significance.standard_error(ssd - base))
+        assert paired["smallest_detectable_effect"] == pytest.approx(2.80159 * paired["standard_error"], rel=1e-5)
+        assert paired["p_value"] == near(brute_p_value(ssd - base))
+        assert paired["p_exact"]
         assert arms["base"]["difference"][name] is None
     assert (
         facts["pass@1"]["builtin"]["ssd"] == scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]["estimate"]
     )
 
 
-def test_intervals_hold_their_estimate_and_come_from_resampling_problems(made, shown):
+def test_intervals_hold_their_estimate_and_are_those_of_the_problems(made, shown):
     scores = shown[2]
     values = np.array(list(per_problem(made.verdicts["ssd"], "builtin", 1).values()))
-    rng = np.random.default_rng(7)
-    means = rng.choice(values, (20_000, len(values))).mean(axis=1)
     found = scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]
     assert found["low"] <= found["estimate"] <= found["high"]
-    assert [found["low"], found["high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.04)
+    own = metrics.score_interval(values, confidence=0.95)
+    assert (found["low"], found["high"]) == (near(own.low), near(own.high))
 
 
 def test_outcomes_rates_and_lengths_are_counts_of_the_rows(made, shown):
@@ -92,6 +103,8 @@ def test_outcomes_rates_and_lengths_are_counts_of_the_rows(made, shown):
         found = scores["benchmarks"][source]["all"]["arms"][arm]
         assert {name: number for name, number in found["outcomes"].items() if number} == Counter(v.outcome for v in verdicts)
         assert found["no_code_rate"] == near(sum(v.outcome == "no_code" for v in verdicts) / len(verdicts))
+        assert found["time_limit_rate"] == near(sum(v.outcome == "time_limit" for v in verdicts) / len(verdicts))
+        assert (found["thinking"], found["think_close_rate"]) == (0, None)
         assert found["cap_hit_rate"] == near(sum(a.finish_reason == "length" for a in answers) / len(answers))
         assert found["mean_answer_tokens"] == near(np.mean([len(a.output_token_ids) for a in answers]))
         assert found["median_answer_tokens"] == np.median([len(a.output_token_ids) for a in answers])
@@ -226,7 +239,7 @@ def test_facts_that_a_stage_did_not_count_are_shown_as_not_recorded(tmp_path):
 def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_is_null(tmp_path):
     lines = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": float("nan")}, {"step": 1, "loss": 0.5}]
     artifacts.write_atomic(tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    found = counts.loss(tmp_path)
+    found = counts.loss(tmp_path / "checkpoint")
     assert found.steps == (1, 2)
     assert tables.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
 
@@ -235,9 +248,9 @@ def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_
 def test_arms_are_called_different_only_by_an_interval_without_zero_over_enough_problems(shift, expected):
     chosen, rng = recipe(), np.random.default_rng(0)
     base = rng.uniform(0.4, 0.6, 40)
-    assert tables.difference(chosen, base + shift, base).reading == expected
-    assert tables.difference(chosen, (base + shift)[:9], base[:9]).reading == "too few problems"
-    assert tables.difference(chosen, base + shift, base).standard_error is None
+    assert differences.difference(chosen, base + shift, base).reading == expected
+    assert differences.difference(chosen, (base + shift)[:9], base[:9]).reading == "too few problems"
+    assert differences.difference(chosen, base + shift, base).smallest_detectable_effect > 0
 
 
 def stored(made):

@@ -17,6 +17,7 @@ from ssd_ray.evaluation.significance import sign_flip_p_value, smallest_detectab
 
 LOW, HIGH = 0.93, 0.97
 DATA_SETS = 1000
+SCORE_DATA_SETS = 3000
 DRAWS = 1000
 
 
@@ -34,22 +35,30 @@ def noise(data_sets):
 
 
 def score_coverage(problems, samples, likeness, mean, rng):
-    means = rng.uniform(mean - 0.02, mean + 0.02, DATA_SETS)
-    chances = beta_problems(means[:, None], likeness, (DATA_SETS, problems), rng)
+    means = rng.uniform(mean - 0.02, mean + 0.02, SCORE_DATA_SETS)
+    chances = beta_problems(means[:, None], likeness, (SCORE_DATA_SETS, problems), rng)
     covered = 0
     for truth, values in zip(means, rng.binomial(samples, chances) / samples, strict=True):
         found = score_interval(values, confidence=0.95)
         covered += found.low <= truth <= found.high
-    return covered / DATA_SETS
+    return covered / SCORE_DATA_SETS
+
+
+def assert_near_95(shares, data_sets):
+    """Every case within 93 to 97 % but for the noise of the simulation, nearly all without that excuse, 94 to 96.5 % overall."""
+    values = np.array(list(shares.values()))
+    outside = {case: share for case, share in shares.items() if not LOW - noise(data_sets) <= share <= HIGH + noise(data_sets)}
+    assert not outside
+    assert np.mean((values >= LOW) & (values <= HIGH)) >= 0.9
+    assert 0.94 <= values.mean() <= 0.965
 
 
 @pytest.mark.parametrize("problems", [30, 64, 131, 500])
 def test_the_interval_of_a_score_covers_the_truth_in_93_to_97_of_100_benchmarks(problems):
     rng = np.random.default_rng(problems)
-    for samples, likeness, mean in itertools.product((1, 3, 10), (0.0, 0.3, 0.6), (0.05, 0.1, 0.3, 0.5, 0.8, 0.95)):
-        if samples > 1 or likeness == 0:  # with one answer a problem, likeness changes nothing
-            share = score_coverage(problems, samples, likeness, mean, rng)
-            assert LOW - noise(DATA_SETS) <= share <= HIGH + noise(DATA_SETS), (samples, likeness, mean, share)
+    cases = itertools.product((1, 3, 10), (0.0, 0.3, 0.6), (0.05, 0.1, 0.3, 0.5, 0.8, 0.95))
+    kept = [case for case in cases if case[0] > 1 or case[1] == 0]  # with one answer a problem, likeness changes nothing
+    assert_near_95({case: score_coverage(problems, *case, rng) for case in kept}, SCORE_DATA_SETS)
 
 
 def paired_data(problems, samples, likeness, base, trained, moved, rng, data_sets=DATA_SETS):
@@ -61,23 +70,38 @@ def paired_data(problems, samples, likeness, base, trained, moved, rng, data_set
     return scores[0], scores[1], moved * (trained - base)
 
 
-CHANGES = [(0.05, 0.1, 0.5), (0.1, 0.2, 1.0), (0.3, 0.3, 0.2), (0.3, 0.5, 0.3), (0.6, 0.6, 1.0), (0.9, 0.95, 0.5), (0.1, 0.9, 0.15)]
+CHANGES = [
+    (0.05, 0.1, 0.5),
+    (0.1, 0.2, 1.0),
+    (0.3, 0.3, 0.2),
+    (0.3, 0.5, 0.3),
+    (0.6, 0.6, 1.0),
+    (0.9, 0.95, 0.5),
+    (0.1, 0.9, 0.2),
+]
 FEW = 6
-"""Below so many effectively differing problems no interval of a difference can hold its level: it can only err to the wide side."""
+"""Below so many effectively differing problems no interval of a difference can hold its level: it errs to the wide side."""
 
 
-@pytest.mark.parametrize("problems", [30, 64, 131, 500])
+@pytest.mark.parametrize("problems", [30, 131, 500])
 def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_of_100_comparisons(problems):
     rng = np.random.default_rng(1000 + problems)
-    for samples, likeness, (base, trained, moved) in itertools.product((1, 4, 10), (0.1, 0.6), CHANGES):
+    shares = {}
+    for samples, likeness, (base, trained, moved) in itertools.product(
+        (1, 4, 10), (0.1, 0.6) if problems < 500 else (0.4,), CHANGES
+    ):
         after, before, truth = paired_data(problems, samples, likeness, base, trained, moved, rng)
         covered, differing = 0, []
         for a, b in zip(after, before, strict=True):
             found = paired_bootstrap(a, b, samples=DRAWS, confidence=0.95, seed=0)
             covered += found.low - 1e-12 <= truth <= found.high + 1e-12
             differing.append(metrics.effective_number(a - b))
-        share, high = covered / DATA_SETS, HIGH if np.median(differing) >= FEW else 1.0
-        assert LOW - noise(DATA_SETS) <= share <= high + noise(DATA_SETS), (samples, likeness, base, trained, moved, share)
+        share = covered / DATA_SETS
+        if np.median(differing) >= FEW:
+            shares[samples, likeness, base, trained, moved] = share
+        else:
+            assert share >= LOW, (samples, likeness, base, trained, moved, share)
+    assert_near_95(shares, DATA_SETS)
 
 
 def test_zero_of_n_and_n_of_n_and_no_difference_are_no_certainty():
@@ -138,7 +162,7 @@ def test_where_nothing_changed_p_falls_below_5_percent_in_no_more_than_5_of_100_
     rng = np.random.default_rng(problems)
     after, before, _ = paired_data(problems, samples, 0.5, 0.4, 0.4, 0.0, rng, 2000)
     values = [
-        sign_flip_p_value(a - b, permutations=199, seed=index).value for index, (a, b) in enumerate(zip(after, before, strict=True))
+        sign_flip_p_value(a - b, permutations=199, seed=i).value for i, (a, b) in enumerate(zip(after, before, strict=True))
     ]
     assert np.mean(np.array(values) <= 0.05) <= 0.05 + noise(2000)
 
@@ -224,8 +248,8 @@ def test_selection_brings_no_luck_to_the_gain_but_does_to_the_best_cell():
     rng = np.random.default_rng(4)
     free, best = [], []
     for one, other in zip(*sweeps(60, [0.0] * 8, rng, 300, samples=2), strict=True):
-        found = selection.Sweep(one, other[:, :1], cut(60)) if False else selection.Sweep(one, other[:, [0] * 8], cut(60))
-        gain = found.gain(samples=2, confidence=0.95, seed=0)
+        once = other[:, [0] * 8]  # a baseline that was not swept, as it is often done
+        gain = selection.Sweep(one, once, cut(60)).gain(samples=2, confidence=0.95, seed=0)
         free.append(gain.interval.estimate)
         best.append(gain.best_cell)
     assert abs(np.mean(free)) < 3 * np.std(free) / 300**0.5
@@ -241,7 +265,7 @@ def test_the_interval_of_the_selection_free_gain_covers_what_the_procedure_gains
     ]
     truth = np.mean([run.interval.estimate for run in runs])
     covered = np.mean([run.interval.low <= truth <= run.interval.high for run in runs])
-    assert 0.92 <= covered <= 0.99
+    assert covered >= LOW  # and more where the temperatures are alike, since resampling chooses more erratically than the data
     if not any(gains):
         assert np.mean([run.p_value.value <= 0.05 for run in runs]) <= 0.05 + noise(300)
 
@@ -261,4 +285,5 @@ def test_halves_are_even_in_every_stratum_and_follow_from_seed_and_id_alone():
 
 
 def test_the_detectable_effect_is_2_8_standard_errors():
-    assert significance.DETECTABLE == pytest.approx(2.8016, abs=1e-4)
+    assert smallest_detectable_effect(1.0) == significance.DETECTABLE
+    assert round(significance.DETECTABLE, 4) == 2.8016

@@ -18,6 +18,7 @@ from ssd_ray import artifacts, streaming
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.grader import Grader, Order
+from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.progress import Progress, Task
 
 SLICE_ROWS = 16
@@ -62,13 +63,15 @@ def grade(
 
 def facts(order: Order, outcomes: Counter[str]) -> dict[str, Any]:
     """What the artifact says of itself: rows, outcomes, and the weakest sandbox that any grader had."""
-    levels = sorted(path.stem for path in (order.out / "sandbox").glob("*.json"))
+    found = sorted((path.stem for path in (order.out / "sandbox").glob("*.json")), key=levels.rank)
+    weakest = found[0] if found else ""
     return {
         "rows": outcomes.total(),
         "outcomes": dict(sorted(outcomes.items())),
         "infrastructure_errors": outcomes["infrastructure_error"],
         "profile": order.rules.profile,
-        "sandbox_level": levels[0] if levels else "",
+        "sandbox_level": weakest,
+        "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"} if weakest else None,
     }
 
 

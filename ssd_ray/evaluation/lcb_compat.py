@@ -29,11 +29,12 @@ from decimal import Decimal, InvalidOperation
 from itertools import zip_longest
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.outcomes import Graded
+from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded
 from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, wire
 from ssd_ray.schema import Outcome, Problem
 
-_MAX_DETAIL = 300
+_ATTEMPTS = 2
+"""A program is graded from its first test once more where the sandbox died under it."""
 _GRACE_S = 5
 """What the official grader waits beyond one second more than the limit for every test."""
 _LOADING = -1
@@ -43,7 +44,8 @@ _LOADING = -1
 def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Graded:
     """Grade a program as the official grader does; `limits.time_s` is for each test, cut to whole seconds as officially.
 
-    All tests together have (whole seconds + 1) · number of tests + 5 s, by the clock outside.
+    `failed_test` is -1 where the program did not load, so that no test was run. All tests together have
+    (whole seconds + 1) · number of tests + 5 s, by the clock outside.
 
     Raises:
         UserError: the problem cannot be graded: no tests, tests that are not on the wire, a kind or comparison that
@@ -54,11 +56,14 @@ def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> 
     deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
     entry_point = (problem.entry_point or "") if problem.kind == "function" else ""
     whole = dataclasses.replace(limits, time_s=float(deadline_s))
-    try:
-        with sandbox.converse("lcb", [code], whole, entry_point=entry_point) as conversation:
-            return _grade(problem, conversation, limit_s, deadline_s)
-    except InfrastructureError as error:
-        return Graded(outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=str(error)[:_MAX_DETAIL])
+    reason = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            with sandbox.converse("lcb", [code], whole, entry_point=entry_point) as conversation:
+                return _grade(problem, conversation, limit_s, deadline_s)
+        except InfrastructureError as error:
+            reason = str(error)
+    return Graded(outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=reason[:MAX_DETAIL])
 
 
 def _require_gradable(problem: Problem, limits: Limits) -> None:
@@ -89,7 +94,7 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
                 outcome=outcome,
                 num_passed=max(index, 0),
                 time_s=time_s,
-                detail=printable(f"{where}: {detail}")[:_MAX_DETAIL],
+                detail=printable(f"{where}: {detail}")[:MAX_DETAIL],
                 failed_test=index,
                 peak_bytes=conversation.peak_bytes,
             )

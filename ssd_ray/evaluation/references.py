@@ -37,9 +37,7 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
     tests = []
     with sandbox.converse("calls", [problem.reference], limits, entry_point=problem.entry_point, cpu_s=cpu_s) as conversation:
         for index, test in enumerate(problem.tests, start=1):
-            arguments = wire.loads(test.input)
-            assert isinstance(arguments, list)
-            execution = call(conversation, arguments)
+            execution = call(conversation, test.input)
             if execution.status == "infrastructure_error":
                 raise InfrastructureError(f"problem {problem.problem_id}, reference: {execution.detail}")
             if execution.status != "ok":

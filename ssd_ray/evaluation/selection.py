@@ -19,8 +19,8 @@ import numpy.typing as npt
 from ssd_ray.evaluation.metrics import Interval, Values, problem_weights, widened
 from ssd_ray.evaluation.significance import PValue, drawn_p_value, standard_error
 
-SPLITS = 40
-"""Random splits that are averaged: the spread that the split itself causes is then a sixth of that of a single one."""
+SPLITS = 24
+"""Random splits that are averaged: the spread that the split itself causes is then a fifth of that of a single one."""
 
 _TIE = 1e-9
 _ROWS_AT_A_TIME = 500
@@ -78,19 +78,20 @@ class Sweep:
         self._inside = np.ones(len(treated), dtype=np.bool_) if within is None else within
         self._halves = np.concatenate([cut, ~cut])
         self._compared = self._halves & self._inside
+        self._counted = self._compared.T.astype(np.float64)
 
     def gain(self, *, samples: int, confidence: float, seed: int) -> Gain:
         """The selection-free gain; the p-value flips, problem by problem, which model is called which at all temperatures."""
         inside, size = self._inside, len(self._inside)
         weights = problem_weights(size, samples, seed)
-        gains = _by_rows(self._resampled, weights)
+        gains = self._resampled(weights)
         totals = weights[:, inside].sum(axis=1)
-        choices = [_choice(self._sums(_one(values), self._halves, values))[0] for values in self._values]
+        choices = [_choice(self._sums(np.ones((1, size)), *self._spread(values))[0])[0] for values in self._values]
         contributions = self._contributions(choices)[inside]
         best = [_choice(values.sum(axis=0)) @ values[inside].mean(axis=0) for values in self._values]
         return Gain(
             interval=widened(gains * totals, contributions, totals, confidence=confidence, seed=seed),
-            p_value=drawn_p_value(lambda signs: _by_rows(self._flipped, signs), size, permutations=samples, seed=seed),
+            p_value=drawn_p_value(self._flipped(), size, permutations=samples, seed=seed),
             standard_error=max(float(gains.std()), standard_error(contributions)),
             best_cell=float(best[0] - best[1]),
             chosen_treated=choices[0].mean(axis=0),
@@ -99,28 +100,47 @@ class Sweep:
 
     def _resampled(self, weights: Values) -> Values:
         """float64[rows]: the gain under float64[rows, num_problems] weights of the problems."""
-        sums = [
-            (self._sums(weights, self._halves, values), self._sums(weights, self._compared, values)) for values in self._values
-        ]
-        return self._difference(sums, weights @ self._compared.T)
-
-    def _flipped(self, signs: Values) -> Values:
-        """float64[rows]: the gain where the models change names on the problems with sign -1 of float64[rows, num_problems]."""
-        treated, control = self._values
-        middle, apart = (treated + control) / 2, (treated - control) / 2
-        fixed, moved = (
-            [self._sums(rows, halves, values) for halves in (self._halves, self._compared)]
-            for rows, values in ((_one(middle), middle), (signs, apart))
+        spreads = [self._spread(values) for values in self._values]
+        return _by_rows(
+            lambda rows: self._difference([self._sums(rows, *spread) for spread in spreads], rows @ self._counted), weights
         )
-        sums = [tuple(same + way * other for same, other in zip(fixed, moved, strict=True)) for way in (1, -1)]
-        return self._difference(sums, self._compared.sum(axis=1)[None, :].astype(np.float64))
 
-    def _difference(self, sums: Sequence[tuple[Values, ...]], counted: Values) -> Values:
+    def _flipped(self) -> Callable[[Values], Values]:
+        """The gain where the models change names on the problems with sign -1 of float64[rows, num_problems]: float64[rows]."""
+        treated, control = self._values
+        fixed = self._sums(np.ones((1, len(treated))), *self._spread((treated + control) / 2))
+        apart, counted = self._spread((treated - control) / 2), self._counted.sum(axis=0, keepdims=True)
+
+        def gain(signs: Values) -> Values:
+            moved = self._sums(signs, *apart)
+            sums = [
+                (fixed[0] + moved[0], fixed[1] + moved[1]),
+                (fixed[0] - moved[0], fixed[1] - moved[1]),
+            ]
+            return self._difference(sums, counted)
+
+        return lambda signs: _by_rows(gain, signs)
+
+    def _spread(self, values: Values) -> tuple[Values, Values]:
+        """float64[num_problems, halves x temperatures]: the values in each half, to choose by and to compare; zero elsewhere."""
+        choosing, compared = (
+            (halves.T[:, :, None] * values[:, None, :]).reshape(len(values), -1) for halves in (self._halves, self._compared)
+        )
+        return choosing, choosing if self._inside.all() else compared
+
+    def _sums(self, rows: Values, choosing: Values, compared: Values) -> tuple[Values, Values]:
+        """Weighted sums over the problems of each half, to choose by and to compare: float64[rows, halves, temperatures] each."""
+        shape = (len(rows), len(self._halves), self._values[0].shape[1])
+        sums = (rows @ choosing).reshape(shape)
+        return sums, sums if compared is choosing else (rows @ compared).reshape(shape)
+
+    def _difference(self, sums: Sequence[tuple[Values, Values]], counted: Values) -> Values:
         """float64[rows]: each model's mean on the halves that did not choose, averaged, the first minus the second."""
-        means = []
-        for choosing, scored in sums:
-            other = self._opposite(scored) / self._opposite(counted)[:, :, None]
-            means.append((_choice(choosing) * other).sum(axis=2).mean(axis=1))
+        sizes = self._opposite(counted)
+        means = [
+            (np.einsum("bht,bht->bh", _choice(choosing), self._opposite(compared)) / sizes).mean(axis=1)
+            for choosing, compared in sums
+        ]
         return np.asarray(means[0] - means[1])
 
     def _contributions(self, choices: Sequence[Values]) -> Values:
@@ -129,12 +149,6 @@ class Sweep:
         differences = self._values[0] @ choices[0].T - self._values[1] @ choices[1].T
         found = (np.roll(share, len(share) // 2, axis=0).T * differences).mean(axis=1)
         return np.asarray(found * self._inside.sum())
-
-    @staticmethod
-    def _sums(rows: Values, halves: Halves, values: Values) -> Values:
-        """float64[rows, halves, temperatures]: weighted sums of the values over the problems of each half."""
-        spread = (halves.T[:, :, None] * values[:, None, :]).reshape(len(values), -1)
-        return (rows @ spread).reshape(len(rows), len(halves), values.shape[1])
 
     @staticmethod
     def _opposite(found: Values) -> Values:
@@ -146,10 +160,6 @@ def _choice(sums: Values) -> Values:
     """Weights over the last axis: all on the best, shared among equals so that no order decides."""
     best = sums >= sums.max(axis=-1, keepdims=True) - _TIE
     return np.asarray(best / best.sum(axis=-1, keepdims=True))
-
-
-def _one(values: Values) -> Values:
-    return np.ones((1, len(values)))
 
 
 def _by_rows(statistic: Callable[[Values], Values], rows: Values) -> Values:

@@ -41,7 +41,7 @@ def sign_flip_p_value(differences: Values, *, permutations: int, seed: int) -> P
     All flips where at most 16 problems differ; else `permutations` random ones, and (1 + count) / (1 + permutations), which
     is a valid p-value and never 0 (Phipson and Smyth 2010).
     """
-    differing = differences[differences != 0]
+    differing: Values = differences[differences != 0]
     if differing.size <= EXACT_UP_TO:
         codes = np.arange(1 << differing.size, dtype=np.int64)[:, None]
         signs = 1.0 - 2.0 * ((codes >> np.arange(differing.size)) & 1)
@@ -55,7 +55,7 @@ def drawn_p_value(statistic: Callable[[Values], Values], problems: int, *, permu
     observed = abs(float(statistic(np.ones((1, problems)))[0]))
     count, step = 0, max(1, _FLIPS_AT_A_TIME // max(problems, 1))
     for start in range(0, permutations, step):
-        signs = rng.integers(2, size=(min(step, permutations - start), problems), dtype=np.int8) * 2.0 - 1.0
+        signs = 2 * rng.integers(2, size=(min(step, permutations - start), problems), dtype=np.int8).astype(np.float64) - 1
         count += int((np.abs(statistic(signs)) >= observed - _TIE).sum())
     return PValue(value=(1 + count) / (1 + permutations), exact=False)
 

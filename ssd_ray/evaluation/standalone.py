@@ -25,16 +25,14 @@ from ssd_ray.evaluation.completions import open_completions
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.graders import SLICE_ROWS, facts
 from ssd_ray.evaluation.grading import Rules
-from ssd_ray.evaluation.references import with_expected
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, walls
-from ssd_ray.evaluation.store import TestStore
+from ssd_ray.evaluation.sandbox import walls
+from ssd_ray.evaluation.store import stored
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Completion, Problem
 
 _SHARD_ROWS = 1024
-_REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
 _MAX_FAILURES = 3
 
 
@@ -80,11 +78,8 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
-    loaded, store = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows), TestStore(out / "tests")
-    rows: list[Problem] = []
-    with Sandbox(floor=job.floor) as sandbox:
-        for problem in loaded:
-            rows.append(store.put(with_expected(problem, sandbox, _REFERENCE_LIMITS)))
+    loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
+    rows = list(stored(loaded, out / "tests", job.floor))
     if not rows:
         raise UserError(f"{job.problems}: no problem in it that can be graded ({len(loaded.bad_rows)} bad rows)")
     for start in range(0, len(rows), _SHARD_ROWS):

@@ -10,13 +10,20 @@ import dataclasses
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
+from ssd_ray.evaluation.references import needs_expected, with_expected
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, wire
+from ssd_ray.evaluation.strict import require_gradable
 from ssd_ray.schema import Problem, Test
 
 _KEPT_BYTES = 256 << 20
+REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
+"""For one call of a reference solution, which is slow on some of EvalPlus's inputs."""
 
 
 class TestStore:
@@ -74,3 +81,37 @@ class TestStore:
 
     def _path(self, digest: str) -> Path:
         return self._directory / digest[:2] / f"{digest}.json.zst"
+
+
+def stored(problems: Iterable[Problem], directory: Path, floor: str) -> Iterator[Problem]:
+    """The problems, each with what its tests expect found out where its file does not say, and its tests put into a store.
+
+    Raises:
+        UserError: a problem without tests, or whose reference fails; a sandbox below the floor where one is needed.
+    """
+    store = TestStore(directory)
+    with ExitStack() as stack:
+        sandbox: Sandbox | None = None
+        for problem in problems:
+            require_gradable(problem)
+            _require_wire(problem)
+            if needs_expected(problem):
+                sandbox = sandbox or stack.enter_context(Sandbox(floor=floor))
+                problem = with_expected(problem, sandbox, REFERENCE_LIMITS)
+            yield store.put(problem)
+
+
+def _require_wire(problem: Problem) -> None:
+    """Refuse a function problem whose tests are not on the wire, before any program is graded on it."""
+    if problem.kind != "function":
+        return
+    for index, test in enumerate(problem.tests, start=1):
+        try:
+            if not isinstance(wire.loads(test.input), list):
+                raise wire.MalformedError("not a list of arguments")
+            if test.output:
+                wire.loads(test.output)
+        except wire.MalformedError as error:
+            raise UserError(
+                f"problem {problem.problem_id}, test {index}: {error}; see docs/benchmarks.md for the form"
+            ) from error

@@ -48,11 +48,11 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(document, override)
     try:
-        recipe = Recipe.model_validate(document)
+        resolved = Recipe.model_validate(document)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
-    arms.arms(recipe)  # refuses a sweep or a control that cannot be
-    return recipe
+    arms.arms(resolved)  # refuses a sweep or a control that cannot be
+    return resolved
 
 
 def _override(document: dict[str, Any], override: str) -> None:

@@ -74,9 +74,15 @@ def style() -> Iterator[None]:
 
 
 def style_of(scores: Mapping[str, Any], arm: str) -> int:
-    """The place of an arm among COLORS and MARKERS: 0 for the baseline, then 1, 2, ... in the recipe's order."""
-    others = [name for name in scores["order"]["arms"] if name != scores["baseline"]]
-    return 0 if arm == scores["baseline"] else 1 + others.index(arm) % (len(COLORS) - 1)
+    """The place of an arm among COLORS and MARKERS: 0 for the baseline, then 1, 2, ... in the recipe's order.
+
+    The arms of a sweep that share a model share its place.
+    """
+    family = {point: name for name, points in scores["families"].items() for point in points}
+    own = family.get(scores["baseline"], scores["baseline"])
+    others = [name for name in dict.fromkeys(family.get(each, each) for each in scores["order"]["arms"]) if name != own]
+    name = family.get(arm, arm)
+    return 0 if name == own else 1 + others.index(name) % (len(COLORS) - 1)
 
 
 def short(text: str, characters: int = 24) -> str:

@@ -30,6 +30,17 @@ class Answer:
     tokens: int
     finish_reason: str
     outcome: str
+    thought_ended: bool | None = None
+    """Whether a think part was closed; None for an answer that opens none and was not prompted to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One problem that every arm was to answer; `thinks` where the prompt ends within a think part."""
+
+    benchmark: str
+    difficulty: str
+    thinks: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,40 +114,45 @@ def facts(path: Path) -> Mapping[str, Any]:
     return load(path, sum(1 for _ in artifacts.read_columns(path, "prompt_id"))).facts
 
 
-def problem_ids(run: Path) -> dict[str, tuple[str, str]]:
-    """The problems that every arm was to answer: id to (benchmark, difficulty).
+def problems_asked(run: Path) -> dict[str, Asked]:
+    """The problems that every arm was to answer, by id.
 
     Raises:
         UserError: eval-prompts/ is not complete or names a problem twice.
     """
     path = run / "eval-prompts"
-    found: dict[str, tuple[str, str]] = {}
-    for problem_id, source, difficulty in artifacts.read_columns(path, "prompt_id", "source", "difficulty"):
+    found: dict[str, Asked] = {}
+    for problem_id, source, difficulty, text in artifacts.read_columns(path, "prompt_id", "source", "difficulty", "text"):
         if problem_id in found:
             raise UserError(f"{path} holds the problem {problem_id!r} twice; delete that directory and run again")
-        found[problem_id] = (source, difficulty)
+        found[problem_id] = Asked(benchmark=source, difficulty=difficulty, thinks=text.rfind("<think>") > text.rfind("</think>"))
     load(path, len(found))
     return found
 
 
 def arm_results(
-    run: Path, arm: str, problems: Mapping[str, tuple[str, str]], samples_per_problem: int
+    generations: Path, verdicts: Path, asked: Mapping[str, Asked], samples_per_problem: int, *, partly: bool = False
 ) -> dict[str, ProblemResult]:
     """What became of every answer of an arm, by problem id in sorted order.
 
+    `partly` lets verdicts leave out whole benchmarks, which a second profile need not be able to grade.
+
     Raises:
-        UserError: answers and verdicts do not match one to one, the problems are not those of `problems`, or a problem has
+        UserError: answers and verdicts do not match one to one, the problems are not those of `asked`, or a problem has
             another number of answers than `samples_per_problem`.
     """
-    generations, verdicts = run / "generations" / arm, run / "verdicts" / arm
-    answered = _answered(generations)
+    answered = _answered(generations, asked)
     load(generations, len(answered))
+    if partly:
+        covered = {source for (source,) in artifacts.read_columns(verdicts, "source")}
+        asked = {problem_id: problem for problem_id, problem in asked.items() if problem.benchmark in covered}
+        answered = {key: answer for key, answer in answered.items() if key[0] in asked}
     gathered, rows = _graded(verdicts, answered)
     load(verdicts, rows)
     if answered:
         prompt_id, sample_index = min(answered)
         raise _mismatch(verdicts, f"answers without a verdict: {len(answered)}, such as {prompt_id!r} sample {sample_index}")
-    _check_problems(verdicts, gathered, problems, samples_per_problem)
+    _check_problems(verdicts, gathered, asked, samples_per_problem)
     return {
         problem_id: ProblemResult(
             problem_id=problem_id,
@@ -152,20 +168,25 @@ def _mismatch(path: Path, what: str) -> UserError:
     return UserError(f"{path}: {what}; delete that directory and run again")
 
 
-def _answered(path: Path) -> dict[tuple[str, int], tuple[int, str]]:
-    """Length in tokens and finish reason of each answer."""
-    found: dict[tuple[str, int], tuple[int, str]] = {}
-    columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason")
-    for prompt_id, sample_index, token_ids, finish_reason in artifacts.read_columns(path, *columns):
+_Answered = tuple[int, str, bool | None]
+"""Length in tokens, finish reason, and whether a think part was closed."""
+
+
+def _answered(path: Path, asked: Mapping[str, Asked]) -> dict[tuple[str, int], _Answered]:
+    """What is counted of each answer."""
+    found: dict[tuple[str, int], _Answered] = {}
+    columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason", "text")
+    for prompt_id, sample_index, token_ids, finish_reason, text in artifacts.read_columns(path, *columns):
         if (prompt_id, sample_index) in found:
             raise _mismatch(path, f"sample {sample_index} of {prompt_id!r} is there twice")
         if finish_reason not in FINISH_REASONS:
             raise _mismatch(path, f"unknown finish_reason {finish_reason!r} at {prompt_id!r}")
-        found[prompt_id, sample_index] = (len(token_ids), finish_reason)
+        thinks = (prompt_id in asked and asked[prompt_id].thinks) or "<think>" in text
+        found[prompt_id, sample_index] = (len(token_ids), finish_reason, "</think>" in text if thinks else None)
     return found
 
 
-def _graded(path: Path, answered: dict[tuple[str, int], tuple[int, str]]) -> tuple[dict[str, _Gathered], int]:
+def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dict[str, _Gathered], int]:
     """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
     gathered: dict[str, _Gathered] = {}
     columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome")
@@ -178,22 +199,22 @@ def _graded(path: Path, answered: dict[tuple[str, int], tuple[int, str]]) -> tup
         problem = gathered.setdefault(prompt_id, _Gathered(source, difficulty))
         if (problem.benchmark, problem.difficulty) != (source, difficulty):
             raise _mismatch(path, f"{prompt_id!r} has more than one source or difficulty")
-        tokens, finish_reason = answer
-        problem.answers[index] = Answer(sample_index=index, tokens=tokens, finish_reason=finish_reason, outcome=outcome)
+        tokens, finish_reason, ended = answer
+        problem.answers[index] = Answer(
+            sample_index=index, tokens=tokens, finish_reason=finish_reason, outcome=outcome, thought_ended=ended
+        )
     return gathered, sum(len(problem.answers) for problem in gathered.values())
 
 
-def _check_problems(
-    path: Path, gathered: Mapping[str, _Gathered], problems: Mapping[str, tuple[str, str]], samples_per_problem: int
-) -> None:
-    odd = sorted(gathered.keys() ^ problems.keys())
+def _check_problems(path: Path, gathered: Mapping[str, _Gathered], asked: Mapping[str, Asked], samples_per_problem: int) -> None:
+    odd = sorted(gathered.keys() ^ asked.keys())
     if odd:
         where = "verdicts" if odd[0] in gathered else "eval-prompts"
         raise _mismatch(
             path, f"its problems are not those of eval-prompts: {odd[0]!r} is only in {where} (such problems: {len(odd)})"
         )
     for problem_id, found in gathered.items():
-        if (found.benchmark, found.difficulty) != problems[problem_id]:
+        if (found.benchmark, found.difficulty) != (asked[problem_id].benchmark, asked[problem_id].difficulty):
             raise _mismatch(path, f"{problem_id!r} is {found.benchmark}/{found.difficulty} here, not as in eval-prompts")
         if len(found.answers) != samples_per_problem:
             raise _mismatch(
@@ -201,13 +222,12 @@ def _check_problems(
             )
 
 
-def sample_counts(run: Path) -> SampleCounts:
-    """The lengths of the self-samples by finish reason.
+def sample_counts(path: Path) -> SampleCounts:
+    """The lengths of the self-samples in a directory by finish reason.
 
     Raises:
-        UserError: samples/ is not complete or its rows contradict its manifest.
+        UserError: it is not complete or its rows contradict its manifest.
     """
-    path = run / "samples"
     lengths: dict[str, Counter[int]] = defaultdict(Counter)
     for token_ids, finish_reason in artifacts.read_columns(path, "output_token_ids", "finish_reason"):
         if finish_reason not in FINISH_REASONS:
@@ -218,13 +238,13 @@ def sample_counts(run: Path) -> SampleCounts:
     return counts
 
 
-def loss(run: Path) -> Loss | None:
-    """The loss of each step from checkpoint/loss.jsonl; None when it was not recorded.
+def loss(checkpoint: Path) -> Loss | None:
+    """The loss of each step from loss.jsonl in a checkpoint's directory; None when it was not recorded.
 
     Raises:
         UserError: the file holds something else than one JSON object with `step` and `loss` a line.
     """
-    path = run / "checkpoint" / "loss.jsonl"
+    path = checkpoint / "loss.jsonl"
     if not path.exists():
         return None
     found: dict[int, float] = {}

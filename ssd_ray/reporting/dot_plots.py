@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting.canvas import COLORS, INK, MARKERS, QUIET, Picture, canvas, finish, short, style_of
-from ssd_ray.reporting.words import MINUS, percent, points
+from ssd_ray.reporting.words import MINUS, decimals, percent, points, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
     marks = [
         _Mark(
             section=benchmark,
-            label=f"{arm} {MINUS} {baseline}",
+            label=arm if scores["families"] else f"{arm} {MINUS} {baseline}",
             style=style_of(scores, arm),
             found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["difference"][scores["headline"]],
         )
@@ -118,7 +118,8 @@ def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
     low, middle, high = (100 * mark.found[key] for key in ("low", "estimate", "high"))
     axes.plot([low, high], [y, y], color=color, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
     axes.plot([middle], [y], marker=marker, color=color, markersize=6, clip_on=False, zorder=3)
-    text = points(mark.found["estimate"]) if signed else f"{middle:.1f}"
+    digits = decimals(mark.found["problems"])
+    text = points(mark.found["estimate"], digits) if signed else rounded(middle, digits)
     axes.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", color=color, fontsize=8.5, fontweight="bold")
 
 
@@ -138,5 +139,6 @@ def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> Non
 def _told(mark: _Mark, signed: bool) -> str:
     if mark.found is None:
         return f"{mark.section}, {mark.label}: no score."
-    told = [points(mark.found[key]) if signed else percent(mark.found[key]) for key in ("estimate", "low", "high")]
+    digits = decimals(mark.found["problems"])
+    told = [(points if signed else percent)(mark.found[key], digits) for key in ("estimate", "low", "high")]
     return f"{mark.section}, {mark.label}: {told[0]}, {told[1]} to {told[2]}."

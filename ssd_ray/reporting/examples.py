@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray import artifacts
+from ssd_ray import arms, artifacts
 from ssd_ray.config import Recipe
 from ssd_ray.reporting.counts import Answer, ProblemResult
 from ssd_ray.schema import Verdict
@@ -51,13 +51,13 @@ class _Choice:
 
 
 def shown_arm(recipe: Recipe) -> str:
-    """The arm whose answers are shown: the first with the fine-tuned model, else the baseline."""
-    return next((name for name, arm in recipe.evaluate.arms.items() if arm.model == "ssd"), recipe.evaluate.baseline)
+    """The arm whose answers are shown: the first with the model fine-tuned by SSD, else the baseline."""
+    return next((name for name, arm in arms.arms(recipe).items() if arm.model == "ssd"), arms.baseline(recipe))
 
 
 def examples(recipe: Recipe, run: Path, results: Mapping[str, Mapping[str, ProblemResult]]) -> list[Example]:
     """Up to five answers by the rules above."""
-    arm, baseline = shown_arm(recipe), recipe.evaluate.baseline
+    arm, baseline = shown_arm(recipe), arms.baseline(recipe)
     rules: list[tuple[str, str, Callable[[Answer], bool], bool]] = [
         ("Shortest accepted answer", arm, lambda answer: answer.outcome == "accepted", True),
         ("A wrong answer", arm, lambda answer: answer.outcome == "wrong_answer", False),
@@ -72,7 +72,7 @@ def examples(recipe: Recipe, run: Path, results: Mapping[str, Mapping[str, Probl
         found = [choice for choice in _candidates(title, name, results[name], wanted) if not _taken(choice, chosen)]
         if found and len(chosen) < MAX_EXAMPLES:
             chosen.append(min(found, key=lambda choice: choice.answer.tokens) if shortest else found[0])
-    return _with_texts(run, chosen)
+    return _with_texts(run, arms.VERDICTS[recipe.evaluate.profiles[0]], chosen)
 
 
 def _candidates(
@@ -88,7 +88,7 @@ def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
     return any((choice.arm, choice.problem.problem_id) == (other.arm, other.problem.problem_id) for other in chosen)
 
 
-def _with_texts(run: Path, chosen: list[_Choice]) -> list[Example]:
+def _with_texts(run: Path, directory: str, chosen: list[_Choice]) -> list[Example]:
     """The chosen answers with the texts of problem, answer and verdict, read in one pass over each directory."""
     wanted = {choice.problem.problem_id for choice in chosen}
     columns = artifacts.read_columns(run / "eval-prompts", "prompt_id", "text")
@@ -100,7 +100,7 @@ def _with_texts(run: Path, chosen: list[_Choice]) -> list[Example]:
         for prompt_id, index, text in artifacts.read_columns(run / "generations" / arm, "prompt_id", "sample_index", "text"):
             if (prompt_id, index) in keys:
                 texts[arm, prompt_id, index] = text
-        for verdict in artifacts.read_rows(run / "verdicts" / arm, Verdict):
+        for verdict in artifacts.read_rows(run / directory / arm, Verdict):
             if (verdict.prompt_id, verdict.sample_index) in keys:
                 verdicts[arm, verdict.prompt_id, verdict.sample_index] = verdict
     return [_example(choice, prompts, texts, verdicts) for choice in chosen]

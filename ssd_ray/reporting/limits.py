@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ssd_ray import arms
 from ssd_ray.config import Decoding, Recipe
+from ssd_ray.evaluation.selection import SPLITS
 from ssd_ray.reporting.words import count, counted, decoding, isolation, parameters, percent
 
 PAPER_SMALLEST = 4e9
@@ -38,14 +40,27 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
         (
             "Train",
             f"The same model was fine-tuned on those raw answers, {count(_steps(recipe, scores))} steps of "
-            f"{train.global_batch_size} sequences, with the loss on answer tokens only. That gave the model called ssd.",
+            f"{train.global_batch_size} sequences, with the loss on answer tokens only. That gave the model called "
+            f"ssd.{_naive(recipe)}",
         ),
         (
             "Evaluate",
-            f"Each arm, which is a model with its own decoding, gave {counted(recipe.evaluate.samples_per_problem, 'answer')} to "
+            f"{_swept(recipe)}Each arm, which is a model with its own decoding, gave "
+            f"{counted(recipe.evaluate.samples_per_problem, 'answer')} to "
             f"each problem ({', '.join(sizes)}), and their programs ran against the tests.",
         ),
     ]
+
+
+def _naive(recipe: Recipe) -> str:
+    told = " The control called naive went the same way with samples at temperature 1 without truncation."
+    return told if arms.trains_naive(recipe) else ""
+
+
+def _swept(recipe: Recipe) -> str:
+    grid = arms.temperatures(recipe)
+    names = ", ".join(arms.families(recipe))
+    return f"Each of {names} was decoded at T {', '.join(f'{t:g}' for t in grid)}. " if grid else ""
 
 
 def limits(recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -53,7 +68,7 @@ def limits(recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]
     return [
         *_scale(recipe, scores),
         *_decodings(recipe),
-        _control(recipe),
+        *_control(recipe),
         _uncertainty(scores),
         *_selection(recipe),
         _paper(),
@@ -81,9 +96,9 @@ def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    arms = recipe.evaluate.arms
-    bases = [arm for arm in arms.values() if arm.model == "base"]
-    alone = [name for name, arm in arms.items() if arm.model == "ssd" and not any(_alike(base, arm) for base in bases)]
+    every = arms.arms(recipe)
+    bases = [arm for arm in every.values() if arm.model == "base"]
+    alone = [name for name, arm in every.items() if arm.model == "ssd" and not any(_alike(base, arm) for base in bases)]
     if alone:
         yield (
             "Two things change at once.",
@@ -96,19 +111,22 @@ def _alike(one: Decoding, other: Decoding) -> bool:
     return (one.temperature, one.top_k, one.top_p) == (other.temperature, other.top_k, other.top_p)
 
 
-def _control(recipe: Recipe) -> tuple[str, str]:
+def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if arms.trains_naive(recipe):
+        return
     sample = recipe.sample
     if sample.temperature == 1 and sample.top_k is None and sample.top_p == 1:
-        return (
+        yield (
             "This run is the control.",
             "Samples at temperature 1 without truncation are naive self-training: their expected gradient is zero at the start, "
             "so what changes is noise or a side effect of fine-tuning.",
         )
-    return (
-        "There is no control in it.",
+        return
+    yield (
+        "There is no control of training in it.",
         "Training on samples at temperature 1 without truncation has zero expected gradient at the start, yet such cells of the "
         "paper's figure 10 score 44.1 to 45.7 beside a base of 42.4. Before a gain is put down to temperature and truncation it "
-        "needs that control next to it.",
+        "needs that control next to it: evaluate.controls: [teacher, naive].",
     )
 
 
@@ -124,18 +142,28 @@ def _uncertainty(scores: Mapping[str, Any]) -> tuple[str, str]:
     return (
         "The intervals cover problems, not training.",
         f"A {percent(confidence, 0)} interval says how a score moves with other problems of the same kind. It does not cover "
-        "another seed: this is one set of samples and one training run. An interval without width means that every problem "
-        f"scored the same, not certainty. Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
+        "another seed: this is one set of samples and one training run. "
+        f"Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
         "would miss zero by chance alone.",
     )
 
 
 def _selection(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    if len(recipe.evaluate.arms) > 2:
+    every = arms.arms(recipe)
+    if recipe.evaluate.sweep:
+        yield (
+            "Only one number here is free of selection.",
+            f"{len(every)} arms answered the same problems, and the best of many cells is too good by luck. The gain with "
+            "temperatures chosen on other problems is not: each model's temperature is the best on one half of the problems, the "
+            f"models meet on the other half, the halves change places, and {SPLITS} splits are averaged. It is the gain of one "
+            "who tunes on half as many problems as there are. What was chosen in training, such as the sampling temperature, "
+            "the steps or the checkpoint, may have been chosen on these problems too; this page cannot know.",
+        )
+    elif len(every) > 2:
         yield (
             "Picking the best arm overstates it.",
-            f"{len(recipe.evaluate.arms)} arms answered the same problems. A decoding chosen by these scores has to be "
-            "confirmed on other problems.",
+            f"{len(every)} arms answered the same problems. A decoding chosen by these scores has to be "
+            "confirmed on other problems; evaluate.sweep does so.",
         )
 
 

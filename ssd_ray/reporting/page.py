@@ -15,14 +15,17 @@ from typing import Any
 
 import jinja2
 
-from ssd_ray import artifacts
+from ssd_ray import arms, artifacts
 from ssd_ray.config import Recipe, fields
-from ssd_ray.reporting import counts, tables, words
+from ssd_ray.reporting import counts, differences, tables, words
 from ssd_ray.reporting.canvas import Picture, style_of
 from ssd_ray.reporting.examples import Example, examples
 from ssd_ray.reporting.limits import limits, what_was_run
 from ssd_ray.reporting.plots import pictures
 from ssd_ray.reporting.timings import timings
+
+MAX_FLIPS = 100
+"""Flipped verdicts that the page lists; scores.json holds all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +59,32 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
     Raises:
         UserError: as for `report`.
     """
-    evaluate = recipe.evaluate
-    problems = counts.problem_ids(run)
-    results = {arm: counts.arm_results(run, arm, problems, evaluate.samples_per_problem) for arm in evaluate.arms}
-    facts = {stage: counts.facts(run / stage) for stage in ("prompts", "samples", "dataset")}
-    facts["checkpoint"] = artifacts.load(run / "checkpoint").facts
-    return tables.scores(recipe, results, counts.sample_counts(run), counts.loss(run), facts), results
+    evaluate, asked = recipe.evaluate, counts.problems_asked(run)
+    by_profile: dict[str, tables.Results] = {
+        profile: {
+            arm: counts.arm_results(
+                run / "generations" / arm,
+                run / arms.VERDICTS[profile] / arm,
+                asked,
+                evaluate.samples_per_problem,
+                partly=profile != evaluate.profiles[0],
+            )
+            for arm in arms.arms(recipe)
+        }
+        for profile in evaluate.profiles
+    }
+    branches = {"ssd": "", "naive": "-naive"} if arms.trains_naive(recipe) else {"ssd": ""}
+    trained = {name: _trained(run, branch) for name, branch in branches.items()}
+    return tables.scores(recipe, by_profile, trained), by_profile[evaluate.profiles[0]]
+
+
+def _trained(run: Path, branch: str) -> tuple[counts.SampleCounts, counts.Loss | None, dict[str, Mapping[str, Any]]]:
+    """Samples, loss and facts of a trained model, from the directories of its branch."""
+    facts = {
+        stage: counts.facts(run / f"{stage}{branch if stage != 'prompts' else ''}") for stage in ("prompts", "samples", "dataset")
+    }
+    facts["checkpoint"] = artifacts.load(run / f"checkpoint{branch}").facts
+    return counts.sample_counts(run / f"samples{branch}"), counts.loss(run / f"checkpoint{branch}"), facts
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +112,7 @@ def render(
     template = _environment().get_template("page.html.j2")
     return template.render(
         recipe=recipe,
+        arms=arms.arms(recipe),
         scores=scores,
         timings=cost,
         examples=answers,
@@ -125,6 +149,8 @@ def _environment() -> jinja2.Environment:
         points=words.points,
         count=words.count,
         counted=words.counted,
+        decimals=words.decimals,
+        doubt=words.doubt,
         size=words.size,
         duration=words.duration,
         number=words.number,
@@ -133,9 +159,12 @@ def _environment() -> jinja2.Environment:
         plain=words.plain,
         pair=lambda name, groups: (name, groups[name]),
         shares=_shares,
+        chosen=words.chosen,
         versions=_versions,
     )
-    environment.globals.update(decoding=words.decoding, NOT_RECORDED=words.NOT_RECORDED, MIN_PROBLEMS=tables.MIN_PROBLEMS)
+    environment.globals.update(
+        decoding=words.decoding, NOT_RECORDED=words.NOT_RECORDED, MIN_PROBLEMS=differences.MIN_PROBLEMS, MAX_FLIPS=MAX_FLIPS
+    )
     return environment
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting.canvas import COLORS, PAPER, WIDTH, Picture, canvas, finish, short, style
 from ssd_ray.reporting.dot_plots import difference_plot, difficulty_plot, score_plot
+from ssd_ray.reporting.sweep_plot import sweep_plot
 from ssd_ray.reporting.words import count, duration
 
 OUTCOME_COLORS = {
@@ -32,6 +33,7 @@ def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str,
     """Every figure that has something to show, by name."""
     with style():
         drawn = (
+            sweep_plot(scores),
             score_plot(scores),
             difference_plot(scores),
             difficulty_plot(scores),

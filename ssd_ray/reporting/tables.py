@@ -13,61 +13,43 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from ssd_ray import arms
 from ssd_ray.config import EvaluateConfig, Recipe
 from ssd_ray.evaluation import metrics
+from ssd_ray.evaluation.metrics import Values
 from ssd_ray.reporting.counts import FINISH_REASONS, OUTCOMES, Loss, ProblemResult, SampleCounts
+from ssd_ray.reporting.differences import Difference, difference, pass_at_values
+from ssd_ray.reporting.profiles import flips
+from ssd_ray.reporting.sweeps import selections
 from ssd_ray.reporting.training_data import training
 
-FORMAT = 1
+FORMAT = 2
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
 
-MIN_PROBLEMS = 10
-"""Below this many problems a bootstrap interval means too little to call two arms different: a convention of this report."""
-
-DETECTABLE = 2.8
-"""1.96 + 0.84: a true difference of so many standard errors is found in 8 of 10 runs by a two-sided test at 5 %."""
-
-_ZERO = 1e-9
-"""Differences up to this are sums of rounding errors."""
-
-Reading = Literal["higher", "lower", "cannot tell", "too few problems"]
 Results = Mapping[str, Mapping[str, ProblemResult]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Mean pass@k over problems with its bootstrap interval, as shares of one; `problems` is how many had k graded answers."""
+    """Mean pass@k over problems with its interval, as shares of one; `problems` is how many had k graded answers."""
 
     estimate: float
     low: float
     high: float
     problems: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Mean of the per-problem differences to the baseline, as a share of one, over problems that both arms have graded.
-
-    `standard_error` is the standard deviation of the differences over the root of their number; it and the
-    `smallest_detectable_effect` (2.8 standard errors) are None where fewer than two problems or no spread give none.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    problems: int
-    standard_error: float | None
-    smallest_detectable_effect: float | None
-    reading: Reading
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmTable:
-    """One arm on one group of problems. Rates are shares: of graded answers for `no_code_rate`, else of all answers."""
+    """One arm on one group of problems; rates are shares of one.
+
+    `no_code_rate` and `time_limit_rate` are of graded answers, `cap_hit_rate` (cut off at the token limit) of all answers,
+    and `think_close_rate` (with `</think>`) of those that open a think part or are prompted to; None where there are none.
+    """
 
     refused: str | None
     score: Mapping[str, Score | None]
@@ -79,7 +61,10 @@ class ArmTable:
     outcomes: Mapping[str, int]
     finish_reasons: Mapping[str, int]
     no_code_rate: float | None
+    time_limit_rate: float | None
     cap_hit_rate: float | None
+    thinking: int
+    think_close_rate: float | None
     mean_answer_tokens: float | None
     median_answer_tokens: float | None
 
@@ -94,33 +79,42 @@ class Group:
 
 
 def scores(
-    recipe: Recipe, results: Results, samples: SampleCounts, loss: Loss | None, facts: Mapping[str, Mapping[str, Any]]
+    recipe: Recipe,
+    by_profile: Mapping[str, Results],
+    trained: Mapping[str, tuple[SampleCounts, Loss | None, Mapping[str, Mapping[str, Any]]]],
 ) -> dict[str, Any]:
     """Every result number of the page as plain JSON, the same for the same artifacts.
 
-    `results` holds each arm's problems by id, the same ids for every arm; `facts` the manifests' facts by stage name.
+    `by_profile` holds for each profile of grading each arm's problems by id, the same ids for every arm; the first profile
+    gives the scores. `trained` holds for each trained model (`ssd`, `naive`) its samples, loss and facts by stage name.
     """
-    evaluate = recipe.evaluate
-    present = {result.benchmark for result in results[evaluate.baseline].values()}
-    benchmarks = [name for name in evaluate.benchmarks if name in present] + sorted(present - set(evaluate.benchmarks))
-    seen = {result.difficulty for result in results[evaluate.baseline].values()}
+    evaluate, every, baseline = recipe.evaluate, arms.arms(recipe), arms.baseline(recipe)
+    results = by_profile[evaluate.profiles[0]]
+    present = {result.benchmark for result in results[baseline].values()}
+    named = [benchmark.name for benchmark in evaluate.benchmarks]
+    benchmarks = [name for name in named if name in present] + sorted(present - set(named))
+    seen = {result.difficulty for result in results[baseline].values()}
     plain = {
         "format": FORMAT,
         "recipe": recipe.name,
         "model": recipe.model.source,
-        "baseline": evaluate.baseline,
+        "baseline": baseline,
         "confidence": evaluate.confidence,
         "bootstrap_samples": evaluate.bootstrap_samples,
         "headline": f"pass@{min(evaluate.pass_at)}",
         "order": {
-            "arms": list(evaluate.arms),
+            "arms": list(every),
             "benchmarks": benchmarks,
             "difficulties": sorted(seen, key=_difficulty_order),
             "pass_at": [f"pass@{k}" for k in sorted(evaluate.pass_at)],
         },
-        "arms": {name: arm.model_dump(mode="json") for name, arm in evaluate.arms.items()},
+        "arms": {name: arm.model_dump(mode="json") for name, arm in every.items()},
+        "families": {name: list(points.values()) for name, points in arms.families(recipe).items()},
+        "selection": {name: _selection(recipe, _only(results, benchmark=name)) for name in benchmarks},
         "benchmarks": {name: _benchmark(recipe, _only(results, benchmark=name)) for name in benchmarks},
-        "training": training(samples, loss, facts),
+        "profiles": _profiles(recipe, by_profile, benchmarks),
+        "training": training(*trained["ssd"]),
+        "controls": {name: training(*given) for name, given in trained.items() if name != "ssd"},
         "problems": {name: _problems(_only(results, benchmark=name)) for name in benchmarks},
     }
     rounded: dict[str, Any] = rounded_to_ten_digits(plain)
@@ -142,10 +136,44 @@ def _only(results: Results, *, benchmark: str | None = None, difficulty: str | N
     }
 
 
+def _refusals(recipe: Recipe, results: Results) -> dict[str, str | None]:
+    return {arm: _refusal(recipe.evaluate, list(problems.values())) for arm, problems in results.items()}
+
+
+def _selection(recipe: Recipe, results: Results) -> list[dict[str, Any]]:
+    return selections(recipe, results, _refusals(recipe, results))
+
+
+def _profiles(recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Sequence[str]) -> dict[str, Any]:
+    """The scores of every arm under each profile, on the benchmarks that it graded, and the answers whose verdict flips."""
+    first, *others = recipe.evaluate.profiles
+    return {
+        "order": [first, *others],
+        "scores": {
+            profile: {
+                name: _scores(recipe, only)
+                for name in benchmarks
+                if (only := _only(by_profile[profile], benchmark=name))[arms.baseline(recipe)]
+            }
+            for profile in (first, *others)
+            if others
+        },
+        "flips": {profile: flips(by_profile[first], by_profile[profile]) for profile in others},
+    }
+
+
+def _scores(recipe: Recipe, results: Results) -> dict[str, Any]:
+    """The headline pass@k of every arm on one benchmark, None where it is refused."""
+    refusals, k = _refusals(recipe, results), min(recipe.evaluate.pass_at)
+    values = {arm: pass_at_values([(p.graded, p.accepted) for p in problems.values()], k) for arm, problems in results.items()}
+    found = {arm: None if refusals[arm] else _score(recipe, each) for arm, each in values.items()}
+    return {arm: score and dataclasses.asdict(score) for arm, score in found.items()}
+
+
 def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
     """All problems of a benchmark, and each difficulty where it has more than one."""
-    refusals = {arm: _refusal(recipe.evaluate, list(problems.values())) for arm, problems in results.items()}
-    difficulties = sorted({problem.difficulty for problem in results[recipe.evaluate.baseline].values()}, key=_difficulty_order)
+    refusals, baseline = _refusals(recipe, results), arms.baseline(recipe)
+    difficulties = sorted({problem.difficulty for problem in results[baseline].values()}, key=_difficulty_order)
     return {
         "all": dataclasses.asdict(group(recipe, results, refusals)),
         "difficulties": {
@@ -170,7 +198,7 @@ def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str
 
 def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) -> Group:
     """Every arm on the problems in `results`, scored unless `refusals` says why not."""
-    evaluate = recipe.evaluate
+    evaluate, baseline = recipe.evaluate, arms.baseline(recipe)
     values = {
         arm: {
             f"pass@{k}": pass_at_values([(problem.graded, problem.accepted) for problem in problems.values()], k)
@@ -180,61 +208,25 @@ def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) 
     }
     tables = {}
     for arm, problems in results.items():
-        unpaired = arm == evaluate.baseline or refusals[arm] is not None or refusals[evaluate.baseline] is not None
+        unpaired = arm == baseline or refusals[arm] is not None or refusals[baseline] is not None
         tables[arm] = _arm_table(
             list(problems.values()),
             refusals[arm],
             {name: None if refusals[arm] else _score(recipe, value) for name, value in values[arm].items()},
             {
-                name: None if unpaired else difference(recipe, value, values[evaluate.baseline][name])
+                name: None if unpaired else difference(recipe, value, values[baseline][name])
                 for name, value in values[arm].items()
             },
         )
-    return Group(problems=len(results[evaluate.baseline]), samples_per_problem=evaluate.samples_per_problem, arms=tables)
+    return Group(problems=len(results[baseline]), samples_per_problem=evaluate.samples_per_problem, arms=tables)
 
 
-def pass_at_values(counts: Sequence[tuple[int, int]], k: int) -> np.ndarray[Any, Any]:
-    """pass@k of each problem from its (graded, accepted) answers, NaN where fewer than k were graded; shape (problems,)."""
-    return np.array([metrics.pass_at_k(n, c, k) if n >= k else math.nan for n, c in counts], dtype=np.float64)
-
-
-def _score(recipe: Recipe, values: np.ndarray[Any, Any]) -> Score | None:
+def _score(recipe: Recipe, values: Values) -> Score | None:
     kept = values[~np.isnan(values)]
     if not len(kept):
         return None
-    evaluate = recipe.evaluate
-    found = metrics.bootstrap(kept, samples=evaluate.bootstrap_samples, confidence=evaluate.confidence, seed=recipe.seed)
+    found = metrics.score_interval(kept, confidence=recipe.evaluate.confidence)
     return Score(estimate=found.estimate, low=found.low, high=found.high, problems=len(kept))
-
-
-def difference(recipe: Recipe, values: np.ndarray[Any, Any], baseline: np.ndarray[Any, Any]) -> Difference | None:
-    """`values` minus `baseline`, problem by problem; both of shape (problems,) in the same order, NaN where ungraded."""
-    both = ~(np.isnan(values) | np.isnan(baseline))
-    if not both.any():
-        return None
-    here, there, evaluate = values[both], baseline[both], recipe.evaluate
-    found = metrics.paired_bootstrap(
-        here, there, samples=evaluate.bootstrap_samples, confidence=evaluate.confidence, seed=recipe.seed
-    )
-    error = float(np.std(here - there, ddof=1)) / math.sqrt(len(here)) if len(here) > 1 else 0.0
-    spread = error > _ZERO
-    return Difference(
-        estimate=found.estimate,
-        low=found.low,
-        high=found.high,
-        problems=len(here),
-        standard_error=error if spread else None,
-        smallest_detectable_effect=DETECTABLE * error if spread else None,
-        reading=_reading(found.low, found.high, len(here)),
-    )
-
-
-def _reading(low: float, high: float, problems: int) -> Reading:
-    if problems < MIN_PROBLEMS:
-        return "too few problems"
-    if low > _ZERO:
-        return "higher"
-    return "lower" if high < -_ZERO else "cannot tell"
 
 
 def _arm_table(
@@ -248,6 +240,7 @@ def _arm_table(
     finish_reasons = Counter(answer.finish_reason for answer in answers)
     graded = len(answers) - outcomes["infrastructure_error"]
     tokens = [answer.tokens for answer in answers]
+    thinking = [answer.thought_ended for answer in answers if answer.thought_ended is not None]
     return ArmTable(
         refused=refused,
         score=score,
@@ -259,7 +252,10 @@ def _arm_table(
         outcomes={name: outcomes[name] for name in OUTCOMES},
         finish_reasons={name: finish_reasons[name] for name in FINISH_REASONS},
         no_code_rate=outcomes["no_code"] / graded if graded else None,
+        time_limit_rate=outcomes["time_limit"] / graded if graded else None,
         cap_hit_rate=finish_reasons["length"] / len(answers) if answers else None,
+        thinking=len(thinking),
+        think_close_rate=sum(thinking) / len(thinking) if thinking else None,
         mean_answer_tokens=float(np.mean(tokens)) if tokens else None,
         median_answer_tokens=float(np.median(tokens)) if tokens else None,
     )

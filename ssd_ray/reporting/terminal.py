@@ -5,7 +5,7 @@ Reads scores.json as a mapping and writes nothing; names from a recipe or a prob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd_ray.config import Decoding
-from ssd_ray.reporting.words import decoding, percent, readings
+from ssd_ray.reporting.words import decimals, decoding, percent, readings, rounded
 
 STYLES = {"higher": "bold blue", "lower": "bold red", "cannot tell": "bold", "too few problems": "bold", "refused": "bold yellow"}
 
@@ -40,12 +40,21 @@ def summary(scores: Mapping[str, Any]) -> RenderableType:
                 *(score(found["score"][name]) for name in scores["order"]["pass_at"]),
             ]
             table.add_row(*(Text(cell) for cell in cells), end_section=number == len(scores["order"]["arms"]) - 1)
-    sentences = [Text(f"{found['benchmark']}: {found['text']}", style=STYLES[found["reading"]]) for found in readings(scores)]
-    return Group(table, *sentences)
+    return Group(table, *_sentences(scores))
+
+
+def _sentences(scores: Mapping[str, Any]) -> Iterator[Text]:
+    for found in readings(scores):
+        where = f"{found['benchmark']}, {found['how']}" if found["how"] else found["benchmark"]
+        yield Text(f"{where}: {found['text']}", style=STYLES[found["reading"]])
+        if found["note"]:
+            yield Text(f"  {found['note']}")
 
 
 def score(found: Mapping[str, Any] | None) -> str:
     """A score with its interval, as `24.3 % (18.0 to 31.2)`."""
     if found is None:
         return "no score"
-    return f"{percent(found['estimate'])} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+    digits = decimals(found["problems"])
+    low, high = (rounded(100 * found[end], digits) for end in ("low", "high"))
+    return f"{percent(found['estimate'], digits)} ({low} to {high})"

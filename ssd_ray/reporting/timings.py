@@ -12,17 +12,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
+from ssd_ray import arms, artifacts
 from ssd_ray.config import Recipe
 
 
 def stages(recipe: Recipe) -> list[str]:
     """The artifact directories of a run, in the order they are made."""
-    arms = list(recipe.evaluate.arms)
+    every = list(arms.arms(recipe))
+    control = ("samples-naive", "dataset-naive", "checkpoint-naive") if arms.trains_naive(recipe) else ()
     return [
-        *("prompts", "samples", "dataset", "checkpoint", "eval-prompts"),
-        *(f"generations/{arm}" for arm in arms),
-        *(f"verdicts/{arm}" for arm in arms),
+        *("prompts", "samples", "dataset", "checkpoint", *control, "eval-prompts"),
+        *(f"generations/{arm}" for arm in every),
+        *(f"{arms.VERDICTS[profile]}/{arm}" for profile in recipe.evaluate.profiles for arm in every),
     ]
 
 
@@ -32,12 +33,13 @@ def timings(recipe: Recipe, run: Path) -> dict[str, Any]:
     Raises:
         UserError: a stage of the run is not complete.
     """
+    first = arms.VERDICTS[recipe.evaluate.profiles[0]]
     manifests = {stage: _manifest(run / stage) for stage in stages(recipe)}
     rows = [_stage(run / stage, stage, manifest) for stage, manifest in manifests.items()]
     return {
         "stages": rows,
         "total": {name: _total(row[name] for row in rows) for name in ("seconds", "tokens")},
-        "isolation": {arm: manifests[f"verdicts/{arm}"]["facts"].get("isolation") for arm in recipe.evaluate.arms},
+        "isolation": {arm: manifests[f"{first}/{arm}"]["facts"].get("isolation") for arm in arms.arms(recipe)},
         "versions": _versions(manifests.values()),
         "machine": machine(),
     }

@@ -6,7 +6,7 @@ ends in words. Pure functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -138,7 +138,7 @@ def reading(arm: str, baseline: str, found: Mapping[str, Any], confidence: float
 
 
 def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The comparisons that a reader should see first, each with `benchmark`, `arm`, `reading`, `text` and `note`.
+    """The comparisons that a reader should see first, each with `benchmark`, `arm`, `how`, `reading`, `text` and `note`.
 
     In a sweep the gains whose temperatures were chosen on other problems, with the best cell's gain only as a note, and the
     arms that no sweep made; else every arm but the baseline.
@@ -161,27 +161,36 @@ def _reading(scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any],
     baseline, paired = scores["baseline"], arms[arm]["difference"][scores["headline"]]
     if paired is not None:
         text = reading(arm, baseline, paired, scores["confidence"])
-        return {"benchmark": benchmark, "arm": arm, "reading": paired["reading"], "text": text, "note": ""}
+        return {"benchmark": benchmark, "arm": arm, "reading": paired["reading"], "text": text, "note": "", "how": ""}
     which = arm if arms[arm]["refused"] else baseline
     reason = arms[which]["refused"] or "no problem has enough graded answers in both"
-    return {"benchmark": benchmark, "arm": arm, "reading": "refused", "text": f"No score for {which}: {reason}", "note": ""}
+    text = f"No score for {which}: {reason}"
+    return {"benchmark": benchmark, "arm": arm, "reading": "refused", "text": text, "note": "", "how": ""}
 
 
 def _free_reading(scores: Mapping[str, Any], benchmark: str, found: Mapping[str, Any]) -> dict[str, str]:
     """One gain without selection in words; the best cell's gain is a note and says what it is."""
-    kept = {"benchmark": benchmark, "arm": found["treated"]}
+    kept = {"benchmark": benchmark, "arm": found["treated"], "how": "temperatures chosen on other problems"}
     gain = found["metrics"][scores["headline"]]
     if gain is None:
         text = f"{found['treated']} {MINUS} {found['control']}: no gain can be given, {found['refused']}"
         return {**kept, "reading": "refused", "text": text, "note": ""}
     free = gain["selection_free"]
+    told = reading(found["treated"], found["control"], free, scores["confidence"])
     return {
         **kept,
         "reading": free["reading"],
-        "text": f"Temperatures chosen on other problems: {reading(found['treated'], found['control'], free, scores['confidence'])}",
+        "text": told,
         "note": f"Best cell against best cell: {points(gain['best_cell'], decimals(free['problems']))} points, "
-        "selected on the test problems themselves and therefore too good on average.",
+        "selected on the test problems themselves, with the luck of that in it.",
     }
+
+
+def chosen(shares: Sequence[float], temperatures: Sequence[float]) -> str:
+    """Which temperatures the halves chose, the most frequent first: `T 0.9 (63 %), T 0.7 (37 %)`."""
+    ranked = sorted(zip(shares, temperatures, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    shown = [f"T{NBSP}{t:g} ({percent(share, 0)})" for share, t in ranked[:2] if share >= 0.005]
+    return ", ".join(shown) + (", others" if sum(share for share, _ in ranked[2:]) >= 0.005 else "")
 
 
 def isolation(found: Mapping[str, Any] | None) -> str:

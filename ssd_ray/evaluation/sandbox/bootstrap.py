@@ -21,15 +21,38 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8")
 """Like -I, but heeding PYTHONHASHSEED: the environment is ours. Without site, no package of this environment is on the path."""
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+PRELOADED = (
+    *(
+        "array",
+        "ast",
+        "bisect",
+        "collections",
+        "copy",
+        "datetime",
+        "decimal",
+        "fractions",
+        "functools",
+        "heapq",
+        "io",
+        "itertools",
+    ),
+    *("math", "operator", "queue", "random", "re", "statistics", "string", "threading", "traceback", "typing", "warnings"),
+)
+"""What programs import most; a module that is loaded in the zygote costs each of them nothing."""
 _BOOTSTRAP = """
 import marshal, os, sys
 with open(int(sys.argv[1]), "rb") as file:
-    config, codes = marshal.load(file)
+    config, codes, preloaded = marshal.load(file)
 os.environ.clear()
-sys.path.append(config["packages"])
+# What threading and random would have every forked child do is half of a fork's cost. The zygote has one thread, so no lock
+# needs to be made anew, and roles.py seeds random where a program names it.
+register, os.register_at_fork = os.register_at_fork, lambda **_: None
+for name in preloaded:
+    __import__(name)
 for name, code in codes.items():
     sys.modules[name] = type(sys)(name)
     exec(code, sys.modules[name].__dict__)
+os.register_at_fork = register
 sys.modules["zygote"].main(config)
 """
 _MODULES = ("walls", "wire", "lcb_role", "roles", "zygote")
@@ -50,7 +73,7 @@ def environment() -> dict[str, str]:
 
 def image(config: dict[str, Any]) -> bytes:
     """What the interpreter loads: its configuration, and its modules' code."""
-    return marshal.dumps((config, _codes()))
+    return marshal.dumps((config, _codes(), PRELOADED))
 
 
 @functools.cache
@@ -75,17 +98,6 @@ def readable_paths() -> tuple[str, ...]:
 def listable_paths() -> tuple[str, ...]:
     """Directories whose names a program may list without reading all of it, so that imports work."""
     return (sysconfig.get_path("stdlib"),)
-
-
-def link_packages(directory: str) -> str:
-    """A directory in `directory` that holds links to the PACKAGES and nothing else, to be put on a program's path."""
-    links = f"{directory}/packages"
-    os.mkdir(links)
-    for place in package_paths():
-        os.symlink(place, f"{links}/{os.path.basename(place)}")
-    os.chmod(links, 0o755)
-    os.chmod(directory, 0o755)
-    return links
 
 
 @functools.cache

@@ -18,13 +18,17 @@ from typing import Literal
 
 from ssd_ray.errors import InfrastructureError
 
-End = Literal["exited", "time_limit", "output_limit"]
+End = Literal["exited", "time_limit", "output_limit", "thread_limit"]
 START_TIMEOUT_S = 60.0
 """Until the sandbox stands, which no program can influence."""
 _STOP_TIMEOUT_S = 10.0
 _MOST_STOLEN = 3.0
 """Time limits are stretched by the time that a program waited for a core, at most by so many limits."""
 _CHUNK_BYTES = 1 << 16
+MOST_THREADS = 512
+"""Threads of one process; made by hand they need no address space, only the kernel's memory and process ids."""
+_WATCH_S = 0.05
+"""Between two looks at the number of threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +79,14 @@ class Child:
     def outlet(self, name: str) -> int:
         """A pipe for `name`; returns the end to be given away."""
         ours, theirs = os.pipe()
-        os.set_blocking(ours, False)
-        self._names[ours] = name
-        self._poll.register(ours, select.POLLIN)
+        os.fchmod(theirs, 0o666)  # whatever user the program is given may open /dev/stdout
+        self._listen(ours, name)
         return theirs
+
+    def _listen(self, fd: int, name: str) -> None:
+        os.set_blocking(fd, False)
+        self._names[fd] = name
+        self._poll.register(fd, select.POLLIN)
 
     def inlet(self) -> int:
         """A pipe for messages to the process; returns the end to be given away."""
@@ -86,9 +94,10 @@ class Child:
         os.set_blocking(self._request_fd, False)
         return theirs
 
-    def started(self, pidfd: int) -> None:
+    def started(self, pidfd: int, status_fd: int) -> None:
         """Take over the process."""
         self._pidfd = pidfd
+        self._listen(status_fd, "status")
 
     def wait_ready(self) -> None:
         """Return when the process is confined and about to compile the program.
@@ -173,27 +182,36 @@ class Child:
         deadline = self._began + time_s
         waited_before = self._waited_s()
         while True:
-            self._pump(done, deadline)
+            self._pump(done, min(deadline, time.monotonic() + _WATCH_S))
             if done() or self._overflowed or self._ended or self._gone():
                 return "output_limit" if self._overflowed else "exited"
+            if self._num_threads() > MOST_THREADS:
+                return "thread_limit"
+            if time.monotonic() < deadline:
+                continue
             stolen = min(self._waited_s() - waited_before, _MOST_STOLEN * time_s)
             if time.monotonic() >= self._began + time_s + stolen:
                 return "time_limit"
-            deadline = self._began + time_s + stolen + 0.05
+            deadline = self._began + time_s + stolen + _WATCH_S
 
     def _waited_s(self) -> float:
         """Seconds that the process was ready to run and had no core (Linux, schedstat); 0 where the kernel does not say."""
         try:
-            with open(self._schedstat, "rb", buffering=0) as file:
+            with open(f"/proc/{self._pid}/schedstat", "rb", buffering=0) as file:
                 return int(file.read().split()[1]) / 1e9
         except (OSError, IndexError, ValueError):
             return 0.0
 
+    def _num_threads(self) -> int:
+        with contextlib.suppress(OSError):
+            return os.stat(f"/proc/{self._pid}/task").st_nlink - 2
+        return 0
+
     @functools.cached_property
-    def _schedstat(self) -> str:
+    def _pid(self) -> int:
+        """Its number in our own namespace; -1 once it is gone."""
         with open(f"/proc/self/fdinfo/{self._pidfd}") as file:
-            pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
-        return f"/proc/{pid}/schedstat"
+            return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
     def _gone(self) -> bool:
         return bool(self._received["status"].count(b"\n") > 1)

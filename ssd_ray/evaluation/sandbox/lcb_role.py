@@ -106,8 +106,7 @@ def _prepare() -> None:
     faulthandler.disable()
     os.environ["OMP_NUM_THREADS"] = "1"
     for owner, names in _DISABLED.items():
-        for name in names.split():
-            setattr(owner, name, None)
+        vars(owner).update(dict.fromkeys(names.split()))
     sys.modules.update(dict.fromkeys(_HIDDEN_MODULES))  # type: ignore[arg-type]
     sys.set_int_max_str_digits(_MAX_INT_DIGITS)
 

@@ -1,6 +1,6 @@
-"""How well programs are walled in on this machine: the levels, and the highest one at which a sandbox starts, found by starting one.
+"""How well programs can be walled in: the levels, and what a zygote is told of each.
 
-Reads nothing but what starting a sandbox reads.
+Which of them a machine offers is found out by starting one (supervisor.py). Writes the links to packages.
 """
 
 from __future__ import annotations
@@ -51,22 +51,20 @@ def candidates() -> list[Level]:
     return [*levels, Level(name="L0", filtered=False, landlock=False, namespaces=False, own_root=False)]
 
 
-def config(level: Level, directory: str) -> dict[str, object]:
-    """What a zygote at this level is told; `directory` is its own, and filled here."""
-    packages = bootstrap.link_packages(directory)
-    root = f"{directory}/root"
-    os.mkdir(root)
-    instructions = seccomp.compile_filter(deny_writing=not level.landlock) if level.filtered else b""
+def config(level: Level, root: str) -> dict[str, object]:
+    """What a zygote at this level is told; `root` is an empty directory, over which it mounts a root that it alone sees."""
+    inherited, own = seccomp.compile_filters(deny_writing=not level.landlock) if level.filtered else (b"", b"")
     return {
         "namespaces": level.namespaces,
         "own_root": level.own_root,
         "landlock": level.landlock,
-        "filter": instructions.hex(),
+        "filter": inherited.hex(),
+        "own_filter": own.hex(),
         "own_pid": seccomp.OWN_PID_BYTES.hex(),
         "interpreter_readable": bootstrap.interpreter_readable(),
         "root": root,
-        "packages": packages,
-        "readable": [*bootstrap.readable_paths(), packages],
+        "packages": {os.path.basename(place): place for place in bootstrap.package_paths()},
+        "readable": list(bootstrap.readable_paths()),
         "listable": list(bootstrap.listable_paths()),
         "devices": list(bootstrap.DEVICES),
     }

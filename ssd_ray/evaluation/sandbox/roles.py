@@ -24,22 +24,13 @@ else:
 def play(role: str, units: list[str], entry_point: str, pipes: list[int]) -> NoReturn:
     """Play `role` to its end and end the process."""
     sys.argv[:] = ["program.py"]
-    _open_streams()
-    sys.modules["random"].seed()
+    if any("random" in unit for unit in units):
+        sys.modules["random"].seed()
     if role == "program":
         _be_program(units)
     receive, send = _conversation(*pipes)
     {"calls": _answer_calls, "check": _run_check, "lcb": lcb_role.serve}[role](units, entry_point, receive, send)
     os._exit(0)
-
-
-def _open_streams() -> None:
-    """Standard streams over the descriptors of this process, as the interpreter opens them at its start."""
-    for fd, name, mode, errors in ((0, "stdin", "r", "surrogateescape"), (1, "stdout", "w", "surrogateescape")):
-        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - open to the end
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
 
 
 def _namespace(name: str) -> dict[str, Any]:
@@ -56,7 +47,7 @@ def _namespace(name: str) -> dict[str, Any]:
 
 def _execute(units: list[str], namespace: dict[str, Any]) -> None:
     for unit in units:
-        exec(compile(unit, "program.py", "exec", dont_inherit=True), namespace)
+        exec(compile(unit.removeprefix("\ufeff"), "program.py", "exec", dont_inherit=True), namespace)
 
 
 def _be_program(units: list[str]) -> NoReturn:
@@ -94,7 +85,7 @@ def _status_of(run: Callable[[], None]) -> int:
         while trace is not None and trace.tb_frame.f_code.co_filename != "program.py":
             trace = trace.tb_next
         try:
-            sys.excepthook(type(error), error, trace)
+            sys.excepthook(type(error), error.with_traceback(trace), trace)
         except BaseException:
             os.write(2, f"\n{type(error).__name__}\n".encode())
         return 1

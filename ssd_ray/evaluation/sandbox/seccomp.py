@@ -1,6 +1,6 @@
 """The system calls that a sandboxed program may make, as a seccomp filter: threads yes, processes, sockets and signals no.
 
-An allow-list, so that what a later kernel adds is refused too. `compile_filter` writes classic BPF (Linux,
+An allow-list, so that what a later kernel adds is refused too. `compile_filters` writes classic BPF (Linux,
 Documentation/userspace-api/seccomp_filter.rst) as bytes that the sandbox loads; pure, reads and writes nothing.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+from collections.abc import Sequence
 
 OWN_PID = 0x7FFF_FFF1
 """Stands in the filter for the program's own process id, which is known only in its process; no pid is that large."""
@@ -20,6 +21,7 @@ _FIRST_UNKNOWN = 470
 """Numbers from here on belong to kernels later than this list: "no such call", so that libraries fall back."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
+_GRANT, _REFUSE = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)
 _ARCH_OFFSET, _NUMBER_OFFSET, _ARGUMENTS_OFFSET = 4, 0, 16
 
 _CLONE_THREAD = 0x0001_0000
@@ -28,16 +30,27 @@ _WRITING = 0o3 | 0o100 | 0o1000
 _VALUES = {
     "fcntl": (1, (0, 1, 2, 3, 4, 1030, 1032, 1034)),  # duplicate, descriptor and status flags; no locks, leases or owners
     "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # what isatty, select and close-on-exec ask
-    "prctl": (0, (15, 16, 0x5356_4D41)),  # the thread's name, the name of a mapping
     "socketpair": (0, (1,)),  # a pipe to itself, which asyncio needs
     "prlimit64": (0, (0,)),
-    "kill": (0, (OWN_PID,)),
-    "tgkill": (0, (OWN_PID,)),
 }
 """Calls that are allowed where one argument has one of these values: (argument's index, values)."""
 _PATH_FLAGS = {"open": 1, "openat": 2}
+_ZYGOTE_ONLY = ("sendmsg", "recvmsg", "pidfd_open", "setsid", "setgroups", "setresgid", "setresuid", "capset")
+_PROGRAM_VALUES = {
+    "prctl": (0, (15, 16, 0x5356_4D41)),  # the thread's name, the name of a mapping
+    "kill": (0, (OWN_PID,)),
+    "tgkill": (0, (OWN_PID,)),
+}
 
-_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    "sendmsg": (46, 211),
+    "recvmsg": (47, 212),
+    "pidfd_open": (434, 434),
+    "setsid": (112, 157),
+    "setgroups": (116, 159),
+    "setresgid": (119, 149),
+    "setresuid": (117, 147),
+    "capset": (126, 91),
     "read": (0, 63),
     "write": (1, 64),
     "readv": (19, 65),
@@ -175,46 +188,68 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 """The calls that may be made, and their numbers on x86_64 and aarch64."""
 
 
+def column() -> int:
+    """Where in NUMBERS this machine's numbers are."""
+    return list(_AUDIT_ARCH).index(platform.machine())
+
+
 def supported() -> bool:
     """Whether there is a list for this machine's instruction set."""
     return platform.machine() in _AUDIT_ARCH
 
 
-def compile_filter(*, deny_writing: bool) -> bytes:
-    """The filter as an array of `struct sock_filter`; `deny_writing` refuses to open files for writing (no Landlock)."""
-    machine = platform.machine()
-    column = list(_AUDIT_ARCH).index(machine)
-    code = [(_LOAD, 0, 0, _ARCH_OFFSET), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), (_RETURN, 0, 0, _KILL_PROCESS)]
-    code += [(_LOAD, 0, 0, _NUMBER_OFFSET), (_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL_PROCESS)]
-    code += [(_AT_LEAST, 0, 1, _FIRST_UNKNOWN), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    for name, numbers in _NUMBERS.items():
-        number = numbers[column]
-        if number is not None:
-            body = _rule(name, deny_writing=deny_writing)
-            code += [(_EQUAL, 0, len(body), number), *body]
-    code.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
+    """The zygote's filter, which its children inherit, and what each of them adds, as arrays of `struct sock_filter`.
+
+    The first is the allow-list, with what a zygote needs to fork confined children; the second, small because every program
+    pays for it, takes that away. `deny_writing` refuses to open files for writing (where there is no Landlock).
+    """
+    start = [(_LOAD, 0, 0, _ARCH_OFFSET), (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]), (_RETURN, 0, 0, _KILL_PROCESS)]
+    start.append((_LOAD, 0, 0, _NUMBER_OFFSET))
+    common = [*start, (_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL_PROCESS)]
+    common += [(_AT_LEAST, 0, 1, _FIRST_UNKNOWN), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    for name, numbers in NUMBERS.items():
+        common += _when(numbers[column()], _rule(name, deny_writing=deny_writing))
+    own = [*start]
+    for name in _ZYGOTE_ONLY:
+        own += _when(NUMBERS[name][column()], [_REFUSE])
+    for name, (index, values) in _PROGRAM_VALUES.items():
+        own += _when(NUMBERS[name][column()], _one_of(index, values))
+    own += _when(NUMBERS["clone"][column()], [_low_word(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _GRANT])
+    return assemble([*common, _REFUSE]), assemble([*own, _GRANT])
+
+
+def _when(number: int | None, body: list[Instruction]) -> list[Instruction]:
+    """The body for one call; the body always returns."""
+    return [] if number is None else [(_EQUAL, 0, len(body), number), *body]
+
+
+def _one_of(index: int, values: Sequence[int]) -> list[Instruction]:
+    """Granted where an argument has one of the values."""
+    tests = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
+    return [_low_word(index), *tests, _REFUSE, _GRANT]
 
 
 Instruction = tuple[int, int, int, int]
+"""Operation, jump if true, jump if false, constant."""
+
+
+def assemble(code: Sequence[Instruction]) -> bytes:
+    """The instructions as an array of `struct sock_filter`."""
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
 def _rule(name: str, *, deny_writing: bool) -> list[Instruction]:
     """What is decided about one call; always returns, so the next rule is never reached."""
-    allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     if name in _VALUES:
-        index, values = _VALUES[name]
-        tests = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
-        return [_low_word(index), *tests, refuse, allow]
-    if name == "clone":
-        return [_low_word(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), refuse, allow]
+        return _one_of(*_VALUES[name])
     if name == "clone3":
         return [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     if name == "sendto":  # to nowhere but the other end of a pair
-        return [_low_word(4), (_EQUAL, 0, 2, 0), _high_word(4), (_EQUAL, 1, 0, 0), refuse, allow]
+        return [_low_word(4), (_EQUAL, 0, 2, 0), _high_word(4), (_EQUAL, 1, 0, 0), _REFUSE, _GRANT]
     if name in _PATH_FLAGS and deny_writing:
-        return [_low_word(_PATH_FLAGS[name]), (_ANY_BIT, 0, 1, _WRITING), refuse, allow]
-    return [allow]
+        return [_low_word(_PATH_FLAGS[name]), (_ANY_BIT, 0, 1, _WRITING), _REFUSE, _GRANT]
+    return [_GRANT]
 
 
 def _low_word(index: int) -> Instruction:

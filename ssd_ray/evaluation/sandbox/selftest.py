@@ -14,6 +14,7 @@ from ssd_ray.evaluation.sandbox.child import Limits
 from ssd_ray.evaluation.sandbox.supervisor import Execution, Sandbox
 
 _LIMITS = Limits(time_s=1.0, memory_mib=512, output_kib=64)
+_PATIENT = Limits(time_s=20.0, memory_mib=512, output_kib=64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,17 @@
 
 A `Sandbox` owns a zygote, which forks one confined process for every program. A program that misbehaves is data, an
 `Execution` with a status. Only a sandbox that does not come up, or dies under its program, is an `infrastructure_error`,
-after retries in a fresh sandbox; no program decides that. Used by one thread. Writes nothing but links to
-the packages that programs may import, in a directory of its own.
+after retries in a fresh sandbox; no program decides that. Used by one thread. Writes nothing; an empty directory, over
+which a zygote mounts a root that it alone sees, is there while it starts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
+import marshal
 import os
 import signal
 import socket
@@ -26,7 +28,7 @@ from typing import Literal, TypeVar
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.sandbox import bootstrap, levels, wire
-from ssd_ray.evaluation.sandbox.child import Child, End, Limits, printable, sealed_file, tail
+from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, End, Limits, printable, sealed_file, tail
 from ssd_ray.evaluation.sandbox.levels import Level
 
 Status = Literal["ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"]
@@ -160,6 +162,7 @@ class Sandbox:
             "memory_bytes": limits.memory_mib << 20,
             "cpu_s": int(-(-(cpu_s or limits.time_s) // 1)) + 1,
             "file_bytes": limits.output_kib << 10,
+            "num_threads": MOST_THREADS,
         }
         child = Child(limits.output_kib << 10)
         try:
@@ -176,6 +179,7 @@ class _Zygote:
 
     def __init__(self, level: Level) -> None:
         self.num_children = 0
+        self._ordered = False
         self._resources = contextlib.ExitStack()
         try:
             self._launch(level)
@@ -184,30 +188,34 @@ class _Zygote:
             raise InfrastructureError(f"cannot start a sandbox: {error}") from error
 
     def _launch(self, level: Level) -> None:
-        directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="ssd-ray-", ignore_cleanup_errors=True))
+        with tempfile.TemporaryDirectory(prefix="ssd-ray-", ignore_cleanup_errors=True) as root:  # gone once the zygote is up
+            self._exec(levels.config(level, root))
+            self._channel.settimeout(60)
+            said = json.loads(self._receive() or b"{}")
+        if "up" not in said:
+            reason = said.get("denied") or tail(self._process.stderr.read() if self._process.stderr else b"")
+            raise DeniedError(f"a sandbox at level {level.name} does not start here: {reason}")
+
+    def _exec(self, config: dict[str, object]) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._resources.enter_context(self._channel)
         with theirs, contextlib.ExitStack() as files:
-            config = {**levels.config(level, directory), "socket": theirs.fileno(), "parent": os.getpid()}
+            config |= {"socket": theirs.fileno(), "parent": os.getpid()}
             config["first_user"] = os.getpid() * 67 + threading.get_native_id()
-            fd = sealed_file(bootstrap.image(config))
+            fd, empty = sealed_file(bootstrap.image(config)), sealed_file(b"")
             files.callback(os.close, fd)
-            process = subprocess.Popen(
+            files.callback(os.close, empty)
+            self._process = subprocess.Popen(
                 bootstrap.command(fd),
                 env=bootstrap.environment(),
                 cwd="/",
                 pass_fds=(fd, theirs.fileno()),
                 start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdin=empty,  # its streams are of the kinds that programs get, who inherit them
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-            self._process = process
             self._resources.callback(self._end)
-        self._channel.settimeout(60)
-        said = self._receive() or json.dumps({"denied": tail(process.stderr.read() if process.stderr else b"")}).encode()
-        if "up" not in json.loads(said):
-            raise DeniedError(f"a sandbox at level {level.name} does not start here: {json.loads(said).get('denied')}")
 
     def _receive(self) -> bytes:
         try:
@@ -218,7 +226,7 @@ class _Zygote:
             return b""
 
     def fork(self, child: Child, request: dict[str, object], units: Sequence[str], stdin: str | None) -> None:
-        """Ask for one process; gives `child` its descriptors.
+        """Turn the spare process into one that meets the request, and order the next; gives `child` its descriptors.
 
         Raises:
             InfrastructureError: the zygote is dead or cannot fork, or descriptors have run out.
@@ -226,31 +234,39 @@ class _Zygote:
         self.num_children += 1
         with contextlib.ExitStack() as theirs:
             try:
-                self._send(child, request, units, stdin, theirs)
-                said, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
+                if not self._ordered:
+                    self._channel.send(b"spare")
+                said, fds, _, _ = socket.recv_fds(self._channel, 64, 3)
+                if said != b"spare" or len(fds) != 3:
+                    raise InfrastructureError("a sandbox died as it was asked for a process")
+                pidfd, channel_fd, status_fd = fds
+                child.started(pidfd, status_fd)
+                with socket.socket(fileno=channel_fd) as channel:
+                    fds = self._descriptors(child, request, units, stdin, theirs)
+                    socket.send_fds(channel, [marshal.dumps(request)], fds)
+                self._channel.send(b"spare")
+                self._ordered = True
             except OSError as error:
                 raise InfrastructureError(f"a sandbox could not start a process: {error}") from error
-        if said != b"started" or len(fds) != 1:
-            raise InfrastructureError("a sandbox died as it was asked for a process")
-        child.started(fds[0])
 
-    def _send(
+    def _descriptors(
         self, child: Child, request: dict[str, object], units: Sequence[str], stdin: str | None, theirs: contextlib.ExitStack
-    ) -> None:
+    ) -> list[int]:
+        """What the process is given: its payload, its standard streams, and a pair of pipes for a conversation."""
+
         def given(fd: int) -> int:
             theirs.callback(os.close, fd)
             return fd
 
         sources = [unit.encode("utf-8", "surrogatepass") for unit in units]
-        lengths = " ".join(str(len(source)) for source in sources)
-        fds = [given(child.outlet("status")), given(sealed_file(b"".join([f"{lengths}\n".encode(), *sources])))]
+        request["unit_ends"] = list(itertools.accumulate(len(source) for source in sources))
+        request["payload_bytes"] = sum(len(source) for source in sources)
+        payload = given(sealed_file(b"".join(sources)))
         if stdin is None:
             null = given(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            fds += [null, null, given(child.outlet("stderr")), given(child.inlet()), given(child.outlet("reply"))]
-        else:
-            fds += [given(sealed_file(stdin.encode("utf-8", "surrogatepass")))]
-            fds += [given(child.outlet("stdout")), given(child.outlet("stderr"))]
-        socket.send_fds(self._channel, [json.dumps(request).encode()], fds)
+            return [payload, null, null, given(child.outlet("stderr")), given(child.inlet()), given(child.outlet("reply"))]
+        text = given(sealed_file(stdin.encode("utf-8", "surrogatepass")))
+        return [payload, text, given(child.outlet("stdout")), given(child.outlet("stderr"))]
 
     def close(self) -> None:
         """Kill it, and with it its children; wait until it is gone."""
@@ -260,8 +276,9 @@ class _Zygote:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if self._process.stderr:
-            self._process.stderr.close()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
 
 
 _probing = threading.Lock()
@@ -314,6 +331,8 @@ def _judge(end: End, child: Child, limits: Limits) -> tuple[Status, str]:
         return "output_limit", f"more than {limits.output_kib} KiB of output"
     if end == "time_limit":
         return "time_limit", f"not finished after {limits.time_s:g} s"
+    if end == "thread_limit":
+        return "runtime_error", f"more than {MOST_THREADS} threads"
     report, last_line = child.report, tail(child.stderr)
     if report.kind == "signal":
         if report.number == signal.SIGXCPU or (report.number == signal.SIGKILL and report.cpu_s >= limits.time_s):
@@ -365,7 +384,10 @@ class Conversation:
             InfrastructureError: the sandbox died under the process.
             wire.UnsupportedValueError: the message has no form on the wire.
         """
-        text = wire.dumps(message)
+        return self.ask_text(wire.dumps(message), time_s)
+
+    def ask_text(self, text: str, time_s: float | None = None) -> Execution:
+        """As `ask`, with a message that is a text of the wire already."""
         limit_s = self._limits.time_s if time_s is None else time_s
         began = time.monotonic()
         line = self._child.exchange(text, limit_s)
@@ -384,13 +406,16 @@ class Conversation:
         return Execution(status=status, detail=detail, time_s=taken_s)
 
 
-def call(conversation: Conversation, arguments: Sequence[object], time_s: float | None = None) -> Execution:
+def call(conversation: Conversation, arguments: Sequence[object] | str, time_s: float | None = None) -> Execution:
     """Have a process of role "calls" call its function; `result` is the value, an `Unsupported` where it cannot leave.
+
+    `arguments` are a list, or the wire text of one.
 
     Raises:
         InfrastructureError, wire.UnsupportedValueError: as for `Conversation.ask`.
     """
-    execution = conversation.ask(list(arguments), time_s)
+    text = arguments if isinstance(arguments, str) else wire.dumps(list(arguments))
+    execution = conversation.ask_text(text, time_s)
     if execution.status != "ok":
         return execution
     match execution.result:

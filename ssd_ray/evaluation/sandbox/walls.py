@@ -31,12 +31,13 @@ _LANDLOCK_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAP_CHOWN, _CAP_DAC_READ_SEARCH, _CAP_KILL, _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 0, 2, 5, 6, 7, 21
+_CAP_DAC_READ_SEARCH, _CAP_KILL, _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 2, 5, 6, 7, 21
 FIRST_UID, NUM_UIDS = 60_001, 4_999
 _STACK_BYTES = 64 << 20
 _MAX_FILES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_ZERO = ctypes.c_ulong(0)
 
 
 class _MountAttributes(ctypes.Structure):
@@ -70,7 +71,7 @@ def _fail(what: str) -> NoReturn:
 
 
 def _prctl(option: int, value: object) -> None:
-    if _libc.prctl(option, value, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+    if _libc.prctl(option, value, _ZERO, _ZERO, _ZERO):
         _fail(f"prctl({option})")
 
 
@@ -96,14 +97,18 @@ def _keep_capabilities(mask: int) -> None:
         _fail("capset")
 
 
+_ON_PARENTS_DEATH = (_PR_SET_PDEATHSIG, ctypes.c_ulong(SIGKILL))
+_NOT_DUMPABLE = (_PR_SET_DUMPABLE, ctypes.c_ulong(0))
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends."""
-    _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(SIGKILL))
+    _prctl(*_ON_PARENTS_DEATH)
 
 
 def hide_memory() -> None:
     """Keep other processes of the same user from this one's memory and descriptors."""
-    _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
+    _prctl(*_NOT_DUMPABLE)
 
 
 def unshare(*, mounts: bool) -> None:
@@ -142,7 +147,7 @@ def enter_root(directory: str, paths: Iterable[str], devices: Iterable[str]) -> 
     os.umask(0o022)
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", directory, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=0755")
-    for path in (*paths, *devices):
+    for path in sorted((*paths, *devices), key=os.path.islink):  # a link may point into what is bound whole
         _bind(path, directory)
     os.mkdir(f"{directory}/proc")
     _mount("proc", f"{directory}/proc", "proc", _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
@@ -180,10 +185,11 @@ def _bind(path: str, root: str) -> None:
     return _mount(path, root + path, None, _MS_BIND | _MS_REC)
 
 
-def limit_resources(*, memory_bytes: int, cpu_s: int, file_bytes: int) -> None:
+def limit_resources(*, memory_bytes: int, cpu_s: int, file_bytes: int, num_threads: int | None) -> None:
     """Hard limits, equal to the soft ones, on address space, CPU time and files.
 
-    The stack gets room for deep recursion and no limit of its own: address space bounds it.
+    The stack gets room for deep recursion and no limit of its own: address space bounds it. Threads are counted over a
+    whole user id, so they can be limited here only where the program has one to itself.
     """
     wanted = {
         resource.RLIMIT_AS: memory_bytes,
@@ -194,6 +200,8 @@ def limit_resources(*, memory_bytes: int, cpu_s: int, file_bytes: int) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
+    if num_threads is not None:
+        wanted[resource.RLIMIT_NPROC] = num_threads
     for kind, value in wanted.items():
         ceiling = resource.getrlimit(kind)[1]
         bounded = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
@@ -207,7 +215,7 @@ def may_change_user(*, interpreter_readable: bool) -> bool:
 
     An interpreter that only root may read (below /root, say) needs CAP_DAC_READ_SEARCH to stay behind for late imports.
     """
-    needed = [_CAP_CHOWN, _CAP_KILL, _CAP_SETGID, _CAP_SETUID] + ([] if interpreter_readable else [_CAP_DAC_READ_SEARCH])
+    needed = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] + ([] if interpreter_readable else [_CAP_DAC_READ_SEARCH])
     permitted = permitted_capabilities()
     if os.geteuid() != 0 or not all(permitted >> capability & 1 for capability in needed):
         return False
@@ -216,18 +224,23 @@ def may_change_user(*, interpreter_readable: bool) -> bool:
     return any(first <= FIRST_UID and first + count >= FIRST_UID + NUM_UIDS for first, _, count in ranges)
 
 
-def drop_privileges(uid: int | None, *, interpreter_readable: bool) -> None:
-    """Become `uid` for good, keep no capability but reading where the interpreter needs it, and gain none by exec."""
-    kept = 0
-    if uid is not None:
-        kept = 0 if interpreter_readable else 1 << _CAP_DAC_READ_SEARCH
-        _prctl(_PR_SET_KEEPCAPS, ctypes.c_ulong(1))
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    _keep_capabilities(kept)
+def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
+    """Keep no capability but those by which children become other users, and gain none by exec, for good."""
+    kept = [_CAP_SETGID, _CAP_SETUID] if own_users else []
+    kept += [] if interpreter_readable or not own_users else [_CAP_DAC_READ_SEARCH]
+    _keep_capabilities(sum(1 << capability for capability in kept))
     _prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
-    die_with_parent()
+
+
+def become(uid: int, *, interpreter_readable: bool) -> None:
+    """Become `uid` for good; the kernel takes the capabilities away, all but reading where the interpreter needs it."""
+    if not interpreter_readable:
+        _prctl(_PR_SET_KEEPCAPS, ctypes.c_ulong(1))
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if not interpreter_readable:
+        _keep_capabilities(1 << _CAP_DAC_READ_SEARCH)
 
 
 def landlock_abi() -> int:

@@ -1,22 +1,25 @@
 """The process that programs are forked from: exec'ed once by a grader, walled in, warmed up, and asked for one child at a time.
 
-It holds no expected output and no descriptor but its socket. A request brings the descriptors of one child (status,
-payload, standard streams, and a pair of pipes for a conversation); the child confines itself, says `ready` on its status
-pipe before the first byte of untrusted code is compiled, and closes it. How it ended, the zygote writes there afterwards:
-`exit` or `signal`, the number, peak memory in KiB, CPU seconds. Runs in a bare interpreter; imports the standard library.
+It holds no expected output and no descriptor but its socket. A child is forked ahead of its program: it confines itself and
+waits on a socket for a request with its descriptors (payload, standard streams, a pair of pipes for a conversation). It says
+`ready` on its status pipe before the first byte of untrusted code is compiled, and closes it. How it ended, the zygote writes
+there afterwards: `exit` or `signal`, the number, peak memory in KiB, CPU seconds. Runs in a bare interpreter; imports the
+standard library.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import _socket  # type: ignore[import-not-found]
+import _socket
 import array
+import contextlib
 import gc
 import json
+import marshal
 import os
 import select
-import stat
 import sys
+from _frozen_importlib_external import spec_from_file_location
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +30,6 @@ else:
     import roles
     import walls
 
-PRELOADED = (
-    *("array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math"),
-    *("operator", "queue", "random", "re", "statistics", "string", "threading", "traceback", "typing", "warnings", "io", "ast"),
-)
-"""What programs import most; a module that is loaded here costs each of them nothing."""
 _OWN_MODULES = ("zygote", "walls", "roles", "wire", "lcb_role")
 _MESSAGE_BYTES, _MAX_DESCRIPTORS = 1 << 16, 8
 
@@ -62,6 +60,19 @@ def _fork_below(channel: Any) -> None:
     walls.die_with_parent()
 
 
+class _Packages:
+    """Finds the packages that programs may import beside the standard library, and nothing that lies beside them."""
+
+    def __init__(self, places: dict[str, str]) -> None:
+        self._places = places
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        place = self._places.get(name)
+        if place is None:
+            return None
+        return spec_from_file_location(name, f"{place}/__init__.py", submodule_search_locations=[place])
+
+
 class _Zygote:
     """The walls that are raised once, and the children alive."""
 
@@ -80,12 +91,8 @@ class _Zygote:
         if config["own_root"]:
             walls.enter_root(config["root"], config["readable"], config["devices"])
             self._config["interpreter_readable"] = True
-        for name in PRELOADED:
-            __import__(name)
-        self._ruleset = -1
-        if config["landlock"]:
-            self._ruleset = walls.landlock_ruleset(config["readable"], config["listable"], config["devices"])
-        self._filter = bytes.fromhex(config["filter"])
+        sys.meta_path.append(_Packages(config["packages"]))
+        self._own_filter = bytes.fromhex(config["own_filter"])
         self._own_pid = bytes.fromhex(config["own_pid"])
         self._num_children = 0
         self._poll = select.poll()
@@ -93,6 +100,11 @@ class _Zygote:
         self._children: dict[int, tuple[int, int]] = {}
         os.umask(0o077)
         os.chdir("/")
+        walls.bound_privileges(own_users=self._own_users, interpreter_readable=config["interpreter_readable"])
+        if config["landlock"]:
+            walls.landlock_enter(walls.landlock_ruleset(config["readable"], config["listable"], config["devices"]))
+        if config["filter"]:
+            walls.seccomp_enter(bytes.fromhex(config["filter"]))
         gc.collect()
         gc.freeze()
 
@@ -107,25 +119,24 @@ class _Zygote:
                     return
 
     def _start(self) -> bool:
-        message, ancillary, _, _ = self._channel.recvmsg(_MESSAGE_BYTES, _socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS))
-        if not message:
+        """Fork a spare: a child that confines itself and waits on a socket of its own to be told which program it is."""
+        if not self._channel.recv(_MESSAGE_BYTES):
             return False
-        fds = array.array("i")
-        for _, _, data in ancillary:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        request = json.loads(message)
         self._num_children += 1
+        own_pid = os.getpid()
+        status_read, status_fd = os.pipe()
+        theirs, ours = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            self._become(request, fds.tolist())
-        status_fd, *others = fds
-        for fd in others:
-            os.close(fd)
+            self._become(ours, status_fd, own_pid)
+        ours.close()
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = (pid, status_fd)
         self._poll.register(pidfd, select.POLLIN)
-        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [pidfd]))
-        self._channel.sendmsg([b"started"], [rights])
+        fds = array.array("i", [pidfd, theirs.fileno(), status_read])
+        self._channel.sendmsg([b"spare"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        theirs.close()
+        os.close(status_read)
         return True
 
     def _report_end(self, pidfd: int) -> None:
@@ -134,18 +145,36 @@ class _Zygote:
         os.close(pidfd)
         _, code, usage = os.wait4(pid, 0)
         how = f"signal {os.WTERMSIG(code)}" if os.WIFSIGNALED(code) else f"exit {os.WEXITSTATUS(code)}"
-        os.write(status_fd, f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode())
+        with contextlib.suppress(BrokenPipeError):  # the grader waited long enough for its end
+            os.write(status_fd, f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode())
         os.close(status_fd)
 
-    def _become(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
-        """In the child: confine it and play the role; never returns."""
-        status_fd, payload_fd, *streams = fds
+    def _become(self, channel: Any, status_fd: int, parent: int) -> NoReturn:
+        """In the child: confine it, wait for a request, play its role; never returns."""
         try:
-            pipes = self._take_descriptors(status_fd, payload_fd, streams)
-            self._confine(request)
-            with open(payload_fd, "rb") as file:
-                lengths = [int(length) for length in file.readline().split()]
-                units = [file.read(length).decode("utf-8", "surrogatepass") for length in lengths]
+            self._close_all_but(channel.fileno(), status_fd)
+            own_user = self._confine()
+            if os.getppid() != parent:
+                os._exit(1)
+            request, fds = _receive(channel)
+            channel.close()
+            payload_fd, *streams = fds
+            for number, fd in enumerate(streams[:3]):
+                os.dup2(fd, number)
+            pipes = streams[3:]
+            self._close_all_but(status_fd, payload_fd, *pipes)
+            payload = os.pread(payload_fd, request["payload_bytes"], 0)
+            os.close(payload_fd)
+            ends = request["unit_ends"]
+            units = [payload[start:end].decode("utf-8", "surrogatepass") for start, end in zip((0, *ends), ends, strict=False)]
+            walls.limit_resources(
+                memory_bytes=request["memory_bytes"],
+                cpu_s=request["cpu_s"],
+                file_bytes=request["file_bytes"],
+                num_threads=request["num_threads"] if own_user else None,
+            )
+            if self._own_filter:
+                walls.seccomp_enter(self._own_filter.replace(self._own_pid, os.getpid().to_bytes(4, "little")))
         except BaseException as error:
             os.write(status_fd, f"failed {type(error).__name__}: {error}\n".encode())
             os._exit(1)
@@ -155,33 +184,32 @@ class _Zygote:
             sys.modules.pop(name, None)
         roles.play(request["role"], units, request["entry_point"], pipes)
 
-    def _take_descriptors(self, status_fd: int, payload_fd: int, streams: list[int]) -> list[int]:
-        """Keep only what is this child's; returns the conversation's pipes, if there are any."""
-        for number, fd in enumerate(streams[:3]):
-            os.dup2(fd, number)
-        pipes = streams[3:]
+    def _close_all_but(self, *kept: int) -> None:
         low = 3
-        for fd in sorted({status_fd, payload_fd, *pipes, *([self._ruleset] if self._ruleset >= 0 else [])}):
+        for fd in sorted(fd for fd in kept if fd >= low):
             os.closerange(low, fd)
             low = fd + 1
         os.closerange(low, 4096)
-        return pipes
 
-    def _confine(self, request: dict[str, Any]) -> None:
+    def _confine(self) -> bool:
+        """What does not depend on the program; returns whether it has a user id to itself."""
         os.setsid()
-        uid = None
         if self._own_users:
             uid = walls.FIRST_UID + (self._config["first_user"] + self._num_children) % walls.NUM_UIDS
-            for fd in (1, 2):
-                if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a conversation's is the machine's /dev/null
-                    os.fchown(fd, uid, uid)
-        walls.limit_resources(memory_bytes=request["memory_bytes"], cpu_s=request["cpu_s"], file_bytes=request["file_bytes"])
-        walls.drop_privileges(uid, interpreter_readable=self._config["interpreter_readable"])
+            walls.become(uid, interpreter_readable=self._config["interpreter_readable"])
         walls.hide_memory()
+        if not self._config["namespaces"]:  # there, the zygote is process 1 and takes everybody with it
+            walls.die_with_parent()
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-        if self._ruleset >= 0:
-            walls.landlock_enter(self._ruleset)
-            os.close(self._ruleset)
-        if self._filter:
-            own_pid = os.getpid().to_bytes(4, "little")
-            walls.seccomp_enter(self._filter.replace(self._own_pid, own_pid))
+        return self._own_users
+
+
+def _receive(channel: Any) -> tuple[dict[str, Any], list[int]]:
+    """A request and its descriptors; ends the process where the grader needs no more of them."""
+    message, ancillary, _, _ = channel.recvmsg(_MESSAGE_BYTES, _socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS))
+    if not message:
+        os._exit(0)
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return marshal.loads(message), fds.tolist()

@@ -9,7 +9,7 @@ comparisons from `evalplus/eval`. Reads and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.problems.benchmarks.files import Row, RowError, json_field, shown, text
@@ -17,7 +17,7 @@ from ssd_ray.schema import Comparison, Problem, Test
 
 _SETS = "similar_elements find_char_long common_in_nested_lists extract_singly larg_nnum intersection_array find_dissimilar Diff"
 _NOT_NONE = "check_str text_match_three text_starta_endb"
-_MBPP_COMPARISONS = {
+_MBPP_COMPARISONS: dict[str, Comparison] = {
     **dict.fromkeys(_SETS.split(), "evalplus-set"),
     **dict.fromkeys(_NOT_NONE.split(), "evalplus-not-none"),
     "are_equivalent": "evalplus-any",
@@ -25,7 +25,7 @@ _MBPP_COMPARISONS = {
     "digit_distance_nums": "evalplus-digits",
     "surface_Area": "evalplus-pyramid",
 }
-_HUMANEVAL_COMPARISONS = {"find_zero": "evalplus-root"}
+_HUMANEVAL_COMPARISONS: dict[str, Comparison] = {"find_zero": "evalplus-root"}
 
 
 def problem(row: Row, number: int) -> Problem:
@@ -51,7 +51,7 @@ def problem(row: Row, number: int) -> Problem:
         entry_point=entry_point,
         reference=prompt + text(row, "canonical_solution"),
         tests=(*base, *plus),
-        comparison=cast(Comparison, comparisons.get(entry_point, "evalplus")),
+        comparison=comparisons.get(entry_point, "evalplus"),
         atol=_tolerance(row),
     )
 

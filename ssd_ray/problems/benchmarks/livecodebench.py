@@ -66,7 +66,7 @@ WINDOWS = {
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row as a problem: `stdin`, or `function` with LiveCodeBench's comparison where the metadata name a function.
+    """One row as a problem: `function` where the metadata name one, `stdin` else; comparison `lcb` marks both kinds.
 
     Raises:
         RowError: a field is missing or cannot be decoded, or there are no tests.
@@ -86,7 +86,7 @@ def problem(row: Row, number: int) -> Problem:
         starter_code=optional_text(row, "starter_code"),
         entry_point=function,
         tests=tuple(_call(case, index) for index, case in enumerate(cases, start=1)) if function else tuple(cases),
-        comparison="lcb" if function else "value",
+        comparison="lcb",
     )
 
 

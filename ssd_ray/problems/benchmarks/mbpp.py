@@ -7,6 +7,7 @@ assertions are part of the statement, as published, since only they name the fun
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def problem(row: Row, number: int) -> Problem:
 
     Raises:
         RowError: a field is missing, an assertion is no assertion of a function of the solution, or the tests hand over
-            objects of a class that the program itself is to define: those cannot be judged from outside of its process.
+            what cannot cross to the program's own process: objects of a class that it is to define itself, or a type.
     """
     code = text(row, "code")
     sources = json_field(row, "test_list", list)
@@ -41,6 +42,9 @@ def problem(row: Row, number: int) -> Problem:
             f"field 'test_setup_code' builds objects of the solution's own class {min(used)}, which cannot cross to a program "
             "in its own process"
         )
+    handed = [name for node in assertions for name in _callables_handed_over(node, entry_point)]
+    if handed:
+        raise RowError(f"field 'test_list' hands over {handed[0]} itself, which cannot cross to a program in its own process")
     statement = optional_text(row, "text") or text(row, "prompt")
     return Problem(
         problem_id=f"mbpp/{identifier(row, 'task_id')}",
@@ -108,6 +112,12 @@ def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
     if not common:
         raise RowError("field 'test_list': no function of 'code' is named in every assertion")
     return common[0]
+
+
+def _callables_handed_over(assertion: ast.Assert, entry_point: str) -> list[str]:
+    calls = [node for node in ast.walk(assertion) if isinstance(node, ast.Call)]
+    arguments = [argument for call in calls if entry_point in _names(call.func) for argument in call.args]
+    return [name.id for name in arguments if isinstance(name, ast.Name) and callable(getattr(builtins, name.id, None))]
 
 
 def _check(setup: str, entry_point: str, assertion: ast.Assert) -> str:

@@ -1,0 +1,37 @@
+"""Two profiles of grading side by side: the scores under both, and every answer whose verdict flips between them.
+
+One idea: where two graders disagree the reader should see on what, answer by answer, and not only by how much. Pure
+functions of counted results: the part `profiles` of scores.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssd_ray.reporting.counts import ProblemResult
+
+Results = Mapping[str, Mapping[str, ProblemResult]]
+UNGRADED = "infrastructure_error"
+
+
+def flips(first: Results, second: Results) -> list[dict[str, Any]]:
+    """The answers that one profile accepts and the other does not, both having graded them; by arm, problem and sample."""
+    found = []
+    for arm, problems in second.items():
+        for problem_id, problem in problems.items():
+            for here, there in zip(first[arm][problem_id].answers, problem.answers, strict=True):
+                if UNGRADED not in (here.outcome, there.outcome) and (here.outcome == "accepted") != (
+                    there.outcome == "accepted"
+                ):
+                    found.append(
+                        {
+                            "benchmark": problem.benchmark,
+                            "arm": arm,
+                            "problem_id": problem_id,
+                            "sample_index": here.sample_index,
+                            "first": here.outcome,
+                            "second": there.outcome,
+                        }
+                    )
+    return found

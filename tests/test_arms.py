@@ -1,0 +1,111 @@
+"""Which arms a recipe has: those that it names, a fair sweep of them, and the controls beside them."""
+
+import pytest
+from synthetic_run import recipe
+
+from ssd_ray import arms, recipes
+from ssd_ray.errors import UserError
+from ssd_ray.pipeline import Pipeline
+from ssd_ray.progress import LineProgress
+
+
+def steps(chosen, tmp_path):
+    return [step.name for step in Pipeline(chosen, tmp_path, LineProgress()).steps]
+
+
+def test_without_a_sweep_the_arms_are_those_named():
+    chosen = recipe()
+    assert arms.arms(chosen) == chosen.evaluate.arms
+    assert arms.baseline(chosen) == "base"
+    assert arms.families(chosen) == {}
+    assert not arms.trains_naive(chosen)
+
+
+def test_a_sweep_decodes_every_arm_at_the_same_temperatures_and_keeps_its_truncation():
+    chosen = recipe(evaluate={"sweep": [1.3, 0.5]})
+    found = arms.arms(chosen)
+    grid = (0.5, 0.7, 1.1, 1.3)  # the sweep, and what base and ssd are written with
+    assert arms.temperatures(chosen) == grid
+    assert list(found) == [*(f"base@T={t}" for t in grid), *(f"ssd@T={t}" for t in grid), "teacher"]
+    for name, points in arms.families(chosen).items():
+        for t, arm in points.items():
+            assert (found[arm].model, found[arm].temperature, found[arm].top_k, found[arm].top_p) == (name, t, 20, 0.8)
+    teacher, sample = found["teacher"], chosen.sample
+    assert (teacher.model, teacher.temperature, teacher.top_k, teacher.top_p) == ("base", sample.temperature, 20, 0.8)
+    assert arms.baseline(chosen) == "base@T=0.7"
+    assert "teacher" not in arms.arms(recipe(evaluate={"sweep": [1.3], "controls": []}))
+
+
+def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperature_1(tmp_path):
+    chosen = recipes.load("quickstart", ["evaluate.controls=[naive]"])
+    assert arms.arms(chosen)["naive"].model_dump() == chosen.evaluate.arms["ssd"].model_dump() | {"model": "naive"}
+    sample = arms.naive_sample(chosen)
+    assert (sample.temperature, sample.top_k, sample.top_p, sample.max_tokens) == (1.0, None, 1.0, chosen.sample.max_tokens)
+    names = steps(chosen, tmp_path)
+    assert {"samples-naive", "dataset-naive", "checkpoint-naive", "generations/naive", "verdicts/naive"} <= set(names)
+    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
+    assert [step.name for step in found["generations/naive"].inputs] == ["eval-prompts", "checkpoint-naive"]
+    assert [step.name for step in found["generations/ssd"].inputs] == ["eval-prompts", "checkpoint"]
+    assert found["checkpoint-naive"].choices == found["checkpoint"].choices
+    assert found["samples-naive"].identity.fingerprint != found["samples"].identity.fingerprint
+    assert found["verdicts/naive"].identity.fingerprint != found["verdicts/ssd"].identity.fingerprint
+
+
+def test_the_quick_start_stays_as_small_as_it_was(tmp_path):
+    names = steps(recipes.load("quickstart"), tmp_path)
+    assert [name for name in names if "/" in name] == ["generations/base", "generations/ssd", "verdicts/base", "verdicts/ssd"]
+
+
+def test_a_second_profile_is_graded_beside_the_first(tmp_path):
+    chosen = recipes.load("quickstart", ["evaluate.profiles=[strict, lcb-compat]"])
+    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
+    assert found["verdicts/ssd"].choices["profile"] == "strict"
+    assert found["verdicts-lcb/ssd"].choices["profile"] == "lcb-compat"
+    assert found["generations/ssd"] in found["verdicts-lcb/ssd"].inputs
+    assert {"verdicts/base", "verdicts-lcb/ssd"} <= {step.name for step in found["report"].inputs}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
+def test_a_paper_recipe_compares_both_models_over_one_sweep_with_the_teacher(name):
+    chosen = recipes.load(name)
+    families = arms.families(chosen)
+    assert {"base", "ssd"} == set(families)
+    assert families["base"].keys() == families["ssd"].keys()
+    assert 4 <= len(families["base"]) <= 6
+    assert "teacher" in arms.arms(chosen)
+    assert chosen.evaluate.profiles == ("strict", "lcb-compat")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "told"),
+    [
+        ({"controls": ["naive"], "arms": {"base": {"model": "base"}}}, "no arm has model ssd"),
+        ({"controls": ["teacher"], "arms": {"base": {"model": "base"}, "teacher": {"model": "base"}}}, "'teacher'"),
+        (
+            {
+                "sweep": [0.5],
+                "arms": {"base": {"model": "base"}, "base@T=1": {"model": "base"}, "base@T=1@T=1": {"model": "base"}},
+            },
+            None,
+        ),
+    ],
+)
+def test_arms_that_cannot_be_are_refused_in_one_sentence(evaluate, told):
+    if told is None:
+        assert arms.arms(recipe(evaluate=evaluate))
+        return
+    with pytest.raises(UserError, match=told):
+        arms.arms(recipe(evaluate=evaluate))
+
+
+def test_a_run_that_is_its_own_control_is_refused_another():
+    chosen = recipe(sample={"temperature": 1.0, "top_k": None, "top_p": 1.0}, evaluate={"controls": ["naive"]})
+    with pytest.raises(UserError, match="its own naive control"):
+        arms.arms(chosen)
+
+
+@pytest.mark.parametrize("override", ["evaluate.sweep=[0.5, 0.5]", "evaluate.profiles=[strict, strict]", "evaluate.sweep=[-1]"])
+def test_a_mistaken_sweep_costs_one_sentence(override):
+    with pytest.raises(UserError) as caught:
+        recipes.load("quickstart", [override])
+    assert "\n" not in str(caught.value)

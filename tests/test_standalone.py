@@ -1,0 +1,164 @@
+"""The stand-alone door: files in, verdicts and scores out, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from ssd_ray.errors import UserError
+from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.sandbox import Limits
+from ssd_ray.evaluation.standalone import Job, grade_files
+from ssd_ray.progress import LineProgress
+
+RULES = Rules(limits=Limits(time_s=2, memory_mib=256, output_kib=64))
+DOUBLE = "print(2 * int(input()))"
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    tests = [{"input": f"{number}\n", "output": f"{2 * number}\n"} for number in range(3)]
+    rows = [{"problem_id": f"p{number}", "statement": "Double it.", "kind": "stdin", "tests": tests} for number in range(4)]
+    return _write(tmp_path / "problems.jsonl", rows)
+
+
+def _job(tmp_path: Path, problems: Path, rows: list[dict[str, Any]], **options: Any) -> Job:
+    completions = _write(tmp_path / "completions.jsonl", rows)
+    options = {"rules": RULES, "workers": 2, **options}
+    return Job(problems=problems, completions=completions, out=tmp_path / "out", **options)
+
+
+def _verdicts(job: Job) -> list[dict[str, Any]]:
+    return pq.read_table(job.out / "verdicts.parquet").to_pylist()  # type: ignore[no-any-return]
+
+
+def test_programs_are_graded_and_scored_with_intervals(tmp_path: Path, problems: Path) -> None:
+    codes = [DOUBLE, "print(input())", "1 / 0", "while True: pass"]
+    job = _job(tmp_path, problems, [{"task_id": f"p{number}", "code": code} for number, code in enumerate(codes)])
+    scores = grade_files(job, LineProgress())
+    rows = _verdicts(job)
+    assert [row["problem_id"] for row in rows] == ["p0", "p1", "p2", "p3"]
+    assert [row["outcome"] for row in rows] == ["accepted", "wrong_answer", "runtime_error", "time_limit"]
+    assert [row["failed_test"] for row in rows] == [-1, 1, 0, 0]
+    assert all(row["peak_bytes"] > 1 << 20 and row["seconds"] > 0 and row["sandbox_level"] >= "L1" for row in rows)
+    found = scores["benchmarks"]["problems"]["all"]["pass@1"]
+    assert found["estimate"] == 0.25
+    assert 0 < found["low"] < 0.25 < found["high"] < 1
+    assert json.loads((job.out / "scores.json").read_text()) == scores
+
+
+def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problems: Path) -> None:
+    text = f"First:\n```python\n{DOUBLE}\n```\nor\n```python\nprint(0)\n```\n"
+    rows = [{"problem_id": "p0", "index": 5, "text": text}, {"problem_id": "p1", "text": "no code"}]
+    job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, extract="first-block"))
+    grade_files(job, LineProgress())
+    assert [(row["index"], row["outcome"]) for row in _verdicts(job)] == [(5, "accepted"), (0, "no_code")]
+
+
+def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(tmp_path: Path, problems: Path) -> None:
+    job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
+    first = grade_files(job, LineProgress())
+    stamps = {path: path.stat().st_mtime_ns for path in (job.out / "verdicts").rglob("*.parquet")}
+    assert grade_files(job, LineProgress()) == first
+    assert {path: path.stat().st_mtime_ns for path in (job.out / "verdicts").rglob("*.parquet")} == stamps
+    other = Rules(limits=Limits(time_s=1, memory_mib=256, output_kib=64))
+    with pytest.raises(UserError, match="time_s"):
+        grade_files(Job(problems=problems, completions=job.completions, out=job.out, rules=other), LineProgress())
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"task_id": "nobody", "code": DOUBLE}, "'nobody' is no problem"),
+        ({"code": DOUBLE}, "needs one of the columns"),
+        ({"task_id": "p0", "code": 3}, "'code' holds no text"),
+        ({"task_id": "p0", "index": -1, "code": DOUBLE}, "whole number from 0"),
+        ({"task_id": "p0", "index": 0, "code": DOUBLE}, "two completions of index 0"),
+    ],
+)
+def test_a_bad_completion_is_an_error_that_names_its_row_or_is_counted(
+    tmp_path: Path, problems: Path, row: dict[str, Any], told: str
+) -> None:
+    rows = [{"task_id": "p0", "code": DOUBLE}, row]
+    with pytest.raises(UserError, match=told) as error:
+        grade_files(_job(tmp_path, problems, rows), LineProgress())
+    assert "completions.jsonl, row 2" in str(error.value)
+    job = _job(tmp_path, problems, rows, skip_bad_rows=True)
+    scores = grade_files(Job(**{**vars(job), "out": tmp_path / "skipping"}), LineProgress())
+    assert [bad["row"] for bad in scores["bad_rows"]] == [2]
+    assert scores["rows"] == 1
+
+
+def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(tmp_path: Path, problems: Path) -> None:
+    codes = ["print('\ud800' and 2 * int(input()))", r"import os; os.write(1, b'\xff\x00\n')", "\x00"]
+    job = _job(tmp_path, problems, [{"task_id": f"p{number}", "code": code} for number, code in enumerate(codes)])
+    grade_files(job, LineProgress())
+    assert [row["outcome"] for row in _verdicts(job)] == ["accepted", "wrong_answer", "runtime_error"]
+
+
+def test_the_door_imports_no_model_library() -> None:
+    code = "import sys, ssd_ray.evaluation.door; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_killed_workers_zygotes_and_drivers_change_no_verdict(tmp_path: Path, problems: Path) -> None:
+    slow = "import time; time.sleep(0.05); " + DOUBLE
+    rows = [{"task_id": f"p{number % 4}", "code": (slow, "print(1)")[number % 3 == 0]} for number in range(160)]
+    calm = _job(tmp_path, problems, rows)
+    grade_files(calm, LineProgress())
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "ssd_ray.cli", "grade", "--problems", str(problems), "--completions", str(calm.completions)]
+    command += ["--out", str(out), "--workers", "2", "--timeout-s", "2", "--memory-mib", "256", "--quiet"]
+
+    def start() -> psutil.Popen:
+        return psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    driver = start()
+    _until(lambda: len(list((out / "verdicts").glob("*.parquet"))) >= 1)
+    for wanted in ("zygote", "worker"):
+        for process in _descendants(driver):
+            words = " ".join(process.cmdline())
+            if ("sys.modules" in words) == (wanted == "zygote") and ("spawn_main" in words) == (wanted == "worker"):
+                process.kill()
+                break
+    _until(lambda: len(list((out / "verdicts").glob("*.parquet"))) >= 4 or driver.poll() is not None)
+    below = _descendants(driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _until(lambda: not any(process.is_running() and process.status() != "zombie" for process in below))
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def essence(path: Path) -> list[tuple[Any, ...]]:
+        names = ("problem_id", "index", "outcome", "failed_test", "detail")
+        return [tuple(row[name] for name in names) for row in pq.read_table(path / "verdicts.parquet").to_pylist()]
+
+    assert essence(out) == essence(calm.out)
+
+
+def _until(condition: Any, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
