@@ -21,13 +21,13 @@ from typing import Any
 
 from ssd_ray import arms, artifacts, config, models
 from ssd_ray.artifacts import Identity
-from ssd_ray.config import Arm, Recipe, SampleConfig
+from ssd_ray.config import Arm, Recipe
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
-from ssd_ray.schema import Problem, Profile
+from ssd_ray.schema import Profile
+from ssd_ray.stages import Facts, Stages
 
-Facts = Mapping[str, Any]
 _BRANCH = {"ssd": "", "naive": "-naive"}
 """What the directories of an arm's training end in."""
 
@@ -58,7 +58,8 @@ class Pipeline:
     """The steps of a recipe in a run directory."""
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
-        self.recipe, self.out, self._progress = recipe, out, progress
+        self.recipe, self.out = recipe, out
+        self._stages = Stages(recipe, out, progress)
         self.stopped = threading.Event()
 
     # What is made from what.
@@ -111,32 +112,32 @@ class Pipeline:
         chosen = self.recipe.evaluate
         names = {benchmark.name: sources.identify(benchmark) for benchmark in chosen.benchmarks}
         return Step(
-            name="benchmark", verb="render", choices={"benchmarks": names, "limit": chosen.limit}, act=self._make_benchmark
+            name="benchmark", verb="render", choices={"benchmarks": names, "limit": chosen.limit}, act=self._stages.benchmark
         )
 
     @functools.cached_property
     def _prompts(self) -> Step:
         prompts = self.recipe.prompts
         chosen = {"prompts": config.choices(prompts), "source": sources.identify(prompts.source), "model": self._model}
-        return Step(name="prompts", verb="render", choices=chosen, act=self._make_prompts)
+        return Step(name="prompts", verb="render", choices=chosen, act=self._stages.prompts)
 
     @functools.cache  # noqa: B019 - a Run lives as long as its process
     def _samples(self, branch: str) -> Step:
         sample = arms.naive_sample(self.recipe) if branch else self.recipe.sample
         chosen = {"sample": config.choices(sample), **self._engine_choices}
-        act = functools.partial(self._make_samples, sample, branch)
+        act = functools.partial(self._stages.samples, sample, f"samples{branch}")
         return Step(name=f"samples{branch}", verb="sample", choices=chosen, act=act, inputs=(self._prompts,), needs_ray=True)
 
     @functools.cache  # noqa: B019
     def _dataset(self, branch: str) -> Step:
         chosen = {"prepare": config.choices(self.recipe.prepare)}
-        act = functools.partial(self._make_dataset, branch)
+        act = functools.partial(self._stages.dataset, f"samples{branch}")
         return Step(name=f"dataset{branch}", verb="prepare", choices=chosen, act=act, inputs=(self._samples(branch),))
 
     @functools.cache  # noqa: B019
     def _checkpoint(self, branch: str) -> Step:
         chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
-        act, inputs = functools.partial(self._make_checkpoint, branch), (self._dataset(branch),)
+        act, inputs = functools.partial(self._stages.checkpoint, f"dataset{branch}"), (self._dataset(branch),)
         return Step(name=f"checkpoint{branch}", verb="train", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cached_property
@@ -147,7 +148,7 @@ class Pipeline:
             "template_arguments": self.recipe.prompts.template_arguments,
             "model": self._model,
         }
-        return Step(name="eval-prompts", verb="render", choices=chosen, act=self._make_eval_prompts, inputs=(self._benchmark,))
+        return Step(name="eval-prompts", verb="render", choices=chosen, act=self._stages.eval_prompts, inputs=(self._benchmark,))
 
     @functools.cache  # noqa: B019
     def _generations(self, name: str) -> Step:
@@ -159,7 +160,7 @@ class Pipeline:
             **self._engine_choices,
         }
         inputs = (self._eval_prompts,) if arm.model == "base" else (self._eval_prompts, self._checkpoint(_BRANCH[arm.model]))
-        act = functools.partial(self._make_generations, name, arm)
+        act = functools.partial(self._stages.generations, f"generations/{name}", arm, f"checkpoint{_BRANCH.get(arm.model, '')}")
         return Step(name=f"generations/{name}", verb="generate", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cache  # noqa: B019
@@ -167,9 +168,11 @@ class Pipeline:
         limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
         chosen = {"profile": profile, **{limit: getattr(self.recipe.evaluate, limit) for limit in limits}}
         answers = self._generations(name)
-        act = functools.partial(self._make_verdicts, name, profile)
+        stage = f"{arms.VERDICTS[profile]}/{name}"
+        ended = functools.partial(self._ended, answers)
+        act = functools.partial(self._stages.verdicts, answers.name, profile, stage, ended)
         return Step(
-            name=f"{arms.VERDICTS[profile]}/{name}",
+            name=stage,
             verb="grade",
             choices=chosen,
             act=act,
@@ -189,134 +192,11 @@ class Pipeline:
         }
         trained = (step for branch in self._branches for step in (self._dataset(branch), self._checkpoint(branch)))
         inputs = (*trained, *self._all_verdicts)
-        return Step(name="report", verb="report", choices=chosen, act=self._make_report, inputs=inputs)
+        return Step(name="report", verb="report", choices=chosen, act=self._stages.report, inputs=inputs)
 
     @property
     def _engine_choices(self) -> dict[str, Any]:
         return {"model": self._model, "engine": config.choices(self.recipe.engine), "seed": self.recipe.seed}
-
-    # How each is made.
-
-    @functools.cached_property
-    def _directory(self) -> Path:
-        return models.fetch(self.recipe.model)
-
-    def _make_benchmark(self, out: Path) -> Facts:
-        from ssd_ray.evaluation.store import stored
-
-        problems = list(
-            stored(sources.benchmark_problems(self.recipe.evaluate), out / "tests", self.recipe.evaluate.sandbox_floor)
-        )
-        artifacts.write_shard(out, "problems", problems, Problem)
-        return {"rows": len(problems), "tests": sum(problem.num_tests for problem in problems)}
-
-    def _make_prompts(self, out: Path) -> Facts:
-        from ssd_ray.problems.rendering import render
-
-        chosen, tally = self.recipe.prompts, sources.Tally()
-        tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
-        facts = render(
-            sources.training_problems(chosen, tally),
-            tokenizer,
-            mode=chosen.mode,
-            system_message=chosen.system_message,
-            template_arguments=chosen.template_arguments,
-            max_model_len=self.recipe.model.max_model_len,
-            out=out,
-        )
-        return {**facts, "read": tally.read, "dropped": dict(tally.dropped), "model": self._directory.name}
-
-    def _make_eval_prompts(self, out: Path) -> Facts:
-        from ssd_ray.problems.rendering import render
-
-        return render(
-            artifacts.read_rows(self.out / "benchmark", Problem),
-            models.load_tokenizer(self._directory, self.recipe.model.chat_template),
-            mode=self.recipe.evaluate.prompt_mode,
-            system_message=self.recipe.prompts.system_message,
-            template_arguments=self.recipe.prompts.template_arguments,
-            max_model_len=self.recipe.model.max_model_len,
-            out=out,
-        )
-
-    def _make_samples(self, chosen: SampleConfig, branch: str, out: Path) -> Facts:
-        stage = f"samples{branch}"
-        return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, stage, out)
-
-    def _make_generations(self, name: str, arm: Arm, out: Path) -> Facts:
-        directory = self._directory if arm.model == "base" else self.out / f"checkpoint{_BRANCH[arm.model]}"
-        evaluate = self.recipe.evaluate
-        return self._draw(
-            "eval-prompts", directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, f"generations/{name}", out
-        )
-
-    def _draw(
-        self, prompts: str, directory: Path, decoding: config.Decoding, samples: int, max_tokens: int, stage: str, out: Path
-    ) -> Facts:
-        from ssd_ray.inference.generation import generate
-
-        return generate(
-            self.out / prompts,
-            directory.resolve(),
-            decoding,
-            samples=samples,
-            max_tokens=max_tokens,
-            shard_rows=self.recipe.sample.shard_rows,
-            seed=self.recipe.seed,
-            model=self.recipe.model,
-            engine=self.recipe.engine,
-            cluster=self.recipe.cluster,
-            stage=stage,
-            out=out,
-            logs=self.out / "logs",
-            progress=self._progress,
-        )
-
-    def _make_dataset(self, branch: str, out: Path) -> Facts:
-        from ssd_ray.training.dataset import prepare
-
-        return prepare(self.out / f"samples{branch}", self.recipe.prepare, out=out)
-
-    def _make_checkpoint(self, branch: str, out: Path) -> Facts:
-        from ssd_ray.training.trainer import train
-
-        return train(
-            self.out / f"dataset{branch}",
-            self._directory,
-            self.recipe.train,
-            self.recipe.cluster,
-            seed=self.recipe.seed,
-            out=out,
-            logs=self.out / "logs",
-            progress=self._progress,
-        )
-
-    def _make_verdicts(self, name: str, profile: Profile, out: Path) -> Facts:
-        from ssd_ray.evaluation.grader import Order
-        from ssd_ray.evaluation.graders import grade
-        from ssd_ray.evaluation.grading import Rules
-        from ssd_ray.evaluation.sandbox import Limits
-
-        evaluate, answers = self.recipe.evaluate, self._generations(name)
-        limits = Limits(time_s=evaluate.time_limit_s, memory_mib=evaluate.memory_limit_mib, output_kib=evaluate.output_limit_kib)
-        prompts = [text.rstrip().endswith("<think>") for (text,) in artifacts.read_columns(self.out / "eval-prompts", "text")]
-        order = Order(
-            benchmark=(self.out / "benchmark").resolve(),
-            rules=Rules(limits=limits, profile=profile, extract=evaluate.extract),
-            floor=evaluate.sandbox_floor,
-            out=out.resolve(),
-            thinking=all(prompts),
-        )
-        return grade(
-            self.out / answers.name,
-            order,
-            self.recipe.cluster,
-            total=len(prompts) * evaluate.samples_per_problem,
-            ended=functools.partial(self._ended, answers),
-            stage=f"{arms.VERDICTS[profile]}/{name}",
-            logs=self.out / "logs",
-            progress=self._progress,
-        )
 
     def _ended(self, step: Step) -> bool:
         """Whether a step that another one follows is whole.
@@ -329,8 +209,3 @@ class Pipeline:
         if self.stopped.is_set():
             raise InfrastructureError(f"{step.name} was stopped")
         return False
-
-    def _make_report(self, out: Path) -> Facts:
-        from ssd_ray.reporting.page import report
-
-        return report(self.recipe, self.out, out=out)

@@ -20,8 +20,9 @@ from ssd_ray import artifacts, cluster, recipes
 from ssd_ray.artifacts import Artifact, State
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import Facts, Pipeline, Step
+from ssd_ray.pipeline import Pipeline, Step
 from ssd_ray.progress import Progress
+from ssd_ray.stages import Facts
 
 _STOP_TIMEOUT_S = 30.0
 

@@ -6,6 +6,7 @@ is. Those that reach out for processes, network, files and the kernel are in hos
 is in hostile_exhausting.py, those that forge a verdict in hostile_forging.py.
 """
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import textwrap
@@ -75,6 +76,14 @@ SECRETS = hostiles(
                     attempt(f"{pid} {name}", lambda: open(f"/proc/{pid}/{name}", "rb").read(1) or True)
                 attempt(f"list {pid}", lambda: os.listdir(f"/proc/{pid}/fd"))
                 attempt(f"where {pid}", lambda: os.readlink(f"/proc/{pid}/cwd"))
+        """,
+        "programs beside it": """
+            own = os.getpid()
+            for pid in {*range(max(1, own - 6), own + 7), os.getppid()} - {own}:
+                for name in ("mem", "maps", "environ", "stat", "task", "fdinfo/0", *(f"fd/{fd}" for fd in range(12))):
+                    attempt(f"{pid} {name}", lambda: os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_NONBLOCK) >= 0)
+                attempt(f"robust list {pid}", lambda: call((274, 100), pid, ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)))
+                attempt(f"link {pid}", lambda: os.readlink(f"/proc/{pid}/fd/0"))
         """,
         "memory of others by system calls": """
             buffer = ctypes.create_string_buffer(64)

@@ -1,5 +1,6 @@
 """Hostile programs, continued: those that use up time, memory, output, threads and descriptors. See hostile.py."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from hostile import ENDS_SOMEHOW, Hostile

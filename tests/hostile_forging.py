@@ -1,5 +1,6 @@
 """Hostile programs, continued: what a wrong program does before it answers, to be taken for a right one. See hostile.py."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 _WRITE_EVERYWHERE = """

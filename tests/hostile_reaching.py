@@ -1,5 +1,6 @@
 """Hostile programs, continued: those that reach for processes, the network, files and the kernel. See hostile.py."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from hostile import Hostile, hostiles

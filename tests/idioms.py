@@ -1,5 +1,6 @@
 """What honest programs do: each reads `IDIOM_INPUT` and prints the sum of its numbers, its own way."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 IDIOM_INPUT = "3\n10\n20\n500\n"
@@ -129,5 +130,5 @@ MODULES = (
     "string stringprep struct subprocess symtable sys sysconfig tarfile tempfile textwrap threading time timeit token tokenize trace "
     "traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse urllib.request uuid warnings wave weakref "
     "xml.etree.ElementTree zipfile zipimport zlib zoneinfo"
-).split()
+)
 """Modules of the standard library that programs may import at any moment."""

@@ -68,7 +68,8 @@ class Scene:
 
     def source(self, program: Hostile) -> str:
         """The program with its words filled in."""
-        allowed = {numbers[seccomp.column()] for numbers in seccomp.NUMBERS.values()} - {None}
+        names = set(seccomp.NUMBERS) - set(seccomp._ZYGOTE_ONLY)
+        allowed = {seccomp.NUMBERS[name][seccomp.column()] for name in names} - {None}
         site = next((Path(entry) for entry in sys.path if entry.endswith("-packages")), Path("/nonexistent"))
         words = {
             "GRADER": os.getpid(),

@@ -143,7 +143,7 @@ def test_a_problem_with_tests_comes_back_as_it_was(tmp_path: Path) -> None:
     problem = Problem(problem_id="p", source="s", statement="x", tests=(Test(input="1\n", output="2\n"),))
     artifacts.write_shard(tmp_path, "p", [problem], Problem)
     assert list(artifacts.read_rows(tmp_path, Problem)) == [problem]
-    assert arrow_schema(Problem).field("tests").type.value_type.num_fields == 2
+    assert arrow_schema(Problem).field("tests").type.value_type.num_fields == 3
 
 
 def test_columns_are_read_without_the_rest(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Who is accepted and who is not, and that the reference solutions are."""
 
-import concurrent.futures
 import dataclasses
 import pickle
 import sys
@@ -50,6 +49,12 @@ GROW = Problem(
 )
 
 
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as made:
+        yield made
+
+
 def completion(text, problem=DOUBLE):
     return Completion(
         prompt_id=problem.problem_id,
@@ -80,33 +85,35 @@ def human_eval():
     ]
 
 
-def test_all_164_reference_solutions_of_humaneval_are_accepted():
+def test_all_164_reference_solutions_of_humaneval_are_accepted(sandbox):
     problems = human_eval()
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        verdicts = pool.map(
-            lambda problem: grade_completion(problem, completion(f"```python\n{problem.reference}\n```", problem), RULES, sandbox),
-            problems,
-        )
-        refused = [(verdict.prompt_id, verdict.outcome, verdict.detail) for verdict in verdicts if verdict.outcome != "accepted"]
+    verdicts = [
+        grade_completion(problem, completion(f"```python\n{problem.reference}\n```", problem), RULES, sandbox)
+        for problem in problems
+    ]
+    refused = [(verdict.prompt_id, verdict.outcome, verdict.detail) for verdict in verdicts if verdict.outcome != "accepted"]
     assert len(problems) == 164
     assert refused == []
 
 
-def test_wrong_solutions_of_humaneval_are_not_accepted():
+def test_wrong_solutions_of_humaneval_are_not_accepted(sandbox):
     for problem in human_eval()[::20]:
         for body in ("pass", "return None", "return []", "return 0", "raise NotImplementedError", "import os; os._exit(0)"):
             code = f"def {problem.entry_point}(*args, **kwargs):\n    {body}"
-            assert grade_code(problem, code, RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}, (problem.problem_id, body)
+            assert grade_code(problem, code, RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}, (
+                problem.problem_id,
+                body,
+            )
 
 
-def test_references_are_checked_and_complaints_named():
+def test_references_are_checked_and_complaints_named(sandbox):
     wrong = dataclasses.replace(DOUBLE, problem_id="wrong", reference="print(2)")
     without = dataclasses.replace(PAIR, problem_id="without", reference=None)
     complaints = check_references([DOUBLE, PAIR, GROW, wrong, without], RULES, sandbox)
     assert [complaint.split(":")[0] for complaint in complaints] == ["wrong", "without"]
 
 
-def test_a_verdict_says_which_completion_it_is_about():
+def test_a_verdict_says_which_completion_it_is_about(sandbox):
     verdict = grade_completion(DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox)
     assert (verdict.prompt_id, verdict.sample_index, verdict.source, verdict.difficulty) == ("double", 3, "test", "easy")
     assert (verdict.outcome, verdict.num_tests, verdict.num_passed) == ("wrong_answer", 3, 1)
@@ -115,12 +122,12 @@ def test_a_verdict_says_which_completion_it_is_about():
     assert verdict.time_s > 0
 
 
-def test_an_answer_without_a_program_is_no_code():
+def test_an_answer_without_a_program_is_no_code(sandbox):
     verdict = grade_completion(DOUBLE, completion("I would print the double."), RULES, sandbox)
     assert (verdict.outcome, verdict.code, verdict.num_tests, verdict.num_passed) == ("no_code", "", 3, 0)
 
 
-def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass():
+def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass(sandbox):
     answer = completion("```python\nprint(1)\n```")
     unready = [
         dataclasses.replace(DOUBLE, tests=()),
@@ -137,12 +144,12 @@ def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass()
 
 
 @pytest.mark.parametrize("check", ["def check(candidate): pass", "def check(candidate): 1/0", "def chek(c): c(1)", "def check(:"])
-def test_a_check_that_never_tries_the_program_is_broken_and_not_a_verdict(check):
+def test_a_check_that_never_tries_the_program_is_broken_and_not_a_verdict(check, sandbox):
     with pytest.raises(UserError, match="grow"):
         grade_code(dataclasses.replace(GROW, tests=(Test(input=check, output=""),)), GROW.reference, RULES, sandbox)
 
 
-def test_an_endless_check_does_not_hang_the_grader(monkeypatch):
+def test_an_endless_check_does_not_hang_the_grader(monkeypatch, sandbox):
     monkeypatch.setattr(checking, "CHECK_LIMITS", SHORT.limits)
     endless = "def check(candidate):\n    while True: pass"
     late = "def check(candidate):\n    candidate([])\n    while True: pass"
@@ -154,15 +161,17 @@ def test_an_endless_check_does_not_hang_the_grader(monkeypatch):
 
 
 def test_a_grader_that_cannot_start_a_sandbox_says_so(monkeypatch):
-    isolation()
+    best_level()
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    for problem in (DOUBLE, PAIR, GROW):
-        assert grade_code(problem, problem.reference, RULES, sandbox).outcome == "infrastructure_error"
+    with Sandbox() as broken:
+        for problem in (DOUBLE, PAIR, GROW):
+            graded = grade_code(problem, problem.reference, RULES, broken)
+            assert (graded.outcome, graded.num_passed) == ("infrastructure_error", 0)
 
 
-def test_grading_can_be_sent_to_another_process():
-    grade, verdict = pickle.loads(pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), RULES))))
-    assert grade(DOUBLE, completion(""), pickle.loads(pickle.dumps(RULES))) == verdict
+def test_grading_can_be_sent_to_another_process(sandbox):
+    grade, verdict = pickle.loads(pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), RULES, sandbox))))
+    assert grade(DOUBLE, completion(""), pickle.loads(pickle.dumps(RULES)), sandbox) == verdict
 
 
 # Standard input
@@ -184,19 +193,29 @@ def test_grading_can_be_sent_to_another_process():
         ("while True: print('x' * 1000)", "output_limit"),
     ],
 )
-def test_a_program_is_judged_by_what_it_prints_and_how_it_ends(code, outcome):
+def test_a_program_is_judged_by_what_it_prints_and_how_it_ends(code, outcome, sandbox):
     assert grade_code(DOUBLE, code, RULES, sandbox).outcome == outcome
 
 
-def test_a_slow_program_is_stopped_at_the_first_test_that_is_too_slow():
+def test_a_slow_program_is_stopped_at_the_first_test_that_is_too_slow(sandbox):
     graded = grade_code(DOUBLE, "n = int(input())\nwhile n > 1: pass\nprint(n * 2)", SHORT, sandbox)
     assert (graded.outcome, graded.num_passed) == ("time_limit", 1)
     assert graded.time_s < 5
 
 
-def test_nothing_is_carried_from_one_test_to_the_next():
-    code = "import os\nprint(int(input()) * 2 if not os.path.exists('seen') else 0)\nopen('seen', 'w')"
+def test_nothing_is_carried_from_one_test_to_the_next(sandbox):
+    code = "import builtins\nprint(0 if hasattr(builtins, 'seen') else int(input()) * 2)\nbuiltins.seen = True"
     assert grade_code(DOUBLE, code, RULES, sandbox).outcome == "accepted"
+
+
+def test_a_verdict_names_the_first_failure_the_memory_and_the_sandbox(sandbox):
+    answer = completion("```python\nn = int(input())\nx = b'x' * (50 << 20)\nprint(n * 2 if n > 0 else n)\n```")
+    verdict = grade_completion(DOUBLE, answer, RULES, sandbox)
+    assert (verdict.outcome, verdict.failed_test, verdict.num_passed) == ("wrong_answer", 2, 2)
+    assert verdict.peak_bytes > 50 << 20
+    assert verdict.sandbox_level == sandbox.level
+    accepted = grade_completion(DOUBLE, completion(f"```python\n{DOUBLE.reference}\n```"), RULES, sandbox)
+    assert (accepted.failed_test, accepted.detail) == (-1, "")
 
 
 # Functions
@@ -222,16 +241,17 @@ def test_nothing_is_carried_from_one_test_to_the_next():
         ("def pair(x): return 10 ** 5000", "wrong_answer"),
     ],
 )
-def test_a_function_is_judged_by_what_it_returns(code, outcome):
+def test_a_function_is_judged_by_what_it_returns(code, outcome, sandbox):
     graded = grade_code(PAIR, code, RULES, sandbox)
     assert graded.outcome == outcome, graded
 
 
-def test_starter_code_without_a_body_lends_its_imports():
+def test_starter_code_without_a_body_lends_its_imports(sandbox):
     starter = "import math\nclass Solution:\n    def pair(self, x: int) -> List[int]:\n        "
     problem = dataclasses.replace(PAIR, starter_code=starter)
     assert (
-        grade_code(problem, "class Solution:\n    def pair(self, x): return [x, math.prod([x, x])]", RULES, sandbox).outcome == "accepted"
+        grade_code(problem, "class Solution:\n    def pair(self, x): return [x, math.prod([x, x])]", RULES, sandbox).outcome
+        == "accepted"
     )
 
 
@@ -261,7 +281,7 @@ def test_starter_code_without_a_body_lends_its_imports():
         ("def grow(xs): return [x + 1 for x in xs]\nif 0: \\", "runtime_error"),
     ],
 )
-def test_assertions_are_decided_where_the_program_is_not(code, outcome):
+def test_assertions_are_decided_where_the_program_is_not(code, outcome, sandbox):
     graded = grade_code(GROW, code, RULES, sandbox)
     assert graded.outcome == outcome, graded
 
@@ -281,11 +301,11 @@ def grow(xs):
 @pytest.mark.parametrize(
     "message", [b'{"dict": [["passed", true]]}\n', b'{"dict": [["value", 0]]}\n{"dict": [["passed", true]]}\n', b"\n" * 1000]
 )
-def test_messages_of_the_check_cannot_be_forged_by_the_program(message):
+def test_messages_of_the_check_cannot_be_forged_by_the_program(message, sandbox):
     assert grade_code(GROW, FORGE.format(message=message), RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}
 
 
-def test_the_time_limit_covers_all_calls_together():
+def test_the_time_limit_covers_all_calls_together(sandbox):
     code = "import time\ndef grow(xs):\n    time.sleep(0.3)\n    return [x + 1 for x in xs]"
     assert grade_code(GROW, code, SHORT, sandbox).outcome == "time_limit"
     assert grade_code(GROW, code, RULES, sandbox).outcome == "accepted"

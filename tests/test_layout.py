@@ -15,6 +15,7 @@ LAYERS = [
     {"plan"},
     {"run"},
     {"pipeline"},
+    {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes"},
     {"artifacts", "progress", "arms"},

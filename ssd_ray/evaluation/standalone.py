@@ -79,14 +79,23 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
-    rows = list(stored(loaded, out / "tests", job.floor))
+    left_out: list[str] = []
+    rows = list(stored(loaded, out / "tests", job.floor, left_out))
     if not rows:
         raise UserError(f"{job.problems}: no problem in it that can be graded ({len(loaded.bad_rows)} bad rows)")
     for start in range(0, len(rows), _SHARD_ROWS):
         artifacts.write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
     bad_rows = [asdict(bad) for bad in loaded.bad_rows]
     progress.say(f"{len(rows)} problems, format {loaded.format}" + (f", {len(bad_rows)} bad rows left out" if bad_rows else ""))
-    return {"rows": len(rows), "format": loaded.format, "public_only": loaded.num_public_only, "bad_rows": bad_rows}
+    if loaded.num_public_only:
+        progress.say(f"{loaded.num_public_only} problems have public tests only: their scores are too high")
+    return {
+        "rows": len(rows),
+        "format": loaded.format,
+        "public_only": loaded.num_public_only,
+        "bad_rows": bad_rows,
+        "tests_left_out": left_out,
+    }
 
 
 def _completions(job: Job, out: Path) -> dict[str, Any]:

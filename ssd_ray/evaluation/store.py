@@ -83,8 +83,10 @@ class TestStore:
         return self._directory / digest[:2] / f"{digest}.json.zst"
 
 
-def stored(problems: Iterable[Problem], directory: Path, floor: str) -> Iterator[Problem]:
+def stored(problems: Iterable[Problem], directory: Path, floor: str, left_out: list[str]) -> Iterator[Problem]:
     """The problems, each with what its tests expect found out where its file does not say, and its tests put into a store.
+
+    Tests that no grader could hold (see `references.with_expected`) are left out, and named in `left_out`.
 
     Raises:
         UserError: a problem without tests, or whose reference fails; a sandbox below the floor where one is needed.
@@ -97,7 +99,7 @@ def stored(problems: Iterable[Problem], directory: Path, floor: str) -> Iterator
             _require_wire(problem)
             if needs_expected(problem):
                 sandbox = sandbox or stack.enter_context(Sandbox(floor=floor))
-                problem = with_expected(problem, sandbox, REFERENCE_LIMITS)
+                problem = with_expected(problem, sandbox, REFERENCE_LIMITS, left_out=left_out)
             yield store.put(problem)
 
 

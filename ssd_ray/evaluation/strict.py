@@ -21,6 +21,8 @@ from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, Graded
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, printable, wire
 from ssd_ray.schema import Outcome, Problem, Test
 
+_EVALPLUS_MIB, _EVALPLUS_OUTPUT_KIB = 4096, 65536
+"""EvalPlus's own memory limit, and room for its largest right answers, of 13 MB."""
 _ANY_VALUE = {"evalplus-not-none", "evalplus-any"}
 """Comparisons that do not look at the value: a match object, which cannot leave the sandbox, is right too."""
 _NEEDS_ARGUMENTS = {"evalplus-root", "evalplus-digits", "evalplus-pyramid"}
@@ -111,6 +113,10 @@ def _run_stdin(problem: Problem, tests: Sequence[Test], code: str, limits: Limit
 def _run_calls(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
     """Call the function with each test's arguments in one process; the time limit is each call's."""
     assert problem.entry_point is not None
+    if problem.comparison.startswith("evalplus"):
+        limits = dataclasses.replace(
+            limits, memory_mib=max(limits.memory_mib, _EVALPLUS_MIB), output_kib=max(limits.output_kib, _EVALPLUS_OUTPUT_KIB)
+        )
     units, total_s = program_units(problem, code), limits.time_s * len(tests)
     time_s, atol = 0.0, problem.atol
     with sandbox.converse("calls", units, limits, entry_point=problem.entry_point, cpu_s=total_s) as conversation:

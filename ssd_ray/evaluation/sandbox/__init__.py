@@ -2,11 +2,13 @@
 
     grader ─ supervisor.py ─ socket ─> zygote.py ─ fork ─> walls.py, then roles.py: the program
 
-Outside, trusted, and the only place that knows an expected output: `supervisor`, `child`, `levels`, `seccomp`, `bootstrap`.
+Outside, trusted, and the only place that knows an expected output: `supervisor`, `child`, `execution`, `levels`, `seccomp`,
+`bootstrap`.
 Inside, in a bare interpreter: `zygote`, `walls`, `roles`, `lcb_role`, `wire`. What crosses is the text of `wire` and pipes.
 """
 
 from ssd_ray.evaluation.sandbox.child import Limits, printable
-from ssd_ray.evaluation.sandbox.supervisor import Conversation, Execution, Sandbox, Status, Unsupported, best_level, call
+from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, Status, Unsupported, call
+from ssd_ray.evaluation.sandbox.supervisor import Sandbox, best_level
 
 __all__ = ["Conversation", "Execution", "Limits", "Sandbox", "Status", "Unsupported", "best_level", "call", "printable"]

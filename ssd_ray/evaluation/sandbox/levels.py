@@ -32,7 +32,7 @@ class Level:
 
 COVERS = {
     "L0": "limits on time, memory and output only; no claim of security",
-    "L1-": "a filter on system calls: no processes, sockets, signals or writing; world-readable files can be read",
+    "L1-": "a filter on system calls: no processes, sockets, signals or writing; what the grader's user may read can be read",
     "L1": "the filter, and Landlock: no file but the standard library can be read, none written",
     "L2": "as L1, in namespaces of its own for network, processes, IPC, under a spare user id where started by root",
     "L3": "as L2, in a file system that holds the standard library and nothing else",

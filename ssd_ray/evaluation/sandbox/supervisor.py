@@ -22,47 +22,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, TypeVar
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.sandbox import bootstrap, levels, wire
-from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, End, Limits, printable, sealed_file, tail
+from ssd_ray.evaluation.sandbox import bootstrap, levels
+from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, Limits, sealed_file, tail
+from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, judge
 from ssd_ray.evaluation.sandbox.levels import Level
 
-Status = Literal["ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"]
 Role = Literal["calls", "check", "lcb"]
 Result = TypeVar("Result")
 
-_NEAR_LIMIT = 0.9
-"""Share of the memory limit that a program killed by a signal must have filled for memory to be blamed."""
 _MOST_CHILDREN = 5000
 """Programs that one zygote forks before a fresh one takes over."""
 _ATTEMPTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    r"""What came of a program or a message: `result` is a conversation's answer, `stdout` a program's output, `time_s` wall time.
-
-    `detail` is one printable line for a reader. stdout is decoded as UTF-8, foreign bytes as `\xNN`. `peak_bytes` is the
-    resident size, known once the process has ended.
-    """
-
-    status: Status
-    stdout: str = ""
-    result: object = None
-    detail: str = ""
-    time_s: float = 0.0
-    peak_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unsupported:
-    """A returned value that cannot leave the sandbox, such as a generator; equal to no expected value."""
-
-    reason: str
 
 
 class DeniedError(InfrastructureError):
@@ -116,7 +90,7 @@ class Sandbox:
             began = time.monotonic()
             end = child.run(limits.time_s)
             time_s = time.monotonic() - began
-            status, detail = _judge(end, child, limits)
+            status, detail = judge(end, child, limits)
             stdout = child.stdout.decode("utf-8", "backslashreplace")
             peak_bytes = child.report.peak_kib << 10
             return Execution(status=status, stdout=stdout, detail=detail, time_s=time_s, peak_bytes=peak_bytes)
@@ -323,107 +297,3 @@ def working_levels() -> Iterator[tuple[Level, str]]:
             yield level, ""
         except InfrastructureError as error:
             yield level, str(error)
-
-
-def _judge(end: End, child: Child, limits: Limits) -> tuple[Status, str]:
-    """The status of a process that has ended, by evidence from outside of it."""
-    if end == "output_limit":
-        return "output_limit", f"more than {limits.output_kib} KiB of output"
-    if end == "time_limit":
-        return "time_limit", f"not finished after {limits.time_s:g} s"
-    if end == "thread_limit":
-        return "runtime_error", f"more than {MOST_THREADS} threads"
-    report, last_line = child.report, tail(child.stderr)
-    if report.kind == "signal":
-        if report.number == signal.SIGXCPU or (report.number == signal.SIGKILL and report.cpu_s >= limits.time_s):
-            return "time_limit", f"more than {limits.time_s:g} s of CPU time"
-        if report.peak_kib >= _NEAR_LIMIT * limits.memory_mib * 1024:
-            return "memory_limit", f"killed at {report.peak_kib >> 10} MiB of {limits.memory_mib}"
-        return "runtime_error", f"killed by {_signal_name(report.number)}"
-    if report.number == 0:
-        return "ok", ""
-    if last_line.startswith("MemoryError"):
-        return "memory_limit", f"MemoryError within {limits.memory_mib} MiB"
-    return "runtime_error", last_line or f"exit status {report.number}"
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-
-
-class Conversation:
-    """Messages to one confined process and its answers; a context manager, which ends the process."""
-
-    def __init__(self, child: Child, limits: Limits) -> None:
-        self._child, self._limits = child, limits
-        self._ended: Execution | None = None
-
-    def __enter__(self) -> Conversation:
-        """The process is there already."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._child.close()
-
-    @property
-    def peak_bytes(self) -> int:
-        """The process's resident size at its largest; ends the process.
-
-        Raises:
-            InfrastructureError: the sandbox died under it.
-        """
-        self._child.stop()
-        return self._child.report.peak_kib << 10
-
-    def ask(self, message: object, time_s: float | None = None) -> Execution:
-        """Send a message; `result` of status "ok" is the answer, as the role defines it.
-
-        After any other status the process is dead and there is nothing more to ask.
-
-        Raises:
-            InfrastructureError: the sandbox died under the process.
-            wire.UnsupportedValueError: the message has no form on the wire.
-        """
-        return self.ask_text(wire.dumps(message), time_s)
-
-    def ask_text(self, text: str, time_s: float | None = None) -> Execution:
-        """As `ask`, with a message that is a text of the wire already."""
-        limit_s = self._limits.time_s if time_s is None else time_s
-        began = time.monotonic()
-        line = self._child.exchange(text, limit_s)
-        taken_s = time.monotonic() - began
-        if isinstance(line, bytes):
-            try:
-                return Execution(status="ok", result=wire.loads(line), time_s=taken_s)
-            except wire.MalformedError as error:
-                self._child.stop()
-                detail = f"a malformed result: {printable(str(error))}"
-                return Execution(status="runtime_error", detail=detail, time_s=taken_s)
-        self._child.stop()
-        status, detail = _judge(line, self._child, self._limits)
-        if status == "ok":
-            status, detail = "runtime_error", "the program ended before it answered"
-        return Execution(status=status, detail=detail, time_s=taken_s)
-
-
-def call(conversation: Conversation, arguments: Sequence[object] | str, time_s: float | None = None) -> Execution:
-    """Have a process of role "calls" call its function; `result` is the value, an `Unsupported` where it cannot leave.
-
-    `arguments` are a list, or the wire text of one.
-
-    Raises:
-        InfrastructureError, wire.UnsupportedValueError: as for `Conversation.ask`.
-    """
-    text = arguments if isinstance(arguments, str) else wire.dumps(list(arguments))
-    execution = conversation.ask_text(text, time_s)
-    if execution.status != "ok":
-        return execution
-    match execution.result:
-        case {"value": value}:
-            return Execution(status="ok", result=value, time_s=execution.time_s)
-        case {"unsupported": str(reason)}:
-            return Execution(status="ok", result=Unsupported(reason=printable(reason)[:300]), time_s=execution.time_s)
-        case {"error": [str(name), str(message)]}:
-            status: Status = "memory_limit" if name == "MemoryError" else "runtime_error"
-            return Execution(status=status, detail=printable(f"{name}: {message}")[:300], time_s=execution.time_s)
-    return Execution(status="runtime_error", detail="a malformed result", time_s=execution.time_s)

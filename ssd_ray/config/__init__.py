@@ -1,0 +1,215 @@
+"""The recipe's sections: every choice a person makes, its default, and one sentence on what it does.
+
+Unknown keys are refused, and `sources` says for any field where its number comes from. Fields marked `tuning` change speed
+or progress but not results, and are left out of fingerprints. Reads and writes nothing: `ssd_ray.recipes` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
+from ssd_ray.config.section import Decoding, Section, choices, fields, tuning
+
+__all__ = [
+    "NAMED_BENCHMARKS",
+    "Arm",
+    "Benchmark",
+    "ClusterConfig",
+    "Decoding",
+    "EngineConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "PromptsConfig",
+    "Recipe",
+    "SampleConfig",
+    "Section",
+    "TrainConfig",
+    "choices",
+    "fields",
+]
+
+
+class ModelConfig(Section):
+    source: str
+    """Hub id (`Qwen/Qwen3-4B-Instruct-2507`), a directory, or `package:NAME/FILE.gguf` for a file inside an installed package."""
+    revision: str | None = None
+    """Commit or tag of a hub id; `null` takes the head of `main`, and the commit is recorded with the prompts."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the weights in the engine."""
+    max_model_len: int = Field(4096, ge=2)
+    """Longest prompt plus answer in tokens."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template to use instead of the model's own."""
+
+
+class PromptsConfig(Section):
+    source: str = "builtin"
+    """`builtin`, `rstar-coder`, or a path of JSONL or Parquet files with one problem a row."""
+    split: Literal["train", "eval", "all"] = "train"
+    """Which part of the built-in set; other sources have only `all`."""
+    mode: Literal["paper", "chat", "release"] = "paper"
+    """`paper`: chat template and a system message asking for a code block; `chat`: chat template alone;
+    `release`: the raw template text of the authors' released script, without a chat template."""
+    system_message: str = "Solve the problem in Python. Put the complete program in one ```python code block."
+    """System message of mode `paper`; the paper says what it asks for, not its words."""
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the chat template, for training and evaluation alike (GPT-OSS: `reasoning_effort: high`)."""
+    only_passed: bool = True
+    """rStar-Coder: keep rows whose stored solution passed (`is_passed`); the paper's count of about 10,168 needs it."""
+    deduplicate: bool = True
+    """Keep the first of rows with the same whitespace-normalised statement."""
+    id_column: str | None = None
+    """Column with a unique id; `null` numbers the rows."""
+    statement_column: str = "question"
+    """Column with the problem statement of a JSONL or Parquet source."""
+    starter_code_column: str | None = "starter_code"
+    """Column with starter code, used where it is present and not empty; `null` ignores it."""
+    limit: int | None = Field(None, ge=1)
+    """Keep only the first so many prompts, after filtering and de-duplication."""
+
+
+class SampleConfig(Decoding):
+    samples_per_prompt: int = Field(1, ge=1)
+    """Answers for each prompt; the paper's main results use one."""
+    max_tokens: int = Field(2048, ge=1)
+    """Longest answer in tokens; an answer cut here has no end token."""
+    shard_rows: int = tuning(16, ge=1)
+    """Rows of a shard: what is on disk survives a crash, so this bounds the loss."""
+
+
+class PrepareConfig(Section):
+    drop_empty: bool = True
+    """Drop answers without any text (paper, section 3.1)."""
+    drop_stubs: bool = True
+    """Drop answers of a single line (paper, section 3.1)."""
+    drop_shortest_percent: float = Field(0.0, ge=0, lt=100)
+    """Drop this share of the shortest answers by characters; 10 in the authors' released configuration, 0 in the paper."""
+    max_length: int = Field(65536, ge=2)
+    """Longest training sequence in tokens, prompt included."""
+    over_length: Literal["drop", "truncate"] = "truncate"
+    """What happens to a longer sequence: `truncate` cuts the answer's tail, `drop` leaves it out; both are counted."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(2500, ge=1)
+    """Optimiser steps."""
+    global_batch_size: int = Field(32, ge=1)
+    """Sequences of one optimiser step, over all workers."""
+    micro_batch_size: int = tuning(1, ge=1)
+    """Sequences a worker puts through the model at a time."""
+    learning_rate: float = Field(5e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    min_learning_rate: float = Field(1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = Field(250, ge=0)
+    """Steps of linear warm-up from zero."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW beta 1."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW beta 2."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW weight decay, on matrices only."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping by global norm; not stated in the paper."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of forward and backward; the optimiser keeps float32 master weights."""
+    checkpoint_every: int = tuning(250, ge=1)
+    """Steps between checkpoints to resume from."""
+    gradient_checkpointing: bool = tuning(True)
+    """Recompute activations in the backward pass to save memory."""
+    loss_chunk_tokens: int = tuning(1024, ge=1)
+    """Response tokens whose logits are in memory at a time."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} is above steps {self.steps}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        return self
+
+
+class EngineConfig(Section):
+    max_num_seqs: int = tuning(64, ge=1)
+    """Sequences that the engine decodes at a time."""
+    enforce_eager: bool = tuning(False)
+    """Skip compilation and CUDA graphs: a faster start, slower tokens."""
+    kv_cache_gib: float | None = tuning(None, gt=0)
+    """KV cache of a CPU engine in GiB; ignored on CUDA, where gpu_memory_utilization rules. `null` is 4."""
+    gpu_memory_utilization: float = tuning(0.9, gt=0, le=1)
+    """Share of a GPU's memory for the engine."""
+    tensor_parallel_size: int = tuning(1, ge=1)
+    """GPUs of one engine."""
+    cpus: float = tuning(2, gt=0)
+    """Cores of one CPU engine, and the threads it computes on."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine, passed through."""
+
+
+class ClusterConfig(Section):
+    device: Literal["cpu", "cuda"] = tuning("cuda")
+    """What engines and training workers run on."""
+    min_engines: int = tuning(1, ge=1)
+    """Engines that sampling starts with."""
+    max_engines: int = tuning(1, ge=1)
+    """Engines that sampling grows to while prompts wait."""
+    train_workers: int = tuning(1, ge=1)
+    """Training workers: one a GPU, or processes on a CPU."""
+    cpus_per_train_worker: float = tuning(1, gt=0)
+    """Cores of one training worker on a CPU."""
+    grader_cpus: float = tuning(1, ge=0)
+    """Cores reserved by one grader; with 0 graders work beside an engine that holds every core, one a core."""
+    max_graders: int | None = tuning(None, ge=1)
+    """Graders at most; `null` is as many as the cluster's present cores hold."""
+    max_failures: int = tuning(3, ge=0)
+    """Crashes of an engine or worker that are retried before the run stops."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterConfig:
+        if self.max_engines < self.min_engines:
+            raise ValueError(f"max_engines {self.max_engines} is below min_engines {self.min_engines}")
+        return self
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the recipe; the default run directory is runs/NAME."""
+    description: str = tuning("")
+    """One or two sentences for a reader."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """The run's seed; every sample's seed follows from it, the prompt id and the sample index."""
+    model: ModelConfig
+    """The frozen model that is sampled and then fine-tuned."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where training prompts come from and how they are put to the model."""
+    sample: SampleConfig = SampleConfig()
+    """Decoding of the self-samples (T_train and its truncation)."""
+    prepare: PrepareConfig = PrepareConfig()
+    """What becomes of a sample before training."""
+    train: TrainConfig = TrainConfig()
+    """Fine-tuning on the raw samples."""
+    evaluate: EvaluateConfig
+    """Benchmarks, arms and limits."""
+    engine: EngineConfig = EngineConfig()
+    """The vLLM engine."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Devices, numbers of workers and retries."""
+    sources: dict[str, str] = tuning({})
+    """For a field's dotted name, where its value comes from."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        known = {name for name, _, _ in fields(self)}
+        for name in self.sources:
+            if not any(leaf == name or leaf.startswith(f"{name}.") for leaf in known):
+                raise ValueError(f"sources names {name!r}, which is no field of the recipe")
+        if self.train.global_batch_size % (self.cluster.train_workers * self.train.micro_batch_size):
+            raise ValueError(
+                f"train.global_batch_size {self.train.global_batch_size} is not a multiple of cluster.train_workers "
+                f"{self.cluster.train_workers} times train.micro_batch_size {self.train.micro_batch_size}"
+            )
+        return self

@@ -1,0 +1,168 @@
+"""How each artifact is made: a recipe's choices handed to the function that a stage offers, and the facts that come back.
+
+Nothing is decided here; `pipeline.py` says what is made from what. Stages are imported where they are used, so that a plan
+loads none of them. Writes into the directory that each act is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts, config, models
+from ssd_ray.config import Arm, Recipe, SampleConfig
+from ssd_ray.problems import sources
+from ssd_ray.progress import Progress
+from ssd_ray.schema import Problem, Profile
+
+Facts = Mapping[str, Any]
+
+
+class Stages:
+    """The acts behind the steps of a recipe in a run directory."""
+
+    def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
+        self.recipe, self.out, self._progress = recipe, out, progress
+
+    @functools.cached_property
+    def _directory(self) -> Path:
+        return models.fetch(self.recipe.model)
+
+    def benchmark(self, out: Path) -> Facts:
+        """The problems of every benchmark, their tests in a store."""
+        from ssd_ray.evaluation.store import stored
+
+        evaluate, tally = self.recipe.evaluate, sources.Tally()
+        left_out: list[str] = []
+        chosen = sources.benchmark_problems(evaluate, tally)
+        problems = list(stored(chosen, out / "tests", evaluate.sandbox_floor, left_out))
+        artifacts.write_shard(out, "problems", problems, Problem)
+        return {
+            "rows": len(problems),
+            "tests": sum(problem.num_tests for problem in problems),
+            "tests_left_out": left_out,
+            "public_only": dict(tally.public_only),
+            "dropped": dict(tally.dropped),
+            "bad_rows": [dataclasses.asdict(bad) for bad in tally.bad_rows],
+        }
+
+    def prompts(self, out: Path) -> Facts:
+        """The training problems as prompts."""
+        from ssd_ray.problems.rendering import render
+
+        chosen, tally = self.recipe.prompts, sources.Tally()
+        tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
+        facts = render(
+            sources.training_problems(chosen, tally),
+            tokenizer,
+            mode=chosen.mode,
+            system_message=chosen.system_message,
+            template_arguments=chosen.template_arguments,
+            max_model_len=self.recipe.model.max_model_len,
+            out=out,
+        )
+        return {**facts, "read": tally.read, "dropped": dict(tally.dropped), "model": self._directory.name}
+
+    def eval_prompts(self, out: Path) -> Facts:
+        """The benchmark's problems as prompts."""
+        from ssd_ray.problems.rendering import render
+
+        return render(
+            artifacts.read_rows(self.out / "benchmark", Problem),
+            models.load_tokenizer(self._directory, self.recipe.model.chat_template),
+            mode=self.recipe.evaluate.prompt_mode,
+            system_message=self.recipe.prompts.system_message,
+            template_arguments=self.recipe.prompts.template_arguments,
+            max_model_len=self.recipe.model.max_model_len,
+            out=out,
+        )
+
+    def samples(self, chosen: SampleConfig, stage: str, out: Path) -> Facts:
+        """Answers of the frozen model at the training temperature."""
+        return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, stage, out)
+
+    def generations(self, stage: str, arm: Arm, checkpoint: str, out: Path) -> Facts:
+        """Answers of one arm to the benchmark."""
+        directory = self._directory if arm.model == "base" else self.out / checkpoint
+        evaluate = self.recipe.evaluate
+        return self._draw("eval-prompts", directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, stage, out)
+
+    def _draw(
+        self, prompts: str, directory: Path, decoding: config.Decoding, samples: int, max_tokens: int, stage: str, out: Path
+    ) -> Facts:
+        from ssd_ray.inference.generation import generate
+
+        return generate(
+            self.out / prompts,
+            directory.resolve(),
+            decoding,
+            samples=samples,
+            max_tokens=max_tokens,
+            shard_rows=self.recipe.sample.shard_rows,
+            seed=self.recipe.seed,
+            model=self.recipe.model,
+            engine=self.recipe.engine,
+            cluster=self.recipe.cluster,
+            stage=stage,
+            out=out,
+            logs=self.out / "logs",
+            progress=self._progress,
+        )
+
+    def dataset(self, samples: str, out: Path) -> Facts:
+        """Samples as training sequences."""
+        from ssd_ray.training.dataset import prepare
+
+        return prepare(self.out / samples, self.recipe.prepare, out=out)
+
+    def checkpoint(self, dataset: str, out: Path) -> Facts:
+        """The model fine-tuned on a data set."""
+        from ssd_ray.training.trainer import train
+
+        return train(
+            self.out / dataset,
+            self._directory,
+            self.recipe.train,
+            self.recipe.cluster,
+            seed=self.recipe.seed,
+            out=out,
+            logs=self.out / "logs",
+            progress=self._progress,
+        )
+
+    def verdicts(self, generations: str, profile: Profile, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+        """What became of an arm's programs under a profile, graded while they are generated until `ended`."""
+        from ssd_ray.evaluation.grader import Order
+        from ssd_ray.evaluation.graders import grade
+        from ssd_ray.evaluation.grading import Rules
+        from ssd_ray.evaluation.sandbox import Limits
+
+        evaluate = self.recipe.evaluate
+        limits = Limits(time_s=evaluate.time_limit_s, memory_mib=evaluate.memory_limit_mib, output_kib=evaluate.output_limit_kib)
+        prompts = [text.rstrip().endswith("<think>") for (text,) in artifacts.read_columns(self.out / "eval-prompts", "text")]
+        order = Order(
+            benchmark=(self.out / "benchmark").resolve(),
+            rules=Rules(limits=limits, profile=profile, extract=evaluate.extract),
+            floor=evaluate.sandbox_floor,
+            out=out.resolve(),
+            thinking=all(prompts),
+        )
+        return grade(
+            self.out / generations,
+            order,
+            self.recipe.cluster,
+            total=len(prompts) * evaluate.samples_per_problem,
+            ended=ended,
+            stage=stage,
+            logs=self.out / "logs",
+            progress=self._progress,
+        )
+
+    def report(self, out: Path) -> Facts:
+        """The page and the scores."""
+        from ssd_ray.reporting.page import report
+
+        return report(self.recipe, self.out, out=out)
