@@ -24,6 +24,7 @@ from ssd_ray.progress import Progress, Task
 SLICE_ROWS = 16
 """Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
 _POLL_S = 0.2
+_PATIENCE_S = 3.0
 
 
 def grade(
@@ -118,21 +119,37 @@ class _Actor:
 
 
 class _Pool:
-    """Actors, idle or at work on one slice each."""
+    """Actors, idle or at work on a slice each; none while there is nothing to grade, so that engines get the cores."""
 
     def __init__(self, order: Order, cluster: ClusterConfig, logs: Path, size: int) -> None:
         import ray
 
         self._actor = ray.remote(_Actor).options(num_cpus=cluster.grader_cpus, max_restarts=0, max_task_retries=0)
         self._arguments = (order, logs)
-        self._failures_left = cluster.max_failures
-        self.idle = [self._actor.remote(*self._arguments) for _ in range(size)]
+        self._failures_left, self._size = cluster.max_failures, size
+        self._idle: list[Any] = []
+        self._idle_since = time.monotonic()
         self.at_work: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
     def start(self, piece: dict[str, Any]) -> None:
-        """Give a slice to an idle actor."""
-        actor = self.idle.pop()
+        """Give a slice to an idle actor, or to a new one."""
+        actor = self._idle.pop() if self._idle else self._actor.remote(*self._arguments)
         self.at_work[actor.grade.remote(piece)] = (actor, piece)
+        self._idle_since = time.monotonic()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether an actor is idle, or may be started."""
+        return len(self.at_work) < self._size
+
+    def release(self) -> None:
+        """End idle actors that had nothing to do for a while: an engine may be waiting for their cores."""
+        import ray
+
+        if self._idle and time.monotonic() - self._idle_since > _PATIENCE_S:
+            for actor in self._idle:
+                ray.kill(actor)
+            self._idle.clear()
 
     def finished(self) -> tuple[int, list[dict[str, Any]]]:
         """Rows that were graded since the last call, and slices whose actor died; waits a moment for the first.
@@ -148,7 +165,7 @@ class _Pool:
             actor, piece = self.at_work.pop(reference)
             try:
                 rows += ray.get(reference)
-                self.idle.append(actor)
+                self._idle.append(actor)
             except ray.exceptions.RayActorError as error:
                 self._failures_left -= 1
                 if self._failures_left < 0:
@@ -156,7 +173,6 @@ class _Pool:
                         f"graders kept dying ({str(error).splitlines()[0][:300]}); see the run's logs"
                     ) from error
                 lost.append(piece)
-                self.idle.append(self._actor.remote(*self._arguments))
             except ray.exceptions.RayTaskError as error:
                 raise _cause(error) from error
         return rows, lost
@@ -165,7 +181,7 @@ class _Pool:
         """End every actor, and with it its sandbox."""
         import ray
 
-        for actor in [*self.idle, *(actor for actor, _ in self.at_work.values())]:
+        for actor in [*self._idle, *(actor for actor, _ in self.at_work.values())]:
             ray.kill(actor)
 
 
@@ -181,7 +197,7 @@ def _drive(pool: _Pool, source: _Source, task: Task, before: int) -> None:
     while True:
         if not source.closed:
             waiting.extend(source.new())
-        while waiting and pool.idle:
+        while waiting and pool.has_room:
             pool.start(waiting.popleft())
         if pool.at_work:
             rows, lost = pool.finished()
@@ -191,4 +207,5 @@ def _drive(pool: _Pool, source: _Source, task: Task, before: int) -> None:
         elif source.closed and not waiting:
             return
         else:
+            pool.release()
             time.sleep(_POLL_S)

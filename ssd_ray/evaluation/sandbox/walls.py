@@ -225,8 +225,11 @@ def may_change_user(*, interpreter_readable: bool) -> bool:
 
 
 def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
-    """Keep no capability but those by which children become other users, and gain none by exec, for good."""
-    kept = [_CAP_SETGID, _CAP_SETUID] if own_users else []
+    """Keep no capability but those by which children become other users, and gain none by exec, for good.
+
+    To kill them too: the signal that a child gets at its parent's death is refused where the parent may not send it.
+    """
+    kept = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] if own_users else []
     kept += [] if interpreter_readable or not own_users else [_CAP_DAC_READ_SEARCH]
     _keep_capabilities(sum(1 << capability for capability in kept))
     _prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
