@@ -65,6 +65,9 @@ class Completions:
         if len(names) != 1:
             raise RowError(f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}")
         identifier = str(row[names[0]])
+        # MBPP and GSM8K number their problems; here the number has the benchmark's name before it.
+        known = [name for name in (identifier, f"mbpp/{identifier}", f"gsm8k/{identifier}") if name in self.problems]
+        identifier = known[0] if known else identifier
         problem = self.problems.get(identifier)
         if problem is None:
             raise RowError(f"{names[0]} {identifier!r} is no problem of the problems file")

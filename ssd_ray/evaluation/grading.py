@@ -16,7 +16,7 @@ from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.strict import grade_strict, require_gradable
 from ssd_ray.schema import Completion, Problem, Profile, Verdict
 
-NO_CODE = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no closed code block at the end of the answer")
+NO_CODE = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no code in the answer, by the rule of extraction")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a probe came to: `held` is None where this level does not make the claim."""
+    """What a probe came to: `held` is None where this level does not make the claim, and it was not tried."""
 
     probe: Probe
     held: bool | None
@@ -74,13 +74,12 @@ def findings(level: levels.Level) -> Iterator[Finding]:
     """Every probe, tried at a level."""
     with Sandbox(floor="L0", level=level) as sandbox:
         for probe in PROBES:
-            execution = sandbox.run_program(
-                probe.code, "", _LIMITS if not probe.works else Limits(time_s=20, memory_mib=512, output_kib=64)
-            )
-            held = _held(probe, execution)
-            claimed = levels.rank(level.name) >= levels.rank(probe.since)
+            if levels.rank(level.name) < levels.rank(probe.since):
+                yield Finding(probe=probe, held=None, detail="not tried")
+                continue
+            execution = sandbox.run_program(probe.code, "", _PATIENT if probe.works else _LIMITS)
             detail = execution.detail or execution.stdout.strip()[:60]
-            yield Finding(probe=probe, held=held if claimed else None, detail=detail)
+            yield Finding(probe=probe, held=_held(probe, execution), detail=detail)
 
 
 def _held(probe: Probe, execution: Execution) -> bool:
