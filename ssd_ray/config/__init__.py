@@ -119,6 +119,8 @@ class TrainConfig(Section):
     """Precision of forward and backward; the optimiser keeps float32 master weights."""
     checkpoint_every: int = tuning(250, ge=1)
     """Steps between checkpoints to resume from."""
+    accumulate_locally: bool = True
+    """On a CPU, add up the gradients of a step's micro-batches and reduce them once: faster, and holds a whole gradient."""
     gradient_checkpointing: bool = tuning(True)
     """Recompute activations in the backward pass to save memory."""
     loss_chunk_tokens: int = tuning(1024, ge=1)

@@ -40,7 +40,7 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, An
         zero |= {"reduce_bucket_size": 20_000_000, "sub_group_size": 20_000_000}
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": 1 if on_cpu else accumulation,
+        "gradient_accumulation_steps": 1 if reduces_once(train, cluster) else accumulation,
         "gradient_clipping": train.max_grad_norm,
         "optimizer": {"type": "AdamW", "params": optimizer},
         "bf16": {"enabled": train.dtype == "bfloat16"},
@@ -121,12 +121,17 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
     return [group for group in both if group["params"]]
 
 
-def accumulation(engine: Any, cluster: ClusterConfig, num_micro_batches: int) -> AbstractContextManager[None]:
-    """Where the micro-batches of one step run: several on a CPU add their gradients up locally and reduce once, on exit.
+def reduces_once(train: TrainConfig, cluster: ClusterConfig) -> bool:
+    """Whether a step's micro-batches add their gradients up locally and reduce once: on a CPU, unless the recipe saves memory."""
+    return cluster.device == "cpu" and train.accumulate_locally
 
-    That holds a whole gradient; a single micro-batch reduces as it goes, which holds a bucket.
+
+def accumulation(engine: Any, once: bool, num_micro_batches: int) -> AbstractContextManager[None]:
+    """Where the micro-batches of one step run: with `once`, several add their gradients up locally and reduce on exit.
+
+    That holds a whole gradient; otherwise each micro-batch reduces as it goes, which holds a bucket.
     """
-    if cluster.device == "cpu" and num_micro_batches > 1:
-        once: AbstractContextManager[None] = engine.coalesce_grad_reduction()
-        return once
+    if once and num_micro_batches > 1:
+        coalesced: AbstractContextManager[None] = engine.coalesce_grad_reduction()
+        return coalesced
     return nullcontext()

@@ -27,7 +27,7 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import batches, checkpoints
 from ssd_ray.training.batches import Examples, Ints
-from ssd_ray.training.engine import accumulation, build_engine, prepare_process
+from ssd_ray.training.engine import accumulation, build_engine, prepare_process, reduces_once
 from ssd_ray.training.schedule import learning_rate
 
 
@@ -102,15 +102,16 @@ def _step(engine: Any, examples: Examples, job: Job, step: int) -> dict[str, Any
 def _accumulate(engine: Any, examples: Examples, job: Job, shares: list[Ints], response_tokens: int) -> torch.Tensor:
     """Forward and backward of this worker's micro-batches and the optimiser step; its part of the batch's mean loss."""
     total = torch.zeros((), device=engine.device)
-    with accumulation(engine, job.cluster, len(shares)):
+    once = reduces_once(job.train, job.cluster)
+    with accumulation(engine, once, len(shares)):
         for rows in shares:
             input_ids, labels = (torch.from_numpy(array).to(engine.device) for array in batches.pad(examples, rows))
             loss = engine(input_ids, labels) / response_tokens
             engine.backward(loss * engine.world_size, scale_wrt_gas=False)
             total += loss.detach()
-            if job.cluster.device != "cpu":
+            if not once:
                 engine.step()
-    if job.cluster.device == "cpu":
+    if once:
         engine.step()
     return total
 
