@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -184,8 +184,10 @@ class Eavesdropper:
     def __exit__(self, *_: object) -> None:
         return
 
-    def ask(self, message: object, time_s: float | None = None) -> Execution:
-        self.told.append(message)
+    def send(self, messages: Iterable[object]) -> None:
+        self.told.extend(messages)
+
+    def answer(self, time_s: float | None = None) -> Execution:
         answer = next(self._answers)
         if isinstance(answer, Exception):
             raise answer

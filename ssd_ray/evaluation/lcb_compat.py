@@ -80,12 +80,13 @@ def _require_gradable(problem: Problem, limits: Limits) -> None:
 
 
 def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_s: int) -> Graded:
-    """Load the program, then ask test after test up to the first that is not passed."""
+    """Have the program loaded and all inputs sent, then judge answer after answer up to the first that is not passed."""
     ends = time.monotonic() + deadline_s
     time_s = 0.0
-    for index in range(_LOADING, len(problem.tests)):
-        message = {"limit_s": limit_s} | ({} if index == _LOADING else _question(problem, index))
-        execution = conversation.ask(message, max(0.0, ends - time.monotonic()))
+    indices = range(_LOADING, len(problem.tests))
+    conversation.send({"limit_s": limit_s} | ({} if index == _LOADING else _question(problem, index)) for index in indices)
+    for index in indices:
+        execution = conversation.answer(max(0.0, ends - time.monotonic()))
         time_s += execution.time_s
         outcome, detail = _judge(problem, index, execution)
         if outcome != "accepted":

@@ -119,16 +119,18 @@ class Child:
         self.stop()
         return "output_limit" if self._overflowed and end == "exited" else end
 
-    def exchange(self, message: str, time_s: float) -> bytes | End:
-        """Send a line and return the line that comes back within so long, or why none came; never more than the output cap."""
-        reply = self._received["reply"]
-        self._outgoing = memoryview(f"{message}\n".encode())
+    def send(self, message: str) -> None:
+        """Have a line sent as the process reads."""
+        self._outgoing = memoryview(bytes(self._outgoing) + f"{message}\n".encode())
         self._poll.register(self._request_fd, select.POLLOUT)
+
+    def receive(self, time_s: float) -> bytes | End:
+        """The next line that comes back within so long, or why none came; never more than the output cap."""
+        reply = self._received["reply"]
         self._began = time.monotonic()
-        end = self._within(lambda: b"\n" in reply, time_s)
-        if self._outgoing and not self._ended:
-            self._unregister(self._request_fd)
-            self._outgoing = memoryview(b"")
+        end: End = "exited"
+        if b"\n" not in reply:
+            end = self._within(lambda: b"\n" in reply, time_s)
         line, ended, rest = reply.partition(b"\n")
         if not ended:
             return end
@@ -236,11 +238,14 @@ class Child:
             return False
         received = self._received[name]
         room = self._most - len(received)
-        received += chunk[:room]
-        self._overflowed |= len(chunk) > room
+        received += chunk[:room] if name != "reply" else chunk
+        # Answers are capped one by one; what follows the first was read along with it.
+        first = received.find(b"\n") if name == "reply" else -1
+        overflowed = first > self._most or (first < 0 and len(chunk) > room)
+        self._overflowed |= overflowed
         if not chunk and name == "status":
             self._ended = True
-        if not chunk or len(chunk) > room:
+        if not chunk or overflowed:
             self._unregister(fd)
             os.close(fd)
             del self._names[fd]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -103,9 +103,22 @@ class Conversation:
 
     def ask_text(self, text: str, time_s: float | None = None) -> Execution:
         """As `ask`, with a message that is a text of the wire already."""
+        self._child.send(text)
+        return self.answer(time_s)
+
+    def send(self, messages: Iterable[object]) -> None:
+        """Send messages ahead of their answers; the process may read them as it likes.
+
+        Raises:
+            wire.UnsupportedValueError: a message has no form on the wire.
+        """
+        self._child.send("\n".join(map(wire.dumps, messages)))
+
+    def answer(self, time_s: float | None = None) -> Execution:
+        """The answer to the first message that has none yet, as `ask` returns it."""
         limit_s = self._limits.time_s if time_s is None else time_s
         began = time.monotonic()
-        line = self._child.exchange(text, limit_s)
+        line = self._child.receive(limit_s)
         taken_s = time.monotonic() - began
         if isinstance(line, bytes):
             try:
