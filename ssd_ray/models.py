@@ -59,7 +59,7 @@ def fetch(model: ModelConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, revision=model.revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(source, revision=model.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model.source {source!r} is not in the cache and the hub did not give it ({type(error).__name__}): "

@@ -29,7 +29,15 @@ class Stages:
 
     @functools.cached_property
     def _directory(self) -> Path:
-        return models.fetch(self.recipe.model)
+        """The model; of a hub id without a revision, always the commit that this run got first, noted in `model-revision`."""
+        model, note = self.recipe.model, self.out / "model-revision"
+        if "hub" not in models.identify(model) or model.revision:
+            return models.fetch(model)
+        if note.exists():
+            return models.fetch(model.model_copy(update={"revision": note.read_text().strip()}))
+        directory = models.fetch(model)
+        artifacts.write_atomic(note, f"{directory.name}\n")
+        return directory
 
     def benchmark(self, out: Path) -> Facts:
         """The problems of every benchmark, their tests in a store."""
