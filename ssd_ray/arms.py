@@ -93,7 +93,7 @@ def _named(recipe: Recipe) -> dict[str, Arm]:
 
 
 def _point(name: str, temperature: float) -> str:
-    return f"{name}@T={temperature:g}"
+    return f"{name}@T={temperature!r}".removesuffix(".0")
 
 
 def _add(found: dict[str, Arm], name: str, arm: Arm) -> None:

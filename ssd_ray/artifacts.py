@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -154,16 +155,16 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
-    if state == "stale" and {path.name for path in out.iterdir()} <= {"fingerprint.json", "timing.json"}:
-        state = "missing"  # an attempt that failed before it made anything binds nobody
+    if state == "stale" and {path.name for path in out.iterdir()} <= {"fingerprint.json", "timing.json", "tests"}:
+        state = "missing"  # an attempt that failed before it made anything (but tests, named by content) binds nobody
         for path in out.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if state == "stale":
         there = read_json(out / "fingerprint.json")
         here = {"choices": identity.choices, "inputs": identity.inputs}
         changes = list(differences({key: there.get(key) for key in here}, here))
         told = "; ".join(change.removeprefix("choices.") for change in changes[:3]) or f"stage {there.get('stage')}"
-        raise UserError(f"{out} was made by another recipe ({told}): choose another --out, or delete that directory")
+        raise UserError(f"{out} was made with other choices ({told}): choose another --out, or delete that directory")
     if state == "whole":
         return load(out)
     if state == "missing":

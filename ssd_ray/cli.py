@@ -10,6 +10,8 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,19 +43,25 @@ def _make(verb: str, recipe: str, out: Path | None, overrides: list[str] | None,
 
     loaded = recipes.load(recipe, overrides or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
-    again = shlex.join(["ssd-ray", *sys.argv[1:]])
     show = progress(quiet)
-    try:
+    with _told_how_to_resume(show):
         made = Run(loaded, directory, show).make(verb)
+    for artifact in made:
+        typer.echo(f"{artifact.path}")
+    return directory
+
+
+@contextmanager
+def _told_how_to_resume(show: Any) -> Iterator[None]:
+    again = shlex.join(["ssd-ray", *sys.argv[1:]])
+    try:
+        yield
     except KeyboardInterrupt:
         show.say(f"interrupted; what is on disk stays. To resume: {again}")
         raise
     except InfrastructureError:
         show.say(f"stopped; what is on disk stays. To resume: {again}")
         raise
-    for artifact in made:
-        typer.echo(f"{artifact.path}")
-    return directory
 
 
 def _verb(name: str, help_text: str) -> None:
@@ -89,41 +97,56 @@ def grade(
     quiet: Quiet = False,
     problems: Annotated[Path | None, typer.Option(help="Problems, in any format of docs/benchmarks.md.")] = None,
     completions: Annotated[Path | None, typer.Option(help="Rows: problem's id, index, and text or code.")] = None,
-    profile: Annotated[str, typer.Option(help="strict (real processes) or lcb-compat (bug for bug).")] = "strict",
-    extract: Annotated[str, typer.Option(help="Program in a text: last-block, first-block, lcb.")] = "last-block",
+    profile: Annotated[str | None, typer.Option(help="strict (real processes; default) or lcb-compat (bug for bug).")] = None,
+    extract: Annotated[str | None, typer.Option(help="Program in a text: last-block (default), first-block, lcb.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default is one a core.")] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="Time limit of one test.")] = 6.0,
-    memory_mib: Annotated[int, typer.Option("--memory-mib", min=64, help="Memory limit of one program.")] = 1024,
-    sandbox_floor: Annotated[str, typer.Option("--sandbox-floor", help="Refuse to grade in a weaker sandbox than this.")] = "L1",
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout-s", min=0.1, max=86400, help="Time limit of a test; default 6.")
+    ] = None,
+    memory_mib: Annotated[int | None, typer.Option("--memory-mib", min=64, help="Memory limit; default 1024.")] = None,
+    sandbox_floor: Annotated[str | None, typer.Option("--sandbox-floor", help="Refuse a weaker sandbox; default L1.")] = None,
+    skip_bad_rows: Annotated[
+        bool | None, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")
+    ] = None,
 ) -> None:
-    """Run the answers' programs in a sandbox and record verdicts: those of a recipe, or any file of completions."""
+    """Run the answers' programs in a sandbox and record verdicts.
+
+    Those of a recipe, after whatever comes before them; or, with --problems, --completions and --out, any file of completions.
+    """
+    options: dict[str, Any] = {
+        "problems": problems,
+        "completions": completions,
+        "profile": profile,
+        "extract": extract,
+        "workers": workers,
+        "time_limit_s": timeout_s,
+        "memory_limit_mib": memory_mib,
+        "sandbox_floor": sandbox_floor,
+        "skip_bad_rows": skip_bad_rows,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     if recipe is not None:
-        if problems or completions:
-            raise UserError("give a recipe, or --problems and --completions, not both")
+        if given:
+            names = ", ".join(given)
+            raise UserError(
+                f"with a recipe, {names} come from the recipe: use --set evaluate.FIELD=VALUE (ssd-ray recipes --fields)"
+            )
         _make("grade", recipe, out, overrides, quiet)
         return
-    if problems is None or completions is None or out is None:
-        raise UserError("without a recipe, --problems FILE, --completions FILE and --out DIR are all needed")
+    missing = [
+        name for name, value in (("--problems", problems), ("--completions", completions), ("--out", out)) if value is None
+    ]
+    if missing or out is None:
+        raise UserError(f"without a recipe, --problems, --completions and --out are needed; missing: {', '.join(missing)}")
     if overrides:
         raise UserError("--set overrides a recipe's fields, and there is no recipe")
     from ssd_ray.evaluation.door import grade_from_command_line
+    from ssd_ray.progress import progress
 
-    _console().print(
-        grade_from_command_line(
-            problems=problems,
-            completions=completions,
-            out=out,
-            profile=profile,
-            extract=extract,
-            workers=workers or os.cpu_count() or 1,
-            time_limit_s=timeout_s,
-            memory_limit_mib=memory_mib,
-            sandbox_floor=sandbox_floor,
-            skip_bad_rows=skip_bad_rows,
-            quiet=quiet,
-        )
-    )
+    show = progress(quiet)
+    with _told_how_to_resume(show):
+        table = grade_from_command_line(**given, out=out, progress=show)
+    _console().print(table)
     typer.echo(f"{out / 'verdicts.parquet'}\n{out / 'scores.json'}")
 
 

@@ -57,6 +57,7 @@ class Run:
             started = False
             made = []
             for step in wanted:
+                followers.raise_failure()
                 whole = self._state(step) == "whole"
                 if step.needs_ray and not whole and not started:
                     stack.enter_context(cluster.connected(self.recipe.cluster))
@@ -126,6 +127,12 @@ class _Followers:
 
         threading.Thread(target=run, name=name, daemon=True).start()
         self._running[name] = future
+
+    def raise_failure(self) -> None:
+        """Raise what one of them failed of already, rather than after hours of other steps."""
+        for future in self._running.values():
+            if future.done():
+                future.result()
 
     def pop(self, name: str) -> Future[Artifact]:
         """What `name` comes to; an exception where it failed."""

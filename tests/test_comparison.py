@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssd_ray.evaluation.comparison import first_difference, numeric_answer, same, same_answer, same_output, same_value
@@ -191,6 +191,8 @@ def _evalplus_by_numpy(actual, expected, atol):
 @settings(max_examples=1000)
 @given(arrays, arrays, st.sampled_from([0.0, 1e-6, 1e-4]))
 def test_evalplus_decides_as_numpy_does(actual, expected, atol):
+    # numpy stretches one member over none, whatever it is: [[None]] is "close" to [[]]. Here it is not.
+    assume(not ("None" in repr((actual, expected)) and "[]" in repr((actual, expected)).replace("()", "[]")))
     assert same("evalplus", actual, expected, atol, []) == _evalplus_by_numpy(actual, expected, atol)
 
 

@@ -125,6 +125,8 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
+        if "lcb-compat" in self.profiles and self.time_limit_s < 1:
+            raise ValueError(f"profile lcb-compat takes whole seconds: time_limit_s {self.time_limit_s:g} must be at least 1")
         if max(self.pass_at) > self.samples_per_problem:
             raise ValueError(f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not {self.samples_per_problem}")
         if len({benchmark.name for benchmark in self.benchmarks}) < len(self.benchmarks) or len(set(self.pass_at)) < len(

@@ -52,7 +52,7 @@ class Completions:
                         raise RowError(f"problem {key[0]!r} has two completions of index {key[1]}")
                 except RowError as error:
                     if not self.skip_bad_rows:
-                        raise UserError(f"{file}, row {number}: {error}") from error
+                        raise UserError(f"{file}, row {number}: {error} (--skip-bad-rows leaves such rows out)") from error
                     self.bad_rows.append((str(file), number, str(error)))
                     continue
                 seen.add(key)
@@ -65,19 +65,21 @@ class Completions:
         if len(names) != 1:
             raise RowError(f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}")
         identifier = str(row[names[0]])
-        # MBPP and GSM8K number their problems; here the number has the benchmark's name before it.
-        known = [name for name in (identifier, f"mbpp/{identifier}", f"gsm8k/{identifier}") if name in self.problems]
-        identifier = known[0] if known else identifier
+        # MBPP's file numbers its problems; here the number has the benchmark's name before it.
+        identifier = next((name for name in (identifier, f"mbpp/{identifier}") if name in self.problems), identifier)
         problem = self.problems.get(identifier)
         if problem is None:
-            raise RowError(f"{names[0]} {identifier!r} is no problem of the problems file")
+            some = next(iter(self.problems))
+            raise RowError(f"{names[0]} {identifier!r} is no problem of the problems file, whose ids look like {some!r}")
         content = row.get(self.content)
         if not isinstance(content, str):
-            raise RowError(f"column {self.content!r} holds no text")
+            raise RowError(
+                f"column {self.content!r} holds no text; a file has text throughout or code throughout, as its first row"
+            )
         index = row.get("index")
         if index is None:
             index = counts[identifier]
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**63:
             raise RowError(f"index must be a whole number from 0, not {index!r:.40}")
         counts[identifier] += 1
         return Completion(
@@ -98,16 +100,29 @@ def open_completions(path: Path, problems: Mapping[str, Problem], *, skip_bad_ro
     """The completions of a file or a directory of files; the first row says whether they are answers or programs.
 
     Raises:
-        UserError: no such file, no rows, or a first row with neither or both of `text` and `code`.
+        UserError: as for `content_of`.
     """
     files = list_files(path, "completions")
+    lean = {key: dataclasses.replace(problem, statement="", tests=()) for key, problem in problems.items()}
+    return Completions(files=files, content=content_of(files), problems=lean, skip_bad_rows=skip_bad_rows)
+
+
+def content_of(files: list[Path]) -> Content:
+    """Whether the rows of some files hold answers, `text`, or bare programs, `code`; the first row decides.
+
+    Raises:
+        UserError: no row, or a first row with neither or both.
+    """
     for file in files:
         for number, row in read_rows(file):
             if isinstance(row, RowError):
                 continue
             contents: list[Content] = [name for name in ("text", "code") if row.get(name) is not None]
             if len(contents) != 1:
-                raise UserError(f"{file}, row {number}: it needs a text (to be extracted from) or a code (as it is), one of them")
-            lean = {key: dataclasses.replace(problem, statement="", tests=()) for key, problem in problems.items()}
-            return Completions(files=files, content=contents[0], problems=lean, skip_bad_rows=skip_bad_rows)
-    raise UserError(f"{path}: no completion in it")
+                have = ", ".join(sorted(row))
+                raise UserError(
+                    f"{file}, row {number}: it needs a column text (an answer, to be extracted from) or code (a program, as it "
+                    f"is), one of them; it has {have}"
+                )
+            return contents[0]
+    raise UserError(f"{files[0]}: no completion in it; each row needs a problem's id and a text or a code")

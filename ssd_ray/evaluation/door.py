@@ -5,6 +5,7 @@ Reads and writes what `standalone` does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -18,10 +19,10 @@ from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
 from ssd_ray.evaluation.standalone import Job, grade_files
-from ssd_ray.progress import progress
+from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
 
-_OUTPUT_KIB = 4096
+_OUTPUT_KIB = 1024
 
 
 def grade_from_command_line(
@@ -29,14 +30,14 @@ def grade_from_command_line(
     problems: Path,
     completions: Path,
     out: Path,
-    profile: str,
-    extract: str,
-    workers: int,
-    time_limit_s: float,
-    memory_limit_mib: int,
-    sandbox_floor: str,
-    skip_bad_rows: bool,
-    quiet: bool,
+    progress: Progress,
+    profile: str = "strict",
+    extract: str = "last-block",
+    workers: int | None = None,
+    time_limit_s: float = 6.0,
+    memory_limit_mib: int = 1024,
+    sandbox_floor: str = "L1",
+    skip_bad_rows: bool = False,
 ) -> Table:
     """Grade the files and return the table of scores.
 
@@ -58,10 +59,10 @@ def grade_from_command_line(
         out=out,
         rules=rules,
         floor=sandbox_floor,
-        workers=workers,
+        workers=workers or os.cpu_count() or 1,
         skip_bad_rows=skip_bad_rows,
     )
-    return scores_table(grade_files(job, progress(quiet)))
+    return scores_table(grade_files(job, progress))
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
@@ -69,22 +70,30 @@ def scores_table(scores: dict[str, Any]) -> Table:
     table = Table(title=f"{scores['rows']} completions, profile {scores['profile']}, sandbox {scores['sandbox_level']}")
     for column in ("benchmark", "problems", "score", "95 % interval"):
         table.add_column(column, justify="left" if column == "benchmark" else "right")
-    for source, groups in scores["benchmarks"].items():
-        for group, facts in groups.items():
-            if group == "outcomes":
-                continue
-            name = source if group == "all" else f"  {group}"
-            if "refused" in facts:
-                table.add_row(name, str(facts["problems"]), "refused", facts["refused"])
-            for metric, interval in facts.items():
-                if "pass@" in metric:
-                    low, high = 100 * interval["low"], 100 * interval["high"]
-                    shown = f"{metric} {100 * interval['estimate']:.1f} %"
-                    table.add_row(name, str(facts["problems"]), shown, f"{low:.1f} to {high:.1f}")
-    table.caption = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items())
+    notes = [", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items())]
+    for source, found in scores["benchmarks"].items():
+        for name, facts in ((source, found["all"]), *((f"  {name}", facts) for name, facts in found["difficulties"].items())):
+            _add_rows(table, name, facts)
+        if found["without_completion"]:
+            whole = found["without_completion"] + found["all"]["problems"]
+            notes.append(f"{source}: {found['without_completion']} of {whole} problems have no completion and are not counted")
+    if scores["public_only"]:
+        notes.append(f"{scores['public_only']} problems have public tests only: scores are too high")
     if scores["bad_rows"]:
-        table.caption += f"; {len(scores['bad_rows'])} bad rows left out, listed in scores.json"
+        notes.append(f"{len(scores['bad_rows'])} bad rows were left out, listed in scores.json")
+    table.caption = "\n".join(notes)
     return table
+
+
+def _add_rows(table: Table, name: str, facts: dict[str, Any]) -> None:
+    """One row a metric; no decimal where there are fewer than a hundred problems."""
+    digits = 1 if facts["problems"] >= 100 else 0
+    if "refused" in facts:
+        table.add_row(name, str(facts["problems"]), "refused", facts["refused"])
+    for metric, interval in facts.items():
+        if "pass@" in metric:
+            estimate, low, high = (f"{100 * interval[key]:.{digits}f}" for key in ("estimate", "low", "high"))
+            table.add_row(name, str(facts["problems"]), f"{metric} {estimate} %", f"{low} to {high}")
 
 
 def sandbox_tables() -> Iterator[tuple[Table, bool]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from ssd_ray.evaluation.sandbox import wire
 
 RTOL = 1e-7
 FLOAT_ATOL = 1e-6
@@ -65,7 +67,10 @@ def _equal(actual: object, expected: object, atol: float, arguments: Sequence[ob
 
 
 def _same_members(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
-    return set(actual) == set(expected)  # type: ignore[call-overload, no-any-return]  # what is no collection raises TypeError
+    if not isinstance(actual, Iterable) or not isinstance(expected, Iterable):
+        return False
+    # The program chose the members: colliding hashes would take the grader hours.
+    return set(wire.members(list(actual))) == set(expected)
 
 
 def _not_none(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:

@@ -59,7 +59,7 @@ def extract_code(text: str, rule: Rule = "last-block", *, thinking: bool = False
     """
     if rule == "lcb":
         return _between_last_fences(text)
-    answer = _after_reasoning(text, thinking=thinking)
+    answer = after_reasoning(text, thinking=thinking)
     blocks = [] if answer is None else _blocks(answer)
     if rule == "last-block" and blocks and not blocks[-1].closed and blocks[-1].blank:
         blocks.pop()
@@ -75,7 +75,7 @@ def _between_last_fences(text: str) -> str | None:
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) >= 2 else None
 
 
-def _after_reasoning(text: str, *, thinking: bool) -> str | None:
+def after_reasoning(text: str, *, thinking: bool) -> str | None:
     """What the answer says once its reasoning is over; None where that never happens."""
     _, closed, rest = text.partition("</think>")
     if closed:

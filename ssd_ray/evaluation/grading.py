@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ssd_ray.evaluation.comparison import numeric_answer
-from ssd_ray.evaluation.extraction import Rule, extract_code
+from ssd_ray.evaluation.comparison import numeric_answer, same_answer
+from ssd_ray.evaluation.extraction import Rule, after_reasoning, extract_code
 from ssd_ray.evaluation.lcb_compat import grade_lcb
 from ssd_ray.evaluation.outcomes import Graded
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
@@ -39,7 +39,7 @@ def grade_completion(
     require_gradable(problem)
     code = None
     if problem.kind == "numeric":
-        graded = _grade_number(problem, completion.text)
+        graded = _grade_number(problem, completion.text, thinking=thinking)
     else:
         code = extract_code(completion.text, rules.extract, thinking=thinking)
         graded = NO_CODE if code is None else grade_code(problem, code, rules, sandbox)
@@ -77,13 +77,13 @@ def grade_code(problem: Problem, code: str, rules: Rules, sandbox: Sandbox) -> G
     return grade_strict(problem, code, rules.limits, sandbox)
 
 
-def _grade_number(problem: Problem, text: str) -> Graded:
-    answer, expected = numeric_answer(text), numeric_answer(problem.tests[0].output)
-    if answer is None:
+def _grade_number(problem: Problem, text: str, *, thinking: bool) -> Graded:
+    answer = after_reasoning(text, thinking=thinking)
+    if answer is None or numeric_answer(answer) is None:
         return Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no number in the answer")
-    if answer == expected:
+    if same_answer(answer, problem.tests[0].output):
         return Graded(outcome="accepted", num_passed=1, time_s=0.0, detail="")
-    detail = f"answered {answer} and should have answered {expected}"
+    detail = f"answered {numeric_answer(answer)!s:.60} and should have answered {problem.tests[0].output:.60}"
     return Graded(outcome="wrong_answer", num_passed=0, time_s=0.0, detail=detail, failed_test=0)
 
 

@@ -8,6 +8,7 @@ Every directory is an artifact, so an interrupted call resumes. Needs neither Ra
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,7 +22,7 @@ from ssd_ray import artifacts, streaming
 from ssd_ray.artifacts import Identity
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import summary
-from ssd_ray.evaluation.completions import open_completions
+from ssd_ray.evaluation.completions import content_of, open_completions
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.graders import SLICE_ROWS, facts
 from ssd_ray.evaluation.grading import Rules
@@ -57,6 +58,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         UserError: a bad row, a problem that cannot be graded, a sandbox below the floor.
         InfrastructureError: workers kept dying; the same call resumes.
     """
+    content_of(list_files(job.completions, "completions"))  # a mistake there is told before the problems are read
     options = {"skip_bad_rows": job.skip_bad_rows}
     benchmark = Identity(
         stage="benchmark", choices={"problems": artifacts.digest(list_files(job.problems, "problems")), **options}
@@ -73,12 +75,17 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
     total = int(made.facts["rows"])
     content = made.facts["content"]
     graded = artifacts.make(job.out / "verdicts", verdicts, lambda out: _verdicts(job, out, total, content, progress))
-    bad_rows = artifacts.load(job.out / "benchmark").facts["bad_rows"] + made.facts["bad_rows"]
-    return summary.write(job.out, graded.facts, bad_rows, max_infrastructure_errors=job.max_infrastructure_errors)
+    problems = artifacts.load(job.out / "benchmark").facts
+    bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
+    return summary.write(
+        job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
+    )
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
+    if loaded.format == "evalplus":
+        progress.say("working out what the reference solutions return, once; a minute or two for EvalPlus's files")
     left_out: list[str] = []
     rows = list(stored(loaded, out / "tests", job.floor, left_out))
     if not rows:
@@ -86,7 +93,10 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
     for start in range(0, len(rows), _SHARD_ROWS):
         artifacts.write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
     bad_rows = [asdict(bad) for bad in loaded.bad_rows]
-    progress.say(f"{len(rows)} problems, format {loaded.format}" + (f", {len(bad_rows)} bad rows left out" if bad_rows else ""))
+    progress.say(
+        f"{len(rows)} problems, format {'your own' if loaded.format == 'rows' else loaded.format}"
+        + (f", {len(bad_rows)} bad rows left out" if bad_rows else "")
+    )
     if loaded.num_public_only:
         progress.say(f"{loaded.num_public_only} problems have public tests only: their scores are too high")
     return {
@@ -128,11 +138,12 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
     for partial in out.glob(".*.partial"):
         partial.unlink()
     shards = artifacts.shard_paths(job.out / "completions")
-    pieces = [piece for path in shards for piece in streaming.slices_of(path, done, None, SLICE_ROWS)]
+    rows = max(1, min(SLICE_ROWS, total // (4 * job.workers)))
+    pieces = [piece for path in shards for piece in streaming.slices_of(path, done, None, rows)]
     with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
         graded = len(done)
-        for rows in _carried(order, pieces, job.workers):
-            graded += rows
+        for count in _carried(order, pieces, job.workers):
+            graded += count
             task.update(graded)
     outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(out, "outcome"))
     return facts(order, outcomes)
@@ -141,10 +152,12 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
 _grader: Grader | None = None
 
 
-def _set_up(order: Order) -> None:
+def _set_up(order: Order, parent: int) -> None:
     """In a worker process: it ends with the process that started it."""
     global _grader
     walls.die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
     _grader = Grader(order)
 
 
@@ -186,7 +199,7 @@ def _finished(piece: Mapping[str, Any], done: set[streaming.Key]) -> bool:
 @contextmanager
 def _pool(order: Order, workers: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(order,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(order, os.getpid()))
     try:
         yield pool
     finally:

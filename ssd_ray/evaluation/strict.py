@@ -21,6 +21,11 @@ from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, Graded
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, printable, wire
 from ssd_ray.schema import Outcome, Problem, Test
 
+_STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+_LEETCODE_IMPORTS = "\n".join(
+    [*(f"from {name} import *" for name in [*_STARRED.split(), "builtins", "typing"]), f"import {_STARRED.replace(' ', ', ')}"]
+)
+"""What LeetCode's own judge imports before a program, whose starter code names `List` and imports nothing."""
 _EVALPLUS_MIB, _EVALPLUS_OUTPUT_KIB = 4096, 65536
 """EvalPlus's own memory limit, and room for its largest right answers, of 13 MB."""
 _ANY_VALUE = {"evalplus-not-none", "evalplus-any"}
@@ -174,8 +179,12 @@ _RUNNERS: dict[str, Callable[[Problem, Sequence[Test], str, Limits, Sandbox], _R
 def program_units(problem: Problem, code: str) -> Sequence[str]:
     """A program and what it may take for granted: the imports and helpers that its starter code shows before the entry point.
 
+    LiveCodeBench's function problems are LeetCode's, which come with imports of their own.
+
     They are separate source texts, to be compiled one by one, so that neither can change how the other is read.
     """
+    if problem.comparison == "lcb" and problem.kind == "function":
+        return (_LEETCODE_IMPORTS, code)
     if not problem.starter_code or not problem.entry_point:
         return (code,)
     entry = re.compile(rf"^(?:(?:async[ \t]+)?def[ \t]+{re.escape(problem.entry_point)}|class[ \t]+Solution)\b", re.MULTILINE)

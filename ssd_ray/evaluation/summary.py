@@ -36,16 +36,24 @@ _COLUMNS = {
 
 
 def write(
-    out: Path, facts: Mapping[str, Any], bad_rows: Sequence[Mapping[str, Any]], *, max_infrastructure_errors: float
+    out: Path,
+    facts: Mapping[str, Any],
+    benchmark: Mapping[str, Any],
+    bad_rows: Sequence[Mapping[str, Any]],
+    rules: Mapping[str, Any],
+    *,
+    max_infrastructure_errors: float,
 ) -> dict[str, Any]:
     """Write both files into `out` from `out/verdicts` and return the scores.
 
     A group in which more than `max_infrastructure_errors` of the completions could not be graded has no score. EvalPlus's
-    scores come twice, `base` for the base tests alone.
+    scores come twice, `base` for the base tests alone. Problems without a completion are counted beside the scores.
     """
     _write_table(out)
     scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "profile", "sandbox_level")}
-    scores |= {"confidence": CONFIDENCE, "bad_rows": list(bad_rows), "benchmarks": _benchmarks(out, max_infrastructure_errors)}
+    scores |= {"rules": dict(rules), "confidence": CONFIDENCE, "bad_rows": list(bad_rows)}
+    scores |= {"public_only": benchmark["public_only"], "tests_left_out": benchmark["tests_left_out"]}
+    scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
     artifacts.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
     return scores
 
@@ -71,7 +79,7 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
     evalplus = set()
     for verdict in artifacts.read_rows(out / "verdicts", Verdict):
         outcomes[verdict.source][verdict.outcome] += 1
-        for group in ("all", verdict.difficulty):
+        for group in {"", verdict.difficulty or "unknown"}:
             counts = groups[verdict.source][group].setdefault(verdict.prompt_id, [0, 0, 0, 0])
             failed = verdict.outcome == "infrastructure_error"
             counts[0] += not failed
@@ -79,17 +87,21 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
             counts[2] += verdict.outcome_base == "accepted"
             counts[3] += failed
         evalplus |= {verdict.source} if verdict.outcome_base else set()
-    return {
-        source: {
-            "outcomes": dict(sorted(outcomes[source].items())),
-            **{
-                group: _scores(list(counts.values()), max_infrastructure_errors, base=source in evalplus)
-                for group, counts in sorted(by_group.items())
-                if group == "all" or len(by_group) > 2
-            },
+    given = Counter(source for (source,) in artifacts.read_columns(out / "benchmark", "source"))
+    found: dict[str, Any] = {}
+    for source, by_group in sorted(groups.items()):
+        scored = {
+            group: _scores(list(counts.values()), max_infrastructure_errors, base=source in evalplus)
+            for group, counts in sorted(by_group.items())
         }
-        for source, by_group in sorted(groups.items())
-    }
+        whole = scored.pop("")
+        found[source] = {
+            "outcomes": dict(sorted(outcomes[source].items())),
+            "all": whole,
+            "difficulties": scored if len(scored) > 1 else {},
+            "without_completion": given[source] - whole["problems"],
+        }
+    return found
 
 
 def _scores(counts: list[list[int]], max_infrastructure_errors: float, *, base: bool) -> dict[str, Any]:

@@ -18,6 +18,8 @@ MAX_DEPTH = 100
 """Containers within containers."""
 MAX_NODES = 2_000_000
 """Values in one document: an aliased list can be small in memory and endless on the wire. HumanEval+ expects 1,000,006."""
+MAX_CONTAINERS = 500_000
+"""Lists and objects in a document that is read, counted in its text before it is parsed."""
 MAX_EQUAL_HASHES = 100
 """Members of one set or dict with the same hash: colliding keys would take the reader quadratic time."""
 _PLAIN_INT = 1 << 53
@@ -47,7 +49,10 @@ def loads(line: str | bytes) -> object:
         MalformedError: the line is not what `dumps` writes.
     """
     try:
-        return decode(json.loads(line, parse_int=_plain_int))
+        text = line if isinstance(line, str) else line.decode()
+        if text.count("[") + text.count("{") > MAX_CONTAINERS or text.count(",") > 2 * MAX_NODES:
+            raise MalformedError("more values than a document may hold")  # each costs the reader fifty times its text
+        return decode(json.loads(text, parse_int=_plain_int))
     except (ValueError, RecursionError, TypeError) as error:
         raise MalformedError(str(error)[:200]) from None
 
@@ -135,7 +140,7 @@ def _complex(parts: list[object]) -> complex:
     raise MalformedError("a complex number that is not two floats")
 
 
-def _members(items: list[object]) -> list[object]:
+def members(items: list[object]) -> list[object]:
     """The same items, once their hashes are known to differ well enough."""
     counts: dict[int, int] = {}
     for item in items:
@@ -153,14 +158,14 @@ def _dict(pairs: list[object]) -> dict[object, object]:
             raise MalformedError("a dict's item that is no pair")
         keys.append(pair[0])
         values.append(pair[1])
-    return dict(zip(_members(keys), values, strict=True))
+    return dict(zip(members(keys), values, strict=True))
 
 
 _LEAVES: dict[str, Callable[[str], object]] = {"big": lambda text: int(text, 16), "float": _float, "bytes": bytes.fromhex}
 _CONTAINERS: dict[str, Callable[[list[object]], object]] = {
     "tuple": tuple,
-    "set": lambda items: set(_members(items)),
-    "frozenset": lambda items: frozenset(_members(items)),
+    "set": lambda items: set(members(items)),
+    "frozenset": lambda items: frozenset(members(items)),
     "dict": _dict,
     "complex": _complex,
 }

@@ -114,7 +114,7 @@ class Loaded:
                 raise RowError(f"id {problem.problem_id!r} occurs twice, first at {seen[problem.problem_id]}; ids must be unique")
         except RowError as error:
             if not self.skip_bad_rows:
-                raise UserError(f"{file}, row {number}: {error}") from error
+                raise UserError(f"{file}, row {number}: {error} (skip_bad_rows leaves such rows out)") from error
             self.bad_rows.append(BadRow(file=str(file), row=number, reason=str(error)))
             return None
         seen[problem.problem_id] = f"{file}, row {number}"

@@ -148,6 +148,8 @@ def _unpack(blob: str) -> str:
         raise RowError(f"field 'private_test_cases' unpacks to more than {MAX_DECODED_BYTES >> 20} MiB")
     if not inflate.eof:
         raise RowError("field 'private_test_cases' is cut off: its zlib data have no end")
+    if inflate.unused_data:
+        raise RowError("field 'private_test_cases' goes on after the end of its zlib data")
     return pickled_text(data)
 
 

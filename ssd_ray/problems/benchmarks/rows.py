@@ -37,6 +37,8 @@ def problem(row: Row, number: int) -> Problem:
     tests = json_field(row, "tests", list)
     if not tests:
         raise RowError("field 'tests' is empty, so nothing could be graded")
+    if kind == "numeric" and len(tests) > 1:
+        raise RowError(f"field 'tests' of a problem of kind numeric holds the one answer, not {len(tests)}")
     return Problem(
         problem_id=identifier(row, "problem_id"),
         source=optional_text(row, "source") or "",
