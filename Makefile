@@ -13,8 +13,8 @@ quickstart: $(INSTALLED)  ## from prompts to report on a small real model, withi
 test: lint  ## lint, types, and every test, the real engines included
 	$(BIN)/pytest --durations=10
 
-fast: $(INSTALLED)  ## the tests that start no engine
-	$(BIN)/pytest -m "not real"
+fast: $(INSTALLED)  ## the tests that start no engine and simulate nothing at length
+	$(BIN)/pytest -m "not real and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy strict
 	$(BIN)/ruff check .

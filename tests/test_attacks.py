@@ -40,6 +40,7 @@ def sandbox():
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: f"{program.category}: {program.name}")
 def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
     scene, sandbox = place
@@ -67,6 +68,7 @@ def ordinary_python():
     return pytest.skip("no interpreter here that an ordinary user may run")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("container", [False, True], ids=["any system call", "a container's default filter"])
 def test_an_ordinary_user_is_kept_as_safe(container):

@@ -171,8 +171,8 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(recipe: Path, tmp_path: Path
     _until(lambda: len(artifacts.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "To resume: ssd-ray run" in stderr
     assert "Traceback" not in stderr
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not psutil.wait_procs(family, timeout=40)[1]

@@ -123,6 +123,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+@pytest.mark.slow
 def test_killed_workers_zygotes_and_drivers_change_no_verdict(tmp_path: Path, problems: Path) -> None:
     slow = "import time; time.sleep(0.05); " + DOUBLE
     rows = [{"task_id": f"p{number % 4}", "code": (slow, "print(1)")[number % 3 == 0]} for number in range(160)]

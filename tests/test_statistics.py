@@ -53,6 +53,7 @@ def assert_near_95(shares, data_sets):
     assert 0.94 <= values.mean() <= 0.965
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problems", [30, 64, 131, 500])
 def test_the_interval_of_a_score_covers_the_truth_in_93_to_97_of_100_benchmarks(problems):
     rng = np.random.default_rng(problems)
@@ -83,6 +84,7 @@ FEW = 6
 """Below so many effectively differing problems no interval of a difference can hold its level: it errs to the wide side."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problems", [30, 131, 500])
 def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_of_100_comparisons(problems):
     rng = np.random.default_rng(1000 + problems)
