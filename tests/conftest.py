@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from hypothesis import settings
 # The same examples at every run; `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
+
+# A shell that runs tests in the background has them ignore Ctrl-C, and what they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers import the workers that tests define.
