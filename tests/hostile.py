@@ -133,7 +133,7 @@ SECRETS = hostiles(
         """,
         "files of the machine": """
             import glob
-            paths = ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/root/.bashrc", "/dev/kmsg", "/dev/mem"]
+            paths = ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/dev/kmsg", "/dev/mem"]
             paths += ["/proc/cpuinfo", "/proc/mounts", "/proc/self/status", "/proc/self/maps", "/proc/net/tcp", "/proc/keys"]
             paths += ["/sys/kernel/notes", "/sys/class/dmi/id/product_name", "/sys/fs/cgroup/cgroup.procs", "/proc/self/cgroup"]
             paths += ["/var/run/secrets/kubernetes.io/serviceaccount/token", "/run/secrets/kubernetes.io/serviceaccount/token"]
