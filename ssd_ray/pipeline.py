@@ -1,6 +1,7 @@
 """The whole program on one page: which artifact is made from which, by what, and in what order.
 
     problems ─render→ prompts/ ─sample→ samples/ ─prepare→ dataset/ ─train→ checkpoint/
+    benchmark/, prompts/ ─render→ contamination/ (before anything is sampled)
     benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/ ─report→ report/
 
 The naive control, where an arm needs it, goes the same way once more (samples-naive/, dataset-naive/, checkpoint-naive/), and
@@ -36,7 +37,8 @@ _BRANCH = {"ssd": "", "naive": "-naive"}
 class Step:
     """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself.
 
-    A step that `follows` one of its inputs can be made while that one is: it reads it as it grows.
+    What it comes `after` has to be whole first, but shapes nothing of it. A step that `follows` one of its inputs can be made
+    while that one is: it reads it as it grows.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Step:
     choices: Mapping[str, Any]
     act: Callable[[Path], Facts]
     inputs: tuple[Step, ...] = ()
+    after: tuple[Step, ...] = ()
     needs_ray: bool = False
     follows: Step | None = None
 
@@ -70,6 +73,7 @@ class Pipeline:
         return [
             self._benchmark,
             self._prompts,
+            self._contamination,
             *(
                 step
                 for branch in self._branches
@@ -118,15 +122,32 @@ class Pipeline:
     @functools.cached_property
     def _prompts(self) -> Step:
         prompts = self.recipe.prompts
-        chosen = {"prompts": config.choices(prompts), "source": sources.identify(prompts.source), "model": self._model}
-        return Step(name="prompts", verb="render", choices=chosen, act=self._stages.prompts)
+        shaping = config.choices(prompts)
+        if prompts.contamination != "drop":
+            del shaping["contamination"]  # what is refused or allowed shapes nothing
+        inputs = (self._benchmark,) if "contamination" in shaping else ()
+        chosen = {"prompts": shaping, "source": sources.identify(prompts.source), "model": self._model}
+        return Step(name="prompts", verb="render", choices=chosen, act=self._stages.prompts, inputs=inputs)
+
+    @functools.cached_property
+    def _contamination(self) -> Step:
+        chosen, inputs = {"policy": self.recipe.prompts.contamination}, (self._benchmark, self._prompts)
+        return Step(name="contamination", verb="render", choices=chosen, act=self._stages.contamination, inputs=inputs)
 
     @functools.cache  # noqa: B019 - a Run lives as long as its process
     def _samples(self, branch: str) -> Step:
         sample = arms.naive_sample(self.recipe) if branch else self.recipe.sample
         chosen = {"sample": config.choices(sample), **self._engine_choices}
         act = functools.partial(self._stages.samples, sample, f"samples{branch}")
-        return Step(name=f"samples{branch}", verb="sample", choices=chosen, act=act, inputs=(self._prompts,), needs_ray=True)
+        return Step(
+            name=f"samples{branch}",
+            verb="sample",
+            choices=chosen,
+            act=act,
+            inputs=(self._prompts,),
+            after=(self._contamination,),
+            needs_ray=True,
+        )
 
     @functools.cache  # noqa: B019
     def _dataset(self, branch: str) -> Step:

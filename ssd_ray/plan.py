@@ -109,6 +109,7 @@ def _work(recipe: Recipe, out: Path, step: Step) -> str:
         return "training sequences from the sampled ids"
     return {
         "prompts": f"prompts of {recipe.prompts.source} in mode {recipe.prompts.mode}",
+        "contamination": f"prompts that overlap the benchmarks: {recipe.prompts.contamination}",
         "benchmark": f"problems and tests of {', '.join(map(str, evaluate.benchmarks))}",
         "eval-prompts": f"benchmark prompts in mode {evaluate.prompt_mode}",
         "report": "report.html and scores.json",

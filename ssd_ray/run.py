@@ -140,9 +140,9 @@ class _Followers:
 
 
 def _closure(goal: Step) -> Iterator[Step]:
-    """A step and everything that it is made from."""
+    """A step and everything that it is made from or comes after."""
     yield goal
-    for step in goal.inputs:
+    for step in (*goal.inputs, *goal.after):
         yield from _closure(step)
 
 

@@ -82,13 +82,14 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model is shown: `text` for a reader, `token_ids` for the engine and for training."""
+    """What the model is shown: `text` for a reader, `token_ids` for the engine and for training, `statement` what it is about."""
 
     prompt_id: str
     source: str
     difficulty: str
     text: str
     token_ids: tuple[int, ...]
+    statement: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,12 +59,16 @@ class Stages:
 
     def prompts(self, out: Path) -> Facts:
         """The training problems as prompts."""
+        from ssd_ray.problems.contamination import Benchmarks
         from ssd_ray.problems.rendering import render
 
         chosen, tally = self.recipe.prompts, sources.Tally()
+        benchmarks = None
+        if chosen.contamination == "drop":
+            benchmarks = Benchmarks(artifacts.read_rows(self.out / "benchmark", Problem))
         tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
         facts = render(
-            sources.training_problems(chosen, tally),
+            sources.training_problems(chosen, tally, benchmarks),
             tokenizer,
             mode=chosen.mode,
             system_message=chosen.system_message,
@@ -73,6 +77,12 @@ class Stages:
             out=out,
         )
         return {**facts, "read": tally.read, "dropped": dict(tally.dropped), "model": self._directory.name}
+
+    def contamination(self, out: Path) -> Facts:
+        """What the training prompts share with the benchmarks."""
+        from ssd_ray.problems.contamination import check
+
+        return check(self.out / "prompts", self.out / "benchmark", self.recipe.prompts.contamination, out=out)
 
     def eval_prompts(self, out: Path) -> Facts:
         """The benchmark's problems as prompts."""

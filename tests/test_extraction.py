@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.evaluation.extraction import extract_code
+from ssd_ray.extraction import extract_code
 
 lines = st.text(st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30)
 untagged = lines.filter(lambda line: "think>" not in line)

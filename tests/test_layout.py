@@ -19,7 +19,7 @@ LAYERS = [
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes"},
     {"artifacts", "progress", "arms"},
-    {"schema", "config"},
+    {"schema", "config", "extraction"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.

@@ -106,19 +106,60 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
     ("content", "choices", "told"),
     [
         ("", {}, "gave no prompt"),
-        ('{"question": "a"}\n{"question": ""}\n', {}, "row 1: no text in column 'question'"),
-        ('{"q": "a"}\n', {}, "columns: q"),
-        ('{"question": "a"}\n{"question"', {}, "not JSONL"),
+        ('{"question": "a"}\n{"question": ""}\n', {}, r"p.jsonl, row 2: field 'question' must hold text, not empty text"),
+        ('{"question": "a"}\n\n{"question": 7}\n', {}, r"p.jsonl, row 3: field 'question' must hold text, not 7"),
+        ('{"q": "a"}\n', {}, r"row 1: there is no column 'question' \(columns: q\); set prompts.statement_column"),
+        ('{"question": "a"}\n{"question"', {}, r"p.jsonl, row 2: not JSONL"),
         ("[1]\n", {}, "row 1: not a JSON object"),
-        ('{"question": "a", "k": 1}\n{"question": "b", "k": 1}\n', {"id_column": "k"}, "id '1' occurs twice"),
+        ('{"question": "a", "k": 1}\n{"question": "b", "k": 1}\n', {"id_column": "k"}, "row 2: field 'k': the id '1' was there"),
+        ('{"question": "a", "k": null}\n', {"id_column": "k"}, "row 1: field 'k' must hold text, not nothing"),
+        (
+            '{"question": "a"}\n',
+            {"id_column": "k"},
+            r"row 1: there is no column 'k' \(columns: question\); set prompts.id_column",
+        ),
+        ('{"question": "a\\u0000b"}\n', {}, "row 1: field 'question' holds a NUL character, at place 1"),
+        ('{"question": "a\\ud800"}\n', {}, r"row 1: field 'question' holds text that is no Unicode: '\\ud800'"),
+        ('{"question": "a", "starter_code": "\\udfff"}\n', {}, "row 1: field 'starter_code' holds text that is no Unicode"),
+        ('{"question": "a", "starter_code": 3}\n', {}, "row 1: field 'starter_code' must hold text, not 3"),
+        ('{"question": "a", "k": "\\u0000"}\n', {"id_column": "k"}, "row 1: field 'k' holds a NUL"),
+        ('{"question": "a"}\n', {"tests_column": "tests"}, "row 1: there is no column 'tests'"),
+        (
+            '{"question": "a", "tests": [{"input": "1"}]}\n',
+            {"tests_column": "tests"},
+            "row 1: field 'tests', test 1: it must hold",
+        ),
         ('{"question": "a"}\n', {"split": "eval"}, "built-in set only"),
     ],
 )
 def test_a_bad_prompt_file_is_one_sentence(tmp_path: Path, content: str, choices: dict[str, str], told: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=told) as caught:
         _load(source=str(path), **choices)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_text_that_is_not_utf8_names_its_parquet_row_and_column(tmp_path: Path) -> None:
+    spoilt = pa.array([b"fine", b"\xff\xfe", b"fine"]).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"question": spoilt}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p.parquet, row 2: field 'question' holds text that is not UTF-8"):
+        _load(source=str(tmp_path / "p.parquet"))
+
+
+def test_a_prompt_file_can_carry_tests(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Double it.", "tests": [{"input": "2", "output": "4"}]},
+        {"question": "Return it.", "entry_point": "same", "tests": [{"arguments": [1], "expected": 1}], "notes": "x"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems, _ = _load(source=str(tmp_path / "p.jsonl"), tests_column="tests")
+    assert [(problem.kind, problem.entry_point, len(problem.tests)) for problem in problems] == [
+        ("stdin", None, 1),
+        ("function", "same", 1),
+    ]
+    assert not any(problem.tests for problem in _load(source=str(tmp_path / "p.jsonl"))[0])
 
 
 def test_a_missing_or_corrupt_file_is_one_sentence(tmp_path: Path) -> None:

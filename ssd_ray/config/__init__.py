@@ -18,6 +18,7 @@ __all__ = [
     "Arm",
     "Benchmark",
     "ClusterConfig",
+    "Contamination",
     "Decoding",
     "EngineConfig",
     "EvaluateConfig",
@@ -46,6 +47,9 @@ class ModelConfig(Section):
     """Path of a Jinja chat template to use instead of the model's own."""
 
 
+Contamination = Literal["refuse", "drop", "allow"]
+
+
 class PromptsConfig(Section):
     source: str = "builtin"
     """`builtin`, `rstar-coder`, or a path of JSONL or Parquet files with one problem a row."""
@@ -68,6 +72,12 @@ class PromptsConfig(Section):
     """Column with the problem statement of a JSONL or Parquet source."""
     starter_code_column: str | None = "starter_code"
     """Column with starter code, used where it is present and not empty; `null` ignores it."""
+    tests_column: str | None = None
+    """Column with tests in the form of one's own problems (docs/benchmarks.md), beside which `kind` and `entry_point` are read;
+    only verified selection needs them. `null` reads none."""
+    contamination: Contamination = "refuse"
+    """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` stops before anything is sampled,
+    `drop` leaves them out, `allow` keeps them; all are counted and reported."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first so many prompts, after filtering and de-duplication."""
 

@@ -13,12 +13,12 @@ from typing import Any, get_args
 from rich.table import Table
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.extraction import Rule
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
 from ssd_ray.evaluation.standalone import Job, grade_files
+from ssd_ray.extraction import Rule
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssd_ray.evaluation.comparison import numeric_answer, same_answer
-from ssd_ray.evaluation.extraction import Rule, after_reasoning, extract_code
 from ssd_ray.evaluation.lcb_compat import grade_lcb
 from ssd_ray.evaluation.outcomes import Graded
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.strict import grade_strict, require_gradable
+from ssd_ray.extraction import Rule, after_reasoning, extract_code
 from ssd_ray.schema import Completion, Problem, Profile, Verdict
 
 NO_CODE = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no code in the answer, by the rule of extraction")

@@ -143,6 +143,7 @@ def render(
                 difficulty=problem.difficulty,
                 text=text,
                 token_ids=token_ids,
+                statement=problem.statement,
             )
         )
         facts["rows"] += 1

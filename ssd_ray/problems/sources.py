@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ssd_ray import artifacts
 from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.sandbox import wire
+from ssd_ray.problems import prompt_rows
 from ssd_ray.problems.benchmarks import BadRow, choice
 from ssd_ray.problems.benchmarks import humaneval as humaneval_format
-from ssd_ray.problems.benchmarks.files import RowError, list_files, read_rows
+from ssd_ray.problems.benchmarks.files import Row, list_files
+from ssd_ray.problems.contamination import Benchmarks, without_overlaps
 from ssd_ray.schema import Problem, Test
 
 BUILTIN = Path(__file__).parent / "builtin"
 TIERS = ("warmup", "easy", "medium", "hard")
+_RowT = TypeVar("_RowT")
 
 
 @dataclass
@@ -42,8 +44,10 @@ class Tally:
     public_only: Counter[str] = field(default_factory=Counter)
 
 
-def training_problems(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
+def training_problems(choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None = None) -> Iterator[Problem]:
     """The problems to sample answers for, filtered, de-duplicated and limited as the recipe says.
+
+    Where `benchmarks` are given, problems that overlap them are left out.
 
     Raises:
         UserError: a source that cannot be read, a row without its statement, or nothing left.
@@ -51,6 +55,8 @@ def training_problems(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]
     problems = _source(choices, tally)
     if choices.deduplicate:
         problems = deduplicate(problems, tally)
+    if benchmarks is not None:
+        problems = without_overlaps(problems, benchmarks, tally.dropped)
     kept = 0
     for problem in itertools.islice(problems, choices.limit):
         kept += 1
@@ -182,83 +188,20 @@ def _source(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
             f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
         )
     if choices.source == "rstar-coder":
-        return _from_rows(_rstar_coder(choices, tally), choices, tally)
-    return _from_rows(_file_rows(choices.source), choices, tally)
+        rows = _counted(prompt_rows.rstar_rows(), tally)
+        return prompt_rows.problems(_passed(rows, tally) if choices.only_passed else rows, choices)
+    return prompt_rows.problems(_counted(prompt_rows.file_rows(choices.source), tally), choices)
 
 
-def _counted(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
-    for problem in problems:
+def _counted(rows: Iterable[_RowT], tally: Tally) -> Iterator[_RowT]:
+    for row in rows:
         tally.read += 1
-        yield problem
+        yield row
 
 
-def _rstar_coder(choices: PromptsConfig, tally: Tally) -> Iterator[Mapping[str, Any]]:
-    """Rows of microsoft/rStar-Coder, seed_sft, streamed; `is_passed` is a property of the row's stored solution."""
-    from datasets import load_dataset
-
-    columns = ["question", "starter_code", "question_id", "is_passed"]
-    try:
-        rows = load_dataset("microsoft/rStar-Coder", "seed_sft", split="train", streaming=True, columns=columns)
-        for row in rows:
-            if choices.only_passed and not row["is_passed"]:
-                tally.read += 1
-                tally.dropped["stored solution did not pass"] += 1
-            else:
-                yield row
-    except (OSError, ValueError, ConnectionError) as error:
-        raise UserError(
-            f"prompts.source 'rstar-coder' could not be streamed from the hub ({error}): check the network, or give files"
-        ) from error
-
-
-def _file_rows(source: str) -> Iterator[Mapping[str, Any]]:
-    for file in list_files(source, "prompts.source"):
-        for number, row in read_rows(file):
-            if isinstance(row, RowError):
-                raise UserError(f"{file}, row {number}: {row}")
-            _require_utf8(file, number, row)
-            yield row
-
-
-def _require_utf8(file: Path, number: int, row: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{file}, row {number}: it holds text that is no Unicode ({error.reason})") from error
-
-
-def _from_rows(rows: Iterable[Mapping[str, Any]], choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
-    """Problems from plain rows; ids come from `id_column` or the row number, and must be unique."""
-    seen: set[str] = set()
-    name = "rstar-coder" if choices.source == "rstar-coder" else Path(choices.source).stem
-    for number, row in enumerate(rows):
-        tally.read += 1
-        statement = row.get(choices.statement_column)
-        if not isinstance(statement, str) or not statement.strip():
-            have = ", ".join(sorted(row))
-            raise UserError(
-                f"prompts.source {choices.source!r}, row {number}: no text in column {choices.statement_column!r} "
-                f"(columns: {have}); set prompts.statement_column"
-            )
-        starter = row.get(choices.starter_code_column) if choices.starter_code_column else None
-        if starter is not None and not isinstance(starter, str):
-            raise UserError(
-                f"prompts.source {choices.source!r}, row {number}: column {choices.starter_code_column!r} holds no text; "
-                "set prompts.starter_code_column"
-            )
-        if choices.id_column is not None and row.get(choices.id_column) is None:
-            raise UserError(f"prompts.source {choices.source!r}, row {number}: no id in column {choices.id_column!r}")
-        problem_id = f"{name}/{number}" if choices.id_column is None else str(row.get(choices.id_column))
-        if problem_id in seen:
-            raise UserError(
-                f"prompts.source {choices.source!r}, row {number}: id {problem_id!r} occurs twice; ids must be unique"
-            )
-        seen.add(problem_id)
-        yield Problem(
-            problem_id=problem_id,
-            source=name,
-            statement=statement,
-            kind="function" if starter and starter.strip() else "stdin",
-            difficulty=str(row.get("difficulty") or "unknown"),
-            starter_code=starter if starter and starter.strip() else None,
-        )
+def _passed(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[tuple[str, Row]]:
+    for place, row in rows:
+        if row["is_passed"]:
+            yield place, row
+        else:
+            tally.dropped["stored solution did not pass"] += 1

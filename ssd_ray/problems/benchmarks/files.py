@@ -56,11 +56,31 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
     try:
         # A LiveCodeBench row is megabytes of tests, so batches are small.
         for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
-            for row in batch.to_pylist():
+            for row in _batch_rows(batch):
                 number += 1
                 yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _batch_rows(batch: Any) -> list[Row | RowError]:
+    try:
+        rows: list[Row | RowError] = batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows > 1:
+            return [row for place in range(batch.num_rows) for row in _batch_rows(batch.slice(place, 1))]
+        return [RowError(f"field {_undecodable(batch)!r} holds text that is not UTF-8")]
+    return rows
+
+
+def _undecodable(batch: Any) -> str:
+    """The column of a one-row batch that Python cannot read."""
+    for name in batch.schema.names:
+        try:
+            batch.column(name).to_pylist()
+        except UnicodeDecodeError:
+            return str(name)
+    raise AssertionError("every column can be read")
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:

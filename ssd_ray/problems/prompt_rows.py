@@ -1,0 +1,132 @@
+"""Plain rows as training problems: which columns are read, and what is wrong with a row that cannot be one.
+
+Every mistake names the file, the row and the column, and is found while prompts are rendered, before an engine starts.
+Reads JSONL, JSONL.gz and Parquet files, and streams rStar-Coder from the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.config import PromptsConfig
+from ssd_ray.errors import UserError
+from ssd_ray.problems.benchmarks import rows as own_rows
+from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, text
+from ssd_ray.schema import Problem
+
+RSTAR = "microsoft/rStar-Coder"
+_OWN = ("kind", "entry_point", "comparison", "atol")
+Placed = tuple[str, Row | RowError]
+"""Where a row stands, for error messages, and the row."""
+
+
+def file_rows(source: str) -> Iterator[Placed]:
+    """The rows of a prompt file, or of every file of a directory.
+
+    Raises:
+        UserError: no such file, or one that cannot be read.
+    """
+    for file in list_files(source, "prompts.source"):
+        for number, row in read_rows(file):
+            yield f"{file}, row {number}", row
+
+
+def rstar_rows() -> Iterator[tuple[str, Row]]:
+    """Rows of microsoft/rStar-Coder, seed_sft, streamed; `is_passed` is a property of the row's stored solution.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    from datasets import load_dataset
+
+    columns = ["question", "starter_code", "question_id", "is_passed"]
+    try:
+        rows = load_dataset(RSTAR, "seed_sft", split="train", streaming=True, columns=columns)
+        for number, row in enumerate(rows, start=1):
+            yield f"{RSTAR}, row {number}", row
+    except (OSError, ValueError, ConnectionError) as error:
+        raise UserError(
+            f"prompts.source 'rstar-coder' could not be streamed from the hub ({error}): check the network, or give files"
+        ) from error
+
+
+def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Problem]:
+    """Problems from plain rows; ids come from `id_column` or the row's place in the source, and are unique.
+
+    Raises:
+        UserError: a row that is no problem, with its file, number and column.
+    """
+    name = "rstar-coder" if choices.source == "rstar-coder" else Path(choices.source).stem
+    seen: set[str] = set()
+    for number, (place, row) in enumerate(placed):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            problem = _problem(row, f"{name}/{number}", name, choices)
+            if problem.problem_id in seen:
+                raise RowError(f"field {choices.id_column!r}: the id {problem.problem_id!r} was there before; ids must be unique")
+        except RowError as error:
+            raise UserError(f"{place}: {error}") from error
+        if choices.id_column is not None:
+            seen.add(problem.problem_id)
+        yield problem
+
+
+def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Problem:
+    statement = _required(row, choices.statement_column, "statement_column")
+    starter = None
+    if choices.starter_code_column is not None:
+        starter = _clean(optional_text(row, choices.starter_code_column), choices.starter_code_column)
+    if choices.id_column is not None:
+        _require_column(row, choices.id_column, "id_column")
+        problem_id = _clean(identifier(row, choices.id_column), choices.id_column) or problem_id
+    difficulty = str(row.get("difficulty") or "unknown")
+    if choices.tests_column is None:
+        return Problem(
+            problem_id=problem_id,
+            source=name,
+            statement=statement,
+            kind="function" if starter else "stdin",
+            difficulty=_clean(difficulty, "difficulty") or "unknown",
+            starter_code=starter,
+        )
+    _require_column(row, choices.tests_column, "tests_column")
+    given: dict[str, Any] = {key: row[key] for key in _OWN if row.get(key) is not None}
+    kind = "function" if starter or "entry_point" in given else "stdin"
+    return own_rows.problem(
+        {
+            "kind": kind,
+            **given,
+            "problem_id": problem_id,
+            "source": name,
+            "statement": statement,
+            "difficulty": difficulty,
+            "starter_code": starter,
+            "tests": row[choices.tests_column],
+        },
+        0,
+    )
+
+
+def _required(row: Row, column: str, choice: str) -> str:
+    _require_column(row, column, choice)
+    return _clean(text(row, column), column) or ""
+
+
+def _require_column(row: Row, column: str, choice: str) -> None:
+    if column not in row:
+        have = ", ".join(sorted(row)) or "none"
+        raise RowError(f"there is no column {column!r} (columns: {have}); set prompts.{choice}")
+
+
+def _clean(value: str | None, column: str) -> str | None:
+    """Text that a tokenizer, Parquet and a program's input can hold."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"field {column!r} holds text that is no Unicode: {error.object[error.start : error.end]!a}") from error
+    if value and "\0" in value:
+        raise RowError(f"field {column!r} holds a NUL character, at place {value.index(chr(0))}")
+    return value
