@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: `--help` and `plan`, against the bare interpreter in the same run.
+"""How long the command line takes to answer: `--help` and `plan` of every recipe, against the bare interpreter in the same run.
 
 python benchmarks/startup.py --out figures.json
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 
 from machine import machine
 
+from ssd_ray import recipes
+
 COMMANDS = {
     "interpreter": ["-c", "pass"],
     "help": ["-m", "ssd_ray.cli", "--help"],
-    "plan": ["-m", "ssd_ray.cli", "plan", "quickstart"],
+    **{f"plan {name}": ["-m", "ssd_ray.cli", "plan", name] for name in recipes.shipped()},
 }
 
 
@@ -34,7 +36,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = {name: value / medians["interpreter"] for name, value in medians.items()}
     for name, value in medians.items():
-        print(f"{name:<12} {value:.3f} s   {ratios[name]:.1f} x the bare interpreter")
+        print(f"{name:<28} {value:.3f} s   {ratios[name]:.1f} x the bare interpreter")
     record = {"median_s": medians, "ratio_to_interpreter": ratios, "limits_s": {"help": 0.5, "plan": 3.0}, "machine": machine()}
     out.write_text(json.dumps(record, indent=1))
 

@@ -167,16 +167,31 @@ _verb("report", "Write the report page and scores.json.")
 
 
 @app.command()
-def plan(recipe: RecipeArgument, out: Out = None, overrides: Set = None) -> None:
-    """Print every choice with its source, and what a run would do; starts nothing."""
-    from ssd_ray import recipes
-    from ssd_ray.plan import choices_table, steps_table
+def plan(
+    recipe: RecipeArgument,
+    out: Out = None,
+    overrides: Set = None,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", metavar="NAME=VALUE", help="Replace an assumption: --assume peak_tflops=312")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Print every choice with its source, what a run would do, and what training takes in memory, hours and money."""
+    import json
 
-    loaded = recipes.load(recipe, overrides or [])
+    from ssd_ray import plan as planned
+    from ssd_ray import recipes
+    from ssd_ray.planner.clusters import assumptions
+
+    loaded, assumed = recipes.load(recipe, overrides or []), assumptions(assume or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
+    if as_json:
+        typer.echo(json.dumps(planned.as_json(loaded, overrides or [], directory, assumed), indent=1, default=str))
+        return
     console = _console()
-    console.print(choices_table(loaded, overrides or []))
-    console.print(steps_table(loaded, directory))
+    console.print(planned.choices_table(loaded, overrides or []))
+    console.print(planned.steps_table(loaded, directory))
+    console.print(planned.training_tables(loaded, directory, assumed))
 
 
 @app.command()

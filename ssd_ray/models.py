@@ -67,6 +67,20 @@ def fetch(model: ModelConfig) -> Path:
         ) from error
 
 
+def present(model: ModelConfig) -> Path | None:
+    """A directory on this machine with the model's config.json, None if there is none; fetches and converts nothing."""
+    source = model.source
+    if source.startswith("package:"):
+        target = _converted(_packaged_file(source))
+        return target if target.is_dir() else None
+    if _looks_like_path(source):
+        return _directory(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json", revision=model.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or Path(source).is_dir()
 
@@ -98,9 +112,13 @@ def _weight_files(directory: Path) -> list[Path]:
     return sorted({path for pattern in patterns for path in directory.glob(pattern)})
 
 
+def _converted(file: Path) -> Path:
+    return cache_directory() / "models" / f"{file.stem}-{artifacts.digest([file])}"
+
+
 def _convert_once(file: Path) -> Path:
     """A GGUF file as a float32 Hugging Face directory in the cache; whole or absent, also when two runs race."""
-    target = cache_directory() / "models" / f"{file.stem}-{artifacts.digest([file])}"
+    target = _converted(file)
     if target.is_dir():
         return target
     try:

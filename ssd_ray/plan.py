@@ -1,22 +1,27 @@
-"""What a run would do, without a cluster: every choice with its source, and every artifact with its state.
+"""What a run would do, without a cluster: every choice with its source, every artifact with its state, what training takes.
 
-Reads the recipe, the run directory's manifests and nothing else; writes nothing.
+Reads the recipe, the run directory's manifests and the model's config.json; writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ssd_ray import arms, artifacts, config
+from ssd_ray import arms, artifacts, config, models
 from ssd_ray.artifacts import State
 from ssd_ray.config import Decoding, Recipe, Section
+from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Step
+from ssd_ray.planner import architecture
+from ssd_ray.planner.clusters import Assumptions, TrainingPlan, plan_training
+from ssd_ray.planner.shown import plain, shown
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
 
@@ -45,11 +50,16 @@ def _is_set(recipe: Recipe, name: str) -> bool:
 def choices_table(recipe: Recipe, overrides: Sequence[str]) -> Table:
     """Every field of the recipe: its value, and where that comes from."""
     table = _table(f"choices of {recipe.name}", "field", "value", "source")
+    for name, value, source in _choices(recipe, overrides):
+        told = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        table.add_row(*(Text(cell) for cell in (name, told, source)))
+    return table
+
+
+def _choices(recipe: Recipe, overrides: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
     for name, value, _ in config.fields(recipe):
         if name not in {"sources", "description"}:
-            shown = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            table.add_row(*(Text(cell) for cell in (name, shown, origin(recipe, name, overrides))))
-    return table
+            yield name, value, origin(recipe, name, overrides)
 
 
 def fields_table(recipe: Recipe) -> Table:
@@ -74,6 +84,44 @@ def steps_table(recipe: Recipe, out: Path) -> Table:
     for step, state in Run(recipe, out, LineProgress()).states():
         table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(_deed(recipe, out, step, state)))
     return table
+
+
+def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
+    """What training the recipe's model takes: memory, clusters, time and money.
+
+    Raises:
+        UserError: the model's configuration is not on this machine, or its architecture is none that the planner knows.
+    """
+    model = architecture.shipped(recipe.model.source)
+    if model is None and (directory := models.present(recipe.model)) is not None:
+        model = architecture.read(directory)
+    if model is None:
+        raise UserError(f"the configuration of {recipe.model.source} is not on this machine: give a directory as model.source")
+    dataset = out / "dataset"
+    counted = artifacts.load(dataset).facts if (dataset / "manifest.json").exists() else None
+    return plan_training(recipe, model, assumed, counted)
+
+
+def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> RenderableType:
+    """The plan of the training as tables, or one line that says why there is none."""
+    try:
+        return shown(training(recipe, out, assumed), recipe.name)
+    except UserError as error:
+        return Text(f"no plan for the training: {error}", "yellow")
+
+
+def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions) -> dict[str, Any]:
+    """Everything that the tables show: choices, steps and the training, which is null with a reason where it is unknown."""
+    try:
+        told: dict[str, Any] = {"training": plain(training(recipe, out, assumed))}
+    except UserError as error:
+        told = {"training": None, "training_unknown": str(error)}
+    choices = [{"field": name, "value": value, "source": source} for name, value, source in _choices(recipe, overrides)]
+    steps = [
+        {"artifact": step.name, "verb": step.verb, "state": state, "deed": _deed(recipe, out, step, state)}
+        for step, state in Run(recipe, out, LineProgress()).states()
+    ]
+    return {"recipe": recipe.name, "choices": choices, "steps": steps, **told}
 
 
 def _deed(recipe: Recipe, out: Path, step: Step, state: State) -> str:

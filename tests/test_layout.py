@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline"},
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
-    {"streaming", "models", "cluster", "recipes"},
+    {"streaming", "models", "cluster", "recipes", "planner"},
     {"artifacts", "progress", "arms"},
     {"schema", "config", "extraction"},
     {"errors"},

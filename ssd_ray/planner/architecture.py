@@ -1,0 +1,231 @@
+"""A model's shape, its parameters and its floating-point operations, counted from config.json alone.
+
+One idea: the architectures that the paper trains differ in a handful of switches, so one closed formula covers them; a test
+proves it equal to the model built on torch's meta device. Reads a model directory, or a configuration that ships here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.errors import UserError
+
+SHIPPED = Path(__file__).parent / "configs"
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt_oss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The numbers of a decoder that memory and time follow from; widths and counts, no weights."""
+
+    model_type: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    intermediate: int
+    tied: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sinks: bool
+    experts: int
+    experts_per_token: int
+    expert_intermediate: int
+    expert_bias: bool
+    sparse_layers: int
+    max_positions: int
+    window: int | None
+    windowed_layers: int
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_value(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.key_value_heads * self.head_dim
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """Parameters of the whole model by part; a tied head counts as embedding only."""
+        return {
+            "embedding": self.vocabulary * self.hidden,
+            "head": 0 if self.tied else self.vocabulary * self.hidden,
+            "attention": self.layers * self._attention,
+            "dense MLP": (self.layers - self.sparse_layers) * self._dense_mlp,
+            "experts": self.sparse_layers * self.experts * self._expert,
+            "router": self.sparse_layers * self._router,
+            "norms": (2 * self.layers + 1) * self.hidden,
+        }
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(self.parts.values())
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes through: of the experts only those that it is sent to."""
+        idle = self.sparse_layers * (self.experts - self.experts_per_token) * self._expert
+        return self.parameters - idle
+
+    @property
+    def largest_module(self) -> int:
+        """Parameters of the largest module with weights of its own, which ZeRO-3 gathers in one piece."""
+        matrices = [self.vocabulary * self.hidden, self.hidden * max(self.query, self.intermediate)]
+        return max([*matrices, self.experts * self._expert] if self.sparse_layers else matrices)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of the largest layer."""
+        mlp = self.experts * self._expert + self._router if self.sparse_layers else self._dense_mlp
+        return self._attention + mlp + 2 * self.hidden
+
+    def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Parameters of adapters of a rank on the linear layers of these names, or on all but the head; experts have none."""
+        dense = self.layers - self.sparse_layers
+        linear = {
+            "q_proj": (self.layers, self.hidden + self.query),
+            "k_proj": (self.layers, self.hidden + self.key_value),
+            "v_proj": (self.layers, self.hidden + self.key_value),
+            "o_proj": (self.layers, self.query + self.hidden),
+            "gate_proj": (dense, self.hidden + self.intermediate),
+            "up_proj": (dense, self.hidden + self.intermediate),
+            "down_proj": (dense, self.intermediate + self.hidden),
+        }
+        return rank * sum(count * widths for name, (count, widths) in linear.items() if not targets or name in targets)
+
+    def flops(self, prompt: int, response: int) -> float:
+        """Floating-point operations of training on one sequence: forward and backward, recomputation not counted.
+
+        Two for each multiply-add and three passes' worth (the backward costs two forwards). The head sees the response only;
+        attention sees (n + 1) / 2 positions on average, or its window.
+        """
+        tokens = prompt + response
+        matrices = self.active_parameters - self.parts["embedding"] - self.parts["head"] - self.parts["norms"]
+        full = (tokens + 1) / 2
+        windowed = full if self.window is None else min(full, float(self.window))
+        context = (self.layers - self.windowed_layers) * full + self.windowed_layers * windowed
+        forward = 2 * matrices * tokens + 4 * self.query * context * tokens + 2 * self.vocabulary * self.hidden * response
+        return 3.0 * forward
+
+    @property
+    def _attention(self) -> int:
+        weights = self.hidden * (self.query + 2 * self.key_value) + self.query * self.hidden
+        biases = self.qkv_bias * (self.query + 2 * self.key_value) + self.output_bias * self.hidden
+        return weights + biases + self.qk_norm * 2 * self.head_dim + self.sinks * self.heads
+
+    @property
+    def _dense_mlp(self) -> int:
+        return 3 * self.hidden * self.intermediate + self.mlp_bias * (2 * self.intermediate + self.hidden)
+
+    @property
+    def _expert(self) -> int:
+        biases = self.expert_bias * (2 * self.expert_intermediate + self.hidden)
+        return 3 * self.hidden * self.expert_intermediate + biases
+
+    @property
+    def _router(self) -> int:
+        return self.experts * self.hidden + self.expert_bias * self.experts
+
+
+def shipped(source: str) -> Architecture | None:
+    """The architecture of a `model.source` whose configuration ships with the planner."""
+    for path in sorted(SHIPPED.glob("*.json")):
+        found = json.loads(path.read_text())
+        if source in found["models"]:
+            return parse(found["config"], str(path))
+    return None
+
+
+def read(directory: Path) -> Architecture:
+    """The architecture of a model directory.
+
+    Raises:
+        UserError: a config.json that is not one, lacks a number, or is of a model type that the planner does not know.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a model configuration ({error}): download the model again") from error
+    return parse(config, str(path))
+
+
+def parse(config: Mapping[str, Any], where: str) -> Architecture:
+    """The architecture that a config.json describes.
+
+    Raises:
+        UserError: a model type that the planner does not know, or a number that is missing.
+    """
+    kind = config.get("model_type")
+    if kind not in KNOWN:
+        raise UserError(f"{where}: the planner has no formula for model_type {kind!r}; it knows {', '.join(KNOWN)}")
+    try:
+        return _parse(config, str(kind))
+    except KeyError as error:
+        raise UserError(f"{where} lacks {error.args[0]!r}: give the config.json that came with the weights") from error
+
+
+def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
+    layers, heads, hidden = config["num_hidden_layers"], config["num_attention_heads"], config["hidden_size"]
+    oss, moe = kind == "gpt_oss", kind in {"gpt_oss", "qwen3_moe"}
+    bias = bool(config.get("attention_bias", oss))
+    head_dim = config.get("head_dim") or (64 if oss else 128 if kind == "qwen3" else hidden // heads)
+    window, windowed = _windows(config, kind, layers)
+    return Architecture(
+        model_type=kind,
+        hidden=hidden,
+        layers=layers,
+        vocabulary=config["vocab_size"],
+        heads=heads,
+        key_value_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        intermediate=config["intermediate_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=True if kind == "qwen2" else bias,
+        output_bias=bias and kind != "qwen2",
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        qk_norm=kind in {"qwen3", "qwen3_moe"},
+        sinks=oss,
+        experts=_experts(config) if moe else 0,
+        experts_per_token=config["num_experts_per_tok"] if moe else 0,
+        expert_intermediate=config["moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"] if moe else 0,
+        expert_bias=oss,
+        sparse_layers=_sparse_layers(config, layers) if moe else 0,
+        max_positions=config["max_position_embeddings"],
+        window=window,
+        windowed_layers=windowed,
+    )
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    return int(config["num_local_experts"] if "num_local_experts" in config else config["num_experts"])
+
+
+def _sparse_layers(config: Mapping[str, Any], layers: int) -> int:
+    """Layers whose MLP is a mixture of experts."""
+    dense, every = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
+    return sum(index not in dense and every > 0 and (index + 1) % every == 0 for index in range(layers))
+
+
+def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, int]:
+    """The sliding window in tokens and the layers that have it."""
+    window = config.get("sliding_window")
+    if window is None or (kind.startswith("qwen") and not config.get("use_sliding_window", False)):
+        return None, 0
+    types = config.get("layer_types") or [
+        "sliding_attention" if kind != "gpt_oss" or (index + 1) % 2 else "full_attention" for index in range(layers)
+    ]
+    return int(window), sum(each == "sliding_attention" for each in types)
