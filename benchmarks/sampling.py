@@ -23,7 +23,8 @@ def raw(recipe_name: str, run: str) -> None:
     from vllm import LLM, SamplingParams
 
     from ssd_ray import artifacts, models, recipes
-    from ssd_ray.inference.engine import engine_arguments, sample_seed
+    from ssd_ray.inference.arguments import engine_arguments
+    from ssd_ray.inference.engine import sample_seed
     from ssd_ray.schema import Prompt
 
     recipe = recipes.load(recipe_name)
@@ -59,7 +60,7 @@ def main() -> None:
         raw(options.recipe, options.raw)
         return
     from ssd_ray import recipes
-    from ssd_ray.inference.engine import engine_environment
+    from ssd_ray.inference.arguments import engine_environment
 
     recipe = recipes.load(options.recipe)
     with tempfile.TemporaryDirectory() as directory:

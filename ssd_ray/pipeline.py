@@ -74,12 +74,12 @@ class Pipeline:
             self._benchmark,
             self._prompts,
             self._contamination,
+            self._eval_prompts,
             *(
                 step
                 for branch in self._branches
                 for step in (self._samples(branch), self._dataset(branch), self._checkpoint(branch))
             ),
-            self._eval_prompts,
             *(self._generations(arm) for arm in self._arms),
             *self._all_verdicts,
             self._report,

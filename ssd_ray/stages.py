@@ -10,13 +10,16 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts, config, models
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Problem, Profile
+
+if TYPE_CHECKING:
+    from ssd_ray.problems.rendering import Mode
 
 Facts = Mapping[str, Any]
 
@@ -60,22 +63,21 @@ class Stages:
     def prompts(self, out: Path) -> Facts:
         """The training problems as prompts."""
         from ssd_ray.problems.contamination import Benchmarks
-        from ssd_ray.problems.rendering import render
+        from ssd_ray.problems.rendering import Room, render
 
         chosen, tally = self.recipe.prompts, sources.Tally()
         benchmarks = None
         if chosen.contamination == "drop":
             benchmarks = Benchmarks(artifacts.read_rows(self.out / "benchmark", Problem))
-        tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
-        facts = render(
-            sources.training_problems(chosen, tally, benchmarks),
-            tokenizer,
-            mode=chosen.mode,
-            system_message=chosen.system_message,
-            template_arguments=chosen.template_arguments,
+        room = Room(
             max_model_len=self.recipe.model.max_model_len,
-            out=out,
+            answer_tokens=self.recipe.sample.max_tokens,
+            over_length=chosen.over_length,
         )
+        problems = sources.training_problems(chosen, tally, benchmarks)
+        facts = render(problems, self._put(chosen.mode, "prompts.mode"), room, out=out)
+        if facts["skipped"]:
+            tally.dropped["too long for the context"] = facts["skipped"]
         return {**facts, "read": tally.read, "dropped": dict(tally.dropped), "model": self._directory.name}
 
     def contamination(self, out: Path) -> Facts:
@@ -86,17 +88,18 @@ class Stages:
 
     def eval_prompts(self, out: Path) -> Facts:
         """The benchmark's problems as prompts."""
-        from ssd_ray.problems.rendering import render
+        from ssd_ray.problems.rendering import Room, render
 
-        return render(
-            artifacts.read_rows(self.out / "benchmark", Problem),
-            models.load_tokenizer(self._directory, self.recipe.model.chat_template),
-            mode=self.recipe.evaluate.prompt_mode,
-            system_message=self.recipe.prompts.system_message,
-            template_arguments=self.recipe.prompts.template_arguments,
-            max_model_len=self.recipe.model.max_model_len,
-            out=out,
-        )
+        problems = artifacts.read_rows(self.out / "benchmark", Problem)
+        put = self._put(self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode")
+        return render(problems, put, Room(max_model_len=self.recipe.model.max_model_len), out=out)
+
+    def _put(self, mode: Mode, field: str) -> Callable[[Problem], tuple[str, tuple[int, ...]]]:
+        from ssd_ray.problems.rendering import renderer
+
+        prompts = self.recipe.prompts
+        tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
+        return renderer(tokenizer, mode, prompts.system_message, prompts.template_arguments, field=field)
 
     def samples(self, chosen: SampleConfig, stage: str, out: Path) -> Facts:
         """Answers of the frozen model at the training temperature."""

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ssd_ray import artifacts
 from ssd_ray.config import EvaluateConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.problems import sources
-from ssd_ray.problems.rendering import release_text, render, renderer, user_message
+from ssd_ray.problems.rendering import Room, release_text, render, renderer, user_message
 from ssd_ray.schema import Problem, Prompt
 
 PROBLEM = Problem(problem_id="x/1", source="x", statement="Add two numbers.")
@@ -187,9 +188,9 @@ def test_modes_differ_by_template_and_system_message_only() -> None:
     from tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    paper, _ = renderer(tokenizer, "paper", "Use a block.", {})(PROBLEM)
-    chat, _ = renderer(tokenizer, "chat", "Use a block.", {})(PROBLEM)
-    release, ids = renderer(tokenizer, "release", "Use a block.", {})(PROBLEM)
+    paper, _ = renderer(tokenizer, "paper", "Use a block.", {}, field="prompts.mode")(PROBLEM)
+    chat, _ = renderer(tokenizer, "chat", "Use a block.", {}, field="prompts.mode")(PROBLEM)
+    release, ids = renderer(tokenizer, "release", "Use a block.", {}, field="prompts.mode")(PROBLEM)
     turn = f"<|im_start|>user\n{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
     assert paper == f"<|im_start|>system\nUse a block.<|im_end|>\n{turn}"
     assert chat == turn
@@ -204,31 +205,42 @@ def test_release_text_follows_the_kind_of_the_problem() -> None:
     assert release_text(with_starter).endswith("delimiters.\n```python\ndef f():\n```")
 
 
+def _render(out: Path, room: Room) -> dict[str, int]:
+    from tiny import tiny_tokenizer
+
+    return render([PROBLEM], renderer(tiny_tokenizer(), "paper", "s", {}, field="prompts.mode"), room, out=out)
+
+
 def test_the_token_ids_are_those_of_the_text(tmp_path: Path) -> None:
     from tiny import tiny_tokenizer
 
-    from ssd_ray import artifacts
-
-    tokenizer = tiny_tokenizer()
-    facts = render([PROBLEM], tokenizer, mode="paper", system_message="s", template_arguments={}, max_model_len=500, out=tmp_path)
+    facts = _render(tmp_path, Room(max_model_len=500))
     (prompt,) = artifacts.read_rows(tmp_path, Prompt)
-    assert tokenizer.decode(prompt.token_ids) == prompt.text
-    assert facts == {"rows": 1, "tokens": len(prompt.token_ids), "longest": len(prompt.token_ids)}
+    assert tiny_tokenizer().decode(prompt.token_ids) == prompt.text
+    length = len(prompt.token_ids)
+    assert facts == {"rows": 1, "tokens": length, "longest": length, "skipped": 0, "truncated": 0}
 
 
-def test_a_prompt_longer_than_the_context_names_itself(tmp_path: Path) -> None:
-    from tiny import tiny_tokenizer
+def test_a_prompt_that_leaves_no_room_for_one_token_names_itself_and_the_field(tmp_path: Path) -> None:
+    whole = _render(tmp_path, Room(max_model_len=500))["longest"]
+    assert _render(tmp_path, Room(max_model_len=whole + 1))["rows"] == 1
+    with pytest.raises(UserError, match=rf"prompt x/1 has {whole} tokens and model.max_model_len {whole} must hold it"):
+        _render(tmp_path, Room(max_model_len=whole))
 
-    with pytest.raises(UserError, match=r"prompt x/1 has \d+ tokens and model.max_model_len is 20"):
-        render(
-            [PROBLEM],
-            tiny_tokenizer(),
-            mode="paper",
-            system_message="s",
-            template_arguments={},
-            max_model_len=20,
-            out=tmp_path,
-        )
+
+def test_an_over_long_prompt_is_skipped_or_cut_from_the_left_where_asked_and_counted(tmp_path: Path) -> None:
+    _render(tmp_path / "whole", Room(max_model_len=500))
+    (whole,) = artifacts.read_rows(tmp_path / "whole", Prompt)
+    for answer_tokens, kept in ((4, 16), (1000, 10)):
+        out = tmp_path / str(kept)
+        facts = _render(out, Room(max_model_len=20, answer_tokens=answer_tokens, over_length="truncate-left"))
+        assert facts == {"rows": 1, "tokens": kept, "longest": kept, "skipped": 0, "truncated": 1}
+        (cut,) = artifacts.read_rows(out, Prompt)
+        assert cut.token_ids == whole.token_ids[-kept:]
+    with pytest.raises(UserError, match=r"all 1 prompts are too long for model.max_model_len 20"):
+        _render(tmp_path / "none", Room(max_model_len=20, over_length="skip"))
+    assert Room(max_model_len=20, over_length="skip").fit("x", (1,) * 20) is None
+    assert Room(max_model_len=20, over_length="skip").fit("x", (1,) * 19) == (1,) * 19
 
 
 def test_a_model_without_a_template_is_sent_to_release_mode() -> None:
@@ -236,8 +248,23 @@ def test_a_model_without_a_template_is_sent_to_release_mode() -> None:
 
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(UserError, match="use mode 'release'"):
-        renderer(tokenizer, "paper", "s", {})
-    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(UserError, match="use mode 'chat'"):
-        renderer(tokenizer, "paper", "s", {})(PROBLEM)
+    with pytest.raises(UserError, match=r"prompts.mode paper needs a chat template .* or use prompts.mode release"):
+        renderer(tokenizer, "paper", "s", {}, field="prompts.mode")
+    with pytest.raises(UserError, match=r"evaluate.prompt_mode chat needs a chat template .* to a file$"):
+        renderer(tokenizer, "chat", "s", {}, field="evaluate.prompt_mode")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('no system role') }}", r"refuses the prompt of x/1 \(no system role\): use prompts.mode chat"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out the system message of x/1"),
+    ],
+)
+def test_a_template_without_a_system_role_names_the_prompt_and_the_field(template: str, told: str) -> None:
+    from tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"prompts.mode paper: the chat template {told}"):
+        renderer(tokenizer, "paper", "Use a block.", {}, field="prompts.mode")(PROBLEM)

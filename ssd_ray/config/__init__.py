@@ -80,6 +80,9 @@ class PromptsConfig(Section):
     `drop` leaves them out, `allow` keeps them; all are counted and reported."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first so many prompts, after filtering and de-duplication."""
+    over_length: Literal["error", "skip", "truncate-left"] = "error"
+    """A training prompt that leaves no room for an answer in model.max_model_len: `error` stops before an engine starts, `skip`
+    leaves it out, `truncate-left` keeps its end and leaves sample.max_tokens of room, at most half of the context; counted."""
 
 
 class SampleConfig(Decoding):
@@ -155,11 +158,20 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = tuning(0.9, gt=0, le=1)
     """Share of a GPU's memory for the engine."""
     tensor_parallel_size: int = tuning(1, ge=1)
-    """GPUs of one engine."""
+    """GPUs over which each layer of one engine is split; ignored on a CPU."""
+    pipeline_parallel_size: int = tuning(1, ge=1)
+    """Groups of GPUs over which the layers of one engine are split; ignored on a CPU."""
+    expert_parallel: bool = tuning(False)
+    """Mixture of experts: give whole experts to the GPUs of an engine instead of a slice of each; ignored on a CPU."""
+    prefix_caching: bool = tuning(True)
+    """Compute the beginning that prompts share, and that all samples of a prompt share, once."""
+    sampler: Literal["auto", "exact", "vllm"] = tuning("auto")
+    """What truncates by top-k and top-p: `vllm` its own code, `exact` this package's, which sorts no vocabulary and gives the
+    same tokens. `auto` is exact on a CPU, where it was measured to be faster, and vllm on CUDA, where it was never measured."""
     cpus: float = tuning(2, gt=0)
     """Cores of one CPU engine, and the threads it computes on."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's engine, passed through."""
+    """Further arguments of vLLM's engine, passed through; they win over the fields above."""
 
 
 class ClusterConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 def tuning(default: Any, **constraints: Any) -> Any:
@@ -25,12 +25,33 @@ class Section(BaseModel):
 
 
 class Decoding(Section):
-    temperature: float = Field(1.0, ge=0)
-    """Divides the logits, before truncation; 0 is greedy."""
-    top_k: int | None = Field(None, ge=1)
+    temperature: float = 1.0
+    """Divides the logits, before truncation; 0 is greedy, else 0.01 to 2, which is what vLLM takes."""
+    top_k: int | None = None
     """Keep the k most likely tokens of the tempered distribution; `null` keeps all."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = 1.0
     """Then keep the smallest set with this mass; 1.0 keeps all."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _temperature_that_vllm_takes(cls, value: float) -> float:
+        if value != 0 and not 0.01 <= value <= 2:
+            raise ValueError("use 0 for greedy decoding, or 0.01 to 2 (vLLM raises smaller ones to 0.01 and refuses larger)")
+        return value
+
+    @field_validator("top_k")
+    @classmethod
+    def _top_k_that_keeps_something(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError("use 1 or more, or null to keep all tokens")
+        return value
+
+    @field_validator("top_p")
+    @classmethod
+    def _top_p_that_is_a_mass(cls, value: float) -> float:
+        if not 0 < value <= 1:
+            raise ValueError("use a mass above 0 and up to 1, where 1 keeps all tokens")
+        return value
 
 
 def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

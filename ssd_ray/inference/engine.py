@@ -1,7 +1,7 @@
 """One vLLM engine in this process, stepped by one thread and fed by many.
 
 The engine lives and dies with its process, so nothing outlives a killed worker. Requests carry exact prompt token ids and a
-seed of their own; answers keep every sampled id, the end token included. CPU and CUDA differ in a few engine arguments.
+seed of their own; answers keep every sampled id, the end token included, and their text is those ids decoded once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,32 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
-from ssd_ray.errors import UserError
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
 from ssd_ray.schema import FinishReason
 
-_GIB = 1 << 30
 CRASH_EXIT_CODE = 70
+
+
+class RefusedRequestError(UserError):
+    """One request that vLLM does not take; the engine and all other requests go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One answer to draw: its prompt ids and seed."""
+    """One answer to draw: its prompt ids and seed, and a decoding where it is not the engine's."""
 
     prompt_token_ids: tuple[int, ...]
     seed: int
+    decoding: Decoding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the engine drew; the end token, if the model ended by itself, is the last id."""
+    """What the engine drew; the end token, if the model ended by itself, is the last id.
+
+    `text` is the ids decoded together, without the end token and without special tokens, neither stripped nor tidied.
+    """
 
     output_token_ids: tuple[int, ...]
     text: str
@@ -48,47 +56,6 @@ def sample_seed(run_seed: int, prompt_id: str, sample_index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
-    """Environment that must stand before vLLM and torch load: threads, no child process for the core, no usage reports."""
-    threads = str(max(1, round(engine.cpus)))
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if device == "cpu":
-        environment |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return environment
-
-
-def engine_arguments(directory: Path, model: ModelConfig, engine: EngineConfig, device: str) -> dict[str, Any]:
-    """The arguments of vLLM's engine for a model directory."""
-    arguments: dict[str, Any] = {
-        "model": str(directory),
-        "dtype": model.dtype,
-        "max_model_len": model.max_model_len,
-        "max_num_seqs": engine.max_num_seqs,
-        "enforce_eager": engine.enforce_eager,
-        "disable_log_stats": True,
-        "seed": 0,
-    }
-    if device == "cpu":
-        # A per-request seed and a prompt prefilled in pieces do not go together on a CPU.
-        arguments |= {
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(model.max_model_len, 2048),
-            "kv_cache_memory_bytes": round((engine.kv_cache_gib or 4) * _GIB),
-        }
-    else:
-        arguments |= {
-            "gpu_memory_utilization": engine.gpu_memory_utilization,
-            "tensor_parallel_size": engine.tensor_parallel_size,
-        }
-    return arguments | dict(engine.extra)
-
-
 class Engine:
     """vLLM behind a queue: `submit` from any thread, a future comes back; a failing engine ends its process.
 
@@ -98,17 +65,17 @@ class Engine:
     def __init__(
         self, directory: Path, *, model: ModelConfig, engine: EngineConfig, decoding: Decoding, max_tokens: int, device: str
     ):
+        from transformers import AutoTokenizer
         from vllm import EngineArgs
-        from vllm.sampling_params import SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
 
         try:
             self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(directory, model, engine, device)))
         except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"vLLM does not take this model or its arguments: {reason[:400]}") from error
-        self._make_params = SamplingParams
-        self._decoding, self._max_tokens, self._max_model_len = decoding, max_tokens, model.max_model_len
+            raise UserError(f"vLLM does not take this model or its arguments: {_one_line(error)}") from error
+        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._decoding, self._exactly = decoding, truncates_exactly(engine, device)
+        self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Answer]] = {}
         self._next_id = 0
@@ -116,15 +83,16 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Queue a request; the future holds its answer."""
+        """Queue a request; the future holds its answer, or a RefusedRequestError where vLLM does not take this one."""
         future: Future[Answer] = Future()
         self._incoming.put((request, future))
         return future
 
     def close(self) -> None:
-        """Finish what was queued and stop the thread."""
+        """Finish what was queued, stop the thread, and let go of memory and of worker processes on other devices."""
         self._incoming.put(None)
         self._thread.join()
+        self._engine.engine_core.shutdown()
 
     def _loop(self) -> None:
         try:
@@ -150,28 +118,47 @@ class Engine:
             self._add(*item)
 
     def _add(self, request: Request, future: Future[Answer]) -> None:
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.exceptions import VLLMValidationError
+        from vllm.sampling_params import SamplingParams
 
-        room = self._max_model_len - len(request.prompt_token_ids)
-        params = self._make_params(
-            temperature=self._decoding.temperature,
-            top_k=self._decoding.top_k or 0,
-            top_p=self._decoding.top_p,
-            max_tokens=min(self._max_tokens, room),
-            seed=request.seed,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_special_tokens=True,
-        )
-        request_id = str(self._next_id)
+        length, request_id = len(request.prompt_token_ids), str(self._next_id)
         self._next_id += 1
-        self._running[request_id] = future
-        self._engine.add_request(request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params)
+        try:
+            if length >= self._max_model_len:
+                raise ValueError(f"its {length} tokens leave no room for an answer in model.max_model_len {self._max_model_len}")
+            limit = min(self._max_tokens, self._max_model_len - length)
+            drawn = decoding_params(request.decoding or self._decoding, exactly=self._exactly)
+            params = SamplingParams(**drawn, max_tokens=limit, seed=request.seed)
+            self._engine.add_request(request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params)
+        except (VLLMValidationError, ValueError, TypeError) as error:
+            future.set_exception(RefusedRequestError(f"vLLM does not take this prompt: {_one_line(error)}"))
+        else:
+            self._running[request_id] = future
 
     def _deliver(self, output: Any) -> None:
         (completion,) = output.outputs
-        if completion.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM ended request {output.request_id} with {completion.finish_reason!r}")
-        answer = Answer(
-            output_token_ids=tuple(completion.token_ids), text=completion.text, finish_reason=completion.finish_reason
-        )
-        self._running.pop(output.request_id).set_result(answer)
+        future, reason = self._running.pop(output.request_id), completion.finish_reason
+        if reason not in ("stop", "length"):
+            future.set_exception(InfrastructureError(f"vLLM ended a request with {reason!r}"))
+            return
+        ids = tuple(completion.token_ids)
+        spoken = ids[:-1] if reason == "stop" else ids
+        text = self._tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))
+
+
+def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
+    """A decoding as vLLM's sampling parameters; texts are not put together token by token, only finished answers come back."""
+    from vllm.sampling_params import RequestOutputKind
+
+    params = {"temperature": decoding.temperature, "output_kind": RequestOutputKind.FINAL_ONLY, "detokenize": False}
+    # Top-k alone vLLM does without a sort as well, and greedy decoding truncates nothing.
+    if exactly and decoding.top_p < 1 and decoding.temperature > 0:
+        from ssd_ray.inference.sampler import exact_arguments
+
+        return params | exact_arguments(decoding.top_k, decoding.top_p)
+    return params | {"top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts, streaming
 from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
-from ssd_ray.inference.engine import Engine, Request, engine_environment, sample_seed
+from ssd_ray.inference.arguments import engine_environment
+from ssd_ray.inference.engine import Engine, Request, sample_seed
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Completion
 

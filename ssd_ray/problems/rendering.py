@@ -8,6 +8,7 @@ function. Writes Prompt rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from ssd_ray.problems.published import Messages, published, released_evaluation
 from ssd_ray.schema import Problem, Prompt
 
 Mode = Literal["paper", "chat", "release", "release-eval", "published"]
+OverLength = Literal["error", "skip", "truncate-left"]
 SHARD_ROWS = 1024
 
 # The text that apple/ml-ssd sent at its commit of 2026-04-16; its sentences are those of LiveCodeBench's prompt (MIT).
@@ -81,18 +83,19 @@ def release_text(problem: Problem) -> str:
 
 
 def renderer(
-    tokenizer: Any, mode: Mode, system_message: str, template_arguments: Mapping[str, Any]
+    tokenizer: Any, mode: Mode, system_message: str, template_arguments: Mapping[str, Any], *, field: str
 ) -> Callable[[Problem], tuple[str, tuple[int, ...]]]:
-    """A function from a problem to its prompt text and token ids.
+    """A function from a problem to its prompt text and token ids; `field` is the recipe's that gave the mode, for errors.
 
     Raises:
-        UserError: the tokenizer has no chat template, or its template refuses a system message.
+        UserError: the tokenizer has no chat template, or its template has no place for a turn.
     """
     if mode == "release":
         return lambda problem: _encode(tokenizer, release_text(problem), special=True)
     if not tokenizer.chat_template:
+        other = ", or use prompts.mode release, the raw text of the authors' script" if field == "prompts.mode" else ""
         raise UserError(
-            f"the model has no chat template, which mode {mode!r} needs: set model.chat_template, or use mode 'release'"
+            f"{field} {mode} needs a chat template and the model directory holds none: set model.chat_template to a file{other}"
         )
     from jinja2.exceptions import TemplateError
 
@@ -101,7 +104,14 @@ def renderer(
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template_arguments)
         except TemplateError as error:
-            raise UserError(f"the chat template refuses the prompt of mode {mode!r} ({error}): use mode 'chat'") from error
+            raise UserError(
+                f"{field} {mode}: the chat template refuses the prompt of {problem.problem_id} ({error}): use {field} chat"
+            ) from error
+        if lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]:
+            raise UserError(
+                f"{field} {mode}: the chat template leaves out the {lost[0]} message of {problem.problem_id}: use {field} chat, "
+                "or another model.chat_template"
+            )
         return _encode(tokenizer, text, special=False)
 
     return render
@@ -111,48 +121,73 @@ def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[str, tuple[int
     return text, tuple(tokenizer.encode(text, add_special_tokens=special))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many tokens there are for a prompt and its answer, and what becomes of a prompt that leaves none for the answer.
+
+    `truncate-left` keeps the end of the prompt's ids, so that `answer_tokens` fit behind it, at most half of the context; the
+    prompt's text stays whole, for a reader.
+    """
+
+    max_model_len: int
+    answer_tokens: int = 1
+    over_length: OverLength = "error"
+
+    def fit(self, name: str, token_ids: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The ids that are kept, None where the prompt is left out.
+
+        Raises:
+            UserError: a prompt that leaves no room for one token of an answer, under policy `error`.
+        """
+        if len(token_ids) < self.max_model_len:
+            return token_ids
+        if self.over_length == "error":
+            raise UserError(
+                f"prompt {name} has {len(token_ids)} tokens and model.max_model_len {self.max_model_len} must hold it and an "
+                "answer: raise it, leave the problem out, or set prompts.over_length to skip or truncate-left (training prompts)"
+            )
+        kept = self.max_model_len - max(1, min(self.answer_tokens, self.max_model_len // 2))
+        return token_ids[-kept:] if self.over_length == "truncate-left" else None
+
+
 def render(
-    problems: Iterable[Problem],
-    tokenizer: Any,
-    *,
-    mode: Mode,
-    system_message: str,
-    template_arguments: Mapping[str, Any],
-    max_model_len: int,
-    out: Path,
+    problems: Iterable[Problem], put: Callable[[Problem], tuple[str, tuple[int, ...]]], room: Room, *, out: Path
 ) -> dict[str, int]:
-    """Write the prompts of `problems` and return `rows`, `tokens` and `longest`.
+    """Write the prompts of `problems`; return `rows`, `tokens`, `longest`, and what was over-long: `skipped`, `truncated`.
 
     Raises:
-        UserError: a prompt that leaves no room for an answer in `max_model_len` tokens.
+        UserError: as for `renderer` and `Room.fit`; no prompt is left.
     """
-    put = renderer(tokenizer, mode, system_message, template_arguments)
     rows: list[Prompt] = []
-    facts = {"rows": 0, "tokens": 0, "longest": 0}
+    facts = dict.fromkeys(("rows", "tokens", "longest", "skipped", "truncated"), 0)
     for problem in problems:
         text, token_ids = put(problem)
-        if len(token_ids) >= max_model_len:
-            raise UserError(
-                f"prompt {problem.problem_id} has {len(token_ids)} tokens and model.max_model_len is {max_model_len}: "
-                "raise it, or leave the problem out"
-            )
+        kept = room.fit(problem.problem_id, token_ids)
+        if kept is None:
+            facts["skipped"] += 1
+            continue
+        facts["truncated"] += len(kept) < len(token_ids)
         rows.append(
             Prompt(
                 prompt_id=problem.problem_id,
                 source=problem.source,
                 difficulty=problem.difficulty,
                 text=text,
-                token_ids=token_ids,
+                token_ids=kept,
                 statement=problem.statement,
             )
         )
         facts["rows"] += 1
-        facts["tokens"] += len(token_ids)
-        facts["longest"] = max(facts["longest"], len(token_ids))
+        facts["tokens"] += len(kept)
+        facts["longest"] = max(facts["longest"], len(kept))
         if len(rows) == SHARD_ROWS:
             _flush(out, rows, facts["rows"])
     if rows:
         _flush(out, rows, facts["rows"])
+    if not facts["rows"] and facts["skipped"]:
+        raise UserError(
+            f"all {facts['skipped']} prompts are longer than model.max_model_len {room.max_model_len} holds: raise it"
+        )
     return facts
 
 

@@ -1,0 +1,39 @@
+"""The operator of 2604.01193, appendix A, as its definition reads: what tests hold the engine and the sampler against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Logits divided by the temperature, in float32 as the engine does."""
+    return logits.astype(np.float32) / np.float32(temperature)
+
+
+def masses(scores: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids that top-k leaves, ties of the k-th included, from the least likely on, and the mass up to each of them."""
+    kth = np.sort(scores)[-min(top_k, len(scores))]
+    rising = [token for token in np.lexsort((np.arange(len(scores)), scores)) if scores[token] >= kth]
+    weights = np.exp(scores[rising].astype(np.float64) - scores.max())
+    return np.array(rising), np.cumsum(weights / weights.sum())
+
+
+def survivors(scores: np.ndarray, top_k: int, top_p: float) -> set[int]:
+    """The tokens that top-k and then top-p leave of tempered logits."""
+    rising, mass = masses(scores, top_k)
+    kept = rising[mass > 1 - np.float32(top_p)] if top_p < 1 else rising
+    return set((kept if len(kept) else rising[-1:]).tolist())
+
+
+def borderline(scores: np.ndarray, top_k: int, top_p: float) -> bool:
+    """Whether float32 rounding may put a token on either side of p."""
+    _, mass = masses(scores, top_k)
+    return top_p < 1 and bool(np.min(np.abs(mass - (1 - top_p))) < 3e-6)
+
+
+def probabilities(scores: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """What each token is drawn with: the tempered distribution restricted to the survivors, (vocabulary,)."""
+    kept = sorted(survivors(scores, top_k, top_p))
+    weights = np.zeros(len(scores))
+    weights[kept] = np.exp(scores[kept].astype(np.float64) - scores.max())
+    return weights / weights.sum()
