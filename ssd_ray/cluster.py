@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray's C++ log goes to the screen of the driver otherwise, across the bars.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Ray runs workers at niceness 15: on a small machine an engine would wait for every driver and daemon beside it.
+    "RAY_worker_niceness": "0",
     # Driver and workers run one environment; Ray's hook for `uv run` would build another.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }

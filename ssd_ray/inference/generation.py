@@ -15,6 +15,7 @@ from ssd_ray import artifacts, streaming
 from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
 from ssd_ray.inference.arguments import engine_environment
 from ssd_ray.inference.engine import Engine, Request, sample_seed
+from ssd_ray.inference.placement import engine_resources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Completion
 
@@ -57,27 +58,31 @@ def generate(
         "out": out.resolve(),
         "logs": logs.resolve(),
     }
-    reserve = {"num_cpus": engine.cpus} if cluster.device == "cpu" else {"num_gpus": engine.tensor_parallel_size}
+    resources = engine_resources(engine, cluster.device)
     pool = streaming.Pool(
         worker=EngineWorker,
         arguments=arguments,
         min_size=cluster.min_engines,
         max_size=cluster.max_engines,
         concurrent_batches=1 + ceil(engine.max_num_seqs / shard_rows),
-        remote_args={**reserve, "runtime_env": {"env_vars": engine_environment(engine, cluster.device)}},
+        remote_args={**resources.remote_args, "runtime_env": {"env_vars": engine_environment(engine, cluster.device)}},
         max_failures=cluster.max_failures,
     )
-    streaming.stream_shards(
-        prompts,
-        pool,
-        samples=samples,
-        shard_rows=shard_rows,
-        total=total,
-        out=out,
-        stage=stage,
-        unit="answers",
-        progress=progress,
-    )
+    try:
+        streaming.stream_shards(
+            prompts,
+            pool,
+            samples=samples,
+            shard_rows=shard_rows,
+            total=total,
+            out=out,
+            stage=stage,
+            unit="answers",
+            progress=progress,
+        )
+    finally:
+        if resources.groups:
+            resources.groups.release()
     return count(out)
 
 

@@ -185,9 +185,7 @@ def render(
     if rows:
         _flush(out, rows, facts["rows"])
     if not facts["rows"] and facts["skipped"]:
-        raise UserError(
-            f"all {facts['skipped']} prompts are longer than model.max_model_len {room.max_model_len} holds: raise it"
-        )
+        raise UserError(f"all {facts['skipped']} prompts are too long for model.max_model_len {room.max_model_len}: raise it")
     return facts
 
 

@@ -1,0 +1,161 @@
+"""Engines on several GPUs, with real Ray and GPUs that exist in name only: one bundle a worker, and nothing outlives its owner.
+
+The double below does what vLLM's Ray executor does: it starts a worker actor in each bundle of the group that it is in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssd_ray.config import EngineConfig
+from ssd_ray.inference.arguments import engine_arguments
+from ssd_ray.inference.placement import PlacementGroups, engine_resources
+
+EIGHT = EngineConfig(tensor_parallel_size=4, pipeline_parallel_size=2, expert_parallel=True)
+
+
+def test_one_device_is_reserved_plainly() -> None:
+    assert engine_resources(EngineConfig(cpus=2), "cpu").remote_args == {"num_cpus": 2}
+    assert engine_resources(EngineConfig(), "cuda").remote_args == {"num_cpus": 1, "num_gpus": 1}
+
+
+def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_path: Path) -> None:
+    from ssd_ray.config import ModelConfig
+
+    resources = engine_resources(EIGHT, "cuda")
+    assert resources.groups is not None
+    assert [bundle["GPU"] for bundle in resources.groups.bundles] == [1] * 8
+    assert (resources.gpus, resources.remote_args["num_gpus"]) == (8, 0)
+    arguments = engine_arguments(tmp_path, ModelConfig(source="x"), EIGHT, "cuda")
+    assert arguments["distributed_executor_backend"] == "ray"
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
+    assert arguments["enable_expert_parallel"]
+    assert "logits_processors" not in arguments
+    alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"max_num_seqs": 3}), "cuda")
+    assert "distributed_executor_backend" not in alone
+    assert alone["max_num_seqs"] == 3, "extra arguments win"
+
+
+class EngineDouble:
+    """An engine that owns a worker in each bundle of its group, as vLLM's Ray executor does."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        class Worker:
+            def pid(self) -> int:
+                return os.getpid()
+
+        group = ray.util.get_current_placement_group()
+        assert group is not None
+        self.group = group.id.hex()
+        self.workers = [
+            ray.remote(Worker)
+            .options(num_cpus=0, num_gpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, index))
+            .remote()
+            for index in range(group.bundle_count)
+        ]
+        self.pids = ray.get([worker.pid.remote() for worker in self.workers])
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.2)
+        return {"group": [self.group], "workers": [len(self.pids)]}
+
+    def processes(self) -> tuple[int, list[int], str]:
+        return os.getpid(), self.pids, self.group
+
+
+def _within(seconds: float, true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def four_gpus() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def groups(four_gpus: None) -> Iterator[PlacementGroups]:
+    found = engine_resources(EngineConfig(tensor_parallel_size=2), "cuda").groups
+    assert found is not None
+    yield found
+    found.release()
+
+
+def _free() -> float:
+    import ray
+
+    return float(ray.available_resources().get("GPU", 0))
+
+
+@pytest.mark.real
+def test_ray_data_gives_each_engine_a_group_and_gets_it_back(groups: PlacementGroups) -> None:
+    import ray.data
+
+    rows = (
+        ray.data.from_items(list(range(8)), override_num_blocks=8)
+        .map_batches(
+            EngineDouble,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=2),
+            num_cpus=1,
+            num_gpus=0,
+            ray_remote_args_fn=groups,
+        )
+        .take_all()
+    )
+    assert {row["workers"] for row in rows} == {2}
+    assert len({row["group"] for row in rows}) == 2
+    groups.release()
+    assert _within(20, lambda: _free() == 4)
+
+
+@pytest.mark.real
+def test_workers_end_with_a_killed_engine_and_its_successor_has_the_same_group(groups: PlacementGroups) -> None:
+    import ray
+
+    engine = ray.remote(EngineDouble).options(num_cpus=1, num_gpus=0, max_restarts=1, max_task_retries=1, **groups()).remote()
+    pid, workers, group = ray.get(engine.processes.remote())
+    os.kill(pid, signal.SIGKILL)
+    assert _within(10, lambda: not any(map(_alive, [pid, *workers])))
+    _, successors, same = ray.get(engine.processes.remote())
+    assert same == group
+    assert not set(successors) & set(workers)
+
+
+@pytest.mark.real
+def test_the_group_of_an_engine_that_was_given_back_is_reaped_and_others_stay(groups: PlacementGroups) -> None:
+    import ray
+
+    first, second = (ray.remote(EngineDouble).options(num_cpus=1, num_gpus=0, **groups()).remote() for _ in range(2))
+    ray.get([first.processes.remote(), second.processes.remote()])
+    assert groups.reap(young_s=0) == 0
+    assert _free() == 0
+    del first  # as Ray Data's pool does
+    assert _within(20, lambda: groups.reap(young_s=0) == 1)
+    assert _within(20, lambda: _free() == 2)
+    assert ray.get(second.processes.remote())
