@@ -184,8 +184,8 @@ class Eavesdropper:
     def __exit__(self, *_: object) -> None:
         return
 
-    def send(self, messages: Iterable[object]) -> None:
-        self.told.extend(messages)
+    def send_texts(self, texts: Iterable[str]) -> None:
+        self.told.extend(texts)
 
     def answer(self, time_s: float | None = None) -> Execution:
         answer = next(self._answers)
@@ -196,32 +196,32 @@ class Eavesdropper:
 
 def test_expected_outputs_never_enter_the_sandbox() -> None:
     secret = "271828182845904523536"
-    listener = Eavesdropper([{"loaded": True}, {"printed": secret}, {"printed": secret}])
+    listener = Eavesdropper([["loaded"], ["printed", secret], ["printed", secret]])
     assert grade_lcb(stdin_problem([("1", secret), ("2", secret)]), "pass", LIMITS, listener).outcome == "accepted"
     assert secret not in repr(listener.told)
     assert listener.told[0][2].time_s == (6 + 1) * 2 + 5
-    listener = Eavesdropper([{"loaded": True}, {"value": int(secret)}])
+    listener = Eavesdropper([["loaded"], ["value", int(secret)]])
     assert grade_lcb(function_problem([([1], int(secret))]), "pass", LIMITS, listener).outcome == "accepted"
     assert secret not in repr(listener.told)
 
 
 @pytest.mark.parametrize(
     "reply",
-    [None, 1, {}, {"loaded": True}, {"printed": 30}, {"value": 30}, {"error": []}, {"error": "time"}, [{"printed": "30"}]],
+    [None, 1, {}, [], ["loaded"], ["printed", 30], ["printed", "30", "30"], ["value", 30], ["error"], "time", {"printed": "30"}],
 )
 def test_a_reply_of_another_shape_is_the_programs_failure(reply: object) -> None:
-    graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([{"loaded": True}, reply]))
+    graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([["loaded"], reply]))
     assert (graded.outcome, graded.failed_test) == ("runtime_error", 0)
-    graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([{"printed": "30"}]))
+    graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([["printed", "30"]]))
     assert graded.outcome == "runtime_error"
 
 
 def test_a_sandbox_that_dies_is_never_a_wrong_answer() -> None:
     gone = InfrastructureError("it is gone")
-    listener = Eavesdropper([{"loaded": True}, gone, {"loaded": True}, gone])
+    listener = Eavesdropper([["loaded"], gone, ["loaded"], gone])
     graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, listener)
     assert (graded.outcome, graded.detail) == ("infrastructure_error", "it is gone")
-    listener = Eavesdropper([gone, {"loaded": True}, {"printed": "30"}, {"printed": "503"}])
+    listener = Eavesdropper([gone, ["loaded"], ["printed", "30"], ["printed", "503"]])
     assert grade_lcb(stdin_problem(SUMS), "pass", LIMITS, listener).outcome == "accepted"
 
 

@@ -55,10 +55,10 @@ def _converse(checker: Conversation, caller: Conversation, limits: Limits) -> Ch
     time_s, called, check_left_s = 0.0, False, CHECK_LIMITS.time_s
     value: object = None
     while True:
-        said = checker.ask({"value": value}, check_left_s)
+        said = checker.ask([value], check_left_s)
         check_left_s -= said.time_s
         match said.result:
-            case {"call": tuple(arguments)}:
+            case ["call", *arguments]:
                 called = True
                 execution = call(caller, arguments, max(0.0, limits.time_s - time_s))
                 time_s += execution.time_s
@@ -67,11 +67,11 @@ def _converse(checker: Conversation, caller: Conversation, limits: Limits) -> Ch
                 if isinstance(execution.result, Unsupported):
                     return Checked(outcome="wrong_answer", detail=f"returned {execution.result.reason}", time_s=time_s)
                 value = execution.result
-            case {"passed": _}:
+            case ["passed"]:
                 return Checked(outcome="accepted", detail="", time_s=time_s)
-            case {"failed": [str(name), str(message)]}:
+            case ["failed", str(name), str(message)]:
                 return Checked(outcome="wrong_answer", detail=printable(f"{name}: {message}")[:300], time_s=time_s)
-            case {"broken": [str(name), str(message)]}:
+            case ["broken", str(name), str(message)]:
                 raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}")
             case _ if not called:
                 raise InfrastructureError(f"the check neither called the program nor ended within {CHECK_LIMITS.time_s:g} s")

@@ -22,7 +22,6 @@ Where this profile differs, on purpose:
 from __future__ import annotations
 
 import dataclasses
-import json
 import reprlib
 import time
 from decimal import Decimal, InvalidOperation
@@ -83,9 +82,8 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
     """Have the program loaded and all inputs sent, then judge answer after answer up to the first that is not passed."""
     ends = time.monotonic() + deadline_s
     time_s = 0.0
-    indices = range(_LOADING, len(problem.tests))
-    conversation.send({"limit_s": limit_s} | ({} if index == _LOADING else _question(problem, index)) for index in indices)
-    for index in indices:
+    conversation.send_texts([str(limit_s), *(_question(problem, index) for index in range(len(problem.tests)))])
+    for index in range(_LOADING, len(problem.tests)):
         execution = conversation.answer(max(0.0, ends - time.monotonic()))
         time_s += execution.time_s
         outcome, detail = _judge(problem, index, execution)
@@ -103,24 +101,23 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
     return Graded(outcome="accepted", num_passed=len(problem.tests), time_s=time_s, detail="", peak_bytes=peak_bytes)
 
 
-def _question(problem: Problem, index: int) -> dict[str, object]:
-    """What the program is to be told of a test: its input, never its output."""
-    test = problem.tests[index]
+def _question(problem: Problem, index: int) -> str:
+    """What the program is to be told of a test, as text of the wire: its input, never its output."""
+    given = problem.tests[index].input
     if problem.kind == "stdin":
-        return {"stdin": test.input}
-    args = _load(problem, index, "input", test.input)
-    if not isinstance(args, list):
-        where = f"problem {problem.problem_id}, test {index + 1}"
-        raise UserError(f"{where}: its input must be a list of arguments, not {_shown(args)}")
-    # Text without an object is plain JSON, which the program's process decodes at the speed of C.
-    return {"args": args} if "{" in test.input else {"json": test.input}
+        return wire.dumps(given)
+    if not (given.startswith("[") and given.endswith("]")):
+        raise UserError(
+            f"problem {problem.problem_id}, test {index + 1}: its input must be a list of arguments, not {given!r:.80}"
+        )
+    return given
 
 
-def _load(problem: Problem, index: int, field: str, text: str) -> object:
+def _expected(problem: Problem, index: int) -> object:
     try:
-        return wire.loads(text) if "{" in text else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"problem {problem.problem_id}, test {index + 1}: its {field} is not wire text: {error}") from error
+        return wire.loads(problem.tests[index].output)
+    except wire.MalformedError as error:
+        raise UserError(f"problem {problem.problem_id}, test {index + 1}: its output is not wire text: {error}") from error
 
 
 def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome, str]:
@@ -128,19 +125,19 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
     if execution.status != "ok":
         return execution.status, f"official -5: {execution.detail}"
     match execution.result:
-        case {"loaded": True} if index == _LOADING:
+        case ["loaded"] if index == _LOADING:
             return "accepted", ""
-        case {"printed": str(text)} if index != _LOADING and problem.kind == "stdin":
+        case ["printed", str(text)] if index != _LOADING and problem.kind == "stdin":
             return _judge_text(text, problem.tests[index].output)
-        case {"value": value} if index != _LOADING and problem.kind == "function":
-            return _judge_value(value, _load(problem, index, "output", problem.tests[index].output))
-        case {"unsupported": str(reason)}:
+        case ["value", value] if index != _LOADING and problem.kind == "function":
+            return _judge_value(value, _expected(problem, index))
+        case ["unsupported", str(reason)]:
             return "wrong_answer", f"official -2: returned {reason}"
-        case {"error": [_, "MemoryError", str(message)]}:
+        case ["error", _, "MemoryError", str(message)]:
             return "memory_limit", f"official -4: MemoryError {message}"
-        case {"error": ["time", *_]}:
+        case ["error", "time", *_]:
             return "time_limit", "official -3: the alarm went off"
-        case {"error": [_, str(name), str(message)]}:
+        case ["error", _, str(name), str(message)]:
             return "runtime_error", f"official -4: {name}: {message}"
     return "runtime_error", "official -5: a malformed reply"
 

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,8 @@ MOST_THREADS = 512
 """Threads of one process; made by hand they need no address space, only the kernel's memory and process ids."""
 _WATCH_S = 0.05
 """Between two looks at the number of threads."""
+_QUICK_S = 0.01
+"""What comes sooner is not worth a look at how long it waited for a core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class Child:
     def __init__(self, output_bytes: int) -> None:
         self._most = output_bytes
         self._received = {name: bytearray() for name in ("stdout", "stderr", "status", "reply")}
+        self._replies: deque[bytes] = deque()
         self._names: dict[int, str] = {}
         self._poll = select.poll()
         self._outgoing, self._request_fd, self._pidfd = memoryview(b""), -1, -1
@@ -119,23 +123,20 @@ class Child:
         self.stop()
         return "output_limit" if self._overflowed and end == "exited" else end
 
-    def send(self, message: str) -> None:
-        """Have a line sent as the process reads."""
-        self._outgoing = memoryview(bytes(self._outgoing) + f"{message}\n".encode())
+    def send(self, lines: str) -> None:
+        """Have whole lines sent as the process reads."""
+        self._outgoing = memoryview(bytes(self._outgoing) + lines.encode())
         self._poll.register(self._request_fd, select.POLLOUT)
 
     def receive(self, time_s: float) -> bytes | End:
         """The next line that comes back within so long, or why none came; never more than the output cap."""
-        reply = self._received["reply"]
-        self._began = time.monotonic()
-        end: End = "exited"
-        if b"\n" not in reply:
-            end = self._within(lambda: b"\n" in reply, time_s)
-        line, ended, rest = reply.partition(b"\n")
-        if not ended:
-            return end
-        reply[:] = rest
-        return bytes(line)
+        replies = self._replies
+        if not replies:
+            self._began = time.monotonic()
+            end = self._within(lambda: bool(replies), time_s)
+            if not replies:
+                return end
+        return replies.popleft()
 
     @property
     def stdout(self) -> bytes:
@@ -182,19 +183,18 @@ class Child:
     def _within(self, done: Callable[[], bool], time_s: float) -> End:
         """Pump for `time_s` seconds of the process's own: while it waits for a core, the clock stands."""
         deadline = self._began + time_s
-        waited_before = self._waited_s()
-        while True:
-            self._pump(done, min(deadline, time.monotonic() + _WATCH_S))
-            if done() or self._overflowed or self._ended or self._gone():
-                return "output_limit" if self._overflowed else "exited"
+        self._pump(done, min(deadline, time.monotonic() + _QUICK_S))
+        waited_before = 0.0 if done() else self._waited_s()
+        while not (done() or self._overflowed or self._ended or self._gone()):
             if self._num_threads() > MOST_THREADS:
                 return "thread_limit"
-            if time.monotonic() < deadline:
-                continue
-            stolen = min(self._waited_s() - waited_before, _MOST_STOLEN * time_s)
-            if time.monotonic() >= self._began + time_s + stolen:
-                return "time_limit"
-            deadline = self._began + time_s + stolen + _WATCH_S
+            if time.monotonic() >= deadline:
+                stolen = min(self._waited_s() - waited_before, _MOST_STOLEN * time_s)
+                if time.monotonic() >= self._began + time_s + stolen:
+                    return "time_limit"
+                deadline = self._began + time_s + stolen + _WATCH_S
+            self._pump(done, min(deadline, time.monotonic() + _WATCH_S))
+        return "output_limit" if self._overflowed else "exited"
 
     def _waited_s(self) -> float:
         """Seconds that the process was ready to run and had no core (Linux, schedstat); 0 where the kernel does not say."""
@@ -238,10 +238,11 @@ class Child:
             return False
         received = self._received[name]
         room = self._most - len(received)
-        received += chunk[:room] if name != "reply" else chunk
-        # Answers are capped one by one; what follows the first was read along with it.
-        first = received.find(b"\n") if name == "reply" else -1
-        overflowed = first > self._most or (first < 0 and len(chunk) > room)
+        if name == "reply":
+            overflowed = self._add_replies(chunk)
+        else:
+            received += chunk[:room]
+            overflowed = len(chunk) > room
         self._overflowed |= overflowed
         if not chunk and name == "status":
             self._ended = True
@@ -251,6 +252,16 @@ class Child:
             del self._names[fd]
             return False
         return True
+
+    def _add_replies(self, chunk: bytes) -> bool:
+        """Whether an answer is larger than the cap, which each has for itself."""
+        received = self._received["reply"]
+        received += chunk
+        if b"\n" in chunk:
+            *lines, received[:] = received.split(b"\n")
+            self._replies += map(bytes, lines)
+            return max(map(len, lines)) > self._most or len(received) > self._most
+        return len(received) > self._most
 
     def _give(self) -> None:
         try:

@@ -103,16 +103,13 @@ class Conversation:
 
     def ask_text(self, text: str, time_s: float | None = None) -> Execution:
         """As `ask`, with a message that is a text of the wire already."""
-        self._child.send(text)
+        self.send_texts([text])
         return self.answer(time_s)
 
-    def send(self, messages: Iterable[object]) -> None:
-        """Send messages ahead of their answers; the process may read them as it likes.
-
-        Raises:
-            wire.UnsupportedValueError: a message has no form on the wire.
-        """
-        self._child.send("\n".join(map(wire.dumps, messages)))
+    def send_texts(self, texts: Iterable[str]) -> None:
+        """Send messages, texts of the wire, ahead of their answers; the process may read them as it likes."""
+        # What the wire writes is one line; a text of somebody's file may have line ends where JSON may have white space.
+        self._child.send("".join(text.replace("\n", " ") + "\n" for text in texts))
 
     def answer(self, time_s: float | None = None) -> Execution:
         """The answer to the first message that has none yet, as `ask` returns it."""
@@ -147,11 +144,11 @@ def call(conversation: Conversation, arguments: Sequence[object] | str, time_s: 
     if execution.status != "ok":
         return execution
     match execution.result:
-        case {"value": value}:
+        case ["value", value]:
             return Execution(status="ok", result=value, time_s=execution.time_s)
-        case {"unsupported": str(reason)}:
+        case ["unsupported", str(reason)]:
             return Execution(status="ok", result=Unsupported(reason=printable(reason)[:300]), time_s=execution.time_s)
-        case {"error": [str(name), str(message)]}:
+        case ["error", str(name), str(message)]:
             status: Status = "memory_limit" if name == "MemoryError" else "runtime_error"
             return Execution(status=status, detail=printable(f"{name}: {message}")[:300], time_s=execution.time_s)
     return Execution(status="runtime_error", detail="a malformed result", time_s=execution.time_s)

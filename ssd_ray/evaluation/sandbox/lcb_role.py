@@ -7,9 +7,9 @@ decides is not here: a reply carries what was printed or returned, and expected 
 Described from LiveCodeBench 28fef95, lcb_runner/evaluation/testing_util.py. Standard library only; the descriptors 0 and 1
 must be /dev/null, as officially what does not go through sys.stdin and sys.stdout is.
 
-Messages in are objects with `limit_s`, whole seconds: the first, with nothing else, loads the program; every other holds
-`stdin`, `args`, or `json`, the text of a list of arguments. Replies are `{"loaded": True}`, `{"printed": text}`,
-`{"value": value}`, `{"unsupported": reason}`, or `{"error": [kind, name, message]}` with kind "load", "time" or "run".
+The first message is a test's limit in whole seconds, and loads the program; every other is a text for standard input, or a
+list of arguments. Replies are `["loaded"]`, `["printed", text]`, `["value", value]`, `["unsupported", reason]`, or
+`["error", kind, name, message]` with kind "load", "time" or "run".
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import builtins
 import contextlib
 import faulthandler
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    Reply = dict[str, Any]
+    Reply = list[Any]
 
 _BY_NAME = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools"),
@@ -77,23 +76,23 @@ def serve(units: Sequence[str], entry_point: str, receive: Callable[[], Any], se
 
 def _converse(units: Sequence[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
     (code,) = units
-    first = receive()
+    limit_s = receive()
     if "numpy" in code:
         # Officially it is there before the functions that its import needs are gone.
         with contextlib.suppress(ImportError):
             __import__("numpy")
     _prepare()
     try:
-        method = _load(code, entry_point, first["limit_s"])
+        method = _load(code, entry_point, limit_s)
     except Exception as error:
         send(_error("load", error))
         return
-    send({"loaded": True})
+    send(["loaded"])
     run = _call if entry_point else _feed
-    while (message := receive()) is not None:
-        reply = run(method, message)
-        if "value" in reply:
-            _send_value(reply["value"], send)
+    while (given := receive()) is not None:
+        reply = run(method, given, limit_s)
+        if reply[0] == "value":
+            _send_value(reply, send)
         else:
             send(reply)
 
@@ -154,26 +153,32 @@ def _unparsed(statements: Sequence[ast.stmt]) -> str:
     return ast.unparse(ast.Module(body=list(statements), type_ignores=[]))
 
 
-def _feed(method: Callable[[], object], message: Reply) -> Reply:
+def _feed(method: Callable[[], object], text: str, limit_s: int) -> Reply:
     """One stdin test: what the program printed, or how it failed."""
     printed, stdout = io.StringIO(), sys.stdout
     # Closing it is officially a TypeError, for want of an argument.
     printed.close = lambda _: None  # type: ignore[method-assign, assignment, misc]
-    _signal.alarm(message["limit_s"])
+    _signal.alarm(limit_s)
     try:
-        # Part of the behaviour: a program that replaced sys.stderr by something without a descriptor fails at its next test.
-        faulthandler.enable()
+        _require_stderr()
         sys.stdout = printed
-        _run_on_text(method, message["stdin"])
-        _signal.alarm(0)
+        _run_on_text(method, text)
     except Exception as error:
         _signal.alarm(0)
         return _error("run", error)
     finally:
         _signal.alarm(0)
         sys.stdout = stdout
-        faulthandler.disable()
-    return {"printed": printed.getvalue()}
+    return ["printed", printed.getvalue()]
+
+
+def _require_stderr() -> None:
+    """Fail as officially `faulthandler.enable()` does before a test where sys.stderr was replaced by what has no descriptor."""
+    if sys.stderr is None:
+        raise RuntimeError("sys.stderr is None")
+    sys.stderr.fileno()
+    with contextlib.suppress(Exception):
+        sys.stderr.flush()
 
 
 def _run_on_text(method: Callable[[], object], text: str) -> None:
@@ -240,21 +245,18 @@ class _Opened(io.StringIO):
         return lambda *_, **__: None
 
 
-def _call(method: Callable[..., object], message: Reply) -> Reply:
+def _call(method: Callable[..., object], arguments: list[object], limit_s: int) -> Reply:
     """One functional test: the value returned, or how it failed."""
-    args = json.loads(message["json"]) if "json" in message else message["args"]
-    _signal.alarm(message["limit_s"])
+    _signal.alarm(limit_s)
     try:
-        faulthandler.enable()
-        value = method(*args)
-        _signal.alarm(0)
+        _require_stderr()
+        value = method(*arguments)
     except Exception as error:
         _signal.alarm(0)
         return _error("run", error)
     finally:
         _signal.alarm(0)
-        faulthandler.disable()
-    return {"value": value}
+    return ["value", value]
 
 
 def _error(kind: str, error: Exception) -> Reply:
@@ -264,17 +266,17 @@ def _error(kind: str, error: Exception) -> Reply:
         message = ""
     if kind == "run" and isinstance(error, TimeIsUpError):
         kind = "time"
-    return {"error": [kind, type(error).__name__[:100], message]}
+    return ["error", kind, type(error).__name__[:100], message]
 
 
-def _send_value(value: object, send: Callable[[object], None]) -> None:
+def _send_value(reply: Reply, send: Callable[[object], None]) -> None:
     try:
-        send({"value": value})
+        send(reply)
     except Exception:
         try:
-            send({"value": _plain(value)})
+            send(["value", _plain(reply[1])])
         except Exception:
-            send({"unsupported": f"a value of type {type(value).__name__}"[:100]})
+            send(["unsupported", f"a value of type {type(reply[1]).__name__}"[:100]])
 
 
 def _plain(value: Any) -> object:

@@ -127,7 +127,7 @@ def _describe(error: BaseException) -> list[str]:
 
 
 def _answer_calls(units: list[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
-    """Answer every list of arguments by the value, or by what was raised."""
+    """Answer every list of arguments by `["value", value]`, or by what was raised: `["error", type, message]`."""
     function, describe, unsupported = None, _describe, wire.UnsupportedValueError
     while (args := receive()) is not None:
         try:
@@ -135,26 +135,26 @@ def _answer_calls(units: list[str], entry_point: str, receive: Callable[[], Any]
                 namespace = _namespace("solution")
                 _execute(units, namespace)
                 function = _lookup(namespace, entry_point)
-            answer: dict[str, object] = {"value": function(*args)}
+            answer = ["value", function(*args)]
         except BaseException as error:
-            answer = {"error": describe(error)}
+            answer = ["error", *describe(error)]
         try:
             send(answer)
         except unsupported as error:
-            send({"unsupported": str(error)})
+            send(["unsupported", str(error)])
         except BaseException as error:
-            send({"error": describe(error)})
+            send(["error", *describe(error)])
 
 
 def _run_check(units: list[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
-    """Run the trusted `check(candidate)`; its calls go out, their values come in, after a first message that starts it."""
+    """Run the trusted `check(candidate)`; its calls go out, lists of one value come in, after a first one that starts it."""
     num_calls = 0
 
     def candidate(*args: object) -> object:
         nonlocal num_calls
         num_calls += 1
-        send({"call": args})
-        return receive()["value"]
+        send(["call", *args])
+        return receive()[0]
 
     receive()
     try:
@@ -164,6 +164,6 @@ def _run_check(units: list[str], entry_point: str, receive: Callable[[], Any], s
             __import__("random").seed(0)
         namespace["check"](candidate)
     except BaseException as error:
-        send({"failed" if num_calls else "broken": _describe(error)})
+        send(["failed" if num_calls else "broken", *_describe(error)])
     else:
-        send({"passed" if num_calls else "broken": ["Error", "it never calls the candidate"]})
+        send(["passed"] if num_calls else ["broken", "Error", "it never calls the candidate"])

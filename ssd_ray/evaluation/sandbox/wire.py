@@ -9,10 +9,13 @@ checked here.
 from __future__ import annotations
 
 import json
+import math
+import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
+    from typing import Any, NoReturn
 
 MAX_DEPTH = 100
 """Containers within containers."""
@@ -39,7 +42,10 @@ def dumps(value: object) -> str:
     Raises:
         UnsupportedValueError: a type without a form, more than MAX_DEPTH levels or MAX_NODES values.
     """
-    return json.dumps(_Encoder().encode(value, 0), separators=(",", ":"))
+    return _TO_TEXT(_Encoder().encode(value, 0))
+
+
+_TO_TEXT = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def loads(line: str | bytes) -> object:
@@ -52,7 +58,12 @@ def loads(line: str | bytes) -> object:
         text = line if isinstance(line, str) else line.decode()
         if text.count("[") + text.count("{") > MAX_CONTAINERS or text.count(",") > 2 * MAX_NODES:
             raise MalformedError("more values than a document may hold")  # each costs the reader fifty times its text
-        return decode(json.loads(text, parse_int=_plain_int))
+        if "{" in text or _LONG_INTEGER.search(text):
+            return decode(_FROM_TEXT(text))
+        value = _FROM_PLAIN_TEXT(text)
+        if text.count("[") > MAX_DEPTH and _too_deep(value):
+            raise MalformedError("nested too deeply")
+        return value
     except (ValueError, RecursionError, TypeError) as error:
         raise MalformedError(str(error)[:200]) from None
 
@@ -61,6 +72,30 @@ def _plain_int(digits: str) -> int:
     if len(digits) > 17:
         raise MalformedError("an integer beyond 53 bits without its tag")
     return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise MalformedError("a float without its tag")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise MalformedError(f"{name} without a tag")
+
+
+_LONG_INTEGER = re.compile("[0-9]{18}")
+_FROM_TEXT = json.JSONDecoder(parse_int=_plain_int, parse_float=_finite, parse_constant=_no_constant).decode
+_FROM_PLAIN_TEXT = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
+"""For a text in which nothing can have a tag: what C reads is the value itself."""
+
+
+def _too_deep(value: object) -> bool:
+    lists = [value] if isinstance(value, list) else []
+    for _ in range(MAX_DEPTH):
+        lists = [item for items in lists for item in items if type(item) is list]
+    return any(lists)
 
 
 class _Encoder:
@@ -90,21 +125,34 @@ class _Encoder:
 
     def _container(self, value: object, depth: int) -> object:
         if isinstance(value, list):
-            return self._items(list.__iter__(value), depth)
+            return self._items(value if type(value) is list else list(list.__iter__(value)), depth)
         if isinstance(value, tuple):
-            return {"tuple": self._items(tuple.__iter__(value), depth)}
+            return {"tuple": self._items(list(tuple.__iter__(value)), depth)}
         if isinstance(value, dict):
             return {"dict": [[self.encode(key, depth), self.encode(item, depth)] for key, item in dict.items(value)]}
         if isinstance(value, set):
-            return {"set": self._items(set.__iter__(value), depth)}
+            return {"set": self._items(list(set.__iter__(value)), depth)}
         if isinstance(value, frozenset):
-            return {"frozenset": self._items(frozenset.__iter__(value), depth)}
+            return {"frozenset": self._items(list(frozenset.__iter__(value)), depth)}
         if isinstance(value, bytes):
             return {"bytes": bytes.hex(value)}
         raise UnsupportedValueError(f"a value of type {type(value).__name__}"[:100])
 
-    def _items(self, items: Iterable[object], depth: int) -> list[object]:
+    def _items(self, items: list[object], depth: int) -> list[object]:
+        if len(items) > 8 and depth <= MAX_DEPTH and _needs_no_tag(items):
+            self._num_nodes += len(items)
+            if self._num_nodes > MAX_NODES:
+                raise UnsupportedValueError("a value that is too large")
+            return items
         return [self.encode(item, depth) for item in items]
+
+
+def _needs_no_tag(items: Collection[Any]) -> bool:
+    """Whether all items are of one plain type and JSON has them all; found out at the speed of C."""
+    kinds = set(map(type, items))
+    if kinds == {int}:
+        return bool(min(items) > -_PLAIN_INT and max(items) < _PLAIN_INT)
+    return kinds == {str} or kinds == {bool} or (kinds == {float} and all(map(math.isfinite, items)))
 
 
 def decode(document: object, depth: int = 0) -> object:
@@ -114,8 +162,6 @@ def decode(document: object, depth: int = 0) -> object:
     if isinstance(document, list):
         return [decode(item, depth + 1) for item in document]
     if not isinstance(document, dict):
-        if isinstance(document, float) and document - document != 0:
-            raise MalformedError("a float without its tag")
         return document
     if len(document) != 1:
         raise MalformedError("an object without its one tag")
