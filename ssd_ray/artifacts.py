@@ -198,6 +198,11 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
     return Artifact(path=out, fingerprint=identity.fingerprint, facts=facts)
 
 
+def reopen(out: Path) -> None:
+    """Take back that an artifact is whole; making it again adds what is missing."""
+    (out / "manifest.json").unlink()
+
+
 def make(out: Path, identity: Identity, act: Callable[[Path], Mapping[str, Any]]) -> Artifact:
     """Claim `out`, let `act(out)` fill it and return its facts, and seal it; a whole artifact is returned untouched."""
     whole = claim(out, identity)

@@ -53,6 +53,7 @@ class Run:
             if state == "stale":
                 artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
         with self._locked(), ExitStack() as stack:
+            self._reopen(needed)
             followers = stack.enter_context(_Followers(self._pipeline.stopped))
             started = False
             made = []
@@ -69,6 +70,19 @@ class Run:
                     self._progress.say(f"{step.name}: whole")
                 made += [artifact] if step.verb == verb else []
             return made
+
+    def _reopen(self, needed: set[str]) -> None:
+        """Have verdicts that a failing machine left open graded again, and made again what was made from them."""
+        from ssd_ray.evaluation.verdicts import is_open
+
+        opened: list[str] = []
+        for step in self._steps:
+            if self._state(step) == "whole":
+                again = step.verb == "grade" and step.name in needed and is_open(self.out / step.name)
+                if again or any(before.name in opened for before in step.inputs):
+                    opened.append(step.name)
+        for name in reversed(opened):  # never a whole artifact beside an open one that it was made from
+            artifacts.reopen(self.out / name)
 
     def _state(self, step: Step) -> State:
         return artifacts.state_of(self.out / step.name, step.identity)

@@ -15,6 +15,7 @@ import pytest
 from hostile_forging import FORGERIES, MESSAGES, PRETENDING, forging
 from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
+from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.grading import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, call, levels
 from ssd_ray.schema import Problem, Test
@@ -182,6 +183,64 @@ def test_a_zygote_that_always_dies_is_the_machines_failure_and_no_verdict():
         stop.set()
         killer.join()
     assert execution.status == "infrastructure_error", execution
+
+
+@contextlib.contextmanager
+def programs_killed(times):
+    """Until the end, processes that say that they sleep are killed by SIGKILL as the machine would; `times` of them."""
+    stop, left = threading.Event(), [times]
+
+    def sleeps(pid):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/comm").read_text() == "sleeper\n"
+        return False
+
+    def kill():
+        seen = set()
+        while not stop.wait(0.02):
+            for pid in descendants() - seen:
+                if left[0] and sleeps(pid):
+                    seen.add(pid)
+                    left[0] -= 1
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield left
+    finally:
+        stop.set()
+        killer.join()
+
+
+SLEEPER = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'sleeper', 0, 0, 0)\ntime.sleep(0.6)\n"
+
+
+def test_a_program_that_the_machine_kills_is_run_again_and_no_verdict_at_last():
+    with Sandbox(floor="L1-") as sandbox:
+        with programs_killed(times=1) as left:
+            execution = sandbox.run_program(f"{SLEEPER}print(input())", "once more", LIMITS)
+        assert (execution.status, execution.stdout, left) == ("ok", "once more\n", [0])
+        with programs_killed(times=99):
+            execution = sandbox.run_program(f"{SLEEPER}print(input())", "never", LIMITS)
+        assert execution.status == "infrastructure_error"
+        assert "short of memory" in execution.detail
+        talk = sandbox.converse("calls", [f"{SLEEPER}f = len"], LIMITS, entry_point="f")
+        with programs_killed(times=99), talk, pytest.raises(InfrastructureError, match="short of memory"):
+            call(talk, [[]])
+
+
+def test_a_program_has_no_way_to_look_as_if_the_machine_had_killed_it(sandbox):
+    tries = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import signal, threading; signal.pthread_kill(threading.get_ident(), signal.SIGKILL)",
+        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nwhile True: pass",
+        "import os, signal\nfor pid in (0, -1, os.getpid()):\n    try: os.kill(pid, 9)\n    except OSError: pass\nos.abort()",
+        "import ctypes; ctypes.CDLL(None).raise_(9)",
+    )
+    for code in tries:
+        execution = sandbox.run_program(code, "", LIMITS)
+        assert execution.status == "runtime_error", (code, execution)
 
 
 GRADE_FOR_EVER = """

@@ -101,15 +101,28 @@ def test_threads_may_be_made_and_processes_not(machine):
 
 def test_signals_and_limits_stay_at_home(machine):
     own = seccomp.OWN_PID
-    for name in ("kill", "tgkill"):
-        assert decide(machine, name, own, 9) == ALLOW
-        for pid in (0, 1, own - 1, own + 1, -1, -own):
-            assert decide(machine, name, pid, 9) == EPERM, pid
+    for pid in (0, 1, own - 1, own + 1, -1, -own):
+        assert decide(machine, "kill", pid, 15) == EPERM, pid
+        assert decide(machine, "tgkill", pid, pid, 15) == EPERM, pid
     assert decide(machine, "prlimit64", 0, 7) == ALLOW
     assert decide(machine, "prlimit64", os.getppid(), 7) == EPERM
     assert decide(machine, "prctl", 15) == ALLOW
     for option in (1, 4, 22, 23, 24, 36, 38, 39, 47, 0x59616D61):
         assert decide(machine, "prctl", option) == EPERM
+
+
+def test_no_program_brings_sigkill_upon_itself(machine):
+    own = seccomp.OWN_PID
+    for number in range(65):
+        wanted = EPERM if number == 9 else ALLOW
+        assert decide(machine, "kill", own, number) == wanted
+        assert decide(machine, "tgkill", own, 1, number) == wanted
+    for limit in range(16):
+        wanted = EPERM if limit == 0 else ALLOW
+        assert decide(machine, "setrlimit", limit, 1) == wanted
+        for address in (1, 1 << 32, (1 << 64) - 1):
+            assert decide(machine, "prlimit64", 0, limit, address, 0) == wanted
+        assert decide(machine, "prlimit64", 0, limit, 0, 1) == ALLOW
 
 
 def test_descriptors_are_not_locked_owned_or_sent_elsewhere(machine):

@@ -8,8 +8,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from ssd_ray import recipes
+from ssd_ray import artifacts, recipes
+from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
+from ssd_ray.run import Run
 from ssd_ray.stages import Stages
 
 
@@ -30,3 +32,23 @@ def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, monkeypat
     pinned = recipes.load("qwen3-4b-instruct", ["model.revision=chosen"])
     assert Stages(pinned, tmp_path / "run", LineProgress())._directory.name == "chosen"
     assert asked == [None, "first", None, "chosen"]
+
+
+def test_verdicts_that_a_failing_machine_left_open_are_open_again_and_with_them_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(name: str, verb: str, *inputs: Step) -> Step:
+        return Step(name=name, verb=verb, choices={}, act=lambda out: {}, inputs=inputs)
+
+    answers = step("generations/base", "generate")
+    settled, failed = step("verdicts/base", "grade", answers), step("verdicts/ssd", "grade", answers)
+    report = step("report", "report", settled, failed)
+    steps = [answers, settled, failed, report]
+    for made in steps:
+        artifacts.make(tmp_path / made.name, made.identity, lambda out, made=made: {"infrastructure_errors": int(made is failed)})
+    run = Run(recipes.load("qwen3-4b-instruct"), tmp_path, LineProgress())
+    monkeypatch.setattr(run, "_steps", steps)
+    run._reopen({answers.name})
+    assert [state for _, state in run.states()] == ["whole"] * 4
+    run._reopen({made.name for made in steps})
+    assert [state for _, state in run.states()] == ["whole", "whole", "partial", "partial"]

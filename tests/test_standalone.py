@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,11 +16,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from ssd_ray import artifacts
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.progress import LineProgress
+from ssd_ray.schema import Verdict, from_table
 
 RULES = Rules(limits=Limits(time_s=2, memory_mib=256, output_kib=64))
 DOUBLE = "print(2 * int(input()))"
@@ -79,6 +82,26 @@ def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(tmp_path
     other = Rules(limits=Limits(time_s=1, memory_mib=256, output_kib=64))
     with pytest.raises(UserError, match="time_s"):
         grade_files(Job(problems=problems, completions=job.completions, out=job.out, rules=other), LineProgress())
+
+
+def test_what_only_a_failing_machine_left_open_is_graded_again(tmp_path: Path, problems: Path) -> None:
+    job = _job(tmp_path, problems, [{"task_id": f"p{number % 4}", "code": DOUBLE} for number in range(40)])
+    first = grade_files(job, LineProgress())
+    out = job.out / "verdicts"
+    path, *others = artifacts.shard_paths(out)
+    spoilt = from_table(pq.read_table(path), Verdict)
+    artifacts.write_shard(out, path.stem, [dataclasses.replace(row, outcome="infrastructure_error") for row in spoilt], Verdict)
+    manifest = artifacts.read_json(out / "manifest.json")
+    for shard in manifest["shards"]:
+        shard["bytes"] = (out / shard["name"]).stat().st_size
+    manifest["facts"]["infrastructure_errors"] = 1
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    stamps = {other: other.stat().st_mtime_ns for other in others}
+    assert others
+    assert grade_files(job, LineProgress()) == first
+    assert {row["outcome"] for row in _verdicts(job)} == {"accepted"}
+    assert len(_verdicts(job)) == 40
+    assert {other: other.stat().st_mtime_ns for other in others} == stamps
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Problem shards, writes Verdict shards.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,9 @@ from ssd_ray import artifacts, streaming
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.grader import Grader, Order
-from ssd_ray.evaluation.sandbox import levels
+from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys
 from ssd_ray.progress import Progress, Task
 
-SLICE_ROWS = 16
-"""Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
 _POLL_S = 0.2
 _PATIENCE_S = 3.0
 
@@ -44,9 +42,7 @@ def grade(
         UserError: a grader found a mistake in its input, or a sandbox below the floor.
         InfrastructureError: graders crashed more often than `cluster.max_failures`, or completions are missing.
     """
-    done = streaming.keys_on_disk(order.out)
-    for partial in order.out.glob(".*.partial"):
-        partial.unlink()
+    done = graded_keys(order.out)
     with progress.task(stage, total=total, unit="verdicts", done=len(done)) as task:
         if len(done) < total:
             pool = _Pool(order, cluster, logs, _size(cluster, total - len(done)))
@@ -55,25 +51,10 @@ def grade(
             finally:
                 pool.close()
         task.update(len(streaming.keys_on_disk(order.out)))
-    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(order.out, "outcome"))
-    missing = total - outcomes.total()
-    if missing:
+    found = facts(order)
+    if missing := total - found["rows"]:
         raise InfrastructureError(f"{stage}: {missing} of {total} completions came to no verdict; run again to resume")
-    return facts(order, outcomes)
-
-
-def facts(order: Order, outcomes: Counter[str]) -> dict[str, Any]:
-    """What the artifact says of itself: rows, outcomes, and the weakest sandbox that any grader had."""
-    found = sorted((path.stem for path in (order.out / "sandbox").glob("*.json")), key=levels.rank)
-    weakest = found[0] if found else ""
-    return {
-        "rows": outcomes.total(),
-        "outcomes": dict(sorted(outcomes.items())),
-        "infrastructure_errors": outcomes["infrastructure_error"],
-        "profile": order.rules.profile,
-        "sandbox_level": weakest,
-        "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"} if weakest else None,
-    }
+    return found
 
 
 def _size(cluster: ClusterConfig, rows: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,10 +23,10 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import summary
 from ssd_ray.evaluation.completions import content_of, open_completions
 from ssd_ray.evaluation.grader import Grader, Order
-from ssd_ray.evaluation.graders import SLICE_ROWS, facts
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import walls
 from ssd_ray.evaluation.store import stored
+from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
@@ -73,6 +72,8 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
     rules = asdict(job.rules) | ({"extract": "whole"} if made.facts["content"] == "code" else {})
     verdicts = Identity(stage="verdicts", choices=rules, inputs={"completions": answers.fingerprint})
     total = int(made.facts["rows"])
+    if is_open(job.out / "verdicts"):
+        artifacts.reopen(job.out / "verdicts")
     content = made.facts["content"]
     graded = artifacts.make(job.out / "verdicts", verdicts, lambda out: _verdicts(job, out, total, content, progress))
     problems = artifacts.load(job.out / "benchmark").facts
@@ -134,9 +135,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
         out=out.resolve(),
         as_code=content == "code",
     )
-    done = streaming.keys_on_disk(out)
-    for partial in out.glob(".*.partial"):
-        partial.unlink()
+    done = graded_keys(out)
     shards = artifacts.shard_paths(job.out / "completions")
     rows = max(1, min(SLICE_ROWS, total // (4 * job.workers)))
     pieces = [piece for path in shards for piece in streaming.slices_of(path, done, None, rows)]
@@ -145,8 +144,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
         for count in _carried(order, pieces, job.workers):
             graded += count
             task.update(graded)
-    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(out, "outcome"))
-    return facts(order, outcomes)
+    return facts(order)
 
 
 _grader: Grader | None = None

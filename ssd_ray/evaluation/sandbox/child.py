@@ -68,9 +68,13 @@ def sealed_file(content: bytes) -> int:
 
 
 class Child:
-    """The grader's ends of one process's pipes, to be used by one thread."""
+    """The grader's ends of one process's pipes, to be used by one thread.
 
-    def __init__(self, output_bytes: int) -> None:
+    `cpu_s` is the CPU time that it was given; `filtered` says that it cannot send itself SIGKILL, nor lower that limit.
+    """
+
+    def __init__(self, output_bytes: int, *, cpu_s: float, filtered: bool) -> None:
+        self.cpu_s, self.filtered = cpu_s, filtered
         self._most = output_bytes
         self._received = {name: bytearray() for name in ("stdout", "stderr", "status", "reply")}
         self._replies: deque[bytes] = deque()

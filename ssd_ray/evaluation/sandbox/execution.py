@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, End, Limits, printable, tail
 
@@ -41,7 +42,11 @@ class Unsupported:
 
 
 def judge(end: End, child: Child, limits: Limits) -> tuple[Status, str]:
-    """The status of a process that has ended, by evidence from outside of it."""
+    """The status of a process that has ended, by evidence from outside of it.
+
+    Raises:
+        InfrastructureError: the machine killed it, which a program that is filtered cannot bring about by itself.
+    """
     if end == "output_limit":
         return "output_limit", f"more than {limits.output_kib} KiB of output"
     if end == "time_limit":
@@ -50,10 +55,13 @@ def judge(end: End, child: Child, limits: Limits) -> tuple[Status, str]:
         return "runtime_error", f"more than {MOST_THREADS} threads"
     report, last_line = child.report, tail(child.stderr)
     if report.kind == "signal":
-        if report.number == signal.SIGXCPU or (report.number == signal.SIGKILL and report.cpu_s >= limits.time_s):
-            return "time_limit", f"more than {limits.time_s:g} s of CPU time"
+        if report.number == signal.SIGXCPU or (report.number == signal.SIGKILL and report.cpu_s >= child.cpu_s):
+            return "time_limit", f"more than {child.cpu_s:g} s of CPU time"
+        killed_at = f"killed at {report.peak_kib >> 10} MiB of {limits.memory_mib}"
         if report.peak_kib >= _NEAR_LIMIT * limits.memory_mib * 1024:
-            return "memory_limit", f"killed at {report.peak_kib >> 10} MiB of {limits.memory_mib}"
+            return "memory_limit", killed_at
+        if report.number == signal.SIGKILL and child.filtered:
+            raise InfrastructureError(f"{killed_at} by this machine, which is short of memory: give graders more of it")
         return "runtime_error", f"killed by {_signal_name(report.number)}"
     if report.number == 0:
         return "ok", ""

@@ -36,11 +36,12 @@ _VALUES = {
 """Calls that are allowed where one argument has one of these values: (argument's index, values)."""
 _PATH_FLAGS = {"open": 1, "openat": 2}
 _ZYGOTE_ONLY = ("sendmsg", "recvmsg", "pidfd_open", "setsid", "setgroups", "setresgid", "setresuid", "capset")
-_PROGRAM_VALUES = {
-    "prctl": (0, (15, 16, 0x5356_4D41)),  # the thread's name, the name of a mapping
-    "kill": (0, (OWN_PID,)),
-    "tgkill": (0, (OWN_PID,)),
-}
+_THREADS_NAME = (15, 16, 0x5356_4D41)
+"""What a program may ask of prctl: the thread's name, the name of a mapping."""
+_SIGKILL = 9
+_RLIMIT_CPU = 0
+_SIGNALS = {"kill": 1, "tgkill": 2}
+"""Calls that send a signal, to oneself only, and never SIGKILL; the index of the signal."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "sendmsg": (46, 211),
@@ -200,7 +201,8 @@ def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
     """The zygote's filter, which its children inherit, and what each of them adds, as arrays of `struct sock_filter`.
 
     The first is the allow-list, with what a zygote needs to fork confined children; the second, small because every program
-    pays for it, takes that away. `deny_writing` refuses to open files for writing (where there is no Landlock).
+    pays for it, takes that away, and every way to be killed by SIGKILL but those that are the grader's or the machine's.
+    `deny_writing` refuses to open files for writing (where there is no Landlock).
     """
     start = [(_LOAD, 0, 0, _ARCH_OFFSET), (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]), (_RETURN, 0, 0, _KILL_PROCESS)]
     start.append((_LOAD, 0, 0, _NUMBER_OFFSET))
@@ -211,8 +213,11 @@ def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
     own = [*start]
     for name in _ZYGOTE_ONLY:
         own += _when(NUMBERS[name][column()], [_REFUSE])
-    for name, (index, values) in _PROGRAM_VALUES.items():
-        own += _when(NUMBERS[name][column()], _one_of(index, values))
+    own += _when(NUMBERS["prctl"][column()], _one_of(0, _THREADS_NAME))
+    for name, index in _SIGNALS.items():
+        own += _when(NUMBERS[name][column()], _own_signal(index))
+    own += _when(NUMBERS["setrlimit"][column()], [_low_word(0), (_EQUAL, 0, 1, _RLIMIT_CPU), _REFUSE, _GRANT])
+    own += _when(NUMBERS["prlimit64"][column()], _no_new_cpu_limit())
     own += _when(NUMBERS["clone"][column()], [_low_word(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _GRANT])
     return assemble([*common, _REFUSE]), assemble([*own, _GRANT])
 
@@ -226,6 +231,17 @@ def _one_of(index: int, values: Sequence[int]) -> list[Instruction]:
     """Granted where an argument has one of the values."""
     tests = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
     return [_low_word(index), *tests, _REFUSE, _GRANT]
+
+
+def _own_signal(index: int) -> list[Instruction]:
+    """Granted to oneself, all but SIGKILL: a process that is killed by it was killed from outside."""
+    return [_low_word(0), (_EQUAL, 0, 2, OWN_PID), _low_word(index), (_EQUAL, 0, 1, _SIGKILL), _REFUSE, _GRANT]
+
+
+def _no_new_cpu_limit() -> list[Instruction]:
+    """Granted to ask for any limit, and to change all but that of CPU time, at whose end the kernel kills."""
+    asks = [_low_word(2), (_EQUAL, 0, 3, 0), _high_word(2), (_EQUAL, 0, 1, 0), _GRANT, _REFUSE]
+    return [_low_word(1), (_EQUAL, 1, 0, _RLIMIT_CPU), _GRANT, *asks]
 
 
 Instruction = tuple[int, int, int, int]

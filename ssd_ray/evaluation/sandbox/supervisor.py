@@ -130,15 +130,16 @@ class Sandbox:
             self.close()
         if self._zygote is None:
             self._zygote = _Zygote(self._level)
+        allowed_s = cpu_s or limits.time_s
         request = {
             "role": role,
             "entry_point": entry_point,
             "memory_bytes": limits.memory_mib << 20,
-            "cpu_s": int(-(-(cpu_s or limits.time_s) // 1)) + 1,
+            "cpu_s": int(-(-allowed_s // 1)) + 1,
             "file_bytes": limits.output_kib << 10,
             "num_threads": MOST_THREADS,
         }
-        child = Child(limits.output_kib << 10)
+        child = Child(limits.output_kib << 10, cpu_s=allowed_s, filtered=self._level.filtered)
         try:
             self._zygote.fork(child, request, units, stdin)
             child.wait_ready()

@@ -1,0 +1,54 @@
+"""A directory of verdicts that is being filled: what is graded in it, what has to be graded again, what it says of itself.
+
+Both that fill one, the pool on Ray and the worker processes of the stand-alone door, do so by these rules. Reads shards of
+verdicts, and deletes those that a failing machine spoilt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts, streaming
+from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.sandbox import levels
+
+SLICE_ROWS = 16
+"""Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
+
+
+def graded_keys(out: Path) -> set[streaming.Key]:
+    """The keys of what is graded. Shards in which the machine failed, and files of dead graders, are deleted: they are redone."""
+    import pyarrow.parquet as pq
+
+    for partial in out.glob(".*.partial"):
+        partial.unlink()
+    keys: set[streaming.Key] = set()
+    for path in artifacts.shard_paths(out):
+        prompt_ids, indices, outcomes = pq.read_table(path, columns=["prompt_id", "sample_index", "outcome"]).to_pydict().values()
+        if "infrastructure_error" in outcomes:
+            path.unlink()
+        else:
+            keys.update(zip(prompt_ids, indices, strict=True))
+    return keys
+
+
+def is_open(out: Path) -> bool:
+    """Whether whole verdicts have any that only a failing machine is to blame for, so that grading again may settle them."""
+    return (out / "manifest.json").exists() and bool(artifacts.load(out).facts["infrastructure_errors"])
+
+
+def facts(order: Order) -> dict[str, Any]:
+    """What the artifact says of itself: rows, outcomes, and the weakest sandbox that any grader had."""
+    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(order.out, "outcome"))
+    found = sorted((path.stem for path in (order.out / "sandbox").glob("*.json")), key=levels.rank)
+    weakest = found[0] if found else ""
+    return {
+        "rows": outcomes.total(),
+        "outcomes": dict(sorted(outcomes.items())),
+        "infrastructure_errors": outcomes["infrastructure_error"],
+        "profile": order.rules.profile,
+        "sandbox_level": weakest,
+        "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"} if weakest else None,
+    }
