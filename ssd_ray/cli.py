@@ -108,6 +108,9 @@ def grade(
     skip_bad_rows: Annotated[
         bool | None, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")
     ] = None,
+    thinking: Annotated[
+        bool | None, typer.Option("--thinking", help="The texts begin within a reasoning part: the prompts ended in <think>.")
+    ] = None,
 ) -> None:
     """Run the answers' programs in a sandbox and record verdicts.
 
@@ -123,6 +126,7 @@ def grade(
         "memory_limit_mib": memory_mib,
         "sandbox_floor": sandbox_floor,
         "skip_bad_rows": skip_bad_rows,
+        "thinking": thinking,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if recipe is not None:
@@ -140,7 +144,7 @@ def grade(
         raise UserError(f"without a recipe, --problems, --completions and --out are needed; missing: {', '.join(missing)}")
     if overrides:
         raise UserError("--set overrides a recipe's fields, and there is no recipe")
-    from ssd_ray.evaluation.door import grade_from_command_line
+    from ssd_ray.door import grade_from_command_line
     from ssd_ray.progress import progress
 
     show = progress(quiet)
@@ -153,7 +157,7 @@ def grade(
 @app.command()
 def sandbox() -> None:
     """Say how well programs are walled in on this machine, what that covers, and try every claim."""
-    from ssd_ray.evaluation.door import sandbox_tables
+    from ssd_ray.door import sandbox_tables
 
     ok = True
     for table, fine in sandbox_tables():

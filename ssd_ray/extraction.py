@@ -16,6 +16,7 @@ from typing import Literal
 Rule = Literal["last-block", "lcb", "first-block"]
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
+_END_OF_REASONING = re.compile(r"</think>[ \t\r]*$", re.MULTILINE)
 _DEEPER = 4
 """Columns by which a fence must be indented beyond the opening one to be content (CommonMark 0.31, section 4.5)."""
 
@@ -49,9 +50,7 @@ def extract_code(text: str, rule: Rule = "last-block", *, thinking: bool = False
     `last-block`: the last fenced block. No code: there is none, it is blank, or it has content and is never closed; such an
     answer was cut off, and neither half a program nor an earlier draft is what it says. A stray fence after the last block,
     with nothing behind it, is ignored. `first-block`: the first fenced block, no code where that one is blank or never
-    closed. For both, lines end in `\n` or `\r\n` and the code has `\n`; what precedes the first `</think>` is reasoning
-    and not looked at, and an answer that is still reasoning when it ends has no code: one that begins with `<think>`, or,
-    where `thinking` says that the prompt already did, any, and never comes to `</think>`.
+    closed. For both, lines end in `\n` or `\r\n` and the code has `\n`; reasoning is not looked at (`after_reasoning`).
 
     `lcb`: the lines between the last two lines that contain three backticks, wherever in the line and whatever else the line
     says; no code where there are fewer than two. Between two neighbouring lines the code is the empty text. Reasoning is
@@ -76,11 +75,17 @@ def _between_last_fences(text: str) -> str | None:
 
 
 def after_reasoning(text: str, *, thinking: bool) -> str | None:
-    """What the answer says once its reasoning is over; None where that never happens."""
-    _, closed, rest = text.partition("</think>")
-    if closed:
-        return rest
-    return None if thinking or text.lstrip().startswith("<think>") else text
+    """What the answer says once its reasoning is over; None where that never happens.
+
+    An answer that begins with `<think>` reasons, and so does any where `thinking` says that the prompt already did: up to the
+    first `</think>`. Where neither is known, only a line that ends in `</think>` ends a reasoning; within a line it may be part
+    of a program.
+    """
+    if thinking or text.lstrip().startswith("<think>"):
+        _, closed, rest = text.partition("</think>")
+        return rest if closed else None
+    ending = _END_OF_REASONING.search(text)
+    return text[ending.end() :] if ending else text
 
 
 def _blocks(text: str) -> list[_Block]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ssd_ray.evaluation.comparison import first_difference, numeric_answer, same, same_answer, same_output, same_value
+from ssd_ray.evaluation.comparison import first_difference, numeric_answer, same, same_answer, same_value
 from ssd_ray.evaluation.evalplus_comparison import FLOAT_ATOL, RTOL, tolerance
 from ssd_ray.evaluation.sandbox import Unsupported
 
@@ -27,6 +27,10 @@ def as_tuples(value):
     if isinstance(value, list):
         return tuple(as_tuples(item) for item in value)
     return {key: as_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def same_output(actual, expected):
+    return not first_difference(actual, expected)
 
 
 @given(st.text())
@@ -79,9 +83,9 @@ def test_different_output_is_wrong(actual, expected):
 
 
 def test_the_first_difference_is_named_by_line():
-    assert first_difference("1\n2\n3", "1\n2.0\n4\n5") == (3, "3", "4")
-    assert first_difference("1", "1\n2") == (2, None, "2")
-    assert first_difference("1\n2", "1") == (2, "2", None)
+    assert first_difference("1\n2\n3", "1\n2.0\n4\n5") == "line 3 is '3' and should be '4'"
+    assert first_difference("1", "1\n2") == "line 2 is missing"
+    assert first_difference("1\n2", "1") == "line 2 is one too many"
 
 
 @given(json_values)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.extraction import extract_code
+from ssd_ray.extraction import after_reasoning, extract_code
 
 lines = st.text(st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30)
 untagged = lines.filter(lambda line: "think>" not in line)
@@ -80,6 +80,21 @@ def test_reasoning_is_not_searched_for_code():
 def test_a_tag_of_reasoning_inside_the_program_is_part_of_it():
     program = "print(input().split('</think>')[-1])"
     assert extract_code(f"<think>hm</think>```\n\n```python\n{program}\n```") == program
+
+
+def test_a_tag_of_reasoning_in_an_answer_that_does_not_reason_is_text():
+    program = "print('</think>')\nprint(input())"
+    for thinking, before in (
+        (False, "So:"),
+        (False, "Use `</think>` here:"),
+        (True, "hm\n</think>\nSo:"),
+        (True, "hm</think>So:"),
+    ):
+        assert extract_code(f"{before}\n```python\n{program}\n```", thinking=thinking) == program
+    assert after_reasoning("The answer, after </think> as it is, is 4", thinking=False).startswith("The answer")
+    assert after_reasoning("2 + 2 is 4.</think>\n4", thinking=False) == "\n4"
+    assert after_reasoning("2 + 2 is 4.</think>", thinking=True) == ""
+    assert after_reasoning("2 + 2 is", thinking=True) is None
 
 
 def test_fences_inside_of_strings_stay_in_the_program():

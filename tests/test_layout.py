@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ssd_ray"
 # A module may import from the lines below its own, and stages never from one another.
 LAYERS = [
     {"cli"},
-    {"plan"},
+    {"plan", "door"},
     {"run"},
     {"pipeline"},
     {"stages"},

@@ -14,7 +14,8 @@ from lcb_idioms import ACCEPTED, BELIEVED_OFFICIALLY, FUNCTIONS_ACCEPTED, FUNCTI
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import lcb_compat
-from ssd_ray.evaluation.lcb_compat import grade_lcb, same_result, same_text
+from ssd_ray.evaluation.comparison import first_difference, same
+from ssd_ray.evaluation.lcb_compat import grade_lcb
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, wire
 from ssd_ray.schema import Problem, Test
 
@@ -225,8 +226,16 @@ def test_a_sandbox_that_dies_is_never_a_wrong_answer() -> None:
     assert grade_lcb(stdin_problem(SUMS), "pass", LIMITS, listener).outcome == "accepted"
 
 
+def same_text(actual: str, expected: str) -> bool:
+    return not first_difference(actual, expected, finite=False)
+
+
+def same_result(actual: object, expected: object) -> bool:
+    return same("lcb", actual, expected, 0.0, [])
+
+
 @pytest.mark.parametrize(
-    ("actual", "expected", "same"),
+    ("actual", "expected", "agree"),
     [
         ("6.0", "6", True),
         ("6e0", "6", True),
@@ -256,8 +265,8 @@ def test_a_sandbox_that_dies_is_never_a_wrong_answer() -> None:
         ("50000000000000001", "50000000000000000", False),
     ],
 )
-def test_printed_texts_are_compared_as_officially(actual: str, expected: str, same: bool) -> None:
-    assert same_text(actual, expected) is same
+def test_printed_texts_are_compared_as_officially(actual: str, expected: str, agree: bool) -> None:
+    assert same_text(actual, expected) is agree
 
 
 numbers = st.one_of(st.integers(), st.decimals(allow_nan=False), st.floats(allow_nan=False).map(repr))
@@ -266,9 +275,9 @@ numeric_lines = st.lists(numbers.map(str), min_size=1, max_size=4)
 
 @given(st.lists(st.tuples(numeric_lines, numeric_lines), max_size=4), st.sampled_from([" ", "   ", "\t"]))
 def test_lines_of_numbers_are_equal_when_their_decimals_are(pairs: list[tuple[list[str], list[str]]], blank: str) -> None:
-    same = all(len(a) == len(b) and all(Decimal(x) == Decimal(y) for x, y in zip(a, b, strict=True)) for a, b in pairs)
+    agree = all(len(a) == len(b) and all(Decimal(x) == Decimal(y) for x, y in zip(a, b, strict=True)) for a, b in pairs)
     actual, expected = ["\n".join(blank.join(side[index]) for side in pairs) for index in (0, 1)]
-    assert same_text(actual, expected) is same
+    assert same_text(actual, expected) is agree
 
 
 @given(st.text(max_size=50), st.text(max_size=50))

@@ -73,6 +73,19 @@ def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problem
     assert [(row["index"], row["outcome"]) for row in _verdicts(job)] == [(5, "accepted"), (0, "no_code")]
 
 
+def test_a_text_that_begins_within_a_reasoning_part_is_no_answer_before_its_end(tmp_path: Path, problems: Path) -> None:
+    texts = [f"Try\n```python\n{DOUBLE}\n```\n{end}" for end in ("but no", f"</think>\n```python\n{DOUBLE}\n```")]
+    job = _job(tmp_path, problems, [{"task_id": f"p{number}", "text": text} for number, text in enumerate(texts)], thinking=True)
+    scores = grade_files(job, LineProgress())
+    assert [row["outcome"] for row in _verdicts(job)] == ["no_code", "accepted"]
+    assert scores["rules"]["thinking"]
+    with pytest.raises(UserError, match="thinking"):
+        grade_files(dataclasses.replace(job, thinking=False), LineProgress())
+    programs = _write(tmp_path / "programs.jsonl", [{"task_id": "p0", "code": DOUBLE}])
+    with pytest.raises(UserError, match="holds programs"):
+        grade_files(dataclasses.replace(job, completions=programs, out=tmp_path / "code"), LineProgress())
+
+
 def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(tmp_path: Path, problems: Path) -> None:
     job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
     first = grade_files(job, LineProgress())
@@ -135,7 +148,7 @@ def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(tmp_path: Path, pr
 
 
 def test_the_door_imports_no_model_library() -> None:
-    code = "import sys, ssd_ray.evaluation.door; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
+    code = "import sys, ssd_ray.door; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

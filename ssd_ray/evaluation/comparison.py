@@ -8,54 +8,52 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from itertools import zip_longest
 
 from ssd_ray.evaluation import evalplus_comparison
+from ssd_ray.evaluation.sandbox import printable
 
 TOLERANCE = 1e-6
 """Relative and absolute tolerance where a float is expected; EvalPlus and NeMo Gym use the same figure."""
 
 
-def same_output(actual: str, expected: str) -> bool:
-    r"""Whether a program's whole output is right, by LiveCodeBench's rule.
+def first_difference(actual: str, expected: str, *, finite: bool = True) -> str:
+    r"""What is wrong with the first line where two outputs disagree, for a reader; empty where they agree.
 
-    Both texts are stripped and split at `\n`, every line is stripped, and there must be as many lines. Two lines agree
-    when they are the same string, or when every whitespace-separated token of both is a finite decimal number and the
-    numbers are equal one by one, exactly: `6.0` is `6`, `1e3` is `1000`, but 0.30000000000000004 is not 0.3.
+    LiveCodeBench's rule: both texts are stripped and split at `\n`, every line is stripped, and there must be as many lines.
+    Two lines agree when they are the same string, or when every whitespace-separated token of both is a decimal number and
+    the numbers are equal one by one, exactly: `6.0` is `6`, `1e3` is `1000`, but 0.30000000000000004 is not 0.3 and NaN is
+    nothing. `finite` numbers only; officially `Infinity` is `inf`.
     """
-    return first_difference(actual, expected) is None
-
-
-def first_difference(actual: str, expected: str) -> tuple[int, str | None, str | None] | None:
-    """The first line where two outputs disagree, as (number from 1, actual, expected); None for a missing line."""
     pairs = zip_longest(actual.strip().split("\n"), expected.strip().split("\n"))
     for number, (got, want) in enumerate(pairs, start=1):
-        if got is None or want is None or not _same_line(got.strip(), want.strip()):
-            return number, got, want
-    return None
+        if got is None or want is None:
+            return f"line {number} is {'missing' if got is None else 'one too many'}"
+        if not _same_line(got.strip(), want.strip(), finite=finite):
+            return f"line {number} is {shown(got.strip())} and should be {shown(want.strip())}"
+    return ""
 
 
-def _same_line(actual: str, expected: str) -> bool:
+def _same_line(actual: str, expected: str, *, finite: bool) -> bool:
     if actual == expected:
         return True
-    wanted = _numbers(expected)
-    return wanted is not None and wanted == _numbers(actual)
+    try:
+        got, wanted = ([Decimal(token) for token in line.split()] for line in (actual, expected))
+        return got == wanted and not (finite and any(number.is_infinite() for number in wanted))
+    except InvalidOperation:
+        # Not a number; or a signalling NaN, which cannot be compared (officially -4 for the whole sample).
+        return False
 
 
-def _numbers(line: str) -> list[Decimal] | None:
-    """The tokens of a line as numbers, where all of them are finite ones."""
-    numbers = []
-    for token in line.split():
-        try:
-            number = Decimal(token)
-        except InvalidOperation:
-            return None
-        if not number.is_finite():
-            return None
-        numbers.append(number)
-    return numbers
+def shown(value: object) -> str:
+    """A value for a reader, short and on one line."""
+    try:
+        return printable(reprlib.repr(value))[:100]
+    except ValueError:
+        return "a value with an integer of thousands of digits"
 
 
 def same_value(actual: object, expected: object) -> bool:

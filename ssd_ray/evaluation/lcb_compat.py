@@ -22,12 +22,10 @@ Where this profile differs, on purpose:
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 import time
-from decimal import Decimal, InvalidOperation
-from itertools import zip_longest
 
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded
 from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, wire
 from ssd_ray.schema import Outcome, Problem
@@ -128,9 +126,13 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
         case ["loaded"] if index == _LOADING:
             return "accepted", ""
         case ["printed", str(text)] if index != _LOADING and problem.kind == "stdin":
-            return _judge_text(text, problem.tests[index].output)
+            fault = first_difference(text, problem.tests[index].output, finite=False)
+            return ("wrong_answer", f"official -2: {fault}") if fault else ("accepted", "")
         case ["value", value] if index != _LOADING and problem.kind == "function":
-            return _judge_value(value, _expected(problem, index))
+            expected = _expected(problem, index)
+            if same("lcb", value, expected, 0.0, []):
+                return "accepted", ""
+            return "wrong_answer", f"official -2: returned {shown(value)} and should have returned {shown(expected)}"
         case ["unsupported", str(reason)]:
             return "wrong_answer", f"official -2: returned {reason}"
         case ["error", _, "MemoryError", str(message)]:
@@ -140,50 +142,3 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
         case ["error", _, str(name), str(message)]:
             return "runtime_error", f"official -4: {name}: {message}"
     return "runtime_error", "official -5: a malformed reply"
-
-
-def _judge_text(actual: str, expected: str) -> tuple[Outcome, str]:
-    for number, (got, want) in enumerate(zip_longest(_lines(actual), _lines(expected)), start=1):
-        if got is None or want is None:
-            return "wrong_answer", f"official -2: line {number} is {'missing' if got is None else 'one too many'}"
-        if not _same_line(got, want):
-            return "wrong_answer", f"official -2: line {number} is {_shown(got)} and should be {_shown(want)}"
-    return "accepted", ""
-
-
-def same_text(actual: str, expected: str) -> bool:
-    """Whether a printed text is right by the official rules."""
-    return _judge_text(actual, expected)[0] == "accepted"
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().split("\n")]
-
-
-def _same_line(actual: str, expected: str) -> bool:
-    if actual == expected:
-        return True
-    try:
-        return [Decimal(token) for token in actual.split()] == [Decimal(token) for token in expected.split()]
-    except InvalidOperation:
-        # Not a number; or a signalling NaN, which cannot be compared (officially -4 for the whole sample).
-        return False
-
-
-def same_result(actual: object, expected: object) -> bool:
-    """Whether a returned value is right by the official rule; both are plain values, decoded from the wire."""
-    return (list(actual) if isinstance(actual, tuple) else actual) == expected
-
-
-def _judge_value(actual: object, expected: object) -> tuple[Outcome, str]:
-    if same_result(actual, expected):
-        return "accepted", ""
-    return "wrong_answer", f"official -2: returned {_shown(actual)} and should have returned {_shown(expected)}"
-
-
-def _shown(value: object) -> str:
-    """A value for a reader, short and on one line."""
-    try:
-        return reprlib.repr(value)[:100]
-    except ValueError:
-        return "a value with an integer of thousands of digits"

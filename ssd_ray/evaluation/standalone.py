@@ -38,7 +38,7 @@ _MAX_FAILURES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to grade, how, and where to; `workers` processes at a time."""
+    """What to grade, how, and where to; `workers` processes at a time. `thinking`: the texts begin within a reasoning part."""
 
     problems: Path
     completions: Path
@@ -47,6 +47,7 @@ class Job:
     floor: str = "L1"
     workers: int = 1
     skip_bad_rows: bool = False
+    thinking: bool = False
     max_infrastructure_errors: float = 0.01
 
 
@@ -69,7 +70,10 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         inputs={"benchmark": benchmark.fingerprint},
     )
     made = artifacts.make(job.out / "completions", answers, lambda out: _completions(job, out))
+    if job.thinking and made.facts["content"] == "code":
+        raise UserError(f"--thinking is about texts, and {job.completions} holds programs (column code): leave it out")
     rules = asdict(job.rules) | ({"extract": "whole"} if made.facts["content"] == "code" else {})
+    rules |= {"thinking": True} if job.thinking else {}
     verdicts = Identity(stage="verdicts", choices=rules, inputs={"completions": answers.fingerprint})
     total = int(made.facts["rows"])
     if is_open(job.out / "verdicts"):
@@ -133,6 +137,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
         rules=job.rules,
         floor=job.floor,
         out=out.resolve(),
+        thinking=job.thinking,
         as_code=content == "code",
     )
     done = graded_keys(out)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.checking import BrokenCheckError, run_check
-from ssd_ray.evaluation.comparison import first_difference, same
+from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.evalplus_comparison import tolerance
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, Graded
-from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, printable, wire
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, wire
 from ssd_ray.schema import Outcome, Problem, Test
 
 _STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
@@ -104,15 +103,8 @@ def _run_stdin(problem: Problem, tests: Sequence[Test], code: str, limits: Limit
     result = _Result(outcome="accepted", time_s=execution.time_s, peak_bytes=execution.peak_bytes, num_passed=1)
     if execution.status != "ok":
         return dataclasses.replace(result, outcome=OUTCOMES[execution.status], detail=execution.detail, num_passed=0)
-    difference = first_difference(execution.stdout, tests[0].output)
-    if difference is None:
-        return result
-    number, got, want = difference
-    if got is None or want is None:
-        detail = f"line {number} is {'missing' if got is None else 'one too many'}"
-    else:
-        detail = f"line {number} is {_shown(got)} and should be {_shown(want)}"
-    return dataclasses.replace(result, outcome="wrong_answer", detail=detail, num_passed=0)
+    fault = first_difference(execution.stdout, tests[0].output)
+    return dataclasses.replace(result, outcome="wrong_answer", detail=fault, num_passed=0) if fault else result
 
 
 def _run_calls(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
@@ -149,7 +141,7 @@ def _compared(problem: Problem, execution: Execution, expected: object, test: Te
     assert isinstance(arguments, list)
     if same(problem.comparison, execution.result, expected, atol, arguments):
         return "accepted", ""
-    return "wrong_answer", f"returned {_shown(execution.result)} and should have returned {_shown(expected)}"
+    return "wrong_answer", f"returned {shown(execution.result)} and should have returned {shown(expected)}"
 
 
 def _run_asserts(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
@@ -198,11 +190,3 @@ def _loads(problem: Problem, field: str, text: str) -> object:
         return wire.loads(text)
     except wire.MalformedError as error:
         raise UserError(f"problem {problem.problem_id}: a test's {field} is not a wire text: {error}") from error
-
-
-def _shown(value: object) -> str:
-    """A value for a reader, short and on one line."""
-    try:
-        return printable(reprlib.repr(value))[:100]
-    except ValueError:
-        return "a value with an integer of thousands of digits"

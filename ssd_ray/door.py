@@ -38,6 +38,7 @@ def grade_from_command_line(
     memory_limit_mib: int = 1024,
     sandbox_floor: str = "L1",
     skip_bad_rows: bool = False,
+    thinking: bool = False,
 ) -> Table:
     """Grade the files and return the table of scores.
 
@@ -61,6 +62,7 @@ def grade_from_command_line(
         floor=sandbox_floor,
         workers=workers or os.cpu_count() or 1,
         skip_bad_rows=skip_bad_rows,
+        thinking=thinking,
     )
     return scores_table(grade_files(job, progress))
 
