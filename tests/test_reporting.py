@@ -138,6 +138,30 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     assert len(pictures) == 7
 
 
+def test_base_tests_alone_have_a_score_beside_that_of_all_tests(tmp_path):
+    passing = {"accepted": "accepted", "wrong_answer": "accepted"}
+
+    def with_base(name, rows):
+        if not name.startswith("verdicts/"):
+            return rows
+        return [
+            dataclasses.replace(row, outcome_base=passing.get(row.outcome, row.outcome)) if row.source == "humaneval" else row
+            for row in rows
+        ]
+
+    made = make_run(tmp_path, mutate=with_base)
+    out, _, scores = reported(made)
+    for arm, verdicts in made.verdicts.items():
+        eased = [dataclasses.replace(row, outcome=passing.get(row.outcome, row.outcome)) for row in verdicts]
+        for k in (1, 5):
+            right = per_problem(eased, "humaneval", k)
+            found = scores["benchmarks"]["humaneval"]["all"]["arms"][arm]
+            assert found["base_score"][f"pass@{k}"]["estimate"] == near(np.mean(list(right.values())))
+            assert found["base_score"][f"pass@{k}"]["estimate"] > found["score"][f"pass@{k}"]["estimate"]
+        assert scores["benchmarks"]["builtin"]["all"]["arms"][arm]["base_score"] == {}
+    assert (out / "report.html").read_text().count("base tests alone") == 1
+
+
 def test_an_infrastructure_error_is_no_wrong_answer_and_is_counted(tmp_path):
     def sometimes(arm, answer, rng):
         ungraded = arm == "ssd" and answer.prompt_id == "builtin/03" and answer.sample_index < 2

@@ -30,6 +30,8 @@ class Answer:
     tokens: int
     finish_reason: str
     outcome: str
+    outcome_base: str = ""
+    """On EvalPlus's base tests alone; empty elsewhere, and where none was run."""
     thought_ended: bool | None = None
     """Whether a think part was closed; None for an answer that opens none and was not prompted to."""
 
@@ -61,6 +63,11 @@ class ProblemResult:
     def accepted(self) -> int:
         """Answers that passed every test."""
         return sum(answer.outcome == "accepted" for answer in self.answers)
+
+    @property
+    def accepted_base(self) -> int:
+        """Graded answers that passed EvalPlus's base tests, whatever came after."""
+        return sum(answer.outcome_base == "accepted" for answer in self.answers if answer.outcome != "infrastructure_error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +196,8 @@ def _answered(path: Path, asked: Mapping[str, Asked]) -> dict[tuple[str, int], _
 def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dict[str, _Gathered], int]:
     """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
     gathered: dict[str, _Gathered] = {}
-    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome")
-    for prompt_id, index, source, difficulty, outcome in artifacts.read_columns(path, *columns):
+    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base")
+    for prompt_id, index, source, difficulty, outcome, outcome_base in artifacts.read_columns(path, *columns):
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
             raise _mismatch(path, f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice")
@@ -201,7 +208,12 @@ def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dic
             raise _mismatch(path, f"{prompt_id!r} has more than one source or difficulty")
         tokens, finish_reason, ended = answer
         problem.answers[index] = Answer(
-            sample_index=index, tokens=tokens, finish_reason=finish_reason, outcome=outcome, thought_ended=ended
+            sample_index=index,
+            tokens=tokens,
+            finish_reason=finish_reason,
+            outcome=outcome,
+            outcome_base=outcome_base,
+            thought_ended=ended,
         )
     return gathered, sum(len(problem.answers) for problem in gathered.values())
 

@@ -47,12 +47,14 @@ class Score:
 class ArmTable:
     """One arm on one group of problems; rates are shares of one.
 
+    `base_score` is the score on EvalPlus's base tests alone, beside `score` on all tests; empty where no tests are so called.
     `no_code_rate` and `time_limit_rate` are of graded answers, `cap_hit_rate` (cut off at the token limit) of all answers,
     and `think_close_rate` (with `</think>`) of those that open a think part or are prompted to; None where there are none.
     """
 
     refused: str | None
     score: Mapping[str, Score | None]
+    base_score: Mapping[str, Score | None]
     difference: Mapping[str, Difference | None]
     answers: int
     graded: int
@@ -198,27 +200,33 @@ def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str
 
 def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) -> Group:
     """Every arm on the problems in `results`, scored unless `refusals` says why not."""
-    evaluate, baseline = recipe.evaluate, arms.baseline(recipe)
+    baseline = arms.baseline(recipe)
     values = {
-        arm: {
-            f"pass@{k}": pass_at_values([(problem.graded, problem.accepted) for problem in problems.values()], k)
-            for k in sorted(evaluate.pass_at)
-        }
+        arm: _values(recipe, [(problem.graded, problem.accepted) for problem in problems.values()])
         for arm, problems in results.items()
     }
+    every = (answer for problems in results.values() for problem in problems.values() for answer in problem.answers)
+    has_base = any(answer.outcome_base for answer in every)
     tables = {}
     for arm, problems in results.items():
+        base = _values(recipe, [(problem.graded, problem.accepted_base) for problem in problems.values()]) if has_base else {}
         unpaired = arm == baseline or refusals[arm] is not None or refusals[baseline] is not None
         tables[arm] = _arm_table(
             list(problems.values()),
             refusals[arm],
             {name: None if refusals[arm] else _score(recipe, value) for name, value in values[arm].items()},
+            {name: None if refusals[arm] else _score(recipe, value) for name, value in base.items()},
             {
                 name: None if unpaired else difference(recipe, value, values[baseline][name])
                 for name, value in values[arm].items()
             },
         )
-    return Group(problems=len(results[baseline]), samples_per_problem=evaluate.samples_per_problem, arms=tables)
+    return Group(problems=len(results[baseline]), samples_per_problem=recipe.evaluate.samples_per_problem, arms=tables)
+
+
+def _values(recipe: Recipe, counts: Sequence[tuple[int, int]]) -> dict[str, Values]:
+    """Every pass@k of a recipe, of each problem from its (graded, accepted) answers."""
+    return {f"pass@{k}": pass_at_values(counts, k) for k in sorted(recipe.evaluate.pass_at)}
 
 
 def _score(recipe: Recipe, values: Values) -> Score | None:
@@ -233,6 +241,7 @@ def _arm_table(
     problems: Sequence[ProblemResult],
     refused: str | None,
     score: Mapping[str, Score | None],
+    base_score: Mapping[str, Score | None],
     paired: Mapping[str, Difference | None],
 ) -> ArmTable:
     answers = [answer for problem in problems for answer in problem.answers]
@@ -244,6 +253,7 @@ def _arm_table(
     return ArmTable(
         refused=refused,
         score=score,
+        base_score=base_score,
         difference=paired,
         answers=len(answers),
         graded=graded,
