@@ -53,6 +53,28 @@ def test_a_value_arrives_with_its_types(value):
     assert typed(wire.loads(line)) == typed(value)
 
 
+flat = st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=3), st.none())
+
+
+@given(st.sampled_from([st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=3), flat]), st.data())
+def test_long_lists_of_one_type_or_of_several_arrive_with_their_types(items, data):
+    row = data.draw(st.lists(items, min_size=9, max_size=20))
+    for value in (row, [row, tuple(row)], {"key": row}):
+        assert typed(wire.loads(wire.dumps(value))) == typed(value)
+
+
+def test_plain_text_nests_as_deeply_as_any_other_and_no_deeper():
+    for levels in (wire.MAX_DEPTH + 1, wire.MAX_DEPTH + 2):
+        for line in ("[" * levels + "]" * levels, "[" * (levels - 1) + '{"tuple":[]}' + "]" * (levels - 1)):
+            if levels > wire.MAX_DEPTH + 1:
+                with pytest.raises(wire.MalformedError):
+                    wire.loads(line)
+            else:
+                wire.loads(line)
+    wide = [[number] for number in range(10 * wire.MAX_DEPTH)]
+    assert wire.loads(wire.dumps(wide)) == wide
+
+
 def test_what_json_lacks_arrives_too():
     for number in (math.inf, -math.inf, 2**53, -(10**5000), 1.5):
         assert wire.loads(wire.dumps(number)) == number
