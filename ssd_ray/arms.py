@@ -7,13 +7,40 @@ recipe; reads and writes nothing.
 
 from __future__ import annotations
 
-from ssd_ray.config import Arm, Recipe, SampleConfig
+from dataclasses import dataclass
+
+from ssd_ray.config import Arm, PrepareConfig, Recipe, SampleConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Profile
 
-TEACHER, NAIVE = "teacher", "naive"
+TEACHER, NAIVE, ACCEPTED = "teacher", "naive", "accepted"
 VERDICTS: dict[Profile, str] = {"strict": "verdicts", "lcb-compat": "verdicts-lcb"}
 """Where the verdicts of each profile stand, under the run directory and over the arms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A model that is trained: its name among arms, how its samples are drawn, and what of them it is trained on."""
+
+    name: str
+    samples: str
+    sample: SampleConfig
+    prepare: PrepareConfig
+
+    @property
+    def dataset(self) -> str:
+        """The directory of its training sequences."""
+        return "dataset" if self.name == "ssd" else f"dataset-{self.name}"
+
+    @property
+    def checkpoint(self) -> str:
+        """The directory of the trained model."""
+        return "checkpoint" if self.name == "ssd" else f"checkpoint-{self.name}"
+
+    @property
+    def verdicts(self) -> str | None:
+        """The directory of the verdicts on its samples, where only accepted ones are trained on."""
+        return self.samples.replace("samples", "sample-verdicts") if self.prepare.select == "accepted" else None
 
 
 def controls(recipe: Recipe) -> tuple[str, ...]:
@@ -66,9 +93,21 @@ def baseline(recipe: Recipe) -> str:
     return _point(name, recipe.evaluate.arms[name].temperature) if recipe.evaluate.sweep else name
 
 
-def trains_naive(recipe: Recipe) -> bool:
-    """Whether an arm needs the naively self-trained model, and with it a second branch of samples, data set and checkpoint."""
-    return any(arm.model == NAIVE for arm in arms(recipe).values())
+def branches(recipe: Recipe) -> tuple[Branch, ...]:
+    """The models that a run trains: `ssd` always, the controls `naive` and `accepted` where an arm needs them.
+
+    Raises:
+        UserError: as for `arms`.
+    """
+    sample, prepare = recipe.sample, recipe.prepare
+    accepted = prepare.model_copy(update={"select": "accepted"})
+    every = (
+        Branch(name="ssd", samples="samples", sample=sample, prepare=prepare),
+        Branch(name=NAIVE, samples="samples-naive", sample=naive_sample(recipe), prepare=prepare),
+        Branch(name=ACCEPTED, samples="samples", sample=sample, prepare=accepted),
+    )
+    needed = {"ssd", *(arm.model for arm in arms(recipe).values())}
+    return tuple(branch for branch in every if branch.name in needed)
 
 
 def naive_sample(recipe: Recipe) -> SampleConfig:
@@ -77,19 +116,40 @@ def naive_sample(recipe: Recipe) -> SampleConfig:
 
 
 def _named(recipe: Recipe) -> dict[str, Arm]:
-    """The arms of the recipe, and the naive control decoded as the first ssd arm."""
+    """The arms of the recipe, and the trained controls decoded as the first ssd arm."""
     named = dict(recipe.evaluate.arms)
-    if NAIVE in controls(recipe):
-        if naive_sample(recipe) == recipe.sample:
-            raise UserError(
-                "evaluate.controls holds naive, but sample is already temperature 1 without truncation, so this run is its own "
-                "naive control: leave naive out"
-            )
-        trained = [arm for arm in named.values() if arm.model == "ssd"]
-        if not trained:
-            raise UserError("evaluate.controls holds naive, but no arm has model ssd to compare it to: add one to evaluate.arms")
-        _add(named, NAIVE, trained[0].model_copy(update={"model": NAIVE}))
+    for control in (NAIVE, ACCEPTED):
+        if control in controls(recipe):
+            trained = [arm for arm in named.values() if arm.model == "ssd"]
+            if not trained:
+                raise UserError(
+                    f"evaluate.controls holds {control}, but no arm has model ssd to compare it to: add one to evaluate.arms"
+                )
+            _add(named, control, trained[0].model_copy(update={"model": control}))
+    _refuse_twins(recipe, {arm.model for arm in named.values()})
     return named
+
+
+def _refuse_twins(recipe: Recipe, models: set[str]) -> None:
+    """Refuse a control that would be the run itself, and a selection by tests that there are none of."""
+    if NAIVE in models and naive_sample(recipe) == recipe.sample:
+        raise UserError(
+            "an arm is naive, but sample is already temperature 1 without truncation, so this run is its own naive control: "
+            "leave naive out"
+        )
+    selects = recipe.prepare.select == "accepted"
+    if ACCEPTED in models and selects:
+        raise UserError(
+            "an arm is accepted, but prepare.select is already accepted, so ssd would be trained on the same: set "
+            "prepare.select=all"
+        )
+    prompts = recipe.prompts
+    if (ACCEPTED in models or selects) and prompts.source != "builtin" and prompts.tests_column is None:
+        what = "prepare.select is accepted" if selects else "an arm has model accepted"
+        raise UserError(
+            f"{what}, which needs prompts with tests, and those of {prompts.source!r} have none: use the built-in prompts, or "
+            "files with a column of tests and set prompts.tests_column"
+        )
 
 
 def _point(name: str, temperature: float) -> str:

@@ -6,6 +6,7 @@ file once into the cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packa
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -179,3 +180,22 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
         except OSError as error:
             raise UserError(f"model.chat_template {chat_template!r} cannot be read: {error.strerror}") from error
     return tokenizer
+
+
+def end_tokens(directory: Path) -> frozenset[int]:
+    """The ids that end an answer in the engine: the tokenizer's, and all of the generation configuration's."""
+    from transformers import GenerationConfig
+
+    found = {load_tokenizer(directory).eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (directory / name).exists():
+            stated = GenerationConfig.from_pretrained(directory, config_file_name=name).eos_token_id
+            found |= set(stated) if isinstance(stated, list) else {stated}
+            break
+    return frozenset(found - {None})
+
+
+def tokenizer_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of each file that a tokenizer is made of, by name."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names if (directory / name).exists()}

@@ -4,8 +4,9 @@
     benchmark/, prompts/ ─render→ contamination/ (before anything is sampled)
     benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/ ─report→ report/
 
-The naive control, where an arm needs it, goes the same way once more (samples-naive/, dataset-naive/, checkpoint-naive/), and
-a second profile of grading fills verdicts-lcb/<arm>/.
+The naive control, where an arm needs it, goes the same way once more (samples-naive/, dataset-naive/, checkpoint-naive/). The
+control `accepted` shares the samples: training-problems/ with their tests, sample-verdicts/, dataset-accepted/,
+checkpoint-accepted/. A second profile of grading fills verdicts-lcb/<arm>/.
 
 Every fingerprint follows from the recipe alone, so what is whole, partial or made by another recipe is known before any
 work starts. This is the one module that knows more than one stage; `ssd_ray.run` makes the steps.
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssd_ray import arms, artifacts, config, models
+from ssd_ray.arms import Branch
 from ssd_ray.artifacts import Identity
 from ssd_ray.config import Arm, Recipe
 from ssd_ray.errors import InfrastructureError, UserError
@@ -29,11 +31,8 @@ from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
 from ssd_ray.stages import Facts, Stages
 
-_BRANCH = {"ssd": "", "naive": "-naive"}
-"""What the directories of an arm's training end in."""
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
     """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself.
 
@@ -75,11 +74,7 @@ class Pipeline:
             self._prompts,
             self._contamination,
             self._eval_prompts,
-            *(
-                step
-                for branch in self._branches
-                for step in (self._samples(branch), self._dataset(branch), self._checkpoint(branch))
-            ),
+            *dict.fromkeys(step for branch in self._branches.values() for step in self._training(branch)),
             *(self._generations(arm) for arm in self._arms),
             *self._all_verdicts,
             self._report,
@@ -90,9 +85,18 @@ class Pipeline:
         return arms.arms(self.recipe)
 
     @functools.cached_property
-    def _branches(self) -> tuple[str, ...]:
-        """What the directories of training end in: nothing for SSD, `-naive` for the control that is trained beside it."""
-        return ("", "-naive") if arms.trains_naive(self.recipe) else ("",)
+    def _branches(self) -> dict[str, Branch]:
+        return {branch.name: branch for branch in arms.branches(self.recipe)}
+
+    def _training(self, branch: Branch) -> Iterator[Step]:
+        """The steps from prompts to a trained model."""
+        if branch.verdicts is not None:
+            yield self._training_problems
+        yield self._samples(branch.samples)
+        if branch.verdicts is not None:
+            yield self._sample_verdicts(branch)
+        yield self._dataset(branch)
+        yield self._checkpoint(branch)
 
     @functools.cached_property
     def _all_verdicts(self) -> list[Step]:
@@ -134,32 +138,56 @@ class Pipeline:
         chosen, inputs = {"policy": self.recipe.prompts.contamination}, (self._benchmark, self._prompts)
         return Step(name="contamination", verb="render", choices=chosen, act=self._stages.contamination, inputs=inputs)
 
+    @functools.cached_property
+    def _training_problems(self) -> Step:
+        inputs = (self._prompts,)
+        return Step(name="training-problems", verb="render", choices={}, act=self._stages.training_problems, inputs=inputs)
+
     @functools.cache  # noqa: B019 - a Run lives as long as its process
-    def _samples(self, branch: str) -> Step:
-        sample = arms.naive_sample(self.recipe) if branch else self.recipe.sample
-        chosen = {"sample": config.choices(sample), **self._engine_choices}
-        act = functools.partial(self._stages.samples, sample, f"samples{branch}")
+    def _samples(self, name: str) -> Step:
+        branches = [branch for branch in self._branches.values() if branch.samples == name]
+        selected = any(branch.verdicts for branch in branches)
+        sample = branches[0].sample
         return Step(
-            name=f"samples{branch}",
+            name=name,
             verb="sample",
-            choices=chosen,
-            act=act,
+            choices={"sample": config.choices(sample), **self._engine_choices},
+            act=functools.partial(self._stages.samples, sample, name),
             inputs=(self._prompts,),
-            after=(self._contamination,),
+            after=(self._contamination, *((self._training_problems,) if selected else ())),
             needs_ray=True,
         )
 
     @functools.cache  # noqa: B019
-    def _dataset(self, branch: str) -> Step:
-        chosen = {"prepare": config.choices(self.recipe.prepare)}
-        act = functools.partial(self._stages.dataset, f"samples{branch}")
-        return Step(name=f"dataset{branch}", verb="prepare", choices=chosen, act=act, inputs=(self._samples(branch),))
+    def _sample_verdicts(self, branch: Branch) -> Step:
+        profile, samples = self.recipe.evaluate.profiles[0], self._samples(branch.samples)
+        name = str(branch.verdicts)
+        act = functools.partial(
+            self._stages.sample_verdicts, branch.samples, profile, name, functools.partial(self._ended, samples)
+        )
+        return Step(
+            name=name,
+            verb="grade",
+            choices=self._grading(profile),
+            act=act,
+            inputs=(self._training_problems, samples),
+            needs_ray=True,
+            follows=samples,
+        )
 
     @functools.cache  # noqa: B019
-    def _checkpoint(self, branch: str) -> Step:
+    def _dataset(self, branch: Branch) -> Step:
+        chosen = {"prepare": config.choices(branch.prepare), "extract": self.recipe.evaluate.extract}
+        graded = (self._sample_verdicts(branch),) if branch.verdicts else ()
+        inputs = (self._samples(branch.samples), *graded)
+        act = functools.partial(self._stages.dataset, branch)
+        return Step(name=branch.dataset, verb="prepare", choices=chosen, act=act, inputs=inputs)
+
+    @functools.cache  # noqa: B019
+    def _checkpoint(self, branch: Branch) -> Step:
         chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
-        act, inputs = functools.partial(self._stages.checkpoint, f"dataset{branch}"), (self._dataset(branch),)
-        return Step(name=f"checkpoint{branch}", verb="train", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+        act, inputs = functools.partial(self._stages.checkpoint, branch.dataset), (self._dataset(branch),)
+        return Step(name=branch.checkpoint, verb="train", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cached_property
     def _eval_prompts(self) -> Step:
@@ -180,14 +208,13 @@ class Pipeline:
             "max_tokens": evaluate.max_tokens,
             **self._engine_choices,
         }
-        inputs = (self._eval_prompts,) if arm.model == "base" else (self._eval_prompts, self._checkpoint(_BRANCH[arm.model]))
-        act = functools.partial(self._stages.generations, f"generations/{name}", arm, f"checkpoint{_BRANCH.get(arm.model, '')}")
+        branch = self._branches.get(arm.model)
+        inputs = (self._eval_prompts,) if branch is None else (self._eval_prompts, self._checkpoint(branch))
+        act = functools.partial(self._stages.generations, f"generations/{name}", arm, branch.checkpoint if branch else None)
         return Step(name=f"generations/{name}", verb="generate", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cache  # noqa: B019
     def _verdicts(self, name: str, profile: Profile) -> Step:
-        limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
-        chosen = {"profile": profile, **{limit: getattr(self.recipe.evaluate, limit) for limit in limits}}
         answers = self._generations(name)
         stage = f"{arms.VERDICTS[profile]}/{name}"
         ended = functools.partial(self._ended, answers)
@@ -195,7 +222,7 @@ class Pipeline:
         return Step(
             name=stage,
             verb="grade",
-            choices=chosen,
+            choices=self._grading(profile),
             act=act,
             inputs=(self._benchmark, self._eval_prompts, answers),
             needs_ray=True,
@@ -211,9 +238,13 @@ class Pipeline:
             "baseline": arms.baseline(self.recipe),
             "families": {name: list(swept.values()) for name, swept in arms.families(self.recipe).items()},
         }
-        trained = (step for branch in self._branches for step in (self._dataset(branch), self._checkpoint(branch)))
-        inputs = (*trained, *self._all_verdicts)
+        trained = (step for branch in self._branches.values() for step in (self._dataset(branch), self._checkpoint(branch)))
+        inputs = (self._contamination, *trained, *self._all_verdicts)
         return Step(name="report", verb="report", choices=chosen, act=self._stages.report, inputs=inputs)
+
+    def _grading(self, profile: Profile) -> dict[str, Any]:
+        limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
+        return {"profile": profile, **{limit: getattr(self.recipe.evaluate, limit) for limit in limits}}
 
     @property
     def _engine_choices(self) -> dict[str, Any]:

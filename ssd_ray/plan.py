@@ -136,7 +136,7 @@ def _deed(recipe: Recipe, out: Path, step: Step, state: State) -> str:
 def _work(recipe: Recipe, out: Path, step: Step) -> str:
     evaluate, sample = recipe.evaluate, recipe.sample
     if step.verb == "sample":
-        chosen = arms.naive_sample(recipe) if step.name.endswith("-naive") else sample
+        chosen = next(branch.sample for branch in arms.branches(recipe) if branch.samples == step.name)
         drawn = f"{_rows(out / 'prompts')} prompts × {sample.samples_per_prompt}"
         return f"{drawn} at {_decoding(chosen)}, up to {sample.max_tokens:,} tokens each"
     if step.verb == "generate":
@@ -157,6 +157,7 @@ def _work(recipe: Recipe, out: Path, step: Step) -> str:
         return "training sequences from the sampled ids"
     return {
         "prompts": f"prompts of {recipe.prompts.source} in mode {recipe.prompts.mode}",
+        "training-problems": "tests of the training problems",
         "contamination": f"prompts that overlap the benchmarks: {recipe.prompts.contamination}",
         "benchmark": f"problems and tests of {', '.join(map(str, evaluate.benchmarks))}",
         "eval-prompts": f"benchmark prompts in mode {evaluate.prompt_mode}",

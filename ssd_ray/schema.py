@@ -109,12 +109,16 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One training sequence: prompt and output ids as sampled; the loss covers `input_ids[num_prompt_tokens:]`."""
+    """One training sequence: prompt and output ids as sampled; the loss covers `input_ids[num_prompt_tokens:]`.
+
+    A `masked` one has its place in the batches and none of its ids in the loss.
+    """
 
     prompt_id: str
     sample_index: int
     input_ids: tuple[int, ...]
     num_prompt_tokens: int
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts, config, models
+from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Problem, Profile
 
 if TYPE_CHECKING:
+    from ssd_ray.problems.contamination import Benchmarks
     from ssd_ray.problems.rendering import Mode
 
 Facts = Mapping[str, Any]
@@ -62,23 +65,34 @@ class Stages:
 
     def prompts(self, out: Path) -> Facts:
         """The training problems as prompts."""
-        from ssd_ray.problems.contamination import Benchmarks
         from ssd_ray.problems.rendering import Room, render
 
         chosen, tally = self.recipe.prompts, sources.Tally()
-        benchmarks = None
-        if chosen.contamination == "drop":
-            benchmarks = Benchmarks(artifacts.read_rows(self.out / "benchmark", Problem))
         room = Room(
             max_model_len=self.recipe.model.max_model_len,
             answer_tokens=self.recipe.sample.max_tokens,
             over_length=chosen.over_length,
         )
-        problems = sources.training_problems(chosen, tally, benchmarks)
+        problems = sources.training_problems(chosen, tally, self._benchmarks())
         facts = render(problems, self._put(chosen.mode, "prompts.mode"), room, out=out)
         if facts["skipped"]:
             tally.dropped["too long for the context"] = facts["skipped"]
-        return {**facts, "read": tally.read, "dropped": dict(tally.dropped), "model": self._directory.name}
+        template = models.load_tokenizer(self._directory, self.recipe.model.chat_template).chat_template
+        return {
+            **facts,
+            "read": tally.read,
+            "dropped": dict(tally.dropped),
+            "model": self._directory.name,
+            "tokenizer": models.tokenizer_digests(self._directory),
+            "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        }
+
+    def _benchmarks(self) -> Benchmarks | None:
+        """What training problems must not overlap, where those that do are dropped."""
+        from ssd_ray.problems.contamination import Benchmarks
+
+        dropped = self.recipe.prompts.contamination == "drop"
+        return Benchmarks(artifacts.read_rows(self.out / "benchmark", Problem)) if dropped else None
 
     def contamination(self, out: Path) -> Facts:
         """What the training prompts share with the benchmarks."""
@@ -105,9 +119,9 @@ class Stages:
         """Answers of the frozen model at the training temperature."""
         return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, stage, out)
 
-    def generations(self, stage: str, arm: Arm, checkpoint: str, out: Path) -> Facts:
-        """Answers of one arm to the benchmark."""
-        directory = self._directory if arm.model == "base" else self.out / checkpoint
+    def generations(self, stage: str, arm: Arm, checkpoint: str | None, out: Path) -> Facts:
+        """Answers of one arm to the benchmark; without a checkpoint, of the frozen model."""
+        directory = self._directory if checkpoint is None else self.out / checkpoint
         evaluate = self.recipe.evaluate
         return self._draw("eval-prompts", directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, stage, out)
 
@@ -133,11 +147,38 @@ class Stages:
             progress=self._progress,
         )
 
-    def dataset(self, samples: str, out: Path) -> Facts:
-        """Samples as training sequences."""
-        from ssd_ray.training.dataset import prepare
+    def training_problems(self, out: Path) -> Facts:
+        """The problems behind the prompts, their tests in a store."""
+        from ssd_ray.evaluation.store import stored
 
-        return prepare(self.out / samples, self.recipe.prepare, out=out)
+        chosen, tally = self.recipe.prompts, sources.Tally()
+        left_out: list[str] = []
+        problems = stored(
+            sources.training_problems(chosen, tally, self._benchmarks()),
+            out / "tests",
+            self.recipe.evaluate.sandbox_floor,
+            left_out,
+        )
+        rows = list(problems)
+        artifacts.write_shard(out, "problems", rows, Problem)
+        return {"rows": len(rows), "tests": sum(problem.num_tests for problem in rows), "tests_left_out": left_out}
+
+    def dataset(self, branch: Branch, out: Path) -> Facts:
+        """Samples as training sequences, with a page on their health and a card."""
+        from ssd_ray.reporting.card import card, provenance
+        from ssd_ray.reporting.health import health_page
+        from ssd_ray.training.dataset import prepare
+        from ssd_ray.training.health import Reading
+
+        extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory)
+        reading = Reading(extract=extract, thinking=self._thinking("prompts"), end_tokens=ends)
+        graded, samples = self.out / branch.verdicts if branch.verdicts else None, self.out / branch.samples
+        made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out)
+        made["provenance"] = provenance(self.recipe, branch.sample, self.out / "prompts", samples)
+        facts = {name: artifacts.load(self.out / name).facts for name in ("prompts", "contamination")} | {"dataset": made}
+        artifacts.write_atomic(out / "health.html", health_page(self.recipe, branch, facts))
+        artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
+        return made
 
     def checkpoint(self, dataset: str, out: Path) -> Facts:
         """The model fine-tuned on a data set."""
@@ -156,6 +197,25 @@ class Stages:
 
     def verdicts(self, generations: str, profile: Profile, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
         """What became of an arm's programs under a profile, graded while they are generated until `ended`."""
+        total = self._rows("eval-prompts") * self.recipe.evaluate.samples_per_problem
+        return self._grade(generations, "benchmark", "eval-prompts", total, profile, stage, ended, out)
+
+    def sample_verdicts(self, samples: str, profile: Profile, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+        """What became of the programs of samples, graded while they are drawn until `ended`."""
+        total = self._rows("prompts") * self.recipe.sample.samples_per_prompt
+        return self._grade(samples, "training-problems", "prompts", total, profile, stage, ended, out)
+
+    def _grade(
+        self,
+        answers: str,
+        problems: str,
+        prompts: str,
+        total: int,
+        profile: Profile,
+        stage: str,
+        ended: Callable[[], bool],
+        out: Path,
+    ) -> Facts:
         from ssd_ray.evaluation.grader import Order
         from ssd_ray.evaluation.graders import grade
         from ssd_ray.evaluation.grading import Rules
@@ -163,24 +223,30 @@ class Stages:
 
         evaluate = self.recipe.evaluate
         limits = Limits(time_s=evaluate.time_limit_s, memory_mib=evaluate.memory_limit_mib, output_kib=evaluate.output_limit_kib)
-        prompts = [text.rstrip().endswith("<think>") for (text,) in artifacts.read_columns(self.out / "eval-prompts", "text")]
         order = Order(
-            benchmark=(self.out / "benchmark").resolve(),
+            benchmark=(self.out / problems).resolve(),
             rules=Rules(limits=limits, profile=profile, extract=evaluate.extract),
             floor=evaluate.sandbox_floor,
             out=out.resolve(),
-            thinking=all(prompts),
+            thinking=self._thinking(prompts),
         )
         return grade(
-            self.out / generations,
+            self.out / answers,
             order,
             self.recipe.cluster,
-            total=len(prompts) * evaluate.samples_per_problem,
+            total=total,
             ended=ended,
             stage=stage,
             logs=self.out / "logs",
             progress=self._progress,
         )
+
+    def _thinking(self, prompts: str) -> bool:
+        """Whether prompts open a reasoning part, which the answers are to close."""
+        return all(text.rstrip().endswith("<think>") for (text,) in artifacts.read_columns(self.out / prompts, "text"))
+
+    def _rows(self, stage: str) -> int:
+        return int(artifacts.load(self.out / stage).facts["rows"])
 
     def report(self, out: Path) -> Facts:
         """The page and the scores."""

@@ -4,15 +4,18 @@ import dataclasses
 import io
 import json
 import random
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
 from ssd_ray import arms, artifacts
-from ssd_ray.config import Recipe
+from ssd_ray.config import PrepareConfig, Recipe
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
+from ssd_ray.training.dataset import prepare
+from ssd_ray.training.health import Reading
 
 EVIL = "<script>alert(1)</script>"
 PROBLEMS = {"builtin": ("easy", "easy", "medium", "medium", "hard", "hard") * 2, "humaneval": ("unknown",) * 12}
@@ -79,12 +82,18 @@ def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda
         for i, difficulty in enumerate(difficulties)
     ]
     known = _facts(prompts, samples, examples) if facts else {}
+    health = {"masked": {"rows": 0, "response_tokens": 0}, "health": _health(samples)}
     _write(path / "prompts", "prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
-    for branch in ("", "-naive") if arms.trains_naive(chosen) else ("",):
-        stages = [f"{stage}{branch}" for stage in ("samples", "dataset", "checkpoint")]
-        _write(path / stages[0], stages[0], mutate(stages[0], samples), Completion, known.get("samples", {}), 80.5)
-        _write(path / stages[1], stages[1], mutate(stages[1], examples), Example, known.get("dataset", {}), 0.0257)
-        _write(path / stages[2], stages[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
+    _write(path / "contamination", "contamination", [], Example, _contamination(evil), 0.1)
+    for branch in arms.branches(chosen):
+        names = (branch.samples, branch.dataset, branch.checkpoint)
+        if not (path / names[0]).exists():
+            _write(path / names[0], names[0], mutate(names[0], samples), Completion, known.get("samples", {}), 80.5)
+        if branch.verdicts:
+            _write(path / "training-problems", "training-problems", [], Example, {}, 0.5)
+            _write(path / branch.verdicts, branch.verdicts, [], Example, {}, 4.0)
+        _write(path / names[1], names[1], mutate(names[1], examples), Example, known.get("dataset", {}) | health, 0.0257)
+        _write(path / names[2], names[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
     _write(path / "eval-prompts", "eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
     made = Made(path=path, recipe=chosen, verdicts={}, completions={})
     decide = outcome or usual_outcome
@@ -148,6 +157,26 @@ def _verdict(answer, outcome, evil):
         code="print(2 * int(input()))",
         detail=f"{evil}test 2: expected 4, got 5" if outcome == "wrong_answer" else "",
     )
+
+
+def _health(samples):
+    with tempfile.TemporaryDirectory() as place:
+        artifacts.write_shard(Path(place) / "in", "a", samples, Completion)
+        reading = Reading(end_tokens=frozenset(range(50)))
+        return prepare(Path(place) / "in", PrepareConfig(), reading, out=Path(place) / "out")["health"]
+
+
+def _contamination(evil):
+    example = {
+        "prompt_id": f"{evil}train-001",
+        "benchmark": "builtin",
+        "problem_id": "builtin/01",
+        "share": 0.4,
+        "words": f"a b {evil}",
+    }
+    benchmarks = {"builtin": {"problems": 12, "contaminated": 1}, "humaneval": {"problems": 12, "contaminated": 0}}
+    counts = {"rows": 40, "contaminated": 1, "policy": "allow", "words": 13}
+    return {**counts, "benchmarks": benchmarks, "examples": [example]}
 
 
 def _facts(prompts, samples, examples):

@@ -18,7 +18,7 @@ def test_without_a_sweep_the_arms_are_those_named():
     assert arms.arms(chosen) == chosen.evaluate.arms
     assert arms.baseline(chosen) == "base"
     assert arms.families(chosen) == {}
-    assert not arms.trains_naive(chosen)
+    assert [branch.name for branch in arms.branches(chosen)] == ["ssd"]
 
 
 def test_a_sweep_decodes_every_arm_at_the_same_temperatures_and_keeps_its_truncation():
@@ -49,6 +49,53 @@ def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperatu
     assert found["checkpoint-naive"].choices == found["checkpoint"].choices
     assert found["samples-naive"].identity.fingerprint != found["samples"].identity.fingerprint
     assert found["verdicts/naive"].identity.fingerprint != found["verdicts/ssd"].identity.fingerprint
+
+
+def test_the_accepted_control_shares_the_samples_and_is_trained_on_those_that_pass(tmp_path):
+    chosen = recipes.load("quickstart", ["evaluate.controls=[accepted]"])
+    assert arms.arms(chosen)["accepted"].model_dump() == chosen.evaluate.arms["ssd"].model_dump() | {"model": "accepted"}
+    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
+    plain = {step.name: step for step in Pipeline(recipes.load("quickstart"), tmp_path, LineProgress()).steps}
+    assert found.keys() - plain.keys() == {
+        *("training-problems", "sample-verdicts", "dataset-accepted", "checkpoint-accepted"),
+        *("generations/accepted", "verdicts/accepted"),
+    }
+    assert {name for name in plain if plain[name].identity != found[name].identity} == {"report"}
+    assert [step.name for step in found["sample-verdicts"].inputs] == ["training-problems", "samples"]
+    assert found["sample-verdicts"].follows is found["samples"]
+    assert [step.name for step in found["dataset-accepted"].inputs] == ["samples", "sample-verdicts"]
+    assert [step.name for step in found["generations/accepted"].inputs] == ["eval-prompts", "checkpoint-accepted"]
+    assert "training-problems" in {step.name for step in found["samples"].after}, "no tests is found out before sampling"
+
+
+def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_path):
+    for name in recipes.shipped():
+        shipped = recipes.load(name)
+        assert shipped.prepare.select == "all"
+        assert "accepted" not in {arm.model for arm in arms.arms(shipped).values()}
+    chosen = recipes.load("quickstart", ["prepare.select=accepted", "evaluate.controls=[naive]"])
+    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
+    assert {"sample-verdicts", "sample-verdicts-naive"} <= found.keys()
+    assert found["dataset-naive"].inputs == (found["samples-naive"], found["sample-verdicts-naive"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["prompts.source=rstar-coder", "prepare.select=accepted"],
+            "prepare.select is accepted, which needs prompts",
+        ),
+        (
+            ["prompts.source=mine.jsonl", "evaluate.controls=[accepted]"],
+            r"'mine.jsonl' have none: .* prompts.tests_column",
+        ),
+        (["prepare.select=accepted", "evaluate.controls=[accepted]"], "set prepare.select=all"),
+    ],
+)
+def test_selection_without_tests_costs_one_sentence_before_anything_starts(overrides, told):
+    with pytest.raises(UserError, match=told):
+        recipes.load("quickstart", overrides)
 
 
 def test_the_quick_start_stays_as_small_as_it_was(tmp_path):

@@ -10,13 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssd_ray.artifacts import read_rows, write_shard
-from ssd_ray.config import PrepareConfig
+from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
-from ssd_ray.schema import Completion, Example
+from ssd_ray.schema import Completion, Example, Outcome, Verdict
 from ssd_ray.training import dataset
-from ssd_ray.training.dataset import REASONS, prepare
+from ssd_ray.training.dataset import REASONS
+from ssd_ray.training.dataset import prepare as prepare_reading
+from ssd_ray.training.health import Reading
 
+KEEP = Policies(empty="keep", stub="keep")
 PROGRAM = "```python\nprint(1)\n```"
+
+
+def prepare(samples: Path, choices: PrepareConfig, *, out: Path) -> dict[str, Any]:
+    return prepare_reading(samples, choices, Reading(end_tokens=frozenset({2})), out=out)
 
 
 def _completion(prompt_id: str, **values: Any) -> Completion:
@@ -58,7 +65,7 @@ completions = st.builds(
 @given(rows=st.lists(completions, min_size=1, max_size=12, unique_by=lambda row: (row.prompt_id, row.sample_index)))
 def test_sampled_ids_are_trained_ids_byte_for_byte(tmp_path_factory: pytest.TempPathFactory, rows: list[Completion]) -> None:
     samples, out = _samples(tmp_path_factory.mktemp("samples"), rows), tmp_path_factory.mktemp("dataset")
-    choices = PrepareConfig(drop_empty=False, drop_stubs=False)
+    choices = PrepareConfig(policies=KEEP)
     sampled = {(row.prompt_id, row.sample_index): row for row in rows if row.output_token_ids}
     if not sampled:
         with pytest.raises(UserError):
@@ -93,14 +100,14 @@ def test_empty_answers_and_single_line_stubs_are_dropped_and_counted(tmp_path: P
     facts = prepare(samples, PrepareConfig(), out=tmp_path / "out")
     assert _dropped(facts) == {"empty": 1, "stub": 1}
     assert [row.prompt_id for row in read_rows(tmp_path / "out", Example)] == ["kept"]
-    kept = prepare(samples, PrepareConfig(drop_empty=False, drop_stubs=False), out=tmp_path / "all")
+    kept = prepare(samples, PrepareConfig(policies=KEEP), out=tmp_path / "all")
     assert kept["rows"] == 3
 
 
 def test_an_answer_without_tokens_is_never_trained_on(tmp_path: Path) -> None:
     rows = [_completion("a", output_token_ids=(), text=""), _completion("b")]
-    facts = prepare(_samples(tmp_path / "samples", rows), PrepareConfig(drop_empty=False), out=tmp_path / "out")
-    assert _dropped(facts) == {"no response tokens": 1}
+    facts = prepare(_samples(tmp_path / "samples", rows), PrepareConfig(policies=Policies(empty="keep")), out=tmp_path / "out")
+    assert _dropped(facts) == {"no_tokens": 1}
 
 
 def test_the_shortest_share_is_dropped_by_characters_with_ties_by_key(tmp_path: Path) -> None:
@@ -143,7 +150,40 @@ def test_shards_are_bounded_and_an_interrupted_attempt_is_continued(tmp_path: Pa
 
 def test_nothing_to_train_on_says_what_was_dropped_and_the_mend(tmp_path: Path) -> None:
     samples = _samples(tmp_path / "samples", [_completion("a", text="x"), _completion("b", text="")])
-    with pytest.raises(UserError, match=r"none of 2 samples \(1 empty, 1 stub\).*drop_stubs=false"):
+    with pytest.raises(UserError, match=r"nothing to train on among 2 samples .*\(1 empty, 1 stub\).*prepare.policies to keep"):
         prepare(samples, PrepareConfig(), out=tmp_path / "out")
     with pytest.raises(UserError, match="holds no samples"):
         prepare(tmp_path, PrepareConfig(), out=tmp_path / "out")
+
+
+def test_only_accepted_answers_are_kept_where_that_is_chosen(tmp_path: Path) -> None:
+    rows = [_completion(f"p{index % 3}", sample_index=index) for index in range(6)]
+    samples = _samples(tmp_path / "samples", rows)
+    verdicts = [_verdict(row, "accepted" if row.sample_index in (1, 4) else "wrong_answer") for row in reversed(rows)]
+    write_shard(tmp_path / "verdicts", "a", verdicts, Verdict)
+    choices, reading = PrepareConfig(select="accepted"), Reading(end_tokens=frozenset({2}))
+    facts = prepare_reading(samples, choices, reading, verdicts=tmp_path / "verdicts", out=tmp_path / "out")
+    assert [row.sample_index for row in read_rows(tmp_path / "out", Example)] == [1, 4]
+    assert _dropped(facts) == {"not_accepted": 4}
+    assert facts["health"]["rows"] == 6
+    write_shard(tmp_path / "half", "a", verdicts[:3], Verdict)
+    with pytest.raises(UserError, match="has no verdict"):
+        prepare_reading(samples, choices, reading, verdicts=tmp_path / "half", out=tmp_path / "other")
+    write_shard(tmp_path / "none", "a", [_verdict(row, "no_code") for row in rows], Verdict)
+    with pytest.raises(UserError, match=r"\(6 not_accepted\).* set prepare.select=all"):
+        prepare_reading(samples, choices, reading, verdicts=tmp_path / "none", out=tmp_path / "another")
+
+
+def _verdict(row: Completion, outcome: Outcome) -> Verdict:
+    return Verdict(
+        prompt_id=row.prompt_id,
+        sample_index=row.sample_index,
+        source=row.source,
+        difficulty=row.difficulty,
+        outcome=outcome,
+        num_tests=1,
+        num_passed=int(outcome == "accepted"),
+        time_s=0.0,
+        code="",
+        detail="",
+    )

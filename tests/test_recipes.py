@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray import config, recipes
+from ssd_ray.config import Policies
 from ssd_ray.errors import UserError
 from ssd_ray.plan import origin
 
@@ -56,7 +57,8 @@ def test_a_paper_recipe_holds_the_numbers_of_the_paper(name: str) -> None:
     assert (train_section.learning_rate, train_section.min_learning_rate) == (5e-6, 1e-6)
     assert (train_section.beta1, train_section.beta2, train_section.weight_decay) == (0.9, 0.95, 0.1)
     assert (train_section.global_batch_size, recipe.prepare.max_length, recipe.model.max_model_len) == (32, 65536, 131072)
-    assert (recipe.prepare.drop_empty, recipe.prepare.drop_stubs, recipe.prepare.drop_shortest_percent) == (True, True, 0)
+    assert recipe.prepare.policies == Policies()
+    assert (recipe.prepare.select, recipe.prepare.drop_shortest_percent) == ("all", 0)
     assert (recipe.prompts.source, recipe.prompts.mode) == ("rstar-coder", "paper")
     assert list(map(str, recipe.evaluate.benchmarks)) == ["livecodebench v6 paper-v6"]
 

@@ -135,7 +135,7 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     report(made.recipe, made.path, out=tmp_path)
     pictures = re.findall(r'src="(data:[^"]+)"', (tmp_path / "report.html").read_text())
     assert pictures == re.findall(r'src="(data:[^"]+)"', shown[3])
-    assert len(pictures) == 7
+    assert len(pictures) == 8
 
 
 def test_base_tests_alone_have_a_score_beside_that_of_all_tests(tmp_path):

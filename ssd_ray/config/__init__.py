@@ -23,6 +23,7 @@ __all__ = [
     "EngineConfig",
     "EvaluateConfig",
     "ModelConfig",
+    "Policies",
     "PrepareConfig",
     "PromptsConfig",
     "Recipe",
@@ -75,6 +76,9 @@ class PromptsConfig(Section):
     tests_column: str | None = None
     """Column with tests in the form of one's own problems (docs/benchmarks.md), beside which `kind` and `entry_point` are read;
     only verified selection needs them. `null` reads none."""
+    license: str | None = tuning(None)
+    """Licence of the prompts by its name on the Hugging Face hub, for the data set's card; `null` is known for `builtin` and
+    `rstar-coder`, else `unknown`."""
     contamination: Contamination = "refuse"
     """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` stops before anything is sampled,
     `drop` leaves them out, `allow` keeps them; all are counted and reported."""
@@ -94,11 +98,33 @@ class SampleConfig(Decoding):
     """Rows of a shard: what is on disk survives a crash, so this bounds the loss."""
 
 
+Policy = Literal["keep", "mask", "drop"]
+
+
+class Policies(Section):
+    empty: Policy = "drop"
+    """Answers without any text (the paper drops them, section 3.1)."""
+    stub: Policy = "drop"
+    """Answers of a single line (the paper drops them, section 3.1)."""
+    no_code: Policy = "keep"
+    """Answers without a program, by the rule `evaluate.extract`."""
+    cut_off: Policy = "keep"
+    """Answers cut at sample.max_tokens or at the end of the context."""
+    no_end_token: Policy = "keep"
+    """Answers whose last token is none of the model's end tokens: those cut off, and any that stopped in another way."""
+    loop: Policy = "keep"
+    """Answers of which a quarter or more is 8-grams of tokens that they hold four times or more."""
+    duplicate: Policy = "keep"
+    """Answers with the same tokens as an earlier one, which stays."""
+
+
 class PrepareConfig(Section):
-    drop_empty: bool = True
-    """Drop answers without any text (paper, section 3.1)."""
-    drop_stubs: bool = True
-    """Drop answers of a single line (paper, section 3.1)."""
+    select: Literal["all", "accepted"] = "all"
+    """`accepted` keeps only answers whose program passes its problem's tests: no longer self-distillation, but something to
+    compare it with; prompts need tests, and the arm `accepted` (evaluate.controls) compares both in one run."""
+    policies: Policies = Policies()
+    """What becomes of each class of answers: `keep` trains on it, `mask` leaves it in its batches but out of the loss, `drop`
+    leaves it out. The defaults are the paper's filter."""
     drop_shortest_percent: float = Field(0.0, ge=0, lt=100)
     """Drop this share of the shortest answers by characters; 10 in the authors' released configuration, 0 in the paper."""
     max_length: int = Field(65536, ge=2)

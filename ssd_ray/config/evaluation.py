@@ -10,9 +10,10 @@ from ssd_ray.config.section import Decoding, Section
 
 
 class Arm(Decoding):
-    model: Literal["base", "ssd", "naive"]
+    model: Literal["base", "ssd", "naive", "accepted"]
     """Which weights: `base` the frozen model, `ssd` the fine-tuned one, `naive` one trained in the same way on its own samples
-    at temperature 1 without truncation, which is then sampled and trained as well."""
+    at temperature 1 without truncation, which is then sampled and trained as well, `accepted` one trained on those of the run's
+    samples alone whose program passes its problem's tests."""
 
 
 NAMED_BENCHMARKS = ("builtin", "humaneval", "livecodebench")
@@ -92,9 +93,10 @@ class EvaluateConfig(Section):
     sweep: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Temperatures: every arm NAME becomes NAME@T=t at each of them and at the arms' own, so that all are compared at their best;
     empty evaluates the arms as they stand."""
-    controls: tuple[Literal["teacher", "naive"], ...] | None = None
+    controls: tuple[Literal["teacher", "naive", "accepted"], ...] | None = None
     """Arms added to those named. `teacher`: the base decoded as the training samples were; `naive`: self-training without
-    temperature or truncation, decoded as the first ssd arm. `null` is teacher where there is a sweep, and nothing elsewhere."""
+    temperature or truncation, and `accepted`: training on verified samples only, both decoded as the first ssd arm.
+    `null` is teacher where there is a sweep, and nothing elsewhere."""
     baseline: str = "base"
     """The arm that differences are taken against; in a sweep, at the temperature that it is written with."""
     samples_per_problem: int = Field(10, ge=1)

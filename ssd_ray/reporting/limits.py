@@ -13,7 +13,7 @@ from typing import Any
 from ssd_ray import arms
 from ssd_ray.config import Decoding, Recipe
 from ssd_ray.evaluation.selection import SPLITS
-from ssd_ray.reporting.words import count, counted, decoding, isolation, parameters, percent
+from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, isolation, parameters, percent
 
 PAPER_SMALLEST = 4e9
 """Parameters of the smallest model in the paper (table 2)."""
@@ -34,14 +34,14 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
         ),
         (
             "Prepare",
-            f"Nothing was run or graded to choose among the answers. Rules on their form left out {count(dropped)} of "
-            f"{count(data['samples']['rows'])}; the other {count(data['dataset']['rows'])} stayed, right or wrong.",
+            f"{_chosen(recipe)} {count(dropped)} of {count(data['samples']['rows'])} were left out; the other "
+            f"{count(data['dataset']['rows'])} stayed{', right or wrong' if recipe.prepare.select == 'all' else ''}.",
         ),
         (
             "Train",
             f"The same model was fine-tuned on those raw answers, {count(_steps(recipe, scores))} steps of "
             f"{train.global_batch_size} sequences, with the loss on answer tokens only. That gave the model called "
-            f"ssd.{_naive(recipe)}",
+            f"ssd.{_controls(recipe)}",
         ),
         (
             "Evaluate",
@@ -52,9 +52,14 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
     ]
 
 
-def _naive(recipe: Recipe) -> str:
-    told = " The control called naive went the same way with samples at temperature 1 without truncation."
-    return told if arms.trains_naive(recipe) else ""
+def _chosen(recipe: Recipe) -> str:
+    if recipe.prepare.select == "accepted":
+        return "Answers were graded, and those that failed a test were left out, which is no longer self-distillation."
+    return "Nothing was run or graded to choose among the answers, only rules on their form."
+
+
+def _controls(recipe: Recipe) -> str:
+    return "".join(f" The control called {branch.name}: {CONTROLS[branch.name]}" for branch in arms.branches(recipe)[1:])
 
 
 def _swept(recipe: Recipe) -> str:
@@ -112,7 +117,7 @@ def _alike(one: Decoding, other: Decoding) -> bool:
 
 
 def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    if arms.trains_naive(recipe):
+    if arms.NAIVE in {branch.name for branch in arms.branches(recipe)}:
         return
     sample = recipe.sample
     if sample.temperature == 1 and sample.top_k is None and sample.top_p == 1:

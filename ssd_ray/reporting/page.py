@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from ssd_ray import arms, artifacts
+from ssd_ray.arms import Branch
 from ssd_ray.config import Recipe, fields
-from ssd_ray.reporting import counts, differences, tables, words
+from ssd_ray.reporting import counts, health, tables, words
 from ssd_ray.reporting.canvas import Picture, style_of
+from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.examples import Example, examples
 from ssd_ray.reporting.limits import limits, what_was_run
 from ssd_ray.reporting.plots import pictures
 from ssd_ray.reporting.timings import timings
-
-MAX_FLIPS = 100
-"""Flipped verdicts that the page lists; scores.json holds all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +70,17 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
         }
         for profile in evaluate.profiles
     }
-    branches = {"ssd": "", "naive": "-naive"} if arms.trains_naive(recipe) else {"ssd": ""}
-    trained = {name: _trained(run, branch) for name, branch in branches.items()}
-    return tables.scores(recipe, by_profile, trained), by_profile[evaluate.profiles[0]]
+    trained = {branch.name: _trained(run, branch) for branch in arms.branches(recipe)}
+    contamination = artifacts.load(run / "contamination").facts
+    return tables.scores(recipe, by_profile, trained, contamination), by_profile[evaluate.profiles[0]]
 
 
-def _trained(run: Path, branch: str) -> tuple[counts.SampleCounts, counts.Loss | None, dict[str, Mapping[str, Any]]]:
-    """Samples, loss and facts of a trained model, from the directories of its branch."""
-    facts = {
-        stage: counts.facts(run / f"{stage}{branch if stage != 'prompts' else ''}") for stage in ("prompts", "samples", "dataset")
-    }
-    facts["checkpoint"] = artifacts.load(run / f"checkpoint{branch}").facts
-    return counts.sample_counts(run / f"samples{branch}"), counts.loss(run / f"checkpoint{branch}"), facts
+def _trained(run: Path, branch: Branch) -> tables.Trained:
+    """Samples, loss and facts of a trained model."""
+    named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
+    facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
+    facts["checkpoint"] = artifacts.load(run / branch.checkpoint).facts
+    return counts.sample_counts(run / branch.samples), counts.loss(run / branch.checkpoint), facts
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def render(
     drawn: Mapping[str, Picture],
 ) -> str:
     """The whole page as HTML."""
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     return template.render(
         recipe=recipe,
         arms=arms.arms(recipe),
@@ -121,6 +117,9 @@ def render(
         acts=what_was_run(recipe, scores),
         limits=limits(recipe, scores, cost),
         choices=list(choices(recipe)),
+        contamination=scores["contamination"],
+        prompts_dropped=scores["training"]["prompts"]["dropped"] or {},
+        **health.section(scores["training"]["dataset"]["health"]),
         style_of={arm: style_of(scores, arm) for arm in scores["order"]["arms"]},
     )
 
@@ -134,45 +133,3 @@ def choices(recipe: Recipe) -> Iterator[Choice]:
         source = recipe.sources[max(named, key=len)] if named else ""
         plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         yield Choice(name=name, value=plain, meaning=meaning, source=source)
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=words.percent,
-        points=words.points,
-        count=words.count,
-        counted=words.counted,
-        decimals=words.decimals,
-        doubt=words.doubt,
-        size=words.size,
-        duration=words.duration,
-        number=words.number,
-        told=words.told,
-        isolation=words.isolation,
-        plain=words.plain,
-        pair=lambda name, groups: (name, groups[name]),
-        shares=_shares,
-        chosen=words.chosen,
-        versions=_versions,
-    )
-    environment.globals.update(
-        decoding=words.decoding, NOT_RECORDED=words.NOT_RECORDED, MIN_PROBLEMS=differences.MIN_PROBLEMS, MAX_FLIPS=MAX_FLIPS
-    )
-    return environment
-
-
-def _shares(found: Mapping[str, float] | None) -> list[tuple[str, str]]:
-    return [(f"Share of answer tokens: {words.plain(name)}", words.percent(share)) for name, share in (found or {}).items()]
-
-
-def _versions(found: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    return [
-        (name, " and ".join(versions) + (" (stages differ)" if len(versions) > 1 else "")) for name, versions in found.items()
-    ]

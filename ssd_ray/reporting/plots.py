@@ -1,4 +1,4 @@
-"""The pictures of a report: scores, differences, outcomes, lengths, loss and cost, as SVG.
+"""The pictures of a report: scores, differences, outcomes, loss and cost, as SVG; data health has its own.
 
 One idea: every picture shows numbers that stand in scores.json or timings.json, and says in its alt text what it shows. Pure
 functions of those two; a picture without anything to show is None.
@@ -38,7 +38,6 @@ def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str,
             difference_plot(scores),
             difficulty_plot(scores),
             outcome_plot(scores),
-            length_plot(scores),
             loss_plot(scores),
             cost_plot(timings),
         )
@@ -68,31 +67,6 @@ def outcome_plot(scores: Mapping[str, Any]) -> Picture:
     figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.2)
     told = "; ".join(f"{label}: " + ", ".join(f"{name} {arm['outcomes'][name]}" for name in present) for label, arm in rows)
     return finish("outcomes", figure, f"Stacked bars of outcomes. {told}.", "What became of the answers of each arm.")
-
-
-def length_plot(scores: Mapping[str, Any]) -> Picture:
-    """The lengths of the self-samples, those that ended by themselves and those that were cut off."""
-    samples = scores["training"]["samples"]
-    edges, stop, cut = (samples["histogram"][key] for key in ("edges", "stop", "length"))
-    width = edges[1] - edges[0]
-    figure, axes = canvas(2.6)
-    axes.bar(
-        edges[:-1], stop, width=width, align="edge", color=COLORS[1], edgecolor=PAPER, linewidth=0.6, label="ended by itself"
-    )
-    axes.bar(
-        edges[:-1], cut, width=width, bottom=stop, align="edge", color=COLORS[2], edgecolor=PAPER, linewidth=0.6, label="cut off"
-    )
-    axes.set_xlabel("answer tokens")
-    axes.set_ylabel("samples")
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(axis="y")
-    figure.legend(loc="outside upper right", ncols=2, fontsize=8.5, handlelength=1.0)
-    reasons = samples["finish_reasons"]
-    alt = (
-        f"Histogram of {samples['rows']} samples by length in tokens, median {count(samples['median_answer_tokens'])}, longest "
-        f"{count(samples['longest_answer_tokens'])}; {reasons['stop']} ended by themselves and {reasons['length']} were cut off."
-    )
-    return finish("lengths", figure, alt, "Length of the sampled answers; one that was cut off has no end token.")
 
 
 def loss_plot(scores: Mapping[str, Any]) -> Picture | None:

@@ -24,13 +24,14 @@ Results = Mapping[str, Mapping[str, ProblemResult]]
 
 
 def pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Which families are compared: each with the baseline's, and SSD with the naive control where that was trained."""
+    """Which families are compared: each with the baseline's, and SSD with the trained controls."""
     families, models = arms.families(recipe), arms.arms(recipe)
     control = recipe.evaluate.baseline
     yield from ((name, control) for name in families if name != control)
-    naive = [name for name, points in families.items() if models[next(iter(points.values()))].model == arms.NAIVE]
-    trained = [name for name, points in families.items() if models[next(iter(points.values()))].model == "ssd"]
-    yield from ((name, other) for name in trained for other in naive if control not in (name, other))
+    model = {name: models[next(iter(points.values()))].model for name, points in families.items()}
+    trained = [name for name in families if model[name] == "ssd"]
+    others = [name for name in families if model[name] in (arms.NAIVE, arms.ACCEPTED)]
+    yield from ((name, other) for name in trained for other in others if control not in (name, other))
 
 
 def selections(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) -> list[dict[str, Any]]:

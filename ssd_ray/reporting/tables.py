@@ -27,10 +27,11 @@ from ssd_ray.reporting.profiles import flips
 from ssd_ray.reporting.sweeps import selections
 from ssd_ray.reporting.training_data import training
 
-FORMAT = 2
+FORMAT = 3
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
+Trained = tuple[SampleCounts, Loss | None, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,14 @@ class Group:
 def scores(
     recipe: Recipe,
     by_profile: Mapping[str, Results],
-    trained: Mapping[str, tuple[SampleCounts, Loss | None, Mapping[str, Mapping[str, Any]]]],
+    trained: Mapping[str, Trained],
+    contamination: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Every result number of the page as plain JSON, the same for the same artifacts.
 
     `by_profile` holds for each profile of grading each arm's problems by id, the same ids for every arm; the first profile
-    gives the scores. `trained` holds for each trained model (`ssd`, `naive`) its samples, loss and facts by stage name.
+    gives the scores. `trained` holds for each trained model (`ssd`, and the controls) its samples, loss and facts by stage name;
+    `contamination` is what the training prompts share with the benchmarks.
     """
     evaluate, every, baseline = recipe.evaluate, arms.arms(recipe), arms.baseline(recipe)
     results = by_profile[evaluate.profiles[0]]
@@ -115,6 +118,7 @@ def scores(
         "selection": {name: _selection(recipe, _only(results, benchmark=name)) for name in benchmarks},
         "benchmarks": {name: _benchmark(recipe, _only(results, benchmark=name)) for name in benchmarks},
         "profiles": _profiles(recipe, by_profile, benchmarks),
+        "contamination": contamination,
         "training": training(*trained["ssd"]),
         "controls": {name: training(*given) for name, given in trained.items() if name != "ssd"},
         "problems": {name: _problems(_only(results, benchmark=name)) for name in benchmarks},

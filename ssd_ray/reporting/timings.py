@@ -19,9 +19,12 @@ from ssd_ray.config import Recipe
 def stages(recipe: Recipe) -> list[str]:
     """The artifact directories of a run, in the order they are made."""
     every = list(arms.arms(recipe))
-    control = ("samples-naive", "dataset-naive", "checkpoint-naive") if arms.trains_naive(recipe) else ()
+    branches = arms.branches(recipe)
+    graded = ("training-problems",) if any(branch.verdicts for branch in branches) else ()
+    trained = ((branch.samples, branch.verdicts, branch.dataset, branch.checkpoint) for branch in branches)
+    named = dict.fromkeys(name for names in trained for name in names if name is not None)
     return [
-        *("prompts", "samples", "dataset", "checkpoint", *control, "eval-prompts"),
+        *("prompts", "contamination", *graded, *named, "eval-prompts"),
         *(f"generations/{arm}" for arm in every),
         *(f"{arms.VERDICTS[profile]}/{arm}" for profile in recipe.evaluate.profiles for arm in every),
     ]

@@ -22,6 +22,7 @@ DATASET = (
     "rows",
     "read",
     "dropped",
+    "masked",
     "truncated",
     "prompt_tokens",
     "response_tokens",
@@ -37,10 +38,15 @@ def training(samples: SampleCounts, loss: Loss | None, facts: Mapping[str, Mappi
     return {
         "prompts": {name: facts["prompts"].get(name) for name in PROMPTS},
         "samples": _samples(samples, facts["samples"]),
-        "dataset": {name: facts["dataset"].get(name) for name in DATASET},
+        "dataset": {**{name: facts["dataset"].get(name) for name in DATASET}, "health": _health(facts["dataset"])},
         "checkpoint": {name: facts["checkpoint"].get(name) for name in CHECKPOINT},
         "loss": None if loss is None else {"step": list(loss.steps), "loss": list(loss.losses)},
     }
+
+
+def _health(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The health of the samples; examples of answers stay in the data set's own page."""
+    return {name: value for name, value in facts["health"].items() if name != "examples"}
 
 
 def _samples(samples: SampleCounts, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,11 @@ from ssd_ray.config import Decoding
 NBSP = "\u00a0"
 MINUS = "\u2212"
 NOT_RECORDED = "not recorded"
+CONTROLS = {
+    "naive": "trained in the same way on the model's own samples at temperature 1 without truncation.",
+    "accepted": "trained in the same way on those of the same samples alone whose program passed its problem's tests.",
+}
+"""What each trained control is."""
 
 
 def decimals(size: int) -> int:

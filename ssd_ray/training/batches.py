@@ -24,7 +24,10 @@ Ints: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """A data set in memory: all token ids in one flat array (4 bytes each), row i at `tokens[offsets[i]:offsets[i + 1]]`."""
+    """A data set in memory: all token ids in one flat array (4 bytes each), row i at `tokens[offsets[i]:offsets[i + 1]]`.
+
+    A masked row is all prompt: `num_prompt_tokens` is its length.
+    """
 
     tokens: NDArray[np.int32]
     offsets: Ints
@@ -56,15 +59,16 @@ def load_examples(dataset: Path) -> Examples:
     Raises:
         UserError: the directory holds no rows.
     """
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     tokens, lengths, prompts = [], [], []
     for path in shard_paths(dataset):
-        table = pq.read_table(path, columns=["input_ids", "num_prompt_tokens"]).combine_chunks()
+        table = pq.read_table(path, columns=["input_ids", "num_prompt_tokens", "masked"]).combine_chunks()
         for chunk in table.column("input_ids").chunks:
             tokens.append(chunk.flatten().to_numpy())
             lengths.append(chunk.value_lengths().to_numpy())
-        prompts.append(table.column("num_prompt_tokens").to_numpy())
+        prompts.append(np.where(table["masked"].to_numpy(), pc.list_value_length(table["input_ids"]), table["num_prompt_tokens"]))
     if not sum(map(len, prompts)):
         raise UserError(f"the data set {dataset} holds no rows to train on; run prepare again")
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])

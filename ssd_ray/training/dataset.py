@@ -1,137 +1,193 @@
-"""From samples to training sequences: which answers are kept, and exactly the tokens that were drawn.
+"""From samples to training sequences: which answers are kept, masked or dropped, and exactly the tokens that were drawn.
 
 `input_ids` is the prompt's ids followed by the output's as the engine reported them; nothing is decoded and encoded again,
 and nothing is appended: an answer that stopped by itself ends with its end token, one cut at `max_tokens` does not.
-A first pass over the columns judges every row and counts; a second writes the kept rows, sorted by (prompt, sample), in
-shards of bounded size. Shards are a function of the samples and choices, so one that is there already is left as it is.
-Reads Completion shards, writes Example shards.
+A first pass judges every row, one shard in memory at a time (about 100 bytes a row stay); a second writes the rows that stay,
+sorted by (prompt, sample), in shards of bounded size. Shards are a function of the samples and choices, so one that is there
+already is left as it is. Reads Completion shards, and Verdict shards where only accepted ones are wanted; writes Example shards.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ssd_ray.artifacts import shard_paths, write_shard
+from ssd_ray.artifacts import read_columns, shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
-from ssd_ray.schema import Completion, Example, FinishReason, from_table
+from ssd_ray.schema import Completion, Example, from_table
+from ssd_ray.training import health
+from ssd_ray.training.health import CLASSES, Answers, Bools, Ints, Reading
 
-Reason = Literal["no response tokens", "empty", "stub", "shortest", "over_length"]
-REASONS: tuple[Reason, ...] = ("no response tokens", "empty", "stub", "shortest", "over_length")
-
+REASONS = ("no_tokens", "not_accepted", *CLASSES, "shortest", "over_length")
+KEPT = -1
 SHARD_TOKENS = 2_000_000
+NUM_EXAMPLES, EXCERPT = 2, 400
 
 
 @dataclass(kw_only=True)
-class _Judged:
-    """One sample as far as the choices need it: where it lies, how long it is, and why it is dropped (or None)."""
+class Judged:
+    """Every sample in the order of its key: where it lies, what it is like, and what becomes of it.
 
-    key: tuple[str, int]
-    shard: int
-    row: int
-    characters: int
-    num_prompt_tokens: int
-    num_output_tokens: int
-    finish_reason: FinishReason
-    dropped: Reason | None = None
-    truncated: bool = False
+    `dropped` is KEPT or the place of the reason in REASONS; `tokens` are the output tokens that are trained on or masked.
+    """
+
+    prompt_ids: NDArray[np.object_]
+    sample_indices: Ints
+    shards: Ints
+    rows: Ints
+    answers: Answers
+    dropped: Ints
+    masked: Bools
+    truncated: Bools
+    tokens: Ints
+
+    @property
+    def kept(self) -> Bools:
+        """Rows that are written."""
+        kept: Bools = self.dropped == KEPT
+        return kept
 
 
-def prepare(samples: Path, choices: PrepareConfig, *, out: Path) -> dict[str, Any]:
+def prepare(
+    samples: Path, choices: PrepareConfig, reading: Reading, *, verdicts: Path | None = None, out: Path
+) -> dict[str, Any]:
     """Fill `out` with the training sequences of `samples` and return what was counted.
 
-    Facts: rows, read, dropped by reason, truncated, prompt_tokens, response_tokens, finish_reasons, token_share (of
-    response tokens by finish reason) and length_histogram (response tokens, four bins an octave). Finish reasons are those
-    of the sequences as trained: an answer that `over_length=truncate` cut has lost its end token and counts as "length".
+    Facts: rows, read, dropped by reason, masked (rows and response_tokens out of the loss), truncated, prompt_tokens,
+    response_tokens, finish_reasons, token_share (of response tokens by finish reason), length_histogram (response tokens, four
+    bins an octave) and health (`health.count`, and examples of each class). Finish reasons are those of the sequences as
+    trained: an answer that `over_length=truncate` cut has lost its end token and counts as "length". Health is of the samples
+    as they were drawn.
 
     Raises:
-        UserError: nothing is left to train on.
+        UserError: nothing is left to train on, or a sample has no verdict where accepted ones are wanted.
     """
-    judged = sorted(_judge(samples, choices), key=lambda row: row.key)
+    judged = _judge(samples, reading)
+    _choose(judged, choices, _accepted(judged, verdicts) if choices.select == "accepted" else None)
     _drop_shortest(judged, choices.drop_shortest_percent)
     _limit_length(judged, choices)
-    kept = [row for row in judged if row.dropped is None]
-    dropped = {reason: sum(row.dropped == reason for row in judged) for reason in REASONS}
-    if not kept:
-        raise UserError(_nothing_left(samples, len(judged), dropped))
-    _write(samples, kept, out)
-    return {"rows": len(kept), "read": len(judged), "dropped": dropped, **_count(kept)}
+    dropped = {reason: int((judged.dropped == place).sum()) for place, reason in enumerate(REASONS)}
+    if not (judged.kept & ~judged.masked).any():
+        raise UserError(_nothing_left(samples, judged, dropped))
+    _write(samples, judged, out)
+    found = health.count(judged.answers, judged.kept, judged.masked, choices.policies, reading)
+    return {
+        "rows": int(judged.kept.sum()),
+        "read": len(judged.dropped),
+        "dropped": dropped,
+        **_count(judged),
+        "health": {**found, "examples": _class_examples(samples, judged)},
+    }
 
 
-def _judge(samples: Path, choices: PrepareConfig) -> Iterator[_Judged]:
+def _judge(samples: Path, reading: Reading) -> Judged:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     columns = ["prompt_id", "sample_index", "text", "finish_reason", "prompt_token_ids", "output_token_ids"]
-    for shard, path in enumerate(shard_paths(samples)):
+    keys, answers, shards = [], [], []
+    for place, path in enumerate(shard_paths(samples)):
         table = pq.read_table(path, columns=columns)
-        prompts, outputs = (pc.list_value_length(table.column(name)).to_pylist() for name in columns[-2:])
-        rows = zip(*(table.column(name).to_pylist() for name in columns[:-2]), prompts, outputs, strict=True)
-        for row, (prompt_id, sample_index, text, finish_reason, num_prompt, num_output) in enumerate(rows):
-            yield _Judged(
-                key=(prompt_id, sample_index),
-                shard=shard,
-                row=row,
-                characters=len(text),
-                num_prompt_tokens=num_prompt,
-                num_output_tokens=num_output,
-                finish_reason=finish_reason,
-                dropped=_degenerate(text, num_output, choices),
-            )
-
-
-def _degenerate(text: str, num_output_tokens: int, choices: PrepareConfig) -> Reason | None:
-    """The paper's minimal filter (section 3.1): empty answers and single-line stubs."""
-    if num_output_tokens == 0:
-        return "no response tokens"
-    lines = sum(1 for line in text.splitlines() if line.strip())
-    if lines == 0:
-        return "empty" if choices.drop_empty else None
-    return "stub" if lines == 1 and choices.drop_stubs else None
-
-
-def _drop_shortest(judged: Iterable[_Judged], percent: float) -> None:
-    """Drop the given share of what is left, rounded down; among equally short answers the first by key go first."""
-    left = sorted((row for row in judged if row.dropped is None), key=lambda row: (row.characters, row.key))
-    for row in left[: math.floor(len(left) * percent / 100)]:
-        row.dropped = "shortest"
-
-
-def _limit_length(judged: Iterable[_Judged], choices: PrepareConfig) -> None:
-    for row in judged:
-        room = choices.max_length - row.num_prompt_tokens
-        if row.dropped is not None or row.num_output_tokens <= room:
-            continue
-        if choices.over_length == "drop" or room < 1:
-            row.dropped = "over_length"
-        else:
-            row.num_output_tokens, row.truncated, row.finish_reason = room, True, "length"
-
-
-def _nothing_left(samples: Path, read: int, dropped: dict[Reason, int]) -> str:
-    if not read:
-        return f"{samples} holds no samples to train on; run the stage that makes them first"
-    told = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-    return (
-        f"prepare kept none of {read} samples ({told}): raise sample.max_tokens or prepare.max_length, "
-        "or set prepare.drop_stubs=false or prepare.drop_empty=false"
+        if table.num_rows:
+            keys.append(table.select(columns[:2]))
+            answers.append(health.judge(table, reading))
+            shards.append((place, table.num_rows))
+    if not keys:
+        raise UserError(f"{samples} holds no samples to train on; run the stage that makes them first")
+    key = pa.concat_tables(keys)
+    order = pc.sort_indices(key, sort_keys=[("prompt_id", "ascending"), ("sample_index", "ascending")]).to_numpy()
+    every = health.take(health.together(answers), order)
+    places = np.concatenate([np.full(rows, place) for place, rows in shards])[order]
+    return Judged(
+        prompt_ids=key.column("prompt_id").to_numpy()[order],
+        sample_indices=key.column("sample_index").to_numpy()[order],
+        shards=places,
+        rows=np.concatenate([np.arange(rows) for _, rows in shards])[order],
+        answers=every,
+        dropped=np.full(len(order), KEPT),
+        masked=np.zeros(len(order), dtype=bool),
+        truncated=np.zeros(len(order), dtype=bool),
+        tokens=every.num_output_tokens.copy(),
     )
 
 
-def _count(kept: list[_Judged]) -> dict[str, Any]:
-    response = np.array([row.num_output_tokens for row in kept])
-    stopped = np.array([row.finish_reason == "stop" for row in kept])
-    total = int(response.sum())
-    edges = _edges(int(response.min()), int(response.max()))
+def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
+    """Which samples passed every test of their problem."""
+    if verdicts is None:
+        raise UserError("prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first")
+    outcomes = {
+        (prompt_id, index): outcome
+        for prompt_id, index, outcome in read_columns(verdicts, "prompt_id", "sample_index", "outcome")
+    }
+    keys = list(zip(judged.prompt_ids.tolist(), judged.sample_indices.tolist(), strict=True))
+    ungraded = next((key for key in keys if key not in outcomes), None)
+    if ungraded is not None:
+        raise UserError(
+            f"{verdicts}: sample {ungraded[1]} of {ungraded[0]!r} has no verdict; delete that directory and run again"
+        )
+    return np.array([outcomes[key] == "accepted" for key in keys])
+
+
+def _choose(judged: Judged, choices: PrepareConfig, accepted: Bools | None) -> None:
+    """Apply the policies; of several reasons to drop a row the first in REASONS is counted, and dropping outweighs masking."""
+    reasons = {"no_tokens": judged.answers.num_output_tokens == 0}
+    if accepted is not None:
+        reasons["not_accepted"] = ~accepted
+    for place, name in enumerate(CLASSES):
+        policy, members = getattr(choices.policies, name), judged.answers.classes[:, place]
+        if policy == "drop":
+            reasons[name] = members
+        elif policy == "mask":
+            judged.masked |= members
+    for reason, members in reasons.items():
+        judged.dropped[judged.kept & members] = REASONS.index(reason)
+    judged.masked &= judged.kept
+
+
+def _drop_shortest(judged: Judged, percent: float) -> None:
+    """Drop the given share of what is left, rounded down; among equally short answers the first by key go first."""
+    left = np.flatnonzero(judged.kept)
+    shortest = left[np.argsort(judged.answers.characters[left], kind="stable")]
+    judged.dropped[shortest[: math.floor(len(left) * percent / 100)]] = REASONS.index("shortest")
+    judged.masked &= judged.kept
+
+
+def _limit_length(judged: Judged, choices: PrepareConfig) -> None:
+    room = choices.max_length - judged.answers.num_prompt_tokens
+    over = judged.kept & (judged.tokens > room)
+    cut = over & (room >= 1) & (choices.over_length == "truncate")
+    judged.dropped[over & ~cut] = REASONS.index("over_length")
+    judged.tokens[cut], judged.truncated[cut] = room[cut], True
+    judged.masked &= judged.kept
+
+
+def _nothing_left(samples: Path, judged: Judged, dropped: dict[str, int]) -> str:
+    gone = [f"{count} {reason}" for reason, count in dropped.items() if count]
+    gone += [f"{int(judged.masked.sum())} masked"] if judged.masked.any() else []
+    mend = "set prepare.select=all" if dropped["not_accepted"] else "set a policy of prepare.policies to keep"
+    return (
+        f"prepare found nothing to train on among {len(judged.dropped)} samples of {samples} ({', '.join(gone)}): raise "
+        f"sample.max_tokens or prepare.max_length, or {mend}"
+    )
+
+
+def _count(judged: Judged) -> dict[str, Any]:
+    kept = judged.kept
+    response = judged.tokens[kept]
+    stopped = (judged.answers.stopped & ~judged.truncated)[kept]
+    total, edges = int(response.sum()), health.length_edges(response)
     return {
-        "truncated": sum(row.truncated for row in kept),
-        "prompt_tokens": sum(row.num_prompt_tokens for row in kept),
+        "masked": {"rows": int(judged.masked.sum()), "response_tokens": int(judged.tokens[judged.masked].sum())},
+        "truncated": int(judged.truncated[kept].sum()),
+        "prompt_tokens": int(judged.answers.num_prompt_tokens[kept].sum()),
         "response_tokens": total,
         "finish_reasons": {"stop": int(stopped.sum()), "length": int((~stopped).sum())},
         "token_share": {"stop": int(response[stopped].sum()) / total, "length": int(response[~stopped].sum()) / total},
@@ -139,53 +195,64 @@ def _count(kept: list[_Judged]) -> dict[str, Any]:
     }
 
 
-def _edges(shortest: int, longest: int) -> list[int]:
-    """Bin edges at quarter octaves, rounded to whole tokens, from at most `shortest` to above `longest`."""
-    first, last = math.floor(4 * math.log2(shortest)), math.floor(4 * math.log2(longest)) + 1
-    edges = sorted({round(2 ** (quarter / 4)) for quarter in range(first, last + 1)})
-    edges[0] = min(edges[0], shortest)
-    return edges if edges[-1] > longest else [*edges, longest + 1]
+def _class_examples(samples: Path, judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """The first samples of each class by key, with the beginning and the end of their texts."""
+    wanted = {name: np.flatnonzero(judged.answers.classes[:, place])[:NUM_EXAMPLES] for place, name in enumerate(CLASSES)}
+    rows = dict(_completions(samples, judged, np.unique(np.concatenate(list(wanted.values())))))
+    return {name: [_excerpt(rows[place]) for place in places.tolist()] for name, places in wanted.items()}
 
 
-def _write(samples: Path, kept: list[_Judged], out: Path) -> None:
-    for number, rows in enumerate(_shards(kept)):
+def _excerpt(row: Completion) -> dict[str, Any]:
+    text = row.text
+    if len(text) > 2 * EXCERPT:
+        text = f"{text[:EXCERPT]}\n[… {len(text) - 2 * EXCERPT:,} characters …]\n{text[-EXCERPT:]}"
+    tokens = len(row.output_token_ids)
+    found = {"prompt_id": row.prompt_id, "sample_index": row.sample_index, "tokens": tokens, "finish_reason": row.finish_reason}
+    return {**found, "text": text}
+
+
+def _write(samples: Path, judged: Judged, out: Path) -> None:
+    for number, places in enumerate(_shards(judged)):
         name = f"part-{number:05}"
         if not (out / f"{name}.parquet").exists():
-            write_shard(out, name, _examples(samples, rows), Example)
+            write_shard(out, name, _examples(samples, judged, places), Example)
 
 
-def _shards(kept: list[_Judged]) -> Iterator[list[_Judged]]:
-    """Runs of rows with at most `SHARD_TOKENS` tokens, or a single longer row."""
-    rows: list[_Judged] = []
-    tokens = 0
-    for row in kept:
-        length = row.num_prompt_tokens + row.num_output_tokens
-        if rows and tokens + length > SHARD_TOKENS:
-            yield rows
-            rows, tokens = [], 0
-        rows.append(row)
+def _shards(judged: Judged) -> Iterator[Ints]:
+    """Runs of kept rows with at most `SHARD_TOKENS` tokens, or a single longer row."""
+    kept = np.flatnonzero(judged.kept)
+    lengths = (judged.answers.num_prompt_tokens + judged.tokens)[kept]
+    begin, tokens = 0, 0
+    for end, length in enumerate(lengths.tolist()):
+        if end > begin and tokens + length > SHARD_TOKENS:
+            yield kept[begin:end]
+            begin, tokens = end, 0
         tokens += length
-    yield rows
+    yield kept[begin:]
 
 
-def _examples(samples: Path, rows: list[_Judged]) -> Iterator[Example]:
-    """The rows' sequences in their order, read from the sample shards that hold them, one shard at a time."""
+def _completions(samples: Path, judged: Judged, places: Ints) -> Iterator[tuple[int, Completion]]:
+    """The samples at some places, in the order of the shards that hold them, one shard in memory at a time."""
     import pyarrow.parquet as pq
 
     paths = shard_paths(samples)
-    made: dict[tuple[str, int], Example] = {}
-    for shard in sorted({row.shard for row in rows}):
-        wanted = {row.row: row for row in rows if row.shard == shard}
-        table = pq.read_table(paths[shard]).take(sorted(wanted))
-        for place, completion in zip(sorted(wanted), from_table(table, Completion), strict=True):
-            made[wanted[place].key] = _example(completion, wanted[place].num_output_tokens)
-    return (made[row.key] for row in rows)
+    for shard in np.unique(judged.shards[places]).tolist():
+        there = places[judged.shards[places] == shard]
+        there = there[np.argsort(judged.rows[there])]
+        table = pq.read_table(paths[shard]).take(judged.rows[there])
+        yield from zip(there.tolist(), from_table(table, Completion), strict=True)
 
 
-def _example(completion: Completion, num_output_tokens: int) -> Example:
+def _examples(samples: Path, judged: Judged, places: Ints) -> Iterator[Example]:
+    made = {place: _example(row, judged, place) for place, row in _completions(samples, judged, places)}
+    return (made[place] for place in places.tolist())
+
+
+def _example(completion: Completion, judged: Judged, place: int) -> Example:
     return Example(
         prompt_id=completion.prompt_id,
         sample_index=completion.sample_index,
-        input_ids=completion.prompt_token_ids + completion.output_token_ids[:num_output_tokens],
+        input_ids=completion.prompt_token_ids + completion.output_token_ids[: int(judged.tokens[place])],
         num_prompt_tokens=len(completion.prompt_token_ids),
+        masked=bool(judged.masked[place]),
     )

@@ -83,7 +83,8 @@ def _step(engine: Any, examples: Examples, job: Job, step: int) -> dict[str, Any
     response_tokens = int(examples.response_lengths[rows].sum())
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(train, step)
-    loss = _accumulate(engine, examples, job, [rows[micro] for micro in shares[engine.global_rank]], response_tokens)
+    mine = [rows[micro] for micro in shares[engine.global_rank]]
+    loss = _accumulate(engine, examples, job, mine, max(response_tokens, 1))  # a batch of masked rows alone has none
     distributed.all_reduce(loss)
     grad_norm = float(engine.get_global_grad_norm())
     if not (math.isfinite(loss.item()) and math.isfinite(grad_norm) and grad_norm >= 0):

@@ -1,0 +1,114 @@
+"""Data health for a reader: health.html beside a data set, and the same figures for the report's own section.
+
+One idea: the page computes nothing but shares; it shows the facts of dataset/, contamination/ and prompts/. It opens without a
+network and holds no script. Reads the templates beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ssd_ray.arms import Branch
+from ssd_ray.config import Recipe
+from ssd_ray.reporting.environment import environment
+from ssd_ray.reporting.health_plots import health_pictures, shares
+from ssd_ray.reporting.words import count, counted, decimals, percent
+
+WARN_SHARE = 0.05
+"""Share of the tokens above which a class is marked."""
+
+CLASS_WORDS = {
+    "empty": "no text",
+    "stub": "a single line of text",
+    "no_code": "no program by the rule of extraction",
+    "cut_off": "ended by the limit on its length, not by itself",
+    "no_end_token": "the last token is none of the model's end tokens",
+    "loop": "a quarter or more is 8-grams of tokens that occur four times or more in it",
+    "duplicate": "the same tokens as an earlier answer",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthReading:
+    """One finding in words; `warns` where it deserves a look before training."""
+
+    where: str
+    what: str
+    note: str
+    warns: bool
+
+
+def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
+    """What a person should know of the samples, most important first."""
+    rows, ended = health["rows"], sum(found["end_token"] for found in health["ends"].values())
+    yield HealthReading(
+        where="End token",
+        what=f"{count(ended)} of {counted(rows, 'answer')} end by an end token",
+        note=f"{counted(health['ends']['stop']['no_end_token'], 'answer')} stopped by themselves without one.",
+        warns=health["ends"]["stop"]["no_end_token"] > 0,
+    )
+    for name, where, note in (
+        (
+            "cut_off",
+            "Cut off",
+            "They teach the model nothing about ending, and a policy of mask or drop takes them out of the loss.",
+        ),
+        ("loop", "Loops", "A few long loops can outweigh all other answers, since the loss counts tokens."),
+        ("no_code", "No code", "The paper keeps them: it trains on raw answers."),
+    ):
+        answers, tokens = shares(health, name)
+        yield HealthReading(
+            where=where,
+            what=f"{percent(answers, decimals(rows))} of the answers, {percent(tokens, decimals(rows))} of the tokens",
+            note=f"{counted(health['classes'][name]['rows'], 'answer')}. {note}",
+            warns=name != "no_code" and tokens > WARN_SHARE,
+        )
+    yield HealthReading(
+        where="Empty and stubs",
+        what=f"{count(health['classes']['empty']['rows'])} empty, {count(health['classes']['stub']['rows'])} of a single line",
+        note="The paper's filter leaves these out, and nothing else.",
+        warns=False,
+    )
+    yield HealthReading(
+        where="Duplicates",
+        what=f"{counted(health['distinct'], 'different answer')} of {count(rows)}",
+        note=f"The most frequent one occurs {counted(health['most_copies'], 'time')}.",
+        warns=shares(health, "duplicate")[0] > WARN_SHARE,
+    )
+
+
+def section(health: Mapping[str, Any]) -> dict[str, Any]:
+    """What health_section.html.j2 shows."""
+    return {
+        "health": health,
+        "health_readings": list(readings(health)),
+        "health_pictures": health_pictures(health),
+        "CLASS_WORDS": CLASS_WORDS,
+    }
+
+
+def health_page(recipe: Recipe, branch: Branch, facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """health.html of a trained model's data, from the facts of `prompts`, `contamination` and `dataset`."""
+    template = environment().get_template("health.html.j2")
+    return template.render(
+        recipe=recipe,
+        branch=branch,
+        sample=branch.sample,
+        dataset=facts["dataset"],
+        contamination=facts["contamination"],
+        prompts_dropped=facts["prompts"]["dropped"],
+        provenance=list(_leaves(facts["dataset"]["provenance"])),
+        **section(facts["dataset"]["health"]),
+    )
+
+
+def _leaves(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+    """Nested facts as rows of a table."""
+    for key, value in node.items():
+        name = f"{at}{key.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name}: ")
+        else:
+            yield name, "none" if value is None else str(value)

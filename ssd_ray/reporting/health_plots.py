@@ -1,0 +1,127 @@
+"""The two pictures of data health: what each class of answers weighs, and where in length the answers and the tokens lie.
+
+Pure functions of the `health` facts of a data set (`training/health.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from ssd_ray.reporting.canvas import COLORS, INK, PAPER, QUIET, RULE, WIDTH, Picture, canvas, finish, style
+from ssd_ray.reporting.words import count, percent, plain
+
+GROUP_COLORS = {
+    "none of these": "#0072B2",
+    "no_code": "#56B4E9",
+    "empty or stub": "#B8BEC6",
+    "cut_off": "#E69F00",
+    "loop": "#D55E00",
+}
+"""Drawn from the bottom to the top."""
+
+
+def health_pictures(health: Mapping[str, Any]) -> dict[str, Picture]:
+    """Both figures by name."""
+    with style():
+        return {picture.name: picture for picture in (class_plot(health), token_plot(health))}
+
+
+def shares(health: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """A class's share of the answers and of all sampled tokens."""
+    found = health["classes"][name]
+    return found["rows"] / health["rows"], found["tokens"] / max(health["tokens"], 1)
+
+
+def class_plot(health: Mapping[str, Any]) -> Picture:
+    """For each class its share of the answers and its share of the tokens, a line between them."""
+    rows = [(name, *shares(health, name)) for name in health["classes"]]
+    figure, axes = canvas(0.85 + 0.34 * len(rows))
+    for place, (_, answers, tokens) in enumerate(rows):
+        axes.plot([100 * answers, 100 * tokens], [place, place], color=RULE, linewidth=3, solid_capstyle="round", zorder=1)
+    places = range(len(rows))
+    axes.scatter([100 * row[1] for row in rows], places, s=42, color=COLORS[0], label="of the answers", zorder=2)
+    axes.scatter([100 * row[2] for row in rows], places, s=42, marker="D", color=COLORS[2], label="of the tokens", zorder=3)
+    farthest = max(1.0, *(100 * max(row[1:]) for row in rows))
+    for place, (_, answers, tokens) in enumerate(rows):
+        end = 100 * max(answers, tokens) + 0.035 * farthest
+        told = f"{percent(answers)} → {percent(tokens)}" if answers or tokens else "none"
+        axes.text(end, place, told, va="center", fontsize=8.0, color=INK if answers else QUIET)
+    axes.set_yticks(places, [plain(name) for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-0.02 * farthest, 1.34 * farthest)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("share (%)")
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
+    told = "; ".join(
+        f"{plain(name)}: {percent(answers)} of the answers, {percent(tokens)} of the tokens" for name, answers, tokens in rows
+    )
+    caption = "What each class weighs: its share of the answers, and its share of the tokens that training would see."
+    return finish("classes", figure, f"Dot plot. {told}.", caption)
+
+
+def token_plot(health: Mapping[str, Any]) -> Picture:
+    """Answers by length above, the tokens that they hold below, on one logarithmic axis."""
+    lengths = health["lengths"]
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    edges = [max(edge, 0.75) for edge in lengths["edges"]]
+    for axes, key, unit in ((above, "counts", "answers"), (below, "tokens", "tokens")):
+        _stack(axes, edges, lengths[key])
+        axes.set_ylabel(unit)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: _short(value)))
+        axes.grid(axis="y")
+    below.set_xscale("log", base=2)
+    first, last = lengths["edges"][0], lengths["edges"][-1]
+    powers = [2**power for power in range(64) if first <= 2**power <= last]
+    below.xaxis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 9] or [max(first, 1)]))
+    below.xaxis.set_minor_locator(NullLocator())
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: _short(value)))
+    below.set_xlabel("answer tokens")
+    present = [group for group in GROUP_COLORS if any(lengths["counts"][group])]
+    handles, labels = above.get_legend_handles_labels()
+    chosen = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label in map(plain, present)]
+    figure.legend(*zip(*chosen, strict=True), loc="outside upper right", ncols=len(chosen), fontsize=8.5, handlelength=1.0)
+    told = "; ".join(
+        f"{plain(group)}: {count(sum(lengths['counts'][group]))} answers, {count(sum(lengths['tokens'][group]))} tokens"
+        for group in present
+    )
+    caption = (
+        f"Above, answers by length; below, the tokens that they hold. Median {count(lengths['p50'])}, longest "
+        f"{count(lengths['max'])}. An answer stands once, in the topmost class that it is of."
+    )
+    return finish("health-lengths", figure, f"Two histograms over length in tokens. {told}.", caption)
+
+
+def _stack(axes: Axes, edges: list[float], groups: Mapping[str, list[int]]) -> None:
+    widths = [end - begin for begin, end in itertools.pairwise(edges)]
+    bottoms = [0.0] * len(widths)
+    for group, color in GROUP_COLORS.items():
+        heights = groups[group]
+        axes.bar(
+            edges[:-1],
+            heights,
+            width=widths,
+            bottom=bottoms,
+            align="edge",
+            color=color,
+            edgecolor=PAPER,
+            linewidth=0.4,
+            label=plain(group),
+        )
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+
+
+def _short(value: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:g}"

@@ -1,0 +1,218 @@
+"""What is odd about sampled answers, row by row: seven classes, each told by a rule that anyone can count again.
+
+empty: no text. stub: one line of text. no_code: no program by the rule of extraction. cut_off: ended by the limit on its length.
+no_end_token: the last id is none of the model's end tokens. loop: at least a quarter of its 8-grams of token ids stand in it
+four times or more. duplicate: the same token ids as an answer before it, by key. A row can be in several. The share of the
+tokens that a class holds is what it weighs in training: two answers in a hundred that loop to the limit can be a third of it.
+Pure functions on columns; reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_ray.config import Policies
+from ssd_ray.extraction import Rule, extract_code
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Class = Literal["empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate"]
+CLASSES: tuple[Class, ...] = ("empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate")
+GROUPS = ("loop", "cut_off", "empty or stub", "no_code", "none of these")
+NGRAM, TIMES, LOOP_SHARE = 8, 4, 0.25
+DIGEST_BYTES = 16
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+Bools: TypeAlias = NDArray[np.bool_]
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How answers are read: where their program is, whether their prompts opened a reasoning part, which ids end them."""
+
+    extract: Rule = "last-block"
+    thinking: bool = False
+    end_tokens: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The answers of one shard or of many, a column each; `classes` is [rows, CLASSES], digests stand for the token ids."""
+
+    characters: Ints
+    num_prompt_tokens: Ints
+    num_output_tokens: Ints
+    stopped: Bools
+    classes: Bools
+    digests: NDArray[np.bytes_]
+
+
+def judge(shard: pa.Table, reading: Reading) -> Answers:
+    """The answers of a Completion table; class `duplicate` is left for `duplicates`, which needs them all."""
+    import pyarrow.compute as pc
+
+    lengths = [pc.list_value_length(shard.column(name)).to_numpy() for name in ("prompt_token_ids", "output_token_ids")]
+    texts = shard.column("text").to_pylist()
+    stopped = pc.equal(shard.column("finish_reason"), "stop").to_numpy()
+    tokens = shard.column("output_token_ids").combine_chunks().flatten().to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths[1], dtype=np.int64)])
+    lines = np.array([_lines(text) for text in texts], dtype=np.int64)
+    ended = np.zeros(len(texts), dtype=bool)
+    filled = lengths[1] > 0
+    ended[filled] = np.isin(tokens[offsets[1:][filled] - 1], sorted(reading.end_tokens))
+    found: dict[Class, Any] = {
+        "empty": lines == 0,
+        "stub": lines == 1,
+        "no_code": [extract_code(text, reading.extract, thinking=reading.thinking) is None for text in texts],
+        "cut_off": ~stopped,
+        "no_end_token": ~ended,
+        "loop": repeated_share(tokens, offsets) >= LOOP_SHARE,
+        "duplicate": np.zeros(len(texts), dtype=bool),
+    }
+    return Answers(
+        characters=np.array([len(text) for text in texts], dtype=np.int64),
+        num_prompt_tokens=lengths[0].astype(np.int64),
+        num_output_tokens=lengths[1].astype(np.int64),
+        stopped=stopped,
+        classes=np.column_stack([np.asarray(found[name], dtype=bool) for name in CLASSES]).reshape(len(texts), len(CLASSES)),
+        digests=digests(tokens, offsets),
+    )
+
+
+def _lines(text: str) -> int:
+    """Lines that hold something, counted no further than two."""
+    found = 0
+    for line in text.splitlines():
+        found += bool(line.strip())
+        if found == 2:
+            break
+    return found
+
+
+def repeated_share(tokens: NDArray[Any], offsets: Ints) -> Floats:
+    """For each row `tokens[offsets[i]:offsets[i + 1]]`, the share of its 8-grams that stand in it four times or more.
+
+    0 for a row with fewer than eight tokens. An n-gram is told by a hash that fills 64 bits together with its row's number, so
+    two different ones pass for the same once in 10^13 pairs or more rarely, and one sort counts them all.
+    """
+    num_rows, num_grams = len(offsets) - 1, len(tokens) - NGRAM + 1
+    if num_grams < 1:
+        return np.zeros(num_rows)
+    rows = np.repeat(np.arange(num_rows, dtype=np.uint64), np.diff(offsets))
+    hashes = np.zeros(num_grams, dtype=np.uint64)
+    for place in range(NGRAM):
+        hashes = (hashes + tokens[place : place + num_grams].astype(np.uint64)) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(32)
+    inside = rows[:num_grams] == rows[NGRAM - 1 :]
+    row_bits = np.uint64(max(1, num_rows.bit_length()))
+    keys = (rows[:num_grams] << (np.uint64(64) - row_bits) | hashes >> row_bits)[inside]
+    keys.sort()
+    begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, dtype=np.int64)
+    counts = np.diff(np.concatenate([begins, [len(keys)]]))
+    owners = (keys[begins] >> (np.uint64(64) - row_bits)).astype(np.int64)
+    often = np.bincount(owners, weights=np.where(counts >= TIMES, counts, 0), minlength=num_rows)
+    shares: Floats = often / np.maximum(np.diff(offsets) - NGRAM + 1, 1)
+    return shares
+
+
+def digests(tokens: NDArray[Any], offsets: Ints) -> NDArray[np.bytes_]:
+    """Sixteen bytes for the token ids of each row, equal for equal ids."""
+    raw, width = np.ascontiguousarray(tokens, dtype="<i4").tobytes(), 4
+    pieces = (
+        hashlib.blake2b(raw[width * start : width * end], digest_size=DIGEST_BYTES).digest()
+        for start, end in itertools.pairwise(offsets.tolist())
+    )
+    return np.frombuffer(b"".join(pieces), dtype=f"V{DIGEST_BYTES}")
+
+
+def together(shards: Iterable[Answers]) -> Answers:
+    """The answers of several shards, one after another."""
+    every = list(shards)
+    columns = {name: np.concatenate([getattr(answers, name) for answers in every]) for name in Answers.__annotations__}
+    return Answers(**columns)
+
+
+def take(answers: Answers, order: Ints) -> Answers:
+    """The answers in another order, `duplicate` found anew: an answer whose ids an earlier one has."""
+    taken = {name: getattr(answers, name)[order] for name in Answers.__annotations__}
+    first = np.unique(taken["digests"], return_index=True)[1]
+    taken["classes"][:, CLASSES.index("duplicate")] = True
+    taken["classes"][first, CLASSES.index("duplicate")] = False
+    return Answers(**taken)
+
+
+def count(answers: Answers, kept: Bools, masked: Bools, policies: Policies, reading: Reading) -> dict[str, Any]:
+    """What the samples are like, as plain JSON.
+
+    rows and tokens, classes (rows, tokens, policy, and how many of the rows were dropped or masked for whatever reason), ends
+    (by finish reason, with and without an end token), lengths (quantiles, and histograms of rows and of tokens by GROUPS, in
+    which each row stands once, in the first that it is of), distinct answers and how often the most frequent one occurs, and
+    how they were read.
+    """
+    tokens = answers.num_output_tokens
+    copies = np.unique(answers.digests, return_counts=True)[1]
+    classes = {}
+    for place, name in enumerate(CLASSES):
+        members = answers.classes[:, place]
+        classes[name] = {
+            "rows": int(members.sum()),
+            "tokens": int(tokens[members].sum()),
+            "policy": getattr(policies, name),
+            "dropped": int((members & ~kept).sum()),
+            "masked": int((members & masked).sum()),
+        }
+    return {
+        "rows": len(tokens),
+        "tokens": int(tokens.sum()),
+        "classes": classes,
+        "ends": _ends(answers),
+        "lengths": _lengths(answers),
+        "distinct": len(copies),
+        "most_copies": int(copies.max()),
+        "extract": reading.extract,
+        "thinking": reading.thinking,
+        "end_tokens": sorted(reading.end_tokens),
+    }
+
+
+def _ends(answers: Answers) -> dict[str, dict[str, int]]:
+    ended = ~answers.classes[:, CLASSES.index("no_end_token")]
+    return {
+        reason: {"end_token": int((rows & ended).sum()), "no_end_token": int((rows & ~ended).sum())}
+        for reason, rows in (("stop", answers.stopped), ("length", ~answers.stopped))
+    }
+
+
+def _lengths(answers: Answers) -> dict[str, Any]:
+    tokens = answers.num_output_tokens
+    found = {name: answers.classes[:, place] for place, name in enumerate(CLASSES)}
+    left = np.ones(len(tokens), dtype=bool)
+    counts, weights, edges = {}, {}, length_edges(tokens)
+    for group in GROUPS:
+        members = left & (found["empty"] | found["stub"] if group == "empty or stub" else found.get(group, left))  # type: ignore[call-overload]
+        counts[group] = np.histogram(tokens[members], bins=edges)[0].tolist()
+        weights[group] = np.histogram(tokens[members], bins=edges, weights=tokens[members])[0].tolist()
+        left &= ~members
+    quantiles = {f"p{share}": float(np.percentile(tokens, share)) for share in (1, 10, 25, 50, 75, 90, 99)}
+    limits = {"min": int(tokens.min()), "mean": float(tokens.mean()), "max": int(tokens.max())}
+    return {**limits, **quantiles, "edges": edges, "counts": counts, "tokens": weights}
+
+
+def length_edges(tokens: Ints) -> list[int]:
+    """Bin edges at quarter octaves, rounded to whole tokens, from at most the shortest to above the longest."""
+    shortest, longest = int(tokens.min()), int(tokens.max())
+    first, last = math.floor(4 * math.log2(max(shortest, 1))), math.floor(4 * math.log2(max(longest, 1))) + 1
+    edges = sorted({round(2 ** (quarter / 4)) for quarter in range(first, last + 1)})
+    edges = [shortest, *(edge for edge in edges if edge > shortest)]
+    return edges if edges[-1] > longest else [*edges, longest + 1]

@@ -1,0 +1,142 @@
+"""A data set's papers: the hub's own parser reads the card, the shards load as it tells, and its figures are the manifest's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_dataset import _completion, _samples
+
+from ssd_ray import artifacts, recipes
+from ssd_ray.progress import LineProgress
+from ssd_ray.run import Run
+from ssd_ray.schema import Completion, Example, Prompt
+
+RECIPE = """
+name: tiny
+model: {{source: {model}, dtype: float32, max_model_len: 4096}}
+prompts: {{limit: 12{prompts}}}
+sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, max_tokens: 96}}
+prepare: {{policies: {{loop: mask}}}}
+evaluate: {{benchmarks: [builtin], limit: 5, arms: {{base: {{model: base}}}}, samples_per_problem: 1, pass_at: [1]}}
+"""
+LOOP = (10, 11, 12) * 20
+
+
+def _prepared(tmp_path: Path, model: Path, prompts: str = "", text: str = "see\n```python\nprint({})\n```") -> Path:
+    """A run up to its data set, whose samples were written by hand in the place of an engine."""
+    path, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    path.write_text(RECIPE.format(model=model, prompts=prompts))
+    run = Run(recipes.load(path), out, LineProgress())
+    run.make("render")
+    rows = [
+        _completion(
+            row.prompt_id,
+            prompt_token_ids=row.token_ids,
+            output_token_ids=LOOP if number == 0 else (10 + number, 11, 2),
+            text=text.format(number),
+            finish_reason="length" if number == 0 else "stop",
+        )
+        for number, row in enumerate(artifacts.read_rows(out / "prompts", Prompt))
+    ]
+    step = next(step for step, _ in run.states() if step.name == "samples")
+    artifacts.claim(out / "samples", step.identity)
+    _samples(out / "samples", rows)
+    artifacts.seal(out / "samples", step.identity, {"rows": len(rows)})
+    run.make("prepare")
+    return out
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    return _prepared(tmp_path_factory.mktemp("card"), tiny_llama)
+
+
+def test_the_hubs_own_parser_reads_the_card(prepared: Path) -> None:
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard.load(prepared / "dataset" / "README.md")
+    data = card.data.to_dict()
+    assert data["license"] == "apache-2.0"
+    assert data["task_categories"] == ["text-generation"]
+    assert data["size_categories"] == ["n<1K"]
+    assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "part-*.parquet"}]}]
+    assert "The answers are unverified." in card.text
+    assert "{{" not in card.text
+    assert "\n\n\n" not in card.text
+
+
+def test_the_shards_load_as_the_card_tells(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import load_dataset
+
+    written = [(row.prompt_id, list(row.input_ids), row.masked) for row in artifacts.read_rows(prepared / "dataset", Example)]
+    code = re.search(r"```python\n(.*?)```", (prepared / "dataset" / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(prepared / "dataset")
+    told: dict[str, Any] = {}
+    exec(code[1], told)
+    uploaded = load_dataset(str(prepared / "dataset"), split="train")
+    for rows in (told["rows"], uploaded):
+        assert [(row["prompt_id"], row["input_ids"], row["masked"]) for row in rows] == written
+    assert len(load_dataset("parquet", data_files=str(prepared / "samples" / "*.parquet"), split="train")) == 12
+
+
+def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
+    text = (prepared / "dataset" / "README.md").read_text()
+    samples = list(artifacts.read_rows(prepared / "samples", Completion))
+    tokens = sum(len(row.output_token_ids) for row in samples)
+    assert f"| sampled | {len(samples)} | {tokens} |" in text
+    assert "| of them out of the loss | 1 | 60 |" in text
+    share = f"{100 * len(LOOP) / tokens:.1f}\u00a0%"
+    assert re.search(rf"\| loop \| .* \| 1 \| 8.3\u00a0% \| {share} \| mask \|", text)
+    assert "0 of 12 prompts share a run of 13 words with a problem of builtin (policy: refuse)" in text
+
+
+def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_llama: Path) -> None:
+    facts = artifacts.load(prepared / "dataset").facts
+    found = facts["provenance"]
+    digest = hashlib.sha256((tiny_llama / "tokenizer.json").read_bytes()).hexdigest()
+    assert found["tokenizer_sha256"]["tokenizer.json"] == digest
+    template = json.loads((tiny_llama / "tokenizer_config.json").read_text()).get("chat_template")
+    template = template or (tiny_llama / "chat_template.jinja").read_text()
+    assert found["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest()
+    assert found["decoding"] == {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "max_tokens": 96, "samples_per_prompt": 1}
+    assert found["seed"] == 0
+    assert {"python", "torch", "transformers", "ray", "ssd-ray"} <= set(found["versions"])
+    assert found["fingerprints"]["samples"] == artifacts.load(prepared / "samples").fingerprint
+    text = (prepared / "dataset" / "README.md").read_text()
+    assert digest in text
+    assert found["chat_template_sha256"] in text
+
+
+def test_the_health_page_stands_alone_and_shows_the_facts(prepared: Path) -> None:
+    page = (prepared / "dataset" / "health.html").read_text()
+    health = artifacts.load(prepared / "dataset").facts["health"]
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
+    assert page.count("data:image/svg+xml;base64,") == 2
+    for name, found in health["classes"].items():
+        row = re.search(rf'<tr><th scope="row">{name.replace("_", " ")} .*?</tr>', page)
+        assert row is not None
+        assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0])[0] == str(found["rows"])
+    assert health["classes"]["loop"] == {"rows": 1, "tokens": 60, "policy": "mask", "dropped": 0, "masked": 1}
+    assert "11 of 12 answers end by an end token" in page
+
+
+def test_what_a_model_writes_is_text_on_the_page(tmp_path: Path, tiny_llama: Path) -> None:
+    out = _prepared(tmp_path, tiny_llama, text="<script>alert({})</script>\nsecond line")
+    page = (out / "dataset" / "health.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(0)" in page
+
+
+def test_a_licence_that_nobody_stated_is_unknown_and_said_so(tmp_path: Path, tiny_llama: Path) -> None:
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(json.dumps({"question": f"Print {number}."}) + "\n" for number in range(3)))
+    out = _prepared(tmp_path, tiny_llama, f", source: {source}")
+    text = (out / "dataset" / "README.md").read_text()
+    assert "license: unknown" in text
+    assert "find out before you publish" in text
