@@ -49,7 +49,7 @@ def runs(found: list[str], length: int) -> list[str]:
 
 
 class Benchmarks:
-    """The runs of words of benchmark problems, to look statements up in; about 250 bytes a word of them."""
+    """The runs of words of benchmark problems, to look statements up in; under a kilobyte a word of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         """Index `problems` by their `source` and statement."""
@@ -62,7 +62,7 @@ class Benchmarks:
             self._words.append(found)
             self._sizes.append(max(1, len(found) - WORDS + 1))
         self._short = {len(found) for found in self._words if FEWEST_WORDS <= len(found) < WORDS}
-        self._indices: dict[int, dict[str, list[int]]] = {}
+        self._indices: dict[int, dict[str, tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._problems)
@@ -85,20 +85,26 @@ class Benchmarks:
         share = min(1.0, len(shared[place]) / self._sizes[place])
         return Overlap(benchmark=benchmark, problem_id=problem_id, share=round(share, 4), words=shared[place][0])
 
-    def _index(self, length: int, *, whole: bool) -> dict[str, list[int]]:
+    def _index(self, length: int, *, whole: bool) -> dict[str, tuple[int, ...]]:
         """Places of the problems by run of so many words; `whole` leaves problems that have more words out."""
         key = -length if whole else length
         if key not in self._indices:
-            index: dict[str, list[int]] = defaultdict(list)
+            index: dict[str, tuple[int, ...]] = {}
             for place, found in enumerate(self._words):
                 if not whole or len(found) == length:
+                    own = (place,)
                     for run in runs(found, length):
-                        index[run].append(place)
-            self._indices[key] = {run: places for run, places in index.items() if not self._is_phrase(places)}
+                        index[run] = index[run] + own if run in index else own
+            for run in [run for run, places in index.items() if self._is_phrase(places)]:
+                del index[run]
+            self._indices[key] = index
         return self._indices[key]
 
-    def _is_phrase(self, places: list[int]) -> bool:
-        return max(Counter(self._problems[place][0] for place in places).values()) > PHRASE_PROBLEMS
+    def _is_phrase(self, places: tuple[int, ...]) -> bool:
+        return (
+            len(places) > PHRASE_PROBLEMS
+            and max(Counter(self._problems[place][0] for place in places).values()) > PHRASE_PROBLEMS
+        )
 
 
 def without_overlaps(problems: Iterable[Problem], benchmarks: Benchmarks, dropped: Counter[str]) -> Iterator[Problem]:
