@@ -184,12 +184,10 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
 
 def end_tokens(directory: Path) -> frozenset[int]:
     """The ids that end an answer in the engine: the tokenizer's, and all of the generation configuration's."""
-    from transformers import GenerationConfig
-
     found = {load_tokenizer(directory).eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (directory / name).exists():
-            stated = GenerationConfig.from_pretrained(directory, config_file_name=name).eos_token_id
+            stated = artifacts.read_json(directory / name).get("eos_token_id")
             found |= set(stated) if isinstance(stated, list) else {stated}
             break
     return frozenset(found - {None})

@@ -73,6 +73,7 @@ class Pipeline:
             self._benchmark,
             self._prompts,
             self._contamination,
+            *([self._training_problems] if self._selects else []),
             self._eval_prompts,
             *dict.fromkeys(step for branch in self._branches.values() for step in self._training(branch)),
             *(self._generations(arm) for arm in self._arms),
@@ -88,10 +89,13 @@ class Pipeline:
     def _branches(self) -> dict[str, Branch]:
         return {branch.name: branch for branch in arms.branches(self.recipe)}
 
+    @property
+    def _selects(self) -> bool:
+        """Whether a model is trained on accepted answers alone, for which the prompts' tests are needed."""
+        return any(branch.verdicts for branch in self._branches.values())
+
     def _training(self, branch: Branch) -> Iterator[Step]:
         """The steps from prompts to a trained model."""
-        if branch.verdicts is not None:
-            yield self._training_problems
         yield self._samples(branch.samples)
         if branch.verdicts is not None:
             yield self._sample_verdicts(branch)
@@ -145,16 +149,14 @@ class Pipeline:
 
     @functools.cache  # noqa: B019 - a Run lives as long as its process
     def _samples(self, name: str) -> Step:
-        branches = [branch for branch in self._branches.values() if branch.samples == name]
-        selected = any(branch.verdicts for branch in branches)
-        sample = branches[0].sample
+        sample = next(branch.sample for branch in self._branches.values() if branch.samples == name)
         return Step(
             name=name,
             verb="sample",
             choices={"sample": config.choices(sample), **self._engine_choices},
             act=functools.partial(self._stages.samples, sample, name),
             inputs=(self._prompts,),
-            after=(self._contamination, *((self._training_problems,) if selected else ())),
+            after=(self._contamination, *((self._training_problems,) if self._selects else ())),
             needs_ray=True,
         )
 

@@ -68,6 +68,19 @@ def test_the_accepted_control_shares_the_samples_and_is_trained_on_those_that_pa
     assert "training-problems" in {step.name for step in found["samples"].after}, "no tests is found out before sampling"
 
 
+@pytest.mark.parametrize("controls", ["", "naive", "accepted", "naive, accepted, teacher"])
+@pytest.mark.parametrize("select", ["all", "accepted"])
+def test_every_step_comes_after_what_it_needs(controls, select, tmp_path):
+    overrides = [f"evaluate.controls=[{controls}]", f"prepare.select={select}"]
+    if select == "accepted" and "accepted" in controls:
+        return
+    seen = set()
+    for step in Pipeline(recipes.load("quickstart", overrides), tmp_path, LineProgress()).steps:
+        assert {needed.name for needed in (*step.inputs, *step.after)} <= seen, step.name
+        assert step.name not in seen
+        seen.add(step.name)
+
+
 def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_path):
     for name in recipes.shipped():
         shipped = recipes.load(name)

@@ -56,7 +56,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path
     return _prepared(tmp_path_factory.mktemp("card"), tiny_llama)
 
 
-def test_the_hubs_own_parser_reads_the_card(prepared: Path) -> None:
+def test_the_hubs_own_parser_reads_the_card(prepared: Path, tiny_llama: Path) -> None:
     from huggingface_hub import DatasetCard
 
     card = DatasetCard.load(prepared / "dataset" / "README.md")
@@ -67,6 +67,8 @@ def test_the_hubs_own_parser_reads_the_card(prepared: Path) -> None:
     assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "part-*.parquet"}]}]
     assert "The answers are unverified." in card.text
     assert "{{" not in card.text
+    assert str(prepared.parent) not in card.text
+    assert str(tiny_llama) not in (prepared / "dataset" / "health.html").read_text() + str(card)
     assert "\n\n\n" not in card.text
 
 

@@ -27,10 +27,11 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
     """Model, tokenizer, template, decoding, seed, prompts and versions behind a data set, as plain JSON."""
     rendered, drawn = (artifacts.read_json(path / "manifest.json") for path in (prompts, samples))
     source = recipe.prompts.source
+    local = f"files ({Path(source).name})"
     return {
         "recipe": recipe.name,
         "model": {
-            "source": recipe.model.source,
+            "source": _public(recipe.model.source),
             "revision": rendered["facts"].get("model"),
             "weights": " ".join(f"{kind} {value}" for kind, value in drawn["choices"]["model"]["weights"].items()),
             "dtype": recipe.model.dtype,
@@ -38,7 +39,7 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         "tokenizer_sha256": rendered["facts"].get("tokenizer"),
         "chat_template_sha256": rendered["facts"].get("chat_template"),
         "prompts": {
-            "source": HOMES.get(source, source),
+            "source": HOMES.get(source, local),
             "identity": rendered["choices"]["source"],
             "license": license_of(recipe),
             "mode": recipe.prompts.mode,
@@ -56,6 +57,11 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         "versions": drawn["versions"],
         "sampled_at": drawn["finished_at"],
     }
+
+
+def _public(source: str) -> str:
+    """A model without the place where it lies on this machine."""
+    return Path(source).name if source.startswith((".", "/", "~")) else source
 
 
 def license_of(recipe: Recipe) -> str:
