@@ -1,81 +1,133 @@
-"""Tokens/s of `sample`, through Ray Data and shards on disk, as a share of vLLM's own `LLM.generate` on the same prompts.
+"""Tokens/s of `sample`, through Ray Data and shards on disk, against bare vLLM and against ray.data.llm, in one command.
 
-    python benchmarks/sampling.py --out figures.json [--recipe quickstart]
+    python benchmarks/sampling.py --out figures.json [--recipe quickstart] [--requests 64 512] [--rounds 1]
 
-Both draw the same number of tokens with the same decoding and seeds, each in a fresh process, without start-up time:
-ours from the engine being ready to the last shard on disk, vLLM's from the call to its return.
+Everybody gets the same model, engine arguments, prompts, decoding and seeds, a fresh process each, in turn, `rounds` times; the
+median counts. No start-up time: ours runs from the engine being ready to the last shard on disk, `LLM.generate` from its call to
+its return, ray.data.llm from the first request to the last answer. Sequences that differ from bare vLLM's are counted.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import peers
 from machine import machine
 
+from ssd_ray import artifacts, recipes
+from ssd_ray.inference.arguments import engine_environment
+from ssd_ray.schema import Completion
 
-def raw(recipe_name: str, run: str) -> None:
-    """Draw with `LLM.generate` and print tokens and seconds as JSON on the last line."""
-    from vllm import LLM, SamplingParams
+PROMPTS = 64
+TOKENS = {64: 128, 512: 48}
+DECODING = ["sample.temperature=0.8", "sample.top_k=20", "sample.top_p=0.95", "evaluate.prompt_mode=chat"]
+OURS = {"ssd_ray": "exact", "ssd_ray, vLLM's sampler": "vllm"}
+# (ours, theirs, least ratio, at how many requests); the exact sampler's limit is for CPUs.
+LIMITS = [
+    ("ssd_ray, vLLM's sampler", "vLLM", 0.95, (64, 512)),
+    ("ssd_ray", "vLLM", 1.5, (64,)),
+    ("ssd_ray", "ray.data.llm", 1.0, (64, 512)),
+    ("ssd_ray, vLLM's sampler", "ray.data.llm", 1.0, (64, 512)),
+]
 
-    from ssd_ray import artifacts, models, recipes
-    from ssd_ray.inference.arguments import engine_arguments
-    from ssd_ray.inference.engine import sample_seed
-    from ssd_ray.schema import Prompt
 
-    recipe = recipes.load(recipe_name)
-    sample = recipe.sample
-    engine = LLM(**engine_arguments(models.fetch(recipe.model), recipe.model, recipe.engine, recipe.cluster.device))
-    prompts = list(artifacts.read_rows(Path(run) / "prompts", Prompt))
-    decoding = [
-        SamplingParams(
-            temperature=sample.temperature,
-            top_k=sample.top_k or 0,
-            top_p=sample.top_p,
-            max_tokens=sample.max_tokens,
-            seed=sample_seed(recipe.seed, prompt.prompt_id, 0),
-        )
-        for prompt in prompts
+def overrides(requests: int, max_tokens: int, sampler: str) -> list[str]:
+    """What the recipe is set to: at most 64 prompts, several samples of each where there are more requests."""
+    prompts = min(requests, PROMPTS)
+    sizes = {"prompts.limit": prompts, "sample.samples_per_prompt": requests // prompts, "sample.max_tokens": max_tokens}
+    return [*DECODING, *(f"{name}={value}" for name, value in sizes.items()), f"engine.sampler={sampler}"]
+
+
+def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
+    """`ssd-ray sample` in a new run directory."""
+    sets = [part for override in chosen for part in ("--set", override)]
+    command = [sys.executable, "-m", "ssd_ray.cli", "sample", recipe, "--quiet", "--out", str(run), *sets]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    logs = "".join(path.read_text(errors="replace") for path in (run / "logs").glob("*.log"))
+    ready = [float(told) for told in re.findall(r"^engine ready at ([0-9.]+)$", logs, re.MULTILINE)]
+    rows = list(artifacts.read_rows(run / "samples", Completion))
+    ended = max(path.stat().st_mtime for path in artifacts.shard_paths(run / "samples"))
+    sequences = {f"{row.prompt_id} {row.sample_index}": list(row.output_token_ids) for row in rows}
+    return {"seconds": ended - min(ready), "sequences": sequences}
+
+
+def peer(name: str, recipe_name: str, chosen: list[str], run: Path) -> dict[str, Any]:
+    """Another program on the prompts of a run of ours, in a process of its own with the engine's environment."""
+    recipe = recipes.load(recipe_name, chosen)
+    with tempfile.TemporaryDirectory() as directory:
+        result = Path(directory, "result.json")
+        command = [sys.executable, peers.__file__, name, recipe_name, str(run / "prompts"), str(result), *chosen]
+        environment = os.environ | engine_environment(recipe.engine, recipe.cluster.device)
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        measured: dict[str, Any] = json.loads(result.read_text())
+        return measured
+
+
+def measure(recipe_name: str, requests: int, max_tokens: int, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every program once a round, in turn."""
+    chosen = overrides(requests, max_tokens, "vllm")
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as directory:
+            for name, sampler in OURS.items():
+                run = Path(directory, sampler)
+                yield name, ours(recipe_name, overrides(requests, max_tokens, sampler), run)
+            for name in peers.PEERS:
+                yield name, peer(name, recipe_name, chosen, run)
+
+
+def summary(measured: list[tuple[str, dict[str, Any]]], requests: int) -> dict[str, Any]:
+    """Tokens/s (median of the rounds) and seconds of each program, ratios with their limits, and how many sequences are equal."""
+    rates: dict[str, list[float]] = {}
+    for name, result in measured:
+        tokens = sum(map(len, result["sequences"].values()))
+        rates.setdefault(name, []).append(tokens / result["seconds"])
+    median = {name: statistics.median(each) for name, each in rates.items()}
+    last = dict(measured)
+    bare = last["vLLM"]["sequences"]
+    equal = {name: sum(last[name]["sequences"][key] == ids for key, ids in bare.items()) for name in (*OURS, "ray.data.llm")}
+    ratios = [
+        {"of": of, "to": to, "ratio": median[of] / median[to], "limit": limit if requests in where else None}
+        for of, to, limit, where in LIMITS
     ]
-    inputs = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-    engine.generate(inputs[:2], SamplingParams(max_tokens=4), use_tqdm=False)
-    began = time.perf_counter()
-    outputs = engine.generate(inputs, decoding, use_tqdm=False)
-    seconds = time.perf_counter() - began
-    print(json.dumps({"tokens": sum(len(output.outputs[0].token_ids) for output in outputs), "seconds": seconds}))
+    seeds = 1 - median["vLLM"] / median["vLLM without seeds"]
+    return {"tokens_per_s": median, "rounds": rates, "ratios": ratios, "equal": equal, "of": len(bare), "cost_of_seeds": seeds}
 
 
 def main() -> None:
-    """Draw twice and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure at each number of requests, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--raw", metavar="RUN", help=argparse.SUPPRESS)
+    parser.add_argument("--requests", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--max-tokens", type=int, help="longest answer; by default 128 at 64 requests, 48 at 512")
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    if options.raw:
-        raw(options.recipe, options.raw)
-        return
-    from ssd_ray import recipes
-    from ssd_ray.inference.arguments import engine_environment
-
-    recipe = recipes.load(options.recipe)
-    with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "ssd_ray.cli", "sample", options.recipe, "--quiet", "--out", f"{directory}/run"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        run = Path(directory, "run")
-        ours = json.loads((run / "samples" / "pace.json").read_text())
-        environment = os.environ | engine_environment(recipe.engine, recipe.cluster.device)
-        again = [sys.executable, __file__, "--out", str(options.out), "--recipe", options.recipe, "--raw", str(run)]
-        shown = subprocess.run(again, check=True, env=environment, capture_output=True, text=True).stdout
-        theirs = json.loads(shown.strip().splitlines()[-1])
-    rates = {name: each["tokens"] / each["seconds"] for name, each in (("ssd_ray", ours), ("vllm", theirs))}
-    print(f"ssd_ray {rates['ssd_ray']:.1f} tok/s, vLLM {rates['vllm']:.1f} tok/s, ratio {rates['ssd_ray'] / rates['vllm']:.3f}")
-    record = {"ours": ours, "vllm": theirs, "ratio": rates["ssd_ray"] / rates["vllm"], "machine": machine()}
-    options.out.write_text(json.dumps(record, indent=1))
+    record: dict[str, Any] = {"machine": machine(), "recipe": options.recipe, "decoding": DECODING}
+    for requests in options.requests:
+        max_tokens = options.max_tokens or TOKENS.get(requests, 64)
+        found = summary(list(measure(options.recipe, requests, max_tokens, options.rounds)), requests)
+        record[f"{requests} requests"] = {"max_tokens": max_tokens, **found}
+        print(f"{requests} requests of up to {max_tokens} tokens")
+        for name, rate in found["tokens_per_s"].items():
+            same = f"   {found['equal'][name]} of {found['of']} sequences as bare vLLM's" if name in found["equal"] else ""
+            print(f"  {name:24} {rate:8.1f} tok/s{same}")
+        for row in found["ratios"]:
+            limit = f" (at least {row['limit']:g})" if row["limit"] else ""
+            print(f"  {row['of']} / {row['to']}: {row['ratio']:.3f}{limit}")
+        print(f"  per-request seeds cost bare vLLM {found['cost_of_seeds']:.1%}", flush=True)
+        options.out.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Engine:
         self._next_id = 0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+        print(f"engine ready at {time.time():.3f}", file=sys.stderr, flush=True)
 
     def submit(self, request: Request) -> Future[Answer]:
         """Queue a request; the future holds its answer, or a RefusedRequestError where vLLM does not take this one."""
