@@ -61,6 +61,8 @@ def ray_data_llm(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
         max_pending_requests=len(requests),
         batch_size=len(requests),
         concurrency=1,
+        # Its metrics do not start with the pinned pair of Ray and vLLM.
+        log_engine_metrics=False,
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
