@@ -75,7 +75,8 @@ class Pipeline:
             self._contamination,
             *([self._training_problems] if self._selects else []),
             self._eval_prompts,
-            *dict.fromkeys(step for branch in self._branches.values() for step in self._training(branch)),
+            *dict.fromkeys(step for branch in self._branches.values() for step in self._training_data(branch)),
+            *(self._checkpoint(branch) for branch in self._branches.values()),
             *(self._generations(arm) for arm in self._arms),
             *self._all_verdicts,
             self._report,
@@ -94,13 +95,12 @@ class Pipeline:
         """Whether a model is trained on accepted answers alone, for which the prompts' tests are needed."""
         return any(branch.verdicts for branch in self._branches.values())
 
-    def _training(self, branch: Branch) -> Iterator[Step]:
-        """The steps from prompts to a trained model."""
+    def _training_data(self, branch: Branch) -> Iterator[Step]:
+        """The steps from prompts to a data set: those of every branch come before any training, so that a mistake shows early."""
         yield self._samples(branch.samples)
         if branch.verdicts is not None:
             yield self._sample_verdicts(branch)
         yield self._dataset(branch)
-        yield self._checkpoint(branch)
 
     @functools.cached_property
     def _all_verdicts(self) -> list[Step]:

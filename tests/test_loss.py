@@ -131,3 +131,12 @@ def test_an_architecture_whose_logits_are_otherwise_is_refused() -> None:
     loss = ResponseLoss(_model(FalconH1Config(**shape)), 5)
     with pytest.raises(UserError, match="cannot train FalconH1ForCausalLM exactly"):
         loss.check(_batch()[0][:1])
+
+
+def test_a_batch_of_masked_rows_alone_has_no_loss_and_no_gradient() -> None:
+    model = ResponseLoss(_model(CONFIGS["llama, tied embeddings"]), 4)
+    input_ids, labels = _batch()
+    loss = model(input_ids, torch.full_like(labels, IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
