@@ -34,7 +34,7 @@ $(INSTALLED): requirements/cpu.lock requirements/torch_cpu.py pyproject.toml
 
 bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
 	mkdir -p benchmarks/figures
-	for name in startup grading grading_at_size sampling training quickstart; do \
+	for name in startup grading grading_at_size sampling sampling_at_size sampling_kills scale_out training quickstart; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
 
 lock:  ## resolve requirements/cpu.in anew (needs uv)

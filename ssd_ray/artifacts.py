@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ssd_ray.errors import UserError
 from ssd_ray.schema import RowT, from_table, to_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 1
 _WHOLE_BYTES = 64 << 20
@@ -155,7 +158,7 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
-    if state == "stale" and {path.name for path in out.iterdir()} <= {"fingerprint.json", "timing.json", "tests"}:
+    if state == "stale" and {path.name for path in out.iterdir()} <= {"fingerprint.json", "timing.json", "tests", ".engines"}:
         state = "missing"  # an attempt that failed before it made anything (but tests, named by content) binds nobody
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -234,14 +237,19 @@ def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]
     Raises:
         UserError: the directory is not writable or the disk is full.
     """
+    return write_table(out, name, to_table(rows, row_type))[0]
+
+
+def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
+    """As `write_shard`, of a table that is in the row type's schema; also returns the bytes of the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(to_table(rows, row_type), sink, compression="zstd")
-    path = out / f"{name}.parquet"
-    write_atomic(path, sink.getvalue().to_pybytes())
-    return path
+    pq.write_table(table, sink, compression="zstd")
+    path, data = out / f"{name}.parquet", sink.getvalue().to_pybytes()
+    write_atomic(path, data)
+    return path, data
 
 
 def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:

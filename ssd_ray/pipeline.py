@@ -150,14 +150,16 @@ class Pipeline:
     @functools.cache  # noqa: B019 - a Run lives as long as its process
     def _samples(self, name: str) -> Step:
         sample = next(branch.sample for branch in self._branches.values() if branch.samples == name)
+        settled = (self._contamination, self._eval_prompts, *((self._training_problems,) if self._selects else ()))
         return Step(
             name=name,
             verb="sample",
             choices={"sample": config.choices(sample), **self._engine_choices},
-            act=functools.partial(self._stages.samples, sample, name),
+            act=functools.partial(self._stages.samples, sample, name, functools.partial(self._ended, *settled)),
             inputs=(self._prompts,),
-            after=(self._contamination, *((self._training_problems,) if self._selects else ())),
+            after=settled,
             needs_ray=True,
+            follows=self._prompts if name == "samples" else None,  # the control's turn on the engines comes later
         )
 
     @functools.cache  # noqa: B019
@@ -212,7 +214,8 @@ class Pipeline:
         }
         branch = self._branches.get(arm.model)
         inputs = (self._eval_prompts,) if branch is None else (self._eval_prompts, self._checkpoint(branch))
-        act = functools.partial(self._stages.generations, f"generations/{name}", arm, branch.checkpoint if branch else None)
+        checkpoint, ended = branch.checkpoint if branch else None, functools.partial(self._ended, self._eval_prompts)
+        act = functools.partial(self._stages.generations, f"generations/{name}", arm, checkpoint, ended)
         return Step(name=f"generations/{name}", verb="generate", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cache  # noqa: B019
@@ -252,14 +255,13 @@ class Pipeline:
     def _engine_choices(self) -> dict[str, Any]:
         return {"model": self._model, "engine": config.choices(self.recipe.engine), "seed": self.recipe.seed}
 
-    def _ended(self, step: Step) -> bool:
-        """Whether a step that another one follows is whole.
+    def _ended(self, *steps: Step) -> bool:
+        """Whether steps that another one follows or waits for are whole.
 
         Raises:
-            InfrastructureError: it will not be, since the run has stopped.
+            InfrastructureError: they will not be, since the run has stopped.
         """
-        if artifacts.state_of(self.out / step.name, step.identity) == "whole":
-            return True
-        if self.stopped.is_set():
-            raise InfrastructureError(f"{step.name} was stopped")
-        return False
+        open_ = [step.name for step in steps if artifacts.state_of(self.out / step.name, step.identity) != "whole"]
+        if open_ and self.stopped.is_set():
+            raise InfrastructureError(f"{open_[0]} was stopped")
+        return not open_

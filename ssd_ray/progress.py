@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+_RECENT_S = 60.0
+
 
 class Task(Protocol):
     """One stage at work."""
 
-    def update(self, done: int, tokens: int = 0, note: str = "") -> None:
-        """Say how many units are done in all and how many tokens this process has handled so far."""
+    def update(self, done: int, tokens: int = 0, note: str = "", total: int | None = None) -> None:
+        """Say how many units are done in all, how many tokens were handled since the task began, and a total that has grown."""
 
 
 class Progress(Protocol):
@@ -38,30 +41,44 @@ class Progress(Protocol):
 
 @dataclass
 class Pace:
-    """Speed of one task since it began: tokens a second, and the seconds left at the present speed."""
+    """Speed of one task: tokens a second over the last minute, and the seconds left at that speed.
+
+    What is left is counted in tokens where there are any: units left, times their mean length so far.
+    """
 
     total: int
     before: int
-    began: float = field(default_factory=time.monotonic)
     done: int = 0
-    tokens: int = 0
-    skipped_tokens: int = 0
-    moving: bool = False
+    marks: deque[tuple[float, int, int]] = field(default_factory=deque)
+    start: tuple[int, int] | None = None
 
-    def update(self, done: int, tokens: int) -> None:
+    def update(self, done: int, tokens: int, total: int | None = None) -> None:
         """Take the totals; the clock starts with the first progress, so that an engine's start does not count as slowness."""
-        self.done, self.tokens = done, tokens
-        if not self.moving and done > self.before:
-            self.moving, self.before, self.skipped_tokens, self.began = True, done, tokens, time.monotonic()
+        self.done, self.total = done, self.total if total is None else total
+        if done <= self.before:
+            return
+        if self.start is None:
+            self.start = (done, tokens)
+        self.marks.append((time.monotonic(), done, tokens))
+        while len(self.marks) > 2 and self.marks[-1][0] - self.marks[0][0] > _RECENT_S:
+            self.marks.popleft()
 
     def figures(self) -> str:
         """Tokens a second and time left, where they are known."""
-        seconds = time.monotonic() - self.began
-        fresh = self.done - self.before
-        tokens = self.tokens - self.skipped_tokens
-        rate = f"{tokens / seconds:,.0f} tok/s" if tokens > 0 and seconds > 0 else ""
-        left = f"{clock(seconds / fresh * (self.total - self.done))} left" if fresh > 0 and self.done < self.total else ""
-        return ", ".join(part for part in (rate, left) if part)
+        if len(self.marks) < 2 or self.start is None:
+            return ""
+        (began, done_then, tokens_then), (now, done, tokens) = self.marks[0], self.marks[-1]
+        seconds, rate = now - began, (tokens - tokens_then) / max(now - began, 1e-9)
+        units = done - self.start[0]
+        left = self.total - done
+        if rate > 0 and units > 0:
+            seconds_left = left * (tokens - self.start[1]) / units / rate
+        elif done > done_then:
+            seconds_left = left * seconds / (done - done_then)
+        else:
+            return ""
+        shown = [f"{rate:,.0f} tok/s"] if rate > 0 else []
+        return ", ".join([*shown, *([f"{clock(seconds_left)} left"] if left > 0 else [])])
 
 
 def clock(seconds: float) -> str:
@@ -88,9 +105,9 @@ class LiveProgress:
         bar = bars.add_task(stage, total=total, completed=done, unit=unit, figures="", note="")
 
         class _Task:
-            def update(self, done: int, tokens: int = 0, note: str = "") -> None:
-                pace.update(done, tokens)
-                bars.update(bar, completed=done, figures=pace.figures(), note=note)
+            def update(self, done: int, tokens: int = 0, note: str = "", total: int | None = None) -> None:
+                pace.update(done, tokens, total)
+                bars.update(bar, completed=done, total=pace.total, figures=pace.figures(), note=note)
 
         try:
             yield _Task()
@@ -136,20 +153,20 @@ class LineProgress:
         """Lines of one stage."""
         pace = Pace(total=total, before=done, done=done)
         period_s, say = self._period_s, self.say
-        say(f"{stage}: {done}/{total} {unit}")
+        say(f"{stage}: {done}/{total} {unit}" if total else f"{stage}: {done} {unit} are there")
         began = time.monotonic()
 
         class _Task:
             last = time.monotonic()
 
-            def update(self, done: int, tokens: int = 0, note: str = "") -> None:
-                pace.update(done, tokens)
+            def update(self, done: int, tokens: int = 0, note: str = "", total: int | None = None) -> None:
+                pace.update(done, tokens, total)
                 if time.monotonic() - self.last >= period_s:
                     self.last = time.monotonic()
-                    say(" ".join(part for part in (f"{stage}: {done}/{total} {unit}", pace.figures(), note) if part))
+                    say(" ".join(part for part in (f"{stage}: {done}/{pace.total} {unit}", pace.figures(), note) if part))
 
         yield _Task()
-        say(f"{stage}: done, {pace.done}/{total} {unit} in {clock(time.monotonic() - began)} {pace.figures()}".rstrip())
+        say(f"{stage}: done, {pace.done}/{pace.total} {unit} in {clock(time.monotonic() - began)} {pace.figures()}".rstrip())
 
     def say(self, text: str) -> None:
         """Print a line."""

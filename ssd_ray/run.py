@@ -60,7 +60,7 @@ class Run:
             for step in wanted:
                 followers.raise_failure()
                 whole = self._state(step) == "whole"
-                if step.needs_ray and not whole and not started:
+                if not whole and not started and self._needs_ray(step, wanted):
                     stack.enter_context(cluster.connected(self.recipe.cluster))
                     started = True
                 if started and not whole:
@@ -87,8 +87,13 @@ class Run:
     def _state(self, step: Step) -> State:
         return artifacts.state_of(self.out / step.name, step.identity)
 
+    def _needs_ray(self, step: Step, wanted: list[Step]) -> bool:
+        """Whether a step, or one that can be made while it is, works on Ray."""
+        follow = (other for other in wanted if other.follows is step and self._state(other) != "whole")
+        return step.needs_ray or any(other.needs_ray for other in follow)
+
     def _make(self, step: Step) -> Artifact:
-        return artifacts.make(self.out / step.name, step.identity, functools.partial(_timed, step))
+        return artifacts.make(self.out / step.name, step.identity, functools.partial(_timed, step, self.out))
 
     def _follow(self, step: Step, wanted: list[Step], followers: _Followers) -> None:
         """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
@@ -160,7 +165,7 @@ def _closure(goal: Step) -> Iterator[Step]:
         yield from _closure(step)
 
 
-def _timed(step: Step, out: Path) -> Facts:
+def _timed(step: Step, run: Path, out: Path) -> Facts:
     """Do the step's act and add its wall time to `timing.json`; an attempt that was killed outright is not in it."""
     path = out / "timing.json"
     before = artifacts.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
@@ -171,7 +176,7 @@ def _timed(step: Step, out: Path) -> Facts:
     finally:
         tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.verb in {"sample", "generate", "train"} else 0
         seconds = time.monotonic() - began
-        if step.follows is not None and (manifest := out.parent.parent / step.follows.name / "manifest.json").exists():
+        if step.follows is not None and (manifest := run / step.follows.name / "manifest.json").exists():
             seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
         record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
         artifacts.write_atomic(path, json.dumps(record))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,16 @@ class Stages:
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self._progress = recipe, out, progress
+        self._fetching = threading.Lock()
+
+    @property
+    def _directory(self) -> Path:
+        """The model, fetched once, also when two steps that overlap ask for it."""
+        with self._fetching:
+            return self._model
 
     @functools.cached_property
-    def _directory(self) -> Path:
+    def _model(self) -> Path:
         """The model; of a hub id without a revision, always the commit that this run got first, noted in `model-revision`."""
         model, note = self.recipe.model, self.out / "model-revision"
         if "hub" not in models.identify(model) or model.revision:
@@ -115,18 +123,27 @@ class Stages:
         tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
         return renderer(tokenizer, mode, prompts.system_message, prompts.template_arguments, field=field)
 
-    def samples(self, chosen: SampleConfig, stage: str, out: Path) -> Facts:
-        """Answers of the frozen model at the training temperature."""
-        return self._draw("prompts", self._directory, chosen, chosen.samples_per_prompt, chosen.max_tokens, stage, out)
+    def samples(self, chosen: SampleConfig, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+        """Answers of the frozen model at the training temperature, drawn while prompts are rendered until `ended`."""
+        samples = chosen.samples_per_prompt
+        return self._draw("prompts", ended, self._directory, chosen, samples, chosen.max_tokens, stage, out)
 
-    def generations(self, stage: str, arm: Arm, checkpoint: str | None, out: Path) -> Facts:
+    def generations(self, stage: str, arm: Arm, checkpoint: str | None, ended: Callable[[], bool], out: Path) -> Facts:
         """Answers of one arm to the benchmark; without a checkpoint, of the frozen model."""
         directory = self._directory if checkpoint is None else self.out / checkpoint
         evaluate = self.recipe.evaluate
-        return self._draw("eval-prompts", directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, stage, out)
+        return self._draw("eval-prompts", ended, directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, stage, out)
 
     def _draw(
-        self, prompts: str, directory: Path, decoding: config.Decoding, samples: int, max_tokens: int, stage: str, out: Path
+        self,
+        prompts: str,
+        ended: Callable[[], bool],
+        directory: Path,
+        decoding: config.Decoding,
+        samples: int,
+        max_tokens: int,
+        stage: str,
+        out: Path,
     ) -> Facts:
         from ssd_ray.inference.generation import generate
 
@@ -141,6 +158,7 @@ class Stages:
             model=self.recipe.model,
             engine=self.recipe.engine,
             cluster=self.recipe.cluster,
+            ended=ended,
             stage=stage,
             out=out,
             logs=self.out / "logs",

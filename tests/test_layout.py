@@ -18,7 +18,7 @@ LAYERS = [
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes", "planner"},
-    {"artifacts", "progress", "arms"},
+    {"artifacts", "progress", "arms", "ledger"},
     {"schema", "config", "extraction"},
     {"errors"},
 ]

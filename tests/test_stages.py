@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 
 from ssd_ray import artifacts, recipes
+from ssd_ray.errors import InfrastructureError
 from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
@@ -52,3 +53,24 @@ def test_verdicts_that_a_failing_machine_left_open_are_open_again_and_with_them_
     assert [state for _, state in run.states()] == ["whole"] * 4
     run._reopen({made.name for made in steps})
     assert [state for _, state in run.states()] == ["whole", "whole", "partial", "partial"]
+
+
+def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_checked(tmp_path: Path) -> None:
+    run = Run(recipes.load("quickstart"), tmp_path, LineProgress())
+    steps = {step.name: step for step, _ in run.states()}
+    samples = steps["samples"]
+    assert samples.follows is steps["prompts"]
+    assert [step.name for step in samples.after] == ["contamination", "eval-prompts"]
+    assert run._needs_ray(steps["prompts"], list(steps.values()))
+    assert not run._needs_ray(steps["prompts"], [steps["prompts"]])
+    ended = samples.act.args[-1]  # type: ignore[attr-defined]
+    assert not ended()
+    for name in ("benchmark", "prompts", "contamination", "eval-prompts"):
+        assert not ended()
+        artifacts.make(tmp_path / name, steps[name].identity, lambda out: {})
+    assert ended()
+    run._pipeline.stopped.set()
+    assert ended()
+    (tmp_path / "contamination" / "manifest.json").unlink()
+    with pytest.raises(InfrastructureError, match="contamination was stopped"):
+        ended()

@@ -95,7 +95,7 @@ class SampleConfig(Decoding):
     max_tokens: int = Field(2048, ge=1)
     """Longest answer in tokens; an answer cut here has no end token."""
     shard_rows: int = tuning(16, ge=1)
-    """Rows of a shard: what is on disk survives a crash, so this bounds the loss."""
+    """Answers in a shard, which later steps read once it is whole; finished answers of an unfinished one survive a crash too."""
 
 
 Policy = Literal["keep", "mask", "drop"]
@@ -204,9 +204,9 @@ class ClusterConfig(Section):
     device: Literal["cpu", "cuda"] = tuning("cuda")
     """What engines and training workers run on."""
     min_engines: int = tuning(1, ge=1)
-    """Engines that sampling starts with."""
+    """Engines that sampling starts with, and keeps until the last units are given out."""
     max_engines: int = tuning(1, ge=1)
-    """Engines that sampling grows to while prompts wait."""
+    """Engines that sampling grows to while prompts wait, also beyond what the cluster has now, so that it can scale."""
     train_workers: int = tuning(1, ge=1)
     """Training workers: one a GPU, or processes on a CPU."""
     cpus_per_train_worker: float = tuning(1, gt=0)
@@ -216,7 +216,8 @@ class ClusterConfig(Section):
     max_graders: int | None = tuning(None, ge=1)
     """Graders at most; `null` is as many as the cluster's present cores hold."""
     max_failures: int = tuning(3, ge=0)
-    """Crashes of an engine or worker that are retried before the run stops."""
+    """What is retried before the run stops: deaths of engines in a row without an answer between them, and all deaths of graders
+    and training workers of a step."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray import artifacts, ledger, streaming
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.grader import Grader, Order
@@ -52,9 +52,15 @@ def grade(
                 pool.close()
         task.update(len(streaming.keys_on_disk(order.out)))
     found = facts(order)
-    if missing := total - found["rows"]:
+    if missing := total - found["rows"] - _never_drawn(generations):
         raise InfrastructureError(f"{stage}: {missing} of {total} completions came to no verdict; run again to resume")
     return found
+
+
+def _never_drawn(generations: Path) -> int:
+    """Answers that could not be drawn: they are on record, and there is nothing to grade."""
+    whole = (generations / "manifest.json").exists()
+    return len(artifacts.load(generations).facts.get("failed", ())) if whole else 0
 
 
 def _size(cluster: ClusterConfig, rows: int) -> int:
@@ -79,9 +85,9 @@ class _Source:
     def new(self) -> list[dict[str, Any]]:
         """The slices of shards that appeared since the last call; the last ones when the generation has ended."""
         self.closed = self.ended()
-        fresh = [path for path in artifacts.shard_paths(self.generations) if path not in self.seen]
+        fresh = [path for path in ledger.shards(self.generations) if path not in self.seen]
         self.seen.update(fresh)
-        return [piece for path in fresh for piece in streaming.slices_of(path, self.done, None, SLICE_ROWS)]
+        return [piece for path in fresh for piece in streaming.slices_of(path, self.done, SLICE_ROWS)]
 
 
 class _Actor:

@@ -143,7 +143,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
     done = graded_keys(out)
     shards = artifacts.shard_paths(job.out / "completions")
     rows = max(1, min(SLICE_ROWS, total // (4 * job.workers)))
-    pieces = [piece for path in shards for piece in streaming.slices_of(path, done, None, rows)]
+    pieces = [piece for path in shards for piece in streaming.slices_of(path, done, rows)]
     with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
         graded = len(done)
         for count in _carried(order, pieces, job.workers):

@@ -1,26 +1,34 @@
 """Prompts through vLLM engines into shards of completions: the one act behind `sample` and `generate`.
 
 Sampling draws from the frozen model at T_train; generation draws from an arm's model at its own decoding. Reads Prompt
-shards, writes Completion shards.
+shards, also while they are being written; writes Completion shards. docs/sampling.md says how nothing is lost or doubled.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
+import shutil
+import time
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray import artifacts, ledger
 from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.inference import journal, pool, status
 from ssd_ray.inference.arguments import engine_environment
-from ssd_ray.inference.engine import Engine, Request, sample_seed
+from ssd_ray.inference.engine import Engine
+from ssd_ray.inference.monitor import Monitor
 from ssd_ray.inference.placement import engine_resources
+from ssd_ray.inference.pool import Pool
+from ssd_ray.inference.source import Plan
+from ssd_ray.inference.worker import Order
+from ssd_ray.ledger import Audit
 from ssd_ray.progress import Progress
-from ssd_ray.schema import Completion
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_POLL_S = 0.1
 
 
 def generate(
@@ -35,120 +43,146 @@ def generate(
     model: ModelConfig,
     engine: EngineConfig,
     cluster: ClusterConfig,
+    ended: Callable[[], bool],
     stage: str,
     out: Path,
     logs: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Draw `samples` answers to every prompt and return counts of rows, tokens and finish reasons.
+    """Draw `samples` answers to every prompt and return counts of rows, tokens, finish reasons, failures and losses.
+
+    Prompts may still be coming until `ended()`, which raises where they will not.
 
     Raises:
         UserError: arguments that vLLM refuses.
-        InfrastructureError: engines crashed more often than `cluster.max_failures`.
+        InfrastructureError: engines died more often in a row than `cluster.max_failures`, without an answer between.
     """
-    total = samples * sum(1 for _ in artifacts.read_columns(prompts, "prompt_id"))
-    arguments = {
-        "directory": directory,
-        "model": model,
-        "engine": engine,
-        "decoding": decoding,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "device": cluster.device,
-        "out": out.resolve(),
-        "logs": logs.resolve(),
-    }
-    resources = engine_resources(engine, cluster.device)
-    pool = streaming.Pool(
-        worker=EngineWorker,
-        arguments=arguments,
-        min_size=cluster.min_engines,
-        max_size=cluster.max_engines,
-        concurrent_batches=1 + ceil(engine.max_num_seqs / shard_rows),
-        remote_args={**resources.remote_args, "runtime_env": {"env_vars": engine_environment(engine, cluster.device)}},
-        max_failures=cluster.max_failures,
+    make_engine = functools.partial(
+        Engine, directory, model=model, engine=engine, decoding=decoding, max_tokens=max_tokens, device=cluster.device
     )
-    try:
-        streaming.stream_shards(
-            prompts,
-            pool,
-            samples=samples,
-            shard_rows=shard_rows,
-            total=total,
-            out=out,
+    order = Order(
+        make_engine=make_engine,
+        prompts=prompts.resolve(),
+        samples=samples,
+        seed=seed,
+        out=out.resolve(),
+        logs=logs.resolve(),
+    )
+    engines = Pool(
+        min_engines=cluster.min_engines,
+        max_engines=cluster.max_engines,
+        concurrent_units=1 + ceil(engine.max_num_seqs / shard_rows),
+        resources=engine_resources(engine, cluster.device),
+        environment=engine_environment(engine, cluster.device),
+    )
+    return draw(
+        order, engines, shard_rows=shard_rows, max_failures=cluster.max_failures, ended=ended, stage=stage, progress=progress
+    )
+
+
+def draw(
+    order: Order,
+    engines: Pool,
+    *,
+    shard_rows: int,
+    max_failures: int,
+    ended: Callable[[], bool],
+    stage: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """As `generate`, with any engine and any pool."""
+    out = order.out
+    plan = Plan(prompts=order.prompts, out=out, samples=order.samples, shard_rows=shard_rows, window=engines.window)
+    for partial in out.glob(".*.partial"):
+        partial.unlink()
+    status.forget_living(out)
+    found = _looked_at(out, progress, stage)
+    with progress.task(stage, total=0, unit="answers", done=found.positions) as task:
+        monitor = Monitor(
+            plan,
+            task,
+            progress,
             stage=stage,
-            unit="answers",
-            progress=progress,
+            before=found.positions + _journalled(out, found),
+            max_failures=max_failures,
+            ended=ended,
+            logs=order.logs,
         )
-    finally:
-        if resources.groups:
-            resources.groups.release()
-    return count(out)
+        _first_prompts(plan, ended)
+        found = _until_whole(plan, order, engines, found, monitor, max_failures, ended, stage, progress)
+        monitor.look(found.positions)
+    monitor.pace()
+    return _close(out, found, stage, progress)
 
 
-class EngineWorker:
-    """An engine in a Ray actor: a slice of prompts comes in, one shard of completions goes to disk, its size goes on."""
-
-    def __init__(
-        self,
-        *,
-        directory: Path,
-        model: ModelConfig,
-        engine: EngineConfig,
-        decoding: Decoding,
-        max_tokens: int,
-        seed: int,
-        device: str,
-        out: Path,
-        logs: Path,
-    ) -> None:
-        streaming.log_to_file(logs, "engine")
-        self._engine = Engine(directory, model=model, engine=engine, decoding=decoding, max_tokens=max_tokens, device=device)
-        self._seed, self._out = seed, out
-        self._heartbeat = streaming.Heartbeat(out)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Draw the answers of one shard and write it."""
-        import pyarrow as pa
-
-        rows = streaming.read_slice(batch.to_pylist()[0]).to_pylist()
-        seeds = [sample_seed(self._seed, row["prompt_id"], row["sample_index"]) for row in rows]
-        futures = []
-        for row, seed in zip(rows, seeds, strict=True):
-            future = self._engine.submit(Request(prompt_token_ids=tuple(row["token_ids"]), seed=seed))
-            future.add_done_callback(lambda done: self._heartbeat.add(1, len(done.result().output_token_ids)))
-            futures.append(future)
-        completions = [
-            Completion(
-                prompt_id=row["prompt_id"],
-                sample_index=row["sample_index"],
-                seed=seed,
-                source=row["source"],
-                difficulty=row["difficulty"],
-                prompt_token_ids=tuple(row["token_ids"]),
-                output_token_ids=answer.output_token_ids,
-                text=answer.text,
-                finish_reason=answer.finish_reason,
-            )
-            for row, seed, answer in zip(rows, seeds, (future.result() for future in futures), strict=True)
-        ]
-        name = streaming.shard_name([(row.prompt_id, row.sample_index) for row in completions])
-        artifacts.write_shard(self._out, name, completions, Completion)
-        self._heartbeat.flush()
-        return pa.table({"rows": pa.array([len(completions)], pa.int64())})
+def _first_prompts(plan: Plan, ended: Callable[[], bool]) -> None:
+    """Wait until there is more than one shard of prompts, so that mistakes in a few prompts are told before an engine starts."""
+    while not ended() and len(artifacts.shard_paths(plan.prompts)) < 2:
+        time.sleep(_POLL_S)
 
 
-def count(out: Path) -> dict[str, Any]:
-    """Rows, prompt and output tokens, and finish reasons of an artifact of completions; one shard in memory at a time."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+def _until_whole(
+    plan: Plan,
+    order: Order,
+    engines: Pool,
+    found: Audit,
+    monitor: Monitor,
+    max_failures: int,
+    ended: Callable[[], bool],
+    stage: str,
+    progress: Progress,
+) -> Audit:
+    """Run the pool until every position is on record; one that ends early is begun again, `max_failures` times in a row."""
+    fruitless = 0
+    while True:
+        if ended() and found.positions == monitor.total:
+            found = _looked_at(plan.out, progress, stage, digests=True)
+            if found.positions == monitor.total:
+                return found
+        pool.check_room(engines, progress)
+        before, problem = found.positions, "no reason given"
+        try:
+            pool.run(plan, found.coverage, order, engines, monitor)
+        except (UserError, InfrastructureError):
+            raise
+        except Exception as error:
+            monitor.look()  # an engine may have said what it is
+            problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+            progress.say(f"{stage}: the pool of engines stopped ({problem})")
+        found = _looked_at(plan.out, progress, stage)
+        fruitless = 0 if found.positions > before else fruitless + 1
+        if fruitless > max_failures:
+            missing = monitor.total - found.positions
+            raise InfrastructureError(f"{stage}: {missing} answers are missing after {fruitless} attempts ({problem})")
 
-    facts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
-    reasons: Counter[str] = Counter()
-    for path in artifacts.shard_paths(out):
-        table = pq.read_table(path, columns=["prompt_token_ids", "output_token_ids", "finish_reason"])
-        facts["rows"] += table.num_rows
-        facts["prompt_tokens"] += pc.sum(pc.list_value_length(table["prompt_token_ids"])).as_py() or 0
-        facts["output_tokens"] += pc.sum(pc.list_value_length(table["output_token_ids"])).as_py() or 0
-        reasons.update(table["finish_reason"].to_pylist())
-    return {**facts, "finish_reasons": dict(sorted(reasons.items()))}
+
+def _looked_at(out: Path, progress: Progress, stage: str, *, digests: bool = False) -> Audit:
+    """The audit of a directory, with what was set aside said aloud."""
+    found = ledger.audit(out, digests=digests)
+    for complaint in found.set_aside:
+        progress.say(f"{stage}: {complaint}; moved to set-aside/, its rows are drawn again")
+    return found
+
+
+def _journalled(out: Path, found: Audit) -> int:
+    """Answers that an earlier attempt finished in units that it did not."""
+    coverage = found.coverage
+    return sum(
+        len(journal.recover(out, piece))
+        for span in journal.spans(out)
+        for piece in ledger.left(span, coverage.get(span.source, ()), span.rows)
+    )
+
+
+def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str, Any]:
+    """The facts, and no trace of what was needed on the way."""
+    losses = sum(one.dead for one in status.read(out))
+    facts = found.facts()
+    if losses:
+        progress.say(f"{stage}: {losses} engine{'s were' if losses > 1 else ' was'} lost on the way; their units were done again")
+    if facts["failed"]:
+        names = sorted({failure["prompt_id"] for failure in facts["failed"]})
+        progress.say(f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json")
+    for name in (".engines", ".journal", ".returned"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    return {**facts, "engine_losses": losses}

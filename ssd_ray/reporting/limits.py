@@ -30,7 +30,8 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
         (
             "Sample",
             f"The frozen model {recipe.model.source} gave {counted(sample.samples_per_prompt, 'answer')} to each of "
-            f"{count(data['prompts']['rows'])} prompts, at {decoding(sample)}, cut off after {count(sample.max_tokens)} tokens.",
+            f"{count(data['prompts']['rows'])} prompts, at {decoding(sample)}, cut off after {count(sample.max_tokens)} tokens."
+            f"{_not_drawn(data)}",
         ),
         (
             "Prepare",
@@ -50,6 +51,11 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
             f"each problem ({', '.join(sizes)}), and their programs ran against the tests.",
         ),
     ]
+
+
+def _not_drawn(data: Mapping[str, Any]) -> str:
+    missing = data["samples"].get("not_drawn", 0)
+    return f" {counted(missing, 'answer')} could not be drawn; the manifest of samples names each, and why." if missing else ""
 
 
 def _chosen(recipe: Recipe) -> str:

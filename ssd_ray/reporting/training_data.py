@@ -57,6 +57,7 @@ def _samples(samples: SampleCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
     cut = samples.lengths["length"]
     return {
         "rows": samples.rows,
+        "not_drawn": len(facts.get("failed", ())),
         "prompt_tokens": facts.get("prompt_tokens"),
         "output_tokens": tokens,
         "finish_reasons": {reason: sum(samples.lengths[reason].values()) for reason in FINISH_REASONS},

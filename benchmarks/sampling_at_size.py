@@ -1,0 +1,213 @@
+"""A million prompts through the path of `sample`, with engines that answer at once: rows/s, the driver's memory, resuming.
+
+    python benchmarks/sampling_at_size.py --prompts 1000000 --out figures.json
+
+The same code draws (source, Ray Data, workers, journals, shards, ledger, audit, digests); only the engine is a double. The
+prompts are rendered in shards of 1,024 rows beforehand. A first run of a tenth of the size gives the driver's memory to
+compare with; the second is killed (SIGKILL to the driver) at half of its rows and done again to the end. The rows a second
+are those of a third, undisturbed run; the peer beside it is a bare loop that writes the same shards in one process.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from machine import machine
+
+ROWS_PER_SECOND, DRIVER_GIB, RESUME_S = 4_000, 1.5, 60
+PROMPT_SHARD_ROWS = 1024
+PROMPT_TOKENS, ANSWER_TOKENS = 64, 64
+
+
+class Echo:
+    """An engine double: answers at once with as many tokens as a short program has."""
+
+    def submit(self, request):
+        """A future that is done."""
+        from concurrent.futures import Future
+
+        from ssd_ray.inference.engine import Answer
+
+        future = Future()
+        start = request.seed % 1000
+        ids = tuple(range(start, start + ANSWER_TOKENS))
+        future.set_result(Answer(output_token_ids=ids, text=f"print({request.seed})\n" * 8, finish_reason="stop"))
+        return future
+
+
+def render(out: Path, count: int) -> None:
+    """Prompt shards and a manifest, as `render` leaves them."""
+    import pyarrow as pa
+
+    from ssd_ray import artifacts
+    from ssd_ray.schema import Prompt, arrow_schema
+
+    for start in range(0, count, PROMPT_SHARD_ROWS):
+        numbers = range(start, min(start + PROMPT_SHARD_ROWS, count))
+        columns = {
+            "prompt_id": [f"prompt-{number}" for number in numbers],
+            "source": ["benchmark"] * len(numbers),
+            "difficulty": ["unknown"] * len(numbers),
+            "text": [f"Write program {number}. " * 8 for number in numbers],
+            "statement": [f"Write program {number}." for number in numbers],
+            "token_ids": [list(range(number % 100, number % 100 + PROMPT_TOKENS)) for number in numbers],
+        }
+        artifacts.write_table(out, f"prompts-{start:08}", pa.table(columns, schema=arrow_schema(Prompt)))
+    (out / "manifest.json").touch()
+
+
+def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
+    """Draw one answer to each prompt; this is the driver whose memory is measured."""
+    from ssd_ray import cluster
+    from ssd_ray.config import ClusterConfig
+    from ssd_ray.inference.generation import draw
+    from ssd_ray.inference.placement import Resources
+    from ssd_ray.inference.pool import Pool
+    from ssd_ray.inference.worker import Order
+    from ssd_ray.progress import LineProgress
+
+    out.mkdir(exist_ok=True)
+    order = Order(make_engine=Echo, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")
+    pool = Pool(min_engines=engines, max_engines=engines, concurrent_units=2, resources=Resources(1, 0, {"num_cpus": 1}))
+    with cluster.connected(ClusterConfig(device="cpu")):
+        facts = draw(
+            order, pool, shard_rows=shard_rows, max_failures=3, ended=lambda: True, stage="samples", progress=LineProgress(10)
+        )
+    (out / "facts.json").write_text(json.dumps(facts))
+
+
+def watched(prompts: Path, out: Path, options: argparse.Namespace, kill_at: int = 0) -> dict[str, float]:
+    """Run a driver in a process of its own; seconds to the first new shard and to the end, and its peak resident size."""
+    command = [sys.executable, __file__, "--drive", str(prompts), str(out)]
+    command += ["--shard-rows", str(options.shard_rows), "--engines", str(options.engines)]
+    there = set(out.glob("*.parquet")) if out.exists() else set()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    began, peak, first, next_look = time.perf_counter(), 0, 0.0, 0.0
+    driver = psutil.Popen(command, env=environment)
+    while driver.poll() is None:
+        try:
+            peak = max(peak, driver.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        now = time.perf_counter()
+        if not first or (kill_at and now > next_look):
+            next_look = now + 1.0
+            shards = [name for name in os.listdir(out) if name.endswith(".parquet")] if out.exists() else []
+            first = first or (now - began if len(shards) > len(there) else 0.0)
+            if kill_at and len(shards) * options.shard_rows >= kill_at:
+                driver.send_signal(signal.SIGKILL)
+        time.sleep(0.1)
+    driver.wait()
+    if driver.returncode and not kill_at:
+        sys.exit("the driver failed")
+    return {"seconds": time.perf_counter() - began, "first_shard_s": first, "driver_peak_gib": peak / 2**30}
+
+
+def bare(out: Path, count: int, shard_rows: int) -> float:
+    """Rows/s of one process that asks the double and writes the same shards in a loop, with nothing around it."""
+    from ssd_ray import artifacts
+    from ssd_ray.inference.engine import Request
+    from ssd_ray.inference.shards import Drawn, write_completions
+    from ssd_ray.ledger import Span
+    from ssd_ray.schema import Prompt
+
+    out.mkdir()
+    engine, began = Echo(), time.perf_counter()
+    prompts = [
+        Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(1,) * PROMPT_TOKENS) for n in range(1024)
+    ]
+    for start in range(0, count, shard_rows):
+        drawn = []
+        for number in range(start, start + shard_rows):
+            prompt = prompts[number % len(prompts)]
+            answer = engine.submit(Request(prompt_token_ids=prompt.token_ids, seed=number)).result()
+            drawn.append(Drawn(prompt=prompt, sample_index=0, seed=number, answer=answer))
+        write_completions(out, "bare", Span("prompts", start, start + shard_rows), drawn, ())
+    artifacts.make_directory(out)
+    return count / (time.perf_counter() - began)
+
+
+def check(out: Path, count: int) -> None:
+    """Every key once."""
+    from ssd_ray import artifacts
+
+    seen = bytearray(count)
+    for (prompt_id,) in artifacts.read_columns(out, "prompt_id"):
+        number = int(prompt_id.removeprefix("prompt-"))
+        if seen[number]:
+            sys.exit(f"{prompt_id} was drawn twice")
+        seen[number] = 1
+    if not all(seen):
+        sys.exit(f"{seen.count(0)} rows are missing")
+
+
+def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The figures."""
+    count, small = options.prompts, max(options.shard_rows, options.prompts // 10)
+    render(directory / "few", small)
+    render(directory / "many", count)
+    few = watched(directory / "few", directory / "few-out", options)
+    killed = watched(directory / "many", directory / "out", options, kill_at=count // 2)
+    kept = {path: path.stat().st_mtime_ns for path in (directory / "out").glob("*.parquet")}
+    resumed = watched(directory / "many", directory / "out", options)
+    check(directory / "out", count)
+    if any(path.stat().st_mtime_ns != stamp for path, stamp in kept.items()):
+        sys.exit("a shard that was whole was touched")
+    whole = watched(directory / "many", directory / "whole", options)
+    check(directory / "whole", count)
+    alone = bare(directory / "bare", min(count, 50 * options.shard_rows), options.shard_rows)
+    pace = json.loads((directory / "whole" / "pace.json").read_text())
+    rate = pace["rows"] / pace["seconds"]
+    return {
+        "prompts": count,
+        "shard_rows": options.shard_rows,
+        "engines": options.engines,
+        "rows_per_s": rate,
+        "rows_per_s_start_to_end": count / whole["seconds"],
+        "bare_loop_rows_per_s": alone,
+        "ratio": rate / alone,
+        "driver_peak_gib": whole["driver_peak_gib"],
+        "driver_peak_gib_at_a_tenth": few["driver_peak_gib"],
+        "killed_with_rows": len(kept) * options.shard_rows,
+        "killed_after_s": killed["seconds"],
+        "first_row_after_resuming_s": resumed["first_shard_s"],
+    }
+
+
+def main() -> None:
+    """Measure, print, write; exit status 1 where a limit is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--prompts", type=int, default=1_000_000)
+    parser.add_argument("--shard-rows", type=int, default=1_024)
+    parser.add_argument("--engines", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--drive", nargs=2, metavar=("PROMPTS", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.drive:
+        drive(Path(options.drive[0]), Path(options.drive[1]), options.shard_rows, options.engines)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        figures = measure(Path(name), options)
+    for key, value in figures.items():
+        print(f"{key:>28}: {value:,.3g}" if isinstance(value, float) else f"{key:>28}: {value:,}")
+    if options.out:
+        options.out.write_text(json.dumps({**figures, "machine": machine()}, indent=1) + "\n")
+    missed = [
+        figures["rows_per_s"] < ROWS_PER_SECOND,
+        figures["driver_peak_gib"] > DRIVER_GIB,
+        figures["driver_peak_gib"] > 1.2 * figures["driver_peak_gib_at_a_tenth"],
+        figures["first_row_after_resuming_s"] > RESUME_S,
+    ]
+    sys.exit(any(missed))
+
+
+if __name__ == "__main__":
+    from sampling_at_size import main as _main  # so that workers find the double by a name that they can import
+
+    _main()

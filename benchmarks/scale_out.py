@@ -1,0 +1,124 @@
+"""Engines on several nodes: answers a second of eight engines against eight times those of one.
+
+    python benchmarks/scale_out.py --engines 8 --out figures.json
+
+A `ray.cluster_utils` cluster on this machine, one node with one logical GPU for each engine; an engine double answers eight
+requests at a time, each after a second of wall time and none of the processor's, so that what is measured is the path
+around it. The rate is that between the last engine being ready and the first 90 % of answers.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from machine import machine
+
+EFFICIENCY = 0.9
+SLOTS, ANSWER_S = 8, 1.0
+
+
+class Slots:
+    """An engine double with a number of slots, each busy for a while with a request."""
+
+    def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._slots = ThreadPoolExecutor(SLOTS)
+
+    def submit(self, request):
+        """A future that is done when a slot has had its time."""
+        return self._slots.submit(self._answer, request)
+
+    @staticmethod
+    def _answer(request):
+        from ssd_ray.inference.engine import Answer
+
+        time.sleep(ANSWER_S)
+        return Answer(output_token_ids=(request.seed % 1000,) * 8, text=str(request.seed), finish_reason="stop")
+
+
+def drive(prompts: Path, out: Path, engines: int) -> None:
+    """Draw on the cluster at RAY_ADDRESS, and write the rate down."""
+    from ssd_ray import cluster
+    from ssd_ray.config import ClusterConfig
+    from ssd_ray.inference import status
+    from ssd_ray.inference.generation import draw
+    from ssd_ray.inference.placement import Resources
+    from ssd_ray.inference.pool import Pool
+    from ssd_ray.inference.worker import Order
+    from ssd_ray.progress import LineProgress
+
+    out.mkdir()
+    seen: list[tuple[float, int, int]] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.25):
+            there = status.read(out)
+            seen.append((time.monotonic(), sum(one.ready > 0 for one in there), sum(one.rows for one in there)))
+
+    order = Order(make_engine=Slots, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")
+    pool = Pool(min_engines=engines, max_engines=engines, concurrent_units=3, resources=Resources(0, 1, {"num_gpus": 1}))
+    with cluster.connected(ClusterConfig(device="cuda")):
+        threading.Thread(target=watch, daemon=True).start()
+        facts = draw(order, pool, shard_rows=8, max_failures=0, ended=lambda: True, stage="samples", progress=LineProgress(10))
+        done.set()
+    steady = [(when, rows) for when, ready, rows in seen if ready == engines and rows <= 0.9 * facts["rows"]]
+    (began, before), (ended, after) = steady[0], steady[-1]
+    (out / "rate.json").write_text(json.dumps({"answers_per_s": (after - before) / (ended - began), "seconds": ended - began}))
+
+
+def rate(directory: Path, engines: int, seconds: float) -> dict[str, float]:
+    """Answers a second of a number of engines, each on a node of its own."""
+    from ray.cluster_utils import Cluster
+    from sampling_at_size import render
+
+    prompts, out = directory / f"prompts-{engines}", directory / f"out-{engines}"
+    render(prompts, round(seconds * engines * SLOTS / ANSWER_S))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+    try:
+        for _ in range(engines):
+            cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=8 * 10**7)
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": path}
+        command = [sys.executable, __file__, "--drive", str(prompts), str(out), "--engines", str(engines)]
+        subprocess.run(command, check=True, env=environment)
+    finally:
+        cluster.shutdown()
+    figures: dict[str, float] = json.loads((out / "rate.json").read_text())
+    return figures
+
+
+def main() -> None:
+    """Measure, print, write; exit status 1 below the limit."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--engines", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60.0, help="work of each engine")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--drive", nargs=2, metavar=("PROMPTS", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.drive:
+        drive(Path(options.drive[0]), Path(options.drive[1]), options.engines)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        one, many = (rate(Path(name), engines, options.seconds) for engines in (1, options.engines))
+    efficiency = many["answers_per_s"] / (options.engines * one["answers_per_s"])
+    print(
+        f"1 engine {one['answers_per_s']:.2f}/s, {options.engines} engines {many['answers_per_s']:.2f}/s, ratio {efficiency:.3f}"
+    )
+    if options.out:
+        record = {"one": one, "many": many, "engines": options.engines, "ratio": efficiency, "machine": machine()}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    sys.exit(efficiency < EFFICIENCY)
+
+
+if __name__ == "__main__":
+    from scale_out import main as _main  # so that workers find the double by a name that they can import
+
+    _main()

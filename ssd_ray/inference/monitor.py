@@ -1,0 +1,197 @@
+"""What the driver knows of its engines: progress, figures for Prometheus, and when to stop.
+
+Reads the engines' own files twice a second: answers, tokens, deaths and failures are counted from there, and no engine is
+asked anything. Writes `pace.json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.inference import status
+from ssd_ray.inference.source import Plan, prompt_rows
+from ssd_ray.inference.status import EngineStatus
+from ssd_ray.progress import Progress, Task
+
+_RATE_WINDOW_S = 60.0
+_FIGURES = {
+    "answers": "Answers on disk or finished.",
+    "answers_left": "Answers that are not finished yet, of the prompts that are there.",
+    "tokens_per_second": "Output tokens a second over the last minute.",
+    "engines": "Engines that finished an answer in the last minute.",
+    "engine_losses": "Engine processes that died; their units were done again.",
+    "prompts_left_out": "Prompts left out because engines died with them.",
+}
+_ENGINE_FIGURE = "engine_tokens_per_second"
+
+
+class Streak:
+    """Deaths in a row without a finished answer between them; those with one prompt alone in the engine count by prompt."""
+
+    def __init__(self, statuses: list[EngineStatus]) -> None:
+        self._known = {one.engine for one in statuses if one.dead}
+        self._left_out = status.left_out(one for one in statuses if one.dead)
+        self._answers = sum(one.rows for one in statuses)
+        self.deaths = self.prompts = 0
+
+    def take(self, statuses: list[EngineStatus]) -> frozenset[str]:
+        """Count what is new; returns the prompts that are left out from now on."""
+        dead = [one for one in statuses if one.dead]
+        fresh = [one for one in dead if one.engine not in self._known]
+        left_out = status.left_out(dead)
+        added = left_out - self._left_out
+        answers = sum(one.rows for one in statuses)
+        if answers > self._answers:
+            self.deaths = self.prompts = 0
+        self.deaths += sum(not one.alone for one in fresh)
+        self.prompts += len(added)
+        self._known |= {one.engine for one in fresh}
+        self._left_out, self._answers = left_out, answers
+        return added
+
+
+@dataclass
+class Rate:
+    """Tokens a second over the last minute."""
+
+    marks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def take(self, tokens: int) -> float:
+        """The rate, given the tokens so far."""
+        now = time.monotonic()
+        self.marks.append((now, tokens))
+        while now - self.marks[0][0] > _RATE_WINDOW_S:
+            self.marks.popleft()
+        began, before = self.marks[0]
+        return (tokens - before) / (now - began) if now > began else 0.0
+
+
+class Monitor:
+    """Called by the pool several times a second; looks twice a second, and raises what must end the stage."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        task: Task,
+        progress: Progress,
+        *,
+        stage: str,
+        before: int,
+        max_failures: int,
+        ended: Callable[[], bool],
+        logs: Path,
+    ) -> None:
+        self._plan, self._task, self._progress, self._stage = plan, task, progress, stage
+        self._before, self._max_failures, self._ended, self._logs = before, max_failures, ended, logs
+        statuses = status.read(plan.out)
+        self._began, self._looked = time.time(), 0.0
+        self._earlier = {one.engine for one in statuses}
+        self._streak = Streak(statuses)
+        self._rates: dict[str, Rate] = {"": Rate()}
+        self._rows: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def total(self) -> int:
+        """Answers to draw to the prompts that are there by now."""
+        for path in artifacts.shard_paths(self._plan.prompts):
+            if path not in self._rows:
+                self._rows[path] = prompt_rows(path)
+        return sum(self._rows.values()) * self._plan.samples
+
+    def __call__(self) -> None:
+        """Look, if half a second has gone by since the last look.
+
+        Raises:
+            UserError: an engine found a mistake.
+            InfrastructureError: engines die and nothing is answered, or what this stage follows has failed.
+        """
+        with self._lock:
+            if time.monotonic() - self._looked >= status.PERIOD_S:
+                self._looked = time.monotonic()
+                self._ended()
+                self.look()
+
+    def look(self, on_record: int | None = None) -> None:
+        """Take in what the engines say, show it, and stop where it is hopeless; `on_record` is the count once that is known."""
+        statuses = status.read(self._plan.out)
+        own = [one for one in statuses if one.engine not in self._earlier]
+        self._stop(own, statuses)
+        done = self._before + sum(one.rows for one in own) if on_record is None else on_record
+        tokens, total = sum(one.tokens for one in own), self.total
+        rates = {one.engine: self._rates.setdefault(one.engine, Rate()).take(one.tokens) for one in own}
+        busy = {engine: rate for engine, rate in rates.items() if rate > 0}
+        lost = sum(one.dead for one in own)
+        figures = {
+            "answers": done,
+            "answers_left": max(0, total - done),
+            "tokens_per_second": self._rates[""].take(tokens),
+            "engines": len(busy),
+            "engine_losses": lost,
+            "prompts_left_out": len(status.left_out(one for one in statuses if one.dead)),
+        }
+        self._publish(figures, rates)
+        self._task.update(min(done, total), tokens=tokens, note=_note(own, busy, lost), total=total)
+
+    def _stop(self, own: list[EngineStatus], statuses: list[EngineStatus]) -> None:
+        mistake = next((one.reason for one in own if one.mistake), None)
+        if mistake is not None:
+            raise UserError(mistake)
+        for prompt in sorted(self._streak.take(statuses)):
+            self._progress.say(f"{self._stage}: prompt {prompt!r} is left out: engines die with it")
+        reason = next((one.reason for one in reversed(own) if one.reason), "no reason given")
+        if self._streak.deaths > self._max_failures:
+            raise InfrastructureError(
+                f"{self._stage}: engines died {self._streak.deaths} times in a row without an answer ({reason}); "
+                f"their logs are in {self._logs}"
+            )
+        if self._streak.prompts > self._max_failures:
+            raise InfrastructureError(
+                f"{self._stage}: engines die with every prompt ({self._streak.prompts} in a row, {reason}); "
+                f"their logs are in {self._logs}"
+            )
+
+    def _publish(self, figures: dict[str, float], rates: dict[str, float]) -> None:
+        for name, value in figures.items():
+            _gauge(name, _FIGURES[name], ("stage",)).set(value, tags={"stage": self._stage})
+        gauge = _gauge(_ENGINE_FIGURE, "Output tokens a second of one engine process over the last minute.", ("stage", "engine"))
+        for engine, rate in rates.items():
+            gauge.set(rate, tags={"stage": self._stage, "engine": engine})
+
+    def pace(self) -> None:
+        """Write rows, tokens and seconds of this attempt, from the first engine being ready to the last shard."""
+        own = [one for one in status.read(self._plan.out) if one.engine not in self._earlier and one.last]
+        if own:
+            seconds = max(one.last for one in own) - min(one.ready for one in own)
+            pace = {"rows": sum(one.rows for one in own), "tokens": sum(one.tokens for one in own), "seconds": seconds}
+            artifacts.write_atomic(self._plan.out / "pace.json", json.dumps(pace))
+
+
+def _note(own: list[EngineStatus], busy: dict[str, float], lost: int) -> str:
+    """Engines at work and the tokens a second of each, and what was lost."""
+    parts = []
+    if len(busy) > 1:
+        each = sorted(busy.values())
+        parts.append(f"{len(busy)} engines at {each[0]:,.0f} to {each[-1]:,.0f} tok/s")
+    elif not busy and any(one.state == "starting" and not one.dead for one in own):
+        parts.append("engine starting")
+    if lost:
+        parts.append(f"{lost} engine{'s' if lost > 1 else ''} lost")
+    return ", ".join(parts)
+
+
+@functools.cache
+def _gauge(name: str, description: str, tags: tuple[str, ...]) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(f"ssd_ray_{name}", description=description, tag_keys=tags)

@@ -1,0 +1,150 @@
+"""Units through an autoscaled pool of engine actors, carried by Ray Data.
+
+Ray Data hands units to engines that have room, starts engines while more units wait than those can run, gives idle ones back,
+and starts one that died again wherever there is room. A watch runs within its scheduling loop and may stop it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from ssd_ray.errors import UserError
+from ssd_ray.inference.placement import PlacementGroups, Resources
+from ssd_ray.inference.source import Plan, emit
+from ssd_ray.inference.worker import EngineWorker, Order
+from ssd_ray.progress import Progress
+
+_watches: dict[str, Callable[[], None]] = {}
+_WATCH = "ssd_ray.watch"
+_REAP_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """How many engines, how many units each draws at a time, and what each reserves."""
+
+    min_engines: int
+    max_engines: int
+    concurrent_units: int
+    resources: Resources
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def window(self) -> int:
+        """Units in flight at most: as many as make Ray Data start all engines."""
+        return 2 * self.max_engines * self.concurrent_units
+
+
+class _Watched(ExecutionCallback):  # type: ignore[misc]
+    """Calls the watch of this execution in every step of its loop; what that raises ends the execution."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        watch = _watches.get(executor._data_context.get_config(_WATCH, ""))
+        if watch is not None:
+            watch()
+
+
+def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, pool: Pool, watch: Callable[[], None]) -> None:
+    """Draw whatever is not covered; `watch` is called several times a second, in another thread.
+
+    Raises:
+        Exception: whatever `watch` raised, or what Ray Data makes of an exception in a worker.
+    """
+    import ray
+    import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own, groups = uuid.uuid4().hex, pool.resources.groups
+    _watches[own] = watch if groups is None else _reaping(groups, watch)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    before = ray.data.DataContext.get_current()
+    try:
+        ray.data.DataContext._set_current(_context(before.copy(), own))
+        # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        start = ray.data.from_items([{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1)
+        found = start.map_batches(
+            emit, batch_format="pyarrow", batch_size=None, num_cpus=0, scheduling_strategy=here, max_retries=0
+        )
+        drawn = found.map_batches(
+            EngineWorker,
+            fn_constructor_args=(order,),
+            batch_format="pyarrow",
+            batch_size=1,
+            compute=_strategy(pool),
+            max_restarts=-1,
+            max_task_retries=-1,
+            runtime_env={"env_vars": dict(pool.environment)},
+            **pool.resources.remote_args,
+        )
+        for _ in drawn.iter_batches(batch_size=None):
+            pass
+    finally:
+        if groups is not None:
+            groups.release()
+        del _watches[own]
+        ray.data.DataContext._set_current(before)
+
+
+def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[], None]:
+    """The watch, and now and then the groups of engines that are gone given back."""
+    reaped = [time.monotonic()]
+
+    def both() -> None:
+        watch()
+        if time.monotonic() - reaped[0] > _REAP_S:
+            groups.reap()
+            reaped[0] = time.monotonic()
+
+    return both
+
+
+def _context(context: Any, own: str) -> Any:
+    """Ray Data as an engine pool needs it."""
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Otherwise a pool may not outgrow the nodes that are there, and a cluster that scales never sees its demand.
+    context.op_resource_reservation_enabled = False
+    # Blocks are units, handed on at once and never put together.
+    context.target_max_block_size = 1
+    # A unit may take hours, and a cluster's next node as well.
+    context.execution_no_progress_timeout_s = -1
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Watched]
+    context.set_config(_WATCH, own)
+    return context
+
+
+def _strategy(pool: Pool) -> Any:
+    import ray.data
+
+    return ray.data.ActorPoolStrategy(
+        min_size=pool.min_engines,
+        max_size=pool.max_engines,
+        max_tasks_in_flight_per_actor=2 * pool.concurrent_units,
+        max_concurrent_calls_per_actor=pool.concurrent_units,
+        # Without this, Ray Data lets one batch at a time into the worker, and an engine runs dry at every shard's end.
+        enable_true_multi_threading=True,
+    )
+
+
+def check_room(pool: Pool, progress: Progress) -> None:
+    """Ray waits without a word for what a cluster does not have: refuse on this machine, say so on a cluster that may grow."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, wanted in (("CPU", pool.resources.cpus), ("GPU", pool.resources.gpus)):
+        have = float(there.get(name, 0))
+        if wanted > have and not os.environ.get("RAY_ADDRESS"):
+            raise UserError(f"an engine reserves {wanted:g} {name} and this machine has {have:g}: lower engine.cpus")
+        if wanted > have:
+            progress.say(f"waiting for {wanted:g} {name}; the cluster has {have:g} now")

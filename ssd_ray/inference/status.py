@@ -1,0 +1,156 @@
+"""What every engine process says of itself on disk, and what a death leaves to be read.
+
+A process keeps one small file in `.engines/`. Ray starts another process in the place of one that dies, which marks its
+predecessor's file as a death; so deaths, what was being drawn at each, and progress are known without asking anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_ray.ledger import Span
+
+PERIOD_S = 0.5
+SUSPECT_DEATHS = 2
+"""Deaths while a prompt was being drawn, after which it gets the engine for itself."""
+ALONE_DEATHS = 2
+"""Deaths while a prompt was alone in an engine, after which it is left out."""
+State = Literal["starting", "ready", "draining", "failed", "ended"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStatus:
+    """One engine process: its actor, what it has done, and the spans that it is drawing.
+
+    `alone` is the one prompt in the engine while it is tried by itself; `reason` says what failed, and `mistake` that it is the
+    user's to mend. Times are seconds since the epoch on the engine's machine.
+    """
+
+    engine: str
+    actor: str
+    pid: int
+    state: State
+    began: float
+    ready: float = 0.0
+    last: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    drawing: tuple[Span, ...] = ()
+    alone: str = ""
+    reason: str = ""
+    mistake: bool = False
+    dead: bool = False
+
+
+class Reporter:
+    """An engine process's own file; a thread rewrites it while there is news."""
+
+    def __init__(self, out: Path, actor: str) -> None:
+        self._directory = out / ".engines"
+        self._directory.mkdir(parents=True, exist_ok=True)
+        _bury(self._directory, actor)
+        self.engine = uuid.uuid4().hex[:12]
+        self._status = EngineStatus(engine=self.engine, actor=actor, pid=os.getpid(), state="starting", began=time.time())
+        self._drawing: Counter[Span] = Counter()
+        self._lock = threading.Lock()
+        self._news = False
+        self._write()
+        threading.Thread(target=self._loop, name="status", daemon=True).start()
+
+    def become(self, state: State, reason: str = "", *, mistake: bool = False) -> None:
+        """Take on a state, and write it down now."""
+        with self._lock:
+            ready = time.time() if state == "ready" else self._status.ready
+            self._status = replace(self._status, state=state, ready=ready, reason=reason, mistake=mistake)
+            self._write()
+
+    def answered(self, tokens: int) -> None:
+        """Count a finished answer."""
+        with self._lock:
+            self._status = replace(
+                self._status, rows=self._status.rows + 1, tokens=self._status.tokens + tokens, last=time.time()
+            )
+            self._news = True
+
+    def recorded(self) -> None:
+        """Note that a shard is on record now."""
+        with self._lock:
+            self._status = replace(self._status, last=time.time())
+            self._write()
+
+    @contextmanager
+    def drawing(self, span: Span, alone: str = "") -> Iterator[None]:
+        """Have it on disk, before and while these positions are drawn, that they are."""
+        self._draw(span, 1, alone)
+        try:
+            yield
+        finally:
+            self._draw(span, -1, "")
+
+    def _draw(self, span: Span, change: int, alone: str) -> None:
+        with self._lock:
+            self._drawing[span] += change
+            self._status = replace(self._status, drawing=tuple(+self._drawing), alone=alone)
+            self._write()
+
+    def _loop(self) -> None:
+        while True:
+            time.sleep(PERIOD_S)
+            with self._lock:
+                if self._news:
+                    self._write()
+
+    def _write(self) -> None:
+        aside = self._directory / f".{self.engine}.aside"
+        aside.write_text(json.dumps(asdict(self._status)))
+        aside.replace(self._directory / f"{self.engine}.json")
+        self._news = False
+
+
+def _bury(directory: Path, actor: str) -> None:
+    """Mark the earlier processes of an actor that did not end by themselves as dead."""
+    for status in _read(directory):
+        if status.actor == actor and not status.dead and status.state != "ended":
+            (directory / f"{status.engine}.json").rename(directory / f"{status.engine}.dead")
+
+
+def read(out: Path) -> list[EngineStatus]:
+    """What every engine process of this stage says, in the order in which they began."""
+    return sorted(_read(out / ".engines"), key=lambda status: status.began)
+
+
+def _read(directory: Path) -> Iterator[EngineStatus]:
+    for path in (*directory.glob("*.json"), *directory.glob("*.dead")):
+        try:
+            value: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            continue  # it was marked as dead between the two; the next look finds it
+        spans = tuple(Span(**span) for span in value.pop("drawing"))
+        yield EngineStatus(**{**value, "drawing": spans, "dead": path.suffix == ".dead"})
+
+
+def forget_living(out: Path) -> None:
+    """Before a new attempt: processes of the last one that had not died went with its driver, which is nobody's fault."""
+    for path in (out / ".engines").glob("*.json"):
+        path.unlink(missing_ok=True)
+
+
+def suspicion(dead: Iterable[EngineStatus], span: Span) -> int:
+    """At how many deaths any of these positions were being drawn."""
+    return sum(any(drawn.meets(span) for drawn in status.drawing) for status in dead)
+
+
+def left_out(dead: Iterable[EngineStatus]) -> frozenset[str]:
+    """Prompts that were alone in an engine at `ALONE_DEATHS` deaths."""
+    counts = Counter(status.alone for status in dead if status.alone)
+    return frozenset(prompt for prompt, deaths in counts.items() if deaths >= ALONE_DEATHS)

@@ -1,0 +1,42 @@
+"""Whatever an engine's owner started ends with it, or with the raylet above it, however it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+# A parent (the raylet's part), its child (the actor's part) with a guardian, and what the child starts as vLLM would.
+ACTOR = """
+import signal, subprocess, sys, time
+from pathlib import Path
+from ssd_ray.inference import guardian
+guardian.guard()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+workers = [subprocess.Popen([sys.executable, "-c", stubborn + "; time.sleep(600)"]) for _ in range(2)]
+Path(sys.argv[1]).write_text(" ".join(str(worker.pid) for worker in workers))
+time.sleep(600)
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+@pytest.mark.parametrize("victim", ["actor", "raylet"])
+def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
+    noted = tmp_path / "pids"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, "-c", ACTOR, str(noted)])
+    while not noted.exists() or len(noted.read_text().split()) < 2:
+        assert parent.poll() is None
+        psutil.wait_procs([psutil.Process(parent.pid)], timeout=0.05)
+    (actor,) = (child for child in psutil.Process(parent.pid).children() if ACTOR in child.cmdline())
+    family = [actor, *actor.children(recursive=True)]
+    assert {int(pid) for pid in noted.read_text().split()} < {process.pid for process in family}
+    assert len(family) == 4, "the actor, its guardian and two workers"
+    (actor if victim == "actor" else psutil.Process(parent.pid)).send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    parent.wait(10)
+    assert not alive

@@ -1,0 +1,128 @@
+"""The ledger of shards, without Ray: what counts, what is left, what is torn, and what does not belong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_ray import artifacts, ledger
+from ssd_ray.errors import UserError
+from ssd_ray.inference.engine import Answer
+from ssd_ray.inference.shards import Drawn, write_completions
+from ssd_ray.ledger import Failure, Span
+from ssd_ray.schema import Completion, Prompt
+
+
+def write(out: Path, span: Span, writer: str = "w", failed: tuple[Failure, ...] = ()) -> None:
+    prompt = Prompt(prompt_id="p", source="s", difficulty="d", text="t", token_ids=(1, 2))
+    answer = Answer(output_token_ids=(3,), text="x", finish_reason="stop")
+    drawn = [Drawn(prompt=prompt, sample_index=at, seed=at, answer=answer) for at in range(span.start, span.stop - len(failed))]
+    write_completions(out, writer, span, drawn, failed)
+
+
+@given(
+    total=st.integers(0, 60),
+    covered=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 20)), max_size=6),
+    rows=st.integers(1, 25),
+)
+def test_what_is_left_is_what_is_not_covered_each_once(total: int, covered: list[tuple[int, int]], rows: int) -> None:
+    runs = sorted((start, start + length) for start, length in covered)
+    spans = list(ledger.left(Span("s", 0, total), runs, rows))
+    assert all(0 < span.rows <= rows for span in spans)
+    positions = [position for span in spans for position in range(span.start, span.stop)]
+    expected = [position for position in range(total) if not any(start <= position < stop for start, stop in runs)]
+    assert positions == expected
+
+
+def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
+    write(tmp_path, Span("prompts-0", 0, 4))
+    write(tmp_path, Span("prompts-0", 4, 6), writer="v", failed=(Failure(prompt_id="p", sample_index=5, reason="refused"),))
+    found = ledger.audit(tmp_path, digests=True)
+    assert found.coverage == {"prompts-0": [(0, 6)]}
+    assert found.positions == 6
+    assert found.set_aside == ()
+    assert found.facts() == {
+        "rows": 5,
+        "prompt_tokens": 10,
+        "output_tokens": 5,
+        "finish_reasons": {"stop": 5},
+        "failed": [{"prompt_id": "p", "sample_index": 5, "reason": "refused"}],
+    }
+    assert [row.seed for row in artifacts.read_rows(tmp_path, Completion)] == [0, 1, 2, 3, 4]
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 400))
+def test_a_torn_last_line_is_no_record_and_hides_none(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    out = tmp_path_factory.mktemp("ledger")
+    for start in (0, 2):
+        write(out, Span("p", start, start + 2))
+    path = out / "ledger" / "w.jsonl"
+    data = path.read_bytes()
+    first = len(data.splitlines(keepends=True)[0])
+    kept = first + min(cut, len(data) - first - 1)
+    path.write_bytes(data[:kept])
+    assert [record.span.start for record in ledger.tail(out).new()] == [0]
+
+
+def test_a_tail_gives_each_record_once_also_one_that_was_half_written(tmp_path: Path) -> None:
+    tail = ledger.tail(tmp_path)
+    assert list(tail.new()) == []
+    write(tmp_path, Span("p", 0, 2))
+    path = tmp_path / "ledger" / "w.jsonl"
+    line = path.read_bytes()
+    path.write_bytes(line[:20])
+    assert list(tail.new()) == []
+    path.write_bytes(line)
+    assert [record.span for record in tail.new()] == [Span("p", 0, 2)]
+    assert list(tail.new()) == []
+
+
+def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path) -> None:
+    for start in range(0, 12, 2):
+        write(tmp_path, Span("p", start, start + 2))
+    lost, cut, wrong, *_ = artifacts.shard_paths(tmp_path)
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    wrong.write_bytes(b"\0" * wrong.stat().st_size)
+    (tmp_path / "other.parquet").write_bytes(b"PAR1")
+    write(tmp_path, Span("p", 9, 11))
+    found = ledger.audit(tmp_path)
+    assert found.coverage == {"p": [(6, 10), (10, 12)]} or found.coverage == {"p": [(6, 12)]}
+    told = "\n".join(found.set_aside)
+    assert f"{cut.name} has" in told
+    assert f"{wrong.name} is no Parquet file" in told
+    assert "other.parquet is in no ledger" in told
+    assert "p.00000009-00000011.parquet holds rows that" in told
+    assert lost.name not in told
+    assert not (tmp_path / cut.name).exists()
+    assert len(list((tmp_path / "set-aside").iterdir())) == 4
+    assert ledger.audit(tmp_path).set_aside == ()
+
+
+def test_only_a_digest_tells_a_changed_byte(tmp_path: Path) -> None:
+    write(tmp_path, Span("p", 0, 2))
+    (path,) = artifacts.shard_paths(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert ledger.audit(tmp_path).positions == 2
+    assert ledger.audit(tmp_path, digests=True).positions == 0
+
+
+def test_a_full_disk_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.write", lambda handle, data: len(data) - 1)
+    with pytest.raises(UserError, match="No space left on device"):
+        ledger.append_line(tmp_path / "x", b"line", durable=False)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path, Span("p", 0, 3), failed=(Failure(prompt_id="p", sample_index=2, reason="r"),))
+    (record,) = ledger.tail(tmp_path).new()
+    line = json.loads((tmp_path / "ledger" / "w.jsonl").read_text())
+    assert json.loads(json.dumps(dataclasses.asdict(record))) == line
