@@ -135,7 +135,7 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     report(made.recipe, made.path, out=tmp_path)
     pictures = re.findall(r'src="(data:[^"]+)"', (tmp_path / "report.html").read_text())
     assert pictures == re.findall(r'src="(data:[^"]+)"', shown[3])
-    assert len(pictures) == 8
+    assert len(pictures) == 11
 
 
 def test_base_tests_alone_have_a_score_beside_that_of_all_tests(tmp_path):
@@ -258,6 +258,22 @@ def test_facts_that_a_stage_did_not_count_are_shown_as_not_recorded(tmp_path):
     assert scores["training"]["prompts"]["tokens"] is None
     assert scores["training"]["loss"] is None
     assert (out / "report.html").read_text().count("not recorded") > 20
+
+
+def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any_has_no_curves(tmp_path):
+    made = make_run(tmp_path)
+    found = reported(made)[2]["training"]["held_out"]
+    assert found["step"] == [0, 10, 20, 30, 40]
+    assert found["nll"][0] == 0.9
+    for step in range(5):
+        assert found["entropy"][step] == pytest.approx(sum(found[f"entropy_{part}"][step] for part in ("gate", "head", "tail")))
+    (made.path / "checkpoint" / "heldout.jsonl").unlink()
+    out, _, scores = reported(made, "without")
+    assert scores["training"]["held_out"] is None
+    assert "not trained on" not in (out / "report.html").read_text().split('<section id="training">')[1].split("</section>")[0]
+    artifacts.write_atomic(made.path / "checkpoint" / "heldout.jsonl", '{"step": 0}\n')
+    with pytest.raises(UserError, match=r"heldout.jsonl:1 is not a measurement"):
+        reported(made, "spoilt")
 
 
 def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_is_null(tmp_path):

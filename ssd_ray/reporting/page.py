@@ -20,6 +20,7 @@ from ssd_ray.reporting import counts, health, tables, words
 from ssd_ray.reporting.canvas import Picture, style_of
 from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.examples import Example, examples
+from ssd_ray.reporting.held_out import held_out
 from ssd_ray.reporting.limits import limits, what_was_run
 from ssd_ray.reporting.plots import pictures
 from ssd_ray.reporting.timings import timings
@@ -76,11 +77,12 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
 
 
 def _trained(run: Path, branch: Branch) -> tables.Trained:
-    """Samples, loss and facts of a trained model."""
+    """Samples, loss, held-out measures and facts of a trained model."""
     named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
     facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
     facts["checkpoint"] = artifacts.load(run / branch.checkpoint).facts
-    return counts.sample_counts(run / branch.samples), counts.loss(run / branch.checkpoint), facts
+    checkpoint = run / branch.checkpoint
+    return counts.sample_counts(run / branch.samples), counts.loss(checkpoint), held_out(checkpoint), facts
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting.canvas import COLORS, PAPER, WIDTH, Picture, canvas, finish, short, style
 from ssd_ray.reporting.dot_plots import difference_plot, difficulty_plot, score_plot
+from ssd_ray.reporting.held_out import drift_plot, entropy_plot, likelihood_plot
 from ssd_ray.reporting.sweep_plot import sweep_plot
 from ssd_ray.reporting.words import count, duration
 
@@ -39,6 +40,9 @@ def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str,
             difficulty_plot(scores),
             outcome_plot(scores),
             loss_plot(scores),
+            likelihood_plot(scores),
+            drift_plot(scores),
+            entropy_plot(scores),
             cost_plot(timings),
         )
     return {picture.name: picture for picture in drawn if picture is not None}

@@ -31,7 +31,7 @@ FORMAT = 3
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
-Trained = tuple[SampleCounts, Loss | None, Mapping[str, Mapping[str, Any]]]
+Trained = tuple[SampleCounts, Loss | None, Mapping[str, Any] | None, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ def scores(
     """Every result number of the page as plain JSON, the same for the same artifacts.
 
     `by_profile` holds for each profile of grading each arm's problems by id, the same ids for every arm; the first profile
-    gives the scores. `trained` holds for each trained model (`ssd`, and the controls) its samples, loss and facts by stage name;
-    `contamination` is what the training prompts share with the benchmarks.
+    gives the scores. `trained` holds for each trained model (`ssd`, and the controls) its samples, loss, held-out measures and
+    facts by stage name; `contamination` is what the training prompts share with the benchmarks.
     """
     evaluate, every, baseline = recipe.evaluate, arms.arms(recipe), arms.baseline(recipe)
     results = by_profile[evaluate.profiles[0]]

@@ -30,17 +30,34 @@ DATASET = (
     "token_share",
     "length_histogram",
 )
-CHECKPOINT = ("steps", "first_loss", "final_loss", "response_tokens", "tokens", "epochs", "num_workers", "parameters")
+CHECKPOINT = (
+    "steps",
+    "first_loss",
+    "final_loss",
+    "response_tokens",
+    "tokens",
+    "epochs",
+    "num_workers",
+    "parameters",
+    "heldout_rows",
+    "heldout_response_tokens",
+)
 
 
-def training(samples: SampleCounts, loss: Loss | None, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The training part of scores.json from counted samples, the loss of each step and the manifests' facts by stage."""
+def training(
+    samples: SampleCounts,
+    loss: Loss | None,
+    held_out: Mapping[str, Any] | None,
+    facts: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The training part of scores.json: counted samples, the loss by step, held-out measures, the manifests' facts by stage."""
     return {
         "prompts": {name: facts["prompts"].get(name) for name in PROMPTS},
         "samples": _samples(samples, facts["samples"]),
         "dataset": {**{name: facts["dataset"].get(name) for name in DATASET}, "health": _health(facts["dataset"])},
         "checkpoint": {name: facts["checkpoint"].get(name) for name in CHECKPOINT},
         "loss": None if loss is None else {"step": list(loss.steps), "loss": list(loss.losses)},
+        "held_out": held_out,
     }
 
 

@@ -1,0 +1,121 @@
+"""What training did to samples that it did not see: likelihood against its floor, distance to the base, and entropy by part.
+
+Reads `heldout.jsonl` in a checkpoint's directory into the `held_out` part of scores.json, and draws it. Measures and their
+definitions are those of `ssd_ray/training/distributions.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from ssd_ray.errors import UserError
+from ssd_ray.reporting.canvas import COLORS, PAPER, Picture, canvas, finish
+
+SHOWN = (
+    "nll",
+    "floor",
+    "cross_entropy",
+    "kl_to_base",
+    "entropy",
+    "entropy_gate",
+    "entropy_head",
+    "entropy_tail",
+    "kept_mass",
+    "outside_support",
+)
+
+
+def held_out(checkpoint: Path) -> dict[str, Any] | None:
+    """The measurements of a training as columns by step, and the tokens they are over; None when nothing was held out.
+
+    Raises:
+        UserError: a line of the file is not a measurement.
+    """
+    path = checkpoint / "heldout.jsonl"
+    if not path.exists() or not path.read_text().strip():
+        return None
+    found: dict[int, Mapping[str, Any]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found[int(record["step"])] = {name: float(record[name]) for name in (*SHOWN, "tokens")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number} is not a measurement; delete {path.parent} and train again") from error
+    steps = sorted(found)
+    columns = {name: [found[step][name] for step in steps] for name in SHOWN}
+    return {"tokens": int(found[steps[0]]["tokens"]), "step": steps, **columns}
+
+
+def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
+    """Held-out likelihood by step, its expectation, and the floor below them."""
+    found = scores["training"]["held_out"]
+    if found is None:
+        return None
+    figure, axes = canvas(2.6)
+    steps = found["step"]
+    axes.plot(steps, found["nll"], color=COLORS[1], linewidth=1.6, label="negative log-likelihood")
+    axes.plot(steps, found["cross_entropy"], color=COLORS[5], linewidth=1.4, label="its expectation")
+    axes.plot(steps, found["floor"], color=COLORS[0], linewidth=1.2, linestyle="--", label="floor: sampling entropy")
+    _by_step(axes, "nats per token")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.4, columnspacing=1.2)
+    alt = (
+        f"Lines of the negative log-likelihood of {found['tokens']} held-out tokens, from {_ends(found['nll'])} nats, its "
+        f"expectation, from {_ends(found['cross_entropy'])}, and the floor at {found['floor'][-1]:.3f}."
+    )
+    caption = "Samples kept out of training: no model can cost them less, on average, than the entropy they were drawn with."
+    return finish("likelihood", figure, alt, caption)
+
+
+def drift_plot(scores: Mapping[str, Any]) -> Picture | None:
+    """The distance to the base by step."""
+    found = scores["training"]["held_out"]
+    if found is None:
+        return None
+    figure, axes = canvas(2.2)
+    axes.plot(found["step"], found["kl_to_base"], color=COLORS[2], linewidth=1.6)
+    _by_step(axes, "KL to the base (nats)")
+    axes.set_ylim(bottom=0)
+    alt = f"Line of the divergence from the base at held-out positions, from {_ends(found['kl_to_base'])} nats."
+    return finish("drift", figure, alt, "How far the model has moved from the base, over the whole vocabulary.")
+
+
+def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
+    """The entropy by step as the sum of its three parts."""
+    found = scores["training"]["held_out"]
+    if found is None:
+        return None
+    figure, axes = canvas(2.6)
+    parts = {"entropy_head": "within the support", "entropy_gate": "in or out of it", "entropy_tail": "outside of it"}
+    colors = [COLORS[1], COLORS[5], COLORS[4]]
+    axes.stackplot(
+        found["step"],
+        *(found[name] for name in parts),
+        labels=list(parts.values()),
+        colors=colors,
+        edgecolor=PAPER,
+        linewidth=0.6,
+    )
+    _by_step(axes, "entropy (nats)")
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.0, columnspacing=1.2)
+    told = ", ".join(f"{label} {_ends(found[name])}" for name, label in parts.items())
+    alt = f"Stacked areas of the model's entropy at held-out positions, from {_ends(found['entropy'])} nats: {told}."
+    caption = "The model's entropy: within the tokens that sampling could draw, of being among them, and outside of them."
+    return finish("entropy", figure, alt, caption)
+
+
+def _by_step(axes: Axes, ylabel: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y")
+
+
+def _ends(values: Sequence[float]) -> str:
+    return f"{values[0]:.3f} to {values[-1]:.3f}"
