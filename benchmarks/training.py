@@ -1,30 +1,28 @@
-"""What training costs: tokens a second of Ray Train with DeepSpeed ZeRO-3, as a ratio to a bare torch loop in the same run.
+"""Speed and memory of training, as ratios to TRL's SFTTrainer and to plain DeepSpeed in the same run.
 
-    python benchmarks/training.py --model DIR --out figures.json
+    pip install --no-deps --target build/trl trl==1.16.0        # a peer of the benchmark, no dependency of the project
+    python benchmarks/training.py --out figures.json
 
-Ours: two workers of one core, response-only chunked loss, micro-batches of like length. The bare loop: one process of two
-threads, full logits over prompt and answer, sequences in drawn order padded to the longest, AdamW. Both see the same
-global batches of random ids, 150 to 450 tokens long. Rates count prompt and answer, leave the first step out and are of the
-fastest step, the one least disturbed by other work; the seconds of every step and the load are written beside them, and a
-ratio from a busy machine is worth nothing. Memory is the sum over all processes (proportional set size).
+One process: ours under Ray Train against SFTTrainer in its default settings, the same model, float32, samples and global
+batches, on sequences of equal length (330 tokens) and of mixed length (60 to 600). Two processes of one core: ours with
+ZeRO-3 under Ray Train against a plain DeepSpeed ZeRO-3 loop without Ray, on mixed lengths. Rates count prompt and answer
+and are of the fastest step after the first, the one least disturbed by other work; memory is the peak of one training
+process. The seconds of all steps and the load stand in the JSON; a ratio from a busy machine is worth nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from machine import machine
 
 from ssd_ray import models, recipes
@@ -33,128 +31,149 @@ from ssd_ray.cluster import connected
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
-from ssd_ray.training.batches import global_batch, load_examples
+from ssd_ray.training.batches import global_rows
+from ssd_ray.training.examples import Examples
 
-ROWS = 64
+HERE = Path(__file__).parent
+ROWS, BATCH = 64, 8
+LENGTHS = {"equal": (330, 330), "mixed": (60, 600)}
+WANTED = {"equal speed": 1.3, "mixed speed": 2.5, "equal memory": 0.6, "mixed memory": 0.6, "ZeRO-3 speed": 0.8}
 
 
-def make_dataset(out: Path, vocabulary: int) -> Path:
-    """Sequences of 150 to 450 random ids, of which 60 to 120 are prompt."""
+def make_dataset(out: Path, vocabulary: int, shortest: int, longest: int) -> Path:
+    """Sequences of random ids, a third of each prompt."""
     draw = np.random.default_rng(0)
     rows = []
     for index in range(ROWS):
-        ids = tuple(draw.integers(10, vocabulary, draw.integers(150, 451)).tolist())
-        prompt = int(draw.integers(60, 121))
-        rows.append(Example(prompt_id=f"p{index}", sample_index=0, input_ids=ids, num_prompt_tokens=prompt))
+        ids = tuple(draw.integers(10, vocabulary, draw.integers(shortest, longest + 1)).tolist())
+        rows.append(Example(prompt_id=f"p{index}", sample_index=0, input_ids=ids, num_prompt_tokens=len(ids) // 3))
     write_shard(out, "part-00000", rows, Example)
     return out
 
 
-def bare_loop(model: Path, dataset: Path, train: TrainConfig) -> list[float]:
-    """Seconds of each step of a plain loop."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(2)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
-    optimizer, examples, seconds = torch.optim.AdamW(network.parameters(), lr=train.learning_rate), load_examples(dataset), []
-    for step in range(train.steps):
-        began = time.perf_counter()
-        batch = global_batch(len(examples), train.global_batch_size, 0, step)
-        for rows in batch.reshape(-1, train.micro_batch_size):
-            ids = [torch.from_numpy(examples.row(int(row)).astype(np.int64)) for row in rows]
-            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-            labels = padded.masked_fill(mask == 0, -100)
-            network(input_ids=padded, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), train.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    return seconds
+def batches_of(dataset: Path, steps: int) -> list[list[dict[str, Any]]]:
+    """The global batches that ours trains, as plain rows for the peers."""
+    examples = Examples(dataset)
+    return [
+        [
+            {"ids": examples.row(int(row)).tolist(), "num_prompt": int(examples.num_prompt_tokens[row])}
+            for row in global_rows(len(examples), BATCH, 0, step)
+        ]
+        for step in range(steps)
+    ]
 
 
-def our_loop(model: Path, dataset: Path, train: TrainConfig, cluster: ClusterConfig, out: Path) -> list[float]:
-    """Seconds of each step of the real thing."""
-    from ssd_ray.training.trainer import train as run
+def ours(model: Path, dataset: Path, steps: int, workers: int, out: Path) -> dict[str, Any]:
+    """Seconds of each step under Ray Train, and the first worker's peak."""
+    from ssd_ray.training.trainer import train
 
-    out.mkdir()
+    out.mkdir(parents=True)
+    cluster = ClusterConfig(device="cpu", train_workers=workers, cpus_per_train_worker=2 / workers, max_failures=0)
+    choices = TrainConfig(
+        steps=steps,
+        global_batch_size=BATCH,
+        zero_stage=3 if workers > 1 else 0,
+        dtype="float32",
+        warmup_steps=0,
+        gradient_checkpointing=False,
+        loss_chunk_tokens=256,
+        checkpoint_every=steps + 1,
+    )
+    logs = out.parent / f"{out.name}-logs"
     with connected(cluster):
-        run(dataset, model, train, cluster, seed=0, out=out, logs=out.parent / f"{out.name}-logs", progress=LineProgress())
-    return [json.loads(line)["seconds"] for line in (out / "loss.jsonl").read_text().splitlines()]
+        train(dataset, model, choices, cluster, seed=0, out=out, logs=logs, progress=LineProgress())
+    lines = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
+    return {"seconds": [line["seconds"] for line in lines], "peak_gib": max(line["peak_gib"] for line in lines)}
 
 
-def with_peak(act: Callable[[], list[float]]) -> tuple[list[float], float]:
-    """What `act` returns, and the largest memory in GiB of this process and its descendants meanwhile."""
-    peak, over = [0.0], threading.Event()
+def peer(name: str, plan: dict[str, Any], folder: Path, workers: int = 1) -> dict[str, Any]:
+    """Run a peer in `workers` processes and return what the first one printed."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(plan))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    running = []
+    for rank in range(workers):
+        paths = [str(HERE.parent), *([plan["trl"]] if name == "trl" else []), os.environ.get("PYTHONPATH", "")]
+        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)}
+        environment = {**os.environ, **places, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
+        if workers == 1:
+            for place in places:
+                environment.pop(place)
+        command = [sys.executable, str(HERE / "training_peers.py"), name, str(file)]
+        with (folder / f"{name}-{rank}.log").open("w") as log:
+            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True))
+    printed = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        sys.exit(f"{name} failed:\n{(folder / f'{name}-0.log').read_text()[-2000:]}")
+    figures: dict[str, Any] = json.loads(printed[0].splitlines()[-1])
+    return figures
 
-    def watch() -> None:
-        me = psutil.Process()
-        while not over.wait(2):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total / 2**30)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        return act(), peak[0]
-    finally:
-        over.set()
-        watcher.join()
-
-
-def figure(dataset: Path, train: TrainConfig, seconds: list[float], peak_gib: float) -> dict[str, Any]:
-    """Tokens a second of the fastest step after the first, the load as it ended, and the memory."""
-    examples = load_examples(dataset)
-    tokens = [int(examples.lengths[global_batch(ROWS, train.global_batch_size, 0, step)].sum()) for step in range(train.steps)]
-    rate = max(count / value for count, value in list(zip(tokens, seconds, strict=True))[1:])
+def with_rate(figures: dict[str, Any], batches: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The figures with tokens a second of the fastest step after the first, and the load as they ended."""
+    tokens = [sum(len(row["ids"]) for row in batch) for batch in batches]
+    rate = max(count / value for count, value in list(zip(tokens, figures["seconds"], strict=True))[1:])
     return {
         "tokens_per_s": round(rate, 1),
-        "peak_gib": round(peak_gib, 2),
-        "seconds": [round(value, 2) for value in seconds],
+        "peak_gib": round(figures["peak_gib"], 2),
+        "seconds": [round(value, 2) for value in figures["seconds"]],
         "load_1_min": round(os.getloadavg()[0], 2),
     }
+
+
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+    """All figures by name."""
+    figures: dict[str, dict[str, Any]] = {}
+    vocabulary = json.loads((options.model / "config.json").read_text())["vocab_size"]
+    for kind, (shortest, longest) in LENGTHS.items():
+        dataset = make_dataset(folder / kind, vocabulary, shortest, longest)
+        batches = batches_of(dataset, options.steps)
+        plan = {"model": str(options.model), "batches": batches, "trl": str(options.trl), "scratch": str(folder / "scratch")}
+        plan |= {"threads": 2, "trl_micro_batch": options.trl_micro_batch, "deepspeed_micro_batch": 1}
+        figures[f"{kind}, ours"] = with_rate(ours(options.model, dataset, options.steps, 1, folder / f"ours-{kind}"), batches)
+        figures[f"{kind}, TRL"] = with_rate(peer("trl", plan, folder), batches)
+        if kind == "mixed":
+            figures["ZeRO-3, ours"] = with_rate(ours(options.model, dataset, options.steps, 2, folder / "ours-two"), batches)
+            figures["ZeRO-3, plain"] = with_rate(peer("deepspeed", plan, folder, workers=2), batches)
+    return figures
+
+
+def ratios_of(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What is claimed: speed and memory against TRL, speed against plain DeepSpeed."""
+    ratios = {}
+    for name in WANTED:
+        setting, what = name.split()
+        key = "tokens_per_s" if what == "speed" else "peak_gib"
+        other = "plain" if setting == "ZeRO-3" else "TRL"
+        ratios[name] = round(figures[f"{setting}, ours"][key] / figures[f"{setting}, {other}"][key], 2)
+    return ratios
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, help="a Hugging Face model directory (default: the quick start's)")
-    parser.add_argument(
-        "--steps", type=int, default=4, help="steps of each loop, the first is not counted (default: %(default)s)"
-    )
-    parser.add_argument("--micro-batch-size", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="precisions of ours (default: both)")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations in ours")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each loop, the first not counted (default: %(default)s)")
+    parser.add_argument("--trl", type=Path, default=HERE.parent / "build" / "trl", help="where TRL lies (default: build/trl)")
+    parser.add_argument("--trl-micro-batch", type=int, default=4, help="TRL's micro-batch; its default is 8 (default: 4)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
-    arguments = parser.parse_args()
-    arguments.model = arguments.model or models.fetch(recipes.load("quickstart").model)
-    around, cluster = machine(), ClusterConfig(device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0)
-    chosen = {"steps": arguments.steps, "global_batch_size": 8, "micro_batch_size": arguments.micro_batch_size}
-    chosen |= {"loss_chunk_tokens": 256, "warmup_steps": 0, "gradient_checkpointing": arguments.gradient_checkpointing}
-    train, figures = TrainConfig(**chosen), {}
+    options = parser.parse_args()
+    if not (options.trl / "trl").is_dir():
+        sys.exit(f"TRL is not in {options.trl}: run `pip install --no-deps --target {options.trl} trl==1.16.0` first")
+    options.model = (options.model or models.fetch(recipes.load("quickstart").model)).resolve()
+    around = machine()
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary = json.loads((arguments.model / "config.json").read_text())["vocab_size"]
-        dataset = make_dataset(Path(folder) / "dataset", vocabulary)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            measured = with_peak(lambda: pool.submit(bare_loop, arguments.model, dataset, train).result())
-        figures["bare float32"] = figure(dataset, train, *measured)
-        for dtype in arguments.dtype:
-            ours, out = TrainConfig(**chosen, dtype=dtype), Path(folder) / dtype
-            measured = with_peak(lambda ours=ours, out=out: our_loop(arguments.model, dataset, ours, cluster, out))
-            figures[f"ours {dtype}"] = figure(dataset, train, *measured)
+        figures = compare(options, Path(folder))
     for name, values in figures.items():
-        values["ratio_to_bare"] = round(values["tokens_per_s"] / figures["bare float32"]["tokens_per_s"], 2)
-        print(
-            f"{name:>14}: {values['tokens_per_s']:6.1f} tokens/s, {values['ratio_to_bare']:.2f} of bare, {values['peak_gib']} GiB"
-        )
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": around, "choices": chosen, "figures": figures}, indent=2) + "\n")
+        print(f"{name:>14}: {values['tokens_per_s']:7.1f} tokens/s, {values['peak_gib']:5.2f} GiB, load {values['load_1_min']}")
+    ratios = ratios_of(figures)
+    for name, value in ratios.items():
+        print(f"{name:>14}: {value:.2f} (wanted: at {'most' if 'memory' in name else 'least'} {WANTED[name]})")
+    if options.out:
+        options.out.write_text(json.dumps({"machine": around, "figures": figures, "ratios": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batches: the same global order for any number of workers, fair shares, labels on responses only."""
+"""Batches: the same global order for any number of workers, fair shares, weights on responses only, bounded memory."""
 
 from __future__ import annotations
 
@@ -12,33 +12,62 @@ from hypothesis import strategies as st
 from ssd_ray.artifacts import write_shard
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Example
-from ssd_ray.training.batches import IGNORED, epoch_order, global_batch, load_examples, pad, share_out
+from ssd_ray.training.batches import collate, epoch_order, global_batch, global_rows, share_out
+from ssd_ray.training.examples import Examples
 
 
-def _examples(out: Path, *rows: tuple[list[int], int]) -> Path:
+def _dataset(out: Path, *rows: tuple[list[int], int]) -> Path:
+    """A shard a row, of (ids, number of prompt tokens)."""
     for index, (input_ids, num_prompt) in enumerate(rows):
         row = Example(prompt_id=f"p{index}", sample_index=0, input_ids=tuple(input_ids), num_prompt_tokens=num_prompt)
         write_shard(out, f"part-{index:05}", [row], Example)
     return out
 
 
-def test_examples_are_loaded_as_they_were_written(tmp_path: Path) -> None:
-    examples = load_examples(_examples(tmp_path, ([5, 6, 7], 1), ([8, 9], 1), ([1, 2, 3, 4], 3)))
+def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
+    examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 0), ([1, 2, 3, 4], 4)))
     assert [examples.row(index).tolist() for index in range(len(examples))] == [[5, 6, 7], [8, 9], [1, 2, 3, 4]]
     assert examples.lengths.tolist() == [3, 2, 4]
-    assert examples.response_lengths.tolist() == [2, 1, 1]
-    assert examples.tokens.dtype == np.int32
+    assert examples.response_lengths.tolist() == [2, 1, 0]
+    assert examples.extreme_ids == (0, 9)
+    assert examples.name(2) == "p2/0"
+
+
+def test_a_masked_row_has_its_place_and_no_response(tmp_path: Path) -> None:
+    rows = [
+        Example(prompt_id="p", sample_index=index, input_ids=(5, 6, 7), num_prompt_tokens=1, masked=index == 1)
+        for index in (0, 1)
+    ]
+    write_shard(tmp_path, "part-00000", rows, Example)
+    examples = Examples(tmp_path)
+    assert examples.lengths.tolist() == [3, 3]
+    assert examples.response_lengths.tolist() == [2, 0]
+    assert global_batch(examples, 2, seed=0, step=0).response_tokens == 2
+
+
+def test_memory_holds_the_last_used_shards_up_to_the_bound_and_one(tmp_path: Path) -> None:
+    rows = [([index, index + 1] * 50, 1) for index in range(8)]
+    examples = Examples(_dataset(tmp_path, *rows), cache_bytes=2 * 400)
+    for index in (3, 0, 7, 3, 5, 1):
+        assert examples.row(index).tolist() == rows[index][0]
+        assert sum(tokens.nbytes for tokens, _ in examples._cache.values()) <= 2 * 400
+    examples = Examples(tmp_path, cache_bytes=1)
+    assert examples.row(4).tolist() == rows[4][0]
+    assert len(examples._cache) == 1
 
 
 def test_an_empty_data_set_is_a_mistake_with_a_mend(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run prepare again"):
-        load_examples(tmp_path)
+        Examples(tmp_path)
+    write_shard(tmp_path, "part-00000", [], Example)
+    with pytest.raises(UserError, match="run prepare again"):
+        Examples(tmp_path)
 
 
 @given(num_rows=st.integers(1, 60), batch=st.integers(1, 20), seed=st.integers(0, 2**40), epochs=st.integers(1, 3))
 def test_every_row_is_seen_once_an_epoch(num_rows: int, batch: int, seed: int, epochs: int) -> None:
     steps = -(-num_rows * epochs // batch)
-    seen = np.concatenate([global_batch(num_rows, batch, seed, step) for step in range(steps)])[: num_rows * epochs]
+    seen = np.concatenate([global_rows(num_rows, batch, seed, step) for step in range(steps)])[: num_rows * epochs]
     assert np.bincount(seen, minlength=num_rows).tolist() == [epochs] * num_rows
     assert sorted(seen[:num_rows]) == list(range(num_rows))
 
@@ -53,28 +82,71 @@ def test_the_order_is_fixed_by_seed_and_epoch() -> None:
 ORDER_0_0 = [0, 2, 1, 5, 4, 3, 6, 7]
 
 
-@given(data=st.data(), ranks=st.integers(1, 5), micro=st.integers(1, 3), micro_steps=st.integers(1, 4))
-def test_ranks_share_a_batch_without_loss_and_evenly(data: st.DataObject, ranks: int, micro: int, micro_steps: int) -> None:
-    size = ranks * micro * micro_steps
+def test_token_weights_make_the_mean_that_was_asked_for(tmp_path: Path) -> None:
+    examples = Examples(_dataset(tmp_path, ([1, 2, 3, 4, 5], 1), ([6, 7], 1), ([8, 9, 10], 3)))
+    for mean in ("token", "sequence"):
+        batch = global_batch(examples, 3, seed=0, step=0, mean=mean)
+        by_row = dict(zip(batch.rows.tolist(), batch.token_weights.tolist(), strict=True))
+        assert (batch.tokens, batch.response_tokens) == (10, 5)
+        if mean == "token":
+            assert [by_row[row] for row in (0, 1)] == pytest.approx([1 / 5, 1 / 5])
+        else:  # two sequences have a response: of four tokens and of one
+            assert [by_row[row] for row in (0, 1)] == pytest.approx([1 / 8, 1 / 2])
+        assert (batch.token_weights * examples.response_lengths[batch.rows]).sum() == pytest.approx(1)
+
+
+@given(
+    data=st.data(),
+    shares=st.integers(1, 5),
+    micro_steps=st.integers(1, 4),
+    budget=st.integers(1, 1500),
+    packed=st.booleans(),
+)
+def test_workers_share_a_batch_without_loss_evenly_and_within_the_budget(
+    data: st.DataObject, shares: int, micro_steps: int, budget: int, packed: bool
+) -> None:
+    size = shares * micro_steps
     lengths = np.array(data.draw(st.lists(st.integers(2, 500), min_size=size, max_size=size)))
-    shares = share_out(lengths, ranks, micro)
-    assert shares.shape == (ranks, micro_steps, micro)
-    assert sorted(shares.ravel()) == list(range(size))
-    costs = lengths[shares].max(axis=2).sum(axis=1) * micro
-    # The greedy deal leaves ranks at most one longest group apart.
-    assert costs.max() - costs.min() <= lengths.max() * micro
-    # All ranks work on sequences of like length at a time: no sequence is shorter than a later one.
-    per_step = lengths[shares].transpose(1, 0, 2).reshape(micro_steps, -1)
-    assert all(per_step[step].min() >= per_step[step + 1].max() for step in range(micro_steps - 1))
+    silent = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    dealt = share_out(lengths, np.where(silent, 0, 1), shares, budget, packed=packed)
+    assert len({len(share) for share in dealt}) == 1
+    groups = [group for share in dealt for group in share]
+    seen = np.concatenate(groups).tolist()
+    assert len(seen) == len(set(seen))
+    assert set(np.flatnonzero(~silent)) <= set(seen)  # every response is trained on
+    assert silent[seen].sum() <= shares  # and next to nothing else is computed
+    for group in groups:
+        cost = lengths[group].sum() if packed else lengths[group].max() * len(group)
+        assert len(group) == 1 or cost <= budget
+    costs = [sum(lengths[g].sum() if packed else lengths[g].max() * len(g) for g in share) for share in dealt]
+    largest = max(lengths[g].sum() if packed else lengths[g].max() * len(g) for g in groups)
+    assert max(costs) - min(costs) <= largest  # the greedy deal leaves shares at most one micro-batch apart
 
 
-def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_fields() -> None:
-    with pytest.raises(UserError, match=r"global_batch_size 6 is not a multiple of cluster.train_workers 2 times"):
-        share_out(np.arange(6), 2, 2)
+def test_sequences_of_like_length_meet() -> None:
+    lengths = np.array([600, 60, 590, 61, 62, 595, 63, 64])
+    groups = [sorted(group.tolist()) for group in share_out(lengths, lengths, 1, 600, packed=False)[0]]
+    assert groups == [[0], [5], [2], [1, 3, 4, 6, 7]]
 
 
-def test_labels_cover_responses_and_padding_follows_the_sequence(tmp_path: Path) -> None:
-    examples = load_examples(_examples(tmp_path, ([5, 6, 7], 1), ([8, 9], 1)))
-    input_ids, labels = pad(examples, np.array([1, 0]))
-    assert input_ids.tolist() == [[8, 9, 0], [5, 6, 7]]
-    assert labels.tolist() == [[IGNORED, 9, IGNORED], [IGNORED, 6, 7]]
+def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_field() -> None:
+    with pytest.raises(UserError, match=r"global_batch_size 5 is not a multiple of the 2 workers"):
+        share_out(np.arange(5), np.arange(5), 2, 100, packed=False)
+
+
+def test_weights_cover_responses_and_padding_follows_the_sequence(tmp_path: Path) -> None:
+    examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 1), ([3, 4], 2)))
+    micro = collate(examples, np.array([1, 0, 2]), [0.5, 0.25, 9.0], multiple=2)
+    assert micro.input_ids.tolist() == [[8, 9, 0, 0], [5, 6, 7, 0], [3, 4, 0, 0]]
+    assert micro.targets[:2].tolist() == [[9, 0, 0, 0], [6, 7, 0, 0]]
+    assert micro.weights.tolist() == [[0.5, 0, 0, 0], [0.25, 0.25, 0, 0], [0, 0, 0, 0]]
+    assert micro.position_ids[0].tolist() == [0, 1, 2, 3]
+
+
+def test_packed_sequences_lie_end_to_end_with_positions_of_their_own(tmp_path: Path) -> None:
+    examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 1)))
+    micro = collate(examples, np.array([0, 1]), [0.5, 0.25], packed=True, multiple=4)
+    assert micro.input_ids.tolist() == [[5, 6, 7, 8, 9, 0, 0, 0]]
+    assert micro.targets.tolist() == [[6, 7, 0, 9, 0, 0, 0, 0]]
+    assert micro.weights.tolist() == [[0.5, 0.5, 0, 0.25, 0, 0, 0, 0]]
+    assert micro.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]

@@ -17,8 +17,9 @@ from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.extraction import extract_code
 from ssd_ray.schema import Completion, Example
-from ssd_ray.training.batches import IGNORED, load_examples, pad
+from ssd_ray.training.batches import collate
 from ssd_ray.training.dataset import prepare
+from ssd_ray.training.examples import Examples
 from ssd_ray.training.health import CLASSES, GROUPS, LOOP_SHARE, NGRAM, TIMES, Reading, repeated_share
 
 READING = Reading(end_tokens=frozenset({2, 7}))
@@ -135,13 +136,13 @@ def test_a_masked_answer_keeps_its_place_and_gives_the_loss_nothing(tmp_path: Pa
     choices = PrepareConfig(policies=Policies(loop="mask"))
     facts = prepare(_samples(tmp_path / "samples", rows), choices, READING, out=tmp_path / "out")
     assert facts["masked"] == {"rows": 1, "response_tokens": len(LOOP)}
-    examples = load_examples(tmp_path / "out")
+    examples = Examples(tmp_path / "out")
     assert examples.lengths.tolist() == [3 + len(LOOP), 6]
     assert examples.response_lengths.tolist() == [0, 3]
-    input_ids, labels = pad(examples, np.array([0, 1]))
-    assert (input_ids[0] != 0).all()
-    assert (labels[0] == IGNORED).all()
-    assert labels[1][3:6].tolist() == [10, 11, 2]
+    micro = collate(examples, np.array([0, 1]), [1.0, 1.0])
+    assert (micro.input_ids[0] != 0).all()
+    assert not micro.weights[0].any()
+    assert micro.targets[1][micro.weights[1] > 0].tolist() == [10, 11, 2]
 
 
 def test_an_answer_while_thinking_has_no_code_and_the_rule_of_extraction_is_followed(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from loss_memory import TOKENS, VOCABULARY, WIDTH, loss_peak_bytes
+
 from ssd_ray.errors import UserError
-from ssd_ray.training.batches import IGNORED
 from ssd_ray.training.loss import ResponseLoss
 
 SHAPE: dict[str, Any] = {
@@ -51,18 +55,18 @@ def _model(config: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, the ids that follow, and a weight a token: prompts of 4 tokens, a shorter second sequence."""
     input_ids = torch.randint(3, 97, (3, 13), generator=torch.Generator().manual_seed(1))
-    labels = input_ids.clone()
-    labels[:, :4] = IGNORED
-    labels[1, 9:] = IGNORED
-    return input_ids, labels
+    weights = torch.tensor([[0.5], [2.0], [1.0]]).repeat(1, 13)
+    weights[:, :3] = weights[:, -1] = weights[1, 8:] = 0
+    return input_ids, input_ids.roll(-1, dims=1), weights
 
 
 def _reference(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    input_ids, labels = _batch()
-    logits = model(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
-    loss = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    input_ids, targets, weights = _batch()
+    logits = model(input_ids=input_ids).logits.flatten(0, 1)
+    loss = (functional.cross_entropy(logits, targets.flatten(), reduction="none") * weights.flatten()).sum()
     loss.backward()
     grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -119,11 +123,30 @@ def test_names_and_tied_weights_stay_as_they_were() -> None:
 
 def test_prompt_tokens_do_not_move_the_loss_of_their_own() -> None:
     loss = ResponseLoss(_model(CONFIGS["qwen3"]), 5)
-    input_ids, labels = _batch()
-    only = torch.full_like(labels, IGNORED)
-    only[0, 7] = input_ids[0, 7]
+    input_ids, targets, weights = _batch()
+    only = torch.zeros_like(weights)
+    only[0, 6] = 1
     logits = loss.model(input_ids=input_ids).logits
-    torch.testing.assert_close(loss(input_ids, only), functional.cross_entropy(logits[0, 6], input_ids[0, 7]))
+    torch.testing.assert_close(loss(input_ids, targets, only), functional.cross_entropy(logits[0, 6], input_ids[0, 7]))
+
+
+def test_a_batch_without_response_tokens_has_no_loss_and_no_gradient() -> None:
+    loss = ResponseLoss(_model(CONFIGS["llama, tied embeddings"]), 5)
+    input_ids, targets, weights = _batch()
+    total = loss(input_ids, targets, torch.zeros_like(weights))
+    total.backward()
+    assert total.item() == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in loss.parameters())
+
+
+def test_a_frozen_head_passes_its_gradient_on() -> None:
+    model = _model(CONFIGS["qwen3"])
+    _, grads = _reference(model)
+    model.lm_head.weight.requires_grad_(False)
+    ResponseLoss(model, 5)(*_batch()).backward()
+    assert model.lm_head.weight.grad is None
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(model.get_parameter(name).grad, grads[name], atol=2e-6, rtol=1e-4)
 
 
 def test_an_architecture_whose_logits_are_otherwise_is_refused() -> None:
@@ -133,10 +156,22 @@ def test_an_architecture_whose_logits_are_otherwise_is_refused() -> None:
         loss.check(_batch()[0][:1])
 
 
-def test_a_batch_of_masked_rows_alone_has_no_loss_and_no_gradient() -> None:
-    model = ResponseLoss(_model(CONFIGS["llama, tied embeddings"]), 4)
-    input_ids, labels = _batch()
-    loss = model(input_ids, torch.full_like(labels, IGNORED))
-    loss.backward()
-    assert loss.item() == 0
-    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+@pytest.mark.parametrize("name", ["llama, tied embeddings", "qwen3", "qwen3 mixture of experts", "gemma2, capped logits"])
+def test_packed_logits_are_those_of_each_sequence_alone(name: str) -> None:
+    model = _model(CONFIGS[name]).eval()
+    generator = torch.Generator().manual_seed(2)
+    alone = [torch.randint(3, 97, (1, length), generator=generator) for length in (9, 1, 14, 5)]
+    packed = torch.cat(alone, dim=1)
+    position_ids = torch.cat([torch.arange(ids.shape[1]) for ids in alone])[None]
+    with torch.no_grad():
+        together = model(input_ids=packed, position_ids=position_ids, use_cache=False).logits
+        apart = torch.cat([model(input_ids=ids, use_cache=False).logits for ids in alone], dim=1)
+        merged = model(input_ids=packed, use_cache=False).logits
+    torch.testing.assert_close(together, apart, atol=2e-6, rtol=1e-5)
+    assert not torch.allclose(merged, apart, atol=1e-2)  # without positions of their own, sequences would see one another
+
+
+def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss_s() -> None:
+    peaks = {kind: loss_peak_bytes(kind, TOKENS, VOCABULARY, WIDTH) for kind in ("plain", "chunked")}
+    assert peaks["plain"] > TOKENS * VOCABULARY * 4
+    assert peaks["chunked"] <= peaks["plain"] / 5

@@ -27,7 +27,7 @@ model: {{source: {model}, dtype: float32, max_model_len: 4096}}
 prompts: {{source: builtin, split: train, limit: 40}}
 sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 2, max_tokens: 96, shard_rows: 4}}
 prepare: {{policies: {{stub: keep}}, max_length: 4096}}
-train: {{steps: 12, global_batch_size: 4, micro_batch_size: 2, learning_rate: 1.0e-3, min_learning_rate: 1.0e-4,
+train: {{steps: 12, global_batch_size: 4, micro_batch_tokens: 256, learning_rate: 1.0e-3, min_learning_rate: 1.0e-4,
   warmup_steps: 2, dtype: float32, checkpoint_every: 3, gradient_checkpointing: false}}
 evaluate:
   benchmarks: [builtin, humaneval]

@@ -30,7 +30,7 @@ STEPS = 40
 TRAIN = {
     "steps": STEPS,
     "global_batch_size": 8,
-    "micro_batch_size": 2,
+    "micro_batch_tokens": 80,
     "learning_rate": 1e-3,
     "min_learning_rate": 1e-4,
     "warmup_steps": 5,
@@ -88,8 +88,9 @@ def _train(dataset: Path, model: Path, out: Path, workers: int = 2, max_failures
 
 
 def _log(out: Path) -> list[dict[str, Any]]:
-    """The loss log without the time that steps took."""
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in _lines(out)]
+    """The loss log without the time and the memory that steps took."""
+    costs = {"seconds", "peak_gib"}
+    return [{key: value for key, value in json.loads(line).items() if key not in costs} for line in _lines(out)]
 
 
 def _lines(out: Path) -> list[str]:
@@ -117,11 +118,12 @@ def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: P
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ssd_ray.training.batches import global_batch, load_examples
+    from ssd_ray.training.batches import global_rows
+    from ssd_ray.training.examples import Examples
     from ssd_ray.training.schedule import learning_rate
 
     torch.set_num_threads(1)
-    train, examples = TrainConfig(**TRAIN), load_examples(dataset)
+    train, examples = TrainConfig(**TRAIN), Examples(dataset)
     bare = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     groups: list[list[Any]] = [[], []]
     for parameter in bare.parameters():
@@ -131,7 +133,7 @@ def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: P
     )
     log = _log(uninterrupted)
     for step in range(train.steps):
-        rows = global_batch(len(examples), train.global_batch_size, SEED, step)
+        rows = global_rows(len(examples), train.global_batch_size, SEED, step)
         total = torch.zeros(())
         for row in rows:
             ids, num_prompt = torch.tensor(examples.row(int(row)).astype("int64")), examples.num_prompt_tokens[row]
@@ -157,8 +159,8 @@ def test_the_number_of_workers_and_the_micro_batch_change_nothing(
 ) -> None:
     import torch
 
-    _train(dataset, model, tmp_path / "one", workers=1, micro_batch_size=1, gradient_checkpointing=True)
-    _train(dataset, model, tmp_path / "each", micro_batch_size=1, accumulate_locally=False)
+    _train(dataset, model, tmp_path / "one", workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
+    _train(dataset, model, tmp_path / "each", micro_batch_tokens=1, accumulate_locally=False)
     for name, value in _weights(tmp_path / "each").items():
         torch.testing.assert_close(value, _weights(uninterrupted)[name], atol=2e-4, rtol=1e-3)
     for one, two in zip(_log(tmp_path / "one"), _log(uninterrupted), strict=True):
@@ -315,8 +317,11 @@ def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(dataset: 
         _train(dataset, base, tmp_path / "out")
 
 
-def test_what_can_be_checked_before_is_refused_before(dataset: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        _train(dataset, tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match=r"not a multiple of cluster\.train_workers 3"):
-        _train(dataset, model, tmp_path / "out", workers=3)
+def test_a_loss_that_is_not_finite_stops_training_names_the_batch_and_keeps_the_state(
+    dataset: Path, model: Path, connected: None, tmp_path: Path
+) -> None:
+    choices = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e30, "checkpoint_every": 1}
+    with pytest.raises(UserError, match=r"stopped at step 2: .* the batch was samples p\d\d/0, .*the state after step 1 is kept"):
+        _train(dataset, model, tmp_path / "out", max_failures=3, **choices)
+    assert (tmp_path / "out" / "resume" / "step-1" / "state.json").exists()
+    assert len(_lines(tmp_path / "out")) == 1

@@ -38,9 +38,12 @@ def tiny_tokenizer() -> Any:
 
 
 def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> Path:
-    """Save a random model (`llama` with tied embeddings, or `qwen3`) of about 200,000 parameters as a Hugging Face directory."""
+    """Save a random model of about 200,000 parameters as a Hugging Face directory.
+
+    `llama` has tied embeddings, `llama3.1` its scaled positions, `qwen3` a norm on queries and keys, `qwen3_moe` 8 experts.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
     shape = {
         "vocab_size": 264,
@@ -58,10 +61,23 @@ def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> P
         "initializer_range": 0.15,
     }
     torch.manual_seed(seed)
-    if architecture == "llama":
-        model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
-    else:
-        model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=False))
+    scaled = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
+    configs: dict[str, Any] = {
+        "llama": LlamaConfig(**shape, tie_word_embeddings=True),
+        "llama3.1": LlamaConfig(
+            **shape, tie_word_embeddings=False, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaled}
+        ),
+        "qwen3": Qwen3Config(**shape, tie_word_embeddings=False),
+        "qwen3_moe": Qwen3MoeConfig(
+            **shape,
+            tie_word_embeddings=False,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            norm_topk_prob=True,
+        ),
+    }
+    model: Any = AutoModelForCausalLM.from_config(configs[architecture])
     # A louder end token and louder programs: some answers end by themselves, many hold code.
     model.lm_head.weight.data[[2, 259, 260, 261]] *= 1.7
     model.generation_config.eos_token_id = 2

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.section import Decoding, Section, choices, fields, tuning
+from ssd_ray.config.training import LoraConfig, TrainConfig
 
 __all__ = [
     "NAMED_BENCHMARKS",
@@ -22,6 +23,7 @@ __all__ = [
     "Decoding",
     "EngineConfig",
     "EvaluateConfig",
+    "LoraConfig",
     "ModelConfig",
     "Policies",
     "PrepareConfig",
@@ -133,47 +135,6 @@ class PrepareConfig(Section):
     """What happens to a longer sequence: `truncate` cuts the answer's tail, `drop` leaves it out; both are counted."""
 
 
-class TrainConfig(Section):
-    steps: int = Field(2500, ge=1)
-    """Optimiser steps."""
-    global_batch_size: int = Field(32, ge=1)
-    """Sequences of one optimiser step, over all workers."""
-    micro_batch_size: int = tuning(1, ge=1)
-    """Sequences a worker puts through the model at a time."""
-    learning_rate: float = Field(5e-6, gt=0)
-    """Peak learning rate of AdamW."""
-    min_learning_rate: float = Field(1e-6, ge=0)
-    """Learning rate at the end of the cosine."""
-    warmup_steps: int = Field(250, ge=0)
-    """Steps of linear warm-up from zero."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW beta 1."""
-    beta2: float = Field(0.95, ge=0, lt=1)
-    """AdamW beta 2."""
-    weight_decay: float = Field(0.1, ge=0)
-    """AdamW weight decay, on matrices only."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradient clipping by global norm; not stated in the paper."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of forward and backward; the optimiser keeps float32 master weights."""
-    checkpoint_every: int = tuning(250, ge=1)
-    """Steps between checkpoints to resume from."""
-    accumulate_locally: bool = True
-    """On a CPU, add up the gradients of a step's micro-batches and reduce them once: faster, and holds a whole gradient."""
-    gradient_checkpointing: bool = tuning(True)
-    """Recompute activations in the backward pass to save memory."""
-    loss_chunk_tokens: int = tuning(1024, ge=1)
-    """Response tokens whose logits are in memory at a time."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} is above steps {self.steps}")
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        return self
-
-
 class EngineConfig(Section):
     max_num_seqs: int = tuning(64, ge=1)
     """Sequences that the engine decodes at a time."""
@@ -258,9 +219,7 @@ class Recipe(Section):
         for name in self.sources:
             if not any(leaf == name or leaf.startswith(f"{name}.") for leaf in known):
                 raise ValueError(f"sources names {name!r}, which is no field of the recipe")
-        if self.train.global_batch_size % (self.cluster.train_workers * self.train.micro_batch_size):
-            raise ValueError(
-                f"train.global_batch_size {self.train.global_batch_size} is not a multiple of cluster.train_workers "
-                f"{self.cluster.train_workers} times train.micro_batch_size {self.train.micro_batch_size}"
-            )
+        self.train.check_workers(self.cluster.train_workers)
+        if self.cluster.device == "cpu" and self.train.needs_cuda:
+            raise ValueError(f"{self.train.needs_cuda} needs cluster.device=cuda")
         return self

@@ -1,78 +1,47 @@
-"""Which sequences an optimiser step sees, and how they are shared out: pure functions on arrays.
+"""Which sequences an optimiser step sees, what each token weighs, and how they are shared out: pure functions on arrays.
 
-The order depends on (seed, epoch) alone, so any number of workers trains the same global batches. Within a batch,
+The order depends on (seed, epoch) alone, so any number of workers trains the same global batches. Each token carries its
+weight in the global batch's mean loss, so a step is the plain sum over whatever pieces it is cut into. Within a batch,
 sequences of like length meet in one micro-batch and at the same moment on every worker, so little is padding and no
-worker waits long. Reads a data set's Parquet shards into flat arrays; writes nothing.
+worker waits long. Reads and writes nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_ray.artifacts import shard_paths
 from ssd_ray.errors import UserError
+from ssd_ray.training.examples import Examples, Ints
 
-IGNORED = -100
-
-Ints: TypeAlias = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
-    """A data set in memory: all token ids in one flat array (4 bytes each), row i at `tokens[offsets[i]:offsets[i + 1]]`.
+class GlobalBatch:
+    """The sequences of one optimiser step: rows of the data set, the weight of a response token of each, and their number."""
 
-    A masked row is all prompt: `num_prompt_tokens` is its length.
+    rows: Ints
+    token_weights: Floats
+    response_tokens: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What goes through the model at once; all arrays are [sequences, tokens], or [1, tokens] where sequences are packed.
+
+    `targets` are the ids that follow; `weights` is 0 on prompt and padding. `position_ids` starts anew in every sequence.
     """
 
-    tokens: NDArray[np.int32]
-    offsets: Ints
-    num_prompt_tokens: Ints
-
-    def __len__(self) -> int:
-        return len(self.num_prompt_tokens)
-
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of each row, prompt included."""
-        lengths: Ints = np.diff(self.offsets)
-        return lengths
-
-    @property
-    def response_lengths(self) -> Ints:
-        """Tokens of each row that the loss covers; a sequence's very first token has nothing to be predicted from."""
-        lengths: Ints = self.lengths - np.maximum(self.num_prompt_tokens, 1)
-        return lengths
-
-    def row(self, index: int) -> NDArray[np.int32]:
-        """The token ids of one row."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
-
-
-def load_examples(dataset: Path) -> Examples:
-    """The rows of a data set, in the order of its shards.
-
-    Raises:
-        UserError: the directory holds no rows.
-    """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    tokens, lengths, prompts = [], [], []
-    for path in shard_paths(dataset):
-        table = pq.read_table(path, columns=["input_ids", "num_prompt_tokens", "masked"]).combine_chunks()
-        for chunk in table.column("input_ids").chunks:
-            tokens.append(chunk.flatten().to_numpy())
-            lengths.append(chunk.value_lengths().to_numpy())
-        prompts.append(np.where(table["masked"].to_numpy(), pc.list_value_length(table["input_ids"]), table["num_prompt_tokens"]))
-    if not sum(map(len, prompts)):
-        raise UserError(f"the data set {dataset} holds no rows to train on; run prepare again")
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-    return Examples(tokens=np.concatenate(tokens), offsets=offsets, num_prompt_tokens=np.concatenate(prompts))
+    input_ids: Ints
+    position_ids: Ints
+    targets: Ints
+    weights: Floats
 
 
 def epoch_order(num_rows: int, seed: int, epoch: int) -> Ints:
@@ -81,7 +50,7 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> Ints:
     return np.argsort(draws, kind="stable")
 
 
-def global_batch(num_rows: int, batch_size: int, seed: int, step: int) -> Ints:
+def global_rows(num_rows: int, batch_size: int, seed: int, step: int) -> Ints:
     """The rows of optimiser step `step` (from 0): the next `batch_size` of the epochs laid end to end.
 
     A batch may span two epochs, so no row is left out of an epoch.
@@ -92,38 +61,109 @@ def global_batch(num_rows: int, batch_size: int, seed: int, step: int) -> Ints:
     return np.array([orders[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)], dtype=np.int64)
 
 
-def share_out(lengths: Ints, num_ranks: int, micro_batch_size: int) -> Ints:
-    """Positions of a batch for each rank and micro-step: shape [num_ranks, micro_steps, micro_batch_size].
+def global_batch(
+    examples: Examples, batch_size: int, seed: int, step: int, mean: Literal["token", "sequence"] = "token"
+) -> GlobalBatch:
+    """The batch of a step, with what a response token of each row weighs in the mean loss.
 
-    Longest first: each micro-step takes the next `num_ranks` groups of like length, and the costliest group goes to the
-    rank that has had the least so far (cost of a group: its size times its longest sequence, for padding is computed too).
+    `token`: 1 / response tokens of the batch. `sequence`: 1 / (sequences with a response, times the row's response tokens).
     """
-    if len(lengths) % (num_ranks * micro_batch_size):
-        raise UserError(
-            f"train.global_batch_size {len(lengths)} is not a multiple of cluster.train_workers {num_ranks} times "
-            f"train.micro_batch_size {micro_batch_size}"
-        )
-    groups = np.argsort(-lengths, kind="stable").reshape(-1, num_ranks, micro_batch_size)
-    loads = np.zeros(num_ranks, dtype=np.int64)
-    shares = np.empty((num_ranks, len(groups), micro_batch_size), dtype=np.int64)
-    for micro_step, candidates in enumerate(groups):
-        for rank, group in zip(np.argsort(loads, kind="stable"), candidates, strict=True):
-            shares[rank, micro_step] = group
-            loads[rank] += lengths[group].max() * micro_batch_size
+    rows = global_rows(len(examples), batch_size, seed, step)
+    lengths = examples.response_lengths[rows]
+    total = int(lengths.sum())
+    if mean == "token":
+        weights = np.full(len(rows), 1 / max(total, 1))
+    else:
+        weights = 1 / (np.maximum(lengths, 1) * max(int((lengths > 0).sum()), 1))
+    return GlobalBatch(
+        rows=rows,
+        token_weights=weights.astype(np.float32),
+        response_tokens=total,
+        tokens=int(examples.lengths[rows].sum()),
+    )
+
+
+def share_out(lengths: Ints, responses: Ints, num_shares: int, budget: int, *, packed: bool) -> list[list[Ints]]:
+    """Positions of a batch for each share and micro-step, equally many micro-steps for each share.
+
+    Longest first: a micro-batch takes sequences of like length while they fit in `budget` tokens, and a longer one alone.
+    Each micro-step deals the next `num_shares` micro-batches, the costliest to the share that has had the least so far.
+    Sequences without a response are left out, but for the shortest that make the number come out even.
+
+    Args:
+        lengths: tokens of each sequence of the batch.
+        responses: tokens of each that the loss covers.
+        num_shares: workers, or groups of workers that share a sequence.
+        budget: tokens of a micro-batch, padding included.
+        packed: whether sequences lie end to end instead of being padded to the longest.
+
+    Raises:
+        UserError: the sequences cannot be dealt evenly.
+    """
+    if len(lengths) % num_shares:
+        raise UserError(f"train.global_batch_size {len(lengths)} is not a multiple of the {num_shares} workers that share it")
+
+    def cost(group: Ints) -> int:
+        return int(lengths[group].sum() if packed else lengths[group].max() * len(group))
+
+    groups = _cut(lengths, _wanted(lengths, responses, num_shares), budget, packed=packed)
+    while len(groups) % num_shares:
+        largest = max((group for group in groups if len(group) > 1), key=cost)
+        place = next(place for place, group in enumerate(groups) if group is largest)
+        groups[place : place + 1] = [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    groups.sort(key=cost, reverse=True)
+    shares: list[list[Ints]] = [[] for _ in range(num_shares)]
+    loads = np.zeros(num_shares, dtype=np.int64)
+    for start in range(0, len(groups), num_shares):
+        dealt = zip(np.argsort(loads, kind="stable"), groups[start : start + num_shares], strict=True)
+        for share, group in list(dealt):
+            shares[share].append(group)
+            loads[share] += cost(group)
     return shares
 
 
-def pad(examples: Examples, rows: Ints) -> tuple[Ints, Ints]:
-    """A micro-batch: input ids and labels, both [len(rows), longest].
+def _wanted(lengths: Ints, responses: Ints, num_shares: int) -> Ints:
+    """Positions with a response, and as many of the shortest others as make a multiple of `num_shares` (at least one each)."""
+    with_response = np.flatnonzero(responses > 0)
+    others = np.flatnonzero(responses <= 0)
+    lacking = -len(with_response) % num_shares if len(with_response) else num_shares
+    return np.concatenate([with_response, others[np.argsort(lengths[others], kind="stable")][:lacking]])
 
-    Labels are the input ids on response positions and `IGNORED` on prompt and padding; the shift by one is the loss's.
-    Padding follows the sequence, so causal attention never sees it and needs no mask.
+
+def _cut(lengths: Ints, positions: Ints, budget: int, *, packed: bool) -> list[Ints]:
+    groups: list[list[int]] = []
+    filled = 0
+    for position in positions[np.argsort(-lengths[positions], kind="stable")]:
+        room = filled + int(lengths[position]) if packed else int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1) if groups else 0
+        if not groups or room > budget:
+            groups.append([])
+            filled = 0
+        groups[-1].append(int(position))
+        filled += int(lengths[position])
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def collate(
+    examples: Examples, rows: Ints, token_weights: Sequence[float] | Floats, *, packed: bool = False, multiple: int = 1
+) -> MicroBatch:
+    """A micro-batch of `rows`, whose response tokens weigh `token_weights`, a multiple of `multiple` tokens long.
+
+    Padding follows the sequences, so causal attention never sees it and needs no mask.
     """
     lengths = examples.lengths[rows]
-    input_ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-    labels = np.full_like(input_ids, IGNORED)
-    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        input_ids[place, :length] = examples.row(int(row))
-        start = examples.num_prompt_tokens[row]
-        labels[place, start:length] = input_ids[place, start:length]
-    return input_ids, labels
+    starts = np.cumsum(lengths) - lengths if packed else np.zeros_like(lengths)
+    width = -(-int(lengths.sum() if packed else lengths.max()) // multiple) * multiple
+    shape = (1, width) if packed else (len(rows), width)
+    input_ids, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    position_ids = np.broadcast_to(np.arange(width), shape).copy()
+    for place, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
+        line, end = 0 if packed else place, start + length
+        input_ids[line, start:end] = examples.row(int(row))
+        targets[line, start : end - 1] = input_ids[line, start + 1 : end]
+        weights[line, end - 1 - examples.response_lengths[row] : end - 1] = token_weights[place]
+        if packed:
+            position_ids[line, start:] = np.arange(width - start)
+    if packed:
+        position_ids[0, int(lengths.sum()) :] = np.arange(width - int(lengths.sum()))
+    return MicroBatch(input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights)

@@ -17,6 +17,7 @@ import torch
 
 from ssd_ray.artifacts import read_json, write_atomic
 from ssd_ray.config import TrainConfig
+from ssd_ray.training.adapters import adapter_of, is_adapter, plain_name
 
 LOSS_LOG = "loss.jsonl"
 FINISHED = "training.json"
@@ -38,7 +39,7 @@ def save(engine: Any, out: Path, step: int) -> None:
     """Write the resume state after `step` steps and drop older ones; every worker calls it."""
     resume = out / RESUME
     aside = resume / f".step-{step}.partial"
-    engine.save_checkpoint(str(resume), tag=aside.name, save_latest=False)
+    engine.save_checkpoint(str(resume), tag=aside.name, save_latest=False, exclude_frozen_parameters=True)
     if engine.global_rank == 0:
         write_atomic(aside / "state.json", json.dumps({"step": step, "num_workers": engine.world_size}))
         _sync(aside)
@@ -53,7 +54,8 @@ def restore(engine: Any, out: Path) -> int:
     """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it."""
     step, _ = latest(out)
     if step:
-        engine.load_checkpoint(str(out / RESUME), tag=f"step-{step}")
+        frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # those are not in a state
+        engine.load_checkpoint(str(out / RESUME), tag=f"step-{step}", load_module_strict=not frozen)
     return step
 
 
@@ -109,20 +111,32 @@ def export(engine: Any, base: Path, out: Path, train: TrainConfig) -> None:
 
 
 def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, torch.Tensor]:
-    """The model's weights by name on the first worker, gathered one at a time; tied weights appear once."""
+    """The model's weights by name on the first worker, gathered one at a time; adapters are merged, tied weights appear once."""
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
     model, first = engine.module.model, engine.global_rank == 0
+
+    def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
+        master = safe_get_full_fp32_param(parameter) if from_master and parameter.requires_grad else None
+        return parameter.detach() if master is None else master
+
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            value = safe_get_full_fp32_param(parameter) if from_master else parameter.detach()
+        if is_adapter(name):
+            continue
+        adapter = adapter_of(model, name)
+        with deepspeed.zero.GatheredParameters([parameter, *(adapter[:2] if adapter else ())]):
+            value = whole(parameter)
+            if adapter is not None:
+                low, high, factor = adapter
+                value = value.float() + factor * (whole(high).float() @ whole(low).float())
             if first:
-                weights[name] = value.to(device="cpu", dtype=dtype, copy=True)
-    kept = model.state_dict().keys()
+                weights[plain_name(name)] = value.to(device="cpu", dtype=dtype, copy=True)
+    kept = {plain_name(name) for name in model.state_dict()}
     if first:
-        weights |= {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name in kept}
+        buffers = ((plain_name(name), buffer) for name, buffer in model.named_buffers())
+        weights |= {name: buffer.detach().cpu() for name, buffer in buffers if name in kept}
     return weights
 
 

@@ -9,7 +9,8 @@ Reads a Hugging Face directory; writes nothing.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +18,70 @@ import torch
 
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.training import sequence_parallel
+from ssd_ray.training.adapters import add_adapters
+from ssd_ray.training.experts import take_blocks_whole
 from ssd_ray.training.loss import ResponseLoss
 
 EVERYTHING = 10**12
 
 
 def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run; the learning rate is set by the loop at every step."""
-    on_cpu = cluster.device == "cpu"
-    accumulation = train.global_batch_size // (cluster.train_workers * train.micro_batch_size)
+    """The DeepSpeed configuration of a run; the loop sets the learning rate and the end of accumulation at every step."""
     optimizer = {
         "lr": train.learning_rate,
         "betas": [train.beta1, train.beta2],
         "eps": 1e-8,
         "weight_decay": train.weight_decay,
-        "torch_adam": True,
-        "fused": True,
     }
-    zero: dict[str, Any] = {"stage": 3, "contiguous_gradients": True, "overlap_comm": not on_cpu}
-    if on_cpu:
-        zero |= {"stage3_param_persistence_threshold": EVERYTHING, "stage3_model_persistence_threshold": EVERYTHING}
-        zero |= {"reduce_bucket_size": 20_000_000, "sub_group_size": 20_000_000}
+    if train.offload == "none":  # offloaded states are updated by DeepSpeed's own CPU kernel
+        optimizer |= {"torch_adam": True, "fused": True}
     return {
-        "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": 1 if reduces_once(train, cluster) else accumulation,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": max_micro_steps(train, cluster),
         "gradient_clipping": train.max_grad_norm,
         "optimizer": {"type": "AdamW", "params": optimizer},
         "bf16": {"enabled": train.dtype == "bfloat16"},
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": zero,
+        "zero_optimization": _zero(train, on_cpu=cluster.device == "cpu"),
+        "sequence_parallel_size": train.sequence_parallel_size,
         "steps_per_print": EVERYTHING,
     }
+
+
+def _zero(train: TrainConfig, *, on_cpu: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.zero_stage:
+        zero |= {"contiguous_gradients": True, "overlap_comm": not on_cpu, "reduce_scatter": True}
+    if on_cpu and train.zero_stage:
+        zero |= {"reduce_bucket_size": 20_000_000}
+    if on_cpu and train.zero_stage == 3:
+        zero |= {"stage3_param_persistence_threshold": EVERYTHING, "stage3_model_persistence_threshold": EVERYTHING}
+        zero |= {"sub_group_size": 20_000_000}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if train.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return zero
+
+
+def num_shares(train: TrainConfig, cluster: ClusterConfig) -> int:
+    """Workers, or groups of workers with one sequence, that a global batch is shared out to."""
+    return cluster.train_workers // train.sequence_parallel_size
+
+
+def gradient_divisor(train: TrainConfig, cluster: ClusterConfig) -> int:
+    """What DeepSpeed divides the sum of all workers' gradients by: under Ulysses, ZeRO-3 and the other stages disagree.
+
+    ZeRO-3 divides by all workers (`reduce_scatter_coalesced`), the others by the groups that share a sequence.
+    """
+    return cluster.train_workers if train.zero_stage == 3 else num_shares(train, cluster)
+
+
+def max_micro_steps(train: TrainConfig, cluster: ClusterConfig) -> int:
+    """Micro-batches of a step for one worker, if every sequence went alone."""
+    return train.global_batch_size // num_shares(train, cluster)
 
 
 def process_environment(cluster: ClusterConfig) -> dict[str, str]:
@@ -75,7 +108,7 @@ def prepare_process(cluster: ClusterConfig) -> None:
     deepspeed.ops.__compatible_ops__ = dict.fromkeys(ALL_OPS, False)
 
 
-def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig) -> Any:
+def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *, seed: int) -> Any:
     """A DeepSpeed engine around `ResponseLoss` of the model in `directory`; every worker calls it.
 
     Raises:
@@ -84,15 +117,22 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig) ->
     import deepspeed
 
     config = deepspeed_config(train, cluster)
+    parallel = sequence_parallel.register(directory, train)
     model = _load(directory, train, config)
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": True})
-    loss = ResponseLoss(model, train.loss_chunk_tokens)
+        # Recomputing with autograd's own hooks would compare tensors that ZeRO-3 has partitioned again in between.
+        model.gradient_checkpointing_enable({"use_reentrant": train.zero_stage == 3})
+    if train.lora is not None:
+        add_adapters(model, train.lora, seed)
+    take_blocks_whole(model)
+    loss = ResponseLoss(model, train.loss_chunk_tokens, liger=train.loss_kernel == "liger", router_aux_loss=train.router_aux_loss)
     groups = parameter_groups(loss, train.weight_decay)
-    engine, *_ = deepspeed.initialize(model=loss, model_parameters=groups, config=config)
+    engine, *_ = deepspeed.initialize(model=loss, model_parameters=groups, config=config, mpu=parallel)
     engine.eval()
     loss.check(torch.arange(8, device=engine.device)[None])
     engine.train()
+    if train.compile:
+        engine.compile(compile_kwargs={"dynamic": True})
     return engine
 
 
@@ -100,9 +140,13 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    partitioned = HfDeepSpeedConfig(config)  # transformers looks at it for as long as it lives: load into partitions
+    partitioned = HfDeepSpeedConfig(config)  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
     model, info = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, train.dtype), local_files_only=True, output_loading_info=True
+        directory,
+        dtype=getattr(torch, train.dtype),
+        attn_implementation=train.attention,
+        local_files_only=True,
+        output_loading_info=True,
     )
     del partitioned
     if info["missing_keys"]:
@@ -112,26 +156,44 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors (norms, biases) without; shapes are those before ZeRO-3 partitioned them."""
+    """Trainable matrices with weight decay, vectors (norms, biases) without; shapes are those before ZeRO-3 partitioned them."""
     groups: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
     for parameter in module.parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        groups[len(shape) < 2].append(parameter)
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            groups[len(shape) < 2].append(parameter)
     both = ({"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0})
     return [group for group in both if group["params"]]
 
 
-def reduces_once(train: TrainConfig, cluster: ClusterConfig) -> bool:
-    """Whether a step's micro-batches add their gradients up locally and reduce once: on a CPU, unless the recipe saves memory."""
-    return cluster.device == "cpu" and train.accumulate_locally
+def accumulate(engine: Any, micro_batches: Sequence[Callable[[], torch.Tensor]], scale: float, *, once: bool) -> torch.Tensor:
+    """Run forward and backward of every micro-batch and reduce the gradients; the sum of their losses, of this worker.
 
+    With `once`, gradients of several micro-batches add up locally and are reduced at the end, which holds a whole gradient;
+    otherwise each micro-batch reduces as its ZeRO stage does.
 
-def accumulation(engine: Any, once: bool, num_micro_batches: int) -> AbstractContextManager[None]:
-    """Where the micro-batches of one step run: with `once`, several add their gradients up locally and reduce on exit.
-
-    That holds a whole gradient; otherwise each micro-batch reduces as it goes, which holds a bucket.
+    Args:
+        engine: the DeepSpeed engine, whose `step` is the caller's to call.
+        micro_batches: each runs the engine's forward and returns its loss.
+        scale: what a loss is multiplied by before its backward pass, since DeepSpeed divides (`gradient_divisor`).
+        once: whether to reduce once.
     """
-    if once and num_micro_batches > 1:
-        coalesced: AbstractContextManager[None] = engine.coalesce_grad_reduction()
-        return coalesced
-    return nullcontext()
+    total = torch.zeros((), device=engine.device)
+    together = once and len(micro_batches) > 1 and hasattr(engine.optimizer, "_coalesce_grad_reduction")
+    with engine.coalesce_grad_reduction() if together else nullcontext():
+        for number, run in enumerate(micro_batches, start=1):
+            engine.set_gradient_accumulation_boundary(together or number == len(micro_batches))
+            loss = run()
+            engine.backward(loss * scale, scale_wrt_gas=False)
+            total += loss.detach()
+    return total
+
+
+def step(engine: Any) -> float:
+    """Clip, update the weights, and return the gradient's norm before clipping."""
+    norm = None
+    if not hasattr(engine.optimizer, "_global_grad_norm"):  # ZeRO-0 clips and does not tell
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.set_gradient_accumulation_boundary(True)
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)

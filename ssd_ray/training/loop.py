@@ -1,8 +1,8 @@
 """One training worker: what Ray Train runs in every process.
 
-Each step trains the global batch of `batches.py`: every worker sums the loss of its share and divides by the response
-tokens of the whole batch. DeepSpeed averages gradients over workers, so the loss is multiplied by their number, and told
-not to divide by micro-batches: what is optimised is exactly the token mean of the global batch, however it is shared out.
+Each step trains the global batch of `batches.py`: every worker sums its share, whose tokens carry their weight in the mean
+of the whole batch. DeepSpeed averages gradients over workers, so the loss is multiplied by their number, and told not to
+divide by micro-batches: what is optimised is exactly the mean over the global batch, however it is shared out.
 A node that is about to be taken away (a reclaimed spot machine) makes the workers save their state at once.
 Reads a data set and a model directory; writes the loss log, resume states and the model into the artifact's directory.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,13 @@ from ssd_ray.artifacts import write_atomic
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import batches, checkpoints
-from ssd_ray.training.batches import Examples, Ints
-from ssd_ray.training.engine import accumulation, build_engine, prepare_process, reduces_once
+from ssd_ray.training.batches import GlobalBatch
+from ssd_ray.training.engine import accumulate, build_engine, gradient_divisor, num_shares, prepare_process
+from ssd_ray.training.engine import step as optimizer_step
+from ssd_ray.training.examples import Examples, Ints
+from ssd_ray.training.experts import ExpertLoad
 from ssd_ray.training.schedule import learning_rate
+from ssd_ray.training.sequence_parallel import slice_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,67 +60,103 @@ def work(config: dict[str, Job]) -> None:
     context = ray.train.get_context()
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
     prepare_process(job.cluster)
-    examples = batches.load_examples(job.dataset)
-    engine = build_engine(job.model, job.train, job.cluster)
+    worker = Worker(job)
+    engine, train = worker.engine, job.train
     begin = checkpoints.restore(engine, job.out)
     if engine.global_rank == 0:
         checkpoints.cut_log(job.out, begin)
     distributed.barrier()
     leaving = False
-    for step in range(begin, job.train.steps):
-        line = _step(engine, examples, job, step)
+    for step in range(begin, train.steps):
+        line = worker.step(step)
         if engine.global_rank == 0:
             checkpoints.append_log(job.out, line)
         warned, leaving = leaving, ray.train.get_preemption_info() is not None
-        if (step + 1) % job.train.checkpoint_every == 0 or (leaving and not warned):
+        if (step + 1) % train.checkpoint_every == 0 or (leaving and not warned):
             checkpoints.save(engine, job.out, step + 1)
-    checkpoints.export(engine, job.model, job.out, job.train)
+    checkpoints.export(engine, job.model, job.out, train)
     if engine.global_rank == 0:
-        _finish(engine, examples, job)
+        _finish(engine, worker.examples, job)
     distributed.barrier()
 
 
-def _step(engine: Any, examples: Examples, job: Job, step: int) -> dict[str, Any]:
-    """One optimiser step on one global batch; the line for the loss log, the same on every worker."""
-    began = time.perf_counter()
-    train, num_workers = job.train, job.cluster.train_workers
-    rows = batches.global_batch(len(examples), train.global_batch_size, job.seed, step)
-    shares = batches.share_out(examples.lengths[rows], num_workers, train.micro_batch_size)
-    response_tokens = int(examples.response_lengths[rows].sum())
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(train, step)
-    mine = [rows[micro] for micro in shares[engine.global_rank]]
-    loss = _accumulate(engine, examples, job, mine, max(response_tokens, 1))  # a batch of masked rows alone has none
-    distributed.all_reduce(loss)
-    grad_norm = float(engine.get_global_grad_norm())
-    if not (math.isfinite(loss.item()) and math.isfinite(grad_norm) and grad_norm >= 0):
-        raise UserError(f"training diverged at step {step + 1} (loss {loss.item()}): lower train.learning_rate")
-    return {
-        "step": step + 1,
-        "loss": loss.item(),
-        "learning_rate": learning_rate(train, step),
-        "grad_norm": grad_norm,
-        "response_tokens": response_tokens,
-        "tokens": int(examples.lengths[rows].sum()),
-        "seconds": round(time.perf_counter() - began, 3),
-    }
+class Worker:
+    """The engine and the data of one worker, and the optimiser steps that they make together."""
 
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.examples = Examples(job.dataset)
+        self.engine = build_engine(job.model, job.train, job.cluster, seed=job.seed)
+        self._load = ExpertLoad(self.engine.module)
+        self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
+        if job.train.sequence_parallel_size > 1 and job.train.attention == "sdpa":
+            self._budget = 1  # sdpa under Ulysses sees no mask, so a line may hold one sequence only
 
-def _accumulate(engine: Any, examples: Examples, job: Job, shares: list[Ints], response_tokens: int) -> torch.Tensor:
-    """Forward and backward of this worker's micro-batches and the optimiser step; its part of the batch's mean loss."""
-    total = torch.zeros((), device=engine.device)
-    once = reduces_once(job.train, job.cluster)
-    with accumulation(engine, once, len(shares)):
-        for rows in shares:
-            input_ids, labels = (torch.from_numpy(array).to(engine.device) for array in batches.pad(examples, rows))
-            loss = engine(input_ids, labels) / response_tokens
-            engine.backward(loss * engine.world_size, scale_wrt_gas=False)
-            total += loss.detach()
-            if not once:
-                engine.step()
-    if once:
-        engine.step()
-    return total
+    def step(self, step: int) -> dict[str, Any]:
+        """One optimiser step on one global batch; the line for the loss log, the same on every worker.
+
+        Raises:
+            UserError: the loss or the gradient is not finite; weights are then not updated, or not kept.
+        """
+        began = time.perf_counter()
+        train, engine = self.job.train, self.engine
+        batch = batches.global_batch(self.examples, train.global_batch_size, self.job.seed, step, train.loss_mean)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate(train, step)
+        self._auxiliary = 0.0
+        scale = gradient_divisor(train, self.job.cluster)
+        once = self.job.cluster.device == "cpu" and train.accumulate_locally
+        loss = accumulate(engine, [partial(self._run, batch, rows) for rows in self._mine(batch)], scale, once=once)
+        loss -= self._auxiliary
+        distributed.all_reduce(loss)
+        self._check(loss.item(), batch, step, "loss")
+        grad_norm = optimizer_step(engine)
+        self._check(grad_norm if grad_norm >= 0 else math.nan, batch, step, "gradient")
+        imbalance = self._load.imbalance()
+        return {
+            "step": step + 1,
+            "loss": loss.item(),
+            "learning_rate": learning_rate(train, step),
+            "grad_norm": grad_norm,
+            "response_tokens": batch.response_tokens,
+            "tokens": batch.tokens,
+            **({} if imbalance is None else {"expert_imbalance": round(imbalance, 4)}),
+            "peak_gib": round(_peak_bytes() / 2**30, 3),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+
+    def _mine(self, batch: GlobalBatch) -> list[Ints]:
+        """The micro-batches of this worker, as positions in the batch."""
+        lengths, responses = self.examples.lengths[batch.rows], self.examples.response_lengths[batch.rows]
+        shares = batches.share_out(
+            lengths, responses, num_shares(self.job.train, self.job.cluster), self._budget, packed=self.job.train.packing
+        )
+        return shares[self.engine.global_rank // self.job.train.sequence_parallel_size]
+
+    def _run(self, batch: GlobalBatch, places: Ints) -> torch.Tensor:
+        """The loss of one micro-batch, or of this worker's slice of it."""
+        train = self.job.train
+        size, packed = train.sequence_parallel_size, train.packing
+        whole = batches.collate(self.examples, batch.rows[places], batch.token_weights[places], packed=packed, multiple=size)
+        micro = slice_of(whole, size, self.engine.global_rank % size)
+        arrays = [micro.input_ids, micro.targets, micro.weights]
+        if packed or size > 1:
+            arrays.append(micro.position_ids)
+        loss: torch.Tensor = self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in arrays))
+        self._auxiliary += self.engine.module.auxiliary
+        return loss
+
+    def _check(self, value: float, batch: GlobalBatch, step: int, what: str) -> None:
+        if math.isfinite(value):
+            return
+        kept = checkpoints.latest(self.job.out)[0]
+        names = [self.examples.name(int(row)) for row in batch.rows]
+        told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise UserError(
+            f"training stopped at step {step + 1}: the {what} of its batch is {value}; the batch was samples {told}; "
+            f"{f'the state after step {kept} is kept' if kept else 'no state was kept yet'}: lower train.learning_rate, or "
+            "look at these samples"
+        )
 
 
 def _finish(engine: Any, examples: Examples, job: Job) -> None:
@@ -128,10 +170,23 @@ def _finish(engine: Any, examples: Examples, job: Job) -> None:
         "tokens": sum(line["tokens"] for line in lines),
         "epochs": job.train.steps * job.train.global_batch_size / len(examples),
         "num_workers": engine.world_size,
-        "parameters": sum(parameter.ds_numel for parameter in engine.module.parameters()),
+        "parameters": sum(_size(parameter) for parameter in engine.module.parameters()),
+        "trained_parameters": sum(_size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad),
     }
     write_atomic(job.out / checkpoints.FINISHED, json.dumps(facts, indent=1))
     shutil.rmtree(job.out / checkpoints.RESUME, ignore_errors=True)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this worker has held: of its device, or of its process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, whole also where ZeRO-3 has split it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _send_output(log: Path) -> None:

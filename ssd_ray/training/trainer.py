@@ -27,12 +27,14 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ssd_ray import models
 from ssd_ray.artifacts import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import Progress
 from ssd_ray.training import checkpoints
 from ssd_ray.training.engine import process_environment
+from ssd_ray.training.examples import Examples
 from ssd_ray.training.loop import Job, work
 
 POLL_S = 0.5
@@ -53,7 +55,7 @@ def train(
 
     Afterwards `out` is a Hugging Face directory with `loss.jsonl` (a line a step) and `training.json` (the facts). All
     paths are on storage that every node sees. Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs,
-    num_workers, parameters.
+    num_workers, parameters, trained_parameters.
 
     Raises:
         UserError: the model, the data or a choice makes training impossible.
@@ -83,12 +85,13 @@ def _begin(job: Job) -> int:
         raise UserError(f"{job.model} is not a Hugging Face model directory: it has no config.json")
     if "quantization_config" in read_json(job.model / "config.json"):
         raise UserError(f"{job.model} holds quantised weights, which cannot be trained: use a model.source with plain weights")
-    share = job.cluster.train_workers * job.train.micro_batch_size
-    if job.train.global_batch_size % share:
-        raise UserError(
-            f"train.global_batch_size {job.train.global_batch_size} is not a multiple of cluster.train_workers "
-            f"{job.cluster.train_workers} times train.micro_batch_size {job.train.micro_batch_size}"
-        )
+    try:
+        job.train.check_workers(job.cluster.train_workers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if job.cluster.device == "cpu" and job.train.needs_cuda:
+        raise UserError(f"{job.train.needs_cuda} needs cluster.device=cuda")
+    _check_samples(Examples(job.dataset), job)
     step, state = checkpoints.latest(job.out)
     if step and state["num_workers"] != job.cluster.train_workers:
         raise UserError(
@@ -96,6 +99,38 @@ def _begin(job: Job) -> int:
             f"{state['num_workers']} to go on from step {step}, or delete that directory to train from the start"
         )
     return step
+
+
+def _check_samples(examples: Examples, job: Job) -> None:
+    """Whether the model can read every sequence: the tokenizer that made it, its ids and its length."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(job.model, local_files_only=True).get_text_config()
+    here, made_with = models.tokenizer_digests(job.model), _tokenizer_of(job.dataset)
+    if any(made_with[name] != digest for name, digest in here.items() if name in made_with):
+        raise UserError(
+            f"the samples in {job.dataset} were made with another tokenizer than that of {job.model}: train the model that "
+            "drew them, or sample anew"
+        )
+    smallest, largest = examples.extreme_ids
+    if smallest < 0 or largest >= text.vocab_size:
+        raise UserError(
+            f"the data set {job.dataset} holds the token id {smallest if smallest < 0 else largest}, and the vocabulary of "
+            f"{job.model} has {text.vocab_size} entries: these are samples of another model"
+        )
+    context, longest = getattr(text, "max_position_embeddings", None), int(examples.lengths.max())
+    if context is not None and longest > context:
+        raise UserError(
+            f"the data set {job.dataset} holds a sequence of {longest} tokens, and the context of {job.model} is {context}: "
+            f"set prepare.max_length={context}"
+        )
+
+
+def _tokenizer_of(dataset: Path) -> dict[str, str]:
+    """Digests of the tokenizer's files that a data set's manifest names; empty where there is none."""
+    manifest = dataset / "manifest.json"
+    provenance = read_json(manifest)["facts"].get("provenance", {}) if manifest.exists() else {}
+    return provenance.get("tokenizer_sha256") or {}
 
 
 def _resources(cluster: ClusterConfig) -> dict[str, float]:

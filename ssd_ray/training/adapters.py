@@ -1,0 +1,61 @@
+"""Low-rank adapters through peft: put into a model's linear layers for training, merged into its weights on export.
+
+Adapters are injected in place, so the model keeps its class and its output head stays where the loss expects it.
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ssd_ray.config import LoraConfig
+from ssd_ray.errors import UserError
+
+_NAME = "default"
+
+
+def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
+    """Freeze `model` and add trainable adapters, the same ones on every worker.
+
+    Raises:
+        UserError: the model has none of the named layers.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
+    torch.manual_seed(seed)
+    chosen = PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+    )
+    last_names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if missing := sorted(set(lora.target_modules) - last_names):
+        raise UserError(
+            f"train.lora.target_modules {missing[0]!r} is no linear layer of {type(model).__name__}: it has "
+            f"{', '.join(sorted(last_names))}"
+        )
+    inject_adapter_in_model(chosen, model, adapter_name=_NAME)
+    model.enable_input_require_grads()  # or recomputed layers behind frozen embeddings would get no gradient
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is part of an adapter, by its name."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter had before adapters were added."""
+    return name.replace(".base_layer.", ".")
+
+
+def adapter_of(model: Any, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float] | None:
+    """The matrices A [rank, in] and B [out, rank] and the factor of what is added to a weight; None where nothing is."""
+    layer, _, leaf = name.rpartition(".base_layer.")
+    if leaf != "weight":
+        return None
+    module = model.get_submodule(layer)
+    return module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, float(module.scaling[_NAME])

@@ -1,0 +1,107 @@
+"""A data set as training reads it: what every row measures in memory, the token ids from Parquet as they are needed.
+
+The index takes 24 bytes a row. Token ids are read a row group at a time (`prepare` writes at most two million tokens in one,
+8 MB) and the last used groups are kept up to `cache_bytes`, so memory is bounded however large the data set is, and a data
+set below the bound is read once. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_ray.artifacts import shard_paths
+from ssd_ray.errors import UserError
+
+CACHE_BYTES = 256 * 2**20
+
+Ints: TypeAlias = NDArray[np.int64]
+
+
+class Examples:
+    """The rows of a data set in the order of its shards; only their measures are in memory."""
+
+    def __init__(self, dataset: Path, cache_bytes: int = CACHE_BYTES) -> None:
+        """Index the shards of `dataset`, reading each row group once.
+
+        Raises:
+            UserError: the directory holds no rows.
+        """
+        self._dataset, self._cache_bytes = dataset, cache_bytes
+        self._groups = list(_row_groups(dataset))
+        self._cache: OrderedDict[int, tuple[NDArray[np.int32], Ints]] = OrderedDict()
+        lengths, prompts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
+        extremes = [0]
+        for group in range(len(self._groups)):
+            tokens, offsets = self._tokens(group)
+            lengths.append(np.diff(offsets))
+            given = self._column(group, "num_prompt_tokens").astype(np.int64)
+            prompts.append(np.where(self._column(group, "masked"), lengths[-1], given))
+            ends.append(ends[-1] + len(offsets) - 1)
+            extremes += [int(tokens.min()), int(tokens.max())] if len(tokens) else []
+        self.lengths: Ints = np.concatenate(lengths)
+        """Tokens of each row, prompt included."""
+        self.num_prompt_tokens: Ints = np.concatenate(prompts)
+        """Tokens of each row that were given; all of a masked row."""
+        self.response_lengths: Ints = np.maximum(self.lengths - np.maximum(self.num_prompt_tokens, 1), 0)
+        """Tokens at the end of each row that the loss covers; a first token has nothing to be predicted from."""
+        self.extreme_ids = (min(extremes), max(extremes))
+        """The smallest token id, or 0, and the largest."""
+        self._ends = np.array(ends[1:])
+        if not len(self.lengths):
+            raise UserError(f"the data set {dataset} holds no rows to train on; run prepare again")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """The token ids of one row."""
+        group, place = self._place(index)
+        tokens, offsets = self._tokens(group)
+        return tokens[offsets[place] : offsets[place + 1]]
+
+    def name(self, index: int) -> str:
+        """Prompt and sample of one row, for a message."""
+        group, place = self._place(index)
+        return f"{self._column(group, 'prompt_id')[place]}/{self._column(group, 'sample_index')[place]}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return group, index - (int(self._ends[group - 1]) if group else 0)
+
+    def _tokens(self, group: int) -> tuple[NDArray[np.int32], Ints]:
+        """All token ids of a row group, and where each row begins and ends in them."""
+        if group not in self._cache:
+            self._cache[group] = self._read_tokens(group)
+            while len(self._cache) > 1 and sum(tokens.nbytes for tokens, _ in self._cache.values()) > self._cache_bytes:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group]
+
+    def _read_tokens(self, group: int) -> tuple[NDArray[np.int32], Ints]:
+        import pyarrow.parquet as pq
+
+        path, number = self._groups[group]
+        column = pq.ParquetFile(path).read_row_group(number, columns=["input_ids"]).column("input_ids").combine_chunks()
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        return column.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def _column(self, group: int, name: str) -> NDArray[np.generic]:
+        import pyarrow.parquet as pq
+
+        path, number = self._groups[group]
+        values: NDArray[np.generic] = pq.ParquetFile(path).read_row_group(number, columns=[name]).column(name).to_numpy()
+        return values
+
+
+def _row_groups(dataset: Path) -> Iterator[tuple[Path, int]]:
+    import pyarrow.parquet as pq
+
+    for path in shard_paths(dataset):
+        for number in range(pq.ParquetFile(path).num_row_groups):
+            yield path, number

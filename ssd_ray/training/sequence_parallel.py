@@ -1,0 +1,56 @@
+"""Ulysses sequence parallelism with DeepSpeed's own library: several workers share one sequence.
+
+Each worker of a group holds a slice of the tokens; around attention the slices are exchanged for whole sequences of a part
+of the heads. transformers' attention function is wrapped once a process. Reads a model's configuration; writes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.config import TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.training.batches import MicroBatch
+
+
+def register(directory: Path, train: TrainConfig) -> Any:
+    """DeepSpeed's parallel state for `train.sequence_parallel_size`, or None at size 1; every worker calls it once.
+
+    Raises:
+        UserError: the model's attention heads cannot be shared out over so many workers.
+    """
+    size = train.sequence_parallel_size
+    if size == 1:
+        return None
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
+    heads, shared = text.num_attention_heads, text.num_key_value_heads
+    if heads % size or (shared % size and size % shared):
+        raise UserError(
+            f"train.sequence_parallel_size {size} does not divide the model's {heads} attention heads "
+            f"and {shared} key-value heads"
+        )
+    return UlyssesSPAttentionHF.register_with_transformers(
+        model_name_or_path=str(directory),
+        core_attn_implementation=train.attention,
+        sequence_parallel_size=size,
+        micro_batch_size=1,
+        seq_length_is_variable=True,
+    )
+
+
+def slice_of(batch: MicroBatch, size: int, place: int) -> MicroBatch:
+    """The `place`th of `size` equal slices of a micro-batch along its tokens, whose number is a multiple of `size`."""
+    if size == 1:
+        return batch
+    width = batch.input_ids.shape[1] // size
+    part = slice(place * width, (place + 1) * width)
+    return MicroBatch(
+        input_ids=batch.input_ids[:, part],
+        position_ids=batch.position_ids[:, part],
+        targets=batch.targets[:, part],
+        weights=batch.weights[:, part],
+    )

@@ -1,0 +1,113 @@
+"""Training refuses what cannot go well before any worker starts, in a sentence that says what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssd_ray import models
+from ssd_ray.artifacts import write_shard
+from ssd_ray.config import ClusterConfig, Recipe, TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.progress import LineProgress
+from ssd_ray.schema import Example
+
+
+def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
+    rows = [
+        Example(prompt_id=f"p{number}", sample_index=0, input_ids=ids, num_prompt_tokens=1)
+        for number, ids in enumerate(sequences)
+    ]
+    write_shard(out, "part-00000", rows, Example)
+    return out
+
+
+def _train(dataset: Path, model: Path, out: Path, workers: int = 1, **choices: Any) -> None:
+    from ssd_ray.training.trainer import train
+
+    train(
+        dataset,
+        model,
+        TrainConfig(**{"dtype": "float32", "global_batch_size": 4, **choices}),
+        ClusterConfig(device="cpu", train_workers=workers),
+        seed=0,
+        out=out,
+        logs=out,
+        progress=LineProgress(),
+    )
+
+
+def test_a_model_without_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        _train(_dataset(tmp_path / "data", (3, 4)), tmp_path, tmp_path / "out")
+
+
+def test_an_empty_data_set(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no rows to train on; run prepare again"):
+        _train(_dataset(tmp_path / "data"), tiny_llama, tmp_path / "out")
+
+
+def test_ids_beyond_the_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds the token id 264, and the vocabulary of .* has 264 entries"):
+        _train(_dataset(tmp_path / "data", (3, 4), (3, 264)), tiny_llama, tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds the token id -1"):
+        _train(_dataset(tmp_path / "negative", (3, -1)), tiny_llama, tmp_path / "out")
+
+
+def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a sequence of 4097 tokens, and the context of .* is 4096: set prepare\.max_length=4096"
+    ):
+        _train(_dataset(tmp_path / "data", (3,) * 4097), tiny_llama, tmp_path / "out")
+
+
+def test_samples_of_another_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "data", (3, 4))
+    (dataset / "manifest.json").write_text(
+        json.dumps({"facts": {"provenance": {"tokenizer_sha256": {"tokenizer.json": "another"}}}})
+    )
+    with pytest.raises(UserError, match="made with another tokenizer than that of"):
+        _train(dataset, tiny_llama, tmp_path / "out")
+    own = {"facts": {"provenance": {"tokenizer_sha256": models.tokenizer_digests(tiny_llama)}}}
+    dataset = _dataset(tmp_path / "own", (3, 264))
+    (dataset / "manifest.json").write_text(json.dumps(own))
+    with pytest.raises(UserError, match="holds the token id 264"):  # the next mistake
+        _train(dataset, tiny_llama, tmp_path / "out")
+
+
+def test_workers_that_cannot_share_the_batch(tiny_llama: Path, tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "data", (3, 4))
+    with pytest.raises(UserError, match=r"global_batch_size 4 is not a multiple of the 3 workers"):
+        _train(dataset, tiny_llama, tmp_path / "out", workers=3)
+    with pytest.raises(UserError, match=r"train_workers 3 is not a multiple of train\.sequence_parallel_size 2"):
+        _train(dataset, tiny_llama, tmp_path / "out", workers=3, sequence_parallel_size=2)
+
+
+def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "data", (3, 4))
+    for choice in ({"offload": "optimizer"}, {"loss_kernel": "liger"}, {"attention": "flash_attention_2"}):
+        ((name, value),) = choice.items()
+        with pytest.raises(UserError, match=rf"train\.{name} '{value}' needs cluster\.device=cuda"):
+            _train(dataset, tiny_llama, tmp_path / "out", **choice)
+    recipe = {"name": "r", "model": {"source": "."}, "evaluate": {"arms": {"base": {"model": "base"}}}}
+    with pytest.raises(ValueError, match=r"train\.offload 'optimizer' needs cluster\.device=cuda"):
+        Recipe.model_validate({**recipe, "train": {"offload": "optimizer"}, "cluster": {"device": "cpu"}})
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"zero_stage": 2, "offload": "parameters"}, "needs zero_stage 3"),
+        ({"zero_stage": 0, "offload": "optimizer"}, "needs zero_stage 1, 2 or 3"),
+        ({"zero_stage": 0, "dtype": "bfloat16"}, "keeps no float32 master weights"),
+        ({"router_aux_loss": 0.001}, "has no gradient where ZeRO-3 recomputes"),
+        ({"loss_kernel": "liger", "loss_mean": "sequence"}, "set loss_mean 'token'"),
+        ({"warmup_steps": 3, "steps": 2}, "warmup_steps 3 is above steps 2"),
+    ],
+)
+def test_choices_that_do_not_go_together(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**choices)
