@@ -198,8 +198,8 @@ class Stages:
         artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
         return made
 
-    def checkpoint(self, dataset: str, out: Path) -> Facts:
-        """The model fine-tuned on a data set."""
+    def checkpoint(self, sampled: SampleConfig, dataset: str, out: Path) -> Facts:
+        """The model fine-tuned on a data set that was sampled so."""
         from ssd_ray.training.trainer import train
 
         return train(
@@ -207,6 +207,7 @@ class Stages:
             self._directory,
             self.recipe.train,
             self.recipe.cluster,
+            sampling=sampled,
             seed=self.recipe.seed,
             out=out,
             logs=self.out / "logs",

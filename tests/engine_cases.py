@@ -42,6 +42,7 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
     job = job_of(plan, name, world)
     job.out.mkdir(parents=True, exist_ok=True)
     worker = Worker(job)
+    worker.observer.begin(0)
     for step in range(job.train.steps):
         batch = batches.global_batch(worker.examples, job.train.global_batch_size, job.seed, step)
         line = {**worker.step(step), "micro_steps": len(worker._mine(batch))}

@@ -89,7 +89,7 @@ def _train(dataset: Path, model: Path, out: Path, workers: int = 2, max_failures
 
 def _log(out: Path) -> list[dict[str, Any]]:
     """The loss log without the time and the memory that steps took."""
-    costs = {"seconds", "peak_gib"}
+    costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
     return [{key: value for key, value in json.loads(line).items() if key not in costs} for line in _lines(out)]
 
 

@@ -68,6 +68,14 @@ class TrainConfig(Section):
     """Workers that share one sequence (Ulysses), for sequences too long for one; a divisor of the attention heads."""
     compile: bool = tuning(False)
     """Compile the model with torch.compile: minutes at the start, fewer kernels later."""
+    heldout_samples: int = Field(0, ge=0)
+    """Samples that are kept out of training and measured instead, all of a prompt together; 0 measures nothing."""
+    evaluate_every: int = tuning(50, ge=1)
+    """Steps between measurements of the held-out samples; the base and the end are always measured."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = tuning(("tensorboard",))
+    """Where curves go besides the report; TensorBoard's files lie in the run's logs, the others need their package."""
+    peak_tflops: float | None = tuning(None, gt=0)
+    """Peak of one device in TFLOP/s, for the share that training reaches; `null` is what is known of the GPU, none on a CPU."""
     checkpoint_every: int = tuning(250, ge=1)
     """Steps between checkpoints to resume from."""
     accumulate_locally: bool = True

@@ -192,17 +192,17 @@ def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Ma
 def _setting(recipe: Recipe, model: Architecture, num_workers: int, changes: Mapping[str, Any]) -> Setting:
     train, on_cpu = recipe.train, recipe.cluster.device == "cpu"
     chosen: dict[str, Any] = {
-        "zero_stage": getattr(train, "zero_stage", 3),
-        "offload": getattr(train, "offload", "none"),
-        "sequence_parallel": getattr(train, "sequence_parallel_size", 1),
+        "zero_stage": train.zero_stage,
+        "offload": train.offload,
+        "sequence_parallel": train.sequence_parallel_size,
         **changes,
     }
     groups = num_workers // chosen["sequence_parallel"]
-    lora = getattr(train, "lora", None)
+    lora = train.lora
     return Setting(
         num_workers=num_workers,
         **chosen,
-        micro_batch_tokens=max(_length(recipe), getattr(train, "micro_batch_tokens", None) or 0),
+        micro_batch_tokens=max(_length(recipe), train.micro_batch_tokens or 0),
         precision=train.dtype,
         gradient_checkpointing=train.gradient_checkpointing,
         chunk_tokens=train.loss_chunk_tokens,
@@ -271,5 +271,5 @@ def _mends(recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work
                 candidate = _candidate(recipe, model, assumed, work, size, changes)
                 if candidate.fits:
                     names = {"zero_stage": 3, "offload": offload, "sequence_parallel_size": shared}
-                    differing = {name: value for name, value in names.items() if value != getattr(recipe.train, name, None)}
+                    differing = {name: value for name, value in names.items() if value != getattr(recipe.train, name)}
                     yield " ".join(f"--set train.{name}={value}" for name, value in differing.items()), candidate

@@ -7,6 +7,7 @@ set below the bound is read once. Writes nothing.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +54,24 @@ class Examples:
         self.extreme_ids = (min(extremes), max(extremes))
         """The smallest token id, or 0, and the largest."""
         self._ends = np.array(ends[1:])
+        self._rows: Ints = np.arange(len(self.lengths))
         if not len(self.lengths):
             raise UserError(f"the data set {dataset} holds no rows to train on; run prepare again")
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def part(self, rows: Ints) -> Examples:
+        """These rows alone, in this order; what was read of the shards is shared."""
+        other = copy.copy(self)
+        other._rows, other.lengths = self._rows[rows], self.lengths[rows]
+        other.num_prompt_tokens, other.response_lengths = self.num_prompt_tokens[rows], self.response_lengths[rows]
+        return other
+
+    def prompt_ids(self) -> list[str]:
+        """The prompt of each row."""
+        columns = [self._column(group, "prompt_id") for group in range(len(self._groups))]
+        return [str(prompt) for prompt in np.concatenate(columns)[self._rows]]
 
     def row(self, index: int) -> NDArray[np.int32]:
         """The token ids of one row."""
@@ -71,6 +85,7 @@ class Examples:
         return f"{self._column(group, 'prompt_id')[place]}/{self._column(group, 'sample_index')[place]}"
 
     def _place(self, index: int) -> tuple[int, int]:
+        index = int(self._rows[index])
         group = int(np.searchsorted(self._ends, index, side="right"))
         return group, index - (int(self._ends[group - 1]) if group else 0)
 

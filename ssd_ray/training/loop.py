@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import shutil
 import time
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import torch
 from torch import distributed
 
 from ssd_ray.artifacts import write_atomic
-from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import batches, checkpoints
 from ssd_ray.training.batches import GlobalBatch
@@ -33,13 +32,21 @@ from ssd_ray.training.engine import accumulate, build_engine, gradient_divisor, 
 from ssd_ray.training.engine import step as optimizer_step
 from ssd_ray.training.examples import Examples, Ints
 from ssd_ray.training.experts import ExpertLoad
+from ssd_ray.training.heldout import split
+from ssd_ray.training.observation import Observer
 from ssd_ray.training.schedule import learning_rate
 from ssd_ray.training.sequence_parallel import slice_of
+
+UNCHANGED = Decoding()
+"""Decoding that draws from the model as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker needs to know; paths are absolute and on storage that every worker sees."""
+    """All that a worker needs to know; paths are absolute and on storage that every worker sees.
+
+    `sampling` is how the data set was drawn, which the held-out measures are against.
+    """
 
     dataset: Path
     model: Path
@@ -48,6 +55,7 @@ class Job:
     train: TrainConfig
     cluster: ClusterConfig
     seed: int
+    sampling: Decoding = UNCHANGED
 
 
 def work(config: dict[str, Job]) -> None:
@@ -65,6 +73,7 @@ def work(config: dict[str, Job]) -> None:
     begin = checkpoints.restore(engine, job.out)
     if engine.global_rank == 0:
         checkpoints.cut_log(job.out, begin)
+    worker.observer.begin(begin)
     distributed.barrier()
     leaving = False
     for step in range(begin, train.steps):
@@ -74,9 +83,10 @@ def work(config: dict[str, Job]) -> None:
         warned, leaving = leaving, ray.train.get_preemption_info() is not None
         if (step + 1) % train.checkpoint_every == 0 or (leaving and not warned):
             checkpoints.save(engine, job.out, step + 1)
+    worker.observer.close()
     checkpoints.export(engine, job.model, job.out, train)
     if engine.global_rank == 0:
-        _finish(engine, worker.examples, job)
+        _finish(engine, worker, job)
     distributed.barrier()
 
 
@@ -85,12 +95,13 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.examples = Examples(job.dataset)
+        self.examples, self.held_out = split(Examples(job.dataset), job.train.heldout_samples, job.seed)
         self.engine = build_engine(job.model, job.train, job.cluster, seed=job.seed)
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
         if job.train.sequence_parallel_size > 1 and job.train.attention == "sdpa":
             self._budget = 1  # sdpa under Ulysses sees no mask, so a line may hold one sequence only
+        self.observer = Observer(job, self.engine, self.examples, self.held_out, self._budget)
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step on one global batch; the line for the loss log, the same on every worker.
@@ -113,7 +124,7 @@ class Worker:
         grad_norm = optimizer_step(engine)
         self._check(grad_norm if grad_norm >= 0 else math.nan, batch, step, "gradient")
         imbalance = self._load.imbalance()
-        return {
+        line = {
             "step": step + 1,
             "loss": loss.item(),
             "learning_rate": learning_rate(train, step),
@@ -121,9 +132,9 @@ class Worker:
             "response_tokens": batch.response_tokens,
             "tokens": batch.tokens,
             **({} if imbalance is None else {"expert_imbalance": round(imbalance, 4)}),
-            "peak_gib": round(_peak_bytes() / 2**30, 3),
             "seconds": round(time.perf_counter() - began, 3),
         }
+        return self.observer.step(line, batch)
 
     def _mine(self, batch: GlobalBatch) -> list[Ints]:
         """The micro-batches of this worker, as positions in the batch."""
@@ -159,7 +170,7 @@ class Worker:
         )
 
 
-def _finish(engine: Any, examples: Examples, job: Job) -> None:
+def _finish(engine: Any, worker: Worker, job: Job) -> None:
     """Record the facts, which says that the weights are whole, and let go of the resume state."""
     lines = checkpoints.read_log(job.out)
     facts = {
@@ -168,20 +179,15 @@ def _finish(engine: Any, examples: Examples, job: Job) -> None:
         "final_loss": lines[-1]["loss"],
         "response_tokens": sum(line["response_tokens"] for line in lines),
         "tokens": sum(line["tokens"] for line in lines),
-        "epochs": job.train.steps * job.train.global_batch_size / len(examples),
+        "epochs": job.train.steps * job.train.global_batch_size / len(worker.examples),
         "num_workers": engine.world_size,
+        "heldout_rows": 0 if worker.held_out is None else len(worker.held_out),
+        "heldout_response_tokens": 0 if worker.held_out is None else int(worker.held_out.response_lengths.sum()),
         "parameters": sum(_size(parameter) for parameter in engine.module.parameters()),
         "trained_parameters": sum(_size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad),
     }
     write_atomic(job.out / checkpoints.FINISHED, json.dumps(facts, indent=1))
     shutil.rmtree(job.out / checkpoints.RESUME, ignore_errors=True)
-
-
-def _peak_bytes() -> int:
-    """The most memory that this worker has held: of its device, or of its process on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -153,8 +153,8 @@ class ResponseLoss(nn.Module):
         if not isinstance(head, nn.Linear):
             kind = type(model).__name__
             raise UserError(f"cannot train {kind}: its output head is {type(head).__name__}, not a linear layer")
-        self._transform = LogitTransform.of(model.config)
-        model.set_output_embeddings(ResponseHead(head, self._transform, chunk_tokens, liger=liger))
+        self.transform = LogitTransform.of(model.config)
+        model.set_output_embeddings(ResponseHead(head, self.transform, chunk_tokens, liger=liger))
         self.model = model
         self._router_aux_loss, self.auxiliary = router_aux_loss, 0.0
 
@@ -185,7 +185,7 @@ class ResponseLoss(nn.Module):
         """
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         hidden = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        ours = self._transform(self.model.get_output_embeddings()(hidden).float())
+        ours = self.transform(self.model.get_output_embeddings()(hidden).float())
         theirs = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
         if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
             kind = type(self.model).__name__

@@ -29,13 +29,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ssd_ray import models
 from ssd_ray.artifacts import read_json
-from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import Progress
-from ssd_ray.training import checkpoints
+from ssd_ray.training import checkpoints, trackers
 from ssd_ray.training.engine import process_environment
 from ssd_ray.training.examples import Examples
-from ssd_ray.training.loop import Job, work
+from ssd_ray.training.heldout import split
+from ssd_ray.training.loop import UNCHANGED, Job, work
 
 POLL_S = 0.5
 
@@ -46,6 +47,7 @@ def train(
     choices: TrainConfig,
     cluster: ClusterConfig,
     *,
+    sampling: Decoding = UNCHANGED,
     seed: int,
     out: Path,
     logs: Path,
@@ -56,6 +58,8 @@ def train(
     Afterwards `out` is a Hugging Face directory with `loss.jsonl` (a line a step) and `training.json` (the facts). All
     paths are on storage that every node sees. Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs,
     num_workers, parameters, trained_parameters.
+
+    `sampling` is how the data set was drawn: the held-out measures are against that distribution.
 
     Raises:
         UserError: the model, the data or a choice makes training impossible.
@@ -68,6 +72,7 @@ def train(
         logs=logs.resolve(),
         train=choices,
         cluster=cluster,
+        sampling=sampling,
         seed=seed,
     )
     job.logs.mkdir(parents=True, exist_ok=True)
@@ -91,7 +96,10 @@ def _begin(job: Job) -> int:
         raise UserError(str(error)) from error
     if job.cluster.device == "cpu" and job.train.needs_cuda:
         raise UserError(f"{job.train.needs_cuda} needs cluster.device=cuda")
-    _check_samples(Examples(job.dataset), job)
+    examples = Examples(job.dataset)
+    _check_samples(examples, job)
+    split(examples, job.train.heldout_samples, job.seed)
+    trackers.check(job.train.trackers)
     step, state = checkpoints.latest(job.out)
     if step and state["num_workers"] != job.cluster.train_workers:
         raise UserError(

@@ -1,0 +1,152 @@
+"""Samples kept out of training, and what the model in training makes of them beside the frozen base.
+
+The loss on samples that are trained on says almost nothing: it starts near its floor. On samples that are not, likelihood is
+measured against that floor, with the distance to the base and the entropy and its parts (`distributions.py`).
+
+The base's distribution is needed at every measurement, and holding its logits or a second model would cost too much: what is
+kept is its last hidden state at each position and, where the output head is trained, a copy of the head. Both are taken
+before the latest state is put into the engine, so a resumed run measures against the same base. Reads a data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.nn import functional
+
+from ssd_ray.artifacts import write_atomic
+from ssd_ray.config import Decoding, TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.training import batches
+from ssd_ray.training.distributions import MEASURES, measure
+from ssd_ray.training.examples import Examples, Ints
+from ssd_ray.training.sequence_parallel import slice_of
+
+HELD_OUT_LOG = "heldout.jsonl"
+
+
+def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Examples | None]:
+    """The rows to train on, and those held out: all rows of the first prompts by a digest of (seed, prompt id).
+
+    At least `samples` rows are held out, a few more where a prompt has several; which they are depends on the seed and on
+    the prompts alone.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if not samples:
+        return examples, None
+    prompts = examples.prompt_ids()
+    order = sorted(set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest())
+    count = dict(zip(*np.unique(np.array(prompts), return_counts=True), strict=True))
+    enough = np.cumsum([count[prompt] for prompt in order]) < samples
+    chosen = set(order[: int(enough.sum()) + 1])
+    out = np.array([prompt in chosen for prompt in prompts])
+    if out.all():
+        raise UserError(
+            f"train.heldout_samples {samples} leaves nothing of {len(prompts)} sequences to train on: lower it, or sample more"
+        )
+    return examples.part(np.flatnonzero(~out)), examples.part(np.flatnonzero(out))
+
+
+class HeldOut:
+    """The held-out samples on one worker; every worker makes one before it restores a state, and measures at the same steps."""
+
+    def __init__(self, engine: Any, examples: Examples, train: TrainConfig, sampling: Decoding, budget: int) -> None:
+        """Take down the base's hidden states on `examples`, a micro-batch of `budget` tokens at a time.
+
+        `sampling` is how the samples were drawn; the engine must hold the base's weights.
+        """
+        self._engine, self._examples, self._sampling = engine, examples, sampling
+        self._chunk_tokens, self._shared = train.loss_chunk_tokens, train.sequence_parallel_size
+        self._micro_batches = self._deal(budget)
+        head = engine.module.model.get_output_embeddings()
+        with self._gathered():
+            parts = [None if part is None else part.detach().cpu().clone() for part in (head.weight, head.bias)]
+            self._base_head = parts if head.weight.requires_grad else None
+        self._base_states = [states.cpu() for states, _ in self._hidden()]
+
+    def measure(self) -> dict[str, float]:
+        """The means of `MEASURES` over all response tokens held out, and their number; the same on every worker."""
+        total = torch.zeros(len(MEASURES) + 1, dtype=torch.float64)
+        head = self._engine.module.model.get_output_embeddings()
+        for (states, drawn), base in zip(self._hidden(), self._base_states, strict=True):
+            with self._gathered(), torch.no_grad():
+                ours = [head.weight, head.bias]
+                theirs = [part if part is None else part.to(states.device) for part in self._base_head or ours]
+                for start in range(0, len(drawn), self._chunk_tokens):
+                    chunk = slice(start, start + self._chunk_tokens)
+                    logits = self._logits(states[chunk], ours)
+                    base_logits = self._logits(base[chunk].to(states.device), theirs)
+                    found = measure(logits, base_logits, drawn[chunk], self._sampling)
+                    total += torch.cat([found.sum(0).cpu(), torch.tensor([len(found)], dtype=torch.float64)])
+        total = total.to(self._engine.device)
+        distributed.all_reduce(total)
+        means = (total[:-1] / total[-1]).tolist()
+        return {"tokens": int(total[-1]), **dict(zip(MEASURES, means, strict=True))}
+
+    def _deal(self, budget: int) -> list[tuple[Ints, float]]:
+        """Micro-batches of this worker and what their tokens weigh: 0 where one only keeps the other workers company."""
+        groups = _groups(self._examples.lengths, budget)
+        shares = int(self._engine.world_size) // self._shared
+        mine: list[tuple[Ints, float]] = [(group, 1.0) for group in groups[self._engine.global_rank // self._shared :: shares]]
+        lacking = -(-len(groups) // shares) - len(mine)  # ZeRO-3 gathers together: every worker runs equally often
+        return mine + lacking * [(groups[-1][:1], 0.0)]
+
+    def _hidden(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Last hidden states at the positions that predict a response token, [positions, width], and those tokens."""
+        model, rank, device = self._engine.module.model, self._engine.global_rank, self._engine.device
+        self._engine.eval()
+        for rows, weight in self._micro_batches:
+            weights = np.full(len(rows), weight, dtype=np.float32)
+            whole = batches.collate(self._examples, rows, weights, multiple=self._shared)
+            micro = slice_of(whole, self._shared, rank % self._shared)
+            ids, targets = (torch.from_numpy(array).to(device) for array in (micro.input_ids, micro.targets))
+            counted = torch.from_numpy(micro.weights).to(device) != 0
+            places = {"position_ids": torch.from_numpy(micro.position_ids).to(device)} if self._shared > 1 else {}
+            with torch.no_grad():
+                states = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state
+            yield states[counted], targets[counted]
+        self._engine.train()
+
+    def _gathered(self) -> Any:
+        import deepspeed
+
+        head = self._engine.module.model.get_output_embeddings()
+        return deepspeed.zero.GatheredParameters([each for each in (head.weight, head.bias) if each is not None])
+
+    def _logits(self, states: torch.Tensor, head: Sequence[Any]) -> torch.Tensor:
+        logits: torch.Tensor = self._engine.module.transform(functional.linear(states, *head).float())
+        return logits
+
+
+def _groups(lengths: Ints, budget: int) -> list[Ints]:
+    """Rows of like length whose padded micro-batch holds at most `budget` tokens, or one longer row, the longest first."""
+    groups: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable"):
+        if not groups or int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1) > budget:
+            groups.append([])
+        groups[-1].append(int(row))
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def read_held_out(out: Path) -> list[dict[str, Any]]:
+    """The measurements of a training so far, by step; the first is the base's."""
+    path = out / HELD_OUT_LOG
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def cut_held_out(out: Path, step: int) -> None:
+    """Keep the measurements up to `step`: those that the resume state has seen."""
+    kept = [line for line in read_held_out(out) if line["step"] <= step]
+    write_atomic(out / HELD_OUT_LOG, "".join(json.dumps(line) + "\n" for line in kept))

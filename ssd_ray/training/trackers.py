@@ -1,0 +1,109 @@
+"""Where the numbers of a training go besides its own logs: TensorBoard, and W&B and MLflow where installed and asked for.
+
+Each takes the same flat numbers by step; which, the recipe says in `train.trackers`. TensorBoard's event files lie in the run
+directory; the other two take their address and key from their own environment variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ssd_ray.errors import UserError
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+class Tracker(Protocol):
+    """Takes numbers by step until it is closed."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record `values` at `step`; a step may be logged in several parts."""
+
+    def close(self) -> None:
+        """Write what is buffered."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing, before any work.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise UserError(f"train.trackers has {name!r}, and its package is not installed: pip install {_PACKAGES[name]}")
+
+
+def trackers(names: Sequence[str], run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> list[Tracker]:
+    """The trackers by name for the training called `run`, which goes on after step `begin`; files go below `directory`."""
+    made: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[MLflow]] = {
+        "tensorboard": TensorBoard,
+        "wandb": WeightsAndBiases,
+        "mlflow": MLflow,
+    }
+    return [made[name](run, directory, choices, begin) for name in names]
+
+
+class TensorBoard:
+    """Event files in `DIRECTORY/tensorboard/RUN`; what an earlier attempt wrote after `begin` is hidden."""
+
+    def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purged: dict[str, Any] = {"purge_step": begin + 1} if begin else {}
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard" / run), flush_secs=10, **purged)
+        self._writer.add_text("choices", "\n".join(f"    {name}: {value}" for name, value in choices.items()), begin)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of W&B named after the run directory, taken up again when training resumes."""
+
+    def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
+        import wandb
+
+        identity = hashlib.sha256(f"{directory}/{run}".encode()).hexdigest()[:16]
+        name = f"{directory.parent.name}/{run}"
+        self._run: Any = wandb.init(
+            project="ssd-ray", id=identity, name=name, dir=str(directory), config=dict(choices), resume="allow"
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Send what is buffered."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow's experiment `ssd-ray`, one for each attempt."""
+
+    def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
+        import mlflow
+
+        self._mlflow: Any = mlflow
+        mlflow.set_experiment("ssd-ray")
+        mlflow.start_run(run_name=f"{directory.parent.name}/{run}")
+        mlflow.log_params({**choices, "begin": begin})
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers."""
+        self._mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._mlflow.end_run()
