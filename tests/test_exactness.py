@@ -200,7 +200,7 @@ def test_an_exported_model_draws_the_same_greedy_tokens_in_vllm_as_in_transforme
     name: str, trained: Path, tmp_path: Path
 ) -> None:
     from ssd_ray.config import EngineConfig
-    from ssd_ray.inference.engine import engine_environment
+    from ssd_ray.inference.arguments import engine_environment
 
     environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
     command = [sys.executable, "-c", GREEDY, str(tmp_path / "drawn.json"), str(trained / name)]
