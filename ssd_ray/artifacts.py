@@ -137,7 +137,7 @@ def load(out: Path) -> Artifact:
     """A whole artifact from its manifest.
 
     Raises:
-        UserError: the directory holds no manifest.
+        UserError: the directory holds no manifest, or other shards than those in it.
     """
     if not (out / "manifest.json").exists():
         raise UserError(f"{out} is not complete: it has no manifest.json; run the stage that makes it first")
@@ -148,6 +148,9 @@ def load(out: Path) -> Artifact:
         path = out / file["name"]
         if not path.exists() or path.stat().st_size != file["bytes"]:
             raise UserError(f"{path} is missing or was changed since it was made; delete {out} to make it anew")
+    known = {file["name"] for file in manifest["shards"]}
+    if strangers := [path for path in shard_paths(out) if path.name not in known]:
+        raise UserError(f"{strangers[0]} is in no manifest: somebody put it there after {out.name} was whole; move it away")
     return Artifact(path=out, fingerprint=manifest["fingerprint"], facts=manifest["facts"])
 
 
@@ -158,7 +161,7 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
-    if state == "stale" and {path.name for path in out.iterdir()} <= {"fingerprint.json", "timing.json", "tests", ".engines"}:
+    if state == "stale" and _names(out) <= {"fingerprint.json", "timing.json", "tests", ".engines"}:
         state = "missing"  # an attempt that failed before it made anything (but tests, named by content) binds nobody
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -171,11 +174,16 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
     if state == "whole":
         return load(out)
     if state == "missing":
-        if out.is_dir() and any(out.iterdir()):
+        if _names(out):
             raise UserError(f"{out} is not empty and was not made by this program: choose another --out")
         record = {"fingerprint": identity.fingerprint, "stage": identity.stage, "choices": identity.choices}
         write_atomic(out / "fingerprint.json", json.dumps({**record, "inputs": identity.inputs}, indent=1))
     return None
+
+
+def _names(out: Path) -> set[str]:
+    """What is in a directory, without what a write that was killed left there."""
+    return {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
 
 
 def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:

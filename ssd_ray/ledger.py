@@ -2,7 +2,7 @@
 
 A row's position in its source shard is `row * samples + sample_index`; a span is a run of positions. A shard counts once its
 line stands in `ledger/` and its file is there in full. Resuming reads these lines and looks at files' sizes and ends; rows are
-not read. Reads and writes `ledger/*.jsonl`, moves what does not belong to `set-aside/`.
+not read. Reads and writes `ledger/*.jsonl`, reads `fingerprint.json`, moves what does not belong to `set-aside/`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from ssd_ray.errors import UserError
 
@@ -60,7 +62,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One shard: its file and digest, the span it covers, and the sums that the manifest wants."""
+    """One shard: its file and digest, the span it covers, the sums that the manifest wants, and whose shard it is.
+
+    `artifact` is the fingerprint of the directory that it was written for.
+    """
 
     file: str
     span: Span
@@ -71,6 +76,16 @@ class Record:
     output_tokens: int = 0
     finish_reasons: dict[str, int] = field(default_factory=dict)
     failed: tuple[Failure, ...] = ()
+    artifact: str = ""
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether file, span and number of rows go together."""
+        span = self.span
+        return 0 <= span.start < span.stop and self.file == f"{span.name}.parquet" and self.rows + len(self.failed) == span.rows
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def append_line(path: Path, line: bytes, *, durable: bool) -> None:
@@ -95,7 +110,7 @@ def append_line(path: Path, line: bytes, *, durable: bool) -> None:
 def append(out: Path, writer: str, record: Record) -> None:
     """Put a shard on record, in the file of the process `writer`; it counts from here on."""
     (out / "ledger").mkdir(exist_ok=True)
-    text = json.dumps(dataclasses.asdict(record), separators=(",", ":"))
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(record, artifact=_fingerprint(out))), separators=(",", ":"))
     append_line(out / "ledger" / f"{writer}.jsonl", text.encode(), durable=True)
 
 
@@ -127,12 +142,18 @@ def tail(out: Path) -> Tail[Record]:
 def _parse(line: bytes) -> Record | None:
     """A record from its line; None where the line is torn or somebody else's."""
     try:
-        value = json.loads(line)
-        value["span"] = Span(**value["span"])
-        value["failed"] = tuple(Failure(**failure) for failure in value["failed"])
-        return Record(**value)
-    except (ValueError, TypeError, KeyError):
+        record = _RECORD.validate_json(line)
+    except ValidationError:
         return None
+    return record if record.adds_up else None
+
+
+def _fingerprint(out: Path) -> str:
+    """What a directory is claimed for; empty where it is not claimed."""
+    try:
+        return str(json.loads((out / "fingerprint.json").read_text())["fingerprint"])
+    except FileNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,30 +200,18 @@ def audit(out: Path, *, digests: bool = False) -> Audit:
 
     With `digests` every shard is read and its SHA-256 compared; otherwise its size and its first and last bytes are.
     """
-    latest: dict[str, Record] = {record.file: record for record in tail(out).new()}
     with os.scandir(out) as entries:
         files = {entry.name for entry in entries if entry.name.endswith(".parquet") and not entry.name.startswith(".")}
-    with ThreadPoolExecutor(_LOOKERS) as lookers:
-        complaints = dict(
-            zip(
-                latest,
-                lookers.map(lambda record: _complaint(out / record.file, record, digests), latest.values()),
-                strict=True,
-            )
-        )
+    held, complaints = _held(out, digests)
     kept: list[Record] = []
-    told = []
-    for record in sorted(latest.values(), key=lambda record: record.span):
-        problem = complaints[record.file]
-        if problem is None and kept and kept[-1].span.meets(record.span):
-            problem = f"holds rows that {kept[-1].file} holds"
-        if problem is None:
+    for record in sorted(held, key=lambda record: record.span):
+        if kept and kept[-1].span.meets(record.span):
+            complaints[record.file] = f"holds rows that {kept[-1].file} holds"
+        else:
             kept.append(record)
-        elif record.file in files:
-            told.append(f"{record.file} {problem}")
-            _set_aside(out / record.file)
-    for name in sorted(files - latest.keys()):
-        told.append(f"{name} is in no ledger")
+    told = []
+    for name in sorted(files - {record.file for record in kept}):
+        told.append(f"{name} {complaints.get(name, 'is in no ledger')}")
         _set_aside(out / name)
     return Audit(records=tuple(kept), set_aside=tuple(told))
 
@@ -211,12 +220,26 @@ def shards(out: Path) -> list[Path]:
     """The shards that are as recorded, in the order of their names; all of them where nothing keeps a ledger."""
     if not (out / "ledger").is_dir():
         return sorted(out.glob("[!.]*.parquet"))
-    latest = {record.file: record for record in tail(out).new()}
-    return [out / name for name, record in sorted(latest.items()) if _complaint(out / name, record, False) is None]
+    return [out / record.file for record in sorted(_held(out, digests=False)[0], key=lambda record: record.file)]
 
 
-def _complaint(path: Path, record: Record, digests: bool) -> str | None:
-    """What is wrong with a shard; None where it is as recorded."""
+def _held(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
+    """The records that their files are as, and of every other file on record what is wrong with it.
+
+    A file that was drawn again has several records, in ledgers whose names say nothing of their order; one has to hold.
+    """
+    records, own = list(tail(out).new()), _fingerprint(out)
+    with ThreadPoolExecutor(_LOOKERS) as lookers:
+        problems = list(lookers.map(lambda record: _complaint(out / record.file, record, own, digests), records))
+    held = {record.file: record for record, problem in zip(records, problems, strict=True) if problem is None}
+    wrong = {record.file: problem for record, problem in zip(records, problems, strict=True) if problem is not None}
+    return list(held.values()), {name: problem for name, problem in wrong.items() if name not in held}
+
+
+def _complaint(path: Path, record: Record, own: str, digests: bool) -> str | None:
+    """What is wrong with a shard; None where it is as recorded, for the artifact `own`."""
+    if record.artifact != own:
+        return "was drawn for another run"
     try:
         with path.open("rb") as handle:
             size = os.fstat(handle.fileno()).st_size
@@ -226,10 +249,12 @@ def _complaint(path: Path, record: Record, digests: bool) -> str | None:
                 same = hashlib.file_digest(handle, "sha256").hexdigest() == record.sha256
                 return None if same else "has other bytes than were written"
             head = handle.read(len(_MAGIC))
-            handle.seek(size - len(_MAGIC))
+            handle.seek(max(0, size - len(_MAGIC)))
             return None if head == handle.read() == _MAGIC else "is no Parquet file"
     except FileNotFoundError:
         return "is missing"
+    except IsADirectoryError:
+        return "is a directory"
 
 
 def _set_aside(path: Path) -> None:

@@ -49,6 +49,25 @@ def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
     assert artifact.facts == {"rows": 3}
 
 
+def test_what_a_killed_write_left_does_not_keep_a_directory_from_being_claimed(tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    out.mkdir()
+    (out / ".fingerprint.json.77.partial").write_text("{")
+    assert artifacts.claim(out, IDENTITY) is None
+    assert artifacts.state_of(out, IDENTITY) == "partial"
+
+
+def test_a_shard_that_was_put_into_a_whole_artifact_is_refused(tmp_path: Path) -> None:
+    def write(out: Path) -> dict[str, int]:
+        artifacts.write_shard(out, "one", [_completion("p")], Completion)
+        return {"rows": 1}
+
+    artifacts.make(tmp_path / "a", IDENTITY, write)
+    artifacts.write_shard(tmp_path / "a", "two", [_completion("q")], Completion)
+    with pytest.raises(UserError, match=r"two\.parquet is in no manifest"):
+        artifacts.load(tmp_path / "a")
+
+
 def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     artifacts.claim(tmp_path / "a", IDENTITY)
     artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)

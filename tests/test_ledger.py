@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_ray import artifacts, ledger
+from ssd_ray.artifacts import Identity
 from ssd_ray.errors import UserError
 from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.shards import Drawn, write_completions
@@ -18,9 +20,9 @@ from ssd_ray.ledger import Failure, Span
 from ssd_ray.schema import Completion, Prompt
 
 
-def write(out: Path, span: Span, writer: str = "w", failed: tuple[Failure, ...] = ()) -> None:
+def write(out: Path, span: Span, writer: str = "w", failed: tuple[Failure, ...] = (), text: str = "x") -> None:
     prompt = Prompt(prompt_id="p", source="s", difficulty="d", text="t", token_ids=(1, 2))
-    answer = Answer(output_token_ids=(3,), text="x", finish_reason="stop")
+    answer = Answer(output_token_ids=(3,), text=text, finish_reason="stop")
     drawn = [Drawn(prompt=prompt, sample_index=at, seed=at, answer=answer) for at in range(span.start, span.stop - len(failed))]
     write_completions(out, writer, span, drawn, failed)
 
@@ -103,6 +105,53 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     assert not (tmp_path / cut.name).exists()
     assert len(list((tmp_path / "set-aside").iterdir())) == 4
     assert ledger.audit(tmp_path).set_aside == ()
+
+
+@pytest.mark.parametrize("digests", [True, False])
+@pytest.mark.parametrize("writers", [("a", "b"), ("b", "a")])
+def test_a_shard_that_was_drawn_again_is_held_against_all_its_records(
+    tmp_path: Path, writers: tuple[str, str], digests: bool
+) -> None:
+    """Names of ledgers say nothing of their order, and an answer drawn again on another machine may be another one."""
+    for writer, text in zip(writers, ("first", "second, and longer"), strict=True):
+        write(tmp_path, Span("p", 0, 4), writer=writer, text=text)
+    found = ledger.audit(tmp_path, digests=digests)
+    assert (found.positions, found.set_aside) == (4, ())
+    assert ledger.shards(tmp_path) == artifacts.shard_paths(tmp_path)
+
+
+def test_a_shard_that_comes_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        artifacts.claim(tmp_path / name, Identity(stage="samples", choices={"run": name}))
+        write(tmp_path / name, Span("p", 0, 4), writer=name)
+    write(tmp_path / "other", Span("p", 4, 8), writer="other")
+    shutil.copytree(tmp_path / "other" / "ledger", tmp_path / "own" / "ledger", dirs_exist_ok=True)
+    foreign = Span("p", 4, 8).name + ".parquet"
+    shutil.copy(tmp_path / "other" / foreign, tmp_path / "own")
+    assert ledger.shards(tmp_path / "own") == [tmp_path / "own" / "p.00000000-00000004.parquet"]
+    found = ledger.audit(tmp_path / "own")
+    assert found.coverage == {"p": [(0, 4)]}
+    assert found.set_aside == (f"{foreign} was drawn for another run",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "other.parquet"},
+        {"file": "../p.00000000-00000004.parquet"},
+        {"span": {"source": "p", "start": 0, "stop": 900}},
+        {"span": {"source": "p", "start": 4, "stop": 0}},
+        {"span": {"source": "p", "start": "a", "stop": 4}},
+        {"rows": 3},
+        {"bytes": None},
+        {"failed": None},
+    ],
+)
+def test_a_line_that_does_not_add_up_is_no_record(tmp_path: Path, change: dict[str, object]) -> None:
+    write(tmp_path, Span("p", 0, 4))
+    path = tmp_path / "ledger" / "w.jsonl"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n[" + "[" * 9999 + "\n\0\n")
+    assert ledger.audit(tmp_path).set_aside == ("p.00000000-00000004.parquet is in no ledger",)
 
 
 def test_only_a_digest_tells_a_changed_byte(tmp_path: Path) -> None:

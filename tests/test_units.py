@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_ledger import write
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, ledger
 from ssd_ray.inference import source, status, worker
 from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.monitor import Streak
@@ -145,3 +146,21 @@ def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:
         thread.join(10)
     assert len(most) == 25
     assert all(len(held) == 1 for held in most if True in held)
+
+
+def test_a_unit_that_is_on_record_already_is_told_again_so_that_the_window_moves(plan: Plan) -> None:
+    """An engine that outlives its driver may put a unit on record after the next driver looked and before its source did."""
+    unit = Span("prompts-00000000", 0, 4)
+    write(plan.out, unit)
+    records = ledger.tail(plan.out)
+    list(records.new())
+    late = types.SimpleNamespace(_order=types.SimpleNamespace(out=plan.out), _report=types.SimpleNamespace(engine="late"))
+    assert worker.EngineWorker._draw_unit(late, unit) == 0  # type: ignore[arg-type]
+    assert [record.span for record in records.new()] == [unit]
+    assert ledger.audit(plan.out).positions == 4
+
+
+def test_a_status_that_a_power_cut_left_empty_says_nothing(tmp_path: Path) -> None:
+    report = Reporter(tmp_path, "a")
+    (tmp_path / ".engines" / "torn.dead").touch()
+    assert [one.engine for one in status.read(tmp_path)] == [report.engine]

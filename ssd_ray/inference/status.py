@@ -133,8 +133,8 @@ def _read(directory: Path) -> Iterator[EngineStatus]:
     for path in (*directory.glob("*.json"), *directory.glob("*.dead")):
         try:
             value: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue  # it was marked as dead between the two; the next look finds it
+        except (FileNotFoundError, ValueError):
+            continue  # it was marked as dead between the two, and the next look finds it; or a power cut left it empty
         spans = tuple(Span(**span) for span in value.pop("drawing"))
         yield EngineStatus(**{**value, "drawing": spans, "dead": path.suffix == ".dead"})
 

@@ -25,7 +25,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.inference import guardian, journal, source, status
 from ssd_ray.inference.engine import CRASH_EXIT_CODE, Answer, RefusedRequestError, Request, sample_seed
 from ssd_ray.inference.shards import Drawn, write_completions
-from ssd_ray.ledger import Failure, Span
+from ssd_ray.ledger import Failure, Record, Span
 from ssd_ray.schema import Prompt
 from ssd_ray.streaming import log_to_file
 
@@ -99,8 +99,10 @@ class EngineWorker:
 
     def _draw_unit(self, unit: Span) -> int:
         order = self._order
-        if (order.out / f"{unit.name}.parquet").exists() and _on_record(order.out, unit):
-            return 0  # whoever had this unit before died after its last line
+        if (there := _on_record(order.out, unit)) is not None:
+            # Whoever had this unit before died after its last line, or outlived its driver; the source may not have heard of it.
+            ledger.append(order.out, self._report.engine, there)
+            return 0
         prompts = read_prompts(order.prompts, unit, order.samples)
         drawing = _Unit(unit, prompts, order.samples, journal.recover(order.out, unit))
         own = journal.Journal(order.out, unit, self._report.engine)
@@ -302,5 +304,7 @@ def _runs(positions: Iterable[int]) -> Iterator[tuple[int, int]]:
         yield start, stop
 
 
-def _on_record(out: Path, unit: Span) -> bool:
-    return any(record.span == unit for record in ledger.tail(out).new())
+def _on_record(out: Path, unit: Span) -> Record | None:
+    if not (out / f"{unit.name}.parquet").exists():
+        return None
+    return next((record for record in ledger.tail(out).new() if record.span == unit), None)
