@@ -15,6 +15,7 @@ from ssd_ray import artifacts, ledger
 from ssd_ray.artifacts import Identity
 from ssd_ray.errors import UserError
 from ssd_ray.inference.engine import Answer
+from ssd_ray.inference.generation import _check_disk
 from ssd_ray.inference.shards import Drawn, write_completions
 from ssd_ray.ledger import Failure, Span
 from ssd_ray.schema import Completion, Prompt
@@ -175,3 +176,18 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     (record,) = ledger.tail(tmp_path).new()
     line = json.loads((tmp_path / "ledger" / "w.jsonl").read_text())
     assert json.loads(json.dumps(dataclasses.asdict(record))) == line
+
+
+def test_a_disk_that_is_too_full_for_an_engine_to_say_so_is_found_by_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _check_disk(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*make room"):
+        _check_disk(tmp_path)
+    assert not list(tmp_path.iterdir())

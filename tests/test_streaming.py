@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from doubles import InstantEngine, MortalEngine, TimedEngine, breaks_at_start, cannot_start, hangs_at_start
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, ledger
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import status
 from ssd_ray.inference.engine import sample_seed
@@ -266,6 +266,14 @@ def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(sourc
     assert kept
     assert not (out / "manifest.json").exists()
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in artifacts.shard_paths(out)}.items()
+
+
+def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(source: Path, tmp_path: Path) -> None:
+    engine, out = functools.partial(MortalEngine, refuses=frozenset(range(PROMPTS))), tmp_path / "out"
+    for _ in range(6):
+        with pytest.raises(UserError, match=r"refused 3 times: ValueError: no answer to \d+.*delete"):
+            _draw(source, out, engine)
+    assert ledger.audit(out).positions == PROMPTS * SAMPLES, "six attempts are enough to refuse them all"
 
 
 @pytest.mark.parametrize(

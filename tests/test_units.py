@@ -89,8 +89,10 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
     assert [one.engine for one in status.read(tmp_path)] == [first.engine]
 
 
-def _status(engine: str, *, rows: int = 0, dead: bool = False, alone: str = "") -> EngineStatus:
-    return EngineStatus(engine=engine, actor="a", pid=1, state="ready", began=0.0, rows=rows, dead=dead, alone=alone)
+def _status(engine: str, *, rows: int = 0, dead: bool = False, alone: str = "", refused: int = 0) -> EngineStatus:
+    return EngineStatus(
+        engine=engine, actor="a", pid=1, state="ready", began=0.0, rows=rows, dead=dead, alone=alone, refused=refused
+    )
 
 
 def test_only_deaths_without_an_answer_between_them_are_a_streak() -> None:
@@ -103,6 +105,13 @@ def test_only_deaths_without_an_answer_between_them_are_a_streak() -> None:
     seen.append(_status("e", rows=1, dead=True))
     streak.take(seen)
     assert streak.deaths == 1
+
+
+def test_only_refusals_without_an_answer_between_them_are_a_streak() -> None:
+    streak = Streak([_status("earlier", refused=5)])
+    for rows, refused, expected in ((0, 5, 0), (0, 7, 2), (0, 8, 3), (1, 9, 0), (1, 10, 1)):
+        streak.take([_status("earlier", refused=5), _status("own", rows=rows, refused=refused - 5)])
+        assert streak.refusals == expected
 
 
 def test_a_prompt_that_was_alone_at_two_deaths_is_left_out_and_is_no_streak_of_engines() -> None:

@@ -29,6 +29,7 @@ from ssd_ray.ledger import Audit
 from ssd_ray.progress import Progress
 
 _POLL_S = 0.1
+_PROBE_BYTES = 1 << 16
 
 
 def generate(
@@ -54,7 +55,7 @@ def generate(
     Prompts may still be coming until `ended()`, which raises where they will not.
 
     Raises:
-        UserError: arguments that vLLM refuses.
+        UserError: arguments that vLLM refuses, or not one answer; a full disk.
         InfrastructureError: engines died more often in a row than `cluster.max_failures`, without an answer between.
     """
     make_engine = functools.partial(
@@ -147,6 +148,7 @@ def _until_whole(
             raise
         except Exception as error:
             monitor.look()  # an engine may have said what it is
+            _check_disk(plan.out)
             problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
             progress.say(f"{stage}: the pool of engines stopped ({problem})")
         found = _looked_at(plan.out, progress, stage)
@@ -154,6 +156,13 @@ def _until_whole(
         if fruitless > max_failures:
             missing = monitor.total - found.positions
             raise InfrastructureError(f"{stage}: {missing} answers are missing after {fruitless} attempts ({problem})")
+
+
+def _check_disk(out: Path) -> None:
+    """An engine that finds the disk full cannot write down that it did: try it from here, and say so."""
+    probe = out / ".probe"
+    artifacts.write_atomic(probe, bytes(_PROBE_BYTES))
+    probe.unlink()
 
 
 def _looked_at(out: Path, progress: Progress, stage: str, *, digests: bool = False) -> Audit:
@@ -178,6 +187,9 @@ def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str,
     """The facts, and no trace of what was needed on the way."""
     losses = sum(one.dead for one in status.read(out))
     facts = found.facts()
+    if facts["failed"] and not facts["rows"]:
+        reason = facts["failed"][0]["reason"]
+        raise UserError(f"{stage}: not one prompt was answered ({reason}): mend the recipe and delete {out}")
     if losses:
         progress.say(f"{stage}: {losses} engine{'s were' if losses > 1 else ' was'} lost on the way; their units were done again")
     if facts["failed"]:

@@ -36,13 +36,14 @@ _ENGINE_FIGURE = "engine_tokens_per_second"
 
 
 class Streak:
-    """Deaths in a row without a finished answer between them; those with one prompt alone in the engine count by prompt."""
+    """What happened in a row without a finished answer between: deaths, prompts that died alone in an engine, units refused."""
 
     def __init__(self, statuses: list[EngineStatus]) -> None:
         self._known = {one.engine for one in statuses if one.dead}
         self._left_out = status.left_out(one for one in statuses if one.dead)
         self._answers = sum(one.rows for one in statuses)
-        self.deaths = self.prompts = 0
+        self._refused = sum(one.refused for one in statuses)
+        self.deaths = self.prompts = self.refusals = 0
 
     def take(self, statuses: list[EngineStatus]) -> frozenset[str]:
         """Count what is new; returns the prompts that are left out from now on."""
@@ -50,13 +51,15 @@ class Streak:
         fresh = [one for one in dead if one.engine not in self._known]
         left_out = status.left_out(dead)
         added = left_out - self._left_out
-        answers = sum(one.rows for one in statuses)
+        answers, refused = sum(one.rows for one in statuses), sum(one.refused for one in statuses)
         if answers > self._answers:
-            self.deaths = self.prompts = 0
+            self.deaths = self.prompts = self.refusals = 0
+            self._refused = refused
+        self.refusals += refused - self._refused
         self.deaths += sum(not one.alone for one in fresh)
         self.prompts += len(added)
         self._known |= {one.engine for one in fresh}
-        self._left_out, self._answers = left_out, answers
+        self._left_out, self._answers, self._refused = left_out, answers, refused
         return added
 
 
@@ -159,6 +162,11 @@ class Monitor:
             raise InfrastructureError(
                 f"{self._stage}: engines die with every prompt ({self._streak.prompts} in a row, {reason}); "
                 f"their logs are in {self._logs}"
+            )
+        if self._streak.refusals > self._max_failures:
+            raise UserError(
+                f"{self._stage}: the engine refuses every prompt ({self._streak.refusals} units in a row, {reason}): mend the "
+                f"recipe and delete {self._plan.out}"
             )
 
     def _publish(self, figures: dict[str, float], rates: dict[str, float]) -> None:

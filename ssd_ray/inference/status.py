@@ -32,8 +32,9 @@ State = Literal["starting", "ready", "draining", "failed", "ended"]
 class EngineStatus:
     """One engine process: its actor, what it has done, and the spans that it is drawing.
 
-    `alone` is the one prompt in the engine while it is tried by itself; `reason` says what failed, and `mistake` that it is the
-    user's to mend. Times are seconds since the epoch on the engine's machine.
+    `refused` counts units of which no request was answered, although the engine lived. `alone` is the one prompt in the engine
+    while it is tried by itself; `reason` says what failed, and `mistake` that it is the user's to mend. Times are seconds since
+    the epoch on the engine's machine.
     """
 
     engine: str
@@ -45,6 +46,7 @@ class EngineStatus:
     last: float = 0.0
     rows: int = 0
     tokens: int = 0
+    refused: int = 0
     drawing: tuple[Span, ...] = ()
     alone: str = ""
     reason: str = ""
@@ -86,6 +88,12 @@ class Reporter:
         """Note that a shard is on record now."""
         with self._lock:
             self._status = replace(self._status, last=time.time())
+            self._write()
+
+    def refused(self, reason: str) -> None:
+        """Count a unit of which no request was answered."""
+        with self._lock:
+            self._status = replace(self._status, refused=self._status.refused + 1, reason=reason)
             self._write()
 
     @contextmanager

@@ -119,6 +119,8 @@ class EngineWorker:
         write_completions(order.out, self._report.engine, unit, drawing.drawn(order.seed), drawing.failures())
         own.remove()
         self._report.recorded()
+        if not drawing.answers:
+            self._report.refused(drawing.failures()[-1].reason)
         return unit.rows
 
     def _answer(self, drawing: _Unit, spans: list[Span], own: journal.Journal, alone: str) -> None:
