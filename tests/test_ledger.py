@@ -188,6 +188,6 @@ def test_a_disk_that_is_too_full_for_an_engine_to_say_so_is_found_by_the_driver(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*make room"):
+    with pytest.raises(UserError, match=r"No space left on device.*make room"):
         _check_disk(tmp_path)
     assert not list(tmp_path.iterdir())

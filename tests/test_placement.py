@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ssd_ray.config import EngineConfig
-from ssd_ray.inference.arguments import engine_arguments
+from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
 from ssd_ray.inference.placement import PlacementGroups, engine_resources
 
 EIGHT = EngineConfig(tensor_parallel_size=4, pipeline_parallel_size=2, expert_parallel=True)
@@ -41,6 +42,17 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"max_num_seqs": 3}), "cuda")
     assert "distributed_executor_backend" not in alone
     assert alone["max_num_seqs"] == 3, "extra arguments win"
+
+
+def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_the_sampler() -> None:
+    for name in ("model", "max_model_len", "tensor_parallel_size"):
+        with pytest.raises(ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"):
+            EngineConfig(extra={name: 2})
+    own = EngineConfig(extra={"logits_processors": ["mine:Own"]})
+    assert truncates_exactly(EngineConfig(), "cpu")
+    assert not truncates_exactly(own, "cpu"), "without its processor, requests have to ask vLLM to truncate"
+    with pytest.raises(ValidationError, match="sampler 'exact' does not work beside 'speculative_config'"):
+        EngineConfig(sampler="exact", extra={"speculative_config": {}})
 
 
 class EngineDouble:

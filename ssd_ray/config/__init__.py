@@ -16,6 +16,7 @@ from ssd_ray.config.training import LoraConfig, TrainConfig
 
 __all__ = [
     "NAMED_BENCHMARKS",
+    "REPLACES_SAMPLER",
     "Arm",
     "Benchmark",
     "ClusterConfig",
@@ -135,6 +136,19 @@ class PrepareConfig(Section):
     """What happens to a longer sequence: `truncate` cuts the answer's tail, `drop` leaves it out; both are counted."""
 
 
+_DECIDED_ELSEWHERE = {
+    "model": "model.source",
+    "revision": "model.revision",
+    "tokenizer": "model.source",
+    "dtype": "model.dtype",
+    "max_model_len": "model.max_model_len",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "pipeline_parallel_size": "engine.pipeline_parallel_size",
+}
+REPLACES_SAMPLER = frozenset({"speculative_config", "logits_processors"})
+"""Arguments of vLLM's engine beside which this package's sampler does not work."""
+
+
 class EngineConfig(Section):
     max_num_seqs: int = tuning(64, ge=1)
     """Sequences that the engine decodes at a time."""
@@ -158,7 +172,18 @@ class EngineConfig(Section):
     cpus: float = tuning(2, gt=0)
     """Cores of one CPU engine, and the threads it computes on."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's engine, passed through; they win over the fields above."""
+    """Further arguments of vLLM's engine, passed through; they win over the fields above. What prompts, reservations and
+    provenance are made from is refused here."""
+
+    @model_validator(mode="after")
+    def _extra_that_contradicts_nothing(self) -> EngineConfig:
+        for name, field in _DECIDED_ELSEWHERE.items():
+            if name in self.extra:
+                raise ValueError(f"extra sets {name!r}, which {field} decides: set that")
+        clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
+        if self.sampler == "exact" and clash:
+            raise ValueError(f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'")
+        return self
 
 
 class ClusterConfig(Section):

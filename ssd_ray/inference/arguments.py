@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.config import EngineConfig, ModelConfig
+from ssd_ray.config import REPLACES_SAMPLER, EngineConfig, ModelConfig
 
 _GIB = 1 << 30
 _EXACT_SAMPLER = "ssd_ray.inference.sampler:ExactTopKTopP"
@@ -68,7 +68,7 @@ def engine_arguments(directory: Path, model: ModelConfig, engine: EngineConfig, 
 def truncates_exactly(engine: EngineConfig, device: str) -> bool:
     """Whether top-k and top-p are this package's; vLLM takes no logits processors beside speculative decoding."""
     if engine.sampler == "auto":
-        return device == "cpu" and "speculative_config" not in engine.extra
+        return device == "cpu" and not engine.extra.keys() & REPLACES_SAMPLER
     return engine.sampler == "exact"
 
 
