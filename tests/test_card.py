@@ -27,12 +27,15 @@ evaluate: {{benchmarks: [builtin], limit: 5, arms: {{base: {{model: base}}}}, sa
 LOOP = (10, 11, 12) * 20
 
 
-def _prepared(tmp_path: Path, model: Path, prompts: str = "", text: str = "see\n```python\nprint({})\n```") -> Path:
-    """A run up to its data set, whose samples were written by hand in the place of an engine."""
+def _prepared(
+    tmp_path: Path, model: Path, prompts: str = "", text: str = "see\n```python\nprint({})\n```", failed: int = 0
+) -> Path:
+    """A run up to its data set, whose samples were written by hand in the place of an engine; of `failed` the engine died."""
     path, out = tmp_path / "tiny.yaml", tmp_path / "run"
     path.write_text(RECIPE.format(model=model, prompts=prompts))
     run = Run(recipes.load(path), out, LineProgress())
     run.make("render")
+    failures = [{"prompt_id": f"builtin/{number}", "sample_index": 0, "reason": "alone"} for number in range(failed)]
     rows = [
         _completion(
             row.prompt_id,
@@ -46,7 +49,7 @@ def _prepared(tmp_path: Path, model: Path, prompts: str = "", text: str = "see\n
     step = next(step for step, _ in run.states() if step.name == "samples")
     artifacts.claim(out / "samples", step.identity)
     _samples(out / "samples", rows)
-    artifacts.seal(out / "samples", step.identity, {"rows": len(rows)})
+    artifacts.seal(out / "samples", step.identity, {"rows": len(rows), "failed": failures})
     run.make("prepare")
     return out
 
@@ -67,6 +70,7 @@ def test_the_hubs_own_parser_reads_the_card(prepared: Path, tiny_llama: Path) ->
     assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "part-*.parquet"}]}]
     assert "The answers are unverified." in card.text
     assert "{{" not in card.text
+    assert "could not be drawn" not in card.text
     assert str(prepared.parent) not in card.text
     assert str(tiny_llama) not in (prepared / "dataset" / "health.html").read_text() + str(card)
     assert "\n\n\n" not in card.text
@@ -135,10 +139,11 @@ def test_what_a_model_writes_is_text_on_the_page(tmp_path: Path, tiny_llama: Pat
     assert "&lt;script&gt;alert(0)" in page
 
 
-def test_a_licence_that_nobody_stated_is_unknown_and_said_so(tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_licence_that_nobody_stated_and_answers_that_nobody_has_are_said_so(tmp_path: Path, tiny_llama: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text("".join(json.dumps({"question": f"Print {number}."}) + "\n" for number in range(3)))
-    out = _prepared(tmp_path, tiny_llama, f", source: {source}")
+    out = _prepared(tmp_path, tiny_llama, f", source: {source}", failed=2)
     text = (out / "dataset" / "README.md").read_text()
+    assert "2 answers could not be drawn" in text
     assert "license: unknown" in text
     assert "find out before you publish" in text

@@ -52,6 +52,7 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
             "max_tokens": sample.max_tokens,
             "samples_per_prompt": sample.samples_per_prompt,
         },
+        "not_drawn": len(drawn["facts"].get("failed", ())),
         "seed": recipe.seed,
         "fingerprints": {path.name: manifest["fingerprint"] for path, manifest in ((prompts, rendered), (samples, drawn))},
         "versions": drawn["versions"],
@@ -75,7 +76,7 @@ def card(recipe: Recipe, branch: Branch, facts: Mapping[str, Mapping[str, Any]])
 
     rows = facts["dataset"]["rows"]
     data = DatasetCardData(
-        pretty_name=f"Self-samples of {recipe.model.source.rpartition('/')[2]} ({recipe.name}, {branch.name})",
+        pretty_name=f"Self-samples of {Path(recipe.model.source).name} ({recipe.name}, {branch.name})",
         license=license_of(recipe),
         task_categories=["text-generation"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>10M")],
