@@ -49,10 +49,11 @@ class Run:
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in _closure(goal)}
         wanted = [step for step in self._steps if step.name in needed]
-        for step, state in self.states():
-            if state == "stale":
-                artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
         with self._locked(), ExitStack() as stack:
+            for step, state in self.states():
+                if state == "stale":
+                    artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
+            artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             self._reopen(needed)
             followers = stack.enter_context(_Followers(self._pipeline.stopped))
             started = False
@@ -112,7 +113,6 @@ class Run:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"another process is at work in {self.out}: wait for it, or choose another --out") from error
-            artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             yield
 
 

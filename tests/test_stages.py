@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from ssd_ray import artifacts, recipes
-from ssd_ray.errors import InfrastructureError
+from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
@@ -33,6 +33,19 @@ def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, monkeypat
     pinned = recipes.load("qwen3-4b-instruct", ["model.revision=chosen"])
     assert Stages(pinned, tmp_path / "run", LineProgress())._directory.name == "chosen"
     assert asked == [None, "first", None, "chosen"]
+
+
+def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(tmp_path: Path) -> None:
+    first, second = (
+        Run(recipes.load("quickstart", [f"sample.temperature={value}"]), tmp_path, LineProgress()) for value in (1.0, 1.5)
+    )
+    with first._locked():
+        step = next(step for step, _ in first.states() if step.name == "samples")
+        artifacts.claim(tmp_path / "samples", step.identity)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match="another process is at work"):
+            second.make("sample")
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_verdicts_that_a_failing_machine_left_open_are_open_again_and_with_them_the_report(
