@@ -2,6 +2,8 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Two files of tests at a time; within a file they share what they start.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 # A driver outside of the virtual environment's bin still finds its tools (ninja, ray).
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -11,10 +13,10 @@ quickstart: $(INSTALLED)  ## from prompts to report on a small real model, withi
 	$(BIN)/ssd-ray run quickstart
 
 test: lint  ## lint, types, and every test, the real engines included
-	$(BIN)/pytest --durations=10
+	$(PYTEST) --durations=10
 
 fast: $(INSTALLED)  ## the tests that start no engine and simulate nothing at length
-	$(BIN)/pytest -m "not real and not slow"
+	$(PYTEST) -m "not real and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -69,11 +69,18 @@ def _kill(process: subprocess.Popen[str]) -> None:
     Ray's own two agents notice later; they hold no engine and no core.
     """
     family = psutil.Process(process.pid).children(recursive=True)
-    working = [child for child in family if not any(name in " ".join(child.cmdline()) for name in AGENTS)]
+    working = [child for child in family if not any(name in _command(child) for name in AGENTS)]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(working, timeout=20)
-    assert not alive, f"processes outlived their driver: {[' '.join(p.cmdline())[:80] for p in alive]}"
+    assert not alive, f"processes outlived their driver: {[_command(p)[:80] for p in alive]}"
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def _digests(directory: Path) -> dict[str, str]:
