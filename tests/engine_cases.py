@@ -1,18 +1,62 @@
 """One process of a group that trains a list of cases, each with its own engine: `python engine_cases.py RANK WORLD PORT PLAN`.
 
 PLAN is a JSON file: data set, out, the recipe that cases share, and the cases by name, each with its model and changes.
-The first process writes each case's loss log and its exported model into out/NAME.
+A case goes on from its resume state; at its step `stop` it leaves one, otherwise the model is exported at the end.
+The first process writes each case's loss log and its exported model into out/NAME, and the whole state after it was restored
+and before it was saved.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 SEED = 3
+
+
+def write_examples(out: Path) -> Path:
+    """Twelve sequences of 8 to 40 tokens, one of which has no response, as a data set."""
+    from ssd_ray.artifacts import write_shard
+    from ssd_ray.schema import Example
+
+    draw, rows = random.Random(0), []
+    for index in range(12):
+        length = draw.randint(8, 40)
+        ids = tuple(draw.randrange(3, 260) for _ in range(length))
+        num_prompt = length if index == 5 else draw.randint(2, 6)
+        rows.append(Example(prompt_id=f"p{index:02}", sample_index=0, input_ids=ids, num_prompt_tokens=num_prompt))
+    write_shard(out, "part-00000", rows, Example)
+    return out
+
+
+def run_groups(groups: dict[int, dict[str, Any]], folder: Path, **shared: Any) -> None:
+    """Run each group of processes, keyed by its size, over its cases; groups run beside one another."""
+    processes = []
+    for world, cases in groups.items():
+        plan = folder / f"plan-{world}.json"
+        plan.write_text(json.dumps({**shared, "out": str(folder), "cases": cases}))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        for rank in range(world):
+            log = (folder / f"log-{world}-{rank}.txt").open("w")
+            command = [sys.executable, __file__, str(rank), str(world), port, str(plan)]
+            processes.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), folder / log.name))
+    for process, log in processes:
+        try:
+            code = process.wait(timeout=540)
+        except subprocess.TimeoutExpired:
+            code = "no end"
+        if code:
+            for other, _ in processes:
+                other.kill()
+        assert code == 0, log.read_text()[-3000:]
 
 
 def job_of(plan: dict[str, Any], name: str, world: int) -> Any:
@@ -41,14 +85,44 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
 
     job = job_of(plan, name, world)
     job.out.mkdir(parents=True, exist_ok=True)
-    worker = Worker(job)
-    worker.observer.begin(0)
-    for step in range(job.train.steps):
+    worker, stop = Worker(job), plan["cases"][name].get("stop", job.train.steps)
+    begin = checkpoints.restore(worker.engine, job.out)
+    if begin:
+        keep_state(worker.engine, job.out / f"restored-{begin}.pt")
+    worker.observer.begin(begin)
+    for step in range(begin, stop):
         batch = batches.global_batch(worker.examples, job.train.global_batch_size, job.seed, step)
         line = {**worker.step(step), "micro_steps": len(worker._mine(batch))}
         if distributed.get_rank() == 0:
             checkpoints.append_log(job.out, line)
-    checkpoints.export(worker.engine, job.model, job.out, job.train)
+    if stop == job.train.steps:
+        checkpoints.export(worker.engine, job.model, job.out, job.train)
+    else:
+        keep_state(worker.engine, job.out / f"saved-{stop}.pt")
+        checkpoints.save(worker.engine, job.out, stop)
+
+
+def keep_state(engine: Any, path: Path) -> None:
+    """Write every trained parameter with its moments, whole, as DeepSpeed's own utilities tell them, and the steps and decays."""
+    import torch
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    inner, moments = getattr(engine.optimizer, "optimizer", engine.optimizer), ("exp_avg", "exp_avg_sq")
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):  # DeepSpeed did so before the second group had a state
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    whole: dict[str, Any] = {
+        "steps": {float(state["step"]) for state in inner.state.values()},
+        "weight_decays": [group["weight_decay"] for group in inner.param_groups],
+    }
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and engine.zero_optimization():
+            whole[name] = [safe_get_full_fp32_param(parameter).clone()]
+            whole[name] += [safe_get_full_optimizer_state(parameter, key).clone() for key in moments]
+        elif parameter.requires_grad:
+            whole[name] = [parameter.detach(), *(inner.state[parameter][key] for key in moments)]
+    if engine.global_rank == 0:
+        torch.save(whole, path)
 
 
 def main(rank: int, world: int, port: str, plan_file: str) -> None:
@@ -67,8 +141,11 @@ def main(rank: int, world: int, port: str, plan_file: str) -> None:
     from deepspeed.utils import groups
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    from ssd_ray.training import engine
+
+    attention, zero = ALL_ATTENTION_FUNCTIONS["sdpa"], engine._zero
     for name in plan["cases"]:
+        engine._zero = lambda *choices, case=name, **device: zero(*choices, **device) | plan["cases"][case].get("zero", {})
         run_case(plan, name, world)
         ALL_ATTENTION_FUNCTIONS["sdpa"] = attention  # sequence parallelism stays for the rest of a process otherwise
         parallel_state_sp._release_sequence_parallel_groups()

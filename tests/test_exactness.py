@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +15,7 @@ import torch
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
-from ssd_ray.artifacts import write_shard
 from ssd_ray.config import TrainConfig
-from ssd_ray.schema import Example
 from ssd_ray.training.adapters import add_adapters
 from ssd_ray.training.batches import global_batch
 from ssd_ray.training.examples import Examples
@@ -62,16 +58,7 @@ TWO = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve sequences of 8 to 40 tokens, one of which has no response."""
-    out, draw = tmp_path_factory.mktemp("dataset"), random.Random(0)
-    rows = []
-    for index in range(12):
-        length = draw.randint(8, 40)
-        ids = tuple(draw.randrange(3, 260) for _ in range(length))
-        num_prompt = length if index == 5 else draw.randint(2, 6)
-        rows.append(Example(prompt_id=f"p{index:02}", sample_index=0, input_ids=ids, num_prompt_tokens=num_prompt))
-    write_shard(out, "part-00000", rows, Example)
-    return out
+    return engine_cases.write_examples(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")
@@ -83,30 +70,6 @@ def _architecture(name: str) -> str:
     return {"ZeRO-3, qwen3": "qwen3", "ZeRO-3, llama3.1": "llama3.1"}.get(name, "qwen3_moe" if "experts" in name else "llama")
 
 
-def run_groups(groups: dict[int, dict[str, Any]], folder: Path, **shared: Any) -> None:
-    """Run each group of processes, keyed by its size, over its cases; groups run beside one another."""
-    processes = []
-    for world, cases in groups.items():
-        plan = folder / f"plan-{world}.json"
-        plan.write_text(json.dumps({**shared, "out": str(folder), "cases": cases}))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        for rank in range(world):
-            log = (folder / f"log-{world}-{rank}.txt").open("w")
-            command = [sys.executable, engine_cases.__file__, str(rank), str(world), port, str(plan)]
-            processes.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), folder / log.name))
-    for process, log in processes:
-        try:
-            code = process.wait(timeout=540)
-        except subprocess.TimeoutExpired:
-            code = "no end"
-        if code:
-            for other, _ in processes:
-                other.kill()
-        assert code == 0, log.read_text()[-3000:]
-
-
 @pytest.fixture(scope="module")
 def trained(dataset: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
@@ -114,7 +77,7 @@ def trained(dataset: Path, models: dict[str, Path], tmp_path_factory: pytest.Tem
         world: {name: {"train": train, "model": str(models[_architecture(name)])} for name, train in cases.items()}
         for world, cases in ((1, ONE), (2, TWO))
     }
-    run_groups(groups, out, dataset=str(dataset), train=TRAIN)
+    engine_cases.run_groups(groups, out, dataset=str(dataset), train=TRAIN)
     return out
 
 

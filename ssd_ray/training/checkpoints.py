@@ -1,8 +1,9 @@
 """What training leaves on disk: a state to resume from, a loss log in step with it, and at the end a model directory.
 
 A resume state is a DeepSpeed checkpoint (one shard a worker, on storage that all of them see) written aside and renamed
-when every shard is there, so a half one is never taken; only the latest is kept. The finished model goes into the artifact
-by renames as well, `training.json` last: with it, the weights are whole.
+when every shard is there, so a half one is never taken; only the latest is kept. As many workers as wrote it read it bit for
+bit; another number puts its own shards together out of it (`resharding.py`). The finished model goes into the artifact by
+renames as well, `training.json` last: with it, the weights are whole.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from ssd_ray.artifacts import read_json, write_atomic
 from ssd_ray.config import TrainConfig
+from ssd_ray.training import resharding
 from ssd_ray.training.adapters import adapter_of, is_adapter, plain_name
 
 LOSS_LOG = "loss.jsonl"
@@ -52,8 +54,10 @@ def save(engine: Any, out: Path, step: int) -> None:
 
 def restore(engine: Any, out: Path) -> int:
     """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it."""
-    step, _ = latest(out)
-    if step:
+    step, state = latest(out)
+    if step and state["num_workers"] != engine.world_size and engine.zero_optimization():
+        resharding.load(engine, out / RESUME / f"step-{step}", state["num_workers"])
+    elif step:
         frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # those are not in a state
         engine.load_checkpoint(str(out / RESUME), tag=f"step-{step}", load_module_strict=not frozen)
     return step

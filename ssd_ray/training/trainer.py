@@ -100,13 +100,7 @@ def _begin(job: Job) -> int:
     _check_samples(examples, job)
     split(examples, job.train.heldout_samples, job.seed)
     trackers.check(job.train.trackers)
-    step, state = checkpoints.latest(job.out)
-    if step and state["num_workers"] != job.cluster.train_workers:
-        raise UserError(
-            f"{job.out / checkpoints.RESUME} was written by {state['num_workers']} workers: set cluster.train_workers="
-            f"{state['num_workers']} to go on from step {step}, or delete that directory to train from the start"
-        )
-    return step
+    return checkpoints.latest(job.out)[0]
 
 
 def _check_samples(examples: Examples, job: Job) -> None:
