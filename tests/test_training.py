@@ -209,7 +209,7 @@ def _start_driver(dataset: Path, model: Path, out: Path) -> subprocess.Popen[byt
     return subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def _wait_for(condition: Any, timeout_s: float = 120) -> Any:
+def _wait_for(condition: Any, timeout_s: float = 300) -> Any:
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         if found := condition():
@@ -267,10 +267,10 @@ def test_ctrl_c_ends_the_workers_and_keeps_a_state_that_one_worker_goes_on_from(
     driver = _start_driver(dataset, model, out)
     _wait_for(lambda: len(_lines(out)) >= 12)
     os.kill(driver.pid, signal.SIGINT)
-    _, stderr = driver.communicate(timeout=60)
+    _, stderr = driver.communicate(timeout=120)
     assert driver.returncode != 0
     assert b"KeyboardInterrupt" in stderr
-    _wait_for(lambda: not _workers(out), timeout_s=20)
+    _wait_for(lambda: not _workers(out), timeout_s=60)
     assert (out / "resume" / "step-10" / "state.json").exists()
     assert _train(dataset, model, out, workers=1)["num_workers"] == 1
     for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):
