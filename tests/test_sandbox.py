@@ -224,7 +224,7 @@ def test_every_level_of_this_machine_runs_programs():
             with Sandbox(floor="L0", level=level) as own:
                 assert run(own, "print(1)").stdout == "1\n"
     assert names[-1] == "L0"
-    assert best_level().name == names[0]
+    assert best_level().name == next(name for name in names if name != "L4")
 
 
 def test_a_sandbox_that_cannot_start_is_an_infrastructure_error(monkeypatch):

@@ -113,8 +113,9 @@ class EvaluateConfig(Section):
     """Output of one test."""
     extract: Literal["last-block", "lcb", "first-block"] = "last-block"
     """Which part of an answer is its program: its last or first fenced block, or LiveCodeBench's rule."""
-    sandbox_floor: Literal["L0", "L1-", "L1", "L2", "L3"] = "L1"
-    """The weakest sandbox in which programs are run; a machine that offers less refuses to grade (docs/sandbox.md)."""
+    sandbox_floor: Literal["L0", "L1-", "L1", "L2", "L3", "L4"] = "L1"
+    """The weakest sandbox in which programs are run; a machine that offers less refuses to grade (docs/sandbox.md).
+    L4, a kernel of its own (gVisor), is used only where it is asked for here: it takes several times as long."""
     max_infrastructure_errors: float = Field(0.01, ge=0, le=1)
     """Share of ungraded samples above which no score is given."""
     bootstrap_samples: int = Field(10000, ge=100)

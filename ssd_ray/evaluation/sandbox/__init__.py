@@ -2,9 +2,10 @@
 
     grader ─ supervisor.py ─ socket ─> zygote.py ─ fork ─> walls.py, then roles.py: the program
 
-Outside, trusted, and the only place that knows an expected output: `supervisor`, `child`, `execution`, `levels`, `seccomp`,
-`bootstrap`.
+Outside, trusted, and the only place that knows an expected output: `supervisor`, `spawning`, `child`, `handles`, `execution`,
+`levels`, `seccomp`, `bootstrap`.
 Inside, in a bare interpreter: `zygote`, `walls`, `roles`, `lcb_role`, `wire`. What crosses is the text of `wire` and pipes.
+At L4 a kernel of its own stands between: `gvisor`, `keeper` and `image` outside, `relay` within, above a zygote of its own.
 """
 
 from ssd_ray.evaluation.sandbox.child import Limits, printable

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import os
 import select
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from ssd_ray.errors import InfrastructureError
+from ssd_ray.evaluation.sandbox.handles import Leash, PidFd
 
 End = Literal["exited", "time_limit", "output_limit", "thread_limit"]
 START_TIMEOUT_S = 60.0
@@ -67,6 +66,40 @@ def sealed_file(content: bytes) -> int:
     return fd
 
 
+class Process(Protocol):
+    """A confined process as the grader uses it, wherever it runs."""
+
+    cpu_s: float
+    filtered: bool
+
+    def run(self, time_s: float) -> End:
+        """Let it run to its end, for at most so long."""
+
+    def send(self, lines: str) -> None:
+        """Have whole lines sent as the process reads."""
+
+    def receive(self, time_s: float) -> bytes | End:
+        """The next line that comes back within so long, or why none came."""
+
+    @property
+    def stdout(self) -> bytes:
+        """What came of it, at most the cap."""
+
+    @property
+    def stderr(self) -> bytes:
+        """What came of it, at least its last lines, at most the cap."""
+
+    @property
+    def report(self) -> Report:
+        """How the process ended; InfrastructureError where nobody lived to say."""
+
+    def stop(self) -> None:
+        """Kill whatever is left of it."""
+
+    def close(self) -> None:
+        """Stop it and give back what it held."""
+
+
 class Child:
     """The grader's ends of one process's pipes, to be used by one thread.
 
@@ -80,14 +113,16 @@ class Child:
         self._replies: deque[bytes] = deque()
         self._names: dict[int, str] = {}
         self._poll = select.poll()
-        self._outgoing, self._request_fd, self._pidfd = memoryview(b""), -1, -1
+        self._outgoing, self._request_fd = memoryview(b""), -1
+        self._process: PidFd | Leash | None = None
         self._overflowed = self._ended = False
         self._began = 0.0
 
     def outlet(self, name: str) -> int:
         """A pipe for `name`; returns the end to be given away."""
         ours, theirs = os.pipe()
-        os.fchmod(theirs, 0o666)  # whatever user the program is given may open /dev/stdout
+        with contextlib.suppress(PermissionError):  # gVisor's pipes keep their mode; there, nothing can be opened for writing
+            os.fchmod(theirs, 0o666)  # whatever user the program is given may open /dev/stdout
         self._listen(ours, name)
         return theirs
 
@@ -102,9 +137,9 @@ class Child:
         os.set_blocking(self._request_fd, False)
         return theirs
 
-    def started(self, pidfd: int, status_fd: int) -> None:
+    def started(self, process: PidFd | Leash, status_fd: int) -> None:
         """Take over the process."""
-        self._pidfd = pidfd
+        self._process = process
         self._listen(status_fd, "status")
 
     def wait_ready(self) -> None:
@@ -167,9 +202,8 @@ class Child:
 
     def stop(self) -> None:
         """Kill whatever is left of it, and take what it had written."""
-        if self._pidfd >= 0 and not self._ended:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._process is not None and not self._ended:
+            self._process.kill()
             self._pump(lambda: False, time.monotonic() + _STOP_TIMEOUT_S, drop=True)
         for fd, name in list(self._names.items()):
             while fd in self._names and self._take(fd, name):
@@ -178,11 +212,14 @@ class Child:
     def close(self) -> None:
         """Stop it and give back every descriptor."""
         self.stop()
-        for fd in (*self._names, self._request_fd, self._pidfd):
+        for fd in (*self._names, self._request_fd):
             if fd >= 0:
                 os.close(fd)
         self._names.clear()
-        self._request_fd = self._pidfd = -1
+        self._request_fd = -1
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
     def _within(self, done: Callable[[], bool], time_s: float) -> End:
         """Pump for `time_s` seconds of the process's own: while it waits for a core, the clock stands."""
@@ -213,11 +250,9 @@ class Child:
             return os.stat(f"/proc/{self._pid}/task").st_nlink - 2
         return 0
 
-    @functools.cached_property
+    @property
     def _pid(self) -> int:
-        """Its number in our own namespace; -1 once it is gone."""
-        with open(f"/proc/self/fdinfo/{self._pidfd}") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        return self._process.pid if self._process is not None else -1
 
     def _gone(self) -> bool:
         return bool(self._received["status"].count(b"\n") > 1)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import wire
-from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, End, Limits, printable, tail
+from ssd_ray.evaluation.sandbox.child import MOST_THREADS, End, Limits, Process, printable, tail
 
 Status = Literal["ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"]
 _NEAR_LIMIT = 0.9
@@ -41,7 +41,7 @@ class Unsupported:
     reason: str
 
 
-def judge(end: End, child: Child, limits: Limits) -> tuple[Status, str]:
+def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
     """The status of a process that has ended, by evidence from outside of it.
 
     Raises:
@@ -77,7 +77,7 @@ def _signal_name(number: int) -> str:
 class Conversation:
     """Messages to one confined process and its answers; a context manager, which ends the process."""
 
-    def __init__(self, child: Child, limits: Limits) -> None:
+    def __init__(self, child: Process, limits: Limits) -> None:
         self._child, self._limits = child, limits
         self._ended: Execution | None = None
 

@@ -6,23 +6,28 @@ Which of them a machine offers is found out by starting one (supervisor.py). Wri
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 
 from ssd_ray.evaluation.sandbox import bootstrap, seccomp
 
-LEVELS = ("L0", "L1-", "L1", "L2", "L3")
+LEVELS = ("L0", "L1-", "L1", "L2", "L3", "L4")
 """From the weakest to the strongest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A set of walls. `L0` has limits on resources only: no claim of security."""
+    """A set of walls. `L0` has limits on resources only: no claim of security.
+
+    `gvisor`: these walls stand within a kernel of their own, one that has no pidfds and no Landlock.
+    """
 
     name: str
     filtered: bool
     landlock: bool
     namespaces: bool
     own_root: bool
+    gvisor: bool = False
 
     @property
     def covers(self) -> str:
@@ -36,7 +41,9 @@ COVERS = {
     "L1": "the filter, and Landlock: no file but the standard library can be read, none written",
     "L2": "as L1, in namespaces of its own for network, processes, IPC, under a spare user id where started by root",
     "L3": "as L2, in a file system that holds the standard library and nothing else",
+    "L4": "the filter, under a spare user id, in a kernel of its own (gVisor), whose file system holds the standard library",
 }
+L4 = Level(name="L4", filtered=True, landlock=False, namespaces=False, own_root=False, gvisor=True)
 
 
 def candidates() -> list[Level]:
@@ -48,6 +55,8 @@ def candidates() -> list[Level]:
         for name, landlock, namespaces, own_root in strong
         if filtered
     ]
+    if filtered and shutil.which("runsc") and shutil.which("mkfs.erofs"):
+        levels.insert(0, L4)
     return [*levels, Level(name="L0", filtered=False, landlock=False, namespaces=False, own_root=False)]
 
 
@@ -58,6 +67,7 @@ def config(level: Level, root: str) -> dict[str, object]:
         "namespaces": level.namespaces,
         "own_root": level.own_root,
         "landlock": level.landlock,
+        "pidfds": not level.gvisor,
         "filter": inherited.hex(),
         "own_filter": own.hex(),
         "own_pid": seccomp.OWN_PID_BYTES.hex(),

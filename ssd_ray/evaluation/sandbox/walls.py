@@ -97,13 +97,12 @@ def _keep_capabilities(mask: int) -> None:
         _fail("capset")
 
 
-_ON_PARENTS_DEATH = (_PR_SET_PDEATHSIG, ctypes.c_ulong(SIGKILL))
 _NOT_DUMPABLE = (_PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
-    _prctl(*_ON_PARENTS_DEATH)
+def die_with_parent(signal: int = SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends."""
+    _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal))
 
 
 def hide_memory() -> None:
@@ -198,7 +197,6 @@ def limit_resources(*, memory_bytes: int, cpu_s: int, file_bytes: int, num_threa
         resource.RLIMIT_NOFILE: _MAX_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
     }
     if num_threads is not None:
         wanted[resource.RLIMIT_NPROC] = num_threads

@@ -3,7 +3,8 @@
 It holds no expected output and no descriptor but its socket. A child is forked ahead of its program: it confines itself and
 waits on a socket for a request with its descriptors (payload, standard streams, a pair of pipes for a conversation). It says
 `ready` on its status pipe before the first byte of untrusted code is compiled, and closes it. How it ended, the zygote writes
-there afterwards: `exit` or `signal`, the number, peak memory in KiB, CPU seconds. Runs in a bare interpreter; imports the
+there afterwards: `exit` or `signal`, the number, peak memory in KiB, CPU seconds. The grader kills it by a pidfd or, where the
+kernel has none, by letting go of its leash, a pipe to the zygote, which then kills. Runs in a bare interpreter; imports the
 standard library.
 """
 
@@ -95,9 +96,15 @@ class _Zygote:
         self._own_filter = bytes.fromhex(config["own_filter"])
         self._own_pid = bytes.fromhex(config["own_pid"])
         self._num_children = 0
+        self._bell, bell_write = os.pipe()
+        os.set_blocking(bell_write, False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(bell_write)
         self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
+        for fd in (channel.fileno(), self._bell):
+            self._poll.register(fd, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}
+        self._leashes: dict[int, int] = {}
         os.umask(0o077)
         os.chdir("/")
         walls.bound_privileges(own_users=self._own_users, interpreter_readable=config["interpreter_readable"])
@@ -112,11 +119,14 @@ class _Zygote:
         """Start a child for every request and report every end; returns when the grader hangs up."""
         channel_fd = self._channel.fileno()
         while True:
-            for fd, _ in self._poll.poll():
-                if fd != channel_fd:
-                    self._report_end(fd)
-                elif not self._start():
-                    return
+            ready = {fd for fd, _ in self._poll.poll()}
+            for leash in ready & self._leashes.keys():
+                self._poll.unregister(leash)
+                os.kill(self._leashes[leash], _signal.SIGKILL)
+            if self._bell in ready:
+                self._report_ends()
+            if channel_fd in ready and not self._start():
+                return
 
     def _start(self) -> bool:
         """Fork a spare: a child that confines itself and waits on a socket of its own to be told which program it is."""
@@ -130,24 +140,34 @@ class _Zygote:
         if pid == 0:
             self._become(ours, status_fd, own_pid)
         ours.close()
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = (pid, status_fd)
-        self._poll.register(pidfd, select.POLLIN)
-        fds = array.array("i", [pidfd, theirs.fileno(), status_read])
-        self._channel.sendmsg([b"spare"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        leash, handle = (-1, os.pidfd_open(pid)) if self._config["pidfds"] else os.pipe()
+        self._children[pid] = (status_fd, leash)
+        if leash >= 0:
+            self._leashes[leash] = pid
+            self._poll.register(leash, select.POLLIN)
+        fds = array.array("i", [handle, theirs.fileno(), status_read])
+        self._channel.sendmsg([b"spare %d" % pid], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         theirs.close()
         os.close(status_read)
+        os.close(handle)
         return True
 
-    def _report_end(self, pidfd: int) -> None:
-        pid, status_fd = self._children.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        _, code, usage = os.wait4(pid, 0)
-        how = f"signal {os.WTERMSIG(code)}" if os.WIFSIGNALED(code) else f"exit {os.WEXITSTATUS(code)}"
-        with contextlib.suppress(BrokenPipeError):  # the grader waited long enough for its end
-            os.write(status_fd, f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode())
-        os.close(status_fd)
+    def _report_ends(self) -> None:
+        os.read(self._bell, _MESSAGE_BYTES)
+        while self._children:
+            pid, code, usage = os.wait4(-1, os.WNOHANG)
+            if not pid:
+                return
+            status_fd, leash = self._children.pop(pid)
+            if leash >= 0:
+                with contextlib.suppress(KeyError):  # it was pulled already
+                    self._poll.unregister(leash)
+                del self._leashes[leash]
+                os.close(leash)
+            how = f"signal {os.WTERMSIG(code)}" if os.WIFSIGNALED(code) else f"exit {os.WEXITSTATUS(code)}"
+            with contextlib.suppress(BrokenPipeError):  # the grader waited long enough for its end
+                os.write(status_fd, f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode())
+            os.close(status_fd)
 
     def _become(self, channel: Any, status_fd: int, parent: int) -> NoReturn:
         """In the child: confine it, wait for a request, play its role; never returns."""
@@ -193,6 +213,8 @@ class _Zygote:
 
     def _confine(self) -> bool:
         """What does not depend on the program; returns whether it has a user id to itself."""
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         os.setsid()
         if self._own_users:
             uid = walls.FIRST_UID + (self._config["first_user"] + self._num_children) % walls.NUM_UIDS

@@ -1,0 +1,171 @@
+"""A zygote from outside: exec'ed at a level, and asked for one confined process after another.
+
+An empty directory, over which a zygote mounts a root that it alone sees, is there while it starts; writes nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssd_ray.errors import InfrastructureError
+from ssd_ray.evaluation.sandbox import bootstrap, levels
+from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, Limits, sealed_file, tail
+from ssd_ray.evaluation.sandbox.handles import Leash, PidFd
+from ssd_ray.evaluation.sandbox.levels import Level
+
+
+class DeniedError(InfrastructureError):
+    """The kernel or the container denies a wall that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one process is to be: a role, the sources that it compiles, what it may use; without `stdin`, a conversation.
+
+    `cpu_s` is the CPU time that it is given.
+    """
+
+    role: str
+    units: Sequence[str]
+    limits: Limits
+    stdin: str | None = None
+    entry_point: str = ""
+    cpu_s: float
+
+
+class Zygote:
+    """The socket that asks it for children."""
+
+    def __init__(self, level: Level) -> None:
+        self._level = level
+        self.num_children = 0
+        self._ordered = False
+        self._resources = contextlib.ExitStack()
+        try:
+            self._launch(level)
+        except OSError as error:
+            self.close()
+            raise InfrastructureError(f"cannot start a sandbox: {error}") from error
+
+    def _launch(self, level: Level) -> None:
+        with tempfile.TemporaryDirectory(prefix="ssd-ray-", ignore_cleanup_errors=True) as root:  # gone once the zygote is up
+            self._exec(levels.config(level, root))
+            self._channel.settimeout(60)
+            said = json.loads(self._receive() or b"{}")
+        if "up" not in said:
+            reason = said.get("denied") or tail(self._process.stderr.read() if self._process.stderr else b"")
+            raise DeniedError(f"a sandbox at level {level.name} does not start here: {reason}")
+
+    def _exec(self, config: dict[str, object]) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._resources.enter_context(self._channel)
+        with theirs, contextlib.ExitStack() as files:
+            config |= {"socket": theirs.fileno(), "parent": os.getpid()}
+            config["first_user"] = os.getpid() * 67 + threading.get_native_id()
+            fd, empty = sealed_file(bootstrap.image(config)), sealed_file(b"")
+            files.callback(os.close, fd)
+            files.callback(os.close, empty)
+            self._process = subprocess.Popen(
+                bootstrap.command(fd),
+                env=bootstrap.environment(),
+                cwd="/",
+                pass_fds=(fd, theirs.fileno()),
+                start_new_session=True,
+                stdin=empty,  # its streams are of the kinds that programs get, who inherit them
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            self._resources.callback(self._end)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._channel.recv(1 << 16)
+        except TimeoutError as error:
+            raise InfrastructureError("a sandbox did not come up within 60 s") from error
+        except ConnectionError:
+            return b""
+
+    def start(self, task: Task) -> Child:
+        """A process that is confined and about to compile its sources.
+
+        Raises:
+            InfrastructureError: the zygote is dead or cannot fork, or descriptors have run out.
+        """
+        child = Child(task.limits.output_kib << 10, cpu_s=task.cpu_s, filtered=self._level.filtered)
+        try:
+            self._fork(child, task)
+            child.wait_ready()
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    def _fork(self, child: Child, task: Task) -> None:
+        """Turn the spare process into one that meets the task, and order the next; gives `child` its descriptors."""
+        self.num_children += 1
+        with contextlib.ExitStack() as theirs:
+            try:
+                if not self._ordered:
+                    self._channel.send(b"spare")
+                said, fds, _, _ = socket.recv_fds(self._channel, 64, 3)
+                word, _, pid = said.partition(b" ")
+                if word != b"spare" or len(fds) != 3:
+                    raise InfrastructureError("a sandbox died as it was asked for a process")
+                handle_fd, channel_fd, status_fd = fds
+                child.started(Leash(handle_fd, int(pid)) if self._level.gvisor else PidFd(handle_fd), status_fd)
+                with socket.socket(fileno=channel_fd) as channel:
+                    request, fds = self._request(child, task, theirs)
+                    socket.send_fds(channel, [marshal.dumps(request)], fds)
+                self._channel.send(b"spare")
+                self._ordered = True
+            except OSError as error:
+                raise InfrastructureError(f"a sandbox could not start a process: {error}") from error
+
+    def _request(self, child: Child, task: Task, theirs: contextlib.ExitStack) -> tuple[dict[str, object], list[int]]:
+        """What the process is told and given: its payload, its standard streams, and a pair of pipes for a conversation."""
+
+        def given(fd: int) -> int:
+            theirs.callback(os.close, fd)
+            return fd
+
+        sources = [unit.encode("utf-8", "surrogatepass") for unit in task.units]
+        request = {
+            "role": task.role,
+            "entry_point": task.entry_point,
+            "memory_bytes": task.limits.memory_mib << 20,
+            "cpu_s": int(-(-task.cpu_s // 1)) + 1,
+            "file_bytes": task.limits.output_kib << 10,
+            "num_threads": MOST_THREADS,
+            "unit_ends": list(itertools.accumulate(len(source) for source in sources)),
+            "payload_bytes": sum(len(source) for source in sources),
+        }
+        payload = given(sealed_file(b"".join(sources)))
+        if task.stdin is None:
+            null = given(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            pipes = [given(child.inlet()), given(child.outlet("reply"))]
+            return request, [payload, null, null, given(child.outlet("stderr")), *pipes]
+        text = given(sealed_file(task.stdin.encode("utf-8", "surrogatepass")))
+        return request, [payload, text, given(child.outlet("stdout")), given(child.outlet("stderr"))]
+
+    def close(self) -> None:
+        """Kill it, and with it its children; wait until it is gone."""
+        self._resources.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
