@@ -190,12 +190,13 @@ def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupte
 
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 import test_training
 from ssd_ray import cluster
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
     with cluster.connected(test_training._cluster(2)):
         test_training._train(Path({dataset!r}), Path({model!r}), Path({out!r}), max_failures=2)
 """
@@ -273,6 +274,89 @@ def test_ctrl_c_ends_the_workers_and_keeps_a_state_that_one_worker_goes_on_from(
     _wait_for(lambda: not _workers(out), timeout_s=60)
     assert (out / "resume" / "step-10" / "state.json").exists()
     assert _train(dataset, model, out, workers=1)["num_workers"] == 1
+    for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
+
+
+def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = tmp_path / "checkpoint"
+    driver = _start_driver(dataset, model, out)
+    _wait_for(lambda: len(_lines(out)) >= 12)
+    told, other = _workers(out)
+    other.suspend()  # steps stand still until the notice has been taken, which is when the worker is next asked how it is
+    told.terminate()
+    time.sleep(8)
+    assert told.is_running()
+    other.resume()
+    _wait_for(lambda: not told.is_running() or told.status() == psutil.STATUS_ZOMBIE)
+    (state,) = (out / "resume").glob("step-*/state.json")
+    saved = json.loads(state.read_text())["step"]
+    assert saved not in (0, 10)
+    _wait_for(lambda: len(_lines(out)) >= saved + 2)
+    held = _workers(out)[0]
+    held.suspend()
+    driver.terminate()
+    _wait_for((out / "resume" / "leave").exists)
+    held.resume()
+    _, stderr = driver.communicate(timeout=120)
+    assert b"KeyboardInterrupt" in stderr
+    assert b"told to leave" in stderr
+    _wait_for(lambda: not _workers(out), timeout_s=60)
+    steps = [json.loads(path.read_text())["step"] for path in (out / "resume").glob("step-*/state.json")]
+    assert len(steps) == 1
+    assert steps[0] > saved
+    _train(dataset, model, out)
+    assert _log(out) == _log(uninterrupted)
+    for name, value in _weights(out).items():
+        assert torch.equal(value, _weights(uninterrupted)[name]), name
+
+
+ELASTIC = """
+import json, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+sys.path[:0] = [{tests!r}]
+import test_training
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.progress import LineProgress
+from ssd_ray.training.trainer import train
+if __name__ == "__main__":
+    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0, "include_dashboard": False}})
+    doomed = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    out = Path({out!r})
+    def take_away():
+        while len(test_training._lines(out)) < 14:
+            time.sleep(0.05)
+        nodes.remove_node(doomed, allow_graceful=False)
+    threading.Thread(target=take_away, daemon=True).start()
+    choices = ClusterConfig(device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3)
+    out.mkdir()
+    train(Path({dataset!r}), Path({model!r}), TrainConfig(**test_training.TRAIN), choices, seed=test_training.SEED, out=out,
+          logs=out.parent / "logs", progress=LineProgress())
+    ray.shutdown()
+    nodes.shutdown()
+"""
+
+
+def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "checkpoint"
+    paths = {"tests": str(Path(__file__).parent), "dataset": str(dataset), "model": str(model), "out": str(out)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    script = tmp_path / "driver.py"
+    script.write_text(ELASTIC.format(**paths))
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=540, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((out / "training.json").read_text())["num_workers"] == 1
     for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
 

@@ -111,3 +111,23 @@ def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
 def test_choices_that_do_not_go_together(choices: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**choices)
+
+
+def test_a_group_takes_only_numbers_of_workers_that_can_share_a_batch() -> None:
+    from ray.train import ScalingConfig
+
+    from ssd_ray.training.worker_group import SizedPolicy, sizes
+
+    cluster = ClusterConfig(train_workers=8, min_train_workers=2)
+    allowed = sizes(TrainConfig(global_batch_size=32), cluster)
+    assert allowed == [2, 4, 8]
+    assert sizes(TrainConfig(global_batch_size=24, sequence_parallel_size=2), cluster) == [2, 4, 6, 8]
+    assert sizes(TrainConfig(global_batch_size=32), ClusterConfig(train_workers=8)) == [8]
+    policy = SizedPolicy(ScalingConfig(num_workers=(2, 8), use_gpu=True, resources_per_worker={"GPU": 1}), allowed)
+    for gpus, workers in (([8, 8], 8), ([4, 3], 4), ([3], 2), ([1], 0), ([], 0)):
+        assert policy._count_possible_workers({str(node): {"GPU": gpu} for node, gpu in enumerate(gpus)}) == workers
+
+
+def test_fewer_workers_than_the_least_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_train_workers 3 is above train_workers 2"):
+        ClusterConfig(train_workers=2, min_train_workers=3)

@@ -195,6 +195,8 @@ class ClusterConfig(Section):
     """Engines that sampling grows to while prompts wait, also beyond what the cluster has now, so that it can scale."""
     train_workers: int = tuning(1, ge=1)
     """Training workers: one a GPU, or processes on a CPU."""
+    min_train_workers: int | None = tuning(None, ge=1)
+    """Workers that training goes on with at least when nodes are lost; `null` waits until all `train_workers` are there."""
     cpus_per_train_worker: float = tuning(1, gt=0)
     """Cores of one training worker on a CPU."""
     grader_cpus: float = tuning(1, ge=0)
@@ -209,6 +211,8 @@ class ClusterConfig(Section):
     def _ordered(self) -> ClusterConfig:
         if self.max_engines < self.min_engines:
             raise ValueError(f"max_engines {self.max_engines} is below min_engines {self.min_engines}")
+        if self.min_train_workers is not None and self.min_train_workers > self.train_workers:
+            raise ValueError(f"min_train_workers {self.min_train_workers} is above train_workers {self.train_workers}")
         return self
 
 

@@ -24,6 +24,7 @@ from ssd_ray.training.adapters import adapter_of, is_adapter, plain_name
 LOSS_LOG = "loss.jsonl"
 FINISHED = "training.json"
 RESUME = "resume"
+LEAVE = "leave"
 
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 _NOT_COPIED = {"fingerprint.json", "manifest.json", FINISHED}
@@ -37,6 +38,17 @@ def latest(out: Path) -> tuple[int, dict[str, Any]]:
     return max(steps), read_json(out / RESUME / f"step-{max(steps)}" / "state.json")
 
 
+def ask_to_leave(out: Path) -> None:
+    """Ask the workers to write a resume state after the step they are at; writing one takes the request back."""
+    (out / RESUME).mkdir(exist_ok=True)
+    (out / RESUME / LEAVE).touch()
+
+
+def asked_to_leave(out: Path) -> bool:
+    """Whether a request to leave stands."""
+    return (out / RESUME / LEAVE).exists()
+
+
 def save(engine: Any, out: Path, step: int) -> None:
     """Write the resume state after `step` steps and drop older ones; every worker calls it."""
     resume = out / RESUME
@@ -46,7 +58,7 @@ def save(engine: Any, out: Path, step: int) -> None:
         write_atomic(aside / "state.json", json.dumps({"step": step, "num_workers": engine.world_size}))
         _sync(aside)
         aside.rename(resume / f"step-{step}")
-        for old in resume.iterdir():  # earlier states, halves of states, and a script that DeepSpeed leaves beside them
+        for old in resume.iterdir():  # earlier states, halves of states, a request to leave, and a script that DeepSpeed leaves
             if old.name != f"step-{step}":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     torch.distributed.barrier()

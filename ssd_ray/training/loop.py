@@ -3,7 +3,7 @@
 Each step trains the global batch of `batches.py`: every worker sums its share, whose tokens carry their weight in the mean
 of the whole batch. DeepSpeed averages gradients over workers, so the loss is multiplied by their number, and told not to
 divide by micro-batches: what is optimised is exactly the mean over the global batch, however it is shared out.
-A node that is about to be taken away (a reclaimed spot machine) makes the workers save their state at once.
+A node that is about to be taken away, or SIGTERM to a worker or to the run, makes the workers save their state after the step.
 Reads a data set and a model directory; writes the loss log, resume states and the model into the artifact's directory.
 """
 
@@ -13,8 +13,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from ssd_ray.training.heldout import split
 from ssd_ray.training.observation import Observer
 from ssd_ray.training.schedule import learning_rate
 from ssd_ray.training.sequence_parallel import slice_of
+from ssd_ray.training.worker_group import NOTICE
 
 UNCHANGED = Decoding()
 """Decoding that draws from the model as it is."""
@@ -57,6 +59,10 @@ class Job:
     seed: int
     sampling: Decoding = UNCHANGED
 
+    def with_workers(self, number: int) -> Job:
+        """The job for as many workers as there are at the moment."""
+        return replace(self, cluster=self.cluster.model_copy(update={"train_workers": number}))
+
 
 def work(config: dict[str, Job]) -> None:
     """Train from the latest resume state to the end and write the model: the train function of Ray's TorchTrainer.
@@ -64,8 +70,8 @@ def work(config: dict[str, Job]) -> None:
     Raises:
         UserError: the model, the data or a choice makes training impossible.
     """
-    job = config["job"]
     context = ray.train.get_context()
+    job = config["job"].with_workers(context.get_world_size())
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
     prepare_process(job.cluster)
     worker = Worker(job)
@@ -75,19 +81,29 @@ def work(config: dict[str, Job]) -> None:
         checkpoints.cut_log(job.out, begin)
     worker.observer.begin(begin)
     distributed.barrier()
-    leaving = False
+    draining = False
     for step in range(begin, train.steps):
         line = worker.step(step)
         if engine.global_rank == 0:
             checkpoints.append_log(job.out, line)
-        warned, leaving = leaving, ray.train.get_preemption_info() is not None
-        if (step + 1) % train.checkpoint_every == 0 or (leaving and not warned):
+        known, draining = draining, ray.train.get_preemption_info() is not None
+        if (step + 1) % train.checkpoint_every == 0 or _someone_leaves(engine, job.out, draining and not known):
             checkpoints.save(engine, job.out, step + 1)
+            if NOTICE.is_set():
+                os._exit(128 + signal.SIGTERM)
     worker.observer.close()
     checkpoints.export(engine, job.model, job.out, train)
     if engine.global_rank == 0:
         _finish(engine, worker, job)
     distributed.barrier()
+
+
+def _someone_leaves(engine: Any, out: Path, draining: bool) -> bool:
+    """Whether a node began to drain, a worker was sent SIGTERM, or the run was; the same answer on every worker."""
+    told = draining or NOTICE.is_set() or (engine.global_rank == 0 and checkpoints.asked_to_leave(out))
+    someone = torch.tensor(float(told), device=engine.device)
+    distributed.all_reduce(someone, op=distributed.ReduceOp.MAX)
+    return bool(someone)
 
 
 class Worker:

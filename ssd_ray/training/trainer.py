@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from ray.train import (
     UserCallback,
     WorkerGroupError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from ssd_ray import models
 from ssd_ray.artifacts import read_json
@@ -37,8 +38,11 @@ from ssd_ray.training.engine import process_environment
 from ssd_ray.training.examples import Examples
 from ssd_ray.training.heldout import split
 from ssd_ray.training.loop import UNCHANGED, Job, work
+from ssd_ray.training.worker_group import SizedTrainer, TakesNotice, sizes
 
 POLL_S = 0.5
+NOTICE_S = 25.0
+"""What a run that is told to leave takes for its state: Kubernetes and Slurm wait 30 s before they kill."""
 
 
 def train(
@@ -80,7 +84,7 @@ def train(
         begin = _begin(job)
         _say_if_crowded(cluster, progress)
         with progress.task("train", total=choices.steps, unit="steps", done=begin) as task, _shown(job, begin, task, progress):
-            _run(job)
+            _run(job, progress)
     return read_json(job.out / checkpoints.FINISHED)
 
 
@@ -143,7 +147,7 @@ def _say_if_crowded(cluster: ClusterConfig, progress: Progress) -> None:
     """Ray waits without a word for resources that a cluster does not have yet."""
     there = ray.cluster_resources()
     for name, amount in _resources(cluster).items():
-        wanted = amount * cluster.train_workers
+        wanted = amount * (cluster.min_train_workers or cluster.train_workers)
         if there.get(name, 0) < wanted:
             progress.say(f"train: waiting for {wanted:g} {name}, the cluster has {there.get(name, 0):g} now")
 
@@ -157,20 +161,23 @@ class _MistakesEndTheRun(UserCallback):  # type: ignore[misc]
                 raise error
 
 
-def _run(job: Job) -> None:
-    cluster = job.cluster
-    trainer = TorchTrainer(
+def _run(job: Job, progress: Progress) -> None:
+    cluster, allowed = job.cluster, sizes(job.train, job.cluster)
+    trainer = SizedTrainer(
         work,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="gloo" if cluster.device == "cpu" else "nccl"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.train_workers, use_gpu=cluster.device == "cuda", resources_per_worker=_resources(cluster)
+            num_workers=(allowed[0], allowed[-1]) if len(allowed) > 1 else cluster.train_workers,
+            use_gpu=cluster.device == "cuda",
+            resources_per_worker=_resources(cluster),
         ),
+        allowed=allowed,
         run_config=RunConfig(
             name="train",
             storage_path=str(job.logs / "ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[_MistakesEndTheRun()],
+            callbacks=[_MistakesEndTheRun(), TakesNotice()],
             worker_runtime_env={"env_vars": process_environment(cluster)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -180,11 +187,25 @@ def _run(job: Job) -> None:
         trainer.fit()
     except SystemExit as stop:  # Ray Train's own SIGINT handler has ended the workers and leaves so
         raise KeyboardInterrupt from stop
+    except KeyboardInterrupt:  # SIGTERM to this process
+        _await_state(job, progress)
+        raise
     except TrainingFailedError as error:
         raise _explained(error, job) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
+
+
+def _await_state(job: Job, progress: Progress) -> None:
+    """Have the workers save their state after the step they are at, and wait for it `NOTICE_S` at most."""
+    if len(checkpoints.read_log(job.out)) <= checkpoints.latest(job.out)[0]:
+        return
+    progress.say(f"train: told to leave, waiting {NOTICE_S:g} s at most for the state to be saved")
+    checkpoints.ask_to_leave(job.out)
+    until = time.monotonic() + NOTICE_S
+    while checkpoints.asked_to_leave(job.out) and time.monotonic() < until:
+        time.sleep(POLL_S / 5)
 
 
 def _explained(error: TrainingFailedError, job: Job) -> UserError | InfrastructureError:

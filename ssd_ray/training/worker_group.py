@@ -1,0 +1,69 @@
+"""Ray Train's group of workers: which sizes it may take when nodes come and go, and the notice that it has to leave.
+
+Ray Train's elastic policy takes any number of workers that fits the cluster; ours takes the largest that can share a global
+batch. SIGTERM to a worker sets `NOTICE`, which the training loop looks at after every step: Ray's own handler would end the
+process in the middle of one. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+from ssd_ray.config import ClusterConfig, TrainConfig
+
+NOTICE = threading.Event()
+"""Set in a worker that was told to end."""
+
+
+def sizes(train: TrainConfig, cluster: ClusterConfig) -> list[int]:
+    """The numbers of workers that may train, ascending; one number where `cluster.min_train_workers` is not set."""
+    least = cluster.train_workers if cluster.min_train_workers is None else cluster.min_train_workers
+    return [number for number in range(least, cluster.train_workers + 1) if _can_share(train, number)]
+
+
+def _can_share(train: TrainConfig, number: int) -> bool:
+    try:
+        train.check_workers(number)
+    except ValueError:
+        return False
+    return True
+
+
+class SizedPolicy(ElasticScalingPolicy):  # type: ignore[misc]
+    """Ray Train's elastic policy, kept to the sizes that can share a global batch."""
+
+    def __init__(self, scaling_config: ScalingConfig, allowed: list[int]) -> None:
+        super().__init__(scaling_config)
+        self._allowed = allowed
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self._allowed if size <= possible), default=0)
+
+
+class SizedTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer whose elastic group takes only the sizes `allowed`."""
+
+    def __init__(self, *arguments: Any, allowed: list[int], **choices: Any) -> None:
+        self._allowed = allowed
+        super().__init__(*arguments, **choices)
+
+    def _initialize_and_run_controller(self, **choices: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            choices["scaling_policy"] = SizedPolicy(self.scaling_config, self._allowed)
+        return super()._initialize_and_run_controller(**choices)
+
+
+class TakesNotice(WorkerCallback):  # type: ignore[misc]
+    """Runs in a worker's main thread, the only one that can set a signal's handler."""
+
+    def after_init_train_context(self) -> None:
+        """Make SIGTERM a notice."""
+        signal.signal(signal.SIGTERM, lambda *_: NOTICE.set())
