@@ -1,7 +1,8 @@
 """A resume state that another number of workers wrote: each worker takes its own part of weights and moments out of all shards.
 
-Not DeepSpeed's universal checkpoints: in 0.19.8 they give every parameter the first group's weight decay under ZeRO-3, norms and
-biases too. Here shards are read by parameter, a worker's flat tensors are filled, and DeepSpeed's ordinary loading takes them.
+Not DeepSpeed's universal checkpoints: in 0.19.8, under ZeRO-3, they give all sub-groups one step counter, which then counts as
+many steps at once as there are sub-groups, and every parameter the first group's weight decay, norms and biases too. Here shards
+are read by parameter, a worker's flat tensors are filled, and DeepSpeed's ordinary loading takes them.
 Shards are mapped into memory, so that a worker reads what it needs and no more.
 Reads a resume state; writes nothing.
 """
