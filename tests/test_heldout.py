@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_exactness import run_groups
+from engine_cases import run_groups
 from tiny import tiny_model
 
 from ssd_ray import cluster as ray_cluster
