@@ -2,9 +2,8 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# Two files of tests at a time, where they start no engine: engines and training want the cores for themselves.
-PYTEST := $(BIN)/pytest --durations=10
-TWO_AT_A_TIME := -n 2 --dist loadfile
+# Two files of tests at a time: those that start engines wait for much of their time, for nodes to be lost and workers to end.
+PYTEST := $(BIN)/pytest --durations=10 -n 2 --dist loadfile
 # A driver outside of the virtual environment's bin still finds its tools (ninja, ray).
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -14,11 +13,11 @@ quickstart: $(INSTALLED)  ## from prompts to report on a small real model, withi
 	$(BIN)/ssd-ray run quickstart
 
 test: lint  ## lint, types, and every test, the real engines included
-	$(PYTEST) $(TWO_AT_A_TIME) -m "not real"
+	$(PYTEST) -m "not real"
 	$(PYTEST) -m real
 
 fast: $(INSTALLED)  ## the tests that start no engine and simulate nothing at length
-	$(PYTEST) $(TWO_AT_A_TIME) -m "not real and not slow"
+	$(PYTEST) -m "not real and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy strict
 	$(BIN)/ruff check .
