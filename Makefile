@@ -13,8 +13,7 @@ quickstart: $(INSTALLED)  ## from prompts to report on a small real model, withi
 	$(BIN)/ssd-ray run quickstart
 
 test: lint  ## lint, types, and every test, the real engines included
-	$(PYTEST) -m "not real"
-	$(PYTEST) -m real
+	$(PYTEST)
 
 fast: $(INSTALLED)  ## the tests that start no engine and simulate nothing at length
 	$(PYTEST) -m "not real and not slow"

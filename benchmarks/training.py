@@ -6,8 +6,8 @@
 One process: ours under Ray Train against SFTTrainer in its default settings, the same model, float32, samples and global
 batches, on sequences of equal length (330 tokens) and of mixed length (60 to 600). Two processes of one core: ours with
 ZeRO-3 under Ray Train against a plain DeepSpeed ZeRO-3 loop without Ray, on mixed lengths. Rates count prompt and answer
-and are of the fastest step after the first, the one least disturbed by other work; memory is the peak of one training
-process. The seconds of all steps and the load stand in the JSON; a ratio from a busy machine is worth nothing.
+of all steps but the first; memory is the peak of one training process. The seconds of every step and the load stand in
+the JSON; a ratio from a busy machine is worth nothing.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def peer(name: str, plan: dict[str, Any], folder: Path, workers: int = 1) -> dic
 
 
 def with_rate(figures: dict[str, Any], batches: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The figures with tokens a second of the fastest step after the first, and the load as they ended."""
+    """The figures with tokens a second of all steps but the first, and the load as they ended."""
     tokens = [sum(len(row["ids"]) for row in batch) for batch in batches]
-    rate = max(count / value for count, value in list(zip(tokens, figures["seconds"], strict=True))[1:])
+    rate = sum(tokens[1:]) / sum(figures["seconds"][1:])
     return {
         "tokens_per_s": round(rate, 1),
         "peak_gib": round(figures["peak_gib"], 2),

@@ -44,7 +44,7 @@ TWO = {
     "ZeRO-2, accumulation 4": {"zero_stage": 2, "micro_batch_tokens": 1, "accumulate_locally": False},
     "ZeRO-3, accumulation 1, packed": {"zero_stage": 3, "micro_batch_tokens": 10_000, "packing": True},
     "ZeRO-3, accumulation 2": {"zero_stage": 3, "micro_batch_tokens": 80, "gradient_checkpointing": True},
-    "ZeRO-3, accumulation 4": {"zero_stage": 3, "micro_batch_tokens": 1},
+    "ZeRO-3, accumulation 4": {"zero_stage": 3, "micro_batch_tokens": 1, "accumulate_locally": False},
     "ZeRO-3, mean over sequences": {"zero_stage": 3, "micro_batch_tokens": 80, "loss_mean": "sequence"},
     "ZeRO-3, LoRA": {"zero_stage": 3, "micro_batch_tokens": 80, "lora": {"rank": 4}, "gradient_checkpointing": True},
     "ZeRO-3, experts": {"zero_stage": 3, "micro_batch_tokens": 80},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from test_run import RECIPE
 
@@ -46,7 +46,7 @@ def head() -> Iterator[str]:
     command = [RAY, "start", "--head", "--block", "--temp-dir", temporary, "--num-cpus", "2", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = open(f"{temporary}/head.log", "w+")  # noqa: SIM115 - it lives as long as the head
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | TOKEN | {"PATH": PATH}, start_new_session=True)
+    process = psutil.Popen(command, stdout=log, stderr=log, env=os.environ | TOKEN | {"PATH": PATH}, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", dashboard)):
@@ -55,11 +55,11 @@ def head() -> Iterator[str]:
             time.sleep(0.2)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        family = [process, *(process.children(recursive=True) if process.poll() is None else [])]
+        process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for left in alive:
+            left.kill()
         log.close()
         shutil.rmtree(temporary, ignore_errors=True)
 

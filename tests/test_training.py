@@ -160,9 +160,6 @@ def test_the_number_of_workers_and_the_micro_batch_change_nothing(
     import torch
 
     _train(dataset, model, tmp_path / "one", workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
-    _train(dataset, model, tmp_path / "each", micro_batch_tokens=1, accumulate_locally=False)
-    for name, value in _weights(tmp_path / "each").items():
-        torch.testing.assert_close(value, _weights(uninterrupted)[name], atol=2e-4, rtol=1e-3)
     for one, two in zip(_log(tmp_path / "one"), _log(uninterrupted), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=2e-4)
         assert (one["step"], one["tokens"], one["response_tokens"]) == (two["step"], two["tokens"], two["response_tokens"])

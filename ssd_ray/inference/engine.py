@@ -67,21 +67,21 @@ class Engine:
         self, directory: Path, *, model: ModelConfig, engine: EngineConfig, decoding: Decoding, max_tokens: int, device: str
     ):
         from transformers import AutoTokenizer
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
 
-        try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(directory, model, engine, device)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"vLLM does not take this model or its arguments: {_one_line(error)}") from error
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
         self._decoding, self._exactly = decoding, truncates_exactly(engine, device)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Answer]] = {}
         self._next_id = 0
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        ready: Future[Any] = Future()
+        arguments = engine_arguments(directory, model, engine, device)
+        self._thread = threading.Thread(target=self._live, args=(arguments, ready), name="engine", daemon=True)
         self._thread.start()
+        try:
+            self._engine = ready.result()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"vLLM does not take this model or its arguments: {_one_line(error)}") from error
         print(f"engine ready at {time.time():.3f}", file=sys.stderr, flush=True)
 
     def submit(self, request: Request) -> Future[Answer]:
@@ -95,6 +95,21 @@ class Engine:
         self._incoming.put(None)
         self._thread.join()
         self._engine.engine_core.shutdown()
+
+    def _live(self, arguments: dict[str, Any], ready: Future[Any]) -> None:
+        """Build the engine and step it, both in this thread: each thread has a pool of OpenMP threads of its own, and two of
+        them on the same cores have those of the other wait asleep, which made every step on a CPU slower.
+        """
+        try:
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(self._engine)
+        self._loop()
 
     def _loop(self) -> None:
         try:
