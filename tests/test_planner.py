@@ -155,6 +155,18 @@ def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     assert slow.hours == pytest.approx(2500 * 8 * 8_030_261_248 * 31 / 32 / 1e9 / 3600)
 
 
+def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
+    slow = ("network_gb_s=1", "node_gb_s=1")
+    share = "train.sequence_parallel_size=4"
+    packed = (share, "train.packing=true", "train.attention=flash_attention_2")
+    alone, together = (_plan("qwen3-4b-instruct", *set_, assume=slow).candidates[3].time for set_ in ((share,), packed))
+    assert alone is not None
+    assert together is not None
+    parameters = _model("qwen3-4b-instruct").parameters
+    assert together.hours == pytest.approx(2500 * 8 * parameters * 7 / 8 / 1e9 / 3600)  # one micro-step holds the whole batch
+    assert alone.hours == pytest.approx(16 * together.hours)  # two groups of four workers, sixteen sequences each
+
+
 def test_a_finished_data_set_replaces_what_was_assumed() -> None:
     recipe, model = recipes.load("qwen3-4b-instruct"), _model("qwen3-4b-instruct")
     counted = {"rows": 10, "prompt_tokens": 1000, "response_tokens": 50_000}

@@ -65,7 +65,8 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = tuning("none")
     """Keep optimiser states, or with ZeRO-3 parameters too, in the host's memory (CUDA): slower, for models that do not fit."""
     sequence_parallel_size: int = tuning(1, ge=1)
-    """Workers that share one sequence (Ulysses), for sequences too long for one; a divisor of the attention heads."""
+    """Workers that share one sequence (Ulysses), for sequences too long for one; a divisor of the attention heads. Each sequence
+    then goes through the model alone, whatever micro_batch_tokens says, but where flash attention packs them."""
     compile: bool = tuning(False)
     """Compile the model with torch.compile: minutes at the start, fewer kernels later."""
     heldout_samples: int = Field(0, ge=0)
@@ -107,6 +108,11 @@ class TrainConfig(Section):
         if self.loss_kernel == "liger" and self.loss_mean == "sequence":
             raise ValueError("loss_kernel 'liger' sums over tokens: set loss_mean 'token' or loss_kernel 'chunked'")
         return self
+
+    @property
+    def sequences_alone(self) -> bool:
+        """Whether a micro-batch holds one sequence: Ulysses takes one line, on which only flash attention tells several apart."""
+        return self.sequence_parallel_size > 1 and not (self.packing and self.attention != "sdpa")
 
     @property
     def needs_cuda(self) -> str:

@@ -219,7 +219,8 @@ def _candidate(
     found = memory(model, setting)
     on_cpu = setting.on_cpu
     needed = found.device if on_cpu else found.device * (1 + assumed.fragmentation) + assumed.context_gib * GIB
-    time = None if on_cpu else _time(model, assumed, setting, work.steps, work.expected)
+    fewest = _fewest_micro_steps(recipe, setting)
+    time = None if on_cpu else _time(model, assumed, setting, work.steps, work.expected, fewest)
     return Candidate(
         num_workers=size,
         setting=setting,
@@ -227,19 +228,25 @@ def _candidate(
         bytes_needed=needed,
         refusal="" if on_cpu else _refusal(recipe, model, assumed, setting, found, needed),
         time=time,
-        most=None if on_cpu else _time(model, assumed, setting, work.steps, work.at_most),
+        most=None if on_cpu else _time(model, assumed, setting, work.steps, work.at_most, fewest),
         usd=None if time is None else time.hours * size * assumed.usd_per_gpu_hour,
     )
 
 
-def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: int, load: Load) -> Time:
+def _fewest_micro_steps(recipe: Recipe, setting: Setting) -> int:
+    """Micro-steps that a step has at least: one a sequence where sequences go alone."""
+    train = recipe.train.model_copy(update={"sequence_parallel_size": setting.sequence_parallel})
+    return math.ceil(train.global_batch_size * setting.sequence_parallel / setting.num_workers) if train.sequences_alone else 1
+
+
+def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: int, load: Load, fewest: int) -> Time:
     """The longer of computing and exchanging, which overlap: ZeRO-3 gathers all parameters twice a micro-step.
 
-    A micro-step takes as many tokens as the setting allows, so short sequences share one.
+    A micro-step takes as many tokens as the setting allows, so short sequences share one where there need not be `fewest`.
     """
     size, trained = setting.num_workers, setting.lora_parameters or model.parameters
     compute = load.flops / (size * assumed.peak_tflops * 1e12 * assumed.mfu(model))
-    micro_steps = math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens))
+    micro_steps = max(fewest, math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens)))
     gathered = 2 * setting.width * model.parameters if setting.zero_stage == 3 else 0
     reduced = 4 * trained if setting.zero_stage >= 2 else 8 * trained / micro_steps
     several = size > assumed.gpus_per_node
