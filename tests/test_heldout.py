@@ -74,6 +74,27 @@ def test_measurements_after_the_resume_state_are_cut(tmp_path: Path) -> None:
     assert [line["step"] for line in read_held_out(tmp_path)] == [0, 4, 8]
     cut_held_out(tmp_path, 4)
     assert [line["step"] for line in read_held_out(tmp_path)] == [0, 4]
+    cut_held_out(tmp_path, 0)  # without a state the base is measured anew
+    assert read_held_out(tmp_path) == []
+
+
+def test_a_part_without_a_response_is_refused(tmp_path: Path) -> None:
+    def rows(masked: set[int]) -> Examples:
+        out = tmp_path / str(sorted(masked))
+        made = [
+            Example(prompt_id=f"p{index}", sample_index=0, input_ids=(5, 6, 7), num_prompt_tokens=1, masked=index in masked)
+            for index in range(3)
+        ]
+        write_shard(out, "part-00000", made, Example)
+        return Examples(out)
+
+    held = split(rows(set()), 1, SEED)[1]
+    assert held is not None
+    (first,) = (int(prompt.removeprefix("p")) for prompt in held.prompt_ids())
+    with pytest.raises(UserError, match="heldout_samples 1 holds out no token that counts, only masked sequences: raise it"):
+        split(rows({first}), 1, SEED)
+    with pytest.raises(UserError, match="heldout_samples 1 leaves nothing of 3 sequences to train on"):
+        split(rows({0, 1, 2} - {first}), 1, SEED)
 
 
 TRAIN: dict[str, Any] = {

@@ -21,9 +21,12 @@ from transformers import (
 )
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from loss_memory import TOKENS, VOCABULARY, WIDTH, loss_peak_bytes
+from loss_memory import CHUNK, TOKENS, VOCABULARY, WIDTH, LiveBytes, loss_peak_bytes
 
+from ssd_ray.config import Decoding
 from ssd_ray.errors import UserError
+from ssd_ray.training.distributions import measure
+from ssd_ray.training.heldout import CHUNKS
 from ssd_ray.training.loss import ResponseLoss
 
 SHAPE: dict[str, Any] = {
@@ -175,3 +178,13 @@ def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss_s() -> None:
     peaks = {kind: loss_peak_bytes(kind, TOKENS, VOCABULARY, WIDTH) for kind in ("plain", "chunked")}
     assert peaks["plain"] > TOKENS * VOCABULARY * 4
     assert peaks["chunked"] <= peaks["plain"] / 5
+
+
+def test_measuring_held_out_samples_takes_no_more_memory_than_the_loss_of_a_chunk() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    positions = CHUNK // CHUNKS
+    with FakeTensorMode(), LiveBytes() as live:
+        logits = [torch.randn(positions, VOCABULARY) for _ in range(2)]
+        measure(*logits, torch.zeros(positions, dtype=torch.int64), Decoding(temperature=1.3, top_k=20, top_p=0.9))
+    assert live.peak <= 12 * CHUNK * VOCABULARY  # bytes a logit that the loss, and the planner, count

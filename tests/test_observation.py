@@ -16,6 +16,7 @@ from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.planner.architecture import read
 from ssd_ray.training import trackers
+from ssd_ray.training.experts import ExpertLoad
 from ssd_ray.training.observation import PEAK_TFLOPS, Observer, peak_flops
 
 
@@ -88,13 +89,27 @@ def test_every_tracker_takes_the_same_numbers(tmp_path: Path, monkeypatch: pytes
 def test_what_an_earlier_attempt_wrote_after_its_state_is_hidden(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for begin, steps in ((0, (1, 2, 3, 4)), (2, (3, 4))):
+    for begin, steps in ((0, (0, 1)), (0, (0, 1, 2, 3, 4)), (2, (3, 4))):
         (tracker,) = trackers.trackers(("tensorboard",), "checkpoint", tmp_path, {}, begin)
         for step in steps:
             tracker.log({"train/loss": begin + step / 10}, step)
         tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard" / "checkpoint")).Reload().Scalars("train/loss")
-    assert [(event.step, round(event.value, 1)) for event in events] == [(1, 0.1), (2, 0.2), (3, 2.3), (4, 2.4)]
+    assert [(event.step, round(event.value, 1)) for event in events] == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 2.3), (4, 2.4)]
+
+
+def test_held_out_samples_are_not_counted_as_load_of_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: None)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path, "qwen3_moe"), dtype=torch.float32)
+    load, ids = ExpertLoad(model), torch.arange(3, 40)[None]
+    model.train()(input_ids=ids)
+    alone = load.imbalance()
+    model.eval()(input_ids=ids[:, :5])
+    model.train()(input_ids=ids)
+    assert load.imbalance() == alone
+    assert load.imbalance() is None
 
 
 def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def take_blocks_whole(model: nn.Module) -> int:
 
 
 class ExpertLoad:
-    """Counts the tokens that each expert of each layer is given, padding included."""
+    """Counts the tokens that each expert of each layer is given in training, padding included."""
 
     def __init__(self, model: nn.Module) -> None:
         """Watch the sparse blocks of `model`; a model without any is watched for nothing."""
@@ -44,7 +44,9 @@ class ExpertLoad:
             experts: Any = block.experts
             size = int(experts.num_experts)
 
-            def count(_: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size) -> None:
+            def count(module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size) -> None:
+                if not module.training:  # held-out samples are no part of a step
+                    return
                 seen = torch.bincount(inputs[1].detach().flatten(), minlength=size)[:size]
                 self._counts[layer] = self._counts[layer] + seen if layer in self._counts else seen
 

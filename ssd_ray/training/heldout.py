@@ -30,6 +30,8 @@ from ssd_ray.training.examples import Examples, Ints
 from ssd_ray.training.sequence_parallel import slice_of
 
 HELD_OUT_LOG = "heldout.jsonl"
+CHUNKS = 8
+"""Parts in which the loss's chunk of positions is measured: a logit takes several times the loss's bytes here."""
 
 
 def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Examples | None]:
@@ -39,7 +41,7 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
     the prompts alone.
 
     Raises:
-        UserError: nothing would be left to train on.
+        UserError: nothing would be left to train on, or nothing would be measured.
     """
     if not samples:
         return examples, None
@@ -49,11 +51,14 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
     enough = np.cumsum([count[prompt] for prompt in order]) < samples
     chosen = set(order[: int(enough.sum()) + 1])
     out = np.array([prompt in chosen for prompt in prompts])
-    if out.all():
+    trained, held_out = examples.part(np.flatnonzero(~out)), examples.part(np.flatnonzero(out))
+    if not trained.response_lengths.any():
         raise UserError(
             f"train.heldout_samples {samples} leaves nothing of {len(prompts)} sequences to train on: lower it, or sample more"
         )
-    return examples.part(np.flatnonzero(~out)), examples.part(np.flatnonzero(out))
+    if not held_out.response_lengths.any():
+        raise UserError(f"train.heldout_samples {samples} holds out no token that counts, only masked sequences: raise it")
+    return trained, held_out
 
 
 class HeldOut:
@@ -65,7 +70,7 @@ class HeldOut:
         `sampling` is how the samples were drawn; the engine must hold the base's weights.
         """
         self._engine, self._examples, self._sampling = engine, examples, sampling
-        self._chunk_tokens, self._shared = train.loss_chunk_tokens, train.sequence_parallel_size
+        self._chunk_tokens, self._shared = max(1, train.loss_chunk_tokens // CHUNKS), train.sequence_parallel_size
         self._micro_batches = self._deal(budget)
         head = engine.module.model.get_output_embeddings()
         with self._gathered():
@@ -94,7 +99,7 @@ class HeldOut:
 
     def _deal(self, budget: int) -> list[tuple[Ints, float]]:
         """Micro-batches of this worker and what their tokens weigh: 0 where one only keeps the other workers company."""
-        groups = _groups(self._examples.lengths, budget)
+        groups = _groups(self._examples.lengths, budget if self._shared == 1 else 1)  # Ulysses takes one line at a time
         shares = int(self._engine.world_size) // self._shared
         mine: list[tuple[Ints, float]] = [(group, 1.0) for group in groups[self._engine.global_rank // self._shared :: shares]]
         lacking = -(-len(groups) // shares) - len(mine)  # ZeRO-3 gathers together: every worker runs equally often
@@ -147,6 +152,6 @@ def read_held_out(out: Path) -> list[dict[str, Any]]:
 
 
 def cut_held_out(out: Path, step: int) -> None:
-    """Keep the measurements up to `step`: those that the resume state has seen."""
-    kept = [line for line in read_held_out(out) if line["step"] <= step]
+    """Keep the measurements up to `step`: those that the resume state has seen. Without a state the base is measured anew."""
+    kept = [line for line in read_held_out(out) if step and line["step"] <= step]
     write_atomic(out / HELD_OUT_LOG, "".join(json.dumps(line) + "\n" for line in kept))

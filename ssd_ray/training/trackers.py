@@ -49,13 +49,13 @@ def trackers(names: Sequence[str], run: str, directory: Path, choices: Mapping[s
 
 
 class TensorBoard:
-    """Event files in `DIRECTORY/tensorboard/RUN`; what an earlier attempt wrote after `begin` is hidden."""
+    """Event files in `DIRECTORY/tensorboard/RUN`; what an earlier attempt wrote after `begin` is hidden, all of it at 0."""
 
     def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purged: dict[str, Any] = {"purge_step": begin + 1} if begin else {}
-        self._writer: Any = SummaryWriter(str(directory / "tensorboard" / run), flush_secs=10, **purged)
+        kept = begin + 1 if begin else 0  # the base is measured again where nothing was trained yet
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard" / run), flush_secs=10, purge_step=kept)
         self._writer.add_text("choices", "\n".join(f"    {name}: {value}" for name, value in choices.items()), begin)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
