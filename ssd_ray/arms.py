@@ -110,6 +110,11 @@ def branches(recipe: Recipe) -> tuple[Branch, ...]:
     return tuple(branch for branch in every if branch.name in needed)
 
 
+def decoding(recipe: Recipe, model: str) -> Arm | None:
+    """How the first arm of a trained model decodes it, in a sweep as it is written; None where the model has no arm."""
+    return next((arm for arm in _named(recipe).values() if arm.model == model), None)
+
+
 def naive_sample(recipe: Recipe) -> SampleConfig:
     """How the naive control's training samples are drawn: as the run's, but at temperature 1 and without truncation."""
     return recipe.sample.model_copy(update={"temperature": 1.0, "top_k": None, "top_p": 1.0})

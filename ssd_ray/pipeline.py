@@ -190,7 +190,7 @@ class Pipeline:
     @functools.cache  # noqa: B019
     def _checkpoint(self, branch: Branch) -> Step:
         chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
-        act, inputs = functools.partial(self._stages.checkpoint, branch.sample, branch.dataset), (self._dataset(branch),)
+        act, inputs = functools.partial(self._stages.checkpoint, branch), (self._dataset(branch),)
         return Step(name=branch.checkpoint, verb="train", choices=chosen, act=act, inputs=inputs, needs_ray=True)
 
     @functools.cached_property

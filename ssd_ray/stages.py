@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import artifacts, config, models
+from ssd_ray import arms, artifacts, config, models
 from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.problems import sources
@@ -198,16 +198,17 @@ class Stages:
         artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
         return made
 
-    def checkpoint(self, sampled: SampleConfig, dataset: str, out: Path) -> Facts:
-        """The model fine-tuned on a data set that was sampled so."""
+    def checkpoint(self, branch: Branch, out: Path) -> Facts:
+        """The model fine-tuned on a branch's data set."""
         from ssd_ray.training.trainer import train
 
         return train(
-            self.out / dataset,
+            self.out / branch.dataset,
             self._directory,
             self.recipe.train,
             self.recipe.cluster,
-            sampling=sampled,
+            sampling=branch.sample,
+            decoding=arms.decoding(self.recipe, branch.name),
             seed=self.recipe.seed,
             out=out,
             logs=self.out / "logs",

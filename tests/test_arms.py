@@ -7,6 +7,7 @@ from ssd_ray import arms, recipes
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.progress import LineProgress
+from ssd_ray.stages import Stages
 
 
 def steps(chosen, tmp_path):
@@ -49,6 +50,21 @@ def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperatu
     assert found["checkpoint-naive"].choices == found["checkpoint"].choices
     assert found["samples-naive"].identity.fingerprint != found["samples"].identity.fingerprint
     assert found["verdicts/naive"].identity.fingerprint != found["verdicts/ssd"].identity.fingerprint
+
+
+def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, monkeypatch):
+    from ssd_ray.training import trainer
+
+    asked = {}
+    monkeypatch.setattr(trainer, "train", lambda dataset, *_, out, decoding, **__: asked.update({dataset.name: decoding}) or {})
+    chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
+    monkeypatch.setattr(Stages, "_directory", tmp_path)
+    for step in Pipeline(chosen, tmp_path, LineProgress()).steps:
+        if step.verb == "train":
+            step.act(tmp_path / step.name)
+    drawn = {name: (arm.temperature, arm.top_k, arm.top_p) for name, arm in asked.items()}
+    assert drawn == {"dataset": (1.1, 20, 0.8), "dataset-naive": (1.1, 20, 0.8)}
+    assert arms.decoding(recipe(evaluate={"arms": {"base": {"model": "base"}}}), "ssd") is None
 
 
 def test_the_accepted_control_shares_the_samples_and_is_trained_on_those_that_pass(tmp_path):

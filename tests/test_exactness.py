@@ -54,7 +54,6 @@ TWO = {
     "ZeRO-3, sequence parallel 2": {"zero_stage": 3, "sequence_parallel_size": 2},
     "ZeRO-2, sequence parallel 2": {"zero_stage": 2, "sequence_parallel_size": 2},
     "ZeRO-0, sequence parallel 2": {"zero_stage": 0, "sequence_parallel_size": 2},
-    "ZeRO-2, sequence parallel 2, as on a GPU": {"zero_stage": 2, "sequence_parallel_size": 2, "accumulate_locally": False},
     "ZeRO-3, sequence parallel 2, as on a GPU": {
         "zero_stage": 3,
         "sequence_parallel_size": 2,

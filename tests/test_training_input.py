@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
-from ssd_ray import models
+from ssd_ray import models, recipes
 from ssd_ray.artifacts import write_shard
-from ssd_ray.config import ClusterConfig, Recipe, TrainConfig
+from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
+from ssd_ray.training.adapters import add_adapters
 
 
 def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
@@ -25,14 +28,16 @@ def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
     return out
 
 
-def _train(dataset: Path, model: Path, out: Path, workers: int = 1, **choices: Any) -> None:
+def _train(
+    dataset: Path, model: Path, out: Path, workers: int = 1, device: Literal["cpu", "cuda"] = "cpu", **choices: Any
+) -> None:
     from ssd_ray.training.trainer import train
 
     train(
         dataset,
         model,
         TrainConfig(**{"dtype": "float32", "global_batch_size": 4, **choices}),
-        ClusterConfig(device="cpu", train_workers=workers),
+        ClusterConfig(device=device, train_workers=workers),
         seed=0,
         out=out,
         logs=out,
@@ -62,6 +67,49 @@ def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) ->
         UserError, match=r"a sequence of 4097 tokens, and the context of .* is 4096: set prepare\.max_length=4096"
     ):
         _train(_dataset(tmp_path / "data", (3,) * 4097), tiny_llama, tmp_path / "out")
+
+
+def test_a_model_that_is_whole_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_ray.training import loop
+
+    (tmp_path / "resume" / "step-4").mkdir(parents=True)
+    (tmp_path / "training.json").write_text(json.dumps({"steps": 5}))
+    cluster, alone = ClusterConfig(device="cpu"), SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
+    job = loop.Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
+    monkeypatch.setattr(loop.ray.train, "get_context", lambda: alone)
+    loop.work({"job": job})  # started again after another worker was lost behind the last step
+    _train(tmp_path, tmp_path, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
+
+
+def test_a_data_set_without_a_response(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no response to train on, only masked sequences"):
+        _train(_dataset(tmp_path / "data", (3,)), tiny_llama, tmp_path / "out")
+
+
+def test_attention_that_transformers_lacks_for_the_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
+    with pytest.raises(UserError, match=r"'sdpa' cannot compute the attention of GptOssForCausalLM: set train\.attention=flash"):
+        _train(_dataset(tmp_path / "data", (3, 4)), tmp_path, tmp_path / "out")
+    assert recipes.load("gpt-oss-20b-high").train.attention == "flash_attention_3"
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, 2), (3, 0)])
+def test_a_state_that_the_zero_stage_cannot_go_on_from(before: int, now: int, tiny_llama: Path, tmp_path: Path) -> None:
+    state = tmp_path / "out" / "resume" / "step-4" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"step": 4, "num_workers": 1, "zero_stage": before}))
+    with pytest.raises(UserError, match=rf"written with train\.zero_stage {before}, and {now} cannot read it: set train\.zero_s"):
+        _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", zero_stage=now)
+
+
+def test_an_adapter_on_what_takes_none(tiny_llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    for name in ("lm_head", "query"):
+        with pytest.raises(UserError, match=rf"'{name}' is no linear layer of LlamaForCausalLM below its output head: those"):
+            add_adapters(model, LoraConfig(target_modules=("q_proj", name)), 0)
 
 
 def test_samples_of_another_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
@@ -95,6 +143,12 @@ def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
     recipe = {"name": "r", "model": {"source": "."}, "evaluate": {"arms": {"base": {"model": "base"}}}}
     with pytest.raises(ValueError, match=r"train\.offload 'optimizer' needs cluster\.device=cuda"):
         Recipe.model_validate({**recipe, "train": {"offload": "optimizer"}, "cluster": {"device": "cpu"}})
+
+
+def test_a_kernel_whose_package_is_missing(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    with pytest.raises(UserError, match=r"loss_kernel is 'liger', and its package is not installed: pip install liger-kernel"):
+        _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", device="cuda", loss_kernel="liger")
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,13 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or "all-linear",
     )
-    last_names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    head = model.get_output_embeddings()
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    last_names = {name.rpartition(".")[2] for name, module in linear if module is not head}
     if missing := sorted(set(lora.target_modules) - last_names):
         raise UserError(
-            f"train.lora.target_modules {missing[0]!r} is no linear layer of {type(model).__name__}: it has "
-            f"{', '.join(sorted(last_names))}"
+            f"train.lora.target_modules {missing[0]!r} is no linear layer of {type(model).__name__} below its output head: "
+            f"those are {', '.join(sorted(last_names))}"
         )
     inject_adapter_in_model(chosen, model, adapter_name=_NAME)
     model.enable_input_require_grads()  # or recomputed layers behind frozen embeddings would get no gradient

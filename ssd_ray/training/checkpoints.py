@@ -2,8 +2,8 @@
 
 A resume state is a DeepSpeed checkpoint (one shard a worker, on storage that all of them see) written aside and renamed
 when every shard is there, so a half one is never taken; only the latest is kept. As many workers as wrote it read it bit for
-bit; another number puts its own shards together out of it (`resharding.py`). The finished model goes into the artifact by
-renames as well, `training.json` last: with it, the weights are whole.
+bit; another number, or another ZeRO stage, puts its own shards together out of it (`resharding.py`). The finished model goes into
+the artifact by renames as well, `training.json` last: with it, the weights are whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ssd_ray.artifacts import read_json, write_atomic
-from ssd_ray.config import TrainConfig
+from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.training import resharding
 from ssd_ray.training.adapters import adapter_of, is_adapter, plain_name
 
@@ -27,7 +27,8 @@ RESUME = "resume"
 LEAVE = "leave"
 
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
-_NOT_COPIED = {"fingerprint.json", "manifest.json", FINISHED}
+_NOT_COPIED = {"fingerprint.json", "manifest.json", "timing.json", FINISHED}
+_DECODING = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 
 
 def latest(out: Path) -> tuple[int, dict[str, Any]]:
@@ -53,11 +54,15 @@ def save(engine: Any, out: Path, step: int) -> None:
     """Write the resume state after `step` steps and drop older ones; every worker calls it."""
     resume = out / RESUME
     aside = resume / f".step-{step}.partial"
+    if engine.global_rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)  # what more workers began here would stay among the shards of fewer
     engine.save_checkpoint(str(resume), tag=aside.name, save_latest=False, exclude_frozen_parameters=True)
     if engine.global_rank == 0:
-        write_atomic(aside / "state.json", json.dumps({"step": step, "num_workers": engine.world_size}))
+        write_atomic(aside / "state.json", json.dumps({"step": step, **_layout(engine)}))
         _sync(aside)
+        _sync(out)  # the logs, which must not be behind the state
         aside.rename(resume / f"step-{step}")
+        _sync(resume)
         for old in resume.iterdir():  # earlier states, halves of states, a request to leave, and a script that DeepSpeed leaves
             if old.name != f"step-{step}":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -67,7 +72,7 @@ def save(engine: Any, out: Path, step: int) -> None:
 def restore(engine: Any, out: Path) -> int:
     """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it."""
     step, state = latest(out)
-    if step and state["num_workers"] != engine.world_size and engine.zero_optimization():
+    if step and engine.zero_optimization() and any(state[name] != here for name, here in _layout(engine).items()):
         resharding.load(engine, out / RESUME / f"step-{step}", state["num_workers"])
     elif step:
         frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # those are not in a state
@@ -75,8 +80,13 @@ def restore(engine: Any, out: Path) -> int:
     return step
 
 
+def _layout(engine: Any) -> dict[str, int]:
+    """What decides which part of weights and moments lies in which shard."""
+    return {"num_workers": engine.world_size, "zero_stage": int(engine.zero_optimization_stage())}
+
+
 def _sync(directory: Path) -> None:
-    for path in directory.iterdir():
+    for path in (*directory.iterdir(), directory):
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
@@ -103,11 +113,12 @@ def append_log(out: Path, line: dict[str, Any]) -> None:
         handle.write(json.dumps(line) + "\n")
 
 
-def export(engine: Any, base: Path, out: Path, train: TrainConfig) -> None:
+def export(engine: Any, base: Path, out: Path, train: TrainConfig, decoding: Decoding | None = None) -> None:
     """Write the model as a Hugging Face directory into `out`; every worker calls it, the first writes.
 
-    Weights keep the base directory's names and precision (float32 after float32 training); configuration, tokenizer,
-    generation settings and chat template are the base's files. The whole model is in the first worker's memory once.
+    Weights keep the base directory's names and precision (float32 after float32 training); configuration, tokenizer and
+    chat template are the base's files, and so are the generation settings, but for `decoding` where it is given. The whole
+    model is in the first worker's memory once.
     """
     config = json.loads((base / "config.json").read_text())
     field = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -118,6 +129,8 @@ def export(engine: Any, base: Path, out: Path, train: TrainConfig) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         _save(engine.module.model, weights, aside)
         _copy_others(base, aside)
+        if decoding is not None:
+            state_decoding(aside, decoding)
         (aside / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
         _sync(aside)
         for path in sorted(aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
@@ -170,3 +183,17 @@ def _copy_others(base: Path, directory: Path) -> None:
         wanted = path.suffix in _COPIED_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE"))
         if wanted and path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, directory / path.name)
+
+
+def state_decoding(directory: Path, decoding: Decoding) -> None:
+    """Have generation_config.json of a model directory say `decoding` and nothing else of the kind; the rest of it stays.
+
+    Greedy decoding is stated as top-k 1: vLLM does not read `do_sample`, and transformers saves no temperature of 0.
+    """
+    path = directory / "generation_config.json"
+    before = read_json(path) if path.exists() else {}
+    stated = {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+    if not decoding.temperature:
+        stated = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
+    rest = {name: value for name, value in before.items() if name not in _DECODING}
+    path.write_text(json.dumps({**rest, "do_sample": True, **stated}, indent=2) + "\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -47,7 +46,8 @@ UNCHANGED = Decoding()
 class Job:
     """All that a worker needs to know; paths are absolute and on storage that every worker sees.
 
-    `sampling` is how the data set was drawn, which the held-out measures are against.
+    `sampling` is how the data set was drawn, which the held-out measures are against; `decoding` is how the trained model is
+    to be decoded, which its directory then says.
     """
 
     dataset: Path
@@ -58,6 +58,7 @@ class Job:
     cluster: ClusterConfig
     seed: int
     sampling: Decoding = UNCHANGED
+    decoding: Decoding | None = None
 
     def with_workers(self, number: int) -> Job:
         """The job for as many workers as there are at the moment."""
@@ -72,6 +73,8 @@ def work(config: dict[str, Job]) -> None:
     """
     context = ray.train.get_context()
     job = config["job"].with_workers(context.get_world_size())
+    if (job.out / checkpoints.FINISHED).exists():  # a worker was lost after its last word
+        return
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
     prepare_process(job.cluster)
     worker = Worker(job)
@@ -92,7 +95,7 @@ def work(config: dict[str, Job]) -> None:
             if NOTICE.is_set():
                 os._exit(128 + signal.SIGTERM)
     worker.observer.close()
-    checkpoints.export(engine, job.model, job.out, train)
+    checkpoints.export(engine, job.model, job.out, train, job.decoding)
     if engine.global_rank == 0:
         _finish(engine, worker, job)
     distributed.barrier()
@@ -115,8 +118,8 @@ class Worker:
         self.engine = build_engine(job.model, job.train, job.cluster, seed=job.seed)
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
-        if job.train.sequence_parallel_size > 1 and job.train.attention == "sdpa":
-            self._budget = 1  # sdpa under Ulysses sees no mask, so a line may hold one sequence only
+        if job.train.sequences_alone:
+            self._budget = 1
         self.observer = Observer(job, self.engine, self.examples, self.held_out, self._budget)
 
     def step(self, step: int) -> dict[str, Any]:
@@ -187,7 +190,7 @@ class Worker:
 
 
 def _finish(engine: Any, worker: Worker, job: Job) -> None:
-    """Record the facts, which says that the weights are whole, and let go of the resume state."""
+    """Record the facts, which says that the weights are whole."""
     lines = checkpoints.read_log(job.out)
     facts = {
         "steps": job.train.steps,
@@ -203,7 +206,6 @@ def _finish(engine: Any, worker: Worker, job: Job) -> None:
         "trained_parameters": sum(_size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad),
     }
     write_atomic(job.out / checkpoints.FINISHED, json.dumps(facts, indent=1))
-    shutil.rmtree(job.out / checkpoints.RESUME, ignore_errors=True)
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

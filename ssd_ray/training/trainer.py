@@ -7,6 +7,8 @@ Reads a data set and a model directory; the workers fill `out` (see `loop.py`), 
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 import signal
 import threading
 import time
@@ -52,6 +54,7 @@ def train(
     cluster: ClusterConfig,
     *,
     sampling: Decoding = UNCHANGED,
+    decoding: Decoding | None = None,
     seed: int,
     out: Path,
     logs: Path,
@@ -63,7 +66,8 @@ def train(
     paths are on storage that every node sees. Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs,
     num_workers, parameters, trained_parameters.
 
-    `sampling` is how the data set was drawn: the held-out measures are against that distribution.
+    `sampling` is how the data set was drawn: the held-out measures are against that distribution. `decoding` is how the trained
+    model is to be decoded, for its generation_config.json; without it the base's stays.
 
     Raises:
         UserError: the model, the data or a choice makes training impossible.
@@ -77,6 +81,7 @@ def train(
         train=choices,
         cluster=cluster,
         sampling=sampling,
+        decoding=decoding,
         seed=seed,
     )
     job.logs.mkdir(parents=True, exist_ok=True)
@@ -85,11 +90,14 @@ def train(
         _say_if_crowded(cluster, progress)
         with progress.task("train", total=choices.steps, unit="steps", done=begin) as task, _shown(job, begin, task, progress):
             _run(job, progress)
+    shutil.rmtree(job.out / checkpoints.RESUME, ignore_errors=True)
     return read_json(job.out / checkpoints.FINISHED)
 
 
 def _begin(job: Job) -> int:
     """The step that workers will start from, after what can be checked without them."""
+    from transformers import AutoConfig
+
     if not (job.model / "config.json").exists():
         raise UserError(f"{job.model} is not a Hugging Face model directory: it has no config.json")
     if "quantization_config" in read_json(job.model / "config.json"):
@@ -100,18 +108,48 @@ def _begin(job: Job) -> int:
         raise UserError(str(error)) from error
     if job.cluster.device == "cpu" and job.train.needs_cuda:
         raise UserError(f"{job.train.needs_cuda} needs cluster.device=cuda")
+    config = AutoConfig.from_pretrained(job.model, local_files_only=True)
+    _check_attention(config, job)
     examples = Examples(job.dataset)
-    _check_samples(examples, job)
+    _check_samples(examples, config.get_text_config(), job)
     split(examples, job.train.heldout_samples, job.seed)
     trackers.check(job.train.trackers)
-    return checkpoints.latest(job.out)[0]
+    if job.train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel")
+    return _step_to_go_on_from(job)
 
 
-def _check_samples(examples: Examples, job: Job) -> None:
-    """Whether the model can read every sequence: the tokenizer that made it, its ids and its length."""
-    from transformers import AutoConfig
+def _step_to_go_on_from(job: Job) -> int:
+    """The step of the latest resume state, which stage 0 and the others cannot take from one another."""
+    step, state = checkpoints.latest(job.out)
+    if step and (state["zero_stage"] == 0) != (job.train.zero_stage == 0):
+        resume, before = job.out / checkpoints.RESUME, state["zero_stage"]
+        raise UserError(
+            f"{resume} holds a state that was written with train.zero_stage {before}, and {job.train.zero_stage} cannot read it: "
+            f"set train.zero_stage={before}, or delete that directory to train from the first step"
+        )
+    return step
 
-    text = AutoConfig.from_pretrained(job.model, local_files_only=True).get_text_config()
+
+def _check_attention(config: Any, job: Job) -> None:
+    """Whether transformers has the model's attention in the kernel that is asked for (GPT-OSS's sinks are not in sdpa)."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if job.train.attention == "sdpa" and not getattr(kind, "_supports_sdpa", True):
+        raise UserError(
+            f"train.attention 'sdpa' cannot compute the attention of {kind.__name__}: set train.attention=flash_attention_3, "
+            "which needs CUDA and the package kernels"
+        )
+
+
+def _check_samples(examples: Examples, text: Any, job: Job) -> None:
+    """Whether there is a response, and the model can read every sequence: the tokenizer that made it, its ids, its length."""
+    if not examples.response_lengths.any():
+        raise UserError(
+            f"the data set {job.dataset} holds no response to train on, only masked sequences: set a policy of "
+            "prepare.policies to keep"
+        )
     here, made_with = models.tokenizer_digests(job.model), _tokenizer_of(job.dataset)
     if any(made_with[name] != digest for name, digest in here.items() if name in made_with):
         raise UserError(
