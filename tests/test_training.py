@@ -269,7 +269,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_a_state_that_one_worker_goes_on_from(
     assert driver.returncode != 0
     assert b"KeyboardInterrupt" in stderr
     _wait_for(lambda: not _workers(out), timeout_s=60)
-    assert (out / "resume" / "step-10" / "state.json").exists()
+    assert len(list((out / "resume").glob("step-*/state.json"))) == 1
     assert _train(dataset, model, out, workers=1)["num_workers"] == 1
     for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
