@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Two files of tests at a time: those that start engines wait for much of their time, for nodes to be lost and workers to end.
-PYTEST := $(BIN)/pytest --durations=10 -n 2 --dist loadfile
+PYTEST := $(BIN)/pytest --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
 # A driver outside of the virtual environment's bin still finds its tools (ninja, ray).
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

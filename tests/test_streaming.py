@@ -248,7 +248,8 @@ def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_
 ) -> None:
     said = Said()
     engine = functools.partial(MortalEngine, kills=frozenset({7}), refuses=frozenset({3}))
-    facts = _draw(source, tmp_path / "out", engine, progress=said)
+    # Both answers to p7 may be of units of one engine, which then dies twice with each before it is alone with p7.
+    facts = _draw(source, tmp_path / "out", engine, max_failures=4, progress=said)
     _check_whole(tmp_path / "out", without=frozenset({3, 7}))
     keys = [(failure["prompt_id"], failure["sample_index"]) for failure in facts["failed"]]
     assert keys == [("p3", 0), ("p3", 1), ("p7", 0), ("p7", 1)]
@@ -260,7 +261,7 @@ def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_
 
 def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InfrastructureError, match=r"engines die|engines died"):
+    with pytest.raises(InfrastructureError, match=r"engines die|an engine died"):
         _draw(source, out, functools.partial(MortalEngine, kills=frozenset(range(13, PROMPTS))))
     kept = {path.name: path.stat().st_mtime_ns for path in artifacts.shard_paths(out)}
     assert kept

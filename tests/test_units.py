@@ -89,9 +89,11 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
     assert [one.engine for one in status.read(tmp_path)] == [first.engine]
 
 
-def _status(engine: str, *, rows: int = 0, dead: bool = False, alone: str = "", refused: int = 0) -> EngineStatus:
+def _status(
+    engine: str, *, actor: str = "a", rows: int = 0, dead: bool = False, alone: str = "", refused: int = 0
+) -> EngineStatus:
     return EngineStatus(
-        engine=engine, actor="a", pid=1, state="ready", began=0.0, rows=rows, dead=dead, alone=alone, refused=refused
+        engine=engine, actor=actor, pid=1, state="ready", began=0.0, rows=rows, dead=dead, alone=alone, refused=refused
     )
 
 
@@ -105,6 +107,14 @@ def test_only_deaths_without_an_answer_between_them_are_a_streak() -> None:
     seen.append(_status("e", rows=1, dead=True))
     streak.take(seen)
     assert streak.deaths == 1
+
+
+def test_engines_that_die_together_as_with_their_node_are_no_streak() -> None:
+    streak, seen = Streak([]), []
+    for time in range(2):
+        seen += [_status(f"{actor}-{time}", actor=actor, dead=True) for actor in "abcdefgh"]
+        streak.take(seen)
+        assert streak.deaths == time + 1
 
 
 def test_only_refusals_without_an_answer_between_them_are_a_streak() -> None:

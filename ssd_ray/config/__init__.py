@@ -204,8 +204,8 @@ class ClusterConfig(Section):
     max_graders: int | None = tuning(None, ge=1)
     """Graders at most; `null` is as many as the cluster's present cores hold."""
     max_failures: int = tuning(3, ge=0)
-    """What is retried before the run stops: deaths of engines in a row without an answer between them, and all deaths of graders
-    and training workers of a step."""
+    """What is retried before the run stops: deaths of an engine in a row without an answer of any between, and all deaths of
+    graders and training workers of a step."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:

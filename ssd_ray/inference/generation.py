@@ -56,7 +56,7 @@ def generate(
 
     Raises:
         UserError: arguments that vLLM refuses, or not one answer; a full disk.
-        InfrastructureError: engines died more often in a row than `cluster.max_failures`, without an answer between.
+        InfrastructureError: an engine died more than `cluster.max_failures` times in a row, without any answer between.
     """
     make_engine = functools.partial(
         Engine, directory, model=model, engine=engine, decoding=decoding, max_tokens=max_tokens, device=cluster.device

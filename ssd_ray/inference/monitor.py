@@ -10,7 +10,7 @@ import functools
 import json
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,14 +36,24 @@ _ENGINE_FIGURE = "engine_tokens_per_second"
 
 
 class Streak:
-    """What happened in a row without a finished answer between: deaths, prompts that died alone in an engine, units refused."""
+    """What happened in a row without a finished answer of any engine between.
+
+    Deaths of the engine that died most (a lost node takes many at once, each of them once), prompts that died alone in an
+    engine, units refused.
+    """
 
     def __init__(self, statuses: list[EngineStatus]) -> None:
         self._known = {one.engine for one in statuses if one.dead}
         self._left_out = status.left_out(one for one in statuses if one.dead)
         self._answers = sum(one.rows for one in statuses)
         self._refused = sum(one.refused for one in statuses)
-        self.deaths = self.prompts = self.refusals = 0
+        self.prompts = self.refusals = 0
+        self._deaths: Counter[str] = Counter()
+
+    @property
+    def deaths(self) -> int:
+        """Deaths of the engine that died most often."""
+        return max(self._deaths.values(), default=0)
 
     def take(self, statuses: list[EngineStatus]) -> frozenset[str]:
         """Count what is new; returns the prompts that are left out from now on."""
@@ -53,10 +63,11 @@ class Streak:
         added = left_out - self._left_out
         answers, refused = sum(one.rows for one in statuses), sum(one.refused for one in statuses)
         if answers > self._answers:
-            self.deaths = self.prompts = self.refusals = 0
+            self.prompts = self.refusals = 0
+            self._deaths.clear()
             self._refused = refused
         self.refusals += refused - self._refused
-        self.deaths += sum(not one.alone for one in fresh)
+        self._deaths.update(one.actor for one in fresh if not one.alone)
         self.prompts += len(added)
         self._known |= {one.engine for one in fresh}
         self._left_out, self._answers, self._refused = left_out, answers, refused
@@ -155,7 +166,7 @@ class Monitor:
         reason = next((one.reason for one in reversed(own) if one.reason), "no reason given")
         if self._streak.deaths > self._max_failures:
             raise InfrastructureError(
-                f"{self._stage}: engines died {self._streak.deaths} times in a row without an answer ({reason}); "
+                f"{self._stage}: an engine died {self._streak.deaths} times in a row without an answer ({reason}); "
                 f"their logs are in {self._logs}"
             )
         if self._streak.prompts > self._max_failures:
