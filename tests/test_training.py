@@ -37,6 +37,7 @@ TRAIN = {
     "max_grad_norm": 0.5,
     "dtype": "float32",
     "checkpoint_every": 10,
+    "export_every": 20,
     "gradient_checkpointing": False,
     "loss_chunk_tokens": 16,
 }
@@ -150,22 +151,26 @@ def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: P
         assert log[step]["grad_norm"] == pytest.approx(norm.item(), rel=2e-3)
         assert log[step]["learning_rate"] == learning_rate(train, step)
         assert log[step]["step"] == step + 1
-    for name, value in _weights(uninterrupted).items():
-        torch.testing.assert_close(value, bare.state_dict()[name], atol=2e-4, rtol=1e-3)
+        if step + 1 in (20, STEPS):
+            exported = uninterrupted if step + 1 == STEPS else uninterrupted / "steps" / "step-20"
+            for name, value in _weights(exported).items():
+                torch.testing.assert_close(value, bare.state_dict()[name], atol=2e-4, rtol=1e-3)
 
 
 def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupted: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    trained, info = AutoModelForCausalLM.from_pretrained(uninterrupted, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert trained.dtype == torch.float32
-    assert trained.lm_head.weight is trained.model.embed_tokens.weight
-    assert set(_weights(uninterrupted)) == set(_weights(model))
-    for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
-        assert (uninterrupted / name).read_text().strip() == (model / name).read_text().strip()
+    assert [path.name for path in (uninterrupted / "steps").iterdir()] == ["step-20"]
+    for exported in (uninterrupted, uninterrupted / "steps" / "step-20"):
+        trained, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert trained.dtype == torch.float32
+        assert trained.lm_head.weight is trained.model.embed_tokens.weight
+        assert set(_weights(exported)) == set(_weights(model))
+        for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
+            assert (exported / name).read_text().strip() == (model / name).read_text().strip()
     messages = [{"role": "user", "content": "hi"}]
     ours, base = (AutoTokenizer.from_pretrained(path) for path in (uninterrupted, model))
     assert ours.apply_chat_template(messages, tokenize=False) == base.apply_chat_template(messages, tokenize=False)
@@ -238,8 +243,9 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_the_result(
 
     _train(dataset, model, out)
     assert _log(out) == _log(uninterrupted)
-    for name, value in _weights(out).items():
-        assert torch.equal(value, _weights(uninterrupted)[name]), name
+    for exported in (".", "steps/step-20"):
+        for name, value in _weights(out / exported).items():
+            assert torch.equal(value, _weights(uninterrupted / exported)[name]), (exported, name)
     stamp = (out / "model.safetensors").stat().st_mtime_ns
     assert _train(dataset, model, out) == json.loads((out / "training.json").read_text())
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp

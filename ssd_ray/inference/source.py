@@ -21,7 +21,7 @@ from ssd_ray.ledger import Span
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_POLL_S = 0.1
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ def paced(plan: Plan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[
     recorded, handed_back = ledger.tail(plan.out), ledger.Tail(plan.out / ".returned", _parse)
     out: set[Span] = set()
     again: deque[Span] = deque()
+    pause = _SHORTEST_PAUSE_S
     for _ in (*recorded.new(), *handed_back.new()):
         pass  # what stood there before belongs to earlier attempts
 
@@ -87,14 +88,18 @@ def paced(plan: Plan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[
             if again and len(out) < plan.window:
                 unit = again.popleft()
                 out.add(unit)
+                pause = _SHORTEST_PAUSE_S
                 yield unit
             else:
-                time.sleep(_POLL_S)
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
             look()
         if span is None:
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:
             out.add(span)
+            pause = _SHORTEST_PAUSE_S
             yield span
 
 

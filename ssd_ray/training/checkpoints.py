@@ -3,7 +3,8 @@
 A resume state is a DeepSpeed checkpoint (one shard a worker, on storage that all of them see) written aside and renamed
 when every shard is there, so a half one is never taken; only the latest is kept. As many workers as wrote it read it bit for
 bit; another number, or another ZeRO stage, puts its own shards together out of it (`resharding.py`). The finished model goes into
-the artifact by renames as well, `training.json` last: with it, the weights are whole.
+the artifact by renames as well, `training.json` last: with it, the weights are whole. So does what is exported on the way, each
+into a directory of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ssd_ray.training.adapters import adapter_of, is_adapter, plain_name
 LOSS_LOG = "loss.jsonl"
 FINISHED = "training.json"
 RESUME = "resume"
+STEPS = "steps"
 LEAVE = "leave"
 
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
@@ -136,6 +138,20 @@ def export(engine: Any, base: Path, out: Path, train: TrainConfig, decoding: Dec
         for path in sorted(aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
             path.replace(out / path.name)
         aside.rmdir()
+    torch.distributed.barrier()
+
+
+def export_step(engine: Any, base: Path, out: Path, train: TrainConfig, decoding: Decoding | None, step: int) -> None:
+    """Write the model after `step` steps as `export` does, into a directory of its own; every worker calls it."""
+    whole = out / STEPS / f"step-{step}"
+    aside = whole.with_name(f".{whole.name}.partial")
+    if engine.global_rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+    export(engine, base, aside, train, decoding)
+    if engine.global_rank == 0:
+        shutil.rmtree(whole, ignore_errors=True)  # of an attempt that ended before its next resume state: the same weights
+        aside.rename(whole)
+        _sync(whole.parent)
     torch.distributed.barrier()
 
 

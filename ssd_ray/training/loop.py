@@ -94,6 +94,8 @@ def work(config: dict[str, Job]) -> None:
             checkpoints.save(engine, job.out, step + 1)
             if NOTICE.is_set():
                 os._exit(128 + signal.SIGTERM)
+        if train.export_every and (step + 1) % train.export_every == 0 and step + 1 < train.steps:
+            checkpoints.export_step(engine, job.model, job.out, train, job.decoding, step + 1)
     worker.observer.close()
     checkpoints.export(engine, job.model, job.out, train, job.decoding)
     if engine.global_rank == 0:
