@@ -39,9 +39,9 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
     assert arguments["enable_expert_parallel"]
     assert "logits_processors" not in arguments
-    alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"max_num_seqs": 3}), "cuda")
+    alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda")
     assert "distributed_executor_backend" not in alone
-    assert alone["max_num_seqs"] == 3, "extra arguments win"
+    assert alone["seed"] == 3, "extra arguments win"
 
 
 def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_the_sampler() -> None:

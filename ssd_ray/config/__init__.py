@@ -144,6 +144,7 @@ _DECIDED_ELSEWHERE = {
     "max_model_len": "model.max_model_len",
     "tensor_parallel_size": "engine.tensor_parallel_size",
     "pipeline_parallel_size": "engine.pipeline_parallel_size",
+    "max_num_seqs": "engine.max_num_seqs",
 }
 REPLACES_SAMPLER = frozenset({"speculative_config", "logits_processors"})
 """Arguments of vLLM's engine beside which this package's sampler does not work."""
@@ -171,6 +172,8 @@ class EngineConfig(Section):
     same tokens. `auto` is exact on a CPU, where it was measured to be faster, and vllm on CUDA, where it was never measured."""
     cpus: float = tuning(2, gt=0)
     """Cores of one CPU engine, and the threads it computes on."""
+    stall_s: float = tuning(3600, gt=0)
+    """Seconds after which an engine whose start or step does not come back is ended, and started again."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, passed through; they win over the fields above. What prompts, reservations and
     provenance are made from is refused here."""

@@ -24,6 +24,8 @@ from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
 from ssd_ray.schema import FinishReason
 
 CRASH_EXIT_CODE = 70
+_NOT_YET_FREE = "Free memory on device"
+"""How vLLM's ValueError begins where another process, such as this engine's predecessor, still holds a GPU's memory."""
 
 
 class RefusedRequestError(UserError):
@@ -73,7 +75,9 @@ class Engine:
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Answer]] = {}
-        self._next_id = 0
+        self._built = False
+        self._next_id, self._moved = 0, time.monotonic()
+        threading.Thread(target=self._watch, args=(engine.stall_s,), name="stall", daemon=True).start()
         ready: Future[Any] = Future()
         arguments = engine_arguments(directory, model, engine, device)
         self._thread = threading.Thread(target=self._live, args=(arguments, ready), name="engine", daemon=True)
@@ -81,6 +85,8 @@ class Engine:
         try:
             self._engine = ready.result()
         except (ValueError, TypeError) as error:
+            if _NOT_YET_FREE in str(error):
+                raise InfrastructureError(_one_line(error)) from error
             raise UserError(f"vLLM does not take this model or its arguments: {_one_line(error)}") from error
         print(f"engine ready at {time.time():.3f}", file=sys.stderr, flush=True)
 
@@ -108,12 +114,14 @@ class Engine:
         except BaseException as error:
             ready.set_exception(error)
             return
+        self._moved, self._built = time.monotonic(), True
         ready.set_result(self._engine)
         self._loop()
 
     def _loop(self) -> None:
         try:
             while self._take_in():
+                self._moved = time.monotonic()
                 for output in self._engine.step():
                     if output.finished:
                         self._deliver(output)
@@ -121,6 +129,13 @@ class Engine:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(CRASH_EXIT_CODE)
+
+    def _watch(self, stall_s: float) -> None:
+        """End the process where a start or a step does not come back: a device or a network may hang for ever."""
+        while time.monotonic() - self._moved < stall_s or (self._built and not self._running):
+            time.sleep(min(stall_s / 4, 30.0))
+        print(f"engine: nothing came back for {stall_s:g} s (engine.stall_s)", file=sys.stderr, flush=True)
+        os._exit(CRASH_EXIT_CODE)
 
     def _take_in(self) -> bool:
         """Move waiting requests into the engine, blocking only when it has nothing to do; False when closed and empty."""
@@ -132,6 +147,7 @@ class Engine:
             if item is None:
                 self._incoming.put(None)
                 return bool(self._running)
+            self._moved = time.monotonic()
             self._add(*item)
 
     def _add(self, request: Request, future: Future[Answer]) -> None:

@@ -10,7 +10,6 @@ import functools
 import shutil
 import time
 from collections.abc import Callable
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def generate(
     engines = Pool(
         min_engines=cluster.min_engines,
         max_engines=cluster.max_engines,
-        concurrent_units=1 + ceil(engine.max_num_seqs / shard_rows),
+        concurrent_units=pool.concurrent_units(engine.max_num_seqs, shard_rows),
         resources=engine_resources(engine, cluster.device),
         environment=engine_environment(engine, cluster.device),
     )
@@ -95,7 +94,7 @@ def draw(
     out = order.out
     plan = Plan(prompts=order.prompts, out=out, samples=order.samples, shard_rows=shard_rows, window=engines.window)
     for partial in out.glob(".*.partial"):
-        partial.unlink()
+        partial.unlink(missing_ok=True)
     status.forget_living(out)
     found = _looked_at(out, progress, stage)
     with progress.task(stage, total=0, unit="answers", done=found.positions) as task:
@@ -104,6 +103,7 @@ def draw(
             task,
             progress,
             stage=stage,
+            attempt=order.attempt,
             before=found.positions + _journalled(out, found),
             max_failures=max_failures,
             ended=ended,

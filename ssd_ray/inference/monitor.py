@@ -49,6 +49,7 @@ class Streak:
         self._refused = sum(one.refused for one in statuses)
         self.prompts = self.refusals = 0
         self._deaths: Counter[str] = Counter()
+        self.engines: set[str] = set()
 
     @property
     def deaths(self) -> int:
@@ -65,8 +66,10 @@ class Streak:
         if answers > self._answers:
             self.prompts = self.refusals = 0
             self._deaths.clear()
+            self.engines.clear()
             self._refused = refused
         self.refusals += refused - self._refused
+        self.engines |= {one.engine for one in fresh}
         self._deaths.update(one.actor for one in fresh if not one.alone)
         self.prompts += len(added)
         self._known |= {one.engine for one in fresh}
@@ -100,6 +103,7 @@ class Monitor:
         progress: Progress,
         *,
         stage: str,
+        attempt: str,
         before: int,
         max_failures: int,
         ended: Callable[[], bool],
@@ -107,10 +111,8 @@ class Monitor:
     ) -> None:
         self._plan, self._task, self._progress, self._stage = plan, task, progress, stage
         self._before, self._max_failures, self._ended, self._logs = before, max_failures, ended, logs
-        statuses = status.read(plan.out)
-        self._began, self._looked = time.time(), 0.0
-        self._earlier = {one.engine for one in statuses}
-        self._streak = Streak(statuses)
+        self._attempt, self._looked = attempt, 0.0
+        self._streak = Streak(status.read(plan.out))
         self._rates: dict[str, Rate] = {"": Rate()}
         self._rows: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -139,7 +141,7 @@ class Monitor:
     def look(self, on_record: int | None = None) -> None:
         """Take in what the engines say, show it, and stop where it is hopeless; `on_record` is the count once that is known."""
         statuses = status.read(self._plan.out)
-        own = [one for one in statuses if one.engine not in self._earlier]
+        own = self._own(statuses)
         self._stop(own, statuses)
         done = self._before + sum(one.rows for one in own) if on_record is None else on_record
         tokens, total = sum(one.tokens for one in own), self.total
@@ -157,6 +159,10 @@ class Monitor:
         self._publish(figures, rates)
         self._task.update(min(done, total), tokens=tokens, note=_note(own, busy, lost), total=total)
 
+    def _own(self, statuses: list[EngineStatus]) -> list[EngineStatus]:
+        """Engines of this attempt; those of a driver that was lost may take some seconds to end."""
+        return [one for one in statuses if one.attempt == self._attempt]
+
     def _stop(self, own: list[EngineStatus], statuses: list[EngineStatus]) -> None:
         mistake = next((one.reason for one in own if one.mistake), None)
         if mistake is not None:
@@ -165,14 +171,16 @@ class Monitor:
             self._progress.say(f"{self._stage}: prompt {prompt!r} is left out: engines die with it")
         reason = next((one.reason for one in reversed(own) if one.reason), "no reason given")
         if self._streak.deaths > self._max_failures:
+            status.absolve(self._plan.out, self._streak.engines)
             raise InfrastructureError(
                 f"{self._stage}: an engine died {self._streak.deaths} times in a row without an answer ({reason}); "
                 f"their logs are in {self._logs}"
             )
         if self._streak.prompts > self._max_failures:
+            status.absolve(self._plan.out, self._streak.engines)
             raise InfrastructureError(
                 f"{self._stage}: engines die with every prompt ({self._streak.prompts} in a row, {reason}); "
-                f"their logs are in {self._logs}"
+                f"their logs are in {self._logs}; if it is the prompts, raise cluster.max_failures"
             )
         if self._streak.refusals > self._max_failures:
             raise UserError(
@@ -189,7 +197,7 @@ class Monitor:
 
     def pace(self) -> None:
         """Write rows, tokens and seconds of this attempt, from the first engine being ready to the last shard."""
-        own = [one for one in status.read(self._plan.out) if one.engine not in self._earlier and one.last]
+        own = [one for one in self._own(status.read(self._plan.out)) if one.last]
         if own:
             seconds = max(one.last for one in own) - min(one.ready for one in own)
             pace = {"rows": sum(one.rows for one in own), "tokens": sum(one.tokens for one in own), "seconds": seconds}

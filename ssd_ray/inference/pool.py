@@ -14,6 +14,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil, log
 from typing import Any
 
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -41,9 +42,23 @@ class Pool:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def units_in_hand(self) -> int:
+        """Units that an engine is given at a time: those that it draws, and a few that it goes on with."""
+        return self.concurrent_units + self.concurrent_units // 4 + 1
+
+    @property
     def window(self) -> int:
         """Units in flight at most: as many as make Ray Data start all engines."""
-        return 2 * self.max_engines * self.concurrent_units
+        return self.max_engines * self.units_in_hand + 1
+
+
+def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
+    """How many units an engine draws at a time so that its batch stays full to the last answer of each.
+
+    Answers of a unit end one after another. Where their lengths are spread as exponentially as reasoning's are, the longest of
+    n is 1 + 1/2 + ... + 1/n of the mean, about 1 + ln n: for so many times its turn a unit is in, and by then one answer is left.
+    """
+    return 1 + ceil(max_num_seqs / shard_rows * (1 + log(shard_rows)))
 
 
 class _Watched(ExecutionCallback):  # type: ignore[misc]
@@ -82,7 +97,7 @@ def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     before = ray.data.DataContext.get_current()
     try:
-        ray.data.DataContext._set_current(_context(before.copy(), own))
+        ray.data.DataContext._set_current(_context(before.copy(), own, pool))
         # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         start = ray.data.from_items([{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1)
@@ -122,7 +137,7 @@ def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[],
     return both
 
 
-def _context(context: Any, own: str) -> Any:
+def _context(context: Any, own: str, pool: Pool) -> Any:
     """Ray Data as an engine pool needs it."""
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -133,6 +148,8 @@ def _context(context: Any, own: str) -> Any:
     # A unit may take hours, and a cluster's next node as well.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Watched]
+    # More engines as soon as units wait for the ones that are there.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1 + 1 / pool.concurrent_units
     context.set_config(_WATCH, own)
     return context
 
@@ -143,7 +160,7 @@ def _strategy(pool: Pool) -> Any:
     return ray.data.ActorPoolStrategy(
         min_size=pool.min_engines,
         max_size=pool.max_engines,
-        max_tasks_in_flight_per_actor=2 * pool.concurrent_units,
+        max_tasks_in_flight_per_actor=pool.units_in_hand,
         max_concurrent_calls_per_actor=pool.concurrent_units,
         # Without this, Ray Data lets one batch at a time into the worker, and an engine runs dry at every shard's end.
         enable_true_multi_threading=True,

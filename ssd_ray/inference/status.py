@@ -12,9 +12,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ State = Literal["starting", "ready", "draining", "failed", "ended"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """One engine process: its actor, what it has done, and the spans that it is drawing.
+    """One engine process: its actor, node and attempt of the stage, what it has done, and the spans that it is drawing.
 
     `refused` counts units of which no request was answered, although the engine lived. `alone` is the one prompt in the engine
     while it is tried by itself; `reason` says what failed, and `mistake` that it is the user's to mend. Times are seconds since
@@ -42,6 +43,8 @@ class EngineStatus:
     pid: int
     state: State
     began: float
+    node: str = ""
+    attempt: str = ""
     ready: float = 0.0
     last: float = 0.0
     rows: int = 0
@@ -55,14 +58,24 @@ class EngineStatus:
 
 
 class Reporter:
-    """An engine process's own file; a thread rewrites it while there is news."""
+    """An engine process's own file; a thread rewrites it while there is news.
 
-    def __init__(self, out: Path, actor: str) -> None:
+    `is_alive` tells of a node whether it is there; `failed_starts` is how many processes before this one, in a row and of the
+    same actor, died before they were ready.
+    """
+
+    def __init__(
+        self, out: Path, actor: str, *, node: str = "", attempt: str = "", is_alive: Callable[[str], bool] = lambda _: True
+    ) -> None:
         self._directory = out / ".engines"
         self._directory.mkdir(parents=True, exist_ok=True)
-        _bury(self._directory, actor)
-        self.engine = uuid.uuid4().hex[:12]
-        self._status = EngineStatus(engine=self.engine, actor=actor, pid=os.getpid(), state="starting", began=time.time())
+        _bury(self._directory, actor, is_alive)
+        before = [one for one in read(out) if one.actor == actor and one.dead]
+        self.failed_starts = sum(1 for _ in takewhile(lambda one: not one.ready, reversed(before)))
+        self.engine, began = uuid.uuid4().hex[:12], time.time()
+        self._status = EngineStatus(
+            engine=self.engine, actor=actor, pid=os.getpid(), state="starting", began=began, node=node, attempt=attempt
+        )
         self._drawing: Counter[Span] = Counter()
         self._lock = threading.Lock()
         self._news = False
@@ -119,17 +132,33 @@ class Reporter:
                     self._write()
 
     def _write(self) -> None:
-        aside = self._directory / f".{self.engine}.aside"
-        aside.write_text(json.dumps(asdict(self._status)))
-        aside.replace(self._directory / f"{self.engine}.json")
+        _put(self._directory / f"{self.engine}.json", self._status)
         self._news = False
 
 
-def _bury(directory: Path, actor: str) -> None:
-    """Mark the earlier processes of an actor that did not end by themselves as dead."""
+def _put(path: Path, status: EngineStatus) -> None:
+    aside = path.with_name(f".{path.stem}.aside")
+    aside.write_text(json.dumps({name: value for name, value in asdict(status).items() if name != "dead"}))
+    aside.replace(path)
+
+
+def _bury(directory: Path, actor: str, is_alive: Callable[[str], bool]) -> None:
+    """Mark the earlier processes of an actor that did not end by themselves as dead; one that went with its node was not
+    ended by what it drew.
+    """
     for status in _read(directory):
         if status.actor == actor and not status.dead and status.state != "ended":
-            (directory / f"{status.engine}.json").rename(directory / f"{status.engine}.dead")
+            path = directory / f"{status.engine}.json"
+            if status.node and not is_alive(status.node):
+                _put(path, replace(status, drawing=(), alone=""))
+            path.rename(path.with_suffix(".dead"))
+
+
+def absolve(out: Path, engines: Collection[str]) -> None:
+    """Let deaths of these processes speak against no prompt: what ended them was not the prompts."""
+    for status in _read(out / ".engines"):
+        if status.engine in engines and status.dead:
+            _put(out / ".engines" / f"{status.engine}.dead", replace(status, drawing=(), alone=""))
 
 
 def read(out: Path) -> list[EngineStatus]:

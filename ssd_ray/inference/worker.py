@@ -12,10 +12,11 @@ import signal
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _TRIES = 3
 _NOTICE_PERIOD_S = 5.0
+_PATIENT_STARTS = 4
 
 
 class Draws(Protocol):
@@ -53,6 +55,7 @@ class Order:
     seed: int
     out: Path
     logs: Path
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class EngineWorker:
@@ -66,11 +69,15 @@ class EngineWorker:
         self._order = order
         context = ray.get_runtime_context()
         self._node = context.get_node_id()
-        self._report = status.Reporter(order.out, context.get_actor_id())
+        self._report = status.Reporter(
+            order.out, context.get_actor_id(), node=self._node, attempt=order.attempt, is_alive=_is_alive
+        )
         self._gate, self._draining = _Gate(), threading.Event()
         self._calls = _Calls()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._draining.set())
+        # A machine that is no good beside others that are: try ever more rarely.
+        self._draining.wait(_pause_s(self._report.failed_starts))
         try:
             self._engine = order.make_engine()
         except Exception as error:
@@ -274,6 +281,17 @@ class _Gate:
             with self._changed:
                 self._taken = False
                 self._changed.notify_all()
+
+
+def _pause_s(failed_starts: int) -> float:
+    """How long to wait after so many failed starts in a row: the first few do not wait."""
+    return 0.0 if failed_starts < _PATIENT_STARTS else min(10.0 * 2 ** (failed_starts - _PATIENT_STARTS), 300.0)
+
+
+def _is_alive(node: str) -> bool:
+    import ray
+
+    return any(there["NodeID"] == node and there["Alive"] for there in ray.nodes())
 
 
 def read_prompts(directory: Path, unit: Span, samples: int) -> dict[int, Prompt]:
