@@ -68,6 +68,8 @@ class Engine:
     def __init__(
         self, directory: Path, *, model: ModelConfig, engine: EngineConfig, decoding: Decoding, max_tokens: int, device: str
     ):
+        if device == "cpu":
+            _bind_threads(engine.cpus)
         from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -191,6 +193,16 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
 
         return params | exact_arguments(decoding.top_k, decoding.top_p)
     return params | {"top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+
+
+def _bind_threads(cpus: float) -> None:
+    """Keep each OpenMP thread on a core of its own where this engine has all cores there are.
+
+    A daemon that wakes up would otherwise have two of them share a core for some milliseconds, and each waits for the other.
+    OpenMP reads its environment when torch is loaded; engines that share a machine would all be bound to the same cores.
+    """
+    if round(cpus) >= len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_PROC_BIND", "true")
 
 
 def _one_line(error: Exception) -> str:
