@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Nobody looks at these: new log files twice a second, and the node's figures every 2.5 s.
     "LOG_NAME_UPDATE_INTERVAL_S": "30",
-    "RAY_REPORTER_UPDATE_INTERVAL_MS": "10000",
+    "REPORTER_UPDATE_INTERVAL_MS": "10000",
     # Driver and workers run one environment; Ray's hook for `uv run` would build another.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
