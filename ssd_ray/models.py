@@ -177,8 +177,9 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text()
-        except OSError as error:
-            raise UserError(f"model.chat_template {chat_template!r} cannot be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UserError(f"model.chat_template {chat_template!r} cannot be read: {reason}") from error
     return tokenizer
 
 

@@ -1,7 +1,7 @@
 """The whole program on one page: which artifact is made from which, by what, and in what order.
 
     problems ─render→ prompts/ ─sample→ samples/ ─prepare→ dataset/ ─train→ checkpoint/
-    benchmark/, prompts/ ─render→ contamination/ (before anything is sampled)
+    benchmark/, prompts/ ─render→ contamination/ (before samples are whole)
     benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/ ─report→ report/
 
 The naive control, where an arm needs it, goes the same way once more (samples-naive/, dataset-naive/, checkpoint-naive/). The
@@ -71,10 +71,10 @@ class Pipeline:
         """Every step in the order in which `run` makes them."""
         return [
             self._benchmark,
+            self._eval_prompts,  # before any prompt, on which engines may wait already
             self._prompts,
             self._contamination,
             *([self._training_problems] if self._selects else []),
-            self._eval_prompts,
             *dict.fromkeys(step for branch in self._branches.values() for step in self._training_data(branch)),
             *(self._checkpoint(branch) for branch in self._branches.values()),
             *(self._generations(arm) for arm in self._arms),
@@ -135,6 +135,8 @@ class Pipeline:
             del shaping["contamination"]  # what is refused or allowed shapes nothing
         inputs = (self._benchmark,) if "contamination" in shaping else ()
         chosen = {"prompts": shaping, "source": sources.identify(prompts.source), "model": self._model}
+        if prompts.over_length == "truncate-left":
+            chosen["room"] = self.recipe.sample.max_tokens
         return Step(name="prompts", verb="render", choices=chosen, act=self._stages.prompts, inputs=inputs)
 
     @functools.cached_property

@@ -111,8 +111,13 @@ class Run:
         with (self.out / ".lock").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise UserError(f"another process is at work in {self.out}: wait for it, or choose another --out") from error
+            except OSError as error:
+                raise UserError(
+                    f"{self.out} is on storage without file locks ({error.strerror}), so nothing would keep two runs apart: "
+                    "choose another --out"
+                ) from error
             yield
 
 

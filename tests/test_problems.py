@@ -142,6 +142,41 @@ def test_a_bad_prompt_file_is_one_sentence(tmp_path: Path, content: str, choices
     str(caught.value).encode()
 
 
+def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -> None:
+    """A directory stands for the hub, which `datasets` reads alike."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"question": ["Add.", "Add.", "Halve."], "starter_code": ["", "", ""]}), tmp_path / "train.parquet")
+    chosen, tally = PromptsConfig(source=f"hub:{tmp_path}@main"), sources.Tally()
+    assert [problem.statement for problem in sources.training_problems(chosen, tally)] == ["Add.", "Halve."]
+    assert (tally.read, tally.dropped["duplicate statement"]) == (3, 1)
+    for source, told in (
+        ("hub:owner/name", r"is not of the form hub:OWNER/NAME"),
+        (f"hub:{tmp_path}@main#nowhere", "could not be streamed"),
+        (f"hub:{tmp_path / 'none'}@main", "could not be streamed"),
+    ):
+        with pytest.raises(UserError, match=told):
+            list(sources.training_problems(PromptsConfig(source=source), sources.Tally()))
+
+
+def test_files_that_cannot_be_looked_at_are_told_in_a_sentence(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for source in ("x" * 5000, "~nobody-of-this-name/x"):
+        with pytest.raises(UserError, match=r"prompts.source .*is no path that can be looked at"):
+            sources.identify(source)
+    far = pa.table({"question": ["Add."], "when": pa.array([2**62], pa.timestamp("us"))})
+    pq.write_table(far, tmp_path / "far.parquet")
+    with pytest.raises(UserError, match=r"far.parquet, row 1: field 'when' holds a value that Python cannot"):
+        list(sources.training_problems(PromptsConfig(source=str(tmp_path / "far.parquet")), sources.Tally()))
+    twice = pa.Table.from_arrays([pa.array(["Add."]), pa.array(["Halve."])], names=["question", "question"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"has two columns named 'question'"):
+        list(sources.training_problems(PromptsConfig(source=str(tmp_path / "twice.parquet")), sources.Tally()))
+
+
 def test_text_that_is_not_utf8_names_its_parquet_row_and_column(tmp_path: Path) -> None:
     spoilt = pa.array([b"fine", b"\xff\xfe", b"fine"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"question": spoilt}), tmp_path / "p.parquet")
@@ -203,6 +238,8 @@ def test_release_text_follows_the_kind_of_the_problem() -> None:
     assert release_text(PROBLEM).endswith("```python\n# YOUR CODE HERE\n```")
     with_starter = Problem(problem_id="x", source="x", statement="S.", kind="function", starter_code="def f():")
     assert release_text(with_starter).endswith("delimiters.\n```python\ndef f():\n```")
+    number = Problem(problem_id="x", source="x", statement="How many?", kind="numeric")
+    assert release_text(number) == user_message(number)
 
 
 def _render(out: Path, room: Room) -> dict[str, int]:
@@ -250,8 +287,30 @@ def test_a_model_without_a_template_is_sent_to_release_mode() -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match=r"prompts.mode paper needs a chat template .* or use prompts.mode release"):
         renderer(tokenizer, "paper", "s", {}, field="prompts.mode")
-    with pytest.raises(UserError, match=r"evaluate.prompt_mode chat needs a chat template .* to a file$"):
+    with pytest.raises(
+        UserError, match=r"evaluate.prompt_mode chat needs a chat template .* or use evaluate.prompt_mode release"
+    ):
         renderer(tokenizer, "chat", "s", {}, field="evaluate.prompt_mode")
+    text, _ = renderer(tokenizer, "release", "s", {}, field="evaluate.prompt_mode")(PROBLEM)
+    assert text == release_text(PROBLEM)
+
+
+def test_a_template_argument_that_is_decided_here_is_refused() -> None:
+    from tiny import tiny_tokenizer
+
+    for name in ("tokenize", "add_generation_prompt"):
+        with pytest.raises(UserError, match=f"template_arguments holds '{name}', which is decided here"):
+            renderer(tiny_tokenizer(), "chat", "s", {name: False}, field="prompts.mode")
+
+
+def test_a_template_that_fails_is_told_with_the_right_mend() -> None:
+    from tiny import tiny_tokenizer
+
+    for template, told in (("{% if %}", "the chat template is no Jinja"), ("{{ 1 + 'a' }}", "the chat template fails for x/1")):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match=told):
+            renderer(tokenizer, "chat", "s", {}, field="prompts.mode")(PROBLEM)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+import random
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from test_ledger import write
 
 from ssd_ray import artifacts, ledger
-from ssd_ray.inference import source, status, worker
+from ssd_ray.inference import pool, source, status, worker
 from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.monitor import Streak
 from ssd_ray.inference.source import Plan
@@ -87,6 +89,47 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
     assert status.suspicion(dead, Span("p", 4, 5)) == status.suspicion(dead, Span("q", 0, 4)) == 0
     status.forget_living(tmp_path)
     assert [one.engine for one in status.read(tmp_path)] == [first.engine]
+
+
+def test_what_ended_with_its_node_speaks_against_no_prompt(tmp_path: Path) -> None:
+    kept = []
+    for node in ("gone", "there"):
+        kept.append(Reporter(tmp_path, node, node=node, attempt="one").drawing(Span("p", 0, 4), alone="p1"))
+        kept[-1].__enter__()  # and it never comes out
+        Reporter(tmp_path, node, node="other", is_alive=lambda name: name != "gone").become("ended")
+    dead = [one for one in status.read(tmp_path) if one.dead]
+    assert [(one.node, one.attempt, one.alone, len(one.drawing)) for one in dead] == [
+        ("gone", "one", "", 0),
+        ("there", "one", "p1", 1),
+    ]
+    status.absolve(tmp_path, {one.engine for one in dead})
+    dead = [one for one in status.read(tmp_path) if one.dead]
+    assert [(one.alone, one.drawing) for one in dead] == [("", ())] * 2
+
+
+def test_starts_that_fail_in_a_row_are_tried_ever_more_rarely(tmp_path: Path) -> None:
+    failed = [Reporter(tmp_path, "actor").failed_starts for _ in range(7)]
+    assert failed == list(range(7))
+    Reporter(tmp_path, "actor").become("ready")
+    assert Reporter(tmp_path, "actor").failed_starts == 0
+    assert [worker._pause_s(number) for number in (0, 3, 4, 5, 20)] == [0, 0, 10, 20, 300]
+
+
+@pytest.mark.parametrize(("max_num_seqs", "shard_rows"), [(64, 16), (64, 4), (64, 1), (8, 256)])
+def test_units_enough_are_in_to_keep_the_batch_full_where_lengths_are_exponential(max_num_seqs: int, shard_rows: int) -> None:
+    rng = random.Random(0)
+    units = [[rng.expovariate(1) for _ in range(shard_rows)] for _ in range(20_000 // shard_rows)]
+    free, inside, arrival = [0.0] * max_num_seqs, list[float](), 0.0
+    for unit in units:
+        if len(inside) == pool.concurrent_units(max_num_seqs, shard_rows):
+            arrival = heapq.heappop(inside)
+        ends = []
+        for length in unit:
+            ends.append(max(arrival, free[0]) + length)
+            heapq.heapreplace(free, ends[-1])
+        heapq.heappush(inside, max(ends))
+    busy = sum(map(sum, units)) / max_num_seqs
+    assert busy / max(free) > 0.93
 
 
 def _status(

@@ -56,7 +56,8 @@ Contamination = Literal["refuse", "drop", "allow"]
 
 class PromptsConfig(Section):
     source: str = "builtin"
-    """`builtin`, `rstar-coder`, or a path of JSONL or Parquet files with one problem a row."""
+    """`builtin`, `rstar-coder`, a path of JSONL or Parquet files with one problem a row, or any data set of the Hugging Face hub,
+    streamed: `hub:OWNER/NAME[:CONFIG]@REVISION[#SPLIT]`."""
     split: Literal["train", "eval", "all"] = "train"
     """Which part of the built-in set; other sources have only `all`."""
     mode: Literal["paper", "chat", "release"] = "paper"
@@ -83,12 +84,12 @@ class PromptsConfig(Section):
     """Licence of the prompts by its name on the Hugging Face hub, for the data set's card; `null` is known for `builtin` and
     `rstar-coder`, else `unknown`."""
     contamination: Contamination = "refuse"
-    """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` stops before anything is sampled,
-    `drop` leaves them out, `allow` keeps them; all are counted and reported."""
+    """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` ends the run, before samples
+    count, `drop` leaves them out, `allow` keeps them; all are counted and reported."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first so many prompts, after filtering and de-duplication."""
     over_length: Literal["error", "skip", "truncate-left"] = "error"
-    """A training prompt that leaves no room for an answer in model.max_model_len: `error` stops before an engine starts, `skip`
+    """A training prompt that leaves no room for an answer in model.max_model_len: `error` ends the run, `skip`
     leaves it out, `truncate-left` keeps its end and leaves sample.max_tokens of room, at most half of the context; counted."""
 
 

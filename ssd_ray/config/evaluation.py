@@ -85,9 +85,10 @@ class EvaluateConfig(Section):
     `end`, `skip_bad_rows`; a path's format is found by its columns (docs/benchmarks.md)."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many problems of each benchmark."""
-    prompt_mode: Literal["paper", "chat", "release-eval", "published"] = "paper"
-    """`paper`, `chat`: as prompts.mode; `release-eval`: the text of the authors' released evaluation, as one user turn;
-    `published`: every benchmark's own published prompt. All of them use the chat template, as the authors' evaluation does."""
+    prompt_mode: Literal["paper", "chat", "release", "release-eval", "published"] = "paper"
+    """`paper`, `chat`, `release`: as prompts.mode; `release-eval`: the text of the authors' released evaluation, as one user
+    turn; `published`: every benchmark's own published prompt. All but `release` use the chat template, as the authors'
+    evaluation does."""
     arms: dict[str, Arm] = Field(min_length=1)
     """Named arms: a model and its decoding."""
     sweep: tuple[Annotated[float, Field(ge=0)], ...] = ()

@@ -28,6 +28,7 @@ from ssd_ray.ledger import Audit
 from ssd_ray.progress import Progress
 
 _POLL_S = 0.1
+_PATIENCE_S = 60.0
 _PROBE_BYTES = 1 << 16
 
 
@@ -76,7 +77,14 @@ def generate(
         environment=engine_environment(engine, cluster.device),
     )
     return draw(
-        order, engines, shard_rows=shard_rows, max_failures=cluster.max_failures, ended=ended, stage=stage, progress=progress
+        order,
+        engines,
+        shard_rows=shard_rows,
+        max_failures=cluster.max_failures,
+        ended=ended,
+        stage=stage,
+        progress=progress,
+        patience_s=_PATIENCE_S,
     )
 
 
@@ -89,8 +97,11 @@ def draw(
     ended: Callable[[], bool],
     stage: str,
     progress: Progress,
+    patience_s: float = 0.0,
 ) -> dict[str, Any]:
-    """As `generate`, with any engine and any pool."""
+    """As `generate`, with any engine and any pool; engines start once all prompts are there, or two shards of them and
+    `patience_s` have gone by.
+    """
     out = order.out
     plan = Plan(prompts=order.prompts, out=out, samples=order.samples, shard_rows=shard_rows, window=engines.window)
     for partial in out.glob(".*.partial"):
@@ -109,16 +120,17 @@ def draw(
             ended=ended,
             logs=order.logs,
         )
-        _first_prompts(plan, ended)
+        _first_prompts(plan, ended, patience_s)
         found = _until_whole(plan, order, engines, found, monitor, max_failures, ended, stage, progress)
         monitor.look(found.positions)
     monitor.pace()
     return _close(out, found, stage, progress)
 
 
-def _first_prompts(plan: Plan, ended: Callable[[], bool]) -> None:
-    """Wait until there is more than one shard of prompts, so that mistakes in a few prompts are told before an engine starts."""
-    while not ended() and len(artifacts.shard_paths(plan.prompts)) < 2:
+def _first_prompts(plan: Plan, ended: Callable[[], bool], patience_s: float) -> None:
+    """Wait a while, so that mistakes in prompts that are rendered by then are told before an engine starts."""
+    until = time.monotonic() + patience_s
+    while not ended() and (time.monotonic() < until or len(artifacts.shard_paths(plan.prompts)) < 2):
         time.sleep(_POLL_S)
 
 

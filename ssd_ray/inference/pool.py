@@ -171,10 +171,15 @@ def check_room(pool: Pool, progress: Progress) -> None:
     """Ray waits without a word for what a cluster does not have: refuse on this machine, say so on a cluster that may grow."""
     import ray
 
-    there = ray.cluster_resources()
-    for name, wanted in (("CPU", pool.resources.cpus), ("GPU", pool.resources.gpus)):
-        have = float(there.get(name, 0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    spread = pool.resources.groups is not None  # one bundle of one GPU a worker, on whatever nodes
+    for name, wanted, choice in (
+        ("CPU", pool.resources.cpus, "engine.cpus"),
+        ("GPU", pool.resources.gpus, "engine.tensor_parallel_size or engine.pipeline_parallel_size"),
+    ):
+        have = (sum if spread else max)([float(node.get(name, 0)) for node in nodes] or [0.0])
+        where = "the cluster" if spread else "the largest node"
         if wanted > have and not os.environ.get("RAY_ADDRESS"):
-            raise UserError(f"an engine reserves {wanted:g} {name} and this machine has {have:g}: lower engine.cpus")
+            raise UserError(f"an engine reserves {wanted:g} {name} and this machine has {have:g}: lower {choice}")
         if wanted > have:
-            progress.say(f"waiting for {wanted:g} {name}; the cluster has {have:g} now")
+            progress.say(f"waiting for {wanted:g} {name} for an engine; {where} has {have:g} now")

@@ -1,11 +1,12 @@
 """Plain rows as training problems: which columns are read, and what is wrong with a row that cannot be one.
 
-Every mistake names the file, the row and the column, and is found while prompts are rendered, before an engine starts.
-Reads JSONL, JSONL.gz and Parquet files, and streams rStar-Coder from the hub.
+Every mistake names the file, the row and the column, and is found while prompts are rendered.
+Reads JSONL, JSONL.gz and Parquet files, and streams rStar-Coder and other data sets from the hub.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_fi
 from ssd_ray.schema import Problem
 
 RSTAR = "microsoft/rStar-Coder"
+_HUB = re.compile(r"hub:([^:@#]+)(?::([^@#]+))?@([^#]+)(?:#(.+))?")
 _OWN = ("kind", "entry_point", "comparison", "atol")
 Placed = tuple[str, Row | RowError]
 """Where a row stands, for error messages, and the row."""
@@ -46,10 +48,38 @@ def rstar_rows() -> Iterator[tuple[str, Row]]:
         rows = load_dataset(RSTAR, "seed_sft", split="train", streaming=True, columns=columns)
         for number, row in enumerate(rows, start=1):
             yield f"{RSTAR}, row {number}", row
-    except (OSError, ValueError, ConnectionError) as error:
+    except Exception as error:  # datasets, the hub's client and two HTTP libraries each have their own
         raise UserError(
-            f"prompts.source 'rstar-coder' could not be streamed from the hub ({error}): check the network, or give files"
+            f"prompts.source 'rstar-coder' could not be streamed from the hub ({_short(error)}): check the network, or give files"
         ) from error
+
+
+def hub_rows(source: str) -> Iterator[tuple[str, Row]]:
+    """Rows of any data set of the hub, streamed: `hub:OWNER/NAME[:CONFIG]@REVISION[#SPLIT]`; the split is `train` otherwise.
+
+    The revision has to be named: positions in the stream are what a resumed run goes by.
+
+    Raises:
+        UserError: another form, or the hub does not give it.
+    """
+    found = _HUB.fullmatch(source)
+    if found is None:
+        raise UserError(
+            f"prompts.source {source!r} is not of the form hub:OWNER/NAME[:CONFIG]@REVISION[#SPLIT]; REVISION is a commit or tag"
+        )
+    from datasets import load_dataset
+
+    name, config, revision, split = found.groups()
+    try:
+        rows = load_dataset(name, config, split=split or "train", revision=revision, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield f"{source}, row {number}", row
+    except Exception as error:  # datasets, the hub's client and two HTTP libraries each have their own
+        raise UserError(f"prompts.source {source!r} could not be streamed ({_short(error)}): check name and network") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Problem]:
@@ -58,7 +88,7 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
     Raises:
         UserError: a row that is no problem, with its file, number and column.
     """
-    name = "rstar-coder" if choices.source == "rstar-coder" else Path(choices.source).stem
+    name = choices.source if choices.source == "rstar-coder" else Path(_plain(choices.source)).stem
     seen: set[str] = set()
     for number, (place, row) in enumerate(placed):
         try:
@@ -72,6 +102,12 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
         if choices.id_column is not None:
             seen.add(problem.problem_id)
         yield problem
+
+
+def _plain(source: str) -> str:
+    """A path, or the name of a data set of the hub."""
+    found = _HUB.fullmatch(source)
+    return found[1] if found else source
 
 
 def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Problem:

@@ -20,6 +20,7 @@ from ssd_ray.schema import Problem, Prompt
 Mode = Literal["paper", "chat", "release", "release-eval", "published"]
 OverLength = Literal["error", "skip", "truncate-left"]
 SHARD_ROWS = 1024
+_OWN_ARGUMENTS = {"tokenize", "add_generation_prompt", "conversation", "return_dict", "return_tensors"}
 
 # The text that apple/ml-ssd sent at its commit of 2026-04-16; its sentences are those of LiveCodeBench's prompt (MIT).
 _RELEASE_HEAD = (
@@ -75,7 +76,12 @@ def messages(problem: Problem, mode: Mode, system_message: str) -> Messages:
 
 
 def release_text(problem: Problem) -> str:
-    """The raw text of mode `release`, as the authors' script builds it from its two templates."""
+    """The raw text of mode `release`, as the authors' script builds it from its two templates.
+
+    Problems that it has no words for (a function to complete, a number to find) are put as in mode `chat`.
+    """
+    if problem.kind in ("asserts", "numeric"):
+        return user_message(problem)
     head = _RELEASE_HEAD.replace("{statement}", problem.statement)
     if problem.starter_code and problem.starter_code.strip():
         return head + _RELEASE_FUNCTION.replace("{starter_code}", problem.starter_code)
@@ -93,16 +99,25 @@ def renderer(
     if mode == "release":
         return lambda problem: _encode(tokenizer, release_text(problem), special=True)
     if not tokenizer.chat_template:
-        other = ", or use prompts.mode release, the raw text of the authors' script" if field == "prompts.mode" else ""
         raise UserError(
-            f"{field} {mode} needs a chat template and the model directory holds none: set model.chat_template to a file{other}"
+            f"{field} {mode} needs a chat template and the model directory holds none: set model.chat_template to a file, or use "
+            f"{field} release, the raw text of the authors' script"
         )
-    from jinja2.exceptions import TemplateError
+    if clash := sorted(template_arguments.keys() & _OWN_ARGUMENTS):
+        raise UserError(f"prompts.template_arguments holds {clash[0]!r}, which is decided here: leave it out")
+    from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
     def render(problem: Problem) -> tuple[str, tuple[int, ...]]:
         turns = messages(problem, mode, system_message)
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template_arguments)
+        except TemplateSyntaxError as error:
+            raise UserError(f"the chat template is no Jinja ({error}): mend it, or set model.chat_template to another") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{field} {mode}: the chat template fails for {problem.problem_id} ({error}): mend it, or what "
+                "prompts.template_arguments gives it"
+            ) from error
         except TemplateError as error:
             raise UserError(
                 f"{field} {mode}: the chat template refuses the prompt of {problem.problem_id} ({error}): use {field} chat"

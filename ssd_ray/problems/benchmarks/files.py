@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -32,10 +33,16 @@ def list_files(source: str | Path, where: str) -> list[Path]:
     Raises:
         UserError: nothing of the kind is there; `where` says who asked.
     """
-    path = Path(source).expanduser()
-    files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
+    try:
+        path = Path(source).expanduser()
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+        there = bool(files) and all(file.is_file() for file in files)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{where} {str(source)[:200]!r} is no path that can be looked at ({error})") from error
+    if not there:
         raise UserError(f"{where} {str(source)!r}: no JSONL or Parquet file there; give such a file or a directory of them")
+    if closed := [file for file in files if not os.access(file, os.R_OK)]:
+        raise UserError(f"{where}: {closed[0]} cannot be read by this user: change its permissions")
     return files
 
 
@@ -55,7 +62,11 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
     number = 0
     try:
         # A LiveCodeBench row is megabytes of tests, so batches are small.
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{file} has two columns named {twice[0]!r}: rename one")
+        for batch in parquet.iter_batches(batch_size=16):
             for row in _batch_rows(batch):
                 number += 1
                 yield number, row
@@ -66,20 +77,22 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
 def _batch_rows(batch: Any) -> list[Row | RowError]:
     try:
         rows: list[Row | RowError] = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         if batch.num_rows > 1:
             return [row for place in range(batch.num_rows) for row in _batch_rows(batch.slice(place, 1))]
-        return [RowError(f"field {_undecodable(batch)!r} holds text that is not UTF-8")]
+        return [_unreadable(batch)]
     return rows
 
 
-def _undecodable(batch: Any) -> str:
-    """The column of a one-row batch that Python cannot read."""
+def _unreadable(batch: Any) -> RowError:
+    """What is wrong with the first column of a one-row batch that Python cannot hold."""
     for name in batch.schema.names:
         try:
             batch.column(name).to_pylist()
         except UnicodeDecodeError:
-            return str(name)
+            return RowError(f"field {name!r} holds text that is not UTF-8")
+        except (ValueError, OverflowError) as error:
+            return RowError(f"field {name!r} holds a value that Python cannot ({error}): leave the column out")
     raise AssertionError("every column can be read")
 
 
