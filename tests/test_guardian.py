@@ -40,3 +40,25 @@ def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
     _, alive = psutil.wait_procs(family, timeout=10)
     parent.wait(10)
     assert not alive
+
+
+STALLED = """
+import time
+from ssd_ray.inference.engine import Engine
+engine = Engine.__new__(Engine)
+engine._built, engine._running, engine._moved = True, dict(), time.monotonic() - 9
+if {running}:
+    engine._running["0"] = None
+import threading
+threading.Timer(1.5, lambda: __import__("os")._exit(0)).start()
+engine._watch(0.4)
+"""
+
+
+@pytest.mark.parametrize(("running", "status"), [(True, 70), (False, 0)])
+def test_an_engine_whose_step_does_not_come_back_ends_its_process_and_an_idle_one_does_not(running: bool, status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STALLED.format(running=running)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == status
+    assert ("nothing came back for 0.4 s (engine.stall_s)" in done.stderr) is running

@@ -87,3 +87,27 @@ def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_c
     (tmp_path / "contamination" / "manifest.json").unlink()
     with pytest.raises(InfrastructureError, match="contamination was stopped"):
         ended()
+
+
+def test_a_model_without_a_chat_template_is_sampled_and_evaluated_in_release_mode(tmp_path: Path) -> None:
+    from tiny import tiny_model
+
+    model = tiny_model(tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    chosen = [f"model.source={model}", "evaluate.limit=4", "prompts.limit=4", "evaluate.benchmarks=[builtin, humaneval]"]
+    chosen += ["model.max_model_len=4096", "prompts.mode=release"]
+    with pytest.raises(UserError, match=r"evaluate.prompt_mode paper needs a chat template .* use evaluate.prompt_mode release"):
+        Run(recipes.load("quickstart", chosen), tmp_path / "half", LineProgress()).make("render")
+    run = Run(recipes.load("quickstart", [*chosen, "evaluate.prompt_mode=release"]), tmp_path / "whole", LineProgress())
+    assert {made.path.name: made.facts["rows"] for made in run.make("render")}["eval-prompts"] == 8
+    assert [step.name for step, _ in run.states()][:3] == ["benchmark", "eval-prompts", "prompts"], "a mistake shows first"
+
+
+def test_prompts_that_are_cut_for_another_length_of_answers_are_other_prompts(tmp_path: Path) -> None:
+    def fingerprint(*chosen: str) -> str:
+        steps = {step.name: step for step, _ in Run(recipes.load("quickstart", [*chosen]), tmp_path, LineProgress()).states()}
+        return steps["prompts"].identity.fingerprint
+
+    longer = "sample.max_tokens=512"
+    assert fingerprint() == fingerprint(longer)
+    assert fingerprint("prompts.over_length=truncate-left") != fingerprint("prompts.over_length=truncate-left", longer)
