@@ -134,7 +134,11 @@ class Pipeline:
         if prompts.contamination != "drop":
             del shaping["contamination"]  # what is refused or allowed shapes nothing
         inputs = (self._benchmark,) if "contamination" in shaping else ()
-        chosen = {"prompts": shaping, "source": sources.identify(prompts.source), "model": self._model}
+        chosen: dict[str, Any] = {
+            "prompts": shaping,
+            "source": sources.identify(prompts.source),
+            "model": self._model,
+        }
         if prompts.over_length == "truncate-left":
             chosen["room"] = self.recipe.sample.max_tokens
         return Step(name="prompts", verb="render", choices=chosen, act=self._stages.prompts, inputs=inputs)
