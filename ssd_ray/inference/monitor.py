@@ -79,9 +79,9 @@ class Streak:
 
 @dataclass
 class Rate:
-    """Tokens a second over the last minute."""
+    """Tokens a second over the last minute, from none half a second before it was made."""
 
-    marks: deque[tuple[float, int]] = field(default_factory=deque)
+    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic() - status.PERIOD_S, 0)]))
 
     def take(self, tokens: int) -> float:
         """The rate, given the tokens so far."""
@@ -142,7 +142,7 @@ class Monitor:
         """Take in what the engines say, show it, and stop where it is hopeless; `on_record` is the count once that is known."""
         statuses = status.read(self._plan.out)
         own = self._own(statuses)
-        self._stop(own, statuses)
+        self._stop(own, [one for one in statuses if one.dead or one in own])
         done = self._before + sum(one.rows for one in own) if on_record is None else on_record
         tokens, total = sum(one.tokens for one in own), self.total
         rates = {one.engine: self._rates.setdefault(one.engine, Rate()).take(one.tokens) for one in own}
