@@ -69,11 +69,15 @@ def _kill(process: subprocess.Popen[str]) -> None:
     Ray's own two agents notice later; they hold no engine and no core.
     """
     family = psutil.Process(process.pid).children(recursive=True)
-    working = [child for child in family if not any(name in _command(child) for name in AGENTS)]
+    working = [child for child in family if not _is_agent(child)]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(working, timeout=20)
     assert not alive, f"processes outlived their driver: {[_command(p)[:80] for p in alive]}"
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    return any(name in _command(process) for name in AGENTS)
 
 
 def _command(process: psutil.Process) -> str:
@@ -176,7 +180,7 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
 def test_ctrl_c_ends_cleanly_and_says_how_to_resume(recipe: Path, tmp_path: Path) -> None:
     process = _start(recipe, tmp_path / "run")
     _until(lambda: len(artifacts.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
-    family = psutil.Process(process.pid).children(recursive=True)
+    family = [child for child in psutil.Process(process.pid).children(recursive=True) if not _is_agent(child)]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr

@@ -122,7 +122,7 @@ def test_every_key_comes_out_once(source: Path, tmp_path: Path) -> None:
 
 
 def _metrics(label: str) -> dict[str, float]:
-    """The gauges of this package at the metrics endpoint of the local Ray, as Prometheus reads them."""
+    """The gauges of this package at the metrics endpoint of the local Ray, as Prometheus reads them; of engines the highest."""
     import ray
 
     (node,) = ray.nodes()
@@ -131,7 +131,8 @@ def _metrics(label: str) -> dict[str, float]:
     while True:
         with urllib.request.urlopen(address, timeout=10) as answer:
             lines = [line for line in answer.read().decode().splitlines() if label in line]
-        figures = {line.partition("{")[0].removeprefix("ray_"): float(line.rpartition(" ")[2]) for line in lines}
+        pairs = [(line.partition("{")[0].removeprefix("ray_"), float(line.rpartition(" ")[2])) for line in lines]
+        figures = dict(sorted(pairs))
         if figures.get("ssd_ray_answers") == 40 or time.monotonic() > deadline:
             return figures
         time.sleep(1)

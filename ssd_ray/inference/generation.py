@@ -29,6 +29,7 @@ from ssd_ray.progress import Progress
 
 _POLL_S = 0.1
 _PATIENCE_S = 60.0
+_CLEAR_S = 10.0
 _PROBE_BYTES = 1 << 16
 
 
@@ -170,6 +171,14 @@ def _until_whole(
             raise InfrastructureError(f"{stage}: {missing} answers are missing after {fruitless} attempts ({problem})")
 
 
+def _clear(directory: Path) -> None:
+    """Remove a directory into which engines that are about to end may write once more."""
+    until = time.monotonic() + _CLEAR_S
+    while directory.exists() and time.monotonic() < until:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.01)
+
+
 def _check_disk(out: Path) -> None:
     """An engine that finds the disk full cannot write down that it did: try it from here, and say so."""
     probe = out / ".probe"
@@ -208,5 +217,5 @@ def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str,
         names = sorted({failure["prompt_id"] for failure in facts["failed"]})
         progress.say(f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json")
     for name in (".engines", ".journal", ".returned"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        _clear(out / name)
     return {**facts, "engine_losses": losses}
