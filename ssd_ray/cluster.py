@@ -24,7 +24,7 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Ray runs workers at niceness 15: on a small machine an engine would wait for every driver and daemon beside it.
     "RAY_worker_niceness": "0",
-    # Nobody looks at these: new log files twice a second, and the node's figures every 2.5 s.
+    # Nobody looks at these: new log files twice a second, and the node's figures every 5 s.
     "LOG_NAME_UPDATE_INTERVAL_S": "30",
     "REPORTER_UPDATE_INTERVAL_MS": "10000",
     # Driver and workers run one environment; Ray's hook for `uv run` would build another.
