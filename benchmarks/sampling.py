@@ -45,6 +45,7 @@ def overrides(requests: int, max_tokens: int, sampler: str) -> list[str]:
     """What the recipe is set to: at most 64 prompts, several samples of each where there are more requests."""
     prompts = min(requests, PROMPTS)
     sizes = {"prompts.limit": prompts, "sample.samples_per_prompt": requests // prompts, "sample.max_tokens": max_tokens}
+    sizes["sample.shard_rows"] = 16  # as recipes have it; the quick start's four rows a shard are for its short run
     return [*DECODING, *(f"{name}={value}" for name, value in sizes.items()), f"engine.sampler={sampler}"]
 
 

@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a Hugging Face model directory (default: the quick start's)")
     parser.add_argument("--steps", type=int, default=4, help="steps of each loop, the first not counted (default: %(default)s)")
     parser.add_argument("--trl", type=Path, default=HERE.parent / "build" / "trl", help="where TRL lies (default: build/trl)")
-    parser.add_argument("--trl-micro-batch", type=int, default=4, help="TRL's micro-batch; its default is 8 (default: 4)")
+    parser.add_argument("--trl-micro-batch", type=int, default=8, help="TRL's micro-batch (default: 8, as TRL's)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     options = parser.parse_args()
     if not (options.trl / "trl").is_dir():
