@@ -46,10 +46,11 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
     worker = Worker(Job(**paths, logs=paths["out"], train=TrainConfig(**plan["train"]), cluster=cluster, seed=0))
     begin = checkpoints.restore(worker.engine, paths["out"])
     worker.observer.begin(begin)
-    steps, saves = [], []
+    steps, saves, start_s = [], [], 0.0
+    begins_s = time.time() - plan["started"]
     for step in range(begin, begin + plan["steps"]):
         steps.append(worker.step(step)["seconds"])
-        start_s = time.time() - plan["started"]
+        start_s = time.time() - plan["started"] if step == begin else start_s
         began = time.perf_counter()
         if not begin:
             checkpoints.save(worker.engine, paths["out"], step + 1)
@@ -57,7 +58,8 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
     state = paths["out"] / checkpoints.RESUME / f"step-{begin + plan['steps']}"
     size = sum(path.stat().st_size for path in state.iterdir()) / 2**30 if state.exists() else 0
     if rank == 0:
-        print(json.dumps({"begin": begin, "steps_s": steps, "saves_s": saves, "state_gib": size, "start_s": start_s}))
+        told = {"begin": begin, "begins_s": begins_s, "start_s": start_s, "steps_s": steps, "saves_s": saves, "state_gib": size}
+        print(json.dumps(told))
 
 
 def run(plan: dict[str, Any], world: int, folder: Path, name: str) -> dict[str, Any]:
@@ -99,7 +101,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "state_gib": round(first["state_gib"], 2),
         "every": options.every,
         "share": round(save_s / (options.every * step_s + save_s), 5),
+        "first_new_step_begins_s": round(again["begins_s"], 1),
         "first_new_step_s": round(again["start_s"], 1),
+        "first_new_step_with_one_worker_begins_s": round(fewer["begins_s"], 1),
         "first_new_step_with_one_worker_s": round(fewer["start_s"], 1),
         "load_1_min": round(os.getloadavg()[0], 2),
     }
@@ -122,8 +126,10 @@ def main() -> None:
         figures = measure(options, Path(folder))
     print(f"a step {figures['step_s']} s, a checkpoint {figures['save_s']} s and {figures['state_gib']} GiB")
     print(f"share of training at one in {options.every} steps: {figures['share']:.2%} (wanted: at most {MOST_SHARE:.0%})")
-    print(f"from start to first new step: {figures['first_new_step_s']} s (wanted: at most {MOST_START_S:g} s)")
-    print(f"the same with one worker instead of {options.workers}: {figures['first_new_step_with_one_worker_s']} s")
+    begins, done = figures["first_new_step_begins_s"], figures["first_new_step_s"]
+    print(f"from start, the first new step begins after {begins} s (wanted: at most {MOST_START_S:g} s), is made after {done} s")
+    begins, done = figures["first_new_step_with_one_worker_begins_s"], figures["first_new_step_with_one_worker_s"]
+    print(f"the same with one worker instead of {options.workers}: {begins} s and {done} s")
     if options.out:
         options.out.write_text(json.dumps({"machine": around, "figures": figures}, indent=2) + "\n")
 
