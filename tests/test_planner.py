@@ -197,6 +197,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
     shown = _run("plan", "qwen3-30b-instruct", "--out", str(tmp_path / "run"))
     assert "smallest cluster that fits: 2×8 GPUs" in shown.stdout
+    assert "not the recipe as it is, with cluster.train_workers=8 (too little memory): set it to 16" in shown.stdout
     assert "30.5 B parameters, 3.35 B active" in shown.stdout
     found: dict[str, Any] = json.loads(_run("plan", "qwen3-30b-instruct", "--json", "--assume", "mfu_moe=0.2").stdout)
     assert found["training"]["assumptions"]["mfu_moe"] == 0.2

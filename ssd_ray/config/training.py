@@ -80,8 +80,9 @@ class TrainConfig(Section):
     checkpoint_every: int = tuning(250, ge=1)
     """Steps between checkpoints to resume from; the latest is kept, until training has ended."""
     export_every: int | None = tuning(None, ge=1)
-    """Steps between exports of the model as it is, each kept as a model directory `checkpoint/steps/step-N`; `null` exports it
-    at the end alone. An export is as large as the model, and the whole model is in one worker's memory once."""
+    """Steps between exports of the model as it is, each kept as a model directory `checkpoint/steps/step-N` (the last is
+    `checkpoint/` itself); `null` exports it at the end alone. An export is as large as the model, and the whole model is in one
+    worker's memory once."""
     accumulate_locally: bool = True
     """On a CPU, add up the gradients of a step's micro-batches and reduce them once: faster, and holds a whole gradient."""
     gradient_checkpointing: bool = tuning(True)

@@ -128,13 +128,14 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What training a recipe's model takes."""
+    """What training a recipe's model takes; `asked` is the recipe's own number of workers."""
 
     model: Architecture
     assumed: Assumptions
     device: str
     length: int
     work: Work
+    asked: int
     candidates: tuple[Candidate, ...]
     mend: tuple[str, Candidate] | None
 
@@ -159,6 +160,7 @@ def plan_training(
         device=recipe.cluster.device,
         length=_length(recipe),
         work=work,
+        asked=recipe.cluster.train_workers,
         candidates=candidates,
         mend=next(_mends(recipe, model, assumed, work), None) if unfit else None,
     )

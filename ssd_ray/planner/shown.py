@@ -6,6 +6,7 @@ The JSON holds everything that the tables show, in bytes, tokens, hours and USD.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -112,15 +113,25 @@ def _verdict(plan: TrainingPlan) -> list[RenderableType]:
         ]
     if plan.smallest:
         best = plan.smallest
-        return [
-            Text(f" smallest cluster that fits: {_cluster(best, plan)} GPUs, {_hours(best.time)} h, {_usd(best)} USD", "green")
-        ]
+        found = f" smallest cluster that fits: {_cluster(best, plan)} GPUs, {_hours(best.time)} h, {_usd(best)} USD"
+        return [Text(found, "green"), *_as_it_is(plan, best)]
     reasons = ", ".join(dict.fromkeys(candidate.refusal for candidate in plan.candidates))
     if plan.mend is None:
         return [Text(f" fits on none of these ({reasons}), nor with offloading or a sequence over up to 8 GPUs", "red")]
     changes, best = plan.mend
     told = f"{_cluster(best, plan)} GPUs, {_gib(best.bytes_needed)} GiB each, {_hours(best.time)} h, {_usd(best)} USD"
     return [Text(f" fits on none of these ({reasons})", "red"), Text(f" it would with {changes}: {told}", "yellow")]
+
+
+def _as_it_is(plan: TrainingPlan, best: Candidate) -> Iterator[Text]:
+    """What to change where the recipe's own number of workers does not hold its training."""
+    for candidate in plan.candidates:
+        if candidate.num_workers == plan.asked and not candidate.fits:
+            yield Text(
+                f" not the recipe as it is, with cluster.train_workers={plan.asked} ({candidate.refusal}): set it to "
+                f"{best.num_workers}, or assume larger GPUs",
+                "yellow",
+            )
 
 
 def _assumptions_table(plan: TrainingPlan) -> Table:
