@@ -58,9 +58,12 @@ def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_t
 class EngineDouble:
     """An engine that owns a worker in each bundle of its group, as vLLM's Ray executor does."""
 
-    def __init__(self) -> None:
+    def __init__(self, meeting: Path | None = None, engines: int = 1) -> None:
+        """Answers only once `engines` of them have come to `meeting`, however long one takes to start."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._meeting, self._engines = meeting, engines
 
         class Worker:
             def pid(self) -> int:
@@ -76,9 +79,13 @@ class EngineDouble:
             for index in range(group.bundle_count)
         ]
         self.pids = ray.get([worker.pid.remote() for worker in self.workers])
+        if meeting is not None:
+            (meeting / self.group).touch()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.2)
+        if self._meeting is not None:
+            meeting = self._meeting
+            assert _within(60, lambda: len(list(meeting.iterdir())) == self._engines)
         return {"group": [self.group], "workers": [len(self.pids)]}
 
     def processes(self) -> tuple[int, list[int], str]:
@@ -125,13 +132,14 @@ def _free() -> float:
 
 
 @pytest.mark.real
-def test_ray_data_gives_each_engine_a_group_and_gets_it_back(groups: PlacementGroups) -> None:
+def test_ray_data_gives_each_engine_a_group_and_gets_it_back(groups: PlacementGroups, tmp_path: Path) -> None:
     import ray.data
 
     rows = (
         ray.data.from_items(list(range(8)), override_num_blocks=8)
         .map_batches(
             EngineDouble,
+            fn_constructor_args=(tmp_path, 2),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=2),
             num_cpus=1,
