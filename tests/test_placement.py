@@ -38,7 +38,7 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     assert arguments["distributed_executor_backend"] == "ray"
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
     assert arguments["enable_expert_parallel"]
-    assert "logits_processors" not in arguments
+    assert arguments["logits_processors"] == ["ssd_ray.inference.sampler:ExactTopKTopP"]
     alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda")
     assert "distributed_executor_backend" not in alone
     assert alone["seed"] == 3, "extra arguments win"
@@ -49,8 +49,9 @@ def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_t
         with pytest.raises(ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"):
             EngineConfig(extra={name: 2})
     own = EngineConfig(extra={"logits_processors": ["mine:Own"]})
-    assert truncates_exactly(EngineConfig(), "cpu")
-    assert not truncates_exactly(own, "cpu"), "without its processor, requests have to ask vLLM to truncate"
+    assert truncates_exactly(EngineConfig())
+    assert not truncates_exactly(own), "without its processor, requests have to ask vLLM to truncate"
+    assert not truncates_exactly(EngineConfig(sampler="vllm"))
     with pytest.raises(ValidationError, match="sampler 'exact' does not work beside 'speculative_config'"):
         EngineConfig(sampler="exact", extra={"speculative_config": {}})
 

@@ -174,4 +174,6 @@ def test_tuning_fields_do_not_shape_results() -> None:
     slow, fast = recipes.load("quickstart"), recipes.load("quickstart", ["engine.max_num_seqs=3", "cluster.train_workers=1"])
     assert config.choices(slow.engine) == config.choices(fast.engine)
     assert config.choices(slow.cluster) == config.choices(fast.cluster) == {}
+    drawn_otherwise = recipes.load("quickstart", ["engine.sampler=vllm"])
+    assert config.choices(slow.engine) != config.choices(drawn_otherwise.engine), "on CUDA it draws other tokens"
     assert config.choices(slow.sample) != config.choices(recipes.load("quickstart", ["sample.top_p=0.5"]).sample)

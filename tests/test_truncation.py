@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_reference import borderline, survivors
 
+from ssd_ray.config import Decoding
 from ssd_ray.inference.truncation import truncate
 
 
@@ -64,6 +65,31 @@ def test_all_ties_of_the_kth_survive() -> None:
     scores[0, 10:400] = 1.0
     assert _kept(scores, [4], [1.0]) == [{0, 1, 2, *range(10, 400)}]
     assert _kept(scores, [3], [1.0]) == [{0, 1, 2}]
+
+
+def test_whatever_cuts_goes_through_the_processor_which_keeps_the_ties() -> None:
+    """Top-k alone as well: where Triton is, vLLM keeps exactly k."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    from ssd_ray.inference.engine import decoding_params
+    from ssd_ray.inference.sampler import ExactTopKTopP
+
+    chosen = [Decoding(top_k=3), Decoding(top_p=0.5), Decoding(top_k=3, top_p=0.9), Decoding(), Decoding(temperature=0, top_k=3)]
+    asked = [SamplingParams(**decoding_params(each, exactly=True)) for each in chosen]
+    ours = [bool(params.extra_args) for params in asked]
+    assert ours == [True, True, True, False, False]
+    assert all((params.top_k, params.top_p) == (0, 1.0) for params, own in zip(asked, ours, strict=True) if own)
+    assert not any(SamplingParams(**decoding_params(each, exactly=False)).extra_args for each in chosen)
+    processor = ExactTopKTopP(None, torch.device("cpu"), False)
+    added = [(row, params, [1], []) for row, params in enumerate(asked)]
+    processor.update_state(BatchUpdate(batch_size=len(asked), removed=[], added=added, moved=[]))
+    scores = np.round(np.random.default_rng(3).normal(size=700), 1).astype(np.float32)
+    kept = torch.isfinite(processor.apply(torch.tensor(scores).repeat(len(asked), 1))).numpy()
+    for row, each in enumerate(chosen):
+        expected = survivors(scores, each.top_k or 700, each.top_p) if ours[row] else set(range(700))
+        assert set(np.flatnonzero(kept[row]).tolist()) == expected, each
+    assert kept[0].sum() > 3, "the third must have ties for this to say anything"
 
 
 def test_top_p_is_taken_of_what_top_k_left() -> None:

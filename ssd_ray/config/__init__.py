@@ -168,9 +168,10 @@ class EngineConfig(Section):
     """Mixture of experts: give whole experts to the GPUs of an engine instead of a slice of each; ignored on a CPU."""
     prefix_caching: bool = tuning(True)
     """Compute the beginning that prompts share, and that all samples of a prompt share, once."""
-    sampler: Literal["auto", "exact", "vllm"] = tuning("auto")
-    """What truncates by top-k and top-p: `vllm` its own code, `exact` this package's, which sorts no vocabulary and gives the
-    same tokens. `auto` is exact on a CPU, where it was measured to be faster, and vllm on CUDA, where it was never measured."""
+    sampler: Literal["auto", "exact", "vllm"] = "auto"
+    """What truncates by top-k and top-p: `exact` this package's code, which keeps all ties of the k-th, `vllm` its own. On a CPU
+    without Triton both give the same tokens; on CUDA vLLM keeps exactly k of batches of 8 and more, and draws with other noise,
+    so that samples are others. `auto` is exact, except beside extra arguments that exclude it; neither was ever run on CUDA."""
     cpus: float = tuning(2, gt=0)
     """Cores of one CPU engine, and the threads it computes on."""
     stall_s: float = tuning(3600, gt=0)
@@ -210,6 +211,9 @@ class ClusterConfig(Section):
     max_failures: int = tuning(3, ge=0)
     """What is retried before the run stops: deaths of an engine in a row without an answer of any between, and all deaths of
     graders and training workers of a step."""
+    notice_s: float = tuning(25, gt=0)
+    """Seconds that a run which is told to leave (SIGTERM) waits for training to end its step and save its state; more for large
+    models, and less than what kills the run gives it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:

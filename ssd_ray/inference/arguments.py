@@ -23,7 +23,7 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if truncates_exactly(engine, device):
+    if truncates_exactly(engine):
         # The second model runner, which vLLM takes where Triton is, has another interface for logits processors.
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if device == "cpu":
@@ -50,7 +50,7 @@ def engine_arguments(directory: Path, model: ModelConfig, engine: EngineConfig, 
         "disable_log_stats": True,
         "seed": 0,
     }
-    if truncates_exactly(engine, device):
+    if truncates_exactly(engine):
         arguments["logits_processors"] = [_EXACT_SAMPLER]
     if device == "cpu":
         # A per-request seed and a prompt prefilled in pieces do not go together on a CPU.
@@ -72,11 +72,9 @@ def engine_arguments(directory: Path, model: ModelConfig, engine: EngineConfig, 
     return arguments | dict(engine.extra)
 
 
-def truncates_exactly(engine: EngineConfig, device: str) -> bool:
+def truncates_exactly(engine: EngineConfig) -> bool:
     """Whether top-k and top-p are this package's; vLLM takes no logits processors beside speculative decoding."""
-    if engine.sampler == "auto":
-        return device == "cpu" and not engine.extra.keys() & REPLACES_SAMPLER
-    return engine.sampler == "exact"
+    return engine.sampler == "exact" or (engine.sampler == "auto" and not engine.extra.keys() & REPLACES_SAMPLER)
 
 
 def num_workers(engine: EngineConfig, device: str) -> int:

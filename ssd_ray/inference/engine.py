@@ -73,7 +73,7 @@ class Engine:
         from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
-        self._decoding, self._exactly = decoding, truncates_exactly(engine, device)
+        self._decoding, self._exactly = decoding, truncates_exactly(engine)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Answer]] = {}
@@ -187,8 +187,7 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
     from vllm.sampling_params import RequestOutputKind
 
     params = {"temperature": decoding.temperature, "output_kind": RequestOutputKind.FINAL_ONLY, "detokenize": False}
-    # Top-k alone vLLM does without a sort as well, and greedy decoding truncates nothing.
-    if exactly and decoding.top_p < 1 and decoding.temperature > 0:
+    if exactly and decoding.temperature > 0 and (decoding.top_k is not None or decoding.top_p < 1):
         from ssd_ray.inference.sampler import exact_arguments
 
         return params | exact_arguments(decoding.top_k, decoding.top_p)
