@@ -48,6 +48,9 @@ def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_t
     for name in ("model", "max_model_len", "tensor_parallel_size"):
         with pytest.raises(ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"):
             EngineConfig(extra={name: 2})
+    for name in ("generation_config", "override_generation_config"):
+        with pytest.raises(ValidationError, match=rf"extra sets '{name}', which the model's generation_config.json decides"):
+            EngineConfig(extra={name: "vllm"})
     own = EngineConfig(extra={"logits_processors": ["mine:Own"]})
     assert truncates_exactly(EngineConfig())
     assert not truncates_exactly(own), "without its processor, requests have to ask vLLM to truncate"

@@ -94,6 +94,16 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
     assert recipes.load(path) == recipe
 
 
+def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: Path) -> None:
+    assert recipes.load("quickstart", ["sample.max_tokens=1024"]).sample.max_tokens == 1024
+    short = tmp_path / "short.yaml"
+    short.write_text("{name: short, model: {source: x, max_model_len: 64}, evaluate: {arms: {base: {model: base}}}}")
+    recipe = recipes.load(short)
+    assert min(recipe.sample.max_tokens, recipe.evaluate.max_tokens) > 64
+    short.write_text(recipes.dump(recipe))
+    assert recipes.load(short) == recipe
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -107,7 +117,6 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
         ("sample.top_k=-1", "sample.top_k=-1: use 1 or more, or null"),
         ("sample.top_p=0", "sample.top_p=0: use a mass above 0 and up to 1"),
         ("prompts.over_length=drop", "prompts.over_length='drop'"),
-        ("engine.sampler=fast", "engine.sampler='fast'"),
         ("evaluate.pass_at=[1, 5]", "pass_at 5"),
         ("evaluate.baseline=nobody", "nobody"),
         ("train.warmup_steps=6", "warmup_steps 6 is above steps 5"),
@@ -129,6 +138,16 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
         ("train.global_batch_size=7", "train.global_batch_size 7"),
         ("sources.sample.temprature=x", "sources"),
         ("seed", "section.key=value"),
+        ("seed=-1", "seed=-1: use a number greater than or equal to 0"),
+        ("prepare.drop_shortest_percent=100", "prepare.drop_shortest_percent=100: use a number less than 100"),
+        ("engine.gpu_memory_utilization=1.5", "=1.5: use a number less than or equal to 1"),
+        ("engine.kv_cache_gib=0", "engine.kv_cache_gib=0: use a number greater than 0"),
+        ("engine.sampler=fast", "engine.sampler='fast': use one of 'auto', 'exact' or 'vllm'"),
+        ("engine.extra=3", "engine.extra=3: use a mapping of keys to values"),
+        ("prompts.deduplicate=maybe", "prompts.deduplicate='maybe': use true or false"),
+        ("sample.max_tokens=many", "sample.max_tokens='many': use a valid integer"),
+        ("sample.max_tokens=1025", "sample.max_tokens 1025 is above model.max_model_len 1024, which holds prompt and answer"),
+        ("evaluate.max_tokens=2000", "evaluate.max_tokens 2000 is above model.max_model_len 1024"),
         ("sample.temperature.x=1", "is a value, not a section"),
         ("seed=[", "not a YAML value"),
     ],

@@ -146,6 +146,8 @@ _DECIDED_ELSEWHERE = {
     "tensor_parallel_size": "engine.tensor_parallel_size",
     "pipeline_parallel_size": "engine.pipeline_parallel_size",
     "max_num_seqs": "engine.max_num_seqs",
+    "generation_config": "the model's generation_config.json",  # its end tokens are those that answers are judged by
+    "override_generation_config": "the model's generation_config.json",
 }
 REPLACES_SAMPLER = frozenset({"speculative_config", "logits_processors"})
 """Arguments of vLLM's engine beside which this package's sampler does not work."""
@@ -184,7 +186,7 @@ class EngineConfig(Section):
     def _extra_that_contradicts_nothing(self) -> EngineConfig:
         for name, field in _DECIDED_ELSEWHERE.items():
             if name in self.extra:
-                raise ValueError(f"extra sets {name!r}, which {field} decides: set that")
+                raise ValueError(f"extra sets {name!r}, which {field} decides: change that")
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
             raise ValueError(f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'")
@@ -259,4 +261,15 @@ class Recipe(Section):
         self.train.check_workers(self.cluster.train_workers)
         if self.cluster.device == "cpu" and self.train.needs_cuda:
             raise ValueError(f"{self.train.needs_cuda} needs cluster.device=cuda")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_that_the_context_holds(self) -> Recipe:
+        for name, section in (("sample", self.sample), ("evaluate", self.evaluate)):
+            chosen = section.max_tokens != type(section).model_fields["max_tokens"].default  # a default is cut without a word
+            if chosen and section.max_tokens > self.model.max_model_len:
+                raise ValueError(
+                    f"{name}.max_tokens {section.max_tokens} is above model.max_model_len {self.model.max_model_len}, which "
+                    "holds prompt and answer: lower the first or raise the second"
+                )
         return self

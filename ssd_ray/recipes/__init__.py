@@ -19,6 +19,7 @@ from ssd_ray.config import Arm, EvaluateConfig, Recipe
 from ssd_ray.errors import UserError
 
 HERE = Path(__file__).parent
+_MENDS = {**dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"), "bool_parsing": "use true or false"}
 
 
 def shipped() -> list[str]:
@@ -84,9 +85,21 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {where}{hint}{more}"
     if first["type"] == "missing":
         return f"{where} is required and was not given{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = _mend(first["type"], first["msg"])
     value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
     return f"{where}{value}: {message}{more}" if where else f"{message}{more}"
+
+
+def _mend(kind: str, message: str) -> str:
+    """What to do instead: pydantic says what an input should be."""
+    said = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind.startswith(("greater_than", "less_than")):
+        return f"use a number {said}"
+    if kind in _MENDS:
+        return _MENDS[kind]
+    if kind == "literal_error":
+        return f"use {'one of ' if ', ' in said or ' or ' in said else ''}{said}"
+    return f"use {said}" if message.startswith("Input should be ") else said
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
