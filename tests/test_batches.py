@@ -14,6 +14,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.schema import Example
 from ssd_ray.training.batches import collate, epoch_order, global_batch, global_rows, share_out
 from ssd_ray.training.examples import Examples
+from ssd_ray.training.sequence_parallel import slice_of
 
 
 def _dataset(out: Path, *rows: tuple[list[int], int]) -> Path:
@@ -42,7 +43,8 @@ def test_a_masked_row_has_its_place_and_no_response(tmp_path: Path) -> None:
     examples = Examples(tmp_path)
     assert examples.lengths.tolist() == [3, 3]
     assert examples.response_lengths.tolist() == [2, 0]
-    assert global_batch(examples, 2, seed=0, step=0).response_tokens == 2
+    batch = global_batch(examples, 2, seed=0, step=0)
+    assert (batch.tokens, batch.response_tokens) == (3, 2)
 
 
 def test_memory_holds_the_last_used_shards_up_to_the_bound_and_one(tmp_path: Path) -> None:
@@ -79,6 +81,14 @@ def test_the_order_is_fixed_by_seed_and_epoch() -> None:
     assert epoch_order(8, seed=1, epoch=0).tolist() != ORDER_0_0
 
 
+def test_the_orders_of_two_epochs_are_worked_out_once_and_shared() -> None:
+    first, second = epoch_order(20, 0, 0), epoch_order(20, 0, 1)
+    assert epoch_order(20, 0, 0) is first
+    assert epoch_order(20, 0, 1) is second
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+
+
 ORDER_0_0 = [0, 2, 1, 5, 4, 3, 6, 7]
 
 
@@ -87,7 +97,7 @@ def test_token_weights_make_the_mean_that_was_asked_for(tmp_path: Path) -> None:
     for mean in ("token", "sequence"):
         batch = global_batch(examples, 3, seed=0, step=0, mean=mean)
         by_row = dict(zip(batch.rows.tolist(), batch.token_weights.tolist(), strict=True))
-        assert (batch.tokens, batch.response_tokens) == (10, 5)
+        assert (batch.tokens, batch.response_tokens) == (7, 5)  # the third row has no response and is not computed
         if mean == "token":
             assert [by_row[row] for row in (0, 1)] == pytest.approx([1 / 5, 1 / 5])
         else:  # two sequences have a response: of four tokens and of one
@@ -140,6 +150,8 @@ def test_weights_cover_responses_and_padding_follows_the_sequence(tmp_path: Path
     assert micro.input_ids.tolist() == [[8, 9, 0, 0], [5, 6, 7, 0], [3, 4, 0, 0]]
     assert micro.targets[:2].tolist() == [[9, 0, 0, 0], [6, 7, 0, 0]]
     assert micro.weights.tolist() == [[0.5, 0, 0, 0], [0.25, 0.25, 0, 0], [0, 0, 0, 0]]
+    assert micro.real.astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
+    assert slice_of(micro, 2, 1).real.astype(int).tolist() == [[0, 0], [1, 0], [0, 0]]
     assert micro.position_ids[0].tolist() == [0, 1, 2, 3]
 
 
@@ -150,3 +162,4 @@ def test_packed_sequences_lie_end_to_end_with_positions_of_their_own(tmp_path: P
     assert micro.targets.tolist() == [[6, 7, 0, 9, 0, 0, 0, 0]]
     assert micro.weights.tolist() == [[0.5, 0.5, 0, 0.25, 0, 0, 0, 0]]
     assert micro.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert micro.real.astype(int).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]

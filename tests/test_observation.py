@@ -112,6 +112,23 @@ def test_held_out_samples_are_not_counted_as_load_of_the_experts(tmp_path: Path,
     assert load.imbalance() is None
 
 
+def test_padding_is_not_counted_as_load_of_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: None)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path, "qwen3_moe"), dtype=torch.float32).train()
+    load, ids = ExpertLoad(model), torch.stack([torch.arange(3, 40), torch.arange(50, 87)])
+    model(input_ids=ids)
+    alone = load.imbalance()
+    padded = torch.cat([ids, torch.zeros(2, 30, dtype=torch.long)], dim=1)
+    load.real = (padded != 0).flatten()
+    model(input_ids=padded)
+    assert load.imbalance() == alone
+    load.real = None
+    model(input_ids=padded)
+    assert load.imbalance() != alone
+
+
 def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     trackers.check(("tensorboard",))
     monkeypatch.setitem(trackers._PACKAGES, "wandb", "nowhere_installed")
@@ -120,14 +137,16 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(monkeypat
 
 
 def test_a_cpu_has_no_peak_unless_the_recipe_says_one() -> None:
-    assert peak_flops(None, "cpu") is None
-    assert peak_flops(2.5, "cpu") == 2.5e12
+    assert peak_flops(TrainConfig(), "cpu") is None
+    assert peak_flops(TrainConfig(peak_tflops=2.5), "cpu") == 2.5e12
 
 
 @pytest.mark.parametrize(
     ("name", "tflops"),
     [
         ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835.5),
         ("NVIDIA A100-SXM4-80GB", 312),
         ("NVIDIA L40S", 362),
         ("NVIDIA L4", 121),
@@ -136,8 +155,10 @@ def test_a_cpu_has_no_peak_unless_the_recipe_says_one() -> None:
 )
 def test_a_gpu_is_known_by_its_name(name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(None, "cuda:0") == (None if tflops is None else tflops * 1e12)
+    assert peak_flops(TrainConfig(), "cuda:0") == (None if tflops is None else tflops * 1e12)
     assert set(PEAK_TFLOPS.values()) >= ({tflops} if tflops else set())
+    assert peak_flops(TrainConfig(dtype="float32"), "cuda:0") is None  # those peaks are bfloat16's
+    assert peak_flops(TrainConfig(dtype="float32", peak_tflops=60), "cuda:0") == 60e12
 
 
 def test_utilisation_is_operations_over_what_all_devices_could_do(tmp_path: Path) -> None:
@@ -145,9 +166,9 @@ def test_utilisation_is_operations_over_what_all_devices_could_do(tmp_path: Path
     observer._model = read(tiny_model(tmp_path, "qwen3"))
     observer._peak = 1e9
     observer._engine = types.SimpleNamespace(world_size=2)
-    prompts, responses = np.array([3, 5, 7]), np.array([10, 20, 30])
+    prompts, responses = np.array([3, 5, 7, 90]), np.array([10, 20, 30, 0])
     observer._examples = types.SimpleNamespace(num_prompt_tokens=prompts, response_lengths=responses)  # type: ignore[assignment]
-    batch: Any = types.SimpleNamespace(rows=np.array([0, 2]))
+    batch: Any = types.SimpleNamespace(rows=np.array([0, 3, 2]))  # the row without a response is not computed
     operations = observer._model.flops(3, 10) + observer._model.flops(7, 30)
     assert observer._utilisation(batch, 0.5) == pytest.approx(operations / 0.5 / 2e9, abs=1e-4)
     observer._peak = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """The sequences of one optimiser step: rows of the data set, the weight of a response token of each, and their number."""
+    """The sequences of one optimiser step: rows of the data set, what a response token of each weighs, and how many there are.
+
+    `tokens` are those of the rows that have a response, prompts included: the others are not computed.
+    """
 
     rows: Ints
     token_weights: Floats
@@ -36,18 +40,23 @@ class MicroBatch:
     """What goes through the model at once; all arrays are [sequences, tokens], or [1, tokens] where sequences are packed.
 
     `targets` are the ids that follow; `weights` is 0 on prompt and padding. `position_ids` starts anew in every sequence.
+    `real` is false on padding.
     """
 
     input_ids: Ints
     position_ids: Ints
     targets: Ints
     weights: Floats
+    real: NDArray[np.bool_]
 
 
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def epoch_order(num_rows: int, seed: int, epoch: int) -> Ints:
     """A permutation of the rows, the same on every machine: rows sorted by raw Philox draws keyed by (seed, epoch)."""
     draws = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_rows)
-    return np.argsort(draws, kind="stable")
+    order = np.argsort(draws, kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def global_rows(num_rows: int, batch_size: int, seed: int, step: int) -> Ints:
@@ -79,7 +88,7 @@ def global_batch(
         rows=rows,
         token_weights=weights.astype(np.float32),
         response_tokens=total,
-        tokens=int(examples.lengths[rows].sum()),
+        tokens=int(examples.lengths[rows][lengths > 0].sum()),
     )
 
 
@@ -155,15 +164,16 @@ def collate(
     width = -(-int(lengths.sum() if packed else lengths.max()) // multiple) * multiple
     shape = (1, width) if packed else (len(rows), width)
     input_ids, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    weights = np.zeros(shape, dtype=np.float32)
+    weights, real = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.bool_)
     position_ids = np.broadcast_to(np.arange(width), shape).copy()
     for place, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
         line, end = 0 if packed else place, start + length
         input_ids[line, start:end] = examples.row(int(row))
+        real[line, start:end] = True
         targets[line, start : end - 1] = input_ids[line, start + 1 : end]
         weights[line, end - 1 - examples.response_lengths[row] : end - 1] = token_weights[place]
         if packed:
             position_ids[line, start:] = np.arange(width - start)
     if packed:
         position_ids[0, int(lengths.sum()) :] = np.arange(width - int(lengths.sum()))
-    return MicroBatch(input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights)
+    return MicroBatch(input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights, real=real)

@@ -1,6 +1,6 @@
 """A data set as training reads it: what every row measures in memory, the token ids from Parquet as they are needed.
 
-The index takes 24 bytes a row. Token ids are read a row group at a time (`prepare` writes at most two million tokens in one,
+The index takes 32 bytes a row. Token ids are read a row group at a time (`prepare` writes at most two million tokens in one,
 8 MB) and the last used groups are kept up to `cache_bytes`, so memory is bounded however large the data set is, and a data
 set below the bound is read once. Writes nothing.
 """

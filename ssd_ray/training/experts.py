@@ -35,11 +35,13 @@ def take_blocks_whole(model: nn.Module) -> int:
 
 
 class ExpertLoad:
-    """Counts the tokens that each expert of each layer is given in training, padding included."""
+    """Counts the tokens that each expert of each layer is given in training, padding left out."""
 
     def __init__(self, model: nn.Module) -> None:
         """Watch the sparse blocks of `model`; a model without any is watched for nothing."""
         self._counts: dict[int, torch.Tensor] = {}
+        self.real: torch.Tensor | None = None
+        """Which tokens of the micro-batch, in its order, are no padding; None counts all."""
         for layer, block in enumerate(sparse_blocks(model)):
             experts: Any = block.experts
             size = int(experts.num_experts)
@@ -47,7 +49,9 @@ class ExpertLoad:
             def count(module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size) -> None:
                 if not module.training:  # held-out samples are no part of a step
                     return
-                seen = torch.bincount(inputs[1].detach().flatten(), minlength=size)[:size]
+                chosen = inputs[1].detach().reshape(-1, inputs[1].shape[-1])
+                chosen = chosen if self.real is None else chosen[self.real]
+                seen = torch.bincount(chosen.flatten(), minlength=size)[:size]
                 self._counts[layer] = self._counts[layer] + seen if layer in self._counts else seen
 
             experts.register_forward_pre_hook(count)
@@ -63,6 +67,16 @@ class ExpertLoad:
         self._counts.clear()
         distributed.all_reduce(counts)
         return float((counts.max(dim=1).values / counts.mean(dim=1)).max())
+
+
+def check_router(model: nn.Module) -> None:
+    """Whether the architecture has a loss that balances the load of experts.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not sparse_blocks(model) or not hasattr(sys.modules[type(model).__module__], "load_balancing_loss_func"):
+        raise UserError(f"train.router_aux_loss is set, but {type(model).__name__} has no router loss: set it to 0")
 
 
 def balancing_loss(model: Any, router_logits: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from ssd_ray import config
+from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.planner import architecture
 from ssd_ray.training import trackers
@@ -26,8 +27,19 @@ from ssd_ray.training.heldout import HELD_OUT_LOG, HeldOut, cut_held_out
 if TYPE_CHECKING:
     from ssd_ray.training.loop import Job
 
-PEAK_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10G": 70.0}
-"""Dense bfloat16 peaks in TFLOP/s by a word of the device's name (NVIDIA data sheets); a recipe can say another."""
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200 NVL": 835.5,
+    "H200": 989.0,
+    "H100 PCIE": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+}
+"""Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; a recipe can say another."""
 
 _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "peak_gib", "epoch", "expert_imbalance")
 
@@ -38,7 +50,7 @@ class Observer:
     def __init__(self, job: Job, engine: Any, examples: Examples, held_out: Examples | None, budget: int) -> None:
         self._job, self._engine, self._examples = job, engine, examples
         self._model = _architecture(job.model)
-        self._peak = peak_flops(job.train.peak_tflops, engine.device)
+        self._peak = peak_flops(job.train, engine.device)
         self._held_out = HeldOut(engine, held_out, job.train, job.sampling, budget) if held_out is not None else None
         self._trackers: list[trackers.Tracker] = []
         self._loading_bytes = 0
@@ -94,7 +106,7 @@ class Observer:
             return None
         prompts, responses = self._examples.num_prompt_tokens[batch.rows], self._examples.response_lengths[batch.rows]
         pairs = zip(prompts.tolist(), responses.tolist(), strict=True)
-        operations: float = sum(self._model.flops(prompt, response) for prompt, response in pairs)
+        operations: float = sum(self._model.flops(prompt, response) for prompt, response in pairs if response)
         return round(operations / seconds / int(self._engine.world_size) / self._peak, 4)
 
     def _memory(self) -> dict[str, float]:
@@ -105,14 +117,14 @@ class Observer:
         return {name: round(float(peak) / 2**30, 4) for name, peak in zip(("memory_gib", "peak_gib"), peaks, strict=True)}
 
 
-def peak_flops(chosen_tflops: float | None, device: Any) -> float | None:
-    """Peak FLOP/s of a device: what the recipe says, else what its name tells; None on a CPU and for an unknown device."""
-    if chosen_tflops is not None:
-        return chosen_tflops * 1e12
-    if torch.device(device).type != "cuda":
+def peak_flops(train: TrainConfig, device: Any) -> float | None:
+    """Peak FLOP/s of a device: what the recipe says, else what its name tells of bfloat16; None where that says nothing."""
+    if train.peak_tflops is not None:
+        return train.peak_tflops * 1e12
+    if torch.device(device).type != "cuda" or train.dtype != "bfloat16":
         return None
-    words = re.split(r"[^A-Z0-9]+", torch.cuda.get_device_name(device).upper())
-    return next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if name in words), None)
+    words = {*re.split(r"[^A-Z0-9]+", torch.cuda.get_device_name(device).upper())}
+    return next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if set(name.split()) <= words), None)
 
 
 def _architecture(model: Path) -> architecture.Architecture | None:

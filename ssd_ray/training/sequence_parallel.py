@@ -26,13 +26,7 @@ def register(directory: Path, train: TrainConfig) -> Any:
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
     from transformers import AutoConfig
 
-    text = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
-    heads, shared = text.num_attention_heads, text.num_key_value_heads
-    if heads % size or (shared % size and size % shared):
-        raise UserError(
-            f"train.sequence_parallel_size {size} does not divide the model's {heads} attention heads "
-            f"and {shared} key-value heads"
-        )
+    check_heads(AutoConfig.from_pretrained(directory, local_files_only=True), train)
     return UlyssesSPAttentionHF.register_with_transformers(
         model_name_or_path=str(directory),
         core_attn_implementation=train.attention,
@@ -40,6 +34,23 @@ def register(directory: Path, train: TrainConfig) -> Any:
         micro_batch_size=1,
         seq_length_is_variable=True,
     )
+
+
+def check_heads(config: Any, train: TrainConfig) -> None:
+    """Whether the attention heads of a model's configuration can be shared out over the workers of one sequence.
+
+    Raises:
+        UserError: they cannot.
+    """
+    size, text = train.sequence_parallel_size, config.get_text_config()
+    if size == 1:
+        return
+    heads, shared = text.num_attention_heads, text.num_key_value_heads
+    if heads % size or (shared % size and size % shared):
+        raise UserError(
+            f"train.sequence_parallel_size {size} does not divide the model's {heads} attention heads "
+            f"and {shared} key-value heads"
+        )
 
 
 def slice_of(batch: MicroBatch, size: int, place: int) -> MicroBatch:
@@ -53,4 +64,5 @@ def slice_of(batch: MicroBatch, size: int, place: int) -> MicroBatch:
         position_ids=batch.position_ids[:, part],
         targets=batch.targets[:, part],
         weights=batch.weights[:, part],
+        real=batch.real[:, part],
     )
