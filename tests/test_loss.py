@@ -14,7 +14,9 @@ from transformers import (
     CohereConfig,
     FalconH1Config,
     Gemma2Config,
+    GptOssConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -25,7 +27,9 @@ from loss_memory import CHUNK, TOKENS, VOCABULARY, WIDTH, LiveBytes, loss_peak_b
 
 from ssd_ray.config import Decoding
 from ssd_ray.errors import UserError
+from ssd_ray.training.cpu import use_fast_products
 from ssd_ray.training.distributions import measure
+from ssd_ray.training.engine import parameter_groups
 from ssd_ray.training.heldout import CHUNKS
 from ssd_ray.training.loss import ResponseLoss
 
@@ -96,6 +100,33 @@ def test_gradients_scale_with_what_the_sum_is_multiplied_by() -> None:
     (ResponseLoss(model, 7)(*_batch()) * 0.25).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, grads[name] * 0.25, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_that_are_added_in_place_are_those_of_full_logits_and_add_up(name: str) -> None:
+    model = _model(CONFIGS[name])
+    input_ids, targets, weights = _batch()
+    input_ids[0, 2] = input_ids[1, 5] = 0  # the row of padding, which torch's embedding does not train
+    logits = model(input_ids=input_ids).logits.flatten(0, 1)
+    (functional.cross_entropy(logits, targets.flatten(), reduction="none") * weights.flatten()).sum().backward()
+    grads = {parameter_name: parameter.grad.clone() for parameter_name, parameter in model.named_parameters()}
+    model.zero_grad()
+    use_fast_products(model)
+    loss = ResponseLoss(model, 5, in_place=2.0)
+    for part in (slice(0, 1), slice(1, 3)):
+        (loss(input_ids[part], targets[part], weights[part]) * 2.0).backward()
+    for parameter_name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[parameter_name] * 2, atol=4e-6, rtol=1e-4)
+    with pytest.raises(RuntimeError, match=r"multiplied by 3\.0, its gradient was added for 2\.0"):
+        (loss(input_ids, targets, weights) * 3.0).backward()
+
+
+def test_nothing_is_added_in_place_where_no_gradient_is_wanted() -> None:
+    model = _model(CONFIGS["llama, tied embeddings"])
+    loss = ResponseLoss(model, 5, in_place=1.0)
+    with torch.no_grad():
+        loss(*_batch())
+    assert model.lm_head.weight.grad is None
 
 
 def test_a_head_with_a_bias_is_trained_too() -> None:
@@ -172,6 +203,27 @@ def test_packed_logits_are_those_of_each_sequence_alone(name: str) -> None:
         merged = model(input_ids=packed, use_cache=False).logits
     torch.testing.assert_close(together, apart, atol=2e-6, rtol=1e-5)
     assert not torch.allclose(merged, apart, atol=1e-2)  # without positions of their own, sequences would see one another
+
+
+def test_packing_is_refused_where_a_sequence_would_see_what_lies_before_it() -> None:
+    ids = _batch()[0][:1]
+    ResponseLoss(_model(CONFIGS["qwen3"]).eval(), 5).check_packing(ids)
+    convolving = ResponseLoss(_model(Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"])).eval(), 5)
+    with pytest.raises(UserError, match=r"does not keep the sequences of Lfm2ForCausalLM apart: set train\.packing=false"):
+        convolving.check_packing(ids)
+
+
+def test_a_router_s_loss_needs_experts() -> None:
+    with pytest.raises(UserError, match=r"router_aux_loss is 0\.01, but LlamaForCausalLM has no experts: set it to 0"):
+        ResponseLoss(_model(CONFIGS["llama, tied embeddings"]), 5, router_aux_loss=0.01)
+
+
+def test_experts_biases_are_not_decayed_though_they_are_stacked() -> None:
+    model = _model(GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2))
+    decayed, others = parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(one)].rsplit(".", 1)[1] for one in others["params"]} >= {"bias", "gate_up_proj_bias", "down_proj_bias"}
+    assert not [name for one in decayed["params"] if (name := names[id(one)]).endswith("bias")]
 
 
 def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss_s() -> None:

@@ -21,6 +21,7 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import sequence_parallel
 from ssd_ray.training.adapters import add_adapters
+from ssd_ray.training.cpu import use_fast_products
 from ssd_ray.training.experts import take_blocks_whole
 from ssd_ray.training.loss import ResponseLoss
 
@@ -96,7 +97,7 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     """
     if cluster.device != "cpu":
         return {}
-    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
+    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 27), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
     alone = cluster.train_workers == 1 and cluster.cpus_per_train_worker >= len(os.sched_getaffinity(0))
     return memory | ({"OMP_PROC_BIND": "true"} if alone else {})
 
@@ -134,13 +135,25 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
     if train.lora is not None:
         add_adapters(model, train.lora, seed)
     take_blocks_whole(model)
-    loss = ResponseLoss(model, train.loss_chunk_tokens, liger=train.loss_kernel == "liger", router_aux_loss=train.router_aux_loss)
+    by_ourselves = cluster.device == "cpu" and not train.compile
+    if by_ourselves:
+        use_fast_products(model)
+    loss = ResponseLoss(
+        model,
+        train.loss_chunk_tokens,
+        liger=train.loss_kernel == "liger",
+        router_aux_loss=train.router_aux_loss,
+        in_place=float(gradient_divisor(train, cluster)) if by_ourselves and train.zero_stage == 0 else None,
+    )
     groups = parameter_groups(loss, train.weight_decay)
     engine, *_ = deepspeed.initialize(model=loss, model_parameters=groups, config=config, mpu=parallel)
     if cluster.device == "cpu":  # ZeRO-0 would copy all gradients at once
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET)
     engine.eval()
-    loss.check(torch.arange(8, device=engine.device)[None])
+    probe = torch.arange(8, device=engine.device)[None]
+    loss.check(probe)
+    if train.packing and parallel is None:
+        loss.check_packing(probe)
     engine.train()
     if train.compile:
         engine.compile(compile_kwargs={"dynamic": True})
@@ -167,12 +180,15 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable matrices with weight decay, vectors (norms, biases) without; shapes are those before ZeRO-3 partitioned them."""
+    """Trainable matrices with weight decay, vectors (norms, biases) without; shapes are those before ZeRO-3 partitioned them.
+
+    Experts' biases are stacked to matrices and go by their name.
+    """
     groups: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            groups[len(shape) < 2].append(parameter)
+            groups[len(shape) < 2 or name.endswith("bias")].append(parameter)
     both = ({"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0})
     return [group for group in both if group["params"]]
 
