@@ -37,7 +37,7 @@ class Step:
     """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself.
 
     What it comes `after` has to be whole first, but shapes nothing of it. A step that `follows` one of its inputs can be made
-    while that one is: it reads it as it grows.
+    while that one is: it reads it as it grows. `check` tells what is wrong with it before its inputs are made.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Step:
     after: tuple[Step, ...] = ()
     needs_ray: bool = False
     follows: Step | None = None
+    check: Callable[[], None] | None = None
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -196,8 +197,15 @@ class Pipeline:
     @functools.cache  # noqa: B019
     def _checkpoint(self, branch: Branch) -> Step:
         chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
-        act, inputs = functools.partial(self._stages.checkpoint, branch), (self._dataset(branch),)
-        return Step(name=branch.checkpoint, verb="train", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+        return Step(
+            name=branch.checkpoint,
+            verb="train",
+            choices=chosen,
+            act=functools.partial(self._stages.checkpoint, branch),
+            inputs=(self._dataset(branch),),
+            needs_ray=True,
+            check=self._stages.check_training,
+        )
 
     @functools.cached_property
     def _eval_prompts(self) -> Step:

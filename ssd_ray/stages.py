@@ -198,17 +198,26 @@ class Stages:
         artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
         return made
 
+    def check_training(self) -> None:
+        """Whether the recipe's choices can train its model, before anything is sampled for it."""
+        from ssd_ray.training.checks import check_model
+
+        check_model(self._directory, self.recipe.train, self.recipe.cluster)
+
     def checkpoint(self, branch: Branch, out: Path) -> Facts:
         """The model fine-tuned on a branch's data set."""
+        from ssd_ray.training.checkpoints import Serving
         from ssd_ray.training.trainer import train
 
+        template = self.recipe.model.chat_template
+        text = models.load_tokenizer(self._directory, template).chat_template if template else None
         return train(
             self.out / branch.dataset,
             self._directory,
             self.recipe.train,
             self.recipe.cluster,
             sampling=branch.sample,
-            decoding=arms.decoding(self.recipe, branch.name),
+            serving=Serving(decoding=arms.decoding(self.recipe, branch.name), chat_template=text),
             seed=self.recipe.seed,
             out=out,
             logs=self.out / "logs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,19 +11,28 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_ray.config import Decoding
+from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.training import checkpoints, resharding
+from ssd_ray.training.checkpoints import Serving
+
+SHARD = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 
-def _engine(workers: int) -> Any:
+def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 10) -> Any:
     """An engine that writes a shard for each worker, as DeepSpeed's does."""
 
     def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
-        (Path(folder) / tag).mkdir(exist_ok=True)
-        for rank in range(workers):
-            (Path(folder) / tag / f"shard-{rank}.pt").write_text(f"of {workers}")
+        (Path(folder) / tag).mkdir(parents=True, exist_ok=True)
+        for each in range(workers):
+            (Path(folder) / tag / SHARD.format(each)).write_text(f"of {workers}")
 
-    return SimpleNamespace(global_rank=0, world_size=workers, save_checkpoint=save_checkpoint, zero_optimization_stage=lambda: 2)
+    return SimpleNamespace(
+        global_rank=rank,
+        world_size=workers,
+        save_checkpoint=save_checkpoint,
+        zero_optimization_stage=lambda: stage,
+        zero_sub_group_size=lambda: sub_group_size,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +44,10 @@ def test_a_state_is_whole_or_absent_and_only_the_latest_stays(tmp_path: Path) ->
     (tmp_path / "resume").mkdir()
     assert checkpoints.latest(tmp_path) == (0, {})
     checkpoints.ask_to_leave(tmp_path)
-    checkpoints.save(_engine(2), tmp_path, 5)
+    checkpoints.save(_engine(2), tmp_path, 5, "a model")
     assert not checkpoints.asked_to_leave(tmp_path)
     (tmp_path / "resume" / ".step-7.partial").mkdir()
-    assert checkpoints.latest(tmp_path) == (5, {"step": 5, "num_workers": 2, "zero_stage": 2})
+    assert checkpoints.latest(tmp_path) == (5, {"step": 5, "model": "a model", "num_workers": 2, "zero_stage": 2})
     checkpoints.save(_engine(2), tmp_path, 9)
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-9"]
 
@@ -45,24 +55,60 @@ def test_a_state_is_whole_or_absent_and_only_the_latest_stays(tmp_path: Path) ->
 def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_path: Path) -> None:
     half = tmp_path / "resume" / ".step-5.partial"
     half.mkdir(parents=True)
-    (half / "shard-1.pt").write_text("cut off")
+    (half / SHARD.format(1)).write_text("cut off")
     checkpoints.save(_engine(1), tmp_path, 5)
-    assert sorted(path.name for path in (tmp_path / "resume" / "step-5").iterdir()) == ["shard-0.pt", "state.json"]
+    assert sorted(path.name for path in (tmp_path / "resume" / "step-5").iterdir()) == ["state.json", SHARD.format(0)]
 
 
-@pytest.mark.parametrize(("workers", "stage", "read"), [(2, 2, "as it is"), (1, 2, "anew"), (2, 3, "anew")])
-def test_shards_are_put_together_anew_for_other_workers_or_another_stage(
-    workers: int, stage: int, read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(checkpoints, "_sync", lambda paths: done.append([path.name for path in paths]))
+    checkpoints.save(_engine(12, rank=1), tmp_path, 5)
+    assert done == [[SHARD.format(1)], "barrier", "barrier"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "read"),
+    [
+        ({}, "as it is"),
+        ({"workers": 1}, "anew"),
+        ({"stage": 2}, "anew"),
+        ({"sub_group_size": 7}, "anew"),
+        ({"stage": 2, "sub_group_size": 7}, "anew"),
+    ],
+)
+def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_groups(
+    changed: dict[str, int], read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "resume").mkdir()
-    checkpoints.save(_engine(2), tmp_path, 5)
-    engine, found = _engine(workers), []
+    layout = {"workers": 2, "stage": 3}
+    checkpoints.save(_engine(**layout), tmp_path, 5)
+    engine, found = _engine(**layout | changed), []
     engine.module, engine.zero_optimization = torch.nn.Linear(1, 1), lambda: True
-    engine.zero_optimization_stage = lambda: stage
     engine.load_checkpoint = lambda *_, tag, **__: found.append(("as it is", tag))
     monkeypatch.setattr(resharding, "load", lambda _, directory, wrote: found.append(("anew", directory.name)) or wrote)
     assert checkpoints.restore(engine, tmp_path) == 5
     assert found == [(read, "step-5")]
+
+
+@pytest.mark.parametrize(
+    ("base", "trained", "exported", "from_master"),
+    [
+        ("bfloat16", "bfloat16", "bfloat16", False),
+        ("float16", "bfloat16", "float16", True),  # by way of bfloat16 it would lose three bits
+        ("float32", "bfloat16", "float32", True),
+        ("bfloat16", "float32", "float32", False),  # the weights of the forward are the master weights
+    ],
+)
+def test_weights_are_exported_from_what_holds_their_precision(
+    base: str, trained: Any, exported: str, from_master: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": base}))
+    asked = []
+    monkeypatch.setattr(checkpoints, "_gather", lambda _, dtype, from_master: asked.append((dtype, from_master)) or {})
+    checkpoints.export(_engine(2, rank=1), tmp_path, tmp_path / "out", TrainConfig(dtype=trained))
+    assert asked == [(getattr(torch, exported), from_master)]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +122,8 @@ def test_shards_are_put_together_anew_for_other_workers_or_another_stage(
 def test_the_model_says_how_it_is_to_be_decoded(decoding: Decoding, stated: dict[str, Any], tmp_path: Path) -> None:
     from transformers import GenerationConfig
 
-    base = {"eos_token_id": [2, 5], "pad_token_id": 0, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.05}
+    others = {"typical_p": 0.5, "no_repeat_ngram_size": 3, "num_beams": 4, "length_penalty": 2.0, "suppress_tokens": [7]}
+    base = {"eos_token_id": [2, 5], "pad_token_id": 0, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.05, **others}
     (tmp_path / "generation_config.json").write_text(json.dumps(base))
     checkpoints.state_decoding(tmp_path, decoding)
     found = json.loads((tmp_path / "generation_config.json").read_text())
@@ -99,3 +146,46 @@ def test_what_an_earlier_run_recorded_beside_its_model_is_not_taken_over(tmp_pat
         (base / name).write_text("{}")
     checkpoints._copy_others(base, out)
     assert [path.name for path in out.iterdir()] == ["tokenizer.json"]
+
+
+def test_another_chat_template_is_the_only_one_of_the_exported_model(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(tiny_llama, base)
+    stated = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**stated, "chat_template": "the base's"}))
+    monkeypatch.setattr(checkpoints, "_gather", lambda *_, **__: {})
+    monkeypatch.setattr(checkpoints, "_save", lambda model, weights, directory: directory.mkdir(parents=True))
+    engine = _engine(1)
+    engine.module = SimpleNamespace(model=None)
+    template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    checkpoints.export(engine, base, out, TrainConfig(), Serving(chat_template=template))
+    assert (out / "chat_template.jinja").read_text() == template
+    assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_growing_log_is_read_once_and_anew_where_it_was_cut(tmp_path: Path) -> None:
+    log = checkpoints.GrowingLog(tmp_path)
+    log.read()
+    assert log.tokens == []
+    for step in range(3):
+        checkpoints.append_log(tmp_path, {"loss": float(step), "tokens": step})
+    with (tmp_path / "loss.jsonl").open("a") as handle:
+        handle.write('{"loss": 9')
+    log.read()
+    assert (log.tokens, log.loss) == ([0, 1, 2], 2.0)
+    checkpoints.begin(tmp_path, 1)
+    checkpoints.append_log(tmp_path, {"loss": 5.0, "tokens": 7})
+    log.read()
+    assert (log.tokens, log.loss) == ([0, 7], 5.0)
+    whole = (tmp_path / "loss.jsonl").stat().st_size
+    checkpoints.append_log(tmp_path, {"loss": 6.0, "tokens": 8})
+    assert log._at == whole
+    log.read()
+    assert (log.tokens, log.loss) == ([0, 7, 8], 6.0)

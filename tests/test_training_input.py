@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any, Literal
 
 import pytest
 
-from ssd_ray import models, recipes
+from ssd_ray import arms, models, recipes
 from ssd_ray.artifacts import write_shard
 from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.pipeline import Pipeline
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
+from ssd_ray.stages import Stages
 from ssd_ray.training.adapters import add_adapters
+from ssd_ray.training.checks import check_model
 
 
 def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
@@ -103,6 +107,14 @@ def test_a_state_that_the_zero_stage_cannot_go_on_from(before: int, now: int, ti
         _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", zero_stage=now)
 
 
+def test_a_state_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
+    state = tmp_path / "out" / "resume" / "step-4" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"step": 4, "model": "0123456789abcdef", "num_workers": 1, "zero_stage": 3}))
+    with pytest.raises(UserError, match=r"resume holds a state of another model than .*llama: train that one, choose another"):
+        _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out")
+
+
 def test_an_adapter_on_what_takes_none(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -145,10 +157,81 @@ def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
         Recipe.model_validate({**recipe, "train": {"offload": "optimizer"}, "cluster": {"device": "cpu"}})
 
 
-def test_a_kernel_whose_package_is_missing(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    with pytest.raises(UserError, match=r"loss_kernel is 'liger', and its package is not installed: pip install liger-kernel"):
-        _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", device="cuda", loss_kernel="liger")
+# What shows in the model's configuration and in the packages alone, so that it can be told before hours of sampling.
+EARLY: dict[str, tuple[dict[str, Any], str]] = {
+    "liger": ({"loss_kernel": "liger"}, "loss_kernel is 'liger', and its package is not installed: pip install liger-kernel"),
+    "wandb": ({"trackers": ("wandb",)}, "trackers has 'wandb', and its package is not installed"),
+    "flash 2": ({"attention": "flash_attention_2"}, "neither package flash_attn nor kernels is installed: pip install kernels"),
+    "flash 3": ({"attention": "flash_attention_3"}, "neither package flash_attn_interface nor kernels is installed"),
+    "heads": ({"sequence_parallel_size": 4}, "sequence_parallel_size 4 does not divide the model's 2 attention heads"),
+    "router": ({"router_aux_loss": 0.1, "zero_stage": 2}, "but LlamaForCausalLM has no router loss: set it to 0"),
+    "adapters": ({"lora": {"target_modules": ["query"]}}, "target_modules 'query' is no linear layer of LlamaForCausalLM below"),
+}
+
+
+ARMS = {"base": {"model": "base"}, "ssd": {"model": "ssd"}}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without any of the optional packages."""
+    for package in ("liger_kernel", "wandb", "flash_attn", "flash_attn_interface", "kernels"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize("mistake", EARLY)
+def test_what_a_model_or_machine_cannot_train_shows_without_samples(mistake: str, bare: None, tiny_llama: Path) -> None:
+    choices, message = EARLY[mistake]
+    with pytest.raises(UserError, match=message):
+        check_model(tiny_llama, TrainConfig(**choices), ClusterConfig(train_workers=4))
+
+
+def test_quantised_weights_show_without_samples(tiny_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    with pytest.raises(UserError, match="holds quantised weights, which cannot be trained"):
+        check_model(tmp_path, TrainConfig(), ClusterConfig())
+
+
+def test_flash_attention_may_come_from_the_package_of_built_kernels(
+    bare: None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec("json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name in ("kernels", "tensorboard") else None)
+    check_model(tiny_llama, TrainConfig(attention="flash_attention_2"), ClusterConfig())
+
+
+def test_a_run_can_tell_before_it_samples_that_training_would_fail(bare: None, tiny_llama: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"source": str(tiny_llama)},
+            "evaluate": {"arms": ARMS},
+            "train": {"trackers": ["wandb"]},
+        }
+    )
+    checks = {step.name: step.check for step in Pipeline(recipe, tmp_path, LineProgress()).steps if step.check}
+    assert list(checks) == ["checkpoint"]
+    with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
+        checks["checkpoint"]()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_ray.training import trainer
+
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages[0]['content'] }}")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
+    for stated in ({}, {"chat_template": str(template)}):
+        recipe = {"name": "r", "model": {"source": str(tiny_llama), **stated}, "evaluate": {"arms": ARMS}}
+        stages = Stages(Recipe.model_validate(recipe), tmp_path, LineProgress())
+        stages.checkpoint(arms.branches(stages.recipe)[0], tmp_path / "checkpoint")
+    assert [choices["serving"].chat_template for choices in asked] == [None, "{{ messages[0]['content'] }}"]
+    assert {choices["serving"].decoding.temperature for choices in asked} == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 
+    check_targets(model, lora)
     torch.manual_seed(seed)
     chosen = PeftLoraConfig(
         r=lora.rank,
@@ -32,6 +33,16 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or "all-linear",
     )
+    inject_adapter_in_model(chosen, model, adapter_name=_NAME)
+    model.enable_input_require_grads()  # or recomputed layers behind frozen embeddings would get no gradient
+
+
+def check_targets(model: Any, lora: LoraConfig) -> None:
+    """Whether the model has the layers that are to get an adapter; its weights are not looked at.
+
+    Raises:
+        UserError: it has none of some name.
+    """
     head = model.get_output_embeddings()
     linear = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
     last_names = {name.rpartition(".")[2] for name, module in linear if module is not head}
@@ -40,8 +51,6 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
             f"train.lora.target_modules {missing[0]!r} is no linear layer of {type(model).__name__} below its output head: "
             f"those are {', '.join(sorted(last_names))}"
         )
-    inject_adapter_in_model(chosen, model, adapter_name=_NAME)
-    model.enable_input_require_grads()  # or recomputed layers behind frozen embeddings would get no gradient
 
 
 def is_adapter(name: str) -> bool:

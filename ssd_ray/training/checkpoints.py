@@ -10,8 +10,11 @@ into a directory of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,26 @@ LEAVE = "leave"
 
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 _NOT_COPIED = {"fingerprint.json", "manifest.json", "timing.json", FINISHED}
-_DECODING = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_NOT_DECODING = {
+    *_TOKENS,
+    "stop_strings",
+    "max_length",
+    "max_new_tokens",
+    "use_cache",
+    "transformers_version",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How an exported model is to be prompted and decoded; what is None stays as the base has it."""
+
+    decoding: Decoding | None = None
+    chat_template: str | None = None
+
+
+AS_THE_BASE = Serving()
 
 
 def latest(out: Path) -> tuple[int, dict[str, Any]]:
@@ -52,19 +74,29 @@ def asked_to_leave(out: Path) -> bool:
     return (out / RESUME / LEAVE).exists()
 
 
-def save(engine: Any, out: Path, step: int) -> None:
-    """Write the resume state after `step` steps and drop older ones; every worker calls it."""
+def begin(out: Path, step: int) -> None:
+    """Take away what an attempt that was ended left beyond `step`: lines of the loss log, and halves of states and exports."""
+    cut_log(out, step)
+    for folder in (out / RESUME, out / STEPS):
+        for half in folder.glob(".*.partial"):
+            shutil.rmtree(half)
+
+
+def save(engine: Any, out: Path, step: int, model: str = "") -> None:
+    """Write the resume state after `step` steps and drop older ones; every worker calls it. `model` names the base."""
     resume = out / RESUME
     aside = resume / f".step-{step}.partial"
     if engine.global_rank == 0:
         shutil.rmtree(aside, ignore_errors=True)  # what more workers began here would stay among the shards of fewer
     engine.save_checkpoint(str(resume), tag=aside.name, save_latest=False, exclude_frozen_parameters=True)
+    _sync(aside.glob(f"*zero_pp_rank_{engine.global_rank}_mp_rank_*"))  # only the node that wrote a shard can see to that
+    torch.distributed.barrier()
     if engine.global_rank == 0:
-        write_atomic(aside / "state.json", json.dumps({"step": step, **_layout(engine)}))
-        _sync(aside)
-        _sync(out)  # the logs, which must not be behind the state
+        write_atomic(aside / "state.json", json.dumps({"step": step, "model": model, **_layout(engine)}))
+        _sync([*aside.iterdir(), aside])
+        _sync([*out.iterdir(), out])  # the logs, which must not be behind the state
         aside.rename(resume / f"step-{step}")
-        _sync(resume)
+        _sync([resume])
         for old in resume.iterdir():  # earlier states, halves of states, a request to leave, and a script that DeepSpeed leaves
             if old.name != f"step-{step}":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -74,7 +106,7 @@ def save(engine: Any, out: Path, step: int) -> None:
 def restore(engine: Any, out: Path) -> int:
     """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it."""
     step, state = latest(out)
-    if step and engine.zero_optimization() and any(state[name] != here for name, here in _layout(engine).items()):
+    if step and engine.zero_optimization() and any(state.get(name) != here for name, here in _layout(engine).items()):
         resharding.load(engine, out / RESUME / f"step-{step}", state["num_workers"])
     elif step:
         frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # those are not in a state
@@ -84,11 +116,13 @@ def restore(engine: Any, out: Path) -> int:
 
 def _layout(engine: Any) -> dict[str, int]:
     """What decides which part of weights and moments lies in which shard."""
-    return {"num_workers": engine.world_size, "zero_stage": int(engine.zero_optimization_stage())}
+    stage = int(engine.zero_optimization_stage())
+    sizes = {"sub_group_size": int(engine.zero_sub_group_size())} if stage == 3 else {}
+    return {"num_workers": engine.world_size, "zero_stage": stage, **sizes}
 
 
-def _sync(directory: Path) -> None:
-    for path in (*directory.iterdir(), directory):
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
@@ -103,6 +137,34 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+class GrowingLog:
+    """The loss log as another process sees it grow: read once, and from its beginning again where it was cut."""
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / LOSS_LOG
+        self._file, self._at = 0, 0
+        self.tokens: list[int] = []
+        """Of each step so far."""
+        self.loss = math.nan
+        """Of the last one."""
+
+    def read(self) -> None:
+        """Take in the whole lines that are new."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as handle:
+            now = os.fstat(handle.fileno())
+            if (now.st_ino, now.st_size < self._at) != (self._file, False):
+                self._file, self._at, self.tokens = now.st_ino, 0, []
+            handle.seek(self._at)
+            new = handle.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in map(json.loads, whole.splitlines()):
+            self.tokens.append(line["tokens"])
+            self.loss = line["loss"]
+
+
 def cut_log(out: Path, steps: int) -> None:
     """Keep the first `steps` lines of the loss log: those that the resume state has seen."""
     lines = [json.dumps(line) + "\n" for line in read_log(out)[:steps]]
@@ -115,43 +177,50 @@ def append_log(out: Path, line: dict[str, Any]) -> None:
         handle.write(json.dumps(line) + "\n")
 
 
-def export(engine: Any, base: Path, out: Path, train: TrainConfig, decoding: Decoding | None = None) -> None:
+def export(engine: Any, base: Path, out: Path, train: TrainConfig, serving: Serving = AS_THE_BASE) -> None:
     """Write the model as a Hugging Face directory into `out`; every worker calls it, the first writes.
 
     Weights keep the base directory's names and precision (float32 after float32 training); configuration, tokenizer and
-    chat template are the base's files, and so are the generation settings, but for `decoding` where it is given. The whole
-    model is in the first worker's memory once.
+    chat template are the base's files, and so are the generation settings, but for what `serving` says. The whole model is in
+    the first worker's memory once.
     """
     config = json.loads((base / "config.json").read_text())
     field = "torch_dtype" if "torch_dtype" in config else "dtype"
     saved = "float32" if train.dtype == "float32" else config.get(field) or train.dtype
-    weights = _gather(engine, getattr(torch, saved), from_master=saved == "float32" and train.dtype != "float32")
+    weights = _gather(engine, getattr(torch, saved), from_master=saved != train.dtype)
     if engine.global_rank == 0:
         aside = out / ".weights.partial"
         shutil.rmtree(aside, ignore_errors=True)
         _save(engine.module.model, weights, aside)
         _copy_others(base, aside)
-        if decoding is not None:
-            state_decoding(aside, decoding)
+        if serving.decoding is not None:
+            state_decoding(aside, serving.decoding)
+        if serving.chat_template is not None:
+            state_template(aside, serving.chat_template)
         (aside / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
-        _sync(aside)
+        _sync([*aside.iterdir(), aside])
         for path in sorted(aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
             path.replace(out / path.name)
         aside.rmdir()
     torch.distributed.barrier()
 
 
-def export_step(engine: Any, base: Path, out: Path, train: TrainConfig, decoding: Decoding | None, step: int) -> None:
+def step_directory(out: Path, step: int) -> Path:
+    """Where the model after `step` steps lies, if it was exported."""
+    return out / STEPS / f"step-{step}"
+
+
+def export_step(engine: Any, base: Path, out: Path, train: TrainConfig, step: int, serving: Serving = AS_THE_BASE) -> None:
     """Write the model after `step` steps as `export` does, into a directory of its own; every worker calls it."""
-    whole = out / STEPS / f"step-{step}"
+    whole = step_directory(out, step)
     aside = whole.with_name(f".{whole.name}.partial")
     if engine.global_rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
-    export(engine, base, aside, train, decoding)
+    export(engine, base, aside, train, serving)
     if engine.global_rank == 0:
         shutil.rmtree(whole, ignore_errors=True)  # of an attempt that ended before its next resume state: the same weights
         aside.rename(whole)
-        _sync(whole.parent)
+        _sync([whole.parent])
     torch.distributed.barrier()
 
 
@@ -202,7 +271,7 @@ def _copy_others(base: Path, directory: Path) -> None:
 
 
 def state_decoding(directory: Path, decoding: Decoding) -> None:
-    """Have generation_config.json of a model directory say `decoding` and nothing else of the kind; the rest of it stays.
+    """Have generation_config.json of a model directory say `decoding` and nothing else of the kind; tokens and lengths stay.
 
     Greedy decoding is stated as top-k 1: vLLM does not read `do_sample`, and transformers saves no temperature of 0.
     """
@@ -211,5 +280,14 @@ def state_decoding(directory: Path, decoding: Decoding) -> None:
     stated = {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
     if not decoding.temperature:
         stated = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
-    rest = {name: value for name, value in before.items() if name not in _DECODING}
+    rest = {name: value for name, value in before.items() if name in _NOT_DECODING}
     path.write_text(json.dumps({**rest, "do_sample": True, **stated}, indent=2) + "\n")
+
+
+def state_template(directory: Path, template: str) -> None:
+    """Have a model directory's tokenizer put messages through `template` and no other."""
+    (directory / "chat_template.jinja").write_text(template)
+    path = directory / "tokenizer_config.json"
+    if path.exists():
+        rest = {name: value for name, value in read_json(path).items() if name != "chat_template"}
+        path.write_text(json.dumps(rest, indent=2, ensure_ascii=False) + "\n")

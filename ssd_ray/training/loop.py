@@ -28,6 +28,7 @@ from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import batches, checkpoints
 from ssd_ray.training.batches import GlobalBatch
+from ssd_ray.training.checkpoints import Serving
 from ssd_ray.training.engine import accumulate, build_engine, gradient_divisor, num_shares, prepare_process
 from ssd_ray.training.engine import step as optimizer_step
 from ssd_ray.training.examples import Examples, Ints
@@ -46,8 +47,8 @@ UNCHANGED = Decoding()
 class Job:
     """All that a worker needs to know; paths are absolute and on storage that every worker sees.
 
-    `sampling` is how the data set was drawn, which the held-out measures are against; `decoding` is how the trained model is
-    to be decoded, which its directory then says.
+    `sampling` is how the data set was drawn, which the held-out measures are against; `serving` is how the trained model is to
+    be used, which its directory then says; `model_digest` names the base in a resume state.
     """
 
     dataset: Path
@@ -58,7 +59,8 @@ class Job:
     cluster: ClusterConfig
     seed: int
     sampling: Decoding = UNCHANGED
-    decoding: Decoding | None = None
+    serving: Serving = checkpoints.AS_THE_BASE
+    model_digest: str = ""
 
     def with_workers(self, number: int) -> Job:
         """The job for as many workers as there are at the moment."""
@@ -81,31 +83,47 @@ def work(config: dict[str, Job]) -> None:
     engine, train = worker.engine, job.train
     begin = checkpoints.restore(engine, job.out)
     if engine.global_rank == 0:
-        checkpoints.cut_log(job.out, begin)
+        checkpoints.begin(job.out, begin)
     worker.observer.begin(begin)
     distributed.barrier()
+    if _is_exported(train, begin) and _any(engine, not checkpoints.step_directory(job.out, begin).exists()):
+        _export_step(engine, job, begin)  # an earlier attempt ended between its state and its export
     draining = False
-    for step in range(begin, train.steps):
-        line = worker.step(step)
+    for step in range(begin + 1, train.steps + 1):
+        line = worker.step(step - 1)
         if engine.global_rank == 0:
             checkpoints.append_log(job.out, line)
         known, draining = draining, ray.train.get_preemption_info() is not None
-        if (step + 1) % train.checkpoint_every == 0 or _someone_leaves(engine, job.out, draining and not known):
-            checkpoints.save(engine, job.out, step + 1)
+        is_due = step % train.checkpoint_every == 0 or step == train.steps  # the last export may take long
+        if is_due or _someone_leaves(engine, job.out, draining and not known):
+            checkpoints.save(engine, job.out, step, job.model_digest)
             if NOTICE.is_set():
                 os._exit(128 + signal.SIGTERM)
-        if train.export_every and (step + 1) % train.export_every == 0 and step + 1 < train.steps:
-            checkpoints.export_step(engine, job.model, job.out, train, job.decoding, step + 1)
+        if _is_exported(train, step):
+            _export_step(engine, job, step)
     worker.observer.close()
-    checkpoints.export(engine, job.model, job.out, train, job.decoding)
+    checkpoints.export(engine, job.model, job.out, train, job.serving)
     if engine.global_rank == 0:
         _finish(engine, worker, job)
     distributed.barrier()
 
 
+def _is_exported(train: TrainConfig, step: int) -> bool:
+    """Whether the model after `step` steps is kept beside the last one."""
+    return bool(train.export_every) and 0 < step < train.steps and step % (train.export_every or 1) == 0
+
+
+def _export_step(engine: Any, job: Job, step: int) -> None:
+    checkpoints.export_step(engine, job.model, job.out, job.train, step, job.serving)
+
+
 def _someone_leaves(engine: Any, out: Path, draining: bool) -> bool:
     """Whether a node began to drain, a worker was sent SIGTERM, or the run was; the same answer on every worker."""
-    told = draining or NOTICE.is_set() or (engine.global_rank == 0 and checkpoints.asked_to_leave(out))
+    return _any(engine, draining or NOTICE.is_set() or (engine.global_rank == 0 and checkpoints.asked_to_leave(out)))
+
+
+def _any(engine: Any, told: bool) -> bool:
+    """Whether any worker says so; the same answer on every worker."""
     someone = torch.tensor(float(told), device=engine.device)
     distributed.all_reduce(someone, op=distributed.ReduceOp.MAX)
     return bool(someone)
@@ -171,6 +189,7 @@ class Worker:
         size, packed = train.sequence_parallel_size, train.packing
         whole = batches.collate(self.examples, batch.rows[places], batch.token_weights[places], packed=packed, multiple=size)
         micro = slice_of(whole, size, self.engine.global_rank % size)
+        self._load.real = torch.from_numpy(micro.real).to(self.engine.device).flatten()
         arrays = [micro.input_ids, micro.targets, micro.weights]
         if packed or size > 1:
             arrays.append(micro.position_ids)
@@ -181,13 +200,13 @@ class Worker:
     def _check(self, value: float, batch: GlobalBatch, step: int, what: str) -> None:
         if math.isfinite(value):
             return
-        kept = checkpoints.latest(self.job.out)[0]
+        kept, out = checkpoints.latest(self.job.out)[0], self.job.out
         names = [self.examples.name(int(row)) for row in batch.rows]
         told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        state = f"the state after step {kept} is kept, from which the same batch follows" if kept else "no state was kept yet"
         raise UserError(
-            f"training stopped at step {step + 1}: the {what} of its batch is {value}; the batch was samples {told}; "
-            f"{f'the state after step {kept} is kept' if kept else 'no state was kept yet'}: lower train.learning_rate, or "
-            "look at these samples"
+            f"training stopped at step {step + 1}: the {what} of its batch is {value}; the batch was samples {told}; {state}. "
+            f"Look at these samples; to train with a lower train.learning_rate, choose another --out or delete {out}"
         )
 
 

@@ -7,13 +7,13 @@ Reads a data set and a model directory; the workers fill `out` (see `loop.py`), 
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,18 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig
 
-from ssd_ray import models
-from ssd_ray.artifacts import read_json
+from ssd_ray.artifacts import digest, read_json
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import Progress
-from ssd_ray.training import checkpoints, trackers
+from ssd_ray.training import checkpoints
+from ssd_ray.training.checkpoints import Serving
+from ssd_ray.training.checks import check_model, check_samples
 from ssd_ray.training.engine import process_environment
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.heldout import split
 from ssd_ray.training.loop import UNCHANGED, Job, work
 from ssd_ray.training.worker_group import SizedTrainer, TakesNotice, sizes
 
 POLL_S = 0.5
-NOTICE_S = 25.0
-"""What a run that is told to leave takes for its state: Kubernetes and Slurm wait 30 s before they kill."""
 
 
 def train(
@@ -54,7 +51,7 @@ def train(
     cluster: ClusterConfig,
     *,
     sampling: Decoding = UNCHANGED,
-    decoding: Decoding | None = None,
+    serving: Serving = checkpoints.AS_THE_BASE,
     seed: int,
     out: Path,
     logs: Path,
@@ -66,12 +63,12 @@ def train(
     paths are on storage that every node sees. Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs,
     num_workers, parameters, trained_parameters.
 
-    `sampling` is how the data set was drawn: the held-out measures are against that distribution. `decoding` is how the trained
-    model is to be decoded, for its generation_config.json; without it the base's stays.
+    `sampling` is how the data set was drawn: the held-out measures are against that distribution. `serving` is how the trained
+    model is to be prompted and decoded, for its chat template and generation_config.json; without it the base's stay.
 
     Raises:
         UserError: the model, the data or a choice makes training impossible.
-        InfrastructureError: workers crashed more than `cluster.max_failures` times; a rerun goes on from the last state.
+        InfrastructureError: workers crashed more than `cluster.max_failures` times without a new state; a rerun goes on from it.
     """
     job = Job(
         dataset=dataset.resolve(),
@@ -81,12 +78,15 @@ def train(
         train=choices,
         cluster=cluster,
         sampling=sampling,
-        decoding=decoding,
+        serving=serving,
         seed=seed,
     )
     job.logs.mkdir(parents=True, exist_ok=True)
     if not (job.out / checkpoints.FINISHED).exists():
-        begin = _begin(job)
+        check_model(job.model, choices, cluster)
+        check_samples(job.dataset, job.model, choices, seed)
+        job = replace(job, model_digest=digest([job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]))
+        begin = _step_to_go_on_from(job)
         _say_if_crowded(cluster, progress)
         with progress.task("train", total=choices.steps, unit="steps", done=begin) as task, _shown(job, begin, task, progress):
             _run(job, progress)
@@ -94,34 +94,14 @@ def train(
     return read_json(job.out / checkpoints.FINISHED)
 
 
-def _begin(job: Job) -> int:
-    """The step that workers will start from, after what can be checked without them."""
-    from transformers import AutoConfig
-
-    if not (job.model / "config.json").exists():
-        raise UserError(f"{job.model} is not a Hugging Face model directory: it has no config.json")
-    if "quantization_config" in read_json(job.model / "config.json"):
-        raise UserError(f"{job.model} holds quantised weights, which cannot be trained: use a model.source with plain weights")
-    try:
-        job.train.check_workers(job.cluster.train_workers)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if job.cluster.device == "cpu" and job.train.needs_cuda:
-        raise UserError(f"{job.train.needs_cuda} needs cluster.device=cuda")
-    config = AutoConfig.from_pretrained(job.model, local_files_only=True)
-    _check_attention(config, job)
-    examples = Examples(job.dataset)
-    _check_samples(examples, config.get_text_config(), job)
-    split(examples, job.train.heldout_samples, job.seed)
-    trackers.check(job.train.trackers)
-    if job.train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        raise UserError("train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel")
-    return _step_to_go_on_from(job)
-
-
 def _step_to_go_on_from(job: Job) -> int:
-    """The step of the latest resume state, which stage 0 and the others cannot take from one another."""
+    """The step of the latest resume state, which has to be of this model, and of stage 0 if that is to go on."""
     step, state = checkpoints.latest(job.out)
+    if step and state.get("model", "") not in ("", job.model_digest):
+        raise UserError(
+            f"{job.out / checkpoints.RESUME} holds a state of another model than {job.model}: train that one, choose another "
+            "--out, or delete that directory to train from the first step"
+        )
     if step and (state["zero_stage"] == 0) != (job.train.zero_stage == 0):
         resume, before = job.out / checkpoints.RESUME, state["zero_stage"]
         raise UserError(
@@ -129,52 +109,6 @@ def _step_to_go_on_from(job: Job) -> int:
             f"set train.zero_stage={before}, or delete that directory to train from the first step"
         )
     return step
-
-
-def _check_attention(config: Any, job: Job) -> None:
-    """Whether transformers has the model's attention in the kernel that is asked for (GPT-OSS's sinks are not in sdpa)."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if job.train.attention == "sdpa" and not getattr(kind, "_supports_sdpa", True):
-        raise UserError(
-            f"train.attention 'sdpa' cannot compute the attention of {kind.__name__}: set train.attention=flash_attention_3, "
-            "which needs CUDA and the package kernels"
-        )
-
-
-def _check_samples(examples: Examples, text: Any, job: Job) -> None:
-    """Whether there is a response, and the model can read every sequence: the tokenizer that made it, its ids, its length."""
-    if not examples.response_lengths.any():
-        raise UserError(
-            f"the data set {job.dataset} holds no response to train on, only masked sequences: set a policy of "
-            "prepare.policies to keep"
-        )
-    here, made_with = models.tokenizer_digests(job.model), _tokenizer_of(job.dataset)
-    if any(made_with[name] != digest for name, digest in here.items() if name in made_with):
-        raise UserError(
-            f"the samples in {job.dataset} were made with another tokenizer than that of {job.model}: train the model that "
-            "drew them, or sample anew"
-        )
-    smallest, largest = examples.extreme_ids
-    if smallest < 0 or largest >= text.vocab_size:
-        raise UserError(
-            f"the data set {job.dataset} holds the token id {smallest if smallest < 0 else largest}, and the vocabulary of "
-            f"{job.model} has {text.vocab_size} entries: these are samples of another model"
-        )
-    context, longest = getattr(text, "max_position_embeddings", None), int(examples.lengths.max())
-    if context is not None and longest > context:
-        raise UserError(
-            f"the data set {job.dataset} holds a sequence of {longest} tokens, and the context of {job.model} is {context}: "
-            f"set prepare.max_length={context}"
-        )
-
-
-def _tokenizer_of(dataset: Path) -> dict[str, str]:
-    """Digests of the tokenizer's files that a data set's manifest names; empty where there is none."""
-    manifest = dataset / "manifest.json"
-    provenance = read_json(manifest)["facts"].get("provenance", {}) if manifest.exists() else {}
-    return provenance.get("tokenizer_sha256") or {}
 
 
 def _resources(cluster: ClusterConfig) -> dict[str, float]:
@@ -211,6 +145,7 @@ def _run(job: Job, progress: Progress) -> None:
             resources_per_worker=_resources(cluster),
         ),
         allowed=allowed,
+        out=job.out,
         run_config=RunConfig(
             name="train",
             storage_path=str(job.logs / "ray-train"),
@@ -236,12 +171,12 @@ def _run(job: Job, progress: Progress) -> None:
 
 
 def _await_state(job: Job, progress: Progress) -> None:
-    """Have the workers save their state after the step they are at, and wait for it `NOTICE_S` at most."""
+    """Have the workers save their state after the step they are at, and wait for it `cluster.notice_s` at most."""
     if len(checkpoints.read_log(job.out)) <= checkpoints.latest(job.out)[0]:
         return
-    progress.say(f"train: told to leave, waiting {NOTICE_S:g} s at most for the state to be saved")
+    progress.say(f"train: told to leave, waiting {job.cluster.notice_s:g} s at most for the state to be saved")
     checkpoints.ask_to_leave(job.out)
-    until = time.monotonic() + NOTICE_S
+    until = time.monotonic() + job.cluster.notice_s
     while checkpoints.asked_to_leave(job.out) and time.monotonic() < until:
         time.sleep(POLL_S / 5)
 
@@ -257,8 +192,8 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
             return UserError(str(cause))
     last = next((line for cause in causes for line in str(cause).splitlines() if line.strip()), type(error).__name__)
     return InfrastructureError(
-        f"training stopped after {job.cluster.max_failures} restarts ({last.strip()}); the workers' logs are in {job.logs}, "
-        f"and running again goes on from step {checkpoints.latest(job.out)[0]}"
+        f"training stopped after {job.cluster.max_failures} restarts without a new state ({last.strip()}); the workers' logs are "
+        f"in {job.logs}, and running again goes on from step {checkpoints.latest(job.out)[0]}"
     )
 
 
@@ -268,15 +203,15 @@ def _shown(job: Job, begin: int, task: Any, progress: Progress) -> Iterator[None
     over = threading.Event()
 
     def follow() -> None:
-        seen = begin
+        seen, log = begin, checkpoints.GrowingLog(job.out)
         while True:
             last = over.wait(POLL_S)
-            lines = checkpoints.read_log(job.out)
-            if len(lines) < seen:
-                progress.say(f"train: workers were started again and go on from step {len(lines)}")
-            seen = len(lines)
-            if lines and seen > begin:
-                task.update(seen, sum(line["tokens"] for line in lines[begin:]), f"loss {lines[-1]['loss']:.3f}")
+            log.read()
+            if len(log.tokens) < seen:
+                progress.say(f"train: workers were started again and go on from step {len(log.tokens)}")
+            seen = len(log.tokens)
+            if seen > begin:
+                task.update(seen, sum(log.tokens[begin:]), f"loss {log.loss:.3f}")
             if last:
                 return
 

@@ -1,22 +1,26 @@
-"""Ray Train's group of workers: which sizes it may take when nodes come and go, and the notice that it has to leave.
+"""Ray Train's group of workers: which sizes it may take when nodes come and go, which deaths count, and the notice to leave.
 
 Ray Train's elastic policy takes any number of workers that fits the cluster; ours takes the largest that can share a global
-batch. SIGTERM to a worker sets `NOTICE`, which the training loop looks at after every step: Ray's own handler would end the
-process in the middle of one. Reads and writes nothing.
+batch. Ray Train counts deaths over a whole run, which on a spot fleet has many; ours counts since the last resume state. SIGTERM
+to a worker sets `NOTICE`, which the training loop looks at after every step: Ray's own handler would end the process in the
+middle of one. Reads which resume state is the latest; writes nothing.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
-from ray.train import ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.training import checkpoints
 
 NOTICE = threading.Event()
 """Set in a worker that was told to end."""
@@ -48,16 +52,32 @@ class SizedPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         return max((size for size in self._allowed if size <= possible), default=0)
 
 
-class SizedTrainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer whose elastic group takes only the sizes `allowed`."""
+class DeathsInARow(DefaultFailurePolicy):  # type: ignore[misc]
+    """Ray Train's policy, which gives up after so many deaths, counted anew where training in `out` got to another state."""
 
-    def __init__(self, *arguments: Any, allowed: list[int], **choices: Any) -> None:
-        self._allowed = allowed
+    def __init__(self, failure_config: FailureConfig, out: Path) -> None:
+        super().__init__(failure_config)
+        self._out, self._reached = out, checkpoints.latest(out)[0]
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Whether the group is started again."""
+        reached = checkpoints.latest(self._out)[0]
+        if reached > self._reached:
+            self._reached, self._worker_group_failures = reached, 0
+        return super().make_decision(training_failed_error)
+
+
+class SizedTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer whose elastic group takes only the sizes `allowed`, and whose deaths count since the last state in `out`."""
+
+    def __init__(self, *arguments: Any, allowed: list[int], out: Path, **choices: Any) -> None:
+        self._allowed, self._out = allowed, out
         super().__init__(*arguments, **choices)
 
     def _initialize_and_run_controller(self, **choices: Any) -> Any:
         if self.scaling_config.elasticity_enabled:
             choices["scaling_policy"] = SizedPolicy(self.scaling_config, self._allowed)
+        choices["failure_policy"] = DeathsInARow(self.run_config.failure_config, self._out)
         return super()._initialize_and_run_controller(**choices)
 
 

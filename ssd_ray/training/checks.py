@@ -1,0 +1,128 @@
+"""What can be wrong with a training before it starts: first what shows without samples, then the samples.
+
+`check_model` needs the model's config.json and looks for packages, so it can come before hours of sampling; `check_samples` reads
+the data set's index. Reads a model directory and a data set; writes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import models
+from ssd_ray.artifacts import read_json
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.training import adapters, experts, sequence_parallel, trackers
+from ssd_ray.training.examples import Examples
+from ssd_ray.training.heldout import split
+
+_FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+
+
+def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None:
+    """Whether these choices can train the model in this directory, with the packages of this machine.
+
+    Raises:
+        UserError: they cannot.
+    """
+    from transformers import AutoConfig
+
+    if not (model / "config.json").exists():
+        raise UserError(f"{model} is not a Hugging Face model directory: it has no config.json")
+    if "quantization_config" in read_json(model / "config.json"):
+        raise UserError(f"{model} holds quantised weights, which cannot be trained: use a model.source with plain weights")
+    try:
+        train.check_workers(cluster.train_workers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if cluster.device == "cpu" and train.needs_cuda:
+        raise UserError(f"{train.needs_cuda} needs cluster.device=cuda")
+    config = AutoConfig.from_pretrained(model, local_files_only=True)
+    sequence_parallel.check_heads(config, train)
+    _check_attention(config, train)
+    trackers.check(train.trackers)
+    if train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel")
+    _check_modules(config, train)
+
+
+def _check_attention(config: Any, train: TrainConfig) -> None:
+    """Whether transformers has the model's attention in the kernel that is asked for (GPT-OSS's sinks are not in sdpa)."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if train.attention == "sdpa":
+        if not getattr(kind, "_supports_sdpa", True):
+            raise UserError(
+                f"train.attention 'sdpa' cannot compute the attention of {kind.__name__}: set train.attention=flash_attention_3, "
+                "which needs CUDA and the package kernels"
+            )
+        return
+    if not getattr(kind, "_supports_flash_attn", True):
+        raise UserError(f"train.attention {train.attention!r} cannot compute the attention of {kind.__name__}: set it to sdpa")
+    packages = (_FLASH_PACKAGES[train.attention], "kernels")  # transformers fetches a built kernel where the first is missing
+    if not any(importlib.util.find_spec(package) for package in packages):
+        raise UserError(
+            f"train.attention is {train.attention!r}, and neither package {packages[0]} nor kernels is installed: pip install "
+            "kernels"
+        )
+
+
+def _check_modules(config: Any, train: TrainConfig) -> None:
+    """Whether the model has the modules that LoRA and the router's loss name, from its skeleton without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if not train.router_aux_loss and (train.lora is None or not train.lora.target_modules):
+        return
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    if train.router_aux_loss:
+        experts.check_router(skeleton)
+    if train.lora is not None:
+        adapters.check_targets(skeleton, train.lora)
+
+
+def check_samples(dataset: Path, model: Path, train: TrainConfig, seed: int) -> None:
+    """Whether there is a response to train on, and the model can read every sequence: its tokenizer, its ids, its length.
+
+    Raises:
+        UserError: there is none, or it cannot.
+    """
+    from transformers import AutoConfig
+
+    examples = Examples(dataset)
+    text = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+    if not examples.response_lengths.any():
+        raise UserError(
+            f"the data set {dataset} holds no response to train on, only masked sequences: set a policy of "
+            "prepare.policies to keep"
+        )
+    here, made_with = models.tokenizer_digests(model), _tokenizer_of(dataset)
+    if any(made_with[name] != digest for name, digest in here.items() if name in made_with):
+        raise UserError(
+            f"the samples in {dataset} were made with another tokenizer than that of {model}: train the model that "
+            "drew them, or sample anew"
+        )
+    smallest, largest = examples.extreme_ids
+    if smallest < 0 or largest >= text.vocab_size:
+        raise UserError(
+            f"the data set {dataset} holds the token id {smallest if smallest < 0 else largest}, and the vocabulary of "
+            f"{model} has {text.vocab_size} entries: these are samples of another model"
+        )
+    context, longest = getattr(text, "max_position_embeddings", None), int(examples.lengths.max())
+    if context is not None and longest > context:
+        raise UserError(
+            f"the data set {dataset} holds a sequence of {longest} tokens, and the context of {model} is {context}: "
+            f"set prepare.max_length={context}"
+        )
+    split(examples, train.heldout_samples, seed)
+
+
+def _tokenizer_of(dataset: Path) -> dict[str, str]:
+    """Digests of the tokenizer's files that a data set's manifest names; empty where there is none."""
+    manifest = dataset / "manifest.json"
+    provenance = read_json(manifest)["facts"].get("provenance", {}) if manifest.exists() else {}
+    return provenance.get("tokenizer_sha256") or {}

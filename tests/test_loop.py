@@ -1,0 +1,196 @@
+"""The training loop between its steps: the states and exports that it leaves whenever it is ended; an engine stands in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.training import checkpoints, loop
+from ssd_ray.training.loop import Worker
+from ssd_ray.training.worker_group import NOTICE
+
+STEPS = 8
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Machine:
+    """One worker of the real loop: an engine that counts its steps, and what happens to the process at which step."""
+
+    def __init__(self, out: Path, **choices: Any) -> None:
+        train = TrainConfig(steps=STEPS, warmup_steps=0, dtype="float32", zero_stage=2, **choices)
+        cluster = ClusterConfig(device="cpu")
+        self.job = loop.Job(dataset=out, model=out, out=out / "checkpoint", logs=out, train=train, cluster=cluster, seed=0)
+        self.trained: list[int] = []
+        self.saved: list[int] = []
+        self.notice_at = self.drained_from = self.dies_exporting = 0
+
+    def work(self) -> None:
+        self.trained.clear()
+        self.saved.clear()
+        loop.work({"job": self.job})
+
+    def make_worker(self, job: loop.Job) -> Any:
+        self._weights = 0
+
+        def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
+            (Path(folder) / tag).mkdir(parents=True)
+            (Path(folder) / tag / "weights").write_text(str(self._weights))
+            self.saved.append(self._weights)
+
+        def load_checkpoint(folder: str, tag: str, **_: Any) -> None:
+            self._weights = int((Path(folder) / tag / "weights").read_text())
+
+        engine = SimpleNamespace(
+            global_rank=0,
+            world_size=1,
+            device="cpu",
+            module=torch.nn.Linear(1, 1),
+            zero_optimization=lambda: True,
+            zero_optimization_stage=lambda: 2,
+            save_checkpoint=save_checkpoint,
+            load_checkpoint=load_checkpoint,
+        )
+        observer = SimpleNamespace(begin=lambda step: None, close=lambda: None)
+        return SimpleNamespace(engine=engine, step=self.step, observer=observer, examples=range(30), held_out=None)
+
+    def step(self, step: int) -> dict[str, Any]:
+        assert step == self._weights
+        self._weights += 1
+        self.trained.append(self._weights)
+        if self._weights == self.notice_at:
+            NOTICE.set()
+        return {"step": step + 1, "loss": 1 / (step + 1), "tokens": 3, "response_tokens": 2}
+
+    def preemption(self) -> str | None:
+        return "told" if self.drained_from and self._weights >= self.drained_from else None
+
+    def export(self, engine: Any, base: Path, out: Path, *_: Any) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        if self._weights == self.dies_exporting:
+            self.dies_exporting = 0
+            raise Killed
+        (out / "model").write_text(str(self._weights))
+
+    @property
+    def exported(self) -> dict[str, str]:
+        return {path.parent.name: path.read_text() for path in sorted(self.job.out.rglob("model"))}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(tmp_path, checkpoint_every=4, export_every=2)
+    alone = SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
+    monkeypatch.setattr(loop.ray.train, "get_context", lambda: alone)
+    monkeypatch.setattr(loop.ray.train, "get_preemption_info", machine.preemption)
+    monkeypatch.setattr(loop, "Worker", machine.make_worker)
+    monkeypatch.setattr(loop, "prepare_process", lambda cluster: None)
+    monkeypatch.setattr(loop, "_send_output", lambda log: None)
+    monkeypatch.setattr(checkpoints, "export", machine.export)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+
+    def end(code: int) -> None:
+        NOTICE.clear()
+        raise Killed
+
+    monkeypatch.setattr(os, "_exit", end)
+    return machine
+
+
+WHOLE = {"checkpoint": "8", "step-2": "2", "step-4": "4", "step-6": "6"}
+
+
+def test_undisturbed_training_leaves_every_model_and_no_half(machine: Machine) -> None:
+    machine.work()
+    assert machine.exported == WHOLE
+    assert machine.saved == [4, 8]
+    assert not list(machine.job.out.rglob(".*"))
+
+
+def test_an_export_that_was_cut_off_behind_its_state_is_made_when_training_goes_on(machine: Machine) -> None:
+    machine.dies_exporting = 4
+    with pytest.raises(Killed):
+        machine.work()
+    assert (machine.job.out / "steps" / ".step-4.partial").exists()
+    machine.work()
+    assert machine.trained == [5, 6, 7, 8]
+    assert machine.exported == WHOLE
+    assert not list(machine.job.out.rglob(".*"))
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_notice_leaves_a_state_and_costs_no_export(step: int, machine: Machine) -> None:
+    machine.notice_at = step
+    with pytest.raises(Killed):
+        machine.work()
+    assert machine.saved == [step]
+    machine.notice_at = 0
+    machine.work()
+    assert machine.trained == list(range(step + 1, STEPS + 1))
+    assert machine.exported == WHOLE
+
+
+def test_a_model_that_is_there_already_is_not_exported_again(machine: Machine) -> None:
+    machine.dies_exporting = 6
+    with pytest.raises(Killed):
+        machine.work()
+    before = checkpoints.step_directory(machine.job.out, 4).stat().st_ino
+    machine.work()
+    assert machine.trained == [5, 6, 7, 8]
+    assert checkpoints.step_directory(machine.job.out, 4).stat().st_ino == before
+
+
+def test_what_ended_in_the_last_export_trains_no_step_again(machine: Machine) -> None:
+    machine.job = replace(machine.job, train=machine.job.train.model_copy(update={"checkpoint_every": 5}))
+    machine.dies_exporting = STEPS
+    with pytest.raises(Killed):
+        machine.work()
+    assert machine.saved == [5, STEPS]
+    machine.work()
+    assert machine.trained == []
+    assert machine.exported == WHOLE
+    assert json.loads((machine.job.out / "training.json").read_text())["steps"] == STEPS
+
+
+def test_a_node_that_drains_has_the_state_saved_once_after_the_step(machine: Machine) -> None:
+    machine.drained_from = 3
+    machine.work()
+    assert machine.saved == [3, 4, 8]
+    assert machine.exported == WHOLE
+
+
+def test_halves_of_states_and_exports_are_cleared_when_training_begins(machine: Machine) -> None:
+    for half in ("resume/.step-3.partial", "steps/.step-2.partial"):
+        (machine.job.out / half).mkdir(parents=True)
+    machine.notice_at = 1
+    with pytest.raises(Killed):
+        machine.work()
+    assert not list(machine.job.out.rglob(".*"))
+
+
+def test_a_loss_that_is_not_finite_is_told_with_a_mend_that_works(machine: Machine) -> None:
+    state = machine.job.out / "resume" / "step-4" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"step": 4}')
+    worker: Any = SimpleNamespace(job=machine.job, examples=SimpleNamespace(name=lambda row: f"p{row}/0"))
+    batch: Any = SimpleNamespace(rows=np.arange(9))
+    with pytest.raises(UserError) as told:
+        Worker._check(worker, math.nan, batch, 6, "gradient")
+    message = str(told.value)
+    assert message.startswith("training stopped at step 7: the gradient of its batch is nan; the batch was samples p0/0, p1/0")
+    assert "and 1 more; the state after step 4 is kept, from which the same batch follows." in message
+    assert f"with a lower train.learning_rate, choose another --out or delete {machine.job.out}" in message
