@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,6 +125,23 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
         ('{"question": "a", "starter_code": "\\udfff"}\n', {}, "row 1: field 'starter_code' holds text that is no Unicode"),
         ('{"question": "a", "starter_code": 3}\n', {}, "row 1: field 'starter_code' must hold text, not 3"),
         ('{"question": "a", "k": "\\u0000"}\n', {"id_column": "k"}, "row 1: field 'k' holds a NUL"),
+        (
+            json.dumps({"question": "a", "k": "x" * 100_000}) + "\n",
+            {"id_column": "k"},
+            "p.jsonl, row 1: field 'k' holds 100,000 characters; at most 512",
+        ),
+        (
+            '{"question": "a", "k": "b\\nc"}\n',
+            {"id_column": "k"},
+            r"row 1: field 'k' holds the control character '\\n', at place 1",
+        ),
+        ('{"question": "a", "k": "b\\u2028c"}\n', {"id_column": "k"}, "row 1: field 'k' holds the control character"),
+        (
+            '{"question": "a", "difficulty": {"x": 1}}\n',
+            {},
+            r"row 1: field 'difficulty' must hold text or a number, not \{'x': 1\}",
+        ),
+        ('{"question": "a", "difficulty": "a\\tb"}\n', {}, "row 1: field 'difficulty' holds the control character"),
         ('{"question": "a"}\n', {"tests_column": "tests"}, "row 1: there is no column 'tests'"),
         (
             '{"question": "a", "tests": [{"input": "1"}]}\n',
@@ -142,6 +160,77 @@ def test_a_bad_prompt_file_is_one_sentence(tmp_path: Path, content: str, choices
     str(caught.value).encode()
 
 
+def test_a_mistake_far_down_a_file_is_told_before_its_first_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"question": f"Add {number}.", "k": number} for number in range(3000)]
+    for spoilt, told in (
+        ({"question": ""}, "row 3001: field 'question'"),
+        ({"question": "a", "k": 7}, "row 3001: field 'k': the id"),
+    ):
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, spoilt]))
+        tally, chosen = sources.Tally(), PromptsConfig(source=str(path), id_column="k" if "k" in spoilt else None)
+        with pytest.raises(UserError, match=told):
+            next(sources.training_problems(chosen, tally))
+        assert tally.read == 0
+        limited = list(sources.training_problems(chosen.model_copy(update={"limit": 2000}), tally))
+        assert len(limited) == 2000, "what a limit leaves out is nobody's mistake"
+
+
+def test_a_difficulty_may_be_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    given = [None, "", 0, 1400, 2.5, "hard"]
+    path.write_text("".join(json.dumps({"question": f"Add {n}.", "difficulty": each}) + "\n" for n, each in enumerate(given)))
+    assert [problem.difficulty for problem in _load(source=str(path))[0]] == ["unknown", "unknown", "0", "1400", "2.5", "hard"]
+
+
+@pytest.mark.parametrize("source", ["rstar-coder", "hub:microsoft/rStar-Coder:seed_sft", "hub:microsoft/rStar-Coder:seed_sft@v1"])
+def test_a_run_stays_with_the_commit_of_the_data_set_that_it_got_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """The hub moves on between two attempts: the positions that the first one sampled are the same prompts in the second."""
+    commits = {"first": ["Add.", "Halve."], "second": ["Print.", "Add."]}
+    head, asked = ["first"], []
+
+    class Hub:
+        def dataset_info(self, repo_id: str, *, revision: str | None = None) -> SimpleNamespace:
+            asked.append((repo_id, revision))
+            return SimpleNamespace(sha=head[0])
+
+    def load_dataset(
+        path: str, name: str | None, *, split: str, revision: str | None, streaming: bool, columns: list[str] | None = None
+    ) -> list[dict[str, object]]:
+        assert (path, name, split, streaming) == ("microsoft/rStar-Coder", "seed_sft", "train", True)
+        return [{"question": text, "is_passed": True} for text in commits[revision or head[0]]]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+
+    def attempt(source: str, run: str) -> tuple[list[str], str | None]:
+        tally, chosen = sources.Tally(), PromptsConfig(source=source)
+        found = sources.training_problems(chosen, tally, note=tmp_path / run / "prompts-revision")
+        return [problem.statement for problem in found], tally.revision
+
+    assert attempt(source, "run") == (["Add.", "Halve."], "first")
+    assert (tmp_path / "run" / "prompts-revision").read_text() == f"{source} first\n"
+    head[0] = "second"
+    assert attempt(source, "run") == (["Add.", "Halve."], "first")
+    assert attempt(source, "other") == (["Print.", "Add."], "second")
+    assert asked == [("microsoft/rStar-Coder", "v1" if "@" in source else None)] * 2
+    assert attempt(f"{source}#train" if source.startswith("hub:") else "hub:microsoft/rStar-Coder:seed_sft", "run")[1] == "second"
+
+
+def test_a_hub_that_says_no_commit_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub:
+        def dataset_info(self, repo_id: str, *, revision: str | None = None) -> SimpleNamespace:
+            raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    told = r"'rstar-coder' could not be streamed from the hub \(OSError: no network\): check name and network"
+    with pytest.raises(UserError, match=told):
+        next(sources.training_problems(PromptsConfig(source="rstar-coder"), sources.Tally(), note=tmp_path / "note"))
+    assert not (tmp_path / "note").exists()
+
+
 def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -> None:
     """A directory stands for the hub, which `datasets` reads alike."""
     import pyarrow as pa
@@ -152,7 +241,7 @@ def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -
     assert [problem.statement for problem in sources.training_problems(chosen, tally)] == ["Add.", "Halve."]
     assert (tally.read, tally.dropped["duplicate statement"]) == (3, 1)
     for source, told in (
-        ("hub:owner/name", r"is not of the form hub:OWNER/NAME"),
+        ("hub:@main", r"is not of the form hub:OWNER/NAME"),
         (f"hub:{tmp_path}@main#nowhere", "could not be streamed"),
         (f"hub:{tmp_path / 'none'}@main", "could not be streamed"),
     ):

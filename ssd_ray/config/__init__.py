@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
+from ssd_ray.config.hub import HubSource, hub_source
 from ssd_ray.config.section import Decoding, Section, choices, fields, tuning
 from ssd_ray.config.training import LoraConfig, TrainConfig
 
@@ -24,6 +25,7 @@ __all__ = [
     "Decoding",
     "EngineConfig",
     "EvaluateConfig",
+    "HubSource",
     "LoraConfig",
     "ModelConfig",
     "Policies",
@@ -35,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "choices",
     "fields",
+    "hub_source",
 ]
 
 
@@ -57,7 +60,7 @@ Contamination = Literal["refuse", "drop", "allow"]
 class PromptsConfig(Section):
     source: str = "builtin"
     """`builtin`, `rstar-coder`, a path of JSONL or Parquet files with one problem a row, or any data set of the Hugging Face hub,
-    streamed: `hub:OWNER/NAME[:CONFIG]@REVISION[#SPLIT]`."""
+    streamed: `hub:OWNER/NAME[:CONFIG][@REVISION][#SPLIT]`. A run stays with the commit that it got first (`prompts-revision`)."""
     split: Literal["train", "eval", "all"] = "train"
     """Which part of the built-in set; other sources have only `all`."""
     mode: Literal["paper", "chat", "release"] = "paper"

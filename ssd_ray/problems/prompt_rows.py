@@ -1,24 +1,27 @@
 """Plain rows as training problems: which columns are read, and what is wrong with a row that cannot be one.
 
 Every mistake names the file, the row and the column, and is found while prompts are rendered.
-Reads JSONL, JSONL.gz and Parquet files, and streams rStar-Coder and other data sets from the hub.
+Reads JSONL, JSONL.gz and Parquet files, and streams rStar-Coder and other data sets from the hub. Writes the note that keeps a
+run to one commit of its data set.
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.config import PromptsConfig
+from ssd_ray import artifacts
+from ssd_ray.config import HubSource, PromptsConfig, hub_source
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks import rows as own_rows
-from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, text
+from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, shown, text
 from ssd_ray.schema import Problem
 
-RSTAR = "microsoft/rStar-Coder"
-_HUB = re.compile(r"hub:([^:@#]+)(?::([^@#]+))?@([^#]+)(?:#(.+))?")
+LONGEST_LABEL = 512
+"""Characters of an id or a difficulty, which name rows and groups in messages, tables and other people's files."""
 _OWN = ("kind", "entry_point", "comparison", "atol")
 Placed = tuple[str, Row | RowError]
 """Where a row stands, for error messages, and the row."""
@@ -35,47 +38,46 @@ def file_rows(source: str) -> Iterator[Placed]:
             yield f"{file}, row {number}", row
 
 
-def rstar_rows() -> Iterator[tuple[str, Row]]:
-    """Rows of microsoft/rStar-Coder, seed_sft, streamed; `is_passed` is a property of the row's stored solution.
+def hub_rows(source: str, hub: HubSource) -> Iterator[tuple[str, Row]]:
+    """Rows of a data set of the hub, streamed; rStar-Coder's `is_passed` is a property of a row's stored solution.
 
     Raises:
         UserError: the hub does not give it.
     """
     from datasets import load_dataset
 
-    columns = ["question", "starter_code", "question_id", "is_passed"]
+    only = {"columns": ["question", "starter_code", "question_id", "is_passed"]} if source == "rstar-coder" else {}
     try:
-        rows = load_dataset(RSTAR, "seed_sft", split="train", streaming=True, columns=columns)
-        for number, row in enumerate(rows, start=1):
-            yield f"{RSTAR}, row {number}", row
-    except Exception as error:  # datasets, the hub's client and two HTTP libraries each have their own
-        raise UserError(
-            f"prompts.source 'rstar-coder' could not be streamed from the hub ({_short(error)}): check the network, or give files"
-        ) from error
-
-
-def hub_rows(source: str) -> Iterator[tuple[str, Row]]:
-    """Rows of any data set of the hub, streamed: `hub:OWNER/NAME[:CONFIG]@REVISION[#SPLIT]`; the split is `train` otherwise.
-
-    The revision has to be named: positions in the stream are what a resumed run goes by.
-
-    Raises:
-        UserError: another form, or the hub does not give it.
-    """
-    found = _HUB.fullmatch(source)
-    if found is None:
-        raise UserError(
-            f"prompts.source {source!r} is not of the form hub:OWNER/NAME[:CONFIG]@REVISION[#SPLIT]; REVISION is a commit or tag"
-        )
-    from datasets import load_dataset
-
-    name, config, revision, split = found.groups()
-    try:
-        rows = load_dataset(name, config, split=split or "train", revision=revision, streaming=True)
+        rows = load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision, streaming=True, **only)
         for number, row in enumerate(rows, start=1):
             yield f"{source}, row {number}", row
     except Exception as error:  # datasets, the hub's client and two HTTP libraries each have their own
-        raise UserError(f"prompts.source {source!r} could not be streamed ({_short(error)}): check name and network") from error
+        raise _not_streamed(source, error) from error
+
+
+def pinned(source: str, hub: HubSource, note: Path) -> HubSource:
+    """The data set at the commit that a run got first, noted in `note`: positions in the stream are what a resumed run goes by.
+
+    Raises:
+        UserError: the hub does not say which commit it has.
+    """
+    from huggingface_hub import HfApi
+
+    noted = note.read_text().rstrip("\n").rpartition(" ") if note.exists() else ("", "", "")
+    if noted[0] == source:
+        return replace(hub, revision=noted[2])
+    try:
+        commit = HfApi().dataset_info(hub.name, revision=hub.revision).sha
+    except Exception as error:  # as above
+        raise _not_streamed(source, error) from error
+    artifacts.write_atomic(note, f"{source} {commit}\n")
+    return replace(hub, revision=commit)
+
+
+def _not_streamed(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"prompts.source {source!r} could not be streamed from the hub ({_short(error)}): check name and network, or give files"
+    )
 
 
 def _short(error: Exception) -> str:
@@ -88,7 +90,8 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
     Raises:
         UserError: a row that is no problem, with its file, number and column.
     """
-    name = choices.source if choices.source == "rstar-coder" else Path(_plain(choices.source)).stem
+    hub = hub_source(choices.source)
+    name = choices.source if choices.source == "rstar-coder" else Path(hub.name if hub else choices.source).stem
     seen: set[str] = set()
     for number, (place, row) in enumerate(placed):
         try:
@@ -104,12 +107,6 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
         yield problem
 
 
-def _plain(source: str) -> str:
-    """A path, or the name of a data set of the hub."""
-    found = _HUB.fullmatch(source)
-    return found[1] if found else source
-
-
 def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Problem:
     statement = _required(row, choices.statement_column, "statement_column")
     starter = None
@@ -117,15 +114,15 @@ def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Pr
         starter = _clean(optional_text(row, choices.starter_code_column), choices.starter_code_column)
     if choices.id_column is not None:
         _require_column(row, choices.id_column, "id_column")
-        problem_id = _clean(identifier(row, choices.id_column), choices.id_column) or problem_id
-    difficulty = str(row.get("difficulty") or "unknown")
+        problem_id = _label(identifier(row, choices.id_column), choices.id_column)
+    difficulty = _difficulty(row)
     if choices.tests_column is None:
         return Problem(
             problem_id=problem_id,
             source=name,
             statement=statement,
             kind="function" if starter else "stdin",
-            difficulty=_clean(difficulty, "difficulty") or "unknown",
+            difficulty=difficulty,
             starter_code=starter,
         )
     _require_column(row, choices.tests_column, "tests_column")
@@ -155,6 +152,26 @@ def _require_column(row: Row, column: str, choice: str) -> None:
     if column not in row:
         have = ", ".join(sorted(row)) or "none"
         raise RowError(f"there is no column {column!r} (columns: {have}); set prompts.{choice}")
+
+
+def _difficulty(row: Row) -> str:
+    value = row.get("difficulty")
+    if value is None or value == "":
+        return "unknown"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError(f"field 'difficulty' must hold text or a number, not {shown(value)}")
+    return _label(str(value), "difficulty")
+
+
+def _label(value: str, column: str) -> str:
+    """Text that names something: one short line."""
+    _clean(value, column)
+    if len(value) > LONGEST_LABEL:
+        raise RowError(f"field {column!r} holds {len(value):,} characters; at most {LONGEST_LABEL} can name something")
+    for place, letter in enumerate(value):
+        if unicodedata.category(letter) in {"Cc", "Zl", "Zp"}:
+            raise RowError(f"field {column!r} holds the control character {letter!a}, at place {place}")
+    return value
 
 
 def _clean(value: str | None, column: str) -> str | None:

