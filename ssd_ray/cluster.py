@@ -56,12 +56,14 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         try:
             with _silent_stderr():
                 ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
+        except SystemExit as error:  # Ray answers SIGTERM by it from here on
+            raise KeyboardInterrupt from error
         except Exception as error:  # a start that takes too long is a bare Exception to Ray
             where = f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if named else "a local Ray"
             reason = " ".join(str(error).split())[:300]
             raise InfrastructureError(f"could not reach or start {where}: {reason}") from error
-    # Ray takes SIGTERM for itself; the command line's way out says how to resume.
-    signal.signal(signal.SIGTERM, on_terminate)
+        finally:  # the command line's way out says how to resume
+            signal.signal(signal.SIGTERM, on_terminate)
     try:
         _check_devices(cluster)
         yield

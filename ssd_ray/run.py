@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ssd_ray import artifacts, cluster, recipes
 from ssd_ray.artifacts import Artifact, State
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline, Step
+from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.stages import Facts
 
@@ -61,7 +63,10 @@ class Run:
             for step in wanted:
                 followers.raise_failure()
                 whole = self._state(step) == "whole"
+                if step.name == "prompts" and not whole and (hint := sources.id_hint(self.recipe.prompts)):
+                    self._progress.say(hint)
                 if not whole and not started and self._needs_ray(step, wanted):
+                    self._progress.say("starting Ray")
                     stack.enter_context(cluster.connected(self.recipe.cluster))
                     started = True
                 if started and not whole:
@@ -171,9 +176,12 @@ def _closure(goal: Step) -> Iterator[Step]:
 
 
 def _timed(step: Step, run: Path, out: Path) -> Facts:
-    """Do the step's act and add its wall time to `timing.json`; an attempt that was killed outright is not in it."""
+    """Do the step's act and add its wall time to `timing.json`, where of an attempt that was killed only its `versions` stand."""
     path = out / "timing.json"
-    before = artifacts.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
+    before: dict[str, Any] = artifacts.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
+    known, own = before.get("versions", []), artifacts.versions()
+    before["versions"] = known if own in known else [*known, own]
+    artifacts.write_atomic(path, json.dumps(before))
     began = time.monotonic()
     facts: Facts = {}
     try:
@@ -184,5 +192,5 @@ def _timed(step: Step, run: Path, out: Path) -> Facts:
         if step.follows is not None and (manifest := run / step.follows.name / "manifest.json").exists():
             seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
         record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
-        artifacts.write_atomic(path, json.dumps(record))
+        artifacts.write_atomic(path, json.dumps({**before, **record}))
     return facts

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from test_run import _is_agent
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,3 +84,24 @@ def test_two_runs_in_one_directory_do_not_mix(tmp_path: Path) -> None:
         result = ssd_ray("render", "quickstart", "--out", tmp_path / "run")
     assert result.returncode == 2
     assert "another process is at work" in result.stderr
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("delay_s", [0.1, 1.0, 2.0])
+def test_a_termination_while_ray_starts_says_how_to_resume_and_leaves_nothing(
+    tmp_path: Path, tiny_llama: Path, delay_s: float
+) -> None:
+    chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
+    command = [sys.executable, "-m", "ssd_ray.cli", "sample", "quickstart", "--quiet", "--out", str(tmp_path)]
+    command += [part for choice in chosen for part in ("--set", choice)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = next(line for line in process.stderr if line == "starting Ray\n")
+    time.sleep(delay_s)
+    family = [child for child in psutil.Process(process.pid).children(recursive=True) if not _is_agent(child)]
+    process.send_signal(signal.SIGTERM)
+    told += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, told
+    assert "interrupted; what is on disk stays. To resume: ssd-ray sample quickstart" in told
+    assert "Traceback" not in told
+    assert not psutil.wait_procs(family, timeout=40)[1]

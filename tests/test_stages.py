@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 
-from ssd_ray import artifacts, recipes
+from ssd_ray import artifacts, cluster, recipes
+from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
-from ssd_ray.run import Run
+from ssd_ray.run import Run, _timed
 from ssd_ray.stages import Stages
 
 
@@ -46,6 +51,54 @@ def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
         with pytest.raises(UserError, match="another process is at work"):
             second.make("sample")
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_termination_while_ray_starts_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**_: Any) -> None:
+        """As Ray's: from its first line on, SIGTERM ends the process."""
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(KeyboardInterrupt), cluster.connected(ClusterConfig(device="cpu")):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(act: Callable[[Path], Any]) -> None:
+        _timed(Step(name="samples", verb="sample", choices={}, act=act), tmp_path, tmp_path / "samples")
+
+    def killed(_: Path) -> Any:
+        raise InfrastructureError("killed")
+
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr(artifacts, "versions", lambda version=version: {"vllm": version})
+        with pytest.raises(InfrastructureError):
+            attempt(killed)
+    monkeypatch.setattr(artifacts, "versions", lambda: {"vllm": "3"})
+    attempt(lambda out: {"output_tokens": len(artifacts.read_json(out / "timing.json")["versions"])})
+    timing = artifacts.read_json(tmp_path / "samples" / "timing.json")
+    assert timing["versions"] == [{"vllm": "1"}, {"vllm": "2"}, {"vllm": "3"}]
+    assert (timing["attempts"], timing["tokens"]) == (4, 3), "versions stand there from the beginning of an attempt"
+
+
+def test_a_prompt_file_with_ids_of_its_own_says_once_how_to_use_them(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(json.dumps({"id": "same", "question": f"Print {number}."}) + "\n" for number in range(3)))
+    chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
+    chosen += [f"prompts.source={source}"]
+    hint = f"{source} has a column 'id' and prompts are numbered: set prompts.id_column=id to use it"
+    for told in (1, 0):
+        Run(recipes.load("quickstart", chosen), tmp_path / "run", LineProgress()).make("render")
+        assert capsys.readouterr().err.count(hint) == told
+    with pytest.raises(UserError, match=r"mine.jsonl, row 2: field 'id': the id 'same' was there before"):
+        Run(recipes.load("quickstart", [*chosen, "prompts.id_column=id"]), tmp_path / "other", LineProgress()).make("render")
 
 
 def test_verdicts_that_a_failing_machine_left_open_are_open_again_and_with_them_the_report(
