@@ -13,6 +13,7 @@ from test_dataset import _completion, _samples
 
 from ssd_ray import artifacts, recipes
 from ssd_ray.progress import LineProgress
+from ssd_ray.reporting.card import provenance
 from ssd_ray.run import Run
 from ssd_ray.schema import Completion, Example, Prompt
 
@@ -147,3 +148,49 @@ def test_a_licence_that_nobody_stated_and_answers_that_nobody_has_are_said_so(tm
     assert "2 answers could not be drawn" in text
     assert "license: unknown" in text
     assert "find out before you publish" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "commit", "told"),
+    [
+        ("builtin", None, "the problems that come with ssd_ray"),
+        ("data/mine.jsonl", None, "files (mine.jsonl)"),
+        (
+            "rstar-coder",
+            "abc",
+            "microsoft/rStar-Coder on the Hugging Face hub, configuration seed_sft, revision abc, split train",
+        ),
+        ("hub:o/n:cfg@rev#test", None, "o/n on the Hugging Face hub, configuration cfg, revision rev, split test"),
+        ("hub:o/n@rev", "abc", "o/n on the Hugging Face hub, revision abc, split train"),
+    ],
+)
+def test_prompts_are_said_to_come_from_where_they_come_from(
+    prepared: Path, tmp_path: Path, source: str, commit: str | None, told: str
+) -> None:
+    recipe = recipes.load(prepared / "recipe.yaml", [f"prompts.source={source}"])
+    rendered = artifacts.read_json(prepared / "prompts" / "manifest.json")
+    rendered["facts"]["source_revision"] = commit
+    artifacts.write_atomic(tmp_path / "manifest.json", json.dumps(rendered))
+    found = provenance(recipe, recipe.sample, tmp_path, prepared / "samples")["prompts"]
+    assert (found["source"], found["revision"]) == (told, commit)
+
+
+def test_samples_that_were_drawn_with_several_versions_say_all_of_them(prepared: Path, tmp_path: Path) -> None:
+    recipe, drawn = recipes.load(prepared / "recipe.yaml"), artifacts.read_json(prepared / "samples" / "manifest.json")
+    artifacts.write_atomic(tmp_path / "manifest.json", json.dumps({**drawn, "versions": {"vllm": "2", "ray": "5"}}))
+    timing = {"seconds": 1.0, "attempts": 2, "tokens": 3, "versions": [{"vllm": "1", "ray": "5"}, {"vllm": "2", "ray": "5"}]}
+    artifacts.write_atomic(tmp_path / "timing.json", json.dumps(timing))
+    found = provenance(recipe, recipe.sample, prepared / "prompts", tmp_path)
+    assert found["versions"] == {"vllm": "1 and 2", "ray": "5"}
+
+
+def test_prompts_that_were_left_out_or_cut_are_on_the_card_and_the_page(tmp_path: Path, tiny_llama: Path) -> None:
+    source = tmp_path / "mine.jsonl"
+    texts = ["Print 1.", "Print 1.", "Print 2.", "Print 3. " * 600]
+    source.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))
+    out = _prepared(tmp_path, tiny_llama, f", source: {source}, over_length: truncate-left")
+    card, page = ((out / "dataset" / name).read_text() for name in ("README.md", "health.html"))
+    assert "Of 4 rows read, left out: 1 duplicate statement. Prompts cut from the left to fit the context: 1." in card
+    assert '<th scope="row">Rows read</th><td class="n">4</td>' in page
+    assert '<th scope="row">Left out</th><td class="n">1 duplicate statement</td>' in page
+    assert '<th scope="row">of them cut from the left to fit the context</th><td class="n">1</td>' in page

@@ -6,19 +6,19 @@ as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssd_ray import artifacts
 from ssd_ray.arms import Branch
-from ssd_ray.config import Recipe, SampleConfig
+from ssd_ray.config import Recipe, SampleConfig, hub_source
 from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.health import CLASS_WORDS
 from ssd_ray.schema import Completion, Example, arrow_schema
 
 LICENSES = {"builtin": "apache-2.0", "rstar-coder": "cc-by-4.0"}
-HOMES = {"builtin": "the problems that come with ssd_ray", "rstar-coder": "microsoft/rStar-Coder, configuration seed_sft"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 SHARDS = "part-*.parquet"
 
@@ -26,8 +26,8 @@ SHARDS = "part-*.parquet"
 def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path) -> dict[str, Any]:
     """Model, tokenizer, template, decoding, seed, prompts and versions behind a data set, as plain JSON."""
     rendered, drawn = (artifacts.read_json(path / "manifest.json") for path in (prompts, samples))
-    source = recipe.prompts.source
-    local = f"files ({Path(source).name})"
+    commit, timing = rendered["facts"].get("source_revision"), samples / "timing.json"
+    attempts = artifacts.read_json(timing).get("versions", []) if timing.exists() else []
     return {
         "recipe": recipe.name,
         "model": {
@@ -39,8 +39,9 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         "tokenizer_sha256": rendered["facts"].get("tokenizer"),
         "chat_template_sha256": rendered["facts"].get("chat_template"),
         "prompts": {
-            "source": HOMES.get(source, local),
+            "source": _home(recipe.prompts.source, commit),
             "identity": rendered["choices"]["source"],
+            "revision": commit,
             "license": license_of(recipe),
             "mode": recipe.prompts.mode,
             "rows": rendered["facts"]["rows"],
@@ -55,9 +56,26 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         "not_drawn": len(drawn["facts"].get("failed", ())),
         "seed": recipe.seed,
         "fingerprints": {path.name: manifest["fingerprint"] for path, manifest in ((prompts, rendered), (samples, drawn))},
-        "versions": drawn["versions"],
+        "versions": _every_version([*attempts, drawn["versions"]]),
         "sampled_at": drawn["finished_at"],
     }
+
+
+def _home(source: str, commit: str | None) -> str:
+    """Where prompts come from, without the place where they lie on this machine."""
+    if source == "builtin":
+        return "the problems that come with ssd_ray"
+    hub = hub_source(source)
+    return f"files ({Path(source).name})" if hub is None else str(replace(hub, revision=commit or hub.revision))
+
+
+def _every_version(attempts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The version of each package; where attempts differ, all of them in their order."""
+    found: dict[str, dict[str, None]] = {}
+    for attempt in attempts:
+        for name, version in attempt.items():
+            found.setdefault(name, {})[version] = None
+    return {name: " and ".join(versions) for name, versions in found.items()}
 
 
 def _public(source: str) -> str:
@@ -71,7 +89,7 @@ def license_of(recipe: Recipe) -> str:
 
 
 def card(recipe: Recipe, branch: Branch, facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """README.md of a data set, from the facts of `dataset` and `contamination`."""
+    """README.md of a data set, from the facts of `prompts`, `contamination` and `dataset`."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     rows = facts["dataset"]["rows"]
@@ -90,6 +108,7 @@ def card(recipe: Recipe, branch: Branch, facts: Mapping[str, Mapping[str, Any]])
             recipe=recipe,
             branch=branch,
             sample=branch.sample,
+            prompts=facts["prompts"],
             dataset=facts["dataset"],
             health=facts["dataset"]["health"],
             provenance=facts["dataset"]["provenance"],
