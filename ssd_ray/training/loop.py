@@ -155,7 +155,7 @@ class Worker:
             group["lr"] = learning_rate(train, step)
         self._auxiliary = 0.0
         scale = gradient_divisor(train, self.job.cluster)
-        once = self.job.cluster.device == "cpu" and train.accumulate_locally
+        once = self.job.cluster.device == "cpu" and train.accumulate_locally and train.dtype == "float32"  # sums are of its type
         loss = accumulate(engine, [partial(self._run, batch, rows) for rows in self._mine(batch)], scale, once=once)
         loss -= self._auxiliary
         distributed.all_reduce(loss)
