@@ -9,6 +9,7 @@ from typing import Any
 import engine_cases
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_model
 
 pytestmark = pytest.mark.real
@@ -40,27 +41,39 @@ CASES: dict[str, dict[str, Any]] = {
     "ZeRO-3, three workers": {"train": {"zero_stage": 3}, "zero": SMALL},
     "ZeRO-1, bfloat16": {"train": {"zero_stage": 1, "dtype": "bfloat16"}},
     "ZeRO-3, bfloat16": {"train": {"zero_stage": 3, "dtype": "bfloat16"}},
+    # Two workers throughout, whose shards are cut in another way in between, as on another device.
+    "ZeRO-3, other groups": {"train": {"zero_stage": 3}, "zero": SMALL, "then_zero": {"sub_group_size": 7_000}},
+}
+# Two workers throughout.
+SAME: dict[str, dict[str, Any]] = {
+    "the same, ZeRO-0": {"train": {"zero_stage": 0}},
+    "the same, ZeRO-1": {"train": {"zero_stage": 1}},
+    "the same, ZeRO-2, bfloat16, LoRA": {"train": {"zero_stage": 2, "dtype": "bfloat16", "lora": {"rank": 3}}},
+    "the same, ZeRO-3, bfloat16, experts": {"train": {"zero_stage": 3, "dtype": "bfloat16"}, "zero": SMALL},
 }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each case undisturbed with two workers, and cut into two workers, one (or three), and two again."""
+    """Each case undisturbed with two workers, and cut into two workers, one (or three, or two), and two again."""
     out, dataset = tmp_path_factory.mktemp("runs"), engine_cases.write_examples(tmp_path_factory.mktemp("dataset"))
     models = {name: str(tiny_model(tmp_path_factory.mktemp("model"), name)) for name in ("llama", "qwen3_moe")}
-    cases = {name: {**case, "model": models["qwen3_moe" if "experts" in name else "llama"]} for name, case in CASES.items()}
+    cases = {
+        name: {**case, "model": models["qwen3_moe" if "experts" in name else "llama"]} for name, case in (CASES | SAME).items()
+    }
+    constant = {name for name in cases if "the same" in name or "groups" in name}
     grown = {name for name in cases if "three" in name}
 
     def cut(names: set[str], stop: int) -> dict[str, Any]:
-        stage = "then" if stop == SECOND else "train"
-        return {
-            name: {**case, "train": case.get(stage, case["train"]), "stop": stop} for name, case in cases.items() if name in names
-        }
+        then = {"train": "then", "zero": "then_zero"} if stop == SECOND else {}
+        changed = {name: {key: case[new] for key, new in then.items() if new in case} for name, case in cases.items()}
+        return {name: {**case, **changed[name], "stop": stop} for name, case in cases.items() if name in names}
 
     undisturbed = {f"{name}, undisturbed": case for name, case in cases.items()}
     for groups in (
         {2: undisturbed | cut(set(cases), FIRST)},
-        {1: cut(set(cases) - grown, SECOND), 3: cut(grown, SECOND)},
+        {1: cut(set(cases) - grown - constant, SECOND), 3: cut(grown, SECOND)},
+        {2: cut(constant, SECOND)},
         {2: cut(set(cases), STEPS)},
     ):
         engine_cases.run_groups(groups, out, dataset=str(dataset), train=TRAIN)
@@ -93,3 +106,17 @@ def test_another_number_of_workers_or_stage_restores_every_bit_of_what_was_saved
         for ours, theirs in zip(restored[key], whole, strict=True):
             assert torch.equal(ours, theirs), key
             assert ours.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_as_many_workers_go_on_bit_for_bit(name: str, runs: Path) -> None:
+    costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
+    cut, undisturbed = (
+        [{key: value for key, value in line.items() if key not in costs} for line in _log(runs / run)]
+        for run in (name, f"{name}, undisturbed")
+    )
+    assert cut == undisturbed
+    assert len(cut) == STEPS
+    ours, theirs = (load_file(runs / run / "model.safetensors") for run in (name, f"{name}, undisturbed"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
