@@ -84,7 +84,7 @@ class TrainConfig(Section):
     `checkpoint/` itself); `null` exports it at the end alone. An export is as large as the model, and the whole model is in one
     worker's memory once."""
     accumulate_locally: bool = True
-    """On a CPU in float32, add up the gradients of a step's micro-batches and reduce them once: faster, and holds a whole gradient."""
+    """On a CPU, in float32, add up a step's gradients and reduce them once: faster, and holds a whole gradient."""
     gradient_checkpointing: bool = tuning(True)
     """Recompute activations in the backward pass to save memory."""
     loss_kernel: Literal["chunked", "liger"] = tuning("chunked")
