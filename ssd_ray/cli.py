@@ -85,7 +85,7 @@ def run(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Q
 _verb("render", "Put the training problems and the benchmark to the model's template: prompts with token ids.")
 _verb("sample", "Draw one answer per prompt from the frozen model at the training temperature.")
 _verb("prepare", "Turn samples into training sequences: exact ids, what is dropped is counted.")
-_verb("train", "Fine-tune the model on its samples with Ray Train and DeepSpeed ZeRO-3.")
+_verb("train", "Fine-tune the model on its samples with Ray Train and DeepSpeed, at the recipe's ZeRO stage.")
 _verb("generate", "Answer the benchmark with every arm of the recipe.")
 
 
@@ -185,7 +185,7 @@ def plan(
 
     from ssd_ray import plan as planned
     from ssd_ray import recipes
-    from ssd_ray.planner.clusters import assumptions
+    from ssd_ray.planner.assumptions import assumptions
 
     loaded, assumed = recipes.load(recipe, overrides or []), assumptions(assume or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name

@@ -20,7 +20,8 @@ from ssd_ray.config import Decoding, Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Step
 from ssd_ray.planner import architecture
-from ssd_ray.planner.clusters import Assumptions, TrainingPlan, plan_training
+from ssd_ray.planner.assumptions import Assumptions
+from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.shown import plain, shown
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
@@ -29,13 +30,18 @@ _SHOWN = {"whole": "green", "partial": "yellow", "missing": "default", "stale": 
 
 
 def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:
-    """Where the value of a dotted field comes from: the command line, a named source, the recipe file, or the default."""
-    if any(override.partition("=")[0] == name or name.startswith(f"{override.partition('=')[0]}.") for override in overrides):
+    """Where the value of a dotted field comes from: the command line, a named source, the recipe file, or the default.
+
+    A source that the recipe states for a whole section is that of the fields which it sets, not of those left at their default.
+    """
+    given, parents = _is_set(recipe, name), [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+    overridden = {override.partition("=")[0] for override in overrides}
+    if name in overridden or (given and overridden.intersection(parents)):
         return "--set"
-    for stated in (name, *(name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))):
+    for stated in (name, *(parents if given else ())):
         if stated in recipe.sources:
             return recipe.sources[stated]
-    return "recipe" if _is_set(recipe, name) else "default"
+    return "recipe" if given else "default"
 
 
 def _is_set(recipe: Recipe, name: str) -> bool:
@@ -144,10 +150,10 @@ def _work(recipe: Recipe, out: Path, step: Step) -> str:
         problems = f"{_rows(out / 'benchmark')} problems × {evaluate.samples_per_problem}"
         return f"{arm.model} at {_decoding(arm)}: {problems}, up to {evaluate.max_tokens:,} tokens each"
     if step.verb == "train":
-        train, cluster = recipe.train, recipe.cluster
+        train, workers = recipe.train, recipe.cluster.train_workers
         return (
             f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {recipe.prepare.max_length:,} tokens, "
-            f"ZeRO-3 on {cluster.train_workers} {cluster.device} worker{'s' if cluster.train_workers > 1 else ''}"
+            f"ZeRO-{train.zero_stage} on {workers} {recipe.cluster.device} worker{'s' if workers > 1 else ''}"
         )
     if step.verb == "grade":
         return (

@@ -97,6 +97,28 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     assert ours.flops(0, tokens) / 3 == pytest.approx(counted, rel=0.02)
 
 
+def test_flops_with_adapters_are_those_that_torch_counts_forward_and_backward() -> None:
+    """Frozen matrices have no gradient of their own; eager attention, every pair of positions, and no gradient of embeddings."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ssd_ray.config import LoraConfig
+    from ssd_ray.training.adapters import add_adapters
+
+    config = CONFIGS["tiny qwen3"]
+    shape = AutoConfig.for_model("qwen3", **{key: value for key, value in config.items() if key != "model_type"})
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation="eager")
+    add_adapters(model, LoraConfig(rank=4), seed=0)
+    tokens, ours = 32, parse(config, "tiny qwen3")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(tokens)[None], use_cache=False).logits.sum().backward()
+    attention = 3 * 4 * ours.query * ours.layers * tokens
+    counted = counter.get_total_flops() - attention * (tokens - (tokens + 1) / 2)
+    assert ours.flops(0, tokens, ours.lora_parameters(4, ())) == pytest.approx(counted, rel=0.02)
+    assert ours.flops(0, tokens, 0) < ours.flops(0, tokens)
+
+
 def test_what_the_planner_does_not_know_is_said(tmp_path: Path) -> None:
     assert shipped("nobody/knows") is None
     with pytest.raises(UserError, match="no formula for model_type 'mamba'; it knows llama"):

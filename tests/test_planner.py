@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rich.console import Console
 
 from ssd_ray import recipes
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
-from ssd_ray.planner import memory as formulas
+from ssd_ray.plan import origin
 from ssd_ray.planner.architecture import Architecture, shipped
-from ssd_ray.planner.clusters import GIB, TrainingPlan, assumptions, plan_training
-from ssd_ray.planner.memory import Setting, memory
-from ssd_ray.planner.shown import plain
+from ssd_ray.planner.assumptions import assumptions
+from ssd_ray.planner.clusters import GIB, TrainingPlan, plan_training
+from ssd_ray.planner.memory import Setting
+from ssd_ray.planner.shown import plain, shown
 
 MODELS = ("llama-3.1-8b-instruct", "qwen3-4b-instruct", "qwen3-30b-instruct", "gpt-oss-20b-high")
 SETTING = Setting(
@@ -44,75 +44,6 @@ def _model(name: str) -> Architecture:
 def _plan(name: str, *overrides: str, assume: tuple[str, ...] = ()) -> TrainingPlan:
     recipe: Recipe = recipes.load(name, overrides)
     return plan_training(recipe, _model(name), assumptions(assume))
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("gpus", "nodes"), [(8, 1), (8, 4), (1, 1)])
-def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, nodes: int) -> None:
-    """Equal to the byte but for rounding; its margin of half for the host's buffers and its largest layer are left out."""
-    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as estimate
-
-    model, setting = _model(name), dataclasses.replace(SETTING, num_workers=gpus * nodes)
-    asked = {"total_params": model.parameters, "largest_layer_params": model.largest_module}
-    asked |= {"num_gpus_per_node": gpus, "num_nodes": nodes}
-    _, whole, largest = estimate(**asked, cpu_offload=False, cpu_offload_params=False)
-    assert memory(model, setting).states == pytest.approx(whole - largest, rel=1e-6)
-    for offload, all_of_it in (("optimizer", False), ("parameters", True)):
-        ours = memory(model, dataclasses.replace(setting, offload=offload))
-        host, device, largest = estimate(**asked, cpu_offload=True, cpu_offload_params=all_of_it, additional_buffer_factor=1)
-        assert ours.host * gpus == pytest.approx(host, rel=1e-6)
-        assert ours.parts["parameters"] == pytest.approx(device - largest, rel=1e-6, abs=1)
-
-
-def test_stage_two_and_one_are_what_deepspeeds_estimator_says() -> None:
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as estimate
-
-    model = _model("qwen3-4b-instruct")
-    _, whole = estimate(model.parameters, num_gpus_per_node=8, num_nodes=1, cpu_offload=False)
-    ours = memory(model, dataclasses.replace(SETTING, zero_stage=2)).states
-    # It counts half-precision gradients beside the float32 ones, which this project accumulates in float32 alone.
-    assert ours == pytest.approx(whole - 2 * model.parameters / 8, rel=1e-6)
-    assert memory(model, dataclasses.replace(SETTING, zero_stage=1)).states > ours
-
-
-def test_the_buckets_are_deepspeeds_defaults_and_those_of_our_engine() -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    defaults = DeepSpeedZeroConfig()
-    assert defaults.reduce_bucket_size == formulas.REDUCE_BUCKET
-    assert defaults.max_live_parameters == formulas.MAX_LIVE_PARAMETERS
-    assert defaults.sub_group_size == formulas.SUB_GROUP
-
-
-@settings(deadline=None)
-@given(
-    workers=st.sampled_from([1, 2, 4, 8, 16, 32]),
-    stage=st.sampled_from([0, 1, 2, 3]),
-    tokens=st.integers(1024, 200_000),
-    shared=st.sampled_from([1, 2, 4]),
-    checkpointing=st.booleans(),
-)
-def test_memory_falls_with_stage_workers_and_sharing_and_grows_with_tokens(
-    workers: int, stage: int, tokens: int, shared: int, checkpointing: bool
-) -> None:
-    model = _model("qwen3-30b-instruct")
-    chosen = dataclasses.replace(
-        SETTING, num_workers=workers, zero_stage=stage, micro_batch_tokens=tokens, gradient_checkpointing=checkpointing
-    )
-    found = memory(model, chosen)
-    assert min(found.parts.values()) >= 0
-    assert memory(model, dataclasses.replace(chosen, micro_batch_tokens=2 * tokens)).device >= found.device
-    assert memory(model, dataclasses.replace(chosen, num_workers=2 * workers)).states <= found.states
-    assert memory(model, dataclasses.replace(chosen, zero_stage=min(3, stage + 1))).states <= found.states
-    split = memory(model, dataclasses.replace(chosen, sequence_parallel=2 * shared))
-    assert split.parts["activations"] <= memory(model, dataclasses.replace(chosen, sequence_parallel=shared)).parts["activations"]
-
-
-def test_checkpointing_keeps_a_layers_input_instead_of_the_layer() -> None:
-    model = _model("llama-3.1-8b-instruct")
-    less, more = (memory(model, dataclasses.replace(SETTING, gradient_checkpointing=flag)).parts for flag in (True, False))
-    assert less["activations"] * 5 < more["activations"]
-    assert less["activations"] >= model.layers * 8192 * model.hidden * 2
 
 
 def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:
@@ -181,12 +112,50 @@ def test_a_wrong_assumption_costs_a_sentence(override: str) -> None:
         assumptions([override])
 
 
-def test_lora_needs_no_states_for_frozen_weights() -> None:
-    model = _model("qwen3-4b-instruct")
-    adapters = model.lora_parameters(16, ())
-    assert adapters == 16 * 36 * sum((2560 + 4096, 2 * (2560 + 1024), 4096 + 2560, 3 * (2560 + 9728)))
-    found = memory(model, dataclasses.replace(SETTING, num_workers=1, lora_parameters=adapters))
-    assert found.states == 2 * (model.parameters + adapters) + 16 * adapters
+@pytest.mark.parametrize("target", ["gate_proj", "w1"])
+def test_adapters_on_layers_that_are_not_there_are_no_plan_for_all_weights(target: str) -> None:
+    lora = f"train.lora={{rank: 16, target_modules: [q_proj, {target}]}}"
+    with pytest.raises(UserError, match=f"{target}' is no linear layer .* those are q_proj, k_proj, v_proj, o_proj; experts"):
+        _plan("qwen3-30b-instruct", lora)
+
+
+def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three_passes() -> None:
+    fast = ("node_gb_s=1e9", "network_gb_s=1e9")
+    whole, lora = (
+        _plan("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time for set_ in ((), ("train.lora={rank: 16}",))
+    )
+    assert whole is not None
+    assert lora is not None
+    assert 2 / 3 < lora.hours / whole.hours < 0.75
+
+
+def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
+    plan = _plan("qwen3-4b-instruct", "cluster.train_workers=64", "train.global_batch_size=64")
+    assert [candidate.num_workers for candidate in plan.candidates] == [1, 2, 4, 8, 16, 32, 64]
+    assert plan.own.num_workers == 64
+    assert plan.own.fits
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
+def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_nodes(name: str) -> None:
+    plan = _plan(name)
+    assert plan.own.fits
+    assert {8, 16, 32} <= {candidate.num_workers for candidate in plan.candidates}
+    text = io.StringIO()
+    Console(file=text, width=160).print(shown(plan, name))
+    heading = next(line.split() for line in text.getvalue().splitlines() if line.startswith(" GPUs"))
+    assert heading[-3:] == ["8", "2×8", "4×8"]
+    assert ("the recipe as it is" in text.getvalue()) != ("and the recipe's own" in text.getvalue())
+
+
+def test_a_sections_source_is_that_of_the_fields_that_the_recipe_sets() -> None:
+    recipe = recipes.load("quickstart")
+    assert origin(recipe, "train.steps", []) == recipe.sources["train"]
+    assert origin(recipe, "train.packing", []) == "default"
+    assert origin(recipes.load("qwen3-4b-instruct"), "train.max_grad_norm", []) == "not stated in the paper"  # a field's own
+    whole = ["train.lora={rank: 8}"]
+    lora = recipes.load("quickstart", whole)
+    assert [origin(lora, f"train.lora.{name}", whole) for name in ("rank", "alpha")] == ["--set", "default"]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -195,10 +164,17 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
-    shown = _run("plan", "qwen3-30b-instruct", "--out", str(tmp_path / "run"))
-    assert "smallest cluster that fits: 2×8 GPUs" in shown.stdout
-    assert "not the recipe as it is, with cluster.train_workers=8 (too little memory): set it to 16" in shown.stdout
-    assert "30.5 B parameters, 3.35 B active" in shown.stdout
+    eight = ("--set", "cluster.train_workers=8", "--set", "train.zero_stage=2")
+    told = _run("plan", "qwen3-30b-instruct", *eight, "--out", str(tmp_path / "run"), "--assume", "usd_per_gpu_hour=3").stdout
+    assert "fits on none of these (too little memory)" in told
+    assert "it would with --set train.zero_stage=3 --set train.offload=optimizer: 8 GPUs" in told
+    assert "ZeRO-2 on 8 cuda workers" in " ".join(told.split())
+    assert "--assume, in place of 2.5: Price of one GPU" in told
+    told = _run("plan", "qwen3-30b-instruct", *eight[:2], "--out", str(tmp_path / "run")).stdout
+    assert "smallest cluster that fits: 2×8 GPUs" in told
+    assert "with cluster.train_workers=8 (too little memory): --set cluster.train_workers=16" in told
+    assert "or with --set train.offload=optimizer: 8 GPUs" in told
+    assert "30.5 B parameters, 3.35 B active" in told
     found: dict[str, Any] = json.loads(_run("plan", "qwen3-30b-instruct", "--json", "--assume", "mfu_moe=0.2").stdout)
     assert found["training"]["assumptions"]["mfu_moe"] == 0.2
     assert found["training"]["smallest"] == 16

@@ -93,7 +93,11 @@ class Architecture:
         return self._attention + mlp + 2 * self.hidden
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of adapters of a rank on the linear layers of these names, or on all but the head; experts have none."""
+        """Parameters of adapters of a rank on the linear layers of these names, or on all but the head; experts have none.
+
+        Raises:
+            UserError: the model has no linear layer of one of the names.
+        """
         dense = self.layers - self.sparse_layers
         linear = {
             "q_proj": (self.layers, self.hidden + self.query),
@@ -104,12 +108,19 @@ class Architecture:
             "up_proj": (dense, self.hidden + self.intermediate),
             "down_proj": (dense, self.intermediate + self.hidden),
         }
+        there = [name for name, (count, _) in linear.items() if count]
+        if missing := sorted(set(targets) - set(there)):
+            raise UserError(
+                f"train.lora.target_modules {missing[0]!r} is no linear layer of this {self.model_type} model below its output "
+                f"head: those are {', '.join(there)}" + ("; experts get no adapter" if self.sparse_layers else "")
+            )
         return rank * sum(count * widths for name, (count, widths) in linear.items() if not targets or name in targets)
 
-    def flops(self, prompt: int, response: int) -> float:
+    def flops(self, prompt: int, response: int, adapters: int | None = None) -> float:
         """Floating-point operations of training on one sequence: forward and backward, recomputation not counted.
 
-        Two for each multiply-add and three passes' worth (the backward costs two forwards). The head sees the response only;
+        Two for each multiply-add and three passes' worth (the backward costs two forwards); with `adapters`, so many trained
+        parameters beside frozen matrices, which have no gradient of their own and cost two. The head sees the response only;
         attention sees (n + 1) / 2 positions on average, or its window.
         """
         tokens = prompt + response
@@ -117,8 +128,11 @@ class Architecture:
         full = (tokens + 1) / 2
         windowed = full if self.window is None else min(full, float(self.window))
         context = (self.layers - self.windowed_layers) * full + self.windowed_layers * windowed
-        forward = 2 * matrices * tokens + 4 * self.query * context * tokens + 2 * self.vocabulary * self.hidden * response
-        return 3.0 * forward
+        weights = 2 * matrices * tokens + 2 * self.vocabulary * self.hidden * response
+        attention = 4 * self.query * context * tokens
+        if adapters is None:
+            return 3.0 * (weights + attention)
+        return 2.0 * weights + 3.0 * (attention + 2 * adapters * tokens)
 
     @property
     def _attention(self) -> int:

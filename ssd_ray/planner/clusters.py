@@ -9,75 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
-
-from ssd_ray.config import Recipe, Section
-from ssd_ray.errors import UserError
+from ssd_ray.config import Recipe
 from ssd_ray.planner.architecture import Architecture
+from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.memory import Memory, Setting, memory
 
 GIB = 2**30
 SIZES = (1, 2, 4, 8, 16, 32)
-"""Clusters that are tried, in GPUs; from the ninth on in nodes."""
-
-
-class Assumptions(Section):
-    """What a plan takes for granted about machines, speeds and lengths."""
-
-    gpu_memory_gib: float = Field(79.0, gt=0)
-    """Memory of one GPU in GiB; an H100 sold as 80 GB reports 79.6."""
-    context_gib: float = Field(1.5, ge=0)
-    """What CUDA and NCCL keep on a GPU before any tensor."""
-    fragmentation: float = Field(0.1, ge=0, lt=1)
-    """Share that the allocator needs on top of what is in tensors."""
-    host_memory_gib: float = Field(1800.0, gt=0)
-    """Memory of one node's host for what is offloaded."""
-    gpus_per_node: int = Field(8, ge=1)
-    """GPUs of one node."""
-    peak_tflops: float = Field(989.0, gt=0)
-    """Peak of one GPU in TFLOP/s at the training precision: H100 SXM, bfloat16, dense, of its data sheet."""
-    mfu_dense: float = Field(0.35, gt=0, le=1)
-    """Share of the peak that a dense model reaches, recomputation not counted; torchtitan states 33 to 39 % (8B, 8 H100)."""
-    mfu_moe: float = Field(0.14, gt=0, le=1)
-    """The same for a mixture of experts; prime-rl states 14 % for Qwen3-30B-A3B at 65,536 tokens. It takes grouped experts:
-    with a loop over experts ZeRO-3 was seen at a tenth of the speed of expert parallelism (ms-swift)."""
-    node_gb_s: float = Field(300.0, gt=0)
-    """GB/s that a GPU exchanges with the others of its node; NVLink of an H100 has 450 each way."""
-    network_gb_s: float = Field(200.0, gt=0)
-    """GB/s of one node's network; eight adapters of 400 Gbit/s have 400. Exchange and computation overlap."""
-    mean_prompt_tokens: float = Field(600, ge=0)
-    """Mean length of a prompt, where no data set says it yet."""
-    mean_response_tokens: float = Field(2500, ge=1)
-    """Mean length of a sample, where no data set says it yet; of a 4B model's, 99 % are below 8,000 (ml-ssd, issue 7), and
-    thinking models write several times more."""
-    usd_per_gpu_hour: float = Field(2.5, ge=0)
-    """Price of one GPU for an hour in USD; a round figure, not a quotation."""
-
-    def mfu(self, model: Architecture) -> float:
-        """The share of the peak for a model."""
-        return self.mfu_moe if model.sparse_layers else self.mfu_dense
-
-
-def assumptions(overrides: Sequence[str]) -> Assumptions:
-    """The assumptions with `NAME=VALUE` overrides.
-
-    Raises:
-        UserError: an unknown name, or a value that is none.
-    """
-    given = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or name not in Assumptions.model_fields:
-            raise UserError(f"--assume {override!r} is not NAME=VALUE with one of {', '.join(Assumptions.model_fields)}")
-        given[name] = yaml.safe_load(text)
-    try:
-        return Assumptions.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--assume {first['loc'][0]}={first['input']}: {first['msg']}") from error
+"""Clusters that are tried beside the recipe's own, in GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +61,7 @@ class Candidate:
     time: Time | None
     most: Time | None
     usd: float | None
+    usd_at_most: float | None
 
     @property
     def fits(self) -> bool:
@@ -128,7 +71,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What training a recipe's model takes; `asked` is the recipe's own number of workers."""
+    """What training a recipe's model takes; `asked` is the recipe's own number of workers.
+
+    `mend` is what makes it fit there, or, where it fits nowhere, on the smallest cluster that it can be made to fit.
+    """
 
     model: Architecture
     assumed: Assumptions
@@ -144,25 +90,33 @@ class TrainingPlan:
         """The smallest cluster that fits."""
         return next((candidate for candidate in self.candidates if candidate.fits), None)
 
+    @property
+    def own(self) -> Candidate:
+        """The recipe's own cluster."""
+        return next(candidate for candidate in self.candidates if candidate.num_workers == self.asked)
+
 
 def plan_training(
     recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None = None
 ) -> TrainingPlan:
     """Memory, clusters, time and money of a recipe's training; `dataset` is what its manifest counted, once it is there."""
-    work = _work(recipe, model, assumed, dataset)
+    work, asked = _work(recipe, model, assumed, dataset), recipe.cluster.train_workers
     on_cpu = recipe.cluster.device == "cpu"
-    sizes = (recipe.cluster.train_workers,) if on_cpu else SIZES
+    sizes = [asked] if on_cpu else sorted({*SIZES, asked})
     candidates = tuple(_candidate(recipe, model, assumed, work, size, {}) for size in sizes)
-    unfit = not on_cpu and not any(candidate.fits for candidate in candidates)
+    refused = {candidate.num_workers for candidate in candidates if not candidate.fits}
+    mends = _mends(recipe, model, assumed, work, [asked]) if asked in refused else iter(())
+    if refused == set(sizes):
+        mends = chain(mends, _mends(recipe, model, assumed, work, sizes))
     return TrainingPlan(
         model=model,
         assumed=assumed,
         device=recipe.cluster.device,
         length=_length(recipe),
         work=work,
-        asked=recipe.cluster.train_workers,
+        asked=asked,
         candidates=candidates,
-        mend=next(_mends(recipe, model, assumed, work), None) if unfit else None,
+        mend=next(mends, None),
     )
 
 
@@ -170,8 +124,24 @@ def _length(recipe: Recipe) -> int:
     return min(recipe.prepare.max_length, recipe.model.max_model_len)
 
 
-def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None) -> Work:
+def _adapters(recipe: Recipe, model: Architecture) -> int | None:
+    """Parameters of the recipe's adapters; None where it trains all weights."""
+    lora = recipe.train.lora
+    return model.lora_parameters(lora.rank, lora.target_modules) if lora else None
+
+
+def _mask_tokens(recipe: Recipe, model: Architecture) -> int:
+    """Side of the square mask that sdpa is given: for sequences end to end, or for a window; 0 where it is just causal."""
     train, length = recipe.train, _length(recipe)
+    if train.attention != "sdpa":
+        return 0
+    packed = train.packing and not train.sequences_alone
+    windowed = bool(model.windowed_layers) and model.window is not None and length >= model.window
+    return max((train.micro_batch_tokens or length) if packed else 0, length if windowed else 0)
+
+
+def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None) -> Work:
+    train, length, adapters = recipe.train, _length(recipe), _adapters(recipe, model)
     if dataset:
         prompt, response = (dataset[name] / dataset["rows"] for name in ("prompt_tokens", "response_tokens"))
     else:
@@ -180,7 +150,7 @@ def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Ma
 
     def load(prompt: float, response: float) -> Load:
         batch = train.global_batch_size
-        return Load(tokens=batch * (prompt + response), flops=batch * model.flops(round(prompt), round(response)))
+        return Load(tokens=batch * (prompt + response), flops=batch * model.flops(round(prompt), round(response), adapters))
 
     return Work(
         steps=train.steps,
@@ -200,7 +170,7 @@ def _setting(recipe: Recipe, model: Architecture, num_workers: int, changes: Map
         **changes,
     }
     groups = num_workers // chosen["sequence_parallel"]
-    lora = train.lora
+    together = on_cpu and train.accumulate_locally and train.dtype == "float32" and train.zero_stage >= 2
     return Setting(
         num_workers=num_workers,
         **chosen,
@@ -208,9 +178,11 @@ def _setting(recipe: Recipe, model: Architecture, num_workers: int, changes: Map
         precision=train.dtype,
         gradient_checkpointing=train.gradient_checkpointing,
         chunk_tokens=train.loss_chunk_tokens,
-        lora_parameters=model.lora_parameters(lora.rank, lora.target_modules) if lora else 0,
+        lora_parameters=_adapters(recipe, model),
+        mask_tokens=_mask_tokens(recipe, model) if chosen["sequence_parallel"] == 1 else 0,
+        heldout_tokens=train.heldout_samples * _length(recipe),
         on_cpu=on_cpu,
-        whole_gradient=on_cpu and train.accumulate_locally and train.global_batch_size > max(groups, 1),
+        whole_gradient=together and train.global_batch_size > max(groups, 1),
     )
 
 
@@ -222,16 +194,20 @@ def _candidate(
     on_cpu = setting.on_cpu
     needed = found.device if on_cpu else found.device * (1 + assumed.fragmentation) + assumed.context_gib * GIB
     fewest = _fewest_micro_steps(recipe, setting)
-    time = None if on_cpu else _time(model, assumed, setting, work.steps, work.expected, fewest)
+    expected, most = (
+        None if on_cpu else _time(model, assumed, setting, work.steps, load, fewest) for load in (work.expected, work.at_most)
+    )
+    price = size * assumed.usd_per_gpu_hour
     return Candidate(
         num_workers=size,
         setting=setting,
         memory=found,
         bytes_needed=needed,
         refusal="" if on_cpu else _refusal(recipe, model, assumed, setting, found, needed),
-        time=time,
-        most=None if on_cpu else _time(model, assumed, setting, work.steps, work.at_most, fewest),
-        usd=None if time is None else time.hours * size * assumed.usd_per_gpu_hour,
+        time=expected,
+        most=most,
+        usd=None if expected is None else expected.hours * price,
+        usd_at_most=None if most is None else most.hours * price,
     )
 
 
@@ -246,7 +222,7 @@ def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: in
 
     A micro-step takes as many tokens as the setting allows, so short sequences share one where there need not be `fewest`.
     """
-    size, trained = setting.num_workers, setting.lora_parameters or model.parameters
+    size, trained = setting.num_workers, setting.trained(model)
     compute = load.flops / (size * assumed.peak_tflops * 1e12 * assumed.mfu(model))
     micro_steps = max(fewest, math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens)))
     gathered = 2 * setting.width * model.parameters if setting.zero_stage == 3 else 0
@@ -266,17 +242,19 @@ def _refusal(recipe: Recipe, model: Architecture, assumed: Assumptions, setting:
         return f"does not divide a batch of {recipe.train.global_batch_size}"
     if needed > assumed.gpu_memory_gib * GIB:
         return "too little memory"
-    if found.host * min(size, assumed.gpus_per_node) > assumed.host_memory_gib * GIB:
+    if (found.host + found.kept) * min(size, assumed.gpus_per_node) + found.export > assumed.host_memory_gib * GIB:
         return "too little host memory"
     return ""
 
 
-def _mends(recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work) -> Iterator[tuple[str, Candidate]]:
+def _mends(
+    recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work, sizes: Sequence[int]
+) -> Iterator[tuple[str, Candidate]]:
     """Changes that make a recipe fit, the least intrusive first: a sequence over more GPUs, then offloading."""
     for offload in ("none", "optimizer", "parameters"):
         for shared in (1, 2, 4, 8):
             changes = {"offload": offload, "sequence_parallel": shared, "zero_stage": 3}
-            for size in SIZES:
+            for size in sizes:
                 candidate = _candidate(recipe, model, assumed, work, size, changes)
                 if candidate.fits:
                     names = {"zero_stage": 3, "offload": offload, "sequence_parallel_size": shared}

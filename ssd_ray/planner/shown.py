@@ -6,7 +6,7 @@ The JSON holds everything that the tables show, in bytes, tokens, hours and USD.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich import box
@@ -31,6 +31,7 @@ def plain(plan: TrainingPlan) -> dict[str, Any]:
             "parameters_by_part": plan.model.parts,
         },
         "assumptions": plan.assumed.model_dump(mode="json"),
+        "assumptions_given": sorted(plan.assumed.model_fields_set),
         "longest_sequence_tokens": plan.length,
         "work": dataclasses.asdict(plan.work),
         "clusters": [_plain(candidate) for candidate in plan.candidates],
@@ -45,6 +46,8 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
         "setting": dataclasses.asdict(candidate.setting),
         "bytes": candidate.memory.parts,
         "host_bytes": candidate.memory.host,
+        "host_bytes_for_held_out_samples": candidate.memory.kept,
+        "host_bytes_of_the_export": candidate.memory.export,
         "bytes_needed": round(candidate.bytes_needed),
         "fits": candidate.fits,
         "refusal": candidate.refusal,
@@ -52,6 +55,7 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
         "hours_at_most": candidate.most and candidate.most.hours,
         "bound_by": candidate.time and candidate.time.bound,
         "usd": candidate.usd,
+        "usd_at_most": candidate.usd_at_most,
     }
 
 
@@ -61,77 +65,113 @@ def shown(plan: TrainingPlan, name: str) -> Group:
 
 
 def _heading(plan: TrainingPlan, name: str) -> Text:
-    model, work = plan.model, plan.work
+    model, work, setting = plan.model, plan.work, plan.own.setting
     active = f", {_count(model.active_parameters)} active for a token" if model.sparse_layers else ""
+    adapters = "" if setting.lora_parameters is None else f"; trained are adapters of {_count(setting.lora_parameters)}"
     text = Text.assemble((f"what training {name} takes\n", "italic"), f" {model.model_type}, ")
-    text.append(f"{_count(model.parameters)} parameters{active}", style="bold")
+    text.append(f"{_count(model.parameters)} parameters{active}{adapters}", style="bold")
     source = "counted in the data set" if work.measured else "assumed"
+    tokens, most = (_count(work.steps * load.tokens) for load in (work.expected, work.at_most))
+    mean = work.steps * work.expected.tokens / work.sequences
     text.append(
-        f"\n {work.steps:,} steps, {work.sequences:,} sequences, "
-        f"{_count(work.steps * work.expected.tokens)} tokens ({source}; {_count(work.steps * work.at_most.tokens)} if every "
-        f"sequence had {plan.length:,})\n"
+        f"\n {work.steps:,} steps, {work.sequences:,} sequences of {mean:,.0f} tokens ({source}; at most {plan.length:,}), "
+        f"{tokens} tokens (at most {most})\n"
     )
     where = "worker" if plan.device == "cpu" else "GPU"
-    text.append(f"\nGiB of one {where} at its fullest, {plan.candidates[0].setting.tokens:,} tokens in its micro-batch", "italic")
+    text.append(
+        f"\nGiB of one {where} at its fullest: ZeRO-{setting.zero_stage}, {setting.precision}, "
+        f"{setting.micro_batch_tokens:,} tokens at a time",
+        "italic",
+    )
+    if setting.sequence_parallel > 1:
+        text.append(f", shared by {setting.sequence_parallel}", "italic")
     return text
 
 
 def _memory_table(plan: TrainingPlan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("workers" if plan.device == "cpu" else "GPUs", style="bold", no_wrap=True)
+    table.add_column("workers" if plan.device == "cpu" else "GPUs (nodes×GPUs)", style="bold", no_wrap=True)
     for candidate in plan.candidates:
         table.add_column(_cluster(candidate, plan), justify="right", style="default" if candidate.fits else "dim")
+
+    def row(name: str, cells: Iterable[str | Text]) -> None:
+        table.add_row(name, *cells)
+
     for part in dict.fromkeys(part for candidate in plan.candidates for part in candidate.memory.parts):
         values = [candidate.memory.parts.get(part, 0) for candidate in plan.candidates]
         if any(values):
-            table.add_row(part, *(_gib(value) for value in values))
+            row(part, map(_gib, values))
     if plan.device == "cuda":
-        extra = [candidate.bytes_needed - candidate.memory.device for candidate in plan.candidates]
-        table.add_row("context, fragmentation", *(_gib(value) for value in extra))
+        row("context, fragmentation", (_gib(each.bytes_needed - each.memory.device) for each in plan.candidates))
     table.add_section()
-    table.add_row("needed", *(Text(_gib(each.bytes_needed), "bold green" if each.fits else "red") for each in plan.candidates))
+    limit = f", of {plan.assumed.gpu_memory_gib:g}" if plan.device == "cuda" else ""
+    row(f"needed{limit}", (Text(_gib(each.bytes_needed), "bold green" if each.fits else "red") for each in plan.candidates))
     if any(candidate.memory.host for candidate in plan.candidates):
-        table.add_row("offloaded to the host", *(_gib(candidate.memory.host) for candidate in plan.candidates))
+        row("offloaded to the host", (_gib(candidate.memory.host) for candidate in plan.candidates))
     if plan.device == "cuda":
-        table.add_row("hours", *(_fitting(each, _hours(each.time)) for each in plan.candidates))
-        table.add_row("bound by", *(_fitting(each, each.time.bound if each.time else "") for each in plan.candidates))
-        table.add_row("hours at the limit", *(_fitting(each, _hours(each.most)) for each in plan.candidates))
-        table.add_row("USD", *(_fitting(each, _usd(each)) for each in plan.candidates))
+        row("hours", (_fitting(each, _hours(each.time)) for each in plan.candidates))
+        row("bound by", (_fitting(each, each.time.bound if each.time else "") for each in plan.candidates))
+        row("USD", (_fitting(each, _usd(each.usd)) for each in plan.candidates))
+        row("hours at most", (_fitting(each, _hours(each.most)) for each in plan.candidates))
+        row("USD at most", (_fitting(each, _usd(each.usd_at_most)) for each in plan.candidates))
     return table
 
 
-def _verdict(plan: TrainingPlan) -> list[RenderableType]:
+def _verdict(plan: TrainingPlan) -> Iterator[RenderableType]:
+    export = _gib(plan.own.memory.export)
     if plan.device == "cpu":
-        workers = plan.candidates[0]
-        total = workers.num_workers * workers.bytes_needed
-        each = f"{workers.num_workers} worker{'s' if workers.num_workers > 1 else ''}"
-        return [
-            Text(
-                f" {each} on a CPU: {_gib(total)} GiB of tensors in all, and about 1 GiB of libraries a worker; no hours: "
-                "a CPU's speed is not assumed"
-            )
-        ]
+        total = _gib(plan.asked * plan.own.bytes_needed)
+        yield Text(
+            f" {plan.asked} worker{'s' if plan.asked > 1 else ''} on a CPU: {total} GiB of tensors in all, and about 1 GiB of "
+            f"libraries a worker; while it writes the model, the first holds it whole besides, {export} GiB, but no activations; "
+            "no hours: a CPU's speed is not assumed"
+        )
+        return
+    if plan.smallest is None:
+        reasons = ", ".join(dict.fromkeys(candidate.refusal for candidate in plan.candidates))
+        yield Text(f" fits on none of these ({reasons})", "red")
+    else:
+        also = ", and the recipe's own" if plan.smallest is plan.own else ""
+        yield Text(f" smallest cluster that fits{also}: {_told(plan.smallest, plan)}", "green")
+    yield from _as_it_is(plan)
+    best, kept = plan.smallest or (plan.mend[1] if plan.mend else plan.own), plan.own.memory.kept
+    if best.setting.offload != "none":
+        yield Text(" what the host's processor takes for offloaded states is not in the hours")
+    yield Text(
+        f" a host also holds the whole model while it is written, {export} GiB"
+        + (f", and up to {_gib(kept)} GiB a GPU to measure held-out samples" if kept else "")
+    )
+    yield Text(" training alone: sampling, evaluation and grading come on top")
+
+
+def _as_it_is(plan: TrainingPlan) -> Iterator[Text]:
+    """What the recipe's own number of workers takes, or what to change where it does not hold its training."""
+    own, asked = plan.own, f"cluster.train_workers={plan.asked}"
+    if own.fits:
+        if own is not plan.smallest:
+            yield Text(f" the recipe as it is, with {asked}: {_told(own, plan)}")
+        return
     if plan.smallest:
-        best = plan.smallest
-        found = f" smallest cluster that fits: {_cluster(best, plan)} GPUs, {_hours(best.time)} h, {_usd(best)} USD"
-        return [Text(found, "green"), *_as_it_is(plan, best)]
-    reasons = ", ".join(dict.fromkeys(candidate.refusal for candidate in plan.candidates))
-    if plan.mend is None:
-        return [Text(f" fits on none of these ({reasons}), nor with offloading or a sequence over up to 8 GPUs", "red")]
-    changes, best = plan.mend
-    told = f"{_cluster(best, plan)} GPUs, {_gib(best.bytes_needed)} GiB each, {_hours(best.time)} h, {_usd(best)} USD"
-    return [Text(f" fits on none of these ({reasons})", "red"), Text(f" it would with {changes}: {told}", "yellow")]
+        yield Text(
+            f" not the recipe as it is, with {asked} ({own.refusal}): --set cluster.train_workers={plan.smallest.num_workers}",
+            "yellow",
+        )
+    if plan.mend:
+        changes, best = plan.mend
+        if best.num_workers != plan.asked:
+            changes += f" --set cluster.train_workers={best.num_workers}"
+        told = f"{_told(best, plan)}, {_gib(best.bytes_needed)} GiB a GPU"
+        yield Text(f" {'or' if plan.smallest else 'it would'} with {changes}: {told}", "yellow")
+    elif plan.smallest is None:
+        yield Text(" nor with offloading or a sequence over up to 8 GPUs", "red")
 
 
-def _as_it_is(plan: TrainingPlan, best: Candidate) -> Iterator[Text]:
-    """What to change where the recipe's own number of workers does not hold its training."""
-    for candidate in plan.candidates:
-        if candidate.num_workers == plan.asked and not candidate.fits:
-            yield Text(
-                f" not the recipe as it is, with cluster.train_workers={plan.asked} ({candidate.refusal}): set it to "
-                f"{best.num_workers}, or assume larger GPUs",
-                "yellow",
-            )
+def _told(candidate: Candidate, plan: TrainingPlan) -> str:
+    gpus = f"{_cluster(candidate, plan)} GPU{'s' if candidate.num_workers > 1 else ''}"
+    return (
+        f"{gpus}, {_hours(candidate.time)} h, {_usd(candidate.usd)} USD "
+        f"(at most {_hours(candidate.most)} h, {_usd(candidate.usd_at_most)} USD)"
+    )
 
 
 def _assumptions_table(plan: TrainingPlan) -> Table:
@@ -141,7 +181,9 @@ def _assumptions_table(plan: TrainingPlan) -> Table:
     for name, value, meaning in fields(plan.assumed):
         if plan.device == "cpu" and name not in _ON_CPU:
             continue
-        table.add_row(name, f"{value:g}", Text(meaning, "" if name not in plan.assumed.model_fields_set else "bold"))
+        default = type(plan.assumed).model_fields[name].default
+        given = name in plan.assumed.model_fields_set
+        table.add_row(name, f"{value:g}", Text(f"--assume, in place of {default:g}: {meaning}", "bold") if given else meaning)
     return table
 
 
@@ -163,8 +205,8 @@ def _hours(time: Time | None) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
-def _usd(candidate: Candidate) -> str:
-    return f"{candidate.usd or 0:,.0f}"
+def _usd(usd: float | None) -> str:
+    return f"{usd or 0:,.0f}"
 
 
 def _count(value: float) -> str:
