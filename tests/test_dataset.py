@@ -169,6 +169,10 @@ def test_only_accepted_answers_are_kept_where_that_is_chosen(tmp_path: Path) -> 
     write_shard(tmp_path / "half", "a", verdicts[:3], Verdict)
     with pytest.raises(UserError, match="has no verdict"):
         prepare_reading(samples, choices, reading, verdicts=tmp_path / "half", out=tmp_path / "other")
+    for name in ("a", "b"):
+        write_shard(tmp_path / "twice", name, verdicts, Verdict)
+    with pytest.raises(UserError, match="sample 0 of 'p0' has two verdicts"):
+        prepare_reading(samples, choices, reading, verdicts=tmp_path / "twice", out=tmp_path / "other")
     write_shard(tmp_path / "none", "a", [_verdict(row, "no_code") for row in rows], Verdict)
     with pytest.raises(UserError, match=r"\(6 not_accepted\).* set prepare.select=all"):
         prepare_reading(samples, choices, reading, verdicts=tmp_path / "none", out=tmp_path / "another")

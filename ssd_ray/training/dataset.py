@@ -13,20 +13,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssd_ray.artifacts import read_columns, shard_paths, write_shard
+from ssd_ray.artifacts import shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Completion, Example, from_table
 from ssd_ray.training import health
 from ssd_ray.training.health import CLASSES, Answers, Bools, Ints, Reading
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 REASONS = ("no_tokens", "not_accepted", *CLASSES, "shortest", "over_length")
 KEPT = -1
+KEY = ["prompt_id", "sample_index"]
+BY_KEY = [(name, "ascending") for name in KEY]
 SHARD_TOKENS = 2_000_000
 NUM_EXAMPLES, EXCERPT = 2, 400
 
@@ -35,11 +39,11 @@ NUM_EXAMPLES, EXCERPT = 2, 400
 class Judged:
     """Every sample in the order of its key: where it lies, what it is like, and what becomes of it.
 
-    `dropped` is KEPT or the place of the reason in REASONS; `tokens` are the output tokens that are trained on or masked.
+    `keys` holds the columns KEY; `dropped` is KEPT or the place of the reason in REASONS; `tokens` are the output tokens that are
+    trained on or masked.
     """
 
-    prompt_ids: NDArray[np.object_]
-    sample_indices: Ints
+    keys: pa.Table
     shards: Ints
     rows: Ints
     answers: Answers
@@ -102,13 +106,12 @@ def _judge(samples: Path, reading: Reading) -> Judged:
             shards.append((place, table.num_rows))
     if not keys:
         raise UserError(f"{samples} holds no samples to train on; run the stage that makes them first")
-    key = pa.concat_tables(keys)
-    order = pc.sort_indices(key, sort_keys=[("prompt_id", "ascending"), ("sample_index", "ascending")]).to_numpy()
+    key = pa.concat_tables(keys).combine_chunks()
+    order = pc.sort_indices(key, sort_keys=BY_KEY).to_numpy()
     every = health.take(health.together(answers), order)
     places = np.concatenate([np.full(rows, place) for place, rows in shards])[order]
     return Judged(
-        prompt_ids=key.column("prompt_id").to_numpy()[order],
-        sample_indices=key.column("sample_index").to_numpy()[order],
+        keys=key.take(order),
         shards=places,
         rows=np.concatenate([np.arange(rows) for _, rows in shards])[order],
         answers=every,
@@ -120,20 +123,42 @@ def _judge(samples: Path, reading: Reading) -> Judged:
 
 
 def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
-    """Which samples passed every test of their problem."""
+    """Which samples passed every test of their problem.
+
+    The verdicts' keys are sorted as the samples' are and held beside them, in Arrow's columns: their text and 17 bytes a row.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     if verdicts is None:
         raise UserError("prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first")
-    outcomes = {
-        (prompt_id, index): outcome
-        for prompt_id, index, outcome in read_columns(verdicts, "prompt_id", "sample_index", "outcome")
-    }
-    keys = list(zip(judged.prompt_ids.tolist(), judged.sample_indices.tolist(), strict=True))
-    ungraded = next((key for key in keys if key not in outcomes), None)
-    if ungraded is not None:
-        raise UserError(
-            f"{verdicts}: sample {ungraded[1]} of {ungraded[0]!r} has no verdict; delete that directory and run again"
-        )
-    return np.array([outcomes[key] == "accepted" for key in keys])
+    given = [judged.keys.slice(0, 0).append_column("accepted", pa.array([], pa.bool_()))]
+    for path in shard_paths(verdicts):
+        table = pq.read_table(path, columns=[*KEY, "outcome"])
+        given.append(table.select(KEY).append_column("accepted", pc.equal(table.column("outcome"), "accepted")))
+    graded = pa.concat_tables(given).combine_chunks()
+    graded = graded.take(pc.sort_indices(graded, sort_keys=BY_KEY))
+    if unlike := _first_unlike(judged.keys, graded.select(KEY)):
+        (prompt_id, index), what = unlike
+        raise UserError(f"{verdicts}: sample {index} of {prompt_id!r} has {what}; delete that directory and run again")
+    accepted: Bools = graded.column("accepted").to_numpy()
+    return accepted
+
+
+def _first_unlike(samples: pa.Table, verdicts: pa.Table) -> tuple[tuple[str, int], str] | None:
+    """The first key of two sorted tables that is not in both once, and what is wrong with it."""
+    import pyarrow.compute as pc
+
+    both = min(samples.num_rows, verdicts.num_rows)
+    same = [pc.equal(samples.column(name)[:both], verdicts.column(name)[:both]).to_numpy() for name in KEY]
+    place = int(np.argmin(np.append(same[0] & same[1], False)))
+    sample, verdict = ([tuple(row.values()) for row in table.slice(place, 1).to_pylist()] for table in (samples, verdicts))
+    if not sample and not verdict:
+        return None
+    if sample and (not verdict or sample < verdict):
+        return sample[0], "no verdict"
+    return verdict[0], "two verdicts, or was not drawn"
 
 
 def _choose(judged: Judged, choices: PrepareConfig, accepted: Bools | None) -> None:
