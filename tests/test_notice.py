@@ -66,6 +66,7 @@ def test_a_stopped_job_and_its_pods_are_given_longer_than_training_waits() -> No
         (gpu,) = (group["template"]["spec"] for group in cluster["workerGroupSpecs"] if group["groupName"] == "gpu-spot")
         named = {each["name"]: each.get("value") for each in head["containers"][0]["env"]}
         wait_s = int(named["RAY_JOB_STOP_WAIT_TIME_S"])
+        assert named["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == named["RAY_JOB_STOP_WAIT_TIME_S"]
         assert ClusterConfig().notice_s < wait_s < head["terminationGracePeriodSeconds"] == gpu["terminationGracePeriodSeconds"]
     options = yaml.safe_load((top / "cluster.yaml").read_text())["docker"]["run_options"]
     assert f"--env=RAY_JOB_STOP_WAIT_TIME_S={wait_s}" in options
