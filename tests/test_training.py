@@ -332,33 +332,52 @@ if __name__ == "__main__":
     out = Path({out!r})
     def take_away():
         while len(test_training._lines(out)) < 14:
-            time.sleep(0.05)
+            time.sleep(0.02)
+        if {notice!r}:
+            test_training._drain(nodes.address, doomed.node_id, out)
         nodes.remove_node(doomed, allow_graceful=False)
     threading.Thread(target=take_away, daemon=True).start()
     choices = ClusterConfig(device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3)
     out.mkdir()
     train(Path({dataset!r}), Path({model!r}), TrainConfig(**test_training.TRAIN), choices, seed=test_training.SEED, out=out,
-          logs=out.parent / "logs", progress=LineProgress())
+          logs=out.parent / f"{{out.name}}-logs", progress=LineProgress())
     ray.shutdown()
     nodes.shutdown()
 """
 
 
+def _drain(address: str, node: str, out: Path) -> None:
+    """Announce the end of a node, as a spot machine or Kubernetes does, and wait for the state that this is to leave."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    held = _workers(out)[0]
+    held.suspend()  # forty small steps would be over before anybody looks
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 20) * 1000))
+    time.sleep(4)
+    held.resume()
+    saved = _wait_for(lambda: [path for path in (out / "resume").glob("step-*") if int(path.name[5:]) % 10], timeout_s=30)
+    (out.parent / "saved").write_text(saved[0].name)
+
+
+@pytest.mark.parametrize("notice", [False, True])
 def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
-    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+    notice: bool, dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "checkpoint"
     paths = {"tests": str(Path(__file__).parent), "dataset": str(dataset), "model": str(model), "out": str(out)}
     # The first new group may still ask for the lost node, in vain; nobody need wait a minute for that.
-    impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+    impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     environment = {**os.environ, **impatient, "PYTHONPATH": str(Path(__file__).parent.parent)}
     script = tmp_path / "driver.py"
-    script.write_text(ELASTIC.format(**paths))
+    script.write_text(ELASTIC.format(**paths, notice=notice))
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=540, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "training.json").read_text())["num_workers"] == 1
+    assert (tmp_path / "saved").exists() == notice
     for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
 
