@@ -81,7 +81,7 @@ class Stages:
             answer_tokens=self.recipe.sample.max_tokens,
             over_length=chosen.over_length,
         )
-        problems = sources.training_problems(chosen, tally, self._benchmarks())
+        problems = sources.training_problems(chosen, tally, self._benchmarks(), self.out / "prompts-revision")
         facts = render(problems, self._put(chosen.mode, "prompts.mode"), room, out=out)
         if facts["skipped"]:
             tally.dropped["too long for the context"] = facts["skipped"]
@@ -89,6 +89,7 @@ class Stages:
         return {
             **facts,
             "read": tally.read,
+            "source_revision": tally.revision,
             "dropped": dict(tally.dropped),
             "model": self._directory.name,
             "tokenizer": models.tokenizer_digests(self._directory),
@@ -172,7 +173,7 @@ class Stages:
         chosen, tally = self.recipe.prompts, sources.Tally()
         left_out: list[str] = []
         problems = stored(
-            sources.training_problems(chosen, tally, self._benchmarks()),
+            sources.training_problems(chosen, tally, self._benchmarks(), self.out / "prompts-revision"),
             out / "tests",
             self.recipe.evaluate.sandbox_floor,
             left_out,

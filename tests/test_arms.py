@@ -56,7 +56,7 @@ def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, 
     from ssd_ray.training import trainer
 
     asked = {}
-    monkeypatch.setattr(trainer, "train", lambda dataset, *_, out, decoding, **__: asked.update({dataset.name: decoding}) or {})
+    monkeypatch.setattr(trainer, "train", lambda dataset, *_, serving, **__: asked.update({dataset.name: serving.decoding}) or {})
     chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
     monkeypatch.setattr(Stages, "_directory", tmp_path)
     for step in Pipeline(chosen, tmp_path, LineProgress()).steps:

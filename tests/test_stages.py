@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -18,6 +19,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run, _timed
+from ssd_ray.schema import Prompt
 from ssd_ray.stages import Stages
 
 
@@ -38,6 +40,26 @@ def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, monkeypat
     pinned = recipes.load("qwen3-4b-instruct", ["model.revision=chosen"])
     assert Stages(pinned, tmp_path / "run", LineProgress())._directory.name == "chosen"
     assert asked == [None, "first", None, "chosen"]
+
+
+def test_prompts_stay_with_the_commit_of_their_data_set_and_say_it(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hub:
+        def dataset_info(self, repo_id: str, *, revision: str | None = None) -> SimpleNamespace:
+            return SimpleNamespace(sha="first")
+
+    def load_dataset(*_: str, revision: str, **__: Any) -> list[dict[str, Any]]:
+        return [{"question": f"Print {revision}.", "is_passed": True}]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
+    run = Run(recipes.load("quickstart", [*chosen, "prompts.source=rstar-coder"]), tmp_path, LineProgress())
+    facts = {made.path.name: made.facts for made in run.make("render")}["prompts"]
+    assert facts["source_revision"] == "first"
+    assert (tmp_path / "prompts-revision").read_text() == "rstar-coder first\n"
+    assert [row.statement for row in artifacts.read_rows(tmp_path / "prompts", Prompt)] == ["Print first."]
 
 
 def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(tmp_path: Path) -> None:

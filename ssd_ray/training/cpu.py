@@ -7,6 +7,7 @@ instead of being made whole for every micro-batch. Reads and writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,13 @@ from torch.nn import functional
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """`left @ right.T + bias`: [rows, width] and [columns, width], of any layout, to [rows, columns]; has no gradient."""
-    if left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() and torch.backends.mkldnn.is_available():
+    if left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() and torch._C._has_mkldnn:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
         return result
     return functional.linear(left, right, bias)
 
 
-def gradient_of(parameter: nn.Parameter) -> Tensor:
+def gradient_of(parameter: Tensor) -> Tensor:
     """The tensor that a parameter's gradient is added up in, zeros where there was none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
@@ -44,13 +45,13 @@ def add_in_place(embedding: nn.Module) -> None:
 
 
 def _linear(module: nn.Linear, hidden: Tensor) -> Tensor:
-    result: Tensor = _Linear.apply(hidden, module.weight, module.bias)
-    return result
+    apply: Callable[..., Tensor] = _Linear.apply
+    return apply(hidden, module.weight, module.bias)
 
 
 def _embedded(module: nn.Embedding, ids: Tensor) -> Tensor:
-    result: Tensor = _Embedding.apply(ids, module.weight, module)
-    return result
+    apply: Callable[..., Tensor] = _Embedding.apply
+    return apply(ids, module.weight, module)
 
 
 class _Linear(torch.autograd.Function):
