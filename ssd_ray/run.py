@@ -57,6 +57,9 @@ class Run:
                     artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
             artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             self._reopen(needed)
+            for step in wanted:  # before hours of the steps that it is made from
+                if step.check is not None and self._state(step) != "whole":
+                    step.check()
             followers = stack.enter_context(_Followers(self._pipeline.stopped))
             started = False
             made = []

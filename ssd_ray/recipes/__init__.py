@@ -7,6 +7,7 @@ back as one sentence that names the key. Reads YAML; `dump` gives the resolved r
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
             section = Arm
         elif isinstance(part, str) and part in section.model_fields:
             section = section.model_fields[part].annotation
+            section = next((each for each in typing.get_args(section) if hasattr(each, "model_fields")), section)
     return list(section.model_fields)
 
 

@@ -39,7 +39,7 @@ PEAK_TFLOPS = {
     "L4": 121.0,
     "A10G": 70.0,
 }
-"""Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; a recipe can say another."""
+"""Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; recipes may say others."""
 
 _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "peak_gib", "epoch", "expert_imbalance")
 
@@ -50,6 +50,8 @@ class Observer:
     def __init__(self, job: Job, engine: Any, examples: Examples, held_out: Examples | None, budget: int) -> None:
         self._job, self._engine, self._examples = job, engine, examples
         self._model = _architecture(job.model)
+        lora = job.train.lora
+        self._adapters = self._model.lora_parameters(lora.rank, lora.target_modules) if self._model and lora else None
         self._peak = peak_flops(job.train, engine.device)
         self._held_out = HeldOut(engine, held_out, job.train, job.sampling, budget) if held_out is not None else None
         self._trackers: list[trackers.Tracker] = []
@@ -106,7 +108,7 @@ class Observer:
             return None
         prompts, responses = self._examples.num_prompt_tokens[batch.rows], self._examples.response_lengths[batch.rows]
         pairs = zip(prompts.tolist(), responses.tolist(), strict=True)
-        operations: float = sum(self._model.flops(prompt, response) for prompt, response in pairs if response)
+        operations: float = sum(self._model.flops(prompt, response, self._adapters) for prompt, response in pairs if response)
         return round(operations / seconds / int(self._engine.world_size) / self._peak, 4)
 
     def _memory(self) -> dict[str, float]:
