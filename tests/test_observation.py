@@ -164,6 +164,7 @@ def test_a_gpu_is_known_by_its_name(name: str, tflops: float | None, monkeypatch
 def test_utilisation_is_operations_over_what_all_devices_could_do(tmp_path: Path) -> None:
     observer = Observer.__new__(Observer)
     observer._model = read(tiny_model(tmp_path, "qwen3"))
+    observer._adapters = None
     observer._peak = 1e9
     observer._engine = types.SimpleNamespace(world_size=2)
     prompts, responses = np.array([3, 5, 7, 90]), np.array([10, 20, 30, 0])

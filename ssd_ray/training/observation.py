@@ -39,7 +39,7 @@ PEAK_TFLOPS = {
     "L4": 121.0,
     "A10G": 70.0,
 }
-"""Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; recipes may say others."""
+"""Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; recipes may say other."""
 
 _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "peak_gib", "epoch", "expert_imbalance")
 
