@@ -17,6 +17,7 @@ from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.progress import LineProgress
+from ssd_ray.run import Run
 from ssd_ray.schema import Example
 from ssd_ray.stages import Stages
 from ssd_ray.training.adapters import add_adapters
@@ -201,7 +202,7 @@ def test_flash_attention_may_come_from_the_package_of_built_kernels(
     check_model(tiny_llama, TrainConfig(attention="flash_attention_2"), ClusterConfig())
 
 
-def test_a_run_can_tell_before_it_samples_that_training_would_fail(bare: None, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_run_tells_before_it_samples_that_training_would_fail(bare: None, tiny_llama: Path, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {
             "name": "r",
@@ -214,7 +215,9 @@ def test_a_run_can_tell_before_it_samples_that_training_would_fail(bare: None, t
     assert list(checks) == ["checkpoint"]
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
         checks["checkpoint"]()
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
+        Run(recipe, tmp_path, LineProgress()).make()
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "recipe.yaml"}
 
 
 def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
