@@ -214,8 +214,8 @@ class ClusterConfig(Section):
     max_graders: int | None = tuning(None, ge=1)
     """Graders at most; `null` is as many as the cluster's present cores hold."""
     max_failures: int = tuning(3, ge=0)
-    """What is retried before the run stops: deaths of an engine in a row without an answer of any between, and all deaths of
-    graders and training workers of a step."""
+    """What is retried before the run stops: deaths of an engine in a row without an answer of any between, deaths of training
+    workers without a new state between, and all deaths of graders of a step."""
     notice_s: float = tuning(25, gt=0)
     """Seconds that a run which is told to leave (SIGTERM) waits for training to end its step and save its state; more for large
     models, and less than what kills the run gives it."""
