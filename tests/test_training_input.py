@@ -187,6 +187,15 @@ def test_what_a_model_or_machine_cannot_train_shows_without_samples(mistake: str
         check_model(tiny_llama, TrainConfig(**choices), ClusterConfig(train_workers=4))
 
 
+def test_layers_that_carry_a_state_along_a_sequence_cannot_have_it_shared_out(tmp_path: Path) -> None:
+    from transformers import Lfm2Config
+
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    Lfm2Config(**shape, layer_types=["conv", "full_attention"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would each begin"):
+        check_model(tmp_path, TrainConfig(sequence_parallel_size=2), ClusterConfig(train_workers=2))
+
+
 def test_quantised_weights_show_without_samples(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))

@@ -13,6 +13,9 @@ from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.batches import MicroBatch
 
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose only look at other tokens is attention, which Ulysses exchanges."""
+
 
 def register(directory: Path, train: TrainConfig) -> Any:
     """DeepSpeed's parallel state for `train.sequence_parallel_size`, or None at size 1; every worker calls it once.
@@ -37,7 +40,7 @@ def register(directory: Path, train: TrainConfig) -> Any:
 
 
 def check_heads(config: Any, train: TrainConfig) -> None:
-    """Whether the attention heads of a model's configuration can be shared out over the workers of one sequence.
+    """Whether a model's configuration lets the workers of one sequence share it: its heads divide, its layers are attention.
 
     Raises:
         UserError: they cannot.
@@ -50,6 +53,11 @@ def check_heads(config: Any, train: TrainConfig) -> None:
         raise UserError(
             f"train.sequence_parallel_size {size} does not divide the model's {heads} attention heads "
             f"and {shared} key-value heads"
+        )
+    if carried := sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTION):
+        raise UserError(
+            f"train.sequence_parallel_size {size} cuts sequences, and layers of the kind {carried[0]} would each begin anew in "
+            "their part: set it to 1"
         )
 
 
