@@ -12,18 +12,20 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.schema import RowT, from_table, to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
+SHARDS = "shards"
 _WHOLE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
@@ -76,7 +78,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         UserError: the directory is not writable or the disk is full.
     """
     make_directory(path.parent)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # containers share numbers of processes
     try:
         with aside.open("wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
@@ -161,7 +163,7 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
-    if state == "stale" and _names(out) <= {"fingerprint.json", "timing.json", "tests", ".engines"}:
+    if state == "stale" and _names(out) <= {"fingerprint.json", "timing.json", "tests", ".engines", ".returned"}:
         state = "missing"  # an attempt that failed before it made anything (but tests, named by content) binds nobody
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -187,11 +189,22 @@ def _names(out: Path) -> set[str]:
 
 
 def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
-    """Declare an artifact whole: write its manifest, with the shards' names, sizes and digests, as the last act."""
-    shards = [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in shard_paths(out)
-    ]
+    """Declare an artifact whole: write its manifest, with the shards' names, sizes and digests, as the last act.
+
+    `facts[SHARDS]`, where a stage keeps account of its shards, says what they have to be, and is no fact.
+
+    Raises:
+        InfrastructureError: there is a shard that the stage does not know of.
+    """
+    facts = dict(facts)
+    shards = facts.pop(SHARDS, None)
+    if shards is None:
+        shards = [
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            for path in shard_paths(out)
+        ]
+    if strangers := {path.name for path in shard_paths(out)} - {shard["name"] for shard in shards}:
+        raise InfrastructureError(f"{min(strangers)} came into {out} at the last moment; run again to have it set aside")
     # Weights are many GiB: their sizes are recorded, their bytes are not read again.
     shards += [{"name": path.name, "bytes": path.stat().st_size} for path in sorted(out.glob("*.safetensors"))]
     manifest = {

@@ -180,6 +180,11 @@ class Audit:
         """Positions that are covered: rows on disk and answers on record as failed."""
         return sum(record.span.rows for record in self.records)
 
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """Every shard as a manifest names it."""
+        return [{"name": record.file, "bytes": record.bytes, "sha256": record.sha256} for record in self.records]
+
     def facts(self) -> dict[str, Any]:
         """Sums over the records: rows, tokens, finish reasons, failed answers."""
         reasons: Counter[str] = Counter()
@@ -216,11 +221,34 @@ def audit(out: Path, *, digests: bool = False) -> Audit:
     return Audit(records=tuple(kept), set_aside=tuple(told))
 
 
-def shards(out: Path) -> list[Path]:
-    """The shards that are as recorded, in the order of their names; all of them where nothing keeps a ledger."""
-    if not (out / "ledger").is_dir():
-        return sorted(out.glob("[!.]*.parquet"))
-    return [out / record.file for record in sorted(_held(out, digests=False)[0], key=lambda record: record.file)]
+class Arrivals:
+    """The shards of a directory that are as recorded, each once, as they come; all of them where nothing keeps a ledger."""
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._tail = out, tail(out)
+        self._waiting: list[Record] = []
+        self._given: set[str] = set()
+
+    def new(self) -> list[Path]:
+        """What came since the last call, in the order of names; only records that are new, or did not hold yet, are looked at."""
+        if (self._out / "ledger").is_dir():
+            records = [record for record in (*self._waiting, *self._tail.new()) if record.file not in self._given]
+            problems = _complaints(self._out, records, digests=False)
+            self._waiting = [record for record, problem in zip(records, problems, strict=True) if problem is not None]
+            there = {record.file for record, problem in zip(records, problems, strict=True) if problem is None}
+        else:
+            there = {path.name for path in self._out.glob("[!.]*.parquet")} - self._given
+        self._given |= there
+        return [self._out / name for name in sorted(there)]
+
+
+def _complaints(out: Path, records: list[Record], *, digests: bool) -> list[str | None]:
+    """Of each record what is wrong with its file; None where nothing is."""
+    if not records:
+        return []
+    own = _fingerprint(out)
+    with ThreadPoolExecutor(_LOOKERS) as lookers:
+        return list(lookers.map(lambda record: _complaint(out / record.file, record, own, digests), records))
 
 
 def _held(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
@@ -228,9 +256,8 @@ def _held(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
 
     A file that was drawn again has several records, in ledgers whose names say nothing of their order; one has to hold.
     """
-    records, own = list(tail(out).new()), _fingerprint(out)
-    with ThreadPoolExecutor(_LOOKERS) as lookers:
-        problems = list(lookers.map(lambda record: _complaint(out / record.file, record, own, digests), records))
+    records = list(tail(out).new())
+    problems = _complaints(out, records, digests=digests)
     held = {record.file: record for record, problem in zip(records, problems, strict=True) if problem is None}
     wrong = {record.file: problem for record, problem in zip(records, problems, strict=True) if problem is not None}
     return list(held.values()), {name: problem for name, problem in wrong.items() if name not in held}

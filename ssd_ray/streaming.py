@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,8 @@ def read_slice(record: Mapping[str, Any]) -> pa.Table:
 def log_to_file(directory: Path, name: str) -> None:
     """Send this worker process's standard output and error to a file of its own in the run's logs."""
     directory.mkdir(parents=True, exist_ok=True)
-    handle = os.open(directory / f"{name}-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    path = directory / f"{name}-{socket.gethostname()}-{os.getpid()}.log"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

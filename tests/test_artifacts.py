@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ssd_ray import artifacts
 from ssd_ray.artifacts import Identity
-from ssd_ray.errors import UserError
+from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.schema import Completion, Problem, Test, arrow_schema, from_table, to_table
 
 IDENTITY = Identity(stage="samples", choices={"temperature": 1.6, "top_k": 20}, inputs={"prompts": "abc"})
@@ -79,6 +79,8 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
 
 def test_an_attempt_that_made_nothing_binds_nobody(tmp_path: Path) -> None:
     artifacts.claim(tmp_path / "a", IDENTITY)
+    for name in (".engines", ".returned"):
+        (tmp_path / "a" / name).mkdir()
     other = Identity(stage="samples", choices={"temperature": 1.1})
     assert artifacts.claim(tmp_path / "a", other) is None
     assert artifacts.state_of(tmp_path / "a", other) == "partial"
@@ -125,6 +127,33 @@ def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
     assert [shard["name"] for shard in manifest["shards"]] == ["one.parquet"]
     assert len(manifest["shards"][0]["sha256"]) == 64
     assert manifest["versions"]["python"]
+
+
+def test_a_shard_that_its_stage_does_not_know_of_keeps_an_artifact_from_being_whole(tmp_path: Path) -> None:
+    """One that a lost engine writes after the last look would otherwise be in the manifest and in no count."""
+    out = tmp_path / "a"
+    artifacts.claim(out, IDENTITY)
+    path = artifacts.write_shard(out, "one", [_completion("p")], Completion)
+    facts = {"rows": 1, artifacts.SHARDS: [{"name": path.name, "bytes": path.stat().st_size, "sha256": "as recorded"}]}
+    artifacts.write_shard(out, "two", [_completion("p")], Completion)
+    with pytest.raises(InfrastructureError, match=r"two\.parquet came into .* run again"):
+        artifacts.seal(out, IDENTITY, facts)
+    assert artifacts.state_of(out, IDENTITY) == "partial"
+    (out / "two.parquet").unlink()
+    assert artifacts.seal(out, IDENTITY, facts) == artifacts.load(out)
+    assert artifacts.load(out).facts == {"rows": 1}
+    assert json.loads((out / "manifest.json").read_text())["shards"][0]["sha256"] == "as recorded"
+
+
+def test_processes_of_the_same_number_on_two_machines_write_one_file_without_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asides: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda aside, path: (asides.append(aside.name), replace(aside, path)))
+    for _ in range(2):
+        artifacts.write_atomic(tmp_path / "x", b"x")
+    assert len(set(asides)) == 2
 
 
 def test_the_fingerprint_follows_choices_and_inputs_and_nothing_else() -> None:

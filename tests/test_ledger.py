@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.generation import _check_disk
 from ssd_ray.inference.shards import Drawn, write_completions
-from ssd_ray.ledger import Failure, Span
+from ssd_ray.ledger import Arrivals, Failure, Span
 from ssd_ray.schema import Completion, Prompt
 
 
@@ -86,6 +87,30 @@ def test_a_tail_gives_each_record_once_also_one_that_was_half_written(tmp_path: 
     assert list(tail.new()) == []
 
 
+def test_shards_arrive_once_and_only_what_is_new_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    complaint = ledger._complaint
+
+    def look(path: Path, *arguments: Any) -> str | None:
+        looked.append(path.name)
+        return complaint(path, *arguments)
+
+    monkeypatch.setattr(ledger, "_complaint", look)
+    arrivals = Arrivals(tmp_path)
+    assert arrivals.new() == []
+    for start in (0, 2):
+        write(tmp_path, Span("p", start, start + 2))
+    late, there = artifacts.shard_paths(tmp_path)
+    late.rename(tmp_path / "aside")
+    assert arrivals.new() == [there]
+    write(tmp_path, Span("q", 0, 2))
+    assert [path.name for path in arrivals.new()] == ["q.00000000-00000002.parquet"]
+    (tmp_path / "aside").rename(late)
+    assert arrivals.new() == [late], "a file that is not seen yet is not forgotten"
+    assert arrivals.new() == []
+    assert looked.count(there.name) == 1
+
+
 def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path) -> None:
     for start in range(0, 12, 2):
         write(tmp_path, Span("p", start, start + 2))
@@ -118,7 +143,7 @@ def test_a_shard_that_was_drawn_again_is_held_against_all_its_records(
         write(tmp_path, Span("p", 0, 4), writer=writer, text=text)
     found = ledger.audit(tmp_path, digests=digests)
     assert (found.positions, found.set_aside) == (4, ())
-    assert ledger.shards(tmp_path) == artifacts.shard_paths(tmp_path)
+    assert Arrivals(tmp_path).new() == artifacts.shard_paths(tmp_path)
 
 
 def test_a_shard_that_comes_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> None:
@@ -129,7 +154,7 @@ def test_a_shard_that_comes_with_the_ledger_of_another_run_is_foreign(tmp_path: 
     shutil.copytree(tmp_path / "other" / "ledger", tmp_path / "own" / "ledger", dirs_exist_ok=True)
     foreign = Span("p", 4, 8).name + ".parquet"
     shutil.copy(tmp_path / "other" / foreign, tmp_path / "own")
-    assert ledger.shards(tmp_path / "own") == [tmp_path / "own" / "p.00000000-00000004.parquet"]
+    assert Arrivals(tmp_path / "own").new() == [tmp_path / "own" / "p.00000000-00000004.parquet"]
     found = ledger.audit(tmp_path / "own")
     assert found.coverage == {"p": [(0, 4)]}
     assert found.set_aside == (f"{foreign} was drawn for another run",)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +71,17 @@ def _size(cluster: ClusterConfig, rows: int) -> int:
     return max(1, min(cluster.max_graders or fit, -(-rows // SLICE_ROWS)))
 
 
-@dataclass
 class _Source:
     """Slices of the shards that are there, and of those that come."""
 
-    generations: Path
-    done: set[streaming.Key]
-    ended: Callable[[], bool]
-    seen: set[Path] = field(default_factory=set)
-    closed: bool = False
+    def __init__(self, generations: Path, done: set[streaming.Key], ended: Callable[[], bool]) -> None:
+        self._arrivals, self._done, self._ended = ledger.Arrivals(generations), done, ended
+        self.closed = False
 
     def new(self) -> list[dict[str, Any]]:
         """The slices of shards that appeared since the last call; the last ones when the generation has ended."""
-        self.closed = self.ended()
-        fresh = [path for path in ledger.shards(self.generations) if path not in self.seen]
-        self.seen.update(fresh)
-        return [piece for path in fresh for piece in streaming.slices_of(path, self.done, SLICE_ROWS)]
+        self.closed = self._ended()
+        return [piece for path in self._arrivals.new() for piece in streaming.slices_of(path, self._done, SLICE_ROWS)]
 
 
 class _Actor:
