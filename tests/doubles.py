@@ -94,6 +94,30 @@ class MortalEngine(InstantEngine):
         return super().submit(request)
 
 
+class FaultyBesideGood(TimedEngine):
+    """The second actor of a stage dies at its first request, in each of its processes; all others answer."""
+
+    def __init__(self, directory: Path, seconds: float = 0.2) -> None:
+        import ray
+
+        super().__init__(seconds)
+        own = ray.get_runtime_context().get_actor_id()
+        (directory / own).touch()
+        self._faulty = min(directory.iterdir(), key=lambda path: path.stat().st_ctime_ns).name != own
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """Die, or stand in line."""
+        if self._faulty:
+            os._exit(70)
+        return super().submit(request)
+
+
+def loses_storage(directory: Path) -> None:
+    """A process that dies, and its successor finds itself on a node that does not see a directory."""
+    directory.rename(directory.with_name("elsewhere"))
+    os._exit(9)
+
+
 def cannot_start() -> None:
     """A model that is no good."""
     raise UserError("vLLM does not take this model: it is no good")

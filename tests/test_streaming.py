@@ -14,15 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import InstantEngine, MortalEngine, TimedEngine, breaks_at_start, cannot_start, hangs_at_start
+from doubles import (
+    FaultyBesideGood,
+    InstantEngine,
+    MortalEngine,
+    TimedEngine,
+    breaks_at_start,
+    cannot_start,
+    hangs_at_start,
+    loses_storage,
+)
 
 from ssd_ray import artifacts, ledger
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.inference import status
+from ssd_ray.inference import pool, status
 from ssd_ray.inference.engine import sample_seed
 from ssd_ray.inference.generation import draw
 from ssd_ray.inference.placement import Resources
 from ssd_ray.inference.pool import Pool
+from ssd_ray.inference.source import all_out
 from ssd_ray.inference.status import EngineStatus
 from ssd_ray.inference.worker import Order
 from ssd_ray.progress import LineProgress
@@ -79,10 +89,10 @@ def _draw(
     if ended():
         (source / "manifest.json").touch()
     order = Order(make_engine=make_engine, prompts=source, samples=SAMPLES, seed=5, out=out, logs=out.parent / "logs")
-    pool = Pool(min_engines=1, max_engines=engines, concurrent_units=2, resources=Resources(0.5, 0, {"num_cpus": 0.5}))
+    workers = Pool(min_engines=1, max_engines=engines, concurrent_units=2, resources=Resources(0.5, 0, {"num_cpus": 0.5}))
     return draw(
         order,
-        pool,
+        workers,
         shard_rows=shard_rows,
         max_failures=max_failures,
         ended=ended,
@@ -101,9 +111,11 @@ def _check_whole(out: Path, without: frozenset[int] = frozenset()) -> None:
         assert (row.seed, row.text) == (seed, f"seed {seed}")
 
 
-def test_every_key_comes_out_once(source: Path, tmp_path: Path) -> None:
+def test_every_key_comes_out_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _shown(monkeypatch)
     facts = _draw(source, tmp_path / "out")
     _check_whole(tmp_path / "out")
+    assert [shard["name"] for shard in facts.pop("shards")] == [path.name for path in artifacts.shard_paths(tmp_path / "out")]
     assert facts == {
         "rows": 40,
         "prompt_tokens": 80,
@@ -114,11 +126,27 @@ def test_every_key_comes_out_once(source: Path, tmp_path: Path) -> None:
     }
     assert not list((tmp_path / "out").glob(".*"))
     assert json.loads((tmp_path / "out" / "pace.json").read_text())["rows"] == 40
+    for name in ("tokens_per_second", "engines", "engine_tokens_per_second"):
+        assert max(shown[f"ssd_ray_{name}"]) > 0
     figures = _metrics('stage="samples"')
-    assert figures["ssd_ray_answers"] == 40
-    assert figures["ssd_ray_answers_left"] == figures["ssd_ray_engine_losses"] == figures["ssd_ray_prompts_left_out"] == 0
-    assert figures["ssd_ray_tokens_per_second"] > 0
-    assert figures["ssd_ray_engine_tokens_per_second"] > 0
+    assert figures.pop("ssd_ray_answers") == 40
+    assert set(figures.values()) == {0}, "rates are none when the stage has ended"
+    assert figures.keys() >= {f"ssd_ray_{name}" for name in ("retries", "answers_failed", "seconds_left", "engine_losses")}
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """Whatever the gauges are set to from now on."""
+    from ray.util.metrics import Gauge
+
+    shown: dict[str, list[float]] = {}
+    put = Gauge.set
+
+    def note(gauge: Gauge, value: float, tags: dict[str, str] | None = None) -> None:
+        shown.setdefault(gauge.info["name"], []).append(value)
+        put(gauge, value, tags)
+
+    monkeypatch.setattr(Gauge, "set", note)
+    return shown
 
 
 def _metrics(label: str) -> dict[str, float]:
@@ -133,7 +161,7 @@ def _metrics(label: str) -> dict[str, float]:
             lines = [line for line in answer.read().decode().splitlines() if label in line]
         pairs = [(line.partition("{")[0].removeprefix("ray_"), float(line.rpartition(" ")[2])) for line in lines]
         figures = dict(sorted(pairs))
-        if figures.get("ssd_ray_answers") == 40 or time.monotonic() > deadline:
+        if (figures.get("ssd_ray_answers"), figures.get("ssd_ray_engines")) == (40, 0) or time.monotonic() > deadline:
             return figures
         time.sleep(1)
 
@@ -244,13 +272,39 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
     assert 4 <= ended[0].rows < 40
 
 
-def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_cost_nobody_else(
-    source: Path, tmp_path: Path
+def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_goes_to_the_others(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = Said()
+    out, runs, noted = tmp_path / "out", list[float](), list[EngineStatus]()
+    run = pool.run
+    monkeypatch.setattr(pool, "run", lambda *arguments: (runs.append(time.monotonic()), run(*arguments)))
+
+    def notify() -> None:
+        while not (all_out(out).exists() and len(there := [one for one in status.read(out) if one.rows]) == 2):
+            time.sleep(0.02)
+        os.kill(there[0].pid, signal.SIGTERM)
+        noted.append(there[0])
+
+    out.mkdir()
+    thread = threading.Thread(target=notify, daemon=True)
+    thread.start()
+    # Six units, and each of two engines is given three, of which it draws two.
+    facts = _draw(source, out, functools.partial(TimedEngine, 0.4), shard_rows=7)
+    thread.join(5)
+    _check_whole(out)
+    assert facts["engine_losses"] == 0
+    assert len(noted) == 1
+    assert len(runs) == 1, "the pool was not started again"
+    lines = (out / "ledger" / f"{noted[0].engine}.jsonl").read_text().splitlines()
+    assert len(lines) == 2, "what it had not begun when the notice came, it did not draw"
+
+
+def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_cost_nobody_else(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, shown = Said(), _shown(monkeypatch)
     engine = functools.partial(MortalEngine, kills=frozenset({7}), refuses=frozenset({3}))
-    # Both answers to p7 may be of units of one engine, which then dies twice with each before it is alone with p7.
-    facts = _draw(source, tmp_path / "out", engine, max_failures=4, progress=said)
+    facts = _draw(source, tmp_path / "out", engine, progress=said)
     _check_whole(tmp_path / "out", without=frozenset({3, 7}))
     keys = [(failure["prompt_id"], failure["sample_index"]) for failure in facts["failed"]]
     assert keys == [("p3", 0), ("p3", 1), ("p7", 0), ("p7", 1)]
@@ -258,6 +312,31 @@ def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_
     assert "alone" in facts["failed"][2]["reason"]
     assert facts["rows"] == 36
     assert any("prompt 'p7' is left out" in line for line in said.lines)
+    assert shown["ssd_ray_answers_failed"][-1] == 4
+    assert shown["ssd_ray_retries"][-1] >= 2 * 2 + facts["engine_losses"], "two more tries of each refused answer, and p7's"
+
+
+def test_an_engine_that_dies_at_its_first_step_costs_no_prompt_and_hands_its_units_to_one_that_answers(
+    source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "actors").mkdir()
+    said = Said()
+    facts = _draw(
+        source, tmp_path / "out", functools.partial(FaultyBesideGood, tmp_path / "actors"), max_failures=3, progress=said
+    )
+    _check_whole(tmp_path / "out")
+    assert len(list((tmp_path / "actors").iterdir())) == 2
+    assert facts["failed"] == []
+    assert 4 <= facts["engine_losses"] <= 6
+    assert any("times in a row without an answer while others answer" in line for line in said.lines)
+
+
+def test_a_node_that_does_not_see_the_storage_is_named(source: Path, tmp_path: Path) -> None:
+    engine = functools.partial(MortalEngine, start=functools.partial(loses_storage, source))
+    with pytest.raises(
+        UserError, match=r"^\S+/prompts is not there on node \S+: --out must lie on storage that every node sees$"
+    ):
+        _draw(source, tmp_path / "out", engine, engines=1)
 
 
 def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(source: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def draw(
     plan = Plan(prompts=order.prompts, out=out, samples=order.samples, shard_rows=shard_rows, window=engines.window)
     for partial in out.glob(".*.partial"):
         partial.unlink(missing_ok=True)
-    status.forget_living(out)
+    status.begin(out, order.attempt)
     found = _looked_at(out, progress, stage)
     with progress.task(stage, total=0, unit="answers", done=found.positions) as task:
         monitor = Monitor(
@@ -117,13 +117,17 @@ def draw(
             stage=stage,
             attempt=order.attempt,
             before=found.positions + _journalled(out, found),
+            failed=len(found.facts()["failed"]),
             max_failures=max_failures,
             ended=ended,
             logs=order.logs,
         )
-        _first_prompts(plan, ended, patience_s)
-        found = _until_whole(plan, order, engines, found, monitor, max_failures, ended, stage, progress)
-        monitor.look(found.positions)
+        try:
+            _first_prompts(plan, ended, patience_s)
+            found = _until_whole(plan, order, engines, found, monitor, max_failures, ended, stage, progress)
+            monitor.look(found.positions)
+        finally:
+            monitor.close()
     monitor.pace()
     return _close(out, found, stage, progress)
 
@@ -157,8 +161,8 @@ def _until_whole(
         before, problem = found.positions, "no reason given"
         try:
             pool.run(plan, found.coverage, order, engines, monitor)
-        except (UserError, InfrastructureError):
-            raise
+        except (UserError, InfrastructureError) as error:
+            raise _plain(error) from error
         except Exception as error:
             monitor.look()  # an engine may have said what it is
             _check_disk(plan.out)
@@ -177,6 +181,12 @@ def _clear(directory: Path) -> None:
     while directory.exists() and time.monotonic() < until:
         shutil.rmtree(directory, ignore_errors=True)
         time.sleep(0.01)
+
+
+def _plain(error: Exception) -> Exception:
+    """An error as it was raised; to one of an engine, Ray and Ray Data add lines of their own."""
+    cause = getattr(error, "cause", None)
+    return error if cause is None else type(cause)(str(cause).splitlines()[0])
 
 
 def _check_disk(out: Path) -> None:
@@ -218,4 +228,4 @@ def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str,
         progress.say(f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json")
     for name in (".engines", ".journal", ".returned"):
         _clear(out / name)
-    return {**facts, "engine_losses": losses}
+    return {**facts, "engine_losses": losses, artifacts.SHARDS: found.shards}

@@ -11,22 +11,26 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssd_ray import artifacts
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.inference import status
+from ssd_ray.inference import presence, status
+from ssd_ray.inference.deaths import Deaths
 from ssd_ray.inference.source import Plan, prompt_rows
 from ssd_ray.inference.status import EngineStatus
 from ssd_ray.progress import Progress, Task
 
 _RATE_WINDOW_S = 60.0
 _FIGURES = {
-    "answers": "Answers on disk or finished.",
+    "answers": "Answers on disk or finished, with those that could not be drawn.",
     "answers_left": "Answers that are not finished yet, of the prompts that are there.",
+    "answers_failed": "Answers that could not be drawn.",
+    "retries": "Answers that were asked for again.",
+    "seconds_left": "Time left by tokens: answers left, times their mean length so far, over the rate of the last minute.",
     "tokens_per_second": "Output tokens a second over the last minute.",
     "engines": "Engines that finished an answer in the last minute.",
     "engine_losses": "Engine processes that died; their units were done again.",
@@ -38,17 +42,17 @@ _ENGINE_FIGURE = "engine_tokens_per_second"
 class Streak:
     """What happened in a row without a finished answer of any engine between.
 
-    Deaths of the engine that died most (a lost node takes many at once, each of them once), prompts that died alone in an
-    engine, units refused.
+    Deaths of the engine that died most (a lost node takes many at once, each of them once), with whatever it drew or with groups
+    of suspects, each for itself, but for engines that are doubted; prompts that died alone in an engine; units refused.
     """
 
-    def __init__(self, statuses: list[EngineStatus]) -> None:
-        self._known = {one.engine for one in statuses if one.dead}
-        self._left_out = status.left_out(one for one in statuses if one.dead)
-        self._answers = sum(one.rows for one in statuses)
-        self._refused = sum(one.refused for one in statuses)
+    def __init__(self, deaths: Deaths) -> None:
+        self._known = {one.engine for one in deaths.statuses if one.dead}
+        self._left_out = deaths.left_out()
+        self._answers = sum(one.rows for one in deaths.statuses)
+        self._refused = sum(one.refused for one in deaths.statuses)
         self.prompts = self.refusals = 0
-        self._deaths: Counter[str] = Counter()
+        self._deaths: Counter[tuple[str, bool]] = Counter()
         self.engines: set[str] = set()
 
     @property
@@ -56,11 +60,10 @@ class Streak:
         """Deaths of the engine that died most often."""
         return max(self._deaths.values(), default=0)
 
-    def take(self, statuses: list[EngineStatus]) -> frozenset[str]:
+    def take(self, deaths: Deaths) -> frozenset[str]:
         """Count what is new; returns the prompts that are left out from now on."""
-        dead = [one for one in statuses if one.dead]
-        fresh = [one for one in dead if one.engine not in self._known]
-        left_out = status.left_out(dead)
+        statuses, left_out = deaths.statuses, deaths.left_out()
+        fresh = [one for one in statuses if one.dead and one.engine not in self._known]
         added = left_out - self._left_out
         answers, refused = sum(one.rows for one in statuses), sum(one.refused for one in statuses)
         if answers > self._answers:
@@ -70,7 +73,12 @@ class Streak:
             self._refused = refused
         self.refusals += refused - self._refused
         self.engines |= {one.engine for one in fresh}
-        self._deaths.update(one.actor for one in fresh if not one.alone)
+        if added:
+            self._deaths.clear()
+        self._deaths.update((one.actor, one.testing) for one in fresh if not one.alone)
+        for actor in deaths.doubted:
+            self._deaths.pop((actor, False), None)
+            self._deaths.pop((actor, True), None)
         self.prompts += len(added)
         self._known |= {one.engine for one in fresh}
         self._left_out, self._answers, self._refused = left_out, answers, refused
@@ -105,14 +113,16 @@ class Monitor:
         stage: str,
         attempt: str,
         before: int,
+        failed: int,
         max_failures: int,
         ended: Callable[[], bool],
         logs: Path,
     ) -> None:
         self._plan, self._task, self._progress, self._stage = plan, task, progress, stage
-        self._before, self._max_failures, self._ended, self._logs = before, max_failures, ended, logs
+        self._before, self._failed, self._max_failures, self._ended, self._logs = before, failed, max_failures, ended, logs
         self._attempt, self._looked = attempt, 0.0
-        self._streak = Streak(status.read(plan.out))
+        self._told, self._shown = set[str](), set[str]()
+        self._streak = Streak(self._read())
         self._rates: dict[str, Rate] = {"": Rate()}
         self._rows: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -140,34 +150,57 @@ class Monitor:
 
     def look(self, on_record: int | None = None) -> None:
         """Take in what the engines say, show it, and stop where it is hopeless; `on_record` is the count once that is known."""
-        statuses = status.read(self._plan.out)
-        own = self._own(statuses)
-        self._stop(own, [one for one in statuses if one.dead or one in own])
-        done = self._before + sum(one.rows for one in own) if on_record is None else on_record
-        tokens, total = sum(one.tokens for one in own), self.total
-        rates = {one.engine: self._rates.setdefault(one.engine, Rate()).take(one.tokens) for one in own}
+        deaths = self._read()
+        own = self._own(deaths)
+        self._tell_doubts(own, deaths.doubted)
+        self._stop(own, deaths)
+        failed, tokens, total = sum(one.failed for one in own), sum(one.tokens for one in own), self.total
+        done = self._before + sum(one.rows for one in own) + failed if on_record is None else on_record
+        living = [one for one in own if not one.dead and one.state != "ended"]
+        rates = {one.engine: self._rates.setdefault(one.engine, Rate()).take(one.tokens) for one in living}
         busy = {engine: rate for engine, rate in rates.items() if rate > 0}
-        lost = sum(one.dead for one in own)
+        lost, rate, left = sum(one.dead for one in own), self._rates[""].take(tokens), max(0, total - done)
         figures = {
             "answers": done,
-            "answers_left": max(0, total - done),
-            "tokens_per_second": self._rates[""].take(tokens),
+            "answers_left": left,
+            "answers_failed": self._failed + failed,
+            "retries": sum(one.retries for one in own),
+            "tokens_per_second": rate,
             "engines": len(busy),
             "engine_losses": lost,
-            "prompts_left_out": len(status.left_out(one for one in statuses if one.dead)),
+            "prompts_left_out": len(deaths.left_out()),
         }
+        if rate > 0 or not left:
+            figures["seconds_left"] = left * tokens / sum(one.rows for one in own) / rate if left else 0
         self._publish(figures, rates)
         self._task.update(min(done, total), tokens=tokens, note=_note(own, busy, lost), total=total)
 
-    def _own(self, statuses: list[EngineStatus]) -> list[EngineStatus]:
-        """Engines of this attempt; those of a driver that was lost may take some seconds to end."""
-        return [one for one in statuses if one.attempt == self._attempt]
+    def close(self) -> None:
+        """No engine is at work any more: rates and what is to come are none, counts stay."""
+        self._publish(dict.fromkeys(("tokens_per_second", "engines", "seconds_left"), 0.0), {})
 
-    def _stop(self, own: list[EngineStatus], statuses: list[EngineStatus]) -> None:
+    def _read(self) -> Deaths:
+        """What counts: deaths, and engines of this attempt; those of a driver that was lost may take some seconds to end."""
+        statuses = (one for one in status.read(self._plan.out) if one.dead or one.attempt == self._attempt)
+        return Deaths(statuses, presence.actors)
+
+    def _own(self, deaths: Deaths) -> list[EngineStatus]:
+        return [one for one in deaths.statuses if one.attempt == self._attempt]
+
+    def _tell_doubts(self, own: list[EngineStatus], doubted: Mapping[str, int]) -> None:
+        for one in own:
+            if one.actor in doubted and one.actor not in self._told:
+                self._told.add(one.actor)
+                self._progress.say(
+                    f"{self._stage}: an engine on node {one.node[:12]} died {doubted[one.actor]} times in a row without an "
+                    "answer while others answer; it is tried ever more rarely"
+                )
+
+    def _stop(self, own: list[EngineStatus], deaths: Deaths) -> None:
         mistake = next((one.reason for one in own if one.mistake), None)
         if mistake is not None:
             raise UserError(mistake)
-        for prompt in sorted(self._streak.take(statuses)):
+        for prompt in sorted(self._streak.take(deaths)):
             self._progress.say(f"{self._stage}: prompt {prompt!r} is left out: engines die with it")
         reason = next((one.reason for one in reversed(own) if one.reason), "no reason given")
         if self._streak.deaths > self._max_failures:
@@ -189,15 +222,17 @@ class Monitor:
             )
 
     def _publish(self, figures: dict[str, float], rates: dict[str, float]) -> None:
+        """Give Ray the figures; the rate of an engine that is gone is none from then on."""
         for name, value in figures.items():
             _gauge(name, _FIGURES[name], ("stage",)).set(value, tags={"stage": self._stage})
         gauge = _gauge(_ENGINE_FIGURE, "Output tokens a second of one engine process over the last minute.", ("stage", "engine"))
-        for engine, rate in rates.items():
+        for engine, rate in {**dict.fromkeys(self._shown - rates.keys(), 0.0), **rates}.items():
             gauge.set(rate, tags={"stage": self._stage, "engine": engine})
+        self._shown = set(rates)
 
     def pace(self) -> None:
         """Write rows, tokens and seconds of this attempt, from the first engine being ready to the last shard."""
-        own = [one for one in self._own(status.read(self._plan.out)) if one.last]
+        own = [one for one in self._own(self._read()) if one.last]
         if own:
             seconds = max(one.last for one in own) - min(one.ready for one in own)
             pace = {"rows": sum(one.rows for one in own), "tokens": sum(one.tokens for one in own), "seconds": seconds}

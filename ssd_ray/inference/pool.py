@@ -14,18 +14,20 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import ceil, log
+from math import ceil, inf, log
+from pathlib import Path
 from typing import Any
 
+from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ssd_ray.errors import UserError
 from ssd_ray.inference.placement import PlacementGroups, Resources
-from ssd_ray.inference.source import Plan, emit
+from ssd_ray.inference.source import Plan, all_out, emit
 from ssd_ray.inference.worker import EngineWorker, Order
 from ssd_ray.progress import Progress
 
-_watches: dict[str, Callable[[], None]] = {}
+_watches: dict[str, tuple[Callable[[], None], Path]] = {}
 _WATCH = "ssd_ray.watch"
 _REAP_S = 30.0
 _LONGEST_PAUSE_S = 0.4
@@ -69,17 +71,38 @@ class _Watched(ExecutionCallback):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self._done, self._pause = -1, 0.0
+        self._done, self._pause, self._all_out, self._lost = -1, 0.0, False, False
 
     def on_execution_step(self, executor: Any) -> None:
-        watch = _watches.get(executor._data_context.get_config(_WATCH, ""))
-        if watch is None:
+        found = _watches.get(executor._data_context.get_config(_WATCH, ""))
+        if found is None:
             return
+        watch, end = found
         watch()
+        self._all_out = self._all_out or end.exists()
+        if self._all_out:
+            self._let_go(executor)
         done = sum(one.metrics.num_tasks_finished + one.metrics.num_task_outputs_generated for one in executor._topology)
         self._pause = min(self._pause + 0.05, _LONGEST_PAUSE_S) if done == self._done else 0.0
         self._done = done
         time.sleep(self._pause)
+
+    def _let_go(self, executor: Any) -> None:
+        """Once all units are handed out and none waits, start no engine, and give back those that are idle or have not come up.
+
+        Ray Data does so by itself where its input has ended; here it stays open for units that engines give back. Where an engine
+        was lost, another one stays, in case the first is no good.
+        """
+        scaling = executor._actor_autoscaler
+        scaling._actor_pool_scaling_down_threshold = -1
+        for operator, state in executor._topology.items():
+            for engines in operator.get_autoscaling_actor_pools():
+                self._lost = self._lost or engines.num_restarting_actors() > 0
+                waiting = state.total_enqueued_input_blocks()
+                usual = executor._data_context.autoscaling_config.actor_pool_util_upscaling_threshold
+                scaling._actor_pool_scaling_up_threshold = usual if waiting else inf
+                if not waiting and engines.current_size() > max(engines.min_size(), 1 + self._lost):
+                    engines.scale(ActorPoolScalingRequest.downscale(delta=-1, force=True, reason="all units are handed out"))
 
 
 def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, pool: Pool, watch: Callable[[], None]) -> None:
@@ -93,7 +116,9 @@ def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own, groups = uuid.uuid4().hex, pool.resources.groups
-    _watches[own] = watch if groups is None else _reaping(groups, watch)
+    end = all_out(plan.out)
+    end.unlink(missing_ok=True)
+    _watches[own] = (watch if groups is None else _reaping(groups, watch), end)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     before = ray.data.DataContext.get_current()
     try:
@@ -106,7 +131,7 @@ def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, 
         )
         drawn = found.map_batches(
             EngineWorker,
-            fn_constructor_args=(order,),
+            fn_constructor_args=(order, pool.concurrent_units),
             batch_format="pyarrow",
             batch_size=1,
             compute=_strategy(pool),
@@ -148,8 +173,10 @@ def _context(context: Any, own: str, pool: Pool) -> Any:
     # A unit may take hours, and a cluster's next node as well.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Watched]
-    # More engines as soon as units wait for the ones that are there.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1 + 1 / pool.concurrent_units
+    # What an engine raises is the user's to read.
+    context.raise_original_map_exception = True
+    # More engines as soon as units wait for the ones that are there; Ray Data holds what it gave them against what they take.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = (pool.concurrent_units + 1) / pool.units_in_hand
     context.set_config(_WATCH, own)
     return context
 
@@ -161,7 +188,8 @@ def _strategy(pool: Pool) -> Any:
         min_size=pool.min_engines,
         max_size=pool.max_engines,
         max_tasks_in_flight_per_actor=pool.units_in_hand,
-        max_concurrent_calls_per_actor=pool.concurrent_units,
+        # All that an engine is given: on notice it gives back at once what it has not begun.
+        max_concurrent_calls_per_actor=pool.units_in_hand,
         # Without this, Ray Data lets one batch at a time into the worker, and an engine runs dry at every shard's end.
         enable_true_multi_threading=True,
     )

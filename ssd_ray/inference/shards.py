@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,16 @@ class Drawn:
     answer: Answer
 
 
-def write_completions(out: Path, engine: str, unit: Span, drawn: list[Drawn], failed: tuple[Failure, ...]) -> None:
-    """Write the shard of a unit whole, then put it on record.
+def write_completions(
+    out: Path,
+    engine: str,
+    unit: Span,
+    drawn: list[Drawn],
+    failed: tuple[Failure, ...],
+    *,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the shard of a unit whole, then put it on record; `before` is called before each of the two.
 
     Raises:
         UserError: the directory is not writable or the disk is full.
@@ -46,6 +55,7 @@ def write_completions(out: Path, engine: str, unit: Span, drawn: list[Drawn], fa
         "text": [one.answer.text for one in drawn],
         "finish_reason": [one.answer.finish_reason for one in drawn],
     }
+    before()
     path, data = artifacts.write_table(out, unit.name, pa.table(columns, schema=arrow_schema(Completion)))
     record = Record(
         file=path.name,
@@ -58,4 +68,5 @@ def write_completions(out: Path, engine: str, unit: Span, drawn: list[Drawn], fa
         finish_reasons=dict(Counter(one.answer.finish_reason for one in drawn)),
         failed=failed,
     )
+    before()
     ledger.append(out, engine, record)

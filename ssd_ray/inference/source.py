@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ssd_ray.ledger import Span
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_RETURNED = ".returned"
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
@@ -66,47 +68,82 @@ def units(plan: Plan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[
         yield from ledger.left(whole, covered.get(path.stem, ()), plan.shard_rows)
 
 
+class _Out:
+    """Units that are handed out and not on record, at most as many as the window, and those that engines gave back."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._recorded, self._handed_back = ledger.tail(plan.out), ledger.Tail(_returned(plan.out), _parse)
+        self._units, self._window = set[Span](), plan.window
+        self.again: deque[Span] = deque()
+        for _ in (*self._recorded.new(), *self._handed_back.new()):
+            pass  # what stood there before belongs to earlier attempts
+
+    def look(self) -> None:
+        """Take in what came on record and what was given back."""
+        self._units.difference_update(record.span for record in self._recorded.new())
+        for span in self._handed_back.new():
+            if span in self._units:
+                self._units.discard(span)
+                self.again.append(span)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no unit may be handed out."""
+        return len(self._units) >= self._window
+
+    def handed(self, unit: Span) -> Span:
+        """The unit, which is out from now on."""
+        self._units.add(unit)
+        return unit
+
+    def rest(self) -> Iterator[None]:
+        """None until every unit is on record."""
+        while self._units or self.again:
+            yield None
+            self.look()
+
+
 def paced(plan: Plan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[Span]:
-    """Units as fast as they are drawn; one that a draining engine gives back comes again."""
-    recorded, handed_back = ledger.tail(plan.out), ledger.Tail(plan.out / ".returned", _parse)
-    out: set[Span] = set()
-    again: deque[Span] = deque()
-    pause = _SHORTEST_PAUSE_S
-    for _ in (*recorded.new(), *handed_back.new()):
-        pass  # what stood there before belongs to earlier attempts
-
-    def look() -> None:
-        out.difference_update(record.span for record in recorded.new())
-        for span in handed_back.new():
-            if span in out:
-                out.discard(span)
-                again.append(span)
-
-    for span in units(plan, covered):
-        look()
-        while again or (span is not None and len(out) >= plan.window):
-            if again and len(out) < plan.window:
-                unit = again.popleft()
-                out.add(unit)
+    """Units as fast as they are drawn, and again those that engines give back, until all are on record."""
+    out, pause = _Out(plan), _SHORTEST_PAUSE_S
+    for span in chain(units(plan, covered), _end(plan.out), out.rest()):
+        out.look()
+        while out.again or (span is not None and out.is_full):
+            if out.again and not out.is_full:
                 pause = _SHORTEST_PAUSE_S
-                yield unit
+                yield out.handed(out.again.popleft())
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-            look()
+            out.look()
         if span is None:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:
-            out.add(span)
             pause = _SHORTEST_PAUSE_S
-            yield span
+            yield out.handed(span)
+
+
+def _end(out: Path) -> Iterator[None]:
+    """Nothing, and the word that this was all."""
+    (_returned(out) / all_out(out).name).touch()
+    yield from ()
 
 
 def give_back(out: Path, engine: str, span: Span) -> None:
-    """An engine that takes nothing in any more says that a unit is not begun."""
-    (out / ".returned").mkdir(exist_ok=True)
-    ledger.append_line(out / ".returned" / f"{engine}.jsonl", json.dumps(asdict(span)).encode(), durable=False)
+    """An engine says that it does not draw a unit, so that another one may."""
+    ledger.append_line(_returned(out) / f"{engine}.jsonl", json.dumps(asdict(span)).encode(), durable=False)
+
+
+def all_out(out: Path) -> Path:
+    """The file that is there once every unit was handed out: what comes after is only what engines give back."""
+    return out / _RETURNED / "all-out"
+
+
+def _returned(out: Path) -> Path:
+    directory = out / _RETURNED
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 def _parse(line: bytes) -> Span | None:

@@ -2,30 +2,28 @@
 
 A process keeps one small file in `.engines/`. Ray starts another process in the place of one that dies, which marks its
 predecessor's file as a death; so deaths, what was being drawn at each, and progress are known without asking anybody.
+`.engines/attempt` says which attempt of the stage is at work: engines of earlier ones, wherever they are, write nothing more.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from ssd_ray import artifacts
 from ssd_ray.ledger import Span
 
 PERIOD_S = 0.5
-SUSPECT_DEATHS = 2
-"""Deaths while a prompt was being drawn, after which it gets the engine for itself."""
-ALONE_DEATHS = 2
-"""Deaths while a prompt was alone in an engine, after which it is left out."""
 State = Literal["starting", "ready", "draining", "failed", "ended"]
 
 
@@ -33,9 +31,10 @@ State = Literal["starting", "ready", "draining", "failed", "ended"]
 class EngineStatus:
     """One engine process: its actor, node and attempt of the stage, what it has done, and the spans that it is drawing.
 
-    `refused` counts units of which no request was answered, although the engine lived. `alone` is the one prompt in the engine
-    while it is tried by itself; `reason` says what failed, and `mistake` that it is the user's to mend. Times are seconds since
-    the epoch on the engine's machine.
+    `refused` counts units of which no request was answered, although the engine lived, `failed` answers on record as such, and
+    `retries` answers that were asked for again. `testing` says that suspects have the engine for themselves, `alone` which
+    prompt if it is one; `reason` says what failed, and `mistake` that it is the user's to mend. A death is `excused` where
+    something else than the prompts ended the process. Times are seconds since the epoch on the engine's machine.
     """
 
     engine: str
@@ -50,28 +49,26 @@ class EngineStatus:
     rows: int = 0
     tokens: int = 0
     refused: int = 0
+    failed: int = 0
+    retries: int = 0
     drawing: tuple[Span, ...] = ()
+    testing: bool = False
     alone: str = ""
     reason: str = ""
     mistake: bool = False
+    excused: bool = False
     dead: bool = False
 
 
 class Reporter:
-    """An engine process's own file; a thread rewrites it while there is news.
-
-    `is_alive` tells of a node whether it is there; `failed_starts` is how many processes before this one, in a row and of the
-    same actor, died before they were ready.
-    """
+    """An engine process's own file; a thread rewrites it while there is news. `is_alive` tells of a node whether it is there."""
 
     def __init__(
         self, out: Path, actor: str, *, node: str = "", attempt: str = "", is_alive: Callable[[str], bool] = lambda _: True
     ) -> None:
         self._directory = out / ".engines"
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(exist_ok=True)
         _bury(self._directory, actor, is_alive)
-        before = [one for one in read(out) if one.actor == actor and one.dead]
-        self.failed_starts = sum(1 for _ in takewhile(lambda one: not one.ready, reversed(before)))
         self.engine, began = uuid.uuid4().hex[:12], time.time()
         self._status = EngineStatus(
             engine=self.engine, actor=actor, pid=os.getpid(), state="starting", began=began, node=node, attempt=attempt
@@ -97,10 +94,16 @@ class Reporter:
             )
             self._news = True
 
-    def recorded(self) -> None:
-        """Note that a shard is on record now."""
+    def retried(self, answers: int) -> None:
+        """Count answers that are asked for again."""
         with self._lock:
-            self._status = replace(self._status, last=time.time())
+            self._status = replace(self._status, retries=self._status.retries + answers)
+            self._news = True
+
+    def recorded(self, failed: int = 0) -> None:
+        """Note that a shard is on record now, and how many of its answers could not be drawn."""
+        with self._lock:
+            self._status = replace(self._status, last=time.time(), failed=self._status.failed + failed)
             self._write()
 
     def refused(self, reason: str) -> None:
@@ -110,18 +113,18 @@ class Reporter:
             self._write()
 
     @contextmanager
-    def drawing(self, span: Span, alone: str = "") -> Iterator[None]:
+    def drawing(self, span: Span, alone: str = "", *, testing: bool = False) -> Iterator[None]:
         """Have it on disk, before and while these positions are drawn, that they are."""
-        self._draw(span, 1, alone)
+        self._draw(span, 1, alone, testing)
         try:
             yield
         finally:
-            self._draw(span, -1, "")
+            self._draw(span, -1, "", False)
 
-    def _draw(self, span: Span, change: int, alone: str) -> None:
+    def _draw(self, span: Span, change: int, alone: str, testing: bool) -> None:
         with self._lock:
             self._drawing[span] += change
-            self._status = replace(self._status, drawing=tuple(+self._drawing), alone=alone)
+            self._status = replace(self._status, drawing=tuple(+self._drawing), alone=alone, testing=testing)
             self._write()
 
     def _loop(self) -> None:
@@ -150,15 +153,19 @@ def _bury(directory: Path, actor: str, is_alive: Callable[[str], bool]) -> None:
         if status.actor == actor and not status.dead and status.state != "ended":
             path = directory / f"{status.engine}.json"
             if status.node and not is_alive(status.node):
-                _put(path, replace(status, drawing=(), alone=""))
+                _put(path, replace(status, excused=True))
             path.rename(path.with_suffix(".dead"))
 
 
 def absolve(out: Path, engines: Collection[str]) -> None:
-    """Let deaths of these processes speak against no prompt: what ended them was not the prompts."""
+    """Let deaths of these processes speak against no prompt: what ended them was not the prompts.
+
+    Those of groups of suspects still do, so that the next attempt goes on with finding the one among them.
+    """
     for status in _read(out / ".engines"):
-        if status.engine in engines and status.dead:
-            _put(out / ".engines" / f"{status.engine}.dead", replace(status, drawing=(), alone=""))
+        if status.engine in engines and status.dead and not (status.testing and not status.alone):
+            _put(out / ".engines" / f"{status.engine}.dead", replace(status, excused=True))
+    _buried.cache_clear()
 
 
 def read(out: Path) -> list[EngineStatus]:
@@ -169,25 +176,33 @@ def read(out: Path) -> list[EngineStatus]:
 def _read(directory: Path) -> Iterator[EngineStatus]:
     for path in (*directory.glob("*.json"), *directory.glob("*.dead")):
         try:
-            value: dict[str, Any] = json.loads(path.read_text())
+            yield _buried(path) if path.suffix == ".dead" else _parsed(path)
         except (FileNotFoundError, ValueError):
             continue  # it was marked as dead between the two, and the next look finds it; or a power cut left it empty
-        spans = tuple(Span(**span) for span in value.pop("drawing"))
-        yield EngineStatus(**{**value, "drawing": spans, "dead": path.suffix == ".dead"})
 
 
-def forget_living(out: Path) -> None:
-    """Before a new attempt: processes of the last one that had not died went with its driver, which is nobody's fault."""
+def _parsed(path: Path) -> EngineStatus:
+    value: dict[str, Any] = json.loads(path.read_text())
+    spans = tuple(Span(**span) for span in value.pop("drawing"))
+    return EngineStatus(**{**value, "drawing": spans, "dead": path.suffix == ".dead"})
+
+
+_buried = functools.cache(_parsed)
+"""The file of a dead process has a name of its own and does not change, but for `absolve`."""
+
+
+def begin(out: Path, attempt: str) -> None:
+    """Before a new attempt: processes of the last one that had not died went with its driver, which is nobody's fault, and
+    those that nevertheless live learn that they have been replaced.
+    """
+    artifacts.write_atomic(out / ".engines" / "attempt", attempt)
     for path in (out / ".engines").glob("*.json"):
         path.unlink(missing_ok=True)
 
 
-def suspicion(dead: Iterable[EngineStatus], span: Span) -> int:
-    """At how many deaths any of these positions were being drawn."""
-    return sum(any(drawn.meets(span) for drawn in status.drawing) for status in dead)
-
-
-def left_out(dead: Iterable[EngineStatus]) -> frozenset[str]:
-    """Prompts that were alone in an engine at `ALONE_DEATHS` deaths."""
-    counts = Counter(status.alone for status in dead if status.alone)
-    return frozenset(prompt for prompt, deaths in counts.items() if deaths >= ALONE_DEATHS)
+def is_current(out: Path, attempt: str) -> bool:
+    """Whether an attempt is the one at work; none is once the stage is whole."""
+    try:
+        return (out / ".engines" / "attempt").read_text() == attempt
+    except FileNotFoundError:
+        return False
