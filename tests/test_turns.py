@@ -1,0 +1,69 @@
+"""Turns at an engine: in their order, alone where it has to be, and none once there are no more."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from ssd_ray.inference.turns import Calls, Gate
+
+
+def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:
+    gate, inside, most = Gate(), [], []
+
+    def work(alone: bool) -> None:
+        with gate.alone() if alone else gate.shared():
+            inside.append(alone)
+            most.append(list(inside))
+            threading.Event().wait(0.005)
+            inside.remove(alone)
+
+    threads = [threading.Thread(target=work, args=(number % 5 == 0,)) for number in range(25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 25
+    assert all(len(held) == 1 for held in most if True in held)
+
+
+def test_calls_take_turns_in_their_order_and_are_told_at_once_when_there_are_no_more() -> None:
+    calls, began, end = Calls(2), list[tuple[int, bool]](), threading.Event()
+
+    def call(number: int) -> None:
+        with calls.one() as came:
+            began.append((number, came))
+            if came:
+                end.wait(10)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    assert began == [(0, True), (1, True)]
+    calls.close()
+    for thread in threads[2:]:
+        thread.join(10)
+    assert sorted(began) == [(0, True), (1, True), (2, False), (3, False), (4, False)]
+    end.set()
+    calls.wait_for_work()
+    calls.wait_for_all()
+
+
+def test_a_turn_that_ends_is_the_next_ones() -> None:
+    calls, began = Calls(1), list[int]()
+    with calls.one():
+        threads = []
+        for number in range(3):
+            threads.append(threading.Thread(target=lambda number=number: _begin(calls, began, number)))
+            threads[-1].start()
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join(10)
+    assert began == [0, 1, 2]
+
+
+def _begin(calls: Calls, began: list[int], number: int) -> None:
+    with calls.one() as came:
+        assert came
+        began.append(number)
