@@ -259,6 +259,7 @@ def test_after_ctrl_c_one_worker_with_other_micro_batches_goes_on_to_the_same(
     out = tmp_path / "checkpoint"
     driver = _start_driver(dataset, model, out)
     _wait_for(lambda: len(_lines(out)) >= 12)
+    _workers(out)[0].suspend()  # the other worker waits for it: training cannot end before the driver does
     os.kill(driver.pid, signal.SIGINT)
     _, stderr = driver.communicate(timeout=120)
     assert driver.returncode != 0
