@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Calls:
-    """Calls that are inside, of which `most` have their turn at a time, in the order in which they came."""
+    """Calls that are inside, of which `most` have their turn at a time."""
 
     def __init__(self, most: int) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
         self._inside, self._at_work, self._most, self._closed = 0, 0, most, False
 
     @contextmanager
     def one(self) -> Iterator[bool]:
         """Count a call and wait for its turn; yields whether it came, which it does not any more once this is closed."""
-        turn = object()
         with self._changed:
             self._inside += 1
-            self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._closed or (self._at_work < self._most and self._waiting[0] is turn))
-            self._waiting.remove(turn)
+            self._changed.wait_for(lambda: self._closed or self._at_work < self._most)
             came = not self._closed
             self._at_work += came
-            self._changed.notify_all()
         try:
             yield came
         finally:
