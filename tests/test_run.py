@@ -153,7 +153,7 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
     # An engine dies too: the pool restarts it and the run goes on.
     _until(lambda: len(artifacts.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples")
     engine = max((out / "logs").glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
-    os.kill(int(engine.stem.split("-")[1]), signal.SIGKILL)
+    os.kill(int(engine.stem.rsplit("-", 1)[1]), signal.SIGKILL)
     losses = out / "checkpoint" / "loss.jsonl"
     _until(lambda: losses.exists() and len(losses.read_text().splitlines()) >= 5, process, "five steps of training")
     _kill(process)
