@@ -275,7 +275,7 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
 def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_goes_to_the_others(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, runs, noted = tmp_path / "out", list[float](), list[EngineStatus]()
+    out, runs, noted, drawn = tmp_path / "out", list[float](), list[EngineStatus](), list[int]()
     run = pool.run
     monkeypatch.setattr(pool, "run", lambda *arguments: (runs.append(time.monotonic()), run(*arguments)))
 
@@ -284,6 +284,11 @@ def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_go
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)
         noted.append(there[0])
+        drawn.append(units_of(there[0]))
+
+    def units_of(one: EngineStatus) -> int:
+        record = out / "ledger" / f"{one.engine}.jsonl"
+        return len(record.read_text().splitlines()) if record.exists() else 0
 
     out.mkdir()
     thread = threading.Thread(target=notify, daemon=True)
@@ -295,8 +300,7 @@ def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_go
     assert facts["engine_losses"] == 0
     assert len(noted) == 1
     assert len(runs) == 1, "the pool was not started again"
-    lines = (out / "ledger" / f"{noted[0].engine}.jsonl").read_text().splitlines()
-    assert len(lines) == 2, "what it had not begun when the notice came, it did not draw"
+    assert units_of(noted[0]) <= drawn[0] + 2, "what it had not begun when the notice came, it did not draw"
 
 
 def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_cost_nobody_else(
