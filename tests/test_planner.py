@@ -10,66 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planner_cases import MODELS, model_of, plan_of
 from rich.console import Console
 
 from ssd_ray import recipes
-from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.plan import origin
-from ssd_ray.planner.architecture import Architecture, shipped
 from ssd_ray.planner.assumptions import assumptions
-from ssd_ray.planner.clusters import GIB, TrainingPlan, plan_training
-from ssd_ray.planner.memory import Setting
+from ssd_ray.planner.clusters import GIB, plan_training
 from ssd_ray.planner.shown import plain, shown
-
-MODELS = ("llama-3.1-8b-instruct", "qwen3-4b-instruct", "qwen3-30b-instruct", "gpt-oss-20b-high")
-SETTING = Setting(
-    num_workers=8,
-    zero_stage=3,
-    offload="none",
-    sequence_parallel=1,
-    micro_batch_tokens=8192,
-    precision="bfloat16",
-    gradient_checkpointing=True,
-    chunk_tokens=1024,
-)
-
-
-def _model(name: str) -> Architecture:
-    model = shipped(recipes.load(name).model.source)
-    assert model is not None
-    return model
-
-
-def _plan(name: str, *overrides: str, assume: tuple[str, ...] = ()) -> TrainingPlan:
-    recipe: Recipe = recipes.load(name, overrides)
-    return plan_training(recipe, _model(name), assumptions(assume))
 
 
 def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:
-    smallest = {name: _plan(name).smallest for name in MODELS}
+    smallest = {name: plan_of(name).smallest for name in MODELS}
     assert all(smallest.values())
     assert smallest["qwen3-4b-instruct"].num_workers <= 8  # type: ignore[union-attr]
     assert smallest["qwen3-30b-instruct"].num_workers == 16  # type: ignore[union-attr]
     for name in MODELS:
-        fitting = [candidate.fits for candidate in _plan(name).candidates]
+        fitting = [candidate.fits for candidate in plan_of(name).candidates]
         assert fitting == sorted(fitting)  # a larger cluster fits wherever a smaller one does
 
 
 def test_a_recipe_that_fits_nowhere_is_told_what_would() -> None:
-    plan = _plan("qwen3-30b-instruct", assume=("gpu_memory_gib=40",))
+    plan = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=40",))
     assert plan.smallest is None
     assert plan.mend is not None
     assert plan.mend[0].startswith("--set train.")
     assert plan.mend[1].fits
-    hopeless = _plan("qwen3-30b-instruct", assume=("gpu_memory_gib=4",))
+    hopeless = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=4",))
     assert hopeless.smallest is None
     assert hopeless.mend is None
 
 
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
-    plan = _plan("llama-3.1-8b-instruct", assume=fast)
+    plan = plan_of("llama-3.1-8b-instruct", assume=fast)
     eight, sixteen = (next(each for each in plan.candidates if each.num_workers == size) for size in (8, 16))
     flops = plan.work.steps * plan.work.expected.flops
     assert eight.time is not None
@@ -80,7 +55,7 @@ def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     # 6 P operations a token and attention on top: between those and 1.3 times those at this length
     tokens = plan.work.steps * plan.work.expected.tokens
     assert 6 * 7.5e9 < flops / tokens < 1.3 * 6 * 8.03e9
-    slow = _plan("llama-3.1-8b-instruct", assume=("network_gb_s=1",)).candidates[-1].time
+    slow = plan_of("llama-3.1-8b-instruct", assume=("network_gb_s=1",)).candidates[-1].time
     assert slow is not None
     assert slow.bound == "network"
     assert slow.hours == pytest.approx(2500 * 8 * 8_030_261_248 * 31 / 32 / 1e9 / 3600)
@@ -90,16 +65,16 @@ def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
     slow = ("network_gb_s=1", "node_gb_s=1")
     share = "train.sequence_parallel_size=4"
     packed = (share, "train.packing=true", "train.attention=flash_attention_2")
-    alone, together = (_plan("qwen3-4b-instruct", *set_, assume=slow).candidates[3].time for set_ in ((share,), packed))
+    alone, together = (plan_of("qwen3-4b-instruct", *set_, assume=slow).candidates[3].time for set_ in ((share,), packed))
     assert alone is not None
     assert together is not None
-    parameters = _model("qwen3-4b-instruct").parameters
+    parameters = model_of("qwen3-4b-instruct").parameters
     assert together.hours == pytest.approx(2500 * 8 * parameters * 7 / 8 / 1e9 / 3600)  # one micro-step holds the whole batch
     assert alone.hours == pytest.approx(16 * together.hours)  # two groups of four workers, sixteen sequences each
 
 
 def test_a_finished_data_set_replaces_what_was_assumed() -> None:
-    recipe, model = recipes.load("qwen3-4b-instruct"), _model("qwen3-4b-instruct")
+    recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
     counted = {"rows": 10, "prompt_tokens": 1000, "response_tokens": 50_000}
     work = plan_training(recipe, model, assumptions([]), counted).work
     assert work.measured
@@ -116,13 +91,13 @@ def test_a_wrong_assumption_costs_a_sentence(override: str) -> None:
 def test_adapters_on_layers_that_are_not_there_are_no_plan_for_all_weights(target: str) -> None:
     lora = f"train.lora={{rank: 16, target_modules: [q_proj, {target}]}}"
     with pytest.raises(UserError, match=f"{target}' is no linear layer .* those are q_proj, k_proj, v_proj, o_proj; experts"):
-        _plan("qwen3-30b-instruct", lora)
+        plan_of("qwen3-30b-instruct", lora)
 
 
 def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three_passes() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     whole, lora = (
-        _plan("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time for set_ in ((), ("train.lora={rank: 16}",))
+        plan_of("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time for set_ in ((), ("train.lora={rank: 16}",))
     )
     assert whole is not None
     assert lora is not None
@@ -130,7 +105,7 @@ def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three
 
 
 def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
-    plan = _plan("qwen3-4b-instruct", "cluster.train_workers=64", "train.global_batch_size=64")
+    plan = plan_of("qwen3-4b-instruct", "cluster.train_workers=64", "train.global_batch_size=64")
     assert [candidate.num_workers for candidate in plan.candidates] == [1, 2, 4, 8, 16, 32, 64]
     assert plan.own.num_workers == 64
     assert plan.own.fits
@@ -138,7 +113,7 @@ def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
 def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_nodes(name: str) -> None:
-    plan = _plan(name)
+    plan = plan_of(name)
     assert plan.own.fits
     assert {8, 16, 32} <= {candidate.num_workers for candidate in plan.candidates}
     text = io.StringIO()
@@ -182,7 +157,7 @@ def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
     assert sum(clusters[8]["bytes"].values()) < clusters[8]["bytes_needed"]
     assert clusters[8]["bytes_needed"] > 79 * GIB
     assert {step["verb"] for step in found["steps"]} >= {"sample", "train", "report"}
-    plan = plain(_plan("quickstart"))
+    plan = plain(plan_of("quickstart"))
     assert plan["clusters"][0]["hours"] is None
     json.dumps(plan)
 

@@ -14,38 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planner_cases import MODELS, SETTING, model_of, plan_of
 
-from ssd_ray import recipes
 from ssd_ray.planner import memory as formulas
-from ssd_ray.planner.architecture import Architecture, parse, shipped
-from ssd_ray.planner.assumptions import assumptions
-from ssd_ray.planner.clusters import TrainingPlan, plan_training
-from ssd_ray.planner.memory import Setting, bucket_bytes, memory
+from ssd_ray.planner.architecture import parse
+from ssd_ray.planner.memory import bucket_bytes, memory
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from loss_memory import LiveBytes
-
-MODELS = ("llama-3.1-8b-instruct", "qwen3-4b-instruct", "qwen3-30b-instruct", "gpt-oss-20b-high")
-SETTING = Setting(
-    num_workers=8,
-    zero_stage=3,
-    offload="none",
-    sequence_parallel=1,
-    micro_batch_tokens=8192,
-    precision="bfloat16",
-    gradient_checkpointing=True,
-    chunk_tokens=1024,
-)
-
-
-def _model(name: str) -> Architecture:
-    model = shipped(recipes.load(name).model.source)
-    assert model is not None
-    return model
-
-
-def _plan(name: str, *overrides: str, assume: tuple[str, ...] = ()) -> TrainingPlan:
-    return plan_training(recipes.load(name, overrides), _model(name), assumptions(assume))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -54,7 +30,7 @@ def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, n
     """Equal to the byte but for rounding; its margin of half for the host's buffers and its largest layer are left out."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as estimate
 
-    model, setting = _model(name), dataclasses.replace(SETTING, num_workers=gpus * nodes)
+    model, setting = model_of(name), dataclasses.replace(SETTING, num_workers=gpus * nodes)
     asked = {"total_params": model.parameters, "largest_layer_params": model.largest_module}
     asked |= {"num_gpus_per_node": gpus, "num_nodes": nodes}
     _, whole, largest = estimate(**asked, cpu_offload=False, cpu_offload_params=False)
@@ -69,7 +45,7 @@ def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, n
 def test_stage_two_and_one_are_what_deepspeeds_estimator_says() -> None:
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as estimate
 
-    model = _model("qwen3-4b-instruct")
+    model = model_of("qwen3-4b-instruct")
     _, whole = estimate(model.parameters, num_gpus_per_node=8, num_nodes=1, cpu_offload=False)
     ours = memory(model, dataclasses.replace(SETTING, zero_stage=2)).states
     # It counts half-precision gradients beside the float32 ones, which this project accumulates in float32 alone.
@@ -97,7 +73,7 @@ def test_the_buckets_are_deepspeeds_defaults_and_those_of_our_engine() -> None:
 def test_memory_falls_with_stage_workers_and_sharing_and_grows_with_tokens(
     workers: int, stage: int, tokens: int, shared: int, checkpointing: bool
 ) -> None:
-    model = _model("qwen3-30b-instruct")
+    model = model_of("qwen3-30b-instruct")
     chosen = dataclasses.replace(
         SETTING, num_workers=workers, zero_stage=stage, micro_batch_tokens=tokens, gradient_checkpointing=checkpointing
     )
@@ -111,14 +87,14 @@ def test_memory_falls_with_stage_workers_and_sharing_and_grows_with_tokens(
 
 
 def test_checkpointing_keeps_a_layers_input_instead_of_the_layer() -> None:
-    model = _model("llama-3.1-8b-instruct")
+    model = model_of("llama-3.1-8b-instruct")
     less, more = (memory(model, dataclasses.replace(SETTING, gradient_checkpointing=flag)).parts for flag in (True, False))
     assert less["activations"] * 5 < more["activations"]
     assert less["activations"] >= model.layers * 8192 * model.hidden * 2
 
 
 def test_lora_needs_no_states_for_frozen_weights() -> None:
-    model = _model("qwen3-4b-instruct")
+    model = model_of("qwen3-4b-instruct")
     adapters = model.lora_parameters(16, ())
     assert adapters == 16 * 36 * sum((2560 + 4096, 2 * (2560 + 1024), 4096 + 2560, 3 * (2560 + 9728)))
     found = memory(model, dataclasses.replace(SETTING, num_workers=1, lora_parameters=adapters))
@@ -127,7 +103,7 @@ def test_lora_needs_no_states_for_frozen_weights() -> None:
 
 def test_packing_with_sdpa_needs_a_mask_of_tokens_squared_and_its_numbers() -> None:
     def needed(*overrides: str) -> int:
-        return _plan("qwen3-4b-instruct", *overrides).own.memory.device
+        return plan_of("qwen3-4b-instruct", *overrides).own.memory.device
 
     masked = needed("train.packing=true") - needed()
     assert masked == 65536**2 * (1 + 2)  # 4 GiB of flags, 8 GiB of bfloat16 in the layer at work
@@ -136,13 +112,13 @@ def test_packing_with_sdpa_needs_a_mask_of_tokens_squared_and_its_numbers() -> N
 
 
 def test_held_out_samples_and_the_export_are_in_the_memory_of_hosts() -> None:
-    model, found = _model("qwen3-4b-instruct"), _plan("qwen3-4b-instruct").own.memory
+    model, found = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").own.memory
     assert found.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
     assert found.export == 2 * model.parameters
-    assert _plan("qwen3-4b-instruct", "train.heldout_samples=0").own.memory.kept == 0
-    small = _plan("qwen3-4b-instruct", assume=("host_memory_gib=5",))
+    assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").own.memory.kept == 0
+    small = plan_of("qwen3-4b-instruct", assume=("host_memory_gib=5",))
     assert small.own.refusal == "too little host memory"
-    on_cpu = (_plan("quickstart", f"train.heldout_samples={number}").own.memory for number in (0, 4))
+    on_cpu = (plan_of("quickstart", f"train.heldout_samples={number}").own.memory for number in (0, 4))
     without, with_ = on_cpu
     assert with_.device - without.device == 4 * (49152 * 576 + 4 * 1024 * 576 // 2)
 
@@ -152,7 +128,7 @@ def test_held_out_samples_and_the_export_are_in_the_memory_of_hosts() -> None:
     [("seed=0", True), ("train.dtype=bfloat16", False), ("train.zero_stage=1", False), ("train.global_batch_size=2", False)],
 )
 def test_a_whole_gradient_is_held_on_a_cpu_that_adds_micro_batches_up_in_float32(change: str, held: bool) -> None:
-    assert _plan("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient == held
+    assert plan_of("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient == held
 
 
 TINY = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32}

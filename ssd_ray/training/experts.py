@@ -80,9 +80,10 @@ def check_router(model: nn.Module) -> None:
 
 
 def balancing_loss(model: Any, router_logits: Any) -> torch.Tensor:
-    """The architecture's own load-balancing loss (Switch Transformer, Eq. 4 to 6) of one micro-batch, padding included."""
-    function = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
-    if function is None or not router_logits:
-        raise UserError(f"train.router_aux_loss is set, but {type(model).__name__} has no router loss: set it to 0")
+    """The architecture's own load-balancing loss (Switch Transformer, Eq. 4 to 6) of one micro-batch, padding included.
+
+    `check_router` comes before it.
+    """
+    function: Any = vars(sys.modules[type(model).__module__])["load_balancing_loss_func"]
     loss: torch.Tensor = function(router_logits, model.num_experts, model.num_experts_per_tok)
     return loss

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ssd_ray.errors import UserError
 from ssd_ray.training.cpu import add_in_place, gradient_of, product
-from ssd_ray.training.experts import balancing_loss, sparse_blocks
+from ssd_ray.training.experts import balancing_loss, check_router
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class ResponseLoss(nn.Module):
         if not isinstance(head, nn.Linear):
             kind = type(model).__name__
             raise UserError(f"cannot train {kind}: its output head is {type(head).__name__}, not a linear layer")
-        if router_aux_loss and not sparse_blocks(model):
-            raise UserError(f"train.router_aux_loss is {router_aux_loss}, but {type(model).__name__} has no experts: set it to 0")
+        if router_aux_loss:
+            check_router(model)
         self.transform = LogitTransform.of(model.config)
         model.set_output_embeddings(ResponseHead(head, self.transform, chunk_tokens, liger=liger, in_place=in_place))
         if in_place is not None:
@@ -213,7 +213,7 @@ class ResponseLoss(nn.Module):
         head = self.model.get_output_embeddings()
         total: torch.Tensor = head(out.last_hidden_state[counted], targets[counted], weights[counted])
         if routed:
-            auxiliary = self._router_aux_loss * balancing_loss(self.model, getattr(out, "router_logits", None)) * weights.sum()
+            auxiliary = self._router_aux_loss * balancing_loss(self.model, out.router_logits) * weights.sum()
             self.auxiliary = float(auxiliary)
             total = total + auxiliary
         return total
