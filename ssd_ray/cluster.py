@@ -9,10 +9,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
+from unittest import mock
 
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
@@ -42,34 +45,65 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        _check_devices(cluster)
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    named = bool(os.environ.get("RAY_ADDRESS"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            with _silent_stderr():
-                ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
-        except SystemExit as error:  # Ray answers SIGTERM by it from here on
-            raise KeyboardInterrupt from error
-        except Exception as error:  # a start that takes too long is a bare Exception to Ray
-            where = f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}" if named else "a local Ray"
-            reason = " ".join(str(error).split())[:300]
-            raise InfrastructureError(f"could not reach or start {where}: {reason}") from error
-        finally:  # the command line's way out says how to resume
-            signal.signal(signal.SIGTERM, on_terminate)
+    started = False
     try:
+        with _signals_held():
+            import ray
+
+            if not ray.is_initialized():
+                started = True
+                _start()
         _check_devices(cluster)
         yield
     finally:
-        sys.stdout.flush()
-        ray.shutdown()
+        if started:
+            sys.stdout.flush()
+            ray.shutdown()
+
+
+def _start() -> None:
+    """Connect to the named cluster or start Ray here, leaving SIGTERM to the command line, which says how to resume."""
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    named = os.environ.get("RAY_ADDRESS")
+    with warnings.catch_warnings(), _silent_stderr(), mock.patch.object(ray._private.utils, "set_sigterm_handler"):
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
+        except Exception as error:  # a start that takes too long is a bare Exception to Ray
+            where = f"the cluster at RAY_ADDRESS={named}" if named else "a local Ray"
+            reason = " ".join(str(error).split())[:300]
+            raise InfrastructureError(f"could not reach or start {where}: {reason}") from error
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Answer Ctrl-C and SIGTERM at the end of the block, a second one at once.
+
+    An exception out of a signal's handler is lost where it meets one of Ray's callbacks, and then the run goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+        answer = usual[signal.Signals(number)]
+        if len(held) > 1 and callable(answer):
+            answer(number, frame)
+
+    for number in usual:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, answer in usual.items():
+            signal.signal(number, answer)
+    if held:
+        signal.raise_signal(held[0])
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_two_runs_in_one_directory_do_not_mix(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("delay_s", [0.1, 1.0, 2.0])
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 1.0, 2.0])
 def test_a_termination_while_ray_starts_says_how_to_resume_and_leaves_nothing(
     tmp_path: Path, tiny_llama: Path, delay_s: float
 ) -> None:
