@@ -1,10 +1,12 @@
 """Tokens/s of `sample`, through Ray Data and shards on disk, against bare vLLM and against ray.data.llm, in one command.
 
-    python benchmarks/sampling.py --out figures.json [--recipe quickstart] [--requests 64 512] [--rounds 1]
+    python benchmarks/sampling.py --out figures.json [--recipe quickstart] [--cases short 64 512] [--rounds 1]
 
-Everybody gets the same model, engine arguments, prompts, decoding and seeds, a fresh process each, in turn, `rounds` times; the
-median counts. No start-up time: ours runs from the engine being ready to the last shard on disk, `LLM.generate` from its call to
-its return, ray.data.llm from the first request to the last answer. Sequences that differ from bare vLLM's are counted.
+Prompts are the recipe's, but for the case `short`: a question of some thirty tokens each, so that nearly all of the work is to
+answer, as it is where models reason at length. Everybody gets the same model, engine arguments, prompts, decoding and seeds, a
+fresh process each, in turn, `rounds` times; the median counts. No start-up time: ours runs from the engine being ready to the
+last shard on disk, `LLM.generate` from its call to its return, ray.data.llm from the first request to the last answer. Sequences
+that differ from bare vLLM's are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peers
 from machine import machine
@@ -29,9 +31,19 @@ from ssd_ray.inference.arguments import engine_environment
 from ssd_ray.schema import Completion
 
 PROMPTS = 64
-TOKENS = {64: 128, 512: 48}
 DECODING = ["sample.temperature=0.8", "sample.top_k=20", "sample.top_p=0.95", "evaluate.prompt_mode=chat"]
 OURS = {"ssd_ray": "exact", "ssd_ray, vLLM's sampler": "vllm"}
+
+
+class Case(NamedTuple):
+    """How many requests, the longest answer in tokens, and whether prompts are short ones instead of the recipe's."""
+
+    requests: int
+    max_tokens: int
+    short: bool = False
+
+
+CASES = {"short": Case(64, 128, short=True), "64": Case(64, 128), "512": Case(512, 48)}
 # (ours, theirs, least ratio, at how many requests); the exact sampler's limit is for CPUs.
 LIMITS = [
     ("ssd_ray, vLLM's sampler", "vLLM", 0.95, (64, 512)),
@@ -41,12 +53,25 @@ LIMITS = [
 ]
 
 
-def overrides(requests: int, max_tokens: int, sampler: str) -> list[str]:
+def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
     """What the recipe is set to: at most 64 prompts, several samples of each where there are more requests."""
-    prompts = min(requests, PROMPTS)
-    sizes = {"prompts.limit": prompts, "sample.samples_per_prompt": requests // prompts, "sample.max_tokens": max_tokens}
+    prompts = min(case.requests, PROMPTS)
+    sizes = {
+        "prompts.limit": prompts,
+        "sample.samples_per_prompt": case.requests // prompts,
+        "sample.max_tokens": case.max_tokens,
+    }
     sizes["sample.shard_rows"] = 16  # as recipes have it; the quick start's four rows a shard are for its short run
-    return [*DECODING, *(f"{name}={value}" for name, value in sizes.items()), f"engine.sampler={sampler}"]
+    chosen = [*DECODING, *(f"{name}={value}" for name, value in sizes.items()), f"engine.sampler={sampler}"]
+    if not case.short:
+        return chosen
+    questions = directory / "questions.jsonl"
+    asked = (
+        f"Write a Python program that reads a number and prints its remainder after division by {n}."
+        for n in range(2, 2 + prompts)
+    )
+    questions.write_text("".join(json.dumps({"question": text}) + "\n" for text in asked))
+    return [*chosen, f"prompts.source={questions}", "prompts.split=all", "prompts.mode=chat"]
 
 
 def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
@@ -76,14 +101,14 @@ def peer(name: str, recipe_name: str, chosen: list[str], run: Path) -> dict[str,
         return measured
 
 
-def measure(recipe_name: str, requests: int, max_tokens: int, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(recipe_name: str, case: Case, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every program once a round, in turn."""
-    chosen = overrides(requests, max_tokens, "vllm")
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as directory:
+            chosen = overrides(case, "vllm", Path(directory))
             for name, sampler in OURS.items():
                 run = Path(directory, sampler)
-                yield name, ours(recipe_name, overrides(requests, max_tokens, sampler), run)
+                yield name, ours(recipe_name, overrides(case, sampler, Path(directory)), run)
             for name in peers.PEERS:
                 yield name, peer(name, recipe_name, chosen, run)
 
@@ -111,19 +136,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--requests", type=int, nargs="+", default=list(TOKENS))
-    parser.add_argument("--max-tokens", type=int, help="longest answer; by default 128 at 64 requests, 48 at 512")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     record: dict[str, Any] = {"machine": machine(), "recipe": options.recipe, "decoding": DECODING}
-    for requests in options.requests:
-        max_tokens = options.max_tokens or TOKENS.get(requests, 64)
-        found = summary(list(measure(options.recipe, requests, max_tokens, options.rounds)), requests)
-        record[f"{requests} requests"] = {"max_tokens": max_tokens, **found}
-        print(f"{requests} requests of up to {max_tokens} tokens")
-        for name, rate in found["tokens_per_s"].items():
-            same = f"   {found['equal'][name]} of {found['of']} sequences as bare vLLM's" if name in found["equal"] else ""
-            print(f"  {name:24} {rate:8.1f} tok/s{same}")
+    for name in options.cases:
+        case = CASES[name]
+        found = summary(list(measure(options.recipe, case, options.rounds)), case.requests)
+        record[name] = {**case._asdict(), **found}
+        print(f"{case.requests} requests of up to {case.max_tokens} tokens{', short prompts' if case.short else ''}")
+        for program, rate in found["tokens_per_s"].items():
+            same = f"   {found['equal'][program]} of {found['of']} sequences as bare vLLM's" if program in found["equal"] else ""
+            print(f"  {program:24} {rate:8.1f} tok/s{same}")
         for row in found["ratios"]:
             limit = f" (at least {row['limit']:g})" if row["limit"] else ""
             print(f"  {row['of']} / {row['to']}: {row['ratio']:.3f}{limit}")

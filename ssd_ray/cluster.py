@@ -62,12 +62,21 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
 
 
 def _start() -> None:
-    """Connect to the named cluster or start Ray here, leaving SIGTERM to the command line, which says how to resume."""
+    """Connect to the named cluster or start Ray here, leaving SIGTERM to the command line, which says how to resume.
+
+    A Ray of our own has no monitor of its log files, whose lines nobody is sent: it reads them all ten times a second.
+    """
     import ray
+    from ray._private.node import Node
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     named = os.environ.get("RAY_ADDRESS")
-    with warnings.catch_warnings(), _silent_stderr(), mock.patch.object(ray._private.utils, "set_sigterm_handler"):
+    with (
+        warnings.catch_warnings(),
+        _silent_stderr(),
+        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
+        mock.patch.object(Node, "start_log_monitor"),
+    ):
         warnings.simplefilter("ignore", FutureWarning)
         try:
             ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)

@@ -198,9 +198,10 @@ def _bind_threads(cpus: float) -> None:
     """Keep each OpenMP thread on a core of its own where this engine has all cores there are.
 
     A daemon that wakes up would otherwise have two of them share a core for some milliseconds, and each waits for the other.
-    OpenMP reads its environment when torch is loaded; engines that share a machine would all be bound to the same cores.
+    OpenMP reads its environment when torch is loaded: set later, it reaches some of its libraries and all threads share one core.
+    Engines that share a machine would all be bound to the same cores.
     """
-    if round(cpus) >= len(os.sched_getaffinity(0)):
+    if "torch" not in sys.modules and round(cpus) >= len(os.sched_getaffinity(0)):
         os.environ.setdefault("OMP_PROC_BIND", "true")
 
 
