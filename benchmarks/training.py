@@ -37,6 +37,7 @@ from ssd_ray.training.examples import Examples
 HERE = Path(__file__).parent
 ROWS, BATCH = 64, 8
 LENGTHS = {"equal": (330, 330), "mixed": (60, 600)}
+SETTINGS = (*LENGTHS, "ZeRO-3")
 WANTED = {"equal speed": 1.3, "mixed speed": 2.5, "equal memory": 0.6, "mixed memory": 0.6, "ZeRO-3 speed": 0.8}
 
 
@@ -133,9 +134,10 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, An
         batches = batches_of(dataset, options.steps)
         plan = {"model": str(options.model), "batches": batches, "trl": str(options.trl), "scratch": str(folder / "scratch")}
         plan |= {"threads": 2, "trl_micro_batch": options.trl_micro_batch, "deepspeed_micro_batch": 1}
-        figures[f"{kind}, ours"] = with_rate(ours(options.model, dataset, options.steps, 1, folder / f"ours-{kind}"), batches)
-        figures[f"{kind}, TRL"] = with_rate(peer("trl", plan, folder), batches)
-        if kind == "mixed":
+        if kind in options.settings:
+            figures[f"{kind}, ours"] = with_rate(ours(options.model, dataset, options.steps, 1, folder / f"ours-{kind}"), batches)
+            figures[f"{kind}, TRL"] = with_rate(peer("trl", plan, folder), batches)
+        if kind == "mixed" and "ZeRO-3" in options.settings:
             figures["ZeRO-3, ours"] = with_rate(ours(options.model, dataset, options.steps, 2, folder / "ours-two"), batches)
             figures["ZeRO-3, plain"] = with_rate(peer("deepspeed", plan, folder, workers=2), batches)
     return figures
@@ -146,6 +148,8 @@ def ratios_of(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
     ratios = {}
     for name in WANTED:
         setting, what = name.split()
+        if f"{setting}, ours" not in figures:
+            continue
         key = "tokens_per_s" if what == "speed" else "peak_gib"
         other = "plain" if setting == "ZeRO-3" else "TRL"
         ratios[name] = round(figures[f"{setting}, ours"][key] / figures[f"{setting}, {other}"][key], 2)
@@ -157,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, help="a Hugging Face model directory (default: the quick start's)")
     parser.add_argument("--steps", type=int, default=4, help="steps of each loop, the first not counted (default: %(default)s)")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="what to measure (default: all)")
     parser.add_argument("--trl", type=Path, default=HERE.parent / "build" / "trl", help="where TRL lies (default: build/trl)")
     parser.add_argument("--trl-micro-batch", type=int, default=8, help="TRL's micro-batch (default: 8, as TRL's)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
