@@ -44,6 +44,14 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     assert alone["seed"] == 3, "extra arguments win"
 
 
+def test_on_a_cpu_samples_share_prompts_in_blocks_of_32_unless_told_otherwise(tmp_path: Path) -> None:
+    from ssd_ray.config import ModelConfig
+
+    for extra, expected in (({}, 32), ({"block_size": 128}, 128)):
+        assert engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra=extra), "cpu")["block_size"] == expected
+    assert "block_size" not in engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(), "cuda")
+
+
 def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_the_sampler() -> None:
     for name in ("model", "max_model_len", "tensor_parallel_size"):
         with pytest.raises(ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"):
