@@ -58,7 +58,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        return product(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], -1)
+        result = product(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
+        # As torch's own linear ends: a plain view of what is made here could not be changed in place, which OLMo's clipping does.
+        whole: Tensor = torch.ops.aten._unsafe_view(result, (*hidden.shape[:-1], weight.shape[0]))
+        return whole
 
     @staticmethod
     @torch.autograd.function.once_differentiable
