@@ -42,6 +42,20 @@ def test_a_recipe_that_fits_nowhere_is_told_what_would() -> None:
     assert hopeless.mend is None
 
 
+def test_what_is_advised_is_a_recipe() -> None:
+    """The router's loss has no gradient at ZeRO-3 with recomputation, so the advice stays at the recipe's own stage."""
+    asked = ["train.router_aux_loss=0.01", "train.zero_stage=2", "cluster.train_workers=8"]
+    plan = plan_of("qwen3-30b-instruct", *asked)
+    assert plan.smallest is None
+    assert plan.mend is not None
+    changes, best = plan.mend
+    advised = recipes.load("qwen3-30b-instruct", [*asked, *changes.split("--set ")[1:]])
+    assert advised.train.zero_stage == 2
+    assert plan_training(advised, model_of("qwen3-30b-instruct"), assumptions([])).own.bytes_needed == best.bytes_needed
+    never = plan_of("qwen3-30b-instruct", *asked, assume=("gpu_memory_gib=40",))
+    assert never.mend is None
+
+
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     plan = plan_of("llama-3.1-8b-instruct", assume=fast)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import Any, Literal
 
-from ssd_ray.config import Recipe
+from pydantic import ValidationError
+
+from ssd_ray.config import Recipe, TrainConfig
 from ssd_ray.planner.architecture import Architecture
 from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.memory import Memory, Setting, memory
@@ -103,7 +105,7 @@ def plan_training(
     work, asked = _work(recipe, model, assumed, dataset), recipe.cluster.train_workers
     on_cpu = recipe.cluster.device == "cpu"
     sizes = [asked] if on_cpu else sorted({*SIZES, asked})
-    candidates = tuple(_candidate(recipe, model, assumed, work, size, {}) for size in sizes)
+    candidates = tuple(_candidate(recipe, model, assumed, work, size) for size in sizes)
     refused = {candidate.num_workers for candidate in candidates if not candidate.fits}
     mends = _mends(recipe, model, assumed, work, [asked]) if asked in refused else iter(())
     if refused == set(sizes):
@@ -161,39 +163,33 @@ def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Ma
     )
 
 
-def _setting(recipe: Recipe, model: Architecture, num_workers: int, changes: Mapping[str, Any]) -> Setting:
+def _setting(recipe: Recipe, model: Architecture, num_workers: int) -> Setting:
     train, on_cpu = recipe.train, recipe.cluster.device == "cpu"
-    chosen: dict[str, Any] = {
-        "zero_stage": train.zero_stage,
-        "offload": train.offload,
-        "sequence_parallel": train.sequence_parallel_size,
-        **changes,
-    }
-    groups = num_workers // chosen["sequence_parallel"]
+    groups = num_workers // train.sequence_parallel_size
     together = on_cpu and train.accumulate_locally and train.dtype == "float32" and train.zero_stage >= 2
     return Setting(
         num_workers=num_workers,
-        **chosen,
+        zero_stage=train.zero_stage,
+        offload=train.offload,
+        sequence_parallel=train.sequence_parallel_size,
         micro_batch_tokens=max(_length(recipe), train.micro_batch_tokens or 0),
         precision=train.dtype,
         gradient_checkpointing=train.gradient_checkpointing,
         chunk_tokens=train.loss_chunk_tokens,
         lora_parameters=_adapters(recipe, model),
-        mask_tokens=_mask_tokens(recipe, model) if chosen["sequence_parallel"] == 1 else 0,
+        mask_tokens=_mask_tokens(recipe, model) if train.sequence_parallel_size == 1 else 0,
         heldout_tokens=train.heldout_samples * _length(recipe),
         on_cpu=on_cpu,
         whole_gradient=together and train.global_batch_size > max(groups, 1),
     )
 
 
-def _candidate(
-    recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work, size: int, changes: Mapping[str, Any]
-) -> Candidate:
-    setting = _setting(recipe, model, size, changes)
+def _candidate(recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work, size: int) -> Candidate:
+    setting = _setting(recipe, model, size)
     found = memory(model, setting)
     on_cpu = setting.on_cpu
     needed = found.device if on_cpu else found.device * (1 + assumed.fragmentation) + assumed.context_gib * GIB
-    fewest = _fewest_micro_steps(recipe, setting)
+    fewest = _fewest_micro_steps(recipe, size)
     expected, most = (
         None if on_cpu else _time(model, assumed, setting, work.steps, load, fewest) for load in (work.expected, work.at_most)
     )
@@ -211,10 +207,10 @@ def _candidate(
     )
 
 
-def _fewest_micro_steps(recipe: Recipe, setting: Setting) -> int:
+def _fewest_micro_steps(recipe: Recipe, num_workers: int) -> int:
     """Micro-steps that a step has at least: one a sequence where sequences go alone."""
-    train = recipe.train.model_copy(update={"sequence_parallel_size": setting.sequence_parallel})
-    return math.ceil(train.global_batch_size * setting.sequence_parallel / setting.num_workers) if train.sequences_alone else 1
+    train = recipe.train
+    return math.ceil(train.global_batch_size * train.sequence_parallel_size / num_workers) if train.sequences_alone else 1
 
 
 def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: int, load: Load, fewest: int) -> Time:
@@ -250,13 +246,19 @@ def _refusal(recipe: Recipe, model: Architecture, assumed: Assumptions, setting:
 def _mends(
     recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work, sizes: Sequence[int]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Changes that make a recipe fit, the least intrusive first: a sequence over more GPUs, then offloading."""
-    for offload in ("none", "optimizer", "parameters"):
-        for shared in (1, 2, 4, 8):
-            changes = {"offload": offload, "sequence_parallel": shared, "zero_stage": 3}
-            for size in sizes:
-                candidate = _candidate(recipe, model, assumed, work, size, changes)
-                if candidate.fits:
-                    names = {"zero_stage": 3, "offload": offload, "sequence_parallel_size": shared}
-                    differing = {name: value for name, value in names.items() if value != getattr(recipe.train, name)}
-                    yield " ".join(f"--set train.{name}={value}" for name, value in differing.items()), candidate
+    """Changes that make a recipe fit and stay a recipe, the least intrusive first: a sequence over more GPUs, then offloading.
+
+    They come with ZeRO-3, then with the recipe's own stage, since not every recipe may go to ZeRO-3.
+    """
+    stages = dict.fromkeys((3, recipe.train.zero_stage))
+    for stage, offload, shared in product(stages, ("none", "optimizer", "parameters"), (1, 2, 4, 8)):
+        wanted = {"zero_stage": stage, "offload": offload, "sequence_parallel_size": shared}
+        try:
+            train = TrainConfig.model_validate({**recipe.train.model_dump(), **wanted})
+        except ValidationError:
+            continue
+        changed = recipe.model_copy(update={"train": train})
+        differing = {name: value for name, value in wanted.items() if value != getattr(recipe.train, name)}
+        for candidate in (_candidate(changed, model, assumed, work, size) for size in sizes):
+            if candidate.fits:
+                yield " ".join(f"--set train.{name}={value}" for name, value in differing.items()), candidate
