@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from ssd_ray.plan import origin
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
 from ssd_ray.planner.shown import plain, shown
+from ssd_ray.training.sequence_parallel import check_heads
 
 
 def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:
@@ -54,6 +57,20 @@ def test_what_is_advised_is_a_recipe() -> None:
     assert plan_training(advised, model_of("qwen3-30b-instruct"), assumptions([])).own.bytes_needed == best.bytes_needed
     never = plan_of("qwen3-30b-instruct", *asked, assume=("gpu_memory_gib=40",))
     assert never.mend is None
+
+
+@pytest.mark.parametrize(("heads", "shared"), [((12, 3), 2), ((12, 4), 2), ((12, 2), 4), ((12, 3), 6), ((32, 8), 3), ((4, 4), 8)])
+def test_heads_that_training_refuses_to_share_out_fit_nowhere(heads: tuple[int, int], shared: int) -> None:
+    model = dataclasses.replace(model_of("qwen3-4b-instruct"), heads=heads[0], key_value_heads=heads[1])
+    recipe = recipes.load("qwen3-4b-instruct", [f"train.sequence_parallel_size={shared}", f"cluster.train_workers={shared}"])
+    config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    config.get_text_config = lambda: config
+    try:
+        check_heads(config, recipe.train)
+    except UserError:
+        assert "cannot share" in plan_training(recipe, model, assumptions([])).own.refusal
+    else:
+        assert "share" not in plan_training(recipe, model, assumptions([])).own.refusal
 
 
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:

@@ -232,7 +232,9 @@ def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: in
 def _refusal(recipe: Recipe, model: Architecture, assumed: Assumptions, setting: Setting, found: Memory, needed: float) -> str:
     """Why a cluster cannot carry a training; empty if it can."""
     shared, size = setting.sequence_parallel, setting.num_workers
-    if size % shared or model.heads % shared:
+    if model.heads % shared or (model.key_value_heads % shared and shared % model.key_value_heads):
+        return f"{shared} workers a sequence cannot share {model.heads} attention and {model.key_value_heads} key-value heads"
+    if size % shared:
         return f"no multiple of {shared} workers a sequence"
     if recipe.train.global_batch_size % (size // shared):
         return f"does not divide a batch of {recipe.train.global_batch_size}"
