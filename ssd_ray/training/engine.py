@@ -26,6 +26,8 @@ from ssd_ray.training.experts import take_blocks_whole
 from ssd_ray.training.loss import ResponseLoss
 
 EVERYTHING = 10**12
+_NOISE = ("dropout", "pdrop", "layerdrop", "jitter")
+"""What is in the names of a model's settings that make its training random."""
 _BUCKET = 20_000_000
 """Elements that are reduced at a time on a CPU: their copy is 80 MB."""
 
@@ -161,12 +163,15 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
 
 
 def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
+    settings = AutoConfig.from_pretrained(directory, local_files_only=True)
+    switch_noise_off(settings)
     partitioned = HfDeepSpeedConfig(config)  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
     model, info = AutoModelForCausalLM.from_pretrained(
         directory,
+        config=settings,
         dtype=getattr(torch, train.dtype),
         attn_implementation=train.attention,
         local_files_only=True,
@@ -177,6 +182,18 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{directory} lacks weights of {type(model).__name__} ({lacking}): download the model again")
     return model
+
+
+def switch_noise_off(config: Any) -> None:
+    """Set every dropout and jitter of a transformers configuration, and of those within it, to 0.
+
+    With one of them the loss of a batch would depend on how it is cut up, and a resumed run would draw others.
+    """
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "get_text_config"):
+            switch_noise_off(value)
+        elif isinstance(value, float | int) and any(noise in name for noise in _NOISE):
+            setattr(config, name, type(value)(0))
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,56 @@
+"""Architectures of all kinds: trained as what they are, whatever their configuration switches on, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GraniteConfig, PhimoeConfig
+
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.training.engine import _load, deepspeed_config, switch_noise_off
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def test_a_model_that_was_trained_with_dropout_computes_the_same_loss_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = GraniteConfig(**SHAPE, attention_dropout=0.1, initializer_range=0.3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    train = TrainConfig(dtype="float32", zero_stage=0)
+    model = _load(tmp_path, train, deepspeed_config(train, ClusterConfig())).train()
+    first, second = (model(input_ids=torch.arange(12)[None], use_cache=False).logits for _ in range(2))
+    assert torch.equal(first, second)
+    assert (model.dtype, model.config._attn_implementation) == (torch.float32, "sdpa")
+
+
+def test_every_kind_of_noise_is_switched_off_and_nothing_else() -> None:
+    for config in (GPT2Config(), PhimoeConfig(router_jitter_noise=0.01), PhimoeConfig(attention_dropout=0.1)):
+        before = config.to_dict()
+        switch_noise_off(config)
+        changed = {name: value for name, value in config.to_dict().items() if value != before[name]}
+        assert set(changed.values()) == {0}
+        assert all("dropout" in name or "pdrop" in name or "jitter" in name for name in changed)
+
+
+def test_noise_is_switched_off_in_the_text_part_of_a_configuration_too() -> None:
+    from transformers import LlavaConfig
+
+    config = LlavaConfig(text_config=GraniteConfig(**SHAPE, attention_dropout=0.1))
+    switch_noise_off(config)
+    assert config.get_text_config().attention_dropout == 0
