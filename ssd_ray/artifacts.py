@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SHARDS = "shards"
+MADE_FROM = "made-from.json"
 _WHOLE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
@@ -146,14 +147,45 @@ def load(out: Path) -> Artifact:
     manifest = read_json(out / "manifest.json")
     if not {"fingerprint", "facts", "shards"} <= manifest.keys():
         raise UserError(f"{out / 'manifest.json'} is not a manifest of this program; delete {out} to make it anew")
-    for file in manifest["shards"]:
-        path = out / file["name"]
-        if not path.exists() or path.stat().st_size != file["bytes"]:
-            raise UserError(f"{path} is missing or was changed since it was made; delete {out} to make it anew")
-    known = {file["name"] for file in manifest["shards"]}
-    if strangers := [path for path in shard_paths(out) if path.name not in known]:
-        raise UserError(f"{strangers[0]} is in no manifest: somebody put it there after {out.name} was whole; move it away")
+    if complaint := damage(out):
+        raise UserError(complaint)
     return Artifact(path=out, fingerprint=manifest["fingerprint"], facts=manifest["facts"])
+
+
+def damage(out: Path) -> str:
+    """What is wrong with the files of a whole artifact, by their names and sizes, and the mend; empty where nothing is."""
+    shards = {shard["name"]: shard for shard in read_json(out / "manifest.json")["shards"]}
+    for path in (out / name for name in shards):
+        if not path.exists() or path.stat().st_size != shards[path.name]["bytes"]:
+            return f"{path} is missing or was changed since it was made; delete {out} to make it anew"
+    if strangers := [path for path in shard_paths(out) if path.name not in shards]:
+        return f"{strangers[0]} is in no manifest: somebody put it there after {out.name} was whole; move it away"
+    return ""
+
+
+def record_inputs(out: Path, inputs: Iterable[Path]) -> None:
+    """Write down of which contents an artifact is being made, of those inputs that are whole by now."""
+    known = _made_from(out)
+    now = {path.name: _contents(path) for path in inputs if path.name not in known and (path / "manifest.json").exists()}
+    if now:
+        write_atomic(out / MADE_FROM, json.dumps(known | now, indent=1))
+
+
+def other_inputs(out: Path, inputs: Iterable[Path]) -> list[str]:
+    """The names of the whole inputs that hold something else than what an artifact was made from."""
+    known, whole = _made_from(out), (path for path in inputs if (path / "manifest.json").exists())
+    return [path.name for path in whole if known.get(path.name, "") not in ("", _contents(path))]
+
+
+def _made_from(out: Path) -> dict[str, Any]:
+    return read_json(out / MADE_FROM) if (out / MADE_FROM).exists() else {}
+
+
+def _contents(out: Path) -> str:
+    """Sixteen hex digits of what a whole artifact holds: the same choices may come to other bytes on other hardware."""
+    shards = read_json(out / "manifest.json")["shards"]
+    held = [[shard["name"], shard.get("sha256") or digest([out / shard["name"]])] for shard in shards]
+    return hashlib.sha256(json.dumps(sorted(held)).encode()).hexdigest()[:16]
 
 
 def claim(out: Path, identity: Identity) -> Artifact | None:
@@ -163,7 +195,7 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
-    if state == "stale" and _names(out) <= {"fingerprint.json", "timing.json", "tests", ".engines", ".returned"}:
+    if state == "stale" and _names(out) <= {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}:
         state = "missing"  # an attempt that failed before it made anything (but tests, named by content) binds nobody
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -224,6 +256,7 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
 
 def reopen(out: Path) -> None:
     """Take back that an artifact is whole; making it again adds what is missing."""
+    (out / MADE_FROM).unlink(missing_ok=True)
     (out / "manifest.json").unlink()
 
 

@@ -22,6 +22,8 @@ from ssd_ray.errors import InfrastructureError, UserError
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Else a call after the end of ours would start another Ray, or go to anybody's on this machine.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray's C++ log goes to the screen of the driver otherwise, across the bars.
     "RAY_BACKEND_LOG_LEVEL": "fatal",

@@ -273,9 +273,8 @@ class Pipeline:
         """Whether steps that another one follows or waits for are whole.
 
         Raises:
-            InfrastructureError: they will not be, since the run has stopped.
+            InfrastructureError: the run has stopped, and they may never be.
         """
-        open_ = [step.name for step in steps if artifacts.state_of(self.out / step.name, step.identity) != "whole"]
-        if open_ and self.stopped.is_set():
-            raise InfrastructureError(f"{open_[0]} was stopped")
-        return not open_
+        if self.stopped.is_set():
+            raise InfrastructureError("the run was stopped")
+        return all(artifacts.state_of(self.out / step.name, step.identity) == "whole" for step in steps)

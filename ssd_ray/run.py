@@ -65,12 +65,14 @@ class Run:
             made = []
             for step in wanted:
                 followers.raise_failure()
+                self._mend(step)
                 whole = self._state(step) == "whole"
                 if step.name == "prompts" and not whole and (hint := sources.id_hint(self.recipe.prompts)):
                     self._progress.say(hint)
                 if not whole and not started and self._needs_ray(step, wanted):
                     self._progress.say("starting Ray")
                     stack.enter_context(cluster.connected(self.recipe.cluster))
+                    stack.callback(self._pipeline.stopped.set)  # before Ray goes: what is under way must not look for another
                     started = True
                 if started and not whole:
                     self._follow(step, wanted, followers)
@@ -93,6 +95,28 @@ class Run:
         for name in reversed(opened):  # never a whole artifact beside an open one that it was made from
             artifacts.reopen(self.out / name)
 
+    def _mend(self, step: Step) -> None:
+        """Have shards of engines that are damaged drawn again, and refuse what was made from other contents than are there.
+
+        Raises:
+            UserError: an input was made again and came out otherwise.
+        """
+        out = self.out / step.name
+        if self._state(step) == "whole" and (out / "ledger").is_dir() and artifacts.damage(out):
+            self._progress.say(f"{step.name}: shards are not as they were when it was whole; looking at all of them again")
+            artifacts.reopen(out)
+        if self._state(step) in ("whole", "partial") and (changed := artifacts.other_inputs(out, self._sources(step))):
+            after = [
+                self.out / other.name for other in self._steps if step in _closure(other) and self._state(other) != "missing"
+            ]
+            raise UserError(
+                f"{out} was made from other {' and '.join(changed)} than there are now: delete "
+                f"{', '.join(map(str, after))} to have them made anew"
+            )
+
+    def _sources(self, step: Step) -> list[Path]:
+        return [self.out / before.name for before in step.inputs]
+
     def _state(self, step: Step) -> State:
         return artifacts.state_of(self.out / step.name, step.identity)
 
@@ -102,7 +126,13 @@ class Run:
         return step.needs_ray or any(other.needs_ray for other in follow)
 
     def _make(self, step: Step) -> Artifact:
-        return artifacts.make(self.out / step.name, step.identity, functools.partial(_timed, step, self.out))
+        def act(out: Path) -> Facts:
+            artifacts.record_inputs(out, self._sources(step))
+            facts = _timed(step, self.out, out)
+            artifacts.record_inputs(out, self._sources(step))  # those that it followed are whole by now
+            return facts
+
+        return artifacts.make(self.out / step.name, step.identity, act)
 
     def _follow(self, step: Step, wanted: list[Step], followers: _Followers) -> None:
         """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
@@ -134,6 +164,7 @@ class _Followers:
 
     def __init__(self, stopped: threading.Event) -> None:
         self._running: dict[str, Future[Artifact]] = {}
+        self._begun: list[Future[Artifact]] = []
         self._stopped = stopped
 
     def __enter__(self) -> _Followers:
@@ -142,7 +173,7 @@ class _Followers:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        wait(self._running.values(), timeout=_STOP_TIMEOUT_S)
+        wait(self._begun, timeout=_STOP_TIMEOUT_S)
 
     def __contains__(self, name: str) -> bool:
         return name in self._running
@@ -159,6 +190,7 @@ class _Followers:
 
         threading.Thread(target=run, name=name, daemon=True).start()
         self._running[name] = future
+        self._begun.append(future)
 
     def raise_failure(self) -> None:
         """Raise what one of them failed of already, rather than after hours of other steps."""

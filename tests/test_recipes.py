@@ -94,6 +94,19 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
     assert recipes.load(path) == recipe
 
 
+def test_a_section_stands_once_and_every_mistake_is_told_unknown_keys_first(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nmodel: {source: x}\nsample: {top_k: 3}\nsample: {max_tokens: 9}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML: the key 'sample' stands there twice .* line"):
+        recipes.load(recipe)
+    recipe.write_text("name: mine\nextends: quickstart\nsample: {temperature: 9, top_p: 3}\n")
+    with pytest.raises(UserError) as told:
+        recipes.load(recipe)
+    assert str(told.value).startswith("recipe mine: unknown key extends, known here: ")
+    for each in ("model is required", "sample.temperature=9", "sample.top_p=3"):
+        assert each in str(told.value)
+
+
 def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: Path) -> None:
     assert recipes.load("quickstart", ["sample.max_tokens=1024"]).sample.max_tokens == 1024
     short = tmp_path / "short.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run, _timed
-from ssd_ray.schema import Prompt
+from ssd_ray.schema import Completion, Prompt
 from ssd_ray.stages import Stages
 
 
@@ -75,19 +76,36 @@ def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_termination_while_ray_starts_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_while_ray_starts_is_answered_once_it_is_up_and_a_second_one_at_once(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, times: int
+) -> None:
     import ray
 
-    def init(**_: Any) -> None:
-        """As Ray's: from its first line on, SIGTERM ends the process."""
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
-        signal.raise_signal(signal.SIGTERM)
+    begun: list[str] = []
 
-    before = signal.getsignal(signal.SIGTERM)
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def init(**_: Any) -> None:
+        """As Ray's, whose first act is that SIGTERM ends the process."""
+        ray._private.utils.set_sigterm_handler(lambda number, _: sys.exit(number))
+        for _ in range(times):
+            signal.raise_signal(number)
+        begun.append("up")
+
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(KeyboardInterrupt), cluster.connected(ClusterConfig(device="cpu")):
-        pass
-    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setattr(ray, "shutdown", lambda: begun.append("down"))
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), cluster.connected(ClusterConfig(device="cpu")):
+            begun.append("at work")
+        assert begun == (["up", "down"] if times == 1 else ["down"])
+        assert all(signal.getsignal(each) is interrupt for each in before)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +176,61 @@ def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_c
         artifacts.make(tmp_path / name, steps[name].identity, lambda out: {})
     assert ended()
     run._pipeline.stopped.set()
-    assert ended()
-    (tmp_path / "contamination" / "manifest.json").unlink()
-    with pytest.raises(InfrastructureError, match="contamination was stopped"):
+    with pytest.raises(InfrastructureError, match="the run was stopped"):
         ended()
+
+
+def _samples(run: Path, identity: artifacts.Identity, text: str) -> Path:
+    """Whole samples of one answer."""
+
+    def write(out: Path) -> dict[str, int]:
+        answer = {"prompt_token_ids": (1,), "output_token_ids": (2,), "text": text, "finish_reason": "stop"}
+        key = {"prompt_id": "p", "sample_index": 0, "seed": 1, "source": "s", "difficulty": "d"}
+        artifacts.write_shard(out, "prompts-00000000.00000000-00000001", [Completion(**key, **answer)], Completion)
+        return {}
+
+    return artifacts.make(run / "samples", identity, write).path
+
+
+def test_what_was_made_from_other_contents_is_refused_and_from_the_same_is_not(tmp_path: Path, tiny_llama: Path) -> None:
+    run = Run(recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]), tmp_path, LineProgress())
+    steps = {step.name: step for step, _ in run.states()}
+    samples, dataset = steps["samples"], steps["dataset"]
+    there = _samples(tmp_path, samples.identity, "one")
+    assert artifacts.claim(tmp_path / "dataset", dataset.identity) is None
+    artifacts.record_inputs(tmp_path / "dataset", [there])
+    for state in ("partial", "whole"):
+        if state == "whole":
+            artifacts.seal(tmp_path / "dataset", dataset.identity, {})
+        for text in ("one", "two"):  # drawn again, to the same and to something else
+            shutil.rmtree(there)
+            _samples(tmp_path, samples.identity, text)
+            if text == "one":
+                run._mend(dataset)
+        with pytest.raises(UserError, match=rf"dataset was made from other samples .* delete {tmp_path / 'dataset'} to have"):
+            run._mend(dataset)
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "foreign"])
+def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
+    tmp_path: Path, tiny_llama: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]), tmp_path, LineProgress())
+    samples = next(step for step, _ in run.states() if step.name == "samples")
+    there = _samples(tmp_path, samples.identity, "one")
+    (there / "ledger").mkdir()
+    run._mend(samples)
+    assert artifacts.state_of(there, samples.identity) == "whole"
+    (shard,) = artifacts.shard_paths(there)
+    if harm == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif harm == "gone":
+        shard.unlink()
+    else:
+        shutil.copy(shard, there / "foreign.parquet")
+    run._mend(samples)
+    assert artifacts.state_of(there, samples.identity) == "partial"
+    assert "samples: shards are not as they were" in "".join(capsys.readouterr())
 
 
 def test_a_model_without_a_chat_template_is_sampled_and_evaluated_in_release_mode(tmp_path: Path) -> None:

@@ -259,13 +259,18 @@ def test_after_ctrl_c_one_worker_with_other_micro_batches_goes_on_to_the_same(
     out = tmp_path / "checkpoint"
     driver = _start_driver(dataset, model, out)
     _wait_for(lambda: len(_lines(out)) >= 12)
-    _workers(out)[0].suspend()  # the other worker waits for it: training cannot end before the driver does
+    held = _workers(out)[0]
+    held.suspend()  # the other worker waits for it: training cannot end before the driver does
     os.kill(driver.pid, signal.SIGINT)
+    _wait_for((out / "resume" / "leave").exists)
+    held.resume()
     _, stderr = driver.communicate(timeout=120)
     assert driver.returncode != 0
+    assert b"told to leave" in stderr
     assert b"KeyboardInterrupt" in stderr
     _wait_for(lambda: not _workers(out), timeout_s=60)
-    assert len(list((out / "resume").glob("step-*/state.json"))) == 1
+    (state,) = (out / "resume").glob("step-*/state.json")
+    assert json.loads(state.read_text())["step"] >= 12, "the state is that of the last step, not of the last interval"
     facts = _train(dataset, model, out, workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
     assert facts["num_workers"] == 1
     for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):

@@ -164,6 +164,7 @@ def _until_whole(
         except (UserError, InfrastructureError) as error:
             raise _plain(error) from error
         except Exception as error:
+            ended()  # a run that stops raises here
             monitor.look()  # an engine may have said what it is
             _check_disk(plan.out)
             problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"

@@ -20,7 +20,18 @@ from ssd_ray.config import Arm, EvaluateConfig, Recipe
 from ssd_ray.errors import UserError
 
 HERE = Path(__file__).parent
+_MOST_TOLD = 5
 _MENDS = {**dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"), "bool_parsing": "use true or false"}
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, which takes a key once: of two sections of one name it would keep the last, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def shipped() -> list[str]:
@@ -40,7 +51,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if not path.exists():
             raise UserError(f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of {', '.join(shipped())}")
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), Loader=_OnceLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -76,19 +87,24 @@ def _override(document: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem of a validation in one sentence, with the nearest key where one was misspelt."""
-    first = error.errors()[0]
+    """What is wrong, unknown keys first: what was misspelt is missing elsewhere."""
+    found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    more = f" (and {len(found) - _MOST_TOLD} more)" if len(found) > _MOST_TOLD else ""
+    return "; ".join(map(_problem, found[:_MOST_TOLD])) + more
+
+
+def _problem(first: Any) -> str:
+    """One problem in one sentence, with the nearest key where one was misspelt."""
     where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(_keys_beside(first['loc']))}"
-        return f"unknown key {where}{hint}{more}"
+        hint = f", did you mean {near[0]}?" if near else f", known here: {', '.join(_keys_beside(first['loc']))}"
+        return f"unknown key {where}{hint}"
     if first["type"] == "missing":
-        return f"{where} is required and was not given{more}"
+        return f"{where} is required and was not given"
     message = _mend(first["type"], first["msg"])
     value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
-    return f"{where}{value}: {message}{more}" if where else f"{message}{more}"
+    return f"{where}{value}: {message}" if where else message
 
 
 def _mend(kind: str, message: str) -> str:

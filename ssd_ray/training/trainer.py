@@ -8,7 +8,6 @@ Reads a data set and a model directory; the workers fill `out` (see `loop.py`), 
 from __future__ import annotations
 
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -155,19 +154,13 @@ def _run(job: Job, progress: Progress) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
-    except SystemExit as stop:  # Ray Train's own SIGINT handler has ended the workers and leaves so
-        raise KeyboardInterrupt from stop
-    except KeyboardInterrupt:  # SIGTERM to this process
+    except KeyboardInterrupt:  # Ctrl-C, or SIGTERM to the run
         _await_state(job, progress)
         raise
     except TrainingFailedError as error:
         raise _explained(error, job) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 def _await_state(job: Job, progress: Progress) -> None:

@@ -80,6 +80,9 @@ class SizedTrainer(TorchTrainer):  # type: ignore[misc]
         choices["failure_policy"] = DeathsInARow(self.run_config.failure_config, self._out)
         return super()._initialize_and_run_controller(**choices)
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the caller, who has the state saved first; Ray Train's handler ends the workers at once."""
+
 
 class TakesNotice(WorkerCallback):  # type: ignore[misc]
     """Runs in a worker's main thread, the only one that can set a signal's handler."""
