@@ -244,3 +244,17 @@ def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
             engine.set_gradient_accumulation_boundary(last)
             engine.backward(engine(torch.ones(4, 256, dtype=getattr(torch, precision))).float().sum(), scale_wrt_gas=False)
     return round(most["buffers"] / BUCKET), round(most["copies"] / BUCKET)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gpt_oss"])
+@pytest.mark.parametrize("layers", [7, 28, 31])
+@pytest.mark.parametrize("first", [None, 0, 4, 28])
+def test_the_layers_with_a_window_are_those_of_transformers(kind: str, layers: int, first: int | None) -> None:
+    from transformers import AutoConfig
+
+    config = {"num_hidden_layers": layers, "sliding_window": 64, "use_sliding_window": True}
+    config |= {} if first is None else {"max_window_layers": first}
+    given = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 9, **config}
+    given |= {"num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 99}
+    theirs = AutoConfig.for_model(kind, **config).layer_types.count("sliding_attention")
+    assert parse({"model_type": kind, **given}, "here").windowed_layers == theirs

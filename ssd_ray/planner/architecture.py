@@ -239,7 +239,8 @@ def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | N
     window = config.get("sliding_window")
     if window is None or (kind.startswith("qwen") and not config.get("use_sliding_window", False)):
         return None, 0
-    types = config.get("layer_types") or [
-        "sliding_attention" if kind != "gpt_oss" or (index + 1) % 2 else "full_attention" for index in range(layers)
-    ]
-    return int(window), sum(each == "sliding_attention" for each in types)
+    if types := config.get("layer_types"):
+        return int(window), sum(each == "sliding_attention" for each in types)
+    if kind in {"qwen2", "qwen3"}:  # from this layer on; transformers' own number where the file has none
+        return int(window), max(0, layers - config.get("max_window_layers", 28))
+    return int(window), (layers + 1) // 2 if kind == "gpt_oss" else layers
