@@ -73,6 +73,20 @@ def test_heads_that_training_refuses_to_share_out_fit_nowhere(heads: tuple[int, 
         assert "share" not in plan_training(recipe, model, assumptions([])).own.refusal
 
 
+def test_more_than_the_models_context_is_told_with_a_mend() -> None:
+    long = ["model.max_model_len=100000", "prepare.max_length=100000", "sample.max_tokens=90000"]
+    plan = plan_of("quickstart", *long)
+    context = model_of("quickstart").max_positions
+    told, mend = plan.warning.split(": ")
+    assert told.startswith(f"model.max_model_len 100000 is above the model's context of {context} tokens")
+    text = io.StringIO()
+    Console(file=text, width=300).print(shown(plan, "quickstart"))
+    assert plan.warning in text.getvalue()
+    assert plain(plan)["warning"] == plan.warning
+    mended = plan_of("quickstart", *long, *mend.split("--set ")[1:])
+    assert (mended.warning, mended.length) == ("", context)
+
+
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     plan = plan_of("llama-3.1-8b-instruct", assume=fast)

@@ -75,7 +75,8 @@ class Candidate:
 class TrainingPlan:
     """What training a recipe's model takes; `asked` is the recipe's own number of workers.
 
-    `mend` is what makes it fit there, or, where it fits nowhere, on the smallest cluster that it can be made to fit.
+    `mend` is what makes it fit there, or, where it fits nowhere, on the smallest cluster that it can be made to fit. `warning`
+    is a sentence where the recipe asks for more than the model's context, else empty.
     """
 
     model: Architecture
@@ -86,6 +87,7 @@ class TrainingPlan:
     asked: int
     candidates: tuple[Candidate, ...]
     mend: tuple[str, Candidate] | None
+    warning: str
 
     @property
     def smallest(self) -> Candidate | None:
@@ -119,6 +121,20 @@ def plan_training(
         asked=asked,
         candidates=candidates,
         mend=next(mends, None),
+        warning=_warning(recipe, model),
+    )
+
+
+def _warning(recipe: Recipe, model: Architecture) -> str:
+    """What a recipe asks of a model beyond its context, and the mend; empty where it does not."""
+    context = model.max_positions
+    if recipe.model.max_model_len <= context:
+        return ""
+    answers = [name for name in ("sample", "evaluate") if "max_tokens" in getattr(recipe, name).model_fields_set]
+    above = ["model.max_model_len", *(f"{name}.max_tokens" for name in answers if getattr(recipe, name).max_tokens > context)]
+    return (
+        f"model.max_model_len {recipe.model.max_model_len} is above the model's context of {context} tokens, and training "
+        "refuses a longer sequence: " + " ".join(f"--set {name}={context}" for name in above)
     )
 
 

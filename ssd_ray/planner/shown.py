@@ -33,6 +33,7 @@ def plain(plan: TrainingPlan) -> dict[str, Any]:
         "assumptions": plan.assumed.model_dump(mode="json"),
         "assumptions_given": sorted(plan.assumed.model_fields_set),
         "longest_sequence_tokens": plan.length,
+        "warning": plan.warning,
         "work": dataclasses.asdict(plan.work),
         "clusters": [_plain(candidate) for candidate in plan.candidates],
         "smallest": plan.smallest and plan.smallest.num_workers,
@@ -119,6 +120,8 @@ def _memory_table(plan: TrainingPlan) -> Table:
 
 def _verdict(plan: TrainingPlan) -> Iterator[RenderableType]:
     export = _gib(plan.own.memory.export)
+    if plan.warning:
+        yield Text(f" {plan.warning}", "yellow")
     if plan.device == "cpu":
         total = _gib(plan.asked * plan.own.bytes_needed)
         yield Text(
