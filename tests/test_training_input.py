@@ -152,7 +152,7 @@ def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
     for choice in ({"offload": "optimizer"}, {"loss_kernel": "liger"}, {"attention": "flash_attention_2"}):
         ((name, value),) = choice.items()
         with pytest.raises(UserError, match=rf"train\.{name} '{value}' needs cluster\.device=cuda"):
-            _train(dataset, tiny_llama, tmp_path / "out", **choice)
+            _train(dataset, tiny_llama, tmp_path / "out", dtype="bfloat16", **choice)
     recipe = {"name": "r", "model": {"source": "."}, "evaluate": {"arms": {"base": {"model": "base"}}}}
     with pytest.raises(ValueError, match=r"train\.offload 'optimizer' needs cluster\.device=cuda"):
         Recipe.model_validate({**recipe, "train": {"offload": "optimizer"}, "cluster": {"device": "cpu"}})
@@ -252,6 +252,7 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
         ({"zero_stage": 2, "offload": "parameters"}, "needs zero_stage 3"),
         ({"zero_stage": 0, "offload": "optimizer"}, "needs zero_stage 1, 2 or 3"),
         ({"zero_stage": 0, "dtype": "bfloat16"}, "keeps no float32 master weights"),
+        ({"attention": "flash_attention_2", "dtype": "float32"}, "set dtype bfloat16 or attention sdpa"),
         ({"router_aux_loss": 0.001}, "has no gradient where ZeRO-3 recomputes"),
         ({"loss_kernel": "liger", "loss_mean": "sequence"}, "set loss_mean 'token'"),
         ({"warmup_steps": 3, "steps": 2}, "warmup_steps 3 is above steps 2"),

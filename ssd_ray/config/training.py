@@ -104,6 +104,10 @@ class TrainConfig(Section):
             raise ValueError("offload 'optimizer' needs zero_stage 1, 2 or 3, not 0")
         if self.zero_stage == 0 and self.dtype == "bfloat16":
             raise ValueError("zero_stage 0 keeps no float32 master weights with bfloat16: set zero_stage 1 or dtype float32")
+        if self.attention != "sdpa" and self.dtype == "float32":
+            raise ValueError(
+                f"attention {self.attention!r} does not compute in dtype 'float32': set dtype bfloat16 or attention sdpa"
+            )
         if self.router_aux_loss and self.gradient_checkpointing and self.zero_stage == 3:
             raise ValueError(
                 f"router_aux_loss {self.router_aux_loss} has no gradient where ZeRO-3 recomputes activations: set "
