@@ -52,7 +52,7 @@ CONFIGS = {
         **SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
     "granite, divided logits": GraniteConfig(**SHAPE, logits_scaling=4.0),
-    "gemma2, capped logits": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0),
+    "gemma2, capped logits": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0, attn_logit_softcapping=None),
     "cohere, scaled logits": CohereConfig(**SHAPE, logit_scale=0.3),
 }
 

@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GraniteConfig, PhimoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GptOssConfig,
+    GraniteConfig,
+    MambaConfig,
+    PhimoeConfig,
+)
 
 from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.training.checks import check_model
 from ssd_ray.training.engine import _load, deepspeed_config, switch_noise_off
 
 SHAPE: dict[str, Any] = {
@@ -54,3 +65,30 @@ def test_noise_is_switched_off_in_the_text_part_of_a_configuration_too() -> None
     config = LlavaConfig(text_config=GraniteConfig(**SHAPE, attention_dropout=0.1))
     switch_noise_off(config)
     assert config.get_text_config().attention_dropout == 0
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "capped scores": (Gemma2Config(**SHAPE), {}, "of Gemma2ForCausalLM, whose scores are capped: set train.attention=flash_att"),
+    "sinks": (GptOssConfig(**SHAPE), {}, "the attention of GptOssForCausalLM: set train.attention=flash_attention_3"),
+    "neither, sdpa": (BloomConfig(), {}, "BloomForCausalLM cannot be trained here"),
+    "neither, flash": (MambaConfig(), {"attention": "flash_attention_2"}, "MambaForCausalLM cannot be trained here"),
+    "adapters of all layers": (
+        GPT2Config(),
+        {"lora": {}},
+        "train.lora cannot adapt GPT2LMHeadModel, whose layers are of the kind Co",
+    ),
+    "adapters of one layer": (GPT2Config(), {"lora": {"target_modules": ["c_attn"]}}, "train.lora cannot adapt GPT2LMHeadModel"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_architecture_that_would_be_trained_wrongly_is_refused(case: str, tmp_path: Path) -> None:
+    config, choices, message = REFUSED[case]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_model(tmp_path, TrainConfig(**choices, trackers=()), ClusterConfig())
+
+
+def test_what_sdpa_and_adapters_can_do_is_not_refused(tmp_path: Path) -> None:
+    Gemma2Config(**SHAPE, attn_logit_softcapping=None).save_pretrained(tmp_path)
+    check_model(tmp_path, TrainConfig(lora={}, trackers=()), ClusterConfig())

@@ -49,19 +49,29 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
 
 
 def _check_attention(config: Any, train: TrainConfig) -> None:
-    """Whether transformers has the model's attention in the kernel that is asked for (GPT-OSS's sinks are not in sdpa)."""
+    """Whether transformers has the model's attention in the kernel that is asked for.
+
+    `sdpa` leaves out the sinks of GPT-OSS, and says so, and the soft cap of Gemma 2's attention scores, and does not say so.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    name = getattr(kind, "__name__", config.model_type)
+    is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    in_sdpa = getattr(kind, "_supports_sdpa", True) and not is_capped
+    in_flash = getattr(kind, "_supports_flash_attn", True)
+    if not in_sdpa and not in_flash:
+        raise UserError(f"{name} cannot be trained here: transformers has its layers neither for sdpa nor for flash attention")
     if train.attention == "sdpa":
-        if not getattr(kind, "_supports_sdpa", True):
+        if not in_sdpa:
+            why, flash = (", whose scores are capped", "flash_attention_2") if is_capped else ("", "flash_attention_3")
             raise UserError(
-                f"train.attention 'sdpa' cannot compute the attention of {kind.__name__}: set train.attention=flash_attention_3, "
+                f"train.attention 'sdpa' cannot compute the attention of {name}{why}: set train.attention={flash}, "
                 "which needs CUDA and the package kernels"
             )
         return
-    if not getattr(kind, "_supports_flash_attn", True):
-        raise UserError(f"train.attention {train.attention!r} cannot compute the attention of {kind.__name__}: set it to sdpa")
+    if not in_flash:
+        raise UserError(f"train.attention {train.attention!r} cannot compute the attention of {name}: set it to sdpa")
     packages = (_FLASH_PACKAGES[train.attention], "kernels")  # transformers fetches a built kernel where the first is missing
     if not any(importlib.util.find_spec(package) for package in packages):
         raise UserError(
@@ -74,14 +84,19 @@ def _check_modules(config: Any, train: TrainConfig) -> None:
     """Whether the model has the modules that LoRA and the router's loss name, from its skeleton without weights."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
-    if not train.router_aux_loss and (train.lora is None or not train.lora.target_modules):
+    if not train.router_aux_loss and train.lora is None:
         return
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     if train.router_aux_loss:
         experts.check_router(skeleton)
     if train.lora is not None:
+        if any(isinstance(module, Conv1D) for module in skeleton.modules()):
+            raise UserError(
+                f"train.lora cannot adapt {type(skeleton).__name__}, whose layers are of the kind Conv1D: leave train.lora out"
+            )
         adapters.check_targets(skeleton, train.lora)
 
 
