@@ -144,15 +144,16 @@ def _work(recipe: Recipe, out: Path, step: Step) -> str:
     if step.verb == "sample":
         chosen = next(branch.sample for branch in arms.branches(recipe) if branch.samples == step.name)
         drawn = f"{_rows(out / 'prompts')} prompts × {sample.samples_per_prompt}"
-        return f"{drawn} at {_decoding(chosen)}, up to {sample.max_tokens:,} tokens each"
+        return f"{drawn} at {_decoding(chosen)}, {_longest(recipe, sample.max_tokens)}"
     if step.verb == "generate":
         arm = arms.arms(recipe)[step.name.removeprefix("generations/")]
         problems = f"{_rows(out / 'benchmark')} problems × {evaluate.samples_per_problem}"
-        return f"{arm.model} at {_decoding(arm)}: {problems}, up to {evaluate.max_tokens:,} tokens each"
+        return f"{arm.model} at {_decoding(arm)}: {problems}, {_longest(recipe, evaluate.max_tokens)}"
     if step.verb == "train":
         train, workers = recipe.train, recipe.cluster.train_workers
+        longest = min(recipe.prepare.max_length, recipe.model.max_model_len)
         return (
-            f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {recipe.prepare.max_length:,} tokens, "
+            f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {longest:,} tokens, "
             f"ZeRO-{train.zero_stage} on {workers} {recipe.cluster.device} worker{'s' if workers > 1 else ''}"
         )
     if step.verb == "grade":
@@ -169,6 +170,12 @@ def _work(recipe: Recipe, out: Path, step: Step) -> str:
         "eval-prompts": f"benchmark prompts in mode {evaluate.prompt_mode}",
         "report": "report.html and scores.json",
     }[step.name]
+
+
+def _longest(recipe: Recipe, max_tokens: int) -> str:
+    """The longest answer in words: a context that is no longer than the limit holds the prompt too."""
+    context = recipe.model.max_model_len
+    return f"up to {max_tokens:,} tokens each" if max_tokens < context else f"up to {context:,} tokens each with its prompt"
 
 
 def _decoding(chosen: Decoding) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ssd_ray import recipes
 from ssd_ray.errors import UserError
-from ssd_ray.plan import origin
+from ssd_ray.plan import as_json, origin
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
 from ssd_ray.planner.shown import plain, shown
@@ -85,6 +85,15 @@ def test_more_than_the_models_context_is_told_with_a_mend() -> None:
     assert plain(plan)["warning"] == plan.warning
     mended = plan_of("quickstart", *long, *mend.split("--set ")[1:])
     assert (mended.warning, mended.length) == ("", context)
+
+
+def test_no_answer_or_sequence_is_told_to_be_longer_than_the_context(tmp_path: Path) -> None:
+    short = ["model.max_model_len=512", "evaluate.max_tokens=32768", "prepare.max_length=4096"]
+    recipe = recipes.load("quickstart", short)
+    told = {each["verb"]: each["deed"] for each in as_json(recipe, short, tmp_path / "run", assumptions([]))["steps"]}
+    assert told["generate"].endswith(", up to 512 tokens each with its prompt")
+    assert told["sample"].endswith(f", up to {recipe.sample.max_tokens} tokens each")
+    assert "sequences of up to 512 tokens" in told["train"]
 
 
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
