@@ -14,6 +14,7 @@ from transformers import (
     GPT2Config,
     GptOssConfig,
     GraniteConfig,
+    Llama4TextConfig,
     MambaConfig,
     PhimoeConfig,
 )
@@ -22,6 +23,8 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.checks import check_model
 from ssd_ray.training.engine import _load, deepspeed_config, switch_noise_off
+from ssd_ray.training.experts import ExpertLoad, sparse_blocks
+from ssd_ray.training.loss import ResponseLoss
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -92,3 +95,13 @@ def test_an_architecture_that_would_be_trained_wrongly_is_refused(case: str, tmp
 def test_what_sdpa_and_adapters_can_do_is_not_refused(tmp_path: Path) -> None:
     Gemma2Config(**SHAPE, attn_logit_softcapping=None).save_pretrained(tmp_path)
     check_model(tmp_path, TrainConfig(lora={}, trackers=()), ClusterConfig())
+
+
+def test_experts_that_are_not_told_what_was_chosen_are_not_counted() -> None:
+    model: Any = AutoModelForCausalLM.from_config(Llama4TextConfig(**SHAPE, num_local_experts=4, head_dim=8)).train()
+    assert sparse_blocks(model)
+    load = ExpertLoad(model)
+    model(input_ids=torch.arange(8)[None], use_cache=False)
+    assert load.imbalance() is None
+    with pytest.raises(UserError, match="cannot train Llama4ForCausalLM: transformers does not tell what lies below"):
+        ResponseLoss(model, 5)

@@ -47,8 +47,8 @@ class ExpertLoad:
             size = int(experts.num_experts)
 
             def count(module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size) -> None:
-                if not module.training:  # held-out samples are no part of a step
-                    return
+                if not module.training or len(inputs) < 2:
+                    return  # held-out samples are no part of a step; Llama 4's experts are not told what was chosen
                 chosen = inputs[1].detach().reshape(-1, inputs[1].shape[-1])
                 chosen = chosen if self.real is None else chosen[self.real]
                 seen = torch.bincount(chosen.flatten(), minlength=size)[:size]
