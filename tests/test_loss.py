@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    RecurrentGemmaConfig,
 )
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -53,6 +54,7 @@ CONFIGS = {
     ),
     "granite, divided logits": GraniteConfig(**SHAPE, logits_scaling=4.0),
     "gemma2, capped logits": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0, attn_logit_softcapping=None),
+    "recurrent gemma, capped logits": RecurrentGemmaConfig(**SHAPE, head_dim=8, logits_soft_cap=3.0),
     "cohere, scaled logits": CohereConfig(**SHAPE, logit_scale=0.3),
 }
 
@@ -183,8 +185,9 @@ def test_a_frozen_head_passes_its_gradient_on() -> None:
     torch.testing.assert_close(model.get_parameter(name).grad, grads[name], atol=2e-6, rtol=1e-4)
 
 
-def test_an_architecture_whose_logits_are_otherwise_is_refused() -> None:
-    shape = {**SHAPE, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": 0.5}
+@pytest.mark.parametrize("multiplier", [0.5, 0.999])
+def test_an_architecture_whose_logits_are_otherwise_is_refused(multiplier: float) -> None:
+    shape = {**SHAPE, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": multiplier}
     loss = ResponseLoss(_model(FalconH1Config(**shape)), 5)
     with pytest.raises(UserError, match="cannot train FalconH1ForCausalLM exactly"):
         loss.check(_batch()[0][:1])
