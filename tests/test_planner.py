@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from planner_cases import MODELS, model_of, plan_of
 from rich.console import Console
@@ -21,6 +22,7 @@ from ssd_ray.plan import as_json, origin
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
 from ssd_ray.planner.shown import plain, shown
+from ssd_ray.training.health import length_edges
 from ssd_ray.training.sequence_parallel import check_heads
 
 
@@ -130,9 +132,24 @@ def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
 def test_a_finished_data_set_replaces_what_was_assumed() -> None:
     recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
     counted = {"rows": 10, "prompt_tokens": 1000, "response_tokens": 50_000}
+    counted["length_histogram"] = {"edges": [4000, 5000, 6000], "counts": [5, 5]}
     work = plan_training(recipe, model, assumptions([]), counted).work
     assert work.measured
-    assert work.expected.tokens == 32 * 5100
+    assert work.expected.tokens == pytest.approx(32 * 5100)
+
+
+def test_lengths_that_differ_cost_what_each_of_them_costs() -> None:
+    """Bins as `prepare` counts them; two per cent are for their width."""
+    recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
+    lengths = np.random.default_rng(0).lognormal(8.5, 1.0, 2000).clip(1, 60_000).astype(np.int64)
+    edges = length_edges(lengths)
+    counted = {"rows": 2000, "prompt_tokens": 2000 * 100, "response_tokens": int(lengths.sum())}
+    counted["length_histogram"] = {"edges": edges, "counts": np.histogram(lengths, bins=edges)[0].tolist()}
+    work = plan_training(recipe, model, assumptions([]), counted).work
+    exact = 32 * np.mean([model.flops(100, length) for length in lengths.tolist()])
+    assert work.expected.flops == pytest.approx(exact, rel=0.02)
+    assert 32 * model.flops(100, round(lengths.mean())) < 0.8 * exact
+    assert work.expected.tokens == pytest.approx(32 * (100 + lengths.mean()))
 
 
 @pytest.mark.parametrize("override", ["speed=1", "mfu_moe", "mfu_moe=2", "peak_tflops=fast"])

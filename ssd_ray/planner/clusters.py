@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import chain, pairwise, product
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -161,22 +161,37 @@ def _mask_tokens(recipe: Recipe, model: Architecture) -> int:
 def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None) -> Work:
     train, length, adapters = recipe.train, _length(recipe), _adapters(recipe, model)
     if dataset:
-        prompt, response = (dataset[name] / dataset["rows"] for name in ("prompt_tokens", "response_tokens"))
+        prompt, responses = dataset["prompt_tokens"] / dataset["rows"], _responses(dataset)
     else:
         response = min(assumed.mean_response_tokens, recipe.sample.max_tokens, length)
-        prompt = min(assumed.mean_prompt_tokens, length - response)
+        prompt, responses = min(assumed.mean_prompt_tokens, length - response), [(1.0, response)]
 
-    def load(prompt: float, response: float) -> Load:
+    def load(prompt: float, responses: Sequence[tuple[float, float]]) -> Load:
         batch = train.global_batch_size
-        return Load(tokens=batch * (prompt + response), flops=batch * model.flops(round(prompt), round(response), adapters))
+        tokens = prompt + sum(share * response for share, response in responses)
+        flops = sum(share * model.flops(round(prompt), round(response), adapters) for share, response in responses)
+        return Load(tokens=batch * tokens, flops=batch * flops)
 
     return Work(
         steps=train.steps,
         sequences=train.steps * train.global_batch_size,
-        expected=load(prompt, response),
-        at_most=load(min(prompt, length), length - min(prompt, length)),
+        expected=load(prompt, responses),
+        at_most=load(min(prompt, length), [(1.0, length - min(prompt, length))]),
         measured=bool(dataset),
     )
+
+
+def _responses(dataset: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Shares of a data set's responses and their lengths: the middles of its histogram's bins, moved to the counted mean.
+
+    Attention grows with the square of a length, so lengths that differ cost more than as many of the mean.
+    """
+    edges, counts = (dataset["length_histogram"][name] for name in ("edges", "counts"))
+    shares = [count / sum(counts) for count in counts]
+    middles = [(low + high) / 2 for low, high in pairwise(edges)]
+    mean = sum(share * middle for share, middle in zip(shares, middles, strict=True))
+    scale = dataset["response_tokens"] / dataset["rows"] / mean
+    return [(share, scale * middle) for share, middle in zip(shares, middles, strict=True) if share]
 
 
 def _setting(recipe: Recipe, model: Architecture, num_workers: int) -> Setting:
