@@ -117,6 +117,19 @@ def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     assert slow.hours == pytest.approx(2500 * 8 * 8_030_261_248 * 31 / 32 / 1e9 / 3600)
 
 
+def test_float32_has_a_peak_of_its_own() -> None:
+    fast = ("node_gb_s=1e9", "network_gb_s=1e9")
+    half, full, other = (
+        plan_of("llama-3.1-8b-instruct", f"train.dtype={dtype}", assume=(*fast, *more)).own.time
+        for dtype, more in (("bfloat16", ()), ("float32", ()), ("float32", ("peak_tflops_float32=494.5",)))
+    )
+    assert half is not None
+    assert full is not None
+    assert other is not None
+    assert full.hours == pytest.approx(half.hours * 989 / 67)
+    assert other.hours == pytest.approx(2 * half.hours)
+
+
 def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
     slow = ("network_gb_s=1", "node_gb_s=1")
     share = "train.sequence_parallel_size=4"

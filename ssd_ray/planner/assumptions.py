@@ -6,6 +6,7 @@ Reads and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -29,7 +30,9 @@ class Assumptions(Section):
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of one node."""
     peak_tflops: float = Field(989.0, gt=0)
-    """Peak of one GPU in TFLOP/s at the training precision: H100 SXM, bfloat16, dense, of its data sheet."""
+    """Peak of one GPU in TFLOP/s for train.dtype bfloat16: H100 SXM, dense, of its data sheet."""
+    peak_tflops_float32: float = Field(67.0, gt=0)
+    """The same for train.dtype float32, which training computes without tensor cores (no TF32): H100 SXM, of its data sheet."""
     mfu_dense: float = Field(0.35, gt=0, le=1)
     """Share of the peak that a dense model reaches, recomputation not counted; torchtitan states 33 to 39 % (8B, 8 H100)."""
     mfu_moe: float = Field(0.14, gt=0, le=1)
@@ -46,6 +49,10 @@ class Assumptions(Section):
     thinking models write several times more."""
     usd_per_gpu_hour: float = Field(2.5, ge=0)
     """Price of one GPU for an hour in USD; a round figure, not a quotation."""
+
+    def peak_flops(self, precision: Literal["float32", "bfloat16"]) -> float:
+        """Peak of one GPU in FLOP/s at a training precision."""
+        return 1e12 * (self.peak_tflops if precision == "bfloat16" else self.peak_tflops_float32)
 
     def mfu(self, model: Architecture) -> float:
         """The share of the peak for a model."""

@@ -250,7 +250,7 @@ def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: in
     A micro-step takes as many tokens as the setting allows, so short sequences share one where there need not be `fewest`.
     """
     size, trained = setting.num_workers, setting.trained(model)
-    compute = load.flops / (size * assumed.peak_tflops * 1e12 * assumed.mfu(model))
+    compute = load.flops / (size * assumed.peak_flops(setting.precision) * assumed.mfu(model))
     micro_steps = max(fewest, math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens)))
     gathered = 2 * setting.width * model.parameters if setting.zero_stage == 3 else 0
     reduced = 4 * trained if setting.zero_stage >= 2 else 8 * trained / micro_steps
