@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 import torch
 
 from ssd_ray.config import Decoding, TrainConfig
+from ssd_ray.errors import UserError
 from ssd_ray.training import checkpoints, resharding
 from ssd_ray.training.checkpoints import Serving
 
-SHARD = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+SHARD, MODEL = "zero_pp_rank_{}_mp_rank_00_optim_states.pt", "{}mp_rank_00_model_states.pt"
 
 
 def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 10) -> Any:
@@ -24,7 +27,8 @@ def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 1
     def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
         (Path(folder) / tag).mkdir(parents=True, exist_ok=True)
         for each in range(workers):
-            (Path(folder) / tag / SHARD.format(each)).write_text(f"of {workers}")
+            torch.save({"of": workers}, Path(folder) / tag / SHARD.format(each))
+            torch.save({"of": workers}, Path(folder) / tag / MODEL.format(f"zero_pp_rank_{each}_" if stage == 3 else ""))
 
     return SimpleNamespace(
         global_rank=rank,
@@ -57,7 +61,8 @@ def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_p
     half.mkdir(parents=True)
     (half / SHARD.format(1)).write_text("cut off")
     checkpoints.save(_engine(1), tmp_path, 5)
-    assert sorted(path.name for path in (tmp_path / "resume" / "step-5").iterdir()) == ["state.json", SHARD.format(0)]
+    names = {path.name for path in (tmp_path / "resume" / "step-5").iterdir()}
+    assert names == {"state.json", SHARD.format(0), MODEL.format("")}
 
 
 def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +95,39 @@ def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_g
     monkeypatch.setattr(resharding, "load", lambda _, directory, wrote: found.append(("anew", directory.name)) or wrote)
     assert checkpoints.restore(engine, tmp_path) == 5
     assert found == [(read, "step-5")]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "cannot be read (PytorchStreamReader"),
+        (lambda path: path.write_bytes(b""), "cannot be read ("),
+        (lambda path: path.write_text("not a shard"), "cannot be read ("),
+        (lambda path: path.unlink(), "lacks the file *zero_pp_rank_0"),
+    ],
+)
+@pytest.mark.parametrize("name", [SHARD.format(0), MODEL.format("zero_pp_rank_0_")])
+def test_a_damaged_state_says_what_to_delete(name: str, damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "resume").mkdir()
+    checkpoints.save(_engine(2, stage=3), tmp_path, 5)
+    engine = _engine(2, stage=3)
+    engine.zero_optimization = lambda: True
+    directory = tmp_path / "resume" / "step-5"
+    damage(directory / name)
+    told = rf"{re.escape(message)}.*: delete .*/resume to train from the first step"
+    with pytest.raises(UserError, match=told):
+        checkpoints.restore(engine, tmp_path)
+    if name == SHARD.format(0):  # what another number of workers reads
+        with pytest.raises(UserError, match=told):
+            resharding._read(directory, 0, 2)
+
+
+def test_a_state_s_record_without_its_fields_says_what_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "resume").mkdir()
+    checkpoints.save(_engine(2), tmp_path, 5)
+    (tmp_path / "resume" / "step-5" / "state.json").write_text('{"step": 5}')
+    with pytest.raises(UserError, match=r"state\.json does not say num_workers: delete .*/resume to train from the first step"):
+        checkpoints.latest(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ssd_ray.training.loop import Worker
 from ssd_ray.training.worker_group import NOTICE
 
 STEPS = 8
+SHARDS = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
 
 
 class Killed(BaseException):
@@ -48,11 +49,12 @@ class Machine:
 
         def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
             (Path(folder) / tag).mkdir(parents=True)
-            (Path(folder) / tag / "weights").write_text(str(self._weights))
+            for name in SHARDS:
+                torch.save(self._weights, Path(folder) / tag / name)
             self.saved.append(self._weights)
 
         def load_checkpoint(folder: str, tag: str, **_: Any) -> None:
-            self._weights = int((Path(folder) / tag / "weights").read_text())
+            self._weights = torch.load(Path(folder) / tag / SHARDS[0])
 
         engine = SimpleNamespace(
             global_rank=0,
@@ -185,7 +187,7 @@ def test_halves_of_states_and_exports_are_cleared_when_training_begins(machine: 
 def test_a_loss_that_is_not_finite_is_told_with_a_mend_that_works(machine: Machine) -> None:
     state = machine.job.out / "resume" / "step-4" / "state.json"
     state.parent.mkdir(parents=True)
-    state.write_text('{"step": 4}')
+    state.write_text('{"step": 4, "num_workers": 1, "zero_stage": 2}')
     worker: Any = SimpleNamespace(job=machine.job, examples=SimpleNamespace(name=lambda row: f"p{row}/0"))
     batch: Any = SimpleNamespace(rows=np.arange(9))
     with pytest.raises(UserError) as told:

@@ -31,7 +31,7 @@ def test_deaths_of_workers_count_since_the_last_state(allowed: int, tmp_path: Pa
         assert decisions == ["RETRY"] * allowed
         state = tmp_path / "resume" / f"step-{step}" / "state.json"
         state.parent.mkdir(parents=True)
-        state.write_text("{}")
+        state.write_text('{"num_workers": 1, "zero_stage": 3}')
     assert [policy.make_decision(_death()).value for _ in range(allowed + 1)] == ["RETRY"] * allowed + ["RAISE"]
 
 

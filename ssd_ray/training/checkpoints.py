@@ -22,6 +22,7 @@ import torch
 
 from ssd_ray.artifacts import read_json, write_atomic
 from ssd_ray.config import Decoding, TrainConfig
+from ssd_ray.errors import UserError
 from ssd_ray.training import resharding
 from ssd_ray.training.adapters import adapter_of, is_adapter, plain_name
 
@@ -60,7 +61,11 @@ def latest(out: Path) -> tuple[int, dict[str, Any]]:
     steps = [int(path.parent.name.removeprefix("step-")) for path in (out / RESUME).glob("step-*/state.json")]
     if not steps:
         return 0, {}
-    return max(steps), read_json(out / RESUME / f"step-{max(steps)}" / "state.json")
+    path = out / RESUME / f"step-{max(steps)}" / "state.json"
+    state = read_json(path)
+    if lacking := sorted({"num_workers", "zero_stage"} - state.keys()):
+        raise UserError(f"{path} does not say {lacking[0]}: delete {out / RESUME} to train from the first step")
+    return max(steps), state
 
 
 def ask_to_leave(out: Path) -> None:
@@ -104,13 +109,19 @@ def save(engine: Any, out: Path, step: int, model: str = "") -> None:
 
 
 def restore(engine: Any, out: Path) -> int:
-    """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it."""
+    """Put the latest whole resume state into a fresh engine and return its step (0: none); every worker calls it.
+
+    Raises:
+        UserError: a file of it is missing or damaged.
+    """
     step, state = latest(out)
+    directory = out / RESUME / f"step-{step}"
     if step and engine.zero_optimization() and any(state.get(name) != here for name, here in _layout(engine).items()):
-        resharding.load(engine, out / RESUME / f"step-{step}", state["num_workers"])
+        resharding.load(engine, directory, state["num_workers"])
     elif step:
+        resharding.check(engine, directory)
         frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # those are not in a state
-        engine.load_checkpoint(str(out / RESUME), tag=f"step-{step}", load_module_strict=not frozen)
+        engine.load_checkpoint(str(out / RESUME), tag=directory.name, load_module_strict=not frozen)
     return step
 
 

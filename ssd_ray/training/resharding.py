@@ -14,10 +14,13 @@ from copy import copy
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import distributed
+
+from ssd_ray.errors import UserError
 
 WEIGHTS = "weights"
 _STAGE3, _STAGE12 = "fp32_flat_groups", "single_partition_of_fp32_groups"
@@ -44,14 +47,18 @@ class Shard:
 
 
 def load(engine: Any, directory: Path, num_workers: int) -> None:
-    """Put the state that `num_workers` workers wrote into `directory` into a fresh ZeRO engine; every worker calls it."""
+    """Put the state that `num_workers` workers wrote into `directory` into a fresh ZeRO engine; every worker calls it.
+
+    Raises:
+        UserError: a shard is missing or damaged, or is of another model.
+    """
     optimizer, rank = engine.optimizer, engine.global_rank
     fresh = optimizer.state_dict()
     everyone: list[Any] = [None] * engine.world_size
     distributed.all_gather_object(everyone, _spans(fresh, engine._get_zero_param_shapes(), rank, engine.world_size))
     shards = [_read(directory, worker, num_workers) for worker in range(num_workers)]
     if _sizes(everyone) != _sizes([shard.spans for shard in shards]):
-        raise ValueError(f"{directory} holds the state of other parameters than the model's")
+        raise UserError(f"{directory} holds the state of other parameters than the model's: {_anew(directory)}")
     before = {name: sum(spans[name].numel for spans in everyone[:rank] if name in spans) for name in everyone[rank]}
     if _STAGE3 in fresh:
         numels = [group.numel() for group in fresh[_STAGE3]]
@@ -78,18 +85,46 @@ def _take(optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[dic
 
 
 def _read(directory: Path, worker: int, num_workers: int) -> Shard:
-    (path,) = directory.glob(f"*zero_pp_rank_{worker}_mp_rank_00_optim_states.pt")
-    saved = _map(path)["optimizer_state_dict"]
+    saved = read(directory, f"*zero_pp_rank_{worker}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
     is_stage3 = _STAGE3 in saved
-    shapes = _map(next(directory.glob("*_model_states.pt")))["param_shapes"] if is_stage3 else []
+    shapes = read(directory, "*_model_states.pt")["param_shapes"] if is_stage3 else []
     weights = saved[_STAGE3 if is_stage3 else _STAGE12]
     state = saved["optimizer_state_dict" if is_stage3 else "base_optimizer_state"]["state"]
     groups = [{**state[number], WEIGHTS: flat} for number, flat in enumerate(weights)]
     return Shard(_spans(saved, shapes, worker, num_workers), groups)
 
 
-def _map(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+def read(directory: Path, pattern: str) -> Any:
+    """What the first file of a resume state holds that has such a name, mapped into memory.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = next(directory.glob(pattern), None)
+    if path is None:
+        raise UserError(f"{directory} lacks the file {pattern}: {_anew(directory)}")
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} cannot be read ({why}): {_anew(directory)}") from error
+
+
+def check(engine: Any, directory: Path) -> None:
+    """Whether a worker can read its part of a state that as many workers wrote, without the optimiser's of which DeepSpeed would
+    begin with fresh moments and not say so.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    mine = f"*zero_pp_rank_{engine.global_rank}_mp_rank_00"
+    read(directory, f"{mine if engine.zero_optimization_stage() == 3 else 'mp_rank_00'}_model_states.pt")
+    if engine.zero_optimization():
+        read(directory, f"{mine}_optim_states.pt")
+
+
+def _anew(directory: Path) -> str:
+    return f"delete {directory.parent} to train from the first step"
 
 
 def _spans(state: dict[str, Any], shapes: Sequence[Mapping[str, Sequence[int]]], rank: int, num_workers: int) -> dict[str, Span]:
