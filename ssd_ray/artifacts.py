@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SHARDS = "shards"
 MADE_FROM = "made-from.json"
+"""What an artifact was made from (`lineage.py`)."""
 _WHOLE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
@@ -56,8 +57,10 @@ class Artifact:
     facts: Mapping[str, Any]
 
 
-def digest(files: Iterable[Path]) -> str:
-    """Sixteen hex digits over the names, sizes and bytes of files; of one above 64 MiB, its first and last MiB stand for it."""
+def digest(files: Iterable[Path], *, entirely: bool = False) -> str:
+    """Sixteen hex digits over the names, sizes and bytes of files; of one above 64 MiB, its first and last MiB stand for it,
+    unless they are to be read `entirely`.
+    """
     sha = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -65,6 +68,8 @@ def digest(files: Iterable[Path]) -> str:
         with path.open("rb") as handle:
             if size <= _WHOLE_BYTES:
                 sha.update(handle.read())
+            elif entirely:
+                sha.update(hashlib.file_digest(handle, "sha256").digest())
             else:
                 sha.update(handle.read(_PROBE_BYTES))
                 handle.seek(size - _PROBE_BYTES)
@@ -161,31 +166,6 @@ def damage(out: Path) -> str:
     if strangers := [path for path in shard_paths(out) if path.name not in shards]:
         return f"{strangers[0]} is in no manifest: somebody put it there after {out.name} was whole; move it away"
     return ""
-
-
-def record_inputs(out: Path, inputs: Iterable[Path]) -> None:
-    """Write down of which contents an artifact is being made, of those inputs that are whole by now."""
-    known = _made_from(out)
-    now = {path.name: _contents(path) for path in inputs if path.name not in known and (path / "manifest.json").exists()}
-    if now:
-        write_atomic(out / MADE_FROM, json.dumps(known | now, indent=1))
-
-
-def other_inputs(out: Path, inputs: Iterable[Path]) -> list[str]:
-    """The names of the whole inputs that hold something else than what an artifact was made from."""
-    known, whole = _made_from(out), (path for path in inputs if (path / "manifest.json").exists())
-    return [path.name for path in whole if known.get(path.name, "") not in ("", _contents(path))]
-
-
-def _made_from(out: Path) -> dict[str, Any]:
-    return read_json(out / MADE_FROM) if (out / MADE_FROM).exists() else {}
-
-
-def _contents(out: Path) -> str:
-    """Sixteen hex digits of what a whole artifact holds: the same choices may come to other bytes on other hardware."""
-    shards = read_json(out / "manifest.json")["shards"]
-    held = [[shard["name"], shard.get("sha256") or digest([out / shard["name"]])] for shard in shards]
-    return hashlib.sha256(json.dumps(sorted(held)).encode()).hexdigest()[:16]
 
 
 def claim(out: Path, identity: Identity) -> Artifact | None:
@@ -306,18 +286,30 @@ def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
     return path, data
 
 
-def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
-    """Every row of an artifact, shard by shard; one shard is in memory at a time."""
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A shard, or some of its columns.
+
+    Raises:
+        UserError: its bytes are not as they were written.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({reason}): delete that file and run the same command again") from error
+
+
+def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
+    """Every row of an artifact, shard by shard; one shard is in memory at a time."""
     for path in shard_paths(out):
-        yield from from_table(pq.read_table(path), row_type)
+        yield from from_table(read_table(path), row_type)
 
 
 def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
     """The named columns of every row, for keys and counts without the text."""
-    import pyarrow.parquet as pq
-
     for path in shard_paths(out):
-        table = pq.read_table(path, columns=list(columns))
+        table = read_table(path, list(columns))
         yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

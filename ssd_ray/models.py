@@ -19,6 +19,7 @@ from ssd_ray import artifacts
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError
 
+_OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -109,7 +110,7 @@ def _packaged_file(source: str) -> Path:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    patterns = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "*.jinja")
+    patterns = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", *_OTHER_TOKENIZER_FILES)
     return sorted({path for pattern in patterns for path in directory.glob(pattern)})
 
 

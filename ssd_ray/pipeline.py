@@ -37,7 +37,8 @@ class Step:
     """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself.
 
     What it comes `after` has to be whole first, but shapes nothing of it. A step that `follows` one of its inputs can be made
-    while that one is: it reads it as it grows. `check` tells what is wrong with it before its inputs are made.
+    while that one is: it reads it as it grows. `check` tells what is wrong with it before its inputs are made;
+    `describe` writes the pages beside a whole artifact anew, from its facts.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Step:
     needs_ray: bool = False
     follows: Step | None = None
     check: Callable[[], None] | None = None
+    describe: Callable[[Path, Facts], None] | None = None
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -191,8 +193,14 @@ class Pipeline:
         chosen = {"prepare": config.choices(branch.prepare), "extract": self.recipe.evaluate.extract}
         graded = (self._sample_verdicts(branch),) if branch.verdicts else ()
         inputs = (self._samples(branch.samples), *graded)
-        act = functools.partial(self._stages.dataset, branch)
-        return Step(name=branch.dataset, verb="prepare", choices=chosen, act=act, inputs=inputs)
+        return Step(
+            name=branch.dataset,
+            verb="prepare",
+            choices=chosen,
+            act=functools.partial(self._stages.dataset, branch),
+            inputs=inputs,
+            describe=functools.partial(self._stages.describe_dataset, branch),
+        )
 
     @functools.cache  # noqa: B019
     def _checkpoint(self, branch: Branch) -> Step:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, cluster, recipes
+from ssd_ray import artifacts, cluster, lineage, recipes
 from ssd_ray.artifacts import Artifact, State
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
@@ -77,10 +77,16 @@ class Run:
                 if started and not whole:
                     self._follow(step, wanted, followers)
                 artifact = followers.pop(step.name).result() if step.name in followers else self._make(step)
-                if not whole:
-                    self._progress.say(f"{step.name}: whole")
+                self._tell(step, artifact, anew=not whole)
                 made += [artifact] if step.verb == verb else []
             return made
+
+    def _tell(self, step: Step, artifact: Artifact, *, anew: bool) -> None:
+        """Say of an artifact that it is whole; the pages beside one that was are written again."""
+        if anew:
+            self._progress.say(f"{step.name}: whole")
+        elif step.describe is not None:
+            step.describe(artifact.path, artifact.facts)
 
     def _reopen(self, needed: set[str]) -> None:
         """Have verdicts that a failing machine left open graded again, and made again what was made from them."""
@@ -105,17 +111,17 @@ class Run:
         if self._state(step) == "whole" and (out / "ledger").is_dir() and artifacts.damage(out):
             self._progress.say(f"{step.name}: shards are not as they were when it was whole; looking at all of them again")
             artifacts.reopen(out)
-        if self._state(step) in ("whole", "partial") and (changed := artifacts.other_inputs(out, self._sources(step))):
+        if self._state(step) in ("whole", "partial") and (others := lineage.changed(out, self._sources(step))):
             after = [
                 self.out / other.name for other in self._steps if step in _closure(other) and self._state(other) != "missing"
             ]
             raise UserError(
-                f"{out} was made from other {' and '.join(changed)} than there are now: delete "
+                f"{out} was made from other {' and '.join(others)} than there are now: delete "
                 f"{', '.join(map(str, after))} to have them made anew"
             )
 
-    def _sources(self, step: Step) -> list[Path]:
-        return [self.out / before.name for before in step.inputs]
+    def _sources(self, step: Step) -> dict[str, Path]:
+        return {before.name: self.out / before.name for before in step.inputs}
 
     def _state(self, step: Step) -> State:
         return artifacts.state_of(self.out / step.name, step.identity)
@@ -127,9 +133,9 @@ class Run:
 
     def _make(self, step: Step) -> Artifact:
         def act(out: Path) -> Facts:
-            artifacts.record_inputs(out, self._sources(step))
+            lineage.record(out, self._sources(step))
             facts = _timed(step, self.out, out)
-            artifacts.record_inputs(out, self._sources(step))  # those that it followed are whole by now
+            lineage.record(out, self._sources(step))  # those that it followed are whole by now
             return facts
 
         return artifacts.make(self.out / step.name, step.identity, act)

@@ -184,8 +184,7 @@ class Stages:
 
     def dataset(self, branch: Branch, out: Path) -> Facts:
         """Samples as training sequences, with a page on their health and a card."""
-        from ssd_ray.reporting.card import card, provenance
-        from ssd_ray.reporting.health import health_page
+        from ssd_ray.reporting.card import provenance
         from ssd_ray.training.dataset import prepare
         from ssd_ray.training.health import Reading
 
@@ -194,10 +193,17 @@ class Stages:
         graded, samples = self.out / branch.verdicts if branch.verdicts else None, self.out / branch.samples
         made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out)
         made["provenance"] = provenance(self.recipe, branch.sample, self.out / "prompts", samples)
+        self.describe_dataset(branch, out, made)
+        return made
+
+    def describe_dataset(self, branch: Branch, out: Path, made: Facts) -> None:
+        """Write the page and the card of a data set, which also say what is no part of it: the licence, the overlaps found."""
+        from ssd_ray.reporting.card import card
+        from ssd_ray.reporting.health import health_page
+
         facts = {name: artifacts.load(self.out / name).facts for name in ("prompts", "contamination")} | {"dataset": made}
         artifacts.write_atomic(out / "health.html", health_page(self.recipe, branch, facts))
         artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
-        return made
 
     def check_training(self) -> None:
         """Whether the recipe's choices can train its model, before anything is sampled for it."""

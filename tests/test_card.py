@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from test_dataset import _completion, _samples
 
 from ssd_ray import artifacts, recipes
+from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.card import provenance
 from ssd_ray.run import Run
@@ -58,6 +60,30 @@ def _prepared(
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     return _prepared(tmp_path_factory.mktemp("card"), tiny_llama)
+
+
+def test_the_pages_of_a_whole_data_set_follow_what_is_no_part_of_it(tmp_path: Path, tiny_llama: Path) -> None:
+    out = _prepared(tmp_path, tiny_llama)
+    shards = {path: path.stat().st_mtime_ns for path in (out / "dataset").glob("*.parquet")}
+    for name in ("benchmark", "contamination", "eval-prompts"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    chosen = ["prompts.license=mit", "evaluate.benchmarks=[humaneval]"]
+    Run(recipes.load(tmp_path / "tiny.yaml", chosen), out, LineProgress()).make("prepare")
+    card = (out / "dataset" / "README.md").read_text()
+    assert "license: mit" in card
+    assert "with a problem of humaneval" in card
+    assert {path: path.stat().st_mtime_ns for path in (out / "dataset").glob("*.parquet")} == shards
+
+
+def test_a_shard_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path, tiny_llama: Path) -> None:
+    out = _prepared(tmp_path, tiny_llama)
+    shard = artifacts.shard_paths(out / "samples")[0]
+    data = bytearray(shard.read_bytes())
+    data[4:40] = bytes(36)
+    shard.write_bytes(data)
+    shutil.rmtree(out / "dataset")
+    with pytest.raises(UserError, match=rf"{shard} cannot be read \(.*\): delete that file and run the same command again"):
+        Run(recipes.load(tmp_path / "tiny.yaml"), out, LineProgress()).make("prepare")
 
 
 def test_the_hubs_own_parser_reads_the_card(prepared: Path, tiny_llama: Path) -> None:

@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline"},
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
-    {"streaming", "models", "cluster", "recipes", "planner"},
+    {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
     {"artifacts", "progress", "arms", "ledger"},
     {"schema", "config", "extraction"},
     {"errors"},

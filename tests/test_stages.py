@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from ssd_ray import artifacts, cluster, recipes
+from ssd_ray import artifacts, cluster, lineage, recipes
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline import Step
@@ -198,7 +198,7 @@ def test_what_was_made_from_other_contents_is_refused_and_from_the_same_is_not(t
     samples, dataset = steps["samples"], steps["dataset"]
     there = _samples(tmp_path, samples.identity, "one")
     assert artifacts.claim(tmp_path / "dataset", dataset.identity) is None
-    artifacts.record_inputs(tmp_path / "dataset", [there])
+    lineage.record(tmp_path / "dataset", {"samples": there})
     for state in ("partial", "whole"):
         if state == "whole":
             artifacts.seal(tmp_path / "dataset", dataset.identity, {})

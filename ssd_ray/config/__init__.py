@@ -133,7 +133,8 @@ class PrepareConfig(Section):
     """What becomes of each class of answers: `keep` trains on it, `mask` leaves it in its batches but out of the loss, `drop`
     leaves it out. The defaults are the paper's filter."""
     drop_shortest_percent: float = Field(0.0, ge=0, lt=100)
-    """Drop this share of the shortest answers by characters; 10 in the authors' released configuration, 0 in the paper."""
+    """Drop this share of the shortest of the answers that the policies keep, by characters; 10 in the authors' released
+    configuration, 0 in the paper."""
     max_length: int = Field(65536, ge=2)
     """Longest training sequence in tokens, prompt included."""
     over_length: Literal["drop", "truncate"] = "truncate"
@@ -148,6 +149,9 @@ _DECIDED_ELSEWHERE = {
     "max_model_len": "model.max_model_len",
     "tensor_parallel_size": "engine.tensor_parallel_size",
     "pipeline_parallel_size": "engine.pipeline_parallel_size",
+    "data_parallel_size": "cluster.max_engines",
+    "prefill_context_parallel_size": "engine.tensor_parallel_size",
+    "skip_tokenizer_init": "the model's tokenizer",
     "max_num_seqs": "engine.max_num_seqs",
     "generation_config": "the model's generation_config.json",  # its end tokens are those that answers are judged by
     "override_generation_config": "the model's generation_config.json",

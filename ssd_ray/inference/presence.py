@@ -12,7 +12,10 @@ def has_node(node: str) -> bool:
     """Whether a node is there."""
     import ray
 
-    return any(there["NodeID"] == node and there["Alive"] for there in ray.nodes())
+    try:
+        return any(there["NodeID"] == node and there["Alive"] for there in ray.nodes())
+    except Exception:
+        return False
 
 
 def is_draining(node: str) -> bool:

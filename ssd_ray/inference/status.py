@@ -177,7 +177,7 @@ def _read(directory: Path) -> Iterator[EngineStatus]:
     for path in (*directory.glob("*.json"), *directory.glob("*.dead")):
         try:
             yield _buried(path) if path.suffix == ".dead" else _parsed(path)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):  # gone, or on NFS replaced while it was read
             continue  # it was marked as dead between the two, and the next look finds it; or a power cut left it empty
 
 
@@ -202,7 +202,10 @@ def begin(out: Path, attempt: str) -> None:
 
 def is_current(out: Path, attempt: str) -> bool:
     """Whether an attempt is the one at work; none is once the stage is whole."""
+    path = out / ".engines" / "attempt"
     try:
-        return (out / ".engines" / "attempt").read_text() == attempt
+        return path.read_text() == attempt
     except FileNotFoundError:
         return False
+    except OSError:  # on NFS, a file that was replaced while it was read: the new one is there by now
+        return path.read_text() == attempt

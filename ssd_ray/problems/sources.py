@@ -138,7 +138,7 @@ def identify(source: str | Benchmark) -> str:
         return "microsoft/rStar-Coder seed_sft"
     if not is_file(name):
         return name
-    return f"files {artifacts.digest(list_files(name, 'prompts.source'))}"
+    return f"files {artifacts.digest(list_files(name, 'prompts.source'), entirely=True)}"
 
 
 def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:

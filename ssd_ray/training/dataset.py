@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssd_ray.artifacts import shard_paths, write_shard
+from ssd_ray.artifacts import read_table, shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Completion, Example, from_table
@@ -94,12 +94,11 @@ def prepare(
 def _judge(samples: Path, reading: Reading) -> Judged:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     columns = ["prompt_id", "sample_index", "text", "finish_reason", "prompt_token_ids", "output_token_ids"]
     keys, answers, shards = [], [], []
     for place, path in enumerate(shard_paths(samples)):
-        table = pq.read_table(path, columns=columns)
+        table = read_table(path, columns=columns)
         if table.num_rows:
             keys.append(table.select(columns[:2]))
             answers.append(health.judge(table, reading))
@@ -129,13 +128,12 @@ def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     if verdicts is None:
         raise UserError("prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first")
     given = [judged.keys.slice(0, 0).append_column("accepted", pa.array([], pa.bool_()))]
     for path in shard_paths(verdicts):
-        table = pq.read_table(path, columns=[*KEY, "outcome"])
+        table = read_table(path, columns=[*KEY, "outcome"])
         given.append(table.select(KEY).append_column("accepted", pc.equal(table.column("outcome"), "accepted")))
     graded = pa.concat_tables(given).combine_chunks()
     graded = graded.take(pc.sort_indices(graded, sort_keys=BY_KEY))
@@ -258,13 +256,11 @@ def _shards(judged: Judged) -> Iterator[Ints]:
 
 def _completions(samples: Path, judged: Judged, places: Ints) -> Iterator[tuple[int, Completion]]:
     """The samples at some places, in the order of the shards that hold them, one shard in memory at a time."""
-    import pyarrow.parquet as pq
-
     paths = shard_paths(samples)
     for shard in np.unique(judged.shards[places]).tolist():
         there = places[judged.shards[places] == shard]
         there = there[np.argsort(judged.rows[there])]
-        table = pq.read_table(paths[shard]).take(judged.rows[there])
+        table = read_table(paths[shard]).take(judged.rows[there])
         yield from zip(there.tolist(), from_table(table, Completion), strict=True)
 
 
