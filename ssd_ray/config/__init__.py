@@ -64,8 +64,9 @@ class PromptsConfig(Section):
     split: Literal["train", "eval", "all"] = "train"
     """Which part of the built-in set; other sources have only `all`."""
     mode: Literal["paper", "chat", "release"] = "paper"
-    """`paper`: chat template and a system message asking for a code block; `chat`: chat template alone;
-    `release`: the raw template text of the authors' released script, without a chat template."""
+    """`paper`: chat template and a system message asking for a code block; `chat`: chat template without it; `release`: the raw
+    template text of the authors' released script, without a chat template. Each says after the statement how the program is
+    called: by the starter code where a problem has some, else that it reads standard input."""
     system_message: str = "Solve the problem in Python. Put the complete program in one ```python code block."
     """System message of mode `paper`; the paper says what it asks for, not its words."""
     template_arguments: dict[str, Any] = Field(default_factory=dict)
