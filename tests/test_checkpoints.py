@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -206,6 +207,20 @@ def test_another_chat_template_is_the_only_one_of_the_exported_model(
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
     assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_whoever_can_read_an_exported_configuration_can_read_its_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    checkpoints._save(model, model.state_dict(), tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~_umask()}
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def test_a_growing_log_is_read_once_and_anew_where_it_was_cut(tmp_path: Path) -> None:

@@ -196,3 +196,8 @@ def test_a_loss_that_is_not_finite_is_told_with_a_mend_that_works(machine: Machi
     assert message.startswith("training stopped at step 7: the gradient of its batch is nan; the batch was samples p0/0, p1/0")
     assert "and 1 more; the state after step 4 is kept, from which the same batch follows." in message
     assert f"with a lower train.learning_rate, choose another --out or delete {machine.job.out}" in message
+    exported = machine.job.out / "steps"
+    assert str(exported) not in message
+    (exported / "step-3").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"models of earlier steps are in {exported}\. Look"):
+        Worker._check(worker, math.nan, batch, 6, "loss")

@@ -271,6 +271,8 @@ def _save(model: Any, weights: dict[str, torch.Tensor], directory: Path) -> None
 
     model.generation_config = GenerationConfig()  # the base's file is copied; its rules are not checked anew here
     model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB")
+    for path in directory.glob("*.safetensors"):  # which nobody else could read: safetensors makes its files so
+        shutil.copymode(directory / "config.json", path)
 
 
 def _copy_others(base: Path, directory: Path) -> None:

@@ -204,6 +204,8 @@ class Worker:
         names = [self.examples.name(int(row)) for row in batch.rows]
         told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         state = f"the state after step {kept} is kept, from which the same batch follows" if kept else "no state was kept yet"
+        exported = out / checkpoints.STEPS
+        state += f"; models of earlier steps are in {exported}" if exported.is_dir() and any(exported.iterdir()) else ""
         raise UserError(
             f"training stopped at step {step + 1}: the {what} of its batch is {value}; the batch was samples {told}; {state}. "
             f"Look at these samples; to train with a lower train.learning_rate, choose another --out or delete {out}"
