@@ -77,16 +77,18 @@ class Run:
                 if started and not whole:
                     self._follow(step, wanted, followers)
                 artifact = followers.pop(step.name).result() if step.name in followers else self._make(step)
-                self._tell(step, artifact, anew=not whole)
-                made += [artifact] if step.verb == verb else []
+                if not whole:
+                    self._progress.say(f"{step.name}: whole")
+                made += self._asked_for(step, artifact, verb, whole)
             return made
 
-    def _tell(self, step: Step, artifact: Artifact, *, anew: bool) -> None:
-        """Say of an artifact that it is whole; the pages beside one that was are written again."""
-        if anew:
-            self._progress.say(f"{step.name}: whole")
-        elif step.describe is not None:
+    def _asked_for(self, step: Step, artifact: Artifact, verb: str, whole: bool) -> list[Artifact]:
+        """The artifact, if its verb is the one that was asked for; the pages beside one that was whole are then written anew."""
+        if step.verb != verb:
+            return []
+        if whole and step.describe is not None:
             step.describe(artifact.path, artifact.facts)
+        return [artifact]
 
     def _reopen(self, needed: set[str]) -> None:
         """Have verdicts that a failing machine left open graded again, and made again what was made from them."""
