@@ -25,6 +25,7 @@ from transformers import (
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from loss_memory import CHUNK, TOKENS, VOCABULARY, WIDTH, LiveBytes, loss_peak_bytes
+from tiny import SHAPE
 
 from ssd_ray.config import Decoding
 from ssd_ray.errors import UserError
@@ -34,18 +35,6 @@ from ssd_ray.training.engine import parameter_groups
 from ssd_ray.training.heldout import CHUNKS
 from ssd_ray.training.loss import ResponseLoss
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 CONFIGS = {
     "llama, tied embeddings": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=False),

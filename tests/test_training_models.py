@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SHAPE
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -25,19 +26,6 @@ from ssd_ray.training.checks import check_model
 from ssd_ray.training.engine import _load, deepspeed_config, switch_noise_off
 from ssd_ray.training.experts import ExpertLoad, sparse_blocks
 from ssd_ray.training.loss import ResponseLoss
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 def test_a_model_that_was_trained_with_dropout_computes_the_same_loss_every_time(
