@@ -14,38 +14,23 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.identity import FORMAT, Identity, staleness
 from ssd_ray.schema import RowT, from_table, to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
 SHARDS = "shards"
 MADE_FROM = "made-from.json"
 """What an artifact was made from (`lineage.py`)."""
 _WHOLE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What an artifact is: the stage that makes it, the choices that shape it, the identities of its inputs."""
-
-    stage: str
-    choices: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over the canonical JSON of stage, choices and input fingerprints."""
-        text = json.dumps([FORMAT, self.stage, self.choices, self.inputs], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +108,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
-    """The leaves where two nested values differ, as `path: old -> new`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif old != new:
-        yield f"{at}: {json.dumps(old)} there, {json.dumps(new)} here"
-
-
 def state_of(out: Path, identity: Identity) -> State:
     """Where an artifact stands, without touching it."""
     if not (out / "fingerprint.json").exists():
@@ -180,18 +156,15 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if state == "stale":
-        there = read_json(out / "fingerprint.json")
-        here = {"choices": identity.choices, "inputs": identity.inputs}
-        changes = list(differences({key: there.get(key) for key in here}, here))
-        told = "; ".join(change.removeprefix("choices.") for change in changes[:3]) or f"stage {there.get('stage')}"
-        raise UserError(f"{out} was made with other choices ({told}): choose another --out, or delete that directory")
+        raise UserError(
+            f"{out} {staleness(read_json(out / 'fingerprint.json'), identity)}: choose another --out, or delete that directory"
+        )
     if state == "whole":
         return load(out)
     if state == "missing":
         if _names(out):
             raise UserError(f"{out} is not empty and was not made by this program: choose another --out")
-        record = {"fingerprint": identity.fingerprint, "stage": identity.stage, "choices": identity.choices}
-        write_atomic(out / "fingerprint.json", json.dumps({**record, "inputs": identity.inputs}, indent=1))
+        write_atomic(out / "fingerprint.json", json.dumps(identity.record(), indent=1))
     return None
 
 

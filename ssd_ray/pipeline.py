@@ -23,9 +23,9 @@ from typing import Any
 
 from ssd_ray import arms, artifacts, config, models
 from ssd_ray.arms import Branch
-from ssd_ray.artifacts import Identity
 from ssd_ray.config import Arm, Recipe
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.identity import Identity, revision_of
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
@@ -54,9 +54,10 @@ class Step:
 
     @functools.cached_property
     def identity(self) -> Identity:
-        """What the artifact is, by its choices and its inputs' fingerprints."""
-        fingerprints = {step.name: step.identity.fingerprint for step in self.inputs}
-        return Identity(stage=self.name.split("/")[0], choices=self.choices, inputs=fingerprints)
+        """What the artifact is, by its choices, its inputs' recipe digests and the revision of its stage."""
+        stage = self.name.split("/")[0]
+        inputs = {step.name: step.identity.recipe_digest for step in self.inputs}
+        return Identity(stage=stage, choices=self.choices, inputs=inputs, revision=revision_of(stage))
 
 
 class Pipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -165,6 +166,32 @@ def test_the_fingerprint_follows_choices_and_inputs_and_nothing_else() -> None:
         Identity(stage="samples", choices=IDENTITY.choices, inputs={"prompts": "abd"}),
     ):
         assert other.fingerprint != IDENTITY.fingerprint
+
+
+def test_a_revision_changes_the_fingerprint_of_its_stage_alone() -> None:
+    revised = dataclasses.replace(IDENTITY, revision=1)
+    assert IDENTITY.fingerprint == IDENTITY.recipe_digest == revised.recipe_digest
+    assert revised.fingerprint != IDENTITY.fingerprint
+    assert dataclasses.replace(IDENTITY, revision=2).fingerprint != revised.fingerprint
+
+
+@pytest.mark.parametrize(("there", "here", "version"), [(0, 1, "an earlier"), (1, 2, "an earlier"), (1, 0, "a later")])
+def test_an_artifact_of_another_version_is_refused_as_such(tmp_path: Path, there: int, here: int, version: str) -> None:
+    artifacts.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=there))
+    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    with pytest.raises(UserError, match=rf"made by {version} version of ssd_ray .*another --out, or delete"):
+        artifacts.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=here))
+
+
+def test_an_artifact_from_before_there_were_revisions_has_revision_0(tmp_path: Path) -> None:
+    artifacts.claim(tmp_path / "a", IDENTITY)
+    record = artifacts.read_json(tmp_path / "a" / "fingerprint.json")
+    del record["revision"]
+    (tmp_path / "a" / "fingerprint.json").write_text(json.dumps(record))
+    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    assert artifacts.state_of(tmp_path / "a", IDENTITY) == "partial"
+    with pytest.raises(UserError, match=r"an earlier version of ssd_ray \(revision 0, 1 here\)"):
+        artifacts.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=1))
 
 
 @given(

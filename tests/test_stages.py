@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from ssd_ray import artifacts, cluster, lineage, recipes
+from ssd_ray import artifacts, cluster, identity, lineage, recipes
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline import Step
@@ -159,6 +159,20 @@ def test_verdicts_that_a_failing_machine_left_open_are_open_again_and_with_them_
     assert [state for _, state in run.states()] == ["whole"] * 4
     run._reopen({made.name for made in steps})
     assert [state for _, state in run.states()] == ["whole", "whole", "partial", "partial"]
+
+
+def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    controls = ["evaluate.controls=[naive, accepted]", "evaluate.profiles=[strict, lcb-compat]"]
+
+    def fingerprints() -> dict[str, str]:
+        run = Run(recipes.load("quickstart", controls), tmp_path, LineProgress())
+        return {step.name: step.identity.fingerprint for step, _ in run.states()}
+
+    before = fingerprints()
+    assert {name.partition("/")[0] for name in before} >= {"samples-naive", "dataset-accepted", "sample-verdicts", "verdicts-lcb"}
+    monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, "verdicts": 7})
+    changed = {name for name, fingerprint in fingerprints().items() if fingerprint != before[name]}
+    assert changed == {name for name in before if "verdicts" in name}
 
 
 def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_checked(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import artifacts, streaming
-from ssd_ray.artifacts import Identity
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import summary
 from ssd_ray.evaluation.completions import content_of, open_completions
@@ -27,6 +26,7 @@ from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import walls
 from ssd_ray.evaluation.store import stored
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
+from ssd_ray.identity import Identity, revision_of
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
@@ -61,20 +61,24 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
     content_of(list_files(job.completions, "completions"))  # a mistake there is told before the problems are read
     options = {"skip_bad_rows": job.skip_bad_rows}
     benchmark = Identity(
-        stage="benchmark", choices={"problems": artifacts.digest(list_files(job.problems, "problems")), **options}
+        stage="benchmark",
+        choices={"problems": artifacts.digest(list_files(job.problems, "problems")), **options},
+        revision=revision_of("benchmark"),
     )
     artifacts.make(job.out / "benchmark", benchmark, lambda out: _benchmark(job, out, progress))
     answers = Identity(
         stage="completions",
         choices={"completions": artifacts.digest(list_files(job.completions, "completions")), **options},
-        inputs={"benchmark": benchmark.fingerprint},
+        inputs={"benchmark": benchmark.fingerprint},  # the revision too: nothing here looks at contents
+        revision=revision_of("completions"),
     )
     made = artifacts.make(job.out / "completions", answers, lambda out: _completions(job, out))
     if job.thinking and made.facts["content"] == "code":
         raise UserError(f"--thinking is about texts, and {job.completions} holds programs (column code): leave it out")
     rules = asdict(job.rules) | ({"extract": "whole"} if made.facts["content"] == "code" else {})
     rules |= {"thinking": True} if job.thinking else {}
-    verdicts = Identity(stage="verdicts", choices=rules, inputs={"completions": answers.fingerprint})
+    inputs, revision = {"completions": answers.fingerprint}, revision_of("verdicts")
+    verdicts = Identity(stage="verdicts", choices=rules, inputs=inputs, revision=revision)
     total = int(made.facts["rows"])
     if is_open(job.out / "verdicts"):
         artifacts.reopen(job.out / "verdicts")
