@@ -1,7 +1,9 @@
-"""Long work shows itself: a bar per stage on a terminal, one line per stage and period elsewhere.
+"""Show how far long work is: a bar per stage on a terminal, lines elsewhere.
 
-A stage opens a task with its total and reports how much is done in all, so a resumed stage starts where it stood; tokens/s
-and time left count only what this process did. Writes to standard error, so that standard output stays the result's.
+- A stage opens a task, updates it with totals, and names what it waits for.
+- Rates and time left count working time only. Waiting, such as for an engine to start, is counted
+  apart and named in the last line.
+- Everything goes to standard error, so that standard output holds results alone.
 """
 
 from __future__ import annotations
@@ -12,79 +14,205 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-_RECENT_S = 60.0
+_WINDOW_S = 60.0
+_POLL_S = 0.5
+_SHORTEST_S = 0.05
+_FIRST_LINE_S = 5.0
+_TICK_S = 1.0
+_NAMED_WAIT_S = 1.0
+"""Shorter waits are not named in the last line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remaining:
+    """Tokens that a task has yet to handle."""
+
+    tokens: float
+    at_most: bool = False
+    """The number is an upper bound: no unit has ended yet from which its length could be told."""
 
 
 class Task(Protocol):
     """One stage at work."""
 
-    def update(self, done: int, tokens: int = 0, note: str = "", total: int | None = None) -> None:
-        """Say how many units are done in all, how many tokens were handled since the task began, and a total that has grown."""
+    def update(
+        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+    ) -> None:
+        """Take the state of the work.
+
+        `done` counts units of all attempts, `tokens` those handled since the task began, units
+        that have not ended included. `total` replaces the one given before. `remaining` is the
+        work that is left, where the stage knows better than units times their mean length.
+        """
+
+    def wait(self, reason: str) -> None:
+        """Show what the work waits for; time until the next update does not count as working."""
 
 
 class Progress(Protocol):
-    """Where stages show how far they are."""
+    """The place where stages show how far they are."""
 
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Any:
-        """A context manager that yields a Task; `done` units stood there before."""
+        """Return a context manager that yields a Task; `done` units were complete before."""
 
     def say(self, text: str) -> None:
-        """A line for the reader."""
+        """Print a line for the reader."""
 
 
-@dataclass
-class Pace:
-    """Speed of one task: tokens a second over the last minute, and the seconds left at that speed.
+class Throughput:
+    """Rates of one task over its last minute and over all of its working time.
 
-    What is left is counted in tokens where there are any: units left, times their mean length so far.
+    - `done` units were complete before; the clock starts `age_s` before now.
+    - A pause ends with the next mark, but for half a second: that mark's work began before it.
+    - Counts may fall, as where a crash costs steps: the window then starts again from there.
     """
 
-    total: int
-    before: int
-    done: int = 0
-    marks: deque[tuple[float, int, int]] = field(default_factory=deque)
-    start: tuple[int, int] | None = None
+    def __init__(self, done: int = 0, age_s: float = 0.0) -> None:
+        self._marks: deque[tuple[float, int, int]] = deque([(time.monotonic() - age_s, done, 0)])
+        self._paused = False
+        self.working_s = 0.0
 
-    def update(self, done: int, tokens: int, total: int | None = None) -> None:
-        """Take the totals; the clock starts with the first progress, so that an engine's start does not count as slowness."""
-        self.done, self.total = done, self.total if total is None else total
-        if done <= self.before:
-            return
-        if self.start is None:
-            self.start = (done, tokens)
-        self.marks.append((time.monotonic(), done, tokens))
-        while len(self.marks) > 2 and self.marks[-1][0] - self.marks[0][0] > _RECENT_S:
-            self.marks.popleft()
+    def mark(self, done: int, tokens: int = 0) -> None:
+        """Take the counts so far."""
+        now = time.monotonic()
+        last, last_done, last_tokens = self._marks[-1]
+        elapsed_s = now - last
+        if self._paused:
+            pause_s = max(0.0, elapsed_s - _POLL_S)
+            self._marks = deque((at + pause_s, units, count) for at, units, count in self._marks)
+            elapsed_s -= pause_s
+        self._paused = False
+        self.working_s += elapsed_s
+        if done < last_done or tokens < last_tokens:
+            self._marks.clear()
+        self._marks.append((now, done, tokens))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= _WINDOW_S:
+            self._marks.popleft()
 
+    def pause(self) -> None:
+        """Leave the time from the last mark to the next one out."""
+        self._paused = True
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Units and tokens a second over the last minute; zeros where too little time has gone by."""
+        (began, first_done, first_tokens), (now, done, tokens) = self._marks[0], self._marks[-1]
+        seconds = now - began
+        if seconds < _SHORTEST_S:
+            return 0.0, 0.0
+        return (done - first_done) / seconds, (tokens - first_tokens) / seconds
+
+
+class Display:
+    """State of one task, and the text that a screen shows of it."""
+
+    def __init__(self, stage: str, total: int, unit: str, done: int) -> None:
+        self.total = total
+        self.done = done
+        self._stage = stage
+        self._unit = unit
+        self._before = done
+        self._tokens = 0
+        self._note = ""
+        self._remaining: Remaining | None = None
+        self._throughput = Throughput(done)
+        self._began = time.monotonic()
+        self._waits: dict[str, float] = {}
+        self._reason = ""
+        self._waiting_since = self._began
+
+    def update(
+        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+    ) -> None:
+        """Take the state of the work, as `Task.update` says."""
+        self._end_wait()
+        self.done = done
+        self.total = self.total if total is None else total
+        self._tokens = tokens
+        self._note = note
+        self._remaining = remaining
+        self._throughput.mark(done, tokens)
+
+    def wait(self, reason: str) -> None:
+        """Begin or continue to wait for something."""
+        if reason != self._reason:
+            self._end_wait()
+            self._reason = reason
+            self._waiting_since = time.monotonic()
+            self._throughput.pause()
+
+    def _end_wait(self) -> None:
+        if self._reason:
+            waited_s = time.monotonic() - self._waiting_since
+            self._waits[self._reason] = self._waits.get(self._reason, 0.0) + waited_s
+            self._reason = ""
+
+    @property
     def figures(self) -> str:
-        """Tokens a second and time left, where they are known."""
-        if len(self.marks) < 2 or self.start is None:
+        """Rate, time left and note; the reason where the work waits."""
+        if self._reason:
+            return self._reason
+        return ", ".join(part for part in (self._rate(*self._throughput.rates), self._time_left(), self._note) if part)
+
+    @property
+    def line(self) -> str:
+        """One line of a log; the time in it keeps two lines from being equal."""
+        count = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
+        parts = (f"{self._stage}: {count} {self._unit}", clock(time.monotonic() - self._began), self.figures)
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def summary(self) -> str:
+        """Time of the task, the waits in it, and the mean rate over its working time."""
+        self._end_wait()
+        named = [f"{clock(seconds)} {reason}" for reason, seconds in self._waits.items() if seconds >= _NAMED_WAIT_S]
+        waits = f" ({', '.join(named)})" if named else ""
+        working_s = self._throughput.working_s
+        mean = ""
+        if working_s > 0 and self.done > self._before:
+            mean = self._rate((self.done - self._before) / working_s, self._tokens / working_s)
+        return f"in {clock(time.monotonic() - self._began)}{waits}" + (f", mean {mean}" if mean else "")
+
+    @property
+    def last_line(self) -> str:
+        """The line that a log ends with."""
+        return f"{self._stage}: done, {self.done:,}/{self.total:,} {self._unit} {self.summary}"
+
+    def _rate(self, units_per_s: float, tokens_per_s: float) -> str:
+        if tokens_per_s > 0:
+            return f"{number(tokens_per_s)} tok/s"
+        return f"{number(units_per_s)} {self._unit}/s" if units_per_s > 0 else ""
+
+    def _time_left(self) -> str:
+        units_per_s, tokens_per_s = self._throughput.rates
+        units_left = self.total - self.done
+        if units_left <= 0:
             return ""
-        (began, done_then, tokens_then), (now, done, tokens) = self.marks[0], self.marks[-1]
-        seconds, rate = now - began, (tokens - tokens_then) / max(now - began, 1e-9)
-        units = done - self.start[0]
-        left = self.total - done
-        if rate > 0 and units > 0:
-            seconds_left = left * (tokens - self.start[1]) / units / rate
-        elif done > done_then:
-            seconds_left = left * seconds / (done - done_then)
-        else:
-            return ""
-        shown = [f"{rate:,.0f} tok/s"] if rate > 0 else []
-        return ", ".join([*shown, *([f"{clock(seconds_left)} left"] if left > 0 else [])])
+        if self._remaining is not None and tokens_per_s > 0:
+            seconds = self._remaining.tokens / tokens_per_s
+            return f"{'at most ' if self._remaining.at_most else ''}{clock(seconds)} left"
+        return f"{clock(units_left / units_per_s)} left" if units_per_s > 0 else ""
+
+
+def number(value: float) -> str:
+    """Format a rate with two significant digits below 10 and none after the point above."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss, h:mm:ss or days and h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour}:{minute:02}:{second:02}"
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
@@ -99,18 +227,13 @@ class LiveProgress:
 
     @contextmanager
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """One bar; it stays on the screen when the last stage that overlaps it ends."""
-        pace = Pace(total=total, before=done, done=done)
+        """Show one bar; it stays on the screen until the last stage that overlaps it ends."""
         bars = self._open()
-        bar = bars.add_task(stage, total=total, completed=done, unit=unit, figures="", note="")
-
-        class _Task:
-            def update(self, done: int, tokens: int = 0, note: str = "", total: int | None = None) -> None:
-                pace.update(done, tokens, total)
-                bars.update(bar, completed=done, total=pace.total, figures=pace.figures(), note=note)
-
+        bar = bars.add_task(stage, total=total or None, completed=done, unit=unit, figures="")
+        task = _Bar(Display(stage, total, unit, done), bars, bar)
         try:
-            yield _Task()
+            yield task
+            task.end()
         finally:
             self._close(bars)
 
@@ -118,12 +241,12 @@ class LiveProgress:
         with self._lock:
             if self._bars is None:
                 columns = (
-                    TextColumn("{task.description:<22}"),
+                    TextColumn("{task.description:<22}", markup=False),
                     BarColumn(bar_width=28),
                     MofNCompleteColumn(),
-                    TextColumn("{task.fields[unit]}"),
+                    TextColumn("{task.fields[unit]}", markup=False),
                     TimeElapsedColumn(),
-                    TextColumn("{task.fields[figures]} {task.fields[note]}"),
+                    TextColumn("{task.fields[figures]}", markup=False),
                 )
                 self._bars = RichProgress(*columns, console=self._console, refresh_per_second=4)
                 self._bars.start()
@@ -142,37 +265,98 @@ class LiveProgress:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class _Bar:
+    """One task of `LiveProgress`."""
+
+    def __init__(self, display: Display, bars: RichProgress, bar: Any) -> None:
+        self._display = display
+        self._bars = bars
+        self._bar = bar
+
+    def update(
+        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+    ) -> None:
+        self._display.update(done, tokens, note, total, remaining)
+        self._show(self._display.figures)
+
+    def wait(self, reason: str) -> None:
+        self._display.wait(reason)
+        self._show(self._display.figures)
+
+    def end(self) -> None:
+        self._show(self._display.summary)
+
+    def _show(self, figures: str) -> None:
+        display = self._display
+        self._bars.update(self._bar, completed=display.done, total=display.total or None, figures=figures)
+
+
 class LineProgress:
-    """One line when a stage starts, one each period, one when it ends: for logs and pipes."""
+    """Lines for logs and pipes: when a stage starts, once each period, and when it ends."""
 
     def __init__(self, period_s: float = 30.0) -> None:
         self._period_s = period_s
 
     @contextmanager
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """Lines of one stage."""
-        pace = Pace(total=total, before=done, done=done)
-        period_s, say = self._period_s, self.say
-        say(f"{stage}: {done}/{total} {unit}" if total else f"{stage}: {done} {unit} are there")
-        began = time.monotonic()
-
-        class _Task:
-            last = time.monotonic()
-
-            def update(self, done: int, tokens: int = 0, note: str = "", total: int | None = None) -> None:
-                pace.update(done, tokens, total)
-                if time.monotonic() - self.last >= period_s:
-                    self.last = time.monotonic()
-                    say(" ".join(part for part in (f"{stage}: {done}/{pace.total} {unit}", pace.figures(), note) if part))
-
-        yield _Task()
-        say(f"{stage}: done, {pace.done}/{pace.total} {unit} in {clock(time.monotonic() - began)} {pace.figures()}".rstrip())
+        """Print lines of one stage."""
+        display = Display(stage, total, unit, done)
+        self.say(f"{stage}: {done:,}/{total:,} {unit}" if total else f"{stage}: {done:,} {unit} so far")
+        task = _Lines(display, self._period_s, self.say)
+        try:
+            yield task
+        finally:
+            task.close()
+        self.say(display.last_line)
 
     def say(self, text: str) -> None:
         """Print a line."""
         print(text, file=sys.stderr, flush=True)
 
 
+class _Lines:
+    """One task of `LineProgress`; a thread prints also where no update comes."""
+
+    def __init__(self, display: Display, period_s: float, say: Any) -> None:
+        self._display = display
+        self._period_s = period_s
+        self._say = say
+        self._interval_s = min(period_s, _FIRST_LINE_S)
+        self._printed = time.monotonic()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+        self._ticker.start()
+
+    def update(
+        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+    ) -> None:
+        with self._lock:
+            self._display.update(done, tokens, note, total, remaining)
+            self._print_if_due()
+
+    def wait(self, reason: str) -> None:
+        with self._lock:
+            self._display.wait(reason)
+            self._print_if_due()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._ticker.join()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(_TICK_S):
+            with self._lock:
+                self._print_if_due()
+
+    def _print_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._printed >= self._interval_s:
+            self._printed = now
+            self._interval_s = min(2 * self._interval_s, self._period_s)
+            self._say(self._display.line)
+
+
 def progress(quiet: bool) -> Progress:
-    """Bars on a terminal, lines elsewhere and with `quiet`."""
+    """Return bars on a terminal, lines elsewhere and with `quiet`."""
     return LineProgress() if quiet or not sys.stderr.isatty() else LiveProgress()

@@ -25,6 +25,7 @@ class InstantEngine:
     """Answers at once, on the thread that asks; `seconds` is how long an answer takes where it takes time."""
 
     seconds: float = 0.0
+    tokens_drawn: int = 0
 
     def submit(self, request: Request) -> Future[Answer]:
         """Answer now, or after a while."""
@@ -41,6 +42,7 @@ class TimedEngine:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self.tokens_drawn = 0
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Answer]]] = queue.SimpleQueue()
         threading.Thread(target=self._loop, daemon=True).start()
 

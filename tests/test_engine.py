@@ -25,9 +25,10 @@ END_TOKENS = [2, 259, 0]
 
 # One engine in a process of its own, as in a worker. Every request of the second part has one of the decodings above.
 SCRIPT = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
+from ssd_ray.inference import engine as engine_module
 from ssd_ray.inference.engine import Engine, RefusedRequestError, Request, sample_seed
 directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 given = json.loads(sys.argv[4])
@@ -42,6 +43,13 @@ def draw(numbers, **more):
 together = draw(range(12))
 alone = [draw([n])[0] for n in (0, 5, 11)]
 long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3)).result()
+before, engine_module._COUNT_PERIOD_S, counts = engine.tokens_drawn, 0.0, []
+futures = [engine.submit(Request(prompt_token_ids=prompts[n], seed=n)) for n in range(12)]
+while not any(future.done() for future in futures):
+    counts.append(engine.tokens_drawn)
+lengths = [len(future.result().output_token_ids) for future in futures]
+time.sleep(0.2)  # the last count follows the last answer
+counts.append(engine.tokens_drawn)
 def refusal(ids):
     try:
         return repr(engine.submit(Request(prompt_token_ids=ids, seed=3)).result())
@@ -55,7 +63,7 @@ futures = [[engine.submit(Request(prompt_token_ids=prompt, seed=sample_seed(i, "
 draws = [[future.result().output_token_ids[0] for future in column] for column in zip(*futures)]
 engine.close()
 found = {"prompts": prompts, "together": together, "alone": alone, "long": [len(long.output_token_ids), long.finish_reason],
-         "refused": refused, "prompt": prompt, "draws": draws}
+         "refused": refused, "prompt": prompt, "draws": draws, "counts": counts, "before": before, "lengths": lengths}
 out.write_text(json.dumps(found))
 """
 
@@ -113,6 +121,13 @@ def test_an_answer_keeps_every_sampled_id_and_its_end_token(drawn: dict[str, Any
 
 def test_every_end_token_of_the_generation_config_ends_an_answer(exact: dict[str, Any]) -> None:
     assert len({ids[-1] for ids, _, reason in exact["together"] if reason == "stop"}) > 1
+
+
+def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None:
+    *in_flight, last = drawn["counts"]
+    assert len(set(in_flight)) > 1
+    assert in_flight == sorted(in_flight)
+    assert last == drawn["before"] + sum(drawn["lengths"])
 
 
 def test_the_text_is_exactly_the_ids_without_the_end(drawn: dict[str, Any]) -> None:

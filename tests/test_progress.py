@@ -1,38 +1,95 @@
-"""What progress says of speed and time left, without a screen."""
+"""Progress shows true rates, times left and waits, without a screen."""
 
 from __future__ import annotations
 
-import pytest
+import re
+import time
 
-from ssd_ray.progress import LineProgress, Pace
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_ray.inference import monitor
+from ssd_ray.inference.status import EngineStatus
+from ssd_ray.progress import Display, LineProgress, LiveProgress, Remaining, Throughput
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    return now
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    return clock
 
 
-def test_time_left_is_tokens_left_over_the_speed_of_the_last_minute(clock: list[float]) -> None:
-    pace = Pace(total=1000, before=0)
+def engine(rows: int, tokens: int, drawn: int, *, dead: bool = False) -> EngineStatus:
+    return EngineStatus(engine="e", actor="a", pid=1, state="ready", began=0.0, rows=rows, tokens=tokens, drawn=drawn, dead=dead)
+
+
+def test_the_rate_is_that_of_the_last_minute(now: list[float]) -> None:
+    rates = Throughput()
     for second in range(0, 201, 10):
-        clock[0] = second
-        # For 100 s an answer a second of 10 tokens, then ten tokens a second and an answer every ten seconds.
-        done = min(second, 100) + max(0, second - 100) // 10
-        pace.update(1 + done, 10 * min(second, 100) + 10 * max(0, second - 100))
-    # 889 answers left, of 2000 / 110 tokens each, at 10 tokens a second.
-    assert pace.figures() == "10 tok/s, 26:56 left"
+        now[0] = second
+        rates.mark(second, 10 * min(second, 100) + 30 * max(0, second - 100))
+    assert rates.rates == pytest.approx((1.0, 30.0))
+    assert rates.working_s == 200
 
 
-def test_what_stood_there_before_is_no_speed(clock: list[float]) -> None:
-    pace = Pace(total=300, before=100)
-    pace.update(100, 0)
-    clock[0] = 1000.0
-    pace.update(101, 0)
-    clock[0] = 1010.0
-    pace.update(121, 0)
-    assert pace.figures() == "1:30 left"
+def test_waiting_is_no_slowness_and_is_named_at_the_end(now: list[float]) -> None:
+    display = Display("samples", 48, "answers", 0)
+    display.wait("starting engines")
+    now[0] = 46.0
+    assert display.line == "samples: 0/48 answers, 0:46, starting engines"
+    display.update(0, 0)
+    now[0] = 254.0
+    display.update(48, 8722)
+    assert display.last_line == "samples: done, 48/48 answers in 4:14 (0:46 starting engines), mean 42 tok/s"
+
+
+def test_tokens_in_flight_give_a_rate_before_an_answer_ends(now: list[float]) -> None:
+    display = Display("samples", 48, "answers", 0)
+    display.wait("starting engines")
+    now[0] = 30.0
+    display.update(0, 0)
+    now[0] = 34.0
+    display.update(0, 400, remaining=Remaining(tokens=48 * 65_536 - 400, at_most=True))
+    assert display.line == "samples: 0/48 answers, 0:34, 89 tok/s, at most 9:49:45 left"
+
+
+def test_the_last_burst_is_not_the_mean(now: list[float]) -> None:
+    display = Display("samples", 10, "answers", 0)
+    for second, tokens in ((100, 100), (101, 1100)):
+        now[0] = second
+        display.update(10, tokens)
+    assert display.last_line.endswith("mean 11 tok/s")
+
+
+def test_units_of_earlier_attempts_are_no_speed(now: list[float]) -> None:
+    display = Display("verdicts", 300, "verdicts", 100)
+    now[0] = 10.0
+    display.update(120)
+    assert display.line == "verdicts: 120/300 verdicts, 0:10, 2 verdicts/s, 1:30 left"
+    assert display.last_line.endswith("mean 2 verdicts/s")
+
+
+def test_steps_that_are_computed_again_are_no_negative_speed(now: list[float]) -> None:
+    display = Display("train", 10, "steps", 0)
+    for second, done in ((10, 5), (20, 2), (30, 3)):
+        now[0] = second
+        display.update(done, 100 * done)
+    assert display.line == "train: 3/10 steps, 0:30, 10 tok/s, 1:10 left"
+
+
+def test_no_two_lines_are_equal_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssd_ray.progress._TICK_S", 0.02)
+    lines: list[str] = []
+    lines_of = LineProgress(period_s=1.0)
+    monkeypatch.setattr(lines_of, "say", lines.append)
+    with lines_of.task("train", 5, "steps") as task:
+        task.wait("loading the model")
+        time.sleep(4.2)
+    assert [line.split(", ")[0] for line in lines[1:-1]] == ["train: 0/5 steps"] * (len(lines) - 2)
+    assert len(lines) >= 5
+    assert len(set(lines)) == len(lines)
 
 
 def test_a_total_may_grow(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,5 +97,43 @@ def test_a_total_may_grow(capsys: pytest.CaptureFixture[str]) -> None:
         task.update(1, total=5)
         task.update(4, total=8)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["samples: 0 answers are there", "samples: 1/5 answers"]
+    assert lines[:2] == ["samples: 0 answers so far", "samples: 1/5 answers, 0:00"]
     assert lines[2].startswith("samples: 4/8 answers")
+    assert lines[3].startswith("samples: done, 4/8 answers in 0:00")
+
+
+def test_a_failed_stage_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no"), LineProgress().task("train", 5, "steps"):
+        raise ValueError("no")
+    assert "done" not in capsys.readouterr().err
+
+
+def test_bars_take_words_in_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with LiveProgress().task("generations/base[x]", 2, "answers") as task:
+        task.wait("starting [engines]")
+        task.update(2, 50)
+    error = capsys.readouterr().err
+    assert "generations/base[x]" in error
+    assert re.search(r"2/2 +answers", error)
+
+
+def test_left_is_bounded_before_an_answer_ends() -> None:
+    left = monitor._remaining([engine(0, 0, 480)], 48, 100)
+    assert left == Remaining(tokens=4320, at_most=True)
+    assert monitor._remaining([engine(0, 0, 480)], 48, None) is None
+
+
+def test_left_takes_the_mean_with_answers_in_flight() -> None:
+    # Ten ended after 50 tokens each, others are in flight with 500: 100 tokens an answer.
+    assert monitor._remaining([engine(10, 500, 1000)], 38, 4096) == Remaining(tokens=3800)
+    # An engine that crashed has drawn what it has drawn, and has nothing in flight.
+    crashed = [engine(10, 500, 500), engine(0, 0, 100, dead=True)]
+    assert monitor._remaining(crashed, 1, 70) == Remaining(tokens=60)
+
+
+@given(st.integers(0, 50), st.integers(0, 100), st.integers(0, 50), st.integers(1, 1000), st.integers(0, 60))
+def test_left_is_never_more_than_the_bound(rows: int, mean: int, in_flight: int, most: int, left: int) -> None:
+    statuses = [engine(rows, rows * mean, rows * mean + in_flight)]
+    remaining = monitor._remaining(statuses, left, most)
+    assert remaining is not None
+    assert 0 <= remaining.tokens <= left * most

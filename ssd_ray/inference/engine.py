@@ -24,6 +24,7 @@ from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
 from ssd_ray.schema import FinishReason
 
 CRASH_EXIT_CODE = 70
+_COUNT_PERIOD_S = 0.5
 _NOT_YET_FREE = "Free memory on device"
 """How vLLM's ValueError begins where another process, such as this engine's predecessor, still holds a GPU's memory."""
 
@@ -63,6 +64,7 @@ class Engine:
     """vLLM behind a queue: `submit` from any thread, a future comes back; a failing engine ends its process.
 
     Ending the process is deliberate: the pool restarts it with a clean device, and counts the crash.
+    `tokens_drawn` counts the tokens of all requests so far, those in flight included.
     """
 
     def __init__(
@@ -78,6 +80,9 @@ class Engine:
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Answer]] = {}
         self._built = False
+        self._delivered = 0
+        self._counted = 0.0
+        self.tokens_drawn = 0
         self._next_id, self._moved = 0, time.monotonic()
         threading.Thread(target=self._watch, args=(engine.stall_s,), name="stall", daemon=True).start()
         ready: Future[Any] = Future()
@@ -127,10 +132,19 @@ class Engine:
                 for output in self._engine.step():
                     if output.finished:
                         self._deliver(output)
+                self._count()
         except Exception:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(CRASH_EXIT_CODE)
+
+    def _count(self) -> None:
+        """Refresh `tokens_drawn` twice a second; vLLM is asked for final outputs only, so it is read from its states."""
+        if self._running and self._moved - self._counted < _COUNT_PERIOD_S:
+            return
+        self._counted = self._moved
+        states = self._engine.output_processor.request_states.values()
+        self.tokens_drawn = self._delivered + sum(state.detokenizer.num_output_tokens() for state in states)
 
     def _watch(self, stall_s: float) -> None:
         """End the process where a start or a step does not come back: a device or a network may hang for ever."""
@@ -177,6 +191,7 @@ class Engine:
             future.set_exception(InfrastructureError(f"vLLM ended a request with {reason!r}"))
             return
         ids = tuple(completion.token_ids)
+        self._delivered += len(ids)
         spoken = ids[:-1] if reason == "stop" else ids
         text = self._tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))

@@ -69,6 +69,7 @@ def generate(
         seed=seed,
         out=out.resolve(),
         logs=logs.resolve(),
+        max_tokens=min(max_tokens, model.max_model_len),
     )
     engines = Pool(
         min_engines=cluster.min_engines,
@@ -121,8 +122,10 @@ def draw(
             max_failures=max_failures,
             ended=ended,
             logs=order.logs,
+            max_tokens=order.max_tokens,
         )
         try:
+            task.wait("waiting for prompts")
             _first_prompts(plan, ended, patience_s)
             found = _until_whole(plan, order, engines, found, monitor, max_failures, ended, stage, progress)
             monitor.look(found.positions)

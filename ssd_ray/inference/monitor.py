@@ -10,9 +10,8 @@ import functools
 import json
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,16 @@ from ssd_ray.inference import presence, status
 from ssd_ray.inference.deaths import Deaths
 from ssd_ray.inference.source import Plan, prompt_rows
 from ssd_ray.inference.status import EngineStatus
-from ssd_ray.progress import Progress, Task
+from ssd_ray.progress import Progress, Remaining, Task, Throughput
 
-_RATE_WINDOW_S = 60.0
 _FIGURES = {
     "answers": "Answers on disk or finished, with those that could not be drawn.",
     "answers_left": "Answers that are not finished yet, of the prompts that are there.",
     "answers_failed": "Answers that could not be drawn.",
     "retries": "Answers that were asked for again.",
     "seconds_left": "Time left by tokens: answers left, times their mean length so far, over the rate of the last minute.",
-    "tokens_per_second": "Output tokens a second over the last minute.",
-    "engines": "Engines that finished an answer in the last minute.",
+    "tokens_per_second": "Output tokens a second over the last minute, unfinished answers included.",
+    "engines": "Engines that drew tokens in the last minute.",
     "engine_losses": "Engine processes that died; their units were done again.",
     "prompts_left_out": "Prompts left out because engines died with them.",
 }
@@ -85,22 +83,6 @@ class Streak:
         return added
 
 
-@dataclass
-class Rate:
-    """Tokens a second over the last minute, from none half a second before it was made."""
-
-    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic() - status.PERIOD_S, 0)]))
-
-    def take(self, tokens: int) -> float:
-        """The rate, given the tokens so far."""
-        now = time.monotonic()
-        self.marks.append((now, tokens))
-        while now - self.marks[0][0] > _RATE_WINDOW_S:
-            self.marks.popleft()
-        began, before = self.marks[0]
-        return (tokens - before) / (now - began) if now > began else 0.0
-
-
 class Monitor:
     """Called by the pool several times a second; looks twice a second, and raises what must end the stage."""
 
@@ -117,13 +99,15 @@ class Monitor:
         max_failures: int,
         ended: Callable[[], bool],
         logs: Path,
+        max_tokens: int | None = None,
     ) -> None:
         self._plan, self._task, self._progress, self._stage = plan, task, progress, stage
         self._before, self._failed, self._max_failures, self._ended, self._logs = before, failed, max_failures, ended, logs
         self._attempt, self._looked = attempt, 0.0
         self._told, self._shown = set[str](), set[str]()
         self._streak = Streak(self._read())
-        self._rates: dict[str, Rate] = {"": Rate()}
+        self._throughputs: dict[str, Throughput] = {}
+        self._max_tokens = max_tokens
         self._rows: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -154,26 +138,39 @@ class Monitor:
         own = self._own(deaths)
         self._tell_doubts(own, deaths.doubted)
         self._stop(own, deaths)
-        failed, tokens, total = sum(one.failed for one in own), sum(one.tokens for one in own), self.total
+        failed, total = sum(one.failed for one in own), self.total
         done = self._before + sum(one.rows for one in own) + failed if on_record is None else on_record
-        living = [one for one in own if not one.dead and one.state != "ended"]
-        rates = {one.engine: self._rates.setdefault(one.engine, Rate()).take(one.tokens) for one in living}
-        busy = {engine: rate for engine, rate in rates.items() if rate > 0}
-        lost, rate, left = sum(one.dead for one in own), self._rates[""].take(tokens), max(0, total - done)
+        drawn = sum(_drawn(one) for one in own)
+        rates = {one.engine: self._rate(one.engine, one.rows, _drawn(one)) for one in own if _is_at_work(one)}
+        rate = self._rate("", done, drawn) if rates else 0.0
+        remaining = _remaining(own, total - done, self._max_tokens)
         figures = {
             "answers": done,
-            "answers_left": left,
+            "answers_left": max(0, total - done),
             "answers_failed": self._failed + failed,
             "retries": sum(one.retries for one in own),
             "tokens_per_second": rate,
-            "engines": len(busy),
-            "engine_losses": lost,
+            "engines": sum(1 for value in rates.values() if value > 0),
+            "engine_losses": sum(one.dead for one in own),
             "prompts_left_out": len(deaths.left_out()),
         }
-        if rate > 0 or not left:
-            figures["seconds_left"] = left * tokens / sum(one.rows for one in own) / rate if left else 0
+        if total <= done:
+            figures["seconds_left"] = 0
+        elif rate > 0 and remaining is not None:
+            figures["seconds_left"] = remaining.tokens / rate
         self._publish(figures, rates)
-        self._task.update(min(done, total), tokens=tokens, note=_note(own, busy, lost), total=total)
+        if rates or done >= total:
+            self._task.update(min(done, total), drawn, _note(own, rates), total, remaining)
+        else:
+            self._task.wait("starting engines")
+
+    def _rate(self, engine: str, rows: int, tokens: int) -> float:
+        """Mark the counts of an engine, or of all for an empty name; returns tokens a second."""
+        if engine not in self._throughputs:
+            self._throughputs[engine] = Throughput(age_s=status.PERIOD_S)
+        throughput = self._throughputs[engine]
+        throughput.mark(rows, tokens)
+        return throughput.rates[1]
 
     def close(self) -> None:
         """No engine is at work any more: rates and what is to come are none, counts stay."""
@@ -239,14 +236,40 @@ class Monitor:
             artifacts.write_atomic(self._plan.out / "pace.json", json.dumps(pace))
 
 
-def _note(own: list[EngineStatus], busy: dict[str, float], lost: int) -> str:
-    """Engines at work and the tokens a second of each, and what was lost."""
+def _is_at_work(engine: EngineStatus) -> bool:
+    """Return True for an engine that is up and takes requests or finishes them."""
+    return not engine.dead and engine.state in ("ready", "draining")
+
+
+def _drawn(engine: EngineStatus) -> int:
+    """Tokens of an engine so far; finished answers count at once, those in flight with the next heartbeat."""
+    return max(engine.drawn, engine.tokens)
+
+
+def _remaining(own: list[EngineStatus], answers_left: int, max_tokens: int | None) -> Remaining | None:
+    """Tokens left, from the mean length of the answers so far; None where nothing is known of lengths.
+
+    - Mean length: all tokens over finished answers. For lengths that are spread exponentially this
+      is the maximum-likelihood estimate with unfinished answers as censored ones.
+    - Bound: no answer is longer than `max_tokens`. It alone is known before the first answer ends.
+    """
+    finished = sum(engine.rows for engine in own)
+    drawn = sum(_drawn(engine) for engine in own)
+    in_flight = sum(_drawn(engine) - engine.tokens for engine in own if _is_at_work(engine))
+    bound = None if max_tokens is None else max(0, max_tokens * answers_left - in_flight)
+    estimate = answers_left * drawn / finished if finished else None
+    if estimate is not None and (bound is None or estimate < bound):
+        return Remaining(tokens=estimate)
+    return None if bound is None else Remaining(tokens=bound, at_most=True)
+
+
+def _note(own: list[EngineStatus], rates: Mapping[str, float]) -> str:
+    """Engines at work, the slowest and the fastest of them, and the number of lost ones."""
     parts = []
+    busy = sorted(rate for rate in rates.values() if rate > 0)
     if len(busy) > 1:
-        each = sorted(busy.values())
-        parts.append(f"{len(busy)} engines at {each[0]:,.0f} to {each[-1]:,.0f} tok/s")
-    elif not busy and any(one.state == "starting" and not one.dead for one in own):
-        parts.append("engine starting")
+        parts.append(f"{len(busy)} engines at {busy[0]:,.0f} to {busy[-1]:,.0f} tok/s")
+    lost = sum(engine.dead for engine in own)
     if lost:
         parts.append(f"{lost} engine{'s' if lost > 1 else ''} lost")
     return ", ".join(parts)

@@ -31,6 +31,7 @@ State = Literal["starting", "ready", "draining", "failed", "ended"]
 class EngineStatus:
     """One engine process: its actor, node and attempt of the stage, what it has done, and the spans that it is drawing.
 
+    `tokens` counts those of finished answers, `drawn` those of unfinished ones as well.
     `refused` counts units of which no request was answered, although the engine lived, `failed` answers on record as such, and
     `retries` answers that were asked for again. `testing` says that suspects have the engine for themselves, `alone` which
     prompt if it is one; `reason` says what failed, and `mistake` that it is the user's to mend. A death is `excused` where
@@ -48,6 +49,7 @@ class EngineStatus:
     last: float = 0.0
     rows: int = 0
     tokens: int = 0
+    drawn: int = 0
     refused: int = 0
     failed: int = 0
     retries: int = 0
@@ -76,6 +78,7 @@ class Reporter:
         self._drawing: Counter[Span] = Counter()
         self._lock = threading.Lock()
         self._news = False
+        self._drawn: Callable[[], int] | None = None
         self._write()
         threading.Thread(target=self._loop, name="status", daemon=True).start()
 
@@ -93,6 +96,10 @@ class Reporter:
                 self._status, rows=self._status.rows + 1, tokens=self._status.tokens + tokens, last=time.time()
             )
             self._news = True
+
+    def follow(self, drawn: Callable[[], int]) -> None:
+        """Read tokens in flight from the engine as well, from now on."""
+        self._drawn = drawn
 
     def retried(self, answers: int) -> None:
         """Count answers that are asked for again."""
@@ -131,6 +138,10 @@ class Reporter:
         while True:
             time.sleep(PERIOD_S)
             with self._lock:
+                drawn = self._drawn() if self._drawn is not None else self._status.tokens
+                if drawn != self._status.drawn:
+                    self._status = replace(self._status, drawn=drawn)
+                    self._news = True
                 if self._news:
                     self._write()
 

@@ -44,6 +44,9 @@ _LONGEST_PAUSE_S = 30.0
 class Draws(Protocol):
     """What a worker needs of an engine."""
 
+    tokens_drawn: int
+    """Tokens of all requests so far, those in flight included."""
+
     def submit(self, request: Request) -> Future[Answer]:
         """Queue a request; the future holds its answer, or why there is none."""
 
@@ -58,6 +61,7 @@ class Order:
     seed: int
     out: Path
     logs: Path
+    max_tokens: int | None = None
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -93,6 +97,7 @@ class EngineWorker:
             self._report.become("failed", " ".join(str(error).split())[:400], mistake=isinstance(error, UserError))
             os._exit(CRASH_EXIT_CODE)
         self._report.become("ready")
+        self._report.follow(lambda: self._engine.tokens_drawn)
         threading.Thread(target=self._watch_notice, name="notice", daemon=True).start()
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -33,6 +33,7 @@ from ssd_ray.training.engine import accumulate, build_engine, gradient_divisor, 
 from ssd_ray.training.engine import step as optimizer_step
 from ssd_ray.training.examples import Examples, Ints
 from ssd_ray.training.experts import ExpertLoad
+from ssd_ray.training.heartbeat import SILENT, Heartbeat
 from ssd_ray.training.heldout import split
 from ssd_ray.training.observation import Observer
 from ssd_ray.training.schedule import learning_rate
@@ -78,8 +79,10 @@ def work(config: dict[str, Job]) -> None:
     if (job.out / checkpoints.FINISHED).exists():  # a worker was lost after its last word
         return
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
+    heartbeat = Heartbeat(job.logs, context.get_world_rank())
+    heartbeat.phase("loading the model")
     prepare_process(job.cluster)
-    worker = Worker(job)
+    worker = Worker(job, heartbeat)
     engine, train = worker.engine, job.train
     begin = checkpoints.restore(engine, job.out)
     if engine.global_rank == 0:
@@ -96,11 +99,14 @@ def work(config: dict[str, Job]) -> None:
         known, draining = draining, ray.train.get_preemption_info() is not None
         is_due = step % train.checkpoint_every == 0 or step == train.steps  # the last export may take long
         if is_due or _someone_leaves(engine, job.out, draining and not known):
+            heartbeat.phase("saving the state")
             checkpoints.save(engine, job.out, step, job.model_digest)
             if NOTICE.is_set():
                 os._exit(128 + signal.SIGTERM)
         if _is_exported(train, step):
+            heartbeat.phase("exporting the model")
             _export_step(engine, job, step)
+    heartbeat.phase("exporting the model")
     worker.observer.close()
     checkpoints.export(engine, job.model, job.out, train, job.serving)
     if engine.global_rank == 0:
@@ -132,15 +138,18 @@ def _any(engine: Any, told: bool) -> bool:
 class Worker:
     """The engine and the data of one worker, and the optimiser steps that they make together."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, heartbeat: Heartbeat = SILENT) -> None:
         self.job = job
+        self._heartbeat = heartbeat
+        self._computed_tokens = 0
+        self._own_tokens = 0
         self.examples, self.held_out = split(Examples(job.dataset), job.train.heldout_samples, job.seed)
         self.engine = build_engine(job.model, job.train, job.cluster, seed=job.seed)
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
         if job.train.sequences_alone:
             self._budget = 1
-        self.observer = Observer(job, self.engine, self.examples, self.held_out, self._budget)
+        self.observer = Observer(job, self.engine, self.examples, self.held_out, self._budget, heartbeat)
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step on one global batch; the line for the loss log, the same on every worker.
@@ -156,7 +165,11 @@ class Worker:
         self._auxiliary = 0.0
         scale = gradient_divisor(train, self.job.cluster)
         once = self.job.cluster.device == "cpu" and train.accumulate_locally and train.dtype == "float32"  # sums are of its type
-        loss = accumulate(engine, [partial(self._run, batch, rows) for rows in self._mine(batch)], scale, once=once)
+        shares = self._mine(batch)
+        self._computed_tokens = 0
+        self._own_tokens = sum(self._tokens(batch, places) for places in shares)
+        self._heartbeat.begin_step(step, batch.tokens)
+        loss = accumulate(engine, [partial(self._run, batch, places) for places in shares], scale, once=once)
         loss -= self._auxiliary
         distributed.all_reduce(loss)
         self._check(loss.item(), batch, step, "loss")
@@ -183,8 +196,15 @@ class Worker:
         )
         return shares[self.engine.global_rank // self.job.train.sequence_parallel_size]
 
+    def _tokens(self, batch: GlobalBatch, places: Ints) -> int:
+        """Count the tokens of the sequences at `places` of a batch."""
+        return int(self.examples.lengths[batch.rows[places]].sum())
+
     def _run(self, batch: GlobalBatch, places: Ints) -> torch.Tensor:
         """The loss of one micro-batch, or of this worker's slice of it."""
+        # The backward pass of the micro-batch before this one has ended by now.
+        self._heartbeat.advance(self._computed_tokens / max(1, self._own_tokens))
+        self._computed_tokens += self._tokens(batch, places)
         train = self.job.train
         size, packed = train.sequence_parallel_size, train.packing
         whole = batches.collate(self.examples, batch.rows[places], batch.token_weights[places], packed=packed, multiple=size)

@@ -22,6 +22,7 @@ from ssd_ray.planner import architecture
 from ssd_ray.training import trackers
 from ssd_ray.training.batches import GlobalBatch
 from ssd_ray.training.examples import Examples
+from ssd_ray.training.heartbeat import SILENT, Heartbeat
 from ssd_ray.training.heldout import HELD_OUT_LOG, HeldOut, cut_held_out
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "memory_g
 class Observer:
     """One worker's view of its training; made before a state is restored, while the engine holds the base's weights."""
 
-    def __init__(self, job: Job, engine: Any, examples: Examples, held_out: Examples | None, budget: int) -> None:
+    def __init__(
+        self, job: Job, engine: Any, examples: Examples, held_out: Examples | None, budget: int, heartbeat: Heartbeat = SILENT
+    ) -> None:
+        self._heartbeat = heartbeat
         self._job, self._engine, self._examples = job, engine, examples
         self._model = _architecture(job.model)
         lora = job.train.lora
@@ -95,6 +99,7 @@ class Observer:
     def _measure(self, step: int) -> None:
         if self._held_out is None:
             return
+        self._heartbeat.phase("measuring held-out samples")
         found = self._held_out.measure()
         if self._engine.global_rank == 0:
             with (self._job.out / HELD_OUT_LOG).open("a") as handle:

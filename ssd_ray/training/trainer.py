@@ -32,11 +32,12 @@ from ray.train.torch import TorchConfig
 from ssd_ray.artifacts import digest, read_json
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.progress import Progress
-from ssd_ray.training import checkpoints
+from ssd_ray.progress import Progress, Remaining, Task
+from ssd_ray.training import checkpoints, heartbeat
 from ssd_ray.training.checkpoints import Serving
 from ssd_ray.training.checks import check_model, check_samples
 from ssd_ray.training.engine import process_environment
+from ssd_ray.training.heartbeat import Beat
 from ssd_ray.training.loop import UNCHANGED, Job, work
 from ssd_ray.training.worker_group import SizedTrainer, TakesNotice, sizes
 
@@ -190,8 +191,22 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
     )
 
 
+def _show(task: Task, job: Job, log: checkpoints.GrowingLog, begin: int, *, last: bool) -> None:
+    """Update the task from the loss log and the first worker's heartbeat."""
+    beat = heartbeat.read(job.logs) or Beat(phase="starting workers")
+    if beat.phase and not last:
+        task.wait(beat.phase)
+        return
+    steps_done = len(log.tokens)
+    computed = beat.tokens if beat.steps_done == steps_done else 0
+    batch_tokens = sum(log.tokens) / steps_done if steps_done else beat.batch_tokens
+    left = max(0.0, (job.train.steps - steps_done) * batch_tokens - computed)
+    note = f"loss {log.loss:.3f}" if steps_done else "step 1"
+    task.update(steps_done, sum(log.tokens[begin:]) + computed, note, remaining=Remaining(tokens=left))
+
+
 @contextmanager
-def _shown(job: Job, begin: int, task: Any, progress: Progress) -> Iterator[None]:
+def _shown(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[None]:
     """Follow the loss log while the block runs, and once more at its end."""
     over = threading.Event()
 
@@ -203,11 +218,11 @@ def _shown(job: Job, begin: int, task: Any, progress: Progress) -> Iterator[None
             if len(log.tokens) < seen:
                 progress.say(f"train: workers were started again and go on from step {len(log.tokens)}")
             seen = len(log.tokens)
-            if seen > begin:
-                task.update(seen, sum(log.tokens[begin:]), f"loss {log.loss:.3f}")
+            _show(task, job, log, begin, last=last)
             if last:
                 return
 
+    heartbeat.forget(job.logs)
     follower = threading.Thread(target=follow, name="training-progress", daemon=True)
     follower.start()
     try:

@@ -1,0 +1,82 @@
+"""Show the driver where training is between two lines of the loss log.
+
+- The first worker replaces one small JSON file in the logs; the driver reads it for the screen.
+- Nothing else depends on it: a lost or outdated file costs a line on the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_FILE = "train-heartbeat.json"
+_PERIOD_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """One moment of training."""
+
+    phase: str = ""
+    """Work other than steps, such as "loading the model"; empty while a step is computed."""
+    steps_done: int = 0
+    tokens: int = 0
+    """Tokens of the current global batch that have been computed, of all workers."""
+    batch_tokens: int = 0
+    """Tokens of the current global batch."""
+
+
+class Heartbeat:
+    """Writer of the file; silent on all workers but the first."""
+
+    def __init__(self, logs: Path, rank: int) -> None:
+        self._path = logs / _FILE if rank == 0 else None
+        self._beat = Beat()
+        self._written = 0.0
+
+    def phase(self, text: str) -> None:
+        """Name work that is no step; the next step ends it."""
+        self._beat = Beat(phase=text)
+        self._write()
+
+    def begin_step(self, steps_done: int, batch_tokens: int) -> None:
+        """Begin the step after `steps_done` ones."""
+        self._beat = Beat(steps_done=steps_done, batch_tokens=batch_tokens)
+        self._write()
+
+    def advance(self, share: float) -> None:
+        """Take the share of the current step's tokens that this worker has computed of its own."""
+        self._beat = Beat(
+            steps_done=self._beat.steps_done,
+            tokens=round(share * self._beat.batch_tokens),
+            batch_tokens=self._beat.batch_tokens,
+        )
+        if time.monotonic() - self._written >= _PERIOD_S:
+            self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        self._written = time.monotonic()
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self._beat)))
+        partial.replace(self._path)
+
+
+SILENT = Heartbeat(Path(), rank=-1)
+"""Heartbeat of workers that nobody watches."""
+
+
+def forget(logs: Path) -> None:
+    """Remove the file of an earlier training."""
+    (logs / _FILE).unlink(missing_ok=True)
+
+
+def read(logs: Path) -> Beat | None:
+    """Read the latest beat; None before the first."""
+    try:
+        return Beat(**json.loads((logs / _FILE).read_text()))
+    except (OSError, ValueError):  # on NFS, a file that was replaced while it was read
+        return None
