@@ -19,7 +19,7 @@ LAYERS = [
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
     {"artifacts", "progress", "arms", "ledger"},
-    {"schema", "config", "extraction", "identity"},
+    {"schema", "config", "extraction", "identity", "throughput"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.

@@ -21,7 +21,8 @@ from ssd_ray.inference import presence, status
 from ssd_ray.inference.deaths import Deaths
 from ssd_ray.inference.source import Plan, prompt_rows
 from ssd_ray.inference.status import EngineStatus
-from ssd_ray.progress import Progress, Remaining, Task, Throughput
+from ssd_ray.progress import Progress, Task
+from ssd_ray.throughput import Remaining, Throughput
 
 _FIGURES = {
     "answers": "Answers on disk or finished, with those that could not be drawn.",

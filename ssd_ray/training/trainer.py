@@ -32,7 +32,8 @@ from ray.train.torch import TorchConfig
 from ssd_ray.artifacts import digest, read_json
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.progress import Progress, Remaining, Task
+from ssd_ray.progress import Progress, Task
+from ssd_ray.throughput import Remaining
 from ssd_ray.training import checkpoints, heartbeat
 from ssd_ray.training.checkpoints import Serving
 from ssd_ray.training.checks import check_model, check_samples
