@@ -1,0 +1,79 @@
+"""Measure rates of long work, and format rates and times."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+_WINDOW_S = 60.0
+_POLL_S = 0.5
+_SHORTEST_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remaining:
+    """Tokens that a task has yet to handle."""
+
+    tokens: float
+    at_most: bool = False
+    """The number is an upper bound: no unit has ended yet from which its length could be told."""
+
+
+class Throughput:
+    """Rates of one task over its last minute and over all of its working time.
+
+    - `done` units were complete before; the clock starts `age_s` before now.
+    - A pause ends with the next mark, but for half a second: that mark's work began before it.
+    - Counts may fall, as where a crash costs steps: the window then starts again from there.
+    """
+
+    def __init__(self, done: int = 0, age_s: float = 0.0) -> None:
+        self._marks: deque[tuple[float, int, int]] = deque([(time.monotonic() - age_s, done, 0)])
+        self._paused = False
+        self.working_s = 0.0
+
+    def mark(self, done: int, tokens: int = 0) -> None:
+        """Take the counts so far."""
+        now = time.monotonic()
+        last, last_done, last_tokens = self._marks[-1]
+        elapsed_s = now - last
+        if self._paused:
+            pause_s = max(0.0, elapsed_s - _POLL_S)
+            self._marks = deque((at + pause_s, units, count) for at, units, count in self._marks)
+            elapsed_s -= pause_s
+        self._paused = False
+        self.working_s += elapsed_s
+        if done < last_done or tokens < last_tokens:
+            self._marks.clear()
+        self._marks.append((now, done, tokens))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= _WINDOW_S:
+            self._marks.popleft()
+
+    def pause(self) -> None:
+        """Leave the time from the last mark to the next one out."""
+        self._paused = True
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Units and tokens a second over the last minute; zeros where too little time has gone by."""
+        (began, first_done, first_tokens), (now, done, tokens) = self._marks[0], self._marks[-1]
+        seconds = now - began
+        if seconds < _SHORTEST_S:
+            return 0.0, 0.0
+        return (done - first_done) / seconds, (tokens - first_tokens) / seconds
+
+
+def number(value: float) -> str:
+    """Format a rate with two significant digits below 10 and none after the point above."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as m:ss, h:mm:ss or days and h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour}:{minute:02}:{second:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
