@@ -73,6 +73,11 @@ class Pipeline:
     @functools.cached_property
     def steps(self) -> list[Step]:
         """Every step in the order in which `run` makes them."""
+        return [*self._before_report, self._report]
+
+    @functools.cached_property
+    def _before_report(self) -> list[Step]:
+        """All steps but the report, which shows what each of them cost: this is the only list of steps."""
         return [
             self._benchmark,
             self._eval_prompts,  # before any prompt, on which engines may wait already
@@ -83,7 +88,6 @@ class Pipeline:
             *(self._checkpoint(branch) for branch in self._branches.values()),
             *(self._generations(arm) for arm in self._arms),
             *self._all_verdicts,
-            self._report,
         ]
 
     @functools.cached_property
@@ -268,7 +272,8 @@ class Pipeline:
         }
         trained = (step for branch in self._branches.values() for step in (self._dataset(branch), self._checkpoint(branch)))
         inputs = (self._contamination, *trained, *self._all_verdicts)
-        return Step(name="report", verb="report", choices=chosen, act=self._stages.report, inputs=inputs)
+        act = functools.partial(self._stages.report, [step.name for step in self._before_report])
+        return Step(name="report", verb="report", choices=chosen, act=act, inputs=inputs)
 
     def _grading(self, profile: Profile) -> dict[str, Any]:
         limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")

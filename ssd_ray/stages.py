@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,8 +284,8 @@ class Stages:
     def _rows(self, stage: str) -> int:
         return int(artifacts.load(self.out / stage).facts["rows"])
 
-    def report(self, out: Path) -> Facts:
-        """The page and the scores."""
+    def report(self, steps: Sequence[str], out: Path) -> Facts:
+        """Write the page and the scores; `steps` are the names of all steps before it."""
         from ssd_ray.reporting.page import report
 
-        return report(self.recipe, self.out, out=out)
+        return report(self.recipe, self.out, steps, out=out)

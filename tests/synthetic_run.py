@@ -53,6 +53,7 @@ class Made:
 
     path: Path
     recipe: Recipe
+    steps: list[str]
     verdicts: dict[str, list[Verdict]]
     completions: dict[str, list[Completion]]
 
@@ -60,6 +61,12 @@ class Made:
 def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda name, rows: rows, facts=True):
     """A whole run at `path`; `outcome(arm, problem, sample, rng)` decides, `mutate(directory, rows)` spoils rows."""
     chosen = made_by or recipe()
+    steps = []
+
+    def write(name, *what, **more):
+        steps.append(name)
+        _write(path / name, name.partition("/")[0], *what, **more)
+
     rng = random.Random(seed)
     prompts = [
         Prompt(prompt_id=f"{evil}train-{i:03}", source="builtin", difficulty="easy", text="Write.", token_ids=(1,) * 9)
@@ -83,30 +90,31 @@ def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda
     ]
     known = _facts(prompts, samples, examples) if facts else {}
     health = {"masked": {"rows": 0, "response_tokens": 0}, "health": _health(samples)}
-    _write(path / "prompts", "prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
-    _write(path / "contamination", "contamination", [], Example, _contamination(evil), 0.1)
+    write("benchmark", [], Example, {}, 1.5)
+    write("prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
+    write("contamination", [], Example, _contamination(evil), 0.1)
     for branch in arms.branches(chosen):
         names = (branch.samples, branch.dataset, branch.checkpoint)
         if not (path / names[0]).exists():
-            _write(path / names[0], names[0], mutate(names[0], samples), Completion, known.get("samples", {}), 80.5)
+            write(names[0], mutate(names[0], samples), Completion, known.get("samples", {}), 80.5)
         if branch.verdicts:
-            _write(path / "training-problems", "training-problems", [], Example, {}, 0.5)
-            _write(path / branch.verdicts, branch.verdicts, [], Example, {}, 4.0)
-        _write(path / names[1], names[1], mutate(names[1], examples), Example, known.get("dataset", {}) | health, 0.0257)
-        _write(path / names[2], names[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
-    _write(path / "eval-prompts", "eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
-    made = Made(path=path, recipe=chosen, verdicts={}, completions={})
+            write("training-problems", [], Example, {}, 0.5)
+            write(branch.verdicts, [], Example, {}, 4.0)
+        write(names[1], mutate(names[1], examples), Example, known.get("dataset", {}) | health, 0.0257)
+        write(names[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
+    write("eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
+    made = Made(path=path, recipe=chosen, steps=steps, verdicts={}, completions={})
     decide = outcome or usual_outcome
     for arm in arms.arms(chosen):
         answers = [_completion(problem, i, rng, evil) for problem in problems for i in range(chosen.evaluate.samples_per_problem)]
         verdicts = [_verdict(answer, decide(arm, answer, rng), evil) for answer in answers]
         made.completions[arm], made.verdicts[arm] = answers, verdicts
         sandbox = {"isolation": {"level": f"namespaces{evil}", "network": False}} if facts else {}
-        _write(path / "generations" / arm, "generations", mutate(f"generations/{arm}", answers), Completion, {}, 300.0)
+        write(f"generations/{arm}", mutate(f"generations/{arm}", answers), Completion, {}, 300.0)
         for profile in chosen.evaluate.profiles:
             name = f"{arms.VERDICTS[profile]}/{arm}"
             rows = verdicts if profile == chosen.evaluate.profiles[0] else _regraded(verdicts)
-            _write(path / name, name.partition("/")[0], mutate(name, rows), Verdict, sandbox, 30.0)
+            write(name, mutate(name, rows), Verdict, sandbox, 30.0)
     return made
 
 
@@ -255,7 +263,7 @@ def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
 def reported(made, name="report"):
     """The report of a run: its directory, facts and scores."""
     out = made.path / name
-    facts = report(made.recipe, made.path, out=out)
+    facts = report(made.recipe, made.path, made.steps, out=out)
     return out, facts, json.loads((out / "scores.json").read_text())
 
 

@@ -3,10 +3,12 @@
 import pytest
 from synthetic_run import recipe
 
-from ssd_ray import arms, recipes
+from ssd_ray import arms, artifacts, plan, recipes
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
+from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.progress import LineProgress
+from ssd_ray.reporting.timings import timings
 from ssd_ray.stages import Stages
 
 
@@ -95,6 +97,32 @@ def test_every_step_comes_after_what_it_needs(controls, select, tmp_path):
         assert {needed.name for needed in (*step.inputs, *step.after)} <= seen, step.name
         assert step.name not in seen
         seen.add(step.name)
+
+
+ALL = ["evaluate.controls=[naive, accepted, teacher]", "evaluate.profiles=[strict, lcb-compat]", "evaluate.sweep=[0.5, 1.0]"]
+
+
+@pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
+def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch):
+    recipe, passed = recipes.load("quickstart", overrides), []
+    monkeypatch.setattr("ssd_ray.reporting.page.report", lambda recipe, run, steps, out: passed.append((recipe, run, steps)) or {})
+    *steps, report = Pipeline(recipe, tmp_path, LineProgress()).steps
+    for step in steps:
+        artifacts.make(tmp_path / step.name, step.identity, lambda out: {})
+        artifacts.write_atomic(tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}')
+    report.act(tmp_path / "report")
+    cost = timings(*passed[0])
+    assert [row["stage"] for row in cost["stages"]] == [step.name for step in steps]
+    assert "benchmark" in {row["stage"] for row in cost["stages"]}
+    assert cost["total"] == {"seconds": 2.0 * len(steps), "tokens": 3 * len(steps)}
+
+
+@pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
+def test_a_plan_has_a_sentence_for_every_step(overrides, tmp_path):
+    recipe = recipes.load("quickstart", overrides)
+    shown = plan.as_json(recipe, overrides, tmp_path, assumptions([]))["steps"]
+    assert [row["artifact"] for row in shown] == [step.name for step in Pipeline(recipe, tmp_path, LineProgress()).steps]
+    assert all(len(row["deed"]) > 10 for row in shown)
 
 
 def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_path):

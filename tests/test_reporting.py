@@ -127,12 +127,12 @@ def test_scores_are_the_same_bytes_wherever_and_whenever_the_run_was_made(made, 
         timing.write_text('{"seconds": 12345.6, "attempts": 7, "tokens": 9}')
     text = tables.canonical(measure(again.recipe, again.path)[0]) + "\n"
     assert text == (shown[0] / "scores.json").read_text()
-    assert timings(again.recipe, again.path)["stages"][0]["seconds"] == 12345.6
+    assert timings(again.recipe, again.path, again.steps)["stages"][0]["seconds"] == 12345.6
     assert not re.search(r"\d{4}-\d\d-\d\d|seconds|time_s|/tmp|/work", text)
 
 
 def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
-    report(made.recipe, made.path, out=tmp_path)
+    report(made.recipe, made.path, made.steps, out=tmp_path)
     pictures = re.findall(r'src="(data:[^"]+)"', (tmp_path / "report.html").read_text())
     assert pictures == re.findall(r'src="(data:[^"]+)"', shown[3])
     assert len(pictures) == 11
@@ -237,7 +237,7 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path, mutate, message):
 def test_another_number_of_answers_than_the_recipe_asked_for_is_refused(made):
     other = recipe(evaluate={"samples_per_problem": 7})
     with pytest.raises(UserError, match=r"'builtin/00' has 6 answers, not evaluate.samples_per_problem 7"):
-        report(other, made.path, out=made.path / "never")
+        report(other, made.path, made.steps, out=made.path / "never")
 
 
 def test_an_unfinished_run_and_a_spoilt_loss_are_refused(tmp_path):

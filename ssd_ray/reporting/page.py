@@ -36,14 +36,16 @@ class Choice:
     source: str
 
 
-def report(recipe: Recipe, run: Path, *, out: Path) -> dict[str, Any]:
+def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dict[str, Any]:
     """Fill the claimed directory `out` and return its facts: the headline estimates, by benchmark and arm, None if refused.
+
+    `steps` are the names of all steps before the report, whose cost is shown.
 
     Raises:
         UserError: an artifact of the run is missing or incomplete, or its rows contradict each other.
     """
     scores, results = measure(recipe, run)
-    cost = timings(recipe, run)
+    cost = timings(recipe, run, steps)
     html = render(recipe, scores, cost, examples(recipe, run, results), pictures(scores, cost))
     artifacts.write_atomic(out / "scores.json", tables.canonical(scores) + "\n")
     artifacts.write_atomic(out / "timings.json", tables.canonical(cost) + "\n")

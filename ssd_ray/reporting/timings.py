@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,19 @@ from ssd_ray import arms, artifacts
 from ssd_ray.config import Recipe
 
 
-def stages(recipe: Recipe) -> list[str]:
-    """The artifact directories of a run, in the order they are made."""
-    every = list(arms.arms(recipe))
-    branches = arms.branches(recipe)
-    graded = ("training-problems",) if any(branch.verdicts for branch in branches) else ()
-    trained = ((branch.samples, branch.verdicts, branch.dataset, branch.checkpoint) for branch in branches)
-    named = dict.fromkeys(name for names in trained for name in names if name is not None)
-    return [
-        *("prompts", "contamination", *graded, *named, "eval-prompts"),
-        *(f"generations/{arm}" for arm in every),
-        *(f"{arms.VERDICTS[profile]}/{arm}" for profile in recipe.evaluate.profiles for arm in every),
-    ]
+def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
+    """Collect time, tokens, isolation, versions and the machine as plain JSON.
 
-
-def timings(recipe: Recipe, run: Path) -> dict[str, Any]:
-    """Time, tokens, isolation, versions and the machine, as plain JSON.
+    Args:
+        recipe: the recipe of the run.
+        run: the run directory.
+        steps: names of all steps that precede the report, in the order in which they are made.
 
     Raises:
         UserError: a stage of the run is not complete.
     """
     first = arms.VERDICTS[recipe.evaluate.profiles[0]]
-    manifests = {stage: _manifest(run / stage) for stage in stages(recipe)}
+    manifests = {stage: _manifest(run / stage) for stage in steps}
     rows = [_stage(run / stage, stage, manifest) for stage, manifest in manifests.items()]
     return {
         "stages": rows,
