@@ -218,7 +218,9 @@ def compare(
 
 @app.command("recipes")
 def list_recipes(
-    fields: Annotated[bool, typer.Option("--fields", help="Print every field of a recipe and what it does.")] = False,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="Print every field of a recipe, its default and what it does.")
+    ] = False,
 ) -> None:
     """List the recipes that come with the package, or the fields of a recipe."""
     from ssd_ray import recipes
@@ -226,7 +228,7 @@ def list_recipes(
     if fields:
         from ssd_ray.plan import fields_table
 
-        _console().print(fields_table(recipes.load("quickstart")))
+        _console().print(fields_table())
         return
     for name in recipes.shipped():
         typer.echo(f"{name:<24} {' '.join(recipes.load(name).description.split())}")

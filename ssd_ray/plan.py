@@ -5,10 +5,13 @@ Reads the recipe, the run directory's manifests and the model's config.json; wri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic_core import to_jsonable_python
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
@@ -68,13 +71,18 @@ def _choices(recipe: Recipe, overrides: Sequence[str]) -> Iterator[tuple[str, An
             yield name, value, origin(recipe, name, overrides)
 
 
-def fields_table(recipe: Recipe) -> Table:
-    """Every field of a recipe and what it does, with the value that it has here."""
-    table = _table("fields of a recipe", "field", "value", "what it does")
-    for name, value, documentation in config.fields(recipe):
-        if name != "sources":
-            table.add_row(Text(name), Text(str(value)), Text(documentation))
+def fields_table() -> Table:
+    """Show every field of a recipe, the default that counts where a recipe leaves it out, and what it does."""
+    table = _table("fields of a recipe", "field", "default", "what it does")
+    for field in config.defaults(Recipe):
+        table.add_row(Text(field.name), Text(as_written(field.value)), Text(field.documentation))
     return table
+
+
+def as_written(value: Any) -> str:
+    """Write a value as a recipe's YAML and `--set` take it."""
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("...\n").rstrip("\n")
 
 
 def _table(title: str, *headings: str) -> Table:

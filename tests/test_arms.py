@@ -105,7 +105,9 @@ ALL = ["evaluate.controls=[naive, accepted, teacher]", "evaluate.profiles=[stric
 @pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
 def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch):
     recipe, passed = recipes.load("quickstart", overrides), []
-    monkeypatch.setattr("ssd_ray.reporting.page.report", lambda recipe, run, steps, out: passed.append((recipe, run, steps)) or {})
+    monkeypatch.setattr(
+        "ssd_ray.reporting.page.report", lambda recipe, run, steps, out: passed.append((recipe, run, steps)) or {}
+    )
     *steps, report = Pipeline(recipe, tmp_path, LineProgress()).steps
     for step in steps:
         artifacts.make(tmp_path / step.name, step.identity, lambda out: {})

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import Field
 
 from ssd_ray import config, recipes
-from ssd_ray.config import Policies
+from ssd_ray.cli import main
+from ssd_ray.config import LoraConfig, Policies, Recipe
+from ssd_ray.config.section import tuning
 from ssd_ray.errors import UserError
-from ssd_ray.plan import origin
+from ssd_ray.plan import as_written, origin
 
 # arXiv 2604.01193, Tables 3 and 4: (temperature, top_k, top_p) of T_train, T_eval and the base.
 PAPER = {
@@ -74,8 +78,76 @@ def test_every_number_of_a_paper_recipe_names_its_source(name: str) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    for field, _, documentation in config.fields(recipes.load("quickstart")):
-        assert documentation, field
+    for field in config.defaults(Recipe):
+        assert field.documentation, field.name
+
+
+LEAST = {"name": "least", "model": {"source": "x"}, "evaluate": {"arms": {"base": {"model": "base"}}}}
+
+
+def test_the_fields_that_are_printed_have_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe that leaves out all that it may has exactly the values that are listed."""
+    listed = {field.name: field.value for field in config.defaults(Recipe)}
+    resolved = config.fields(Recipe.model_validate(LEAST))
+    left_out = {name.replace(".arms.base.", ".arms.NAME."): value for name, value, _ in resolved}
+    given = {"name", "model.source", "evaluate.arms.NAME.model"}
+    assert {name for name, value in listed.items() if value is config.REQUIRED} == given | {
+        "evaluate.arms",
+        "evaluate.benchmarks[].name",
+    }
+    assert {name: listed[name] for name in left_out.keys() - given} == {name: left_out[name] for name in left_out.keys() - given}
+    within = ("train.lora.", "evaluate.benchmarks[].")
+    assert {name for name in listed.keys() - left_out.keys() if not name.startswith(within)} == {"evaluate.arms"}
+    assert listed["train.lora.rank"] == LoraConfig().rank
+    with pytest.raises(SystemExit, match="0"):
+        main(["recipes", "--fields"])
+    shown = {row[0]: row[1] for row in map(str.split, capsys.readouterr().out.splitlines()) if len(row) > 1}
+    assert (shown["train.steps"], shown["train.global_batch_size"]) == ("2500", "32")
+    assert (shown["train.dtype"], shown["cluster.device"], shown["train.lora"]) == ("bfloat16", "cuda", "null")
+    assert (shown["model.source"], shown["train.learning_rate"]) == ("required", "5.0e-06")
+
+
+def test_every_default_is_written_as_set_takes_it(tmp_path: Path) -> None:
+    path = tmp_path / "least.yaml"
+    path.write_text(yaml.safe_dump(LEAST))
+    for field in config.defaults(Recipe):
+        if field.value is not config.REQUIRED and not set(field.name.split(".")) & {"NAME", "benchmarks[]", "lora"}:
+            again = recipes.load(path, [f"{field.name}={as_written(field.value)}"])
+            assert {name: value for name, value, _ in config.fields(again)}[field.name] == field.value
+
+
+class _Inner(config.Section):
+    shaping: int = 1
+    tuned: int = tuning(2)
+
+
+class _Outer(config.Section):
+    own: int = tuning(3)
+    direct: _Inner = _Inner()
+    optional: _Inner | None = None
+    named: dict[str, _Inner] = Field(default_factory=dict)
+    listed: tuple[_Inner, ...] = ()
+
+
+def test_tuning_fields_shape_nothing_at_any_depth() -> None:
+    outer = _Outer(optional=_Inner(), named={"a": _Inner(shaping=5)}, listed=(_Inner(), _Inner(tuned=7)))
+    kept = {"shaping": 1}
+    assert config.choices(outer) == {
+        "direct": kept,
+        "optional": kept,
+        "named": {"a": {"shaping": 5}},
+        "listed": [kept, kept],
+    }
+    assert config.choices(_Outer()) == {"direct": kept, "optional": None, "named": {}, "listed": []}
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_every_other_choice_of_a_recipe_is_kept(name: str) -> None:
+    recipe = recipes.load(name, ["train.lora={rank: 4}"])
+    for section in (recipe.model, recipe.prompts, recipe.prepare, recipe.train, recipe.evaluate, recipe.engine):
+        tuned = {name for name, info in type(section).model_fields.items() if (info.json_schema_extra or {}).get("tuning")}
+        dumped = section.model_dump(mode="json")
+        assert config.choices(section) == {name: value for name, value in dumped.items() if name not in tuned}
 
 
 def test_an_override_wins_over_the_file_and_says_so() -> None:

@@ -12,17 +12,19 @@ from pydantic import Field, model_validator
 
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.hub import HubSource, hub_source
-from ssd_ray.config.section import Decoding, Section, choices, fields, tuning
+from ssd_ray.config.section import REQUIRED, Decoding, Default, Section, choices, defaults, fields, tuning
 from ssd_ray.config.training import LoraConfig, TrainConfig
 
 __all__ = [
     "NAMED_BENCHMARKS",
     "REPLACES_SAMPLER",
+    "REQUIRED",
     "Arm",
     "Benchmark",
     "ClusterConfig",
     "Contamination",
     "Decoding",
+    "Default",
     "EngineConfig",
     "EvaluateConfig",
     "HubSource",
@@ -36,6 +38,7 @@ __all__ = [
     "Section",
     "TrainConfig",
     "choices",
+    "defaults",
     "fields",
     "hub_source",
 ]

@@ -6,9 +6,12 @@ Reads and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 _NUMBERS = (int, float, int | None, float | None)
 
@@ -76,11 +79,72 @@ def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
             yield path, value, " ".join((info.description or "").split())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Default:
+    """A field of a section's type as its class states it."""
+
+    name: str
+    """Dotted name; `NAME` is the key of a mapping, `[]` an item of a list."""
+    value: Any
+    """The default; `REQUIRED` where there is none."""
+    documentation: str
+
+
+REQUIRED = "required"
+
+
+def defaults(section: type[Section], prefix: str = "", instance: Section | None = None) -> Iterator[Default]:
+    """List every field of a section's type with its default, those of sections within it included.
+
+    Args:
+        section: the type; a field without a default is listed as `REQUIRED`.
+        prefix: start of every dotted name.
+        instance: the default of the section itself where its parent states one; its values count then.
+    """
+    for name, info in section.model_fields.items():
+        path = f"{prefix}{name}"
+        value = info.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
+        if isinstance(value, Section):
+            yield from defaults(type(value), f"{path}.", value)
+            continue
+        nested, key = _nested(info.annotation)
+        stated = value is not PydanticUndefined
+        if stated or nested is None or key:
+            documentation = " ".join((info.description or "").split())
+            yield Default(name=path, value=value if stated else REQUIRED, documentation=documentation)
+        if nested is not None:
+            yield from defaults(nested, f"{path}{key}.")
+
+
+def _nested(annotation: Any) -> tuple[type[Section] | None, str]:
+    """Find the section that an annotation holds, and what names it there: `.NAME`, `[]` or nothing."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, ""
+    key = {dict: ".NAME", tuple: "[]", list: "[]"}.get(get_origin(annotation), "")
+    found = (_nested(argument)[0] for argument in get_args(annotation))
+    return next((section for section in found if section is not None), None), key
+
+
 def choices(section: Section) -> dict[str, Any]:
-    """The values of a section that shape results (no `tuning` fields), as plain JSON."""
-    dumped = section.model_dump(mode="json")
-    for name, info in type(section).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("tuning"):
-            del dumped[name]
+    """The values of a section that shape results (no `tuning` fields, at any depth), as plain JSON."""
+    dumped: dict[str, Any] = section.model_dump(mode="json", exclude=_tuning_fields(section))
     return dumped
+
+
+def _tuning_fields(value: Any) -> Any:
+    """Name the tuning fields of a value and of the sections within it, in the form of pydantic's `exclude`."""
+    if isinstance(value, Section):
+        items: dict[Any, Any] = {name: getattr(value, name) for name in type(value).model_fields}
+        tuned = {name for name, info in type(value).model_fields.items() if _is_tuning(info)}
+    elif isinstance(value, dict | tuple | list):
+        items = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+        tuned = set()
+    else:
+        return {}
+    within = {key: _tuning_fields(item) for key, item in items.items() if key not in tuned}
+    return {key: inner for key, inner in within.items() if inner} | dict.fromkeys(tuned, True)
+
+
+def _is_tuning(info: FieldInfo) -> bool:
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("tuning"))
