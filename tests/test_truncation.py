@@ -11,6 +11,7 @@ from operator_reference import borderline, survivors
 
 from ssd_ray.config import Decoding
 from ssd_ray.inference.truncation import truncate
+from ssd_ray.training.distributions import sampling_log_probabilities
 
 
 def _kept(logits: np.ndarray, top_k: list[int], top_p: list[float]) -> list[set[int]]:
@@ -57,6 +58,27 @@ def test_what_survives_is_what_vllm_keeps(batch: tuple[np.ndarray, list[int], li
             assert set(np.flatnonzero(other)) <= kept
         else:  # its sort leaves open which of several equal logits at the border of p stay, but not how many
             assert sorted(scores[list(kept)]) == sorted(scores[other]) or borderline(scores, k_row, p)
+
+
+def _unstable(scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort as a device may: of equal values the last comes first unless a stable sort is asked for."""
+    if stable:
+        return torch.sort(scores, dim=dim, stable=True)
+    values, order = torch.sort(scores.flip(dim), dim=dim, stable=True)
+    return values, scores.shape[dim] - 1 - order
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_the_held_out_measures_cut_ties_where_the_sampler_does(batch: tuple[np.ndarray, list[int], list[float]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "sort", _unstable)
+        supports = [
+            torch.isfinite(sampling_log_probabilities(torch.tensor(scores)[None], Decoding(top_k=k, top_p=p)))[0].numpy()
+            for scores, k, p in zip(*batch, strict=True)
+        ]
+        for scores, k, p, support, kept in zip(*batch, supports, _kept(*batch), strict=True):
+            assert set(np.flatnonzero(support).tolist()) == kept or borderline(scores, k, p)
 
 
 def test_all_ties_of_the_kth_survive() -> None:

@@ -47,7 +47,8 @@ def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
         kth = logits.topk(decoding.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if decoding.top_p < 1:
-        rising, order = logits.sort(dim=1)
+        # As in `truncation.py`: of equal logits at the border of p those with the larger index stay.
+        rising, order = logits.sort(dim=1, stable=True)
         dropped = rising.double().softmax(1).cumsum(1) <= 1 - decoding.top_p
         dropped[:, -1] = False
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), -torch.inf)
