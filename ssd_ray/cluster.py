@@ -97,14 +97,20 @@ def _signals_held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    answers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: answer for number, answer in answers.items() if answer is not None}  # None: not Python's to restore
     held: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
         held.append(number)
         answer = usual[signal.Signals(number)]
-        if len(held) > 1 and callable(answer):
+        if len(held) == 1:
+            return
+        if callable(answer):
             answer(number, frame)
+        else:  # the default, which ends the process, or to ignore it
+            signal.signal(number, answer)
+            signal.raise_signal(number)
 
     for number in usual:
         signal.signal(number, hold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,42 @@ def test_a_signal_while_ray_starts_is_answered_once_it_is_up_and_a_second_one_at
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+STARTS_RAY = """
+import signal, sys, ray
+from ssd_ray import cluster
+from ssd_ray.config import ClusterConfig
+if sys.argv[1] == "ignored":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+def init(**_):
+    for name in sys.argv[2:]:
+        signal.raise_signal(getattr(signal, name))
+    print("up", flush=True)
+ray.init, ray.shutdown = init, lambda: print("down", flush=True)
+with cluster.connected(ClusterConfig(device="cpu")):
+    print("at work", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "signals", "shown", "status"),
+    [
+        ("default", ["SIGTERM", "SIGTERM"], "", -signal.SIGTERM),
+        ("default", ["SIGINT", "SIGTERM"], "", -signal.SIGTERM),
+        ("default", ["SIGTERM"], "up\n", -signal.SIGTERM),
+        ("default", ["SIGTERM", "SIGINT"], "down\n", 1),  # KeyboardInterrupt, Python's own answer
+        ("ignored", ["SIGTERM", "SIGTERM", "SIGINT"], "up\nat work\ndown\n", 0),
+    ],
+)
+def test_a_second_signal_is_answered_at_once_when_called_from_python(
+    answer: str, signals: list[str], shown: str, status: int
+) -> None:
+    """Without the command line nobody has set a handler, and the default is no function that could be called."""
+    command = [sys.executable, "-c", STARTS_RAY, answer, *signals]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.returncode) == (shown, status), ended.stderr
 
 
 def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
