@@ -7,6 +7,7 @@ Every file appears by rename, so a crash at any instant leaves nothing that a re
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -80,6 +81,35 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
+
+
+def publish_directory(aside: Path, target: Path) -> None:
+    """Give a finished directory its name; if another process was first, its directory stays and `aside` too.
+
+    Raises:
+        UserError: something else has that name, or the storage refuses.
+    """
+    try:
+        aside.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot give {aside} the name {target}: {reason}; move away what has it") from error
+
+
+def replace_directory(aside: Path, target: Path) -> None:
+    """Give a finished directory its name, in the place of whatever has it.
+
+    What had the name is moved first: on network storage a directory in use cannot be emptied, but it can be renamed.
+    """
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
 
 
 def make_directory(path: Path) -> None:

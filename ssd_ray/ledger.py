@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter, defaultdict
@@ -288,7 +289,7 @@ def _set_aside(path: Path) -> None:
     """Move a file out of the artifact, beside earlier ones of its name."""
     aside = path.parent / "set-aside"
     aside.mkdir(exist_ok=True)
-    number = sum(1 for _ in aside.glob(f"{path.name}*"))
+    number = next(number for number in itertools.count() if not (aside / f"{path.name}.{number}").exists())
     path.rename(aside / f"{path.name}.{number}")
 
 

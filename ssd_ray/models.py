@@ -131,8 +131,7 @@ def _convert_once(file: Path) -> Path:
     try:
         _convert(file, aside)
         os.chmod(aside, 0o755)
-        if not target.is_dir():
-            aside.rename(target)
+        artifacts.publish_directory(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target

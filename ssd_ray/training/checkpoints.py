@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ssd_ray.artifacts import read_json, write_atomic
+from ssd_ray.artifacts import read_json, replace_directory, write_atomic
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import resharding
@@ -100,7 +100,7 @@ def save(engine: Any, out: Path, step: int, model: str = "") -> None:
         write_atomic(aside / "state.json", json.dumps({"step": step, "model": model, **_layout(engine)}))
         _sync([*aside.iterdir(), aside])
         _sync([*out.iterdir(), out])  # the logs, which must not be behind the state
-        aside.rename(resume / f"step-{step}")
+        replace_directory(aside, resume / f"step-{step}")
         _sync([resume])
         for old in resume.iterdir():  # earlier states, halves of states, a request to leave, and a script that DeepSpeed leaves
             if old.name != f"step-{step}":
@@ -229,8 +229,7 @@ def export_step(engine: Any, base: Path, out: Path, train: TrainConfig, step: in
         shutil.rmtree(aside, ignore_errors=True)
     export(engine, base, aside, train, serving)
     if engine.global_rank == 0:
-        shutil.rmtree(whole, ignore_errors=True)  # of an attempt that ended before its next resume state: the same weights
-        aside.rename(whole)
+        replace_directory(aside, whole)  # one of an attempt that ended before its next resume state: the same weights
         _sync([whole.parent])
     torch.distributed.barrier()
 
