@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.identity import FORMAT, Identity, staleness
 from ssd_ray.schema import RowT, from_table, to_table
+from ssd_ray.shards import read_table, read_table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -283,32 +284,16 @@ def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     path, data = out / f"{name}.parquet", sink.getvalue().to_pybytes()
     write_atomic(path, data)
     return path, data
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A shard, or some of its columns.
-
-    Raises:
-        UserError: its bytes are not as they were written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}): delete that file and run the same command again") from error
-
-
 def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
     """Every row of an artifact, shard by shard; one shard is in memory at a time."""
     for path in shard_paths(out):
-        yield from from_table(read_table(path), row_type)
+        yield from from_table(read_table_of(path, row_type), row_type)
 
 
 def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:

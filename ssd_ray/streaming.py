@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts
+from ssd_ray.schema import Completion
+from ssd_ray.shards import read_table, read_table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,9 +36,7 @@ def shard_name(keys: list[Key]) -> str:
 
 def slices_of(path: Path, done: set[Key], shard_rows: int) -> Iterator[dict[str, Any]]:
     """The work that is left in one file, one record a shard: the file, and the rows of it to read."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path, columns=["prompt_id", "sample_index"])
+    table = read_table(path, ["prompt_id", "sample_index"])
     keys = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
     left = [row for row, key in enumerate(keys) if key not in done]
     for start in range(0, len(left), shard_rows):
@@ -44,11 +44,10 @@ def slices_of(path: Path, done: set[Key], shard_rows: int) -> Iterator[dict[str,
 
 
 def read_slice(record: Mapping[str, Any]) -> pa.Table:
-    """The rows of one slice; for workers."""
+    """The completions of one slice; for workers."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    return pq.read_table(record["file"]).take(pa.array(record["rows"], type=pa.int64()))
+    return read_table_of(Path(record["file"]), Completion).take(pa.array(record["rows"], type=pa.int64()))
 
 
 def log_to_file(directory: Path, name: str) -> None:

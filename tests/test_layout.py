@@ -19,6 +19,7 @@ LAYERS = [
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
     {"artifacts", "progress", "arms", "ledger"},
+    {"shards"},
     {"schema", "config", "extraction", "identity", "throughput"},
     {"errors"},
 ]

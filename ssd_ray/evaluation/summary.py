@@ -16,6 +16,7 @@ import numpy as np
 from ssd_ray import artifacts
 from ssd_ray.evaluation.metrics import pass_at_k_matrix, score_interval
 from ssd_ray.schema import Verdict
+from ssd_ray.shards import read_table
 
 CONFIDENCE = 0.95
 _COLUMNS = {
@@ -60,13 +61,10 @@ def write(
 
 def _write_table(out: Path) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    tables = [pq.read_table(path, columns=list(_COLUMNS)) for path in artifacts.shard_paths(out / "verdicts")]
+    tables = [read_table(path, list(_COLUMNS)) for path in artifacts.shard_paths(out / "verdicts")]
     table = pa.concat_tables(tables).select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.sort_by([("problem_id", "ascending"), ("index", "ascending")]), sink, compression="zstd")
-    artifacts.write_atomic(out / "verdicts.parquet", sink.getvalue().to_pybytes())
+    artifacts.write_table(out, "verdicts", table.sort_by([("problem_id", "ascending"), ("index", "ascending")]))
 
 
 Counts = dict[str, list[int]]

@@ -13,6 +13,7 @@ from typing import Any
 from ssd_ray import artifacts, streaming
 from ssd_ray.evaluation.grader import Order
 from ssd_ray.evaluation.sandbox import levels
+from ssd_ray.shards import read_table
 
 SLICE_ROWS = 16
 """Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
@@ -20,13 +21,12 @@ SLICE_ROWS = 16
 
 def graded_keys(out: Path) -> set[streaming.Key]:
     """The keys of what is graded. Shards in which the machine failed, and files of dead graders, are deleted: they are redone."""
-    import pyarrow.parquet as pq
-
     for partial in out.glob(".*.partial"):
         partial.unlink()
     keys: set[streaming.Key] = set()
     for path in artifacts.shard_paths(out):
-        prompt_ids, indices, outcomes = pq.read_table(path, columns=["prompt_id", "sample_index", "outcome"]).to_pydict().values()
+        table = read_table(path, ["prompt_id", "sample_index", "outcome"])
+        prompt_ids, indices, outcomes = table.to_pydict().values()
         if "infrastructure_error" in outcomes:
             path.unlink()
         else:

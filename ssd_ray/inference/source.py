@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_ray import artifacts, ledger
 from ssd_ray.ledger import Span
+from ssd_ray.shards import row_groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,10 +40,7 @@ class Plan:
 
 def prompt_rows(path: Path) -> int:
     """Rows of a prompt shard, from its footer."""
-    import pyarrow.parquet as pq
-
-    rows: int = pq.read_metadata(path).num_rows
-    return rows
+    return sum(row_groups(path))
 
 
 def growing(prompts: Path) -> Iterator[Path | None]:

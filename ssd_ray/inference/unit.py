@@ -10,7 +10,8 @@ from ssd_ray.inference.deaths import ALONE_DEATHS, SUSPECT_DEATHS
 from ssd_ray.inference.engine import Answer, sample_seed
 from ssd_ray.inference.shards import Drawn
 from ssd_ray.ledger import Failure, Span
-from ssd_ray.schema import Prompt
+from ssd_ray.schema import Prompt, from_table
+from ssd_ray.shards import read_table_of
 
 
 class Unit:
@@ -60,11 +61,9 @@ class Unit:
 
 def read_prompts(directory: Path, unit: Span, samples: int) -> dict[int, Prompt]:
     """The prompts of a unit, by position."""
-    import pyarrow.parquet as pq
-
     first, last = unit.start // samples, (unit.stop - 1) // samples
-    table = pq.read_table(directory / f"{unit.source}.parquet", memory_map=True).slice(first, last - first + 1)
-    rows = [Prompt(**{**row, "token_ids": tuple(row["token_ids"])}) for row in table.to_pylist()]
+    table = read_table_of(directory / f"{unit.source}.parquet", Prompt, memory_map=True).slice(first, last - first + 1)
+    rows = list(from_table(table, Prompt))
     return {position: rows[position // samples - first] for position in range(unit.start, unit.stop)}
 
 

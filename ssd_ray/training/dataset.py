@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssd_ray.artifacts import read_table, shard_paths, write_shard
+from ssd_ray.artifacts import shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Completion, Example, from_table
+from ssd_ray.shards import read_table, read_table_of
 from ssd_ray.training import health
 from ssd_ray.training.health import CLASSES, Answers, Bools, Ints, Reading
 
@@ -260,7 +261,7 @@ def _completions(samples: Path, judged: Judged, places: Ints) -> Iterator[tuple[
     for shard in np.unique(judged.shards[places]).tolist():
         there = places[judged.shards[places] == shard]
         there = there[np.argsort(judged.rows[there])]
-        table = read_table(paths[shard]).take(judged.rows[there])
+        table = read_table_of(paths[shard], Completion).take(judged.rows[there])
         yield from zip(there.tolist(), from_table(table, Completion), strict=True)
 
 

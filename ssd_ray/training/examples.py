@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ssd_ray.artifacts import shard_paths
 from ssd_ray.errors import UserError
+from ssd_ray.shards import read_row_group, row_groups
 
 CACHE_BYTES = 256 * 2**20
 
@@ -99,24 +100,15 @@ class Examples:
         return self._cache[group]
 
     def _read_tokens(self, group: int) -> tuple[NDArray[np.int32], Ints]:
-        import pyarrow.parquet as pq
-
-        path, number = self._groups[group]
-        column = pq.ParquetFile(path).read_row_group(number, columns=["input_ids"]).column("input_ids").combine_chunks()
+        column = read_row_group(*self._groups[group], "input_ids").combine_chunks()
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
         return column.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
     def _column(self, group: int, name: str) -> NDArray[np.generic]:
-        import pyarrow.parquet as pq
-
-        path, number = self._groups[group]
-        values: NDArray[np.generic] = pq.ParquetFile(path).read_row_group(number, columns=[name]).column(name).to_numpy()
+        values: NDArray[np.generic] = read_row_group(*self._groups[group], name).to_numpy()
         return values
 
 
 def _row_groups(dataset: Path) -> Iterator[tuple[Path, int]]:
-    import pyarrow.parquet as pq
-
     for path in shard_paths(dataset):
-        for number in range(pq.ParquetFile(path).num_row_groups):
-            yield path, number
+        yield from ((path, number) for number in range(len(row_groups(path))))

@@ -1,0 +1,96 @@
+"""Shards as Parquet: how they are read, and what is said of one that is damaged.
+
+One idea: every page has a checksum, so bytes that changed are found where they are read, and cost one sentence with the
+remedy. The one module that reads the package's own Parquet files; `artifacts.py` writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssd_ray.errors import UserError
+from ssd_ray.schema import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_table(path: Path, columns: list[str] | None = None, *, memory_map: bool = False) -> pa.Table:
+    """Read a shard, or some of its columns.
+
+    Raises:
+        UserError: its bytes are not as they were written, or it has no such column.
+    """
+    import pyarrow.parquet as pq
+
+    with _readable(path):
+        table = pq.read_table(path, columns=columns, memory_map=memory_map, page_checksum_verification=True)
+        table.validate(full=True)
+        return table
+
+
+def read_table_of(path: Path, row_type: type[Row], *, memory_map: bool = False) -> pa.Table:
+    """Read a shard of a row type; columns that have a default may be missing.
+
+    Raises:
+        UserError: as for `read_table`, or it has other columns.
+    """
+    import pyarrow as pa
+
+    table = read_table(path, memory_map=memory_map)
+    fields = dataclasses.fields(row_type)
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    lacking = required - set(table.column_names)
+    unknown = set(table.column_names) - {field.name for field in fields}
+    with _readable(path):
+        if lacking or unknown:
+            columns = ", ".join(sorted(lacking or unknown))
+            wrong = f"lacks {columns}" if lacking else f"holds {columns}"
+            raise pa.ArrowInvalid(f"as a table of {row_type.__name__} it {wrong}")
+        return table
+
+
+def read_row_group(path: Path, number: int, column: str) -> pa.ChunkedArray:
+    """Read one column of one row group of a shard.
+
+    Raises:
+        UserError: as for `read_table`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as shard:
+        table = shard.read_row_group(number, columns=[column])
+        if column not in table.column_names:
+            raise pa.ArrowInvalid(f"it lacks {column}")
+        table.validate(full=True)
+        return table.column(column)
+
+
+def row_groups(path: Path) -> list[int]:
+    """Count the rows of each row group of a shard, from its footer.
+
+    Raises:
+        UserError: the footer is not as it was written.
+    """
+    import pyarrow.parquet as pq
+
+    with _readable(path):
+        footer = pq.read_metadata(path)
+        return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what pyarrow says of a damaged shard into one sentence with the remedy."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({reason}): delete that file and run the same command again") from error
