@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, UserError, one_line
+from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.identity import FORMAT, Identity, staleness
 from ssd_ray.schema import RowT, from_table, to_table
 from ssd_ray.shards import read_table, read_table_of
@@ -44,14 +45,14 @@ class Artifact:
     facts: Mapping[str, Any]
 
 
-def digest(files: Iterable[Path], *, entirely: bool = False) -> str:
+def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True) -> str:
     """Sixteen hex digits over the names, sizes and bytes of files; of one above 64 MiB, its first and last MiB stand for it,
-    unless they are to be read `entirely`.
+    unless they are to be read `entirely`. Without `names`, a file may be moved and renamed.
     """
     sha = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
-        sha.update(f"{path.name} {size} ".encode())
+        sha.update(f"{path.name if names else ''} {size} ".encode())
         with path.open("rb") as handle:
             if size <= _WHOLE_BYTES:
                 sha.update(handle.read())
@@ -133,7 +134,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; delete its directory to make it anew") from error
+        refuse_pointer(path, "a file of this program")
+        raise UserError(f"cannot read {path}: {one_line(error)}; delete its directory to make it anew") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; delete its directory to make it anew")
     return value

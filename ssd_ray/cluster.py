@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from ssd_ray.config import ClusterConfig
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, UserError, one_line
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -84,8 +84,7 @@ def _start() -> None:
             ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # a start that takes too long is a bare Exception to Ray
             where = f"the cluster at RAY_ADDRESS={named}" if named else "a local Ray"
-            reason = " ".join(str(error).split())[:300]
-            raise InfrastructureError(f"could not reach or start {where}: {reason}") from error
+            raise InfrastructureError(f"could not reach or start {where}: {one_line(error)}") from error
 
 
 @contextmanager

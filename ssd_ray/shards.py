@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
+from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.schema import Row
 
 if TYPE_CHECKING:
@@ -92,5 +93,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}): delete that file and run the same command again") from error
+        refuse_pointer(path, "a shard of this program")
+        raise UserError(
+            f"{path} cannot be read ({one_line(error, 200)}): delete that file and run the same command again"
+        ) from error

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import arms, artifacts, config, models
+from ssd_ray import arms, artifacts, config, model_directory, models
 from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
+from ssd_ray.model_directory import Origin
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Problem, Profile
@@ -132,6 +133,8 @@ class Stages:
     def generations(self, stage: str, arm: Arm, checkpoint: str | None, ended: Callable[[], bool], out: Path) -> Facts:
         """Answers of one arm to the benchmark; without a checkpoint, of the frozen model."""
         directory = self._directory if checkpoint is None else self.out / checkpoint
+        if checkpoint is not None:
+            self._check_checkpoint(directory)
         evaluate = self.recipe.evaluate
         return self._draw("eval-prompts", ended, directory, arm, evaluate.samples_per_problem, evaluate.max_tokens, stage, out)
 
@@ -205,10 +208,23 @@ class Stages:
         artifacts.write_atomic(out / "health.html", health_page(self.recipe, branch, facts))
         artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
 
+    def check_weights(self, checkpoint: str | None = None) -> None:
+        """Check the files of the model, or of a checkpoint that is complete, before Ray starts."""
+        if checkpoint is None:
+            _ = self._directory  # fetching checks it
+        elif (self.out / checkpoint / "manifest.json").exists():
+            self._check_checkpoint(self.out / checkpoint)
+
+    def _check_checkpoint(self, directory: Path) -> None:
+        remedy = f"delete {directory} and run the same command, which trains the model again"
+        origin = Origin(name=f"the trained model {directory}", remedy=remedy)
+        model_directory.check(directory, origin)
+
     def check_training(self) -> None:
         """Whether the recipe's choices can train its model, before anything is sampled for it."""
-        from ssd_ray.training.checks import check_model
+        from ssd_ray.training.checks import check_model, check_weight_names
 
+        check_weight_names(self._directory)
         check_model(self._directory, self.recipe.train, self.recipe.cluster)
 
     def checkpoint(self, branch: Branch, out: Path) -> Facts:

@@ -56,15 +56,16 @@ def test_a_mistake_exits_2_with_one_sentence(tmp_path: Path, arguments: list[str
 
 def test_a_corrupt_gguf_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
     from ssd_ray import models
+    from ssd_ray.config import ModelConfig
     from ssd_ray.errors import UserError
 
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF" + bytes(100))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSD_RAY_CACHE", str(tmp_path / "cache"))
-        with pytest.raises(UserError, match="not a whole GGUF file"):
-            models._convert_once(bad)
-        assert list((tmp_path / "cache" / "models").iterdir()) == []
+        with pytest.raises(UserError, match="is not a complete GGUF file"):
+            models.fetch(ModelConfig(source=str(bad)))
+        assert not (tmp_path / "cache").exists()
 
 
 def test_a_run_directory_of_another_recipe_is_refused_before_any_work(tmp_path: Path, tiny_llama: Path) -> None:

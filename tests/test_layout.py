@@ -18,9 +18,10 @@ LAYERS = [
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
-    {"artifacts", "progress", "arms", "ledger"},
+    {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file"},
     {"shards"},
-    {"schema", "config", "extraction", "identity", "throughput"},
+    {"schema", "config", "extraction", "identity", "throughput", "weights"},
+    {"file_kinds"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.

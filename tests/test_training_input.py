@@ -221,7 +221,7 @@ def test_a_run_tells_before_it_samples_that_training_would_fail(bare: None, tiny
         }
     )
     checks = {step.name: step.check for step in Pipeline(recipe, tmp_path, LineProgress()).steps if step.check}
-    assert list(checks) == ["checkpoint"]
+    assert "checkpoint" in checks
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
         checks["checkpoint"]()
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from ssd_ray import artifacts, ledger, streaming
 from ssd_ray.config import ClusterConfig
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys
 from ssd_ray.progress import Progress, Task
@@ -150,9 +150,7 @@ class _Pool:
             except ray.exceptions.RayActorError as error:
                 self._failures_left -= 1
                 if self._failures_left < 0:
-                    raise InfrastructureError(
-                        f"graders kept dying ({str(error).splitlines()[0][:300]}); see the run's logs"
-                    ) from error
+                    raise InfrastructureError(f"graders kept dying ({first_line(error)}); see the run's logs") from error
                 lost.append(piece)
             except ray.exceptions.RayTaskError as error:
                 raise _cause(error) from error
@@ -168,7 +166,11 @@ class _Pool:
 
 def _cause(error: Any) -> Exception:
     cause = error.cause
-    return cause if isinstance(cause, UserError | InfrastructureError) else InfrastructureError(f"a grader failed: {cause}")
+    return (
+        cause
+        if isinstance(cause, UserError | InfrastructureError)
+        else InfrastructureError(f"a grader failed: {one_line(cause)}")
+    )
 
 
 def _drive(pool: _Pool, source: _Source, task: Task, before: int) -> None:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
+from ssd_ray.inference.ending import end_process
+from ssd_ray.inference.start_failure import explain
 from ssd_ray.schema import FinishReason
 
-CRASH_EXIT_CODE = 70
 _COUNT_PERIOD_S = 0.5
-_NOT_YET_FREE = "Free memory on device"
-"""How vLLM's ValueError begins where another process, such as this engine's predecessor, still holds a GPU's memory."""
 
 
 class RefusedRequestError(UserError):
@@ -74,7 +73,10 @@ class Engine:
             _bind_threads(engine.cpus)
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        except Exception as error:
+            raise explain(error, directory) from error
         self._decoding, self._exactly = decoding, truncates_exactly(engine)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
@@ -91,10 +93,8 @@ class Engine:
         self._thread.start()
         try:
             self._engine = ready.result()
-        except (ValueError, TypeError) as error:
-            if _NOT_YET_FREE in str(error):
-                raise InfrastructureError(_one_line(error)) from error
-            raise UserError(f"vLLM does not take this model or its arguments: {_one_line(error)}") from error
+        except BaseException as error:
+            raise explain(error, directory) from error
         print(f"engine ready at {time.time():.3f}", file=sys.stderr, flush=True)
 
     def submit(self, request: Request) -> Future[Answer]:
@@ -133,10 +133,9 @@ class Engine:
                     if output.finished:
                         self._deliver(output)
                 self._count()
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(CRASH_EXIT_CODE)
+            end_process(one_line(error))
 
     def _count(self) -> None:
         """Refresh `tokens_drawn` twice a second; vLLM is asked for final outputs only, so it is read from its states."""
@@ -150,8 +149,7 @@ class Engine:
         """End the process where a start or a step does not come back: a device or a network may hang for ever."""
         while time.monotonic() - self._moved < stall_s or (self._built and not self._running):
             time.sleep(min(stall_s / 4, 30.0))
-        print(f"engine: nothing came back for {stall_s:g} s (engine.stall_s)", file=sys.stderr, flush=True)
-        os._exit(CRASH_EXIT_CODE)
+        end_process(f"nothing came back for {stall_s:g} s (engine.stall_s)")
 
     def _take_in(self) -> bool:
         """Move waiting requests into the engine, blocking only when it has nothing to do; False when closed and empty."""
@@ -180,7 +178,7 @@ class Engine:
             params = SamplingParams(**drawn, max_tokens=limit, seed=request.seed)
             self._engine.add_request(request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params)
         except (VLLMValidationError, ValueError, TypeError) as error:
-            future.set_exception(RefusedRequestError(f"vLLM does not take this prompt: {_one_line(error)}"))
+            future.set_exception(RefusedRequestError(f"vLLM does not take this prompt: {one_line(error)}"))
         else:
             self._running[request_id] = future
 
@@ -218,7 +216,3 @@ def _bind_threads(cpus: float) -> None:
     """
     if "torch" not in sys.modules and round(cpus) >= len(os.sched_getaffinity(0)):
         os.environ.setdefault("OMP_PROC_BIND", "true")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ssd_ray import artifacts, ledger
 from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.inference import journal, pool, status
 from ssd_ray.inference.arguments import engine_environment
 from ssd_ray.inference.engine import Engine
@@ -170,7 +170,7 @@ def _until_whole(
             ended()  # a run that stops raises here
             monitor.look()  # an engine may have said what it is
             _check_disk(plan.out)
-            problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+            problem = first_line(error)
             progress.say(f"{stage}: the pool of engines stopped ({problem})")
         found = _looked_at(plan.out, progress, stage)
         fruitless = 0 if found.positions > before else fruitless + 1

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ssd_ray import ledger
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
 from ssd_ray.inference import guardian, journal, presence, source, status
 from ssd_ray.inference.deaths import DOUBTED_DEATHS, SUSPECT_DEATHS, Deaths
-from ssd_ray.inference.engine import CRASH_EXIT_CODE, Answer, RefusedRequestError, Request, sample_seed
+from ssd_ray.inference.ending import CRASH_EXIT_CODE, record_reasons
+from ssd_ray.inference.engine import Answer, RefusedRequestError, Request, sample_seed
 from ssd_ray.inference.shards import write_completions
 from ssd_ray.inference.turns import Calls, Gate
 from ssd_ray.inference.unit import Unit, groups, read_prompts
@@ -94,11 +95,19 @@ class EngineWorker:
             traceback.print_exc()
             sys.stderr.flush()
             # An exception here would end the actor for good; an exit has Ray start it anew, and the driver counts.
-            self._report.become("failed", " ".join(str(error).split())[:400], mistake=isinstance(error, UserError))
+            mistake = isinstance(error, UserError) and not self._others_started()
+            self._report.become("failed", one_line(error), mistake=mistake)
             os._exit(CRASH_EXIT_CODE)
         self._report.become("ready")
         self._report.follow(lambda: self._engine.tokens_drawn)
+        record_reasons(lambda reason: self._report.become("failed", reason))
         threading.Thread(target=self._watch_notice, name="notice", daemon=True).start()
+
+    def _others_started(self) -> bool:
+        """Return True if another engine of this attempt came up: the mistake is this machine's."""
+        engines = status.read(self._order.out)
+        attempt = [one for one in engines if one.attempt == self._order.attempt]
+        return any(one.ready and one.actor != self._actor for one in attempt)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Draw one unit; returns how many rows this engine put on disk."""
@@ -192,7 +201,7 @@ class EngineWorker:
                     elif isinstance(error, UserError):
                         raise error
                     elif last:
-                        drawing.reasons[position] = f"refused {_TRIES} times: {type(error).__name__}: {error}"[:400]
+                        drawing.reasons[position] = f"refused {_TRIES} times: {one_line(error)}"
                     else:
                         waiting.append(position)
                 self._report.retried(len(waiting))

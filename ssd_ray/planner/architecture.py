@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
 
 SHIPPED = Path(__file__).parent / "configs"
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt_oss")
@@ -173,7 +173,9 @@ def read(directory: Path) -> Architecture:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a model configuration ({error}): download the model again") from error
+        raise UserError(
+            f"{path} cannot be read as a model configuration ({one_line(error)}): download the model again"
+        ) from error
     return parse(config, str(path))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ssd_ray import artifacts
 from ssd_ray.config import HubSource, PromptsConfig, hub_source
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
 from ssd_ray.problems.benchmarks import rows as own_rows
 from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, shown, text
 from ssd_ray.schema import Problem
@@ -76,12 +76,8 @@ def pinned(source: str, hub: HubSource, note: Path) -> HubSource:
 
 def _not_streamed(source: str, error: Exception) -> UserError:
     return UserError(
-        f"prompts.source {source!r} could not be streamed from the hub ({_short(error)}): check name and network, or give files"
+        f"prompts.source {source!r} could not be streamed from the hub ({one_line(error)}): check name and network, or give files"
     )
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Problem]:

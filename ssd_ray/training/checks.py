@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models
+from ssd_ray import models, weights
 from ssd_ray.artifacts import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
@@ -27,8 +27,6 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
     Raises:
         UserError: they cannot.
     """
-    from transformers import AutoConfig
-
     if not (model / "config.json").exists():
         raise UserError(f"{model} is not a Hugging Face model directory: it has no config.json")
     if "quantization_config" in read_json(model / "config.json"):
@@ -39,13 +37,27 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
         raise UserError(str(error)) from error
     if cluster.device == "cpu" and train.needs_cuda:
         raise UserError(f"{train.needs_cuda} needs cluster.device=cuda")
-    config = AutoConfig.from_pretrained(model, local_files_only=True)
+    config = models.load_config(model)
     sequence_parallel.check_heads(config, train)
     _check_attention(config, train)
     trackers.check(train.trackers)
     if train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
         raise UserError("train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel")
     _check_modules(config, train)
+
+
+def check_weight_names(model: Path) -> None:
+    """Check that transformers finds the weights of a model directory by their names.
+
+    Raises:
+        UserError: it does not, although vLLM would read every *.safetensors.
+    """
+    names = ("model.safetensors", weights.INDEX)
+    if not any((model / name).exists() for name in names):
+        raise UserError(
+            f"{model} holds neither {' nor '.join(names)}, by which training finds weights: "
+            "download the one that the model comes with"
+        )
 
 
 def _check_attention(config: Any, train: TrainConfig) -> None:
@@ -89,7 +101,7 @@ def _check_modules(config: Any, train: TrainConfig) -> None:
     if not train.router_aux_loss and train.lora is None:
         return
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if train.router_aux_loss:
         experts.check_router(skeleton)
     if train.lora is not None:
@@ -106,10 +118,8 @@ def check_samples(dataset: Path, model: Path, train: TrainConfig, seed: int) -> 
     Raises:
         UserError: there is none, or it cannot.
     """
-    from transformers import AutoConfig
-
     examples = Examples(dataset)
-    text = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+    text = models.load_config(model).get_text_config()
     if not examples.response_lengths.any():
         raise UserError(
             f"the data set {dataset} holds no response to train on, only masked sequences: set a policy of "

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ssd_ray import models
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import sequence_parallel
@@ -163,10 +164,10 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
 
 
 def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    settings = AutoConfig.from_pretrained(directory, local_files_only=True)
+    settings = models.load_config(directory)
     switch_noise_off(settings)
     partitioned = HfDeepSpeedConfig(config)  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -175,6 +176,7 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
         dtype=getattr(torch, train.dtype),
         attn_implementation=train.attention,
         local_files_only=True,
+        trust_remote_code=False,
         output_loading_info=True,
     )
     del partitioned

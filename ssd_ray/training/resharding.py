@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
 
 WEIGHTS = "weights"
 _STAGE3, _STAGE12 = "fp32_flat_groups", "single_partition_of_fp32_groups"
@@ -106,8 +106,7 @@ def read(directory: Path, pattern: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} cannot be read ({why}): {_anew(directory)}") from error
+        raise UserError(f"{path} cannot be read ({one_line(error)}): {_anew(directory)}") from error
 
 
 def check(engine: Any, directory: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssd_ray import models
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.batches import MicroBatch
@@ -27,9 +28,8 @@ def register(directory: Path, train: TrainConfig) -> Any:
     if size == 1:
         return None
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
-    from transformers import AutoConfig
 
-    check_heads(AutoConfig.from_pretrained(directory, local_files_only=True), train)
+    check_heads(models.load_config(directory), train)
     return UlyssesSPAttentionHF.register_with_transformers(
         model_name_or_path=str(directory),
         core_attn_implementation=train.attention,

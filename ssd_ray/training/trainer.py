@@ -31,7 +31,7 @@ from ray.train.torch import TorchConfig
 
 from ssd_ray.artifacts import digest, read_json
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
 from ssd_ray.training import checkpoints, heartbeat
@@ -185,9 +185,9 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
     for cause in causes:
         if isinstance(cause, UserError):
             return UserError(str(cause))
-    last = next((line for cause in causes for line in str(cause).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(causes[0] if causes else error)
     return InfrastructureError(
-        f"training stopped after {job.cluster.max_failures} restarts without a new state ({last.strip()}); the workers' logs are "
+        f"training stopped after {job.cluster.max_failures} restarts without a new state ({reason}); the workers' logs are "
         f"in {job.logs}, and running again goes on from step {checkpoints.latest(job.out)[0]}"
     )
 

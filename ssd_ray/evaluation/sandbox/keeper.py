@@ -15,7 +15,7 @@ from types import FrameType
 from ray.experimental.sandbox import SandboxError
 from ray.experimental.sandbox.runtime import SandboxRuntime
 
-from ssd_ray.errors import InfrastructureError
+from ssd_ray.errors import InfrastructureError, one_line
 from ssd_ray.evaluation.sandbox import bootstrap, image, walls, wire
 
 START_TIMEOUT_S = 120.0
@@ -87,7 +87,7 @@ def main() -> None:
     try:
         _Keeper().keep()
     except (SandboxError, InfrastructureError, OSError) as error:
-        print(wire.dumps(["denied", " ".join(str(error).split())[:500]]), flush=True)
+        print(wire.dumps(["denied", one_line(error)]), flush=True)
         sys.exit(1)
 
 

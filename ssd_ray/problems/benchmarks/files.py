@@ -15,7 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, one_line
+from ssd_ray.file_kinds import refuse_pointer
 
 Row = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -38,11 +39,13 @@ def list_files(source: str | Path, where: str) -> list[Path]:
         files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
         there = bool(files) and all(file.is_file() for file in files)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{where} {str(source)[:200]!r} is no path that can be looked at ({error})") from error
+        raise UserError(f"{where} {str(source)[:200]!r} is no path that can be looked at ({one_line(error)})") from error
     if not there:
         raise UserError(f"{where} {str(source)!r}: no JSONL or Parquet file there; give such a file or a directory of them")
     if closed := [file for file in files if not os.access(file, os.R_OK)]:
         raise UserError(f"{where}: {closed[0]} cannot be read by this user: change its permissions")
+    for file in files:
+        refuse_pointer(file, where)
     return files
 
 
@@ -71,7 +74,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
                 number += 1
                 yield number, row
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not a readable Parquet file: {one_line(error)}") from error
 
 
 def _batch_rows(batch: Any) -> list[Row | RowError]:

@@ -1,0 +1,101 @@
+"""Recognize what a file really is by its first bytes, whatever its name says.
+
+A clone without git-lfs, a link whose target was not copied and a saved error page all have the
+names of the files that they replace. Readers that meet one name what they found instead of what a
+parser makes of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ssd_ray.errors import UserError
+
+_FIRST_BYTES = 512
+_TAR_MAGIC_AT = 257
+_POINTER_BYTES = 1024
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_OLD_POINTER = b"version http://git-media.io/v/"
+_STARTS = (
+    (b"GGUF", "a GGUF file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x80", "a pickle"),
+)
+_TEXT_STARTS = (
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<?xml", "an XML document"),
+    (b"<error", "an XML document"),
+    (b"/annex/objects/", "a git-annex pointer"),
+    (b"# xet version", "a git-xet pointer"),
+)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return True if a file is the short text that git-lfs keeps in place of the content."""
+    try:
+        if path.stat().st_size > _POINTER_BYTES:
+            return False
+    except OSError:
+        return False
+    return _first_bytes(path).lstrip(b"\xef\xbb\xbf").startswith((*_POINTERS, _OLD_POINTER))
+
+
+def refuse_pointer(path: Path, field: str) -> None:
+    """Refuse a git-lfs pointer in the place of a file that `field` names.
+
+    Raises:
+        UserError: the file is a pointer, with the command that fetches the content.
+    """
+    if is_lfs_pointer(path):
+        raise UserError(f"{field}: {path} is {POINTER}: {fetch_command(path)}")
+
+
+POINTER = "a git-lfs pointer and not the file itself"
+
+
+def fetch_command(path: Path) -> str:
+    """Return the remedy for a git-lfs pointer at `path`."""
+    return f"run `git lfs pull` in {path.parent}, or download the file itself"
+
+
+def kind_of(path: Path) -> str:
+    """Return what a file is, with its article, or an empty string where its bytes do not say.
+
+    Knows missing links, directories, empty files, git-lfs, git-annex and git-xet pointers, HTML and
+    XML pages, archives, pickles, and GGUF, Parquet, HDF5 and NumPy files.
+    """
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which is not there"
+    if path.is_dir():
+        return "a directory"
+    if is_lfs_pointer(path):
+        return POINTER
+    start = _first_bytes(path)
+    if not start:
+        return "empty"
+    if start[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
+        return "a tar archive"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    matches = [kind for magic, kind in _STARTS if start.startswith(magic)]
+    matches += [kind for magic, kind in _TEXT_STARTS if text.startswith(magic)]
+    return matches[0] if matches else ""
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Return the first bytes of a regular file; none where it cannot be read or is no file."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as handle:
+            return handle.read(_FIRST_BYTES)
+    except OSError:
+        return b""

@@ -1,0 +1,71 @@
+"""Check a GGUF file before hours are spent on it: complete, one file, and of a kind that converts.
+
+Reads the file's metadata; tensors stay on disk, but for one row of each type.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from struct import error as StructError
+from typing import Any
+
+from ssd_ray.errors import one_line
+from ssd_ray.file_kinds import POINTER, fetch_command, kind_of
+from ssd_ray.weights import FaultError
+
+_PART = re.compile(r"-(?P<number>\d{5})-of-(?P<parts>\d{5})\.gguf$")
+_OTHER = "give a file of a text model, in a type such as Q4_0, Q8_0 or F16"
+
+
+def check(file: Path) -> None:
+    """Check that a file holds a complete GGUF model whose tensors can be converted.
+
+    Raises:
+        FaultError: it does not, with what it holds.
+    """
+    kind = kind_of(file)
+    if kind != "a GGUF file":
+        remedy = fetch_command(file) if kind == POINTER else ""
+        raise FaultError(f"is {kind or 'something else'}, no GGUF file", remedy)
+    if (match := _PART.search(file.name)) and int(match["parts"]) > 1:
+        raise FaultError(
+            f"is part {int(match['number'])} of {int(match['parts'])}, and parts cannot be converted",
+            "join them with `llama-gguf-split --merge FIRST-PART WHOLE.gguf`",
+        )
+    reader = _read(file)
+    if not reader.tensors:
+        raise FaultError("holds no weights", _OTHER)
+    held = _text(reader, "general.type") or "model"
+    if held != "model":
+        raise FaultError(f"holds no model, its general.type is {held!r}", _OTHER)
+    _check_types(reader)
+
+
+def _read(file: Path) -> Any:
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(file)
+    except (ValueError, KeyError, IndexError, TypeError, OSError, StructError) as error:
+        raise FaultError(f"is not a complete GGUF file ({one_line(error, 160)})") from error
+
+
+def _text(reader: Any, name: str) -> str:
+    field = reader.get_field(name)
+    return "" if field is None else str(field.contents())
+
+
+def _check_types(reader: Any) -> None:
+    """Check that each type of tensor can be converted, by a row of one tensor of it.
+
+    Raises:
+        FaultError: one cannot.
+    """
+    from gguf import dequantize
+
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
+        try:
+            dequantize(tensor.data[:1], kind)
+        except (NotImplementedError, ValueError, KeyError) as error:
+            raise FaultError(f"holds tensors of type {kind.name}, which cannot be converted", _OTHER) from error

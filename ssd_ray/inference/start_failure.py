@@ -1,0 +1,102 @@
+"""Decide whether a failed engine start is a mistake of the user or a failure of the machine.
+
+The cause decides, not the place: vLLM raises the same kinds of exception for both.
+
+- A mistake ends the run with exit code 2: another start of the same engine fails the same way.
+- A failure ends the process, and Ray starts the engine again: a device that is still in use, a
+  network file system that does not answer, memory.
+
+Reads headers and index of the model again, as they are seen from the engine's machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from ssd_ray import weights
+from ssd_ray.errors import InfrastructureError, UserError, one_line
+from ssd_ray.models import CUSTOM_CODE
+from ssd_ray.weights import FaultError
+
+CONFIRM_S = 3.0
+"""Pause before a file is looked at again: a network file system shows new files late."""
+_NOT_YET_FREE = ("Free memory on device", "Error in memory profiling")
+"""How vLLM begins where another process, such as a predecessor, still holds a GPU's memory."""
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    ImportError,
+    SyntaxError,
+)
+_MISTAKEN_TYPES = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
+"""Of libraries that are not imported for this: a configuration or weights of the wrong form."""
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EROFS: "choose a place that can be written"}
+
+
+def explain(error: BaseException, directory: Path) -> UserError | InfrastructureError:
+    """Return a failed start of an engine as a mistake or a failure, with its type and text."""
+    error = _cause(error)
+    if isinstance(error, UserError | InfrastructureError):
+        return error
+    text = one_line(error)
+    if any(beginning in text for beginning in _NOT_YET_FREE):
+        return InfrastructureError(text)
+    if fault := _confirmed_fault(directory):
+        return UserError(f"the model at {directory}: {fault}")
+    if "trust_remote_code" in text or "trust-remote-code" in text:
+        return UserError(f"the model at {directory}: {CUSTOM_CODE}")
+    if isinstance(error, OSError):
+        return _of_storage(error, text)
+    if isinstance(error, _MISTAKES) or type(error).__name__ in _MISTAKEN_TYPES:
+        return UserError(f"vLLM does not take this model or its arguments: {text}")
+    return InfrastructureError(text)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what a worker of another device raised; Ray puts its traceback into the text."""
+    is_from_worker = type(error).__name__.startswith("RayTaskError")
+    return getattr(error, "cause", None) or error if is_from_worker else error
+
+
+def _confirmed_fault(directory: Path) -> str:
+    """Return the fault that the model's files still show after a pause, empty where none."""
+    for pause in (0.0, CONFIRM_S):
+        time.sleep(pause)
+        try:
+            weights.check(directory)
+        except FaultError as fault:
+            text = f"{fault}: {fault.remedy or 'see that this machine has the complete model'}"
+        except OSError:
+            return ""
+        else:
+            return ""
+    return text
+
+
+def _of_storage(error: OSError, text: str) -> UserError | InfrastructureError:
+    if remedy := _FULL.get(error.errno or 0):
+        return UserError(f"an engine cannot write what it needs ({text}): {remedy}")
+    if error.errno in _NOT_THERE and (error.filename is None or _is_refused(error.filename)):
+        return UserError(f"an engine cannot start without a file that it does not get ({text})")
+    # transformers says so of a file that a model lacks; errors of a network have a number or a type.
+    if type(error) is OSError and error.errno is None and "connect" not in text:
+        return UserError(f"vLLM does not take this model or its arguments: {text}")
+    return InfrastructureError(text)
+
+
+def _is_refused(filename: str | bytes) -> bool:
+    """Return True if a file still cannot be opened after a pause."""
+    time.sleep(CONFIRM_S)
+    try:
+        os.close(os.open(filename, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in _NOT_THERE
+    return False

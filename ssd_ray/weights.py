@@ -1,0 +1,197 @@
+"""Check safetensors weights by their headers and index, without reading a tensor.
+
+A file's header says how long the file is and which tensors it holds; the index says which file
+holds which tensor. Both are a few kilobytes, so a stopped download, a git-lfs pointer or a missing
+shard is found in milliseconds, before an engine or a training worker starts. Reads headers and
+`model.safetensors.index.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.errors import one_line
+from ssd_ray.file_kinds import POINTER, fetch_command, kind_of
+
+INDEX = "model.safetensors.index.json"
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+"""As the safetensors library has it."""
+_NUM_NAMED = 3
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})\.safetensors")
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    "F4": 4,
+}
+
+
+class FaultError(Exception):
+    """A fault of a model's files, with the remedy where it is not that of the model's origin."""
+
+    def __init__(self, text: str, remedy: str = "") -> None:
+        super().__init__(text)
+        self.remedy = remedy
+
+
+def check(directory: Path) -> None:
+    """Check that the weights of a model directory are complete, as far as headers and index say.
+
+    Raises:
+        FaultError: a file that is missing, cut short, unreadable, or no safetensors file.
+    """
+    index = read_index(directory)
+    if index is None:
+        files = sorted(directory.glob("*.safetensors"))
+        _check_parts([path.name for path in files])
+        for path in files:
+            read_header(path)
+        return
+    for name in sorted(set(index.values())):
+        path = directory / name
+        if not os.path.lexists(path):
+            raise FaultError(f"{name} is missing, which {INDEX} names")
+        tensors = read_header(path).keys()
+        expected = {tensor for tensor, file in index.items() if file == name}
+        if lacking := sorted(expected - tensors):
+            shown = ", ".join(lacking[:_NUM_NAMED])
+            raise FaultError(f"{name} lacks {len(lacking)} of the {len(expected)} tensors that {INDEX} has in it ({shown})")
+
+
+def read_index(directory: Path) -> dict[str, str] | None:
+    """Return the file of each tensor as the index has it, None where there is no index.
+
+    Raises:
+        FaultError: the index is no JSON, or names files that cannot be in the directory.
+    """
+    path = directory / INDEX
+    if not os.path.lexists(path):
+        return None
+    files = read_json_object(path).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise FaultError(f"{INDEX} holds no weight_map")
+    for name in files.values():
+        if not isinstance(name, str) or name != os.path.basename(name):
+            raise FaultError(f"{INDEX} names {name!r}, which is no file of the directory")
+        if not name.endswith(".safetensors"):
+            raise FaultError(f"{INDEX} names {name!r}, which is no safetensors file")
+    return files
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a model's configuration file.
+
+    Raises:
+        FaultError: the file cannot be read, is a git-lfs pointer, or holds no JSON object.
+    """
+    _require_readable(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_such_file(path, "JSON", one_line(error, 160)) from error
+    if not isinstance(value, dict):
+        raise FaultError(f"{path.name} holds no JSON object")
+    return value
+
+
+def read_header(path: Path) -> Mapping[str, Any]:
+    """Return the entry of each tensor in the header of a safetensors file.
+
+    Raises:
+        FaultError: the header is none, or the file is not as long as the header says.
+    """
+    _require_readable(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
+            if not 2 <= length <= _LONGEST_HEADER:
+                raise _no_such_file(path, "a safetensors file", "its header has no length")
+            header = handle.read(length)
+    except OSError as error:
+        raise FaultError(f"{path.name} cannot be read ({one_line(error, 160)})") from error
+    if len(header) < length:
+        if not header.lstrip().startswith(b"{"):
+            raise _no_such_file(path, "a safetensors file", "its header is no JSON")
+        raise FaultError(f"{path.name} is cut short within its header: {size:,} bytes are there")
+    tensors = _parsed_header(path, header)
+    _check_size(path, tensors, size - _LENGTH_BYTES - length, size)
+    return tensors
+
+
+def _parsed_header(path: Path, header: bytes) -> dict[str, Any]:
+    try:
+        tensors = json.loads(header.decode())
+    except (ValueError, RecursionError) as error:
+        raise _no_such_file(path, "a safetensors file", "its header is no JSON") from error
+    if not isinstance(tensors, dict):
+        raise _no_such_file(path, "a safetensors file", "its header is no JSON object")
+    tensors.pop("__metadata__", None)
+    return tensors
+
+
+def _check_size(path: Path, tensors: Mapping[str, Any], data_bytes: int, size: int) -> None:
+    """Check that the tensors lie end to end and end where the file does."""
+    end = 0
+    try:
+        for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"]):
+            start, stop = entry["data_offsets"]
+            if start != end or _tensor_bytes(entry) not in (None, stop - start):
+                raise FaultError(f"{path.name} is damaged: its header does not fit together")
+            end = stop
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_such_file(path, "a safetensors file", "its header names no tensors") from error
+    if data_bytes < end:
+        missing = end - data_bytes
+        raise FaultError(f"{path.name} is cut short: {size:,} of {size + missing:,} bytes are there")
+    if data_bytes > end:
+        raise FaultError(f"{path.name} is damaged: {data_bytes - end:,} bytes more than it says")
+
+
+def _tensor_bytes(entry: Mapping[str, Any]) -> int | None:
+    """Return the size of a tensor by its entry, None where its type is not known here."""
+    bits, shape = _BITS.get(entry["dtype"]), entry["shape"]
+    if not all(isinstance(length, int) for length in shape):
+        raise ValueError(f"{shape!r} is no shape")
+    return None if bits is None else -(-math.prod(shape) * bits // 8)
+
+
+def _check_parts(names: list[str]) -> None:
+    """Check by their names that no part is missing where there is no index."""
+    parts: dict[tuple[str, str], set[int]] = {}
+    for name in names:
+        if match := _PART.fullmatch(name):
+            numbers = parts.setdefault((match["stem"], match["parts"]), set())
+            numbers.add(int(match["number"]))
+    for (stem, total), numbers in parts.items():
+        missing = sorted(set(range(1, int(total) + 1)) - numbers)
+        if missing and 0 not in numbers:
+            raise FaultError(f"{stem}-{missing[0]:05d}-of-{total}.safetensors is missing")
+
+
+def _require_readable(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise FaultError(f"{path.name} is {kind_of(path)}", "copy the model with `cp -rL`")
+    if not path.is_file():
+        raise FaultError(f"{path.name} is {kind_of(path) or 'no regular file'}")
+    if not os.access(path, os.R_OK):
+        raise FaultError(f"{path.name} cannot be read by this user", f"change its mode: chmod a+r {path}")
+    if path.stat().st_size == 0:
+        raise FaultError(f"{path.name} is empty")
+
+
+def _no_such_file(path: Path, expected: str, reason: str) -> FaultError:
+    """Return the fault of a file that is something else than its name says."""
+    kind = kind_of(path)
+    if kind == POINTER:
+        return FaultError(f"{path.name} is {kind}", fetch_command(path))
+    return FaultError(f"{path.name} is {kind or 'not'}{', not' if kind else ''} {expected} ({reason})")

@@ -1,0 +1,266 @@
+"""A model's files are checked before Ray starts: one sentence with the file and the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_ray import models, weights
+from ssd_ray.config import ModelConfig
+from ssd_ray.errors import UserError
+from ssd_ray.weights import FaultError
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format("4" * 64)
+HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+def safetensors(header: dict[str, Any] | bytes = HEADER, data: int = 8) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda model: (model / name).write_bytes(data)
+
+
+def cut(name: str, size: int) -> Callable[[Path], object]:
+    return lambda model: os.truncate(model / name, size)
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda model: (model / name).unlink()
+
+
+def only_pickles(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(b"PK\x03\x04" + bytes(60))
+
+
+def sharded(model: Path) -> None:
+    """Two shards and their index, in the place of model.safetensors."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in halves.items():
+        save_file({name: tensors[name] for name in held}, model / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, held in halves.items() for name in held}}
+    (model / weights.INDEX).write_text(json.dumps(index))
+    (model / "model.safetensors").unlink()
+
+
+def with_shards(*changes: Callable[[Path], object]) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        sharded(model)
+        for each in changes:
+            each(model)
+
+    return change
+
+
+def without_an_index(model: Path) -> None:
+    (model / weights.INDEX).unlink()
+    (model / "model-00002-of-00002.safetensors").unlink()
+
+
+def moved_tensors(model: Path) -> None:
+    """The index has every tensor in the first shard."""
+    index = json.loads((model / weights.INDEX).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "model-00001-of-00002.safetensors")
+    (model / weights.INDEX).write_text(json.dumps(index))
+
+
+def dangling(name: str) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        (model / name).unlink()
+        (model / name).symlink_to("../../blobs/4f2e")
+
+    return change
+
+
+def mlx(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
+
+
+SECOND = "model-00002-of-00002.safetensors"
+DAMAGE = [
+    ("a_pointer_for_weights", write("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer .*git lfs pull"),
+    ("an_old_pointer", write("model.safetensors", POINTER.replace("git-lfs.github", "hawser.github")), "is a git-lfs pointer"),
+    ("a_pointer_for_the_config", write("config.json", POINTER), "config.json is a git-lfs pointer .*git lfs pull"),
+    ("a_pointer_for_the_tokenizer", write("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer .*git lfs pull"),
+    ("a_pointer_for_a_template", write("chat_template.jinja", POINTER), "chat_template.jinja is a git-lfs pointer"),
+    ("a_pointer_for_merges", write("merges.txt", POINTER), "merges.txt is a git-lfs pointer"),
+    ("a_pointer_for_sentencepiece", write("tokenizer.model", POINTER), "tokenizer.model is a git-lfs pointer"),
+    ("a_pointer_for_the_index", with_shards(write(weights.INDEX, POINTER)), "index.json is a git-lfs pointer"),
+    ("a_pointer_for_a_shard", with_shards(write(SECOND, POINTER)), f"{SECOND} is a git-lfs pointer"),
+    ("a_git_annex_pointer", write("model.safetensors", "/annex/objects/SHA256E-s9--4\n"), "is a git-annex pointer"),
+    ("a_web_page_for_weights", write("model.safetensors", "<!DOCTYPE html><html>Sign in" + " " * 900), "is an HTML page"),
+    ("a_message_for_weights", write("model.safetensors", "Entry not found"), "is not a safetensors file"),
+    ("an_empty_file", write("model.safetensors", b""), "model.safetensors is empty"),
+    ("zeros", write("model.safetensors", bytes(4096)), "is not a safetensors file"),
+    ("two_bytes", write("model.safetensors", b"ab"), "is not a safetensors file"),
+    ("a_cut_file", cut("model.safetensors", 100_000), "is cut short: 100,000 of [0-9,]+ bytes are there: download the model"),
+    ("a_cut_header", cut("model.safetensors", 700), "is cut short within its header"),
+    ("a_longer_file", write("model.safetensors", safetensors(data=9)), "is damaged: 1 bytes more"),
+    ("a_header_of_garbage", write("model.safetensors", safetensors(b"\xff" * 40)), "header is no JSON"),
+    ("a_header_that_is_a_list", write("model.safetensors", safetensors(b"[1, 2]")), "header is no JSON object"),
+    ("a_header_without_offsets", write("model.safetensors", safetensors({"a": {"dtype": "F32"}})), "names no tensors"),
+    ("a_pickle_with_that_name", write("model.safetensors", b"\x80\x04\x95" + bytes(60)), "is a pickle, not a safetensors"),
+    ("a_zip_with_that_name", write("model.safetensors", b"PK\x03\x04" + b"\xff" * 60), "is a zip archive, not a safetensors"),
+    ("a_missing_shard", with_shards(remove(SECOND)), f"{SECOND} is missing, which {weights.INDEX} names"),
+    ("a_missing_shard_without_index", with_shards(without_an_index), f"{SECOND} is missing"),
+    ("a_cut_shard", with_shards(cut(SECOND, 5_000)), f"{SECOND} is cut short"),
+    ("an_empty_shard", with_shards(write(SECOND, b"")), f"{SECOND} is empty"),
+    ("a_linked_shard", with_shards(dangling(SECOND)), f"{SECOND} is a link to ../../blobs/4f2e, which is not there.*cp -rL"),
+    ("a_broken_index", with_shards(write(weights.INDEX, '{"weight_map": {')), "index.json is not JSON"),
+    ("an_empty_index", with_shards(write(weights.INDEX, "{}")), "holds no weight_map"),
+    ("an_index_that_is_a_list", with_shards(write(weights.INDEX, "[]")), "holds no JSON object"),
+    ("an_index_to_elsewhere", with_shards(write(weights.INDEX, '{"weight_map": {"a": "../b"}}')), "no file of the directory"),
+    ("an_index_to_pickles", with_shards(write(weights.INDEX, '{"weight_map": {"a": "b.bin"}}')), "no safetensors file"),
+    ("tensors_of_the_index_elsewhere", with_shards(moved_tensors), "lacks .* tensors that model.safetensors.index.json has"),
+    ("only_pickled_weights", only_pickles, "only pickled weights .pytorch_model.bin., which run code"),
+    ("a_broken_config", write("config.json", "{"), "config.json is not JSON"),
+    ("an_empty_config", write("config.json", ""), "config.json is empty"),
+    ("a_broken_tokenizer_config", write("tokenizer_config.json", "[]"), "tokenizer_config.json holds no JSON object"),
+    ("a_linked_config", dangling("config.json"), "config.json is a link to .* which is not there"),
+    ("a_linked_tokenizer", dangling("tokenizer.json"), "tokenizer.json is a link to .* which is not there"),
+    ("an_unfinished_download", write("model.safetensors.aria2", "x"), "model.safetensors.aria2 is what an unfinished"),
+    ("mlx_weights", mlx, "quantized for MLX"),
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_llama: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+def refusal(source: object) -> str:
+    with pytest.raises(UserError) as raised:
+        models.fetch(ModelConfig(source=str(source)))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.startswith(("model.source", "the tokenizer of"))
+    return message
+
+
+@pytest.mark.parametrize(("change", "said"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE])
+def test_damaged_files_are_named_with_a_remedy(model: Path, change: Callable[[Path], object], said: str) -> None:
+    change(model)
+    with pytest.raises(UserError, match=said) as raised:
+        models.fetch(ModelConfig(source=str(model)))
+    assert str(raised.value).startswith(f"model.source {str(model)!r}")
+    assert "\n" not in str(raised.value)
+
+
+def test_complete_models_are_accepted(model: Path) -> None:
+    assert models.fetch(ModelConfig(source=str(model))) == model
+    sharded(model)
+    assert models.fetch(ModelConfig(source=str(model))) == model
+    (model / "consolidated.safetensors").write_text(POINTER)  # not in the index: nothing reads it
+    assert models.fetch(ModelConfig(source=str(model))) == model
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_files_that_the_user_cannot_read_are_named(model: Path, name: str) -> None:
+    (model / name).chmod(0)
+    assert f"{name} cannot be read by this user: change its mode: chmod a+r" in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", ""])
+def test_closed_files_are_named(model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != model / name and usual(path, mode))
+    assert "cannot be read by this user: change its mode: chmod" in refusal(model)
+
+
+def test_what_a_path_holds_is_said(model: Path, tmp_path: Path) -> None:
+    """The error of a path that exists names what lies there, and what to give instead."""
+    weights_file = model / "model.safetensors"
+    assert f"is one file of a model: give its directory, {model}" in refusal(weights_file)
+    with tarfile.open(tmp_path / "model.tar", "w") as tar:
+        tar.add(model, "model")
+    assert "is a tar archive: unpack it" in refusal(tmp_path / "model.tar")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
+        tar.add(model, "model")
+    assert "is a gzip archive: unpack it" in refusal(tmp_path / "model.tar.gz")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    assert "pickled weights, which run code" in refusal(tmp_path / "pytorch_model.bin")
+    (tmp_path / "notes.md").write_text("notes")
+    assert "is a file, no directory: give a Hugging Face model directory" in refusal(tmp_path / "notes.md")
+    assert "is not a directory, as nothing is there" in refusal(tmp_path / "nowhere")
+    assert "is not a directory, as nothing is there" in refusal("nowhere.gguf")
+    assert f"its folder model does: give {model}" in refusal(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "is a link to" in refusal(tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.onnx", "holds ONNX weights"),
+        ("weights.npz", "holds MLX weights"),
+        ("tf_model.h5", "holds TensorFlow weights"),
+        ("flax_model.msgpack", "holds Flax weights"),
+        ("model.Q4_0.gguf", "give that file: .*model.Q4_0.gguf"),
+        ("consolidated.00.pth", "only pickled weights"),
+        ("pytorch_model.bin.index.json", "holds no .*config.json, generation_config.json"),
+    ],
+)
+def test_other_formats_are_said_by_their_name(model: Path, name: str, said: str) -> None:
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=said):
+        models.fetch(ModelConfig(source=str(model)))
+
+
+def test_a_directory_with_one_gguf_says_to_give_the_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.Q8_0.gguf").write_bytes(b"GGUF")
+    assert f"give that file: {tmp_path / 'tiny.Q8_0.gguf'}" in refusal(tmp_path)
+    (tmp_path / "tiny.Q4_0.gguf").write_bytes(b"GGUF")
+    assert "holds 2 GGUF files" in refusal(tmp_path)
+
+
+def test_an_adapter_is_no_model(model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    assert models.fetch(ModelConfig(source=str(model)))  # a merged model that kept the file
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    assert "holds an adapter" in refusal(model)
+    (model / "config.json").unlink()
+    assert "holds an adapter" in refusal(model)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_reader_of_headers(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(FaultError):
+        weights.read_header(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "dtype", "shape", "data_offsets"]), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON, st.integers(0, 16))
+def test_no_header_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, header: Any, data: int) -> None:
+    path = tmp_path_factory.mktemp("header") / "model.safetensors"
+    path.write_bytes(safetensors(json.dumps(header).encode(), data))
+    with contextlib.suppress(FaultError):
+        weights.read_header(path)
