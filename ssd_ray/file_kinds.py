@@ -75,6 +75,8 @@ def kind_of(path: Path) -> str:
     """
     if path.is_symlink() and not path.exists():
         return f"a link to {os.readlink(path)}, which is not there"
+    if not path.exists():
+        return "missing"
     if path.is_dir():
         return "a directory"
     if is_lfs_pointer(path):

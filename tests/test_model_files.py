@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +243,76 @@ def test_an_adapter_is_no_model(model: Path) -> None:
     assert "holds an adapter" in refusal(model)
     (model / "config.json").unlink()
     assert "holds an adapter" in refusal(model)
+
+
+def test_a_stopped_download_is_named_with_the_cache(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link of the cache alone is not enough to delete: the hub's client would link to the same bytes again."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--own--tiny"
+    snapshot = repository / "snapshots" / ("ab" * 20)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    shutil.copytree(tiny_llama, snapshot)
+    assert models.fetch(ModelConfig(source="own/tiny")) == snapshot
+    os.truncate(snapshot / "model.safetensors", 5000)
+    said = refusal("own/tiny")
+    assert "model.safetensors is cut short" in said
+    assert f"delete {repository} and run again, which downloads the model again" in said
+    (snapshot / "model.safetensors").unlink()
+    assert "holds no *.safetensors" in refusal("own/tiny")
+
+
+RECIPE = """
+name: field
+model: {{source: {model}, dtype: float32, max_model_len: 1024}}
+prompts: {{source: builtin, limit: 4, contamination: allow}}
+sample: {{max_tokens: 8}}
+train: {{steps: 1, global_batch_size: 2, warmup_steps: 0, dtype: float32, zero_stage: 0}}
+evaluate: {{arms: {{base: {{model: base, temperature: 0.7}}}}, limit: 2, benchmarks: [builtin]}}
+engine: {{kv_cache_gib: 0.2, enforce_eager: true, cpus: 1}}
+cluster: {{device: cpu, grader_cpus: 0}}
+"""
+
+
+@pytest.mark.parametrize("verb", ["render", "sample", "generate", "run"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (write("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer"),
+        (with_shards(remove(SECOND)), f"{SECOND} is missing"),
+    ],
+    ids=["pointer", "missing_shard"],
+)
+def test_a_mistake_exits_2_before_ray(
+    model: Path, tmp_path: Path, verb: str, change: Callable[[Path], object], said: str
+) -> None:
+    change(model)
+    (tmp_path / "field.yaml").write_text(RECIPE.format(model=model))
+    command = [sys.executable, "-m", "ssd_ray.cli", verb, "field.yaml", "--out", "run", "--quiet"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.splitlines()[-1].startswith(f"error: model.source {str(model)!r}: ")
+    assert said in process.stderr
+    for word in ("starting Ray", "To resume", "Traceback"):
+        assert word not in process.stdout + process.stderr
+
+
+def test_a_damaged_checkpoint_is_trained_again(tmp_path: Path, tiny_llama: Path) -> None:
+    """Of our own artifact the remedy is to make it again, not to download it."""
+    from ssd_ray.progress import LineProgress
+    from ssd_ray.recipes import load
+    from ssd_ray.stages import Stages
+
+    (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
+    stages = Stages(load(tmp_path / "field.yaml"), tmp_path, LineProgress())
+    stages.check_weights("checkpoint")  # not trained yet
+    shutil.copytree(tiny_llama, tmp_path / "checkpoint")
+    os.truncate(tmp_path / "checkpoint" / "model.safetensors", 5000)
+    (tmp_path / "checkpoint" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the trained model .*cut short.*: delete .*checkpoint and run the same command"):
+        stages.check_weights("checkpoint")
 
 
 @given(st.binary(max_size=300))

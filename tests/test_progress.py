@@ -8,11 +8,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ssd_ray.throughput import Remaining, Throughput
 
 from ssd_ray.inference import monitor
 from ssd_ray.inference.status import EngineStatus
 from ssd_ray.progress import Display, LineProgress, LiveProgress
+from ssd_ray.throughput import Remaining, Throughput
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ from ssd_ray.schema import Completion, Prompt
 from ssd_ray.stages import Stages
 
 
-def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
     head = ["first"]
 
     def download(source: str, revision: str | None, **_: Any) -> str:
         asked.append(revision)
-        return str(tmp_path / "snapshots" / (revision or head[0]))
+        return str(shutil.copytree(tiny_llama, tmp_path / "snapshots" / (revision or head[0]), dirs_exist_ok=True))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     recipe = recipes.load("qwen3-4b-instruct")

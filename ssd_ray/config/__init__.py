@@ -46,7 +46,8 @@ __all__ = [
 
 class ModelConfig(Section):
     source: str
-    """Hub id (`Qwen/Qwen3-4B-Instruct-2507`), a directory, or `package:NAME/FILE.gguf` for a file inside an installed package."""
+    """Hub id (`Qwen/Qwen3-4B-Instruct-2507`), a directory with safetensors, a `.gguf` file, or `package:NAME/FILE.gguf` for a
+    file inside an installed package."""
     revision: str | None = None
     """Commit or tag of a hub id; `null` takes the head of `main`, and the commit is recorded with the prompts."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ssd_ray import arms
 from ssd_ray.config import Arm, EvaluateConfig, Recipe
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import UserError
 from ssd_ray.file_kinds import refuse_pointer
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
     for override in overrides:
