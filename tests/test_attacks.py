@@ -1,9 +1,11 @@
 """What programs try, and what comes of it: every attack on the sandbox here fails, at every level that claims it."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hostile_forging import FORGERIES, MESSAGES, PRETENDING, forging
+from hostile_values import FORGED_LINES, HEAVY, LIARS
 from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
 from ssd_ray.errors import InfrastructureError
@@ -123,6 +126,49 @@ def test_no_object_is_equal_to_what_was_expected(pretender, sandbox, tmp_path):
     for problem in (FUNCTION, ASSERTS):
         assert grade_code(problem, code, RULES["strict"], sandbox).outcome in {"wrong_answer", "runtime_error"}
     assert not mark.exists()
+
+
+def by(comparison):
+    return dataclasses.replace(FUNCTION, comparison=comparison)
+
+
+NEVER_RIGHT = {
+    "own": (FUNCTION, "strict"),
+    "lcb": (by("lcb"), "strict"),
+    "lcb-compat": (by("lcb"), "lcb-compat"),
+    "evalplus": (by("evalplus"), "strict"),
+    "check": (ASSERTS, "strict"),
+}
+
+
+@pytest.mark.parametrize("name", LIARS)
+def test_no_foreign_value_is_believed_to_be_equal(name, sandbox):
+    code = LIARS[name] + "def f(x): return Yes()\n"
+    for kind, (problem, profile) in NEVER_RIGHT.items():
+        graded = grade_code(problem, code, RULES[profile], sandbox)
+        assert graded.outcome in {"wrong_answer", "runtime_error"}, (kind, graded)
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_no_foreign_value_costs_its_reader_much(name, sandbox):
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    rules = Rules(limits=dataclasses.replace(LIMITS, time_s=1, memory_mib=512, output_kib=8192))
+    for problem in (FUNCTION, ASSERTS, by("evalplus-set")):
+        graded = grade_code(problem, HEAVY[name], rules, sandbox)
+        assert graded.outcome not in {"accepted", "infrastructure_error"}, graded
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - before.ru_utime < 5
+    assert after.ru_maxrss - before.ru_maxrss < 700 << 10
+    assert time.monotonic() - began < 120
+
+
+@pytest.mark.parametrize("line", FORGED_LINES, ids=lambda line: line[:30].decode())
+def test_a_forged_foreign_value_is_no_answer(line, sandbox):
+    code = f"{forging(line)}def f(x):\n    os._exit(0)\n"
+    for kind, (problem, profile) in NEVER_RIGHT.items():
+        graded = grade_code(problem, code, RULES[profile], sandbox)
+        assert graded.outcome in {"wrong_answer", "runtime_error", "output_limit"}, (kind, graded)
+        assert graded.detail.isprintable()
 
 
 @pytest.mark.parametrize("splice", ["@", "@lambda _: lambda *_: None", "if 0: \\", "x = '''", "def check(_): pass\n(", "\f#"])

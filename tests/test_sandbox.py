@@ -302,9 +302,7 @@ def test_a_call_that_does_not_return_is_no_result(sandbox, code, status):
     assert (execution.status, execution.result) == (status, None), execution
 
 
-@pytest.mark.parametrize(
-    "value", ["object()", "(i for i in 'ab')", "f", "__import__('functools').reduce(lambda x, _: [x], range(5000), 1)"]
-)
+@pytest.mark.parametrize("value", ["object()", "int", "f", "__import__('functools').reduce(lambda x, _: [x], range(5000), 1)"])
 def test_a_value_that_cannot_travel_is_named_and_not_guessed(best, value):
     assert isinstance(call_once(best, f"def f(): return {value}").result, Unsupported)
 

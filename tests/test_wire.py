@@ -109,7 +109,7 @@ def test_values_without_a_form_are_refused():
     aliased: object = 1
     for _ in range(40):
         aliased = [aliased, aliased]
-    for value in (object(), (i for i in range(3)), range(3), len, cyclic, deep, aliased):
+    for value in (object(), len, int, cyclic, deep, aliased):
         with pytest.raises(wire.UnsupportedValueError):
             wire.dumps(value)
 

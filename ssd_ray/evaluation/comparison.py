@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from collections import UserList
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from itertools import zip_longest
 
 from ssd_ray.evaluation import evalplus_comparison
-from ssd_ray.evaluation.sandbox import printable
+from ssd_ray.evaluation.sandbox import printable, restored
 
 TOLERANCE = 1e-6
 """Relative and absolute tolerance where a float is expected; EvalPlus and NeMo Gym use the same figure."""
@@ -61,12 +63,16 @@ def same_value(actual: object, expected: object) -> bool:
 
     A tuple counts as a list, at every depth. Integers are compared exactly; `6.0` is 6. Where a float is expected, a
     number within 1e-6, relative or absolute, is right. A bool is only ever equal to a bool, NaN to nothing. Objects have the
-    same keys and equal values; a set, bytes, and a key that is no string have no JSON and are never right.
+    same keys and equal values; a set, bytes, and a key that is no string have no JSON and are never right. Numbers are those
+    of numpy, Fraction and Decimal too. Of numpy's arrays only those of one value equal anything, as in numpy.
     """
+    if isinstance(actual, restored.Numpy) and isinstance(actual.data, list):
+        return actual == expected
+    actual = _unwrapped(actual)
     if isinstance(expected, bool) or isinstance(actual, bool) or expected is None or actual is None:
         return type(actual) is type(expected) and actual == expected
     if isinstance(expected, int | float):
-        return isinstance(actual, int | float) and _same_number(actual, expected)
+        return isinstance(actual, int | float | Fraction | Decimal) and _same_number(actual, expected)
     if isinstance(expected, str):
         return isinstance(actual, str) and actual == expected
     if isinstance(expected, list | tuple):
@@ -80,7 +86,14 @@ def same_value(actual: object, expected: object) -> bool:
     return False
 
 
-def _same_number(actual: float, expected: float) -> bool:
+def _unwrapped(value: object) -> object:
+    """A value that is wrapped in one of numpy or a UserList, and the real part of a complex number that has no other."""
+    if isinstance(value, restored.Numpy | UserList):
+        value = value.data
+    return value.real if isinstance(value, complex) and not value.imag else value
+
+
+def _same_number(actual: float | Fraction | Decimal, expected: float) -> bool:
     if isinstance(expected, int):
         return actual == expected
     try:
@@ -97,6 +110,7 @@ def same(comparison: str, actual: object, expected: object, atol: float, argumen
     the sandbox's `Unsupported`, a value that could not leave it: it is equal to nothing, but it is not None either.
 
     Raises:
+        AmbiguousError: an array of several values, by `value` or `lcb`.
         ValueError: no such comparison.
     """
     if comparison == "value":

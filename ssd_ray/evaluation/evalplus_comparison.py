@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
+from collections import UserList, deque
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 
-from ssd_ray.evaluation.sandbox import wire
+from ssd_ray.evaluation.sandbox import restored, wire
 
 RTOL = 1e-7
 FLOAT_ATOL = 1e-6
@@ -55,8 +59,12 @@ def same(comparison: str, actual: object, expected: object, atol: float, argumen
 
 def _is_floats(value: object) -> bool:
     if isinstance(value, list | tuple):
-        return len(value) > 0 and all(isinstance(item, float) for item in value)
-    return isinstance(value, float)
+        return len(value) > 0 and all(map(_is_float, value))
+    return _is_float(value)
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, restored.Numpy) and value.dtype == "float64")
 
 
 Rule = Callable[[object, object, float, Sequence[object]], bool]
@@ -69,8 +77,10 @@ def _equal(actual: object, expected: object, atol: float, arguments: Sequence[ob
 def _same_members(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
     if not isinstance(actual, Iterable) or not isinstance(expected, Iterable):
         return False
-    # The program chose the members: colliding hashes would take the grader hours.
-    return set(wire.members(list(actual))) == set(expected)
+    wanted = set(expected)
+    # The program chose the members: colliding hashes would take the grader hours, and a range has no end to speak of.
+    most = len(wanted) + 1 if isinstance(actual, range) else None
+    return set(wire.members(list(itertools.islice(actual, most)))) == wanted
 
 
 def _not_none(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
@@ -114,6 +124,10 @@ def _is_root(actual: object, arguments: Sequence[object], atol: float) -> bool:
 
 
 def _number(value: object) -> float:
+    if isinstance(value, restored.Numpy):
+        value = value.data
+    if isinstance(value, Fraction | Decimal):
+        return float(value)
     if not isinstance(value, int | float):
         raise TypeError(f"no real number but {type(value).__name__}")
     return value
@@ -153,6 +167,10 @@ def _all_close(actual: object, expected: object, atol: float) -> bool:
 
 def _array(value: object) -> Array | None:
     """Shape and numbers, row by row, of what numpy would make an array of numbers; None of anything else."""
+    if isinstance(value, restored.Numpy):
+        value = value.data
+    elif isinstance(value, UserList | deque | array) or (isinstance(value, range) and value.stop - value.start < wire.MAX_NODES):
+        value = list(value)
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return None
     if isinstance(value, int | float | complex):

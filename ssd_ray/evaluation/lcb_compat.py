@@ -27,7 +27,7 @@ import time
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded
-from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, wire
+from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, restored, wire
 from ssd_ray.schema import Outcome, Problem
 
 _ATTEMPTS = 2
@@ -129,10 +129,7 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
             fault = first_difference(text, problem.tests[index].output, finite=False)
             return ("wrong_answer", f"official -2: {fault}") if fault else ("accepted", "")
         case ["value", value] if index != _LOADING and problem.kind == "function":
-            expected = _expected(problem, index)
-            if same("lcb", value, expected, 0.0, []):
-                return "accepted", ""
-            return "wrong_answer", f"official -2: returned {shown(value)} and should have returned {shown(expected)}"
+            return _judge_value(value, _expected(problem, index))
         case ["unsupported", str(reason)]:
             return "wrong_answer", f"official -2: returned {reason}"
         case ["error", _, "MemoryError", str(message)]:
@@ -142,3 +139,12 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
         case ["error", _, str(name), str(message)]:
             return "runtime_error", f"official -4: {name}: {message}"
     return "runtime_error", "official -5: a malformed reply"
+
+
+def _judge_value(value: object, expected: object) -> tuple[Outcome, str]:
+    try:
+        if same("lcb", value, expected, 0.0, []):
+            return "accepted", ""
+    except restored.AmbiguousError as error:
+        return "runtime_error", f"official -4: ValueError: {error}"
+    return "wrong_answer", f"official -2: returned {shown(value)} and should have returned {shown(expected)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call, wire
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call, restored, wire
 from ssd_ray.schema import Problem
 
 
@@ -45,7 +45,7 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
                     f"problem {problem.problem_id}: its reference solution ends test {index} with {execution.status} "
                     f"({execution.detail}), so nothing is known to be right"
                 )
-            value = execution.result
+            value = _comparable(execution.result)
             if problem.comparison == "evalplus-not-none":
                 value = value is not None
             if isinstance(value, Unsupported):
@@ -57,3 +57,8 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
     if left_out is not None:
         left_out += left_out_here
     return dataclasses.replace(problem, tests=tuple(tests))
+
+
+def _comparable(value: object) -> object:
+    """A returned value; an iterator, which equals nothing, cannot be expected."""
+    return Unsupported(reason=f"a value of type {value.name}") if isinstance(value, restored.Iterated) else value

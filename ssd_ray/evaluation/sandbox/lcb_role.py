@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     Reply = list[Any]
+if TYPE_CHECKING or __name__ != "lcb_role":
+    from ssd_ray.evaluation.sandbox import foreign
+else:
+    import foreign
 
 _BY_NAME = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools"),
@@ -270,37 +274,14 @@ def _error(kind: str, error: Exception) -> Reply:
 
 
 def _send_value(reply: Reply, send: Callable[[object], None]) -> None:
+    """Send a returned value; one that cannot be sent, or read, is officially equal to nothing either."""
+    unsupported = foreign.UnsupportedValueError
     try:
         send(reply)
-    except Exception:
-        try:
-            send(["value", _plain(reply[1])])
-        except Exception:
-            send(["unsupported", f"a value of type {type(reply[1]).__name__}"[:100]])
-
-
-def _plain(value: Any) -> object:
-    """The value with numbers of foreign types (numpy's, Fraction) as the int or float that they are equal to.
-
-    Officially such a number passes by its own `==`; it must not say so itself here, so it is asked for its value instead.
-    TypeError or ValueError where there is none.
-    """
-    if value is None or isinstance(value, int | float | str):
-        return value
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
-        return value.tolist()
-    if isinstance(value, complex) and not value.imag:
-        return value.real
-    for kind in (int, float):
-        if (number := kind(value)) == value:
-            return number
-    raise TypeError("no number")
+    except unsupported as error:
+        send(["unsupported", str(error)])
+    except Exception as error:
+        send(["unsupported", f"a value of type {foreign.type_name(reply[1])}, which raises {type(error).__name__}"[:200]])
 
 
 def _header_module() -> Any:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox import lcb_role, wire
+    from ssd_ray.evaluation.sandbox import lcb_role, restored, wire
 else:
     import lcb_role
+    import restored
     import wire
 
 
@@ -28,6 +29,7 @@ def play(role: str, units: list[str], entry_point: str, pipes: list[int]) -> NoR
         sys.modules["random"].seed()
     if role == "program":
         _be_program(units)
+    restored.use_numpy_itself()
     receive, send = _conversation(*pipes)
     {"calls": _answer_calls, "check": _run_check, "lcb": lcb_role.serve}[role](units, entry_point, receive, send)
     os._exit(0)

@@ -2,8 +2,8 @@
 
 Both ends import it, the child's as a bare stdlib-only file. What has no JSON becomes an object with one tag: tuple, set,
 frozenset, dict (pairs, any keys), big (integers beyond 53 bits, in hexadecimal), float (nan, inf, -inf), complex (two
-floats), bytes (hexadecimal). Decoding trusts nothing: size is the pipe's business; depth, keys and hash collisions are
-checked here.
+floats), bytes (hexadecimal), and the tags of restored.py for further types. Decoding trusts nothing: size is the pipe's
+business; depth, keys and hash collisions are checked here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import Any, NoReturn
+if TYPE_CHECKING or __name__ != "wire":
+    from ssd_ray.evaluation.sandbox import foreign, restored
+else:  # in a sandbox, where there are modules and no packages
+    import foreign
+    import restored
 
 MAX_DEPTH = 100
 """Containers within containers."""
@@ -28,8 +33,7 @@ MAX_EQUAL_HASHES = 100
 _PLAIN_INT = 1 << 53
 
 
-class UnsupportedValueError(Exception):
-    """A value that this form does not carry: its type, or that it is too deep or too large."""
+UnsupportedValueError = foreign.UnsupportedValueError
 
 
 class MalformedError(ValueError):
@@ -41,6 +45,7 @@ def dumps(value: object) -> str:
 
     Raises:
         UnsupportedValueError: a type without a form, more than MAX_DEPTH levels or MAX_NODES values.
+        Exception: whatever a value of another type raises as it is read.
     """
     return _TO_TEXT(_Encoder().encode(value, 0))
 
@@ -64,7 +69,7 @@ def loads(line: str | bytes) -> object:
         if text.count("[") > MAX_DEPTH and _too_deep(value):
             raise MalformedError("nested too deeply")
         return value
-    except (ValueError, RecursionError, TypeError) as error:
+    except (ValueError, RecursionError, TypeError, ArithmeticError, LookupError) as error:
         raise MalformedError(str(error)[:200]) from None
 
 
@@ -115,17 +120,17 @@ class _Encoder:
         if isinstance(value, int):
             plain = int.__int__(value)
             return plain if -_PLAIN_INT < plain < _PLAIN_INT else {"big": hex(plain)}
-        if isinstance(value, float):
+        if isinstance(value, float) and (type(value) is float or not foreign.is_numpy(value)):
             number = float.__float__(value)
             return number if number - number == 0 else {"float": float.__repr__(number)}
-        if isinstance(value, complex):
+        if isinstance(value, complex) and (type(value) is complex or not foreign.is_numpy(value)):
             whole = complex.__complex__(value)
             return {"complex": [self.encode(whole.real, depth), self.encode(whole.imag, depth)]}
         return self._container(value, depth + 1)
 
     def _container(self, value: object, depth: int) -> object:
         if isinstance(value, list):
-            return self._items(value if type(value) is list else list(list.__iter__(value)), depth)
+            return self._list(value if type(value) is list else list(list.__iter__(value)), depth)
         if isinstance(value, tuple):
             return {"tuple": self._items(list(tuple.__iter__(value)), depth)}
         if isinstance(value, dict):
@@ -136,7 +141,18 @@ class _Encoder:
             return {"frozenset": self._items(list(frozenset.__iter__(value)), depth)}
         if isinstance(value, bytes):
             return {"bytes": bytes.hex(value)}
-        raise UnsupportedValueError(f"a value of type {type(value).__name__}"[:100])
+        return self._foreign(restored.parts(value) or foreign.parts(value, MAX_NODES - self._num_nodes), depth)
+
+    def _list(self, items: list[Any], depth: int) -> object:
+        numbers = foreign.numpy_list(items) if items and type(items[0]).__module__ == "numpy" else None
+        return self._foreign(numbers, depth) if numbers else self._items(items, depth)
+
+    def _foreign(self, parts: foreign.Parts, depth: int) -> object:
+        """A value by its parts: a leaf's text, a container's items, or another value in its place."""
+        tag, body = parts
+        if not tag:
+            return self.encode(body, depth)
+        return {tag: body if isinstance(body, str) else self._items(body, depth)}
 
     def _items(self, items: list[object], depth: int) -> list[object]:
         if len(items) > 8 and depth <= MAX_DEPTH and _needs_no_tag(items):
@@ -168,8 +184,9 @@ def decode(document: object, depth: int = 0) -> object:
     ((tag, body),) = document.items()
     if tag in _LEAVES and isinstance(body, str):
         return _LEAVES[tag](body)
-    if tag in _CONTAINERS and isinstance(body, list):
-        return _CONTAINERS[tag]([decode(item, depth + 1) for item in body])
+    make = _CONTAINERS.get(tag) or restored.CONTAINERS.get(tag)
+    if make is not None and isinstance(body, list):
+        return make([decode(item, depth + 1) for item in body])
     raise MalformedError("an unknown tag")
 
 
@@ -208,10 +225,13 @@ def _dict(pairs: list[object]) -> dict[object, object]:
 
 
 _LEAVES: dict[str, Callable[[str], object]] = {"big": lambda text: int(text, 16), "float": _float, "bytes": bytes.fromhex}
+_LEAVES |= restored.LEAVES
 _CONTAINERS: dict[str, Callable[[list[object]], object]] = {
     "tuple": tuple,
     "set": lambda items: set(members(items)),
     "frozenset": lambda items: frozenset(members(items)),
     "dict": _dict,
     "complex": _complex,
+    "keys": lambda items: dict.fromkeys(members(items)).keys(),
+    "items": lambda pairs: _dict([list(pair) if isinstance(pair, tuple) else pair for pair in pairs]).items(),
 }
