@@ -174,6 +174,8 @@ def test_fractions_and_decimals_arrive_exactly(value, expected):
         ({"a": np.int64(1)}, {"a": 1}, True),
         ({np.str_("a"): 1}, {"a": 1}, True),
         (collections.Counter("ab"), {"a": 1, "b": 1}, True),
+        (collections.ChainMap({"a": np.int64(1)}), {"a": 1.0}, True),
+        (collections.UserList([1]), [1], True),
         (Color.RED, 6, True),
         (Amount(), 6, True),
     ],

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import zip_longest
+from types import MappingProxyType
 
 from ssd_ray.evaluation import evalplus_comparison
 from ssd_ray.evaluation.sandbox import printable, restored
@@ -87,9 +88,11 @@ def same_value(actual: object, expected: object) -> bool:
 
 
 def _unwrapped(value: object) -> object:
-    """A value that is wrapped in one of numpy or a UserList, and the real part of a complex number that has no other."""
+    """What a value of numpy, a UserList or a read-only mapping holds; the real part of a complex number without another."""
     if isinstance(value, restored.Numpy | UserList):
         value = value.data
+    elif isinstance(value, MappingProxyType):
+        value = dict(value)
     return value.real if isinstance(value, complex) and not value.imag else value
 
 

@@ -1,6 +1,6 @@
 """Values of types beyond the wire's own, taken apart in a program's process for the reader to make again (restored.py).
 
-- A mapping or text that Python's `==` finds equal to a built-in one becomes that one: ChainMap a dict, UserString a str.
+- Texts, bytes and sets that Python's `==` finds equal to a built-in one become that one; mappings a read-only one.
 - Any other known type keeps its meaning: a Fraction, Decimal, range, deque, array, date or view of a dict arrives as itself.
 - numpy's values keep their dtype.
 - An iterator is read to its end, within the room that the wire has, and is equal to nothing.
@@ -147,6 +147,10 @@ def _items_of(tag: str) -> Callable[[Any, int], Parts]:
     return lambda value, room: (tag, _read(value, room))
 
 
+def _mapping(value: Any, room: int) -> Parts:
+    return "mapping", _read(value.items(), room)
+
+
 def _plain(kind: Callable[[Any], object]) -> Callable[[Any, int], Parts]:
     return lambda value, room: ("", kind(value))
 
@@ -159,20 +163,20 @@ _FORMS: dict[tuple[str, str], Callable[[Any, int], Parts]] = {
     ("builtins", "range"): lambda value, room: ("range", [value.start, value.stop, value.step]),
     ("builtins", "bytearray"): lambda value, room: ("bytearray", bytes(value).hex()),
     ("builtins", "memoryview"): _plain(bytes),
-    ("builtins", "mappingproxy"): _plain(dict),
+    ("builtins", "mappingproxy"): _mapping,
     ("builtins", "dict_keys"): _items_of("keys"),
     ("builtins", "dict_values"): _items_of("values"),
     ("builtins", "dict_items"): _items_of("items"),
     ("collections", "deque"): _items_of("deque"),
     ("collections", "UserList"): _items_of("user-list"),
-    ("collections", "UserDict"): _plain(dict),
-    ("collections", "ChainMap"): _plain(dict),
+    ("collections", "UserDict"): _mapping,
+    ("collections", "ChainMap"): _mapping,
     ("collections", "UserString"): _plain(str),
     ("collections.abc", "KeysView"): _items_of("keys"),
     ("collections.abc", "ValuesView"): _items_of("values"),
     ("collections.abc", "ItemsView"): _items_of("items"),
     ("array", "array"): lambda value, room: ("array", [value.typecode, _read(value, room)]),
     ("sortedcontainers.sortedlist", "SortedList"): _items_of("sorted"),
-    ("sortedcontainers.sortedset", "SortedSet"): _plain(set),
+    ("sortedcontainers.sortedset", "SortedSet"): _plain(frozenset),
     **{("datetime", name): _date for name in restored.DATES},
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -224,6 +225,10 @@ def _dict(pairs: list[object]) -> dict[object, object]:
     return dict(zip(members(keys), values, strict=True))
 
 
+def _pairs(pairs: list[object]) -> dict[object, object]:
+    return _dict([list(pair) if isinstance(pair, tuple) else pair for pair in pairs])
+
+
 _LEAVES: dict[str, Callable[[str], object]] = {"big": lambda text: int(text, 16), "float": _float, "bytes": bytes.fromhex}
 _LEAVES |= restored.LEAVES
 _CONTAINERS: dict[str, Callable[[list[object]], object]] = {
@@ -233,5 +238,6 @@ _CONTAINERS: dict[str, Callable[[list[object]], object]] = {
     "dict": _dict,
     "complex": _complex,
     "keys": lambda items: dict.fromkeys(members(items)).keys(),
-    "items": lambda pairs: _dict([list(pair) if isinstance(pair, tuple) else pair for pair in pairs]).items(),
+    "items": lambda pairs: _pairs(pairs).items(),
+    "mapping": lambda pairs: types.MappingProxyType(_pairs(pairs)),
 }
