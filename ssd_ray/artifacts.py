@@ -2,7 +2,8 @@
 
 A stage claims its directory by writing `fingerprint.json` first and seals it by writing `manifest.json` last. No manifest
 means interrupted: resume. A manifest means whole: never touched again. Another fingerprint is refused with what differs.
-Every file appears by rename, so a crash at any instant leaves nothing that a rerun would take for whole.
+Every file appears by rename, so a crash at any instant leaves nothing that a rerun would take for whole. A directory that is
+to be made again goes by one rename, or from its manifest to its fingerprint.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.identity import FORMAT, Identity, staleness
 from ssd_ray.schema import RowT, from_table, to_table
-from ssd_ray.shards import read_table, read_table_of
+from ssd_ray.shards import column_digests, read_table, read_table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 MADE_FROM = "made-from.json"
 """What an artifact was made from (`lineage.py`)."""
+_NOTHING_MADE = frozenset({"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"})
+"""What an attempt leaves that failed before it made anything; tests are named by content."""
 _WHOLE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
@@ -142,11 +145,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def state_of(out: Path, identity: Identity) -> State:
-    """Where an artifact stands, without touching it."""
+    """Where an artifact stands, without touching it; an attempt with other choices that made nothing binds nobody."""
     if not (out / "fingerprint.json").exists():
         return "missing"
     if read_json(out / "fingerprint.json").get("fingerprint") != identity.fingerprint:
-        return "stale"
+        return "missing" if _names(out) <= _NOTHING_MADE else "stale"
     return "whole" if (out / "manifest.json").exists() else "partial"
 
 
@@ -168,13 +171,18 @@ def load(out: Path) -> Artifact:
 
 def damage(out: Path) -> str:
     """What is wrong with the files of a whole artifact, by their names and sizes, and the mend; empty where nothing is."""
-    shards = {shard["name"]: shard for shard in read_json(out / "manifest.json")["shards"]}
-    for path in (out / name for name in shards):
-        if not path.exists() or path.stat().st_size != shards[path.name]["bytes"]:
-            return f"{path} is missing or was changed since it was made; delete {out} to make it anew"
-    if strangers := [path for path in shard_paths(out) if path.name not in shards]:
+    if lost := lost_shards(out):
+        return f"{out / lost[0]} is missing or was changed since it was made; delete {out} to make it anew"
+    known = {shard["name"] for shard in read_json(out / "manifest.json")["shards"]}
+    if strangers := [path for path in shard_paths(out) if path.name not in known]:
         return f"{strangers[0]} is in no manifest: somebody put it there after {out.name} was whole; move it away"
     return ""
+
+
+def lost_shards(out: Path) -> list[str]:
+    """Return the names of a complete artifact's files that are missing or have another size."""
+    shards = {shard["name"]: shard["bytes"] for shard in read_json(out / "manifest.json")["shards"]}
+    return [name for name, size in shards.items() if not (out / name).exists() or (out / name).stat().st_size != size]
 
 
 def claim(out: Path, identity: Identity) -> Artifact | None:
@@ -184,21 +192,23 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         UserError: the directory belongs to another fingerprint, or cannot be written.
     """
     state = state_of(out, identity)
-    if state == "stale" and _names(out) <= {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}:
-        state = "missing"  # an attempt that failed before it made anything (but tests, named by content) binds nobody
-        for path in out.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if state == "stale":
-        raise UserError(
-            f"{out} {staleness(read_json(out / 'fingerprint.json'), identity)}: choose another --out, or delete that directory"
-        )
+        change = staleness(read_json(out / "fingerprint.json"), identity)
+        raise UserError(f"{out} {change}: choose another --out, or delete that directory")
     if state == "whole":
         return load(out)
     if state == "missing":
+        if (out / "fingerprint.json").exists():
+            remove(out)  # an attempt with other choices that made nothing
         if _names(out):
             raise UserError(f"{out} is not empty and was not made by this program: choose another --out")
-        write_atomic(out / "fingerprint.json", json.dumps(identity.record(), indent=1))
+        write_atomic(out / "fingerprint.json", json.dumps({**identity.record(), "claim": new_claim()}, indent=1))
     return None
+
+
+def new_claim() -> str:
+    """Return a name for one making of an artifact, by which those that read it as it grows know it again."""
+    return uuid.uuid4().hex[:16]
 
 
 def _names(out: Path) -> set[str]:
@@ -209,18 +219,20 @@ def _names(out: Path) -> set[str]:
 def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
     """Declare an artifact whole: write its manifest, with the shards' names, sizes and digests, as the last act.
 
-    `facts[SHARDS]`, where a stage keeps account of its shards, says what they have to be, and is no fact.
+    `facts[SHARDS]`, where a stage keeps account of its shards, says what they have to be, and is no fact. Of others the columns
+    are digested too, so that rows are known again in files of another version of Parquet.
 
     Raises:
         InfrastructureError: there is a shard that the stage does not know of.
     """
     facts = dict(facts)
-    shards = facts.pop(SHARDS, None)
+    shards, columns = facts.pop(SHARDS, None), {}
     if shards is None:
         shards = [
             {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for path in shard_paths(out)
         ]
+        columns = column_digests(shard_paths(out))
     if strangers := {path.name for path in shard_paths(out)} - {shard["name"] for shard in shards}:
         raise InfrastructureError(f"{min(strangers)} came into {out} at the last moment; run again to have it set aside")
     # Weights are many GiB: their sizes are recorded, their bytes are not read again.
@@ -233,6 +245,7 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
         "inputs": identity.inputs,
         "facts": facts,
         "shards": shards,
+        "columns": columns,
         "versions": versions(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -242,8 +255,18 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
 
 def reopen(out: Path) -> None:
     """Take back that an artifact is whole; making it again adds what is missing."""
-    (out / MADE_FROM).unlink(missing_ok=True)
     (out / "manifest.json").unlink()
+
+
+def remove(out: Path) -> None:
+    """Delete an artifact. Its manifest goes first, its fingerprint last: one that was half deleted is never taken for another."""
+    last = ("manifest.json", MADE_FROM, "fingerprint.json")
+    (out / last[0]).unlink(missing_ok=True)
+    for path in out.iterdir():
+        if path.name not in last:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in last[1:]:
+        (out / name).unlink(missing_ok=True)
 
 
 def make(out: Path, identity: Identity, act: Callable[[Path], Mapping[str, Any]]) -> Artifact:

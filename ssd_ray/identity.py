@@ -48,12 +48,16 @@ def revision_of(stage: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What an artifact is: its stage, the choices that shape it, the recipe digests of its inputs, the stage's revision."""
+    """What an artifact is: its stage, the choices that shape it, the recipe digests of its inputs, the stage's revision.
+
+    `revisions` are those above 0 of its stage and of all that it is made from, by stage; they are for the record.
+    """
 
     stage: str
     choices: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     revision: int = 0
+    revisions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def recipe_digest(self) -> str:
@@ -68,7 +72,7 @@ class Identity:
 
     def record(self) -> dict[str, Any]:
         """Return the contents of `fingerprint.json`."""
-        names = ("fingerprint", "revision", "stage", "choices", "inputs")
+        names = ("fingerprint", "revision", "revisions", "stage", "choices", "inputs")
         return {name: getattr(self, name) for name in names}
 
 
@@ -79,10 +83,11 @@ def _digest_of(parts: list[Any]) -> str:
 
 def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
     """Say in what the record of a directory (its `fingerprint.json`) differs from an identity: `was made …`."""
-    wanted = {"choices": identity.choices, "inputs": identity.inputs}
-    changes = list(differences({key: existing.get(key) for key in wanted}, wanted))
-    if changes:
-        return f"was made with other choices ({'; '.join(change.removeprefix('choices.') for change in changes[:3])})"
+    if changes := own_changes(existing, identity):
+        return f"was made with other choices ({changes})"
+    before = existing.get("inputs", {})
+    if others := [name for name, value in identity.inputs.items() if before.get(name) != value]:
+        return f"was made from {' and '.join(others)} of other choices"
     revision = existing.get("revision", 0)
     if revision != identity.revision:
         version = "an earlier" if revision < identity.revision else "a later"
@@ -90,10 +95,19 @@ def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
     return f"was made with other choices (stage {existing.get('stage')})"
 
 
+def own_changes(existing: Mapping[str, Any], identity: Identity) -> str:
+    """Name up to three choices in which the record of a directory differs from an identity, inputs apart."""
+    return "; ".join(list(differences(existing.get("choices", {}), identity.choices))[:3])
+
+
 def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
-    """The leaves where two nested values differ, as `path: old -> new`."""
+    """The leaves where two nested values differ, as `path: old there, new here`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+            yield from differences(old.get(key, _UNSET), new.get(key, _UNSET), f"{at}.{key}" if at else key)
     elif old != new:
-        yield f"{at}: {json.dumps(old)} there, {json.dumps(new)} here"
+        before, now = ("unset" if value is _UNSET else json.dumps(value) for value in (old, new))
+        yield f"{at}: {before} there, {now} here"
+
+
+_UNSET = object()

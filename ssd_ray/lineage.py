@@ -1,43 +1,134 @@
-"""What an artifact was made from: the contents of its inputs, where a fingerprint says only their choices.
+"""What an artifact was made from, by content, where a fingerprint says only by which choices.
 
-The same choices may come to other bytes, on other hardware or with another engine. Reads manifests; writes `made-from.json`.
+The same choices may come to other contents: on other hardware, with another version of ssd_ray, or because an input was
+resumed after a failing machine. So a stage writes down every input as it read it, and a later run compares.
+
+- A complete input is known by its contents. One that was still growing is known by its claim, a random name that its
+  directory got when it was claimed; a directory that is made again gets another.
+- Contents are the columns of Parquet shards where their manifest has digests of them, so that rows are known again in files
+  of another version of Parquet; else the bytes of files.
+
+Reads manifests; writes `made-from.json`, and new claims.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts import MADE_FROM, digest, read_json, write_atomic
+from ssd_ray.artifacts import MADE_FROM, digest, new_claim, read_json, shard_paths, write_atomic
+from ssd_ray.shards import column_digests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An input as an artifact read it.
+
+    `files` is a digest of its shards' bytes, `columns` one of each column of them, `facts` one of its facts; all are empty
+    while it is not complete, and the last two where an earlier version of ssd_ray wrote down neither. So is `claim`.
+    `revisions` are those above 0 of its stage and of all that it was made from.
+    """
+
+    claim: str
+    revisions: Mapping[str, int] = field(default_factory=dict)
+    files: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    facts: str = ""
+
+    def holds(self, current: Source, *, facts: bool) -> bool:
+        """Return True if the input is as it was, compared as far as both are known; columns that one lacks are defaults."""
+        if not self.files:
+            return self.claim == current.claim
+        if facts and self.facts and self.facts != current.facts:
+            return False
+        shared = self.columns.keys() & current.columns.keys()
+        if shared and self.files != current.files:
+            return all(self.columns[name] == current.columns[name] for name in shared)
+        return self.files == current.files
+
+    def is_comparable(self, current: Source) -> bool:
+        """Return True if both come from the same revisions, and neither is known by bytes alone where the other has columns."""
+        return self.revisions == current.revisions and not (self.files and bool(self.columns) != bool(current.columns))
+
+
+def source(path: Path) -> Source | None:
+    """Return what a directory holds now; None where it is not claimed."""
+    if not (path / "fingerprint.json").exists():
+        return None
+    record = read_json(path / "fingerprint.json")
+    known = Source(claim=record.get("claim", ""), revisions=record.get("revisions", {}))
+    if not (path / "manifest.json").exists():
+        return known
+    manifest = read_json(path / "manifest.json")
+    held = sorted([shard["name"], shard.get("sha256") or digest(path.glob(shard["name"]))] for shard in manifest["shards"])
+    return replace(known, files=_digest(held), columns=manifest.get("columns", {}), facts=_digest(manifest["facts"]))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def recorded(out: Path) -> dict[str, Source]:
+    """Return the inputs that a directory has on record, by name."""
+    if not (out / MADE_FROM).exists():
+        return {}
+    found = read_json(out / MADE_FROM)
+    return {name: Source(claim="", files=value) if isinstance(value, str) else Source(**value) for name, value in found.items()}
 
 
 def record(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Write down of which contents an artifact is being made, of those inputs, by name, that are whole by now."""
-    known = _made_from(out)
-    now = {name: _contents(path) for name, path in _whole(inputs) if name not in known}
-    if now:
-        write_atomic(out / MADE_FROM, json.dumps(known | now, indent=1))
+    """Put the inputs that a directory is being made from on record, by name; one that has become complete gets its contents."""
+    known = recorded(out)
+    current = {name: source(path) for name, path in inputs.items() if name not in known or not known[name].files}
+    news = {name: now for name, now in current.items() if now is not None and known.get(name, now).claim == now.claim}
+    _write(out, known, news)
 
 
-def changed(out: Path, inputs: Mapping[str, Path]) -> list[str]:
-    """The names of the whole inputs that hold something else than what an artifact was made from."""
-    known = _made_from(out)
-    return [name for name, path in _whole(inputs) if name in known and known[name] != _contents(path)]
+def record_columns(out: Path, name: str, path: Path) -> None:
+    """Add the columns of a complete input to its record, if that has none of the same contents: they are about to go."""
+    known, current = recorded(out), source(path)
+    before = known.get(name)
+    if before is not None and current is not None and before.files == current.files != "" and not before.columns:
+        _write(out, known, {name: replace(before, columns=current.columns or column_digests(shard_paths(path)))})
 
 
-def _whole(inputs: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-    return ((name, path) for name, path in inputs.items() if (path / "manifest.json").exists())
+def refresh(out: Path, inputs: Mapping[str, Path]) -> None:
+    """Put complete inputs on record as they are now that hold what they held: made again, or by another version."""
+    known = recorded(out)
+    current = {name: source(path) for name, path in inputs.items() if name in known}
+    _write(out, known, {name: now for name, now in current.items() if now and now.files and known[name].holds(now, facts=False)})
 
 
-def _made_from(out: Path) -> dict[str, Any]:
-    return read_json(out / MADE_FROM) if (out / MADE_FROM).exists() else {}
+def _write(out: Path, known: Mapping[str, Source], news: Mapping[str, Source]) -> None:
+    if any(known.get(name) != value for name, value in news.items()):
+        every = {name: asdict(value) for name, value in {**known, **news}.items()}
+        write_atomic(out / MADE_FROM, json.dumps(every, indent=1))
 
 
-def _contents(out: Path) -> str:
-    """Sixteen hex digits over the names and digests of what a whole artifact holds, as its manifest has them."""
-    shards = read_json(out / "manifest.json")["shards"]
-    held = [[shard["name"], shard.get("sha256") or digest(out.glob(shard["name"]))] for shard in shards]
-    return hashlib.sha256(json.dumps(sorted(held)).encode()).hexdigest()[:16]
+def changed(out: Path, inputs: Mapping[str, Path], *, facts: bool = False) -> dict[str, bool]:
+    """Return the complete inputs that are no longer as recorded, by name, and for each whether the two are comparable.
+
+    Those that are not were made by different versions of ssd_ray. With `facts`, the inputs' facts count too.
+    """
+    differing = {}
+    for name, known in recorded(out).items():
+        current = source(inputs[name]) if name in inputs else None
+        if current is not None and current.files and not known.holds(current, facts=facts):
+            differing[name] = known.is_comparable(current)
+    return differing
+
+
+def can_follow(out: Path, name: str, followed: Path) -> bool:
+    """Return True if what a directory holds was made from the input `name` as it grows there now: by its claim."""
+    current, known = source(followed), recorded(out).get(name)
+    return current is not None and known is not None and known.claim == current.claim != ""
+
+
+def renew_claim(out: Path) -> None:
+    """Give a directory another claim because shards of it were lost: what follows it may hold rows that came from them."""
+    existing = read_json(out / "fingerprint.json")
+    write_atomic(out / "fingerprint.json", json.dumps({**existing, "claim": new_claim()}, indent=1))

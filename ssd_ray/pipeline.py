@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +24,11 @@ from ssd_ray import arms, artifacts, config, models
 from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.identity import Identity, revision_of
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
-from ssd_ray.stages import Facts, Stages
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """One artifact to make: its directory under the run, the verb that makes it, its inputs, what it is, the act itself.
-
-    What it comes `after` has to be whole first, but shapes nothing of it. A step that `follows` one of its inputs can be made
-    while that one is: it reads it as it grows. `check` tells what is wrong with it before its inputs are made;
-    `describe` writes the pages beside a whole artifact anew, from its facts.
-    """
-
-    name: str
-    verb: str
-    choices: Mapping[str, Any]
-    act: Callable[[Path], Facts]
-    inputs: tuple[Step, ...] = ()
-    after: tuple[Step, ...] = ()
-    needs_ray: bool = False
-    follows: Step | None = None
-    check: Callable[[], None] | None = None
-    describe: Callable[[Path, Facts], None] | None = None
-
-    @functools.cached_property
-    def identity(self) -> Identity:
-        """What the artifact is, by its choices, its inputs' recipe digests and the revision of its stage."""
-        stage = self.name.split("/")[0]
-        inputs = {step.name: step.identity.recipe_digest for step in self.inputs}
-        return Identity(stage=stage, choices=self.choices, inputs=inputs, revision=revision_of(stage))
+from ssd_ray.stages import Stages
+from ssd_ray.step import Step
 
 
 class Pipeline:
@@ -282,7 +253,7 @@ class Pipeline:
         trained = (step for branch in self._branches.values() for step in (self._dataset(branch), self._checkpoint(branch)))
         inputs = (self._contamination, *trained, *self._all_verdicts)
         act = functools.partial(self._stages.report, [step.name for step in self._before_report])
-        return Step(name="report", verb="report", choices=chosen, act=act, inputs=inputs)
+        return Step(name="report", verb="report", choices=chosen, act=act, inputs=inputs, reads_facts=True)
 
     def _grading(self, profile: Profile) -> dict[str, Any]:
         limits = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")

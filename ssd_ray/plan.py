@@ -21,13 +21,13 @@ from ssd_ray import arms, artifacts, config, models
 from ssd_ray.artifacts import State
 from ssd_ray.config import Decoding, Recipe, Section
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import Step
 from ssd_ray.planner import architecture
 from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.shown import plain, shown
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
+from ssd_ray.step import Step
 
 _SHOWN = {"whole": "green", "partial": "yellow", "missing": "default", "stale": "red"}
 

@@ -17,14 +17,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, cluster, lineage, recipes
+from ssd_ray import artifacts, cluster, recipes
 from ssd_ray.artifacts import Artifact, State
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import Pipeline, Step
+from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
+from ssd_ray.renewal import Renewal
 from ssd_ray.stages import Facts
+from ssd_ray.step import Step
 
 _STOP_TIMEOUT_S = 30.0
 
@@ -49,14 +51,12 @@ class Run:
             UserError: a mistake in the recipe, its inputs, or the run directory.
             InfrastructureError: crashes that outlived their retries; the same call resumes.
         """
-        needed = {step.name for goal in self._steps if goal.verb == verb for step in _closure(goal)}
+        needed = {step.name for goal in self._steps if goal.verb == verb for step in goal.closure()}
         wanted = [step for step in self._steps if step.name in needed]
         with self._locked(), ExitStack() as stack:
-            for step, state in self.states():
-                if state == "stale":
-                    artifacts.claim(self.out / step.name, step.identity)  # refuses, with what differs
+            renewal = Renewal(self._steps, self.out, self._progress)
+            renewal.refuse(wanted)
             artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
-            self._reopen(needed)
             for step in wanted:  # before hours of the steps that it is made from
                 if step.check is not None and self._state(step) != "whole":
                     step.check()
@@ -65,8 +65,7 @@ class Run:
             made = []
             for step in wanted:
                 followers.raise_failure()
-                self._mend(step)
-                whole = self._state(step) == "whole"
+                whole = step.name not in followers and renewal.settle(step) == "whole"
                 if step.name == "prompts" and not whole and (hint := sources.id_hint(self.recipe.prompts)):
                     self._progress.say(hint)
                 if not whole and not started and self._needs_ray(step, wanted):
@@ -75,8 +74,9 @@ class Run:
                     stack.callback(self._pipeline.stopped.set)  # before Ray goes: what is under way must not look for another
                     started = True
                 if started and not whole:
-                    self._follow(step, wanted, followers)
-                artifact = followers.pop(step.name).result() if step.name in followers else self._make(step)
+                    self._follow(step, wanted, followers, renewal)
+                artifact = followers.pop(step.name).result() if step.name in followers else self._make(step, renewal)
+                renewal.done(step)
                 if not whole:
                     self._progress.say(f"{step.name}: whole")
                 made += self._asked_for(step, artifact, verb, whole)
@@ -90,41 +90,6 @@ class Run:
             step.describe(artifact.path, artifact.facts)
         return [artifact]
 
-    def _reopen(self, needed: set[str]) -> None:
-        """Have verdicts that a failing machine left open graded again, and made again what was made from them."""
-        from ssd_ray.evaluation.verdicts import is_open
-
-        opened: list[str] = []
-        for step in self._steps:
-            if self._state(step) == "whole":
-                again = step.verb == "grade" and step.name in needed and is_open(self.out / step.name)
-                if again or any(before.name in opened for before in step.inputs):
-                    opened.append(step.name)
-        for name in reversed(opened):  # never a whole artifact beside an open one that it was made from
-            artifacts.reopen(self.out / name)
-
-    def _mend(self, step: Step) -> None:
-        """Have shards of engines that are damaged drawn again, and refuse what was made from other contents than are there.
-
-        Raises:
-            UserError: an input was made again and came out otherwise.
-        """
-        out = self.out / step.name
-        if self._state(step) == "whole" and (out / "ledger").is_dir() and artifacts.damage(out):
-            self._progress.say(f"{step.name}: shards are not as they were when it was whole; looking at all of them again")
-            artifacts.reopen(out)
-        if self._state(step) in ("whole", "partial") and (others := lineage.changed(out, self._sources(step))):
-            after = [
-                self.out / other.name for other in self._steps if step in _closure(other) and self._state(other) != "missing"
-            ]
-            raise UserError(
-                f"{out} was made from other {' and '.join(others)} than there are now: delete "
-                f"{', '.join(map(str, after))} to have them made anew"
-            )
-
-    def _sources(self, step: Step) -> dict[str, Path]:
-        return {before.name: self.out / before.name for before in step.inputs}
-
     def _state(self, step: Step) -> State:
         return artifacts.state_of(self.out / step.name, step.identity)
 
@@ -133,22 +98,23 @@ class Run:
         follow = (other for other in wanted if other.follows is step and self._state(other) != "whole")
         return step.needs_ray or any(other.needs_ray for other in follow)
 
-    def _make(self, step: Step) -> Artifact:
+    def _make(self, step: Step, renewal: Renewal) -> Artifact:
         def act(out: Path) -> Facts:
-            lineage.record(out, self._sources(step))
+            renewal.record(step)
             facts = _timed(step, self.out, out)
-            lineage.record(out, self._sources(step))  # those that it followed are whole by now
+            renewal.record(step)  # what it followed is complete by now
             return facts
 
         return artifacts.make(self.out / step.name, step.identity, act)
 
-    def _follow(self, step: Step, wanted: list[Step], followers: _Followers) -> None:
+    def _follow(self, step: Step, wanted: list[Step], followers: _Followers, renewal: Renewal) -> None:
         """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
+        if step.name not in followers:
+            artifacts.claim(self.out / step.name, step.identity)  # those that follow it know it by its claim
         for other in wanted:
-            if other.follows is None or other.name in followers or self._state(other) == "whole":
-                continue
-            if other.follows is step or self._state(other.follows) == "whole":
-                followers.start(other.name, functools.partial(self._make, other))
+            if other is not step and other.name not in followers and renewal.may_follow(other, step):
+                artifacts.claim(self.out / other.name, other.identity)
+                followers.start(other.name, functools.partial(self._make, other, renewal))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -209,13 +175,6 @@ class _Followers:
     def pop(self, name: str) -> Future[Artifact]:
         """What `name` comes to; an exception where it failed."""
         return self._running.pop(name)
-
-
-def _closure(goal: Step) -> Iterator[Step]:
-    """A step and everything that it is made from or comes after."""
-    yield goal
-    for step in (*goal.inputs, *goal.after):
-        yield from _closure(step)
 
 
 def _timed(step: Step, run: Path, out: Path) -> Facts:

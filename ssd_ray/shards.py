@@ -7,10 +7,12 @@ remedy. The one module that reads the package's own Parquet files; `artifacts.py
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
@@ -83,6 +85,39 @@ def row_groups(path: Path) -> list[int]:
     with _readable(path):
         footer = pq.read_metadata(path)
         return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
+def column_digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Digest each column over the rows of shards in their order: sixteen hex digits by column name.
+
+    The digests follow the values alone, and neither how rows are cut into shards nor how a version of Parquet writes them.
+
+    Raises:
+        UserError: as for `read_table`.
+    """
+    digests: dict[str, tuple[Any, Any]] = {}
+    for path in paths:
+        table = read_table(path)
+        for name in table.column_names:
+            lengths, values = digests.setdefault(name, (hashlib.sha256(), hashlib.sha256()))
+            for chunk in table.column(name).chunks:
+                _feed(chunk, lengths, values)
+    return {
+        name: hashlib.sha256(lengths.digest() + values.digest()).hexdigest()[:16] for name, (lengths, values) in digests.items()
+    }
+
+
+def _feed(values: pa.Array, lengths: Any, digest: Any) -> None:
+    """Add an array to the digests of its lengths and its values; token ids are taken as bytes, all else as JSON."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_list(values.type) and pa.types.is_integer(values.type.value_type) and not values.null_count:
+        lengths.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
+        digest.update(values.flatten().to_numpy(zero_copy_only=False).tobytes())
+    else:
+        for value in values.to_pylist():
+            digest.update(json.dumps(value).encode() + b"\n")
 
 
 @contextmanager

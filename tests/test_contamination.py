@@ -16,7 +16,6 @@ from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.problems.contamination import FEWEST_WORDS, PHRASE_PROBLEMS, WORDS, Benchmarks, check, words
 from ssd_ray.progress import LineProgress
-from ssd_ray.run import _closure
 from ssd_ray.schema import Problem, Prompt
 
 LONG = "Given an array of integers, return the length of its longest run of equal neighbours, counted from the left."
@@ -129,7 +128,7 @@ def test_the_check_comes_before_sampling_and_leaves_samples_as_they_are(tmp_path
         {step.name: step for step in Pipeline(recipes.load("quickstart", overrides), tmp_path, LineProgress()).steps}
         for overrides in ([], ["prompts.contamination=allow"], ["evaluate.limit=3"], ["prompts.contamination=drop"])
     ]
-    assert all("contamination" in {step.name for step in _closure(steps["samples"])} for steps in runs)
+    assert all("contamination" in {step.name for step in steps["samples"].closure()} for steps in runs)
     base, allowed, other, dropped = ({name: step.identity.fingerprint for name, step in steps.items()} for steps in runs)
     assert base["samples"] == allowed["samples"] == other["samples"] != dropped["samples"]
     assert len({steps["contamination"] for steps in (base, allowed, other, dropped)}) == 4

@@ -18,11 +18,12 @@ import pytest
 from ssd_ray import artifacts, cluster, identity, lineage, recipes
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.pipeline import Step
 from ssd_ray.progress import LineProgress
+from ssd_ray.renewal import Renewal
 from ssd_ray.run import Run, _timed
 from ssd_ray.schema import Completion, Prompt
 from ssd_ray.stages import Stages
+from ssd_ray.step import Step
 
 
 def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,26 +179,6 @@ def test_a_prompt_file_with_ids_of_its_own_says_once_how_to_use_them(
         Run(recipes.load("quickstart", [*chosen, "prompts.id_column=id"]), tmp_path / "other", LineProgress()).make("render")
 
 
-def test_verdicts_that_a_failing_machine_left_open_are_open_again_and_with_them_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def step(name: str, verb: str, *inputs: Step) -> Step:
-        return Step(name=name, verb=verb, choices={}, act=lambda out: {}, inputs=inputs)
-
-    answers = step("generations/base", "generate")
-    settled, failed = step("verdicts/base", "grade", answers), step("verdicts/ssd", "grade", answers)
-    report = step("report", "report", settled, failed)
-    steps = [answers, settled, failed, report]
-    for made in steps:
-        artifacts.make(tmp_path / made.name, made.identity, lambda out, made=made: {"infrastructure_errors": int(made is failed)})
-    run = Run(recipes.load("qwen3-4b-instruct"), tmp_path, LineProgress())
-    monkeypatch.setattr(run, "_steps", steps)
-    run._reopen({answers.name})
-    assert [state for _, state in run.states()] == ["whole"] * 4
-    run._reopen({made.name for made in steps})
-    assert [state for _, state in run.states()] == ["whole", "whole", "partial", "partial"]
-
-
 def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controls = ["evaluate.controls=[naive, accepted]", "evaluate.profiles=[strict, lcb-compat]"]
 
@@ -243,23 +224,28 @@ def _samples(run: Path, identity: artifacts.Identity, text: str) -> Path:
     return artifacts.make(run / "samples", identity, write).path
 
 
-def test_what_was_made_from_other_contents_is_refused_and_from_the_same_is_not(tmp_path: Path, tiny_llama: Path) -> None:
+def _settled(run: Run, step: Step) -> artifacts.State:
+    return Renewal(run._steps, run.out, LineProgress()).settle(step)
+
+
+def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(tmp_path: Path, tiny_llama: Path) -> None:
     run = Run(recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]), tmp_path, LineProgress())
     steps = {step.name: step for step, _ in run.states()}
     samples, dataset = steps["samples"], steps["dataset"]
     there = _samples(tmp_path, samples.identity, "one")
-    assert artifacts.claim(tmp_path / "dataset", dataset.identity) is None
-    lineage.record(tmp_path / "dataset", {"samples": there})
     for state in ("partial", "whole"):
+        assert artifacts.claim(tmp_path / "dataset", dataset.identity) is None
+        lineage.record(tmp_path / "dataset", {"samples": there})
         if state == "whole":
             artifacts.seal(tmp_path / "dataset", dataset.identity, {})
-        for text in ("one", "two"):  # drawn again, to the same and to something else
-            shutil.rmtree(there)
-            _samples(tmp_path, samples.identity, text)
-            if text == "one":
-                run._mend(dataset)
-        with pytest.raises(UserError, match=rf"dataset was made from other samples .* delete {tmp_path / 'dataset'} to have"):
-            run._mend(dataset)
+        shutil.rmtree(there)
+        _samples(tmp_path, samples.identity, "one")  # drawn again, to the same
+        assert _settled(run, dataset) == state
+        shutil.rmtree(there)
+        _samples(tmp_path, samples.identity, f"two {state}")
+        assert _settled(run, dataset) == "missing"
+        shutil.rmtree(there)
+        _samples(tmp_path, samples.identity, "one")
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "foreign"])
@@ -270,8 +256,7 @@ def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
     samples = next(step for step, _ in run.states() if step.name == "samples")
     there = _samples(tmp_path, samples.identity, "one")
     (there / "ledger").mkdir()
-    run._mend(samples)
-    assert artifacts.state_of(there, samples.identity) == "whole"
+    assert _settled(run, samples) == "whole"
     (shard,) = artifacts.shard_paths(there)
     if harm == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])
@@ -279,8 +264,7 @@ def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
         shard.unlink()
     else:
         shutil.copy(shard, there / "foreign.parquet")
-    run._mend(samples)
-    assert artifacts.state_of(there, samples.identity) == "partial"
+    assert _settled(run, samples) == "partial"
     assert "samples: shards are not as they were" in "".join(capsys.readouterr())
 
 

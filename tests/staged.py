@@ -1,0 +1,203 @@
+"""A run of doubles: steps that write bytes derived from the bytes of their inputs, at once, without Ray, models or sandboxes.
+
+The graph is that of a recipe with the control `accepted` and one benchmark. What a double holds follows from its choices, the
+contents of its inputs and `world`, which stands for what no recipe says: hardware, graders that fail, hidden state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssd_ray import artifacts, cluster, lineage, recipes
+from ssd_ray.progress import LineProgress
+from ssd_ray.run import Run
+from ssd_ray.step import Step
+
+ORDER = (
+    "benchmark",
+    "eval-prompts",
+    "prompts",
+    "contamination",
+    "training-problems",
+    "samples",
+    "sample-verdicts",
+    "dataset-accepted",
+    "checkpoint-accepted",
+    "generations/base",
+    "generations/accepted",
+    "verdicts/base",
+    "verdicts/accepted",
+    "report",
+)
+GPU = ("samples", "checkpoint-accepted", "generations/base", "generations/accepted")
+
+
+Facts = Mapping[str, Any]
+
+
+class World:
+    """What the steps are made in: `choices` by step; `nature` shapes contents by step; `failing` graders leave errors open."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.choices: dict[str, Any] = {}
+        self.nature: dict[str, str] = {}
+        self.failing = self.dead = False
+        self.arms = ("base", "accepted")
+        self.made: list[str] = []
+
+    def run(self) -> Run:
+        """A run of these steps, which is never to start Ray (`without_ray`)."""
+        run = Run(recipes.load("quickstart"), self.out, LineProgress())
+        run._steps = self.steps()
+        return run
+
+    def steps(self) -> list[Step]:
+        """The steps in the order of a run."""
+        known: dict[str, Step] = {}
+
+        def add(name: str, verb: str, *inputs: str, **options: Any) -> None:
+            known[name] = Step(
+                name=name,
+                verb=verb,
+                choices={"chosen": self.choices.get(name)},
+                act=self._act(name, verb, inputs, options.get("follows")),
+                inputs=tuple(known[each] for each in inputs),
+                **{key: known[value] if key == "follows" else value for key, value in options.items()},
+            )
+
+        add("benchmark", "render")
+        add("eval-prompts", "render", "benchmark")
+        add("prompts", "render")
+        add("contamination", "render", "benchmark", "prompts")
+        add("training-problems", "render", "prompts")
+        add("samples", "sample", "prompts", needs_ray=True, follows="prompts", after=(known["contamination"],))
+        add("sample-verdicts", "grade", "training-problems", "samples", needs_ray=True, follows="samples")
+        add("dataset-accepted", "prepare", "samples", "sample-verdicts")
+        add("checkpoint-accepted", "train", "dataset-accepted", needs_ray=True)
+        for arm in self.arms:
+            trained = ("checkpoint-accepted",) if arm == "accepted" else ()
+            add(f"generations/{arm}", "generate", "eval-prompts", *trained, needs_ray=True)
+        for arm in self.arms:
+            answers = f"generations/{arm}"
+            add(f"verdicts/{arm}", "grade", "benchmark", "eval-prompts", answers, needs_ray=True, follows=answers)
+        graded = [f"verdicts/{arm}" for arm in self.arms]
+        add("report", "report", "contamination", "dataset-accepted", "checkpoint-accepted", *graded, reads_facts=True)
+        return list(known.values())
+
+    def _act(self, name: str, verb: str, inputs: tuple[str, ...], followed: str | None) -> Callable[[Path], Facts]:
+        def act(out: Path) -> Facts:
+            self.made.append(name)
+            for part in ("part-0", "part-1"):  # as a stage that resumes does: what is there is kept
+                path = out / f"{part}.parquet"
+                if not path.exists() or path.read_text().startswith("failed"):
+                    self.before(name, part)
+                    artifacts.write_atomic(path, self._content(verb, part, self._essence(name, part, inputs, followed)))
+            if verb == "report":
+                artifacts.write_atomic(out / "scores.json", "\n".join(self._read(name)))
+            self._wait([self.out / each / "manifest.json" for each in inputs])
+            failed = sum(path.read_text().startswith("failed") for path in artifacts.shard_paths(out))
+            return {"rows": 2} | ({"infrastructure_errors": failed} if verb == "grade" else {})
+
+        return act
+
+    def before(self, name: str, part: str) -> None:
+        """Called before a part is made; tests put deaths here."""
+
+    def _essence(self, name: str, part: str, inputs: tuple[str, ...], followed: str | None) -> str:
+        """Digest of all that a part is made from: of what is followed, the same part."""
+        self._wait([self.out / each / (f"{part}.parquet" if each == followed else "manifest.json") for each in inputs])
+        read = [self._read(each, part if each == followed else "*") for each in inputs]
+        text = json.dumps([name, part, self.choices.get(name), self.nature.get(name), read])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _wait(self, paths: list[Path]) -> None:
+        until = time.monotonic() + 20
+        while not all(path.exists() for path in paths):
+            assert not self.dead, "the run was stopped"
+            assert time.monotonic() < until, f"waited for {paths}"
+            time.sleep(0.002)
+
+    def _content(self, verb: str, part: str, essence: str) -> str:
+        """A shard: verdicts hold measured times, which no two gradings share, behind what is read of them."""
+        if verb == "grade":
+            result = "failed" if self.failing and part == "part-1" else f"right {essence}"
+            return f"{result}\n{os.urandom(4).hex()}"
+        return f"{part} {essence}"
+
+    def _read(self, name: str, part: str = "*") -> list[str]:
+        return [path.read_text().splitlines()[0] for path in sorted((self.out / name).glob(f"{part}.parquet"))]
+
+    def scores(self) -> str:
+        """The bytes that the run comes to."""
+        return (self.out / "report" / "scores.json").read_text()
+
+    def contents(self) -> dict[str, str]:
+        """What every artifact holds that is there, but for measured times, and what is no part of one."""
+        names = {path.parent.relative_to(self.out).as_posix() for path in self.out.rglob("*.parquet")}
+        return {name: "\n".join(self._read(name)) for name in sorted(names) if not name.startswith("set-aside")}
+
+    def stamps(self, *names: str) -> dict[str, int]:
+        """When the manifests of artifacts were written."""
+        return {name: (self.out / name / "manifest.json").stat().st_mtime_ns for name in names}
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs believe that Ray is there, and do without what only takes time: installed versions, waiting for the disk."""
+    monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(artifacts, "versions", dict)
+    monkeypatch.setattr(artifacts, "column_digests", _first_lines)
+    monkeypatch.setattr(lineage, "column_digests", _first_lines)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def _first_lines(paths: Iterable[Path]) -> dict[str, str]:
+    """The columns of doubles, whose shards are no Parquet: times measured and the last line's encoding apart."""
+    return {"text": "".join(path.read_text() for path in paths)}
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    """Every file of a directory but its lock."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+EVENTS = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"})
+
+
+def killed_at(act: Callable[[], None], number: int) -> bool:
+    """Do something in a child that is killed before its file operation `number`; False where it ended before."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if event in EVENTS or writes:
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
+            sys.stdout = sys.stderr = nowhere
+            sys.addaudithook(hook)
+            act()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the child failed before it was killed"
+    return False
