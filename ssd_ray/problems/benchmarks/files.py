@@ -20,6 +20,8 @@ from ssd_ray.file_kinds import refuse_pointer
 
 Row = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_MARK = "\ufeff"
+"""The byte order mark, which editors put before a file and spreadsheets before the name of the first column."""
 MAX_INTEGER_DIGITS = 50_000
 """Longest integer in a test; LiveCodeBench's grader sets the same figure for its own conversions."""
 
@@ -66,11 +68,11 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
     try:
         # A LiveCodeBench row is megabytes of tests, so batches are small.
         parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
+        names = [name.removeprefix(_MARK) for name in parquet.schema_arrow.names]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{file} has two columns named {twice[0]!r}: rename one")
         for batch in parquet.iter_batches(batch_size=16):
-            for row in _batch_rows(batch):
+            for row in _batch_rows(batch.rename_columns(names)):
                 number += 1
                 yield number, row
     except (pa.ArrowException, OSError) as error:
@@ -103,8 +105,9 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _jsonl_row(line)
+                row = line.removeprefix(_MARK.encode())  # also where files with such marks were joined
+                if row.strip():
+                    yield number, _jsonl_row(row)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -114,7 +117,11 @@ def _jsonl_row(line: bytes) -> Row | RowError:
         row = parse_json(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         return RowError(f"not JSONL in UTF-8 ({error}); each line must be one JSON object")
-    return row if isinstance(row, dict) else RowError("not a JSON object; each line must be one")
+    if not isinstance(row, dict):
+        return RowError("not a JSON object; each line must be one")
+    if next(iter(row), "").startswith(_MARK):
+        return {name.removeprefix(_MARK): value for name, value in row.items()}
+    return row
 
 
 def parse_json(document: str) -> Any:
