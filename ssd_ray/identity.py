@@ -21,13 +21,13 @@ from typing import Any
 FORMAT = 1
 REVISIONS: Mapping[str, int] = {
     "benchmark": 0,
-    "prompts": 0,
+    "prompts": 1,
     "contamination": 0,
     "training-problems": 0,
     "samples": 0,
     "dataset": 0,
     "checkpoint": 0,
-    "eval-prompts": 0,
+    "eval-prompts": 1,
     "generations": 0,
     "verdicts": 1,
     "report": 0,

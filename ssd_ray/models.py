@@ -11,12 +11,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, gguf_file, model_directory
+from ssd_ray import artifacts, ends, gguf_file, model_directory, templates
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
@@ -198,7 +198,8 @@ def _packaged_file(source: str) -> Path:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    patterns = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", *_OTHER_TOKENIZER_FILES)
+    patterns = ["*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja"]
+    patterns += [templates.NAMED, templates.PROCESSOR, *_OTHER_TOKENIZER_FILES]
     return sorted({path for pattern in patterns for path in directory.glob(pattern)})
 
 
@@ -265,9 +266,21 @@ def _convert(file: Path, out: Path) -> None:
 def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
     """The tokenizer of a model directory, with another chat template where one is given.
 
+    Byte order marks at the beginning of templates are left out.
+
     Raises:
         UserError: an unreadable template or tokenizer.
     """
+    tokenizer = _tokenizer(directory)
+    if chat_template is not None:
+        refuse_pointer(Path(chat_template), "model.chat_template")
+        tokenizer.chat_template = templates.read(chat_template)
+    else:
+        tokenizer.chat_template = templates.of_model(directory, tokenizer.chat_template)
+    return tokenizer
+
+
+def _tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -276,25 +289,19 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
         raise _not_loaded(directory, "tokenizer", error) from error
     if not tokenizer.encode("a", add_special_tokens=False):
         raise UserError(f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json")
-    if chat_template is not None:
-        refuse_pointer(Path(chat_template), "model.chat_template")
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(f"model.chat_template {chat_template!r} cannot be read: {reason}") from error
     return tokenizer
 
 
-def end_tokens(directory: Path) -> frozenset[int]:
-    """The ids that end an answer in the engine: the tokenizer's, and all of the generation configuration's."""
-    found = {load_tokenizer(directory).eos_token_id}
-    for name in ("generation_config.json", "config.json"):
-        if (directory / name).exists():
-            stated = artifacts.read_json(directory / name).get("eos_token_id")
-            found |= set(stated) if isinstance(stated, list) else {stated}
-            break
-    return frozenset(found - {None})
+def template_to_export(model: ModelConfig, directory: Path, arguments: Mapping[str, Any]) -> str | None:
+    """Return the template in use, None where copies of the model's own files say the same."""
+    used = templates.in_use(load_tokenizer(directory, model.chat_template), arguments)
+    return None if used == _tokenizer(directory).chat_template else used
+
+
+def end_tokens(directory: Path, further: Iterable[str | int] = ()) -> frozenset[int]:
+    """The ids that end an answer in the engine: the tokenizer's, all of the generation configuration's, and `further` ones."""
+    tokenizer = load_tokenizer(directory)
+    return ends.stated(directory, tokenizer) | ends.named(tokenizer, further)
 
 
 def tokenizer_digests(directory: Path) -> dict[str, str]:

@@ -98,6 +98,12 @@ class Pipeline:
             "chat_template": artifacts.digest(template) if template else None,
         }
 
+    @property
+    def _answering_model(self) -> dict[str, Any]:
+        """The model where it answers or is trained to; further end tokens shape no prompt."""
+        further = list(self.recipe.model.end_tokens)
+        return {**self._model, **({"end_tokens": further} if further else {})}
+
     @functools.cached_property
     def _benchmark(self) -> Step:
         chosen = self.recipe.evaluate
@@ -110,6 +116,8 @@ class Pipeline:
     def _prompts(self) -> Step:
         prompts = self.recipe.prompts
         shaping = config.choices(prompts)
+        if prompts.template_date is None:
+            del shaping["template_date"]
         if prompts.contamination != "drop":
             del shaping["contamination"]  # what is refused or allowed shapes nothing
         inputs = (self._benchmark,) if "contamination" in shaping else ()
@@ -181,7 +189,7 @@ class Pipeline:
 
     @functools.cache  # noqa: B019
     def _checkpoint(self, branch: Branch) -> Step:
-        chosen = {"train": config.choices(self.recipe.train), "model": self._model, "seed": self.recipe.seed}
+        chosen = {"train": config.choices(self.recipe.train), "model": self._answering_model, "seed": self.recipe.seed}
         return Step(
             name=branch.checkpoint,
             verb="train",
@@ -194,12 +202,14 @@ class Pipeline:
 
     @functools.cached_property
     def _eval_prompts(self) -> Step:
-        chosen = {
+        chosen: dict[str, Any] = {
             "mode": self.recipe.evaluate.prompt_mode,
             "system_message": self.recipe.prompts.system_message,
             "template_arguments": self.recipe.prompts.template_arguments,
             "model": self._model,
         }
+        if (pinned := self.recipe.prompts.template_date) is not None:
+            chosen["template_date"] = pinned
         return Step(name="eval-prompts", verb="render", choices=chosen, act=self._stages.eval_prompts, inputs=(self._benchmark,))
 
     @functools.cache  # noqa: B019
@@ -261,7 +271,7 @@ class Pipeline:
 
     @property
     def _engine_choices(self) -> dict[str, Any]:
-        return {"model": self._model, "engine": config.choices(self.recipe.engine), "seed": self.recipe.seed}
+        return {"model": self._answering_model, "engine": config.choices(self.recipe.engine), "seed": self.recipe.seed}
 
     def _ended(self, *steps: Step) -> bool:
         """Whether steps that another one follows or waits for are whole.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from ssd_ray.schema import Problem, Profile
 
 if TYPE_CHECKING:
     from ssd_ray.problems.contamination import Benchmarks
-    from ssd_ray.problems.rendering import Mode
+    from ssd_ray.problems.prompting import Prompting
 
 Facts = Mapping[str, Any]
 
@@ -83,18 +82,18 @@ class Stages:
             over_length=chosen.over_length,
         )
         problems = sources.training_problems(chosen, tally, self._benchmarks(), self.out / "prompts-revision")
-        facts = render(problems, self._put(chosen.mode, "prompts.mode"), room, out=out)
+        put = self._prompting.renderer(chosen.mode, "prompts.mode")
+        facts = render(problems, put, room, out=out)
         if facts["skipped"]:
             tally.dropped["too long for the context"] = facts["skipped"]
-        template = models.load_tokenizer(self._directory, self.recipe.model.chat_template).chat_template
         return {
             **facts,
+            **self._prompting.facts(put),
             "read": tally.read,
             "source_revision": tally.revision,
             "dropped": dict(tally.dropped),
             "model": self._directory.name,
             "tokenizer": models.tokenizer_digests(self._directory),
-            "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
         }
 
     def _benchmarks(self) -> Benchmarks | None:
@@ -115,15 +114,15 @@ class Stages:
         from ssd_ray.problems.rendering import Room, render
 
         problems = artifacts.read_rows(self.out / "benchmark", Problem)
-        put = self._put(self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode")
-        return render(problems, put, Room(max_model_len=self.recipe.model.max_model_len), out=out)
+        put = self._prompting.renderer(self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode")
+        facts = render(problems, put, Room(max_model_len=self.recipe.model.max_model_len), out=out)
+        return {**facts, **self._prompting.facts(put)}
 
-    def _put(self, mode: Mode, field: str) -> Callable[[Problem], tuple[str, tuple[int, ...]]]:
-        from ssd_ray.problems.rendering import renderer
+    @functools.cached_property
+    def _prompting(self) -> Prompting:
+        from ssd_ray.problems.prompting import Prompting
 
-        prompts = self.recipe.prompts
-        tokenizer = models.load_tokenizer(self._directory, self.recipe.model.chat_template)
-        return renderer(tokenizer, mode, prompts.system_message, prompts.template_arguments, field=field)
+        return Prompting(self.recipe, self._directory, self.out, self._progress.say)
 
     def samples(self, chosen: SampleConfig, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
         """Answers of the frozen model at the training temperature, drawn while prompts are rendered until `ended`."""
@@ -191,7 +190,7 @@ class Stages:
         from ssd_ray.training.dataset import prepare
         from ssd_ray.training.health import Reading
 
-        extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory)
+        extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory, self.recipe.model.end_tokens)
         reading = Reading(extract=extract, thinking=self._thinking("prompts"), end_tokens=ends)
         graded, samples = self.out / branch.verdicts if branch.verdicts else None, self.out / branch.samples
         made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out)
@@ -232,15 +231,19 @@ class Stages:
         from ssd_ray.training.checkpoints import Serving
         from ssd_ray.training.trainer import train
 
-        template = self.recipe.model.chat_template
-        text = models.load_tokenizer(self._directory, template).chat_template if template else None
+        model = self.recipe.model
+        serving = Serving(
+            decoding=arms.decoding(self.recipe, branch.name),
+            chat_template=models.template_to_export(model, self._directory, self.recipe.prompts.template_arguments),
+            end_tokens=tuple(sorted(models.end_tokens(self._directory, model.end_tokens))) if model.end_tokens else (),
+        )
         return train(
             self.out / branch.dataset,
             self._directory,
             self.recipe.train,
             self.recipe.cluster,
             sampling=branch.sample,
-            serving=Serving(decoding=arms.decoding(self.recipe, branch.name), chat_template=text),
+            serving=serving,
             seed=self.recipe.seed,
             out=out,
             logs=self.out / "logs",

@@ -177,6 +177,33 @@ def test_a_base_without_generation_settings_gets_some(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.7
 
 
+def test_the_model_says_which_tokens_end_its_answers(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    from ssd_ray.models import end_tokens
+
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    asked = tuple(sorted(end_tokens(base, ["<|im_start|>"])))
+    checkpoints.state_decoding(base, Decoding(temperature=0.7))
+    checkpoints.state_end_tokens(base, asked)
+    assert end_tokens(base) == set(asked) == {1, 2}
+    assert GenerationConfig.from_pretrained(base).eos_token_id == [1, 2]
+    assert GenerationConfig.from_pretrained(base).temperature == 0.7
+
+
+def test_end_tokens_of_config_json_alone_are_not_lost(tiny_llama: Path, tmp_path: Path) -> None:
+    """vLLM reads them from config.json where there is no generation_config.json; stating a decoding makes one."""
+    from ssd_ray.models import end_tokens
+
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / "generation_config.json").unlink()
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [0, 2, 5]}))
+    assert end_tokens(base) == {0, 2, 5}
+    checkpoints.state_decoding(base, Decoding(temperature=0.7))
+    assert end_tokens(base) == {0, 2, 5}
+
+
 def test_what_an_earlier_run_recorded_beside_its_model_is_not_taken_over(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()

@@ -32,7 +32,7 @@ from ssd_ray.inference import engine as engine_module
 from ssd_ray.inference.engine import Engine, RefusedRequestError, Request, sample_seed
 directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 given = json.loads(sys.argv[4])
-model = ModelConfig(source=str(directory), dtype="float32", max_model_len=256)
+model = ModelConfig(source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"])
 knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=128, sampler=sampler)
 decoding = Decoding(temperature=1.5, top_k=3, top_p=0.9)
 engine = Engine(directory, model=model, engine=knobs, decoding=decoding, max_tokens=64, device="cpu")
@@ -68,12 +68,12 @@ out.write_text(json.dumps(found))
 """
 
 
-def _drawn(directory: Path, out: Path, sampler: str, draws: int) -> dict[str, Any]:
+def _drawn(directory: Path, out: Path, sampler: str, draws: int, end_tokens: tuple[str | int, ...] = ()) -> dict[str, Any]:
     from ssd_ray.config import EngineConfig
     from ssd_ray.inference.arguments import engine_environment
 
     environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
-    given = json.dumps({"decodings": DECODINGS, "draws": draws})
+    given = json.dumps({"decodings": DECODINGS, "draws": draws, "end_tokens": end_tokens})
     command = [sys.executable, "-c", SCRIPT, str(directory), str(out), sampler, given]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -128,6 +128,15 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
     assert len(set(in_flight)) > 1
     assert in_flight == sorted(in_flight)
     assert last == drawn["before"] + sum(drawn["lengths"])
+
+
+def test_end_tokens_of_the_recipe_end_answers_as_those_of_the_model_do(
+    exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    """The same weights, whose generation_config has one end token; the others are the recipe's, by text and by id."""
+    asked = _drawn(tiny_qwen3, tmp_path / "asked.json", "exact", 1, ("<|endoftext|>", 259))
+    assert asked["together"] == exact["together"]
+    assert {ids[-1] for ids, _, reason in asked["together"] if reason == "stop"} - {2}
 
 
 def test_the_text_is_exactly_the_ids_without_the_end(drawn: dict[str, Any]) -> None:

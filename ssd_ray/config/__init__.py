@@ -6,9 +6,10 @@ or progress but not results, and are left out of fingerprints. Reads and writes 
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.hub import HubSource, hub_source
@@ -56,6 +57,9 @@ class ModelConfig(Section):
     """Longest prompt plus answer in tokens."""
     chat_template: str | None = None
     """Path of a Jinja chat template to use instead of the model's own."""
+    end_tokens: tuple[str | int, ...] = ()
+    """Further tokens that end an answer, by text or id, beside those of the model's own configuration: such as `<|im_end|>` for a
+    base model whose chat template ends a turn with it. They also end answers of the trained model, wherever it is served."""
 
 
 Contamination = Literal["refuse", "drop", "allow"]
@@ -75,6 +79,9 @@ class PromptsConfig(Section):
     """System message of mode `paper`; the paper says what it asks for, not its words."""
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the chat template, for training and evaluation alike (GPT-OSS: `reasoning_effort: high`)."""
+    template_date: str | None = None
+    """What a chat template that reads the clock takes for now: an ISO date or date and time (`2026-01-31`, `2026-01-31T09:30`).
+    `null` is the moment at which a run first renders with such a template; the run keeps it in `template-date`."""
     only_passed: bool = True
     """rStar-Coder: keep rows whose stored solution passed (`is_passed`); the paper's count of about 10,168 needs it."""
     deduplicate: bool = True
@@ -99,6 +106,25 @@ class PromptsConfig(Section):
     over_length: Literal["error", "skip", "truncate-left"] = "error"
     """A training prompt that leaves no room for an answer in model.max_model_len: `error` ends the run, `skip`
     leaves it out, `truncate-left` keeps its end and leaves sample.max_tokens of room, at most half of the context; counted."""
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _iso_moment(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        text = value.isoformat() if isinstance(value, date) else value  # YAML reads dates; a datetime is a date, too
+        try:
+            moment = datetime.fromisoformat(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError("use an ISO date, or date and time, such as 2026-01-31 or 2026-01-31T09:30") from error
+        if moment.tzinfo is not None:
+            raise ValueError("leave the time zone out: a chat template reads local time")
+        return text
+
+    @field_validator("system_message")
+    @classmethod
+    def _without_byte_order_mark(cls, value: str) -> str:
+        return value.lstrip("\ufeff")
 
 
 class SampleConfig(Decoding):

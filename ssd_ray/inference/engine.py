@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_ray import ends
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
@@ -77,6 +78,7 @@ class Engine:
             self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:
             raise explain(error, directory) from error
+        self._end_tokens = sorted(ends.named(self._tokenizer, model.end_tokens))  # vLLM adds those of the model
         self._decoding, self._exactly = decoding, truncates_exactly(engine)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
@@ -175,7 +177,7 @@ class Engine:
                 raise ValueError(f"its {length} tokens leave no room for an answer in model.max_model_len {self._max_model_len}")
             limit = min(self._max_tokens, self._max_model_len - length)
             drawn = decoding_params(request.decoding or self._decoding, exactly=self._exactly)
-            params = SamplingParams(**drawn, max_tokens=limit, seed=request.seed)
+            params = SamplingParams(**drawn, max_tokens=limit, seed=request.seed, stop_token_ids=self._end_tokens)
             self._engine.add_request(request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params)
         except (VLLMValidationError, ValueError, TypeError) as error:
             future.set_exception(RefusedRequestError(f"vLLM does not take this prompt: {one_line(error)}"))

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
+from ssd_ray.problems.chat_template import ChatTemplate, Clock
 from ssd_ray.problems.published import Messages, published, released_evaluation
+from ssd_ray.problems.renderer import Renderer
 from ssd_ray.schema import Problem, Prompt
 
 Mode = Literal["paper", "chat", "release", "release-eval", "published"]
 OverLength = Literal["error", "skip", "truncate-left"]
 SHARD_ROWS = 1024
-_OWN_ARGUMENTS = {"tokenize", "add_generation_prompt", "conversation", "return_dict", "return_tensors"}
 
 # The text that apple/ml-ssd sent at its commit of 2026-04-16; its sentences are those of LiveCodeBench's prompt (MIT).
 _RELEASE_HEAD = (
@@ -89,51 +90,23 @@ def release_text(problem: Problem) -> str:
 
 
 def renderer(
-    tokenizer: Any, mode: Mode, system_message: str, template_arguments: Mapping[str, Any], *, field: str
-) -> Callable[[Problem], tuple[str, tuple[int, ...]]]:
-    """A function from a problem to its prompt text and token ids; `field` is the recipe's that gave the mode, for errors.
+    tokenizer: Any,
+    mode: Mode,
+    system_message: str,
+    template_arguments: Mapping[str, Any],
+    *,
+    field: str,
+    clock: Clock | None = None,
+) -> Renderer:
+    """Make the renderer of a mode; `field` is the recipe's that gave the mode, for errors.
 
     Raises:
-        UserError: the tokenizer has no chat template, or its template has no place for a turn.
+        UserError: as for `ChatTemplate`; mode `release` with a tokenizer that changes a text when it adds tokens to it.
     """
     if mode == "release":
-        return lambda problem: _encode(tokenizer, release_text(problem), special=True)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{field} {mode} needs a chat template and the model directory holds none: set model.chat_template to a file, or use "
-            f"{field} release, the raw text of the authors' script"
-        )
-    if clash := sorted(template_arguments.keys() & _OWN_ARGUMENTS):
-        raise UserError(f"prompts.template_arguments holds {clash[0]!r}, which is decided here: leave it out")
-    from jinja2.exceptions import TemplateError, TemplateSyntaxError
-
-    def render(problem: Problem) -> tuple[str, tuple[int, ...]]:
-        turns = messages(problem, mode, system_message)
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template_arguments)
-        except TemplateSyntaxError as error:
-            raise UserError(f"the chat template is no Jinja ({error}): mend it, or set model.chat_template to another") from error
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{field} {mode}: the chat template fails for {problem.problem_id} ({error}): mend it, or what "
-                "prompts.template_arguments gives it"
-            ) from error
-        except TemplateError as error:
-            raise UserError(
-                f"{field} {mode}: the chat template refuses the prompt of {problem.problem_id} ({error}): use {field} chat"
-            ) from error
-        if lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]:
-            raise UserError(
-                f"{field} {mode}: the chat template leaves out the {lost[0]} message of {problem.problem_id}: use {field} chat, "
-                "or another model.chat_template"
-            )
-        return _encode(tokenizer, text, special=False)
-
-    return render
-
-
-def _encode(tokenizer: Any, text: str, *, special: bool) -> tuple[str, tuple[int, ...]]:
-    return text, tuple(tokenizer.encode(text, add_special_tokens=special))
+        return Renderer(tokenizer, lambda problem: [{"role": "user", "content": release_text(problem)}], None)
+    template = ChatTemplate(tokenizer, template_arguments, clock or Clock(), mode=mode, field=field)
+    return Renderer(tokenizer, lambda problem: messages(problem, mode, system_message), template)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         },
         "tokenizer_sha256": rendered["facts"].get("tokenizer"),
         "chat_template_sha256": rendered["facts"].get("chat_template"),
+        "template_date": rendered["facts"].get("template_date"),
         "prompts": {
             "source": _home(recipe.prompts.source, commit),
             "identity": rendered["choices"]["source"],

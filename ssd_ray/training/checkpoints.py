@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Serving:
 
     decoding: Decoding | None = None
     chat_template: str | None = None
+    end_tokens: tuple[int, ...] = ()
+    """All ids that end an answer; empty where they are those of the base."""
 
 
 AS_THE_BASE = Serving()
@@ -206,6 +208,8 @@ def export(engine: Any, base: Path, out: Path, train: TrainConfig, serving: Serv
         _copy_others(base, aside)
         if serving.decoding is not None:
             state_decoding(aside, serving.decoding)
+        if serving.end_tokens:
+            state_end_tokens(aside, serving.end_tokens)
         if serving.chat_template is not None:
             state_template(aside, serving.chat_template)
         (aside / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
@@ -288,12 +292,23 @@ def state_decoding(directory: Path, decoding: Decoding) -> None:
     Greedy decoding is stated as top-k 1: vLLM does not read `do_sample`, and transformers saves no temperature of 0.
     """
     path = directory / "generation_config.json"
-    before = read_json(path) if path.exists() else {}
+    if path.exists():
+        before = read_json(path)
+    else:  # vLLM takes the tokens of config.json only as long as there is no such file
+        config = read_json(directory / "config.json") if (directory / "config.json").exists() else {}
+        before = {name: config[name] for name in _TOKENS if config.get(name) is not None}
     stated = {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
     if not decoding.temperature:
         stated = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
     rest = {name: value for name, value in before.items() if name in _NOT_DECODING}
     path.write_text(json.dumps({**rest, "do_sample": True, **stated}, indent=2) + "\n")
+
+
+def state_end_tokens(directory: Path, token_ids: Sequence[int]) -> None:
+    """Have generation_config.json of a model directory say that these tokens end an answer."""
+    path = directory / "generation_config.json"
+    before = read_json(path) if path.exists() else {}
+    path.write_text(json.dumps({**before, "eos_token_id": list(token_ids)}, indent=2) + "\n")
 
 
 def state_template(directory: Path, template: str) -> None:

@@ -1,0 +1,37 @@
+"""The tokens that end an answer: those that a model states, and further ones of a recipe. Reads a model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.artifacts import read_json
+from ssd_ray.errors import UserError
+
+
+def stated(directory: Path, tokenizer: Any) -> frozenset[int]:
+    """Return the tokenizer's end token and those of generation_config.json, or of config.json where there is none."""
+    ids: list[int | None] = [tokenizer.eos_token_id]
+    path = directory / "generation_config.json"
+    path = path if path.exists() else directory / "config.json"
+    if path.exists():
+        listed = read_json(path).get("eos_token_id")
+        ids += listed if isinstance(listed, list) else [listed]
+    return frozenset(number for number in ids if number is not None)
+
+
+def named(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
+    """Return the ids of tokens that `model.end_tokens` gives by text or by id.
+
+    Raises:
+        UserError: a text that is no token, an id that is out of the vocabulary.
+    """
+    vocabulary = tokenizer.get_vocab()
+    ids = set()
+    for name in names:
+        number = vocabulary.get(name, -1) if isinstance(name, str) else name
+        if not 0 <= number <= max(vocabulary.values()):
+            raise UserError(f"model.end_tokens has {name!r}, which is no token of the model: give a token's text or its id")
+        ids.add(number)
+    return frozenset(ids)

@@ -1,0 +1,182 @@
+"""Encode prompts so that control tokens come from the chat template alone: words of a statement stay words.
+
+- A control token is a special token, or another added token in the form of a mark, such as `<think>`.
+  HTML tags that are no special tokens are ordinary vocabulary.
+- A prompt whose words hold no control token is encoded in one piece, as transformers encodes it.
+- Any other is encoded by a copy of the tokenizer in which control tokens have aliases. Those that the template
+  wrote are replaced by their aliases; those among the words then match nothing. Splits, normalizer and
+  pre-tokenizer are the same, so the seams are those of a text in one piece.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\{[^{}\s]+\}", re.DOTALL)
+_HTML = re.compile(
+    r"</?(a|abbr|b|bbox|blockquote|body|br|caption|code|col|colgroup|dd|del|div|dl|dt|em|figcaption|figure|font|footer|form"
+    r"|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|kbd|li|link|main|mark|meta|nav|ol|option|p|pre|q|s|samp|script"
+    r"|section|select|small|span|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|title|tr|u|ul|var|video)/?>",
+    re.IGNORECASE,
+)
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_FIRST_PLACEHOLDER = 0x100000  # private use: no template changes its case, trims it or splits at it
+_PREFIX = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """Values in which one character holds the place of each control token's text; `originals` gives the texts back."""
+
+    values: Any
+    originals: Mapping[str, str]
+
+    def restore(self, text: str) -> str:
+        """Put the texts back in the place of their characters."""
+        return text.translate({ord(character): original for character, original in self.originals.items()})
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer, and both ways to encode a text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        tokens = {str(token): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+        self._ids = {text: number for text, (number, special) in tokens.items() if _controls(text, special=special)}
+        # The unknown token also stands for characters that the vocabulary lacks, so it is never counted.
+        self._unknown: int | None = tokenizer.unk_token_id
+        self._numbers = frozenset(self._ids.values())
+        self._counted = self._numbers - {self._unknown}
+        self._lengths = sorted({len(text) for text in self._ids}, reverse=True)
+        beginnings = sorted({text[:_PREFIX] for text in self._ids})
+        self._beginning = re.compile("|".join(map(re.escape, beginnings)) or r"(?!)")
+        self._aliases = {text: f"zqxj{number}jxqz" for number, text in enumerate(self._ids)}
+
+    def encode(self, text: str) -> list[int]:
+        """Encode a text in one piece, without what the tokenizer adds to it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def count(self, token_ids: list[int]) -> int:
+        """Count control tokens among ids, but for the unknown token."""
+        return sum(map(self._counted.__contains__, token_ids))
+
+    def occur_in(self, values: Any) -> bool:
+        """Return True if the text of a control token occurs in a text, or in texts of nested lists and mappings."""
+        return any(next(self._places(text), None) is not None for text in _texts(values))
+
+    def mask(self, values: Any, *besides: str) -> Masked:
+        """Replace the text of each control token in nested `values` by a character that is not in them, nor in `besides`."""
+        texts = [*_texts(values)]
+        present = set().union(*texts, *besides)
+        occurring = dict.fromkeys(found for text in texts for _, found in self._places(text))
+        free = (chr(code) for code in range(_FIRST_PLACEHOLDER, 0x10FFFE) if chr(code) not in present)
+        characters = dict(zip(occurring, free, strict=False))
+        return Masked(values=self._replaced(values, characters), originals={new: old for old, new in characters.items()})
+
+    def encode_words(self, text: str, masked: Masked) -> list[int] | None:
+        """Encode a text rendered from masked values, its words as words; None if this tokenizer has no ids for them."""
+        copy = self._copy
+        if copy is None or any(self._unknown in copy.encode(words).ids for words in masked.originals.values()):
+            return None
+        aliased, written = self._aliased(text)
+        ids: list[int] = copy.encode(masked.restore(aliased), add_special_tokens=False).ids
+        return ids if self.count(ids) == written else None
+
+    def _places(self, text: str) -> Iterator[tuple[int, str]]:
+        """Yield the start and the text of each control token in a text, the longest at each place."""
+        match = self._beginning.search(text)
+        while match is not None:
+            start = match.start()
+            candidates = (text[start : start + length] for length in self._lengths)
+            found = next((candidate for candidate in candidates if candidate in self._ids), None)
+            if found is not None:
+                yield start, found
+            match = self._beginning.search(text, start + len(found or text[start]))
+
+    def _replaced(self, values: Any, names: Mapping[str, str]) -> Any:
+        if isinstance(values, str):
+            return _substituted(values, self._places(values), names)
+        if isinstance(values, Mapping):
+            return {key: self._replaced(value, names) for key, value in values.items()}
+        if isinstance(values, list | tuple):
+            return [self._replaced(value, names) for value in values]
+        return values
+
+    def _aliased(self, text: str) -> tuple[str, int]:
+        """Return a text with its control tokens under their aliases, and how many of them count.
+
+        Only those that the tokenizer finds: one whose normalizer writes spaces may find a token only behind a space.
+        """
+        encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        spans = [(number, *span) for number, span in zip(encoding.ids, encoding.offsets, strict=True)]
+        at = {(number, place) for number, start, end in spans if number in self._numbers for place in range(start, end)}
+        places = [(start, token) for start, token in self._places(text) if (self._ids[token], start) in at]
+        return _substituted(text, places, self._aliases), sum(self._ids[token] in self._counted for _, token in places)
+
+    @functools.cached_property
+    def _copy(self) -> Any:
+        """The tokenizer with control tokens under their aliases, None if it is none of the library tokenizers."""
+        from tokenizers import Tokenizer
+
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            return None
+        copy = Tokenizer.from_str(json.dumps(_renamed(json.loads(backend.to_str()), self._aliases)))
+        copy.encode_special_tokens = backend.encode_special_tokens
+        sample = "".join(f"a {token}\n{token} b " for token in [*self._ids][:8])
+        aliased, _ = self._aliased(sample)
+        return copy if copy.encode(aliased, add_special_tokens=False).ids == self.encode(sample) else None
+
+
+def _controls(text: str, *, special: bool) -> bool:
+    """Return True if an added token of this text is a control token; bytes that spell unknown characters are none."""
+    if _BYTE.fullmatch(text):
+        return False
+    if special:
+        return bool(text.strip())
+    return bool(_MARK.fullmatch(text)) and not _HTML.fullmatch(text)
+
+
+def _substituted(text: str, places: Iterable[tuple[int, str]], names: Mapping[str, str]) -> str:
+    """Return a text with the tokens at `places` renamed."""
+    pieces, end = [], 0
+    for start, token in places:
+        pieces += [text[end:start], names[token]]
+        end = start + len(token)
+    return "".join([*pieces, text[end:]])
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _texts(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _texts(value)
+
+
+def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return tokenizer.json with tokens renamed wherever text could reach them: added tokens, vocabulary, merges."""
+    model = dict(document["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    if model.get("merges"):
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    tokens = [{**token, "content": names.get(token["content"], token["content"])} for token in document["added_tokens"]]
+    # What a post-processor adds is not asked for, and padding and truncation are not either.
+    return {**document, "model": model, "added_tokens": tokens, "post_processor": None, "padding": None, "truncation": None}

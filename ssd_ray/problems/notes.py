@@ -1,0 +1,86 @@
+"""Notes on a tokenizer and a chat template that a user should see while prompts are rendered.
+
+Each note is one line: the finding, its consequence, the remedy. Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from ssd_ray.errors import UserError
+from ssd_ray.problems.renderer import Renderer
+
+
+def before(put: Renderer, tokenizer: Any, ends: Collection[int], *, system: bool) -> Iterator[str]:
+    """Yield what is known before the first prompt: the tokens at both ends of prompts, and how turns end.
+
+    `ends` are the ids that end an answer; `system` says that prompts begin with a system message.
+    """
+    if not ends:
+        yield "the model has no end token: every answer runs to its limit; model.end_tokens names tokens that end one"
+    if put.template is None:
+        if put.after:
+            tokens = _shown(tokenizer, put.after)
+            yield f"the tokenizer puts {tokens} behind a text: prompts are without it, since an answer continues them"
+        return
+    try:
+        prompt = put.skeleton(("system", "user") if system else ("user",))
+    except UserError:  # raised again, with the problem's name, for the first prompt
+        return
+    yield from _beginning(put, tokenizer, prompt)
+    if prompt[-1:] and prompt[-1] in ends:
+        yield (
+            f"the chat template ends prompts with {_shown(tokenizer, prompt[-1:])}, an end token, "
+            "so that answers continue a finished text: it needs a generation prompt"
+        )
+    if ends:
+        yield from _end_of_turn(put, tokenizer, ends)
+
+
+def after(put: Renderer) -> Iterator[str]:
+    """Yield what rendering has counted."""
+    if put.kept_words:
+        prompts = "1 prompt holds" if put.kept_words == 1 else f"{put.kept_words:,} prompts hold"
+        yield f"{prompts} the text of control tokens ({put.first_kept} is the first): it stays text"
+    if put.unwritable:
+        first, more = put.unwritable[0], len(put.unwritable) - 1
+        others = f" and {more:,} more" if more else ""
+        yield (
+            f"the tokenizer has no other ids for the text of control tokens in {first}{others}: they stay control tokens there; "
+            "reword these statements or leave them out"
+        )
+
+
+def _beginning(put: Renderer, tokenizer: Any, prompt: list[int]) -> Iterator[str]:
+    first = list(put.before)
+    if first and prompt[: len(first)] != first:
+        yield f"the tokenizer puts {_shown(tokenizer, first)} before a text, the chat template does not: prompts lack it"
+    elif first and prompt[: 2 * len(first)] == first * 2:
+        yield f"the chat template writes {_shown(tokenizer, first)} twice at the beginning of prompts"
+
+
+def _end_of_turn(put: Renderer, tokenizer: Any, ends: Collection[int]) -> Iterator[str]:
+    text = put.template.end_of_turn() if put.template else None
+    if not text or not text.strip():
+        return
+    ids = put.control.encode(text)
+    if not set(ends).isdisjoint(ids):
+        return
+    listed = ", ".join(map(str, sorted(ends)))
+    number = next((number for number in ids if put.control.count([number])), None)
+    if number is not None:
+        token = tokenizer.convert_ids_to_tokens(number)
+        yield (
+            f"the chat template ends an assistant's turn with {token}, which is none of the end tokens ({listed}): answers go "
+            f"on behind it; set model.end_tokens to ['{token}'] to end them there"
+        )
+    else:
+        yield (
+            f"the chat template ends an assistant's turn with the text {text.strip()[:40]!r} and with none of the end tokens "
+            f"({listed}): answers end only where the model writes one of these"
+        )
+
+
+def _shown(tokenizer: Any, ids: Collection[int]) -> str:
+    return " ".join(f"{tokenizer.convert_ids_to_tokens(number)} ({number})" for number in ids)

@@ -1,0 +1,75 @@
+"""Chat templates as models and recipes have them on disk, without byte order marks.
+
+A model keeps its template in chat_template.jinja, in tokenizer_config.json or, where only its processor has one, in
+chat_template.json. Several templates have names. Reads these files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.errors import UserError
+
+PROCESSOR = "chat_template.json"
+NAMED = "additional_chat_templates/*.jinja"
+_MARK = "\ufeff"  # the byte order mark
+
+
+def read(name: str) -> str:
+    """Read a recipe's chat template, which is Jinja in UTF-8.
+
+    Raises:
+        UserError: another encoding, JSON, a file that cannot be read.
+    """
+    try:
+        text = Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"model.chat_template {name!r} cannot be read: {reason}") from error
+    if "\0" in text:
+        raise UserError(f"model.chat_template {name!r} cannot be read: it is not UTF-8")
+    try:
+        stated = json.loads(text)
+    except ValueError:
+        return text
+    holds = isinstance(stated, dict) and "chat_template" in stated
+    remedy = "give a file with the text of its chat_template alone" if holds else "give a file with a template"
+    raise UserError(f"model.chat_template {name!r} is JSON and no template: {remedy}")
+
+
+def of_model(directory: Path, loaded: Any) -> Any:
+    """Return the template, or the templates by name, of a model whose tokenizer has `loaded`.
+
+    Raises:
+        UserError: a chat_template.json that holds no template, where the tokenizer has none.
+    """
+    if not loaded and (directory / PROCESSOR).is_file():
+        loaded = _of_processor(directory / PROCESSOR)
+    if isinstance(loaded, dict):
+        return {name: text.removeprefix(_MARK) for name, text in loaded.items()}
+    return loaded.removeprefix(_MARK) if loaded else None
+
+
+def _of_processor(path: Path) -> Any:
+    """Read the template, or the named templates, of a model whose processor has it and whose tokenizer has none."""
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8-sig"))["chat_template"]
+        return {row["name"]: row["template"] for row in stated} if isinstance(stated, list) else stated
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no chat template that can be read ({error}): correct it or take it away") from error
+
+
+def in_use(tokenizer: Any, arguments: Mapping[str, Any]) -> str | None:
+    """Return the text of the template that transformers takes for these template arguments.
+
+    None where there is no template, or where several have names and none is `default`.
+    """
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        return templates or None
+    chosen = "tool_use" if arguments.get("tools") is not None and "tool_use" in templates else "default"
+    text: str | None = templates.get(chosen)
+    return text
