@@ -104,6 +104,9 @@ def grade(
         float | None, typer.Option("--timeout-s", min=0.1, max=86400, help="Time limit of a test; default 6.")
     ] = None,
     memory_mib: Annotated[int | None, typer.Option("--memory-mib", min=64, help="Memory limit; default 1024.")] = None,
+    output_kib: Annotated[
+        int | None, typer.Option("--output-kib", min=1, help="Limit of a test's output, or what is expected needs; default 1024.")
+    ] = None,
     sandbox_floor: Annotated[str | None, typer.Option("--sandbox-floor", help="Refuse a weaker sandbox; default L1.")] = None,
     skip_bad_rows: Annotated[
         bool | None, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")
@@ -124,6 +127,7 @@ def grade(
         "workers": workers,
         "time_limit_s": timeout_s,
         "memory_limit_mib": memory_mib,
+        "output_limit_kib": output_kib,
         "sandbox_floor": sandbox_floor,
         "skip_bad_rows": skip_bad_rows,
         "thinking": thinking,

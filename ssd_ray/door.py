@@ -22,8 +22,6 @@ from ssd_ray.extraction import Rule
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
 
-_OUTPUT_KIB = 1024
-
 
 def grade_from_command_line(
     *,
@@ -36,6 +34,7 @@ def grade_from_command_line(
     workers: int | None = None,
     time_limit_s: float = 6.0,
     memory_limit_mib: int = 1024,
+    output_limit_kib: int = 1024,
     sandbox_floor: str = "L1",
     skip_bad_rows: bool = False,
     thinking: bool = False,
@@ -52,7 +51,7 @@ def grade_from_command_line(
     ):
         if value not in known:
             raise UserError(f"{option} {value!r} is unknown: use {', '.join(known)}")
-    limits = Limits(time_s=time_limit_s, memory_mib=memory_limit_mib, output_kib=_OUTPUT_KIB)
+    limits = Limits(time_s=time_limit_s, memory_mib=memory_limit_mib, output_kib=output_limit_kib)
     rules = Rules(limits=limits, profile=profile, extract=extract)  # type: ignore[arg-type]
     job = Job(
         problems=problems,

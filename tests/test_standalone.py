@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssd_ray import artifacts
+from ssd_ray.cli import main
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
@@ -199,3 +200,17 @@ def _until(condition: Any, timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
+    tests = [{"input": "", "output": "1"}]
+    row = {"problem_id": "p", "statement": "One.", "kind": "stdin", "tests": tests}
+    problems = _write(tmp_path / "problems.jsonl", [row])
+    completions = _write(tmp_path / "completions.jsonl", [{"problem_id": "p", "code": "print('1' + ' ' * (2 << 20))"}])
+    for options, outcome in (([], "output_limit"), (["--output-kib", "4096"], "accepted")):
+        out = tmp_path / outcome
+        words = ["grade", "--problems", str(problems), "--completions", str(completions), "--out", str(out), *options]
+        with pytest.raises(SystemExit) as ending:
+            main(words)
+        assert not ending.value.code
+        assert pq.read_table(out / "verdicts.parquet").column("outcome").to_pylist() == [outcome]

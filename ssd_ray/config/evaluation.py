@@ -111,7 +111,7 @@ class EvaluateConfig(Section):
     memory_limit_mib: int = Field(1024, ge=64)
     """Address space of the program."""
     output_limit_kib: int = Field(1024, ge=1)
-    """Output of one test."""
+    """Output of one test; a test whose expected output needs more has that."""
     extract: Literal["last-block", "lcb", "first-block"] = "last-block"
     """Which part of an answer is its program: its last or first fenced block, or LiveCodeBench's rule."""
     sandbox_floor: Literal["L0", "L1-", "L1", "L2", "L3", "L4"] = "L1"

@@ -22,11 +22,13 @@ Where this profile differs, on purpose:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded
+from ssd_ray.evaluation.output_room import with_room, with_room_for_replies
 from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, restored, wire
 from ssd_ray.schema import Outcome, Problem
 
@@ -52,7 +54,8 @@ def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> 
     limit_s = int(limits.time_s)
     deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
     entry_point = (problem.entry_point or "") if problem.kind == "function" else ""
-    whole = dataclasses.replace(limits, time_s=float(deadline_s))
+    room = with_room_for_replies if problem.kind == "stdin" else functools.partial(with_room, problem=problem)
+    whole = dataclasses.replace(room(limits, tests=problem.tests), time_s=float(deadline_s))
     reason = ""
     for _ in range(_ATTEMPTS):
         try:

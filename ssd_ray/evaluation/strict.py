@@ -18,6 +18,7 @@ from ssd_ray.evaluation.checking import BrokenCheckError, run_check
 from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.evalplus_comparison import tolerance
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, Graded
+from ssd_ray.evaluation.output_room import too_large, with_room
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, restored, wire
 from ssd_ray.schema import Outcome, Problem, Test
 
@@ -56,7 +57,8 @@ def grade_strict(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) 
     num_passed, time_s, peak_bytes, outcome_base = 0, 0.0, 0, ""
     for group, tests in itertools.groupby(problem.tests, key=lambda test: test.group):
         for batch in [tuple(tests)] if run is _run_calls else [(test,) for test in tests]:
-            result = _attempted(lambda batch=batch: run(problem, batch, code, limits, sandbox))  # type: ignore[misc]
+            roomy = with_room(limits, problem, batch)
+            result = _attempted(lambda batch=batch, roomy=roomy: run(problem, batch, code, roomy, sandbox))  # type: ignore[misc]
             num_passed, time_s = num_passed + result.num_passed, time_s + result.time_s
             peak_bytes = max(peak_bytes, result.peak_bytes)
             if result.outcome != "accepted":
@@ -97,6 +99,8 @@ def require_gradable(problem: Problem) -> None:
         raise UserError(f"problem {problem.problem_id} has no tests, so no answer to it can be graded: add tests or leave it out")
     if problem.kind in ("function", "asserts") and not problem.entry_point:
         raise UserError(f"problem {problem.problem_id} is of kind {problem.kind} and needs an entry_point")
+    if reason := too_large(problem):
+        raise UserError(f"problem {problem.problem_id} cannot be graded: {reason}")
 
 
 def _run_stdin(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:

@@ -62,7 +62,7 @@ def loads(line: str | bytes) -> object:
     """
     try:
         text = line if isinstance(line, str) else line.decode()
-        if text.count("[") + text.count("{") > MAX_CONTAINERS or text.count(",") > 2 * MAX_NODES:
+        if _has_too_many_containers(text) or text.count(",") > 2 * MAX_NODES:
             raise MalformedError("more values than a document may hold")  # each costs the reader fifty times its text
         if "{" in text or _LONG_INTEGER.search(text):
             return decode(_FROM_TEXT(text))
@@ -72,6 +72,12 @@ def loads(line: str | bytes) -> object:
         return value
     except (ValueError, RecursionError, TypeError, ArithmeticError, LookupError) as error:
         raise MalformedError(str(error)[:200]) from None
+
+
+def _has_too_many_containers(text: str) -> bool:
+    """Return True if there are too many lists, tuples and so on; what a tag takes counts with its value."""
+    count = text.count("[") + text.count("{")
+    return count > MAX_CONTAINERS and count - text.count('{"tuple":[') - 2 * text.count('{"numpys":["') > MAX_CONTAINERS
 
 
 def _plain_int(digits: str) -> int:

@@ -1,0 +1,141 @@
+"""No output limit keeps a right answer out, and what no limit can hold is named before grading."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_ray.errors import UserError
+from ssd_ray.evaluation import output_room
+from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, wire
+from ssd_ray.evaluation.strict import require_gradable
+from ssd_ray.schema import Problem, Test
+
+LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=16)
+RULES = {profile: Rules(limits=LIMITS, profile=profile) for profile in ("strict", "lcb-compat")}
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as made:
+        yield made
+
+
+def stdin(output, comparison="value"):
+    tests = (Test(input="1\n", output="1\n"), Test(input="9\n", output=output))
+    return Problem(problem_id="p", source="t", statement="", tests=tests, comparison=comparison)
+
+
+def function(expected, comparison="value"):
+    tests = (Test(input="[9]", output=wire.dumps(expected)),)
+    return Problem(problem_id="p", source="t", statement="", kind="function", entry_point="f", tests=tests, comparison=comparison)
+
+
+def asserts(check):
+    return Problem(
+        problem_id="p", source="t", statement="", kind="asserts", entry_point="f", tests=(Test(input=check, output=""),)
+    )
+
+
+PRINTED = {
+    "lines": "12\n" * 20_000,
+    "one line": "x" * 60_000,
+    "other alphabets": "\u00fc\u4e2d\U0001f600\n" * 9_000,
+    "a little more than the limit": "x" * (LIMITS.output_kib << 10) + "y",
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+@pytest.mark.parametrize("comparison", ["value", "lcb"])
+def test_an_expected_output_above_the_limit_can_be_printed(name, comparison, sandbox):
+    problem = stdin(PRINTED[name], comparison)
+    code = f"print({PRINTED[name]!r} if int(input()) == 9 else 1)"
+    for profile, rules in RULES.items():
+        graded = grade_code(problem, code, rules, sandbox)
+        assert graded.outcome == "accepted", (profile, graded)
+        graded = grade_code(problem, f"{code}\nprint('more')", rules, sandbox)
+        assert graded.outcome == "wrong_answer", (profile, graded)
+        graded = grade_code(problem, "print('z' * 10**7)", rules, sandbox)
+        assert graded.outcome == "output_limit", (profile, graded)
+
+
+def test_blanks_and_decimals_are_room_that_an_equal_output_has(sandbox):
+    problem = stdin("1\n" * 20_000)
+    code = "n = int(input())\nprint('1.0\\n' * 20_000 if n == 9 else 1)"
+    assert grade_code(problem, code, RULES["strict"], sandbox).outcome == "accepted"
+
+
+RETURNED = {
+    "numbers": ([0.1] * 9_000, "[0.1 + 1e-16] * 9_000"),
+    "tuples": ([[1, 2]] * 9_000, "[(1, 2)] * 9_000"),
+    "numpy's numbers": ([[1, 2]] * 4_000, "[list(row) for row in numpy.full((4_000, 2), [1, 2])]"),
+    "a text": ("x" * 60_000, "'x' * 60_000"),
+    "a text of other alphabets": ("\u4e2d" * 9_000, "'\\u4e2d' * 9_000"),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_an_expected_value_above_the_limit_can_be_returned(name, sandbox):
+    expected, ending = RETURNED[name]
+    code = f"import numpy\ndef f(n):\n    return {ending}\n"
+    graded = grade_code(function(expected), code, RULES["strict"], sandbox)
+    assert graded.outcome == "accepted", graded
+    flood = grade_code(function(expected), "def f(n):\n    return 'x' * 10**7\n", RULES["strict"], sandbox)
+    assert flood.outcome == "output_limit"
+    if name in ("a text", "a text of other alphabets"):
+        for profile in RULES:
+            assert grade_code(function(expected, "lcb"), code, RULES[profile], sandbox).outcome == "accepted"
+
+
+def test_a_value_that_a_check_spells_out_can_be_returned(sandbox):
+    check = f"def check(candidate):\n    assert candidate(9) == {['ab'] * 20_000!r}\n"
+    graded = grade_code(asserts(check), "def f(n):\n    return ['ab'] * 20_000\n", RULES["strict"], sandbox)
+    assert graded.outcome == "accepted", graded
+
+
+def test_arguments_that_a_check_spells_out_can_be_given(sandbox):
+    check = f"def check(candidate):\n    assert candidate({'x' * 100_000!r}) == 100_000\n"
+    graded = grade_code(asserts(check), "def f(text):\n    return len(text)\n", RULES["strict"], sandbox)
+    assert graded.outcome == "accepted", graded
+
+
+def test_large_inputs_meet_no_limit_of_outputs(sandbox):
+    numbers = " ".join(map(str, range(500_000)))
+    problem = dataclasses.replace(stdin(""), tests=(Test(input=numbers, output="499999"),))
+    assert grade_code(problem, "print(max(map(int, input().split())))", RULES["strict"], sandbox).outcome == "accepted"
+    tests = (Test(input=wire.dumps([list(range(500_000))]), output="499999"),)
+    problem = dataclasses.replace(function(0), tests=tests)
+    assert grade_code(problem, "f = max", RULES["strict"], sandbox).outcome == "accepted"
+
+
+def test_tuples_for_lists_may_be_as_many_as_the_lists():
+    rows = [(1, 2)] * (wire.MAX_CONTAINERS - 2)
+    assert wire.loads(wire.dumps(rows)) == rows
+    assert wire.loads(wire.dumps([[*np.ones(2)]] * 100_000)) == [[1, 1]] * 100_000
+
+
+@given(st.text(), st.integers(1, 2000))
+def test_there_is_room_for_twice_an_expected_text(text, limit_kib):
+    problem = stdin(text * 500)
+    limits = dataclasses.replace(LIMITS, output_kib=limit_kib)
+    roomy = output_room.with_room(limits, problem, problem.tests)
+    replies = output_room.with_room_for_replies(limits, problem.tests)
+    assert roomy.output_kib << 10 >= 2 * len((text * 500).encode("utf-8", "surrogatepass"))
+    assert replies.output_kib << 10 >= 2 * len(wire.dumps(text * 500))
+    assert min(roomy.output_kib, replies.output_kib) >= limit_kib
+
+
+def test_a_limit_that_suffices_stays():
+    assert output_room.with_room(LIMITS, stdin("1\n"), stdin("1\n").tests) is LIMITS
+    assert output_room.with_room_for_replies(LIMITS, stdin("1\n").tests) is LIMITS
+
+
+def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
+    monkeypatch.setattr(output_room, "MOST_OUTPUT_KIB", 1024)
+    require_gradable(stdin("x" * (1 << 20)))
+    for problem in (stdin("x" * (1 << 20) + "yy"), stdin("\u4e2d" * (1 << 19)), function("x" * (1 << 20))):
+        with pytest.raises(UserError, match=r"problem p cannot be graded: its test [12] expects 1 MiB .* leave the test out"):
+            require_gradable(problem)
