@@ -25,7 +25,7 @@ REVISIONS: Mapping[str, int] = {
     "contamination": 0,
     "training-problems": 0,
     "samples": 0,
-    "dataset": 0,
+    "dataset": 1,
     "checkpoint": 0,
     "eval-prompts": 1,
     "generations": 0,

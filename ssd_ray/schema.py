@@ -128,6 +128,7 @@ class Verdict:
     `time_s` is wall time over all of its tests, `failed_test` the index of the first that was not passed (-1 where none was
     run or all were), `peak_bytes` the largest resident size of its processes, `sandbox_level` what it was kept from.
     `outcome_base` is the outcome of EvalPlus's base tests alone, empty for other problems.
+    `reasoning` is "none", "ended" or "unfinished" (`ssd_ray.reasoning`), empty where a bare program was graded.
     """
 
     prompt_id: str
@@ -144,6 +145,7 @@ class Verdict:
     peak_bytes: int = 0
     sandbox_level: str = ""
     outcome_base: str = ""
+    reasoning: str = ""
 
 
 Row = Problem | Prompt | Completion | Example | Verdict

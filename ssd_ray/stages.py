@@ -19,6 +19,7 @@ from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.model_directory import Origin
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
+from ssd_ray.reasoning import ReasoningFormat, prompted, special_marks
 from ssd_ray.schema import Problem, Profile
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class Stages:
         from ssd_ray.training.health import Reading
 
         extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory, self.recipe.model.end_tokens)
-        reading = Reading(extract=extract, thinking=self._thinking("prompts"), end_tokens=ends)
+        reading = Reading(extract=extract, reasoning=self._reasoning("prompts"), end_tokens=ends)
         graded, samples = self.out / branch.verdicts if branch.verdicts else None, self.out / branch.samples
         made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out)
         made["provenance"] = provenance(self.recipe, branch.sample, self.out / "prompts", samples)
@@ -283,7 +284,7 @@ class Stages:
             rules=Rules(limits=limits, profile=profile, extract=evaluate.extract),
             floor=evaluate.sandbox_floor,
             out=out.resolve(),
-            thinking=self._thinking(prompts),
+            reasoning=self._reasoning(prompts),
         )
         return grade(
             self.out / answers,
@@ -296,9 +297,11 @@ class Stages:
             progress=self._progress,
         )
 
-    def _thinking(self, prompts: str) -> bool:
-        """Whether prompts open a reasoning part, which the answers are to close."""
-        return all(text.rstrip().endswith("<think>") for (text,) in artifacts.read_columns(self.out / prompts, "text"))
+    def _reasoning(self, prompts: str) -> ReasoningFormat:
+        """Return how answers to these prompts mark their reasoning."""
+        special = special_marks(models.load_tokenizer(self._directory))
+        form = prompted(artifacts.read_columns(self.out / prompts, "prompt_id", "text", "statement"))
+        return dataclasses.replace(form, special=special, tokenizer=self._directory.resolve())
 
     def _rows(self, stage: str) -> int:
         return int(artifacts.load(self.out / stage).facts["rows"])

@@ -164,6 +164,7 @@ def _verdict(answer, outcome, evil):
         time_s=random.random(),
         code="print(2 * int(input()))",
         detail=f"{evil}test 2: expected 4, got 5" if outcome == "wrong_answer" else "",
+        reasoning="none",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ DRAWS = 1000
 # (temperature, top_k, top_p): both cuts, each alone, none, more than the vocabulary holds, greedy.
 DECODINGS = [(1.5, 6, 0.9), (0.8, 5, 1.0), (1.2, None, 0.8), (2.0, None, 1.0), (1.0, 9999, 0.95), (1.6, 20, 0.95), (0.0, 20, 0.8)]
 END_TOKENS = [2, 259, 0]
+MARKS = {83: "[THINK]", 204: "[/THINK]"}
+"""Bytes that the tiny model draws often, made marks of reasoning."""
 
 # One engine in a process of its own, as in a worker. Every request of the second part has one of the decodings above.
 SCRIPT = """
@@ -82,10 +85,10 @@ def _drawn(directory: Path, out: Path, sampler: str, draws: int, end_tokens: tup
 
 @pytest.fixture(scope="module")
 def several_ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that ends on three tokens, of which one is no special token, as its generation_config says."""
+    """A tiny model with marks of reasoning that ends on three tokens, one of them no special token."""
     from tiny import tiny_model
 
-    directory = tiny_model(tmp_path_factory.mktemp("ends") / "tiny-qwen3", "qwen3")
+    directory = tiny_model(tmp_path_factory.mktemp("ends") / "tiny-qwen3", "qwen3", marks=MARKS)
     path = directory / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": END_TOKENS}))
     return directory
@@ -144,7 +147,41 @@ def test_the_text_is_exactly_the_ids_without_the_end(drawn: dict[str, Any]) -> N
 
     tokenizer = AutoTokenizer.from_pretrained(drawn["directory"])
     for ids, text, reason in drawn["together"]:
-        assert text == tokenizer.decode(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
+        unmarked = re.sub(r"\[/?THINK\]", "", text)
+        assert unmarked == tokenizer.decode(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
+
+
+def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str, Any]) -> None:
+    from ssd_ray.models import answer_parser, load_tokenizer
+    from ssd_ray.reasoning import ReasoningFormat, special_marks
+    from ssd_ray.schema import Completion
+
+    directory = exact["directory"]
+    special = special_marks(load_tokenizer(directory))
+    assert special == MARKS
+    parser = answer_parser(ReasoningFormat(special=special, tokenizer=directory))
+    states = set()
+    for ids, text, reason in exact["together"]:
+        drawn = [special[token] for token in (ids[:-1] if reason == "stop" else ids) if token in special]
+        assert [piece for piece in re.split(r"(\[/?THINK\])", text) if piece in MARKS.values()] == drawn
+        said = parser.content(
+            Completion(
+                prompt_id="p",
+                sample_index=0,
+                seed=0,
+                source="",
+                difficulty="",
+                prompt_token_ids=(5,),
+                output_token_ids=tuple(ids),
+                text="marks were dropped from it",
+                finish_reason=reason,
+            )
+        )
+        assert (said.text is None) == (drawn[-1:] == ["[THINK]"])
+        if said.text is not None and drawn:
+            assert said.text.endswith(text.rpartition(drawn[-1])[2])
+        states.add(said.reasoning)
+    assert states == {"none", "ended", "unfinished"}, "the tiny model must show them all"
 
 
 def test_a_draw_does_not_depend_on_its_neighbours(drawn: dict[str, Any]) -> None:

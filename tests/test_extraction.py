@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.extraction import after_reasoning, extract_code
+from ssd_ray.extraction import extract_code
+from ssd_ray.reasoning import ANY, content_of_text
 
 lines = st.text(st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30)
 untagged = lines.filter(lambda line: "think>" not in line)
@@ -91,10 +92,10 @@ def test_a_tag_of_reasoning_in_an_answer_that_does_not_reason_is_text():
         (True, "hm</think>So:"),
     ):
         assert extract_code(f"{before}\n```python\n{program}\n```", thinking=thinking) == program
-    assert after_reasoning("The answer, after </think> as it is, is 4", thinking=False).startswith("The answer")
-    assert after_reasoning("2 + 2 is 4.</think>\n4", thinking=False) == "\n4"
-    assert after_reasoning("2 + 2 is 4.</think>", thinking=True) == ""
-    assert after_reasoning("2 + 2 is", thinking=True) is None
+    assert (content_of_text("The answer, after </think> as it is, is 4").text or "").startswith("The answer")
+    assert content_of_text("2 + 2 is 4.</think>\n4").text == "\n4"
+    assert content_of_text("2 + 2 is 4.</think>", ANY).text == ""
+    assert content_of_text("2 + 2 is", ANY).text is None
 
 
 def test_fences_inside_of_strings_stay_in_the_program():

@@ -16,6 +16,7 @@ from ssd_ray.artifacts import read_rows
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.extraction import extract_code
+from ssd_ray.reasoning import ReasoningFormat
 from ssd_ray.schema import Completion, Example
 from ssd_ray.training.batches import collate
 from ssd_ray.training.dataset import prepare
@@ -149,7 +150,12 @@ def test_an_answer_while_thinking_has_no_code_and_the_rule_of_extraction_is_foll
     text = "plan\n```python\nprint(1)\n```\n```python\n```"
     samples = _samples(tmp_path / "samples", [_completion("a", text=text)])
     for number, (reading, without) in enumerate(
-        [(Reading(), 1), (Reading(thinking=True), 1), (Reading(extract="lcb"), 0), (Reading(extract="first-block"), 0)]
+        [
+            (Reading(), 1),
+            (Reading(reasoning=ReasoningFormat(opened="<think>")), 1),
+            (Reading(extract="lcb"), 0),
+            (Reading(extract="first-block"), 0),
+        ]
     ):
         facts = prepare(samples, PrepareConfig(), reading, out=tmp_path / str(number))
         assert facts["health"]["classes"]["no_code"]["rows"] == without, reading

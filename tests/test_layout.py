@@ -23,8 +23,9 @@ LAYERS = [
     {"ends"},
     {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file", "templates"},
     {"shards"},
-    {"schema", "config", "extraction", "identity", "throughput", "weights"},
-    {"file_kinds"},
+    {"config", "extraction", "identity", "throughput", "weights"},
+    {"reasoning"},
+    {"schema", "file_kinds"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.

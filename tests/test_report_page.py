@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_run import EVIL, make_run, printed, recipe, reported
 
+from ssd_ray.reasoning import content_of_text
 from ssd_ray.reporting import words
 from ssd_ray.reporting.terminal import summary
 
@@ -255,11 +256,11 @@ def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
     texts = ["<think>hm", "<think>hm</think>x", "no thought", "<think>a</think>", "x", "<think>"]
 
     def spoken(name, rows):
-        if name.startswith("generations/"):
-            return [dataclasses.replace(row, text=texts[row.sample_index]) for row in rows]
-        if name == "eval-prompts":
-            return [dataclasses.replace(row, text="Q <think>\n") if row.source == "humaneval" else row for row in rows]
-        return rows
+        if not name.startswith("verdicts/"):
+            return rows
+        opened = {"builtin": "", "humaneval": "<think>"}
+        read = (content_of_text(texts[row.sample_index], opened[row.source]).reasoning for row in rows)
+        return [dataclasses.replace(row, reasoning=state) for row, state in zip(rows, read, strict=True)]
 
     scores = reported(make_run(tmp_path, mutate=spoken))[2]["benchmarks"]
     opened, prompted = (scores[name]["all"]["arms"]["ssd"] for name in ("builtin", "humaneval"))

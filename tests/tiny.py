@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,37 @@ PROGRAMS = [
 ]
 
 
-def tiny_tokenizer() -> Any:
-    """Bytes as tokens, three special tokens, three programs, a ChatML template: 262 entries, no training corpus."""
+def tiny_tokenizer(marks: Mapping[int, str] | None = None) -> Any:
+    """Bytes as tokens, three special tokens, three programs, a ChatML template: 262 entries, no training corpus.
+
+    `marks` are special tokens that take the places of bytes.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     programs = [to_bytes.pre_tokenize_str(program)[0][0] for program in PROGRAMS]
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet, *programs])}
+    marks = marks or {}
+    vocabulary = {marks.get(index, token): index for index, token in enumerate([*SPECIAL, *alphabet, *programs])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", *marks.values()],
     )
     fast.chat_template = TEMPLATE
     return fast
 
 
-def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> Path:
+def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0, *, marks: Mapping[int, str] | None = None) -> Path:
     """Save a random model of about 200,000 parameters as a Hugging Face directory.
 
     `llama` has tied embeddings, `llama3.1` its scaled positions, `qwen3` a norm on queries and keys, `qwen3_moe` 8 experts.
+    `marks` are special tokens, by id, in the places of bytes.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
@@ -95,5 +104,5 @@ def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0) -> P
     model.lm_head.weight.data[[2, 259, 260, 261]] *= 1.7
     model.generation_config.eos_token_id = 2
     model.float().save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    tiny_tokenizer(marks).save_pretrained(directory)
     return directory

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray import artifacts, models, streaming
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules, grade_code, grade_completion, verdict
 from ssd_ray.evaluation.sandbox import Sandbox
 from ssd_ray.evaluation.store import TestStore
 from ssd_ray.evaluation.strict import require_gradable
+from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat
 from ssd_ray.schema import Completion, Problem, Verdict, from_record
 
 
@@ -25,14 +26,14 @@ from ssd_ray.schema import Completion, Problem, Verdict, from_record
 class Order:
     """What a grader is told once: the benchmark artifact, the rules, the weakest sandbox allowed, where verdicts go.
 
-    `thinking` says that the prompts open a reasoning part; `as_code` that completions are programs, not answers with one.
+    `reasoning` is how the answers mark their reasoning; `as_code` says that completions are programs, not answers with one.
     """
 
     benchmark: Path
     rules: Rules
     floor: str
     out: Path
-    thinking: bool = False
+    reasoning: ReasoningFormat = TEXT_MARKS
     as_code: bool = False
 
 
@@ -48,6 +49,7 @@ class Grader:
         self._order = order
         self._problems = {problem.problem_id: problem for problem in artifacts.read_rows(order.benchmark, Problem)}
         self._store = TestStore(order.benchmark / "tests")
+        self._parser = models.answer_parser(order.reasoning)
         self._sandbox = Sandbox(floor=order.floor)
         artifacts.write_atomic(order.out / "sandbox" / f"{self._sandbox.level}.json", json.dumps({"level": self._sandbox.level}))
 
@@ -74,7 +76,7 @@ class Grader:
             require_gradable(problem)
             code = completion.text
             return verdict(problem, completion, code, grade_code(problem, code, rules, sandbox), sandbox)
-        return grade_completion(problem, completion, rules, sandbox, thinking=self._order.thinking)
+        return grade_completion(problem, completion, rules, sandbox, self._parser)
 
     def close(self) -> None:
         """End its sandbox."""

@@ -5,6 +5,7 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from ssd_ray.evaluation.lcb_compat import grade_lcb
 from ssd_ray.evaluation.outcomes import Graded
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.strict import grade_strict, require_gradable
-from ssd_ray.extraction import Rule, after_reasoning, extract_code
+from ssd_ray.extraction import Rule, extract
+from ssd_ray.reasoning import TEXT_MARKS, AnswerParser, Content
 from ssd_ray.schema import Completion, Problem, Profile, Verdict
 
+BY_TEXT = AnswerParser(TEXT_MARKS)
 NO_CODE = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no code in the answer, by the rule of extraction")
 
 
@@ -29,21 +32,22 @@ class Rules:
 
 
 def grade_completion(
-    problem: Problem, completion: Completion, rules: Rules, sandbox: Sandbox, *, thinking: bool = False
+    problem: Problem, completion: Completion, rules: Rules, sandbox: Sandbox, parser: AnswerParser = BY_TEXT
 ) -> Verdict:
-    """The verdict on one sampled answer; `thinking` says that its prompt opened a reasoning part.
+    """The verdict on one sampled answer; `parser` tells its reasoning from what it says.
 
     Raises:
         UserError: the problem cannot be graded. Never a pass, and nothing that a program could bring about.
     """
     require_gradable(problem)
-    code = None
+    content = parser.content(completion)
     if problem.kind == "numeric":
-        graded = _grade_number(problem, completion.text, thinking=thinking)
+        made = verdict(problem, completion, None, _grade_number(problem, content), sandbox)
     else:
-        code = extract_code(completion.text, rules.extract, thinking=thinking)
-        graded = NO_CODE if code is None else grade_code(problem, code, rules, sandbox)
-    return verdict(problem, completion, code, graded, sandbox)
+        found = extract(completion.text, content, rules.extract)
+        graded = NO_CODE if found.code is None else grade_code(problem, found.code, rules, sandbox)
+        made = verdict(problem, completion, found.code, graded, sandbox)
+    return dataclasses.replace(made, reasoning=content.reasoning)
 
 
 def verdict(problem: Problem, completion: Completion, code: str | None, graded: Graded, sandbox: Sandbox) -> Verdict:
@@ -77,8 +81,8 @@ def grade_code(problem: Problem, code: str, rules: Rules, sandbox: Sandbox) -> G
     return grade_strict(problem, code, rules.limits, sandbox)
 
 
-def _grade_number(problem: Problem, text: str, *, thinking: bool) -> Graded:
-    answer = after_reasoning(text, thinking=thinking)
+def _grade_number(problem: Problem, content: Content) -> Graded:
+    answer = content.text
     if answer is None or numeric_answer(answer) is None:
         return Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no number in the answer")
     if same_answer(answer, problem.tests[0].output):

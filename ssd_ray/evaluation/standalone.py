@@ -30,6 +30,7 @@ from ssd_ray.identity import Identity, revision_of
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
+from ssd_ray.reasoning import ANY, ReasoningFormat
 from ssd_ray.schema import Completion, Problem
 
 _SHARD_ROWS = 1024
@@ -141,7 +142,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
         rules=job.rules,
         floor=job.floor,
         out=out.resolve(),
-        thinking=job.thinking,
+        reasoning=ReasoningFormat(opened=ANY if job.thinking else ""),
         as_code=content == "code",
     )
     done = graded_keys(out)

@@ -28,6 +28,7 @@ _COLUMNS = {
     "time_s": "seconds",
     "peak_bytes": "peak_bytes",
     "sandbox_level": "sandbox_level",
+    "reasoning": "reasoning",
     "num_tests": "num_tests",
     "source": "benchmark",
     "difficulty": "difficulty",
@@ -51,7 +52,7 @@ def write(
     scores come twice, `base` for the base tests alone. Problems without a completion are counted beside the scores.
     """
     _write_table(out)
-    scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "profile", "sandbox_level")}
+    scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "reasoning", "profile", "sandbox_level")}
     scores |= {"rules": dict(rules), "confidence": CONFIDENCE, "bad_rows": list(bad_rows)}
     scores |= {"public_only": benchmark["public_only"], "tests_left_out": benchmark["tests_left_out"]}
     scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)

@@ -40,13 +40,17 @@ def is_open(out: Path) -> bool:
 
 
 def facts(order: Order) -> dict[str, Any]:
-    """What the artifact says of itself: rows, outcomes, and the weakest sandbox that any grader had."""
-    outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(order.out, "outcome"))
+    """What the artifact says of itself: rows, outcomes, reasoning, and the weakest sandbox that any grader had."""
+    outcomes, reasoning = Counter[str](), Counter[str]()
+    for outcome, state in artifacts.read_columns(order.out, "outcome", "reasoning"):
+        outcomes[outcome] += 1
+        reasoning[state] += bool(state)
     found = sorted((path.stem for path in (order.out / "sandbox").glob("*.json")), key=levels.rank)
     weakest = found[0] if found else ""
     return {
         "rows": outcomes.total(),
         "outcomes": dict(sorted(outcomes.items())),
+        "reasoning": {state: reasoning[state] for state in sorted(reasoning) if state},
         "infrastructure_errors": outcomes["infrastructure_error"],
         "profile": order.rules.profile,
         "sandbox_level": weakest,

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import ends
+from ssd_ray import ends, models
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
 from ssd_ray.inference.ending import end_process
 from ssd_ray.inference.start_failure import explain
+from ssd_ray.reasoning import special_marks, spelled
 from ssd_ray.schema import FinishReason
 
 _COUNT_PERIOD_S = 0.5
@@ -46,7 +47,8 @@ class Request:
 class Answer:
     """What the engine drew; the end token, if the model ended by itself, is the last id.
 
-    `text` is the ids decoded together, without the end token and without special tokens, neither stripped nor tidied.
+    `text` is the ids decoded together, without the end token and without special tokens, neither stripped nor tidied. Of
+    special tokens only the names of those stay that mark reasoning; text between two of them is decoded together.
     """
 
     output_token_ids: tuple[int, ...]
@@ -75,10 +77,11 @@ class Engine:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:
             raise explain(error, directory) from error
-        self._end_tokens = sorted(ends.named(self._tokenizer, model.end_tokens))  # vLLM adds those of the model
+        self._end_tokens = sorted(ends.named(tokenizer, model.end_tokens))  # vLLM adds those of the model
+        self._decode, self._marks = models.text_decoder(tokenizer), special_marks(tokenizer)
         self._decoding, self._exactly = decoding, truncates_exactly(engine)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
@@ -193,7 +196,7 @@ class Engine:
         ids = tuple(completion.token_ids)
         self._delivered += len(ids)
         spoken = ids[:-1] if reason == "stop" else ids
-        text = self._tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = spelled(spoken, self._marks, self._decode)
         future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))
 
 

@@ -33,16 +33,15 @@ class Answer:
     outcome_base: str = ""
     """On EvalPlus's base tests alone; empty elsewhere, and where none was run."""
     thought_ended: bool | None = None
-    """Whether a think part was closed; None for an answer that opens none and was not prompted to."""
+    """Whether its reasoning was ended; None for an answer without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One problem that every arm was to answer; `thinks` where the prompt ends within a think part."""
+    """One problem that every arm was to answer."""
 
     benchmark: str
     difficulty: str
-    thinks: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +128,10 @@ def problems_asked(run: Path) -> dict[str, Asked]:
     """
     path = run / "eval-prompts"
     found: dict[str, Asked] = {}
-    for problem_id, source, difficulty, text in artifacts.read_columns(path, "prompt_id", "source", "difficulty", "text"):
+    for problem_id, source, difficulty in artifacts.read_columns(path, "prompt_id", "source", "difficulty"):
         if problem_id in found:
             raise UserError(f"{path} holds the problem {problem_id!r} twice; delete that directory and run again")
-        found[problem_id] = Asked(benchmark=source, difficulty=difficulty, thinks=text.rfind("<think>") > text.rfind("</think>"))
+        found[problem_id] = Asked(benchmark=source, difficulty=difficulty)
     load(path, len(found))
     return found
 
@@ -148,7 +147,7 @@ def arm_results(
         UserError: answers and verdicts do not match one to one, the problems are not those of `asked`, or a problem has
             another number of answers than `samples_per_problem`.
     """
-    answered = _answered(generations, asked)
+    answered = _answered(generations)
     load(generations, len(answered))
     if partly:
         covered = {source for (source,) in artifacts.read_columns(verdicts, "source")}
@@ -175,29 +174,28 @@ def _mismatch(path: Path, what: str) -> UserError:
     return UserError(f"{path}: {what}; delete that directory and run again")
 
 
-_Answered = tuple[int, str, bool | None]
-"""Length in tokens, finish reason, and whether a think part was closed."""
+_Answered = tuple[int, str]
+"""Length in tokens, and finish reason."""
 
 
-def _answered(path: Path, asked: Mapping[str, Asked]) -> dict[tuple[str, int], _Answered]:
+def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
     """What is counted of each answer."""
     found: dict[tuple[str, int], _Answered] = {}
-    columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason", "text")
-    for prompt_id, sample_index, token_ids, finish_reason, text in artifacts.read_columns(path, *columns):
+    columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason")
+    for prompt_id, sample_index, token_ids, finish_reason in artifacts.read_columns(path, *columns):
         if (prompt_id, sample_index) in found:
             raise _mismatch(path, f"sample {sample_index} of {prompt_id!r} is there twice")
         if finish_reason not in FINISH_REASONS:
             raise _mismatch(path, f"unknown finish_reason {finish_reason!r} at {prompt_id!r}")
-        thinks = (prompt_id in asked and asked[prompt_id].thinks) or "<think>" in text
-        found[prompt_id, sample_index] = (len(token_ids), finish_reason, "</think>" in text if thinks else None)
+        found[prompt_id, sample_index] = (len(token_ids), finish_reason)
     return found
 
 
 def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dict[str, _Gathered], int]:
     """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
     gathered: dict[str, _Gathered] = {}
-    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base")
-    for prompt_id, index, source, difficulty, outcome, outcome_base in artifacts.read_columns(path, *columns):
+    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base", "reasoning")
+    for prompt_id, index, source, difficulty, outcome, outcome_base, reasoning in artifacts.read_columns(path, *columns):
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
             raise _mismatch(path, f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice")
@@ -206,14 +204,14 @@ def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dic
         problem = gathered.setdefault(prompt_id, _Gathered(source, difficulty))
         if (problem.benchmark, problem.difficulty) != (source, difficulty):
             raise _mismatch(path, f"{prompt_id!r} has more than one source or difficulty")
-        tokens, finish_reason, ended = answer
+        tokens, finish_reason = answer
         problem.answers[index] = Answer(
             sample_index=index,
             tokens=tokens,
             finish_reason=finish_reason,
             outcome=outcome,
             outcome_base=outcome_base,
-            thought_ended=ended,
+            thought_ended={"ended": True, "unfinished": False}.get(reasoning),
         )
     return gathered, sum(len(problem.answers) for problem in gathered.values())
 

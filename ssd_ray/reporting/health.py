@@ -22,7 +22,7 @@ WARN_SHARE = 0.05
 CLASS_WORDS = {
     "empty": "no text",
     "stub": "a single line of text",
-    "no_code": "no program by the rule of extraction",
+    "no_code": "no program by the rule of extraction, outside of the reasoning",
     "cut_off": "ended by the limit on its length, not by itself",
     "no_end_token": "the last token is none of the model's end tokens",
     "loop": "a quarter or more is 8-grams of tokens that occur four times or more in it",
@@ -65,6 +65,7 @@ def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
             note=f"{counted(health['classes'][name]['rows'], 'answer')}. {note}",
             warns=name != "no_code" and tokens > WARN_SHARE,
         )
+    yield from _reasoning(health)
     yield HealthReading(
         where="Empty and stubs",
         what=f"{count(health['classes']['empty']['rows'])} empty, {count(health['classes']['stub']['rows'])} of a single line",
@@ -77,6 +78,26 @@ def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
         note=f"The most frequent one occurs {counted(health['most_copies'], 'time')}.",
         warns=shares(health, "duplicate")[0] > WARN_SHARE,
     )
+
+
+def _reasoning(health: Mapping[str, Any]) -> Iterator[HealthReading]:
+    """Describe reasoning and blocks of other languages, which data sets of earlier versions do not count."""
+    rows, states = health["rows"], health.get("reasoning", {})
+    if reasoned := sum(states.values()) - states.get("none", 0):
+        ended = states["ended"] / reasoned
+        yield HealthReading(
+            where="Reasoning",
+            what=f"{percent(ended, decimals(reasoned))} of {counted(reasoned, 'answer')} that reason end it",
+            note="One that does not end it has no code: a draft is no program.",
+            warns=False,
+        )
+    if foreign := health.get("other_language", {}).get("rows", 0):
+        yield HealthReading(
+            where="Other languages",
+            what=f"the program of {percent(foreign / rows, decimals(rows))} of the answers is marked as no Python",
+            note=f"{counted(foreign, 'answer')}, such as a shell command or an output behind the program. They count as code.",
+            warns=foreign > WARN_SHARE * rows,
+        )
 
 
 def section(health: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ArmTable:
 
     `base_score` is the score on EvalPlus's base tests alone, beside `score` on all tests; empty where no tests are so called.
     `no_code_rate` and `time_limit_rate` are of graded answers, `cap_hit_rate` (cut off at the token limit) of all answers,
-    and `think_close_rate` (with `</think>`) of those that open a think part or are prompted to; None where there are none.
+    and `think_close_rate` (their reasoning ended) of those that reason; None where there are none.
     """
 
     refused: str | None

@@ -96,12 +96,11 @@ def _judge(samples: Path, reading: Reading) -> Judged:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = ["prompt_id", "sample_index", "text", "finish_reason", "prompt_token_ids", "output_token_ids"]
     keys, answers, shards = [], [], []
     for place, path in enumerate(shard_paths(samples)):
-        table = read_table(path, columns=columns)
+        table = read_table(path)
         if table.num_rows:
-            keys.append(table.select(columns[:2]))
+            keys.append(table.select(KEY))
             answers.append(health.judge(table, reading))
             shards.append((place, table.num_rows))
     if not keys:

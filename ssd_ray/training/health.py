@@ -1,6 +1,7 @@
 """What is odd about sampled answers, row by row: seven classes, each told by a rule that anyone can count again.
 
-empty: no text. stub: one line of text. no_code: no program by the rule of extraction. cut_off: ended by the limit on its length.
+empty: no text. stub: one line of text. no_code: no program by the rule of extraction, outside of the reasoning.
+cut_off: ended by the limit on its length.
 no_end_token: the last id is none of the model's end tokens. loop: at least a quarter of its 8-grams of token ids stand in it
 four times or more. duplicate: the same token ids as an answer before it, by key. A row can be in several. The share of the
 tokens that a class holds is what it weighs in training: two answers in a hundred that loop to the limit can be a third of it.
@@ -14,19 +15,22 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssd_ray import models
 from ssd_ray.config import Policies
-from ssd_ray.extraction import Rule, extract_code
+from ssd_ray.extraction import Rule, extract, names_other_language
+from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, State
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Class = Literal["empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate"]
 CLASSES: tuple[Class, ...] = ("empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate")
+STATES: tuple[State, ...] = get_args(State)
 GROUPS = ("loop", "cut_off", "empty or stub", "no_code", "none of these")
 NGRAM, TIMES, LOOP_SHARE = 8, 4, 0.25
 DIGEST_BYTES = 16
@@ -39,22 +43,27 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How answers are read: where their program is, whether their prompts opened a reasoning part, which ids end them."""
+    """How answers are read: where their program is, how they mark their reasoning, which ids end them."""
 
     extract: Rule = "last-block"
-    thinking: bool = False
+    reasoning: ReasoningFormat = TEXT_MARKS
     end_tokens: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The answers of one shard or of many, a column each; `classes` is [rows, CLASSES], digests stand for the token ids."""
+    """The answers of one shard or of many, a column each; `classes` is [rows, CLASSES], digests stand for the token ids.
+
+    `reasoning` is the place of a State in STATES; `foreign` marks programs whose fence names another language than Python.
+    """
 
     characters: Ints
     num_prompt_tokens: Ints
     num_output_tokens: Ints
     stopped: Bools
     classes: Bools
+    reasoning: Ints
+    foreign: Bools
     digests: NDArray[np.bytes_]
 
 
@@ -64,6 +73,9 @@ def judge(shard: pa.Table, reading: Reading) -> Answers:
 
     lengths = [pc.list_value_length(shard.column(name)).to_numpy() for name in ("prompt_token_ids", "output_token_ids")]
     texts = shard.column("text").to_pylist()
+    contents = list(models.answer_parser(reading.reasoning).contents(shard))
+    programs = [extract(text, content, reading.extract) for text, content in zip(texts, contents, strict=True)]
+    texts = [_unmarked(text, reading.reasoning) for text in texts]
     stopped = pc.equal(shard.column("finish_reason"), "stop").to_numpy()
     tokens = shard.column("output_token_ids").combine_chunks().flatten().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths[1], dtype=np.int64)])
@@ -74,7 +86,7 @@ def judge(shard: pa.Table, reading: Reading) -> Answers:
     found: dict[Class, Any] = {
         "empty": lines == 0,
         "stub": lines == 1,
-        "no_code": [extract_code(text, reading.extract, thinking=reading.thinking) is None for text in texts],
+        "no_code": [program.code is None for program in programs],
         "cut_off": ~stopped,
         "no_end_token": ~ended,
         "loop": repeated_share(tokens, offsets) >= LOOP_SHARE,
@@ -86,8 +98,17 @@ def judge(shard: pa.Table, reading: Reading) -> Answers:
         num_output_tokens=lengths[1].astype(np.int64),
         stopped=stopped,
         classes=np.column_stack([np.asarray(found[name], dtype=bool) for name in CLASSES]).reshape(len(texts), len(CLASSES)),
+        reasoning=np.array([STATES.index(content.reasoning) for content in contents], dtype=np.int64),
+        foreign=np.array([names_other_language(program.language) for program in programs], dtype=bool),
         digests=digests(tokens, offsets),
     )
+
+
+def _unmarked(text: str, form: ReasoningFormat) -> str:
+    """Return a text without the names of special marks, which shards of earlier versions do not hold."""
+    for name in form.special.values():
+        text = text.replace(name, "")
+    return text
 
 
 def _lines(text: str) -> int:
@@ -157,8 +178,9 @@ def count(answers: Answers, kept: Bools, masked: Bools, policies: Policies, read
 
     rows and tokens, classes (rows, tokens, policy, and how many of the rows were dropped or masked for whatever reason), ends
     (by finish reason, with and without an end token), lengths (quantiles, and histograms of rows and of tokens by GROUPS, in
-    which each row stands once, in the first that it is of), distinct answers and how often the most frequent one occurs, and
-    how they were read.
+    which each row stands once, in the first that it is of), distinct answers and how often the most frequent one occurs,
+    reasoning (answers without, with one that ended, with one that did not), other_language (programs whose fence names
+    another language than Python), and how they were read.
     """
     tokens = answers.num_output_tokens
     copies = np.unique(answers.digests, return_counts=True)[1]
@@ -180,8 +202,9 @@ def count(answers: Answers, kept: Bools, masked: Bools, policies: Policies, read
         "lengths": _lengths(answers),
         "distinct": len(copies),
         "most_copies": int(copies.max()),
+        "reasoning": {state: int((answers.reasoning == place).sum()) for place, state in enumerate(STATES)},
+        "other_language": {"rows": int(answers.foreign.sum()), "tokens": int(tokens[answers.foreign].sum())},
         "extract": reading.extract,
-        "thinking": reading.thinking,
         "end_tokens": sorted(reading.end_tokens),
     }
 

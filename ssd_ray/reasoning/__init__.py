@@ -1,0 +1,222 @@
+"""Reasoning in answers: where it ends, and what an answer says outside of it.
+
+Grading, data health and the report follow this one rule:
+
+- A mark that is a special token counts where its id was drawn. Its name, spelled out, is text.
+- Any other mark is text. It counts where the answer begins with it or the prompt ends within it.
+- An answer that ends within its reasoning says nothing, so that no draft is graded.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ssd_ray.reasoning.harmony import Messages
+from ssd_ray.reasoning.marks import (
+    CHANNEL,
+    CLOSINGS,
+    MESSAGE,
+    OPENINGS,
+    PAIRS,
+    REQUIRED,
+    START,
+    THINK,
+    Decode,
+    Pair,
+    Piece,
+    id_pieces,
+    opened_by,
+    special_marks,
+    spelled,
+    text_pieces,
+)
+from ssd_ray.schema import Completion, from_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["ANY", "TEXT_MARKS", "AnswerParser", "Content", "ReasoningFormat", "content_of_text", "prompted"]
+__all__ += ["Decode", "opened_by", "special_marks", "spelled"]
+
+State = Literal["none", "ended", "unfinished"]
+"""Of the reasoning in an answer: there is none, it was ended, the answer ends within it."""
+ANY = "any"
+"""In place of an opening mark: texts begin within a reasoning part, by whichever mark."""
+
+_HARMONY = re.compile(r"\s*(?:<\|channel\|>|<\|start\|>\s*assistant)")
+_FINAL = f"{START}assistant{CHANNEL}final{MESSAGE}"
+_BARE_ANALYSIS = re.compile(r"\s*analysis(?=[A-Za-z])")
+"""How harmony begins once its special tokens were dropped: a channel's name, at once a word."""
+_BARE_FINAL = "assistantfinal"
+_SURE = [pair.closing for pair in PAIRS if not pair.plain]
+_LINE_END = re.compile(f"(?:{'|'.join(map(re.escape, _SURE))})[ \t\r]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The part of an answer outside of its reasoning.
+
+    `text` is None exactly where the reasoning is unfinished.
+    """
+
+    text: str | None
+    reasoning: State
+
+
+def content_of_text(text: str, opened: str = "") -> Content:
+    """Return what a text says outside of its reasoning.
+
+    `opened` is the opening mark that its prompt ends within, or ANY. Without it, a text reasons
+    that begins with an opening mark or in the harmony format. Of any other text, a line that ends
+    in a closing mark ends a reasoning: within a line, that may be part of a program.
+    """
+    if opened in OPENINGS:
+        return _after(text, OPENINGS[opened].closing)
+    if _HARMONY.match(text):
+        return _of_messages(Messages(text.__getitem__).parse(text_pieces(text), len(text)))
+    if bare := _BARE_ANALYSIS.match(text):
+        return _after(text, _BARE_FINAL, bare.end())
+    beginning = next((pair for pair in PAIRS if text.lstrip().startswith(pair.opening)), None)
+    if beginning is not None:
+        return _after(text, beginning.closing)
+    if opened:
+        return _after_any(text)
+    ending = _LINE_END.search(text)
+    if ending is None:
+        return Content(text=text, reasoning="none")
+    return Content(text=text[ending.end() :], reasoning="ended")
+
+
+def _after(text: str, mark: str, start: int = 0) -> Content:
+    place = text.find(mark, start)
+    if place < 0:
+        return Content(text=None, reasoning="unfinished")
+    return Content(text=text[place + len(mark) :], reasoning="ended")
+
+
+def _after_any(text: str) -> Content:
+    """Split at the first `</think>`, else at the first sure end, else at the first plain one."""
+    for candidates in ([THINK.closing], [*_SURE, _FINAL], list(CLOSINGS)):
+        ends = [mark for mark in candidates if mark in text]
+        if ends:
+            first = min(ends, key=text.index)
+            break
+    else:
+        return Content(text=None, reasoning="unfinished")
+    if first != _FINAL:
+        return _after(text, first)
+    messages = Messages(text.__getitem__, reasoned=True)
+    return _of_messages(messages.parse(text_pieces(text, text.index(_FINAL)), len(text)))
+
+
+def _of_messages(messages: Messages) -> Content:
+    if messages.contents is None:
+        return Content(text=None, reasoning="unfinished")
+    state: State = "ended" if messages.reasoned else "none"
+    return Content(text="\n".join(messages.contents), reasoning=state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningFormat:
+    """How the answers to some prompts mark their reasoning.
+
+    - `special`: the marks that are special tokens, by id; empty where all marks are text.
+    - `tokenizer`: the model's directory, to decode what lies between special marks.
+    - `opened`: the opening mark that the prompts' texts end within.
+    - `exceptions`: the same of prompts unlike most, by prompt id.
+    """
+
+    special: Mapping[int, str] = field(default_factory=dict)
+    tokenizer: Path | None = None
+    opened: str = ""
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+    def opened_in(self, prompt_id: str) -> str:
+        """Return the opening mark that one prompt's text ends within."""
+        return self.exceptions.get(prompt_id, self.opened)
+
+
+TEXT_MARKS = ReasoningFormat()
+"""All marks are text, and prompts end within no reasoning part."""
+
+
+def prompted(prompts: Iterable[tuple[str, str, str]]) -> ReasoningFormat:
+    """Return the format of answers to prompts, given as (id, text, statement), by texts alone."""
+    marks = {prompt_id: opened_by(text, statement) for prompt_id, text, statement in prompts}
+    opened = Counter(marks.values()).most_common(1)[0][0] if marks else ""
+    exceptions = {prompt_id: mark for prompt_id, mark in marks.items() if mark != opened}
+    return ReasoningFormat(opened=opened, exceptions=exceptions)
+
+
+class AnswerParser:
+    """Split the answers in one format into reasoning and content."""
+
+    def __init__(self, form: ReasoningFormat, decode: Decode | None = None) -> None:
+        """`decode` is the tokenizer's, needed where the format has special marks."""
+        self._form, self._decode = form, decode if form.special else None
+        self._harmony = set(form.special.values()) >= REQUIRED
+
+    def content(self, answer: Completion) -> Content:
+        """Return what an answer says: by its ids where marks are special tokens, else by text."""
+        ids = answer.output_token_ids
+        if self._decode is None or not ids:
+            return content_of_text(answer.text, self._form.opened_in(answer.prompt_id))
+        # An answer that stopped by itself ends in an end token, which is no part of its text.
+        output = ids[:-1] if answer.finish_reason == "stop" else ids
+        if self._harmony:
+            return self._by_channels(answer.prompt_token_ids, output, self._decode)
+        return self._by_pairs(answer.prompt_token_ids, output, self._decode)
+
+    def contents(self, shard: pa.Table) -> Iterator[Content]:
+        """Return what each row of a Completion table says; ids are read only where they decide."""
+        if self._decode is not None:
+            return (self.content(answer) for answer in from_table(shard, Completion))
+        prompt_ids, texts = (shard.column(name).to_pylist() for name in ("prompt_id", "text"))
+        marks = map(self._form.opened_in, prompt_ids)
+        return map(content_of_text, texts, marks)
+
+    def _by_channels(self, prompt: Sequence[int], output: Sequence[int], decode: Decode) -> Content:
+        special = self._form.special
+        starts = [piece.start for piece in id_pieces(prompt, special) if piece.mark == START]
+        before = prompt[starts[-1] :] if starts else ()
+        ids = (*before, *output)
+        messages = Messages(lambda span: spelled(ids[span], special, decode), offset=len(before))
+        return _of_messages(messages.parse(id_pieces(ids, special), len(ids)))
+
+    def _by_pairs(self, prompt: Sequence[int], output: Sequence[int], decode: Decode) -> Content:
+        special = self._form.special
+        marks = [piece.mark for piece in id_pieces(prompt, special) if piece.mark]
+        opened = OPENINGS.get(marks[-1]) if marks else None
+        spans, reasoned = _outside(id_pieces(output, special), len(output), opened)
+        if spans is None:
+            return Content(text=None, reasoning="unfinished")
+        said = filter(None, (spelled(output[span], special, decode) for span in spans))
+        return Content(text="\n".join(said), reasoning="ended" if reasoned else "none")
+
+
+def _outside(pieces: Iterable[Piece], length: int, opened: Pair | None) -> tuple[list[slice] | None, bool]:
+    """Return the spans outside of pairs, None if the answer ends within one, and if any came.
+
+    - An opening within a reasoning, or an end outside of one, changes nothing.
+    - An end before any beginning ends a reasoning that the answer did not open.
+    """
+    spans: list[slice] = []
+    pair, begin, reasoned = opened, 0, opened is not None
+    for mark, start, end in pieces:
+        if pair is None and mark in OPENINGS:
+            spans.append(slice(begin, start))
+            pair, reasoned = OPENINGS[mark], True
+        elif pair is not None and mark == pair.closing:
+            pair, begin = None, end
+        elif not reasoned and mark in CLOSINGS:
+            begin, reasoned = end, True
+    if pair is not None:
+        return None, True
+    return [*spans, slice(begin, length)], reasoned

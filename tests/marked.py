@@ -1,0 +1,73 @@
+"""Tokenizers whose reasoning marks are special tokens, and answers made of drawn marks and of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import models
+from ssd_ray.reasoning import AnswerParser, ReasoningFormat, special_marks
+from ssd_ray.schema import Completion
+
+HARMONY = ("<|return|>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>")
+ANALYSIS = "<|channel|>analysis<|message|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+ASKED = "<|start|>user<|message|>Double a number.<|end|><|start|>assistant"
+DRAFT = "A first try:\n```python\nprint(0)\n```\nThat is wrong, since"
+PROGRAM = "```python\nprint(2 * int(input()))\n```"
+
+
+def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, ...] = ()) -> Any:
+    """Bytes as tokens, marks as special tokens, and `plain` ones as added tokens that are not special."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    names = [*dict.fromkeys(["<|endoftext|>", end, *special])]
+    vocabulary = {token: index for index, token in enumerate([*names, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(kinds.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end, pad_token="<|endoftext|>", additional_special_tokens=names[2:]
+    )
+
+
+def ids_of(tokenizer: Any, *pieces: str | bytes) -> tuple[int, ...]:
+    """The ids of text in which names of marks are drawn marks; of a piece in bytes they are spelled out."""
+    found: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            found += (token for byte in piece for token in tokenizer.encode(chr(byte)))
+        else:
+            found += tokenizer.encode(piece)
+    return tuple(found)
+
+
+def answer(tokenizer: Any, *pieces: str | bytes, prompt: str = "", ended: bool = True, prompt_id: str = "p") -> Completion:
+    """What a model drew; its text is as engines of earlier versions wrote it, without any special token."""
+    ids = ids_of(tokenizer, *pieces)
+    return Completion(
+        prompt_id=prompt_id,
+        sample_index=0,
+        seed=0,
+        source="test",
+        difficulty="easy",
+        prompt_token_ids=ids_of(tokenizer, prompt),
+        output_token_ids=(*ids, tokenizer.eos_token_id) if ended else ids,
+        text=tokenizer.decode(ids, skip_special_tokens=True),
+        finish_reason="stop" if ended else "length",
+    )
+
+
+def form_of(tokenizer: Any, directory: Path | None = None, opened: str = "") -> ReasoningFormat:
+    """How answers in a tokenizer's marks reason; with a directory, into which the tokenizer is saved."""
+    if directory is not None:
+        tokenizer.save_pretrained(directory)
+    return ReasoningFormat(special=special_marks(tokenizer), tokenizer=directory, opened=opened)
+
+
+def parser_of(tokenizer: Any, opened: str = "") -> AnswerParser:
+    """A parser of a tokenizer's answers."""
+    return AnswerParser(form_of(tokenizer, opened=opened), models.text_decoder(tokenizer))
