@@ -37,6 +37,7 @@ Outcome = Literal[
     "memory_limit",
     "output_limit",
     "no_code",
+    "wrong_block",
     "infrastructure_error",
 ]
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ssd_ray.evaluation import blocks
 from ssd_ray.evaluation.comparison import numeric_answer, same_answer
 from ssd_ray.evaluation.lcb_compat import grade_lcb
 from ssd_ray.evaluation.outcomes import Graded
@@ -46,6 +47,7 @@ def grade_completion(
     else:
         found = extract(completion.text, content, rules.extract)
         graded = NO_CODE if found.code is None else grade_code(problem, found.code, rules, sandbox)
+        graded = blocks.named(graded, blocks.wrong_block(problem, found, rules.extract))
         made = verdict(problem, completion, found.code, graded, sandbox)
     return dataclasses.replace(made, reasoning=content.reasoning)
 

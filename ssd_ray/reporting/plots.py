@@ -26,6 +26,7 @@ OUTCOME_COLORS = {
     "memory_limit": "#8A5A83",
     "output_limit": "#56B4E9",
     "no_code": "#B8BEC6",
+    "wrong_block": "#8C959F",
     "infrastructure_error": "#1f2328",
 }
 
