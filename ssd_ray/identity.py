@@ -29,7 +29,7 @@ REVISIONS: Mapping[str, int] = {
     "checkpoint": 0,
     "eval-prompts": 1,
     "generations": 0,
-    "verdicts": 1,
+    "verdicts": 2,
     "report": 0,
     "completions": 0,
 }
