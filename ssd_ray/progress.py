@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -22,6 +22,9 @@ from rich.progress import Progress as RichProgress
 from ssd_ray.throughput import Remaining, Throughput, clock, number
 
 _FIRST_LINE_S = 5.0
+_QUICK_S = 3.0
+"""Steps without engines that take less show no task."""
+T = TypeVar("T")
 _TICK_S = 1.0
 _NAMED_WAIT_S = 1.0
 """Shorter waits are not named in the last line."""
@@ -108,8 +111,7 @@ class Display:
     @property
     def line(self) -> str:
         """One line of a log; the time in it keeps two lines from being equal."""
-        count = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
-        parts = (f"{self._stage}: {count} {self._unit}", clock(time.monotonic() - self._began), self.figures)
+        parts = (f"{self._stage}: {self._count} {self._unit}", clock(time.monotonic() - self._began), self.figures)
         return ", ".join(part for part in parts if part)
 
     @property
@@ -127,7 +129,11 @@ class Display:
     @property
     def last_line(self) -> str:
         """The line that a log ends with."""
-        return f"{self._stage}: done, {self.done:,}/{self.total:,} {self._unit} {self.summary}"
+        return f"{self._stage}: done, {self._count} {self._unit} {self.summary}"
+
+    @property
+    def _count(self) -> str:
+        return f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
 
     def _rate(self, units_per_s: float, tokens_per_s: float) -> str:
         if tokens_per_s > 0:
@@ -284,6 +290,24 @@ class _Lines:
             self._printed = now
             self._interval_s = min(2 * self._interval_s, self._period_s)
             self._say(self._display.line)
+
+
+def counted(rows: Iterable[T], progress: Progress | None, stage: str, unit: str, total: int = 0) -> Iterator[T]:
+    """Yield rows, and show their count once it takes longer than some seconds.
+
+    For stages that are over at once in a small run, where a line would say nothing.
+    """
+    began = time.monotonic()
+    with ExitStack() as stack:
+        task: Task | None = None
+        for number, row in enumerate(rows):
+            if task is not None:
+                task.update(number)
+            elif progress is not None and time.monotonic() - began >= _QUICK_S:
+                task = stack.enter_context(progress.task(stage, total, unit, number))
+            yield row
+        if task is not None:
+            task.update(number + 1)
 
 
 def progress(quiet: bool) -> Progress:

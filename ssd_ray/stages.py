@@ -18,7 +18,7 @@ from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.model_directory import Origin
 from ssd_ray.problems import sources
-from ssd_ray.progress import Progress
+from ssd_ray.progress import Progress, counted
 from ssd_ray.reasoning import ReasoningFormat, prompted, special_marks
 from ssd_ray.schema import Problem, Profile
 
@@ -61,7 +61,8 @@ class Stages:
         evaluate, tally = self.recipe.evaluate, sources.Tally()
         left_out: list[str] = []
         chosen = sources.benchmark_problems(evaluate, tally)
-        problems = list(stored(chosen, out / "tests", evaluate.sandbox_floor, left_out))
+        kept = stored(chosen, out / "tests", evaluate.sandbox_floor, left_out)
+        problems = list(counted(kept, self._progress, "benchmark", "problems"))
         artifacts.write_shard(out, "problems", problems, Problem)
         return {
             "rows": len(problems),
@@ -84,7 +85,7 @@ class Stages:
         )
         problems = sources.training_problems(chosen, tally, self._benchmarks(), self.out / "prompts-revision")
         put = self._prompting.renderer(chosen.mode, "prompts.mode")
-        facts = render(problems, put, room, out=out)
+        facts = render(counted(problems, self._progress, "prompts", "prompts"), put, room, out=out)
         if facts["skipped"]:
             tally.dropped["too long for the context"] = facts["skipped"]
         return {
@@ -116,6 +117,7 @@ class Stages:
 
         problems = artifacts.read_rows(self.out / "benchmark", Problem)
         put = self._prompting.renderer(self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode")
+        problems = counted(problems, self._progress, "eval-prompts", "prompts", self._rows("benchmark"))
         facts = render(problems, put, Room(max_model_len=self.recipe.model.max_model_len), out=out)
         return {**facts, **self._prompting.facts(put)}
 
@@ -181,7 +183,7 @@ class Stages:
             self.recipe.evaluate.sandbox_floor,
             left_out,
         )
-        rows = list(problems)
+        rows = list(counted(problems, self._progress, "training-problems", "problems"))
         artifacts.write_shard(out, "problems", rows, Problem)
         return {"rows": len(rows), "tests": sum(problem.num_tests for problem in rows), "tests_left_out": left_out}
 
@@ -194,7 +196,7 @@ class Stages:
         extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory, self.recipe.model.end_tokens)
         reading = Reading(extract=extract, reasoning=self._reasoning("prompts"), end_tokens=ends)
         graded, samples = self.out / branch.verdicts if branch.verdicts else None, self.out / branch.samples
-        made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out)
+        made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out, progress=self._progress)
         made["provenance"] = provenance(self.recipe, branch.sample, self.out / "prompts", samples)
         self.describe_dataset(branch, out, made)
         return made

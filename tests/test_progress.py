@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ssd_ray.inference import monitor
 from ssd_ray.inference.status import EngineStatus
-from ssd_ray.progress import Display, LineProgress, LiveProgress
+from ssd_ray.progress import Display, LineProgress, LiveProgress, counted
 from ssd_ray.throughput import Remaining, Throughput
 
 
@@ -138,3 +139,21 @@ def test_left_is_never_more_than_the_bound(rows: int, mean: int, in_flight: int,
     remaining = monitor._remaining(statuses, left, most)
     assert remaining is not None
     assert 0 <= remaining.tokens <= left * most
+
+
+def test_quick_steps_show_nothing_and_slow_ones_do(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = LineProgress()
+    assert list(counted(range(3), lines, "prompts", "prompts")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+    def slow() -> Iterator[int]:
+        for number in range(5):
+            now[0] += 2
+            yield number
+
+    assert list(counted(slow(), lines, "prompts", "prompts", 5)) == list(range(5))
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "prompts: 1/5 prompts"
+    assert last == "prompts: done, 5/5 prompts in 0:06, mean 0.67 prompts/s"
+    assert list(counted([], lines, "prompts", "prompts")) == []
+    assert list(counted([1], None, "prompts", "prompts")) == [1]

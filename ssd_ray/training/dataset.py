@@ -20,6 +20,7 @@ import numpy as np
 from ssd_ray.artifacts import shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
+from ssd_ray.progress import Progress, counted
 from ssd_ray.schema import Completion, Example, from_table
 from ssd_ray.shards import read_table, read_table_of
 from ssd_ray.training import health
@@ -61,7 +62,13 @@ class Judged:
 
 
 def prepare(
-    samples: Path, choices: PrepareConfig, reading: Reading, *, verdicts: Path | None = None, out: Path
+    samples: Path,
+    choices: PrepareConfig,
+    reading: Reading,
+    *,
+    verdicts: Path | None = None,
+    out: Path,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fill `out` with the training sequences of `samples` and return what was counted.
 
@@ -74,7 +81,7 @@ def prepare(
     Raises:
         UserError: nothing is left to train on, or a sample has no verdict where accepted ones are wanted.
     """
-    judged = _judge(samples, reading)
+    judged = _judge(samples, reading, progress)
     _choose(judged, choices, _accepted(judged, verdicts) if choices.select == "accepted" else None)
     _drop_shortest(judged, choices.drop_shortest_percent)
     _limit_length(judged, choices)
@@ -92,12 +99,13 @@ def prepare(
     }
 
 
-def _judge(samples: Path, reading: Reading) -> Judged:
+def _judge(samples: Path, reading: Reading, progress: Progress | None) -> Judged:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     keys, answers, shards = [], [], []
-    for place, path in enumerate(shard_paths(samples)):
+    paths = shard_paths(samples)
+    for place, path in enumerate(counted(paths, progress, "dataset", "shards", len(paths))):
         table = read_table(path)
         if table.num_rows:
             keys.append(table.select(KEY))
