@@ -46,7 +46,10 @@ class Stages:
     def _model(self) -> Path:
         """The model; of a hub id without a revision, always the commit that this run got first, noted in `model-revision`."""
         model, note = self.recipe.model, self.out / "model-revision"
-        if "hub" not in models.identify(model) or model.revision:
+        from_hub = "hub" in models.identify(model)
+        if models.present(model) is None:
+            self._progress.say(f"model: {'downloading' if from_hub else 'converting'} {model.source}, once on this machine")
+        if not from_hub or model.revision:
             return models.fetch(model)
         if note.exists():
             return models.fetch(model.model_copy(update={"revision": note.read_text().strip()}))
