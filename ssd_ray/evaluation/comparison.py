@@ -7,7 +7,6 @@ EvalPlus's rules are in `evalplus_comparison`.
 from __future__ import annotations
 
 import math
-import re
 import reprlib
 from collections import UserList
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from itertools import zip_longest
 from types import MappingProxyType
 
 from ssd_ray.evaluation import evalplus_comparison
+from ssd_ray.evaluation.final_number import final_number
 from ssd_ray.evaluation.sandbox import printable, restored
 
 TOLERANCE = 1e-6
@@ -123,42 +123,11 @@ def same(comparison: str, actual: object, expected: object, atol: float, argumen
     return evalplus_comparison.same(comparison, actual, expected, atol, arguments)
 
 
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-_NUMBER = re.compile(r"(?:(?<![\w)\]}])[-\u2212])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?")
-_LATEX = str.maketrans("", "", "$\\")
-
-
-def numeric_answer(text: str) -> Decimal | None:
-    r"""The number that an answer ends in: the last one in its last `\boxed{}`, or else the last one of the whole text.
-
-    Dollar signs, thousands separators (also LaTeX's `{,}` and `\,`), percent signs and full stops at the end do not matter;
-    a minus sign counts unless it stands between two operands. A fraction or a product is not worked out. None where there is
-    no number. Takes time proportional to the text.
-    """
-    boxed = _last_boxed(text)
-    return _last_number(boxed) if boxed is not None and _last_number(boxed) is not None else _last_number(text)
+def numeric_answer(text: str) -> Decimal | Fraction | None:
+    """Return the number that an answer ends in, None where there is no number; `final_number` has the rules."""
+    return final_number(text)
 
 
 def same_answer(text: str, gold: str) -> bool:
-    """Whether an answer's number is the gold one, exactly: 18.0 is 18, and 0.333 is not 1/3."""
+    """Return True if an answer's number is the gold one, exactly: 18.0 is 18, 3/4 is 0.75, and 0.333 is not 1/3."""
     return numeric_answer(text) == Decimal(gold)
-
-
-def _last_number(text: str) -> Decimal | None:
-    # A cut-off answer can be megabytes of digits; what matters is at its end.
-    plain = text[-100_000:].replace("{,}", ",").replace("\\,", ",").replace("\\!", "").translate(_LATEX)
-    numbers = _NUMBER.findall(_THOUSANDS.sub("", plain))
-    return Decimal(numbers[-1].replace("\u2212", "-")) if numbers else None
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""What is between the braces of the last `\boxed{...}` that is closed; None where there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    begin, depth = start + len("\\boxed{"), 1
-    for index in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if not depth:
-            return text[begin:index]
-    return None
