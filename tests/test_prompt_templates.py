@@ -222,8 +222,9 @@ def test_a_pinned_date_gives_the_same_prompts_at_any_time_and_is_part_of_the_fin
     assert rows[0] == rows[1]
     assert "Now: 2025-12-24 00:00:00" in rows[0][0].text
     assert "reads the clock" not in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"prompts was made with other choices \(.*template_date"):
-        _rendered(own_model, tmp_path / "a", "prompts.template_date=2025-12-25")
+    _rendered(own_model, tmp_path / "a", "prompts.template_date=2025-12-25")
+    assert 'template_date: "2025-12-24" there, "2025-12-25" here' in capsys.readouterr().err
+    assert "Now: 2025-12-25 00:00:00" in _prompts(tmp_path / "a")[0].text
 
 
 def test_a_run_without_a_pinned_date_keeps_the_recipe_digest_of_before(model: Path, tmp_path: Path) -> None:
