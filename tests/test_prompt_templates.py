@@ -403,6 +403,17 @@ def test_ends_of_turns_of_other_templates() -> None:
     assert _noted(tokenizer, {0}) == []
 
 
+def test_the_end_of_a_message_in_a_channel_is_no_end_of_turn() -> None:
+    """With <|end|> as an end token GPT-OSS's answers would end behind their reasoning."""
+    from tokenizers import AddedToken
+
+    tokenizer = _with_end("<|end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    assert "with <|end|>, which is none of the end tokens (0)" in _noted(tokenizer, {0})[0]
+    tokenizer.add_tokens([AddedToken("<|channel|>", special=True)])
+    assert _noted(tokenizer, {0}) == []
+
+
 def test_a_model_without_an_end_token_is_noted() -> None:
     (note,) = _noted(tiny_tokenizer(), set(), "release")
     assert note.startswith("the model has no end token: every answer runs to its limit; model.end_tokens")

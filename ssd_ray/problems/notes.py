@@ -67,6 +67,8 @@ def _end_of_turn(put: Renderer, tokenizer: Any, ends: Collection[int]) -> Iterat
     ids = put.control.encode(text)
     if not set(ends).isdisjoint(ids):
         return
+    if "<|end|>" in text and "<|channel|>" in tokenizer.get_vocab():
+        return  # GPT-OSS: it ends a message, and a turn goes on with the message of another channel
     listed = ", ".join(map(str, sorted(ends)))
     number = next((number for number in ids if put.control.count([number])), None)
     if number is not None:
