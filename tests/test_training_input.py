@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,6 +245,24 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
         stages.checkpoint(arms.branches(stages.recipe)[0], tmp_path / "checkpoint")
     assert [choices["serving"].chat_template for choices in asked] == [None, "{{ messages[0]['content'] }}"]
     assert {choices["serving"].decoding.temperature for choices in asked} == {1.0}
+
+
+def test_further_end_tokens_and_the_default_template_reach_the_trained_model(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_ray.training import trainer
+
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
+    model = {"source": str(base), "end_tokens": ["<|im_start|>"]}
+    recipe = Recipe.model_validate({"name": "r", "model": model, "evaluate": {"arms": ARMS}})
+    stages = Stages(recipe, tmp_path, LineProgress())
+    stages.checkpoint(arms.branches(recipe)[0], tmp_path / "checkpoint")
+    assert asked[0]["serving"].end_tokens == (1, 2)
+    assert asked[0]["serving"].chat_template == (base / "chat_template.jinja").read_text()
 
 
 @pytest.mark.parametrize(
