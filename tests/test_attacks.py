@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hostile_arguments import CHECK as IN_PLACE
+from hostile_arguments import MESSAGES as ANSWERS
+from hostile_arguments import WITHIN, sending, within
 from hostile_forging import FORGERIES, MESSAGES, PRETENDING, forging
 from hostile_values import FORGED_LINES, HEAVY, LIARS
 from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
@@ -106,14 +109,18 @@ ASSERTS = Problem(
     tests=(Test(input="def check(candidate):\n    assert candidate(3) == [3, 9]\n", output=""),),
 )
 LCB = Problem(problem_id="l", source="t", statement="", comparison="lcb", tests=STDIN.tests)
+CHANGES = Problem(
+    problem_id="c", source="t", statement="", kind="asserts", entry_point="f", tests=(Test(input=IN_PLACE, output=""),)
+)
 RULES = {profile: Rules(limits=LIMITS, profile=profile) for profile in ("strict", "lcb-compat")}
 WRONG = "def f(x):\n    return 'wrong'\nif __name__ == '__main__':\n    print('wrong')\n"
 
 
-@pytest.mark.parametrize("problem", [STDIN, FUNCTION, ASSERTS, LCB], ids=lambda problem: problem.problem_id)
+@pytest.mark.parametrize("problem", [STDIN, FUNCTION, ASSERTS, CHANGES, LCB], ids=lambda problem: problem.problem_id)
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_forgery_makes_a_wrong_answer_right(name, problem, sandbox):
-    for code in (FORGERIES[name] + WRONG, WRONG + FORGERIES[name]):
+    wrong = WRONG if problem is not CHANGES else within("given.reverse()")
+    for code in (FORGERIES[name] + wrong, wrong + FORGERIES[name]):
         graded = grade_code(problem, code, RULES["lcb-compat" if problem is LCB else "strict"], sandbox)
         assert graded.outcome in {"wrong_answer", "runtime_error", "output_limit"}, graded
         assert "FOUND" not in graded.detail
@@ -184,6 +191,31 @@ def test_a_forged_message_is_an_error_of_the_program(message, sandbox):
     assert execution.result in (None, 0), execution
     assert sandbox.run_program(forging(message) + "os._exit(1)", "", LIMITS).status == "runtime_error"
     assert sandbox.run_program("print(1)", "", LIMITS).stdout == "1\n"
+
+
+FAILURES = {"wrong_answer", "runtime_error", "output_limit", "memory_limit", "time_limit"}
+
+
+@pytest.mark.parametrize("act", WITHIN.values(), ids=WITHIN)
+def test_nothing_done_to_arguments_passes_a_check_of_them(act, sandbox):
+    began = time.monotonic()
+    graded = grade_code(CHANGES, within(act), RULES["strict"], sandbox)
+    assert graded.outcome in FAILURES, graded
+    assert time.monotonic() - began < 60
+    right = within("given.sort(key=lambda v: v == 0)")
+    assert grade_code(CHANGES, right, RULES["strict"], sandbox).outcome == "accepted"
+
+
+@pytest.mark.parametrize("message", ANSWERS, ids=lambda message: json.dumps(message)[:60])
+def test_no_answer_of_its_own_passes_a_check_of_arguments(message, sandbox):
+    graded = grade_code(CHANGES, sending(message), RULES["strict"], sandbox)
+    assert graded.outcome in FAILURES, graded
+
+
+def test_no_program_makes_its_problem_one_that_cannot_be_graded(sandbox):
+    """Such a problem is left out of the score, so nothing that a program says may bring it about."""
+    for message in (["unable", "x"], ["broken", "x", "y"], ["infrastructure_error"], ["call", [], [], []]):
+        assert grade_code(CHANGES, sending(message), RULES["strict"], sandbox).outcome == "runtime_error"
 
 
 def test_no_exit_status_stands_for_anything_but_the_programs_failure(sandbox):

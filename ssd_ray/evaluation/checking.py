@@ -1,22 +1,23 @@
 """HumanEval's form of test, `check(candidate)`, with the assertions on one side and the untrusted program on the other.
 
-The trusted check runs in a confined process of its own; its `candidate` sends the arguments out, this module passes them
-to the program's process and the value back. Only data crosses: the program sees arguments, never an expected value, and
-whether an assertion holds is decided where no untrusted code runs. Reads and writes nothing.
+The trusted check runs in a confined process of its own (sandbox/check_role.py). Its calls go to the program's process, and
+what the program returns, raises and changes in its arguments comes back. Only data crosses: the program sees arguments, never
+an expected value, and whether an assertion holds is decided where no untrusted code runs. Reads and writes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.outcomes import OUTCOMES
-from ssd_ray.evaluation.sandbox import Conversation, Limits, Sandbox, Unsupported, call, printable
+from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, wire
 from ssd_ray.schema import Outcome
 
-CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=16384)
-"""What the trusted side may use, apart from the program's own limits."""
+CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)
+"""Limits of the trusted side, apart from the program's own; the output is one call with its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,50 +31,126 @@ class Checked:
 
 
 class BrokenCheckError(UserError):
-    """A check that fails by itself, whatever the program."""
+    """A check that fails by itself, or asks for what its candidate cannot do; `called` says that the program had answered."""
+
+    def __init__(self, reason: str, *, called: bool) -> None:
+        super().__init__(reason)
+        self.called = called
 
 
-def run_check(check: Sequence[str], program: Sequence[str], entry_point: str, limits: Limits, sandbox: Sandbox) -> Checked:
+class NoCallError(InfrastructureError):
+    """A check that used up its time or memory before it called the program."""
+
+
+def run_check(check: Sequence[str], program: Sequence[str], entry_points: str, limits: Limits, sandbox: Sandbox) -> Checked:
     """Run a check of a program: both are source texts, compiled one after another into one module each.
 
     An exception in the check after the program has returned a value is a wrong answer, as in HumanEval. The time limit is
-    for all of the program's calls together.
+    for all of the program's calls together. Arguments come back with the value, so the value may be as large as they.
 
     Raises:
-        BrokenCheckError: the check fails or passes without ever calling its candidate.
-        InfrastructureError: a sandbox did not come up, or the check's process ended before the program had any part in it.
+        BrokenCheckError: the check fails or passes without ever calling its candidate, or no process could do what it asks.
+        NoCallError: the check's process ended before the program had any part in it.
+        InfrastructureError: a sandbox did not come up, or died.
     """
+    roomy = dataclasses.replace(limits, output_kib=max(limits.output_kib, CHECK_LIMITS.output_kib))
     with (
-        sandbox.converse("check", check, CHECK_LIMITS) as checker,
-        sandbox.converse("calls", program, limits, entry_point=entry_point) as caller,
+        sandbox.converse("check", check, CHECK_LIMITS, entry_point=entry_points) as checker,
+        sandbox.converse("calls", program, roomy, entry_point=entry_points) as caller,
     ):
-        checked = _converse(checker, caller, limits)
-        return Checked(outcome=checked.outcome, detail=checked.detail, time_s=checked.time_s, peak_bytes=caller.peak_bytes)
+        checked = _Exchange(checker, caller, limits.time_s).run()
+        return dataclasses.replace(checked, peak_bytes=caller.peak_bytes)
 
 
-def _converse(checker: Conversation, caller: Conversation, limits: Limits) -> Checked:
-    time_s, called, check_left_s = 0.0, False, CHECK_LIMITS.time_s
-    value: object = None
-    while True:
-        said = checker.ask([value], check_left_s)
-        check_left_s -= said.time_s
-        match said.result:
-            case ["call", *arguments]:
-                called = True
-                execution = call(caller, arguments, max(0.0, limits.time_s - time_s))
-                time_s += execution.time_s
-                if execution.status != "ok":
-                    return Checked(outcome=OUTCOMES[execution.status], detail=execution.detail, time_s=time_s)
-                if isinstance(execution.result, Unsupported):
-                    return Checked(outcome="wrong_answer", detail=f"returned {execution.result.reason}", time_s=time_s)
-                value = execution.result
-            case ["passed"]:
-                return Checked(outcome="accepted", detail="", time_s=time_s)
-            case ["failed", str(name), str(message)]:
-                return Checked(outcome="wrong_answer", detail=printable(f"{name}: {message}")[:300], time_s=time_s)
-            case ["broken", str(name), str(message)]:
-                raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}")
-            case _ if not called:
-                raise InfrastructureError(f"the check neither called the program nor ended within {CHECK_LIMITS.time_s:g} s")
+def try_check(check: Sequence[str], entry_points: str, sandbox: Sandbox) -> None:
+    """Run a check up to its first call.
+
+    Raises:
+        BrokenCheckError, NoCallError: it does not come to one.
+        InfrastructureError: a sandbox did not come up.
+    """
+    with sandbox.converse("check", check, CHECK_LIMITS, entry_point=entry_points) as checker:
+        asked = checker.ask(None, CHECK_LIMITS.time_s)
+        match asked.result:
+            case ["call", *_]:
+                return
+        _require_sound(asked, called=False)
+
+
+def _require_sound(asked: Execution, *, called: bool) -> None:
+    """Raise the error that a check's last message stands for if it failed by itself; `called` as for BrokenCheckError."""
+    match asked.result:
+        case ["broken", str(name), str(message)]:
+            raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}", called=False)
+        case ["unable", str(reason)]:
+            raise BrokenCheckError(f"the check cannot be run apart from the program: {reason}", called=called)
+    if asked.status == "output_limit":
+        reason = f"it calls the program with more than {CHECK_LIMITS.output_kib} KiB"
+        raise BrokenCheckError(f"the check cannot be run apart from the program: {reason}", called=called)
+    if asked.status != "ok" and not called:
+        raise NoCallError(
+            f"the check neither called the program nor ended within {CHECK_LIMITS.time_s:g} s ({asked.status}, {asked.detail})"
+        )
+
+
+class _Exchange:
+    """The calls of one check, passed on to the program, and its answers, passed back."""
+
+    def __init__(self, checker: Conversation, caller: Conversation, time_limit_s: float) -> None:
+        self._checker, self._caller, self._time_limit_s = checker, caller, time_limit_s
+        self._check_left_s = CHECK_LIMITS.time_s
+        self._time_s = 0.0
+        self._answer: object = None
+        self._raised = ""
+
+    def run(self) -> Checked:
+        """Pass messages on until the check or the program has come to an end."""
+        checked = None
+        while checked is None:
+            try:
+                asked = self._checker.ask(self._answer, self._check_left_s)
+            except wire.UnsupportedValueError as error:  # more than this side writes, though it could be read
+                return self._checked("runtime_error", f"a malformed result: {error}")
+            self._check_left_s -= asked.time_s
+            match asked.result:
+                case ["call", list(names), list(slots), list(entries)]:
+                    checked = self._call((names, slots, entries))
+                case _:
+                    checked = self._end(asked)
+        return checked
+
+    def _call(self, request: tuple[list[object], list[object], list[object]]) -> Checked | None:
+        """Have the program called; return its outcome if it gave no answer that the check can use."""
+        execution = self._caller.ask(request, max(0.0, self._time_limit_s - self._time_s))
+        self._time_s += execution.time_s
+        if execution.status != "ok":
+            return self._checked(OUTCOMES[execution.status], execution.detail)
+        match execution.result:
+            case ["returned", list(), list()]:
+                self._answer = execution.result
+            case ["raised", [str(name), *_], str(message), list()]:
+                self._answer, self._raised = execution.result, f"{name}: {message}"
+            case ["unsupported", str(reason)]:
+                return self._checked("wrong_answer", f"returned {reason}")
+            case ["error", str(name), str(message)]:
+                return self._checked("memory_limit" if name == "MemoryError" else "runtime_error", f"{name}: {message}")
             case _:
-                return Checked(outcome="wrong_answer", detail="the check came to no end on the values returned", time_s=time_s)
+                return self._checked("runtime_error", "a malformed result")
+        return None
+
+    def _end(self, asked: Execution) -> Checked:
+        """Return what the check came to."""
+        _require_sound(asked, called=self._answer is not None)
+        match asked.result:
+            case ["passed"]:
+                return self._checked("accepted", "")
+            case ["failed", str(name), str(message)]:
+                return self._checked("wrong_answer", f"{name}: {message}")
+            case ["raised"]:
+                return self._checked("runtime_error", self._raised)
+            case ["forged", str(reason)]:
+                return self._checked("runtime_error", f"a malformed result: {reason}")
+        return self._checked("wrong_answer", "the check came to no end on the values returned")
+
+    def _checked(self, outcome: Outcome, detail: str) -> Checked:
+        return Checked(outcome=outcome, detail=printable(detail)[:300], time_s=self._time_s)

@@ -53,7 +53,7 @@ def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> 
     _require_gradable(problem, limits)
     limit_s = int(limits.time_s)
     deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
-    entry_point = (problem.entry_point or "") if problem.kind == "function" else ""
+    entry_point = (problem.entry_point or "").rpartition("().")[2] if problem.kind == "function" else ""
     room = with_room_for_replies if problem.kind == "stdin" else functools.partial(with_room, problem=problem)
     whole = dataclasses.replace(room(limits, tests=problem.tests), time_s=float(deadline_s))
     reason = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ssd_ray.errors import UserError
 from ssd_ray.evaluation.sandbox import Status
 from ssd_ray.schema import Outcome
 
@@ -18,6 +19,14 @@ OUTCOMES: dict[Status, Outcome] = {
     "infrastructure_error": "infrastructure_error",
 }
 """The outcome that each status of an execution but "ok" means."""
+
+
+UNGRADABLE = "cannot be graded:"
+"""Words of a detail that blames the problem: grading again, on another machine, would not help."""
+
+
+class UngradableError(UserError):
+    """A problem on which no program can be graded, whatever it does; the message names it and says why."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call, restored, wire
+from ssd_ray.evaluation.strict import entry_points, ungradable
 from ssd_ray.schema import Problem
 
 
@@ -25,26 +26,24 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
     list is given to say so in.
 
     Raises:
-        UserError: no reference, or one that fails, or returns what cannot leave the sandbox.
+        UngradableError: no reference, or one that fails, or returns what cannot leave the sandbox.
         InfrastructureError: the sandbox failed.
     """
     left_out_here: list[str] = []
     if not needs_expected(problem):
         return problem
     if problem.reference is None or problem.entry_point is None:
-        raise UserError(f"problem {problem.problem_id}: a test has no expected value, and there is no reference to take it from")
+        raise ungradable(problem, "a test has no expected value, and there is no reference to take it from")
     cpu_s = limits.time_s * len(problem.tests)
     tests = []
-    with sandbox.converse("calls", [problem.reference], limits, entry_point=problem.entry_point, cpu_s=cpu_s) as conversation:
+    with sandbox.converse("calls", [problem.reference], limits, entry_point=entry_points(problem), cpu_s=cpu_s) as conversation:
         for index, test in enumerate(problem.tests, start=1):
             execution = call(conversation, test.input)
             if execution.status == "infrastructure_error":
                 raise InfrastructureError(f"problem {problem.problem_id}, reference: {execution.detail}")
             if execution.status != "ok":
-                raise UserError(
-                    f"problem {problem.problem_id}: its reference solution ends test {index} with {execution.status} "
-                    f"({execution.detail}), so nothing is known to be right"
-                )
+                reason = f"its reference solution ends test {index} with {execution.status} ({execution.detail})"
+                raise ungradable(problem, f"{reason}, so nothing is known to be right")
             value = _comparable(execution.result)
             if problem.comparison == "evalplus-not-none":
                 value = value is not None
@@ -53,7 +52,7 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
             else:
                 tests.append(dataclasses.replace(test, output=wire.dumps(value)))
     if left_out_here and (left_out is None or not tests):
-        raise UserError(f"{left_out_here[0]}, so nothing can be compared with it")
+        raise ungradable(problem, f"{left_out_here[0]}, so nothing can be compared with it")
     if left_out is not None:
         left_out += left_out_here
     return dataclasses.replace(problem, tests=tuple(tests))

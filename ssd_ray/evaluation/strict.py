@@ -6,20 +6,24 @@ keep EvalPlus's way, one process for the base inputs and one for the plus inputs
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import functools
+import io
 import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.checking import BrokenCheckError, run_check
+from ssd_ray.evaluation.checking import BrokenCheckError, NoCallError, run_check
 from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.evalplus_comparison import tolerance
-from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, Graded
+from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, UNGRADABLE, Graded, UngradableError
 from ssd_ray.evaluation.output_room import too_large, with_room
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call, restored, wire
+from ssd_ray.problems.benchmarks.files import is_python
 from ssd_ray.schema import Outcome, Problem, Test
 
 _STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
@@ -121,7 +125,7 @@ def _run_calls(problem: Problem, tests: Sequence[Test], code: str, limits: Limit
         )
     units, total_s = program_units(problem, code), limits.time_s * len(tests)
     time_s, atol = 0.0, problem.atol
-    with sandbox.converse("calls", units, limits, entry_point=problem.entry_point, cpu_s=total_s) as conversation:
+    with sandbox.converse("calls", units, limits, entry_point=entry_points(problem), cpu_s=total_s) as conversation:
         for index, test in enumerate(tests):
             expected = _loads(problem, "output", test.output)
             if not (test.input.startswith("[") and test.input.endswith("]")):
@@ -151,12 +155,15 @@ def _compared(problem: Problem, execution: Execution, expected: object, test: Te
 
 
 def _run_asserts(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:
-    assert problem.entry_point is not None
-    check = [unit for unit in (problem.starter_code, problem.reference, tests[0].input) if unit]
     try:
-        checked = run_check(check, program_units(problem, code), problem.entry_point, limits, sandbox)
+        checked = run_check(check_units(problem, tests[0]), program_units(problem, code), entry_points(problem), limits, sandbox)
+    except NoCallError as error:
+        return _Result(outcome="infrastructure_error", detail=str(ungradable(problem, str(error))))
     except BrokenCheckError as error:
-        raise UserError(f"problem {problem.problem_id}: {error}") from error
+        if not (error.called and problem.reference):
+            raise ungradable(problem, str(error)) from error
+        # The reference gets through this check, so what the check cannot do follows from what the program returned.
+        return _Result(outcome="wrong_answer", detail=str(error)[:MAX_DETAIL])
     return _Result(
         outcome=checked.outcome,
         detail=checked.detail,
@@ -164,6 +171,11 @@ def _run_asserts(problem: Problem, tests: Sequence[Test], code: str, limits: Lim
         peak_bytes=checked.peak_bytes,
         num_passed=int(checked.outcome == "accepted"),
     )
+
+
+def ungradable(problem: Problem, reason: str) -> UngradableError:
+    """Return the error that names a problem on which no program can be graded."""
+    return UngradableError(f"problem {problem.problem_id} {UNGRADABLE} {reason}; correct it or leave it out")
 
 
 _RUNNERS: dict[str, Callable[[Problem, Sequence[Test], str, Limits, Sandbox], _Result]] = {
@@ -174,21 +186,77 @@ _RUNNERS: dict[str, Callable[[Problem, Sequence[Test], str, Limits, Sandbox], _R
 }
 
 
+def entry_points(problem: Problem) -> str:
+    """Return what of a program is called, in the order in which it is looked for (sandbox/definitions.py).
+
+    As officially, a method of LiveCodeBench's class Solution comes before a function of its name, and elsewhere the function
+    before the method. An entry point such as `Solution().name` (LeetCodeDataset) is that method alone.
+    """
+    name = problem.entry_point or ""
+    return f"Solution().{name} {name}" if problem.comparison == "lcb" and "()." not in name else name
+
+
 def program_units(problem: Problem, code: str) -> Sequence[str]:
-    """A program and what it may take for granted: the imports and helpers that its starter code shows before the entry point.
+    """Return a program after what it may take for granted: the imports and helpers of its starter code.
 
-    LiveCodeBench's function problems are LeetCode's, which come with imports of their own.
+    LiveCodeBench's function problems are LeetCode's, which come with imports of their own. They are separate source texts, to
+    be compiled one by one, so that neither can change how the other is read.
 
-    They are separate source texts, to be compiled one by one, so that neither can change how the other is read.
+    Raises:
+        UngradableError: the starter code is not Python before the entry point.
     """
     if problem.comparison == "lcb" and problem.kind == "function":
         return (_LEETCODE_IMPORTS, code)
+    lent = starter_preamble(problem)
+    return (lent, code) if lent.strip() else (code,)
+
+
+def check_units(problem: Problem, test: Test) -> Sequence[str]:
+    """Return a check after the starter code and the reference, whose helpers it may use.
+
+    Starter code that ends in a function's header is no program: of that, only what stands before the entry point is run.
+    """
+    starter = problem.starter_code or ""
+    if starter and not _is_python(starter):
+        starter = starter_preamble(problem)
+    return [unit for unit in (starter, problem.reference, test.input) if unit and unit.strip()]
+
+
+def starter_preamble(problem: Problem) -> str:
+    """Return the starter code before the definition of the entry point and its decorators, blank where there is none.
+
+    Raises:
+        UngradableError: it is not Python.
+    """
     if not problem.starter_code or not problem.entry_point:
-        return (code,)
-    entry = re.compile(rf"^(?:(?:async[ \t]+)?def[ \t]+{re.escape(problem.entry_point)}|class[ \t]+Solution)\b", re.MULTILINE)
-    match = entry.search(problem.starter_code)
-    preamble = problem.starter_code[: match.start()] if match else ""
-    return (preamble, code) if preamble.strip() else (code,)
+        return ""
+    preamble = _preamble(problem.starter_code, problem.entry_point.partition("().")[0])
+    if preamble is None:
+        raise ungradable(problem, "its starter code is not Python before the entry point")
+    return preamble
+
+
+@functools.lru_cache(maxsize=1024)
+def _preamble(starter: str, name: str) -> str | None:
+    entry = re.compile(
+        rf"^(?:(?:async[ \t]+)?def[ \t]+{re.escape(name)}|class[ \t]+(?:Solution|{re.escape(name)}))\b", re.MULTILINE
+    )
+    places = [match.start() for match in entry.finditer(starter)]
+    for place in places:  # the first may stand in a docstring
+        tree = _parsed(f"{starter[:place]}def _(): pass")
+        if tree is not None and isinstance(definition := tree.body[-1], ast.FunctionDef):
+            first = min([definition.lineno, *(decorator.lineno for decorator in definition.decorator_list)])
+            return "".join(io.StringIO(starter[:place], newline="").readlines()[: first - 1])
+    return None if places else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_python(source: str) -> bool:
+    return is_python(source)
+
+
+def _parsed(source: str) -> ast.Module | None:
+    return ast.parse(source) if _is_python(source) else None
 
 
 def _loads(problem: Problem, field: str, text: str) -> object:

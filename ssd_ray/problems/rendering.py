@@ -53,7 +53,10 @@ def user_message(problem: Problem) -> str:
         return _complete(problem)
     if problem.starter_code:
         return f"{statement}\n\nStart from this code:\n```python\n{problem.starter_code.rstrip()}\n```"
-    return f"{statement}\n\nName the function `{problem.entry_point}`. Give the whole function with its imports."
+    owner, is_method, method = (problem.entry_point or "").partition("().")
+    if is_method:
+        return f"{statement}\n\nName the class `{owner}` and its method `{method}`. Give the whole class with its imports."
+    return f"{statement}\n\nName the function `{owner}`. Give the whole function with its imports."
 
 
 def _complete(problem: Problem) -> str:

@@ -4,7 +4,8 @@
 
 Outside, trusted, and the only place that knows an expected output: `supervisor`, `spawning`, `child`, `handles`, `execution`,
 `levels`, `seccomp`, `bootstrap`.
-Inside, in a bare interpreter: `zygote`, `walls`, `roles`, `lcb_role`, `wire`. What crosses is the text of `wire` and pipes.
+Inside, in a bare interpreter: `zygote`, `walls`, `roles`, `check_role`, `lcb_role`, `definitions`, `objects`, `wire`. What
+crosses is the text of `wire` and pipes.
 At L4 a kernel of its own stands between: `gvisor`, `keeper` and `image` outside, `relay` within, above a zygote of its own.
 """
 

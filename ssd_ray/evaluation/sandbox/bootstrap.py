@@ -55,7 +55,10 @@ for name, code in codes.items():
 os.register_at_fork = register
 sys.modules["zygote"].main(config)
 """
-_MODULES = ("walls", "restored", "foreign", "wire", "lcb_role", "roles", "zygote")
+_MODULES = (
+    *("walls", "restored", "foreign", "wire", "objects", "definitions"),
+    *("check_role", "lcb_role", "roles", "zygote"),
+)
 """In the order of their imports."""
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 _NOT_STANDARD = {"site-packages", "dist-packages", "__pycache__"}

@@ -1,4 +1,4 @@
-"""What a sandboxed process does once it is confined: be a program, answer calls, or run a trusted check.
+"""What a sandboxed process does once it is confined: be a program, answer calls, or serve a role of another module.
 
 A conversation is one line of wire text for a message and one for its answer. What a program does to this module in its
 own process harms only itself: nothing here decides anything. Runs in a bare interpreter; imports the standard library.
@@ -6,7 +6,6 @@ own process harms only itself: nothing here decides anything. Runs in a bare int
 
 from __future__ import annotations
 
-import builtins
 import os
 import sys
 
@@ -15,14 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox import lcb_role, restored, wire
+    from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, restored, wire
 else:
+    import check_role
+    import definitions
     import lcb_role
+    import objects
     import restored
     import wire
 
 
-def play(role: str, units: list[str], entry_point: str, pipes: list[int]) -> NoReturn:
+def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> NoReturn:
     """Play `role` to its end and end the process."""
     sys.argv[:] = ["program.py"]
     if any("random" in unit for unit in units):
@@ -31,35 +33,18 @@ def play(role: str, units: list[str], entry_point: str, pipes: list[int]) -> NoR
         _be_program(units)
     restored.use_numpy_itself()
     receive, send = _conversation(*pipes)
-    {"calls": _answer_calls, "check": _run_check, "lcb": lcb_role.serve}[role](units, entry_point, receive, send)
+    {"calls": _answer_calls, "check": check_role.serve, "lcb": lcb_role.serve}[role](units, entry_points, receive, send)
     os._exit(0)
-
-
-def _namespace(name: str) -> dict[str, Any]:
-    """The dictionary of a fresh module that is registered under `name`."""
-    import _sitebuiltins
-
-    for word in ("exit", "quit"):
-        setattr(builtins, word, _sitebuiltins.Quitter(word, "Ctrl-D"))
-    module = type(sys)(name)
-    module.__dict__["__builtins__"] = builtins
-    sys.modules[name] = module
-    return module.__dict__
-
-
-def _execute(units: list[str], namespace: dict[str, Any]) -> None:
-    for unit in units:
-        exec(compile(unit.removeprefix("\ufeff"), "program.py", "exec", dont_inherit=True), namespace)
 
 
 def _be_program(units: list[str]) -> NoReturn:
     """Run as `__main__` and end as the interpreter would: threads joined, exit handlers run, streams flushed."""
     leave, write, threading, atexit = os._exit, os.write, sys.modules["threading"], __import__("atexit")
-    namespace = _namespace("__main__")
+    namespace = definitions.new_module("__main__")
     namespace["__file__"] = "program.py"
     status = 0
     try:
-        status = _status_of(lambda: _execute(units, namespace))
+        status = _status_of(lambda: definitions.execute(units, namespace))
         threading._shutdown()
         atexit._run_exitfuncs()
         if sys.stdout is not None:
@@ -111,33 +96,20 @@ def _conversation(request_fd: int, reply_fd: int) -> tuple[Callable[[], Any], Ca
     return receive, send
 
 
-def _lookup(namespace: dict[str, Any], entry_point: str) -> Any:
-    """The function to be called: of the module, or a method of its class Solution."""
-    if callable(namespace.get(entry_point)):
-        return namespace[entry_point]
-    if hasattr(namespace.get("Solution"), entry_point):
-        return getattr(namespace["Solution"](), entry_point)
-    raise NameError(f"the program defines no {entry_point}")
+def _answer_calls(units: list[str], entry_points: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
+    """Answer every message: a list of arguments by `["value", value]`, a tuple of objects as `_call_on_objects` does.
 
-
-def _describe(error: BaseException) -> list[str]:
-    try:
-        message = str(error)
-    except BaseException:
-        message = ""
-    return [type(error).__name__[:100], message[:300]]
-
-
-def _answer_calls(units: list[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
-    """Answer every list of arguments by `["value", value]`, or by what was raised: `["error", type, message]`."""
-    function, describe, unsupported = None, _describe, wire.UnsupportedValueError
-    while (args := receive()) is not None:
+    What the program raises is `["error", type, message]`, a value without a form on the wire `["unsupported", reason]`.
+    """
+    function, describe, unsupported = None, definitions.describe, wire.UnsupportedValueError
+    while (message := receive()) is not None:
         try:
             if function is None:
-                namespace = _namespace("solution")
-                _execute(units, namespace)
-                function = _lookup(namespace, entry_point)
-            answer = ["value", function(*args)]
+                function = _load(units, entry_points)
+            if isinstance(message, tuple):
+                _call_on_objects(function, message, send)
+                continue
+            answer = ["value", function(*message)]
         except BaseException as error:
             answer = ["error", *describe(error)]
         try:
@@ -148,24 +120,38 @@ def _answer_calls(units: list[str], entry_point: str, receive: Callable[[], Any]
             send(["error", *describe(error)])
 
 
-def _run_check(units: list[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
-    """Run the trusted `check(candidate)`; its calls go out, lists of one value come in, after a first one that starts it."""
-    num_calls = 0
+def _load(units: list[str], entry_points: str) -> Callable[..., object]:
+    """Run the program, the last of the units, and return its function."""
+    *lent, program = units
+    names = {entry.partition("().")[0] for entry in definitions.entries(entry_points)}
+    namespace = definitions.lend(lent, names, "solution")
+    definitions.execute([program], namespace)
+    return definitions.find(namespace, entry_points)
 
-    def candidate(*args: object) -> object:
-        nonlocal num_calls
-        num_calls += 1
-        send(["call", *args])
-        return receive()[0]
 
-    receive()
+def _call_on_objects(function: Callable[..., object], message: tuple[Any, ...], send: Callable[[object], None]) -> None:
+    """Call a function with objects, the last of them by name; send `["returned", slots, entries]` or `["raised", ...]`.
+
+    Of an exception the names of its type and of its bases are sent, and its message. Whatever is not an Exception, and
+    MemoryError, is raised. Where changed arguments cannot cross, the answer goes without what they hold.
+    """
+    names, slots, entries = message
+    call, unsupported = objects.Objects(), wire.UnsupportedValueError
+    values = call.read(slots, entries)
+    call.mark()
+    num_positional = len(values) - len(names)
+    head: list[object] = ["returned"]
+    returned: list[object] = []
     try:
-        namespace = _namespace("check")
-        _execute(units, namespace)
-        if any("random" in unit for unit in units):
-            __import__("random").seed(0)
-        namespace["check"](candidate)
-    except BaseException as error:
-        send(["failed" if num_calls else "broken", *_describe(error)])
-    else:
-        send(["passed"] if num_calls else ["broken", "Error", "it never calls the candidate"])
+        returned = [function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))]
+    except MemoryError:
+        raise
+    except Exception as error:
+        head = ["raised", [base.__name__[:100] for base in type(error).__mro__[:20]], definitions.describe(error)[1]]
+    for lost in (False, True):
+        try:
+            slots, entries = call.write(returned, lost=lost)
+            return send([*head, *([slots] if returned else []), entries])
+        except (unsupported, RecursionError) as error:
+            reason = str(error)
+    return send(["unsupported", reason])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import keyword
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -162,6 +164,26 @@ def identifier(row: Row, field: str) -> str:
     """A field that holds an id: text, or an integer, which becomes text."""
     value = row.get(field)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(row, field)
+
+
+def entry_point(row: Row, field: str) -> str:
+    """Return a field that names a function, or a method as `Solution().name`, where an instance is made first."""
+    name = row.get(field)
+    owner, is_method, method = name.partition("().") if isinstance(name, str) else ("", "", "")
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in ([owner, method] if is_method else [owner])):
+        raise RowError(f"field {field!r} must name a function, or a method as Solution().name, not {shown(name)}")
+    return owner + is_method + method
+
+
+def is_python(source: str) -> bool:
+    """Return True if a text compiles, as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a benchmark's deprecated escapes are not the user's concern
+        try:
+            compile(source, "source", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True
 
 
 def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:

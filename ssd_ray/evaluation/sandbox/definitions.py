@@ -1,0 +1,100 @@
+"""Source texts run in one module, and the names that a program binds, apart from those that it was lent.
+
+- Only a name that the program's own text binds is its answer: by `def`, `class`, assignment or import, starred or not.
+- Names that other texts bind (imports of a judge, helpers of starter code) a program may use; they are no answer of its own.
+- Runs in a bare interpreter, inside the sandbox; imports the standard library.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from typing import Any
+
+    Namespace = dict[str, Any]
+
+_NOTHING = object()
+
+
+def new_module(name: str) -> Namespace:
+    """Register a fresh module under `name` and return its dictionary."""
+    import _sitebuiltins
+
+    for word in ("exit", "quit"):
+        setattr(builtins, word, _sitebuiltins.Quitter(word, "Ctrl-D"))
+    module = type(sys)(name)
+    module.__dict__["__builtins__"] = builtins
+    sys.modules[name] = module
+    return module.__dict__
+
+
+def execute(units: Sequence[str], namespace: Namespace) -> None:
+    """Compile and run source texts one after another."""
+    for unit in units:
+        exec(compile(unit.removeprefix("\ufeff"), "program.py", "exec", dont_inherit=True), namespace)
+
+
+def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace:
+    """Run the texts that come before a program in a new module, and return its dictionary without `names`.
+
+    The program finds what was bound to `names` where it finds builtins, and every other name as usual. So a name of `names`
+    that is in the dictionary afterwards is one that the program bound itself.
+    """
+    namespace = new_module(module)
+    execute(units, namespace)
+    if namespace.keys().isdisjoint(names):
+        return namespace
+    # A function keeps the builtins that its module had when it was made, so the texts run again with the builtins changed.
+    lent = type(sys)("builtins")
+    vars(lent).update(vars(builtins))
+    namespace = new_module(module)
+    namespace["__builtins__"] = lent
+    execute(units, namespace)
+    for name in namespace.keys() & set(names):
+        setattr(lent, name, namespace.pop(name))
+    return namespace
+
+
+def entries(entry_points: str) -> list[str]:
+    """Return what may be called, in the order in which it is looked for: functions, or methods as `Solution().f`.
+
+    A bare `f` stands for the function `f`, or else a method of the class Solution.
+    """
+    first, *others = entry_points.split()
+    return [first, *others] if others or "()." in first else [first, f"Solution().{first}"]
+
+
+def find(namespace: Namespace, entry_points: str) -> Callable[..., object]:
+    """Return the first of the entry points that a program has bound in its module.
+
+    Raises:
+        NameError: none of them.
+    """
+    for entry in entries(entry_points):
+        name, is_method, method = entry.partition("().")
+        function: Any = namespace.get(name)
+        if is_method and callable(function):
+            function = _method(function(), method)
+        if callable(function):
+            found: Callable[..., object] = function
+            return found
+    raise NameError(f"no {entries(entry_points)[0]} is defined")
+
+
+def _method(instance: object, name: str) -> Any:
+    """Return a method that the program defines; what every object has is none."""
+    inherited = getattr(type(instance), name, None) is getattr(object, name, _NOTHING)
+    return None if inherited else getattr(instance, name, None)
+
+
+def describe(error: BaseException) -> list[str]:
+    """Return the type and the message of an exception, short."""
+    try:
+        message = str(error)
+    except BaseException:
+        message = ""
+    return [type(error).__name__[:100], message[:300]]

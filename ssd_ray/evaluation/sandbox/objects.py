@@ -1,0 +1,245 @@
+"""Arguments on the wire as objects: shared where they are shared, and changed where a call changes them.
+
+A value becomes a slot. A list, dict, set or bytearray is an object with a number, and its slot is `[number]`; a tuple is a
+tuple of slots; anything else is itself, for `wire` to carry or refuse. An object's entry is `[number, kind, items]`. Both
+sides of a call hold the same objects under the same numbers:
+
+- The check's side writes its arguments; the program's side makes objects of them.
+- The program's side writes what it returns, with entries of the objects that changed and of those that are new.
+- The check's side changes its own objects in place, so that it sees what it would see without a border.
+
+Reading trusts nothing: an entry changes no object but those of the call, and none but one of its kind. Runs in a bare
+interpreter too.
+"""
+
+from __future__ import annotations
+
+import operator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    from ssd_ray.evaluation.sandbox import wire
+
+    Entry = list[Any]
+else:
+    import wire
+
+KINDS: dict[str, type] = {"list": list, "dict": dict, "set": set, "bytearray": bytearray}
+LOST = -1
+"""The number of a value that could not cross."""
+_LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+class Lost:
+    """A value that could not leave the program's process: equal to itself alone."""
+
+    def __repr__(self) -> str:
+        """Return the same text in every run."""
+        return "<a value that could not leave the program's process>"
+
+
+class Objects:
+    """The mutable containers of one call, by number."""
+
+    def __init__(self) -> None:
+        self._objects: list[Any] = []
+        self._before: list[list[object]] = []
+
+    def write(self, values: Iterable[object], *, lost: bool = False) -> tuple[list[object], list[Entry]]:
+        """Return slots of `values`, and entries of the objects that are new or have changed since `mark`.
+
+        With `lost`, the contents of changed objects are given up, as they cannot cross.
+        """
+        del self._objects[len(self._before) :]
+        writer = _Writer(self._objects)
+        changed = [number for number, before in enumerate(self._before) if _differ(before, _members(self._objects[number]))]
+        entries = [_lost_entry(number, self._objects[number]) for number in changed] if lost else []
+        writer.met += [] if lost else changed
+        slots = [writer.slot(value) for value in values]
+        for number in writer.met:  # it grows as objects are met
+            entries.append(writer.entry(number))
+        return slots, entries
+
+    def read(self, slots: Sequence[object], entries: Sequence[object]) -> list[object]:
+        """Return the values of slots, once the contents of all entries are in the objects of the call or in new ones.
+
+        Raises:
+            wire.MalformedError: slots and entries that `write` does not write; nothing is changed then.
+        """
+        checked = sorted(map(_checked, entries), key=operator.itemgetter(0))
+        if len({number for number, _, _ in checked}) < len(checked):
+            raise wire.MalformedError("two entries of one object")
+        for number, kind, _ in checked:
+            if number == len(self._objects):
+                self._objects.append(KINDS[kind]())
+            if not 0 <= number < len(self._objects) or kind_of(self._objects[number]) != kind:
+                raise wire.MalformedError(f"no {kind} has the number {number}")
+        try:
+            contents = [self._contents(kind, items) for _, kind, items in checked]
+        except TypeError as error:
+            raise wire.MalformedError(str(error)[:200]) from None
+        values = self._values(slots)
+        for (number, _, _), content in zip(checked, contents, strict=True):
+            _fill(self._objects[number], content)
+        return values
+
+    def mark(self) -> None:
+        """Remember what every object holds, so that `write` knows what has changed."""
+        self._before = [_members(value) for value in self._objects]
+
+    def require_bounded(self, values: Iterable[object]) -> None:
+        """Refuse values and objects that are large once every shared object is counted wherever it is.
+
+        A few lists that hold each other twice stand for more values than any comparison could get through.
+
+        Raises:
+            wire.MalformedError: an object of more than MAX_NODES values.
+        """
+        _require_bounded([*values, *self._objects])
+
+    def _contents(self, kind: str, items: Any) -> Any:
+        if kind == "bytearray":
+            return items
+        if kind == "dict":
+            return dict(zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True))
+        values = self._values(items)
+        return values if kind == "list" else set(wire.members(values))
+
+    def _values(self, slots: Sequence[object]) -> list[object]:
+        return list(slots) if _LEAVES.issuperset(map(type, slots)) else [self._value(slot) for slot in slots]
+
+    def _value(self, slot: object) -> object:
+        if type(slot) is list and len(slot) == 1 and type(slot[0]) is int:
+            (number,) = slot
+            if number == LOST:
+                return Lost()
+            if 0 <= number < len(self._objects):
+                return self._objects[number]
+            raise wire.MalformedError(f"no object has the number {number}")
+        if isinstance(slot, tuple):
+            return tuple(self._values(slot))
+        if kind_of(slot):
+            raise wire.MalformedError("a container without a number")
+        return slot
+
+
+def kind_of(value: object) -> str:
+    """Return the kind of a mutable container, empty for any other value."""
+    if type(value) in _LEAVES:
+        return ""
+    return next((kind for kind, base in KINDS.items() if issubclass(type(value), base)), "")
+
+
+class _Writer:
+    """Numbers objects as they are met; `met` are those that need an entry."""
+
+    def __init__(self, objects: list[Any]) -> None:
+        self._objects = objects
+        self._numbers = {id(value): number for number, value in enumerate(objects)}
+        self.met: list[int] = []
+
+    def slot(self, value: Any) -> object:
+        if kind_of(value):
+            number = self._numbers.setdefault(id(value), len(self._objects))
+            if number == len(self._objects):
+                self._objects.append(value)
+                self.met.append(number)
+            return [number]
+        if issubclass(type(value), tuple):
+            return tuple(self._slots(list(tuple.__iter__(value))))
+        return value
+
+    def entry(self, number: int) -> Entry:
+        value = self._objects[number]
+        kind = kind_of(value)
+        if kind == "dict":
+            return [number, kind, [list(dict.keys(value)), self._slots(list(dict.values(value)))]]
+        if kind == "list":
+            return [number, kind, self._slots(list(list.__iter__(value)))]
+        return [number, kind, list(set.__iter__(value)) if kind == "set" else bytes(value)]
+
+    def _slots(self, values: list[object]) -> list[object]:
+        return values if _LEAVES.issuperset(map(type, values)) else [self.slot(value) for value in values]
+
+
+def _lost_entry(number: int, value: Any) -> Entry:
+    kind, lost = kind_of(value), [LOST]
+    return [number, kind, {"list": [lost], "set": [lost], "dict": [[lost], [lost]]}.get(kind) or bytes(value)]
+
+
+def _checked(entry: object) -> tuple[int, str, Any]:
+    """Return number, kind and items of an entry."""
+    if isinstance(entry, list) and len(entry) == 3 and type(entry[0]) is int:
+        match entry:
+            case [number, "list" | "set" as kind, list(items)]:
+                return number, kind, items
+            case [number, "dict" as kind, [list(keys), list(values)] as items] if len(keys) == len(values):
+                return number, kind, items
+            case [number, "bytearray" as kind, bytes(items)]:
+                return number, kind, items
+    raise wire.MalformedError("an entry that is none")
+
+
+def _members(value: Any) -> list[object]:
+    """Return all that an object holds, to be compared one by one."""
+    kind = kind_of(value)
+    if kind == "list":
+        return list(list.__iter__(value))
+    if kind == "dict":
+        return [*dict.keys(value), *dict.values(value)]
+    return list(set.__iter__(value)) if kind == "set" else list(bytes(value))
+
+
+def _differ(before: list[object], now: list[object]) -> bool:
+    """Return True unless both hold the very same members; equality would miss that True took the place of 1."""
+    return len(before) != len(now) or not all(map(operator.is_, before, now))
+
+
+def _fill(value: Any, content: Any) -> None:
+    """Replace what an object holds, by the methods of its kind itself, whatever a subclass makes of them."""
+    if isinstance(value, list):
+        list.__setitem__(value, slice(None), content)
+    elif isinstance(value, dict):
+        dict.clear(value)
+        dict.update(value, content)
+    elif isinstance(value, set):
+        set.clear(value)
+        set.update(value, content)
+    else:
+        bytearray.__setitem__(value, slice(None), content)
+
+
+def _parts(value: Any) -> Iterator[object]:
+    """Yield the containers directly within one."""
+    members = list(tuple.__iter__(value)) if isinstance(value, tuple) else _members(value)
+    flat = _LEAVES.issuperset(map(type, members))
+    return iter(() if flat else [member for member in members if isinstance(member, tuple | list | dict | set)])
+
+
+def _require_bounded(values: list[object]) -> None:
+    """Walk depth first without recursion; the size of a container is known once its parts' sizes are.
+
+    An object within itself adds nothing there: Python's own comparisons end at such a place.
+    """
+    sizes: dict[int, int] = {}
+    path: list[list[Any]] = [[values, _parts(values), 0]]
+    on_path = {id(values)}
+    while path:
+        value, parts, size = path[-1]
+        part = next(parts, None)
+        if part is None:
+            if size > wire.MAX_NODES and len(path) > 1:
+                raise wire.MalformedError("an object of too many values")
+            path.pop()
+            on_path.discard(id(value))
+            sizes[id(value)] = size
+            if path:
+                path[-1][2] += size
+        elif id(part) in sizes:
+            path[-1][2] += sizes[id(part)]
+        elif id(part) not in on_path:
+            path.append([part, _parts(part), len(part)])
+            on_path.add(id(part))
