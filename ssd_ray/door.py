@@ -22,6 +22,9 @@ from ssd_ray.extraction import Rule
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
 
+_NAMED = 10
+"""Problems that a table names before it stops."""
+
 
 def grade_from_command_line(
     *,
@@ -80,10 +83,24 @@ def scores_table(scores: dict[str, Any]) -> Table:
             notes.append(f"{source}: {found['without_completion']} of {whole} problems have no completion and are not counted")
     if scores["public_only"]:
         notes.append(f"{scores['public_only']} problems have public tests only: scores are too high")
+    notes += _left_out(scores)
     if scores["bad_rows"]:
         notes.append(f"{len(scores['bad_rows'])} bad rows were left out, listed in scores.json")
     table.caption = "\n".join(notes)
     return table
+
+
+def _left_out(scores: dict[str, Any]) -> list[str]:
+    """Name the problems that are no part of the score because no program can be graded on them."""
+    problems = [row["problem_id"] for row in scores["problems_left_out"]]
+    if not problems:
+        return []
+    names = ", ".join(problems[:_NAMED]) + (", …" if problems[_NAMED:] else "")
+    completions = f"{scores['completions_left_out']} completions" if scores["completions_left_out"] != 1 else "1 completion"
+    return [
+        f"not in the score: {len(problems)} problem{'s' * (len(problems) > 1)} that cannot be graded ({names}), with "
+        f"{completions}; reasons in scores.json"
+    ]
 
 
 def _add_rows(table: Table, name: str, facts: dict[str, Any]) -> None:

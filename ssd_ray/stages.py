@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ssd_ray import arms, artifacts, config, model_directory, models
 from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
+from ssd_ray.errors import UserError
 from ssd_ray.model_directory import Origin
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress, counted
@@ -59,18 +60,28 @@ class Stages:
 
     def benchmark(self, out: Path) -> Facts:
         """The problems of every benchmark, their tests in a store."""
+        from ssd_ray.evaluation import soundness
         from ssd_ray.evaluation.store import stored
 
         evaluate, tally = self.recipe.evaluate, sources.Tally()
         left_out: list[str] = []
+        ungradable: dict[str, str] = {}
         chosen = sources.benchmark_problems(evaluate, tally)
-        kept = stored(chosen, out / "tests", evaluate.sandbox_floor, left_out)
+        kept = stored(chosen, out / "tests", evaluate.sandbox_floor, left_out, ungradable)
         problems = list(counted(kept, self._progress, "benchmark", "problems"))
+        problems_left_out = soundness.named(ungradable, tally.places)
+        if not problems:
+            raise UserError(
+                "; ".join(["evaluate.benchmarks: no problem can be graded", *soundness.said(problems_left_out, most=1)])
+            )
+        for line in soundness.said(problems_left_out):
+            self._progress.say(line)
         artifacts.write_shard(out, "problems", problems, Problem)
         return {
             "rows": len(problems),
             "tests": sum(problem.num_tests for problem in problems),
             "tests_left_out": left_out,
+            "problems_left_out": problems_left_out,
             "public_only": dict(tally.public_only),
             "dropped": dict(tally.dropped),
             "bad_rows": [dataclasses.asdict(bad) for bad in tally.bad_rows],

@@ -330,3 +330,18 @@ def test_runs_on_other_problems_are_not_paired_and_a_run_without_report_is_refus
     assert found["humaneval", "ssd"].difference is not None
     with pytest.raises(UserError, match=r"has no report/scores.json"):
         compare(first.path, Path("nowhere"))
+
+
+def test_problems_that_cannot_be_graded_are_named_beside_the_scores(tmp_path):
+    made = make_run(tmp_path / "run")
+    names = [f"own/{number}" for number in range(12)]
+    left_out = [{"problem_id": name, "place": "p.jsonl, row 1", "reason": "its check fails"} for name in names]
+    path = made.path / "benchmark" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["problems_left_out"] = left_out
+    path.write_text(json.dumps(manifest))
+    out, _, scores = reported(made)
+    assert scores["problems_left_out"] == left_out
+    page = (out / "report.html").read_text()
+    assert "Left out, because their own tests fail: 12 problems (own/0, " in page
+    assert "own/9, …)" in page

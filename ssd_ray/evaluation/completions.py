@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,13 +25,16 @@ class Completions:
     """The completions of some files, read while iterating; `content` says whether rows hold answers or bare programs.
 
     Rows that cannot be used end the iteration with a UserError, or with `skip_bad_rows` are counted and listed in `bad_rows`
-    as (file, row, reason). All lists are complete after the iteration.
+    as (file, row, reason). Rows that answer one of the problems in `left_out` are counted in `num_left_out` and not used.
+    All are complete after the iteration.
     """
 
     files: list[Path]
     content: Content
     problems: Mapping[str, Problem]
+    left_out: frozenset[str] = frozenset()
     skip_bad_rows: bool = False
+    num_left_out: int = 0
     bad_rows: list[tuple[str, int, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Completion]:
@@ -41,12 +44,16 @@ class Completions:
             UserError: a bad row: no known id, an unknown problem, no text, a second row with the same id and index.
         """
         self.bad_rows.clear()
+        self.num_left_out = 0
         counts: Counter[str] = Counter()
         seen: set[tuple[str, int]] = set()
         for file in self.files:
             for number, row in read_rows(file):
                 try:
                     completion = self._completion(row, counts)
+                    if completion is None:
+                        self.num_left_out += 1
+                        continue
                     key = (completion.prompt_id, completion.sample_index)
                     if key in seen:
                         raise RowError(f"problem {key[0]!r} has two completions of index {key[1]}")
@@ -58,7 +65,7 @@ class Completions:
                 seen.add(key)
                 yield completion
 
-    def _completion(self, row: Row | RowError, counts: Counter[str]) -> Completion:
+    def _completion(self, row: Row | RowError, counts: Counter[str]) -> Completion | None:
         if isinstance(row, RowError):
             raise row
         names = [name for name in _IDS if row.get(name) is not None]
@@ -66,7 +73,10 @@ class Completions:
             raise RowError(f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}")
         identifier = str(row[names[0]])
         # MBPP's file numbers its problems; here the number has the benchmark's name before it.
-        identifier = next((name for name in (identifier, f"mbpp/{identifier}") if name in self.problems), identifier)
+        identifiers = (identifier, f"mbpp/{identifier}")
+        if not self.left_out.isdisjoint(identifiers):
+            return None
+        identifier = next((name for name in identifiers if name in self.problems), identifier)
         problem = self.problems.get(identifier)
         if problem is None:
             some = next(iter(self.problems))
@@ -96,15 +106,20 @@ class Completions:
         )
 
 
-def open_completions(path: Path, problems: Mapping[str, Problem], *, skip_bad_rows: bool) -> Completions:
+def open_completions(
+    path: Path, problems: Mapping[str, Problem], *, skip_bad_rows: bool, left_out: Iterable[str] = ()
+) -> Completions:
     """The completions of a file or a directory of files; the first row says whether they are answers or programs.
+
+    `left_out` are ids of problems on which no program can be graded.
 
     Raises:
         UserError: as for `content_of`.
     """
     files = list_files(path, "completions")
     lean = {key: dataclasses.replace(problem, statement="", tests=()) for key, problem in problems.items()}
-    return Completions(files=files, content=content_of(files), problems=lean, skip_bad_rows=skip_bad_rows)
+    content = content_of(files)
+    return Completions(files=files, content=content, problems=lean, skip_bad_rows=skip_bad_rows, left_out=frozenset(left_out))
 
 
 def content_of(files: list[Path]) -> Content:

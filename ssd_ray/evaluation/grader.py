@@ -15,6 +15,7 @@ from typing import Any
 from ssd_ray import artifacts, models, streaming
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules, grade_code, grade_completion, verdict
+from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded, UngradableError
 from ssd_ray.evaluation.sandbox import Sandbox
 from ssd_ray.evaluation.store import TestStore
 from ssd_ray.evaluation.strict import require_gradable
@@ -65,10 +66,18 @@ class Grader:
             problem = self._problems.get(completion.prompt_id)
             if problem is None:
                 raise UserError(f"a completion answers problem {completion.prompt_id!r}, which the benchmark does not have")
-            verdicts.append(self._verdict(self._store.get(problem), completion))
+            verdicts.append(self._settled(self._store.get(problem), completion))
         name = streaming.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
         artifacts.write_shard(self._order.out, name, verdicts, Verdict)
         return len(verdicts)
+
+    def _settled(self, problem: Problem, completion: Completion) -> Verdict:
+        """Return the verdict, or one that blames no program where the problem cannot be graded."""
+        try:
+            return self._verdict(problem, completion)
+        except UngradableError as error:
+            graded = Graded(outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=str(error)[:MAX_DETAIL])
+            return verdict(problem, completion, None, graded, self._sandbox)
 
     def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
         rules, sandbox = self._order.rules, self._sandbox

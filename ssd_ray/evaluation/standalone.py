@@ -19,7 +19,7 @@ from typing import Any
 
 from ssd_ray import artifacts, streaming
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import summary
+from ssd_ray.evaluation import soundness, summary
 from ssd_ray.evaluation.completions import content_of, open_completions
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.grading import Rules
@@ -85,7 +85,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         artifacts.reopen(job.out / "verdicts")
     content = made.facts["content"]
     graded = artifacts.make(job.out / "verdicts", verdicts, lambda out: _verdicts(job, out, total, content, progress))
-    problems = artifacts.load(job.out / "benchmark").facts
+    problems = {**artifacts.load(job.out / "benchmark").facts, "completions_left_out": made.facts.get("left_out", 0)}
     bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
     return summary.write(
         job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
@@ -97,9 +97,14 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
     if loaded.format == "evalplus":
         progress.say("working out what the reference solutions return, once; a minute or two for EvalPlus's files")
     left_out: list[str] = []
-    rows = list(stored(loaded, out / "tests", job.floor, left_out))
+    ungradable: dict[str, str] = {}
+    rows = list(stored(loaded, out / "tests", job.floor, left_out, ungradable))
+    problems_left_out = soundness.named(ungradable, loaded.places)
     if not rows:
-        raise UserError(f"{job.problems}: no problem in it that can be graded ({len(loaded.bad_rows)} bad rows)")
+        reasons = "; ".join([f"{len(loaded.bad_rows)} bad rows", *soundness.said(problems_left_out, most=1)])
+        raise UserError(f"{job.problems}: no problem in it that can be graded ({reasons})")
+    for line in soundness.said(problems_left_out):
+        progress.say(line)
     for start in range(0, len(rows), _SHARD_ROWS):
         artifacts.write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
     bad_rows = [asdict(bad) for bad in loaded.bad_rows]
@@ -115,12 +120,14 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
         "public_only": loaded.num_public_only,
         "bad_rows": bad_rows,
         "tests_left_out": left_out,
+        "problems_left_out": problems_left_out,
     }
 
 
 def _completions(job: Job, out: Path) -> dict[str, Any]:
     problems = {problem.problem_id: problem for problem in artifacts.read_rows(job.out / "benchmark", Problem)}
-    loaded = open_completions(job.completions, problems, skip_bad_rows=job.skip_bad_rows)
+    left_out = [row["problem_id"] for row in artifacts.load(job.out / "benchmark").facts.get("problems_left_out", ())]
+    loaded = open_completions(job.completions, problems, skip_bad_rows=job.skip_bad_rows, left_out=left_out)
     rows, count = [], 0
     for completion in loaded:
         rows.append(completion)
@@ -133,7 +140,7 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
     if not count:
         raise UserError(f"{job.completions}: no completion in it that can be graded ({len(loaded.bad_rows)} bad rows)")
     bad_rows = [{"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows]
-    return {"rows": count, "content": loaded.content, "bad_rows": bad_rows}
+    return {"rows": count, "content": loaded.content, "bad_rows": bad_rows, "left_out": loaded.num_left_out}
 
 
 def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> dict[str, Any]:

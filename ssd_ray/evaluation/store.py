@@ -11,19 +11,17 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.references import needs_expected, with_expected
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, wire
+from ssd_ray.evaluation.outcomes import UngradableError
+from ssd_ray.evaluation.sandbox import wire
+from ssd_ray.evaluation.soundness import made_ready
 from ssd_ray.evaluation.strict import require_gradable
 from ssd_ray.schema import Problem, Test
 
 _KEPT_BYTES = 256 << 20
-REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
-"""For one call of a reference solution, which is slow on some of EvalPlus's inputs."""
 
 
 class TestStore:
@@ -83,24 +81,34 @@ class TestStore:
         return self._directory / digest[:2] / f"{digest}.json.zst"
 
 
-def stored(problems: Iterable[Problem], directory: Path, floor: str, left_out: list[str]) -> Iterator[Problem]:
-    """The problems, each with what its tests expect found out where its file does not say, and its tests put into a store.
+def stored(
+    problems: Iterable[Problem], directory: Path, floor: str, left_out: list[str], ungradable: dict[str, str] | None = None
+) -> Iterator[Problem]:
+    """Yield the problems made ready for grading (`soundness.py`), their tests put into a store.
 
-    Tests that no grader could hold (see `references.with_expected`) are left out, and named in `left_out`.
+    Tests that no grader could hold (`references.with_expected`) are left out and named in `left_out`.
+    Problems on which no program can be graded are left out, with the reason by id in `ungradable`.
+    Without `ungradable`, tests are not tried on their references.
 
     Raises:
-        UserError: a problem without tests, or whose reference fails; a sandbox below the floor where one is needed.
+        UserError: a problem without tests, with tests that are not on the wire, or without a reference
+            that works where one is needed; a sandbox below the floor.
     """
     store = TestStore(directory)
-    with ExitStack() as stack:
-        sandbox: Sandbox | None = None
-        for problem in problems:
-            require_gradable(problem)
-            _require_wire(problem)
-            if needs_expected(problem):
-                sandbox = sandbox or stack.enter_context(Sandbox(floor=floor))
-                problem = with_expected(problem, sandbox, REFERENCE_LIMITS, left_out=left_out)
-            yield store.put(problem)
+    for ready in made_ready(map(_required, problems), floor, tried=ungradable is not None):
+        left_out += ready.tests_left_out
+        if not ready.ungradable:
+            yield store.put(ready.problem)
+        elif ungradable is None:
+            raise UngradableError(ready.ungradable)
+        else:
+            ungradable[ready.problem.problem_id] = ready.ungradable
+
+
+def _required(problem: Problem) -> Problem:
+    require_gradable(problem)
+    _require_wire(problem)
+    return problem
 
 
 def _require_wire(problem: Problem) -> None:

@@ -49,12 +49,15 @@ def write(
     """Write both files into `out` from `out/verdicts` and return the scores.
 
     A group in which more than `max_infrastructure_errors` of the completions could not be graded has no score. EvalPlus's
-    scores come twice, `base` for the base tests alone. Problems without a completion are counted beside the scores.
+    scores come twice, `base` for the base tests alone. Problems without a completion are counted beside the scores, and so are
+    those that no program can be graded on, with the completions that answer them.
     """
     _write_table(out)
     scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "reasoning", "profile", "sandbox_level")}
     scores |= {"rules": dict(rules), "confidence": CONFIDENCE, "bad_rows": list(bad_rows)}
     scores |= {"public_only": benchmark["public_only"], "tests_left_out": benchmark["tests_left_out"]}
+    scores |= {"problems_left_out": benchmark.get("problems_left_out", [])}
+    scores |= {"completions_left_out": benchmark["completions_left_out"]}
     scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
     artifacts.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
     return scores

@@ -12,6 +12,7 @@ from typing import Any
 
 from ssd_ray import artifacts, streaming
 from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.outcomes import UNGRADABLE
 from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.shards import read_table
 
@@ -40,18 +41,20 @@ def is_open(out: Path) -> bool:
 
 
 def facts(order: Order) -> dict[str, Any]:
-    """What the artifact says of itself: rows, outcomes, reasoning, and the weakest sandbox that any grader had."""
+    """Return rows, outcomes, reasoning, errors that grading again may settle, and the weakest sandbox of any grader."""
     outcomes, reasoning = Counter[str](), Counter[str]()
-    for outcome, state in artifacts.read_columns(order.out, "outcome", "reasoning"):
+    unsettled = 0
+    for outcome, state, detail in artifacts.read_columns(order.out, "outcome", "reasoning", "detail"):
         outcomes[outcome] += 1
         reasoning[state] += bool(state)
+        unsettled += outcome == "infrastructure_error" and UNGRADABLE not in detail
     found = sorted((path.stem for path in (order.out / "sandbox").glob("*.json")), key=levels.rank)
     weakest = found[0] if found else ""
     return {
         "rows": outcomes.total(),
         "outcomes": dict(sorted(outcomes.items())),
         "reasoning": {state: reasoning[state] for state in sorted(reasoning) if state},
-        "infrastructure_errors": outcomes["infrastructure_error"],
+        "infrastructure_errors": unsettled,
         "profile": order.rules.profile,
         "sandbox_level": weakest,
         "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"} if weakest else None,

@@ -36,14 +36,15 @@ _RowT = TypeVar("_RowT")
 class Tally:
     """How many problems were read, and why some left the stream; of benchmarks also each row left out, and what lacks tests.
 
-    `public_only` counts, by benchmark, LiveCodeBench problems without private tests, whose scores are too high. `revision` is the
-    commit of a data set of the hub.
+    `public_only` counts, by benchmark, LiveCodeBench problems without private tests, whose scores are too high.
+    `places` says by id in which file and row a benchmark's problem is. `revision` is the commit of a data set of the hub.
     """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[BadRow] = field(default_factory=list)
     public_only: Counter[str] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
     revision: str | None = None
 
 
@@ -117,6 +118,7 @@ def _benchmark(benchmark: Benchmark, tally: Tally) -> Iterator[Problem]:
             yield from choice.counted(benchmark, loaded)
         finally:
             tally.bad_rows += loaded.bad_rows
+            tally.places |= loaded.places
             tally.dropped.update({f"bad row of {benchmark.name}": len(loaded.bad_rows)} if loaded.bad_rows else {})
             tally.public_only.update({benchmark.name: loaded.num_public_only} if loaded.num_public_only else {})
 

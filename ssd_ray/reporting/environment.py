@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from ssd_ray.reporting import differences, words
+from ssd_ray.reporting import differences, profiles, words
 
 MAX_FLIPS = 100
 """Flipped verdicts that the page lists; scores.json holds all of them."""
@@ -49,6 +49,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         CONTROLS=words.CONTROLS,
         MIN_PROBLEMS=differences.MIN_PROBLEMS,
         MAX_FLIPS=MAX_FLIPS,
+        KNOWN_FLIPS=profiles.KNOWN_FLIPS,
     )
     return made
 

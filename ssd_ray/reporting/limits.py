@@ -17,6 +17,8 @@ from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, isolatio
 
 PAPER_SMALLEST = 4e9
 """Parameters of the smallest model in the paper (table 2)."""
+_NAMED = 10
+"""Problems that a sentence names before it stops."""
 PAPER_FEWEST_SEQUENCES = 300 * 32
 """Training sequences of its shortest stated runs: 300 steps of 32 (section 3.1)."""
 
@@ -194,6 +196,15 @@ def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str
     return (
         "Grading is as good as its tests and its sandbox.",
         "A program that passes the tests may still be wrong, and what meets a time limit depends on the machine. "
-        f"Not graded, and so neither right nor wrong: {counted(ungraded, 'answer')}. "
+        f"Not graded, and so neither right nor wrong: {counted(ungraded, 'answer')}. {_problems_left_out(scores)}"
         f"Isolation of the programs: {'; '.join(told)}.",
     )
+
+
+def _problems_left_out(scores: Mapping[str, Any]) -> str:
+    """Name the problems that no program can be graded on, which no score covers."""
+    names = [row["problem_id"] for row in scores.get("problems_left_out", ())]
+    if not names:
+        return ""
+    some = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")
+    return f"Left out, because their own tests fail: {counted(len(names), 'problem')} ({some}), with reasons in scores.json. "

@@ -75,7 +75,9 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
     }
     trained = {branch.name: _trained(run, branch) for branch in arms.branches(recipe)}
     contamination = artifacts.load(run / "contamination").facts
-    return tables.scores(recipe, by_profile, trained, contamination), by_profile[evaluate.profiles[0]]
+    scores = tables.scores(recipe, by_profile, trained, contamination)
+    scores["problems_left_out"] = artifacts.load(run / "benchmark").facts.get("problems_left_out", [])
+    return scores, by_profile[evaluate.profiles[0]]
 
 
 def _trained(run: Path, branch: Branch) -> tables.Trained:

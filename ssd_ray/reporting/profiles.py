@@ -13,6 +13,13 @@ from ssd_ray.reporting.counts import ProblemResult
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
 UNGRADED = "infrastructure_error"
+KNOWN_FLIPS = (
+    "A function problem may be named like something that LiveCodeBench's imports bring, such as gcd. lcb-compat, like the "
+    "official grader, accepts a program without a class Solution that does not define it; strict calls only what the program "
+    "itself defines.",
+    "lcb-compat, like the official grader, takes Infinity for inf; strict compares finite numbers.",
+)
+"""Differences between the profiles that are rules, not chance, for a reader of flips (docs/benchmarks.md has the table)."""
 
 
 def flips(first: Results, second: Results) -> list[dict[str, Any]]:

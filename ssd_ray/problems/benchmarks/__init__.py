@@ -65,8 +65,8 @@ class Loaded:
     """The problems of some files, read while iterating; each iteration starts over.
 
     `num_read` counts all rows, `num_chosen` those that the choice holds, `bad_rows` lists those of them that were left out, and
-    `num_public_only` counts LiveCodeBench problems without private tests, whose scores are too high. All are complete after
-    the iteration.
+    `num_public_only` counts LiveCodeBench problems without private tests, whose scores are too high. `places` says by id in
+    which file and row a problem is. All are complete after the iteration.
     """
 
     files: Sequence[Path]
@@ -78,6 +78,7 @@ class Loaded:
     num_chosen: int = 0
     num_public_only: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Problem]:
         """The problems in the order of their rows.
@@ -87,14 +88,14 @@ class Loaded:
         """
         self.num_read, self.num_chosen, self.num_public_only = 0, 0, 0
         self.bad_rows.clear()
-        seen: dict[str, str] = {}
+        self.places.clear()
         for file in self.files:
             for number, row in read_rows(file):
-                problem = self._read(file, number, row, seen)
+                problem = self._read(file, number, row)
                 if problem is not None:
                     yield problem
 
-    def _read(self, file: Path, number: int, row: Row | RowError, seen: dict[str, str]) -> Problem | None:
+    def _read(self, file: Path, number: int, row: Row | RowError) -> Problem | None:
         """One row's problem; None where it is not chosen, or bad and skipped."""
         form = next(known for known in FORMATS if known.name == self.format)
         self.num_read += 1
@@ -110,14 +111,15 @@ class Loaded:
             problem = form.read(row, number)
             problem = dataclasses.replace(problem, source=self.source or problem.source or _stem(file))
             _require_utf8(problem)
-            if problem.problem_id in seen:
-                raise RowError(f"id {problem.problem_id!r} occurs twice, first at {seen[problem.problem_id]}; ids must be unique")
+            if problem.problem_id in self.places:
+                first = self.places[problem.problem_id]
+                raise RowError(f"id {problem.problem_id!r} occurs twice, first at {first}; ids must be unique")
         except RowError as error:
             if not self.skip_bad_rows:
                 raise UserError(f"{file}, row {number}: {error} (skip_bad_rows leaves such rows out)") from error
             self.bad_rows.append(BadRow(file=str(file), row=number, reason=str(error)))
             return None
-        seen[problem.problem_id] = f"{file}, row {number}"
+        self.places[problem.problem_id] = f"{file}, row {number}"
         self.num_public_only += form.name == "livecodebench" and not livecodebench.has_private_tests(row)
         return problem
 

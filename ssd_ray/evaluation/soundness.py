@@ -1,0 +1,184 @@
+"""Problems made ready before anything is graded: expected values worked out, tests tried on their own references.
+
+- A test without an expected value gets what the reference returns (`references.py`).
+- A reference has to pass its own check. Without a reference, the check has to come to its first call.
+- A problem that fails here would fail every program alike. It is left out and named, alone.
+- Checks that passed are on record in the user's cache by content, and are not tried again.
+
+Reads and writes `sound-tests` in the cache directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_ray.errors import InfrastructureError
+from ssd_ray.evaluation.checking import BrokenCheckError, NoCallError, run_check, try_check
+from ssd_ray.evaluation.outcomes import UngradableError
+from ssd_ray.evaluation.references import needs_expected, with_expected
+from ssd_ray.evaluation.sandbox import Limits, Sandbox
+from ssd_ray.evaluation.strict import check_units, entry_points, program_units, starter_preamble, ungradable
+from ssd_ray.models import cache_directory
+from ssd_ray.schema import Problem, Test
+
+REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
+"""Limits of one call of a reference, which is slow on some of EvalPlus's inputs."""
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A problem that can be graded, or the reason why it cannot; `tests_left_out` are those that no grader could hold."""
+
+    problem: Problem
+    ungradable: str = ""
+    tests_left_out: tuple[str, ...] = ()
+
+
+def named(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return records of problems that are left out: id, file and row, reason."""
+    return [{"problem_id": name, "place": places.get(name, ""), "reason": reason} for name, reason in reasons.items()]
+
+
+def said(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
+    """Return a line for a reader on each problem that is left out, on the first `most` of many."""
+    lines = [f"left out: {row['reason']}" + (f" ({row['place']})" if row["place"] else "") for row in left_out]
+    return [*lines[:most], *([f"left out as well: {len(lines) - most} more problems"] if lines[most:] else [])]
+
+
+def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Iterator[Ready]:
+    """Make problems ready a few at a time, each in a sandbox of at least the level `floor`; yield them in order.
+
+    With `tried`, tests are tried on their references.
+
+    Raises:
+        UserError: a sandbox below the floor, or what `problems` raises.
+        InfrastructureError: a sandbox failed.
+    """
+    record = _Record(cache_directory() / "sound-tests")
+    threads = 1 if floor == "L4" else min(_MOST_THREADS, os.cpu_count() or 1)
+    pending: deque[Future[Ready]] = deque()
+    with contextlib.ExitStack() as sandboxes, ThreadPoolExecutor(threads) as pool:
+        bench = _Bench(floor, sandboxes)
+        try:
+            for problem in problems:
+                if not (needs_expected(problem) or (tried and _needs_trial(problem, record))):
+                    yield from (future.result() for future in _emptied(pending))
+                    yield Ready(problem=problem)
+                    continue
+                pending.append(pool.submit(_make_ready, problem, bench, record if tried else None))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            yield from (future.result() for future in _emptied(pending))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _emptied(pending: deque[Future[Ready]]) -> Iterator[Future[Ready]]:
+    while pending:
+        yield pending.popleft()
+
+
+class _Bench:
+    """A sandbox for every thread that asks."""
+
+    def __init__(self, floor: str, sandboxes: contextlib.ExitStack) -> None:
+        self._floor, self._sandboxes, self._own = floor, sandboxes, threading.local()
+
+    def sandbox(self) -> Sandbox:
+        if not hasattr(self._own, "sandbox"):
+            self._own.sandbox = self._sandboxes.enter_context(Sandbox(floor=self._floor))
+        sandbox: Sandbox = self._own.sandbox
+        return sandbox
+
+
+class _Record:
+    """Digests of checks that their references passed, one a line, kept between runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digests: set[str] = set()
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._digests.update(path.read_text().split())
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._digests
+
+    def add(self, digest: str) -> None:
+        """Keep a digest; a cache that cannot be written only costs time."""
+        self._digests.add(digest)
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(f"{digest}\n")
+
+
+def _digest(problem: Problem) -> str:
+    """Return the digest of what a trial depends on: the texts that run, how they are called, and the interpreter."""
+    texts = [problem.starter_code, problem.reference, problem.entry_point, *(test.input for test in problem.tests)]
+    text = json.dumps([1, sys.version, problem.kind, problem.comparison, *texts])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _needs_trial(problem: Problem, record: _Record) -> bool:
+    tried = problem.kind == "asserts" or (problem.kind == "function" and bool(problem.starter_code))
+    return tried and problem.comparison != "lcb" and _digest(problem) not in record
+
+
+def _make_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
+    left_out: list[str] = []
+    try:
+        made = with_expected(problem, bench.sandbox(), REFERENCE_LIMITS, left_out=left_out)
+        if record is not None and _needs_trial(problem, record):
+            require_sound_tests(problem, bench.sandbox(), REFERENCE_LIMITS)
+            record.add(_digest(problem))
+    except UngradableError as error:
+        return Ready(problem=problem, ungradable=str(error))
+    return Ready(problem=made, tests_left_out=tuple(left_out))
+
+
+def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> None:
+    """Run a problem's reference through its checks, before any program is graded by them.
+
+    Without a reference, run the checks up to their first call. Of a `function`, run the starter code that programs rely on.
+
+    Raises:
+        UngradableError: the reference is not accepted, a check fails by itself, or starter code fails.
+        InfrastructureError: the sandbox failed.
+    """
+    try:
+        if problem.kind == "asserts":
+            for test in problem.tests:
+                _require_sound_check(problem, test, sandbox, limits)
+        elif problem.kind == "function" and starter_preamble(problem).strip():
+            _require_sound_starter(problem, sandbox, limits)
+    except (BrokenCheckError, NoCallError) as error:
+        raise ungradable(problem, str(error)) from error
+
+
+def _require_sound_check(problem: Problem, test: Test, sandbox: Sandbox, limits: Limits) -> None:
+    check, entries = check_units(problem, test), entry_points(problem)
+    if problem.reference is None:
+        return try_check(check, entries, sandbox)
+    checked = run_check(check, program_units(problem, problem.reference), entries, limits, sandbox)
+    if checked.outcome != "accepted":
+        raise ungradable(problem, f"its own reference solution is not accepted ({checked.outcome}: {checked.detail})")
+    return None
+
+
+def _require_sound_starter(problem: Problem, sandbox: Sandbox, limits: Limits) -> None:
+    execution = sandbox.run_program(starter_preamble(problem), "", limits)
+    if execution.status == "infrastructure_error":
+        raise InfrastructureError(f"problem {problem.problem_id}, starter code: {execution.detail}")
+    if execution.status != "ok":
+        raise ungradable(problem, f"its starter code ends with {execution.status} ({execution.detail})")
