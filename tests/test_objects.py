@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import copy
-import sys
+from collections import deque
 from typing import Any
 
 import pytest
@@ -11,10 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray.evaluation.sandbox import wire
-
-sys.modules.setdefault("wire", wire)  # within the sandbox, modules are not part of a package
-
-from ssd_ray.evaluation.sandbox.objects import Lost, Objects  # noqa: E402
+from ssd_ray.evaluation.sandbox.objects import Lost, Objects
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
 ACTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["put", "new", "clear", "reverse"])), max_size=8)
@@ -24,13 +22,17 @@ ACTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(
 def containers(draw: st.DrawFn) -> list[Any]:
     """A few containers that hold leaves, and one another."""
     made: list[Any] = []
-    for kind in draw(st.lists(st.sampled_from(["list", "dict", "set", "bytearray"]), min_size=1, max_size=5)):
+    for kind in draw(st.lists(st.sampled_from(["list", "dict", "set", "deque", "bytearray", "array"]), min_size=1, max_size=5)):
         leaves = draw(st.lists(LEAVES, max_size=3))
         held = [made[place % len(made)] for place in draw(st.lists(st.integers(0, 9), max_size=2)) if made]
         if kind == "list":
             made.append([*leaves, *held, *[tuple(held)] * bool(held)])
         elif kind == "dict":
             made.append({**dict.fromkeys(leaves), **dict(enumerate(held))})
+        elif kind == "deque":
+            made.append(deque([*leaves, *held]))
+        elif kind == "array":
+            made.append(array.array("q", draw(st.lists(st.integers(-9, 9), max_size=3))))
         else:
             made.append(set(leaves) if kind == "set" else bytearray(draw(st.binary(max_size=3))))
     return made
@@ -40,8 +42,12 @@ def act_on(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
     """What a program may do to its arguments; returns one of them, a new list that holds it, and a copy."""
     for first, second, act in acts:
         here, there = values[first % len(values)], values[second % len(values)]
-        if act == "clear":
+        if isinstance(here, array.array):
+            here.reverse()
+        elif act == "clear":
             here.clear()
+        elif isinstance(here, deque):
+            here.append(there)
         elif isinstance(here, list):
             here[:] = {"put": [*here, there], "new": [[there, there], *here], "reverse": here[::-1]}[act]
         elif isinstance(here, dict):
@@ -143,6 +149,10 @@ ENTRIES = [
     [0, "dict", [[1], []]],
     [0, "list", "text"],
     [0, "bytearray", "text"],
+    [0, "deque", [1]],
+    [0, "array", [1]],
+    [0, "ndarray", [1]],
+    [2, "array", [1]],
     [0, "set", [[1]]],
     [0, "list", [{1: 2}]],
     [0, "list", [{1}]],
@@ -180,6 +190,19 @@ def test_an_entry_twice_and_a_slot_of_nothing_are_refused() -> None:
         ours.write([[1]])
         with pytest.raises(wire.MalformedError):
             ours.read(slots, entries)
+
+
+def test_an_array_keeps_its_type() -> None:
+    for typecode, items in (("d", [1.0]), ("q", [1])):
+        ours, value = Objects(), array.array("q", [5, 6])
+        ours.write([value])
+        entry = [0, "array", array.array(typecode, items)]
+        if typecode == "q":
+            ours.read([], [entry])
+            assert value == array.array("q", [1])
+        else:
+            with pytest.raises(wire.MalformedError):
+                ours.read([], [entry])
 
 
 def test_colliding_members_are_refused() -> None:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox import definitions, objects, wire
-
     Namespace = dict[str, Any]
     Receive = Callable[[], Any]
     Send = Callable[[object], None]
-else:
+if TYPE_CHECKING or __name__ != "check_role":
+    from ssd_ray.evaluation.sandbox import definitions, objects, wire
+else:  # in a sandbox, where there are modules and no packages
     import definitions
     import objects
     import wire
@@ -108,6 +108,8 @@ class Candidate:
             self._end(["unable", f"it calls the program with {error}"])
         except RecursionError:
             self._end(["unable", "it calls the program with a value that is nested too deeply"])
+        except Exception as error:
+            self._end(["unable", f"it calls the program with a value that raises {type(error).__name__} as it is read"])
 
     def _answer(self, call: objects.Objects, reply: object) -> object:
         match reply:

@@ -1,7 +1,7 @@
 """Arguments on the wire as objects: shared where they are shared, and changed where a call changes them.
 
-A value becomes a slot. A list, dict, set or bytearray is an object with a number, and its slot is `[number]`; a tuple is a
-tuple of slots; anything else is itself, for `wire` to carry or refuse. An object's entry is `[number, kind, items]`. Both
+A value becomes a slot. A mutable container of one of the KINDS is an object with a number, and its slot is `[number]`; a tuple
+is a tuple of slots; anything else is itself, for `wire` to carry or refuse. An object's entry is `[number, kind, items]`. Both
 sides of a call hold the same objects under the same numbers:
 
 - The check's side writes its arguments; the program's side makes objects of them.
@@ -14,20 +14,32 @@ interpreter too.
 
 from __future__ import annotations
 
+import array
 import operator
+from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
-    from ssd_ray.evaluation.sandbox import wire
-
     Entry = list[Any]
-else:
+if TYPE_CHECKING or __name__ != "objects":
+    from ssd_ray.evaluation.sandbox import wire
+else:  # in a sandbox, where there are modules and no packages
     import wire
 
-KINDS: dict[str, type] = {"list": list, "dict": dict, "set": set, "bytearray": bytearray}
+KINDS: dict[str, Any] = {
+    "list": list,
+    "dict": dict,
+    "set": set,
+    "deque": deque,
+    "bytearray": bytearray,
+    "array": array.array,
+}
+"""The kinds by name; `ndarray`, numpy's, is one more, known by its name so that nothing is imported."""
+_BUFFERS = frozenset({"bytearray", "array", "ndarray"})
+"""Kinds without slots: their items are the value itself, as the wire has it."""
 LOST = -1
 """The number of a value that could not cross."""
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -72,13 +84,13 @@ class Objects:
         checked = sorted(map(_checked, entries), key=operator.itemgetter(0))
         if len({number for number, _, _ in checked}) < len(checked):
             raise wire.MalformedError("two entries of one object")
-        for number, kind, _ in checked:
+        for number, kind, items in checked:
             if number == len(self._objects):
-                self._objects.append(KINDS[kind]())
+                self._objects.append(items if kind in _BUFFERS else KINDS[kind]())
             if not 0 <= number < len(self._objects) or kind_of(self._objects[number]) != kind:
                 raise wire.MalformedError(f"no {kind} has the number {number}")
         try:
-            contents = [self._contents(kind, items) for _, kind, items in checked]
+            contents = [self._contents(self._objects[number], kind, items) for number, kind, items in checked]
         except TypeError as error:
             raise wire.MalformedError(str(error)[:200]) from None
         values = self._values(slots)
@@ -100,13 +112,16 @@ class Objects:
         """
         _require_bounded([*values, *self._objects])
 
-    def _contents(self, kind: str, items: Any) -> Any:
-        if kind == "bytearray":
-            return items
+    def _contents(self, value: Any, kind: str, items: Any) -> Any:
+        """Return what an object is to hold."""
         if kind == "dict":
             return dict(zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True))
+        if kind in _BUFFERS:
+            if kind != "bytearray" and _layout(items) != _layout(value):
+                raise wire.MalformedError(f"the items of an {kind} of another type or shape")
+            return items
         values = self._values(items)
-        return values if kind == "list" else set(wire.members(values))
+        return set(wire.members(values)) if kind == "set" else values
 
     def _values(self, slots: Sequence[object]) -> list[object]:
         return list(slots) if _LEAVES.issuperset(map(type, slots)) else [self._value(slot) for slot in slots]
@@ -130,7 +145,11 @@ def kind_of(value: object) -> str:
     """Return the kind of a mutable container, empty for any other value."""
     if type(value) in _LEAVES:
         return ""
-    return next((kind for kind, base in KINDS.items() if issubclass(type(value), base)), "")
+    for kind, base in KINDS.items():
+        if issubclass(type(value), base):
+            return kind
+    names = ((base.__module__, base.__qualname__) for base in type(value).__mro__)
+    return "ndarray" if ("numpy", "ndarray") in names else ""
 
 
 class _Writer:
@@ -157,9 +176,10 @@ class _Writer:
         kind = kind_of(value)
         if kind == "dict":
             return [number, kind, [list(dict.keys(value)), self._slots(list(dict.values(value)))]]
-        if kind == "list":
-            return [number, kind, self._slots(list(list.__iter__(value)))]
-        return [number, kind, list(set.__iter__(value)) if kind == "set" else bytes(value)]
+        if kind in _BUFFERS:
+            return [number, kind, value]
+        items = list(KINDS[kind].__iter__(value))
+        return [number, kind, items if kind == "set" else self._slots(items)]
 
     def _slots(self, values: list[object]) -> list[object]:
         return values if _LEAVES.issuperset(map(type, values)) else [self.slot(value) for value in values]
@@ -167,56 +187,60 @@ class _Writer:
 
 def _lost_entry(number: int, value: Any) -> Entry:
     kind, lost = kind_of(value), [LOST]
-    return [number, kind, {"list": [lost], "set": [lost], "dict": [[lost], [lost]]}.get(kind) or bytes(value)]
+    return [number, kind, value if kind in _BUFFERS else [[lost], [lost]] if kind == "dict" else [lost]]
 
 
 def _checked(entry: object) -> tuple[int, str, Any]:
     """Return number, kind and items of an entry."""
     if isinstance(entry, list) and len(entry) == 3 and type(entry[0]) is int:
         match entry:
-            case [number, "list" | "set" as kind, list(items)]:
+            case [number, "list" | "set" | "deque" as kind, list(items)]:
                 return number, kind, items
             case [number, "dict" as kind, [list(keys), list(values)] as items] if len(keys) == len(values):
                 return number, kind, items
-            case [number, "bytearray" as kind, bytes(items)]:
+            case [number, "bytearray" | "array" | "ndarray" as kind, items] if kind_of(items) == kind:
                 return number, kind, items
     raise wire.MalformedError("an entry that is none")
+
+
+def _layout(value: Any) -> tuple[object, ...]:
+    return getattr(value, "typecode", None), getattr(value, "dtype", None), getattr(value, "shape", None)
 
 
 def _members(value: Any) -> list[object]:
     """Return all that an object holds, to be compared one by one."""
     kind = kind_of(value)
-    if kind == "list":
-        return list(list.__iter__(value))
     if kind == "dict":
         return [*dict.keys(value), *dict.values(value)]
-    return list(set.__iter__(value)) if kind == "set" else list(bytes(value))
+    if kind not in _BUFFERS:
+        return list(KINDS[kind].__iter__(value))
+    return [bytes(value) if kind == "bytearray" else value.tobytes()]
 
 
 def _differ(before: list[object], now: list[object]) -> bool:
     """Return True unless both hold the very same members; equality would miss that True took the place of 1."""
+    if len(before) == len(now) == 1 and type(before[0]) is type(now[0]) is bytes:
+        return before != now
     return len(before) != len(now) or not all(map(operator.is_, before, now))
 
 
 def _fill(value: Any, content: Any) -> None:
     """Replace what an object holds, by the methods of its kind itself, whatever a subclass makes of them."""
-    if isinstance(value, list):
-        list.__setitem__(value, slice(None), content)
-    elif isinstance(value, dict):
-        dict.clear(value)
-        dict.update(value, content)
-    elif isinstance(value, set):
-        set.clear(value)
-        set.update(value, content)
+    kind = kind_of(value)
+    if kind in ("dict", "set", "deque"):
+        KINDS[kind].clear(value)
+        (deque.extend if kind == "deque" else KINDS[kind].update)(value, content)
+    elif kind == "ndarray":
+        value[...] = content
     else:
-        bytearray.__setitem__(value, slice(None), content)
+        KINDS[kind].__setitem__(value, slice(None), content)
 
 
 def _parts(value: Any) -> Iterator[object]:
     """Yield the containers directly within one."""
     members = list(tuple.__iter__(value)) if isinstance(value, tuple) else _members(value)
     flat = _LEAVES.issuperset(map(type, members))
-    return iter(() if flat else [member for member in members if isinstance(member, tuple | list | dict | set)])
+    return iter(() if flat else [member for member in members if isinstance(member, tuple | list | dict | set | deque)])
 
 
 def _require_bounded(values: list[object]) -> None:

@@ -148,10 +148,13 @@ def _call_on_objects(function: Callable[..., object], message: tuple[Any, ...], 
         raise
     except Exception as error:
         head = ["raised", [base.__name__[:100] for base in type(error).__mro__[:20]], definitions.describe(error)[1]]
+    failures: list[Exception] = []
     for lost in (False, True):
         try:
             slots, entries = call.write(returned, lost=lost)
             return send([*head, *([slots] if returned else []), entries])
-        except (unsupported, RecursionError) as error:
-            reason = str(error)
-    return send(["unsupported", reason])
+        except Exception as error:
+            failures.append(error)
+    if isinstance(failures[-1], unsupported):
+        return send(["unsupported", str(failures[-1])])
+    raise failures[-1]
