@@ -1,4 +1,7 @@
-"""The tokens that end an answer: those that a model states, and further ones of a recipe. Reads a model directory."""
+"""Find the tokens that end an answer: those of a model, and further ones of a recipe.
+
+Reads a model directory.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from ssd_ray.errors import UserError
 
 
 def stated(directory: Path, tokenizer: Any) -> frozenset[int]:
-    """Return the tokenizer's end token and those of generation_config.json, or of config.json where there is none."""
+    """Return the end tokens that a model directory states, as vLLM reads them.
+
+    These are the tokenizer's and those of generation_config.json, or of config.json without one.
+    """
     ids: list[int | None] = [tokenizer.eos_token_id]
     path = directory / "generation_config.json"
     path = path if path.exists() else directory / "config.json"

@@ -1,7 +1,8 @@
-"""Chat templates as models and recipes have them on disk, without byte order marks.
+"""Read chat templates of models and recipes, without byte order marks.
 
-A model keeps its template in chat_template.jinja, in tokenizer_config.json or, where only its processor has one, in
-chat_template.json. Several templates have names. Reads these files.
+- A model keeps its template in chat_template.jinja or tokenizer_config.json.
+- Where only its processor has one, it is in chat_template.json.
+- Several templates have names.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def of_model(directory: Path, loaded: Any) -> Any:
 
 
 def _of_processor(path: Path) -> Any:
-    """Read the template, or the named templates, of a model whose processor has it and whose tokenizer has none."""
+    """Read the template of a processor, or its templates by name."""
     try:
         stated = json.loads(path.read_text(encoding="utf-8-sig"))["chat_template"]
         return {row["name"]: row["template"] for row in stated} if isinstance(stated, list) else stated

@@ -40,7 +40,7 @@ FRAME = ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("rstrip", [False, True])
-def test_ordinary_statements_have_the_ids_of_the_text_in_one_piece(kind: str, normalized: bool, rstrip: bool) -> None:
+def test_ordinary_statements_keep_the_ids_of_one_piece(kind: str, normalized: bool, rstrip: bool) -> None:
     """Both ways to encode agree where no statement holds a control token: the seams are the same."""
     tokenizer = tokenizer_of(kind, normalized=normalized, rstrip=rstrip)
     control = ControlTokens(tokenizer)
@@ -49,8 +49,8 @@ def test_ordinary_statements_have_the_ids_of_the_text_in_one_piece(kind: str, no
     for statement in corpus():
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": statement}]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.encode(text, add_special_tokens=False)
-        assert control.encode_words(text, nothing) == whole
+        expected = tokenizer.encode(text, add_special_tokens=False)
+        assert control.encode_words(text, nothing) == expected
         prompt, ids = put(_problem(statement))
         assert list(ids) == tokenizer.encode(prompt, add_special_tokens=False)
     assert (put.kept_words, put.unwritable) == (0, [])
@@ -75,7 +75,7 @@ def test_control_tokens_in_a_statement_stay_text(kind: str, normalized: bool, to
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace-always"])
-def test_a_statement_with_control_tokens_has_the_ids_of_its_pieces(kind: str) -> None:
+def test_control_tokens_in_words_have_the_ids_of_their_pieces(kind: str) -> None:
     """Against an oracle: each piece alone, by a tokenizer that takes special tokens in a text for text."""
     tokenizer, bare = tokenizer_of(kind), tokenizer_of(kind).backend_tokenizer
     bare.encode_special_tokens = True
@@ -143,7 +143,7 @@ def test_an_argument_named_like_a_special_token_stays_one() -> None:
         ("m['content'] | replace('</think>', '')", "a </think> b", 0),
     ],
 )
-def test_templates_that_change_a_message_find_no_control_token_in_it(content: str, expected: str, written: int) -> None:
+def test_templates_find_no_control_token_in_a_message(content: str, expected: str, written: int) -> None:
     tokenizer = tokenizer_of("byte-level", template=CHATML.replace("m['content']", content))
     text, ids = _put(tokenizer, "chat")(_problem("a </think> b", kind="numeric"))
     assert expected in text

@@ -133,9 +133,7 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
     assert last == drawn["before"] + sum(drawn["lengths"])
 
 
-def test_end_tokens_of_the_recipe_end_answers_as_those_of_the_model_do(
-    exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path
-) -> None:
+def test_end_tokens_of_the_recipe_end_answers(exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path) -> None:
     """The same weights, whose generation_config has one end token; the others are the recipe's, by text and by id."""
     asked = _drawn(tiny_qwen3, tmp_path / "asked.json", "exact", 1, ("<|endoftext|>", 259))
     assert asked["together"] == exact["together"]

@@ -100,7 +100,7 @@ def test_a_prompt_ends_in_no_token_that_the_tokenizer_adds(kind: str, form: str,
 
 @pytest.mark.parametrize("mode", ["paper", "chat", "published"])
 @pytest.mark.parametrize("form", ["$A </s>", "<s> $A </s>"])
-def test_a_chat_prompt_has_the_tokens_that_its_template_writes_and_no_more(mode: Mode, form: str) -> None:
+def test_a_chat_prompt_has_its_templates_tokens_and_no_more(mode: Mode, form: str) -> None:
     template = "{{ bos_token }}" + TEMPLATE.replace("assistant\n", "assistant\n</s>")
     tokenizer = _adding(tokenizer_of("metaspace-always", template=template), form)
     _, ids = _put(tokenizer, mode)(PROBLEM)
@@ -188,7 +188,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
     return set_to
 
 
-def test_a_clock_in_the_template_is_said_recorded_and_kept_across_midnight(
+def test_a_clock_is_noted_recorded_and_kept_across_midnight(
     own_model: Path, tmp_path: Path, at: Callable[[datetime], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (own_model / "chat_template.jinja").write_text(CLOCK)
@@ -208,7 +208,7 @@ def test_a_clock_in_the_template_is_said_recorded_and_kept_across_midnight(
     assert _prompts(tmp_path / "other") != first
 
 
-def test_a_pinned_date_gives_the_same_prompts_at_any_time_and_is_part_of_the_fingerprint(
+def test_a_pinned_date_gives_the_same_prompts_at_any_time(
     own_model: Path, tmp_path: Path, at: Callable[[datetime], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (own_model / "chat_template.jinja").write_text(CLOCK)
@@ -227,7 +227,7 @@ def test_a_pinned_date_gives_the_same_prompts_at_any_time_and_is_part_of_the_fin
     assert "Now: 2025-12-25 00:00:00" in _prompts(tmp_path / "a")[0].text
 
 
-def test_a_run_without_a_pinned_date_keeps_the_recipe_digest_of_before(model: Path, tmp_path: Path) -> None:
+def test_without_a_pinned_date_recipe_digests_are_as_before(model: Path, tmp_path: Path) -> None:
     """So that samples of a run from before there was such a field are those of the same recipe."""
     steps = {step.name: step for step, _ in Run(_recipe(model), tmp_path, LineProgress()).states()}
     assert "template_date" not in steps["prompts"].choices["prompts"]
@@ -336,7 +336,7 @@ def test_a_template_in_another_encoding_is_one_sentence(model: Path, tmp_path: P
         models.load_tokenizer(model, str(path))
 
 
-def test_a_models_own_template_in_another_encoding_is_one_sentence(own_model: Path) -> None:
+def test_an_own_template_in_another_encoding_is_one_sentence(own_model: Path) -> None:
     (own_model / "chat_template.jinja").write_bytes(TEMPLATE.encode("utf-16"))
     with pytest.raises(UserError, match="holds no tokenizer that loads"):
         models.load_tokenizer(own_model)
@@ -370,7 +370,7 @@ def _with_end(end: str, eos: str = "<|endoftext|>") -> Any:
     return tokenizer
 
 
-def test_an_end_of_turn_that_is_no_end_token_is_named_with_the_remedy() -> None:
+def test_an_end_of_turn_that_is_no_end_token_is_named() -> None:
     (note,) = _noted(_with_end("<|im_end|>\n"), {0})
     assert note == (
         "the chat template ends an assistant's turn with <|im_end|>, which is none of the end tokens (0): answers go on behind "
@@ -429,7 +429,7 @@ def _base_model(directory: Path) -> Path:
     return directory
 
 
-def test_an_end_of_turn_is_compared_with_all_end_tokens_while_rendering(
+def test_an_end_of_turn_is_compared_with_all_end_tokens(
     own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _base_model(own_model)
@@ -446,7 +446,7 @@ def test_an_end_of_turn_is_compared_with_all_end_tokens_while_rendering(
     assert "ends an assistant's turn" not in capsys.readouterr().err
 
 
-def test_further_end_tokens_shape_samples_and_checkpoint_and_no_prompt(model: Path, tmp_path: Path) -> None:
+def test_further_end_tokens_shape_no_prompt(model: Path, tmp_path: Path) -> None:
     def fingerprints(*chosen: str) -> dict[str, str]:
         steps = Run(_recipe(model, *chosen), tmp_path, LineProgress()).states()
         return {step.name: step.identity.fingerprint for step, _ in steps}
@@ -462,7 +462,7 @@ def test_end_tokens_by_text_and_by_id(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["<|im_stop|>", 262, -1, ""])
-def test_an_end_token_that_is_none_of_the_model_is_named_while_rendering(model: Path, tmp_path: Path, name: Any) -> None:
+def test_an_end_token_that_is_none_of_the_model_is_named(model: Path, tmp_path: Path, name: Any) -> None:
     with pytest.raises(UserError, match=f"model.end_tokens has {name!r}, which is no token of the model".replace("|", r"\|")):
         _rendered(model, tmp_path / "run", f"model.end_tokens={json.dumps([name])}")
 
@@ -489,7 +489,7 @@ def _name(directory: Path, form: str, names: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("form", ["list", "directory", "processor"])
-def test_of_named_templates_default_is_used_digested_and_exported(own_model: Path, tmp_path: Path, form: str) -> None:
+def test_of_named_templates_default_is_used_and_exported(own_model: Path, tmp_path: Path, form: str) -> None:
     _name(own_model, form, NAMED)
     facts = _rendered(own_model, tmp_path / "run")
     assert _prompts(tmp_path / "run")[0].text.startswith("<|im_start|>system")

@@ -247,7 +247,7 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
     assert {choices["serving"].decoding.temperature for choices in asked} == {1.0}
 
 
-def test_further_end_tokens_and_the_default_template_reach_the_trained_model(
+def test_end_tokens_and_template_reach_the_trained_model(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ssd_ray.training import trainer

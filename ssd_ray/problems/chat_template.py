@@ -96,7 +96,7 @@ class ChatTemplate:
 
     @property
     def date(self) -> str | None:
-        """The moment that prompts were rendered at, in ISO form; None where the template does not read the clock."""
+        """The moment that prompts read, in ISO form; None if the template reads no clock."""
         return self._clock.reading.isoformat() if self._reads_clock and self._clock.reading else None
 
     def text(
@@ -121,7 +121,7 @@ class ChatTemplate:
         return text
 
     def end_of_turn(self) -> str | None:
-        """Return the text that follows an assistant's answer, None where the template shows none."""
+        """Return the text behind an assistant's answer, None if the template shows none."""
         turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": _ANSWER}]
         try:
             text = self._rendered(turns, "a turn of the assistant", self.arguments, answering=False)

@@ -1,11 +1,11 @@
-"""Encode prompts so that control tokens come from the chat template alone: words of a statement stay words.
+"""Encode prompts so that control tokens come from the chat template alone.
 
-- A control token is a special token, or another added token in the form of a mark, such as `<think>`.
+- A control token is a special token, or another added token in the form of a mark: `<think>`.
   HTML tags that are no special tokens are ordinary vocabulary.
-- A prompt whose words hold no control token is encoded in one piece, as transformers encodes it.
-- Any other is encoded by a copy of the tokenizer in which control tokens have aliases. Those that the template
-  wrote are replaced by their aliases; those among the words then match nothing. Splits, normalizer and
-  pre-tokenizer are the same, so the seams are those of a text in one piece.
+- A prompt whose words hold no control token is encoded in one piece, as transformers does it.
+- A copy of the tokenizer, in which control tokens have aliases, encodes any other. The tokens that
+  the template wrote are replaced by their aliases; those among the words then match nothing.
+- The copy has the same splits, normalizer and pre-tokenizer, so the seams are the same.
 
 Reads and writes nothing.
 """
@@ -33,7 +33,7 @@ _PREFIX = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """Values in which one character holds the place of each control token's text; `originals` gives the texts back."""
+    """Values with one character in the place of each control token, and the texts by character."""
 
     values: Any
     originals: Mapping[str, str]
@@ -50,7 +50,7 @@ class ControlTokens:
         self._tokenizer = tokenizer
         tokens = {str(token): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
         self._ids = {text: number for text, (number, special) in tokens.items() if _controls(text, special=special)}
-        # The unknown token also stands for characters that the vocabulary lacks, so it is never counted.
+        # The unknown token also is what characters outside of the vocabulary become: not counted.
         self._unknown: int | None = tokenizer.unk_token_id
         self._numbers = frozenset(self._ids.values())
         self._counted = self._numbers - {self._unknown}
@@ -69,11 +69,14 @@ class ControlTokens:
         return sum(map(self._counted.__contains__, token_ids))
 
     def occur_in(self, values: Any) -> bool:
-        """Return True if the text of a control token occurs in a text, or in texts of nested lists and mappings."""
+        """Return True if a control token occurs in a text, or in nested lists and mappings."""
         return any(next(self._places(text), None) is not None for text in _texts(values))
 
     def mask(self, values: Any, *besides: str) -> Masked:
-        """Replace the text of each control token in nested `values` by a character that is not in them, nor in `besides`."""
+        """Replace each control token in nested `values` by a character.
+
+        The characters occur neither in `values` nor in the texts `besides`.
+        """
         texts = [*_texts(values)]
         present = set().union(*texts, *besides)
         occurring = dict.fromkeys(found for text in texts for _, found in self._places(text))
@@ -82,7 +85,10 @@ class ControlTokens:
         return Masked(values=self._replaced(values, characters), originals={new: old for old, new in characters.items()})
 
     def encode_words(self, text: str, masked: Masked) -> list[int] | None:
-        """Encode a text rendered from masked values, its words as words; None if this tokenizer has no ids for them."""
+        """Encode a text that was rendered from masked values, its words as words.
+
+        Return None if this tokenizer has no other ids for them.
+        """
         copy = self._copy
         if copy is None or any(self._unknown in copy.encode(words).ids for words in masked.originals.values()):
             return None
@@ -91,7 +97,7 @@ class ControlTokens:
         return ids if self.count(ids) == written else None
 
     def _places(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield the start and the text of each control token in a text, the longest at each place."""
+        """Yield start and text of the control tokens in a text, the longest at each place."""
         match = self._beginning.search(text)
         while match is not None:
             start = match.start()
@@ -113,7 +119,8 @@ class ControlTokens:
     def _aliased(self, text: str) -> tuple[str, int]:
         """Return a text with its control tokens under their aliases, and how many of them count.
 
-        Only those that the tokenizer finds: one whose normalizer writes spaces may find a token only behind a space.
+        Only tokens that the tokenizer finds are renamed. A tokenizer whose normalizer writes spaces
+        may find a token only behind a space.
         """
         encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         spans = [(number, *span) for number, span in zip(encoding.ids, encoding.offsets, strict=True)]
@@ -123,7 +130,7 @@ class ControlTokens:
 
     @functools.cached_property
     def _copy(self) -> Any:
-        """The tokenizer with control tokens under their aliases, None if it is none of the library tokenizers."""
+        """The tokenizer with aliases; None if it is not of the library tokenizers."""
         from tokenizers import Tokenizer
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
@@ -137,7 +144,10 @@ class ControlTokens:
 
 
 def _controls(text: str, *, special: bool) -> bool:
-    """Return True if an added token of this text is a control token; bytes that spell unknown characters are none."""
+    """Return True if an added token of this text is a control token.
+
+    Bytes that spell unknown characters (`<0x0A>`) are ordinary vocabulary.
+    """
     if _BYTE.fullmatch(text):
         return False
     if special:
@@ -166,7 +176,10 @@ def _texts(values: Any) -> Iterator[str]:
 
 
 def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return tokenizer.json with tokens renamed wherever text could reach them: added tokens, vocabulary, merges."""
+    """Return tokenizer.json with tokens renamed wherever text could reach them.
+
+    These places are the added tokens, the vocabulary and the merges.
+    """
     model = dict(document["model"])
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}

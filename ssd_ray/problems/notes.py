@@ -13,7 +13,7 @@ from ssd_ray.problems.renderer import Renderer
 
 
 def before(put: Renderer, tokenizer: Any, ends: Collection[int], *, system: bool) -> Iterator[str]:
-    """Yield what is known before the first prompt: the tokens at both ends of prompts, and how turns end.
+    """Yield what is known before the first prompt: the tokens at its ends, and the end of a turn.
 
     `ends` are the ids that end an answer; `system` says that prompts begin with a system message.
     """

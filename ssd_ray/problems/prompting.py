@@ -1,6 +1,6 @@
-"""Renderers for the prompts of a run: they share a model, one moment for templates that read the clock, and one set of notes.
+"""Make the renderers of a run, which share a model, a clock and the notes on both.
 
-Reads the model directory; writes `template-date`, the moment that a run keeps, into the run directory.
+Reads the model directory. Writes `template-date`, the moment that a run keeps, into its directory.
 """
 
 from __future__ import annotations

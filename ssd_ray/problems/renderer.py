@@ -16,12 +16,12 @@ from ssd_ray.schema import Problem
 
 
 class Renderer:
-    """A function from a problem to its prompt text and token ids, with counts of what was special about them.
+    """Turn a problem into its prompt text and token ids, and count prompts with control tokens.
 
     - `template` is None in mode `release`.
-    - `before` are the ids that the tokenizer puts before a text, `after` those that it puts behind one. Mode `release`
-      takes the first and never the second: an answer continues the prompt.
-    - `kept_words` counts prompts in which the text of a control token stayed text; `first_kept` is the first one's id.
+    - `before` and `after` are the ids that the tokenizer puts around a text. Mode `release` takes the
+      first and never the second: an answer continues the prompt.
+    - `kept_words` counts prompts in which a control token stayed text; `first_kept` is the first.
     - `unwritable` are the ids of prompts whose control tokens this tokenizer cannot write as text.
     """
 
@@ -70,7 +70,10 @@ class Renderer:
         return self.template.text(turns, name, arguments) if self.template else turns[0]["content"]
 
     def _written_by_template(self, turns: Messages) -> int | None:
-        """Return how many control tokens the template writes around turns of these roles, None if it cannot be known."""
+        """Return how many control tokens the template writes around turns of these roles.
+
+        Return None if the template refuses such turns.
+        """
         roles = tuple(turn["role"] for turn in turns)
         if roles not in self._written:
             try:
@@ -81,7 +84,7 @@ class Renderer:
         return self._written[roles]
 
     def _with_words(self, turns: Messages, name: str) -> tuple[str, tuple[int, ...]]:
-        """As `__call__`, with control tokens in turns and in template arguments encoded as the words that they are."""
+        """As `__call__`, with control tokens in turns and template arguments encoded as words."""
         arguments = self._words_of_arguments()
         besides = [self.template.source] if self.template else []
         masked = self.control.mask([turns, arguments], *besides)
@@ -99,7 +102,7 @@ class Renderer:
         return text, (*self._prefix, *ids)
 
     def _words_of_arguments(self) -> dict[str, Any]:
-        """Return the template arguments but for those that stand for a special token, such as `bos_token`."""
+        """Return the template arguments that name no special token, such as `bos_token`."""
         return {key: value for key, value in self._arguments.items() if key not in self._named}
 
 
