@@ -23,7 +23,7 @@ LAYERS = [
     {"ends"},
     {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file", "templates"},
     {"shards"},
-    {"config", "extraction", "identity", "throughput", "weights"},
+    {"config", "extraction", "identity", "lcb_official", "throughput", "weights"},
     {"reasoning"},
     {"schema", "file_kinds"},
     {"errors"},

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_run import EVIL, make_run, printed, recipe, reported
 
+from ssd_ray.lcb_official import GRADER, with_reason
 from ssd_ray.reasoning import content_of_text
 from ssd_ray.reporting import words
 from ssd_ray.reporting.terminal import summary
@@ -250,6 +251,27 @@ def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(
         assert (flip["second"] == "accepted") == (strict.outcome != "accepted")
     assert "Under both ways of grading" in html
     assert html.count('<tr><th scope="row" class="fit">builtin/') >= len(flips)
+
+
+def test_a_flip_that_is_owed_to_the_official_grader_says_so(tmp_path):
+    detail = "test 2: " + with_reason("official -2: line 1 is missing", "it cannot be iterated over")
+
+    def explained(name, rows):
+        if not name.startswith("verdicts-lcb/"):
+            return rows
+        return [dataclasses.replace(row, detail=detail if row.outcome == "wrong_answer" else "") for row in rows]
+
+    made = make_run(tmp_path / "run", recipe(evaluate={"profiles": ["strict", "lcb-compat"]}), mutate=explained)
+    out, _, scores = reported(made)
+    flips = scores["profiles"]["flips"]["lcb-compat"]
+    lost = [flip for flip in flips if flip["second"] == "wrong_answer"]
+    assert lost
+    assert {flip["reason"] for flip in lost} == {"official stand-in for sys.stdin: it cannot be iterated over"}
+    assert {flip["reason"] for flip in flips if flip["second"] == "accepted"} == {""}
+    assert scores["profiles"]["official_grader"] == dict(GRADER)
+    html = (out / "report.html").read_text()
+    assert f"{len(lost)} answers of these flipped because of the official grader" in html.replace("\n", " ")
+    assert "LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)" in html
 
 
 def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):

@@ -22,6 +22,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.standalone import Job, grade_files
+from ssd_ray.lcb_official import GRADER
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Verdict, from_table
 
@@ -214,3 +215,20 @@ def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
             main(words)
         assert not ending.value.code
         assert pq.read_table(out / "verdicts.parquet").column("outcome").to_pylist() == [outcome]
+
+
+def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -> None:
+    case = {"input": "1\n2\n", "output": "3", "testtype": "stdin"}
+    row = {"question_id": "q", "question_content": "Add.", "contest_date": "2025-03-01", "metadata": "{}"}
+    row |= {"public_test_cases": json.dumps([case]), "private_test_cases": "[]", "platform": "atcoder"}
+    problems = _write(tmp_path / "problems.jsonl", [row])
+    rows = [{"question_id": "q", "code": "import sys\nprint(sum(map(int, sys.stdin)))"}]
+    job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
+    scores = grade_files(job, LineProgress())
+    assert scores["official_grader"] == dict(GRADER)
+    assert artifacts.load(job.out / "verdicts").facts["official_grader"] == dict(GRADER)
+    (verdict,) = _verdicts(job)
+    assert "official -4, by the stand-in for sys.stdin: it cannot be iterated over;" in verdict["detail"]
+    job = dataclasses.replace(job, out=tmp_path / "strict", rules=RULES)
+    assert "official_grader" not in grade_files(job, LineProgress())
+    assert _verdicts(job)[0]["outcome"] == "accepted"

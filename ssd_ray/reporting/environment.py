@@ -37,6 +37,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         number=words.number,
         told=words.told,
         isolation=words.isolation,
+        official=words.official,
         plain=words.plain,
         pair=lambda name, groups: (name, groups[name]),
         shares=_shares,

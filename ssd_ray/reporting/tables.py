@@ -21,6 +21,7 @@ from ssd_ray import arms
 from ssd_ray.config import EvaluateConfig, Recipe
 from ssd_ray.evaluation import metrics
 from ssd_ray.evaluation.metrics import Values
+from ssd_ray.lcb_official import GRADER
 from ssd_ray.reporting.counts import FINISH_REASONS, OUTCOMES, Loss, ProblemResult, SampleCounts
 from ssd_ray.reporting.differences import Difference, difference, pass_at_values
 from ssd_ray.reporting.profiles import flips
@@ -164,6 +165,7 @@ def _profiles(recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Seq
             for profile in (first, *others)
             if others
         },
+        "official_grader": dict(GRADER) if "lcb-compat" in recipe.evaluate.profiles else None,
         "flips": {profile: flips(by_profile[first], by_profile[profile]) for profile in others},
     }
 

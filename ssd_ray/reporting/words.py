@@ -198,6 +198,11 @@ def chosen(shares: Sequence[float], temperatures: Sequence[float]) -> str:
     return ", ".join(shown) + (", others" if sum(share for share, _ in ranked[2:]) >= 0.005 else "")
 
 
+def official(grader: Mapping[str, str]) -> str:
+    """Name the state of a benchmark's own grader, as `LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)`."""
+    return f"{grader['repository']} at {grader['commit'][:7]} ({grader['date']})"
+
+
 def isolation(found: Mapping[str, Any] | None) -> str:
     """The level of a sandbox and what else is isolated, as `separate process, limits; network isolated`."""
     if not found:
