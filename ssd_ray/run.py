@@ -70,7 +70,7 @@ class Run:
                     self._progress.say(hint)
                 if not whole and not started and self._needs_ray(step, wanted):
                     self._progress.say("starting Ray")
-                    stack.enter_context(cluster.connected(self.recipe.cluster))
+                    stack.enter_context(cluster.connected(self.recipe.cluster, self.out / "logs", self._progress.say))
                     stack.callback(self._pipeline.stopped.set)  # before Ray goes: what is under way must not look for another
                     started = True
                 if started and not whole:

@@ -225,6 +225,8 @@ class EngineConfig(Section):
         for name, field in _DECIDED_ELSEWHERE.items():
             if name in self.extra:
                 raise ValueError(f"extra sets {name!r}, which {field} decides: change that")
+        if self.extra.get("trust_remote_code"):
+            raise ValueError("extra sets 'trust_remote_code': code that comes with a model is never run, leave it out")
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
             raise ValueError(f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'")

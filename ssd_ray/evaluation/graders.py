@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, ledger, streaming
+from ssd_ray import artifacts, ledger, niceness, streaming
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
 from ssd_ray.evaluation.grader import Grader, Order
@@ -89,6 +89,7 @@ class _Actor:
 
     def __init__(self, order: Order, logs: Path) -> None:
         streaming.log_to_file(logs, "grader")
+        niceness.settle()  # the time limits of programs are the same beside engines
         self._order = order
         self._grader: Grader | None = None
 

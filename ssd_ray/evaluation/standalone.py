@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray import artifacts, import_path, streaming
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness, summary
 from ssd_ray.evaluation.completions import content_of, open_completions
@@ -213,6 +213,7 @@ def _finished(piece: Mapping[str, Any], done: set[streaming.Key]) -> bool:
 
 @contextmanager
 def _pool(order: Order, workers: int) -> Iterator[ProcessPoolExecutor]:
+    import_path.keep_children_safe()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(order, os.getpid()))
     try:
