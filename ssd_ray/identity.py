@@ -81,6 +81,12 @@ def _digest_of(parts: list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_asked_for(existing: Mapping[str, Any], identity: Identity) -> bool:
+    """Return True if the record of a directory holds what the recipe asks for, by whatever version of ssd_ray."""
+    parts = {name: existing.get(name) for name in ("stage", "choices", "inputs")}
+    return _digest_of([FORMAT, *parts.values()]) == identity.recipe_digest
+
+
 def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
     """Say in what the record of a directory (its `fingerprint.json`) differs from an identity: `was made …`."""
     if changes := own_changes(existing, identity):

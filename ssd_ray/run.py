@@ -24,7 +24,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
-from ssd_ray.renewal import Renewal
+from ssd_ray.renewal import Outlook, Renewal
 from ssd_ray.stages import Facts
 from ssd_ray.step import Step
 
@@ -43,6 +43,11 @@ class Run:
         """Every step and where it stands, without touching anything."""
         for step in self._steps:
             yield step, artifacts.state_of(self.out / step.name, step.identity)
+
+    def outlooks(self) -> Iterator[tuple[Step, State, Outlook, str]]:
+        """Every step, where it stands, what `make` would do with it and why, without touching anything."""
+        for step, outlook, reason in Renewal(self._steps, self.out, self._progress).outlooks():
+            yield step, self._state(step), outlook, reason
 
     def make(self, verb: str = "report") -> list[Artifact]:
         """Make the artifacts of a verb, and first whatever they need that is not whole; returns the artifacts of the verb.

@@ -1,8 +1,8 @@
 """Two finished runs side by side: what differs in their recipes, their scores, and the difference problem by problem.
 
 One idea: two runs that answered the same problems are compared like two arms of one run, paired by problem; where the
-problems differ there is no paired difference, and the reason stands in its place. Reads recipe.yaml and report/scores.json
-of both runs; writes nothing.
+problems differ there is no paired difference, and the reason stands in its place. Reads report/recipe.yaml and
+report/scores.json of both runs; writes nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def compare(first: Path, second: Path) -> Comparison:
 def _load(path: Path) -> _Run:
     if not (path / "report" / "scores.json").exists():
         raise UserError(f"{path} has no report/scores.json: finish that run with `ssd-ray report` first")
-    return _Run(recipe=recipes.load(path / "recipe.yaml"), scores=read_json(path / "report" / "scores.json"))
+    recipe = path / "report" / "recipe.yaml"  # which reports of earlier versions of ssd_ray lack
+    recipe = recipe if recipe.exists() else path / "recipe.yaml"
+    return _Run(recipe=recipes.load(recipe), scores=read_json(path / "report" / "scores.json"))
 
 
 def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
