@@ -30,7 +30,7 @@ REVISIONS: Mapping[str, int] = {
     "eval-prompts": 1,
     "generations": 0,
     "verdicts": 2,
-    "report": 0,
+    "report": 1,
     "completions": 0,
 }
 """By kind of artifact; verdicts of all profiles, on samples too, share one, and so do the controls with what they control."""

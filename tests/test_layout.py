@@ -31,6 +31,7 @@ LAYERS = [
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.
 SIDEWAYS = {
     ("reporting", "evaluation.metrics"),
+    ("reporting", "evaluation.paired"),
     ("reporting", "evaluation.significance"),
     ("reporting", "evaluation.selection"),
     ("evaluation", "problems"),

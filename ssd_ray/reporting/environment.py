@@ -32,6 +32,11 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         counted=words.counted,
         decimals=words.decimals,
         doubt=words.doubt,
+        gain=words.gain,
+        tally=words.tally,
+        rate=words.rate,
+        score=words.score,
+        score_range=words.score_range,
         size=words.size,
         duration=words.duration,
         number=words.number,
@@ -44,6 +49,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         chosen=words.chosen,
         versions=_versions,
     )
+    made.tests["few"] = words.is_few
     made.globals.update(
         decoding=words.decoding,
         NOT_RECORDED=words.NOT_RECORDED,

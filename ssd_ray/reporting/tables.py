@@ -1,6 +1,6 @@
 """The numbers of a report: pass@k with intervals, paired differences, outcomes, training data; all of scores.json.
 
-One idea: a problem is the unit. Each problem gives one value per arm, intervals resample problems, and a difference is
+One idea: a problem is the unit. Each problem gives one value per arm, intervals are over problems, and a difference is
 taken problem by problem. An answer that could not be graded is neither right nor wrong: it is left out and counted, and
 too many of them refuse the score. Pure functions: they read counts and facts, and write nothing.
 """
@@ -28,7 +28,7 @@ from ssd_ray.reporting.profiles import flips
 from ssd_ray.reporting.sweeps import selections
 from ssd_ray.reporting.training_data import training
 
-FORMAT = 3
+FORMAT = 4
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
