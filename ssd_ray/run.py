@@ -6,21 +6,20 @@ recipe, and into every artifact `timing.json`.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ssd_ray import artifacts, cluster, recipes
 from ssd_ray.artifacts import Artifact, State
 from ssd_ray.config import Recipe
-from ssd_ray.errors import UserError
+from ssd_ray.directory_lock import locked
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
@@ -58,7 +57,7 @@ class Run:
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in goal.closure()}
         wanted = [step for step in self._steps if step.name in needed]
-        with self._locked(), ExitStack() as stack:
+        with locked(self.out), ExitStack() as stack:
             renewal = Renewal(self._steps, self.out, self._progress)
             renewal.refuse(wanted)
             artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
@@ -120,22 +119,6 @@ class Run:
             if other is not step and other.name not in followers and renewal.may_follow(other, step):
                 artifacts.claim(self.out / other.name, other.identity)
                 followers.start(other.name, functools.partial(self._make, other, renewal))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the run directory: one process at a time works in it; the lock goes when the process does."""
-        artifacts.make_directory(self.out)
-        with (self.out / ".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is at work in {self.out}: wait for it, or choose another --out") from error
-            except OSError as error:
-                raise UserError(
-                    f"{self.out} is on storage without file locks ({error.strerror}), so nothing would keep two runs apart: "
-                    "choose another --out"
-                ) from error
-            yield
 
 
 class _Followers:

@@ -19,7 +19,7 @@ LAYERS = [
     {"step"},
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
-    {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
+    {"streaming", "models", "cluster", "recipes", "planner", "lineage", "directory_lock"},
     {"ends"},
     {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file", "templates"},
     {"shards"},
