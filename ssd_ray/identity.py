@@ -22,7 +22,7 @@ FORMAT = 1
 REVISIONS: Mapping[str, int] = {
     "benchmark": 0,
     "prompts": 1,
-    "contamination": 0,
+    "contamination": 1,
     "training-problems": 0,
     "samples": 0,
     "dataset": 1,

@@ -99,7 +99,8 @@ class PromptsConfig(Section):
     """Licence of the prompts by its name on the Hugging Face hub, for the data set's card; `null` is known for `builtin` and
     `rstar-coder`, else `unknown`."""
     contamination: Contamination = "refuse"
-    """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` ends the run, before samples
+    """Prompts that share 13 words in a row (in scripts without spaces, 26 letters), or a shorter statement, with a problem of
+    `evaluate.benchmarks`: `refuse` ends the run, before samples
     count, `drop` leaves them out, `allow` keeps them; all are counted and reported."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first so many prompts, after filtering and de-duplication."""
