@@ -18,7 +18,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssd_ray import arms, artifacts, config, models
 from ssd_ray.arms import Branch
@@ -30,6 +30,9 @@ from ssd_ray.schema import Profile
 from ssd_ray.stages import Stages
 from ssd_ray.step import Step
 
+if TYPE_CHECKING:
+    from ssd_ray.evaluation.pool import GraderPool
+
 
 class Pipeline:
     """The steps of a recipe in a run directory."""
@@ -38,6 +41,11 @@ class Pipeline:
         self.recipe, self.out = recipe, out
         self._stages = Stages(recipe, out, progress)
         self.stopped = threading.Event()
+
+    @property
+    def graders(self) -> GraderPool:
+        """The graders of all steps; closed until a run opens them."""
+        return self._stages.graders
 
     # What is made from what.
 

@@ -24,6 +24,7 @@ from ssd_ray.reasoning import ReasoningFormat, prompted, special_marks
 from ssd_ray.schema import Problem, Profile
 
 if TYPE_CHECKING:
+    from ssd_ray.evaluation.pool import GraderPool
     from ssd_ray.problems.contamination import Benchmarks
     from ssd_ray.problems.prompting import Prompting
 
@@ -36,6 +37,13 @@ class Stages:
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self._progress = recipe, out, progress
         self._fetching = threading.Lock()
+
+    @functools.cached_property
+    def graders(self) -> GraderPool:
+        """The graders of all steps, which a run opens once Ray is up and closes before Ray goes."""
+        from ssd_ray.evaluation.graders import pool_on_ray
+
+        return pool_on_ray(self.recipe.cluster, self.out / "logs")
 
     @property
     def _directory(self) -> Path:
@@ -302,16 +310,8 @@ class Stages:
             out=out.resolve(),
             reasoning=self._reasoning(prompts),
         )
-        return grade(
-            self.out / answers,
-            order,
-            self.recipe.cluster,
-            total=total,
-            ended=ended,
-            stage=stage,
-            logs=self.out / "logs",
-            progress=self._progress,
-        )
+        answered = self.out / answers
+        return grade(answered, order, self.graders, total=total, ended=ended, stage=stage, progress=self._progress)
 
     def _reasoning(self, prompts: str) -> ReasoningFormat:
         """Return how answers to these prompts mark their reasoning."""

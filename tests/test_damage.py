@@ -117,7 +117,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "without its beginning": lambda data: data[100:],
     "garbled page": lambda data: _garbled(data, 4, _footer(data)),
     "garbled footer": lambda data: _garbled(data, _footer(data), _footer(data) + 40),
-    "other file": lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+    "other file": lambda data: b"PK a zip, say\n" * 9,
     "zeros": lambda data: bytes(len(data)),
 }
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ssd_ray import artifacts, cluster
+from ssd_ray import artifacts, cluster, streaming
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.grader import Order
-from ssd_ray.evaluation.graders import grade
+from ssd_ray.evaluation.grader import Grader, Order
+from ssd_ray.evaluation.graders import grade, pool_on_ray
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.store import stored
@@ -81,16 +88,16 @@ class _Writer:
 
 
 def _grade(order: Order, generations: Path, writer: _Writer, progress: LineProgress | None = None) -> dict[str, object]:
-    return grade(
-        generations,
-        order,
-        CLUSTER,
-        total=SHARDS * ROWS,
-        ended=writer.ended,
-        stage="verdicts",
-        logs=order.out.parent / "logs",
-        progress=progress or LineProgress(),
-    )
+    with pool_on_ray(CLUSTER, order.out.parent / "logs") as pool:
+        return grade(
+            generations,
+            order,
+            pool,
+            total=SHARDS * ROWS,
+            ended=writer.ended,
+            stage="verdicts",
+            progress=progress or LineProgress(),
+        )
 
 
 def _outcomes(order: Order) -> dict[int, str]:
@@ -116,7 +123,7 @@ def test_killed_graders_and_zygotes_lose_no_verdict_and_change_none(order: Order
     killed = []
 
     def kill() -> None:
-        for name in ("ray::_Actor", "python"):
+        for name in ("ray::GraderActor", "python"):
             while not (found := [process for process in psutil.process_iter() if _is(process, name)]):
                 time.sleep(0.02)
             killed.append(name)
@@ -125,7 +132,7 @@ def test_killed_graders_and_zygotes_lose_no_verdict_and_change_none(order: Order
 
     threading.Thread(target=kill, daemon=True).start()
     _grade(order, tmp_path / "generations", writer)
-    assert killed == ["ray::_Actor", "python"]
+    assert killed == ["ray::GraderActor", "python"]
     assert _outcomes(order) == EXPECTED
 
 
@@ -133,10 +140,10 @@ def _is(process: psutil.Process, name: str) -> bool:
     """A grader, or a zygote below one."""
     try:
         words = process.cmdline()
-        if name == "ray::_Actor":
-            return bool(words) and words[0].startswith("ray::_Actor.grade")
+        if name == "ray::GraderActor":
+            return bool(words) and words[0].startswith("ray::GraderActor.grade")
         parent = process.parent()
-        return "sys.modules" in " ".join(words) and parent is not None and "ray::_Actor" in " ".join(parent.cmdline())
+        return "sys.modules" in " ".join(words) and parent is not None and "ray::GraderActor" in " ".join(parent.cmdline())
     except psutil.Error:
         return False
 
@@ -159,3 +166,115 @@ def test_a_generation_that_fails_ends_its_grading(order: Order, tmp_path: Path) 
 
     with pytest.raises(InfrastructureError, match="stopped"):
         _grade(order, tmp_path / "generations", Failing())  # type: ignore[arg-type]
+
+
+BURN = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until: pass\n"
+SWEEP = {f"{profile}/arm{arm}": profile for profile in ("strict", "lcb-compat") for arm in range(11)}
+SWEEP_ROWS = 4
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> dict[str, Order]:
+    """Complete generations of eleven arms and their verdicts under two profiles, none of which is there yet."""
+    tests = (Test(input="7\n", output="14\n"),)
+    problem = Problem(problem_id="double", source="test", statement="Double it.", tests=tests, comparison="lcb")
+    artifacts.write_shard(
+        tmp_path / "benchmark", "problems", list(stored([problem], tmp_path / "benchmark" / "tests", "L1", [])), Problem
+    )
+    codes = (f"{BURN}print(2 * int(input()))", f"{BURN}print(int(input()))", "print(", "import sys; sys.exit(1)")
+    rows = [dataclasses.replace(row, text=f"```python\n{codes[row.sample_index]}\n```") for row in _shard(0)[:SWEEP_ROWS]]
+    limits = Limits(time_s=3, memory_mib=256, output_kib=64)
+    orders = {}
+    for name, profile in SWEEP.items():
+        artifacts.write_shard(tmp_path / "generations" / name, "part", rows, Completion)
+        (tmp_path / "verdicts" / name).mkdir(parents=True)
+        rules = Rules(limits=limits, profile=profile)  # type: ignore[arg-type]
+        orders[name] = Order(benchmark=tmp_path / "benchmark", rules=rules, floor="L1", out=tmp_path / "verdicts" / name)
+    return orders
+
+
+def _alive() -> int:
+    """Graders of this process's Ray; a child that one of them has just forked still bears its name and is none."""
+    named = {process.pid: process for process in psutil.Process().children(recursive=True) if _is_grader(process)}
+    return sum(process.ppid() not in named for process in named.values() if process.is_running())
+
+
+def _is_grader(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return bool(words) and words[0].startswith("ray::GraderActor")
+
+
+def test_a_sweep_that_is_resumed_has_a_grader_a_core_and_the_verdicts_of_one_after_another(
+    sweep: dict[str, Order], tmp_path: Path
+) -> None:
+    """Its generations are complete, so all steps grade at once, and with `grader_cpus: 0` nothing is reserved."""
+    chosen, most, over = ClusterConfig(device="cpu", grader_cpus=0), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            with contextlib.suppress(psutil.Error):
+                most.append(_alive())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with pool_on_ray(chosen, tmp_path / "logs") as pool, ThreadPoolExecutor(len(SWEEP)) as threads:
+        steps = {
+            name: threads.submit(
+                grade,
+                tmp_path / "generations" / name,
+                order,
+                pool,
+                total=SWEEP_ROWS,
+                ended=lambda: True,
+                stage=name,
+                progress=LineProgress(),
+            )
+            for name, order in sweep.items()
+        }
+        for step in steps.values():
+            step.result()
+    over.set()
+    watching.join()
+    assert 1 <= max(most) <= (os.cpu_count() or 1)
+    found = {name: _verdicts(order.out) for name, order in sweep.items()}
+    alone = {profile: _graded_alone(sweep[f"{profile}/arm0"], tmp_path) for profile in ("strict", "lcb-compat")}
+    assert found == {name: alone[profile] for name, profile in SWEEP.items()}
+    assert alone["strict"] == {0: "accepted", 1: "wrong_answer", 2: "runtime_error", 3: "runtime_error"}
+
+
+def _verdicts(out: Path) -> dict[int, str]:
+    return {row.sample_index: row.outcome for row in artifacts.read_rows(out, Verdict)}
+
+
+def _graded_alone(order: Order, directory: Path) -> dict[int, str]:
+    """The same answers graded by one grader in this process, one after another."""
+    alone = dataclasses.replace(order, out=directory / "alone" / order.rules.profile)
+    grader = Grader(alone)
+    shard = directory / "generations" / "strict" / "arm0" / "part.parquet"
+    for piece in streaming.slices_of(shard, set(), SWEEP_ROWS):
+        grader.grade(piece)
+    grader.close()
+    return _verdicts(alone.out)
+
+
+@pytest.mark.parametrize("evicted", ["once", "always"])
+def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(order: Order, tmp_path: Path, evicted: str) -> None:
+    """For real: their deaths arrive as OutOfMemoryError, which is no RayActorError."""
+    for number in range(SHARDS):
+        artifacts.write_shard(tmp_path / "generations", f"part-{number:03}", _shard(number), Completion)
+    if psutil.virtual_memory().available < 6 << 30:
+        pytest.skip("needs 6 GiB to fill")
+    command = [sys.executable, str(Path(__file__).parent / "evicted_graders.py"), str(tmp_path), evicted]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    shown = json.loads(ended.stdout.splitlines()[-1])
+    assert shown["lost"]
+    assert set(shown["lost"]) == {"OutOfMemoryError"}
+    if evicted == "once":
+        assert _outcomes(order) == EXPECTED
+    else:
+        assert shown["failed"].startswith("graders kept dying (OutOfMemoryError: ")
+        assert "lower cluster.max_graders" in shown["failed"]

@@ -19,19 +19,18 @@ LAYERS = [
     {"step"},
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
-    {"streaming", "models", "cluster", "recipes", "planner", "lineage", "directory_lock"},
+    {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
     {"ends"},
     {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file", "templates"},
     {"shards"},
-    {"config", "extraction", "identity", "lcb_official", "throughput", "weights"},
+    {"config", "extraction", "identity", "throughput", "weights"},
     {"reasoning"},
-    {"schema", "file_kinds", "niceness", "short_paths", "ray_log", "import_path"},
+    {"schema", "file_kinds"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.
 SIDEWAYS = {
     ("reporting", "evaluation.metrics"),
-    ("reporting", "evaluation.paired"),
     ("reporting", "evaluation.significance"),
     ("reporting", "evaluation.selection"),
     ("evaluation", "problems"),

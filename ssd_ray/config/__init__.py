@@ -99,8 +99,7 @@ class PromptsConfig(Section):
     """Licence of the prompts by its name on the Hugging Face hub, for the data set's card; `null` is known for `builtin` and
     `rstar-coder`, else `unknown`."""
     contamination: Contamination = "refuse"
-    """Prompts that share 13 words in a row (in scripts without spaces, 26 letters), or a shorter statement, with a problem of
-    `evaluate.benchmarks`: `refuse` ends the run, before samples
+    """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` ends the run, before samples
     count, `drop` leaves them out, `allow` keeps them; all are counted and reported."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first so many prompts, after filtering and de-duplication."""
@@ -226,8 +225,6 @@ class EngineConfig(Section):
         for name, field in _DECIDED_ELSEWHERE.items():
             if name in self.extra:
                 raise ValueError(f"extra sets {name!r}, which {field} decides: change that")
-        if self.extra.get("trust_remote_code"):
-            raise ValueError("extra sets 'trust_remote_code': code that comes with a model is never run, leave it out")
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
             raise ValueError(f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'")
@@ -250,10 +247,10 @@ class ClusterConfig(Section):
     grader_cpus: float = tuning(1, ge=0)
     """Cores reserved by one grader; with 0 graders work beside an engine that holds every core, one a core."""
     max_graders: int | None = tuning(None, ge=1)
-    """Graders at most; `null` is as many as the cluster's present cores hold."""
+    """Graders at most, of all steps together; `null` is as many as the cluster's present cores hold."""
     max_failures: int = tuning(3, ge=0)
     """What is retried before the run stops: deaths of an engine in a row without an answer of any between, deaths of training
-    workers without a new state between, and all deaths of graders of a step."""
+    workers without a new state between, and deaths of graders with one slice of answers, or in a row before one is up."""
     notice_s: float = tuning(25, gt=0)
     """Seconds that a run which is told to leave (SIGTERM) waits for training to end its step and save its state; more for large
     models, and less than what kills the run gives it."""

@@ -7,6 +7,7 @@ shards, writes Verdict shards.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules, grade_code, grade_completion, verdict
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded, UngradableError
 from ssd_ray.evaluation.sandbox import Sandbox
-from ssd_ray.evaluation.store import TestStore
+from ssd_ray.evaluation.store import KEPT_BYTES, TestStore
 from ssd_ray.evaluation.strict import require_gradable
-from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat
+from ssd_ray.reasoning import TEXT_MARKS, AnswerParser, ReasoningFormat
 from ssd_ray.schema import Completion, Problem, Verdict, from_record
 
 
@@ -38,20 +39,70 @@ class Order:
     as_code: bool = False
 
 
+class Tools:
+    """Share what costs memory or a start between the graders of a process.
+
+    These are sandboxes, parsers of answers, which may hold a tokenizer, and benchmarks.
+
+    The last `num_benchmarks` benchmarks are kept, with `KEPT_BYTES` of tests of all of them.
+    """
+
+    def __init__(self, num_benchmarks: int = 1) -> None:
+        self._num_benchmarks = num_benchmarks
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._parsers: list[tuple[ReasoningFormat, AnswerParser]] = []
+        self._benchmarks: OrderedDict[Path, tuple[dict[str, Problem], TestStore]] = OrderedDict()
+
+    def sandbox(self, floor: str) -> Sandbox:
+        """Return the sandbox of a floor.
+
+        Raises:
+            UserError: the machine's sandbox is below the floor.
+        """
+        if floor not in self._sandboxes:
+            self._sandboxes[floor] = Sandbox(floor=floor)
+        return self._sandboxes[floor]
+
+    def parser(self, reasoning: ReasoningFormat) -> AnswerParser:
+        """Return the parser of answers in a format, made once for equal ones."""
+        parser = next((parser for known, parser in self._parsers if known == reasoning), None)
+        if parser is None:
+            parser = models.answer_parser(reasoning)
+            self._parsers.append((reasoning, parser))
+        return parser
+
+    def benchmark(self, directory: Path) -> tuple[dict[str, Problem], TestStore]:
+        """Return a benchmark's problems by id, without their tests, and the store of these."""
+        if directory not in self._benchmarks:
+            problems = {row.problem_id: row for row in artifacts.read_rows(directory, Problem)}
+            store = TestStore(directory / "tests", KEPT_BYTES // self._num_benchmarks)
+            self._benchmarks[directory] = problems, store
+        self._benchmarks.move_to_end(directory)
+        while len(self._benchmarks) > self._num_benchmarks:
+            self._benchmarks.popitem(last=False)
+        return self._benchmarks[directory]
+
+    def close(self) -> None:
+        """End the sandboxes."""
+        for sandbox in self._sandboxes.values():
+            sandbox.close()
+        self._sandboxes.clear()
+
+
 class Grader:
     """Grades slices, one after another, in the process that made it."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, tools: Tools | None = None) -> None:
         """Find out what this machine can wall in, and say so in `sandbox/` of the verdicts.
 
         Raises:
             UserError: the machine's sandbox is below the floor.
         """
         self._order = order
-        self._problems = {problem.problem_id: problem for problem in artifacts.read_rows(order.benchmark, Problem)}
-        self._store = TestStore(order.benchmark / "tests")
-        self._parser = models.answer_parser(order.reasoning)
-        self._sandbox = Sandbox(floor=order.floor)
+        self._tools = Tools() if tools is None else tools
+        self._tools.benchmark(order.benchmark)
+        self._parser = self._tools.parser(order.reasoning)
+        self._sandbox = self._tools.sandbox(order.floor)
         artifacts.write_atomic(order.out / "sandbox" / f"{self._sandbox.level}.json", json.dumps({"level": self._sandbox.level}))
 
     def grade(self, piece: Mapping[str, Any]) -> int:
@@ -61,12 +112,13 @@ class Grader:
             UserError: a completion of a problem that the benchmark does not have, or a problem that cannot be graded.
         """
         verdicts = []
+        problems, store = self._tools.benchmark(self._order.benchmark)
         for record in streaming.read_slice(piece).to_pylist():
             completion = from_record(record, Completion)
-            problem = self._problems.get(completion.prompt_id)
+            problem = problems.get(completion.prompt_id)
             if problem is None:
                 raise UserError(f"a completion answers problem {completion.prompt_id!r}, which the benchmark does not have")
-            verdicts.append(self._settled(self._store.get(problem), completion))
+            verdicts.append(self._settled(store.get(problem), completion))
         name = streaming.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
         artifacts.write_shard(self._order.out, name, verdicts, Verdict)
         return len(verdicts)
@@ -89,4 +141,4 @@ class Grader:
 
     def close(self) -> None:
         """End its sandbox."""
-        self._sandbox.close()
+        self._tools.close()

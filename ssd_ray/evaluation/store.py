@@ -18,9 +18,11 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.soundness import made_ready
+from ssd_ray.evaluation.strict import require_gradable
 from ssd_ray.schema import Problem, Test
 
-_KEPT_BYTES = 256 << 20
+KEPT_BYTES = 256 << 20
+"""Memory for the tests that a grader keeps."""
 
 
 class TestStore:
@@ -28,7 +30,7 @@ class TestStore:
 
     __test__ = False
 
-    def __init__(self, directory: Path, kept_bytes: int = _KEPT_BYTES) -> None:
+    def __init__(self, directory: Path, kept_bytes: int = KEPT_BYTES) -> None:
         self._directory, self._room = directory, kept_bytes
         self._kept: OrderedDict[str, tuple[tuple[Test, ...], int]] = OrderedDict()
 
@@ -94,7 +96,7 @@ def stored(
             that works where one is needed; a sandbox below the floor.
     """
     store = TestStore(directory)
-    for ready in made_ready(map(_on_the_wire, problems), floor, tried=ungradable is not None):
+    for ready in made_ready(map(_required, problems), floor, tried=ungradable is not None):
         left_out += ready.tests_left_out
         if not ready.ungradable:
             yield store.put(ready.problem)
@@ -104,7 +106,8 @@ def stored(
             ungradable[ready.problem.problem_id] = ready.ungradable
 
 
-def _on_the_wire(problem: Problem) -> Problem:
+def _required(problem: Problem) -> Problem:
+    require_gradable(problem)
     _require_wire(problem)
     return problem
 

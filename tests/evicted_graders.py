@@ -1,0 +1,92 @@
+"""Grading in a Ray whose memory monitor evicts graders: `python evicted_graders.py DIRECTORY once|always`.
+
+`once`: memory is filled when a grader is at work, until the first one is evicted. `always`: any use is too much. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ssd_ray import cluster
+from ssd_ray.config import ClusterConfig
+from ssd_ray.errors import InfrastructureError
+from ssd_ray.evaluation.crew import LostGraderError, RayCrew
+from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.graders import grade
+from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.pool import GraderPool
+from ssd_ray.evaluation.sandbox import Limits
+from ssd_ray.progress import LineProgress
+
+ROWS = 12 * 32
+ROOM = 2 << 30
+CLUSTER = ClusterConfig(device="cpu", grader_cpus=1, max_failures=3)
+
+
+class Watched(RayCrew):
+    """Notes why graders were lost, and when the first slice was given out."""
+
+    def __init__(self, logs: Path) -> None:
+        super().__init__(CLUSTER, logs)
+        self.lost: list[str] = []
+        self.at_work = threading.Event()
+
+    def grade(self, *what: Any) -> Any:
+        self.at_work.set()
+        return super().grade(*what)
+
+    def result(self, reference: Any) -> int:
+        try:
+            return super().result(reference)
+        except LostGraderError as error:
+            self.lost.append(str(error).partition(":")[0])
+            raise
+
+
+def fill(crew: Watched) -> None:
+    """Take memory, a piece at a time, until a grader is evicted."""
+    crew.at_work.wait()
+    held: list[bytearray] = []
+    until = time.monotonic() + 60
+    while not crew.lost and time.monotonic() < until:
+        if psutil.virtual_memory().available > 1 << 30:
+            held.append(bytearray(b"1") * (128 << 20))
+        time.sleep(0.02)
+
+
+def main() -> None:
+    directory, evicted = Path(sys.argv[1]), sys.argv[2]
+    memory = psutil.virtual_memory()
+    share = 1e-4 if evicted == "always" else (memory.total - memory.available + ROOM) / memory.total
+    os.environ |= {"RAY_memory_usage_threshold": f"{share:.4f}", "RAY_memory_monitor_refresh_ms": "50"}
+    rules = Rules(limits=Limits(time_s=5, memory_mib=256, output_kib=64))
+    order = Order(benchmark=directory / "benchmark", rules=rules, floor="L1", out=directory / "verdicts")
+    crew, failed = Watched(directory / "logs"), ""
+    if evicted == "once":
+        threading.Thread(target=fill, args=(crew,), daemon=True).start()
+    with cluster.connected(CLUSTER), GraderPool(crew, CLUSTER.max_failures) as pool:
+        try:
+            grade(
+                directory / "generations",
+                order,
+                pool,
+                total=ROWS,
+                ended=lambda: True,
+                stage="verdicts",
+                progress=LineProgress(),
+            )
+        except InfrastructureError as error:
+            failed = str(error)
+    print(json.dumps({"lost": crew.lost, "failed": failed}))
+
+
+if __name__ == "__main__":
+    main()

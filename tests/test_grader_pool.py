@@ -1,0 +1,346 @@
+"""The pool of graders without Ray: never more than cores, fair to every step, and patient with deaths."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.exceptions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_ray.config import ClusterConfig
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation import pool as pools
+from ssd_ray.evaluation.crew import LostGraderError, RayCrew
+from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.pool import GraderPool
+from ssd_ray.evaluation.sandbox import Limits
+
+Result = Callable[[], int]
+Outcome = Callable[[str, int], Exception | None]
+
+
+def _order(name: str) -> Order:
+    limits = Limits(time_s=1, memory_mib=64, output_kib=1)
+    return Order(benchmark=Path("benchmark"), rules=Rules(limits=limits), floor="L1", out=Path(name))
+
+
+class FakeCrew:
+    """Graders that take `seconds` for a slice; `outcome` says what a slice, or a start, ends in."""
+
+    def __init__(self, cores: int, seconds: float = 0.002, outcome: Outcome = lambda name, number: None) -> None:
+        self.cores, self.seconds, self.outcome = cores, seconds, outcome
+        self.alive: set[int] = set()
+        self.most_alive = 0
+        self.started = 0
+        self.starts_hang = False
+        self.graded: list[tuple[str, int]] = []
+        self._numbers = itertools.count()
+        self._calls: dict[int, tuple[float, Result]] = {}
+
+    def size(self) -> int:
+        return self.cores
+
+    def start(self) -> tuple[int, int]:
+        actor = next(self._numbers)
+        self.alive.add(actor)
+        self.started += 1
+        self.most_alive = max(self.most_alive, len(self.alive))
+        number = self.started
+        return actor, self._call(lambda: self._result("start", number, 0), 1e9 if self.starts_hang else self.seconds)
+
+    def grade(self, actor: int, order: Order, piece: Mapping[str, Any]) -> int:
+        assert actor in self.alive
+        return self._call(lambda: self._result(str(order.out), piece["number"], piece["rows"]), self.seconds)
+
+    def _call(self, result: Result, seconds: float) -> int:
+        reference = next(self._numbers)
+        self._calls[reference] = time.monotonic() + seconds, result
+        return reference
+
+    def _result(self, name: str, number: int, rows: int) -> int:
+        error = self.outcome(name, number)
+        if error is not None:
+            raise error
+        if name != "start":
+            self.graded.append((name, number))
+        return rows
+
+    def finished(self, references: list[int], timeout_s: float) -> list[int]:
+        until = time.monotonic() + min(timeout_s, 0.05)
+        while time.monotonic() < until:
+            if ready := [each for each in references if self._calls[each][0] <= time.monotonic()]:
+                return ready[:1]
+            time.sleep(0.0005)
+        return []
+
+    def result(self, reference: int) -> int:
+        return self._calls.pop(reference)[1]()
+
+    def end(self, actor: int) -> None:
+        self.alive.discard(actor)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_POLL_S", 0.01)
+    monkeypatch.setattr(pools, "_PATIENCE_S", 0.1)
+
+
+def _pieces(count: int) -> list[dict[str, int]]:
+    return [{"number": number, "rows": 16} for number in range(count)]
+
+
+def _graded(pool: GraderPool, name: str, slices: int) -> int:
+    """As a step does it, in a thread of its own; the rows."""
+    with pool.work(_order(name), name) as work:
+        work.put(_pieces(slices))
+        while work.left:
+            work.wait(1.0)
+        return work.wait(0)
+
+
+@contextmanager
+def _together(pool: GraderPool, steps: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    with pool, ThreadPoolExecutor(len(steps)) as threads:
+        yield {name: threads.submit(_graded, pool, name, slices) for name, slices in steps.items()}
+
+
+def test_twenty_two_steps_never_have_more_graders_than_cores() -> None:
+    crew = FakeCrew(cores=2)
+    steps = {f"verdicts{profile}/arm{arm}": 5 for profile in ("", "-lcb") for arm in range(11)}
+    with _together(GraderPool(crew, 3), steps) as rows:
+        assert {name: each.result() for name, each in rows.items()} == dict.fromkeys(steps, 80)
+    assert (crew.most_alive, crew.started) == (2, 2), "graders go from step to step"
+    assert Counter(crew.graded) == Counter((name, number) for name in steps for number in range(5))
+    assert not crew.alive
+
+
+def test_a_small_step_does_not_wait_for_a_large_one() -> None:
+    crew = FakeCrew(cores=2)
+    with GraderPool(crew, 3) as pool, ThreadPoolExecutor(4) as threads:
+        large = threads.submit(_graded, pool, "large", 200)
+        while len(crew.graded) < 20:
+            time.sleep(0.001)
+        small = [threads.submit(_graded, pool, f"small{number}", 10) for number in range(3)]
+        assert [each.result() for each in small] == [160] * 3
+        begun = crew.graded.index(("small0", 0))
+        during = [name for name, _ in crew.graded[begun : crew.graded.index(("small2", 9)) + 1]]
+        assert during.count("large") <= 14, "four steps share the graders alike"
+        assert not large.done()
+        large.result()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    cores=st.integers(1, 5),
+    steps=st.lists(st.integers(0, 12), min_size=1, max_size=6),
+    dying=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 11))),
+)
+def test_every_slice_is_graded_once_whoever_dies(cores: int, steps: list[int], dying: set[tuple[int, int]]) -> None:
+    deaths = {(f"s{step}", number) for step, number in dying}
+
+    def outcome(name: str, number: int) -> Exception | None:
+        if (name, number) in deaths:
+            deaths.remove((name, number))
+            return LostGraderError("killed")
+        return None
+
+    crew = FakeCrew(cores, 0.0005, outcome)
+    named = {f"s{number}": slices for number, slices in enumerate(steps)}
+    with _together(GraderPool(crew, 1), named) as rows:
+        assert {name: each.result() for name, each in rows.items()} == {name: 16 * count for name, count in named.items()}
+    assert Counter(crew.graded) == Counter((name, number) for name, count in named.items() for number in range(count))
+    assert crew.most_alive <= cores
+
+
+def test_idle_graders_end_and_come_back_when_there_is_work() -> None:
+    crew = FakeCrew(cores=3)
+    with GraderPool(crew, 3) as pool, pool.work(_order("step"), "step") as work:
+        for round_ in (1, 2):
+            work.put(_pieces(9))
+            while work.left:
+                work.wait(1.0)
+            assert work.wait(0) == 9 * 16 * round_
+            deadline = time.monotonic() + 5
+            while crew.alive and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not crew.alive, "engines wait for the cores"
+
+
+def test_a_trickle_keeps_one_grader_and_not_all() -> None:
+    crew = FakeCrew(cores=4)
+    with GraderPool(crew, 3) as pool, pool.work(_order("step"), "step") as work:
+        work.put(_pieces(40))
+        while work.left:
+            work.wait(1.0)
+        assert len(crew.alive) == 4
+        for _ in range(20):
+            time.sleep(0.02)
+            work.put(_pieces(1))
+        assert len(crew.alive) == 1
+
+
+def test_graders_that_find_no_cores_are_not_asked_for_any_longer_than_there_is_work() -> None:
+    crew = FakeCrew(cores=3)
+    crew.starts_hang = True
+    with GraderPool(crew, 3) as pool:
+        with pool.work(_order("step"), "step") as work:
+            work.put(_pieces(5))
+            time.sleep(0.3)
+            assert (len(crew.alive), crew.started) == (3, 3)
+        deadline = time.monotonic() + 5
+        while crew.alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not crew.alive
+
+
+def test_a_slice_that_ends_graders_ends_its_step_and_no_other() -> None:
+    deaths: dict[str, int] = defaultdict(int)
+
+    def outcome(name: str, number: int) -> Exception | None:
+        deaths[name] += (name, number) == ("bad", 3)
+        return LostGraderError("ActorDiedError: killed") if (name, number) == ("bad", 3) else None
+
+    with _together(GraderPool(FakeCrew(2, outcome=outcome), 3), {"bad": 6, "good": 30}) as rows:
+        with pytest.raises(InfrastructureError, match=r"bad: graders kept dying \(ActorDiedError: killed\); see the run's logs"):
+            rows["bad"].result()
+        assert rows["good"].result() == 30 * 16
+    assert deaths["bad"] == 4
+
+
+def test_a_lost_node_takes_many_graders_and_ends_nothing() -> None:
+    """At work or still starting: what went at once is no proof that the next ones will go."""
+    lost: set[tuple[str, int]] = set()
+
+    def outcome(name: str, number: int) -> Exception | None:
+        if (name, number) in lost or (number > 16 if name == "start" else number % 2):
+            return None
+        lost.add((name, number))
+        return LostGraderError("NodeDiedError: gone")
+
+    crew = FakeCrew(cores=16, outcome=outcome)
+    with _together(GraderPool(crew, 1), {"one": 40, "two": 40}) as rows:
+        assert [each.result() for each in rows.values()] == [640, 640]
+    assert crew.most_alive <= 16
+
+
+def test_graders_that_never_come_up_end_every_step() -> None:
+    def outcome(name: str, number: int) -> Exception | None:
+        return LostGraderError("OutOfMemoryError: the node ran low on memory")
+
+    crew = FakeCrew(2, outcome=outcome)
+    with _together(GraderPool(crew, 2), {"one": 3, "two": 3}) as rows:
+        for each in rows.values():
+            with pytest.raises(InfrastructureError, match=r"graders kept dying \(OutOfMemoryError: .*\); see"):
+                each.result()
+    assert not crew.alive
+
+
+def test_a_mistake_that_a_grader_finds_is_its_steps_alone() -> None:
+    def outcome(name: str, number: int) -> Exception | None:
+        return UserError("an answer to an unknown problem") if name == "wrong" else None
+
+    with _together(GraderPool(FakeCrew(2, outcome=outcome), 3), {"wrong": 6, "right": 9}) as rows:
+        with pytest.raises(UserError, match="unknown problem"):
+            rows["wrong"].result()
+        assert rows["right"].result() == 144
+
+
+def test_closing_ends_graders_and_whoever_waits_for_them() -> None:
+    crew = FakeCrew(cores=2, seconds=60)
+    failures: list[Exception] = []
+
+    def step() -> None:
+        try:
+            _graded(pool, "step", 4)
+        except InfrastructureError as error:
+            failures.append(error)
+
+    with GraderPool(crew, 3) as pool:
+        crew.seconds = 0.001
+        waiting = threading.Thread(target=step)
+        waiting.start()
+        while not crew.alive:
+            time.sleep(0.001)
+        crew.seconds = 60
+        time.sleep(0.1)
+    waiting.join(5)
+    assert [str(error) for error in failures] == ["the run was stopped"]
+    assert not crew.alive
+    with pytest.raises(InfrastructureError, match="the run was stopped"):
+        pool.work(_order("late"), "late")
+    crew.seconds = 0.001
+    with pool:
+        assert _graded(pool, "again", 2) == 32
+
+
+def _kinds_of_death() -> list[type[Exception]]:
+    """Every exception of Ray but that of the grader's own code, which Ray wraps."""
+    every = [each for each in vars(ray.exceptions).values() if isinstance(each, type)]
+    every = [each for each in every if issubclass(each, ray.exceptions.RayError)]
+    return [each for each in every if not issubclass(each, ray.exceptions.RayTaskError)]
+
+
+@pytest.mark.parametrize("kind", _kinds_of_death(), ids=lambda kind: kind.__name__)
+def test_every_error_of_ray_but_the_graders_own_counts_as_a_death(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = type(kind.__name__, (kind,), {"__init__": lambda self: None, "__str__": lambda self: "gone\nwith a traceback"})
+
+    def get(reference: Any) -> Any:
+        raise made()
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(LostGraderError, match=rf"^{kind.__name__}: gone(; lower cluster.max_graders.*)?$"):
+        RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
+
+
+@pytest.mark.parametrize("cause", [UserError("a mistake"), InfrastructureError("no sandbox"), ValueError("a bug"), ValueError()])
+def test_an_exception_of_the_grader_is_no_death(cause: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def get(reference: Any) -> Any:
+        raise ray.exceptions.RayTaskError("grade", "Traceback", cause).as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "get", get)
+    told = {UserError: "^a mistake$", InfrastructureError: "^no sandbox$"}.get(type(cause), "^a grader failed: ValueError(: |$)")
+    with pytest.raises((UserError, InfrastructureError), match=told):
+        RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
+
+
+@pytest.mark.parametrize(
+    ("cores", "grader_cpus", "max_graders", "size"),
+    [
+        ([2], 0, None, 2),
+        ([2], 0, 22, 2),
+        ([2], 0.5, None, 2),
+        ([2], 1, None, 2),
+        ([64, 8], 1, None, 72),
+        ([64, 8], 2, None, 36),
+        ([64, 8], 0, 7, 7),
+        ([2], 1, 22, 22),  # Ray keeps them to the cores, and may start more nodes for them
+        ([2], 4, None, 1),
+        ([0], 0, None, 1),
+    ],
+)
+def test_graders_are_kept_to_the_cores(
+    cores: list[int],
+    grader_cpus: float,
+    max_graders: int | None,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    nodes = [{"Alive": True, "NodeID": str(number), "Resources": {"CPU": float(count)}} for number, count in enumerate(cores)]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "NodeID": "gone", "Resources": {"CPU": 99.0}}])
+    cluster = ClusterConfig(device="cpu", grader_cpus=grader_cpus, max_graders=max_graders)
+    assert RayCrew(cluster, tmp_path).size() == size
