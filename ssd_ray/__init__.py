@@ -9,8 +9,17 @@ Names load on first use, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+import os
+import sys
+
+# `python -m ssd_ray.cli` puts the folder that it is called in first on the path, where a file named
+# like a library would be imported in its place. A checkout that is not installed needs the folder.
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and os.path.abspath(sys.path[0]) != _ROOT:
+    del sys.path[0]
+
+import importlib  # noqa: E402
+from typing import Any  # noqa: E402
 
 __all__ = ["InfrastructureError", "LineProgress", "Recipe", "Run", "UserError", "load_recipe", "read_rows"]
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ssd_ray import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 
 app = typer.Typer(
@@ -255,6 +256,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit; a person's mistake costs one sentence, not a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
+    import_path.keep_children_safe()
     if arguments is not None:
         sys.argv = ["ssd-ray", *arguments]
     try:

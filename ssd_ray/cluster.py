@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest import mock
 
+from ssd_ray import import_path, ray_log, short_paths
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 
@@ -38,8 +40,8 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
-    """Ray for the length of a block.
+def connected(cluster: ClusterConfig, logs: Path | None = None, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Connect to Ray for the length of a block; what Ray says goes to `logs` where they are given.
 
     Raises:
         UserError: the cluster has no device that the recipe asks for.
@@ -47,23 +49,27 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    started = False
-    try:
+    import_path.keep_children_safe()
+    with ExitStack() as stack:
         with _signals_held():
             import ray
 
+            stack.enter_context(ray_log.kept_in(logs))
             if not ray.is_initialized():
-                started = True
-                _start()
+                stack.callback(_leave)
+                _start(say)
         _check_devices(cluster)
         yield
-    finally:
-        if started:
-            sys.stdout.flush()
-            ray.shutdown()
 
 
-def _start() -> None:
+def _leave() -> None:
+    import ray
+
+    sys.stdout.flush()
+    ray.shutdown()
+
+
+def _start(say: Callable[[str], None]) -> None:
     """Connect to the named cluster or start Ray here, leaving SIGTERM to the command line, which says how to resume.
 
     A Ray of our own has no monitor of its log files, whose lines nobody is sent: it reads them all ten times a second.
@@ -72,7 +78,9 @@ def _start() -> None:
     from ray._private.node import Node
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    quiet["job_config"] = import_path.job_config()
     named = os.environ.get("RAY_ADDRESS")
+    place = None if named else short_paths.ray_directory(say)
     with (
         warnings.catch_warnings(),
         _silent_stderr(),
@@ -81,7 +89,7 @@ def _start() -> None:
     ):
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, **quiet)
+            ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, _temp_dir=place, **quiet)
         except Exception as error:  # a start that takes too long is a bare Exception to Ray
             where = f"the cluster at RAY_ADDRESS={named}" if named else "a local Ray"
             raise InfrastructureError(f"could not reach or start {where}: {one_line(error)}") from error

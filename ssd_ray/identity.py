@@ -22,7 +22,7 @@ FORMAT = 1
 REVISIONS: Mapping[str, int] = {
     "benchmark": 0,
     "prompts": 1,
-    "contamination": 0,
+    "contamination": 1,
     "training-problems": 0,
     "samples": 0,
     "dataset": 1,
@@ -30,7 +30,7 @@ REVISIONS: Mapping[str, int] = {
     "eval-prompts": 1,
     "generations": 0,
     "verdicts": 2,
-    "report": 0,
+    "report": 1,
     "completions": 0,
 }
 """By kind of artifact; verdicts of all profiles, on samples too, share one, and so do the controls with what they control."""
@@ -79,6 +79,12 @@ class Identity:
 def _digest_of(parts: list[Any]) -> str:
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_asked_for(existing: Mapping[str, Any], identity: Identity) -> bool:
+    """Return True if the record of a directory holds what the recipe asks for, by whatever version of ssd_ray."""
+    parts = {name: existing.get(name) for name in ("stage", "choices", "inputs")}
+    return _digest_of([FORMAT, *parts.values()]) == identity.recipe_digest
 
 
 def staleness(existing: Mapping[str, Any], identity: Identity) -> str:

@@ -96,11 +96,14 @@ def record_columns(out: Path, name: str, path: Path) -> None:
         _write(out, known, {name: replace(before, columns=current.columns or column_digests(shard_paths(path)))})
 
 
-def refresh(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Put complete inputs on record as they are now that hold what they held: made again, or by another version."""
+def adopt(out: Path, inputs: Mapping[str, Path], revisions: Mapping[str, int]) -> None:
+    """Put on record that a directory is as these revisions make it, once its inputs are known to hold what they held."""
     known = recorded(out)
     current = {name: source(path) for name, path in inputs.items() if name in known}
-    _write(out, known, {name: now for name, now in current.items() if now and now.files and known[name].holds(now, facts=False)})
+    _write(out, known, {name: now for name, now in current.items() if now and now.files})
+    existing = read_json(out / "fingerprint.json")
+    if existing.get("revisions", {}) != revisions:
+        write_atomic(out / "fingerprint.json", json.dumps({**existing, "revisions": revisions}, indent=1))
 
 
 def _write(out: Path, known: Mapping[str, Source], news: Mapping[str, Source]) -> None:

@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd_ray import arms, artifacts, config, models
-from ssd_ray.artifacts import State
 from ssd_ray.config import Decoding, Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.planner import architecture
@@ -26,6 +25,7 @@ from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.shown import plain, shown
 from ssd_ray.progress import LineProgress
+from ssd_ray.renewal import Outlook
 from ssd_ray.run import Run
 from ssd_ray.step import Step
 
@@ -95,8 +95,9 @@ def _table(title: str, *headings: str) -> Table:
 def steps_table(recipe: Recipe, out: Path) -> Table:
     """Every artifact of the run: its state and what would be done."""
     table = _table(f"what a run would do in {out}", "artifact", "verb", "state", "what would be done")
-    for step, state in Run(recipe, out, LineProgress()).states():
-        table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(_deed(recipe, out, step, state)))
+    for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks():
+        deed = _deed(recipe, out, step, outlook, reason)
+        table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(deed))
     return table
 
 
@@ -132,18 +133,18 @@ def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assump
         told = {"training": None, "training_unknown": str(error)}
     choices = [{"field": name, "value": value, "source": source} for name, value, source in _choices(recipe, overrides)]
     steps = [
-        {"artifact": step.name, "verb": step.verb, "state": state, "deed": _deed(recipe, out, step, state)}
-        for step, state in Run(recipe, out, LineProgress()).states()
+        {"artifact": step.name, "verb": step.verb, "state": state, "deed": _deed(recipe, out, step, outlook, reason)}
+        for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks()
     ]
     return {"recipe": recipe.name, "choices": choices, "steps": steps, **told}
 
 
-def _deed(recipe: Recipe, out: Path, step: Step, state: State) -> str:
-    if state == "whole":
-        return "nothing"
-    if state == "stale":
-        return "refused: it was made by another recipe; choose another --out or delete it"
-    begin = "go on with: " if state == "partial" else ""
+def _deed(recipe: Recipe, out: Path, step: Step, outlook: Outlook, reason: str) -> str:
+    if outlook == "keep":
+        return f"nothing; made again {reason}" if reason else "nothing"
+    if outlook == "refuse":
+        return f"refused: it {reason}, and took GPU time; choose another --out or delete it"
+    begin = {"make": "", "resume": "go on with: ", "make again": f"made again, for it {reason}: "}[outlook]
     return begin + _work(recipe, out, step)
 
 

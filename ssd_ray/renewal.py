@@ -39,7 +39,8 @@ class Renewal:
     def refuse(self, needed: Collection[Step]) -> None:
         """Refuse to make steps for which work of GPUs would be thrown away, before anything is touched.
 
-        That is work with other choices, if it is needed, or if something that it was made from is to be made again.
+        That is work with other choices, if it is needed, or if something that it was made from is to be made again. Prompts
+        with other choices are refused too: they are those of another run.
 
         Raises:
             UserError: names the directories, the choice that differs, and what to do.
@@ -48,29 +49,51 @@ class Renewal:
         refused = [
             step
             for step in self._steps
-            if step.takes_gpu
-            and self.state(step) == "stale"
-            and (step in needed or any(before.name in replaced for before in _upstream(step)))
+            if self._is_refused(step) and (step in needed or any(before.name in replaced for before in _upstream(step)))
         ]
         if refused:
-            paths = [str(self._out / step.name) for step in refused]
-            them = "it" if len(paths) == 1 else "them"
+            cause, them = self._cause(refused[0]), "it" if len(refused) == 1 else "them"
+            if len(refused) > 1:
+                cause = cause.replace("was made", "were made", 1)
+            if any(step.takes_gpu for step in refused):
+                cause += ", and took GPU time"
             raise UserError(
-                f"{_listed(paths)} {self._cause(refused[0])}, and took GPU time: choose another --out, or delete {them} to have "
-                f"{them} made again"
+                f"{_listed(str(self._out / step.name) for step in refused)} {cause}: choose another --out, or delete {them} to "
+                f"have {them} made again"
             )
 
-    def outlook(self, step: Step) -> tuple[Outlook, str]:
-        """Say what a run would do with a step as things stand, and why; nothing is touched."""
+    def _is_refused(self, step: Step) -> bool:
+        """Return True if an artifact is stale and is not made again for that."""
+        if self.state(step) != "stale" or not (step.takes_gpu or step.begins_run):
+            return False
+        existing = artifacts.read_json(self._out / step.name / "fingerprint.json")
+        return step.takes_gpu or not identity.is_asked_for(existing, step.identity)
+
+    def outlooks(self) -> Iterator[tuple[Step, Outlook, str]]:
+        """Say of every step what a run would do with it as things are, and why; nothing is touched.
+
+        What is kept as things are may be made again once an input of it is; the reason then names those inputs.
+        """
+        remade: set[str] = set()
+        for step in self._steps:
+            outlook, reason = self._outlook(step)
+            if outlook != "keep":
+                remade.add(step.name)
+            elif inputs := [before.name for before in step.sources() if before.name in remade]:
+                remade.add(step.name)
+                reason = f"if {_listed(inputs)} come out otherwise"
+            yield step, outlook, reason
+
+    def _outlook(self, step: Step) -> tuple[Outlook, str]:
         state = self.state(step)
         if state == "stale":
-            return "refuse" if step.takes_gpu else "make again", self._cause(step)
+            return "refuse" if self._is_refused(step) else "make again", self._cause(step)
         if state == "missing":
             return "make", ""
         if changed := self._changed(step):
-            was = f"was made from other {_listed(changed)}"
+            was = f"was made from other {_listed(changed)} than are there now"
             return "make again" if all(changed.values()) or not step.takes_gpu else "refuse", was
-        return ("keep" if state == "whole" else "resume"), ""
+        return ("resume" if state == "partial" or self._is_open(step) else "keep"), ""
 
     def settle(self, step: Step) -> State:
         """Bring the directory of a step, all of whose inputs are complete, to where making it goes on; return its state.
@@ -121,25 +144,29 @@ class Renewal:
 
     def _reopen(self, step: Step) -> None:
         """Reopen shards of engines that were lost, and verdicts that a failing machine left open."""
+        if self.state(step) != "whole" or not (why := self._is_open(step)):
+            return
+        out = self._out / step.name
+        self._progress.say(f"{step.name}: {why}")
+        if artifacts.lost_shards(out):
+            lineage.renew_claim(out)
+        artifacts.reopen(out)
+
+    def _is_open(self, step: Step) -> str:
+        """Say why a complete artifact is to be resumed; empty where it is not."""
         from ssd_ray.evaluation.verdicts import is_open
 
         out = self._out / step.name
-        if self.state(step) != "whole":
-            return
         if (out / "ledger").is_dir() and artifacts.damage(out):
-            self._progress.say(f"{step.name}: shards are not as they were when it was whole; looking at all of them again")
-            if artifacts.lost_shards(out):
-                lineage.renew_claim(out)
-            artifacts.reopen(out)
-        elif step.verb == "grade" and is_open(out):
-            artifacts.reopen(out)
+            return "shards are not as they were when it was whole; looking at all of them again"
+        return "grading again what a failing machine left without a verdict" if step.verb == "grade" and is_open(out) else ""
 
     def _compare(self, step: Step) -> None:
         """Clear away what was made from other contents than its inputs hold now."""
         if self.state(step) not in ("whole", "partial"):
             return
         if not (changed := self._changed(step)):
-            lineage.refresh(self._out / step.name, self._paths(step.sources()))
+            lineage.adopt(self._out / step.name, self._paths(step.sources()), step.identity.revisions)
             return
         if step.takes_gpu and (revised := [name for name, is_comparable in changed.items() if not is_comparable]):
             out = self._out / step.name

@@ -6,25 +6,24 @@ recipe, and into every artifact `timing.json`.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ssd_ray import artifacts, cluster, recipes
 from ssd_ray.artifacts import Artifact, State
 from ssd_ray.config import Recipe
-from ssd_ray.errors import UserError
+from ssd_ray.directory_lock import locked
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
-from ssd_ray.renewal import Renewal
+from ssd_ray.renewal import Outlook, Renewal
 from ssd_ray.stages import Facts
 from ssd_ray.step import Step
 
@@ -44,6 +43,11 @@ class Run:
         for step in self._steps:
             yield step, artifacts.state_of(self.out / step.name, step.identity)
 
+    def outlooks(self) -> Iterator[tuple[Step, State, Outlook, str]]:
+        """Every step, where it stands, what `make` would do with it and why, without touching anything."""
+        for step, outlook, reason in Renewal(self._steps, self.out, self._progress).outlooks():
+            yield step, self._state(step), outlook, reason
+
     def make(self, verb: str = "report") -> list[Artifact]:
         """Make the artifacts of a verb, and first whatever they need that is not whole; returns the artifacts of the verb.
 
@@ -53,7 +57,7 @@ class Run:
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in goal.closure()}
         wanted = [step for step in self._steps if step.name in needed]
-        with self._locked(), ExitStack() as stack:
+        with locked(self.out), ExitStack() as stack:
             renewal = Renewal(self._steps, self.out, self._progress)
             renewal.refuse(wanted)
             artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
@@ -70,7 +74,7 @@ class Run:
                     self._progress.say(hint)
                 if not whole and not started and self._needs_ray(step, wanted):
                     self._progress.say("starting Ray")
-                    stack.enter_context(cluster.connected(self.recipe.cluster))
+                    stack.enter_context(cluster.connected(self.recipe.cluster, self.out / "logs", self._progress.say))
                     stack.enter_context(self._pipeline.graders)
                     stack.callback(self._pipeline.stopped.set)  # before Ray goes: what is under way must not look for another
                     started = True
@@ -116,22 +120,6 @@ class Run:
             if other is not step and other.name not in followers and renewal.may_follow(other, step):
                 artifacts.claim(self.out / other.name, other.identity)
                 followers.start(other.name, functools.partial(self._make, other, renewal))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the run directory: one process at a time works in it; the lock goes when the process does."""
-        artifacts.make_directory(self.out)
-        with (self.out / ".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is at work in {self.out}: wait for it, or choose another --out") from error
-            except OSError as error:
-                raise UserError(
-                    f"{self.out} is on storage without file locks ({error.strerror}), so nothing would keep two runs apart: "
-                    "choose another --out"
-                ) from error
-            yield
 
 
 class _Followers:

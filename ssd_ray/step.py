@@ -47,6 +47,11 @@ class Step:
         """Return True if the artifact costs GPU time to make, so that it is never made again for another recipe unasked."""
         return self.verb in {"sample", "train", "generate"}
 
+    @property
+    def begins_run(self) -> bool:
+        """Return True for the prompts, without which nothing is drawn: with other choices they are those of another run."""
+        return self.name == "prompts"
+
     def sources(self) -> list[Step]:
         """The steps whose contents shape the artifact: its inputs, and where it reads facts, all that come before them."""
         if not self.reads_facts:

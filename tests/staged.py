@@ -175,23 +175,28 @@ def snapshot(out: Path) -> dict[str, bytes]:
 EVENTS = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"})
 
 
-def killed_at(act: Callable[[], None], number: int) -> bool:
+def die_at(number: int) -> None:
+    """Kill this process before its file operation `number` from here on."""
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in EVENTS or writes:
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def killed_at(act: Callable[[], object], number: int) -> bool:
     """Do something in a child that is killed before its file operation `number`; False where it ended before."""
     child = os.fork()
     if child == 0:
-        count = 0
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal count
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if event in EVENTS or writes:
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
         with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
             sys.stdout = sys.stderr = nowhere
-            sys.addaudithook(hook)
+            die_at(number)
             act()
             os._exit(0)
         os._exit(1)

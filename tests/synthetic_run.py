@@ -182,6 +182,7 @@ def _contamination(evil):
         "problem_id": "builtin/01",
         "share": 0.4,
         "words": f"a b {evil}",
+        "length": "3 words",
     }
     benchmarks = {"builtin": {"problems": 12, "contaminated": 1}, "humaneval": {"problems": 12, "contaminated": 0}}
     counts = {"rows": 40, "contaminated": 1, "policy": "allow", "words": 13}

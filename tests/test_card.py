@@ -126,7 +126,7 @@ def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
     assert "| of them out of the loss | 1 | 60 |" in text
     share = f"{100 * len(LOOP) / tokens:.1f}\u00a0%"
     assert re.search(rf"\| loop \| .* \| 1 \| 8.3\u00a0% \| {share} \| mask \|", text)
-    assert "0 of 12 prompts share a run of 13 words with a problem of builtin (policy: refuse)" in text
+    assert "0 of 12 prompts share a run of 13 words, or a shorter statement, with a problem of builtin (policy: refuse)" in text
 
 
 def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_llama: Path) -> None:

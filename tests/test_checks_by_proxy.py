@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import checking, soundness
+from ssd_ray.evaluation import checking, output_room, soundness
 from ssd_ray.evaluation.grading import Rules, grade_code
 from ssd_ray.evaluation.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
@@ -408,3 +408,37 @@ def test_a_machine_that_fails_is_not_the_problems_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(soundness, "run_check", fail)
     with pytest.raises(InfrastructureError, match="fire"):
         list(soundness.made_ready(problems_of(tmp_path, [row("one", GOOD)]), "L1", tried=True))
+
+
+def test_an_output_that_no_grader_holds_leaves_the_other_problems(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_room, "MOST_OUTPUT_KIB", 1)
+    large = {"problem_id": "large", "statement": "s", "kind": "stdin", "tests": [{"input": "", "output": "x" * 2000}]}
+    good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
+    _, scores = grade(tmp_path, [large, good], ["large", "good"])
+    assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == ["large"]
+
+
+@pytest.mark.parametrize(
+    ("checks", "sound"),
+    [
+        (["assert candidate(1) == 1", "assert candidate(2) == 2"], True),
+        (["assert candidate(1) == 1", "assert candidate(2) == 3"], False),
+        (["assert candidate(1) == 1", "pass"], False),
+        (["assert candidate(1) == 1", "candidate(print)"], False),
+        (["assert candidate(1) == 1", "assert f(2) == 3"], False),
+    ],
+)
+def test_all_tests_of_a_problem_are_tried(checks, sound, sandbox):
+    tests = tuple(test for check in checks for test in problem(check).tests)
+    made = problem("", tests=tests, reference="def f(x): return x")
+    if sound:
+        soundness.require_sound_tests(made, sandbox, soundness.REFERENCE_LIMITS)
+    else:
+        with pytest.raises(UngradableError, match="p/1"):
+            soundness.require_sound_tests(made, sandbox, soundness.REFERENCE_LIMITS)
+
+
+def test_tests_that_a_reference_passes_only_in_fresh_processes_are_sound(sandbox):
+    reference = "calls = []\ndef f(x):\n    calls.append(x)\n    return len(calls)"
+    tests = tuple(problem("assert candidate(1) == 1").tests[0] for _ in range(2))
+    soundness.require_sound_tests(problem("", tests=tests, reference=reference), sandbox, soundness.REFERENCE_LIMITS)

@@ -14,7 +14,7 @@ from ssd_ray import artifacts, recipes
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
-from ssd_ray.problems.contamination import FEWEST_WORDS, PHRASE_PROBLEMS, WORDS, Benchmarks, check, words
+from ssd_ray.problems.contamination import FEWEST_WORDS, PHRASE_PROBLEMS, WORDS, Benchmarks, check, units
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem, Prompt
 
@@ -26,29 +26,132 @@ def _problem(number: int, statement: str, source: str = "bench") -> Problem:
     return Problem(problem_id=f"{source}/{number}", source=source, statement=statement)
 
 
-def _runs(statement: str, length: int) -> set[tuple[str, ...]]:
-    found = words(statement)
-    return {tuple(found[start : start + length]) for start in range(len(found) - length + 1)}
+CHINESE = "给定一个长度为不超过十万的整数数组，请你编写程序求出其中和最大的连续子数组，并输出这个最大的和。"
+JAPANESE = "整数が並んだ配列が与えられる。隣り合う要素の差の絶対値の総和が最小になるように要素を並べ替えよ。"
+KOREAN = "정수로이루어진배열이주어질때이웃한원소의차이의합이가장작아지도록원소를재배열하는프로그램을작성하시오."
+THAI = "จงเขียนโปรแกรมที่รับจำนวนเต็มหลายจำนวนแล้วแสดงผลรวมของจำนวนคู่ทั้งหมดที่มีค่ามากกว่าค่าเฉลี่ยของจำนวนเหล่านั้น"
+LAO = "ຈົ່ງຂຽນໂປຣແກຣມທີ່ຮັບຈຳນວນເຕັມຫຼາຍຈຳນວນແລ້ວສະແດງຜົນລວມຂອງຈຳນວນຄູ່ທັງໝົດທີ່ມີຄ່າຫຼາຍກວ່າຄ່າສະເລ່ຍ"
+KHMER = "ចូរសរសេរកម្មវិធីដែលទទួលចំនួនគត់ច្រើនហើយបង្ហាញផលបូកនៃចំនួនគូទាំងអស់ដែលធំជាងមធ្យមភាគនៃចំនួនទាំងនោះ"
+MIXED = "给定一个 array of n integers，请输出 the sum 之中最大的 subarray 的和，要求 time limit 为 1 秒以内完成计算。"
+SPACELESS = {"zh": CHINESE, "ja": JAPANESE, "ko": KOREAN, "th": THAI, "lo": LAO, "km": KHMER, "mixed": MIXED}
+
+_WEIGHTS = {"字": 0.5, "ก": 1 / 3}
+"""Length in words of the letters that the statements below are made of; of all others, 1."""
+
+
+def _cut(statement: str) -> list[str]:
+    """Words and letters of a statement of the words `a`, `b`, `c` and the letters above."""
+    return statement.replace("字", " 字 ").replace("ก", " ก ").split()
+
+
+def _weight(pieces: list[str]) -> float:
+    return round(sum(_WEIGHTS.get(piece, 1) for piece in pieces), 6)
+
+
+def _parts(pieces: list[str], length: float) -> set[tuple[str, ...]]:
+    """All contiguous parts that weigh at least `length`."""
+    ends = range(len(pieces) + 1)
+    return {tuple(pieces[i:j]) for i in ends for j in ends if i < j and _weight(pieces[i:j]) >= length}
 
 
 def _overlaps(one: str, other: str) -> bool:
-    length = min(WORDS, len(words(one)), len(words(other)))
-    return length >= FEWEST_WORDS and bool(_runs(one, length) & _runs(other, length))
+    pieces = _cut(one), _cut(other)
+    length = min(WORDS, *map(_weight, pieces))
+    if length < FEWEST_WORDS:
+        return bool(pieces[0]) and pieces[0] == pieces[1]
+    return bool(_parts(pieces[0], length) & _parts(pieces[1], length))
 
 
 statements = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=24).map(" ".join)
+mixtures = st.lists(st.sampled_from(["a ", "字", "字", "ก"]), min_size=1, max_size=40).map("".join)
 
 
-@given(prompt=statements, benchmark=st.lists(statements, min_size=1, max_size=PHRASE_PROBLEMS))
+@given(prompt=statements | mixtures, benchmark=st.lists(statements | mixtures, min_size=1, max_size=PHRASE_PROBLEMS))
 def test_an_overlap_is_found_exactly_where_brute_force_finds_one(prompt: str, benchmark: list[str]) -> None:
     found = Benchmarks(_problem(number, statement) for number, statement in enumerate(benchmark)).find(prompt)
     assert (found is not None) == any(_overlaps(prompt, statement) for statement in benchmark)
     if found is not None:
         statement = benchmark[int(found.problem_id.removeprefix("bench/"))]
         assert _overlaps(prompt, statement)
-        assert f" {found.words} " in f" {' '.join(words(statement))} "
-        assert f" {found.words} " in f" {' '.join(words(prompt))} "
+        shared = " ".join(_cut(found.words))
+        assert f" {shared} " in f" {' '.join(_cut(statement))} "
+        assert f" {shared} " in f" {' '.join(_cut(prompt))} "
         assert 0 < found.share <= 1
+
+
+@pytest.mark.parametrize("language", SPACELESS)
+def test_an_overlap_is_found_in_a_script_without_spaces(language: str) -> None:
+    statement = SPACELESS[language]
+    benchmarks = Benchmarks([_problem(0, statement)])
+    same = benchmarks.find(statement)
+    assert same is not None
+    assert same.share == 1.0
+    inside = benchmarks.find(f"Solve this task. {statement}\n\nThank you. 谢谢。")
+    assert inside is not None, "within another text"
+    half = statement[len(statement) // 3 :]
+    assert benchmarks.find(half) is not None, "a part"
+    others = [other for name, other in SPACELESS.items() if name != language]
+    assert not any(benchmarks.find(other) for other in (*others, LONG, SHORT, statement[::-1]))
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko", "mixed"])
+def test_line_breaks_punctuation_and_widths_hide_nothing_without_spaces(language: str) -> None:
+    benchmarks = Benchmarks([_problem(0, SPACELESS[language])])
+    broken = "\n".join(SPACELESS[language].replace("，", "、 ").replace("。", "")).replace("1", "１")
+    if language == "mixed":
+        broken = SPACELESS[language].replace("，", "\n").upper().replace("1", "１")
+    found = benchmarks.find(broken)
+    assert found is not None
+    assert found.share == 1.0
+
+
+def test_two_problems_in_chinese_that_open_alike_do_not_overlap() -> None:
+    benchmarks = Benchmarks(
+        [_problem(0, "给定一个整数数组 nums 和一个整数目标值 target，请你在该数组中找出和为目标值的两个整数。")]
+    )
+    assert benchmarks.find("给定一个整数数组 nums 和一个整数目标值 k，返回数组中不同数对的数目。") is None
+    assert benchmarks.find("请你在该数组中找出最大值，并输出它的位置和出现的次数，若有多个则输出最小的。") is None
+
+
+def test_the_length_of_a_shared_run_is_told_as_it_is() -> None:
+    words = Benchmarks([_problem(0, LONG), _problem(1, SHORT), _problem(2, CHINESE), _problem(3, MIXED)])
+    lengths = {statement: found.length for statement in (LONG, SHORT, CHINESE) if (found := words.find(statement))}
+    assert lengths == {LONG: "13 words", SHORT: "9 words", CHINESE: "26 characters"}
+    mixed = words.find(MIXED)
+    assert mixed is not None
+    assert mixed.length == "7 words and 12 characters"
+    chinese = words.find(CHINESE)
+    assert chinese is not None
+    assert chinese.words == "给定一个长度为不超过十万的整数数组请你编写程序求出其"
+
+
+@pytest.mark.parametrize(
+    ("statement", "same"),
+    [
+        ("Print the first hundred prime numbers.", "print the FIRST hundred  prime numbers"),
+        ("Sort.", "sort"),
+        ("求两个整数的和。", "求两个整数的和"),
+        ("แสดงผลรวม", "แสดงผลรวม"),
+        ("x + y = ?", "X+Y=?"),
+        ("(+) (*)", "(+)\n(*)"),
+    ],
+)
+def test_an_identical_statement_is_found_whatever_its_length(statement: str, same: str) -> None:
+    benchmarks = Benchmarks([_problem(0, statement)])
+    found = benchmarks.find(same)
+    assert found is not None
+    assert found.share == 1.0
+    assert benchmarks.find(f"{same} Then double it.") is None, "under eight words only the same statement"
+    assert Benchmarks([_problem(n, statement) for n in range(PHRASE_PROBLEMS + 1)]).find(same) is None, "a phrase of the format"
+
+
+def test_statements_without_any_sign_are_not_the_same() -> None:
+    assert Benchmarks([_problem(0, " \n")]).find("") is None
+
+
+def words(statement: str) -> list[str]:
+    """A statement's words; all tests below are in English."""
+    return list(units(statement).texts)
 
 
 def test_case_punctuation_and_line_breaks_hide_nothing() -> None:
@@ -64,7 +167,9 @@ def test_a_short_problem_is_found_whole_within_a_long_prompt() -> None:
     found = benchmarks.find(f"Here is your task for today, please do it well. {SHORT} Thank you.")
     assert found is not None
     assert found.problem_id == "bench/0"
-    assert benchmarks.find(f"Add two numbers. {' '.join(map(str, range(20)))}") is None, "fewer than eight words say nothing"
+    assert benchmarks.find(f"Add two numbers. {' '.join(map(str, range(20)))}") is None, (
+        "under eight words only the same statement counts"
+    )
 
 
 def test_a_phrase_of_the_format_marks_nothing_and_is_counted_by_benchmark() -> None:
@@ -89,7 +194,7 @@ def _artifacts(tmp_path: Path, statements: list[str], problems: list[Problem]) -
 def test_an_overlap_is_refused_by_default_and_told_with_its_mend(tmp_path: Path) -> None:
     places = _artifacts(tmp_path, ["Something else.", LONG], [_problem(7, LONG), _problem(8, SHORT)])
     with pytest.raises(
-        UserError, match=r"1 of 2 training prompts .* \(1 with bench\), such as p1 with bench/7 \(100%: 'given an"
+        UserError, match=r"1 of 2 training prompts .* \(1 with bench\), such as p1 with bench/7 \(100%, 13 words: 'given an"
     ) as e:
         check(*places, "refuse", out=tmp_path / "out")
     assert "prompts.contamination=drop" in str(e.value)
@@ -98,6 +203,14 @@ def test_an_overlap_is_refused_by_default_and_told_with_its_mend(tmp_path: Path)
     assert facts["benchmarks"] == {"bench": {"problems": 2, "contaminated": 1}}
     (line,) = map(json.loads, (tmp_path / "out" / "overlaps.jsonl").read_text().splitlines())
     assert (line["prompt_id"], line["problem_id"], line["share"]) == ("p1", "bench/7", 1.0)
+    assert line["length"] == "13 words"
+
+
+def test_the_refusal_of_a_shorter_run_states_its_own_length(tmp_path: Path) -> None:
+    places = _artifacts(tmp_path, [f"Please do this. {SHORT}", CHINESE], [_problem(8, SHORT), _problem(9, CHINESE)])
+    with pytest.raises(UserError, match=r"p0 with bench/8 \(100%, 9 words: .*p1 with bench/9 \(100%, 26 characters: ") as e:
+        check(*places, "refuse", out=tmp_path / "out")
+    assert "13 words" not in str(e.value)
 
 
 def test_what_is_dropped_is_counted_and_nothing_is_left_to_refuse() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ssd_ray import models
-from ssd_ray.config import ModelConfig
+from ssd_ray.config import EngineConfig, ModelConfig
 from ssd_ray.errors import UserError
 
 PACKAGE = Path(models.__file__).parent
@@ -90,6 +90,12 @@ def test_custom_code_beside_a_known_class_is_ignored(tmp_path: Path, tiny_llama:
     assert models.fetch(ModelConfig(source=str(model))) == model
     assert models.load_tokenizer(model).encode("a")
     assert models.load_config(model).model_type == "llama"
+
+
+def test_the_engine_is_not_told_to_run_code_either() -> None:
+    with pytest.raises(ValueError, match="code that comes with a model is never run"):
+        EngineConfig(extra={"trust_remote_code": True})
+    assert EngineConfig(extra={"trust_remote_code": False})
 
 
 def test_a_model_that_transformers_does_not_know_is_named(tmp_path: Path, tiny_llama: Path) -> None:

@@ -46,7 +46,9 @@ def head() -> Iterator[str]:
     command = [RAY, "start", "--head", "--block", "--temp-dir", temporary, "--num-cpus", "2", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = open(f"{temporary}/head.log", "w+")  # noqa: SIM115 - it lives as long as the head
-    process = psutil.Popen(command, stdout=log, stderr=log, env=os.environ | TOKEN | {"PATH": PATH}, start_new_session=True)
+    # Other tests of this process connected to a Ray of their own, which leaves that in the environment.
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
+    process = psutil.Popen(command, stdout=log, stderr=log, env=inherited | TOKEN | {"PATH": PATH}, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", dashboard)):
@@ -79,3 +81,25 @@ def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(head: str, tmp
     scores = json.loads((out / "report" / "scores.json").read_text())
     assert scores
     assert (out / "report" / "report.html").stat().st_size > 10_000
+
+
+NICENESS = """
+import ray
+from ssd_ray import cluster, niceness
+from ssd_ray.config import ClusterConfig
+
+def settled():
+    return niceness.niceness(), niceness.settle()
+
+with cluster.connected(ClusterConfig(device="cpu")):
+    print("niceness", *ray.get(ray.remote(settled).remote()))
+"""
+
+
+def test_workers_of_a_ray_started_without_niceness_0_take_it(head: str) -> None:
+    """A raylet has it from its own environment, so a driver that sets it comes too late."""
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-c", NICENESS]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"niceness 15 {0 if os.getuid() == 0 else 15}" in done.stdout

@@ -19,18 +19,19 @@ LAYERS = [
     {"step"},
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
-    {"streaming", "models", "cluster", "recipes", "planner", "lineage"},
+    {"streaming", "models", "cluster", "recipes", "planner", "lineage", "directory_lock"},
     {"ends"},
     {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file", "templates"},
     {"shards"},
-    {"config", "extraction", "identity", "throughput", "weights"},
+    {"config", "extraction", "identity", "lcb_official", "throughput", "weights"},
     {"reasoning"},
-    {"schema", "file_kinds"},
+    {"schema", "file_kinds", "niceness", "short_paths", "ray_log", "import_path"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.
 SIDEWAYS = {
     ("reporting", "evaluation.metrics"),
+    ("reporting", "evaluation.paired"),
     ("reporting", "evaluation.significance"),
     ("reporting", "evaluation.selection"),
     ("evaluation", "problems"),

@@ -16,7 +16,8 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import lcb_compat
 from ssd_ray.evaluation.comparison import first_difference, same
 from ssd_ray.evaluation.lcb_compat import grade_lcb
-from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, wire
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, lcb_stdin, wire
+from ssd_ray.lcb_official import GRADER, reason_of
 from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=6, memory_mib=1024, output_kib=1024)
@@ -165,6 +166,74 @@ def test_the_header_is_what_it_would_be_were_it_run_in_the_programs_own_process(
     )
     graded = grade_lcb(function_problem([([lcb_role.HEADER], [])]), code, LIMITS, sandbox)
     assert graded.outcome == "accepted", graded
+
+
+STAND_IN = {
+    "iterating sys.stdin": "iteration",
+    "map over sys.stdin": "iteration",
+    "input, then read": "whole",
+    "readline, then readlines": "whole",
+    "buffer.readline": "buffer",
+    "input is buffer.readline": "buffer",
+    "buffer.readlines": "buffer",
+    "an imported stdin's line without its end": "imported",
+    "a wrong answer": "",
+    "raising after the answer": "",
+    "reading past the end": "",
+    "global": "",
+}
+
+
+@pytest.mark.parametrize("name", STAND_IN)
+def test_what_the_official_stand_in_for_stdin_does_is_not_blamed_on_the_program(sandbox: Sandbox, name: str) -> None:
+    graded = grade_lcb(stdin_problem(SUMS), REJECTED[name], LIMITS, sandbox)
+    assert graded.outcome in ("wrong_answer", "runtime_error")
+    note = STAND_IN[name]
+    assert reason_of(graded.detail) == (f"official stand-in for sys.stdin: {lcb_stdin.NOTES[note]}" if note else "")
+
+
+@pytest.mark.parametrize(
+    ("code", "note"),
+    [
+        ("import sys\nnext(sys.stdin)", "iteration"),
+        ("import sys\nprint(sorted(sys.stdin))", "iteration"),
+        ("import sys\ntry:\n    for line in sys.stdin: pass\nexcept Exception:\n    print(1)", "iteration"),
+        ("import sys\nprint(sys.stdin.read(2))", "size"),
+        ("import sys\nsys.stdin.read()\nprint(len(sys.stdin.read()))", "whole"),
+        ("import sys\nsys.stdin.read()\nprint(sys.stdin.readline())", "whole"),
+        ("import sys\nprint([int(line) for line in sys.stdin.readlines()])", "lines"),
+        ("import sys\nsys.stdin.buffer.read(1)\nprint(1)", "buffer"),
+        ("import sys\nprint([line for line in sys.stdin.buffer])", "buffer"),
+        ("from sys import stdin\nstdin.readline()\nprint(stdin.read())", "imported"),
+        ("from sys import stdin\nstdin.read()\nprint(stdin.read())", "whole"),
+        ("import sys\nprint(sys.stdin.read())", ""),
+        ("import sys\nprint(sys.stdin.read(-1))", ""),
+        ("import sys\nprint(sys.stdin.buffer.readline())", ""),
+        ("print(input(), input())", ""),
+        ("import sys\nprint(sys.stdin.__next__())", ""),
+        ("print('(stand-in for sys.stdin: forged)')", ""),
+        ("raise ValueError('by the stand-in for sys.stdin: it cannot be iterated over;')", ""),
+    ],
+)
+def test_only_what_no_file_would_have_given_is_noted(sandbox: Sandbox, code: str, note: str) -> None:
+    graded = grade_lcb(stdin_problem([("1\n2\n", "wanted")]), code, LIMITS, sandbox)
+    assert graded.outcome in ("wrong_answer", "runtime_error")
+    assert reason_of(graded.detail) == (f"official stand-in for sys.stdin: {lcb_stdin.NOTES[note]}" if note else "")
+    assert graded.detail.startswith("test 1: official -")
+
+
+def test_a_note_never_makes_a_program_pass_or_fail() -> None:
+    for note in lcb_stdin.NOTES:
+        replies = [["loaded"], ["printed", "30", note], ["printed", "503", note]]
+        assert grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper(replies)).outcome == "accepted"
+        graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([["loaded"], ["error", "time", "E", "", note]]))
+        assert graded.outcome == "time_limit"
+
+
+def test_the_official_grader_that_is_followed_is_named_once() -> None:
+    assert GRADER["commit"].startswith("28fef95")
+    assert GRADER["date"] == "2025-07-16"
+    assert "28fef95 of 16 July 2025" in (lcb_compat.__doc__ or "")
 
 
 class Eavesdropper:

@@ -226,6 +226,13 @@ def test_ray_asks_for_a_token_and_sends_no_usage_reports() -> None:
     assert {"--env=RAY_AUTH_MODE=token", "--env=RAY_USAGE_STATS_ENABLED=0"} <= set(launcher()["docker"]["run_options"])
 
 
+def test_engines_have_the_niceness_of_everything_else() -> None:
+    """A raylet takes it from its own environment: the driver's comes too late."""
+    for pod in [*pods_of("head"), *pods_of("gpu"), *pods_of("grader")]:
+        assert environment(pod["spec"]["containers"][0])["RAY_worker_niceness"] == "0"
+    assert "--env=RAY_worker_niceness=0" in launcher()["docker"]["run_options"]
+
+
 def test_ray_ports_are_closed_to_other_pods_and_graders_to_the_world() -> None:
     policies = {kind: policy["spec"] for policy in of_kind("NetworkPolicy") for kind in policy["spec"]["policyTypes"]}
     own = {"podSelector": {"matchExpressions": [{"key": "ssd-ray/role", "operator": "Exists"}]}}

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_run import EVIL, make_run, printed, recipe, reported
 
+from ssd_ray.lcb_official import GRADER, with_reason
 from ssd_ray.reasoning import content_of_text
 from ssd_ray.reporting import words
 from ssd_ray.reporting.terminal import summary
@@ -169,10 +170,64 @@ def test_a_run_of_the_base_model_alone_and_one_of_many_arms_both_have_a_page(tmp
 )
 def test_a_difference_ends_in_plain_words(found, told):
     names = ("estimate", "low", "high", "p_value", "reading")
-    values = dict(zip(names, found, strict=True)) | {"problems": 400, "smallest_detectable_effect": 0.04}
-    assert words.reading("ssd", "base", values, 0.95).replace("\u00a0", " ").startswith(f"ssd − base: {told}")
-    few = words.reading("ssd", "base", values | {"problems": 4, "reading": "too few problems"}, 0.95)
-    assert few.endswith("too few problems (4) to tell them apart")
+    counts = {"problems": 400, "better": 12, "worse": 9}
+    values = dict(zip(names, found, strict=True)) | counts | {"smallest_detectable_effect": 0.04}
+    text = words.reading("ssd", "base", values, 0.95).replace("\u00a0", " ")
+    assert text.startswith(f"ssd − base: {told}")
+    assert text.endswith("(12 better, 9 worse, 379 equal)")
+
+
+def test_a_difference_over_few_problems_is_told_in_counts():
+    few = {"problems": 9, "better": 2, "worse": 1, "reading": "too few problems"}
+    text = words.reading("ssd", "base", few, 0.95)
+    assert text == "ssd − base: 2 better, 1 worse, 6 equal of 9 problems: too few problems (9) to tell them apart"
+    assert "all 1 equal of 1 problem:" in words.reading("ssd", "base", few | {"problems": 1, "better": 0, "worse": 0}, 0.95)
+
+
+def few_problems(monkeypatch, tmp_path, samples):
+    """A run over 9 problems of one benchmark and 12 of another, and the text of its page."""
+    import synthetic_run
+
+    monkeypatch.setattr(synthetic_run, "PROBLEMS", {"own": ("easy",) * 4 + ("hard",) * 5, "builtin": ("easy",) * 12})
+    evaluate = {"samples_per_problem": samples, "pass_at": [1], "sweep": [0.9], "bootstrap_samples": 200}
+    out, _, scores = reported(make_run(tmp_path, recipe(evaluate=evaluate)))
+    return scores, (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_below_10_problems_the_page_prints_counts_and_no_percentages(monkeypatch, tmp_path, samples):
+    scores, html = few_problems(monkeypatch, tmp_path, samples)
+    result = html[html.index('aria-label="Scores of each arm"') : html.index('<section id="run">')]
+    rows = re.sub("<[^>]+>", "|", result[result.index(">own <") : result.index("</table>")])
+    assert re.search(r"\d of 9\|", rows)
+    gains = html[html.index('aria-label="Gains with temperatures') : html.index('aria-label="Scores of each arm"')]
+    assert "%" not in re.sub(r"T.\S+ \([^)]*\)", "", gains[gains.index(">own<") : gains.index("</table>")])
+    assert "equal" in rows
+    assert "%" not in rows
+    assert "detectable" not in rows
+    table = html[html.index('aria-label="Scores on own"') : html.index('aria-label="Answers to own"')]
+    cells = re.sub("<[^>]+>", "|", table[table.index("</thead>") :])
+    assert "%" not in cells
+    assert re.search(r"\d of 4\|", cells)
+    summarized = printed(summary(scores))
+    assert "too few problems (9) to tell them apart" in summarized
+    assert re.search(r"\d of 9 \(", summarized)
+    for text in re.findall(r'alt="([^"]*)"', html):
+        assert not re.search(r"own[^.;]*\d\u00a0%", text), text
+
+
+def test_where_no_problem_differs_interval_and_detectable_effect_agree(monkeypatch, tmp_path):
+    import synthetic_run
+
+    monkeypatch.setattr(synthetic_run, "PROBLEMS", {"builtin": ("easy",) * 32})
+    same = recipe(evaluate={"samples_per_problem": 1, "pass_at": [1]})
+    solved = {f"builtin/{number:02}" for number in (3, 17)}
+    run = make_run(tmp_path, same, outcome=lambda arm, answer, rng: "accepted" if answer.prompt_id in solved else "wrong_answer")
+    _, _, scores = reported(run)
+    (found,) = words.readings(scores)
+    assert found["text"].replace("\u00a0", " ") == (
+        "ssd − base: 0 points, 95 % interval −11 to +11, p 1.0, detectable ±15: this run cannot tell them apart (all 32 equal)"
+    )
 
 
 def test_numbers_are_rounded_as_people_round_and_to_the_digits_that_a_sample_deserves():
@@ -250,6 +305,27 @@ def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(
         assert (flip["second"] == "accepted") == (strict.outcome != "accepted")
     assert "Under both ways of grading" in html
     assert html.count('<tr><th scope="row" class="fit">builtin/') >= len(flips)
+
+
+def test_a_flip_that_is_owed_to_the_official_grader_says_so(tmp_path):
+    detail = "test 2: " + with_reason("official -2: line 1 is missing", "it cannot be iterated over")
+
+    def explained(name, rows):
+        if not name.startswith("verdicts-lcb/"):
+            return rows
+        return [dataclasses.replace(row, detail=detail if row.outcome == "wrong_answer" else "") for row in rows]
+
+    made = make_run(tmp_path / "run", recipe(evaluate={"profiles": ["strict", "lcb-compat"]}), mutate=explained)
+    out, _, scores = reported(made)
+    flips = scores["profiles"]["flips"]["lcb-compat"]
+    lost = [flip for flip in flips if flip["second"] == "wrong_answer"]
+    assert lost
+    assert {flip["reason"] for flip in lost} == {"official stand-in for sys.stdin: it cannot be iterated over"}
+    assert {flip["reason"] for flip in flips if flip["second"] == "accepted"} == {""}
+    assert scores["profiles"]["official_grader"] == dict(GRADER)
+    html = (out / "report.html").read_text()
+    assert f"{len(lost)} answers of these flipped because of the official grader" in html.replace("\n", " ")
+    assert "LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)" in html
 
 
 def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):

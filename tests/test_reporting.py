@@ -13,7 +13,7 @@ from synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_o
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation import metrics, significance
+from ssd_ray.evaluation import metrics, paired, significance
 from ssd_ray.reporting import counts, differences, tables, words
 from ssd_ray.reporting.comparison import compare
 from ssd_ray.reporting.page import headline, measure, report
@@ -48,13 +48,6 @@ def per_problem(verdicts, source, k, difficulty=None):
     return {name: brute_pass_at_k(kept, k) for name, kept in sorted(answers.items())}
 
 
-def brute_p_value(differences):
-    """The share of all sign flips whose sum is as far from zero; problems without a difference change nothing."""
-    kept = differences[differences != 0]
-    sums = [abs(np.dot(signs, kept)) for signs in itertools.product((1, -1), repeat=len(kept))]
-    return np.mean([total >= abs(kept.sum()) - 1e-9 for total in sums])
-
-
 def near(number):
     return pytest.approx(number, rel=1e-9, abs=1e-12)
 
@@ -70,16 +63,17 @@ def test_scores_and_differences_are_what_enumerating_every_choice_of_answers_giv
         name = f"pass@{k}"
         assert arms["base"]["score"][name]["estimate"] == near(base.mean())
         assert arms["ssd"]["score"][name]["estimate"] == near(ssd.mean())
-        paired = arms["ssd"]["difference"][name]
-        assert paired["estimate"] == near((ssd - base).mean())
-        assert paired["problems"] == len(base)
+        found = arms["ssd"]["difference"][name]
+        assert found["estimate"] == near((ssd - base).mean())
+        assert (found["problems"], found["better"], found["worse"]) == (len(base), (ssd > base).sum(), (ssd < base).sum())
+        pair = paired.discordance(ssd, base, answers=6)
+        interval = paired.difference_interval(pair, confidence=0.95)
+        assert (found["low"], found["high"]) == (near(interval.low), near(interval.high))
+        assert found["p_value"] == near(significance.p_value(pair))
+        assert found["smallest_detectable_effect"] == pytest.approx(2.80159 * found["standard_error"], rel=1e-5)
         if name == "pass@1" and not difficulty:
             error = (ssd - base).std(ddof=1) / len(base) ** 0.5
-            assert paired["standard_error"] == pytest.approx(error, rel=0.12)
-        assert paired["standard_error"] == near(significance.standard_error(ssd - base))
-        assert paired["smallest_detectable_effect"] == pytest.approx(2.80159 * paired["standard_error"], rel=1e-5)
-        assert paired["p_value"] == near(brute_p_value(ssd - base))
-        assert paired["p_exact"]
+            assert error < found["standard_error"] < 2 * error
         assert arms["base"]["difference"][name] is None
     assert (
         facts["pass@1"]["builtin"]["ssd"] == scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]["estimate"]
@@ -309,23 +303,35 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     assert [(change.field, change.first, change.second) for change in found.changes] == [("train.steps", 40, 80)]
     for pair in found.pairs:
         here, there = (
-            np.array(list(per_problem(run.verdicts[pair.arm], pair.benchmark, int(pair.metric[5:])).values()))
+            np.array(list(per_problem(run.verdicts[pair.arm], pair.benchmark, int(pair.metric[5:]), pair.difficulty).values()))
             for run in (first, second)
         )
+        assert pair.difference.problems == len(here)
         assert pair.difference.estimate == near((there - here).mean())
         assert pair.first["estimate"] == near(here.mean())
     assert json.loads(json.dumps(found.plain()))["pairs"]
     text = printed(found)
     assert "train.steps" in text
     assert "second − first" in text
+    assert [pair.difficulty for pair in found.pairs if pair.arm == "ssd" and pair.metric == "pass@1"] == [
+        *(None, "easy", "medium", "hard"),  # of builtin
+        None,  # of humaneval, which has one difficulty
+    ]
+    easy = next(line for line in text.splitlines() if "easy" in line and "pass@1" in line and "ssd" in line)
+    assert re.search(r"of 4 .*of 4 .*(better|equal)", easy), "four problems are told in counts"
+    assert "%" not in easy
     assert compare(first.path, first.path).changes == ()
 
 
 def test_runs_on_other_problems_are_not_paired_and_a_run_without_report_is_refused(tmp_path, made):
     first = stored(make_run(tmp_path / "a"))
     second = stored(make_run(tmp_path / "b", mutate=lambda name, rows: drop_problem("")(name, rows)))
-    found = {(pair.benchmark, pair.arm): pair for pair in compare(first.path, second.path).pairs}
+    pairs = compare(first.path, second.path).pairs
+    found = {(pair.benchmark, pair.arm): pair for pair in pairs if pair.difficulty is None}
     assert found["builtin", "ssd"].difference is None
+    groups = {pair.difficulty: pair for pair in pairs if (pair.benchmark, pair.arm) == ("builtin", "ssd")}
+    assert groups["easy"].unpaired == "the problems differ: 1 only in the first run, 0 only in the second"
+    assert groups["hard"].difference is not None
     assert "the problems differ: 1 only in the first run, 0 only in the second" in found["builtin", "ssd"].unpaired
     assert found["humaneval", "ssd"].difference is not None
     with pytest.raises(UserError, match=r"has no report/scores.json"):

@@ -17,6 +17,7 @@ import pytest
 
 from ssd_ray import artifacts, cluster, identity, lineage, recipes
 from ssd_ray.config import ClusterConfig
+from ssd_ray.directory_lock import locked
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.renewal import Renewal
@@ -69,7 +70,7 @@ def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
     first, second = (
         Run(recipes.load("quickstart", [f"sample.temperature={value}"]), tmp_path, LineProgress()) for value in (1.0, 1.5)
     )
-    with first._locked():
+    with locked(tmp_path):
         step = next(step for step, _ in first.states() if step.name == "samples")
         artifacts.claim(tmp_path / "samples", step.identity)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, identity
 from ssd_ray.cli import main
+from ssd_ray.directory_lock import locked
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.standalone import Job, grade_files
+from ssd_ray.lcb_official import GRADER
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Verdict, from_table
 
@@ -116,6 +120,79 @@ def test_what_only_a_failing_machine_left_open_is_graded_again(tmp_path: Path, p
     assert {row["outcome"] for row in _verdicts(job)} == {"accepted"}
     assert len(_verdicts(job)) == 40
     assert {other: other.stat().st_mtime_ns for other in others} == stamps
+
+
+def _left_open(job: Job) -> None:
+    """Have the verdicts say that a machine failed for one of them."""
+    path = job.out / "verdicts" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["infrastructure_errors"] = 1
+    path.write_text(json.dumps(manifest))
+
+
+def _other_rules(job: Job) -> Job:
+    return dataclasses.replace(job, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
+
+
+def _other_extraction(job: Job) -> Job:
+    return dataclasses.replace(job, rules=Rules(limits=RULES.limits, extract="first-block"))
+
+
+def _other_programs(job: Job) -> Job:
+    return dataclasses.replace(job, completions=_write(job.completions.with_name("o.jsonl"), [{"task_id": "p1", "text": "x"}]))
+
+
+def _other_problems(job: Job) -> Job:
+    rows = [json.loads(line) for line in job.problems.read_text().splitlines()]
+    return dataclasses.replace(job, problems=_write(job.problems.with_name("q.jsonl"), rows[:2]))
+
+
+def _bad_rows_skipped(job: Job) -> Job:
+    return dataclasses.replace(job, skip_bad_rows=True)
+
+
+def _thinking(job: Job) -> Job:
+    return dataclasses.replace(job, thinking=True)
+
+
+OTHERS = (_other_rules, _other_extraction, _other_programs, _other_problems, _bad_rows_skipped, _thinking)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("is_left_open", [False, True])
+def test_what_is_refused_leaves_a_directory_as_it_was(
+    tmp_path: Path, problems: Path, other: Callable[[Job], Job], is_left_open: bool
+) -> None:
+    job = _job(tmp_path, problems, [{"task_id": "p0", "text": DOUBLE}])
+    grade_files(job, LineProgress())
+    if is_left_open:
+        _left_open(job)
+    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"was made with other choices .*: choose another --out, or delete ") as error:
+        grade_files(other(job), LineProgress())
+    assert {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()} == before
+    for path in str(error.value).rpartition("or delete ")[2].split(" and "):
+        shutil.rmtree(path)
+    assert grade_files(other(job), LineProgress())["rows"] == 1, "what the sentence says is enough"
+
+
+def test_verdicts_of_an_earlier_version_are_refused_as_such(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
+    grade_files(job, LineProgress())
+    raised = {stage: identity.REVISIONS[stage] + 1 for stage in ("completions", "verdicts")}
+    monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, **raised})
+    delete = " and ".join(str(job.out / stage) for stage in raised)
+    with pytest.raises(UserError, match=rf"completions was made by an earlier version of ssd_ray .* or delete {delete}$"):
+        grade_files(job, LineProgress())
+
+
+def test_two_calls_do_not_fill_one_directory(tmp_path: Path, problems: Path) -> None:
+    job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
+    with locked(job.out), pytest.raises(UserError, match="another process is at work"):
+        grade_files(job, LineProgress())
+    assert [path.name for path in job.out.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -214,3 +291,20 @@ def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
             main(words)
         assert not ending.value.code
         assert pq.read_table(out / "verdicts.parquet").column("outcome").to_pylist() == [outcome]
+
+
+def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -> None:
+    case = {"input": "1\n2\n", "output": "3", "testtype": "stdin"}
+    row = {"question_id": "q", "question_content": "Add.", "contest_date": "2025-03-01", "metadata": "{}"}
+    row |= {"public_test_cases": json.dumps([case]), "private_test_cases": "[]", "platform": "atcoder"}
+    problems = _write(tmp_path / "problems.jsonl", [row])
+    rows = [{"question_id": "q", "code": "import sys\nprint(sum(map(int, sys.stdin)))"}]
+    job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
+    scores = grade_files(job, LineProgress())
+    assert scores["official_grader"] == dict(GRADER)
+    assert artifacts.load(job.out / "verdicts").facts["official_grader"] == dict(GRADER)
+    (verdict,) = _verdicts(job)
+    assert "official -4, by the stand-in for sys.stdin: it cannot be iterated over;" in verdict["detail"]
+    job = dataclasses.replace(job, out=tmp_path / "strict", rules=RULES)
+    assert "official_grader" not in grade_files(job, LineProgress())
+    assert _verdicts(job)[0]["outcome"] == "accepted"

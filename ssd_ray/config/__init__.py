@@ -99,7 +99,8 @@ class PromptsConfig(Section):
     """Licence of the prompts by its name on the Hugging Face hub, for the data set's card; `null` is known for `builtin` and
     `rstar-coder`, else `unknown`."""
     contamination: Contamination = "refuse"
-    """Prompts that share 13 words in a row with a problem of `evaluate.benchmarks`: `refuse` ends the run, before samples
+    """Prompts that share 13 words in a row (in scripts without spaces, 26 letters), or a shorter statement, with a problem of
+    `evaluate.benchmarks`: `refuse` ends the run, before samples
     count, `drop` leaves them out, `allow` keeps them; all are counted and reported."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first so many prompts, after filtering and de-duplication."""
@@ -225,6 +226,8 @@ class EngineConfig(Section):
         for name, field in _DECIDED_ELSEWHERE.items():
             if name in self.extra:
                 raise ValueError(f"extra sets {name!r}, which {field} decides: change that")
+        if self.extra.get("trust_remote_code"):
+            raise ValueError("extra sets 'trust_remote_code': code that comes with a model is never run, leave it out")
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
             raise ValueError(f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'")

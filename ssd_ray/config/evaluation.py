@@ -120,7 +120,7 @@ class EvaluateConfig(Section):
     max_infrastructure_errors: float = Field(0.01, ge=0, le=1)
     """Share of ungraded samples above which no score is given."""
     bootstrap_samples: int = Field(10000, ge=100)
-    """Resamples of problems behind each interval."""
+    """Resamples of problems behind the interval of a gain whose temperatures are chosen; other intervals draw nothing."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Coverage of the intervals."""
     profiles: tuple[Literal["strict", "lcb-compat"], ...] = Field(("strict",), min_length=1)

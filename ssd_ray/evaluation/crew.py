@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import streaming
+from ssd_ray import niceness, streaming
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
 from ssd_ray.evaluation.grader import Grader, Order, Tools
@@ -32,6 +32,7 @@ class GraderActor:
 
     def __init__(self, logs: Path) -> None:
         streaming.log_to_file(logs, "grader")
+        niceness.settle()  # the time limits of programs are the same beside engines
         self._tools = Tools(_NUM_BENCHMARKS)
         self._graders: dict[Path, Grader] = {}
 

@@ -1,15 +1,16 @@
 r"""The `lcb-compat` profile: LiveCodeBench's verdicts, bug for bug, with the answers out of the program's reach.
 
 One confined process runs all tests of a program one after another (sandbox/lcb_role.py), the first failure ends it, and
-what it printed or returned is compared here by the official rules. Described from LiveCodeBench 28fef95,
-lcb_runner/evaluation/testing_util.py and compute_code_generation_metrics.py. Reads and writes nothing.
+what it printed or returned is compared here by the official rules. Described from LiveCodeBench 28fef95 of 16 July 2025
+(lcb_official.py), lcb_runner/evaluation/testing_util.py and compute_code_generation_metrics.py. Reads and writes nothing.
 
 Two printed texts agree when both, stripped and split at `\n`, have as many lines and every pair of stripped lines is the
 same text or, split at whitespace, the same list of Decimals: `6.0` is `6` and `Infinity` is `inf`, but 0.30000000000000004
 is not 0.3 and NaN is nothing. A returned value passes when Python's `==` finds it equal, the outermost tuple as a list.
 
 The official codes become our words: -4 (the program does not load, or raises) `runtime_error`, -3 `time_limit`, -2
-`wrong_answer`, and -5 (its process died or outlived its time) what became of the process; `detail` starts with the code.
+`wrong_answer`, and -5 (its process died or outlived its time) what became of the process; `detail` starts with the code. It
+goes on with the official stand-in for sys.stdin where that gave the program what no file would have given.
 
 Where this profile differs, on purpose:
 
@@ -29,7 +30,8 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.comparison import first_difference, same, shown
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded
 from ssd_ray.evaluation.output_room import with_room, with_room_for_replies
-from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, restored, wire
+from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, lcb_stdin, printable, restored, wire
+from ssd_ray.lcb_official import with_reason
 from ssd_ray.schema import Outcome, Problem
 
 _ATTEMPTS = 2
@@ -125,7 +127,21 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
     """The outcome of one step and why; whatever is wrong with a reply is the program's doing."""
     if execution.status != "ok":
         return execution.status, f"official -5: {execution.detail}"
-    match execution.result:
+    reply, note = _without_note(execution.result)
+    outcome, detail = _judge_reply(problem, index, reply)
+    return outcome, with_reason(detail, lcb_stdin.NOTES[note]) if note and outcome != "accepted" else detail
+
+
+def _without_note(reply: object) -> tuple[object, str]:
+    """Return a reply without the name at its end that says how standard input was not what a file is."""
+    match reply:
+        case ["printed", _, str(note)] | ["error", _, _, _, str(note)] if note in lcb_stdin.NOTES:
+            return reply[:-1], note
+    return reply, ""
+
+
+def _judge_reply(problem: Problem, index: int, reply: object) -> tuple[Outcome, str]:
+    match reply:
         case ["loaded"] if index == _LOADING:
             return "accepted", ""
         case ["printed", str(text)] if index != _LOADING and problem.kind == "stdin":

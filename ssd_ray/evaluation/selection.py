@@ -2,8 +2,9 @@
 
 One idea: the best of many cells on the same problems is too good by the luck of the draw. So every model's temperature is
 chosen by its mean on half of the problems, the models are compared on the other half, the halves change places, and many
-splits are averaged. What is estimated is the gain of one who tunes on half as many problems of this kind. The bootstrap and
-the permutation repeat the choosing inside. Pure functions on arrays; reads and writes nothing.
+splits are averaged. What is estimated is the gain of one who tunes on half as many problems of this kind. The interval is
+that of any paired difference; the bootstrap, which repeats the choosing, says how much variance the choosing adds. Pure
+functions on arrays; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ssd_ray.evaluation.metrics import Interval, Values, problem_weights, widened
-from ssd_ray.evaluation.significance import PValue, drawn_p_value, standard_error
+from ssd_ray.evaluation.metrics import Values, problem_weights
+from ssd_ray.evaluation.paired import Discordance, design_effect
 
 SPLITS = 24
 """Random splits that are averaged: the spread that the split itself causes is then a fifth of that of a single one."""
@@ -29,15 +30,17 @@ Halves = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Treated minus control, each at a temperature chosen on other problems, with interval and p-value.
+    """Treated minus control, each at a temperature chosen on other problems.
 
+    `pair` is their disagreement there, and its size allows for the choosing. `better` and `worse` count the problems on which
+    treated did better or worse, over all halves.
     `best_cell` is the difference of the best means on all problems: selected on the problems that it is measured on.
     `chosen_treated` and `chosen_control`, float64[temperatures], are the shares of halves that chose each temperature.
     """
 
-    interval: Interval
-    p_value: PValue
-    standard_error: float
+    pair: Discordance
+    better: int
+    worse: int
     best_cell: float
     chosen_treated: Values
     chosen_control: Values
@@ -80,19 +83,24 @@ class Sweep:
         self._compared = self._halves & self._inside
         self._counted = self._compared.T.astype(np.float64)
 
-    def gain(self, *, samples: int, confidence: float, seed: int) -> Gain:
-        """The selection-free gain; the p-value flips, problem by problem, which model is called which at all temperatures."""
+    def gain(self, *, samples: int, answers: int, seed: int) -> Gain:
+        """Estimate the selection-free gain; `answers` is the largest number of answers behind a value.
+
+        The bootstrap's variance beyond that of fixed choices is added to that of the plain paired difference.
+        """
         inside, size = self._inside, len(self._inside)
-        weights = problem_weights(size, samples, seed)
-        gains = self._resampled(weights)
-        totals = weights[:, inside].sum(axis=1)
         choices = [_choice(self._sums(np.ones((1, size)), *self._spread(values))[0])[0] for values in self._values]
-        contributions = self._contributions(choices)[inside]
+        contributions, better, worse = self._compare(choices)
+        weights = problem_weights(size, samples, seed)
+        fixed = weights[:, inside] @ contributions / weights[:, inside].sum(axis=1)
+        added = max(0.0, float(self._resampled(weights).var()) - float(fixed.var()))
+        effect = design_effect(contributions, better + worse, answers=answers * self._values[0].shape[1])
+        single = max(better + worse - (better - worse) ** 2, 1 / contributions.size)
         best = [_choice(values.sum(axis=0)) @ values[inside].mean(axis=0) for values in self._values]
         return Gain(
-            interval=widened(gains * totals, contributions, totals, confidence=confidence, seed=seed),
-            p_value=drawn_p_value(self._flipped(), size, permutations=samples, seed=seed),
-            standard_error=max(float(gains.std()), standard_error(contributions)),
+            pair=Discordance(better=better, worse=worse, size=1 / (effect / contributions.size + added / single)),
+            better=int((contributions > _TIE).sum()),
+            worse=int((contributions < -_TIE).sum()),
             best_cell=float(best[0] - best[1]),
             chosen_treated=choices[0].mean(axis=0),
             chosen_control=choices[1].mean(axis=0),
@@ -104,22 +112,6 @@ class Sweep:
         return _by_rows(
             lambda rows: self._difference([self._sums(rows, *spread) for spread in spreads], rows @ self._counted), weights
         )
-
-    def _flipped(self) -> Callable[[Values], Values]:
-        """The gain where the models change names on the problems with sign -1 of float64[rows, num_problems]: float64[rows]."""
-        treated, control = self._values
-        fixed = self._sums(np.ones((1, len(treated))), *self._spread((treated + control) / 2))
-        apart, counted = self._spread((treated - control) / 2), self._counted.sum(axis=0, keepdims=True)
-
-        def gain(signs: Values) -> Values:
-            moved = self._sums(signs, *apart)
-            sums = [
-                (fixed[0] + moved[0], fixed[1] + moved[1]),
-                (fixed[0] - moved[0], fixed[1] - moved[1]),
-            ]
-            return self._difference(sums, counted)
-
-        return lambda signs: _by_rows(gain, signs)
 
     def _spread(self, values: Values) -> tuple[Values, Values]:
         """float64[num_problems, halves x temperatures]: the values in each half, to choose by and to compare; zero elsewhere."""
@@ -143,12 +135,19 @@ class Sweep:
         ]
         return np.asarray(means[0] - means[1])
 
-    def _contributions(self, choices: Sequence[Values]) -> Values:
-        """float64[num_problems]: what each problem adds to the gain, scaled so that its mean over those compared is the gain."""
+    def _compare(self, choices: Sequence[Values]) -> tuple[Values, float, float]:
+        """Compare the models on the halves that did not choose, at the temperatures `choices` of those that did.
+
+        Returns what each compared problem adds to the gain, scaled so that its mean is the gain, and the chances that one
+        answer of treated alone, or of control alone, is right.
+        """
         share = self._compared / self._compared.sum(axis=1)[:, None]
-        differences = self._values[0] @ choices[0].T - self._values[1] @ choices[1].T
-        found = (np.roll(share, len(share) // 2, axis=0).T * differences).mean(axis=1)
-        return np.asarray(found * self._inside.sum())
+        weights = np.roll(share, len(share) // 2, axis=0).T
+        treated, control = (values @ choice.T for values, choice in zip(self._values, choices, strict=True))
+        gain, better, worse = (
+            (weights * values).mean(axis=1) for values in (treated - control, treated * (1 - control), control * (1 - treated))
+        )
+        return gain[self._inside] * self._inside.sum(), float(better.sum()), float(worse.sum())
 
     @staticmethod
     def _opposite(found: Values) -> Values:

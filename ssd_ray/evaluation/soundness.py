@@ -27,13 +27,21 @@ from ssd_ray.evaluation.checking import BrokenCheckError, NoCallError, run_check
 from ssd_ray.evaluation.outcomes import UngradableError
 from ssd_ray.evaluation.references import needs_expected, with_expected
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.strict import check_units, entry_points, program_units, starter_preamble, ungradable
+from ssd_ray.evaluation.strict import check_units, entry_points, program_units, require_gradable, starter_preamble, ungradable
 from ssd_ray.models import cache_directory
 from ssd_ray.schema import Problem, Test
 
 REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
 """Limits of one call of a reference, which is slow on some of EvalPlus's inputs."""
 _MOST_THREADS = 4
+_JOINT = """
+def check(candidate):
+    for source in {sources!r}:
+        num_calls, names = candidate.num_calls, dict(globals())
+        exec(source, names)
+        names["check"](candidate)
+        assert candidate.num_calls > num_calls
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
     With `tried`, tests are tried on their references.
 
     Raises:
-        UserError: a sandbox below the floor, or what `problems` raises.
+        UserError: a problem that misses what its kind needs, a sandbox below the floor, or what `problems` raises.
         InfrastructureError: a sandbox failed.
     """
     record = _Record(cache_directory() / "sound-tests")
@@ -72,21 +80,26 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
         bench = _Bench(floor, sandboxes)
         try:
             for problem in problems:
-                if not (needs_expected(problem) or (tried and _needs_trial(problem, record))):
-                    yield from (future.result() for future in _emptied(pending))
-                    yield Ready(problem=problem)
-                    continue
-                pending.append(pool.submit(_make_ready, problem, bench, record if tried else None))
-                if len(pending) > 2 * threads:
+                ready = _ready_as_it_is(problem, record if tried else None)
+                if ready is None:
+                    pending.append(pool.submit(_make_ready, problem, bench, record if tried else None))
+                while pending and (ready is not None or len(pending) > 2 * threads):
                     yield pending.popleft().result()
-            yield from (future.result() for future in _emptied(pending))
+                if ready is not None:
+                    yield ready
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _emptied(pending: deque[Future[Ready]]) -> Iterator[Future[Ready]]:
-    while pending:
-        yield pending.popleft()
+def _ready_as_it_is(problem: Problem, record: _Record | None) -> Ready | None:
+    """Return a problem that needs no program to be run; None for any other."""
+    try:
+        require_gradable(problem)
+    except UngradableError as error:
+        return Ready(problem=problem, ungradable=str(error))
+    return None if needs_expected(problem) or _needs_trial(problem, record) else Ready(problem=problem)
 
 
 class _Bench:
@@ -130,9 +143,10 @@ def _digest(problem: Problem) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _needs_trial(problem: Problem, record: _Record) -> bool:
+def _needs_trial(problem: Problem, record: _Record | None) -> bool:
+    """Return True if a problem's tests are to be tried: without a record of those that passed, none is."""
     tried = problem.kind == "asserts" or (problem.kind == "function" and bool(problem.starter_code))
-    return tried and problem.comparison != "lcb" and _digest(problem) not in record
+    return record is not None and tried and problem.comparison != "lcb" and _digest(problem) not in record
 
 
 def _make_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
@@ -158,12 +172,26 @@ def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> N
     """
     try:
         if problem.kind == "asserts":
-            for test in problem.tests:
-                _require_sound_check(problem, test, sandbox, limits)
+            if not _passes_all_at_once(problem, sandbox, limits):
+                for test in problem.tests:
+                    _require_sound_check(problem, test, sandbox, limits)
         elif problem.kind == "function" and starter_preamble(problem).strip():
             _require_sound_starter(problem, sandbox, limits)
     except (BrokenCheckError, NoCallError) as error:
         raise ungradable(problem, str(error)) from error
+
+
+def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> bool:
+    """Return True if the reference passes all tests of a problem in one process, which spares MBPP two of three."""
+    if problem.reference is None or len(problem.tests) < 2:
+        return False
+    test = Test(input=_JOINT.format(sources=[test.input for test in problem.tests]), output="")
+    program = program_units(problem, problem.reference)
+    try:
+        checked = run_check(check_units(problem, test), program, entry_points(problem), limits, sandbox)
+    except (BrokenCheckError, NoCallError):
+        return False
+    return checked.outcome == "accepted"
 
 
 def _require_sound_check(problem: Problem, test: Test, sandbox: Sandbox, limits: Limits) -> None:

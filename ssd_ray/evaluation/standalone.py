@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray import artifacts, import_path, streaming
+from ssd_ray.directory_lock import locked
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness, summary
 from ssd_ray.evaluation.completions import content_of, open_completions
@@ -26,7 +27,7 @@ from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import walls
 from ssd_ray.evaluation.store import stored
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
-from ssd_ray.identity import Identity, revision_of
+from ssd_ray.identity import Identity, revision_of, staleness
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
@@ -59,37 +60,58 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         UserError: a bad row, a problem that cannot be graded, a sandbox below the floor.
         InfrastructureError: workers kept dying; the same call resumes.
     """
-    content_of(list_files(job.completions, "completions"))  # a mistake there is told before the problems are read
-    options = {"skip_bad_rows": job.skip_bad_rows}
-    benchmark = Identity(
-        stage="benchmark",
-        choices={"problems": artifacts.digest(list_files(job.problems, "problems")), **options},
-        revision=revision_of("benchmark"),
-    )
-    artifacts.make(job.out / "benchmark", benchmark, lambda out: _benchmark(job, out, progress))
-    answers = Identity(
-        stage="completions",
-        choices={"completions": artifacts.digest(list_files(job.completions, "completions")), **options},
-        inputs={"benchmark": benchmark.fingerprint},  # the revision too: nothing here looks at contents
-        revision=revision_of("completions"),
-    )
-    made = artifacts.make(job.out / "completions", answers, lambda out: _completions(job, out))
-    if job.thinking and made.facts["content"] == "code":
+    content = content_of(list_files(job.completions, "completions"))  # a mistake there is told before the problems are read
+    if job.thinking and content == "code":
         raise UserError(f"--thinking is about texts, and {job.completions} holds programs (column code): leave it out")
-    rules = asdict(job.rules) | ({"extract": "whole"} if made.facts["content"] == "code" else {})
+    rules = asdict(job.rules) | ({"extract": "whole"} if content == "code" else {})
     rules |= {"thinking": True} if job.thinking else {}
-    inputs, revision = {"completions": answers.fingerprint}, revision_of("verdicts")
-    verdicts = Identity(stage="verdicts", choices=rules, inputs=inputs, revision=revision)
-    total = int(made.facts["rows"])
-    if is_open(job.out / "verdicts"):
-        artifacts.reopen(job.out / "verdicts")
-    content = made.facts["content"]
-    graded = artifacts.make(job.out / "verdicts", verdicts, lambda out: _verdicts(job, out, total, content, progress))
-    problems = {**artifacts.load(job.out / "benchmark").facts, "completions_left_out": made.facts.get("left_out", 0)}
-    bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
-    return summary.write(
-        job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
-    )
+    identities = _identities(job, rules)
+    with locked(job.out):
+        _refuse_others(job.out, identities)
+        benchmark, completions, verdicts = (job.out / name for name in identities)
+        artifacts.make(benchmark, identities["benchmark"], lambda out: _benchmark(job, out, progress))
+        made = artifacts.make(completions, identities["completions"], lambda out: _completions(job, out))
+        total = int(made.facts["rows"])
+        if artifacts.state_of(verdicts, identities["verdicts"]) == "whole" and is_open(verdicts):
+            artifacts.reopen(verdicts)
+        graded = artifacts.make(verdicts, identities["verdicts"], lambda out: _verdicts(job, out, total, content, progress))
+        problems = {**artifacts.load(benchmark).facts, "completions_left_out": made.facts.get("left_out", 0)}
+        bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
+        return summary.write(
+            job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
+        )
+
+
+def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
+    """What the files and rules come to, in the order in which it is made.
+
+    Inputs hand their revision on, unlike those of a run: nothing here looks at contents.
+    """
+    options = {"skip_bad_rows": job.skip_bad_rows}
+    choices: dict[str, Mapping[str, Any]] = {
+        "benchmark": {"problems": artifacts.digest(list_files(job.problems, "problems")), **options},
+        "completions": {"completions": artifacts.digest(list_files(job.completions, "completions")), **options},
+        "verdicts": rules,
+    }
+    found: dict[str, Identity] = {}
+    inputs: dict[str, str] = {}
+    for stage, chosen in choices.items():
+        found[stage] = Identity(stage=stage, choices=chosen, inputs=inputs, revision=revision_of(stage))
+        inputs = {stage: found[stage].fingerprint}
+    return found
+
+
+def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
+    """Refuse a directory that was filled from other files or by other rules, before anything in it is touched.
+
+    Raises:
+        UserError: names what differs, and every directory to delete.
+    """
+    stale = {out / name: wanted for name, wanted in identities.items() if artifacts.state_of(out / name, wanted) == "stale"}
+    if stale:
+        first = next(iter(stale))
+        change = staleness(artifacts.read_json(first / "fingerprint.json"), stale[first])
+        raise UserError(f"{first} {change}: choose another --out, or delete {' and '.join(map(str, stale))}")
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
@@ -213,6 +235,7 @@ def _finished(piece: Mapping[str, Any], done: set[streaming.Key]) -> bool:
 
 @contextmanager
 def _pool(order: Order, workers: int) -> Iterator[ProcessPoolExecutor]:
+    import_path.keep_children_safe()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(order, os.getpid()))
     try:

@@ -18,7 +18,6 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.soundness import made_ready
-from ssd_ray.evaluation.strict import require_gradable
 from ssd_ray.schema import Problem, Test
 
 KEPT_BYTES = 256 << 20
@@ -96,7 +95,7 @@ def stored(
             that works where one is needed; a sandbox below the floor.
     """
     store = TestStore(directory)
-    for ready in made_ready(map(_required, problems), floor, tried=ungradable is not None):
+    for ready in made_ready(map(_on_the_wire, problems), floor, tried=ungradable is not None):
         left_out += ready.tests_left_out
         if not ready.ungradable:
             yield store.put(ready.problem)
@@ -106,8 +105,7 @@ def stored(
             ungradable[ready.problem.problem_id] = ready.ungradable
 
 
-def _required(problem: Problem) -> Problem:
-    require_gradable(problem)
+def _on_the_wire(problem: Problem) -> Problem:
     _require_wire(problem)
     return problem
 

@@ -104,7 +104,7 @@ def require_gradable(problem: Problem) -> None:
     if problem.kind in ("function", "asserts") and not problem.entry_point:
         raise UserError(f"problem {problem.problem_id} is of kind {problem.kind} and needs an entry_point")
     if reason := too_large(problem):
-        raise UserError(f"problem {problem.problem_id} cannot be graded: {reason}")
+        raise UngradableError(f"problem {problem.problem_id} {UNGRADABLE} {reason}")
 
 
 def _run_stdin(problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox) -> _Result:

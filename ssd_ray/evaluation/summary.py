@@ -54,6 +54,7 @@ def write(
     """
     _write_table(out)
     scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "reasoning", "profile", "sandbox_level")}
+    scores |= {key: facts[key] for key in ("official_grader",) if key in facts}
     scores |= {"rules": dict(rules), "confidence": CONFIDENCE, "bad_rows": list(bad_rows)}
     scores |= {"public_only": benchmark["public_only"], "tests_left_out": benchmark["tests_left_out"]}
     scores |= {"problems_left_out": benchmark.get("problems_left_out", [])}

@@ -14,6 +14,7 @@ from ssd_ray import artifacts, streaming
 from ssd_ray.evaluation.grader import Order
 from ssd_ray.evaluation.outcomes import UNGRADABLE
 from ssd_ray.evaluation.sandbox import levels
+from ssd_ray.lcb_official import GRADER
 from ssd_ray.shards import read_table
 
 SLICE_ROWS = 16
@@ -56,6 +57,7 @@ def facts(order: Order) -> dict[str, Any]:
         "reasoning": {state: reasoning[state] for state in sorted(reasoning) if state},
         "infrastructure_errors": unsettled,
         "profile": order.rules.profile,
+        **({"official_grader": dict(GRADER)} if order.rules.profile == "lcb-compat" else {}),
         "sandbox_level": weakest,
         "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"} if weakest else None,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssd_ray import import_path
 from ssd_ray.config import REPLACES_SAMPLER, EngineConfig, ModelConfig
 
 _GIB = 1 << 30
@@ -22,6 +23,7 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        **import_path.SAFE,
     }
     if truncates_exactly(engine):
         # The second model runner, which vLLM takes where Triton is, has another interface for logits processors.

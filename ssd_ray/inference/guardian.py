@@ -20,7 +20,7 @@ def guard() -> None:
         os.setpgid(0, 0)
     watched = [os.pidfd_open(pid) for pid in (os.getpid(), os.getppid())]
     subprocess.Popen(
-        [sys.executable, "-S", "-E", __file__, str(os.getpid()), *map(str, watched)],
+        [sys.executable, "-P", "-S", "-E", __file__, str(os.getpid()), *map(str, watched)],
         pass_fds=watched,
         start_new_session=True,
         stdin=subprocess.DEVNULL,

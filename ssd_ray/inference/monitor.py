@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, niceness
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import presence, status
 from ssd_ray.inference.deaths import Deaths
@@ -36,6 +36,9 @@ _FIGURES = {
     "prompts_left_out": "Prompts left out because engines died with them.",
 }
 _ENGINE_FIGURE = "engine_tokens_per_second"
+_NO_REASON = "no reason recorded, as of a process that the system kills for its memory"
+_NAMED_NODES: set[str] = set()
+"""Nodes whose niceness was said, in any stage of this process."""
 
 
 class Streak:
@@ -138,6 +141,7 @@ class Monitor:
         deaths = self._read()
         own = self._own(deaths)
         self._tell_doubts(own, deaths.doubted)
+        self._say_niceness(own)
         self._stop(own, deaths)
         failed, total = sum(one.failed for one in own), self.total
         done = self._before + sum(one.rows for one in own) + failed if on_record is None else on_record
@@ -194,13 +198,23 @@ class Monitor:
                     "answer while others answer; it is tried ever more rarely"
                 )
 
+    def _say_niceness(self, own: list[EngineStatus]) -> None:
+        """Say of each node, once a run, where engines give way to every other process."""
+        for one in own:
+            if one.niceness > 0 and one.node not in _NAMED_NODES:
+                _NAMED_NODES.add(one.node)
+                self._progress.say(
+                    f"{self._stage}: engines on node {one.node[:12]} run at niceness {one.niceness}, "
+                    f"behind every other process there: {niceness.REMEDY}"
+                )
+
     def _stop(self, own: list[EngineStatus], deaths: Deaths) -> None:
         mistake = next((one.reason for one in own if one.mistake), None)
         if mistake is not None:
             raise UserError(mistake)
         for prompt in sorted(self._streak.take(deaths)):
             self._progress.say(f"{self._stage}: prompt {prompt!r} is left out: engines die with it")
-        reason = next((one.reason for one in reversed(own) if one.reason), "no reason given")
+        reason = next((one.reason for one in reversed(own) if one.reason), _NO_REASON)
         if self._streak.deaths > self._max_failures:
             status.absolve(self._plan.out, self._streak.engines)
             raise InfrastructureError(

@@ -6,7 +6,6 @@ and starts one that died again wherever there is room. A watch runs within its s
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import time
@@ -21,6 +20,7 @@ from typing import Any
 from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from ssd_ray import ray_log
 from ssd_ray.errors import UserError
 from ssd_ray.inference.placement import PlacementGroups, Resources
 from ssd_ray.inference.source import Plan, all_out, emit
@@ -165,7 +165,7 @@ def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[],
 def _context(context: Any, own: str, pool: Pool) -> Any:
     """Ray Data as an engine pool needs it."""
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    ray_log.leave_to_ray("ray.data")
     # Otherwise a pool may not outgrow the nodes that are there, and a cluster that scales never sees its demand.
     context.op_resource_reservation_enabled = False
     # Blocks are units, handed on at once and never put together.

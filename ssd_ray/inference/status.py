@@ -56,6 +56,7 @@ class EngineStatus:
     drawing: tuple[Span, ...] = ()
     testing: bool = False
     alone: str = ""
+    niceness: int = 0
     reason: str = ""
     mistake: bool = False
     excused: bool = False
@@ -66,14 +67,28 @@ class Reporter:
     """An engine process's own file; a thread rewrites it while there is news. `is_alive` tells of a node whether it is there."""
 
     def __init__(
-        self, out: Path, actor: str, *, node: str = "", attempt: str = "", is_alive: Callable[[str], bool] = lambda _: True
+        self,
+        out: Path,
+        actor: str,
+        *,
+        node: str = "",
+        attempt: str = "",
+        is_alive: Callable[[str], bool] = lambda _: True,
+        niceness: int = 0,
     ) -> None:
         self._directory = out / ".engines"
         self._directory.mkdir(exist_ok=True)
         _bury(self._directory, actor, is_alive)
         self.engine, began = uuid.uuid4().hex[:12], time.time()
         self._status = EngineStatus(
-            engine=self.engine, actor=actor, pid=os.getpid(), state="starting", began=began, node=node, attempt=attempt
+            engine=self.engine,
+            actor=actor,
+            pid=os.getpid(),
+            state="starting",
+            began=began,
+            node=node,
+            attempt=attempt,
+            niceness=niceness,
         )
         self._drawing: Counter[Span] = Counter()
         self._lock = threading.Lock()

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ssd_ray import ledger
+from ssd_ray import ledger, niceness, short_paths
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.inference import guardian, journal, presence, source, status
 from ssd_ray.inference.deaths import DOUBTED_DEATHS, SUSPECT_DEATHS, Deaths
@@ -73,6 +73,7 @@ class EngineWorker:
         import ray
 
         guardian.guard()
+        os.environ.update(short_paths.vllm_environment())
         self._order = order
         self._misplaced = _misplaced(order)
         if self._misplaced:
@@ -81,7 +82,14 @@ class EngineWorker:
         log_to_file(order.logs, "engine")
         context = ray.get_runtime_context()
         self._node, self._actor = context.get_node_id(), context.get_actor_id()
-        self._report = status.Reporter(order.out, self._actor, node=self._node, attempt=order.attempt, is_alive=presence.has_node)
+        self._report = status.Reporter(
+            order.out,
+            self._actor,
+            node=self._node,
+            attempt=order.attempt,
+            is_alive=presence.has_node,
+            niceness=niceness.settle(),
+        )
         self._gate, self._calls = Gate(), Calls(concurrent_units)
         self._to_give_back, self._trial = 2 * concurrent_units, threading.Lock()
         self._draining, self._leaving = threading.Event(), threading.Event()

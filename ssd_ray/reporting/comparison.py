@@ -1,13 +1,14 @@
 """Two finished runs side by side: what differs in their recipes, their scores, and the difference problem by problem.
 
 One idea: two runs that answered the same problems are compared like two arms of one run, paired by problem; where the
-problems differ there is no paired difference, and the reason stands in its place. Reads recipe.yaml and report/scores.json
-of both runs; writes nothing.
+problems differ there is no paired difference, and the reason stands in its place. Reads report/recipe.yaml and
+report/scores.json of both runs; writes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.reporting.differences import Difference, difference, pass_at_values
 from ssd_ray.reporting.tables import rounded_to_ten_digits
 from ssd_ray.reporting.terminal import STYLES, score
-from ssd_ray.reporting.words import reading
+from ssd_ray.reporting.words import MINUS, decimals, is_few, points, reading, tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One arm and metric on one benchmark in both runs: `difference` is second minus first, or `unpaired` says why not."""
+    """One arm and metric on one group of problems in both runs.
+
+    `difficulty` is None for all problems of the benchmark. `difference` is second minus first, or `unpaired` says why not.
+    """
 
     benchmark: str
+    difficulty: str | None
     arm: str
     metric: str
     first: Mapping[str, Any] | None
@@ -95,7 +100,9 @@ def compare(first: Path, second: Path) -> Comparison:
 def _load(path: Path) -> _Run:
     if not (path / "report" / "scores.json").exists():
         raise UserError(f"{path} has no report/scores.json: finish that run with `ssd-ray report` first")
-    return _Run(recipe=recipes.load(path / "recipe.yaml"), scores=read_json(path / "report" / "scores.json"))
+    recipe = path / "report" / "recipe.yaml"  # which reports of earlier versions of ssd_ray lack
+    recipe = recipe if recipe.exists() else path / "recipe.yaml"
+    return _Run(recipe=recipes.load(recipe), scores=read_json(path / "report" / "scores.json"))
 
 
 def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
@@ -106,54 +113,81 @@ def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
             yield Change(field=name, first=here.get(name), second=there.get(name))
 
 
-def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
-    """Every benchmark, arm and metric of either run, in the order of the first."""
-    benchmarks, arms, metrics = (_either(first.scores["order"], second.scores["order"], key) for key in _ORDERED)
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """The problems of a benchmark, or of one difficulty in it."""
+
+    benchmark: str
+    difficulty: str | None
+
+    def table(self, scores: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
+        """An arm's table on this group in scores.json, empty where there is none."""
+        groups = scores["benchmarks"].get(self.benchmark, {"all": {"arms": {}}, "difficulties": {}})
+        group = groups["all"] if self.difficulty is None else groups["difficulties"].get(self.difficulty, {"arms": {}})
+        found: Mapping[str, Any] = group["arms"].get(arm, {})
+        return found
+
+    def score(self, scores: Mapping[str, Any], arm: str, metric: str) -> Mapping[str, Any] | None:
+        """An arm's score on this group, None where there is none."""
+        found: Mapping[str, Any] | None = self.table(scores, arm).get("score", {}).get(metric)
+        return found
+
+    def problems(self, scores: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The problems of this group by id, with each arm's graded and accepted answers."""
+        problems = scores["problems"][self.benchmark]
+        return {name: found for name, found in problems.items() if self.difficulty in (None, found["difficulty"])}
+
+
+def _groups(first: _Run, second: _Run) -> Iterator[_Group]:
+    """Every benchmark of either run, and its difficulties where it has several, in the order of the first."""
+    benchmarks, difficulties = (_either(first.scores["order"], second.scores["order"], key) for key in _GROUPED)
     for benchmark in benchmarks:
-        for arm in arms:
-            for metric in metrics:
-                found, unpaired = _paired(first, second, benchmark, arm, metric)
-                yield Pair(
-                    benchmark=benchmark,
-                    arm=arm,
-                    metric=metric,
-                    first=_score(first.scores, benchmark, arm, metric),
-                    second=_score(second.scores, benchmark, arm, metric),
-                    difference=found,
-                    unpaired=unpaired,
-                )
+        yield _Group(benchmark=benchmark, difficulty=None)
+        held = [run.scores["benchmarks"].get(benchmark, {"difficulties": {}})["difficulties"] for run in (first, second)]
+        for difficulty in difficulties:
+            if any(difficulty in groups for groups in held):
+                yield _Group(benchmark=benchmark, difficulty=difficulty)
 
 
-_ORDERED = ("benchmarks", "arms", "pass_at")
+def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
+    """Every group of problems, arm and metric of either run, in the order of the first."""
+    arms, metrics = (_either(first.scores["order"], second.scores["order"], key) for key in ("arms", "pass_at"))
+    for group in _groups(first, second):
+        for arm, metric in itertools.product(arms, metrics):
+            found, unpaired = _paired(first, second, group, arm, metric)
+            yield Pair(
+                benchmark=group.benchmark,
+                difficulty=group.difficulty,
+                arm=arm,
+                metric=metric,
+                first=group.score(first.scores, arm, metric),
+                second=group.score(second.scores, arm, metric),
+                difference=found,
+                unpaired=unpaired,
+            )
+
+
+_GROUPED = ("benchmarks", "difficulties")
 
 
 def _either(first: Mapping[str, list[str]], second: Mapping[str, list[str]], key: str) -> list[str]:
     return list(dict.fromkeys([*first[key], *second[key]]))
 
 
-def _arm(scores: Mapping[str, Any], benchmark: str, arm: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = scores["benchmarks"].get(benchmark, {"all": {"arms": {}}})["all"]["arms"].get(arm, {})
-    return found
-
-
-def _score(scores: Mapping[str, Any], benchmark: str, arm: str, metric: str) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = _arm(scores, benchmark, arm).get("score", {}).get(metric)
-    return found
-
-
-def _paired(first: _Run, second: _Run, benchmark: str, arm: str, metric: str) -> tuple[Difference | None, str | None]:
+def _paired(first: _Run, second: _Run, group: _Group, arm: str, metric: str) -> tuple[Difference | None, str | None]:
     """The difference of second minus first by problem, or why there is none."""
     for name, run in (("first", first), ("second", second)):
-        table = _arm(run.scores, benchmark, arm)
+        table = group.table(run.scores, arm)
         if metric not in table.get("score", {}):
             return None, f"absent from the {name} run"
         if table["refused"]:
             return None, f"no score in the {name} run: {table['refused']}"
-    here, there = first.scores["problems"][benchmark], second.scores["problems"][benchmark]
+    here, there = group.problems(first.scores), group.problems(second.scores)
     if here.keys() != there.keys():
         lost, new = len(here.keys() - there.keys()), len(there.keys() - here.keys())
         return None, f"the problems differ: {lost} only in the first run, {new} only in the second"
-    found = difference(first.recipe, _values(there, arm, metric), _values(here, arm, metric))
+    answers = max(run.recipe.evaluate.samples_per_problem for run in (first, second))
+    found = difference(first.recipe, _values(there, arm, metric), _values(here, arm, metric), answers=answers)
     return found, None if found else "no problem has enough graded answers in both"
 
 
@@ -176,21 +210,36 @@ def _changes_table(comparison: Comparison) -> RenderableType:
 
 def _scores_table(comparison: Comparison) -> RenderableType:
     table = Table(title="Scores", title_justify="left")
-    for heading in ("benchmark", "arm", "metric"):
+    for heading in ("benchmark", "problems", "arm", "metric"):
         table.add_column(heading)
     for heading in (comparison.first, comparison.second):
         table.add_column(Text(heading), justify="right", overflow="fold")
+    table.add_column(f"second {MINUS} first", justify="right")
     for pair in comparison.pairs:
-        names = (pair.benchmark, pair.arm, pair.metric)
-        table.add_row(*(Text(cell) for cell in (*names, score(pair.first), score(pair.second))))
+        names = (pair.benchmark, pair.difficulty or "all", pair.arm, pair.metric)
+        cells = (*names, score(pair.first), score(pair.second), _short(pair))
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
+def _short(pair: Pair) -> str:
+    """A difference with its interval as a cell, of few problems their counts."""
+    if pair.difference is None:
+        return "not compared"
+    found = dataclasses.asdict(pair.difference)
+    digits = decimals(found["problems"])
+    estimate, low, high = (points(found[key], digits) for key in ("estimate", "low", "high"))
+    return tally(found) if is_few(found["problems"]) else f"{estimate} ({low} to {high})"
+
+
 def _sentences(comparison: Comparison) -> Iterator[Text]:
+    """One sentence for each benchmark, arm and metric; difficulties are in the table alone."""
     for pair in comparison.pairs:
+        if pair.difficulty is not None:
+            continue
         where = f"{pair.benchmark}, {pair.arm}, {pair.metric}"
         if pair.difference is None:
             yield Text(f"{where}: not compared, {pair.unpaired}", style="yellow")
         else:
-            told = reading("second", "first", dataclasses.asdict(pair.difference), comparison.confidence, "these runs")
-            yield Text(f"{where}: {told}", style=STYLES[pair.difference.reading])
+            sentence = reading("second", "first", dataclasses.asdict(pair.difference), comparison.confidence, "these runs")
+            yield Text(f"{where}: {sentence}", style=STYLES[pair.difference.reading])

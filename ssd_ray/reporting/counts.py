@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from ssd_ray import artifacts
 from ssd_ray.errors import UserError
+from ssd_ray.lcb_official import reason_of
 from ssd_ray.schema import FinishReason, Outcome
 
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -32,6 +33,8 @@ class Answer:
     outcome: str
     outcome_base: str = ""
     """On EvalPlus's base tests alone; empty elsewhere, and where none was run."""
+    reason: str = ""
+    """What in a rejection is owed to the official grader that a profile follows, and not to the program."""
     thought_ended: bool | None = None
     """Whether its reasoning was ended; None for an answer without one."""
 
@@ -194,8 +197,8 @@ def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
 def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dict[str, _Gathered], int]:
     """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
     gathered: dict[str, _Gathered] = {}
-    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base", "reasoning")
-    for prompt_id, index, source, difficulty, outcome, outcome_base, reasoning in artifacts.read_columns(path, *columns):
+    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base", "reasoning", "detail")
+    for prompt_id, index, source, difficulty, outcome, outcome_base, reasoning, detail in artifacts.read_columns(path, *columns):
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
             raise _mismatch(path, f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice")
@@ -211,6 +214,7 @@ def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dic
             finish_reason=finish_reason,
             outcome=outcome,
             outcome_base=outcome_base,
+            reason=reason_of(detail),
             thought_ended={"ended": True, "unfinished": False}.get(reasoning),
         )
     return gathered, sum(len(problem.answers) for problem in gathered.values())

@@ -1,6 +1,6 @@
-"""Two arms on the same problems: the paired difference with its interval, its p-value and what it could have shown.
+"""Two arms on the same problems: the paired difference with its interval, its p-value and the detectable effect.
 
-One idea: two arms are called different only when the interval leaves out zero and the permutation test agrees, over enough
+One idea: all three come from one score test, so they agree. Two arms are called different only when it rejects, over enough
 problems; otherwise the page says how large a difference would have been seen. Pure functions on arrays of per-problem pass@k.
 """
 
@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 
 from ssd_ray.config import Recipe
-from ssd_ray.evaluation import metrics, significance
-from ssd_ray.evaluation.metrics import Interval, Values
-from ssd_ray.evaluation.significance import PValue
+from ssd_ray.evaluation import metrics, paired, significance
+from ssd_ray.evaluation.metrics import Values
+from ssd_ray.evaluation.paired import Discordance
 
 MIN_PROBLEMS = 10
-"""Below this many problems an interval means too little to call two arms different: a convention of this report."""
+"""Below this many problems reports print counts and call no two arms different: a convention of this report."""
 
 _ZERO = 1e-9
 """Differences up to this are sums of rounding errors."""
@@ -31,16 +31,18 @@ Reading = Literal["higher", "lower", "cannot tell", "too few problems"]
 class Difference:
     """Mean of the per-problem differences to the baseline, as a share of one, over problems that both arms have graded.
 
-    `p_value` is two-sided, from sign flips by problem; `p_exact` says whether all flips were counted.
-    `smallest_detectable_effect` is 2.8 times the `standard_error`, in which two imagined problems keep it above zero.
+    `better` and `worse` count the problems on which the arm did better or worse. `p_value` is two-sided, of the score test
+    that the interval inverts. `standard_error` is the interval's longer side over the normal quantile, and
+    `smallest_detectable_effect` 2.8 of them at 95 %.
     """
 
     estimate: float
     low: float
     high: float
     problems: int
+    better: int
+    worse: int
     p_value: float
-    p_exact: bool
     standard_error: float
     smallest_detectable_effect: float
     reading: Reading
@@ -51,36 +53,43 @@ def pass_at_values(counts: Sequence[tuple[int, int]], k: int) -> Values:
     return np.array([metrics.pass_at_k(n, c, k) if n >= k else math.nan for n, c in counts], dtype=np.float64)
 
 
-def difference(recipe: Recipe, values: Values, baseline: Values) -> Difference | None:
-    """`values` minus `baseline`, problem by problem; both of shape (problems,) in the same order, NaN where ungraded."""
+def difference(recipe: Recipe, values: Values, baseline: Values, *, answers: int | None = None) -> Difference | None:
+    """Subtract `baseline` from `values` problem by problem; both of shape (problems,) in one order, NaN where ungraded.
+
+    `answers` is the largest number of answers behind a value, by default the recipe's samples per problem. None is returned
+    where no problem is graded in both.
+    """
     both = ~(np.isnan(values) | np.isnan(baseline))
     if not both.any():
         return None
-    here, there, evaluate = values[both], baseline[both], recipe.evaluate
-    samples, confidence = evaluate.bootstrap_samples, evaluate.confidence
-    found = metrics.paired_bootstrap(here, there, samples=samples, confidence=confidence, seed=recipe.seed)
-    p_value = significance.sign_flip_p_value(here - there, permutations=samples, seed=recipe.seed)
-    return judged(found, p_value, significance.standard_error(here - there), len(here), confidence)
+    here, there = values[both], baseline[both]
+    pair = paired.discordance(here, there, answers=answers or recipe.evaluate.samples_per_problem)
+    better, worse = int((here > there + _ZERO).sum()), int((here < there - _ZERO).sum())
+    return judged(pair, better, worse, problems=len(here), confidence=recipe.evaluate.confidence)
 
 
-def judged(found: Interval, p_value: PValue, error: float, problems: int, confidence: float) -> Difference:
-    """A difference with all that stands beside it, and in one word what it shows."""
+def judged(pair: Discordance, better: int, worse: int, *, problems: int, confidence: float) -> Difference:
+    """Attach interval, p-value, detectable effect and reading to a disagreement over `problems` problems."""
+    interval = paired.difference_interval(pair, confidence=confidence)
+    error = significance.standard_error(interval, confidence=confidence)
+    p_value = significance.p_value(pair)
     return Difference(
-        estimate=found.estimate,
-        low=found.low,
-        high=found.high,
+        estimate=interval.estimate,
+        low=interval.low,
+        high=interval.high,
         problems=problems,
-        p_value=p_value.value,
-        p_exact=p_value.exact,
+        better=better,
+        worse=worse,
+        p_value=p_value,
         standard_error=error,
-        smallest_detectable_effect=significance.smallest_detectable_effect(error),
-        reading=_reading(found, p_value.value <= 1 - confidence + _ZERO, problems),
+        smallest_detectable_effect=significance.smallest_detectable_effect(error, confidence=confidence),
+        reading=_reading(interval.estimate, p_value <= 1 - confidence, problems),
     )
 
 
-def _reading(found: Interval, unlikely: bool, problems: int) -> Reading:
+def _reading(estimate: float, unlikely: bool, problems: int) -> Reading:
     if problems < MIN_PROBLEMS:
         return "too few problems"
-    if unlikely and found.low > _ZERO:
-        return "higher"
-    return "lower" if unlikely and found.high < -_ZERO else "cannot tell"
+    if not unlikely:
+        return "cannot tell"
+    return "higher" if estimate > 0 else "lower"

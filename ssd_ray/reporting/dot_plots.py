@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ssd_ray.reporting import words
 from ssd_ray.reporting.canvas import COLORS, INK, MARKERS, QUIET, Picture, canvas, finish, short, style_of
-from ssd_ray.reporting.words import MINUS, decimals, percent, points, rounded
+from ssd_ray.reporting.words import MINUS, decimals, is_few, percent, points, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def _dots(name: str, marks: Sequence[_Mark], xlabel: str, alt: str, caption: str
     for y in headings:
         axes.get_yticklabels()[y].set_fontweight("bold")
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    _limits(axes, [mark.found for mark in marks if mark.found], signed)
+    _limits(axes, [mark.found for mark in marks if mark.found and not (signed and is_few(mark.found["problems"]))], signed)
     axes.set_xlabel(xlabel)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
@@ -114,12 +115,17 @@ def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
     if mark.found is None:
         axes.text(0, y, " no score", va="center", color=QUIET, style="italic")
         return
+    few = is_few(mark.found["problems"])
+    if few and signed:
+        axes.text(0, y, f" {words.tally(mark.found)}", va="center", color=QUIET, style="italic")
+        return
     color, marker = COLORS[mark.style], MARKERS[mark.style]
     low, middle, high = (100 * mark.found[key] for key in ("low", "estimate", "high"))
     axes.plot([low, high], [y, y], color=color, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
     axes.plot([middle], [y], marker=marker, color=color, markersize=6, clip_on=False, zorder=3)
     digits = decimals(mark.found["problems"])
-    text = points(mark.found["estimate"], digits) if signed else rounded(middle, digits)
+    score = words.score(mark.found) if few else rounded(middle, digits)
+    text = points(mark.found["estimate"], digits) if signed else score
     axes.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", color=color, fontsize=8.5, fontweight="bold")
 
 
@@ -139,6 +145,10 @@ def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> Non
 def _told(mark: _Mark, signed: bool) -> str:
     if mark.found is None:
         return f"{mark.section}, {mark.label}: no score."
+    if signed and is_few(mark.found["problems"]):
+        return f"{mark.section}, {mark.label}: {words.tally(mark.found)}."
+    if not signed:
+        return f"{mark.section}, {mark.label}: {words.score(mark.found)}, {words.score_range(mark.found)}."
     digits = decimals(mark.found["problems"])
-    told = [(points if signed else percent)(mark.found[key], digits) for key in ("estimate", "low", "high")]
+    told = [points(mark.found[key], digits) for key in ("estimate", "low", "high")]
     return f"{mark.section}, {mark.label}: {told[0]}, {told[1]} to {told[2]}."

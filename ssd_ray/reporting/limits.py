@@ -13,7 +13,7 @@ from typing import Any
 from ssd_ray import arms
 from ssd_ray.config import Decoding, Recipe
 from ssd_ray.evaluation.selection import SPLITS
-from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, isolation, parameters, percent
+from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, is_few, isolation, parameters, percent
 
 PAPER_SMALLEST = 4e9
 """Parameters of the smallest model in the paper (table 2)."""
@@ -146,7 +146,7 @@ def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _uncertainty(scores: Mapping[str, Any]) -> tuple[str, str]:
     confidence = scores["confidence"]
     paired = sum(
-        found is not None
+        found is not None and not is_few(found["problems"])
         for benchmark in scores["benchmarks"].values()
         for group in (benchmark["all"], *benchmark["difficulties"].values())
         for arm in group["arms"].values()

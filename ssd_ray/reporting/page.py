@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import arms, artifacts
+from ssd_ray import arms, artifacts, recipes
 from ssd_ray.arms import Branch
 from ssd_ray.config import Recipe, fields
 from ssd_ray.reporting import counts, health, tables, words
@@ -50,6 +50,8 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dic
     artifacts.write_atomic(out / "scores.json", tables.canonical(scores) + "\n")
     artifacts.write_atomic(out / "timings.json", tables.canonical(cost) + "\n")
     artifacts.write_atomic(out / "report.html", html)
+    # The run's recipe.yaml is that of the latest call, which may have made something else since.
+    artifacts.write_atomic(out / "recipe.yaml", recipes.dump(recipe))
     return headline(scores)
 
 

@@ -18,6 +18,8 @@ KNOWN_FLIPS = (
     "official grader, accepts a program without a class Solution that does not define it; strict calls only what the program "
     "itself defines.",
     "lcb-compat, like the official grader, takes Infinity for inf; strict compares finite numbers.",
+    "lcb-compat, like the official grader since 23 May 2025, has a stand-in for sys.stdin, which gives some programs what no "
+    "file would give; their flips say so.",
 )
 """Differences between the profiles that are rules, not chance, for a reader of flips (docs/benchmarks.md has the table)."""
 
@@ -39,6 +41,7 @@ def flips(first: Results, second: Results) -> list[dict[str, Any]]:
                             "sample_index": here.sample_index,
                             "first": here.outcome,
                             "second": there.outcome,
+                            "reason": here.reason or there.reason,
                         }
                     )
     return found

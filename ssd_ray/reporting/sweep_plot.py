@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting.canvas import COLORS, MARKERS, WIDTH, Picture, finish, style_of
-from ssd_ray.reporting.words import decimals, percent
+from ssd_ray.reporting.words import percent, score
 
 TEACHER = "teacher"
 
@@ -58,7 +58,7 @@ def _drawn(axes: Axes, scores: Mapping[str, Any], name: str, points: list[str], 
     low, middle, high = ([100 * found[key] for _, found in known] for key in ("low", "estimate", "high"))
     axes.fill_between(temperatures, low, high, color=COLORS[style], alpha=0.13, linewidth=0)
     axes.plot(temperatures, middle, color=COLORS[style], marker=MARKERS[style], markersize=5, linewidth=1.6, label=name)
-    return ", ".join(f"T {t:g} {percent(found['estimate'], decimals(found['problems']))}" for t, found in known) or "no score"
+    return ", ".join(f"T {t:g} {score(found)}" for t, found in known) or "no score"
 
 
 def _teacher(axes: Axes, scores: Mapping[str, Any], found: Mapping[str, Any]) -> None:

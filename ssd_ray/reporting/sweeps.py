@@ -81,13 +81,12 @@ def _gain(recipe: Recipe, results: Results, treated: str, control: str, k: int) 
 def _compared(recipe: Recipe, here: Values, there: Values, cut: Halves, within: Halves | None) -> dict[str, Any]:
     evaluate = recipe.evaluate
     gain = selection.Sweep(here, there, cut, within).gain(
-        samples=evaluate.bootstrap_samples, confidence=evaluate.confidence, seed=recipe.seed
+        samples=evaluate.bootstrap_samples, answers=evaluate.samples_per_problem, seed=recipe.seed
     )
     problems = len(here) if within is None else int(within.sum())
+    free = judged(gain.pair, gain.better, gain.worse, problems=problems, confidence=evaluate.confidence)
     return {
-        "selection_free": dataclasses.asdict(
-            judged(gain.interval, gain.p_value, gain.standard_error, problems, evaluate.confidence)
-        ),
+        "selection_free": dataclasses.asdict(free),
         "best_cell": gain.best_cell,
         "chosen": {"treated": gain.chosen_treated.tolist(), "control": gain.chosen_control.tolist()},
     }

@@ -1,6 +1,6 @@
 """The numbers of a report: pass@k with intervals, paired differences, outcomes, training data; all of scores.json.
 
-One idea: a problem is the unit. Each problem gives one value per arm, intervals resample problems, and a difference is
+One idea: a problem is the unit. Each problem gives one value per arm, intervals are over problems, and a difference is
 taken problem by problem. An answer that could not be graded is neither right nor wrong: it is left out and counted, and
 too many of them refuse the score. Pure functions: they read counts and facts, and write nothing.
 """
@@ -21,13 +21,14 @@ from ssd_ray import arms
 from ssd_ray.config import EvaluateConfig, Recipe
 from ssd_ray.evaluation import metrics
 from ssd_ray.evaluation.metrics import Values
+from ssd_ray.lcb_official import GRADER
 from ssd_ray.reporting.counts import FINISH_REASONS, OUTCOMES, Loss, ProblemResult, SampleCounts
 from ssd_ray.reporting.differences import Difference, difference, pass_at_values
 from ssd_ray.reporting.profiles import flips
 from ssd_ray.reporting.sweeps import selections
 from ssd_ray.reporting.training_data import training
 
-FORMAT = 3
+FORMAT = 4
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
@@ -164,6 +165,7 @@ def _profiles(recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Seq
             for profile in (first, *others)
             if others
         },
+        "official_grader": dict(GRADER) if "lcb-compat" in recipe.evaluate.profiles else None,
         "flips": {profile: flips(by_profile[first], by_profile[profile]) for profile in others},
     }
 

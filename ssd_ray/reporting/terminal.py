@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd_ray.config import Decoding
-from ssd_ray.reporting.words import decimals, decoding, percent, readings, rounded
+from ssd_ray.reporting import words
+from ssd_ray.reporting.words import decoding, percent, readings
 
 STYLES = {"higher": "bold blue", "lower": "bold red", "cannot tell": "bold", "too few problems": "bold", "refused": "bold yellow"}
 
@@ -52,9 +53,5 @@ def _sentences(scores: Mapping[str, Any]) -> Iterator[Text]:
 
 
 def score(found: Mapping[str, Any] | None) -> str:
-    """A score with its interval, as `24.3 % (18.0 to 31.2)`."""
-    if found is None:
-        return "no score"
-    digits = decimals(found["problems"])
-    low, high = (rounded(100 * found[end], digits) for end in ("low", "high"))
-    return f"{percent(found['estimate'], digits)} ({low} to {high})"
+    """A score with its interval, as `24.3 % (18.0 to 31.2)`, or of few problems `2.3 of 9 (0.9 to 4.6)`."""
+    return "no score" if found is None else f"{words.score(found)} ({words.score_range(found, unit='')})"

@@ -11,6 +11,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from ssd_ray.config import Decoding
+from ssd_ray.reporting.differences import MIN_PROBLEMS
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -51,6 +52,56 @@ def points(share: float | None, digits: int = 1, *, signed: bool = True) -> str:
     return text.replace("-", MINUS) if share < 0 or not signed else f"+{text}"
 
 
+def is_few(problems: int) -> bool:
+    """Return True if there are too few problems for percentages, so that counts are printed."""
+    return problems < MIN_PROBLEMS
+
+
+def solved(share: float, problems: int) -> str:
+    """A share of few problems as their expected number, `3` or `2.3`."""
+    return rounded(share * problems, 1).removesuffix(".0")
+
+
+def score(found: Mapping[str, Any]) -> str:
+    """An estimate without its interval, as `24.3 %`, or of few problems `2.3 of 9`."""
+    problems = found["problems"]
+    if is_few(problems):
+        return f"{solved(found['estimate'], problems)} of {problems}"
+    return percent(found["estimate"], decimals(problems))
+
+
+def score_range(found: Mapping[str, Any], unit: str = f"{NBSP}%") -> str:
+    """The interval of a score, as `18.0 % to 31.2 %`, or of few problems `0.9 to 4.6`."""
+    problems = found["problems"]
+    if is_few(problems):
+        return f"{solved(found['low'], problems)} to {solved(found['high'], problems)}"
+    low, high = (rounded(100 * found[end], decimals(problems)) for end in ("low", "high"))
+    return f"{low}{unit} to {high}{unit}"
+
+
+def gain(share: float, problems: int) -> str:
+    """A difference with its unit: `+1.2 points`, or of few problems `+0.4 of 9 problems`."""
+    if not is_few(problems):
+        return f"{points(share, decimals(problems))} points"
+    return f"{points(share * problems / 100, 1).removesuffix('.0')} of {counted(problems, 'problem')}"
+
+
+def rate(share: float | None, size: int) -> str:
+    """A share of `size` answers as a percentage, or of few answers as `2 of 9`."""
+    if share is None or not is_few(size):
+        return percent(share, decimals(size))
+    return f"{solved(share, size)} of {size}"
+
+
+def tally(found: Mapping[str, Any]) -> str:
+    """The problems behind a difference, as `3 better, 1 worse, 5 equal` or `all 9 equal`."""
+    better, worse = found["better"], found["worse"]
+    equal = found["problems"] - better - worse
+    if better == worse == 0:
+        return f"all {equal:,} equal"
+    return f"{better:,} better, {worse:,} worse, {equal:,} equal"
+
+
 def probability(found: Mapping[str, Any]) -> str:
     """The p-value of a difference with two digits, as `0.032` or `below 0.001`."""
     value = found["p_value"]
@@ -58,7 +109,7 @@ def probability(found: Mapping[str, Any]) -> str:
 
 
 def doubt(found: Mapping[str, Any]) -> str:
-    """What stands beside every difference: its p-value and the smallest effect that so many problems could show."""
+    """The p-value of a difference and the smallest effect that so many problems could show."""
     least = points(found["smallest_detectable_effect"], decimals(found["problems"]), signed=False)
     return f"p{NBSP}{probability(found)}, detectable ±{least}"
 
@@ -131,15 +182,18 @@ def interval(found: Mapping[str, Any], confidence: float) -> str:
 
 
 def reading(arm: str, baseline: str, found: Mapping[str, Any], confidence: float, seen_by: str = "this run") -> str:
-    """A difference in plain words, its p-value and the smallest detectable effect beside it."""
-    told = f"{arm} {MINUS} {baseline}: {points(found['estimate'], decimals(found['problems']))} points"
+    """A difference in plain words with its interval, p-value and detectable effect, or of few problems with their counts."""
     endings = {
         "higher": f"{arm} did better than {baseline} in {seen_by}",
         "lower": f"{arm} did worse than {baseline} in {seen_by}",
         "cannot tell": f"{seen_by} cannot tell them apart",
         "too few problems": f"too few problems ({found['problems']}) to tell them apart",
     }
-    return f"{told}, {interval(found, confidence)}, {doubt(found)}: {endings[found['reading']]}"
+    names, ending = f"{arm} {MINUS} {baseline}", endings[found["reading"]]
+    if is_few(found["problems"]):
+        return f"{names}: {tally(found)} of {counted(found['problems'], 'problem')}: {ending}"
+    size = gain(found["estimate"], found["problems"])
+    return f"{names}: {size}, {interval(found, confidence)}, {doubt(found)}: {ending} ({tally(found)})"
 
 
 def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -176,17 +230,17 @@ def _reading(scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any],
 def _free_reading(scores: Mapping[str, Any], benchmark: str, found: Mapping[str, Any]) -> dict[str, str]:
     """One gain without selection in words; the best cell's gain is a note and says what it is."""
     kept = {"benchmark": benchmark, "arm": found["treated"], "how": "temperatures chosen on other problems"}
-    gain = found["metrics"][scores["headline"]]
-    if gain is None:
+    best = found["metrics"][scores["headline"]]
+    if best is None:
         text = f"{found['treated']} {MINUS} {found['control']}: no gain can be given, {found['refused']}"
         return {**kept, "reading": "refused", "text": text, "note": ""}
-    free = gain["selection_free"]
+    free = best["selection_free"]
     told = reading(found["treated"], found["control"], free, scores["confidence"])
     return {
         **kept,
         "reading": free["reading"],
         "text": told,
-        "note": f"Best cell against best cell: {points(gain['best_cell'], decimals(free['problems']))} points, "
+        "note": f"Best cell against best cell: {gain(best['best_cell'], free['problems'])}, "
         "selected on the test problems themselves, with the luck of that in it.",
     }
 
@@ -196,6 +250,11 @@ def chosen(shares: Sequence[float], temperatures: Sequence[float]) -> str:
     ranked = sorted(zip(shares, temperatures, strict=True), key=lambda pair: (-pair[0], pair[1]))
     shown = [f"T{NBSP}{t:g} ({percent(share, 0)})" for share, t in ranked[:2] if share >= 0.005]
     return ", ".join(shown) + (", others" if sum(share for share, _ in ranked[2:]) >= 0.005 else "")
+
+
+def official(grader: Mapping[str, str]) -> str:
+    """Name the state of a benchmark's own grader, as `LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)`."""
+    return f"{grader['repository']} at {grader['commit'][:7]} ({grader['date']})"
 
 
 def isolation(found: Mapping[str, Any] | None) -> str:

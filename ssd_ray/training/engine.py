@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ssd_ray import models
+from ssd_ray import import_path, models
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import sequence_parallel
@@ -99,10 +99,10 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     keeps each thread on a core of its own.
     """
     if cluster.device != "cpu":
-        return {}
+        return dict(import_path.SAFE)
     memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 27), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
     alone = cluster.train_workers == 1 and cluster.cpus_per_train_worker >= len(os.sched_getaffinity(0))
-    return memory | ({"OMP_PROC_BIND": "true"} if alone else {})
+    return import_path.SAFE | memory | ({"OMP_PROC_BIND": "true"} if alone else {})
 
 
 def prepare_process(cluster: ClusterConfig) -> None:

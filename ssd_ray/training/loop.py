@@ -23,6 +23,7 @@ import ray.train
 import torch
 from torch import distributed
 
+from ssd_ray import niceness
 from ssd_ray.artifacts import write_atomic
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import UserError
@@ -81,6 +82,7 @@ def work(config: dict[str, Job]) -> None:
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
     heartbeat = Heartbeat(job.logs, context.get_world_rank())
     heartbeat.phase("loading the model")
+    niceness.settle()
     prepare_process(job.cluster)
     worker = Worker(job, heartbeat)
     engine, train = worker.engine, job.train

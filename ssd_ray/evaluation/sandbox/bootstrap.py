@@ -57,7 +57,7 @@ sys.modules["zygote"].main(config)
 """
 _MODULES = (
     *("walls", "restored", "foreign", "wire", "objects", "definitions"),
-    *("check_role", "lcb_role", "roles", "zygote"),
+    *("check_role", "lcb_stdin", "lcb_role", "roles", "zygote"),
 )
 """In the order of their imports."""
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")

@@ -53,7 +53,7 @@ class GVisor:
         package = str(Path(__file__).parents[3])
         places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", *(module or ("ssd_ray.evaluation.sandbox.keeper", str(os.getpid())))],
+            [sys.executable, "-P", "-m", *(module or ("ssd_ray.evaluation.sandbox.keeper", str(os.getpid())))],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -9,7 +9,8 @@ must be /dev/null, as officially what does not go through sys.stdin and sys.stdo
 
 The first message is a test's limit in whole seconds, and loads the program; every other is a text for standard input, or a
 list of arguments. Replies are `["loaded"]`, `["printed", text]`, `["value", value]`, `["unsupported", reason]`, or
-`["error", kind, name, message]` with kind "load", "time" or "run".
+`["error", kind, name, message]` with kind "load", "time" or "run". A name of lcb_stdin.NOTES at the end of `printed` or
+`error` says how standard input was not what a file is.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
     Reply = list[Any]
 if TYPE_CHECKING or __name__ != "lcb_role":
-    from ssd_ray.evaluation.sandbox import foreign
+    from ssd_ray.evaluation.sandbox import foreign, lcb_stdin
 else:
     import foreign
+    import lcb_stdin
 
 _BY_NAME = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools"),
@@ -159,21 +161,26 @@ def _unparsed(statements: Sequence[ast.stmt]) -> str:
 
 def _feed(method: Callable[[], object], text: str, limit_s: int) -> Reply:
     """One stdin test: what the program printed, or how it failed."""
-    printed, stdout = io.StringIO(), sys.stdout
+    printed, stdout, notes = io.StringIO(), sys.stdout, lcb_stdin.Notes()
     # Closing it is officially a TypeError, for want of an argument.
     printed.close = lambda _: None  # type: ignore[method-assign, assignment, misc]
     _signal.alarm(limit_s)
     try:
         _require_stderr()
         sys.stdout = printed
-        _run_on_text(method, text)
+        _run_on_text(method, text, notes)
     except Exception as error:
         _signal.alarm(0)
-        return _error("run", error)
+        return [*_error("run", error), *noted(notes)]
     finally:
         _signal.alarm(0)
         sys.stdout = stdout
-    return ["printed", printed.getvalue()]
+    return ["printed", printed.getvalue(), *noted(notes)]
+
+
+def noted(notes: lcb_stdin.Notes) -> list[str]:
+    """Return the name of a difference to a file, if there was one, to be appended to a reply."""
+    return [notes.first] if notes.first else []
 
 
 def _require_stderr() -> None:
@@ -185,22 +192,18 @@ def _require_stderr() -> None:
         sys.stderr.flush()
 
 
-def _run_on_text(method: Callable[[], object], text: str) -> None:
+def _run_on_text(method: Callable[[], object], text: str, notes: lcb_stdin.Notes) -> None:
     """Call the program with `text` for standard input; any SystemExit is a success.
 
     Who took hold of the true sys.stdin while the program was loaded (`from sys import stdin`) reads the text through three
     of its methods only, without line ends; everyone else gets the mock.
     """
-    true_stdin, true_open, lines = sys.stdin, builtins.open, iter(text.split("\n"))
-    patched: dict[str, Callable[..., object]] = {
-        "read": lambda *_: text,
-        "readline": lambda *_: next(lines),
-        "readlines": lambda *_: text.split("\n"),
-    }
+    true_stdin, true_open = sys.stdin, builtins.open
+    patched = lcb_stdin.methods_of_the_true_stdin(text, notes)
     vars(true_stdin).update(patched)
     try:
-        sys.stdin = _Stdin(text)
-        builtins.open = lambda *_, **__: _Opened(text)  # type: ignore[assignment]
+        sys.stdin = lcb_stdin.Stdin(text, notes)
+        builtins.open = lambda *_, **__: lcb_stdin.Opened(text)  # type: ignore[assignment]
         method()
     except SystemExit:
         return
@@ -208,45 +211,6 @@ def _run_on_text(method: Callable[[], object], text: str) -> None:
         sys.stdin, builtins.open = true_stdin, true_open
         for name in patched:
             vars(true_stdin).pop(name, None)
-
-
-class _Stdin:
-    """Officially sys.stdin: lines come once, the whole text always comes whole; there is nothing to iterate over."""
-
-    def __init__(self, text: str) -> None:
-        self._text, self._lines, self.buffer = text, io.StringIO(text), _Buffer(text)
-
-    def read(self, *_: object) -> str:
-        return self._text
-
-    def readline(self, *size: int) -> str:
-        return self._lines.readline(*size)
-
-    def readlines(self, *_: object) -> list[str]:
-        return self._text.split("\n")
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._lines, name)
-
-
-class _Buffer:
-    """Officially sys.stdin.buffer: every line is the first one, and there are no other methods."""
-
-    def __init__(self, text: str) -> None:
-        self._bytes = text.encode()
-
-    def read(self, *_: object) -> bytes:
-        return self._bytes
-
-    def readline(self, *_: object) -> bytes:
-        return self._bytes.split(b"\n")[0] + b"\n"
-
-
-class _Opened(io.StringIO):
-    """What the builtins module's `open` gives for any name and mode: the test's input, with every method one may ask for."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
 
 
 def _call(method: Callable[..., object], arguments: list[object], limit_s: int) -> Reply:

@@ -31,7 +31,10 @@ else:
     import roles
     import walls
 
-_OWN_MODULES = (*("zygote", "walls", "roles", "wire", "foreign", "restored", "objects", "definitions", "check_role", "lcb_role"),)
+_OWN_MODULES = (
+    *("zygote", "walls", "roles", "wire", "foreign", "restored", "objects", "definitions", "check_role"),
+    *("lcb_role", "lcb_stdin"),
+)
 _MESSAGE_BYTES, _MAX_DESCRIPTORS = 1 << 16, 8
 
 

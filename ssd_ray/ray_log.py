@@ -1,0 +1,93 @@
+"""Keep what Ray says in the run's logs, so that the screen has this package's sentences alone.
+
+Ray prints a paragraph for every worker that ends, and Ray Data logs and warns while it works. All
+of it goes to `logs/ray.log`, to be looked up where a reason on the screen is too short.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+NAME = "ray.log"
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextmanager
+def kept_in(logs: Path | None) -> Iterator[None]:
+    """Send Ray's messages, log records and warnings of this process to a file of `logs`.
+
+    Without `logs` they go where Ray sends them.
+    """
+    if logs is None:
+        yield
+        return
+    import ray._private.worker
+
+    handler = _LogFile(logs / NAME)
+    logger = logging.getLogger("ray")
+    consoles = _take_consoles(logger)
+    logger.addHandler(handler)
+    try:
+        with (
+            mock.patch.object(ray._private.worker, "print_to_stdstream", handler.write_message),
+            mock.patch.object(warnings, "showwarning", handler.or_else(warnings.showwarning)),
+        ):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        for console in consoles:
+            logger.addHandler(console)
+        handler.close()
+
+
+def leave_to_ray(name: str) -> None:
+    """Have a logger that a part of Ray set up for itself write where `ray` does."""
+    logger = logging.getLogger(name)
+    _take_consoles(logger)
+    logger.propagate = True
+
+
+def _take_consoles(logger: logging.Logger) -> list[logging.Handler]:
+    consoles = [each for each in logger.handlers if type(each).__name__ == "PlainRayHandler"]
+    for console in consoles:
+        logger.removeHandler(console)
+    return consoles
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that is made with the first record of a warning or more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, delay=True)
+        self.setLevel(logging.WARNING)
+        self.setFormatter(logging.Formatter(_FORMAT))
+
+    def _open(self) -> Any:
+        os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
+        return super()._open()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text that is no log record."""
+        self.handle(logging.LogRecord(name, logging.WARNING, "", 0, text, None, None))
+
+    def write_message(self, data: dict[str, Any], *_: Any, **__: Any) -> None:
+        """Write a message of a raylet or another process, as Ray hands it to the screen."""
+        self.write(str(data["pid"]), "\n".join(data["lines"]))
+
+    def or_else(self, show: Any) -> Any:
+        """Return a `warnings.showwarning` that writes warnings of Ray and shows all others."""
+
+        def show_or_write(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+            if f"{os.sep}ray{os.sep}" in filename:
+                self.write("ray", f"{filename}:{lineno}: {category.__name__}: {message}")
+            else:
+                show(message, category, filename, lineno, *rest)
+
+        return show_or_write

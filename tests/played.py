@@ -1,0 +1,174 @@
+"""A recipe's own steps, of which those that take GPUs or graders are played: rows at once, that follow from what they read.
+
+Benchmark, prompts, data set and report are real. `Played` says what no recipe says: hardware, and graders that fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from staged import die_at
+
+from ssd_ray import artifacts, cluster, models, recipes
+from ssd_ray.progress import LineProgress
+from ssd_ray.run import Run
+from ssd_ray.schema import Completion, Example, Prompt, Verdict
+from ssd_ray.stages import Stages
+
+CHOICES = (
+    "model.source=someone/played",
+    "model.revision=one",
+    "model.max_model_len=4096",
+    "prompts.limit=5",
+    "prepare.policies={stub: keep, no_code: keep, duplicate: keep, loop: keep, empty: keep}",
+    "evaluate.benchmarks=[builtin]",
+    "evaluate.limit=4",
+    "evaluate.controls=[accepted]",
+    "evaluate.bootstrap_samples=100",
+    "train.heldout_samples=0",
+)
+Facts = Mapping[str, Any]
+
+
+class Played:
+    """The machine that a run is played on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+        self.failing = False
+        self.hardware = ""
+        self.made: list[str] = []
+        monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(models, "fetch", lambda _: model)
+        acts = {"samples": self.samples, "generations": self.generations, "checkpoint": self.checkpoint}
+        acts |= {"verdicts": self.verdicts, "sample_verdicts": self.verdicts}
+        for name, act in acts.items():
+            monkeypatch.setattr(Stages, name, _method(act))
+        for name in ("check_training", "check_weights"):
+            monkeypatch.setattr(Stages, name, lambda *_: None, raising=False)
+
+    def run(self, out: Path, *chosen: str) -> Run:
+        """A run of the quick start's recipe, made small."""
+        return Run(recipes.load("quickstart", [*CHOICES, *chosen]), out, LineProgress())
+
+    def samples(self, stages: Stages, decoding: Any, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+        """One answer a prompt."""
+        return self._answers(stages.out / "prompts", stage, ended, out)
+
+    def generations(
+        self, stages: Stages, stage: str, arm: Any, checkpoint: str | None, ended: Callable[[], bool], out: Path
+    ) -> Facts:
+        """One answer a problem, which another model answers otherwise."""
+        weights = (stages.out / checkpoint / "model.safetensors").read_bytes().hex() if checkpoint else ""
+        return self._answers(stages.out / "eval-prompts", f"{stage} {weights}", ended, out)
+
+    def _answers(self, prompts: Path, seed: str, ended: Callable[[], bool], out: Path) -> Facts:
+        self.made.append(out.relative_to(prompts.parent).as_posix())
+        _wait(ended)
+        rows = [self._answer(prompt, seed) for prompt in artifacts.read_rows(prompts, Prompt)]
+        for number, part in enumerate((rows[:2], rows[2:])):  # as a stage that resumes does: what is there is kept
+            if not (out / f"part-{number:05}.parquet").exists():
+                artifacts.write_shard(out, f"part-{number:05}", part, Completion)
+        tokens = sum(len(row.output_token_ids) for row in rows)
+        counts = {"rows": len(rows), "prompt_tokens": sum(len(row.prompt_token_ids) for row in rows), "output_tokens": tokens}
+        return {**counts, "finish_reasons": {"stop": len(rows)}, "failed": [], "engine_losses": 0}
+
+    def _answer(self, prompt: Prompt, seed: str) -> Completion:
+        number = hashlib.sha256(f"{seed} {self.hardware} {prompt.prompt_id}".encode()).digest()
+        return Completion(
+            prompt_id=prompt.prompt_id,
+            sample_index=0,
+            seed=1,
+            source=prompt.source,
+            difficulty=prompt.difficulty,
+            prompt_token_ids=prompt.token_ids,
+            output_token_ids=tuple(3 + byte for byte in number[:6]),
+            text=f"```python\nprint({int.from_bytes(number[:2], 'big')})\n```",
+            finish_reason="stop",
+        )
+
+    def verdicts(self, stages: Stages, answers: str, profile: str, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+        """Every other program is right; the first ones come to no verdict while graders fail. Times are never the same."""
+        self.made.append(stage)
+        _wait(ended)
+        graded = [self._verdict(row, number) for number, row in enumerate(artifacts.read_rows(stages.out / answers, Completion))]
+        for number, part in enumerate((graded[:2], graded[2:])):
+            path = out / f"part-{number:05}.parquet"
+            spoilt = path.exists() and next(artifacts.read_columns(out, "outcome")) == ("infrastructure_error",)
+            if not path.exists() or (spoilt and not number):
+                artifacts.write_shard(out, path.stem, part, Verdict)
+        outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(out, "outcome"))
+        facts = {"rows": outcomes.total(), "outcomes": dict(outcomes), "profile": profile, "sandbox_level": "L1"}
+        return {**facts, "infrastructure_errors": outcomes["infrastructure_error"], "isolation": {"level": "L1", "network": True}}
+
+    def _verdict(self, row: Completion, number: int) -> Verdict:
+        right = number % 3 == 0 or row.output_token_ids[0] % 2 == 0
+        failed = self.failing and number == 0
+        return Verdict(
+            prompt_id=row.prompt_id,
+            sample_index=0,
+            source=row.source,
+            difficulty=row.difficulty,
+            outcome="infrastructure_error" if failed else "accepted" if right else "wrong_answer",
+            num_tests=1,
+            num_passed=int(right),
+            time_s=time.monotonic() % 1,
+            code=row.text,
+            detail="",
+        )
+
+    def checkpoint(self, stages: Stages, branch: Any, out: Path) -> Facts:
+        """Weights that follow from the sequences, written as training writes them: the facts last."""
+        self.made.append(branch.checkpoint)
+        if not (out / "training.json").exists():
+            text = repr([row.input_ids for row in artifacts.read_rows(stages.out / branch.dataset, Example)])
+            weights = hashlib.sha256(text.encode()).digest()
+            lines = [{"step": 1, "loss": 1.0, "learning_rate": 1e-5, "seconds": 1.0, "tokens": 9}]
+            artifacts.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            artifacts.write_atomic(out / "model.safetensors", weights)
+            facts = {"steps": 1, "first_loss": 1.0, "final_loss": 0.5 + weights[0] / 512, "response_tokens": 9, "tokens": 9}
+            facts |= {"epochs": 1.0, "num_workers": 1, "parameters": 9, "trained_parameters": 9}
+            artifacts.write_atomic(out / "training.json", json.dumps(facts))
+        return artifacts.read_json(out / "training.json")
+
+
+def play(out: str, model: str, number: str) -> None:
+    """A run in a process of its own that is killed at its file operation `number`, counted from where it begins."""
+    run = Played(pytest.MonkeyPatch(), Path(model)).run(Path(out))
+    die_at(int(number))
+    run.make()
+
+
+def _method(act: Callable[..., Facts]) -> Callable[..., Facts]:
+    """An act that takes the stages as a method does."""
+    return lambda *given: act(*given)
+
+
+def _wait(ended: Callable[[], bool]) -> None:
+    while not ended():
+        time.sleep(0.002)
+
+
+def rows(out: Path, *names: str) -> Iterator[Any]:
+    """Rows of artifacts without measured times."""
+    kinds = {
+        "samples": Completion,
+        "generations": Completion,
+        "dataset": Example,
+        "sample-verdicts": Verdict,
+        "verdicts": Verdict,
+    }
+    for name in names:
+        for row in artifacts.read_rows(out / name, kinds[name.partition("/")[0].removesuffix("-accepted")]):
+            yield {**vars(row), "time_s": 0}
+
+
+SCORES = os.path.join("report", "scores.json")

@@ -1,0 +1,80 @@
+"""Engines run at the niceness of everything else, or the run says where they do not and what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssd_ray import niceness
+from ssd_ray.inference import monitor
+from ssd_ray.inference.monitor import Monitor
+from ssd_ray.inference.source import Plan
+from ssd_ray.inference.status import Reporter
+from ssd_ray.progress import LineProgress
+
+NICE = """
+import os, pathlib, threading, time
+from ssd_ray import niceness
+os.nice(15)
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+found = niceness.settle()
+tasks = pathlib.Path("/proc/self/task").iterdir()
+print(found, *{int((task / "stat").read_text().rpartition(")")[2].split()[16]) for task in tasks})
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may lower a niceness")
+def test_threads_of_a_worker_are_reniced_where_permitted() -> None:
+    """Linux keeps it by thread, and Ray has started some before a worker's own code runs."""
+    process = subprocess.run([sys.executable, "-c", NICE], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stdout == "0 0\n"
+
+
+def test_a_worker_that_may_not_says_its_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    monkeypatch.setattr(os, "getpriority", lambda *_: 15)
+    assert niceness.settle() == 15
+
+
+def test_a_run_says_once_where_engines_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(monitor, "_NAMED_NODES", set())
+    monkeypatch.setattr(monitor, "_gauge", lambda *_: _Gauge())
+    progress = LineProgress()
+    for _ in range(2):  # two stages of a run
+        Reporter(tmp_path, "actor", node="abcdef0123456789", attempt="one", niceness=15)
+        plan = Plan(prompts=tmp_path, out=tmp_path, samples=1, shard_rows=4, window=1)
+        with progress.task("samples", total=0, unit="answers") as task:
+            watch = Monitor(
+                plan,
+                task,
+                progress,
+                stage="samples",
+                attempt="one",
+                before=0,
+                failed=0,
+                max_failures=3,
+                ended=lambda: True,
+                logs=tmp_path,
+            )
+            watch.look()
+            watch.look()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "niceness" in line]
+    assert len(lines) == 1
+    assert "engines on node abcdef012345 run at niceness 15" in lines[0]
+    assert "start Ray on its nodes with RAY_worker_niceness=0" in lines[0]
+
+
+class _Gauge:
+    def set(self, *_: Any, **__: Any) -> None:
+        """Ray's figures need a Ray."""

@@ -1,0 +1,142 @@
+"""An installed command does not import what lies in the folder that it is called in, and works in odd surroundings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssd_ray
+from ssd_ray import import_path
+
+PACKAGE = Path(ssd_ray.__file__).parent
+COMMAND = str(Path(sys.executable).parent / "ssd-ray")
+LIBRARIES = (
+    *("vllm", "torch", "numpy", "ray", "pyarrow", "yaml", "emoji", "ssd_ray", "deepspeed", "datasets", "typer"),
+    *("random", "queue", "json", "socket", "pickle", "statistics", "logging", "select", "struct", "tokenize", "secrets"),
+)
+LONG = "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it/until/no/socket/fits"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of files named like libraries, each of which would end whoever imports it."""
+    folder = tmp_path / "notes"
+    (folder / "transformers").mkdir(parents=True)
+    for name in (*LIBRARIES, "transformers/__init__"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported from the working directory')\n")
+    return folder
+
+
+def run(command: list[str], folder: Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    return subprocess.run(
+        command, cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def test_grading_imports_nothing_from_the_folder(folder: Path, tmp_path: Path) -> None:
+    """Its processes are started with `python -c`, which puts the folder first on their path."""
+    problem = {"problem_id": "p", "kind": "stdin", "statement": "s", "tests": [{"input": "2\n", "output": "3\n"}]}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
+    program = "import random, queue, numpy, json\nprint(int(input()) + 1)"
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"problem_id": "p", "code": program}) + "\n")
+    command = [COMMAND, "grade", "--problems", "../problems.jsonl", "--completions", "../answers.jsonl"]
+    process = run([*command, "--out", "../graded", "--workers", "1", "--quiet"], folder)
+    assert process.returncode == 0, process.stderr
+    assert "was imported" not in process.stdout + process.stderr
+    scores = json.loads((tmp_path / "graded" / "scores.json").read_text())
+    assert "1 accepted" in process.stdout, scores
+
+
+@pytest.mark.parametrize("module", ["ssd_ray.cli"])
+def test_a_module_run_by_name_imports_nothing_from_the_folder(folder: Path, module: str) -> None:
+    (folder / "ssd_ray.py").unlink()  # Python itself finds that one, and no package can help
+    process = run([sys.executable, "-m", module, "plan", "quickstart"], folder)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "sample.temperature" in process.stdout
+
+
+def test_processes_that_are_started_leave_the_folder_out(folder: Path) -> None:
+    code = "from ssd_ray import import_path; import_path.keep_children_safe(); import subprocess, sys\n"
+    code += "sys.exit(subprocess.run([sys.executable, '-m', 'json.tool', '--help'], stdout=subprocess.DEVNULL).returncode)"
+    assert run([sys.executable, "-P", "-c", code], folder).returncode == 0
+
+
+def test_every_interpreter_that_the_package_starts_is_safe() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for line in re.findall(r"\[sys\.executable, .*", path.read_text()):
+            assert '"-P"' in line or "*_FLAGS" in line, f"{path.name}: {line}"
+
+
+def test_workers_get_no_directory_of_the_driver() -> None:
+    from ray.core.generated.common_pb2 import JobConfig
+
+    config = import_path.job_config()
+    config._py_driver_sys_path.extend(["/home/me/notes", "/home/me/scripts"])  # as Ray does while it connects
+    sent = JobConfig()
+    sent.ParseFromString(config._serialize())
+    assert list(sent.py_driver_sys_path) == []
+
+
+def test_workers_of_a_checkout_that_is_not_installed_get_it(tmp_path: Path) -> None:
+    (tmp_path / "ssd_ray").symlink_to(PACKAGE)
+    code = "import sys\nfrom ssd_ray import import_path\nprint(import_path._package_path())"
+    script = tmp_path / "script.py"
+    installed = run([sys.executable, "-c", code], tmp_path)
+    assert installed.stdout == "[]\n", installed.stderr
+    script.write_text(f"import sys\nroot = {str(PACKAGE.parent)!r}\nsys.path = [p for p in sys.path if p != root]\n{code}")
+    alone = run([sys.executable, str(script)], tmp_path)
+    assert alone.stdout == f"['{PACKAGE.parent}']\n", alone.stderr
+
+
+RECIPE = """
+name: field
+model: {{source: {model}, dtype: float32, max_model_len: 1024}}
+prompts: {{source: builtin, limit: 4, contamination: allow}}
+sample: {{temperature: 1.0, top_k: 20, max_tokens: 16}}
+train: {{steps: 1, global_batch_size: 2, warmup_steps: 0, dtype: float32, zero_stage: 0, checkpoint_every: 1}}
+evaluate:
+  benchmarks: [builtin]
+  limit: 2
+  samples_per_problem: 1
+  pass_at: [1]
+  max_tokens: 16
+  arms: {{base: {{model: base, temperature: 0.7}}, ssd: {{model: ssd, temperature: 0.9}}}}
+engine: {{kv_cache_gib: 0.2, enforce_eager: true, cpus: 1, max_num_seqs: 8}}
+cluster: {{device: cpu, grader_cpus: 0, train_workers: 1, cpus_per_train_worker: 1}}
+"""
+NOBODY = """
+import pwd
+
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = getpwuid
+"""
+
+
+@pytest.mark.real
+def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    """Files like libraries, a batch system's TMPDIR, no entry in passwd, and a run directory of odd characters, at once."""
+    (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
+    (tmp_path / LONG).mkdir(parents=True)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(NOBODY)
+    environment = {"TMPDIR": str(tmp_path / LONG), "PYTHONPATH": str(tmp_path / "path"), "HOME": str(tmp_path / "home")}
+    environment |= dict.fromkeys(("USER", "LOGNAME", "LNAME", "USERNAME"), "")
+    out = tmp_path / "T=1.2 k=20" / "run #1 (100%) ü?"
+    process = run([COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 580, **environment)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert f"TMPDIR={tmp_path / LONG} cannot hold its sockets" in process.stdout + process.stderr
+    assert "was imported" not in process.stdout + process.stderr
+    assert "(raylet)" not in process.stdout + process.stderr
+    assert (out / "report" / "scores.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} >= {"T=1.2 k=20", "notes"}
+    again = run([COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 60, **environment)
+    assert again.returncode == 0, again.stderr
