@@ -76,8 +76,14 @@ def by_proxy(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
 
 def shape(values: list[Any]) -> str:
     """Everything about values, what is shared and of which type each is included."""
-    slots, entries = Objects().write(values)
-    return repr((slots, [[*head, sorted(items, key=repr) if head[1] == "set" else items] for *head, items in entries]))
+    slots, (numbers, kinds, contents) = Objects().write(values)
+    items = [sorted(held, key=repr) if kind == "set" else held for kind, held in zip(kinds, contents, strict=True)]
+    return repr((slots, numbers, kinds, items))
+
+
+def rows(*entries: Any) -> Any:
+    """Entries as three lists, from one list an object."""
+    return [list(column) for column in zip(*entries, strict=True)] or [[], [], []]
 
 
 @given(containers(), ACTS)
@@ -92,9 +98,9 @@ def test_what_did_not_change_is_not_sent_back() -> None:
     ours, theirs = Objects(), Objects()
     copies = theirs.read(*sent(list(ours.write([[1, 2], {"a": [3]}, {4}]))))
     theirs.mark()
-    assert theirs.write([None]) == ([None], [])
+    assert theirs.write([None]) == ([None], rows())
     copies[1]["a"][0] = 3.0  # type: ignore[index]
-    assert theirs.write([None]) == ([None], [[3, "list", [3.0]]])
+    assert theirs.write([None]) == ([None], rows([3, "list", [3.0]]))
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, True), (1, 1.0), (0.0, -0.0), ((1,), (True,))])
@@ -116,7 +122,7 @@ def test_a_subclass_keeps_its_type_and_changes_by_the_rules_of_its_kind() -> Non
 
     ours, value = Objects(), Loud(a=1)
     ours.write([value])
-    ours.read([], [[0, "dict", [["b"], [2]]]])
+    ours.read([], rows([0, "dict", [["b"], [2]]]))
     assert type(value) is Loud
     assert dict(value) == {"b": 2}
 
@@ -140,69 +146,81 @@ DEEP: Any = ()
 for _ in range(90):
     DEEP = (DEEP,)
 ENTRIES = [
-    "entry",
+    "entries",
     [],
-    [0, "list"],
-    [0, "list", [], []],
-    [0, "tuple", []],
-    [0, "dict", []],
-    [0, "dict", [[1], []]],
-    [0, "list", "text"],
-    [0, "bytearray", "text"],
-    [0, "deque", [1]],
-    [0, "array", [1]],
-    [0, "ndarray", [1]],
-    [2, "array", [1]],
-    [0, "set", [[1]]],
-    [0, "list", [{1: 2}]],
-    [0, "list", [{1}]],
-    [0, "list", [[]]],
-    [0, "list", [[1, 2]]],
-    [0, "list", [[True]]],
-    [0, "list", [[9]]],
-    [0, "list", [[-2]]],
-    [0, "list", [([0.0],)]],
-    [True, "list", []],
-    [0.0, "list", []],
-    [-1, "list", []],
-    [1 << 70, "list", []],
-    [3, "list", []],
-    [0, "dict", [[], []]],
-    [1, "list", []],
-    [1, "set", []],
-    [1, "dict", [[[0]], [1]]],
-    [0, "list", [(DEEP, [44])]],
+    [[], []],
+    [[0], [], []],
+    [[0], ["list"], [[]], []],
+    [[0, 0], ["list", "list"], [[], []]],
+    *(
+        rows(row)
+        for row in (
+            [0, "tuple", []],
+            [0, ["list"], []],
+            [0, {}, []],
+            [0, "dict", []],
+            [0, "dict", [[1], []]],
+            [0, "list", "text"],
+            [0, "list", {1}],
+            [0, "bytearray", "text"],
+            [0, "bytearray", b"text"],
+            [0, "deque", [1]],
+            [0, "array", [1]],
+            [0, "ndarray", [1]],
+            [2, "array", [1]],
+            [0, "set", [[1]]],
+            [0, "list", [{1: 2}]],
+            [0, "list", [{1}]],
+            [0, "list", [[]]],
+            [0, "list", [[1, 2]]],
+            [0, "list", [[True]]],
+            [0, "list", [[9]]],
+            [0, "list", [[-2]]],
+            [0, "list", [([0.0],)]],
+            [True, "list", []],
+            [0.0, "list", []],
+            [-1, "list", []],
+            [1 << 70, "list", []],
+            [3, "list", []],
+            [1, "list", []],
+            [1, "set", []],
+            [1, "dict", [[[0]], [1]]],
+            [0, "list", [(DEEP, [44])]],
+        )
+    ),
+    rows([0, "list", [9]], [1, "list", []]),
+    rows([1, "dict", [[], []]], [0, "list", [[7]]]),
 ]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: repr(entry)[:40])
-def test_an_entry_that_no_call_writes_is_refused_and_changes_nothing(entry: object) -> None:
+@pytest.mark.parametrize("entries", ENTRIES, ids=lambda entries: repr(entries)[:40])
+def test_entries_that_no_call_writes_are_refused_and_change_nothing(entries: Any) -> None:
     ours, values = Objects(), [[1], {2: 3}]
     ours.write(values)
     with pytest.raises(wire.MalformedError):
-        ours.read([None], [[0, "list", [9]], entry] if entry and entry[0] == 1 else [entry])  # type: ignore[index]
+        ours.read([None], entries)
     assert values == [[1], {2: 3}]
 
 
-def test_an_entry_twice_and_a_slot_of_nothing_are_refused() -> None:
-    for slots, entries in (([], [[0, "list", []], [0, "list", []]]), ([[5]], []), ([[1, 2]], []), ([{}], [])):
+def test_a_slot_of_nothing_is_refused() -> None:
+    for slots in ([[5]], [[1, 2]], [{}], [[-2]], [[True]]):
         ours = Objects()
         ours.write([[1]])
         with pytest.raises(wire.MalformedError):
-            ours.read(slots, entries)
+            ours.read(slots, rows())
 
 
 def test_an_array_keeps_its_type() -> None:
     for typecode, items in (("d", [1.0]), ("q", [1])):
         ours, value = Objects(), array.array("q", [5, 6])
         ours.write([value])
-        entry = [0, "array", array.array(typecode, items)]
+        entry = rows([0, "array", array.array(typecode, items)])
         if typecode == "q":
-            ours.read([], [entry])
+            ours.read([], entry)
             assert value == array.array("q", [1])
         else:
             with pytest.raises(wire.MalformedError):
-                ours.read([], [entry])
+                ours.read([], entry)
 
 
 def test_colliding_members_are_refused() -> None:
@@ -211,14 +229,14 @@ def test_colliding_members_are_refused() -> None:
         ours = Objects()
         ours.write([set(), {}])
         with pytest.raises(wire.MalformedError):
-            ours.read([], [entry])
+            ours.read([], rows(entry))
 
 
 def test_few_objects_that_stand_for_endlessly_many_values_are_refused() -> None:
     ours = Objects()
     ours.write([[]])
     doubling = [[number, "list", [[number + 1], [number + 1]]] for number in range(60)]
-    values = ours.read([[0]], [*doubling, [60, "list", [1]]])
+    values = ours.read([[0]], rows(*doubling, [60, "list", [1]]))
     with pytest.raises(wire.MalformedError, match="too many values"):
         ours.require_bounded(values)
 
@@ -227,7 +245,7 @@ def test_objects_within_themselves_are_bounded() -> None:
     ours = Objects()
     value: list[Any] = [[]]
     ours.write([value])
-    ours.read([], [[0, "list", [[0], [1], ([0],)]], [1, "list", [[0]]]])
+    ours.read([], rows([0, "list", [[0], [1], ([0],)]], [1, "list", [[0]]]))
     ours.require_bounded([])
     assert value[0] is value
     assert value[1][0] is value

@@ -19,6 +19,8 @@ from ssd_ray.schema import Outcome
 CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)
 """Limits of the trusted side, apart from the program's own; the output is one call with its arguments."""
 
+_CALL, _ANSWERS = b'["call",', (b'["returned",', b'["raised",')
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
@@ -56,7 +58,7 @@ def run_check(check: Sequence[str], program: Sequence[str], entry_points: str, l
     roomy = dataclasses.replace(limits, output_kib=max(limits.output_kib, CHECK_LIMITS.output_kib))
     with (
         sandbox.converse("check", check, CHECK_LIMITS, entry_point=entry_points) as checker,
-        sandbox.converse("calls", program, roomy, entry_point=entry_points) as caller,
+        sandbox.converse("objects", program, roomy, entry_point=entry_points) as caller,
     ):
         checked = _Exchange(checker, caller, limits.time_s).run()
         return dataclasses.replace(checked, peak_bytes=caller.peak_bytes)
@@ -70,16 +72,15 @@ def try_check(check: Sequence[str], entry_points: str, sandbox: Sandbox) -> None
         InfrastructureError: a sandbox did not come up.
     """
     with sandbox.converse("check", check, CHECK_LIMITS, entry_point=entry_points) as checker:
-        asked = checker.ask(None, CHECK_LIMITS.time_s)
-        match asked.result:
-            case ["call", *_]:
-                return
-        _require_sound(asked, called=False)
+        checker.send_texts(["null"])
+        asked = checker.answer_line(CHECK_LIMITS.time_s)
+        if not (isinstance(asked.result, bytes) and asked.result.startswith(_CALL)):
+            _require_sound(asked, called=False)
 
 
 def _require_sound(asked: Execution, *, called: bool) -> None:
     """Raise the error that a check's last message stands for if it failed by itself; `called` as for BrokenCheckError."""
-    match asked.result:
+    match _loaded(asked):
         case ["broken", str(name), str(message)]:
             raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}", called=False)
         case ["unable", str(reason)]:
@@ -94,63 +95,63 @@ def _require_sound(asked: Execution, *, called: bool) -> None:
 
 
 class _Exchange:
-    """The calls of one check, passed on to the program, and its answers, passed back."""
+    """The calls of one check, passed on to the program, and its answers, passed back; neither is read here."""
 
     def __init__(self, checker: Conversation, caller: Conversation, time_limit_s: float) -> None:
         self._checker, self._caller, self._time_limit_s = checker, caller, time_limit_s
         self._check_left_s = CHECK_LIMITS.time_s
         self._time_s = 0.0
-        self._answer: object = None
-        self._raised = ""
+        self._called = False
 
     def run(self) -> Checked:
-        """Pass messages on until the check or the program has come to an end."""
-        checked = None
-        while checked is None:
-            try:
-                asked = self._checker.ask(self._answer, self._check_left_s)
-            except wire.UnsupportedValueError as error:  # more than this side writes, though it could be read
-                return self._checked("runtime_error", f"a malformed result: {error}")
+        """Pass lines on until the check or the program has come to an end."""
+        answer = "null"
+        while True:
+            self._checker.send_texts([answer])
+            asked = self._checker.answer_line(self._check_left_s)
             self._check_left_s -= asked.time_s
-            match asked.result:
-                case ["call", list(names), list(slots), list(entries)]:
-                    checked = self._call((names, slots, entries))
-                case _:
-                    checked = self._end(asked)
-        return checked
+            if not isinstance(asked.result, bytes) or not asked.result.startswith(_CALL):
+                return self._end(asked)
+            self._caller.send_texts([asked.result.decode()])
+            execution = self._caller.answer_line(max(0.0, self._time_limit_s - self._time_s))
+            self._time_s += execution.time_s
+            line = execution.result
+            if not isinstance(line, bytes) or not line.startswith(_ANSWERS) or not line.isascii():
+                return self._without_answer(execution)
+            answer, self._called = line.decode(), True
 
-    def _call(self, request: tuple[list[object], list[object], list[object]]) -> Checked | None:
-        """Have the program called; return its outcome if it gave no answer that the check can use."""
-        execution = self._caller.ask(request, max(0.0, self._time_limit_s - self._time_s))
-        self._time_s += execution.time_s
+    def _without_answer(self, execution: Execution) -> Checked:
+        """Return the outcome of a program whose last call gave nothing that the check could use."""
         if execution.status != "ok":
             return self._checked(OUTCOMES[execution.status], execution.detail)
-        match execution.result:
-            case ["returned", list(), list()]:
-                self._answer = execution.result
-            case ["raised", [str(name), *_], str(message), list()]:
-                self._answer, self._raised = execution.result, f"{name}: {message}"
+        match _loaded(execution):
             case ["unsupported", str(reason)]:
                 return self._checked("wrong_answer", f"returned {reason}")
             case ["error", str(name), str(message)]:
                 return self._checked("memory_limit" if name == "MemoryError" else "runtime_error", f"{name}: {message}")
-            case _:
-                return self._checked("runtime_error", "a malformed result")
-        return None
+        return self._checked("runtime_error", "a malformed result")
 
     def _end(self, asked: Execution) -> Checked:
         """Return what the check came to."""
-        _require_sound(asked, called=self._answer is not None)
-        match asked.result:
+        _require_sound(asked, called=self._called)
+        match _loaded(asked):
             case ["passed"]:
                 return self._checked("accepted", "")
             case ["failed", str(name), str(message)]:
                 return self._checked("wrong_answer", f"{name}: {message}")
-            case ["raised"]:
-                return self._checked("runtime_error", self._raised)
+            case ["raised", str(reason)]:
+                return self._checked("runtime_error", reason)
             case ["forged", str(reason)]:
                 return self._checked("runtime_error", f"a malformed result: {reason}")
         return self._checked("wrong_answer", "the check came to no end on the values returned")
 
     def _checked(self, outcome: Outcome, detail: str) -> Checked:
         return Checked(outcome=outcome, detail=printable(detail)[:300], time_s=self._time_s)
+
+
+def _loaded(execution: Execution) -> object:
+    """Return what a line says, None where there is none or it says nothing."""
+    try:
+        return wire.loads(execution.result) if isinstance(execution.result, bytes) else None
+    except wire.MalformedError:
+        return None

@@ -48,7 +48,7 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
         namespace["check"](candidate)
     except BaseException as error:
         if error is candidate.raised:
-            send(["raised"])
+            send(["raised", candidate.reason])
         else:
             send(["failed" if candidate.num_calls else "broken", *definitions.describe(error)])
     else:
@@ -56,7 +56,10 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
 
 
 class Candidate:
-    """The stand-in for the program's function; `num_calls` are those answered, `raised` is the last exception that came back."""
+    """The stand-in for the program's function; `num_calls` are those answered.
+
+    `raised` is the exception that came back last, and `reason` what it was called and said.
+    """
 
     def __init__(self, entry_points: str, receive: Receive, send: Send) -> None:
         self._entry_points, self._receive, self._send = entry_points, receive, send
@@ -65,6 +68,7 @@ class Candidate:
         self.__name__ = self.__qualname__ = entry_points.split()[0].rpartition("().")[2]
         self.num_calls = 0
         self.raised: Exception | None = None
+        self.reason = ""
 
     def take_the_place_of_the_reference(self, namespace: Namespace) -> None:
         """Bind the entry points' names to the stand-in, as the program's own would be bound where both share a module.
@@ -102,7 +106,6 @@ class Candidate:
     def _ask(self, call: objects.Objects, values: list[object], names: list[str]) -> None:
         try:
             slots, entries = call.write(values)
-            call.require_bounded(values)
             self._send(["call", names, slots, entries])
         except (wire.UnsupportedValueError, wire.MalformedError) as error:
             self._end(["unable", f"it calls the program with {error}"])
@@ -113,13 +116,14 @@ class Candidate:
 
     def _answer(self, call: objects.Objects, reply: object) -> object:
         match reply:
-            case ["returned", [slot], list(entries)]:
+            case ["returned", [slot], [[*_] as numbers, *_] as entries]:
                 values, self.raised = call.read([slot], entries), None
-            case ["raised", list(names), str(message), list(entries)]:
+            case ["raised", list(names), str(message), [[*_] as numbers, *_] as entries]:
                 values, self.raised = call.read([], entries), self._exception(names, message)
             case _:
                 raise wire.MalformedError("an answer of no known form")
-        call.require_bounded(values)
+        if numbers:
+            call.require_bounded(values)
         self.num_calls += 1
         if self.raised is not None:
             raise self.raised
@@ -130,6 +134,7 @@ class Candidate:
 
         Names that the check's own text binds do not count: the program cannot mean them.
         """
+        self.reason = f"{names[0] if names else ''}: {message}"[:400]
         for name in names:
             known = self._lent.get(name, getattr(builtins, name, None)) if isinstance(name, str) else None
             if isinstance(known, type) and issubclass(known, Exception):

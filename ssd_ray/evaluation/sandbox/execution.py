@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -121,17 +122,24 @@ class Conversation:
 
     def answer(self, time_s: float | None = None) -> Execution:
         """The answer to the first message that has none yet, as `ask` returns it."""
+        execution = self.answer_line(time_s)
+        if not isinstance(execution.result, bytes):
+            return execution
+        try:
+            return dataclasses.replace(execution, result=wire.loads(execution.result))
+        except wire.MalformedError as error:
+            self._child.stop()
+            detail = f"a malformed result: {printable(str(error))}"
+            return Execution(status="runtime_error", detail=detail, time_s=execution.time_s)
+
+    def answer_line(self, time_s: float | None = None) -> Execution:
+        """As `answer`, but `result` is the line as it came, for another process to read."""
         limit_s = self._limits.time_s if time_s is None else time_s
         began = time.monotonic()
         line = self._child.receive(limit_s)
         taken_s = time.monotonic() - began
         if isinstance(line, bytes):
-            try:
-                return Execution(status="ok", result=wire.loads(line), time_s=taken_s)
-            except wire.MalformedError as error:
-                self._child.stop()
-                detail = f"a malformed result: {printable(str(error))}"
-                return Execution(status="runtime_error", detail=detail, time_s=taken_s)
+            return Execution(status="ok", result=line, time_s=taken_s)
         self._child.stop()
         status, detail = judge(line, self._child, self._limits)
         if status == "ok":

@@ -1,8 +1,8 @@
 """Arguments on the wire as objects: shared where they are shared, and changed where a call changes them.
 
 A value becomes a slot. A mutable container of one of the KINDS is an object with a number, and its slot is `[number]`; a tuple
-is a tuple of slots; anything else is itself, for `wire` to carry or refuse. An object's entry is `[number, kind, items]`. Both
-sides of a call hold the same objects under the same numbers:
+is a tuple of slots; anything else is itself, for `wire` to carry or refuse. Entries are three lists of the same length: the
+numbers of objects, their kinds, their items. Both sides of a call hold the same objects under the same numbers:
 
 - The check's side writes its arguments; the program's side makes objects of them.
 - The program's side writes what it returns, with entries of the objects that changed and of those that are new.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
-    Entry = list[Any]
+    Entries = list[list[Any]]
 if TYPE_CHECKING or __name__ != "objects":
     from ssd_ray.evaluation.sandbox import wire
 else:  # in a sandbox, where there are modules and no packages
@@ -43,6 +43,10 @@ _BUFFERS = frozenset({"bytearray", "array", "ndarray"})
 LOST = -1
 """The number of a value that could not cross."""
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
+_KIND_OF_TYPE: dict[type, str] = {
+    **dict.fromkeys((*_LEAVES, tuple, frozenset), ""),
+    **{base: kind for kind, base in KINDS.items()},
+}
 
 
 class Lost:
@@ -60,7 +64,7 @@ class Objects:
         self._objects: list[Any] = []
         self._before: list[list[object]] = []
 
-    def write(self, values: Iterable[object], *, lost: bool = False) -> tuple[list[object], list[Entry]]:
+    def write(self, values: Iterable[object], *, lost: bool = False) -> tuple[list[object], Entries]:
         """Return slots of `values`, and entries of the objects that are new or have changed since `mark`.
 
         With `lost`, the contents of changed objects are given up, as they cannot cross.
@@ -68,12 +72,13 @@ class Objects:
         del self._objects[len(self._before) :]
         writer = _Writer(self._objects)
         changed = [number for number, before in enumerate(self._before) if _differ(before, _members(self._objects[number]))]
-        entries = [_lost_entry(number, self._objects[number]) for number in changed] if lost else []
+        for number in changed if lost else ():
+            writer.add_entry(number, _lost_items(self._objects[number]))
         writer.met += [] if lost else changed
         slots = [writer.slot(value) for value in values]
         for number in writer.met:  # it grows as objects are met
-            entries.append(writer.entry(number))
-        return slots, entries
+            writer.add_entry(number, writer.items(self._objects[number]))
+        return slots, writer.entries
 
     def read(self, slots: Sequence[object], entries: Sequence[object]) -> list[object]:
         """Return the values of slots, once the contents of all entries are in the objects of the call or in new ones.
@@ -81,9 +86,7 @@ class Objects:
         Raises:
             wire.MalformedError: slots and entries that `write` does not write; nothing is changed then.
         """
-        checked = sorted(map(_checked, entries), key=operator.itemgetter(0))
-        if len({number for number, _, _ in checked}) < len(checked):
-            raise wire.MalformedError("two entries of one object")
+        checked = _checked(entries)
         for number, kind, items in checked:
             if number == len(self._objects):
                 self._objects.append(items if kind in _BUFFERS else KINDS[kind]())
@@ -94,8 +97,8 @@ class Objects:
         except TypeError as error:
             raise wire.MalformedError(str(error)[:200]) from None
         values = self._values(slots)
-        for (number, _, _), content in zip(checked, contents, strict=True):
-            _fill(self._objects[number], content)
+        for (number, kind, _), content in zip(checked, contents, strict=True):
+            _fill(self._objects[number], kind, content)
         return values
 
     def mark(self) -> None:
@@ -114,6 +117,8 @@ class Objects:
 
     def _contents(self, value: Any, kind: str, items: Any) -> Any:
         """Return what an object is to hold."""
+        if kind == "list":
+            return self._values(items)
         if kind == "dict":
             return dict(zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True))
         if kind in _BUFFERS:
@@ -143,8 +148,9 @@ class Objects:
 
 def kind_of(value: object) -> str:
     """Return the kind of a mutable container, empty for any other value."""
-    if type(value) in _LEAVES:
-        return ""
+    known = _KIND_OF_TYPE.get(type(value))
+    if known is not None:
+        return known
     for kind, base in KINDS.items():
         if issubclass(type(value), base):
             return kind
@@ -153,12 +159,13 @@ def kind_of(value: object) -> str:
 
 
 class _Writer:
-    """Numbers objects as they are met; `met` are those that need an entry."""
+    """Numbers objects as they are met; `met` are those that need an entry, `entries` those that have one."""
 
     def __init__(self, objects: list[Any]) -> None:
         self._objects = objects
         self._numbers = {id(value): number for number, value in enumerate(objects)}
         self.met: list[int] = []
+        self.entries: Entries = [[], [], []]
 
     def slot(self, value: Any) -> object:
         if kind_of(value):
@@ -171,36 +178,52 @@ class _Writer:
             return tuple(self._slots(list(tuple.__iter__(value))))
         return value
 
-    def entry(self, number: int) -> Entry:
-        value = self._objects[number]
+    def add_entry(self, number: int, items: object) -> None:
+        numbers, kinds, contents = self.entries
+        numbers.append(number)
+        kinds.append(kind_of(self._objects[number]))
+        contents.append(items)
+
+    def items(self, value: Any) -> object:
         kind = kind_of(value)
+        if kind == "list":
+            return self._slots(list(list.__iter__(value)))
         if kind == "dict":
-            return [number, kind, [list(dict.keys(value)), self._slots(list(dict.values(value)))]]
+            return [list(dict.keys(value)), self._slots(list(dict.values(value)))]
         if kind in _BUFFERS:
-            return [number, kind, value]
+            return value
         items = list(KINDS[kind].__iter__(value))
-        return [number, kind, items if kind == "set" else self._slots(items)]
+        return items if kind == "set" else self._slots(items)
 
     def _slots(self, values: list[object]) -> list[object]:
         return values if _LEAVES.issuperset(map(type, values)) else [self.slot(value) for value in values]
 
 
-def _lost_entry(number: int, value: Any) -> Entry:
+def _lost_items(value: object) -> object:
     kind, lost = kind_of(value), [LOST]
-    return [number, kind, value if kind in _BUFFERS else [[lost], [lost]] if kind == "dict" else [lost]]
+    return value if kind in _BUFFERS else [[lost], [lost]] if kind == "dict" else [lost]
 
 
-def _checked(entry: object) -> tuple[int, str, Any]:
-    """Return number, kind and items of an entry."""
-    if isinstance(entry, list) and len(entry) == 3 and type(entry[0]) is int:
-        match entry:
-            case [number, "list" | "set" | "deque" as kind, list(items)]:
-                return number, kind, items
-            case [number, "dict" as kind, [list(keys), list(values)] as items] if len(keys) == len(values):
-                return number, kind, items
-            case [number, "bytearray" | "array" | "ndarray" as kind, items] if kind_of(items) == kind:
-                return number, kind, items
-    raise wire.MalformedError("an entry that is none")
+def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
+    """Return entries in the order of their numbers, once each has the form of its kind."""
+    match entries:
+        case [list(numbers), list(kinds), list(contents)] if len(numbers) == len(kinds) == len(contents):
+            if not numbers:
+                return []
+            if set(map(type, numbers)) == {int} and len(set(numbers)) == len(numbers) and all(map(_fits, kinds, contents)):
+                return sorted(zip(numbers, kinds, contents, strict=True), key=operator.itemgetter(0))
+    raise wire.MalformedError("entries of no known form")
+
+
+def _fits(kind: object, items: object) -> bool:
+    if kind == "list" or kind == "set" or kind == "deque":
+        return type(items) is list
+    if kind == "dict":
+        match items:
+            case [list(keys), list(values)]:
+                return len(keys) == len(values)
+        return False
+    return isinstance(kind, str) and kind in _BUFFERS and kind_of(items) == kind
 
 
 def _layout(value: Any) -> tuple[object, ...]:
@@ -210,6 +233,8 @@ def _layout(value: Any) -> tuple[object, ...]:
 def _members(value: Any) -> list[object]:
     """Return all that an object holds, to be compared one by one."""
     kind = kind_of(value)
+    if kind == "list":
+        return list(list.__iter__(value))
     if kind == "dict":
         return [*dict.keys(value), *dict.values(value)]
     if kind not in _BUFFERS:
@@ -224,9 +249,8 @@ def _differ(before: list[object], now: list[object]) -> bool:
     return len(before) != len(now) or not all(map(operator.is_, before, now))
 
 
-def _fill(value: Any, content: Any) -> None:
+def _fill(value: Any, kind: str, content: Any) -> None:
     """Replace what an object holds, by the methods of its kind itself, whatever a subclass makes of them."""
-    kind = kind_of(value)
     if kind in ("dict", "set", "deque"):
         KINDS[kind].clear(value)
         (deque.extend if kind == "deque" else KINDS[kind].update)(value, content)

@@ -11,7 +11,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, restored, wire
@@ -33,7 +33,13 @@ def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> No
         _be_program(units)
     restored.use_numpy_itself()
     receive, send = _conversation(*pipes)
-    {"calls": _answer_calls, "check": check_role.serve, "lcb": lcb_role.serve}[role](units, entry_points, receive, send)
+    match role:
+        case "check":
+            check_role.serve(units, entry_points, receive, send)
+        case "lcb":
+            lcb_role.serve(units, entry_points, receive, send)
+        case _:
+            _answer_calls(_call_on_objects if role == "objects" else _call, units, entry_points, receive, send)
     os._exit(0)
 
 
@@ -96,8 +102,14 @@ def _conversation(request_fd: int, reply_fd: int) -> tuple[Callable[[], Any], Ca
     return receive, send
 
 
-def _answer_calls(units: list[str], entry_points: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
-    """Answer every message: a list of arguments by `["value", value]`, a tuple of objects as `_call_on_objects` does.
+def _answer_calls(
+    replies: Callable[[Callable[..., object], Any], Iterator[object]],
+    units: list[str],
+    entry_points: str,
+    receive: Callable[[], Any],
+    send: Callable[[object], None],
+) -> None:
+    """Answer every message by the first of the replies to it that can cross.
 
     What the program raises is `["error", type, message]`, a value without a form on the wire `["unsupported", reason]`.
     """
@@ -106,18 +118,24 @@ def _answer_calls(units: list[str], entry_points: str, receive: Callable[[], Any
         try:
             if function is None:
                 function = _load(units, entry_points)
-            if isinstance(message, tuple):
-                _call_on_objects(function, message, send)
-                continue
-            answer = ["value", function(*message)]
-        except BaseException as error:
-            answer = ["error", *describe(error)]
-        try:
-            send(answer)
+            _send_one(replies(function, message), send)
         except unsupported as error:
             send(["unsupported", str(error)])
         except BaseException as error:
             send(["error", *describe(error)])
+
+
+def _send_one(replies: Iterator[object], send: Callable[[object], None]) -> None:
+    """Send the first reply that can be sent; raises what the last one raised."""
+    failure: Exception | None = None
+    for reply in replies:
+        try:
+            return send(reply)
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        raise failure
+    return None
 
 
 def _load(units: list[str], entry_points: str) -> Callable[..., object]:
@@ -129,32 +147,30 @@ def _load(units: list[str], entry_points: str) -> Callable[..., object]:
     return definitions.find(namespace, entry_points)
 
 
-def _call_on_objects(function: Callable[..., object], message: tuple[Any, ...], send: Callable[[object], None]) -> None:
-    """Call a function with objects, the last of them by name; send `["returned", slots, entries]` or `["raised", ...]`.
+def _call(function: Callable[..., object], arguments: list[object]) -> Iterator[object]:
+    """Call a function with a list of arguments; the reply is `["value", value]`."""
+    yield ["value", function(*arguments)]
+
+
+def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Iterator[object]:
+    """Call a function with objects, the last of them by name; reply `["returned", slots, entries]` or `["raised", ...]`.
 
     Of an exception the names of its type and of its bases are sent, and its message. Whatever is not an Exception, and
     MemoryError, is raised. Where changed arguments cannot cross, the answer goes without what they hold.
     """
-    names, slots, entries = message
-    call, unsupported = objects.Objects(), wire.UnsupportedValueError
+    _, names, slots, entries = message
+    call = objects.Objects()
     values = call.read(slots, entries)
     call.mark()
     num_positional = len(values) - len(names)
-    head: list[object] = ["returned"]
-    returned: list[object] = []
     try:
         returned = [function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))]
     except MemoryError:
         raise
     except Exception as error:
         head = ["raised", [base.__name__[:100] for base in type(error).__mro__[:20]], definitions.describe(error)[1]]
-    failures: list[Exception] = []
+        for lost in (False, True):
+            yield [*head, call.write([], lost=lost)[1]]
+        return
     for lost in (False, True):
-        try:
-            slots, entries = call.write(returned, lost=lost)
-            return send([*head, *([slots] if returned else []), entries])
-        except Exception as error:
-            failures.append(error)
-    if isinstance(failures[-1], unsupported):
-        return send(["unsupported", str(failures[-1])])
-    raise failures[-1]
+        yield ["returned", *call.write(returned, lost=lost)]

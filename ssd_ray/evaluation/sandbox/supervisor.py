@@ -24,7 +24,7 @@ from ssd_ray.evaluation.sandbox.gvisor import GVisor
 from ssd_ray.evaluation.sandbox.levels import Level
 from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task, Zygote
 
-Role = Literal["calls", "check", "lcb"]
+Role = Literal["calls", "objects", "check", "lcb"]
 Result = TypeVar("Result")
 
 _MOST_CHILDREN = 5000
