@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_ray import weights
-from ssd_ray.errors import UserError
+from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.file_kinds import POINTER, fetch_command, is_lfs_pointer, kind_of
 from ssd_ray.weights import FaultError
 
@@ -49,6 +49,7 @@ def check(directory: Path, origin: Origin) -> None:
 
     Raises:
         UserError: the directory cannot be loaded as it is, with the file and the remedy.
+        InfrastructureError: the storage fails.
     """
     try:
         require_model(directory)
@@ -59,6 +60,8 @@ def check(directory: Path, origin: Origin) -> None:
         weights.check(directory)
     except FaultError as fault:
         raise UserError(f"{origin.name}: {fault}: {fault.remedy or origin.remedy}") from fault
+    except OSError as error:
+        raise InfrastructureError(f"{origin.name} cannot be read ({one_line(error)})") from error
 
 
 def require_model(path: Path) -> None:

@@ -220,7 +220,10 @@ def _fetch_gguf(file: Path, origin: Origin) -> Path:
             gguf_file.check(file)
         except FaultError as fault:
             raise UserError(f"{origin.name} {fault}: {fault.remedy or origin.remedy}") from fault
-    return _convert_once(file)
+    target = _convert_once(file)
+    remedy = f"delete {target} and run again, which converts the file again"
+    model_directory.check(target, Origin(name=f"{origin.name}, converted in {target}", remedy=remedy))
+    return target
 
 
 def _convert_once(file: Path) -> Path:

@@ -48,8 +48,9 @@ def kept_in(logs: Path | None) -> Iterator[None]:
 
 
 def leave_to_ray(name: str) -> None:
-    """Have a logger that a part of Ray set up for itself write where `ray` does."""
+    """Have a logger that a part of Ray set up for itself write warnings where `ray` does."""
     logger = logging.getLogger(name)
+    logger.setLevel(logging.WARNING)  # what it says in every step would cost time, too
     _take_consoles(logger)
     logger.propagate = True
 

@@ -47,7 +47,8 @@ def check(directory: Path) -> None:
     """Check that the weights of a model directory are complete, as far as headers and index say.
 
     Raises:
-        FaultError: a file that is missing, cut short, unreadable, or no safetensors file.
+        FaultError: a file that is missing, cut short, closed to this user, or no safetensors file.
+        OSError: the storage fails, which says nothing about the file.
     """
     index = read_index(directory)
     if index is None:
@@ -96,7 +97,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     _require_readable(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _no_such_file(path, "JSON", one_line(error, 160)) from error
     if not isinstance(value, dict):
         raise FaultError(f"{path.name} holds no JSON object")
@@ -110,15 +111,12 @@ def read_header(path: Path) -> Mapping[str, Any]:
         FaultError: the header is none, or the file is not as long as the header says.
     """
     _require_readable(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
-            if not 2 <= length <= _LONGEST_HEADER:
-                raise _no_such_file(path, "a safetensors file", "its header has no length")
-            header = handle.read(length)
-    except OSError as error:
-        raise FaultError(f"{path.name} cannot be read ({one_line(error, 160)})") from error
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
+        if not 2 <= length <= _LONGEST_HEADER:
+            raise _no_such_file(path, "a safetensors file", "its header has no length")
+        header = handle.read(length)
     if len(header) < length:
         if not header.lstrip().startswith(b"{"):
             raise _no_such_file(path, "a safetensors file", "its header is no JSON")

@@ -130,6 +130,11 @@ def breaks_at_start() -> None:
     raise RuntimeError("no device")
 
 
+def lacks_memory_at_start() -> None:
+    """A machine whose exception has a type and no text."""
+    raise MemoryError
+
+
 def hangs_at_start() -> None:
     """A process that dies before it can say why."""
     time.sleep(0.1)

@@ -40,6 +40,13 @@ def test_a_local_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkey
     assert models.fetch(source("./tiny.Q8_0.gguf")) == directory
 
 
+def test_a_damaged_conversion_is_made_again(tmp_path: Path, cache: Path) -> None:
+    directory = models.fetch(source(tiny_gguf(tmp_path / "tiny.gguf")))
+    os.truncate(directory / "model.safetensors", 5000)
+    with pytest.raises(UserError, match=rf"converted in {directory}: model.safetensors is cut short.*delete {directory} and run"):
+        models.fetch(source(tmp_path / "tiny.gguf"))
+
+
 def test_a_gguf_file_is_identified_by_its_content(tmp_path: Path) -> None:
     file = tiny_gguf(tmp_path / "tiny.gguf")
     identity = models.identify(source(file))

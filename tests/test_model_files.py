@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ssd_ray import models, weights
 from ssd_ray.config import ModelConfig
-from ssd_ray.errors import UserError
+from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.weights import FaultError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format("4" * 64)
@@ -180,6 +180,15 @@ def test_complete_models_are_accepted(model: Path) -> None:
 def test_files_that_the_user_cannot_read_are_named(model: Path, name: str) -> None:
     (model / name).chmod(0)
     assert f"{name} cannot be read by this user: change its mode: chmod a+r" in refusal(model)
+
+
+def test_storage_that_fails_is_no_mistake(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(weights, "read_header", fail)
+    with pytest.raises(InfrastructureError, match=r"cannot be read .OSError: .Errno 5. Input/output error"):
+        models.fetch(ModelConfig(source=str(model)))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", ""])

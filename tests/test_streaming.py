@@ -22,6 +22,7 @@ from doubles import (
     breaks_at_start,
     cannot_start,
     hangs_at_start,
+    lacks_memory_at_start,
     loses_storage,
 )
 
@@ -365,7 +366,8 @@ def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(sou
     ("start", "kind", "told"),
     [
         (cannot_start, UserError, "vLLM does not take this model: it is no good"),
-        (breaks_at_start, InfrastructureError, r"died 3 times in a row without an answer \(no device\)"),
+        (breaks_at_start, InfrastructureError, r"died 3 times in a row without an answer \(RuntimeError: no device\)"),
+        (lacks_memory_at_start, InfrastructureError, r"died 3 times in a row without an answer \(MemoryError\)"),
         (hangs_at_start, InfrastructureError, "died 3 times in a row without an answer"),
     ],
 )

@@ -140,3 +140,28 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
     assert {path.name for path in tmp_path.iterdir()} >= {"T=1.2 k=20", "notes"}
     again = run([COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 60, **environment)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("library", "code", "said"),
+    [
+        ("raise MemoryError\n", 1, r"failed: samples: an engine died 1 times in a row without an answer \(MemoryError\)"),
+        ("", 2, r"error: vLLM does not take .*ImportError: cannot import name 'EngineArgs' from 'vllm' \(.*path/vllm.py\)"),
+    ],
+    ids=["failure", "mistake"],
+)
+def test_a_dead_engine_says_one_sentence(tmp_path: Path, tiny_llama: Path, library: str, code: int, said: str) -> None:
+    """Ray's paragraph for the process is in the logs; a library on PYTHONPATH is the user's choice."""
+    (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "vllm.py").write_text(library)
+    command = [COMMAND, "sample", "field.yaml", "--out", "run", "--quiet", "--set", "cluster.max_failures=0"]
+    process = run(command, tmp_path, 400, PYTHONPATH=str(tmp_path / "path"))
+    assert process.returncode == code, process.stderr
+    assert re.search(said, process.stderr), process.stderr
+    shown = process.stdout + process.stderr
+    for word in ("raylet", "A worker died", "OOM", "Traceback"):
+        assert word not in shown
+    assert ("To resume" in shown) is (code == 1)
+    assert "A worker died" in (tmp_path / "run" / "logs" / "ray.log").read_text()
