@@ -11,7 +11,7 @@ Reads configuration files, and the headers and index of weights (`weights.py`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,9 +136,10 @@ def _without_config(path: Path) -> tuple[str, str]:
         return f"holds a GGUF file ({ggufs[0]}) and no config.json", f"give that file: {path / ggufs[0]}"
     if ggufs:
         return f"holds {len(ggufs)} GGUF files and no config.json", f"give one: {path / ggufs[0]}"
-    for folder in sorted(_folders(path)):
-        if (folder / "config.json").is_file():
-            return f"holds no config.json, and its folder {folder.name} does", f"give {folder}"
+    # As an archive unpacks, and as the hub's client keeps a repository.
+    if deeper := _match(path, ("*/config.json", "snapshots/*/config.json")):
+        folder = Path(deeper[-1]).parent
+        return f"holds no config.json, and its folder {folder} does", f"give {path / folder}"
     contents = _names(path)
     return f"holds no config.json (it holds {contents})", _GIVE_MODEL
 
@@ -196,10 +197,6 @@ _UNQUANTIZED = "give the model that they were made from"
 
 def _match(directory: Path, patterns: Iterable[str]) -> list[str]:
     return sorted(str(path.relative_to(directory)) for each in patterns for path in directory.glob(each))
-
-
-def _folders(path: Path) -> Iterator[Path]:
-    return (child for child in path.iterdir() if child.is_dir())
 
 
 def _names(path: Path) -> str:

@@ -111,7 +111,11 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
     if model is None and (directory := models.present(recipe.model)) is not None:
         model = architecture.read(directory)
     if model is None:
-        raise UserError(f"the configuration of {recipe.model.source} is not on this machine: give a directory as model.source")
+        source = recipe.model.source
+        remedy = (
+            "run `ssd-ray render`, which converts the file" if source.endswith(".gguf") else "give a directory as model.source"
+        )
+        raise UserError(f"the configuration of {source} is not on this machine: {remedy}")
     dataset = out / "dataset"
     counted = artifacts.load(dataset).facts if (dataset / "manifest.json").exists() else None
     return plan_training(recipe, model, assumed, counted)

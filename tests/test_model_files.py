@@ -245,6 +245,14 @@ def test_a_directory_with_one_gguf_says_to_give_the_file(tmp_path: Path) -> None
     assert "holds 2 GGUF files" in refusal(tmp_path)
 
 
+def test_a_repository_of_the_hub_cache_says_to_give_a_snapshot(tmp_path: Path, tiny_llama: Path) -> None:
+    snapshot = tmp_path / "snapshots" / ("ab" * 20)
+    shutil.copytree(tiny_llama, snapshot)
+    for name in ("blobs", "refs"):
+        (tmp_path / name).mkdir()
+    assert f"give {snapshot}" in refusal(tmp_path)
+
+
 def test_an_adapter_is_no_model(model: Path) -> None:
     (model / "adapter_config.json").write_text("{}")
     assert models.fetch(ModelConfig(source=str(model)))  # a merged model that kept the file
