@@ -113,7 +113,8 @@ def grade(
         bool | None, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")
     ] = None,
     thinking: Annotated[
-        bool | None, typer.Option("--thinking", help="The texts begin within a reasoning part: the prompts ended in <think>.")
+        bool | None,
+        typer.Option("--thinking", help="The texts begin within a reasoning part: prompts ended in <think> or the like."),
     ] = None,
 ) -> None:
     """Run the answers' programs in a sandbox and record verdicts.

@@ -315,9 +315,12 @@ class Stages:
 
     def _reasoning(self, prompts: str) -> ReasoningFormat:
         """Return how answers to these prompts mark their reasoning."""
-        special = special_marks(models.load_tokenizer(self._directory))
         form = prompted(artifacts.read_columns(self.out / prompts, "prompt_id", "text", "statement"))
-        return dataclasses.replace(form, special=special, tokenizer=self._directory.resolve())
+        return dataclasses.replace(form, special=self._special_marks, tokenizer=self._directory.resolve())
+
+    @functools.cached_property
+    def _special_marks(self) -> dict[int, str]:
+        return special_marks(models.load_tokenizer(self._directory))
 
     def _rows(self, stage: str) -> int:
         return int(artifacts.load(self.out / stage).facts["rows"])

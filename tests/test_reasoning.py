@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from marked import ANALYSIS, ASKED, DRAFT, FINAL, HARMONY, PROGRAM, answer, ids_of, marked_tokenizer, parser_of
 
@@ -161,6 +161,7 @@ def test_marks_that_are_no_special_tokens_are_text() -> None:
 pieces = st.lists(st.one_of(words, words.map(str.encode), st.sampled_from([*HARMONY, "assistant", "analysis", "final", DRAFT])))
 
 
+@settings(deadline=None)
 @given(pieces)
 def test_no_answer_makes_the_parsers_fail(given: list[str | bytes]) -> None:
     drawn = [piece if isinstance(piece, str) else bytes(byte for byte in piece if byte < 128) for piece in given]
@@ -171,6 +172,7 @@ def test_no_answer_makes_the_parsers_fail(given: list[str | bytes]) -> None:
     assert (said.text is None) == (said.reasoning == "unfinished")
 
 
+@settings(deadline=None)
 @given(words, words, words)
 def test_text_and_ids_agree_where_names_are_no_text(draft: str, program: str, rest: str) -> None:
     for text in (
@@ -184,6 +186,44 @@ def test_text_and_ids_agree_where_names_are_no_text(draft: str, program: str, re
         assert content_of_text(text) == _said(MAGISTRAL, text, prompt="Q", ended=False)
 
 
+channels = st.sampled_from(["analysis", "commentary", "final", ""])
+messages = st.lists(st.tuples(channels, words.filter(lambda word: "<|" not in word)), min_size=1, max_size=6)
+
+
+def _rendered(said: list[tuple[str, str]], first: str = "") -> str:
+    """Messages as the format has them; the first header begins with `first`."""
+    headers = [f"<|channel|>{name}<|message|>" if name else "<|message|>" for name, _ in said]
+    starts = [first, *["<|start|>assistant"] * (len(said) - 1)]
+    parts = zip(starts, headers, said, strict=True)
+    return "<|end|>".join(f"{start}{header}{text}" for start, header, (_, text) in parts)
+
+
+@settings(deadline=None)
+@given(messages, st.booleans())
+def test_messages_for_the_user_are_the_content(said: list[tuple[str, str]], ended: bool) -> None:
+    to_user = [text for name, text in said if name in ("final", "")]
+    reasoned = len(to_user) < len(said)
+    expected = Content(text="\n".join(to_user), reasoning="ended" if reasoned else "none")
+    if said[-1][0] not in ("final", ""):
+        expected = Content(text=None, reasoning="unfinished")
+    assert _said(GPT_OSS, _rendered(said), prompt=ASKED, ended=ended) == expected
+    assert content_of_text(_rendered(said, "<|start|>assistant")) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(words.map(lambda word: word.replace("[", "")), min_size=1, max_size=7), st.booleans())
+def test_what_is_outside_of_pairs_is_the_content(parts: list[str], opened: bool) -> None:
+    marks = [("[/THINK]", "[THINK]")[(place + opened) % 2 == 1] for place in range(1, len(parts))]
+    drawn = parts[0] + "".join(mark + part for mark, part in zip(marks, parts[1:], strict=True))
+    outside = [part for place, part in enumerate(parts) if (place + opened) % 2 == 0]
+    said = _said(MAGISTRAL, drawn, prompt="[THINK]" if opened else "Q", ended=False)
+    if (len(parts) - 1 + opened) % 2:
+        assert said.text is None
+    else:
+        assert said.text == "\n".join(filter(None, outside))
+
+
+@settings(deadline=None)
 @given(words, words)
 def test_spelled_out_marks_open_and_end_nothing(before: str, after: str) -> None:
     draft = before.encode().decode("ascii", "ignore").encode()

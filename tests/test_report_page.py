@@ -328,6 +328,17 @@ def test_a_flip_that_is_owed_to_the_official_grader_says_so(tmp_path):
     assert "LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)" in html
 
 
+def test_a_long_example_shows_the_end_of_its_answer(tmp_path):
+    long = "<think>" + "hm\n" * 5000 + "</think>" + "```python\nprint(4711)\n```"
+
+    def spoken(name, rows):
+        return [dataclasses.replace(row, text=long) for row in rows] if name.startswith("generations/") else rows
+
+    html = (reported(make_run(tmp_path, mutate=spoken))[0] / "report.html").read_text()
+    assert "print(4711)" in html
+    assert "characters, not shown here" in html
+
+
 def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
     texts = ["<think>hm", "<think>hm</think>x", "no thought", "<think>a</think>", "x", "<think>"]
 

@@ -17,6 +17,18 @@ from ssd_ray.schema import Problem
 _READS = re.compile(r"\binput[ \t]*[(,)]|\bstdin\b|\bfileinput\b|\b(?:open|read)\([ \t]*0\b")
 
 
+def named(graded: Graded, problem: Problem, found: Extraction, rule: Rule) -> Graded:
+    """Return the verdict on a block, named a wrong block if it passed no test and is no program for the problem."""
+    if graded.num_passed or graded.outcome in ("accepted", "infrastructure_error"):
+        return graded
+    reason = wrong_block(problem, found, rule)
+    if not reason:
+        return graded
+    detail = f"{reason} ({graded.outcome.replace('_', ' ')}: {graded.detail})"[:MAX_DETAIL]
+    base = "wrong_block" if graded.outcome_base else ""
+    return dataclasses.replace(graded, outcome="wrong_block", detail=detail, outcome_base=base)
+
+
 def wrong_block(problem: Problem, found: Extraction, rule: Rule) -> str:
     """Return why the extracted block is no program for the problem, empty where nothing says so."""
     here, there = ("first", "a later") if rule == "first-block" else ("last", "an earlier")
@@ -40,12 +52,3 @@ def _definition(name: str) -> re.Pattern[str]:
         rf"^[ \t]*(?:from[ \t].{{1,200}})?import[ \t].{{0,200}}\b{name}\b",
     )
     return re.compile("|".join(signs), re.MULTILINE)
-
-
-def named(graded: Graded, reason: str) -> Graded:
-    """Return the verdict on a block that is no program, with the reason, where it passed no test."""
-    if not reason or graded.num_passed or graded.outcome in ("accepted", "infrastructure_error"):
-        return graded
-    detail = f"{reason} ({graded.outcome.replace('_', ' ')}: {graded.detail})"[:MAX_DETAIL]
-    base = "wrong_block" if graded.outcome_base else ""
-    return dataclasses.replace(graded, outcome="wrong_block", detail=detail, outcome_base=base)

@@ -20,7 +20,7 @@ from ssd_ray.reasoning import TEXT_MARKS, AnswerParser, Content
 from ssd_ray.schema import Completion, Problem, Profile, Verdict
 
 BY_TEXT = AnswerParser(TEXT_MARKS)
-NO_CODE = Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no code in the answer, by the rule of extraction")
+_UNFINISHED = "the answer ends within its reasoning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,11 @@ def grade_completion(
         made = verdict(problem, completion, None, _grade_number(problem, content), sandbox)
     else:
         found = extract(completion.text, content, rules.extract)
-        graded = NO_CODE if found.code is None else grade_code(problem, found.code, rules, sandbox)
-        graded = blocks.named(graded, blocks.wrong_block(problem, found, rules.extract))
+        if found.code is None:
+            graded = _nothing(content, "no code in the answer, by the rule of extraction")
+        else:
+            graded = grade_code(problem, found.code, rules, sandbox)
+            graded = blocks.named(graded, problem, found, rules.extract)
         made = verdict(problem, completion, found.code, graded, sandbox)
     return dataclasses.replace(made, reasoning=content.reasoning)
 
@@ -83,10 +86,16 @@ def grade_code(problem: Problem, code: str, rules: Rules, sandbox: Sandbox) -> G
     return grade_strict(problem, code, rules.limits, sandbox)
 
 
+def _nothing(content: Content, lack: str) -> Graded:
+    """Return the verdict on an answer without a program or number."""
+    detail = _UNFINISHED if content.text is None else lack
+    return Graded(outcome="no_code", num_passed=0, time_s=0.0, detail=detail)
+
+
 def _grade_number(problem: Problem, content: Content) -> Graded:
     answer = content.text
     if answer is None or numeric_answer(answer) is None:
-        return Graded(outcome="no_code", num_passed=0, time_s=0.0, detail="no number in the answer")
+        return _nothing(content, "no number in the answer")
     if same_answer(answer, problem.tests[0].output):
         return Graded(outcome="accepted", num_passed=1, time_s=0.0, detail="")
     detail = f"answered {numeric_answer(answer)!s:.60} and should have answered {problem.tests[0].output:.60}"

@@ -165,10 +165,10 @@ class AnswerParser:
 
     def content(self, answer: Completion) -> Content:
         """Return what an answer says: by its ids where marks are special tokens, else by text."""
-        ids = answer.output_token_ids
-        if self._decode is None or not ids:
+        if self._decode is None:
             return content_of_text(answer.text, self._form.opened_in(answer.prompt_id))
         # An answer that stopped by itself ends in an end token, which is no part of its text.
+        ids = answer.output_token_ids
         output = ids[:-1] if answer.finish_reason == "stop" else ids
         if self._harmony:
             return self._by_channels(answer.prompt_token_ids, output, self._decode)

@@ -24,7 +24,10 @@ FAILED_ANOTHER_WAY = ("runtime_error", "time_limit", "memory_limit", "output_lim
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One answer with its problem and verdict; texts longer than 6,000 characters end where the page cuts them."""
+    """One answer with its problem and verdict, its texts cut to about 6,000 characters.
+
+    An answer keeps its beginning and its end: its program comes after its reasoning.
+    """
 
     title: str
     arm: str
@@ -127,12 +130,16 @@ def _example(
         num_tests=verdict.num_tests,
         num_passed=verdict.num_passed,
         prompt=_shortened(prompts[choice.problem.problem_id]),
-        answer=_shortened(texts[key]),
+        answer=_shortened(texts[key], keep_end=True),
         detail=_shortened(verdict.detail),
     )
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= MAX_CHARACTERS:
+def _shortened(text: str, *, keep_end: bool = False) -> str:
+    left_out = len(text) - MAX_CHARACTERS
+    if left_out <= 0:
         return text
-    return f"{text[:MAX_CHARACTERS]}\n[… {len(text) - MAX_CHARACTERS:,} more characters, not shown here]"
+    if not keep_end:
+        return f"{text[:MAX_CHARACTERS]}\n[… {left_out:,} more characters, not shown here]"
+    half = MAX_CHARACTERS // 2
+    return f"{text[:half]}\n[… {left_out:,} characters, not shown here …]\n{text[-half:]}"
