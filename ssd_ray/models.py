@@ -7,12 +7,11 @@ cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packages, files, directo
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.model_directory import Origin
-from ssd_ray.reasoning import AnswerParser, ReasoningFormat
 from ssd_ray.weights import FaultError
 
 _OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
@@ -313,15 +311,3 @@ def tokenizer_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of each file that a tokenizer is made of, by name."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
     return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names if (directory / name).exists()}
-
-
-def answer_parser(form: ReasoningFormat) -> AnswerParser:
-    """Return a parser of answers in a format, with the tokenizer if its marks are special tokens."""
-    if not form.special or form.tokenizer is None:
-        return AnswerParser(form)
-    return AnswerParser(form, text_decoder(load_tokenizer(form.tokenizer)))
-
-
-def text_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """Return the function from ids to their text without special tokens, neither stripped nor tidied."""
-    return functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray import arms, artifacts, config, model_directory, models
+from ssd_ray.answers import reasoning_format
 from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.errors import UserError
 from ssd_ray.model_directory import Origin
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress, counted
-from ssd_ray.reasoning import ReasoningFormat, prompted, special_marks
 from ssd_ray.schema import Problem, Profile
 
 if TYPE_CHECKING:
@@ -216,7 +216,8 @@ class Stages:
         from ssd_ray.training.health import Reading
 
         extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory, self.recipe.model.end_tokens)
-        reading = Reading(extract=extract, reasoning=self._reasoning("prompts"), end_tokens=ends)
+        form = reasoning_format(self._directory, self.out / "prompts")
+        reading = Reading(extract=extract, reasoning=form, end_tokens=ends)
         graded, samples = self.out / branch.verdicts if branch.verdicts else None, self.out / branch.samples
         made = prepare(samples, branch.prepare, reading, verdicts=graded, out=out, progress=self._progress)
         made["provenance"] = provenance(self.recipe, branch.sample, self.out / "prompts", samples)
@@ -308,19 +309,10 @@ class Stages:
             rules=Rules(limits=limits, profile=profile, extract=evaluate.extract),
             floor=evaluate.sandbox_floor,
             out=out.resolve(),
-            reasoning=self._reasoning(prompts),
+            reasoning=reasoning_format(self._directory, self.out / prompts),
         )
         answered = self.out / answers
         return grade(answered, order, self.graders, total=total, ended=ended, stage=stage, progress=self._progress)
-
-    def _reasoning(self, prompts: str) -> ReasoningFormat:
-        """Return how answers to these prompts mark their reasoning."""
-        form = prompted(artifacts.read_columns(self.out / prompts, "prompt_id", "text", "statement"))
-        return dataclasses.replace(form, special=self._special_marks, tokenizer=self._directory.resolve())
-
-    @functools.cached_property
-    def _special_marks(self) -> dict[int, str]:
-        return special_marks(models.load_tokenizer(self._directory))
 
     def _rows(self, stage: str) -> int:
         return int(artifacts.load(self.out / stage).facts["rows"])

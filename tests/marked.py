@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models
+from ssd_ray import answers
 from ssd_ray.reasoning import AnswerParser, ReasoningFormat, special_marks
 from ssd_ray.schema import Completion
 
@@ -70,4 +70,4 @@ def form_of(tokenizer: Any, directory: Path | None = None, opened: str = "") -> 
 
 def parser_of(tokenizer: Any, opened: str = "") -> AnswerParser:
     """A parser of a tokenizer's answers."""
-    return AnswerParser(form_of(tokenizer, opened=opened), models.text_decoder(tokenizer))
+    return AnswerParser(form_of(tokenizer, opened=opened), answers.text_decoder(tokenizer))

@@ -19,6 +19,7 @@ LAYERS = [
     {"step"},
     {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
+    {"answers"},
     {"streaming", "models", "cluster", "recipes", "planner", "lineage", "directory_lock"},
     {"ends"},
     {"artifacts", "progress", "arms", "ledger", "model_directory", "gguf_file", "templates"},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from marked import ANALYSIS, ASKED, DRAFT, FINAL, HARMONY, PROGRAM, answer, ids_of, marked_tokenizer, parser_of
 
-from ssd_ray import models
+from ssd_ray import answers
 from ssd_ray.extraction import extract, extract_code
 from ssd_ray.reasoning import ANY, Content, content_of_text, opened_by, prompted, special_marks, spelled
 from ssd_ray.reasoning.marks import PAIRS
@@ -146,9 +146,9 @@ def test_a_prompt_may_begin_the_message() -> None:
 def test_spelled_text_has_the_marks_that_were_drawn() -> None:
     drawn = (ANALYSIS, "é", "<|end|>", FINAL, PROGRAM)
     ids = ids_of(GPT_OSS, *drawn)
-    assert spelled(ids, special_marks(GPT_OSS), models.text_decoder(GPT_OSS)) == "".join(drawn)
+    assert spelled(ids, special_marks(GPT_OSS), answers.text_decoder(GPT_OSS)) == "".join(drawn)
     plain = ids_of(QWEN3, "<think>hm</think>é")
-    assert spelled(plain, special_marks(QWEN3), models.text_decoder(QWEN3)) == QWEN3.decode(plain, skip_special_tokens=True)
+    assert spelled(plain, special_marks(QWEN3), answers.text_decoder(QWEN3)) == QWEN3.decode(plain, skip_special_tokens=True)
 
 
 def test_marks_that_are_no_special_tokens_are_text() -> None:

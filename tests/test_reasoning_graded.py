@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from marked import ANALYSIS, DRAFT, FINAL, HARMONY, PROGRAM, answer, form_of, ids_of, marked_tokenizer
 
-from ssd_ray import artifacts, models, recipes
+from ssd_ray import answers, artifacts, recipes
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.grading import Rules
@@ -58,7 +58,7 @@ def _graded(benchmark: Path, form: ReasoningFormat, rows: list[Completion]) -> l
 def _now(tokenizer: Any, row: Completion) -> Completion:
     """The same answer as engines write it today, with the names of drawn marks in its text."""
     ids = row.output_token_ids[:-1] if row.finish_reason == "stop" else row.output_token_ids
-    text = spelled(ids, special_marks(tokenizer), models.text_decoder(tokenizer))
+    text = spelled(ids, special_marks(tokenizer), answers.text_decoder(tokenizer))
     return dataclasses.replace(row, text=text)
 
 
@@ -190,7 +190,7 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
         }
         assert (facts["dropped"]["no_code"], facts["dropped"]["shortest"]) == (2, 1)
     assert found[0] == found[1]
-    said = {reading.where: reading.what for reading in readings(found[0]["health"])}
+    said = {reading.where: reading.what.replace("\xa0", " ") for reading in readings(found[0]["health"])}
     assert said["Reasoning"] == "50 % of 4 answers that reason end it"
     assert said["Other languages"] == "the program of 20 % of the answers is marked as no Python"
     before = {name: value for name, value in found[0]["health"].items() if name not in ("reasoning", "other_language")}
@@ -242,7 +242,7 @@ def rendered(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Promp
     wanted += [f"evaluate.prompt_mode={chosen.evaluate.prompt_mode}", f"prompts.mode={chosen.prompts.mode}"]
     run = Run(recipes.load("quickstart", wanted), tmp_path / "run", LineProgress())
     run.make("render")
-    form = run._pipeline._stages._reasoning("eval-prompts")
+    form = answers.reasoning_format(directory, tmp_path / "run" / "eval-prompts")
     return tokenizer, next(iter(artifacts.read_rows(tmp_path / "run" / "eval-prompts", Prompt))), form
 
 
@@ -256,7 +256,7 @@ def test_gpt_oss_is_rendered_and_read_in_its_own_format(rendered: tuple[Any, Pro
     tokenizer, prompt, form = rendered
     assert "Reasoning: high" in prompt.text
     assert prompt.text.endswith("<|end|><|start|>assistant")
-    parser = models.answer_parser(form)
+    parser = answers.answer_parser(form)
     assert parser.content(_drawn(tokenizer, prompt, ANALYSIS, DRAFT, "<|end|>", FINAL, PROGRAM)).text == PROGRAM
     assert parser.content(_drawn(tokenizer, prompt, ANALYSIS, RIGHT_DRAFT)).text is None
 
@@ -273,7 +273,7 @@ def test_gpt_oss_is_rendered_and_read_in_its_own_format(rendered: tuple[Any, Pro
 )
 def test_prompts_that_open_the_reasoning_are_known(rendered: tuple[Any, Prompt, ReasoningFormat]) -> None:
     tokenizer, prompt, form = rendered
-    parser = models.answer_parser(form)
+    parser = answers.answer_parser(form)
     assert parser.content(_drawn(tokenizer, prompt, DRAFT, "</think>", PROGRAM)).text == PROGRAM
     assert parser.content(_drawn(tokenizer, prompt, RIGHT_DRAFT)).text is None
 
@@ -289,7 +289,7 @@ def test_prompts_that_open_the_reasoning_are_known(rendered: tuple[Any, Prompt, 
 )
 def test_prompts_that_open_none_are_known(rendered: tuple[Any, Prompt, ReasoningFormat]) -> None:
     tokenizer, prompt, form = rendered
-    assert models.answer_parser(form).content(_drawn(tokenizer, prompt, PROGRAM)).reasoning == "none"
+    assert answers.answer_parser(form).content(_drawn(tokenizer, prompt, PROGRAM)).reasoning == "none"
 
 
 def test_prompts_unlike_the_others_are_read_as_they_are(benchmark: Path) -> None:

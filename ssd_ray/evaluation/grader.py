@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, models, streaming
+from ssd_ray import answers, artifacts, streaming
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules, grade_code, grade_completion, verdict
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded, UngradableError
@@ -67,7 +67,7 @@ class Tools:
         """Return the parser of answers in a format, made once for equal ones."""
         parser = next((parser for known, parser in self._parsers if known == reasoning), None)
         if parser is None:
-            parser = models.answer_parser(reasoning)
+            parser = answers.answer_parser(reasoning)
             self._parsers.append((reasoning, parser))
         return parser
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import ends, models
+from ssd_ray import answers, ends
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
@@ -81,7 +81,7 @@ class Engine:
         except Exception as error:
             raise explain(error, directory) from error
         self._end_tokens = sorted(ends.named(tokenizer, model.end_tokens))  # vLLM adds those of the model
-        self._decode, self._marks = models.text_decoder(tokenizer), special_marks(tokenizer)
+        self._decode, self._marks = answers.text_decoder(tokenizer), special_marks(tokenizer)
         self._decoding, self._exactly = decoding, truncates_exactly(engine)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_ray import models
+from ssd_ray import answers
 from ssd_ray.config import Policies
 from ssd_ray.extraction import Rule, extract, names_other_language
 from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, State
@@ -73,7 +73,7 @@ def judge(shard: pa.Table, reading: Reading) -> Answers:
 
     lengths = [pc.list_value_length(shard.column(name)).to_numpy() for name in ("prompt_token_ids", "output_token_ids")]
     texts = shard.column("text").to_pylist()
-    contents = list(models.answer_parser(reading.reasoning).contents(shard))
+    contents = list(answers.answer_parser(reading.reasoning).contents(shard))
     programs = [extract(text, content, reading.extract) for text, content in zip(texts, contents, strict=True)]
     texts = [_unmarked(text, reading.reasoning) for text in texts]
     stopped = pc.equal(shard.column("finish_reason"), "stop").to_numpy()

@@ -1,0 +1,39 @@
+"""How a model's answers mark their reasoning, from its tokenizer and its prompts.
+
+Reads a model directory and Prompt shards; writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import artifacts, models
+from ssd_ray.reasoning import AnswerParser, ReasoningFormat, prompted, special_marks
+
+
+def reasoning_format(directory: Path, prompts: Path) -> ReasoningFormat:
+    """Return how a model's answers to the prompts of an artifact mark their reasoning."""
+    directory = directory.resolve()
+    form = prompted(artifacts.read_columns(prompts, "prompt_id", "text", "statement"))
+    return dataclasses.replace(form, special=_special_marks(directory), tokenizer=directory)
+
+
+@functools.cache
+def _special_marks(directory: Path) -> dict[int, str]:
+    return special_marks(models.load_tokenizer(directory))
+
+
+def answer_parser(form: ReasoningFormat) -> AnswerParser:
+    """Return a parser of answers in a format, with the tokenizer if its marks are special tokens."""
+    if not form.special or form.tokenizer is None:
+        return AnswerParser(form)
+    return AnswerParser(form, text_decoder(models.load_tokenizer(form.tokenizer)))
+
+
+def text_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Return the function from ids to their text without special tokens, neither stripped nor tidied."""
+    return functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
