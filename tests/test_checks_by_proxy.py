@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_run import recipe as synthetic_recipe
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import checking, output_room, soundness
@@ -19,6 +20,7 @@ from ssd_ray.evaluation.verdicts import is_open
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem, Test
+from ssd_ray.stages import Stages
 
 RULES = Rules(limits=Limits(time_s=20, memory_mib=512, output_kib=64))
 
@@ -442,3 +444,17 @@ def test_tests_that_a_reference_passes_only_in_fresh_processes_are_sound(sandbox
     reference = "calls = []\ndef f(x):\n    calls.append(x)\n    return len(calls)"
     tests = tuple(problem("assert candidate(1) == 1").tests[0] for _ in range(2))
     soundness.require_sound_tests(problem("", tests=tests, reference=reference), sandbox, soundness.REFERENCE_LIMITS)
+
+
+def test_the_benchmark_of_a_run_leaves_such_problems_out_and_says_so(tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(made) + "\n" for made in [row("good", GOOD), BROKEN["no-call"], BROKEN["import"]]))
+    recipe = synthetic_recipe(evaluate={"benchmarks": [str(path)]})
+    facts = Stages(recipe, tmp_path / "run", LineProgress()).benchmark(tmp_path / "run" / "benchmark")
+    assert facts["rows"] == 1
+    assert [left_out["problem_id"] for left_out in facts["problems_left_out"]] == ["own/no-call", "own/import"]
+    assert all(left_out["place"].startswith(str(path)) for left_out in facts["problems_left_out"])
+    assert "left out: problem own/no-call cannot be graded" in capsys.readouterr().err
+    path.write_text(json.dumps(BROKEN["import"]) + "\n")
+    with pytest.raises(UserError, match=r"no problem can be graded.*own/import"):
+        Stages(recipe, tmp_path / "other", LineProgress()).benchmark(tmp_path / "other" / "benchmark")

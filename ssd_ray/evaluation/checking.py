@@ -1,8 +1,11 @@
-"""HumanEval's form of test, `check(candidate)`, with the assertions on one side and the untrusted program on the other.
+"""HumanEval's form of test, `check(candidate)`, with the check apart from the untrusted program.
 
-The trusted check runs in a confined process of its own (sandbox/check_role.py). Its calls go to the program's process, and
-what the program returns, raises and changes in its arguments comes back. Only data crosses: the program sees arguments, never
-an expected value, and whether an assertion holds is decided where no untrusted code runs. Reads and writes nothing.
+- The trusted check runs in a confined process of its own (sandbox/check_role.py).
+- Its calls go to the program's process. What the program returns, raises and changes comes back.
+- Only data crosses. The program sees arguments, never an expected value.
+- Whether an assertion holds is decided where no untrusted code runs.
+
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox,
 from ssd_ray.schema import Outcome
 
 CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)
-"""Limits of the trusted side, apart from the program's own; the output is one call with its arguments."""
+"""Limits of the trusted side. One call with its arguments is its output."""
 
 _CALL, _ANSWERS = b'["call",', (b'["returned",', b'["raised",')
 
@@ -33,7 +36,10 @@ class Checked:
 
 
 class BrokenCheckError(UserError):
-    """A check that fails by itself, or asks for what its candidate cannot do; `called` says that the program had answered."""
+    """A check that fails by itself, or asks for what its candidate cannot do.
+
+    `called` says that the program had answered a call before.
+    """
 
     def __init__(self, reason: str, *, called: bool) -> None:
         super().__init__(reason)
@@ -45,13 +51,14 @@ class NoCallError(InfrastructureError):
 
 
 def run_check(check: Sequence[str], program: Sequence[str], entry_points: str, limits: Limits, sandbox: Sandbox) -> Checked:
-    """Run a check of a program: both are source texts, compiled one after another into one module each.
+    """Run a check of a program, both of them source texts that are run in one module each.
 
-    An exception in the check after the program has returned a value is a wrong answer, as in HumanEval. The time limit is
-    for all of the program's calls together. Arguments come back with the value, so the value may be as large as they.
+    An exception in the check after the first answer is a wrong answer, as in HumanEval. The time
+    limit is for all of the program's calls together. Arguments come back with the value, so that
+    the output limit is at least that of the check.
 
     Raises:
-        BrokenCheckError: the check fails or passes without ever calling its candidate, or no process could do what it asks.
+        BrokenCheckError: the check fails or passes without a call, or asks for what cannot be done.
         NoCallError: the check's process ended before the program had any part in it.
         InfrastructureError: a sandbox did not come up, or died.
     """
@@ -79,7 +86,7 @@ def try_check(check: Sequence[str], entry_points: str, sandbox: Sandbox) -> None
 
 
 def _require_sound(asked: Execution, *, called: bool) -> None:
-    """Raise the error that a check's last message stands for if it failed by itself; `called` as for BrokenCheckError."""
+    """Raise an error if a check has failed by itself; `called` as for BrokenCheckError."""
     match _loaded(asked):
         case ["broken", str(name), str(message)]:
             raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}", called=False)
@@ -95,7 +102,7 @@ def _require_sound(asked: Execution, *, called: bool) -> None:
 
 
 class _Exchange:
-    """The calls of one check, passed on to the program, and its answers, passed back; neither is read here."""
+    """The calls of one check and the program's answers, passed on without being read."""
 
     def __init__(self, checker: Conversation, caller: Conversation, time_limit_s: float) -> None:
         self._checker, self._caller, self._time_limit_s = checker, caller, time_limit_s

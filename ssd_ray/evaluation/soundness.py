@@ -1,7 +1,7 @@
-"""Problems made ready before anything is graded: expected values worked out, tests tried on their own references.
+"""Problems made ready for grading: expected values, and tests tried on their references.
 
 - A test without an expected value gets what the reference returns (`references.py`).
-- A reference has to pass its own check. Without a reference, the check has to come to its first call.
+- A reference has to pass its own check. Without one, the check has to come to its first call.
 - A problem that fails here would fail every program alike. It is left out and named, alone.
 - Checks that passed are on record in the user's cache by content, and are not tried again.
 
@@ -46,7 +46,10 @@ def check(candidate):
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A problem that can be graded, or the reason why it cannot; `tests_left_out` are those that no grader could hold."""
+    """A problem that can be graded, or the reason why it cannot.
+
+    `tests_left_out` are those that no grader could hold.
+    """
 
     problem: Problem
     ungradable: str = ""
@@ -65,12 +68,13 @@ def said(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
 
 
 def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Iterator[Ready]:
-    """Make problems ready a few at a time, each in a sandbox of at least the level `floor`; yield them in order.
+    """Make problems ready, a few at a time, and yield them in order.
 
-    With `tried`, tests are tried on their references.
+    Sandboxes have at least the level `floor`. With `tried`, tests are tried on their references.
 
     Raises:
-        UserError: a problem that misses what its kind needs, a sandbox below the floor, or what `problems` raises.
+        UserError: a problem that misses what its kind needs, a sandbox below the floor, or what
+            `problems` raises.
         InfrastructureError: a sandbox failed.
     """
     record = _Record(cache_directory() / "sound-tests")
@@ -137,14 +141,14 @@ class _Record:
 
 
 def _digest(problem: Problem) -> str:
-    """Return the digest of what a trial depends on: the texts that run, how they are called, and the interpreter."""
+    """Return the digest of what a trial depends on: texts, how they are called, interpreter."""
     texts = [problem.starter_code, problem.reference, problem.entry_point, *(test.input for test in problem.tests)]
     text = json.dumps([1, sys.version, problem.kind, problem.comparison, *texts])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _needs_trial(problem: Problem, record: _Record | None) -> bool:
-    """Return True if a problem's tests are to be tried: without a record of those that passed, none is."""
+    """Return True if a problem's tests are to be tried; without a record, none are."""
     tried = problem.kind == "asserts" or (problem.kind == "function" and bool(problem.starter_code))
     return record is not None and tried and problem.comparison != "lcb" and _digest(problem) not in record
 
@@ -164,10 +168,11 @@ def _make_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Read
 def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> None:
     """Run a problem's reference through its checks, before any program is graded by them.
 
-    Without a reference, run the checks up to their first call. Of a `function`, run the starter code that programs rely on.
+    Without a reference, run the checks up to their first call.
+    Of a `function`, run the starter code that programs rely on.
 
     Raises:
-        UngradableError: the reference is not accepted, a check fails by itself, or starter code fails.
+        UngradableError: the reference is not accepted, or a check or starter code fails by itself.
         InfrastructureError: the sandbox failed.
     """
     try:
@@ -182,7 +187,7 @@ def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> N
 
 
 def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> bool:
-    """Return True if the reference passes all tests of a problem in one process, which spares MBPP two of three."""
+    """Return True if the reference passes all tests in one process, which is a third for MBPP."""
     if problem.reference is None or len(problem.tests) < 2:
         return False
     test = Test(input=_JOINT.format(sources=[test.input for test in problem.tests]), output="")

@@ -162,7 +162,7 @@ def _run_asserts(problem: Problem, tests: Sequence[Test], code: str, limits: Lim
     except BrokenCheckError as error:
         if not (error.called and problem.reference):
             raise ungradable(problem, str(error)) from error
-        # The reference gets through this check, so what the check cannot do follows from what the program returned.
+        # The reference passes this check. So what it cannot do follows from the program's answers.
         return _Result(outcome="wrong_answer", detail=str(error)[:MAX_DETAIL])
     return _Result(
         outcome=checked.outcome,
@@ -187,10 +187,10 @@ _RUNNERS: dict[str, Callable[[Problem, Sequence[Test], str, Limits, Sandbox], _R
 
 
 def entry_points(problem: Problem) -> str:
-    """Return what of a program is called, in the order in which it is looked for (sandbox/definitions.py).
+    """Return what of a program is called (the form is that of sandbox/definitions.py).
 
-    As officially, a method of LiveCodeBench's class Solution comes before a function of its name, and elsewhere the function
-    before the method. An entry point such as `Solution().name` (LeetCodeDataset) is that method alone.
+    As officially, a method of LiveCodeBench's class Solution comes before a function of its name.
+    Elsewhere the function comes first. `Solution().name` (LeetCodeDataset) is that method alone.
     """
     name = problem.entry_point or ""
     return f"Solution().{name} {name}" if problem.comparison == "lcb" and "()." not in name else name
@@ -199,8 +199,8 @@ def entry_points(problem: Problem) -> str:
 def program_units(problem: Problem, code: str) -> Sequence[str]:
     """Return a program after what it may take for granted: the imports and helpers of its starter code.
 
-    LiveCodeBench's function problems are LeetCode's, which come with imports of their own. They are separate source texts, to
-    be compiled one by one, so that neither can change how the other is read.
+    LiveCodeBench's function problems are LeetCode's, which come with imports of their own. The
+    source texts are compiled one by one, so that neither changes how the other is read.
 
     Raises:
         UngradableError: the starter code is not Python before the entry point.
@@ -214,7 +214,7 @@ def program_units(problem: Problem, code: str) -> Sequence[str]:
 def check_units(problem: Problem, test: Test) -> Sequence[str]:
     """Return a check after the starter code and the reference, whose helpers it may use.
 
-    Starter code that ends in a function's header is no program: of that, only what stands before the entry point is run.
+    Of starter code that ends in a function's header, only what comes before the header is run.
     """
     starter = problem.starter_code or ""
     if starter and not _is_python(starter):
@@ -223,7 +223,7 @@ def check_units(problem: Problem, test: Test) -> Sequence[str]:
 
 
 def starter_preamble(problem: Problem) -> str:
-    """Return the starter code before the definition of the entry point and its decorators, blank where there is none.
+    """Return the starter code before the entry point's decorators, blank where there is none.
 
     Raises:
         UngradableError: it is not Python.

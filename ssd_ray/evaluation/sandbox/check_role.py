@@ -1,15 +1,20 @@
-"""The trusted check of a problem, run in a confined process of its own, with a stand-in for the program.
+"""The trusted check of a problem, run in a process of its own with a stand-in for the program.
 
     check(candidate) ─ a call with its arguments ─> grader ─> the program's process
                      <─ what it returned or raised, and the arguments that it changed ─
 
-- A call may have keyword arguments. Lists, dicts, sets and bytearrays that the program changes are changed here as well.
+- A call may have keyword arguments. Containers that the program changes are changed here as well.
 - What the program raises is raised here, so that a check may expect it.
-- A failure of the stand-in itself is never raised here, where the check could take it for the program's. It is reported.
+- A failure of the stand-in is never raised here: the check could take it for the program's.
 
-Messages are lists. Out go `call` and, at the end, one of `passed`, `failed`, `raised` (the program's own exception), `broken`
-(the check fails before it calls), `unable` (the stand-in cannot do what the check asks for) and `forged` (an answer that no
-honest process sends). In come `returned` and `raised`. Runs in a bare interpreter.
+Messages are lists. In come `returned` and `raised`. Out goes `call` and, at the end, one of
+
+- `passed`, `failed`, or `raised`, the program's own exception;
+- `broken`, where the check fails before it calls;
+- `unable`, where the stand-in cannot do what the check asks for;
+- `forged`, after an answer that no honest process sends.
+
+Runs in a bare interpreter.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ else:  # in a sandbox, where there are modules and no packages
 
 
 def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send) -> None:
-    """Run the `check` of the last text on a stand-in, once a first message has come; the texts before it lend their names."""
+    """Run the `check` of the last text on a stand-in; the texts before it lend their names."""
     *lent, text = units
     receive()
     candidate = Candidate(entry_points, receive, send)
@@ -71,9 +76,9 @@ class Candidate:
         self.reason = ""
 
     def take_the_place_of_the_reference(self, namespace: Namespace) -> None:
-        """Bind the entry points' names to the stand-in, as the program's own would be bound where both share a module.
+        """Bind the entry points' names to the stand-in, as if check and program shared a module.
 
-        A check that says `abs` means the builtin, whatever the entry point is called: it gets neither program nor reference.
+        A check that says `abs` means the builtin, also where the entry point has that name.
         """
         self._lent = dict(namespace)
         for place, entry in enumerate(definitions.entries(self._entry_points)):
@@ -98,7 +103,7 @@ class Candidate:
                 self._end(["forged", str(error)])
 
     def __getattr__(self, name: str) -> Any:
-        """Report that the check looks for more than a function that can be called; what Python itself looks for is not there."""
+        """Report that the check looks for more than a call; what Python looks for is missing."""
         if name.startswith("_"):
             raise AttributeError(name)
         self._end(["unable", f"it looks for an attribute {name!r} of the candidate"])
@@ -130,7 +135,7 @@ class Candidate:
         return values[0]
 
     def _exception(self, names: list[object], message: str) -> Exception:
-        """Make an exception of the first of the type's names, those of its bases included, that this side knows too.
+        """Make an exception of the first of the names, the type's and its bases', that is known.
 
         Names that the check's own text binds do not count: the program cannot mean them.
         """
@@ -151,7 +156,7 @@ class Candidate:
 
 
 def _made(known: type[Exception], message: str) -> Exception:
-    """Make an exception without its __init__, which may want other arguments, that has the message as its text."""
+    """Make an exception with a text, without its __init__, which may want other arguments."""
     error = known.__new__(known, message)
     if str(error) == message:
         return error

@@ -1,8 +1,11 @@
-"""Source texts run in one module, and the names that a program binds, apart from those that it was lent.
+"""Source texts run in one module, and the names that a program binds apart from those it is lent.
 
-- Only a name that the program's own text binds is its answer: by `def`, `class`, assignment or import, starred or not.
-- Names that other texts bind (imports of a judge, helpers of starter code) a program may use; they are no answer of its own.
-- Runs in a bare interpreter, inside the sandbox; imports the standard library.
+- Only a name that the program's own text binds is its answer: by `def`, `class`, assignment or
+  import, starred or not.
+- A program may use names that other texts bind, such as a judge's imports and the helpers of
+  starter code. They are no answer of its own.
+
+Runs in a bare interpreter, inside the sandbox; imports the standard library.
 """
 
 from __future__ import annotations
@@ -39,16 +42,16 @@ def execute(units: Sequence[str], namespace: Namespace) -> None:
 
 
 def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace:
-    """Run the texts that come before a program in a new module, and return its dictionary without `names`.
+    """Run the texts before a program in a new module; return its dictionary without `names`.
 
-    The program finds what was bound to `names` where it finds builtins, and every other name as usual. So a name of `names`
-    that is in the dictionary afterwards is one that the program bound itself.
+    The program finds what was bound to `names` where it finds builtins, and any other name as
+    usual. So a name of `names` that is in the dictionary later was bound by the program itself.
     """
     namespace = new_module(module)
     execute(units, namespace)
     if namespace.keys().isdisjoint(names):
         return namespace
-    # A function keeps the builtins that its module had when it was made, so the texts run again with the builtins changed.
+    # A function keeps the builtins that its module had when it was made. So the texts run again.
     lent = type(sys)("builtins")
     vars(lent).update(vars(builtins))
     namespace = new_module(module)
@@ -60,7 +63,7 @@ def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace
 
 
 def entries(entry_points: str) -> list[str]:
-    """Return what may be called, in the order in which it is looked for: functions, or methods as `Solution().f`.
+    """Return functions, or methods as `Solution().f`, in the order in which they are looked for.
 
     A bare `f` stands for the function `f`, or else a method of the class Solution.
     """

@@ -1,15 +1,19 @@
-"""Arguments on the wire as objects: shared where they are shared, and changed where a call changes them.
+"""Arguments on the wire as objects, with what they share and what a call changes in them.
 
-A value becomes a slot. A mutable container of one of the KINDS is an object with a number, and its slot is `[number]`; a tuple
-is a tuple of slots; anything else is itself, for `wire` to carry or refuse. Entries are three lists of the same length: the
-numbers of objects, their kinds, their items. Both sides of a call hold the same objects under the same numbers:
+A value becomes a slot:
+
+- A mutable container of one of the KINDS is an object with a number; its slot is `[number]`.
+- A tuple is a tuple of slots. Anything else is itself, for `wire` to carry or refuse.
+
+Entries are three lists of the same length: numbers of objects, their kinds, their items. Both
+sides of a call hold the same objects under the same numbers:
 
 - The check's side writes its arguments; the program's side makes objects of them.
-- The program's side writes what it returns, with entries of the objects that changed and of those that are new.
-- The check's side changes its own objects in place, so that it sees what it would see without a border.
+- The program's side writes what it returns, with entries of objects that changed or are new.
+- The check's side changes its own objects, so that it sees what it would see without a border.
 
-Reading trusts nothing: an entry changes no object but those of the call, and none but one of its kind. Runs in a bare
-interpreter too.
+Reading trusts nothing. An entry changes only an object of the call, and only one of its kind.
+Runs in a bare interpreter too.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ KINDS: dict[str, Any] = {
     "bytearray": bytearray,
     "array": array.array,
 }
-"""The kinds by name; `ndarray`, numpy's, is one more, known by its name so that nothing is imported."""
+"""The kinds by name. numpy's `ndarray` is one more, known by its name to spare the import."""
 _BUFFERS = frozenset({"bytearray", "array", "ndarray"})
 """Kinds without slots: their items are the value itself, as the wire has it."""
 LOST = -1
@@ -65,7 +69,7 @@ class Objects:
         self._before: list[list[object]] = []
 
     def write(self, values: Iterable[object], *, lost: bool = False) -> tuple[list[object], Entries]:
-        """Return slots of `values`, and entries of the objects that are new or have changed since `mark`.
+        """Return slots of `values`, and entries of objects that are new or changed since `mark`.
 
         With `lost`, the contents of changed objects are given up, as they cannot cross.
         """
@@ -81,10 +85,10 @@ class Objects:
         return slots, writer.entries
 
     def read(self, slots: Sequence[object], entries: Sequence[object]) -> list[object]:
-        """Return the values of slots, once the contents of all entries are in the objects of the call or in new ones.
+        """Return the values of slots, after the entries' contents were put into their objects.
 
         Raises:
-            wire.MalformedError: slots and entries that `write` does not write; nothing is changed then.
+            wire.MalformedError: slots or entries that `write` does not write. Nothing is changed.
         """
         checked = _checked(entries)
         for number, kind, items in checked:
@@ -106,9 +110,9 @@ class Objects:
         self._before = [_members(value) for value in self._objects]
 
     def require_bounded(self, values: Iterable[object]) -> None:
-        """Refuse values and objects that are large once every shared object is counted wherever it is.
+        """Refuse values that are large once shared objects are counted wherever they are.
 
-        A few lists that hold each other twice stand for more values than any comparison could get through.
+        A few lists that hold each other twice amount to more values than a comparison gets through.
 
         Raises:
             wire.MalformedError: an object of more than MAX_NODES values.
@@ -159,7 +163,7 @@ def kind_of(value: object) -> str:
 
 
 class _Writer:
-    """Numbers objects as they are met; `met` are those that need an entry, `entries` those that have one."""
+    """Number objects as they are met; `met` are those that need an entry."""
 
     def __init__(self, objects: list[Any]) -> None:
         self._objects = objects
@@ -243,14 +247,17 @@ def _members(value: Any) -> list[object]:
 
 
 def _differ(before: list[object], now: list[object]) -> bool:
-    """Return True unless both hold the very same members; equality would miss that True took the place of 1."""
+    """Return True unless both hold the very same members.
+
+    Equality would miss that True took the place of 1.
+    """
     if len(before) == len(now) == 1 and type(before[0]) is type(now[0]) is bytes:
         return before != now
     return len(before) != len(now) or not all(map(operator.is_, before, now))
 
 
 def _fill(value: Any, kind: str, content: Any) -> None:
-    """Replace what an object holds, by the methods of its kind itself, whatever a subclass makes of them."""
+    """Replace what an object holds, by the methods of its kind and not of a subclass."""
     if kind in ("dict", "set", "deque"):
         KINDS[kind].clear(value)
         (deque.extend if kind == "deque" else KINDS[kind].update)(value, content)
@@ -268,9 +275,9 @@ def _parts(value: Any) -> Iterator[object]:
 
 
 def _require_bounded(values: list[object]) -> None:
-    """Walk depth first without recursion; the size of a container is known once its parts' sizes are.
+    """Add up sizes depth first, without recursion.
 
-    An object within itself adds nothing there: Python's own comparisons end at such a place.
+    An object within itself adds nothing: Python's own comparisons end at such a place.
     """
     sizes: dict[int, int] = {}
     path: list[list[Any]] = [[values, _parts(values), 0]]

@@ -1,4 +1,4 @@
-"""What a sandboxed process does once it is confined: be a program, answer calls, or serve a role of another module.
+"""Roles of a confined process: a program, a function that answers calls, a role of another module.
 
 A conversation is one line of wire text for a message and one for its answer. What a program does to this module in its
 own process harms only itself: nothing here decides anything. Runs in a bare interpreter; imports the standard library.
@@ -111,7 +111,8 @@ def _answer_calls(
 ) -> None:
     """Answer every message by the first of the replies to it that can cross.
 
-    What the program raises is `["error", type, message]`, a value without a form on the wire `["unsupported", reason]`.
+    What the program raises is `["error", type, message]`. A value without a form on the wire is
+    `["unsupported", reason]`.
     """
     function, describe, unsupported = None, definitions.describe, wire.UnsupportedValueError
     while (message := receive()) is not None:
@@ -153,10 +154,11 @@ def _call(function: Callable[..., object], arguments: list[object]) -> Iterator[
 
 
 def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Iterator[object]:
-    """Call a function with objects, the last of them by name; reply `["returned", slots, entries]` or `["raised", ...]`.
+    """Call a function with objects, the last of them by name.
 
-    Of an exception the names of its type and of its bases are sent, and its message. Whatever is not an Exception, and
-    MemoryError, is raised. Where changed arguments cannot cross, the answer goes without what they hold.
+    The replies are `["returned", slots, entries]` or `["raised", names, message, entries]`, with
+    the names of an exception's type and of its bases. Whatever is not an Exception, and
+    MemoryError, is raised. The second reply gives up what changed arguments hold.
     """
     _, names, slots, entries = message
     call = objects.Objects()
