@@ -98,13 +98,17 @@ EXPECTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", RETURNED, ids=lambda value: f"{foreign.type_name(value)} {value!r}"[:40])
+NAMES = [f"{number}-{foreign.type_name(value)}" for number, value in enumerate(RETURNED)]
+"""No repr: an address in it differs from one process of tests to the next."""
+
+
+@pytest.mark.parametrize("value", RETURNED, ids=NAMES)
 def test_equal_values_of_other_types_count_as_in_python(value):
     for expected in EXPECTED:
         assert judged("lcb", crossed(value), expected) is by_python(value, expected), expected
 
 
-@pytest.mark.parametrize("value", RETURNED, ids=lambda value: f"{foreign.type_name(value)} {value!r}"[:40])
+@pytest.mark.parametrize("value", RETURNED, ids=NAMES)
 @pytest.mark.parametrize("atol", [0.0, 1e-6])
 def test_equal_values_of_other_types_count_as_in_evalplus(value, atol):
     for expected in EXPECTED:
