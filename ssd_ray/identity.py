@@ -20,7 +20,7 @@ from typing import Any
 
 FORMAT = 1
 REVISIONS: Mapping[str, int] = {
-    "benchmark": 0,
+    "benchmark": 1,
     "prompts": 1,
     "contamination": 1,
     "training-problems": 0,

@@ -83,7 +83,8 @@ class PromptsConfig(Section):
     """What a chat template that reads the clock takes for now: an ISO date or date and time (`2026-01-31`, `2026-01-31T09:30`).
     `null` is the moment at which a run first renders with such a template; the run keeps it in `template-date`."""
     only_passed: bool = True
-    """rStar-Coder: keep rows whose stored solution passed (`is_passed`); the paper's count of about 10,168 needs it."""
+    """Keep rows whose stored solution passed, where rows have a column `is_passed`: rStar-Coder from the hub or from files. The
+    paper's count of about 10,168 needs it."""
     deduplicate: bool = True
     """Keep the first of rows with the same whitespace-normalised statement."""
     id_column: str | None = None

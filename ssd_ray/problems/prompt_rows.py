@@ -18,13 +18,12 @@ from ssd_ray.config import HubSource, PromptsConfig, hub_source
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.problems.benchmarks import rows as own_rows
 from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, shown, text
+from ssd_ray.problems.prompt_columns import Placed, named_function, require_complete_statement
 from ssd_ray.schema import Problem
 
 LONGEST_LABEL = 512
 """Characters of an id or a difficulty, which name rows and groups in messages, tables and other people's files."""
 _OWN = ("kind", "entry_point", "comparison", "atol")
-Placed = tuple[str, Row | RowError]
-"""Where a row stands, for error messages, and the row."""
 
 
 def file_rows(source: str) -> Iterator[Placed]:
@@ -38,7 +37,7 @@ def file_rows(source: str) -> Iterator[Placed]:
             yield f"{file}, row {number}", row
 
 
-def hub_rows(source: str, hub: HubSource) -> Iterator[tuple[str, Row]]:
+def hub_rows(source: str, hub: HubSource) -> Iterator[Placed]:
     """Rows of a data set of the hub, streamed; rStar-Coder's `is_passed` is a property of a row's stored solution.
 
     Raises:
@@ -105,6 +104,7 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
 
 def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Problem:
     statement = _required(row, choices.statement_column, "statement_column")
+    require_complete_statement(row, statement, choices.statement_column)
     starter = None
     if choices.starter_code_column is not None:
         starter = _clean(optional_text(row, choices.starter_code_column), choices.starter_code_column)
@@ -113,13 +113,15 @@ def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Pr
         problem_id = _label(identifier(row, choices.id_column), choices.id_column)
     difficulty = _difficulty(row)
     if choices.tests_column is None:
+        function = None if starter else named_function(row)
         return Problem(
             problem_id=problem_id,
             source=name,
             statement=statement,
-            kind="function" if starter else "stdin",
+            kind="function" if starter or function else "stdin",
             difficulty=difficulty,
             starter_code=starter,
+            entry_point=function,
         )
     _require_column(row, choices.tests_column, "tests_column")
     given: dict[str, Any] = {key: row[key] for key in _OWN if row.get(key) is not None}

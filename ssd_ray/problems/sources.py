@@ -23,8 +23,9 @@ from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.problems import prompt_rows
 from ssd_ray.problems.benchmarks import BadRow, choice
 from ssd_ray.problems.benchmarks import humaneval as humaneval_format
-from ssd_ray.problems.benchmarks.files import Row, list_files
+from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.problems.contamination import Benchmarks, without_overlaps
+from ssd_ray.problems.prompt_columns import Placed, passed
 from ssd_ray.schema import Problem, Test
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -221,7 +222,7 @@ def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator
             f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
         )
     if is_file(choices.source):
-        return prompt_rows.problems(_counted(prompt_rows.file_rows(choices.source), tally), choices)
+        return prompt_rows.problems(_chosen(_counted(prompt_rows.file_rows(choices.source), tally), choices, tally), choices)
     hub = hub_source(choices.source)
     if hub is None:
         raise UserError(f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; REVISION is a commit, tag or branch")
@@ -229,20 +230,14 @@ def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator
         hub = prompt_rows.pinned(choices.source, hub, note)
     tally.revision = hub.revision
     rows = _counted(prompt_rows.hub_rows(choices.source, hub), tally)
-    if choices.source == "rstar-coder" and choices.only_passed:
-        rows = _passed(rows, tally)
-    return prompt_rows.problems(rows, choices)
+    return prompt_rows.problems(_chosen(rows, choices, tally), choices)
+
+
+def _chosen(rows: Iterable[Placed], choices: PromptsConfig, tally: Tally) -> Iterable[Placed]:
+    return passed(rows, tally.dropped) if choices.only_passed else rows
 
 
 def _counted(rows: Iterable[_RowT], tally: Tally) -> Iterator[_RowT]:
     for row in rows:
         tally.read += 1
         yield row
-
-
-def _passed(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[tuple[str, Row]]:
-    for place, row in rows:
-        if row["is_passed"]:
-            yield place, row
-        else:
-            tally.dropped["stored solution did not pass"] += 1

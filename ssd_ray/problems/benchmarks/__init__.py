@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks import evalplus, gsm8k, humaneval, livecodebench, mbpp, rows
+from ssd_ray.problems.benchmarks.columns import require_known
 from ssd_ray.problems.benchmarks.files import Row, RowError, list_files, read_rows
 from ssd_ray.schema import Problem
 
@@ -24,12 +25,15 @@ __all__ = ["FORMATS", "BadRow", "Format", "Loaded", "find_format", "open_problem
 class Format:
     """A benchmark's row format: the columns that tell it, those that it never has, and its reader.
 
-    The reader takes a row and its number and raises `RowError`.
+    The reader takes a row and its number and raises `RowError`. `known` are all columns that it reads, or leaves out for a
+    reason in docs/benchmarks.md; `files` says which files have this form.
     """
 
     name: str
     columns: frozenset[str]
-    without: frozenset[str] = frozenset()
+    without: frozenset[str]
+    known: frozenset[str]
+    files: str
     read: Callable[[Row, int], Problem]
 
     def fits(self, row: Row) -> bool:
@@ -37,17 +41,58 @@ class Format:
         return self.columns <= row.keys() and not self.without & row.keys()
 
 
-def _format(name: str, read: Callable[[Row, int], Problem], columns: str, without: str = "") -> Format:
-    return Format(name=name, read=read, columns=frozenset(columns.split()), without=frozenset(without.split()))
+def _format(
+    name: str, read: Callable[[Row, int], Problem], columns: str, files: str, *, without: str = "", known: str = ""
+) -> Format:
+    required = frozenset(columns.split())
+    return Format(
+        name=name,
+        columns=required,
+        without=frozenset(without.split()),
+        known=required | frozenset(known.split()),
+        files=files,
+        read=read,
+    )
 
 
 FORMATS = (
-    _format("livecodebench", livecodebench.problem, "question_id question_content public_test_cases private_test_cases metadata"),
-    _format("evalplus", evalplus.problem, "task_id prompt entry_point canonical_solution base_input plus_input"),
-    _format("humaneval", humaneval.problem, "task_id prompt entry_point canonical_solution test", without="base_input"),
-    _format("mbpp", mbpp.problem, "task_id code test_list", without="entry_point"),
-    _format("gsm8k", gsm8k.problem, "question answer", without="tests"),
-    _format("rows", rows.problem, "problem_id statement tests"),
+    _format(
+        "livecodebench",
+        livecodebench.problem,
+        "question_id question_content public_test_cases private_test_cases metadata",
+        "give the files of livecodebench/code_generation_lite",
+    ),
+    _format(
+        "evalplus",
+        evalplus.problem,
+        "task_id prompt entry_point canonical_solution base_input plus_input",
+        "give HumanEvalPlus.jsonl.gz or MbppPlus.jsonl.gz",
+        known="atol test test_list test_imports contract assertion",
+    ),
+    _format(
+        "humaneval",
+        humaneval.problem,
+        "task_id prompt entry_point canonical_solution test",
+        "give openai_humaneval or evalplus/humanevalplus of the hub",
+        without="base_input",
+    ),
+    _format(
+        "mbpp",
+        mbpp.problem,
+        "task_id code test_list",
+        "give mbpp.jsonl, evalplus/mbppplus of the hub or MbppPlus.jsonl.gz",
+        without="entry_point",
+        known="test test_imports test_setup_code challenge_test_list",
+    ),
+    _format(
+        "gsm8k",
+        gsm8k.problem,
+        "question answer",
+        "give openai/gsm8k of the hub",
+        without="tests",
+        known="original_answer",
+    ),
+    _format("rows", rows.problem, "problem_id statement tests", "see docs/benchmarks.md"),
 )
 
 
@@ -108,6 +153,8 @@ class Loaded:
                 return None
             if not form.fits(row):
                 raise RowError(f"it is not of format {form.name}, as the first row is: columns {', '.join(sorted(row))}")
+            if form.name != "rows":  # which knows every column that a row may have
+                require_known(row, form.known, form.name, form.files)
             problem = form.read(row, number)
             problem = dataclasses.replace(problem, source=self.source or problem.source or _stem(file))
             _require_utf8(problem)

@@ -1,7 +1,11 @@
 """MBPP rows, full or sanitised (Austin et al. 2021, arXiv 2108.07732): a sentence, a solution and three assertions.
 
-Each assertion becomes a test with a `check(candidate)` of its own, in which the function's name stands for the candidate. The
-assertions are part of the statement, as published, since only they name the function. Reads and writes nothing.
+- Each assertion becomes a test with a `check(candidate)` of its own, in which the function's name stands for the candidate.
+- The hub's form of MBPP+ (evalplus/mbppplus) has a script `test` with base and plus inputs; it is the one test there, since
+  `test_list` is MBPP's own.
+- The assertions are part of the statement, as published, since only they name the function.
+
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -46,14 +50,16 @@ def problem(row: Row, number: int) -> Problem:
     if handed:
         raise RowError(f"field 'test_list' hands over {handed[0]} itself, which cannot cross to a program in its own process")
     statement = optional_text(row, "text") or text(row, "prompt")
+    script = optional_text(row, "test")
+    checks = [_check(setup, entry_point, node) for node in assertions]
     return Problem(
         problem_id=f"mbpp/{identifier(row, 'task_id')}",
-        source="mbpp",
+        source="mbpp+" if script else "mbpp",
         statement="{}\n\nYour code should pass these tests:\n\n{}".format(statement.strip(), "\n".join(sources)),
         kind="asserts",
         entry_point=entry_point,
         reference=code,
-        tests=tuple(Test(input=_check(setup, entry_point, node), output="") for node in assertions),
+        tests=tuple(Test(input=check, output="") for check in ([_script(setup, entry_point, script)] if script else checks)),
     )
 
 
@@ -123,3 +129,18 @@ def _callables_handed_over(assertion: ast.Assert, entry_point: str) -> list[str]
 def _check(setup: str, entry_point: str, assertion: ast.Assert) -> str:
     lines = [setup] if setup else []
     return "\n".join([*lines, "def check(candidate):", f"    {entry_point} = candidate", f"    {ast.unparse(assertion)}", ""])
+
+
+def _script(setup: str, entry_point: str, script: str) -> str:
+    """Run a script of tests as it is, with the function's name standing for the candidate."""
+    if entry_point not in _names(_parse(script, "test")):
+        raise RowError(f"field 'test' never calls {entry_point}, so nothing could be graded")
+    source = f"{setup}\n{script}" if setup else script
+    return "\n".join(
+        [
+            "def check(candidate):",
+            f"    names = dict(globals(), {entry_point}=candidate)",
+            f"    exec(compile({source!r}, 'test', 'exec'), names)",
+            "",
+        ]
+    )

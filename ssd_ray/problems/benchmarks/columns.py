@@ -1,0 +1,53 @@
+"""Columns that change what is graded: a format reads them, leaves them out for a stated reason, or refuses the row.
+
+Published files exist in several forms under one name. A column such as `test` beside `test_list` decides what a score
+means, so one that no reader knows is an error that names it. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+
+from ssd_ray.problems.benchmarks.files import Row, RowError
+
+_TELLING = frozenset(
+    {
+        *("accepted", "correct", "correctness", "passed", "verified", "verifier"),
+        *("answer", "answers", "expected", "oracle", "output", "outputs"),
+        *("assert", "assertion", "assertions", "asserts", "case", "cases", "check", "checker", "checks", "grader", "judge"),
+        *("test", "testcase", "testcases", "tests", "unittest", "unittests"),
+        *("fixture", "import", "imports", "input", "inputs", "io", "setup", "teardown"),
+        *("atol", "limit", "rtol", "timeout", "tolerance"),
+    }
+)
+"""Words in the name of a column that say that it has a part in grading."""
+_LANGUAGES = frozenset({"lang", "language", "programming_language"})
+_PYTHON = frozenset({"", "python", "python3", "py"})
+_WORDS = re.compile(r"[^a-z]+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+def require_known(row: Row, known: Set[str], name: str, instead: str) -> None:
+    """Refuse a row with something in a column that has a part in grading and is not in `known`.
+
+    `name` is the format's, and `instead` says which files it is read from.
+
+    Raises:
+        RowError: there is such a column, or the programs are in another language.
+    """
+    for column, value in row.items():
+        if column in known or _is_nothing(value):
+            continue
+        if column in _LANGUAGES and str(value).casefold() not in _PYTHON:
+            raise RowError(f"field {column!r} holds {str(value)[:40]!r}: only Python is graded")
+        if _TELLING & set(_WORDS.split(_CAMEL.sub("_", column).lower())):
+            raise RowError(
+                f"field {column!r} is not read in format {name}, and by its name it changes what is graded: "
+                f"{instead}, or drop the column to grade without it"
+            )
+
+
+def _is_nothing(value: object) -> bool:
+    """Return True for what a file holds where a row has nothing: null, NaN, 0, and empty text, lists and objects."""
+    return value is None or (not isinstance(value, bool) and (value in ("", 0, [], {}) or value != value))

@@ -1,0 +1,120 @@
+"""Columns of prompt files that change which rows are prompts, or what a prompt says: read, or refused by name.
+
+- `is_passed` says that a row's stored solution passed, as in rStar-Coder; `prompts.only_passed` goes by it in every source.
+- A statement in several columns, as open-r1/codeforces has it, is refused: the model would lack a part of it.
+- A column that names the function to write stands for a kind of problem, which the prompt has to tell.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, optional_text, shown
+
+PASSED = "is_passed"
+NOT_PASSED = "stored solution did not pass"
+_ALIKE = frozenset({"accepted", "correct", "correctness", "passed", "verified"})
+_WORDS = re.compile(r"[^a-z]+")
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+_PARTS = tuple(
+    f"{side}_{part}" for side in ("input", "output", "interaction") for part in ("format", "description", "spec", "specification")
+)
+"""Columns that hold a part of a statement."""
+_FUNCTIONS = ("entry_point", "fn_name", "func_name", "function_name", "test_entry_point")
+"""Columns that name the function to write."""
+
+Placed = tuple[str, Row | RowError]
+"""The place of a row, for error messages, and the row."""
+
+
+def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
+    """Leave out rows whose stored solution did not pass, counted in `dropped`; without a column `is_passed` none is.
+
+    A row that lacks the column or a truth value while others have it, or that says the same under another name, comes out as
+    a RowError in its place.
+    """
+    has_column: bool | None = None
+    for place, row in rows:
+        if isinstance(row, RowError):
+            yield place, row
+            continue
+        has_column = PASSED in row if has_column is None else has_column
+        try:
+            kept = _has_passed(row, has_column)
+        except RowError as error:
+            yield place, error
+            continue
+        if kept:
+            yield place, row
+        else:
+            dropped[NOT_PASSED] += 1
+
+
+def _has_passed(row: Row, has_column: bool) -> bool:
+    if (PASSED in row) != has_column:
+        raise RowError(f"field {PASSED!r} is in some rows and not in others; prompts.only_passed=false keeps all rows")
+    if not has_column:
+        _refuse_alike(row)
+        return True
+    value = row[PASSED]
+    verdict = _boolean(value)
+    if value is not None and verdict is None:
+        raise RowError(f"field {PASSED!r} must say true or false, not {shown(value)}; prompts.only_passed=false keeps all rows")
+    return verdict is True
+
+
+def _refuse_alike(row: Row) -> None:
+    for column, value in row.items():
+        if _ALIKE & set(_WORDS.split(column.lower())) and str(value).casefold() in ("true", "false"):
+            raise RowError(
+                f"field {column!r} looks like {PASSED!r}, by which prompts.only_passed=true goes: "
+                f"rename it to {PASSED}, or set prompts.only_passed=false to keep all rows"
+            )
+
+
+def _boolean(value: object) -> bool | None:
+    """A truth value in the forms of JSON, Parquet and CSV; None for anything else."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    return _BOOLEANS.get(value.strip().casefold()) if isinstance(value, str) else None
+
+
+def require_complete_statement(row: Row, statement: str, column: str) -> None:
+    """Refuse a row that has a part of its statement in a column of its own.
+
+    Raises:
+        RowError: there is such a part, and `statement`, of the column `column`, does not hold it.
+    """
+    held = " ".join(statement.split())
+    for part in _PARTS:
+        value = row.get(part)
+        if part != column and isinstance(value, str) and " ".join(value.split()) not in held:
+            raise RowError(
+                f"field {part!r} holds a part of the statement that {column!r} lacks: join them into one column and name it "
+                "in prompts.statement_column"
+            )
+
+
+def named_function(row: Row) -> str | None:
+    """The function that a row asks for by a column of that name; None where it names none.
+
+    Raises:
+        RowError: the column holds what is no name.
+    """
+    for column in _FUNCTIONS:
+        if optional_text(row, column) is not None:
+            return entry_point(row, column)
+    return _kodcode_function(row.get("test_info"))
+
+
+def _kodcode_function(info: object) -> str | None:
+    """The function that KodCode's tests call: the first of `test_info`."""
+    first = info[0] if isinstance(info, list) and info else None
+    name = first.get("function_name") if isinstance(first, Mapping) else None
+    return name if isinstance(name, str) and name.isidentifier() else None
