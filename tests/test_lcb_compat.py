@@ -242,7 +242,7 @@ class Eavesdropper:
     level = "L0"
 
     def __init__(self, answers: Sequence[object]) -> None:
-        self._answers, self.told, self.peak_bytes = iter(answers), [], 0
+        self._answers, self.told, self.peak_bytes, self.shortage = iter(answers), [], 0, ""
 
     def converse(self, role: str, units: Sequence[str], limits: Limits, *, entry_point: str = "") -> Eavesdropper:
         self.told.append((role, list(units), limits, entry_point))

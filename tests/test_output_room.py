@@ -11,6 +11,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation import output_room
 from ssd_ray.evaluation.grading import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, wire
+from ssd_ray.evaluation.store import stored
 from ssd_ray.evaluation.strict import require_gradable
 from ssd_ray.schema import Problem, Test
 
@@ -139,3 +140,16 @@ def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
     for problem in (stdin("x" * (1 << 20) + "yy"), stdin("\u4e2d" * (1 << 19)), function("x" * (1 << 20))):
         with pytest.raises(UserError, match=r"problem p cannot be graded: its test [12] expects 1 MiB .* leave the test out"):
             require_gradable(problem)
+
+
+def test_a_problem_with_such_an_output_is_left_out_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(output_room, "MOST_OUTPUT_KIB", 1)
+    wire_too_large = dataclasses.replace(
+        function(0), problem_id="wide", tests=(Test(input="[" + "[]," * 500_001 + "0]", output="0"),)
+    )
+    ungradable = {}
+    problems = [stdin("x" * 4000), dataclasses.replace(stdin("y"), problem_id="fine"), wire_too_large]
+    kept = list(stored(problems, tmp_path, "L0", [], ungradable))
+    assert [problem.problem_id for problem in kept] == ["fine"]
+    assert "its test 2 expects" in ungradable["p"]
+    assert "its test 1 is not on the wire, more values than a document may hold" in ungradable["wide"]

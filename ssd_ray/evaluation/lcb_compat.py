@@ -90,6 +90,8 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
         execution = conversation.answer(max(0.0, ends - time.monotonic()))
         time_s += execution.time_s
         outcome, detail = _judge(problem, index, execution)
+        if outcome == "wrong_answer" and (shortage := conversation.shortage):
+            outcome, detail = "memory_limit", f"{detail}; {shortage}"
         if outcome != "accepted":
             where = "loading" if index == _LOADING else f"test {index + 1}"
             return Graded(

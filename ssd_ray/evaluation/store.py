@@ -18,6 +18,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.soundness import made_ready
+from ssd_ray.evaluation.strict import ungradable
 from ssd_ray.schema import Problem, Test
 
 KEPT_BYTES = 256 << 20
@@ -91,11 +92,11 @@ def stored(
     Without `ungradable`, tests are not tried on their references.
 
     Raises:
-        UserError: a problem without tests, with tests that are not on the wire, or without a reference
+        UserError: a problem without tests, or without a reference
             that works where one is needed; a sandbox below the floor.
     """
     store = TestStore(directory)
-    for ready in made_ready(map(_on_the_wire, problems), floor, tried=ungradable is not None):
+    for ready in made_ready(_on_the_wire(problems, ungradable), floor, tried=ungradable is not None):
         left_out += ready.tests_left_out
         if not ready.ungradable:
             yield store.put(ready.problem)
@@ -105,13 +106,25 @@ def stored(
             ungradable[ready.problem.problem_id] = ready.ungradable
 
 
-def _on_the_wire(problem: Problem) -> Problem:
-    _require_wire(problem)
-    return problem
+def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -> Iterator[Problem]:
+    """Yield the problems whose tests can be told to a program; the others are named in `left_out` where it is given."""
+    for problem in problems:
+        try:
+            _require_wire(problem)
+        except UngradableError as error:
+            if left_out is None:
+                raise
+            left_out[problem.problem_id] = str(error)
+        else:
+            yield problem
 
 
 def _require_wire(problem: Problem) -> None:
-    """Refuse a function problem whose tests are not on the wire, before any program is graded on it."""
+    """Refuse a function problem whose tests are not on the wire, before any program is graded on it.
+
+    Raises:
+        UngradableError: a test that is not, or is too large.
+    """
     if problem.kind != "function":
         return
     for index, test in enumerate(problem.tests, start=1):
@@ -121,6 +134,5 @@ def _require_wire(problem: Problem) -> None:
             if test.output:
                 wire.loads(test.output)
         except wire.MalformedError as error:
-            raise UserError(
-                f"problem {problem.problem_id}, test {index}: {error}; see docs/benchmarks.md for the form"
-            ) from error
+            reason = f"its test {index} is not on the wire, {error}; see docs/benchmarks.md for the form"
+            raise ungradable(problem, reason) from error

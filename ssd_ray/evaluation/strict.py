@@ -97,7 +97,8 @@ def require_gradable(problem: Problem) -> None:
     """Refuse a problem on which every program would pass, or none could.
 
     Raises:
-        UserError: as said, with the mend.
+        UserError: no tests, or no entry point.
+        UngradableError: a test that no program can pass within any limit.
     """
     if not problem.tests:
         raise UserError(f"problem {problem.problem_id} has no tests, so no answer to it can be graded: add tests or leave it out")
@@ -113,6 +114,8 @@ def _run_stdin(problem: Problem, tests: Sequence[Test], code: str, limits: Limit
     if execution.status != "ok":
         return dataclasses.replace(result, outcome=OUTCOMES[execution.status], detail=execution.detail, num_passed=0)
     fault = first_difference(execution.stdout, tests[0].output)
+    if fault and execution.detail:
+        return dataclasses.replace(result, outcome="memory_limit", detail=f"{execution.detail}; {fault}", num_passed=0)
     return dataclasses.replace(result, outcome="wrong_answer", detail=fault, num_passed=0) if fault else result
 
 

@@ -56,7 +56,7 @@ os.register_at_fork = register
 sys.modules["zygote"].main(config)
 """
 _MODULES = (
-    *("walls", "restored", "foreign", "wire", "objects", "definitions"),
+    *("walls", "restored", "foreign", "wire", "objects", "shortage", "definitions"),
     *("check_role", "lcb_stdin", "lcb_role", "roles", "zygote"),
 )
 """In the order of their imports."""

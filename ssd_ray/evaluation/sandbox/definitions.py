@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     Namespace = dict[str, Any]
+if TYPE_CHECKING or __name__ != "definitions":
+    from ssd_ray.evaluation.sandbox import shortage
+else:
+    import shortage
 
 _NOTHING = object()
 
@@ -95,9 +99,10 @@ def _method(instance: object, name: str) -> Any:
 
 
 def describe(error: BaseException) -> list[str]:
-    """Return the type and the message of an exception, short."""
+    """Return the type and the message of an exception, short; one that means a lack of memory is a MemoryError."""
     try:
         message = str(error)
     except BaseException:
         message = ""
-    return [type(error).__name__[:100], message[:300]]
+    name = "MemoryError" if shortage.is_out_of_memory(error) else type(error).__name__[:100]
+    return [name, message[:300]]

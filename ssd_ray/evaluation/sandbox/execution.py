@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,8 @@ from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.sandbox.child import MOST_THREADS, End, Limits, Process, printable, tail
 
+_SHORTAGE = re.compile(r"[\w.]*MemoryError\b|OSError: \[Errno 12\]|RuntimeError: can't start new thread")
+"""The last line of a program, or of one of its threads, that ended for want of memory."""
 Status = Literal["ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"]
 _NEAR_LIMIT = 0.9
 """Share of the memory limit that a program killed by a signal must have filled for memory to be blamed."""
@@ -43,7 +46,9 @@ class Unsupported:
 
 
 def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
-    """The status of a process that has ended, by evidence from outside of it.
+    """The status of a process that has ended, by evidence from outside of it, and a detail.
+
+    Of an end with status 0, the detail says whether the last error, of a thread perhaps, was a lack of memory.
 
     Raises:
         InfrastructureError: the machine killed it, which a program that is filtered cannot bring about by itself.
@@ -64,11 +69,19 @@ def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
         if report.number == signal.SIGKILL and child.filtered:
             raise InfrastructureError(f"{killed_at} by this machine, which is short of memory: give graders more of it")
         return "runtime_error", f"killed by {_signal_name(report.number)}"
+    shortage = _shortage(last_line, limits)
     if report.number == 0:
-        return "ok", ""
+        return "ok", shortage
     if last_line.startswith("MemoryError"):
-        return "memory_limit", f"MemoryError within {limits.memory_mib} MiB"
+        return "memory_limit", shortage
     return "runtime_error", last_line or f"exit status {report.number}"
+
+
+def _shortage(last_line: str, limits: Limits) -> str:
+    """Return what a last line on standard error says of memory, empty where it is about something else."""
+    match = _SHORTAGE.match(last_line)
+    reason = last_line.partition(":")[2].strip() if match else ""
+    return f"MemoryError within {limits.memory_mib} MiB" + (f": {reason}" if reason else "") if match else ""
 
 
 def _signal_name(number: int) -> str:
@@ -98,6 +111,12 @@ class Conversation:
         """
         self._child.stop()
         return self._child.report.peak_kib << 10
+
+    @property
+    def shortage(self) -> str:
+        """What the process last wrote of a lack of memory, in one of its threads perhaps; ends the process."""
+        self._child.stop()
+        return _shortage(tail(self._child.stderr), self._limits)
 
     def ask(self, message: object, time_s: float | None = None) -> Execution:
         """Send a message; `result` of status "ok" is the answer, as the role defines it.
@@ -143,7 +162,7 @@ class Conversation:
         self._child.stop()
         status, detail = judge(line, self._child, self._limits)
         if status == "ok":
-            status, detail = "runtime_error", "the program ended before it answered"
+            status, detail = "runtime_error", detail or "the program ended before it answered"
         return Execution(status=status, detail=detail, time_s=taken_s)
 
 

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
     Reply = list[Any]
 if TYPE_CHECKING or __name__ != "lcb_role":
-    from ssd_ray.evaluation.sandbox import foreign, lcb_stdin
+    from ssd_ray.evaluation.sandbox import foreign, lcb_stdin, shortage
 else:
     import foreign
     import lcb_stdin
+    import shortage
 
 _BY_NAME = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools"),
@@ -234,7 +235,8 @@ def _error(kind: str, error: Exception) -> Reply:
         message = ""
     if kind == "run" and isinstance(error, TimeIsUpError):
         kind = "time"
-    return ["error", kind, type(error).__name__[:100], message]
+    name = "MemoryError" if shortage.is_out_of_memory(error) else type(error).__name__[:100]
+    return ["error", kind, name, message]
 
 
 def _send_value(reply: Reply, send: Callable[[object], None]) -> None:

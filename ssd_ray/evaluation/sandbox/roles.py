@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, restored, wire
+    from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, restored, shortage, wire
 else:
     import check_role
     import definitions
     import lcb_role
     import objects
     import restored
+    import shortage
     import wire
+
+
+_WRITE = os.write
 
 
 def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> NoReturn:
@@ -29,6 +33,7 @@ def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> No
     sys.argv[:] = ["program.py"]
     if any("random" in unit for unit in units):
         sys.modules["random"].seed()
+    shortage.bound_stacks()
     if role == "program":
         _be_program(units)
     restored.use_numpy_itself()
@@ -81,6 +86,8 @@ def _status_of(run: Callable[[], None]) -> int:
             sys.excepthook(type(error), error.with_traceback(trace), trace)
         except BaseException:
             os.write(2, f"\n{type(error).__name__}\n".encode())
+        if shortage.is_out_of_memory(error):
+            _WRITE(2, f"\nMemoryError: {definitions.describe(error)[1]}\n".encode(errors="replace"))
         return 1
     return 0
 
@@ -167,9 +174,9 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
     num_positional = len(values) - len(names)
     try:
         returned = [function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))]
-    except MemoryError:
-        raise
     except Exception as error:
+        if shortage.is_out_of_memory(error):
+            raise
         head = ["raised", [base.__name__[:100] for base in type(error).__mro__[:20]], definitions.describe(error)[1]]
         for lost in (False, True):
             yield [*head, call.write([], lost=lost)[1]]

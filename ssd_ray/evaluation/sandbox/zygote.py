@@ -33,7 +33,7 @@ else:
 
 _OWN_MODULES = (
     *("zygote", "walls", "roles", "wire", "foreign", "restored", "objects", "definitions", "check_role"),
-    *("lcb_role", "lcb_stdin"),
+    *("shortage", "lcb_role", "lcb_stdin"),
 )
 _MESSAGE_BYTES, _MAX_DESCRIPTORS = 1 << 16, 8
 
