@@ -43,6 +43,14 @@ thread.join()
 """
 
 
+def test_stacks_of_one_test_leave_room_for_those_of_the_next(sandbox):
+    tests = tuple(Test(input=f"3\n1 2 {number}\n", output=f"{3 + number}\n") for number in range(12))
+    problem = dataclasses.replace(STDIN, tests=tests)
+    for _ in range(5):
+        graded = grade_code(problem, IDIOM.format(size="1 << 30"), RULES["lcb-compat"], sandbox)
+        assert graded.outcome == "accepted", graded
+
+
 @pytest.mark.parametrize("size", ["1 << 29", "1 << 30", "(1 << 30) - 1", "1 << 31", "1 << 32", "1 << 40"])
 @pytest.mark.parametrize("profile", RULES)
 def test_a_thread_with_a_stack_of_any_size_starts(size, profile, sandbox):

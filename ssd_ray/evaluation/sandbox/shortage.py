@@ -33,8 +33,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def bound_stacks() -> None:
-    """Give threads of this process stacks of at most half of its address space, whatever size they ask for."""
-    most = resource.getrlimit(resource.RLIMIT_AS)[0] // 2
+    """Give threads of this process stacks of at most a third of its address space, whatever size they ask for.
+
+    A thread that has ended may hold its stack for a moment while the next one, of the next test, takes its own.
+    """
+    most = resource.getrlimit(resource.RLIMIT_AS)[0] // 3 & -4096
     if most <= 0:  # without a limit
         return
     set_size = _thread.stack_size
