@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.train import (
     ControllerError,
     FailureConfig,
@@ -163,6 +164,10 @@ def _run(job: Job, progress: Progress) -> None:
         raise
     except TrainingFailedError as error:
         raise _explained(error, job) from error
+    except RayTaskError:  # a mistake of this package in the controller
+        raise
+    except RayError as error:
+        raise InfrastructureError(f"training's controller was lost ({first_line(error)}); {_how_to_go_on(job)}") from error
 
 
 def _await_state(job: Job, progress: Progress) -> None:
@@ -185,11 +190,16 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
     for cause in causes:
         if isinstance(cause, UserError):
             return UserError(str(cause))
-    reason = first_line(causes[0] if causes else error)
+    cause = causes[0] if causes else error
+    reason = first_line(getattr(cause, "health_check_failure", cause))  # what Ray Train says of it is the same of every death
     return InfrastructureError(
-        f"training stopped after {job.cluster.max_failures} restarts without a new state ({reason}); the workers' logs are "
-        f"in {job.logs}, and running again goes on from step {checkpoints.latest(job.out)[0]}"
+        f"training stopped after {job.cluster.max_failures} restarts without a new state ({reason}); {_how_to_go_on(job)}"
     )
+
+
+def _how_to_go_on(job: Job) -> str:
+    step = checkpoints.latest(job.out)[0]
+    return f"the workers' logs are in {job.logs}, and running again goes on from step {step}"
 
 
 def _show(task: Task, job: Job, log: checkpoints.GrowingLog, begin: int, *, last: bool) -> None:

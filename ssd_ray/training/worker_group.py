@@ -13,13 +13,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+from ray.exceptions import RayError
+from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import UserError
 from ssd_ray.training import checkpoints
 
 NOTICE = threading.Event()
@@ -64,7 +67,19 @@ class DeathsInARow(DefaultFailurePolicy):  # type: ignore[misc]
         reached = checkpoints.latest(self._out)[0]
         if reached > self._reached:
             self._reached, self._worker_group_failures = reached, 0
+        if isinstance(training_failed_error, ControllerError) and is_death(training_failed_error.controller_failure):
+            # Of deaths while workers start, Ray Train retries one kind without a bound, and all others never.
+            training_failed_error = WorkerGroupError(str(training_failed_error), {})
         return super().make_decision(training_failed_error)
+
+
+def is_death(failure: BaseException) -> bool:
+    """Return True if a failure is that of a worker, and neither a mistake nor a wait for resources.
+
+    Any error of Ray says that a worker is gone or out of reach, or fails because another one is: it
+    need not be a RayActorError, as of one that the memory monitor evicts it is an OutOfMemoryError.
+    """
+    return isinstance(failure, RayError | WorkerGroupStartupFailedError) and not isinstance(failure, UserError)
 
 
 class SizedTrainer(TorchTrainer):  # type: ignore[misc]
