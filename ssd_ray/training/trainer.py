@@ -189,7 +189,7 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
         causes = [error.controller_failure]
     for cause in causes:
         if isinstance(cause, UserError):
-            return UserError(str(cause))
+            return UserError(str(getattr(cause, "cause", cause)))  # Ray adds a traceback to what it carries
     cause = causes[0] if causes else error
     reason = first_line(getattr(cause, "health_check_failure", cause))  # what Ray Train says of it is the same of every death
     return InfrastructureError(
