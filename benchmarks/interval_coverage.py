@@ -48,7 +48,7 @@ CHANGES = (
 )
 """Mean chance before training, mean of the new chances, and the share of problems that get one."""
 KINDS = ("all better", "mostly better", "uncertain, better", "uncertain, equal")
-"""What the few problems are like: the trained model solves all of them, or four of five, and the base the others; or their
+"""Kinds of the few problems: the trained model solves all of them, or four of five, and the base the others; or their
 chances are uniform for the base, and for the trained model higher or the same."""
 
 

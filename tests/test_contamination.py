@@ -95,7 +95,7 @@ def test_an_overlap_is_found_in_a_script_without_spaces(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", ["zh", "ja", "ko", "mixed"])
-def test_line_breaks_punctuation_and_widths_hide_nothing_without_spaces(language: str) -> None:
+def test_breaks_punctuation_and_widths_hide_nothing(language: str) -> None:
     benchmarks = Benchmarks([_problem(0, SPACELESS[language])])
     broken = "\n".join(SPACELESS[language].replace("，", "、 ").replace("。", "")).replace("1", "１")
     if language == "mixed":

@@ -120,7 +120,7 @@ def test_the_p_value_is_mcnemars():
 
 
 @pytest.mark.parametrize("problems", [32, 64, 164, 500])
-def test_where_nothing_differs_the_detectable_effect_is_found_in_8_of_10_runs(problems):
+def test_where_nothing_differs_the_detectable_effect_is_found(problems):
     effect = smallest_detectable_effect(standard_error(interval(0, 0, problems), confidence=0.95), confidence=0.95)
     rejected = sum(
         binom.pmf(better, problems, effect) for better in range(problems + 1) if p_value(pair(better, 0, problems)) < 0.05
@@ -182,7 +182,7 @@ shares = st.integers(1, 10).flatmap(
 
 
 @given(shares)
-def test_several_answers_agree_with_their_p_value_and_are_no_wider_than_tango(case):
+def test_several_answers_agree_with_p_and_are_no_wider_than_tango(case):
     answers, rows = case
     first, second = np.array(rows).T / answers
     found = discordance(first, second, answers=answers)
@@ -213,7 +213,7 @@ def test_answers_that_all_agree_count_as_one():
         assert (several.low, several.high) == pytest.approx((single.low, single.high))
 
 
-def test_answers_that_do_not_agree_narrow_the_interval_as_single_ones_would():
+def test_answers_that_do_not_agree_count_as_single_ones():
     rng = np.random.default_rng(0)
     first, second = rng.binomial(10, 0.5, (2, 300)) / 10
     found = discordance(first, second, answers=10)

@@ -195,7 +195,7 @@ def few_problems(monkeypatch, tmp_path, samples):
 
 
 @pytest.mark.parametrize("samples", [1, 6])
-def test_below_10_problems_the_page_prints_counts_and_no_percentages(monkeypatch, tmp_path, samples):
+def test_below_10_problems_the_page_prints_counts(monkeypatch, tmp_path, samples):
     scores, html = few_problems(monkeypatch, tmp_path, samples)
     result = html[html.index('aria-label="Scores of each arm"') : html.index('<section id="run">')]
     rows = re.sub("<[^>]+>", "|", result[result.index(">own <") : result.index("</table>")])
@@ -216,7 +216,7 @@ def test_below_10_problems_the_page_prints_counts_and_no_percentages(monkeypatch
         assert not re.search(r"own[^.;]*\d\u00a0%", text), text
 
 
-def test_where_no_problem_differs_interval_and_detectable_effect_agree(monkeypatch, tmp_path):
+def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_path):
     import synthetic_run
 
     monkeypatch.setattr(synthetic_run, "PROBLEMS", {"builtin": ("easy",) * 32})

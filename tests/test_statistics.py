@@ -95,7 +95,7 @@ def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_of_100
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [30, 131, 500])
 @pytest.mark.parametrize("samples", [1, 4, 10])
-def test_the_interval_covers_the_truth_where_0_to_6_problems_differ(problems, samples):
+def test_the_interval_covers_where_0_to_6_problems_differ(problems, samples):
     rng = np.random.default_rng([problems, samples])
     for band, kind in itertools.product(range(6), KINDS):
         share, _ = coverage(few(problems, samples, band, kind, rng, DATA_SETS), samples)

@@ -1,11 +1,13 @@
-"""Compare two arms problem by problem: Tango's score interval of the difference, for one answer per problem or several.
+"""Compare two arms problem by problem: the score interval of a paired difference.
 
-- One answer: Tango's interval (1998) for paired proportions, from the problems that only one arm solved.
-- Several answers: the same interval at the effective number of problems, n / D. The design effect D is the variance of
-  the differences over that of single answers (Rao and Scott 1992; Yang, Sun and Hardin 2012 for clustered pairs).
+- One answer: Tango's interval (1998) for paired proportions, from the problems that only one arm
+  solved.
+- Several answers: the same interval at the effective number of problems, n / D. The design effect D
+  is the variance of the differences over that of single answers (Rao and Scott 1992; Yang, Sun and
+  Hardin 2012 for clustered pairs).
 
-The interval excludes zero exactly where `significance.p_value` is below 1 - confidence: both are one score test.
-Pure functions on arrays; reads and writes nothing.
+The interval excludes zero exactly where `significance.p_value` is below 1 - confidence: both are
+one score test. Pure functions on arrays; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ _LEAST = 1e-9
 class Discordance:
     """Disagreement of two arms over the same problems.
 
-    `better` is the chance that the first arm alone solves a problem with one answer each, `worse` that the second alone
-    does. `size` is the effective number of problems: the number of pairs of single answers with the same information.
+    `better` is the chance that the first arm alone solves a problem with one answer each, `worse`
+    that the second alone does. `size` is the effective number of problems: the number of pairs of
+    single answers with the same information.
     """
 
     better: float
@@ -44,10 +47,12 @@ class Discordance:
 def discordance(first: Values, second: Values, *, answers: int) -> Discordance:
     """Measure the disagreement of two arms from float64[num_problems] shares in 0..1.
 
-    `answers` is the largest number of answers behind a share; it bounds the design effect from below by 1 / answers.
+    `answers` is the largest number of answers behind a share; it bounds the design effect from
+    below by 1 / answers.
 
     Raises:
-        UserError: the arms differ in their number of problems, there is none, or a share is outside of 0..1.
+        UserError: the arms differ in their number of problems, there is none, or a share is outside
+        of 0..1.
     """
     if first.shape != second.shape:
         raise UserError(f"arms to be compared need the same problems, not {first.shape} and {second.shape} of them")
@@ -63,13 +68,15 @@ def discordance(first: Values, second: Values, *, answers: int) -> Discordance:
 
 
 def design_effect(differences: Values, disagreement: float, *, answers: int) -> float:
-    """Estimate D: the variance of float64[num_problems] differences over that of pairs of single answers.
+    """Estimate D, the variance of float64[num_problems] differences over that of single pairs.
 
-    D is 1 for one answer per problem and near 1 / answers where all problems are alike. Its estimate is uncertain:
+    D is 1 for one answer per problem and near 1 / answers where all problems are alike. Its
+    estimate is uncertain:
 
     - it is at least 1 / answers and at most 1;
     - it is drawn towards 1 by exp(-3K/2), K the effective number of differing problems;
-    - as D leaves 1, it grows by the squared ratio of Student's t with n - 1 degrees of freedom to the normal quantile.
+    - as D leaves 1, it grows by the squared ratio of Student's t with n - 1 degrees of freedom to
+      the normal quantile.
     """
     from scipy.special import stdtrit
 
@@ -84,7 +91,7 @@ def design_effect(differences: Values, disagreement: float, *, answers: int) -> 
 
 
 def difference_interval(pair: Discordance, *, confidence: float) -> Interval:
-    """Invert the score test: the differences that a two-sided test at 1 - confidence does not reject.
+    """Invert the score test: return the differences that it does not reject at 1 - confidence.
 
     Raises:
         UserError: a confidence not in (0, 1).
@@ -97,9 +104,10 @@ def difference_interval(pair: Discordance, *, confidence: float) -> Interval:
 
 
 def score(pair: Discordance, difference: float) -> float:
-    """Tango's score statistic of a hypothetical difference: standard errors between it and the estimate.
+    """Return Tango's score statistic of a hypothetical difference: its distance to the estimate.
 
-    The standard error is that under the hypothesis, from the constrained maximum likelihood estimate of `worse`.
+    The distance is in standard errors. The standard error is that under the hypothesis, from the constrained maximum likelihood
+    estimate of `worse`.
     """
     distance = pair.estimate - difference
     if distance == 0:
@@ -109,7 +117,7 @@ def score(pair: Discordance, difference: float) -> float:
 
 
 def _constrained_worse(pair: Discordance, difference: float) -> float:
-    """The larger root of 2 q² + b q + c = 0 (Tango 1998, equation 6), in the form without cancellation."""
+    """Return the larger root of 2 q² + b q + c = 0 (Tango 1998), free of cancellation."""
     b = (2 - pair.estimate) * difference - pair.better - pair.worse
     c = -pair.worse * difference * (1 - difference)
     root = math.sqrt(max(0.0, b * b - 8 * c))
@@ -119,7 +127,7 @@ def _constrained_worse(pair: Discordance, difference: float) -> float:
 
 
 def _lower_limit(pair: Discordance, z: float) -> float:
-    """Bisect for the smallest difference whose score is at most z; the score falls as the difference grows."""
+    """Bisect for the smallest difference whose score, which falls as it grows, is at most z."""
     rejected, kept = -1.0, pair.estimate
     if score(pair, rejected) <= z:
         return rejected

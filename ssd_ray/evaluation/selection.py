@@ -2,7 +2,7 @@
 
 One idea: the best of many cells on the same problems is too good by the luck of the draw. So every model's temperature is
 chosen by its mean on half of the problems, the models are compared on the other half, the halves change places, and many
-splits are averaged. What is estimated is the gain of one who tunes on half as many problems of this kind. The interval is
+splits are averaged. The estimate is the gain of one who tunes on half as many problems of this kind. The interval is
 that of any paired difference; the bootstrap, which repeats the choosing, says how much variance the choosing adds. Pure
 functions on arrays; reads and writes nothing.
 """

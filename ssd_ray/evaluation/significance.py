@@ -1,7 +1,7 @@
-"""Tell whether a paired difference could be chance, and how large a difference could have been found.
+"""Test a paired difference against chance, and give the smallest one that would be found.
 
-One idea: the p-value, the interval and the detectable effect come from one score test, so they cannot contradict one
-another. Pure functions; reads and writes nothing.
+One idea: the p-value, the interval and the detectable effect come from one score test, so they
+cannot contradict one another. Pure functions; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from ssd_ray.evaluation.metrics import Interval
 from ssd_ray.evaluation.paired import Discordance, score
 
 POWER = 0.8
-"""The share of runs like this one that find a true difference of the detectable size (Cohen 1988)."""
+"""The share of such runs that find a true difference of the detectable size (Cohen 1988)."""
 
 
 def p_value(pair: Discordance) -> float:
-    """The two-sided p-value of no difference, by the score test that the interval inverts.
+    """Return the two-sided p-value of no difference, by the score test that the interval inverts.
 
-    With one answer per problem it is McNemar's asymptotic test (1947), without a continuity correction: (b - c)² / (b + c)
-    is chi-square with one degree of freedom. Fagerland, Lydersen and Laake (2013) recommend it for small numbers too.
+    With one answer per problem it is McNemar's asymptotic test (1947), without a continuity
+    correction: (b - c)² / (b + c) is chi-square with one degree of freedom. Fagerland, Lydersen and
+    Laake (2013) recommend it for small numbers too.
     """
     return math.erfc(abs(score(pair, 0.0)) / math.sqrt(2))
 
 
 def standard_error(interval: Interval, *, confidence: float) -> float:
-    """The standard error that an interval stands for: its longer side over the normal quantile; never 0."""
+    """Return the standard error of an interval: its longer side over the normal quantile."""
     longer = max(interval.high - interval.estimate, interval.estimate - interval.low)
     return longer / NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def smallest_detectable_effect(error: float, *, confidence: float) -> float:
-    """The true difference that a two-sided test at 1 - confidence finds in 8 of 10 such runs, at most 1.
+    """Return the true difference, at most 1, that the test finds in 8 of 10 such runs.
 
-    At 95 % it is 2.80 standard errors, and so 1.43 times the longer side of the interval. An estimate of this size therefore
-    has an interval without zero.
+    At 95 % it is 2.80 standard errors, and so 1.43 times the longer side of the interval. An
+    estimate of this size therefore has an interval without zero.
     """
     normal = NormalDist()
     return min(1.0, (normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)) * error)

@@ -152,7 +152,7 @@ class Benchmarks:
         for length in sorted({longest, *self._short}, reverse=True):
             if length > found.total:
                 continue
-            index = self._index(length, whole=length < longest)
+            index = self._index(length, exact=length < longest)
             for run in dict.fromkeys(found.runs(length)):
                 for place in index.get(run, ()):
                     shared[place].append(run)
@@ -172,13 +172,13 @@ class Benchmarks:
         shown = _INNER_SPACE.sub("", run)
         return Overlap(benchmark=benchmark, problem_id=problem_id, share=round(share, 4), words=shown, length=_length(run))
 
-    def _index(self, length: int, *, whole: bool) -> dict[str, tuple[int, ...]]:
-        """Places of the problems by run of that many parts; `whole` leaves longer problems out."""
-        key = -length if whole else length
+    def _index(self, length: int, *, exact: bool) -> dict[str, tuple[int, ...]]:
+        """Index the problems by run of that many parts; `exact` leaves longer problems out."""
+        key = -length if exact else length
         if key not in self._indices:
             index: dict[str, tuple[int, ...]] = {}
             for place, found in enumerate(self._units):
-                if not whole or found.total == length:
+                if not exact or found.total == length:
                     own = (place,)
                     for run in dict.fromkeys(found.runs(length)):
                         index[run] = index[run] + own if run in index else own
@@ -195,7 +195,7 @@ class Benchmarks:
 
 
 def _equality_key(found: Units, statement: str) -> str:
-    """What equal statements have in common: their words, or where there is none, their signs."""
+    """Return what equal statements share: their words, or where there is none, their signs."""
     return " ".join(found.texts or statement.split())
 
 

@@ -1,8 +1,11 @@
-"""Columns of prompt files that change which rows are prompts, or what a prompt says: read, or refused by name.
+"""Read or refuse columns of prompt files that change which rows are prompts, or their words.
 
-- `is_passed` says that a row's stored solution passed, as in rStar-Coder; `prompts.only_passed` goes by it in every source.
-- A statement in several columns, as open-r1/codeforces has it, is refused: the model would lack a part of it.
-- A column that names the function to write stands for a kind of problem, which the prompt has to tell.
+- `is_passed` says that a row's stored solution passed, as in rStar-Coder; `prompts.only_passed`
+  goes by it in every source.
+- A statement in several columns, as open-r1/codeforces has it, is refused: the model would lack a
+  part of it.
+- A column that names the function to write makes it a problem of another kind, and the prompt
+  says so.
 
 Reads and writes nothing.
 """
@@ -32,10 +35,10 @@ Placed = tuple[str, Row | RowError]
 
 
 def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
-    """Leave out rows whose stored solution did not pass, counted in `dropped`; without a column `is_passed` none is.
+    """Leave out rows whose stored solution did not pass, counted in `dropped`.
 
-    A row that lacks the column or a truth value while others have it, or that says the same under another name, comes out as
-    a RowError in its place.
+    Without a column `is_passed` all rows stay. A row that lacks the column or a truth value while
+    others have it, or that says the same under another name, comes out as a RowError in its place.
     """
     has_column: bool | None = None
     for place, row in rows:

@@ -1,7 +1,8 @@
-"""Columns that change what is graded: a format reads them, leaves them out for a stated reason, or refuses the row.
+"""Refuse columns that change the meaning of a score and that no reader knows.
 
-Published files exist in several forms under one name. A column such as `test` beside `test_list` decides what a score
-means, so one that no reader knows is an error that names it. Reads and writes nothing.
+Published files exist in several forms under one name. A column such as `test` next to `test_list`
+decides the meaning of a score, so an unknown one is an error that names it. Reads and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -49,5 +50,5 @@ def require_known(row: Row, known: Set[str], name: str, instead: str) -> None:
 
 
 def _is_nothing(value: object) -> bool:
-    """Return True for what a file holds where a row has nothing: null, NaN, 0, and empty text, lists and objects."""
+    """Return True for null, NaN, 0, and empty text, lists and objects."""
     return value is None or (not isinstance(value, bool) and (value in ("", 0, [], {}) or value != value))

@@ -1,6 +1,6 @@
 """MBPP rows, full or sanitised (Austin et al. 2021, arXiv 2108.07732): a sentence, a solution and three assertions.
 
-- Each assertion becomes a test with a `check(candidate)` of its own, in which the function's name stands for the candidate.
+- Each assertion becomes a test with a `check(candidate)` of its own, in which the function's name is the candidate.
 - The hub's form of MBPP+ (evalplus/mbppplus) has a script `test` with base and plus inputs; it is the one test there, since
   `test_list` is MBPP's own.
 - The assertions are part of the statement, as published, since only they name the function.
