@@ -28,12 +28,13 @@ def _special_marks(directory: Path) -> dict[int, str]:
 
 
 def answer_parser(form: ReasoningFormat) -> AnswerParser:
-    """Return a parser of answers in a format, with the tokenizer if its marks are special tokens."""
+    """Return a parser of answers in a format, with the tokenizer if marks are special tokens."""
     if not form.special or form.tokenizer is None:
         return AnswerParser(form)
     return AnswerParser(form, text_decoder(models.load_tokenizer(form.tokenizer)))
 
 
 def text_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """Return the function from ids to their text without special tokens, neither stripped nor tidied."""
-    return functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Return the function from ids to their exact text without special tokens."""
+    exactly = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return functools.partial(tokenizer.decode, **exactly)

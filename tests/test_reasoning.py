@@ -43,7 +43,7 @@ def test_special_marks_hide_a_draft_and_show_the_program(pair: Any, prefilled: s
         assert _said(tokenizer, begin, DRAFT, prompt=prompt, ended=False) == Content(text=None, reasoning="unfinished")
 
 
-def test_a_plain_answer_of_a_model_with_special_marks_is_as_it_is() -> None:
+def test_an_answer_without_special_marks_is_as_it_is() -> None:
     assert _said(SPECIAL, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
     assert _said(GPT_OSS, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
     assert _said(SPECIAL, "", prompt="Q") == Content(text="", reasoning="none")
@@ -237,7 +237,7 @@ def test_spelled_out_marks_open_and_end_nothing(before: str, after: str) -> None
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.opening)
-def test_a_text_that_begins_with_an_opening_mark_reasons_up_to_its_end(pair: Any) -> None:
+def test_a_text_that_begins_with_a_mark_reasons_up_to_its_end(pair: Any) -> None:
     assert content_of_text(f"\n{pair.opening}{DRAFT}{pair.closing}x") == Content(text="x", reasoning="ended")
     assert content_of_text(f"{pair.opening}{DRAFT}").text is None
     assert content_of_text(f"{DRAFT}{pair.closing}x", pair.opening) == Content(text="x", reasoning="ended")
@@ -260,7 +260,7 @@ def test_an_answer_that_only_mentions_marks_does_not_reason() -> None:
         assert _said(SPECIAL, text.replace("<think>", "<b>").replace("</think>", "</b>"), prompt="Q").reasoning == "none"
 
 
-def test_harmony_whose_special_tokens_were_dropped_is_known_by_its_channels() -> None:
+def test_harmony_without_its_special_tokens_is_known() -> None:
     dropped = f"analysisWe need{DRAFT}"
     assert content_of_text(dropped) == Content(text=None, reasoning="unfinished")
     assert content_of_text(f"{dropped}assistantfinal{PROGRAM}") == Content(text=PROGRAM, reasoning="ended")

@@ -18,7 +18,7 @@ _READS = re.compile(r"\binput[ \t]*[(,)]|\bstdin\b|\bfileinput\b|\b(?:open|read)
 
 
 def named(graded: Graded, problem: Problem, found: Extraction, rule: Rule) -> Graded:
-    """Return the verdict on a block, named a wrong block if it passed no test and is no program for the problem."""
+    """Name a verdict `wrong_block` if the block passed no test and is no program for it."""
     if graded.num_passed or graded.outcome in ("accepted", "infrastructure_error"):
         return graded
     reason = wrong_block(problem, found, rule)
@@ -30,7 +30,7 @@ def named(graded: Graded, problem: Problem, found: Extraction, rule: Rule) -> Gr
 
 
 def wrong_block(problem: Problem, found: Extraction, rule: Rule) -> str:
-    """Return why the extracted block is no program for the problem, empty where nothing says so."""
+    """Return why the extracted block is no program for the problem, empty if nothing says so."""
     here, there = ("first", "a later") if rule == "first-block" else ("last", "an earlier")
     if names_other_language(found.language):
         return f"the {here} block is marked {found.language:.20}, not Python"
@@ -38,7 +38,8 @@ def wrong_block(problem: Problem, found: Extraction, rule: Rule) -> str:
         sign, lack = _READS, "reads no input"
     else:
         sign, lack = _definition(problem.entry_point or ""), f"does not define {problem.entry_point}"
-    if sign.search(found.code or "") or not any(map(sign.search, found.others)):
+    shown = sign.search(found.code or "") is not None
+    if shown or not any(map(sign.search, found.others)):
         return ""
     return f"the {here} block {lack}, {there} one does"
 

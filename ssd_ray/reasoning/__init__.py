@@ -42,8 +42,8 @@ from ssd_ray.schema import Completion, from_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ANY", "TEXT_MARKS", "AnswerParser", "Content", "ReasoningFormat", "content_of_text", "prompted"]
-__all__ += ["Decode", "opened_by", "special_marks", "spelled"]
+__all__ = ["ANY", "TEXT_MARKS", "AnswerParser", "Content", "Decode", "ReasoningFormat"]
+__all__ += ["content_of_text", "opened_by", "prompted", "special_marks", "spelled"]
 
 State = Literal["none", "ended", "unfinished"]
 """Of the reasoning in an answer: there is none, it was ended, the answer ends within it."""
@@ -56,7 +56,8 @@ _BARE_ANALYSIS = re.compile(r"\s*analysis(?=[A-Za-z])")
 """How harmony begins once its special tokens were dropped: a channel's name, at once a word."""
 _BARE_FINAL = "assistantfinal"
 _SURE = [pair.closing for pair in PAIRS if not pair.plain]
-_LINE_END = re.compile(f"(?:{'|'.join(map(re.escape, _SURE))})[ \t\r]*$", re.MULTILINE)
+_SURE_END = "|".join(map(re.escape, _SURE))
+_LINE_END = re.compile(f"(?:{_SURE_END})[ \t\r]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,10 @@ class AnswerParser:
         return Content(text="\n".join(said), reasoning="ended" if reasoned else "none")
 
 
-def _outside(pieces: Iterable[Piece], length: int, opened: Pair | None) -> tuple[list[slice] | None, bool]:
+_Spans = list[slice] | None
+
+
+def _outside(pieces: Iterable[Piece], length: int, opened: Pair | None) -> tuple[_Spans, bool]:
     """Return the spans outside of pairs, None if the answer ends within one, and if any came.
 
     - An opening within a reasoning, or an end outside of one, changes nothing.

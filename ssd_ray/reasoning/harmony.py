@@ -20,13 +20,16 @@ from ssd_ray.reasoning.marks import CHANNEL, ENDS, MESSAGE, START, Piece
 _TO_TOOL = re.compile(r"(?:^|\s)to=")
 
 
+Read = Callable[[slice], str]
+
+
 class Messages:
     """One answer's messages: what they say to the user, and whether any said something else.
 
     `contents` is None where the answer ends within a message that is not for the user.
     """
 
-    def __init__(self, read: Callable[[slice], str], *, offset: int = 0, reasoned: bool = False) -> None:
+    def __init__(self, read: Read, *, offset: int = 0, reasoned: bool = False) -> None:
         """`read` gives the text of a span; what lies before `offset` is the prompt's."""
         self._read, self._offset = read, offset
         self.reasoned = reasoned
