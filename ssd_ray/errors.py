@@ -36,6 +36,6 @@ def one_line(error: BaseException, longest: int = _LONGEST_LINE) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an exception of Ray, whose other lines are a traceback."""
+    """Return the type and first line of an exception of Ray; the other lines are a traceback."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].strip()}".removesuffix(": ")[:_LONGEST_LINE]

@@ -31,7 +31,7 @@ def check(file: Path) -> None:
     if (match := _PART.search(file.name)) and int(match["parts"]) > 1:
         raise FaultError(
             f"is part {int(match['number'])} of {int(match['parts'])}, and parts cannot be converted",
-            "join them with `llama-gguf-split --merge FIRST-PART WHOLE.gguf`",
+            "join them with `llama-gguf-split --merge FIRST-PART OUT.gguf`",
         )
     reader = _read(file)
     if not reader.tensors:

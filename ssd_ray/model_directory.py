@@ -45,7 +45,7 @@ class Origin:
 
 
 def check(directory: Path, origin: Origin) -> None:
-    """Check that a model directory is complete: readable files, whole weights, no pointers.
+    """Check that a model directory is complete: readable files, all weights, no pointers.
 
     Raises:
         UserError: the directory cannot be loaded as it is, with the file and the remedy.

@@ -92,7 +92,7 @@ def test_custom_code_beside_a_known_class_is_ignored(tmp_path: Path, tiny_llama:
     assert models.load_config(model).model_type == "llama"
 
 
-def test_the_engine_is_not_told_to_run_code_either() -> None:
+def test_the_engine_runs_no_code_either() -> None:
     with pytest.raises(ValueError, match="code that comes with a model is never run"):
         EngineConfig(extra={"trust_remote_code": True})
     assert EngineConfig(extra={"trust_remote_code": False})
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_does_not_load_is_one_sentence(tmp_path: Path, tiny_lla
     assert "\n" not in str(raised.value)
 
 
-def test_every_loader_is_told_to_run_no_code() -> None:
+def test_every_loader_runs_no_code() -> None:
     """A call that leaves `trust_remote_code` out asks on the terminal."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
