@@ -46,7 +46,7 @@ class Played:
         self.failing = False
         self.hardware = ""
         self.made: list[str] = []
-        monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
         monkeypatch.setattr(models, "fetch", lambda _: model)
         acts = {"samples": self.samples, "generations": self.generations, "checkpoint": self.checkpoint}
         acts |= {"verdicts": self.verdicts, "sample_verdicts": self.verdicts}

@@ -155,7 +155,7 @@ class World:
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs believe that Ray is there, and do without what only takes time: installed versions, waiting for the disk."""
-    monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(artifacts, "versions", dict)
     monkeypatch.setattr(artifacts, "column_digests", _first_lines)
     monkeypatch.setattr(lineage, "column_digests", _first_lines)
