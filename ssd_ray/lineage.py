@@ -13,6 +13,7 @@ Reads manifests; writes `made-from.json`, and new claims.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -64,8 +65,16 @@ def source(path: Path) -> Source | None:
     if not (path / "manifest.json").exists():
         return known
     manifest = read_json(path / "manifest.json")
-    held = sorted([shard["name"], shard.get("sha256") or digest(path.glob(shard["name"]))] for shard in manifest["shards"])
+    held = sorted(
+        [shard["name"], shard.get("sha256") or _weights(path / shard["name"], known.claim)] for shard in manifest["shards"]
+    )
     return replace(known, files=_digest(held), columns=manifest.get("columns", {}), facts=_digest(manifest["facts"]))
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(path: Path, _claim: str) -> str:
+    """Digest a file of weights; once, however many arms are made from it."""
+    return digest([path] if path.exists() else [])
 
 
 def _digest(value: Any) -> str:
