@@ -61,6 +61,7 @@ def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, 
     monkeypatch.setattr(trainer, "train", lambda dataset, *_, serving, **__: asked.update({dataset.name: serving.decoding}) or {})
     chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
     monkeypatch.setattr(Stages, "_directory", tmp_path)
+    monkeypatch.setattr("ssd_ray.models.template_to_export", lambda *_: None)
     for step in Pipeline(chosen, tmp_path, LineProgress()).steps:
         if step.verb == "train":
             step.act(tmp_path / step.name)

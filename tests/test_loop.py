@@ -44,7 +44,7 @@ class Machine:
         self.saved.clear()
         loop.work({"job": self.job})
 
-    def make_worker(self, job: loop.Job) -> Any:
+    def make_worker(self, job: loop.Job, heartbeat: loop.Heartbeat) -> Any:
         self._weights = 0
 
         def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
