@@ -67,6 +67,11 @@ def _graded(problem: Problem, text: str, sandbox: Sandbox, rules: Rules = RULES)
         (SUM, f"{ADD}For example:\n```python\nprint(1 + 2 + 4)\n```\n", "reads no input, an earlier one does"),
         (GCD, f"{DEFINE}A quick check:\n```python\nprint(gcd(4, 6))  # 2\n```\n", "does not define gcd, an earlier one does"),
         (GCD, f"{METHOD}```python\nprint(Solution().gcd(4, 6))\n```\n", "does not define gcd, an earlier one does"),
+        (
+            dataclasses.replace(GCD, entry_point="Solution().gcd"),
+            f"{METHOD}```python\nprint(Solution().gcd(4, 6))\n```\n",
+            "does not define gcd, an earlier one does",
+        ),
         (CHECKED, f"{DEFINE}```python\nassert gcd(4, 6) == 2\n```\n", "does not define gcd, an earlier one does"),
         (CHECKED, f"{DEFINE}```sh\npython -m pytest\n```\n", "marked sh"),
     ],

@@ -37,7 +37,8 @@ def wrong_block(problem: Problem, found: Extraction, rule: Rule) -> str:
     if problem.kind == "stdin":
         sign, lack = _READS, "reads no input"
     else:
-        sign, lack = _definition(problem.entry_point or ""), f"does not define {problem.entry_point}"
+        name = (problem.entry_point or "").rpartition("().")[2]
+        sign, lack = _definition(name), f"does not define {name}"
     shown = sign.search(found.code or "") is not None
     if shown or not any(map(sign.search, found.others)):
         return ""
