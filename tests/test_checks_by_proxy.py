@@ -116,6 +116,34 @@ def test_a_check_sees_arguments_as_the_program_left_them(body, right, wrong, san
     assert outcome(body, "def f(x): pass", sandbox) == "wrong_answer"
 
 
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "collections.ChainMap({1: 2})",
+        "collections.UserDict({1: 2})",
+        "types.MappingProxyType({1: 2})",
+        "collections.Counter([1, 1])",
+        "collections.OrderedDict({1: 2})",
+        "collections.defaultdict(int, {1: 2})",
+        "collections.UserList([1])",
+        "{1: 2}.keys()",
+        "frozenset([1])",
+        "collections.namedtuple('P', 'x')([1])",
+        "numpy.array(1)",
+        "numpy.float64(1)",
+        "numpy.matrix([[1]])",
+        "numpy.ma.array([1])",
+        "fractions.Fraction(1, 2)",
+    ],
+)
+def test_arguments_of_other_types_leave_the_numbers_of_objects_alone(argument, sandbox):
+    body = f"import collections, fractions, numpy, types\nv = [3, 1]\ncandidate({argument}, v, {argument})\nassert v == [1, 3]"
+    assert outcome(body, "def f(x, y, z): y.sort()", sandbox) == "accepted"
+    assert outcome(body, "def f(x, y, z): return sorted(y)", sandbox) == "wrong_answer"
+    listed = body.replace(f"v, {argument}", f"v, [v, {argument}]")
+    assert outcome(listed, "def f(x, y, z): y.sort()", sandbox) == "accepted"
+
+
 def test_the_same_list_twice_is_the_same_list_to_the_program(sandbox):
     body = "v = [1]\ncandidate(v, v)\nassert v == [1, 2, 3]"
     assert outcome(body, "def f(a, b): a.append(2); b.append(3)", sandbox) == "accepted"

@@ -95,8 +95,7 @@ class Candidate:
     def __call__(self, /, *args: object, **kwargs: object) -> object:
         """Have the program called; returns what it returned, or raises what it raised."""
         with self._lock:
-            call = objects.Objects()
-            self._ask(call, [*args, *kwargs.values()], list(kwargs))
+            call = self._ask([*args, *kwargs.values()], list(kwargs))
             try:
                 return self._answer(call, self._receive())
             except wire.MalformedError as error:
@@ -108,30 +107,48 @@ class Candidate:
             raise AttributeError(name)
         self._end(["unable", f"it looks for an attribute {name!r} of the candidate"])
 
-    def _ask(self, call: objects.Objects, values: list[object], names: list[str]) -> None:
+    def _ask(self, values: list[object], names: list[str]) -> objects.Objects:
+        """Send a call, the last values by name; return the objects in it."""
         try:
-            slots, entries = call.write(values)
-            self._send(["call", names, slots, entries])
+            return self._sent(values, names)
         except (wire.UnsupportedValueError, wire.MalformedError) as error:
-            self._end(["unable", f"it calls the program with {error}"])
+            reason = str(error)
         except RecursionError:
-            self._end(["unable", "it calls the program with a value that is nested too deeply"])
+            reason = "a value that is nested too deeply"
         except Exception as error:
-            self._end(["unable", f"it calls the program with a value that raises {type(error).__name__} as it is read"])
+            reason = f"a value that raises {type(error).__name__} as it is read"
+        return self._end(["unable", f"it calls the program with {reason}"])
+
+    def _sent(self, values: list[object], names: list[str]) -> objects.Objects:
+        call = objects.Objects()
+        if call.adopt(values):
+            try:
+                self._send(["call", names, values])
+                return call
+            except wire.UnsupportedValueError:
+                pass  # what is nested deeply crosses as objects only
+        call = objects.Objects()
+        slots, entries = call.write(values)
+        self._send(["call", names, slots, entries])
+        return call
 
     def _answer(self, call: objects.Objects, reply: object) -> object:
+        raised = None
         match reply:
-            case ["returned", [slot], [[*_] as numbers, *_] as entries]:
-                values, self.raised = call.read([slot], entries), None
-            case ["raised", list(names), str(message), [[*_] as numbers, *_] as entries]:
-                values, self.raised = call.read([], entries), self._exception(names, message)
+            case ["returned", value]:
+                values = [value]
+            case ["returned", [slot], [list(), *_] as entries]:
+                values = call.read([slot], entries)
+                call.require_bounded(values)
+            case ["raised", list(names), str(message), [list(), *_] as entries]:
+                values = call.read([None], entries)
+                call.require_bounded([])
+                raised = self._exception(names, message)
             case _:
                 raise wire.MalformedError("an answer of no known form")
-        if numbers:
-            call.require_bounded(values)
-        self.num_calls += 1
-        if self.raised is not None:
-            raise self.raised
+        self.num_calls, self.raised = self.num_calls + 1, raised
+        if raised is not None:
+            raise raised
         return values[0]
 
     def _exception(self, names: list[object], message: str) -> Exception:

@@ -5,8 +5,9 @@ A value becomes a slot:
 - A mutable container of one of the KINDS is an object with a number; its slot is `[number]`.
 - A tuple is a tuple of slots. Anything else is itself, for `wire` to carry or refuse.
 
-Entries are three lists of the same length: numbers of objects, their kinds, their items. Both
-sides of a call hold the same objects under the same numbers:
+Entries are three lists of the same length: numbers of objects, their kinds, their items. Values
+that share nothing need neither: both sides number their objects in the same order. Both sides of a
+call hold the same objects under the same numbers:
 
 - The check's side writes its arguments; the program's side makes objects of them.
 - The program's side writes what it returns, with entries of objects that changed or are new.
@@ -67,6 +68,35 @@ class Objects:
     def __init__(self) -> None:
         self._objects: list[Any] = []
         self._before: list[list[object]] = []
+
+    def adopt(self, values: Sequence[object]) -> bool:
+        """Number the objects in values, outer ones first; return False if values need slots.
+
+        They do if an object is met twice, or where another type may arrive on the other side.
+        """
+        numbers = {id(value) for value in self._objects}
+        met = list(values)
+        for value in met:  # it grows
+            if type(value) in _LEAVES:
+                continue
+            kind = kind_of(value)
+            if id(value) in numbers or kind == "ndarray" or not (kind or isinstance(value, tuple | frozenset)):
+                return False
+            if kind:
+                numbers.add(id(value))
+                self._objects.append(value)
+            if kind not in _BUFFERS and not isinstance(value, set | frozenset):
+                met += _members(value)
+        return True
+
+    def shows_nothing(self, values: Sequence[object]) -> bool:
+        """Return True if no object has changed since `mark`, and values share nothing."""
+        known = len(self._before)
+        if any(_differ(before, _members(value)) for before, value in zip(self._before, self._objects, strict=False)):
+            return False
+        plain = self.adopt(values)
+        del self._objects[known:]
+        return plain
 
     def write(self, values: Iterable[object], *, lost: bool = False) -> tuple[list[object], Entries]:
         """Return slots of `values`, and entries of objects that are new or changed since `mark`.
@@ -136,18 +166,13 @@ class Objects:
         return list(slots) if _LEAVES.issuperset(map(type, slots)) else [self._value(slot) for slot in slots]
 
     def _value(self, slot: object) -> object:
-        if type(slot) is list and len(slot) == 1 and type(slot[0]) is int:
-            (number,) = slot
-            if number == LOST:
-                return Lost()
-            if 0 <= number < len(self._objects):
-                return self._objects[number]
-            raise wire.MalformedError(f"no object has the number {number}")
         if isinstance(slot, tuple):
             return tuple(self._values(slot))
-        if kind_of(slot):
-            raise wire.MalformedError("a container without a number")
-        return slot
+        if type(slot) is not list:
+            return slot
+        if len(slot) != 1 or type(slot[0]) is not int or not LOST <= slot[0] < len(self._objects):
+            raise wire.MalformedError("a slot that names no object")
+        return Lost() if slot[0] == LOST else self._objects[slot[0]]
 
 
 def kind_of(value: object) -> str:
@@ -158,8 +183,8 @@ def kind_of(value: object) -> str:
     for kind, base in KINDS.items():
         if issubclass(type(value), base):
             return kind
-    names = ((base.__module__, base.__qualname__) for base in type(value).__mro__)
-    return "ndarray" if ("numpy", "ndarray") in names else ""
+    is_array = (type(value).__module__, type(value).__qualname__) == ("numpy", "ndarray")
+    return "ndarray" if is_array and bool(getattr(value, "shape", None)) else ""
 
 
 class _Writer:
@@ -236,9 +261,11 @@ def _layout(value: Any) -> tuple[object, ...]:
 
 def _members(value: Any) -> list[object]:
     """Return all that an object holds, to be compared one by one."""
+    if type(value) is list:
+        return value[:]
+    if isinstance(value, tuple):
+        return list(tuple.__iter__(value))
     kind = kind_of(value)
-    if kind == "list":
-        return list(list.__iter__(value))
     if kind == "dict":
         return [*dict.keys(value), *dict.values(value)]
     if kind not in _BUFFERS:
@@ -269,7 +296,7 @@ def _fill(value: Any, kind: str, content: Any) -> None:
 
 def _parts(value: Any) -> Iterator[object]:
     """Yield the containers directly within one."""
-    members = list(tuple.__iter__(value)) if isinstance(value, tuple) else _members(value)
+    members = _members(value)
     flat = _LEAVES.issuperset(map(type, members))
     return iter(() if flat else [member for member in members if isinstance(member, tuple | list | dict | set | deque)])
 

@@ -163,17 +163,21 @@ def _call(function: Callable[..., object], arguments: list[object]) -> Iterator[
 def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Iterator[object]:
     """Call a function with objects, the last of them by name.
 
-    The replies are `["returned", slots, entries]` or `["raised", names, message, entries]`, with
-    the names of an exception's type and of its bases. Whatever is not an Exception, and
-    MemoryError, is raised. The second reply gives up what changed arguments hold.
+    The replies are `["returned", value]` where nothing is shared or changed, else `["returned",
+    slots, entries]`, or `["raised", names, message, entries]`, with the names of an exception's
+    type and of its bases. Whatever is not an Exception, and MemoryError, is raised. The last reply
+    gives up what changed arguments hold.
     """
-    _, names, slots, entries = message
     call = objects.Objects()
-    values = call.read(slots, entries)
+    _, names, values, *entries = message
+    if entries:
+        values = call.read(values, entries[0])
+    else:
+        call.adopt(values)
     call.mark()
     num_positional = len(values) - len(names)
     try:
-        returned = [function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))]
+        value = function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))
     except Exception as error:
         if shortage.is_out_of_memory(error):
             raise
@@ -181,5 +185,39 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
         for lost in (False, True):
             yield [*head, call.write([], lost=lost)[1]]
         return
+    if call.shows_nothing([value]):
+        yield ["returned", value]
     for lost in (False, True):
-        yield ["returned", *call.write(returned, lost=lost)]
+        yield ["returned", *call.write([value], lost=lost)]
+
+
+_REHEARSALS = 20
+"""Python 3.11 and later specialize code once it has run some times."""
+_PLAIN = b'["call",["b"],[[1,[2]],"x",2.5]]\n'
+_SHARED = b'["call",["b"],[[0],{"tuple":[1,"x"]},2.5],[[0,1],["list","dict"],[[1,[1]],[["k"],[2]]]]]\n'
+_RETURNED = b'["returned",[3]]\n["returned",[[2]],[[0,2],["list","list"],[[1,2],[3]]]]\n'
+_CHECK = "def check(candidate):\n    for _ in range(2):\n        candidate([1, {'k': 2}], (1, 'x'), b=2.5)\n"
+_PROGRAM = "def f(a, *_, **__):\n    if isinstance(a, list) and a[-1] != [2]:\n        a.append(2)\n    return [3]\n"
+
+
+def rehearse() -> None:
+    """Run short conversations before any process is forked.
+
+    What has run then need not be specialized, and its memory copied, in every process after it.
+    """
+    for _ in range(_REHEARSALS):
+        _rehearse(lambda *ends: _answer_calls(_call, ["", _PROGRAM], "f", *ends), b'[[1,2],"x"]\n[]\n[1]\n')
+        _rehearse(lambda *ends: _answer_calls(_call_on_objects, ["", _PROGRAM], "f", *ends), _PLAIN + _SHARED)
+        _rehearse(lambda *ends: check_role.serve(["", _CHECK], "f", *ends), b"null\n" + _RETURNED)
+    for name in ("solution", "check"):
+        del sys.modules[name]
+
+
+def _rehearse(serve: Callable[[Callable[[], Any], Callable[[object], None]], None], lines: bytes) -> None:
+    """Serve lines from a pipe, and drop the replies, which a pipe has room for."""
+    requests, replies = os.pipe(), os.pipe()
+    os.write(requests[1], lines)
+    os.close(requests[1])
+    serve(*_conversation(requests[0], replies[1]))
+    for fd in replies:
+        os.close(fd)

@@ -115,6 +115,7 @@ class _Zygote:
             walls.landlock_enter(walls.landlock_ruleset(config["readable"], config["listable"], config["devices"]))
         if config["filter"]:
             walls.seccomp_enter(bytes.fromhex(config["filter"]))
+        roles.rehearse()
         gc.collect()
         gc.freeze()
 
