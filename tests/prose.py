@@ -1,0 +1,150 @@
+"""Measure the language of a code base: `python tests/prose.py FOLDER...` prints a table, a row a folder.
+
+- Functions: lines of the median, the 90th percentile and the longest.
+- Docstrings: that, which and what per 1,000 words; share that opens with What, Whether or How.
+- Banned words: dialect that a new reader has to learn, per 1,000 words of docstrings.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RELATIVE = ("that", "which", "what")
+BANNED = (
+    "absolve",
+    "anew",
+    "aside",
+    "aught",
+    "beside",
+    "bury",
+    "door",
+    "doubted",
+    "excused",
+    "leash",
+    "mend",
+    "mended",
+    "nobody",
+    "somebody",
+    "stands",
+    "stood",
+    "told",
+    "whole",
+    "wholly",
+)
+_OPENING = re.compile(r"(What|Whether|How)\b")
+_WORD = re.compile(r"[A-Za-z']+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose:
+    """Counts over the Python files of a folder."""
+
+    function_lines: tuple[int, ...]
+    returns_typed: int
+    comment_lines: int
+    lines: int
+    docstrings: tuple[str, ...]
+
+    @property
+    def words(self) -> int:
+        """Words of all docstrings."""
+        return sum(len(_WORD.findall(text)) for text in self.docstrings)
+
+    def per_thousand(self, words: Iterable[str]) -> float:
+        """Occurrences of any of the words per 1,000 words of docstrings."""
+        wanted = set(words)
+        count = sum(word.lower() in wanted for text in self.docstrings for word in _WORD.findall(text))
+        return 1000 * count / max(1, self.words)
+
+    @property
+    def question_openings(self) -> float:
+        """Share of docstrings that open with What, Whether or How."""
+        return sum(bool(_OPENING.match(text)) for text in self.docstrings) / max(1, len(self.docstrings))
+
+    @property
+    def comment_share(self) -> float:
+        """Share of lines that hold nothing but a comment."""
+        return self.comment_lines / max(1, self.lines)
+
+
+def measure(paths: Iterable[Path]) -> Prose:
+    """Measure Python files together."""
+    functions: list[int] = []
+    docstrings: list[str] = []
+    typed = comments = lines = 0
+    for path in paths:
+        source = path.read_text()
+        lines += sum(bool(line.strip()) for line in source.splitlines())
+        comments += sum(1 for _ in comment_lines(source))
+        tree = ast.parse(source)
+        docstrings += docstrings_of(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions.append((node.end_lineno or node.lineno) - node.lineno + 1)
+                typed += node.returns is not None
+    return Prose(
+        function_lines=tuple(sorted(functions)),
+        returns_typed=typed,
+        comment_lines=comments,
+        lines=lines,
+        docstrings=tuple(docstrings),
+    )
+
+
+def docstrings_of(tree: ast.Module) -> Iterator[str]:
+    """Yield docstrings of modules, classes and functions, and strings under a field or a constant."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for index, statement in enumerate(node.body):
+            is_text = (
+                isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Constant)
+                and isinstance(statement.value.value, str)
+            )
+            follows_field = index > 0 and isinstance(node.body[index - 1], ast.Assign | ast.AnnAssign)
+            if is_text and (index == 0 or follows_field):
+                yield statement.value.value.strip()  # type: ignore[attr-defined]
+
+
+def comment_lines(source: str) -> Iterator[str]:
+    """Yield comments that have a line to themselves, directives to tools left out."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        alone = token.type == tokenize.COMMENT and token.line.strip() == token.string
+        if alone and not re.match(r"#\s*(noqa|type:|ruff:)", token.string):
+            yield token.string
+
+
+def row(name: str, prose: Prose) -> str:
+    """Format one row of the table."""
+    lines = prose.function_lines
+    spread = f"{lines[len(lines) // 2]} / {lines[len(lines) * 9 // 10]} / {lines[-1]}"
+    cells = (
+        name,
+        spread,
+        f"{prose.returns_typed / len(lines):.0%}",
+        f"{prose.comment_share:.1%}",
+        f"{prose.per_thousand(RELATIVE):.1f}",
+        f"{prose.question_openings:.1%}",
+        f"{prose.per_thousand(BANNED):.1f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main(folders: list[str]) -> None:
+    """Print the table."""
+    print("| | functions | returns typed | comment lines | that+which+what | What/Whether/How openings | banned words |")
+    print("|---|---|---|---|---|---|---|")
+    for folder in folders:
+        print(row(Path(folder).name, measure(sorted(Path(folder).rglob("*.py")))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [str(Path(__file__).parent.parent / "ssd_ray")])
