@@ -48,8 +48,9 @@ alone = [draw([n])[0] for n in (0, 5, 11)]
 long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3)).result()
 before, engine_module._COUNT_PERIOD_S, counts = engine.tokens_drawn, 0.0, []
 futures = [engine.submit(Request(prompt_token_ids=prompts[n], seed=n)) for n in range(12)]
-while not any(future.done() for future in futures):
+while not all(future.done() for future in futures):
     counts.append(engine.tokens_drawn)
+    time.sleep(0.001)
 lengths = [len(future.result().output_token_ids) for future in futures]
 time.sleep(0.2)  # the last count follows the last answer
 counts.append(engine.tokens_drawn)
