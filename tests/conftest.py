@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+@pytest.fixture(autouse=True)
+def scripts_import_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo `import_path.keep_children_safe` of an earlier test that ran a command in this process."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import tiny_model

@@ -90,8 +90,9 @@ def test_workers_of_a_checkout_that_is_not_installed_get_it(tmp_path: Path) -> N
     script = tmp_path / "script.py"
     installed = run([sys.executable, "-c", code], tmp_path)
     assert installed.stdout == "[]\n", installed.stderr
-    script.write_text(f"import sys\nroot = {str(PACKAGE.parent)!r}\nsys.path = [p for p in sys.path if p != root]\n{code}")
-    alone = run([sys.executable, str(script)], tmp_path)
+    script.write_text(code)
+    # Without site-packages, only the script's own directory provides the package.
+    alone = run([sys.executable, "-E", "-S", str(script)], tmp_path)
     assert alone.stdout == f"['{PACKAGE.parent}']\n", alone.stderr
 
 
