@@ -1,0 +1,49 @@
+"""Fingerprints of all shipped recipes stay byte-equal, so that existing run directories resume.
+
+`python tests/test_fingerprints.py` writes the golden file. A change of it is a change for every user:
+the revision of a stage was raised, or a choice was added (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ssd_ray import recipes
+from ssd_ray.pipeline import Pipeline
+from ssd_ray.progress import Progress
+
+GOLDEN = Path(__file__).parent / "golden" / "fingerprints.json"
+VARIANTS = {
+    "quickstart, all controls": [
+        "sample.top_k=20",
+        "evaluate.controls=[teacher, naive, accepted]",
+        "evaluate.profiles=[strict, lcb-compat]",
+        "evaluate.sweep=[0.5, 1.0]",
+        "prompts.contamination=drop",
+    ],
+    "quickstart, optional choices": [
+        "model.end_tokens=[<|endoftext|>]",
+        "prompts.template_date=2026-01-01",
+        "prompts.over_length=truncate-left",
+    ],
+}
+"""Overrides that reach the choices that shipped recipes leave out of their fingerprints."""
+
+
+def fingerprints() -> dict[str, dict[str, str]]:
+    """Return the fingerprint of every artifact, by recipe."""
+    cases = {name: recipes.load(name) for name in recipes.shipped()}
+    cases |= {name: recipes.load("quickstart", overrides) for name, overrides in VARIANTS.items()}
+    return {
+        name: {step.name: step.identity.fingerprint for step in Pipeline(recipe, Path("run"), Progress()).steps}
+        for name, recipe in cases.items()
+    }
+
+
+def test_fingerprints_are_those_of_existing_runs() -> None:
+    assert fingerprints() == json.loads(GOLDEN.read_text())
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(fingerprints(), indent=1) + "\n")
