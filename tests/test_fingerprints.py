@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ssd_ray import recipes
 from ssd_ray.pipeline import Pipeline
-from ssd_ray.progress import Progress
+from ssd_ray.progress import LineProgress
 
 GOLDEN = Path(__file__).parent / "golden" / "fingerprints.json"
 VARIANTS = {
@@ -36,7 +36,7 @@ def fingerprints() -> dict[str, dict[str, str]]:
     cases = {name: recipes.load(name) for name in recipes.shipped()}
     cases |= {name: recipes.load("quickstart", overrides) for name, overrides in VARIANTS.items()}
     return {
-        name: {step.name: step.identity.fingerprint for step in Pipeline(recipe, Path("run"), Progress()).steps}
+        name: {step.name: step.identity.fingerprint for step in Pipeline(recipe, Path("run"), LineProgress()).steps}
         for name, recipe in cases.items()
     }
 
