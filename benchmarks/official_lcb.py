@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
-from ssd_ray.evaluation.sandbox import wire
+from ssd_ray import wire
 from ssd_ray.schema import Problem
 
 Check = Callable[[Problem, str], bool]

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, wire
 from ssd_ray.config import Benchmark, EvaluateConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.references import needs_expected, with_expected
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, wire
+from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.problems import sources
 from ssd_ray.problems.benchmarks import FORMATS, choice, evalplus, find_format, read_problems
 from ssd_ray.problems.benchmarks.files import RowError

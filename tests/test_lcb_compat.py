@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lcb_idioms import ACCEPTED, BELIEVED_OFFICIALLY, FUNCTIONS_ACCEPTED, FUNCTIONS_REJECTED, REJECTED, SUM, SUMS, TWICE
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import lcb_compat
 from ssd_ray.evaluation.comparison import first_difference, same
 from ssd_ray.evaluation.lcb_compat import grade_lcb
-from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, lcb_stdin, wire
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, lcb_stdin
 from ssd_ray.lcb_official import GRADER, reason_of
 from ssd_ray.schema import Problem, Test
 

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_ray import wire
 from ssd_ray.config import Benchmark
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.problems.benchmarks import choice, livecodebench, read_problems
 from ssd_ray.problems.benchmarks.files import RowError
 from ssd_ray.problems.benchmarks.livecodebench import pickled_text

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.evaluation.sandbox import wire
+from ssd_ray import wire
 from ssd_ray.evaluation.sandbox.objects import Lost, Objects
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)

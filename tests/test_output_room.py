@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_ray import wire
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import output_room
 from ssd_ray.evaluation.grading import Rules, grade_code
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, wire
+from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.store import stored
 from ssd_ray.evaluation.strict import require_gradable
 from ssd_ray.schema import Problem, Test

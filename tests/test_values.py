@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from sortedcontainers import SortedDict, SortedList, SortedSet
 from test_comparison import _evalplus_by_numpy
 
+from ssd_ray import wire
 from ssd_ray.evaluation.comparison import same
 from ssd_ray.evaluation.grading import Rules, grade_code
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, foreign, restored, wire
+from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
+from ssd_ray.wire import foreign, restored
 
 RULES = {
     profile: Rules(limits=Limits(time_s=20, memory_mib=1024, output_kib=1024), profile=profile)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.evaluation.sandbox import wire
+from ssd_ray import wire
 
 keys = (
     st.none()

@@ -14,9 +14,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.outcomes import OUTCOMES
-from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable, wire
+from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable
 from ssd_ray.schema import Outcome
 
 CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)

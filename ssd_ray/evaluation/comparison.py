@@ -17,7 +17,8 @@ from types import MappingProxyType
 
 from ssd_ray.evaluation import evalplus_comparison
 from ssd_ray.evaluation.final_number import final_number
-from ssd_ray.evaluation.sandbox import printable, restored
+from ssd_ray.evaluation.sandbox import printable
+from ssd_ray.wire import restored
 
 TOLERANCE = 1e-6
 """Relative and absolute tolerance where a float is expected; EvalPlus and NeMo Gym use the same figure."""

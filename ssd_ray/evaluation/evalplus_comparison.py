@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-from ssd_ray.evaluation.sandbox import restored, wire
+from ssd_ray import wire
+from ssd_ray.wire import restored
 
 RTOL = 1e-7
 FLOAT_ATOL = 1e-6

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ssd_ray.evaluation.sandbox import Limits, wire
+from ssd_ray import wire
+from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.schema import Problem, Test
 
 MOST_OUTPUT_KIB = 256 << 10

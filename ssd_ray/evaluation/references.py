@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call, restored, wire
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call
 from ssd_ray.evaluation.strict import entry_points, ungradable
 from ssd_ray.schema import Problem
+from ssd_ray.wire import restored
 
 
 def needs_expected(problem: Problem) -> bool:

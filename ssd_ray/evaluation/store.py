@@ -13,10 +13,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, wire
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.outcomes import UngradableError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.soundness import made_ready
 from ssd_ray.evaluation.strict import ungradable
 from ssd_ray.schema import Problem, Test

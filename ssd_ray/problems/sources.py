@@ -15,11 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssd_ray import artifacts
+from ssd_ray import artifacts, wire
 from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig, hub_source
 from ssd_ray.config.hub import FORM as HUB_FORM
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.problems import prompt_rows
 from ssd_ray.problems.benchmarks import BadRow, choice
 from ssd_ray.problems.benchmarks import humaneval as humaneval_format

@@ -55,10 +55,18 @@ for name, code in codes.items():
 os.register_at_fork = register
 sys.modules["zygote"].main(config)
 """
-_MODULES = (
-    *("walls", "restored", "foreign", "wire", "objects", "shortage", "definitions"),
-    *("check_role", "lcb_stdin", "lcb_role", "roles", "zygote"),
-)
+_HERE = Path(__file__).parent
+_WIRE = _HERE.parent.parent / "wire"
+_MODULES = {
+    "walls": _HERE / "walls.py",
+    "restored": _WIRE / "restored.py",
+    "foreign": _WIRE / "foreign.py",
+    "wire": _WIRE / "__init__.py",
+    **{
+        name: _HERE / f"{name}.py"
+        for name in ("objects", "shortage", "definitions", "check_role", "lcb_stdin", "lcb_role", "roles", "zygote")
+    },
+}
 """In the order of their imports."""
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 _NOT_STANDARD = {"site-packages", "dist-packages", "__pycache__"}
@@ -81,8 +89,7 @@ def image(config: dict[str, Any]) -> bytes:
 
 @functools.cache
 def _codes() -> dict[str, Any]:
-    files = {name: Path(__file__).with_name(f"{name}.py") for name in _MODULES}
-    return {name: compile(file.read_bytes(), str(file), "exec") for name, file in files.items()}
+    return {name: compile(file.read_bytes(), str(file), "exec") for name, file in _MODULES.items()}
 
 
 @functools.cache

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     Receive = Callable[[], Any]
     Send = Callable[[object], None]
 if TYPE_CHECKING or __name__ != "check_role":
-    from ssd_ray.evaluation.sandbox import definitions, objects, wire
+    from ssd_ray import wire
+    from ssd_ray.evaluation.sandbox import definitions, objects
 else:  # in a sandbox, where there are modules and no packages
     import definitions
     import objects

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.sandbox.child import MOST_THREADS, End, Limits, Process, printable, tail
 
 _SHORTAGE = re.compile(r"[\w.]*MemoryError\b|OSError: \[Errno 12\]|RuntimeError: can't start new thread")

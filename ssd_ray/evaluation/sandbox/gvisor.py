@@ -22,8 +22,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.evaluation.sandbox.child import End, Report, tail
 from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task
 

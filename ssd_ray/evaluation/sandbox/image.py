@@ -58,10 +58,9 @@ def _own_entries() -> Iterator[tuple[str, str]]:
         if path not in _WHOLE_SYSTEM:
             yield from ((name, path) for name in _names(path))
     package = Path(__file__).parents[2]
-    for module in ("__init__", "errors", "evaluation/__init__"):
-        yield f"{SOURCES}/ssd_ray/{module}.py", str(package / f"{module}.py")
-    for file in Path(__file__).parent.glob("*.py"):
-        yield f"{SOURCES}/ssd_ray/evaluation/sandbox/{file.name}", str(file)
+    for pattern in ("__init__.py", "errors.py", "evaluation/__init__.py", "evaluation/sandbox/**/*.py", "wire/*.py"):
+        for file in package.glob(pattern):
+            yield f"{SOURCES}/ssd_ray/{file.relative_to(package)}", str(file)
 
 
 def _names(path: str) -> set[str]:

@@ -15,8 +15,9 @@ from types import FrameType
 from ray.experimental.sandbox import SandboxError
 from ray.experimental.sandbox.runtime import SandboxRuntime
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, one_line
-from ssd_ray.evaluation.sandbox import bootstrap, image, walls, wire
+from ssd_ray.evaluation.sandbox import bootstrap, image, walls
 
 START_TIMEOUT_S = 120.0
 _CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_AUDIT_WRITE", "CAP_NET_BIND_SERVICE"]

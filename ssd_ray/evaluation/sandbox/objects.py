@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Entries = list[list[Any]]
 if TYPE_CHECKING or __name__ != "objects":
-    from ssd_ray.evaluation.sandbox import wire
+    from ssd_ray import wire
 else:  # in a sandbox, where there are modules and no packages
     import wire
 

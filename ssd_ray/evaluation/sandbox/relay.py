@@ -10,8 +10,9 @@ import json
 import sys
 from typing import Any
 
+from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox import levels, walls, wire
+from ssd_ray.evaluation.sandbox import levels, walls
 from ssd_ray.evaluation.sandbox.child import Child, Limits
 from ssd_ray.evaluation.sandbox.spawning import Task, Zygote
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, restored, shortage, wire
+    from ssd_ray import wire
+    from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, shortage
+    from ssd_ray.wire import restored
 else:
     import check_role
     import definitions

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ssd_ray.evaluation.sandbox import wire
+from ssd_ray import wire
 from ssd_ray.problems.benchmarks.files import Row, RowError, json_field, shown, text
 from ssd_ray.schema import Comparison, Problem, Test
 

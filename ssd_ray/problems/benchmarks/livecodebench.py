@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_ray import wire
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.sandbox import wire
 from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, json_field, optional_text, parse_json, shown, text
 from ssd_ray.schema import Problem, Test
 

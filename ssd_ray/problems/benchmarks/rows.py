@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
-from ssd_ray.evaluation.sandbox import wire
+from ssd_ray import wire
 from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, identifier, json_field, optional_text, shown, text
 from ssd_ray.schema import Comparison, Kind, Problem, Test
 

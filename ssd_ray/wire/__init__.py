@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import Any, NoReturn
 if TYPE_CHECKING or __name__ != "wire":
-    from ssd_ray.evaluation.sandbox import foreign, restored
+    from ssd_ray.wire import foreign, restored
 else:  # in a sandbox, where there are modules and no packages
     import foreign
     import restored

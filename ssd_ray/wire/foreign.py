@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __name__ != "foreign":
-    from ssd_ray.evaluation.sandbox import restored
+    from ssd_ray.wire import restored
 else:  # in a sandbox, where there are modules and no packages
     import restored
 
