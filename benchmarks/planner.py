@@ -27,7 +27,7 @@ from machine import machine
 from ssd_ray import models, recipes
 from ssd_ray.artifacts import write_shard
 from ssd_ray.config import ClusterConfig, TrainConfig
-from ssd_ray.planner import architecture
+from ssd_ray.models import architecture
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import plan_training
 from ssd_ray.schema import Example

@@ -20,7 +20,7 @@ from rich.text import Text
 from ssd_ray import arms, artifacts, config, models
 from ssd_ray.config import Decoding, Recipe, Section
 from ssd_ray.errors import UserError
-from ssd_ray.planner import architecture
+from ssd_ray.models import architecture
 from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.shown import plain, shown

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import arms, artifacts, config, model_directory, models
-from ssd_ray.answers import reasoning_format
+from ssd_ray import arms, artifacts, config, models
 from ssd_ray.arms import Branch
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.errors import UserError
-from ssd_ray.model_directory import Origin
+from ssd_ray.models import model_files
+from ssd_ray.models.answers import reasoning_format
+from ssd_ray.models.model_files import Origin
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress, counted
 from ssd_ray.schema import Problem, Profile
@@ -243,7 +244,7 @@ class Stages:
     def _check_checkpoint(self, directory: Path) -> None:
         remedy = f"delete {directory} and run the same command, which trains the model again"
         origin = Origin(name=f"the trained model {directory}", remedy=remedy)
-        model_directory.check(directory, origin)
+        model_files.check(directory, origin)
 
     def check_training(self) -> None:
         """Whether the recipe's choices can train its model, before anything is sampled for it."""

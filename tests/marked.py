@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import answers
+from ssd_ray.models import answers
 from ssd_ray.reasoning import AnswerParser, ReasoningFormat, special_marks
 from ssd_ray.schema import Completion
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssd_ray import recipes
-from ssd_ray.planner.architecture import Architecture, shipped
+from ssd_ray.models.architecture import Architecture, shipped
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.memory import Setting

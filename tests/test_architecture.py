@@ -10,7 +10,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.errors import UserError
-from ssd_ray.planner.architecture import SHIPPED, parse, read, shipped
+from ssd_ray.models.architecture import SHIPPED, parse, read, shipped
 
 TINY = {
     "vocab_size": 88,

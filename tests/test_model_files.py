@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray import models, weights
+from ssd_ray import models
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.weights import FaultError
+from ssd_ray.models import weights
+from ssd_ray.models.weights import FaultError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format("4" * 64)
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

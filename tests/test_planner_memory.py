@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_cases import MODELS, SETTING, model_of, plan_of
 
+from ssd_ray.models.architecture import parse
 from ssd_ray.planner import memory as formulas
-from ssd_ray.planner.architecture import parse
 from ssd_ray.planner.memory import bucket_bytes, memory
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))

@@ -15,9 +15,10 @@ import pytest
 from tiny import TEMPLATE, tiny_model, tiny_tokenizer
 from tokenizer_kinds import KINDS, tokenizer_of
 
-from ssd_ray import artifacts, models, recipes, templates
+from ssd_ray import artifacts, models, recipes
 from ssd_ray.config import ModelConfig, PromptsConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import templates
 from ssd_ray.problems import notes, prompting
 from ssd_ray.problems.chat_template import Clock
 from ssd_ray.problems.renderer import Renderer

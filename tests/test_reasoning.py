@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from marked import ANALYSIS, ASKED, DRAFT, FINAL, HARMONY, PROGRAM, answer, ids_of, marked_tokenizer, parser_of
 
-from ssd_ray import answers
 from ssd_ray.extraction import extract, extract_code
+from ssd_ray.models import answers
 from ssd_ray.reasoning import ANY, Content, content_of_text, opened_by, prompted, special_marks, spelled
 from ssd_ray.reasoning.marks import PAIRS
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from marked import ANALYSIS, DRAFT, FINAL, HARMONY, PROGRAM, answer, form_of, ids_of, marked_tokenizer
 
-from ssd_ray import answers, artifacts, recipes
+from ssd_ray import artifacts, recipes
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.store import stored
+from ssd_ray.models import answers
 from ssd_ray.progress import LineProgress
 from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, prompted, special_marks, spelled
 from ssd_ray.reporting.health import readings

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import answers, ends
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
 from ssd_ray.inference.ending import end_process
 from ssd_ray.inference.start_failure import explain
+from ssd_ray.models import answers, ends
 from ssd_ray.reasoning import special_marks, spelled
 from ssd_ray.schema import FinishReason
 

@@ -16,10 +16,9 @@ import os
 import time
 from pathlib import Path
 
-from ssd_ray import weights
 from ssd_ray.errors import InfrastructureError, UserError, one_line
-from ssd_ray.models import CUSTOM_CODE
-from ssd_ray.weights import FaultError
+from ssd_ray.models import CUSTOM_CODE, weights
+from ssd_ray.models.weights import FaultError
 
 CONFIRM_S = 3.0
 """Pause before a file is looked at again: a network file system shows new files late."""

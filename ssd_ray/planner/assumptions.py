@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from ssd_ray.config import Section
 from ssd_ray.errors import UserError
-from ssd_ray.planner.architecture import Architecture
+from ssd_ray.models.architecture import Architecture
 
 
 class Assumptions(Section):

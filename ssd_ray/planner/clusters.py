@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ssd_ray.config import Recipe, TrainConfig
-from ssd_ray.planner.architecture import Architecture
+from ssd_ray.models.architecture import Architecture
 from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.memory import Memory, Setting, memory
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ssd_ray.planner.architecture import Architecture
+from ssd_ray.models.architecture import Architecture
 
 # DeepSpeed's defaults (runtime/zero/config.py), in elements; a test compares them.
 REDUCE_BUCKET = 500_000_000

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from ssd_ray import templates
 from ssd_ray.errors import UserError
+from ssd_ray.models import templates
 from ssd_ray.problems.published import Messages
 
 _DECIDED_HERE = {

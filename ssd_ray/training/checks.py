@@ -10,10 +10,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models, weights
+from ssd_ray import models
 from ssd_ray.artifacts import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import weights
 from ssd_ray.training import adapters, experts, sequence_parallel, trackers
 from ssd_ray.training.examples import Examples
 from ssd_ray.training.heldout import split

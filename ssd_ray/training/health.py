@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_ray import answers
 from ssd_ray.config import Policies
 from ssd_ray.extraction import Rule, extract, names_other_language
+from ssd_ray.models import answers
 from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, State
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch import distributed
 from ssd_ray import config
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.planner import architecture
+from ssd_ray.models import architecture
 from ssd_ray.training import trackers
 from ssd_ray.training.batches import GlobalBatch
 from ssd_ray.training.examples import Examples

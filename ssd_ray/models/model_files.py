@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray import weights
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.file_kinds import POINTER, fetch_command, is_lfs_pointer, kind_of
-from ssd_ray.weights import FaultError
+from ssd_ray.models import weights
+from ssd_ray.models.weights import FaultError
 
 WEIGHTS = "*.safetensors"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

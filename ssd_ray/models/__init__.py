@@ -16,12 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, ends, gguf_file, model_directory, templates
+from ssd_ray import artifacts
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
-from ssd_ray.model_directory import Origin
-from ssd_ray.weights import FaultError
+from ssd_ray.models import ends, gguf_file, model_files, templates
+from ssd_ray.models.model_files import Origin
+from ssd_ray.models.weights import FaultError
 
 _OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -75,7 +76,7 @@ def fetch(model: ModelConfig) -> Path:
         origin = Origin(name=name, remedy=remedy)
     elif (directory := _local(source)).is_file():
         return _fetch_gguf(directory, origin)
-    model_directory.check(directory, origin)
+    model_files.check(directory, origin)
     refuse_custom_code(directory)
     return directory
 
@@ -128,9 +129,9 @@ def _local(source: str) -> Path:
     try:
         path = Path(source).expanduser().absolute()
         if path.suffix.lower() == ".gguf" and path.is_file():
-            model_directory.require_readable(path)
+            model_files.require_readable(path)
             return path  # unresolved: a link in the hub's cache has the suffix, its target has none
-        model_directory.require_model(path)
+        model_files.require_model(path)
         path = path.resolve()
     except FaultError as fault:
         raise UserError(f"model.source {source!r} {fault}: {fault.remedy}") from fault
@@ -220,7 +221,7 @@ def _fetch_gguf(file: Path, origin: Origin) -> Path:
             raise UserError(f"{origin.name} {fault}: {fault.remedy or origin.remedy}") from fault
     target = _convert_once(file)
     remedy = f"delete {target} and run again, which converts the file again"
-    model_directory.check(target, Origin(name=f"{origin.name}, converted in {target}", remedy=remedy))
+    model_files.check(target, Origin(name=f"{origin.name}, converted in {target}", remedy=remedy))
     return target
 
 

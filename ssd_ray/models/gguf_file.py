@@ -12,7 +12,7 @@ from typing import Any
 
 from ssd_ray.errors import one_line
 from ssd_ray.file_kinds import POINTER, fetch_command, kind_of
-from ssd_ray.weights import FaultError
+from ssd_ray.models.weights import FaultError
 
 _PART = re.compile(r"-(?P<number>\d{5})-of-(?P<parts>\d{5})\.gguf$")
 _OTHER = "give a file of a text model, in a type such as Q4_0, Q8_0 or F16"
