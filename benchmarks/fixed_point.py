@@ -27,7 +27,7 @@ import torch
 from machine import machine
 
 from ssd_ray import models, recipes
-from ssd_ray.artifacts import write_shard
+from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.schema import Example
 from ssd_ray.training.distributions import MEASURES, measure, sampling_log_probabilities

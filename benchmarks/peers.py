@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, models, recipes
+from ssd_ray import models, recipes
+from ssd_ray.artifacts import shards
 from ssd_ray.config import Recipe
 from ssd_ray.inference.arguments import engine_arguments, engine_environment
 from ssd_ray.inference.engine import sample_seed
@@ -96,7 +97,7 @@ def _requests(recipe: Recipe, prompts: Path) -> list[Request]:
     }
     return [
         (f"{row.prompt_id} {index}", list(row.token_ids), {**chosen, "seed": sample_seed(recipe.seed, row.prompt_id, index)})
-        for row in artifacts.read_rows(prompts, Prompt)
+        for row in shards.read_rows(prompts, Prompt)
         for index in range(sample.samples_per_prompt)
     ]
 

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import peers
 from machine import machine
 
-from ssd_ray import artifacts, recipes
+from ssd_ray import recipes
+from ssd_ray.artifacts import shards
 from ssd_ray.inference.arguments import engine_environment
 from ssd_ray.schema import Completion
 
@@ -81,8 +82,8 @@ def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     logs = "".join(path.read_text(errors="replace") for path in (run / "logs").glob("*.log"))
     ready = [float(told) for told in re.findall(r"^engine ready at ([0-9.]+)$", logs, re.MULTILINE)]
-    rows = list(artifacts.read_rows(run / "samples", Completion))
-    ended = max(path.stat().st_mtime for path in artifacts.shard_paths(run / "samples"))
+    rows = list(shards.read_rows(run / "samples", Completion))
+    ended = max(path.stat().st_mtime for path in shards.shard_paths(run / "samples"))
     sequences = {f"{row.prompt_id} {row.sample_index}": list(row.output_token_ids) for row in rows}
     return {"seconds": ended - min(ready), "sequences": sequences}
 

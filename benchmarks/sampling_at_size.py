@@ -45,7 +45,7 @@ def render(out: Path, count: int) -> None:
     """Prompt shards and a manifest, as `render` leaves them."""
     import pyarrow as pa
 
-    from ssd_ray import artifacts
+    from ssd_ray.artifacts.shards import write_table
     from ssd_ray.schema import Prompt, arrow_schema
 
     for start in range(0, count, PROMPT_SHARD_ROWS):
@@ -58,7 +58,7 @@ def render(out: Path, count: int) -> None:
             "statement": [f"Write program {number}." for number in numbers],
             "token_ids": [list(range(number % 100, number % 100 + PROMPT_TOKENS)) for number in numbers],
         }
-        artifacts.write_table(out, f"prompts-{start:08}", pa.table(columns, schema=arrow_schema(Prompt)))
+        write_table(out, f"prompts-{start:08}", pa.table(columns, schema=arrow_schema(Prompt)))
     (out / "manifest.json").touch()
 
 
@@ -111,10 +111,10 @@ def watched(prompts: Path, out: Path, options: argparse.Namespace, kill_at: int 
 
 def bare(out: Path, count: int, shard_rows: int) -> float:
     """Rows/s of one process that asks the double and writes the same shards in a loop, with nothing around it."""
-    from ssd_ray import artifacts
+    from ssd_ray.artifacts import files
+    from ssd_ray.artifacts.ledger import Span
     from ssd_ray.inference.engine import Request
     from ssd_ray.inference.shards import Drawn, write_completions
-    from ssd_ray.ledger import Span
     from ssd_ray.schema import Prompt
 
     out.mkdir()
@@ -129,16 +129,16 @@ def bare(out: Path, count: int, shard_rows: int) -> float:
             answer = engine.submit(Request(prompt_token_ids=prompt.token_ids, seed=number)).result()
             drawn.append(Drawn(prompt=prompt, sample_index=0, seed=number, answer=answer))
         write_completions(out, "bare", Span("prompts", start, start + shard_rows), drawn, ())
-    artifacts.make_directory(out)
+    files.make_directory(out)
     return count / (time.perf_counter() - began)
 
 
 def check(out: Path, count: int) -> None:
     """Every key once."""
-    from ssd_ray import artifacts
+    from ssd_ray.artifacts.shards import read_columns
 
     seen = bytearray(count)
-    for (prompt_id,) in artifacts.read_columns(out, "prompt_id"):
+    for (prompt_id,) in read_columns(out, "prompt_id"):
         number = int(prompt_id.removeprefix("prompt-"))
         if seen[number]:
             sys.exit(f"{prompt_id} was drawn twice")

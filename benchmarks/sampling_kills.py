@@ -104,7 +104,7 @@ class Victims:
 
 def rows_done(out: Path) -> int:
     """Answers that are finished: on record, or in a journal."""
-    from ssd_ray import ledger
+    from ssd_ray.artifacts import ledger
 
     lines = sum(path.read_bytes().count(b"\n") for path in _listed(out / ".journal"))
     return lines + sum(record.span.rows for record in ledger.tail(out).new())
@@ -116,10 +116,10 @@ def _listed(directory: Path) -> list[Path]:
 
 def rows_of(out: Path) -> dict[tuple[str, int], object]:
     """Every row by its key; a key that is there twice ends the program."""
-    from ssd_ray import artifacts
+    from ssd_ray.artifacts import shards
     from ssd_ray.schema import Completion
 
-    rows = list(artifacts.read_rows(out, Completion))
+    rows = list(shards.read_rows(out, Completion))
     doubled = [key for key, count in Counter((row.prompt_id, row.sample_index) for row in rows).items() if count > 1]
     if doubled:
         sys.exit(f"drawn twice: {doubled[:5]}")

@@ -26,7 +26,7 @@ import numpy as np
 from machine import machine
 
 from ssd_ray import models, recipes
-from ssd_ray.artifacts import write_shard
+from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.cluster import connected
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.progress import LineProgress

@@ -28,7 +28,7 @@ _HOMES = {
     "Recipe": ("ssd_ray.config", "Recipe"),
     "Run": ("ssd_ray.run", "Run"),
     "LineProgress": ("ssd_ray.progress", "LineProgress"),
-    "read_rows": ("ssd_ray.artifacts", "read_rows"),
+    "read_rows": ("ssd_ray.artifacts.manifests", "read_rows"),
     "UserError": ("ssd_ray.errors", "UserError"),
     "InfrastructureError": ("ssd_ray.errors", "InfrastructureError"),
 }

@@ -75,7 +75,7 @@ def _verb(name: str, help_text: str) -> None:
 @app.command()
 def run(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
     """Everything from prompts to report; a finished run is a no-op."""
-    from ssd_ray.artifacts import read_json
+    from ssd_ray.artifacts.files import read_json
     from ssd_ray.reporting.terminal import summary
 
     directory = _make("report", recipe, out, overrides, quiet)

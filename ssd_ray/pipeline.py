@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import arms, artifacts, config, models
+from ssd_ray import arms, config, models
 from ssd_ray.arms import Branch
+from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import Arm, Recipe
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.problems import sources
@@ -103,7 +104,7 @@ class Pipeline:
             "weights": dict(models.identify(self.recipe.model)),
             "dtype": chosen["dtype"],
             "max_model_len": chosen["max_model_len"],
-            "chat_template": artifacts.digest(template) if template else None,
+            "chat_template": files.digest(template) if template else None,
         }
 
     @property
@@ -289,4 +290,4 @@ class Pipeline:
         """
         if self.stopped.is_set():
             raise InfrastructureError("the run was stopped")
-        return all(artifacts.state_of(self.out / step.name, step.identity) == "whole" for step in steps)
+        return all(manifests.state_of(self.out / step.name, step.identity) == "whole" for step in steps)

@@ -17,7 +17,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ssd_ray import arms, artifacts, config, models
+from ssd_ray import arms, config, models
+from ssd_ray.artifacts import manifests
 from ssd_ray.config import Decoding, Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
@@ -117,7 +118,7 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
         )
         raise UserError(f"the configuration of {source} is not on this machine: {remedy}")
     dataset = out / "dataset"
-    counted = artifacts.load(dataset).facts if (dataset / "manifest.json").exists() else None
+    counted = manifests.load(dataset).facts if (dataset / "manifest.json").exists() else None
     return plan_training(recipe, model, assumed, counted)
 
 
@@ -199,4 +200,4 @@ def _decoding(chosen: Decoding) -> str:
 def _rows(directory: Path) -> str:
     if not (directory / "manifest.json").exists():
         return "the"
-    return f"{artifacts.load(directory).facts['rows']:,}"
+    return f"{manifests.load(directory).facts['rows']:,}"

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ssd_ray import artifacts, identity, lineage
-from ssd_ray.artifacts import State
+from ssd_ray.artifacts import files, identity, lineage, manifests
+from ssd_ray.artifacts.manifests import State
 from ssd_ray.errors import UserError
 from ssd_ray.progress import Progress
 from ssd_ray.step import Step
@@ -34,7 +34,7 @@ class Renewal:
 
     def state(self, step: Step) -> State:
         """Where an artifact stands by its fingerprint, without touching it."""
-        return artifacts.state_of(self._out / step.name, step.identity)
+        return manifests.state_of(self._out / step.name, step.identity)
 
     def refuse(self, needed: Collection[Step]) -> None:
         """Refuse to make steps for which work of GPUs would be thrown away, before anything is touched.
@@ -66,7 +66,7 @@ class Renewal:
         """Return True if an artifact is stale and is not made again for that."""
         if self.state(step) != "stale" or not (step.takes_gpu or step.begins_run):
             return False
-        existing = artifacts.read_json(self._out / step.name / "fingerprint.json")
+        existing = files.read_json(self._out / step.name / "fingerprint.json")
         return step.takes_gpu or not identity.is_asked_for(existing, step.identity)
 
     def outlooks(self) -> Iterator[tuple[Step, Outlook, str]]:
@@ -148,16 +148,16 @@ class Renewal:
             return
         out = self._out / step.name
         self._progress.say(f"{step.name}: {why}")
-        if artifacts.lost_shards(out):
+        if manifests.lost_shards(out):
             lineage.renew_claim(out)
-        artifacts.reopen(out)
+        manifests.reopen(out)
 
     def _is_open(self, step: Step) -> str:
         """Say why a complete artifact is to be resumed; empty where it is not."""
         from ssd_ray.evaluation.verdicts import is_open
 
         out = self._out / step.name
-        if (out / "ledger").is_dir() and artifacts.damage(out):
+        if (out / "ledger").is_dir() and manifests.damage(out):
             return "shards are not as they were when it was whole; looking at all of them again"
         return "grading again what a failing machine left without a verdict" if step.verb == "grade" and is_open(out) else ""
 
@@ -197,9 +197,9 @@ class Renewal:
         """Say in what a directory with another fingerprint differs, by the choice behind it: its own, or that of an input."""
         for before in _upstream(step):
             path = self._out / before.name / "fingerprint.json"
-            if path.exists() and (changes := identity.own_changes(artifacts.read_json(path), before.identity)):
+            if path.exists() and (changes := identity.own_changes(files.read_json(path), before.identity)):
                 return f"was made with other choices ({changes if before is step else f'{before.name}: {changes}'})"
-        return identity.staleness(artifacts.read_json(self._out / step.name / "fingerprint.json"), step.identity)
+        return identity.staleness(files.read_json(self._out / step.name / "fingerprint.json"), step.identity)
 
 
 def _upstream(step: Step) -> Iterator[Step]:

@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, cluster, recipes
-from ssd_ray.artifacts import Artifact, State
+from ssd_ray import cluster, recipes
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.directory_lock import locked
+from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.config import Recipe
-from ssd_ray.directory_lock import locked
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
@@ -41,7 +42,7 @@ class Run:
     def states(self) -> Iterator[tuple[Step, State]]:
         """Every step and where it stands, without touching anything."""
         for step in self._steps:
-            yield step, artifacts.state_of(self.out / step.name, step.identity)
+            yield step, manifests.state_of(self.out / step.name, step.identity)
 
     def outlooks(self) -> Iterator[tuple[Step, State, Outlook, str]]:
         """Every step, where it stands, what `make` would do with it and why, without touching anything."""
@@ -60,7 +61,7 @@ class Run:
         with locked(self.out), ExitStack() as stack:
             renewal = Renewal(self._steps, self.out, self._progress)
             renewal.refuse(wanted)
-            artifacts.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
+            files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             for step in wanted:  # before hours of the steps that it is made from
                 if step.check is not None and self._state(step) != "whole":
                     step.check()
@@ -96,7 +97,7 @@ class Run:
         return [artifact]
 
     def _state(self, step: Step) -> State:
-        return artifacts.state_of(self.out / step.name, step.identity)
+        return manifests.state_of(self.out / step.name, step.identity)
 
     def _needs_ray(self, step: Step, wanted: list[Step]) -> bool:
         """Whether a step, or one that can be made while it is, works on Ray."""
@@ -110,15 +111,15 @@ class Run:
             renewal.record(step)  # what it followed is complete by now
             return facts
 
-        return artifacts.make(self.out / step.name, step.identity, act)
+        return manifests.make(self.out / step.name, step.identity, act)
 
     def _follow(self, step: Step, wanted: list[Step], followers: _Followers, renewal: Renewal) -> None:
         """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
         if step.name not in followers:
-            artifacts.claim(self.out / step.name, step.identity)  # those that follow it know it by its claim
+            manifests.claim(self.out / step.name, step.identity)  # those that follow it know it by its claim
         for other in wanted:
             if other is not step and other.name not in followers and renewal.may_follow(other, step):
-                artifacts.claim(self.out / other.name, other.identity)
+                manifests.claim(self.out / other.name, other.identity)
                 followers.start(other.name, functools.partial(self._make, other, renewal))
 
 
@@ -169,10 +170,10 @@ class _Followers:
 def _timed(step: Step, run: Path, out: Path) -> Facts:
     """Do the step's act and add its wall time to `timing.json`, where of an attempt that was killed only its `versions` stand."""
     path = out / "timing.json"
-    before: dict[str, Any] = artifacts.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
-    known, own = before.get("versions", []), artifacts.versions()
+    before: dict[str, Any] = files.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
+    known, own = before.get("versions", []), manifests.versions()
     before["versions"] = known if own in known else [*known, own]
-    artifacts.write_atomic(path, json.dumps(before))
+    files.write_atomic(path, json.dumps(before))
     began = time.monotonic()
     facts: Facts = {}
     try:
@@ -183,5 +184,5 @@ def _timed(step: Step, run: Path, out: Path) -> Facts:
         if step.follows is not None and (manifest := run / step.follows.name / "manifest.json").exists():
             seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
         record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
-        artifacts.write_atomic(path, json.dumps({**before, **record}))
+        files.write_atomic(path, json.dumps({**before, **record}))
     return facts

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import arms, artifacts, config, models
+from ssd_ray import arms, config, models
 from ssd_ray.arms import Branch
+from ssd_ray.artifacts import files, manifests, shards
 from ssd_ray.config import Arm, Recipe, SampleConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import model_files
@@ -64,7 +65,7 @@ class Stages:
         if note.exists():
             return models.fetch(model.model_copy(update={"revision": note.read_text().strip()}))
         directory = models.fetch(model)
-        artifacts.write_atomic(note, f"{directory.name}\n")
+        files.write_atomic(note, f"{directory.name}\n")
         return directory
 
     def benchmark(self, out: Path) -> Facts:
@@ -85,7 +86,7 @@ class Stages:
             )
         for line in soundness.said(problems_left_out):
             self._progress.say(line)
-        artifacts.write_shard(out, "problems", problems, Problem)
+        shards.write_shard(out, "problems", problems, Problem)
         return {
             "rows": len(problems),
             "tests": sum(problem.num_tests for problem in problems),
@@ -126,7 +127,7 @@ class Stages:
         from ssd_ray.problems.contamination import Benchmarks
 
         dropped = self.recipe.prompts.contamination == "drop"
-        return Benchmarks(artifacts.read_rows(self.out / "benchmark", Problem)) if dropped else None
+        return Benchmarks(shards.read_rows(self.out / "benchmark", Problem)) if dropped else None
 
     def contamination(self, out: Path) -> Facts:
         """What the training prompts share with the benchmarks."""
@@ -138,7 +139,7 @@ class Stages:
         """The benchmark's problems as prompts."""
         from ssd_ray.problems.rendering import Room, render
 
-        problems = artifacts.read_rows(self.out / "benchmark", Problem)
+        problems = shards.read_rows(self.out / "benchmark", Problem)
         put = self._prompting.renderer(self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode")
         problems = counted(problems, self._progress, "eval-prompts", "prompts", self._rows("benchmark"))
         facts = render(problems, put, Room(max_model_len=self.recipe.model.max_model_len), out=out)
@@ -207,7 +208,7 @@ class Stages:
             left_out,
         )
         rows = list(counted(problems, self._progress, "training-problems", "problems"))
-        artifacts.write_shard(out, "problems", rows, Problem)
+        shards.write_shard(out, "problems", rows, Problem)
         return {"rows": len(rows), "tests": sum(problem.num_tests for problem in rows), "tests_left_out": left_out}
 
     def dataset(self, branch: Branch, out: Path) -> Facts:
@@ -230,9 +231,9 @@ class Stages:
         from ssd_ray.reporting.card import card
         from ssd_ray.reporting.health import health_page
 
-        facts = {name: artifacts.load(self.out / name).facts for name in ("prompts", "contamination")} | {"dataset": made}
-        artifacts.write_atomic(out / "health.html", health_page(self.recipe, branch, facts))
-        artifacts.write_atomic(out / "README.md", card(self.recipe, branch, facts))
+        facts = {name: manifests.load(self.out / name).facts for name in ("prompts", "contamination")} | {"dataset": made}
+        files.write_atomic(out / "health.html", health_page(self.recipe, branch, facts))
+        files.write_atomic(out / "README.md", card(self.recipe, branch, facts))
 
     def check_weights(self, checkpoint: str | None = None) -> None:
         """Check the files of the model, or of a checkpoint that is complete, before Ray starts."""
@@ -316,7 +317,7 @@ class Stages:
         return grade(answered, order, self.graders, total=total, ended=ended, stage=stage, progress=self._progress)
 
     def _rows(self, stage: str) -> int:
-        return int(artifacts.load(self.out / stage).facts["rows"])
+        return int(manifests.load(self.out / stage).facts["rows"])
 
     def report(self, steps: Sequence[str], out: Path) -> Facts:
         """Write the page and the scores; `steps` are the names of all steps before it."""

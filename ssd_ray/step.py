@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
-from ssd_ray.identity import Identity, revision_of
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.identity import Identity, revision_of
 from ssd_ray.stages import Facts
 
 SET_ASIDE = "set-aside"
@@ -72,7 +72,7 @@ class Step:
         """
         if self.takes_gpu or self.verb == "grade":
             return _set_aside(run, self.name)
-        artifacts.remove(run / self.name)
+        manifests.remove(run / self.name)
         return None
 
     @functools.cached_property
@@ -101,5 +101,5 @@ def _set_aside(run: Path, name: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     number = next(number for number in itertools.count() if not place.with_name(f"{place.name}.{number}").exists())
     place = place.with_name(f"{place.name}.{number}")
-    artifacts.replace_directory(run / name, place)
+    files.replace_directory(run / name, place)
     return place

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from staged import die_at
 
-from ssd_ray import artifacts, cluster, models, recipes
+from ssd_ray import cluster, models, recipes
+from ssd_ray.artifacts import files, shards
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
@@ -73,10 +74,10 @@ class Played:
     def _answers(self, prompts: Path, seed: str, ended: Callable[[], bool], out: Path) -> Facts:
         self.made.append(out.relative_to(prompts.parent).as_posix())
         _wait(ended)
-        rows = [self._answer(prompt, seed) for prompt in artifacts.read_rows(prompts, Prompt)]
+        rows = [self._answer(prompt, seed) for prompt in shards.read_rows(prompts, Prompt)]
         for number, part in enumerate((rows[:2], rows[2:])):  # as a stage that resumes does: what is there is kept
             if not (out / f"part-{number:05}.parquet").exists():
-                artifacts.write_shard(out, f"part-{number:05}", part, Completion)
+                shards.write_shard(out, f"part-{number:05}", part, Completion)
         tokens = sum(len(row.output_token_ids) for row in rows)
         counts = {"rows": len(rows), "prompt_tokens": sum(len(row.prompt_token_ids) for row in rows), "output_tokens": tokens}
         return {**counts, "finish_reasons": {"stop": len(rows)}, "failed": [], "engine_losses": 0}
@@ -99,13 +100,13 @@ class Played:
         """Every other program is right; the first ones come to no verdict while graders fail. Times are never the same."""
         self.made.append(stage)
         _wait(ended)
-        graded = [self._verdict(row, number) for number, row in enumerate(artifacts.read_rows(stages.out / answers, Completion))]
+        graded = [self._verdict(row, number) for number, row in enumerate(shards.read_rows(stages.out / answers, Completion))]
         for number, part in enumerate((graded[:2], graded[2:])):
             path = out / f"part-{number:05}.parquet"
-            spoilt = path.exists() and next(artifacts.read_columns(out, "outcome")) == ("infrastructure_error",)
+            spoilt = path.exists() and next(shards.read_columns(out, "outcome")) == ("infrastructure_error",)
             if not path.exists() or (spoilt and not number):
-                artifacts.write_shard(out, path.stem, part, Verdict)
-        outcomes = Counter(outcome for (outcome,) in artifacts.read_columns(out, "outcome"))
+                shards.write_shard(out, path.stem, part, Verdict)
+        outcomes = Counter(outcome for (outcome,) in shards.read_columns(out, "outcome"))
         facts = {"rows": outcomes.total(), "outcomes": dict(outcomes), "profile": profile, "sandbox_level": "L1"}
         return {**facts, "infrastructure_errors": outcomes["infrastructure_error"], "isolation": {"level": "L1", "network": True}}
 
@@ -129,15 +130,15 @@ class Played:
         """Weights that follow from the sequences, written as training writes them: the facts last."""
         self.made.append(branch.checkpoint)
         if not (out / "training.json").exists():
-            text = repr([row.input_ids for row in artifacts.read_rows(stages.out / branch.dataset, Example)])
+            text = repr([row.input_ids for row in shards.read_rows(stages.out / branch.dataset, Example)])
             weights = hashlib.sha256(text.encode()).digest()
             lines = [{"step": 1, "loss": 1.0, "learning_rate": 1e-5, "seconds": 1.0, "tokens": 9}]
-            artifacts.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            artifacts.write_atomic(out / "model.safetensors", weights)
+            files.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            files.write_atomic(out / "model.safetensors", weights)
             facts = {"steps": 1, "first_loss": 1.0, "final_loss": 0.5 + weights[0] / 512, "response_tokens": 9, "tokens": 9}
             facts |= {"epochs": 1.0, "num_workers": 1, "parameters": 9, "trained_parameters": 9}
-            artifacts.write_atomic(out / "training.json", json.dumps(facts))
-        return artifacts.read_json(out / "training.json")
+            files.write_atomic(out / "training.json", json.dumps(facts))
+        return files.read_json(out / "training.json")
 
 
 def play(out: str, model: str, number: str) -> None:
@@ -167,7 +168,7 @@ def rows(out: Path, *names: str) -> Iterator[Any]:
         "verdicts": Verdict,
     }
     for name in names:
-        for row in artifacts.read_rows(out / name, kinds[name.partition("/")[0].removesuffix("-accepted")]):
+        for row in shards.read_rows(out / name, kinds[name.partition("/")[0].removesuffix("-accepted")]):
             yield {**vars(row), "time_s": 0}
 
 

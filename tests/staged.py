@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from ssd_ray import artifacts, cluster, lineage, recipes
+from ssd_ray import cluster, recipes
+from ssd_ray.artifacts import files, lineage, manifests, shards
 from ssd_ray.progress import LineProgress
 from ssd_ray.run import Run
 from ssd_ray.step import Step
@@ -103,11 +104,11 @@ class World:
                 path = out / f"{part}.parquet"
                 if not path.exists() or path.read_text().startswith("failed"):
                     self.before(name, part)
-                    artifacts.write_atomic(path, self._content(verb, part, self._essence(name, part, inputs, followed)))
+                    files.write_atomic(path, self._content(verb, part, self._essence(name, part, inputs, followed)))
             if verb == "report":
-                artifacts.write_atomic(out / "scores.json", "\n".join(self._read(name)))
+                files.write_atomic(out / "scores.json", "\n".join(self._read(name)))
             self._wait([self.out / each / "manifest.json" for each in inputs])
-            failed = sum(path.read_text().startswith("failed") for path in artifacts.shard_paths(out))
+            failed = sum(path.read_text().startswith("failed") for path in shards.shard_paths(out))
             return {"rows": 2} | ({"infrastructure_errors": failed} if verb == "grade" else {})
 
         return act
@@ -156,8 +157,8 @@ class World:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs believe that Ray is there, and do without what only takes time: installed versions, waiting for the disk."""
     monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(artifacts, "versions", dict)
-    monkeypatch.setattr(artifacts, "column_digests", _first_lines)
+    monkeypatch.setattr(manifests, "versions", dict)
+    monkeypatch.setattr(manifests, "column_digests", _first_lines)
     monkeypatch.setattr(lineage, "column_digests", _first_lines)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 

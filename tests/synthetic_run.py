@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssd_ray import arms, artifacts
+from ssd_ray import arms
+from ssd_ray.artifacts import files, manifests, shards
 from ssd_ray.config import PrepareConfig, Recipe
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
@@ -170,7 +171,7 @@ def _verdict(answer, outcome, evil):
 
 def _health(samples):
     with tempfile.TemporaryDirectory() as place:
-        artifacts.write_shard(Path(place) / "in", "a", samples, Completion)
+        shards.write_shard(Path(place) / "in", "a", samples, Completion)
         reading = Reading(end_tokens=frozenset(range(50)))
         return prepare(Path(place) / "in", PrepareConfig(), reading, out=Path(place) / "out")["health"]
 
@@ -244,22 +245,22 @@ def _measured(step):
 
 
 def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
-    identity = artifacts.Identity(stage=stage, choices={"at": out.name})
-    assert artifacts.claim(out, identity) is None
+    identity = manifests.Identity(stage=stage, choices={"at": out.name})
+    assert manifests.claim(out, identity) is None
     half = len(rows) // 2
     if rows:
-        artifacts.write_shard(out, "part-00000", rows[:half], row_type)
-        artifacts.write_shard(out, "part-00001", rows[half:], row_type)
+        shards.write_shard(out, "part-00000", rows[:half], row_type)
+        shards.write_shard(out, "part-00001", rows[half:], row_type)
     if losses:
         lines = [
             {"step": i, "loss": 0.9 - 0.004 * i + 0.03 * (i % 3), "learning_rate": 1e-5, "seconds": 2.9} for i in range(1, 41)
         ]
-        artifacts.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        files.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         measured = (_measured(step) for step in (0, 10, 20, 30, 40))
-        artifacts.write_atomic(out / "heldout.jsonl", "".join(json.dumps(line) + "\n" for line in measured))
+        files.write_atomic(out / "heldout.jsonl", "".join(json.dumps(line) + "\n" for line in measured))
     timing = {"seconds": seconds, "attempts": 1, "tokens": 1000 * int(seconds), "peak_bytes": 3 * 2**30}
-    artifacts.write_atomic(out / "timing.json", json.dumps(timing))
-    artifacts.seal(out, identity, facts)
+    files.write_atomic(out / "timing.json", json.dumps(timing))
+    manifests.seal(out, identity, facts)
 
 
 def reported(made, name="report"):

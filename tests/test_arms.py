@@ -3,7 +3,8 @@
 import pytest
 from synthetic_run import recipe
 
-from ssd_ray import arms, artifacts, plan, recipes
+from ssd_ray import arms, plan, recipes
+from ssd_ray.artifacts import files, manifests
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.planner.assumptions import assumptions
@@ -111,8 +112,8 @@ def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch
     )
     *steps, report = Pipeline(recipe, tmp_path, LineProgress()).steps
     for step in steps:
-        artifacts.make(tmp_path / step.name, step.identity, lambda out: {})
-        artifacts.write_atomic(tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}')
+        manifests.make(tmp_path / step.name, step.identity, lambda out: {})
+        files.write_atomic(tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}')
     report.act(tmp_path / "report")
     cost = timings(*passed[0])
     assert [row["stage"] for row in cost["stages"]] == [step.name for step in steps]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray import artifacts
-from ssd_ray.artifacts import Identity
+from ssd_ray.artifacts import files, manifests, shards
+from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.schema import Completion, Problem, Test, arrow_schema, from_table, to_table
 
@@ -34,18 +34,18 @@ def _completion(prompt_id: str, index: int = 0, ids: tuple[int, ...] = (1, 2)) -
 
 def test_an_artifact_goes_from_missing_over_partial_to_whole(tmp_path: Path) -> None:
     out = tmp_path / "samples"
-    assert artifacts.state_of(out, IDENTITY) == "missing"
-    assert artifacts.claim(out, IDENTITY) is None
-    assert artifacts.state_of(out, IDENTITY) == "partial"
-    sealed = artifacts.seal(out, IDENTITY, {"rows": 0})
-    assert artifacts.state_of(out, IDENTITY) == "whole"
-    assert artifacts.claim(out, IDENTITY) == sealed == artifacts.load(out)
+    assert manifests.state_of(out, IDENTITY) == "missing"
+    assert manifests.claim(out, IDENTITY) is None
+    assert manifests.state_of(out, IDENTITY) == "partial"
+    sealed = manifests.seal(out, IDENTITY, {"rows": 0})
+    assert manifests.state_of(out, IDENTITY) == "whole"
+    assert manifests.claim(out, IDENTITY) == sealed == manifests.load(out)
 
 
 def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):
-        artifact = artifacts.make(tmp_path / "a", IDENTITY, lambda out: calls.append(out) or {"rows": 3})
+        artifact = manifests.make(tmp_path / "a", IDENTITY, lambda out: calls.append(out) or {"rows": 3})
     assert len(calls) == 1
     assert artifact.facts == {"rows": 3}
 
@@ -54,52 +54,52 @@ def test_what_a_killed_write_left_does_not_keep_a_directory_from_being_claimed(t
     out = tmp_path / "samples"
     out.mkdir()
     (out / ".fingerprint.json.77.partial").write_text("{")
-    assert artifacts.claim(out, IDENTITY) is None
-    assert artifacts.state_of(out, IDENTITY) == "partial"
+    assert manifests.claim(out, IDENTITY) is None
+    assert manifests.state_of(out, IDENTITY) == "partial"
 
 
 def test_a_shard_that_was_put_into_a_whole_artifact_is_refused(tmp_path: Path) -> None:
     def write(out: Path) -> dict[str, int]:
-        artifacts.write_shard(out, "one", [_completion("p")], Completion)
+        shards.write_shard(out, "one", [_completion("p")], Completion)
         return {"rows": 1}
 
-    artifacts.make(tmp_path / "a", IDENTITY, write)
-    artifacts.write_shard(tmp_path / "a", "two", [_completion("q")], Completion)
+    manifests.make(tmp_path / "a", IDENTITY, write)
+    shards.write_shard(tmp_path / "a", "two", [_completion("q")], Completion)
     with pytest.raises(UserError, match=r"two\.parquet is in no manifest"):
-        artifacts.load(tmp_path / "a")
+        manifests.load(tmp_path / "a")
 
 
 def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
-    artifacts.claim(tmp_path / "a", IDENTITY)
-    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    manifests.claim(tmp_path / "a", IDENTITY)
+    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
     other = Identity(stage="samples", choices={"temperature": 1.1, "top_k": 20}, inputs={"prompts": "abc"})
-    assert artifacts.state_of(tmp_path / "a", other) == "stale"
+    assert manifests.state_of(tmp_path / "a", other) == "stale"
     with pytest.raises(UserError, match=r"temperature: 1\.6 there, 1\.1 here.*another --out"):
-        artifacts.claim(tmp_path / "a", other)
+        manifests.claim(tmp_path / "a", other)
 
 
 def test_an_attempt_that_made_nothing_binds_nobody(tmp_path: Path) -> None:
-    artifacts.claim(tmp_path / "a", IDENTITY)
+    manifests.claim(tmp_path / "a", IDENTITY)
     for name in (".engines", ".returned"):
         (tmp_path / "a" / name).mkdir()
     other = Identity(stage="samples", choices={"temperature": 1.1})
-    assert artifacts.claim(tmp_path / "a", other) is None
-    assert artifacts.state_of(tmp_path / "a", other) == "partial"
+    assert manifests.claim(tmp_path / "a", other) is None
+    assert manifests.state_of(tmp_path / "a", other) == "partial"
 
 
 def test_a_shard_cut_in_half_is_named(tmp_path: Path) -> None:
-    artifacts.claim(tmp_path / "a", IDENTITY)
-    path = artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    artifacts.seal(tmp_path / "a", IDENTITY, {})
+    manifests.claim(tmp_path / "a", IDENTITY)
+    path = shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    manifests.seal(tmp_path / "a", IDENTITY, {})
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"one\.parquet is missing or was changed"):
-        artifacts.load(tmp_path / "a")
+        manifests.load(tmp_path / "a")
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not made by this program"):
-        artifacts.claim(tmp_path, IDENTITY)
+        manifests.claim(tmp_path, IDENTITY)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -107,7 +107,7 @@ def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        artifacts.claim(blocked / "run", IDENTITY)
+        manifests.claim(blocked / "run", IDENTITY)
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +116,14 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        artifacts.write_shard(tmp_path, "one", [_completion("p")], Completion)
+        shards.write_shard(tmp_path, "one", [_completion("p")], Completion)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
-    artifacts.claim(tmp_path / "a", IDENTITY)
-    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    artifacts.seal(tmp_path / "a", IDENTITY, {})
+    manifests.claim(tmp_path / "a", IDENTITY)
+    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    manifests.seal(tmp_path / "a", IDENTITY, {})
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert [shard["name"] for shard in manifest["shards"]] == ["one.parquet"]
     assert len(manifest["shards"][0]["sha256"]) == 64
@@ -133,16 +133,16 @@ def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
 def test_a_shard_that_its_stage_does_not_know_of_keeps_an_artifact_from_being_whole(tmp_path: Path) -> None:
     """One that a lost engine writes after the last look would otherwise be in the manifest and in no count."""
     out = tmp_path / "a"
-    artifacts.claim(out, IDENTITY)
-    path = artifacts.write_shard(out, "one", [_completion("p")], Completion)
-    facts = {"rows": 1, artifacts.SHARDS: [{"name": path.name, "bytes": path.stat().st_size, "sha256": "as recorded"}]}
-    artifacts.write_shard(out, "two", [_completion("p")], Completion)
+    manifests.claim(out, IDENTITY)
+    path = shards.write_shard(out, "one", [_completion("p")], Completion)
+    facts = {"rows": 1, manifests.SHARDS: [{"name": path.name, "bytes": path.stat().st_size, "sha256": "as recorded"}]}
+    shards.write_shard(out, "two", [_completion("p")], Completion)
     with pytest.raises(InfrastructureError, match=r"two\.parquet came into .* run again"):
-        artifacts.seal(out, IDENTITY, facts)
-    assert artifacts.state_of(out, IDENTITY) == "partial"
+        manifests.seal(out, IDENTITY, facts)
+    assert manifests.state_of(out, IDENTITY) == "partial"
     (out / "two.parquet").unlink()
-    assert artifacts.seal(out, IDENTITY, facts) == artifacts.load(out)
-    assert artifacts.load(out).facts == {"rows": 1}
+    assert manifests.seal(out, IDENTITY, facts) == manifests.load(out)
+    assert manifests.load(out).facts == {"rows": 1}
     assert json.loads((out / "manifest.json").read_text())["shards"][0]["sha256"] == "as recorded"
 
 
@@ -153,7 +153,7 @@ def test_processes_of_the_same_number_on_two_machines_write_one_file_without_har
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda aside, path: (asides.append(aside.name), replace(aside, path)))
     for _ in range(2):
-        artifacts.write_atomic(tmp_path / "x", b"x")
+        files.write_atomic(tmp_path / "x", b"x")
     assert len(set(asides)) == 2
 
 
@@ -177,21 +177,21 @@ def test_a_revision_changes_the_fingerprint_of_its_stage_alone() -> None:
 
 @pytest.mark.parametrize(("there", "here", "version"), [(0, 1, "an earlier"), (1, 2, "an earlier"), (1, 0, "a later")])
 def test_an_artifact_of_another_version_is_refused_as_such(tmp_path: Path, there: int, here: int, version: str) -> None:
-    artifacts.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=there))
-    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=there))
+    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
     with pytest.raises(UserError, match=rf"made by {version} version of ssd_ray .*another --out, or delete"):
-        artifacts.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=here))
+        manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=here))
 
 
 def test_an_artifact_from_before_there_were_revisions_has_revision_0(tmp_path: Path) -> None:
-    artifacts.claim(tmp_path / "a", IDENTITY)
-    record = artifacts.read_json(tmp_path / "a" / "fingerprint.json")
+    manifests.claim(tmp_path / "a", IDENTITY)
+    record = files.read_json(tmp_path / "a" / "fingerprint.json")
     del record["revision"]
     (tmp_path / "a" / "fingerprint.json").write_text(json.dumps(record))
-    artifacts.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    assert artifacts.state_of(tmp_path / "a", IDENTITY) == "partial"
+    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    assert manifests.state_of(tmp_path / "a", IDENTITY) == "partial"
     with pytest.raises(UserError, match=r"an earlier version of ssd_ray \(revision 0, 1 here\)"):
-        artifacts.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=1))
+        manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=1))
 
 
 @given(
@@ -216,18 +216,18 @@ def test_rows_come_back_as_they_were_written(ids: list[int], text: str, index: i
 
 def test_a_problem_with_tests_comes_back_as_it_was(tmp_path: Path) -> None:
     problem = Problem(problem_id="p", source="s", statement="x", tests=(Test(input="1\n", output="2\n"),))
-    artifacts.write_shard(tmp_path, "p", [problem], Problem)
-    assert list(artifacts.read_rows(tmp_path, Problem)) == [problem]
+    shards.write_shard(tmp_path, "p", [problem], Problem)
+    assert list(shards.read_rows(tmp_path, Problem)) == [problem]
     assert arrow_schema(Problem).field("tests").type.value_type.num_fields == 3
 
 
 def test_columns_are_read_without_the_rest(tmp_path: Path) -> None:
-    artifacts.write_shard(tmp_path, "b", [_completion("q", 1)], Completion)
-    artifacts.write_shard(tmp_path, "a", [_completion("p")], Completion)
-    assert list(artifacts.read_columns(tmp_path, "prompt_id", "sample_index")) == [("p", 0), ("q", 1)]
+    shards.write_shard(tmp_path, "b", [_completion("q", 1)], Completion)
+    shards.write_shard(tmp_path, "a", [_completion("p")], Completion)
+    assert list(shards.read_columns(tmp_path, "prompt_id", "sample_index")) == [("p", 0), ("q", 1)]
 
 
 def test_a_leftover_of_a_crash_is_not_a_shard(tmp_path: Path) -> None:
-    artifacts.write_shard(tmp_path, "a", [_completion("p")], Completion)
+    shards.write_shard(tmp_path, "a", [_completion("p")], Completion)
     (tmp_path / ".b.parquet.1.partial").write_bytes(b"half")
-    assert [path.name for path in artifacts.shard_paths(tmp_path)] == ["a.parquet"]
+    assert [path.name for path in shards.shard_paths(tmp_path)] == ["a.parquet"]

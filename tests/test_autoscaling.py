@@ -12,7 +12,7 @@ import psutil
 import pytest
 from fleet import Fleet
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import shards
 from ssd_ray.schema import Completion, Prompt
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -21,7 +21,7 @@ PROMPTS, ENGINES, SECONDS = 320, 4, 0.25
 
 def test_a_fleet_goes_from_none_to_four_and_back_and_one_node_is_taken_away(tmp_path: Path) -> None:
     rows = [Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(n, 3)) for n in range(PROMPTS)]
-    artifacts.write_shard(tmp_path / "prompts", "prompts-00000000", rows, Prompt)
+    shards.write_shard(tmp_path / "prompts", "prompts-00000000", rows, Prompt)
     (tmp_path / "prompts" / "manifest.json").touch()
     out, seen = tmp_path / "out", tmp_path / "nodes.json"
     with Fleet(tmp_path, most=ENGINES) as fleet:
@@ -32,14 +32,14 @@ def test_a_fleet_goes_from_none_to_four_and_back_and_one_node_is_taken_away(tmp_
             assert driver.poll() is None, "the driver ended before the fleet had grown"
             assert time.monotonic() < deadline, seen.read_text() if seen.exists() else "no node was seen"
             time.sleep(0.2)
-        assert artifacts.shard_paths(out), "the first engines draw while others come"
+        assert shards.shard_paths(out), "the first engines draw while others come"
         family = fleet.take_away_a_node()
         assert family, "an engine was on that node"
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, "a process outlived its node"
         assert driver.wait(300) == 0
     facts = json.loads((tmp_path / "facts.json").read_text())
-    keys = [row.prompt_id for row in artifacts.read_rows(out, Completion)]
+    keys = [row.prompt_id for row in shards.read_rows(out, Completion)]
     assert sorted(keys) == sorted(f"p{n}" for n in range(PROMPTS))
     noted = json.loads(seen.read_text())
     assert noted[0] == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.artifacts import write_shard
+from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Example
 from ssd_ray.training.batches import collate, epoch_order, global_batch, global_rows, share_out

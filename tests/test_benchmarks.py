@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssd_ray import artifacts, wire
+from ssd_ray import wire
+from ssd_ray.artifacts import shards
 from ssd_ray.config import Benchmark, EvaluateConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.references import needs_expected, with_expected
@@ -332,7 +333,7 @@ def test_own_rows_of_every_kind(tmp_path: Path) -> None:
 
 def test_the_rows_of_a_run_are_rows_too(tmp_path: Path) -> None:
     problems = list(sources.builtin("eval"))[:12]
-    artifacts.write_shard(tmp_path, "problems", problems, Problem)
+    shards.write_shard(tmp_path, "problems", problems, Problem)
     assert list(read_problems(tmp_path)) == problems
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from test_dataset import _completion, _samples
 
-from ssd_ray import artifacts, recipes
+from ssd_ray import recipes
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.shards import read_rows, shard_paths
 from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.card import provenance
@@ -47,12 +49,12 @@ def _prepared(
             text=text.format(number),
             finish_reason="length" if number == 0 else "stop",
         )
-        for number, row in enumerate(artifacts.read_rows(out / "prompts", Prompt))
+        for number, row in enumerate(read_rows(out / "prompts", Prompt))
     ]
     step = next(step for step, _ in run.states() if step.name == "samples")
-    artifacts.claim(out / "samples", step.identity)
+    manifests.claim(out / "samples", step.identity)
     _samples(out / "samples", rows)
-    artifacts.seal(out / "samples", step.identity, {"rows": len(rows), "failed": failures})
+    manifests.seal(out / "samples", step.identity, {"rows": len(rows), "failed": failures})
     run.make("prepare")
     return out
 
@@ -77,7 +79,7 @@ def test_the_pages_of_a_whole_data_set_follow_what_is_no_part_of_it(tmp_path: Pa
 
 def test_a_shard_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path, tiny_llama: Path) -> None:
     out = _prepared(tmp_path, tiny_llama)
-    shard = artifacts.shard_paths(out / "samples")[0]
+    shard = shard_paths(out / "samples")[0]
     data = bytearray(shard.read_bytes())
     data[4:40] = bytes(36)
     shard.write_bytes(data)
@@ -106,7 +108,7 @@ def test_the_hubs_own_parser_reads_the_card(prepared: Path, tiny_llama: Path) ->
 def test_the_shards_load_as_the_card_tells(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import load_dataset
 
-    written = [(row.prompt_id, list(row.input_ids), row.masked) for row in artifacts.read_rows(prepared / "dataset", Example)]
+    written = [(row.prompt_id, list(row.input_ids), row.masked) for row in read_rows(prepared / "dataset", Example)]
     code = re.search(r"```python\n(.*?)```", (prepared / "dataset" / "README.md").read_text(), re.DOTALL)
     assert code is not None
     monkeypatch.chdir(prepared / "dataset")
@@ -120,7 +122,7 @@ def test_the_shards_load_as_the_card_tells(prepared: Path, monkeypatch: pytest.M
 
 def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
     text = (prepared / "dataset" / "README.md").read_text()
-    samples = list(artifacts.read_rows(prepared / "samples", Completion))
+    samples = list(read_rows(prepared / "samples", Completion))
     tokens = sum(len(row.output_token_ids) for row in samples)
     assert f"| sampled | {len(samples)} | {tokens} |" in text
     assert "| of them out of the loss | 1 | 60 |" in text
@@ -130,7 +132,7 @@ def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
 
 
 def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_llama: Path) -> None:
-    facts = artifacts.load(prepared / "dataset").facts
+    facts = manifests.load(prepared / "dataset").facts
     found = facts["provenance"]
     digest = hashlib.sha256((tiny_llama / "tokenizer.json").read_bytes()).hexdigest()
     assert found["tokenizer_sha256"]["tokenizer.json"] == digest
@@ -140,7 +142,7 @@ def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_l
     assert found["decoding"] == {"temperature": 1.2, "top_k": 20, "top_p": 0.95, "max_tokens": 96, "samples_per_prompt": 1}
     assert found["seed"] == 0
     assert {"python", "torch", "transformers", "ray", "ssd-ray"} <= set(found["versions"])
-    assert found["fingerprints"]["samples"] == artifacts.load(prepared / "samples").fingerprint
+    assert found["fingerprints"]["samples"] == manifests.load(prepared / "samples").fingerprint
     text = (prepared / "dataset" / "README.md").read_text()
     assert digest in text
     assert found["chat_template_sha256"] in text
@@ -148,7 +150,7 @@ def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_l
 
 def test_the_health_page_stands_alone_and_shows_the_facts(prepared: Path) -> None:
     page = (prepared / "dataset" / "health.html").read_text()
-    health = artifacts.load(prepared / "dataset").facts["health"]
+    health = manifests.load(prepared / "dataset").facts["health"]
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
     assert page.count("data:image/svg+xml;base64,") == 2
     for name, found in health["classes"].items():
@@ -194,18 +196,18 @@ def test_prompts_are_said_to_come_from_where_they_come_from(
     prepared: Path, tmp_path: Path, source: str, commit: str | None, told: str
 ) -> None:
     recipe = recipes.load(prepared / "recipe.yaml", [f"prompts.source={source}"])
-    rendered = artifacts.read_json(prepared / "prompts" / "manifest.json")
+    rendered = files.read_json(prepared / "prompts" / "manifest.json")
     rendered["facts"]["source_revision"] = commit
-    artifacts.write_atomic(tmp_path / "manifest.json", json.dumps(rendered))
+    files.write_atomic(tmp_path / "manifest.json", json.dumps(rendered))
     found = provenance(recipe, recipe.sample, tmp_path, prepared / "samples")["prompts"]
     assert (found["source"], found["revision"]) == (told, commit)
 
 
 def test_samples_that_were_drawn_with_several_versions_say_all_of_them(prepared: Path, tmp_path: Path) -> None:
-    recipe, drawn = recipes.load(prepared / "recipe.yaml"), artifacts.read_json(prepared / "samples" / "manifest.json")
-    artifacts.write_atomic(tmp_path / "manifest.json", json.dumps({**drawn, "versions": {"vllm": "2", "ray": "5"}}))
+    recipe, drawn = recipes.load(prepared / "recipe.yaml"), files.read_json(prepared / "samples" / "manifest.json")
+    files.write_atomic(tmp_path / "manifest.json", json.dumps({**drawn, "versions": {"vllm": "2", "ray": "5"}}))
     timing = {"seconds": 1.0, "attempts": 2, "tokens": 3, "versions": [{"vllm": "1", "ray": "5"}, {"vllm": "2", "ray": "5"}]}
-    artifacts.write_atomic(tmp_path / "timing.json", json.dumps(timing))
+    files.write_atomic(tmp_path / "timing.json", json.dumps(timing))
     found = provenance(recipe, recipe.sample, prepared / "prompts", tmp_path)
     assert found["versions"] == {"vllm": "1 and 2", "ray": "5"}
 

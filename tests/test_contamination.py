@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray import artifacts, recipes
+from ssd_ray import recipes
+from ssd_ray.artifacts import shards
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
@@ -186,8 +187,8 @@ def _artifacts(tmp_path: Path, statements: list[str], problems: list[Problem]) -
         Prompt(prompt_id=f"p{number}", source="s", difficulty="d", text=text, token_ids=(1,), statement=text)
         for number, text in enumerate(statements)
     ]
-    artifacts.write_shard(tmp_path / "prompts", "a", prompts, Prompt)
-    artifacts.write_shard(tmp_path / "benchmark", "a", problems, Problem)
+    shards.write_shard(tmp_path / "prompts", "a", prompts, Prompt)
+    shards.write_shard(tmp_path / "benchmark", "a", problems, Problem)
     return tmp_path / "prompts", tmp_path / "benchmark"
 
 

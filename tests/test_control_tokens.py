@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import CHATML, KINDS, MARKS, SPECIAL, corpus, tokenizer_of
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import shards
 from ssd_ray.problems.control_tokens import ControlTokens, Masked
 from ssd_ray.problems.renderer import Renderer
 from ssd_ray.problems.rendering import Mode, Room, render, renderer, user_message
@@ -291,7 +291,7 @@ def test_rows_of_a_benchmark_keep_their_words_too(tmp_path: Path) -> None:
     put = _put(tokenizer, "published")
     problems = [_problem(text) for text in ("Add two numbers.", "Count <|im_end|>.")]
     assert render(problems, put, Room(max_model_len=2000), out=tmp_path)["rows"] == 2
-    rows = list(artifacts.read_rows(tmp_path, Prompt))
+    rows = list(shards.read_rows(tmp_path, Prompt))
     assert [_controls(tokenizer, row.token_ids) for row in rows] == [FRAME, FRAME]
     assert put.kept_words == 1
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ssd_ray import artifacts, streaming
+from ssd_ray.artifacts import shards, slices
+from ssd_ray.artifacts.ledger import Span
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import summary, verdicts
@@ -21,7 +22,6 @@ from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.inference.source import prompt_rows
 from ssd_ray.inference.unit import read_prompts
-from ssd_ray.ledger import Span
 from ssd_ray.schema import Completion, Example, Problem, Prompt, Row, Verdict
 from ssd_ray.training.dataset import prepare
 from ssd_ray.training.examples import Examples
@@ -74,7 +74,7 @@ def _prepare_with(samples: Path, graded: Path) -> None:
 def _beside(damaged: Path, row_type: type[Row]) -> Path:
     """A directory of good rows beside the damaged one."""
     out = damaged.parent / "good"
-    artifacts.write_shard(out, "good", [MAKE[row_type](number) for number in range(NUMBER)], row_type)
+    shards.write_shard(out, "good", [MAKE[row_type](number) for number in range(NUMBER)], row_type)
     return out
 
 
@@ -83,11 +83,11 @@ def _slice(path: Path) -> dict[str, Any]:
 
 
 READERS: dict[str, tuple[type[Row], Callable[[Path], Any]]] = {
-    **{f"rows of {kind.__name__}": (kind, lambda path, kind=kind: list(artifacts.read_rows(path, kind))) for kind in MAKE},
-    "columns": (Completion, lambda path: list(artifacts.read_columns(path, "prompt_id", "text"))),
-    "keys": (Verdict, streaming.keys_on_disk),
-    "slices": (Completion, lambda path: list(streaming.slices_of(path / "shard.parquet", set(), 4))),
-    "slice": (Completion, lambda path: streaming.read_slice(_slice(path)).to_pylist()),
+    **{f"rows of {kind.__name__}": (kind, lambda path, kind=kind: list(shards.read_rows(path, kind))) for kind in MAKE},
+    "columns": (Completion, lambda path: list(shards.read_columns(path, "prompt_id", "text"))),
+    "keys": (Verdict, slices.keys_on_disk),
+    "slices": (Completion, lambda path: list(slices.slices_of(path / "shard.parquet", set(), 4))),
+    "slice": (Completion, lambda path: slices.read_slice(_slice(path)).to_pylist()),
     "graded keys": (Verdict, verdicts.graded_keys),
     "facts of verdicts": (Verdict, lambda path: verdicts.facts(_order(path))),
     "table of verdicts": (Verdict, lambda path: summary._write_table(path.parent)),
@@ -127,7 +127,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_shard_costs_one_sentence(tmp_path: Path, reader: str, harm: str) -> None:
     row_type, read = READERS[reader]
     out = tmp_path / "verdicts"
-    shard = artifacts.write_shard(out, "shard", [MAKE[row_type](number) for number in range(NUMBER)], row_type)
+    shard = shards.write_shard(out, "shard", [MAKE[row_type](number) for number in range(NUMBER)], row_type)
     if reader not in {"scores", "selection"}:
         read(out)
     shard.write_bytes(DAMAGE[harm](shard.read_bytes()))
@@ -142,7 +142,7 @@ def test_a_damaged_shard_costs_one_sentence(tmp_path: Path, reader: str, harm: s
     "reader", ["slices", "keys", "graded keys", "facts of verdicts", "table of verdicts", "examples", "rows of Verdict"]
 )
 def test_a_shard_that_lacks_a_column_costs_one_sentence(tmp_path: Path, reader: str) -> None:
-    artifacts.write_shard(tmp_path / "verdicts", "shard", [_prompt(number) for number in range(NUMBER)], Prompt)
+    shards.write_shard(tmp_path / "verdicts", "shard", [_prompt(number) for number in range(NUMBER)], Prompt)
     with pytest.raises(UserError, match=r"verdicts/shard\.parquet cannot be read \(.+\): delete that file and run"):
         READERS[reader][1](tmp_path / "verdicts")
 
@@ -150,13 +150,13 @@ def test_a_shard_that_lacks_a_column_costs_one_sentence(tmp_path: Path, reader: 
 def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
     """Most of them would otherwise come back as other token ids or another text."""
     rows = [dataclasses.replace(_completion(number), text="word " * number) for number in range(NUMBER)]
-    shard = artifacts.write_shard(tmp_path, "shard", rows, Completion)
+    shard = shards.write_shard(tmp_path, "shard", rows, Completion)
     data, noise = shard.read_bytes(), random.Random(0)
     for _ in range(300):
         place = noise.randrange(len(data))
         shard.write_bytes(data[:place] + bytes([data[place] ^ 1 << noise.randrange(8)]) + data[place + 1 :])
         with contextlib.suppress(UserError):
-            assert list(artifacts.read_rows(tmp_path, Completion)) == rows
+            assert list(shards.read_rows(tmp_path, Completion)) == rows
 
 
 def test_a_shard_without_checksums_is_read_as_before(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_shard_without_checksums_is_read_as_before(tmp_path: Path) -> None:
 
     rows = [_completion(number) for number in range(NUMBER)]
     pq.write_table(to_table(rows, Completion), tmp_path / "shard.parquet", compression="zstd")
-    assert list(artifacts.read_rows(tmp_path, Completion)) == rows
+    assert list(shards.read_rows(tmp_path, Completion)) == rows
 
 
 READS_USERS_FILES = {"problems/benchmarks/files.py"}
@@ -182,4 +182,4 @@ def test_shards_are_read_and_written_in_one_place() -> None:
         for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
         if name in {"pyarrow.parquet", "pyarrow.dataset", "parquet", "dataset", "read_parquet"}
     }
-    assert bare == {"artifacts.py", "shards.py", *READS_USERS_FILES}
+    assert bare == {"artifacts/shards.py", *READS_USERS_FILES}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssd_ray.artifacts import read_rows, write_shard
+from ssd_ray.artifacts.shards import read_rows, write_shard
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Completion, Example, Outcome, Verdict

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import status, worker
 from ssd_ray.inference.deaths import Deaths
 from ssd_ray.inference.monitor import Streak
 from ssd_ray.inference.status import EngineStatus, Reporter
-from ssd_ray.ledger import Span
 
 
 def _status(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_ray import artifacts, ledger
+from ssd_ray.artifacts import files, ledger
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import checkpoints
@@ -69,13 +69,13 @@ def test_a_published_directory_never_replaces_another_one(tmp_path: Path, there:
     if there == "file":
         target.write_text("old")
         with pytest.raises(UserError, match=r"cannot give .*aside the name .*target: Not a directory; move away what has it"):
-            artifacts.publish_directory(aside, target)
+            files.publish_directory(aside, target)
         return
     if there != "nothing":
         target.mkdir()
     if there == "full":
         (target / "file").write_text("old")
-    artifacts.publish_directory(aside, target)
+    files.publish_directory(aside, target)
     assert (target / "file").read_text() == ("old" if there == "full" else "new")
 
 
@@ -88,7 +88,7 @@ def test_a_replacing_directory_takes_any_place(tmp_path: Path, there: str) -> No
         target.mkdir()
     if there == "full":
         (target / "file").write_text("old")
-    artifacts.replace_directory(aside, target)
+    files.replace_directory(aside, target)
     assert (target / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -99,7 +99,7 @@ def test_a_directory_that_cannot_be_emptied_does_not_end_a_save(tmp_path: Path, 
 
     monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
     target = _full(tmp_path / "step-2", "old")
-    artifacts.replace_directory(_full(tmp_path / ".step-2.partial", "new"), target)
+    files.replace_directory(_full(tmp_path / ".step-2.partial", "new"), target)
     assert (target / "file").read_text() == "new"
 
 
@@ -142,8 +142,8 @@ def test_what_is_set_aside_never_meets_what_was_set_aside_before(tmp_path: Path,
     assert {path.name for path in (tmp_path / "set-aside").iterdir()} == {f"a.parquet.{number}" for number in range(3)}
 
 
-MAY_RENAME = {"artifacts.py", "ledger.py", "inference/status.py"}
-"""Modules that call `rename`: finished directories get their names in artifacts.py alone, the others move files."""
+MAY_RENAME = {"artifacts/files.py", "artifacts/ledger.py", "inference/status.py"}
+"""Modules that call `rename`: finished directories get their names in artifacts/files.py alone, the others move files."""
 
 
 def test_directories_get_their_names_in_one_place() -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssd_ray import artifacts, cluster, streaming
+from ssd_ray import cluster
+from ssd_ray.artifacts import shards, slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.grader import Grader, Order
@@ -45,7 +46,7 @@ def order(tmp_path: Path) -> Order:
     tests = tuple(Test(input=f"{number}\n", output=f"{2 * number}\n") for number in range(3))
     problem = Problem(problem_id="double", source="test", statement="Double it.", tests=tests)
     problems = list(stored([problem], tmp_path / "benchmark" / "tests", "L1", []))
-    artifacts.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
+    shards.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
     (tmp_path / "verdicts").mkdir()
     return Order(benchmark=tmp_path / "benchmark", rules=RULES, floor="L1", out=tmp_path / "verdicts")
 
@@ -80,7 +81,7 @@ class _Writer:
     def _write(self) -> None:
         for number in range(SHARDS):
             time.sleep(self._pause_s)
-            artifacts.write_shard(self._out, f"part-{number:03}", _shard(number), Completion)
+            shards.write_shard(self._out, f"part-{number:03}", _shard(number), Completion)
         self.ended_at = time.monotonic()
 
     def ended(self) -> bool:
@@ -101,7 +102,7 @@ def _grade(order: Order, generations: Path, writer: _Writer, progress: LineProgr
 
 
 def _outcomes(order: Order) -> dict[int, str]:
-    rows = list(artifacts.read_rows(order.out, Verdict))
+    rows = list(shards.read_rows(order.out, Verdict))
     assert len(rows) == SHARDS * ROWS
     return {row.sample_index: row.outcome for row in rows}
 
@@ -151,7 +152,7 @@ def _is(process: psutil.Process, name: str) -> bool:
 def test_a_completion_of_an_unknown_problem_is_a_mistake_and_names_it(order: Order, tmp_path: Path) -> None:
     (tmp_path / "generations").mkdir()
     rows = [Completion(**{**vars(row), "prompt_id": "triple"}) for row in _shard(0)]
-    artifacts.write_shard(tmp_path / "generations", "part", rows, Completion)
+    shards.write_shard(tmp_path / "generations", "part", rows, Completion)
     writer = _Writer(tmp_path / "elsewhere", pause_s=0)
     with pytest.raises(UserError, match="'triple', which the benchmark does not have"):
         _grade(order, tmp_path / "generations", writer)
@@ -178,7 +179,7 @@ def sweep(tmp_path: Path) -> dict[str, Order]:
     """Complete generations of eleven arms and their verdicts under two profiles, none of which is there yet."""
     tests = (Test(input="7\n", output="14\n"),)
     problem = Problem(problem_id="double", source="test", statement="Double it.", tests=tests, comparison="lcb")
-    artifacts.write_shard(
+    shards.write_shard(
         tmp_path / "benchmark", "problems", list(stored([problem], tmp_path / "benchmark" / "tests", "L1", [])), Problem
     )
     codes = (f"{BURN}print(2 * int(input()))", f"{BURN}print(int(input()))", "print(", "import sys; sys.exit(1)")
@@ -186,7 +187,7 @@ def sweep(tmp_path: Path) -> dict[str, Order]:
     limits = Limits(time_s=3, memory_mib=256, output_kib=64)
     orders = {}
     for name, profile in SWEEP.items():
-        artifacts.write_shard(tmp_path / "generations" / name, "part", rows, Completion)
+        shards.write_shard(tmp_path / "generations" / name, "part", rows, Completion)
         (tmp_path / "verdicts" / name).mkdir(parents=True)
         rules = Rules(limits=limits, profile=profile)  # type: ignore[arg-type]
         orders[name] = Order(benchmark=tmp_path / "benchmark", rules=rules, floor="L1", out=tmp_path / "verdicts" / name)
@@ -246,7 +247,7 @@ def test_a_sweep_that_is_resumed_has_a_grader_a_core_and_the_verdicts_of_one_aft
 
 
 def _verdicts(out: Path) -> dict[int, str]:
-    return {row.sample_index: row.outcome for row in artifacts.read_rows(out, Verdict)}
+    return {row.sample_index: row.outcome for row in shards.read_rows(out, Verdict)}
 
 
 def _graded_alone(order: Order, directory: Path) -> dict[int, str]:
@@ -254,7 +255,7 @@ def _graded_alone(order: Order, directory: Path) -> dict[int, str]:
     alone = dataclasses.replace(order, out=directory / "alone" / order.rules.profile)
     grader = Grader(alone)
     shard = directory / "generations" / "strict" / "arm0" / "part.parquet"
-    for piece in streaming.slices_of(shard, set(), SWEEP_ROWS):
+    for piece in slices.slices_of(shard, set(), SWEEP_ROWS):
         grader.grade(piece)
     grader.close()
     return _verdicts(alone.out)
@@ -264,7 +265,7 @@ def _graded_alone(order: Order, directory: Path) -> dict[int, str]:
 def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(order: Order, tmp_path: Path, evicted: str) -> None:
     """For real: their deaths arrive as OutOfMemoryError, which is no RayActorError."""
     for number in range(SHARDS):
-        artifacts.write_shard(tmp_path / "generations", f"part-{number:03}", _shard(number), Completion)
+        shards.write_shard(tmp_path / "generations", f"part-{number:03}", _shard(number), Completion)
     if psutil.virtual_memory().available < 6 << 30:
         pytest.skip("needs 6 GiB to fill")
     command = [sys.executable, str(Path(__file__).parent / "evicted_graders.py"), str(tmp_path), evicted]

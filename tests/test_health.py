@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_dataset import _completion, _samples
 
-from ssd_ray.artifacts import read_rows
+from ssd_ray.artifacts.shards import read_rows
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.extraction import extract_code

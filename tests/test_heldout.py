@@ -13,7 +13,7 @@ from engine_cases import run_groups
 from tiny import tiny_model
 
 from ssd_ray import cluster as ray_cluster
-from ssd_ray.artifacts import write_shard
+from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import journal
 from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.journal import Journal
-from ssd_ray.ledger import Span
 
 answers = st.builds(
     Answer,

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_ray import artifacts, ledger
-from ssd_ray.artifacts import Identity
+from ssd_ray.artifacts import ledger, manifests, shards
+from ssd_ray.artifacts.ledger import Arrivals, Failure, Span
+from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import UserError
 from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.generation import _check_disk
 from ssd_ray.inference.shards import Drawn, write_completions
-from ssd_ray.ledger import Arrivals, Failure, Span
 from ssd_ray.schema import Completion, Prompt
 
 
@@ -57,7 +57,7 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
         "finish_reasons": {"stop": 5},
         "failed": [{"prompt_id": "p", "sample_index": 5, "reason": "refused"}],
     }
-    assert [row.seed for row in artifacts.read_rows(tmp_path, Completion)] == [0, 1, 2, 3, 4]
+    assert [row.seed for row in shards.read_rows(tmp_path, Completion)] == [0, 1, 2, 3, 4]
 
 
 @settings(deadline=None)
@@ -100,7 +100,7 @@ def test_shards_arrive_once_and_only_what_is_new_is_looked_at(tmp_path: Path, mo
     assert arrivals.new() == []
     for start in (0, 2):
         write(tmp_path, Span("p", start, start + 2))
-    late, there = artifacts.shard_paths(tmp_path)
+    late, there = shards.shard_paths(tmp_path)
     late.rename(tmp_path / "aside")
     assert arrivals.new() == [there]
     write(tmp_path, Span("q", 0, 2))
@@ -115,7 +115,7 @@ def test_shards_arrive_once_and_only_what_is_new_is_looked_at(tmp_path: Path, mo
 def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path) -> None:
     for start in range(0, 12, 2):
         write(tmp_path, Span("p", start, start + 2))
-    lost, cut, wrong, *_ = artifacts.shard_paths(tmp_path)
+    lost, cut, wrong, *_ = shards.shard_paths(tmp_path)
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
     wrong.write_bytes(b"\0" * wrong.stat().st_size)
@@ -144,12 +144,12 @@ def test_a_shard_that_was_drawn_again_is_held_against_all_its_records(
         write(tmp_path, Span("p", 0, 4), writer=writer, text=text)
     found = ledger.audit(tmp_path, digests=digests)
     assert (found.positions, found.set_aside) == (4, ())
-    assert Arrivals(tmp_path).new() == artifacts.shard_paths(tmp_path)
+    assert Arrivals(tmp_path).new() == shards.shard_paths(tmp_path)
 
 
 def test_a_shard_that_comes_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> None:
     for name in ("own", "other"):
-        artifacts.claim(tmp_path / name, Identity(stage="samples", choices={"run": name}))
+        manifests.claim(tmp_path / name, Identity(stage="samples", choices={"run": name}))
         write(tmp_path / name, Span("p", 0, 4), writer=name)
     write(tmp_path / "other", Span("p", 4, 8), writer="other")
     shutil.copytree(tmp_path / "other" / "ledger", tmp_path / "own" / "ledger", dirs_exist_ok=True)
@@ -183,7 +183,7 @@ def test_a_line_that_does_not_add_up_is_no_record(tmp_path: Path, change: dict[s
 
 def test_only_a_digest_tells_a_changed_byte(tmp_path: Path) -> None:
     write(tmp_path, Span("p", 0, 2))
-    (path,) = artifacts.shard_paths(tmp_path)
+    (path,) = shards.shard_paths(tmp_path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from played import SCORES, Played, rows
 
-from ssd_ray import artifacts, identity
+from ssd_ray.artifacts import files, identity
 from ssd_ray.errors import UserError
 from ssd_ray.run import Run
 
@@ -127,7 +127,7 @@ def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: P
 def test_shards_without_columns_on_record_are_known_again_by_their_rows(old: Path, played: Played) -> None:
     """Another version of Parquet writes the same rows in other bytes: a model that was trained on them stays."""
     before = shards(old, "checkpoint-accepted")
-    manifest = artifacts.read_json(old / "sample-verdicts" / "manifest.json")
+    manifest = files.read_json(old / "sample-verdicts" / "manifest.json")
     manifest["facts"]["infrastructure_errors"] = 1  # graded again, whatever the revision
     (old / "sample-verdicts" / "manifest.json").write_text(json.dumps(manifest))
     encoded = shards(old, "dataset-accepted")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ssd_ray import artifacts, file_kinds, models, recipes
+from ssd_ray import file_kinds, models, recipes
+from ssd_ray.artifacts import files, manifests
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks.files import list_files
 
@@ -18,8 +19,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "bench.parquet": lambda path: list_files(path.parent, "benchmark own: file"),
     "answers.jsonl": lambda path: list_files(path, "completions"),
     "recipe.yaml": lambda path: recipes.load(path),
-    "manifest.json": artifacts.read_json,
-    "shard.parquet": artifacts.read_table,
+    "manifest.json": files.read_json,
+    "shard.parquet": manifests.read_table,
 }
 
 

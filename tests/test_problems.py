@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import shards
 from ssd_ray.config import EvaluateConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.problems import sources
@@ -341,7 +341,7 @@ def test_the_token_ids_are_those_of_the_text(tmp_path: Path) -> None:
     from tiny import tiny_tokenizer
 
     facts = _render(tmp_path, Room(max_model_len=500))
-    (prompt,) = artifacts.read_rows(tmp_path, Prompt)
+    (prompt,) = shards.read_rows(tmp_path, Prompt)
     assert tiny_tokenizer().decode(prompt.token_ids) == prompt.text
     length = len(prompt.token_ids)
     assert facts == {"rows": 1, "tokens": length, "longest": length, "skipped": 0, "truncated": 0}
@@ -356,12 +356,12 @@ def test_a_prompt_that_leaves_no_room_for_one_token_names_itself_and_the_field(t
 
 def test_an_over_long_prompt_is_skipped_or_cut_from_the_left_where_asked_and_counted(tmp_path: Path) -> None:
     _render(tmp_path / "whole", Room(max_model_len=500))
-    (whole,) = artifacts.read_rows(tmp_path / "whole", Prompt)
+    (whole,) = shards.read_rows(tmp_path / "whole", Prompt)
     for answer_tokens, kept in ((4, 16), (1000, 10)):
         out = tmp_path / str(kept)
         facts = _render(out, Room(max_model_len=20, answer_tokens=answer_tokens, over_length="truncate-left"))
         assert facts == {"rows": 1, "tokens": kept, "longest": kept, "skipped": 0, "truncated": 1}
-        (cut,) = artifacts.read_rows(out, Prompt)
+        (cut,) = shards.read_rows(out, Prompt)
         assert cut.token_ids == whole.token_ids[-kept:]
     with pytest.raises(UserError, match=r"all 1 prompts are too long for model.max_model_len 20"):
         _render(tmp_path / "none", Room(max_model_len=20, over_length="skip"))

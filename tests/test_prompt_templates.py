@@ -15,7 +15,8 @@ import pytest
 from tiny import TEMPLATE, tiny_model, tiny_tokenizer
 from tokenizer_kinds import KINDS, tokenizer_of
 
-from ssd_ray import artifacts, models, recipes
+from ssd_ray import models, recipes
+from ssd_ray.artifacts import shards
 from ssd_ray.config import ModelConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import templates
@@ -63,7 +64,7 @@ def _rendered(model: Path, out: Path, *chosen: str) -> dict[str, Any]:
 
 
 def _prompts(out: Path) -> list[Prompt]:
-    return list(artifacts.read_rows(out / "prompts", Prompt))
+    return list(shards.read_rows(out / "prompts", Prompt))
 
 
 def _put(tokenizer: Any, mode: Mode = "paper", clock: Clock | None = None, **arguments: Any) -> Renderer:
@@ -126,7 +127,7 @@ def test_the_field_case_of_an_end_token_behind_every_prompt(
     modes = ("prompts.mode=release", "evaluate.prompt_mode=release")
     _rendered(own_model, tmp_path / "run", *modes)
     for name in ("prompts", "eval-prompts"):
-        rows = list(artifacts.read_rows(tmp_path / "run" / name, Prompt))
+        rows = list(shards.read_rows(tmp_path / "run" / name, Prompt))
         assert rows
         assert not any(2 in row.token_ids for row in rows)
     assert "the tokenizer puts <|im_end|> (2) behind a text: prompts are without it" in capsys.readouterr().err

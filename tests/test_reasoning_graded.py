@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from marked import ANALYSIS, DRAFT, FINAL, HARMONY, PROGRAM, answer, form_of, ids_of, marked_tokenizer
 
-from ssd_ray import artifacts, recipes
+from ssd_ray import recipes
+from ssd_ray.artifacts import shards
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.grading import Rules
@@ -38,7 +39,7 @@ def benchmark(tmp_path: Path) -> Path:
     double = Problem(problem_id="p", source="test", statement="Double it.", tests=tests)
     number = Problem(problem_id="n", source="test", statement="2 + 2?", kind="numeric", tests=(Test(input="", output="4"),))
     problems = list(stored([double, number], tmp_path / "benchmark" / "tests", "L1", []))
-    artifacts.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
+    shards.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
     return tmp_path / "benchmark"
 
 
@@ -46,14 +47,14 @@ def _graded(benchmark: Path, form: ReasoningFormat, rows: list[Completion]) -> l
     """The verdicts on answers, each with a sample index of its own."""
     folder = benchmark.parent
     rows = [dataclasses.replace(row, sample_index=place) for place, row in enumerate(rows)]
-    artifacts.write_shard(folder / "answers", "a", rows, Completion)
+    shards.write_shard(folder / "answers", "a", rows, Completion)
     out = folder / "verdicts"
     out.mkdir()
     grader = Grader(Order(benchmark=benchmark, rules=RULES, floor="L1", out=out, reasoning=form))
-    (path,) = artifacts.shard_paths(folder / "answers")
+    (path,) = shards.shard_paths(folder / "answers")
     grader.grade({"file": str(path), "rows": list(range(len(rows)))})
     grader.close()
-    return sorted(artifacts.read_rows(out, Verdict), key=lambda verdict: verdict.sample_index)
+    return sorted(shards.read_rows(out, Verdict), key=lambda verdict: verdict.sample_index)
 
 
 def _now(tokenizer: Any, row: Completion) -> Completion:
@@ -177,7 +178,7 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
     choices = PrepareConfig(policies=Policies(no_code="drop", empty="keep", stub="keep"), drop_shortest_percent=50)
     found = []
     for name, made in (("before", rows), ("now", [_now(GPT_OSS, row) for row in rows])):
-        artifacts.write_shard(tmp_path / name, "a", made, Completion)
+        shards.write_shard(tmp_path / name, "a", made, Completion)
         facts = prepare(tmp_path / name, choices, reading, out=tmp_path / f"{name}-out")
         del facts["health"]["examples"]  # texts, which hold the marks since they are kept
         found.append(facts)
@@ -244,7 +245,7 @@ def rendered(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Promp
     run = Run(recipes.load("quickstart", wanted), tmp_path / "run", LineProgress())
     run.make("render")
     form = answers.reasoning_format(directory, tmp_path / "run" / "eval-prompts")
-    return tokenizer, next(iter(artifacts.read_rows(tmp_path / "run" / "eval-prompts", Prompt))), form
+    return tokenizer, next(iter(shards.read_rows(tmp_path / "run" / "eval-prompts", Prompt))), form
 
 
 def _drawn(tokenizer: Any, prompt: Prompt, *pieces: str) -> Completion:

@@ -14,7 +14,7 @@ import pytest
 from played import SCORES, Played, rows
 from staged import GPU, ORDER, World, killed_at, snapshot, without_ray
 
-from ssd_ray import artifacts, identity
+from ssd_ray.artifacts import identity, manifests
 from ssd_ray.errors import UserError
 from ssd_ray.step import Step
 
@@ -261,7 +261,7 @@ def test_an_attempt_that_made_nothing_is_neither_refused_nor_kept(tmp_path: Path
     world = World(tmp_path / "run")
     world.run().make("render")
     steps = {step.name: step for step in world.steps()}
-    artifacts.claim(world.out / "samples", steps["samples"].identity)
+    manifests.claim(world.out / "samples", steps["samples"].identity)
     (world.out / "samples" / ".engines").mkdir()
     world.choices["samples"] = 2
     world.run().make()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_outcome
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import metrics, paired, significance
 from ssd_ray.reporting import counts, differences, tables, words
@@ -106,7 +106,7 @@ def test_outcomes_rates_and_lengths_are_counts_of_the_rows(made, shown):
 
 def test_the_sample_histogram_holds_every_sample_once(made, shown):
     samples = shown[2]["training"]["samples"]
-    lengths = [len(row[0]) for row in artifacts.read_columns(made.path / "samples", "output_token_ids")]
+    lengths = [len(row[0]) for row in shards.read_columns(made.path / "samples", "output_token_ids")]
     histogram = samples["histogram"]
     both = [stop + cut for stop, cut in zip(histogram["stop"], histogram["length"], strict=True)]
     assert both == np.histogram(lengths, bins=histogram["edges"])[0].tolist()
@@ -265,14 +265,14 @@ def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any
     out, _, scores = reported(made, "without")
     assert scores["training"]["held_out"] is None
     assert "not trained on" not in (out / "report.html").read_text().split('<section id="training">')[1].split("</section>")[0]
-    artifacts.write_atomic(made.path / "checkpoint" / "heldout.jsonl", '{"step": 0}\n')
+    files.write_atomic(made.path / "checkpoint" / "heldout.jsonl", '{"step": 0}\n')
     with pytest.raises(UserError, match=r"heldout.jsonl:1 is not a measurement"):
         reported(made, "spoilt")
 
 
 def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_is_null(tmp_path):
     lines = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": float("nan")}, {"step": 1, "loss": 0.5}]
-    artifacts.write_atomic(tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    files.write_atomic(tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     found = counts.loss(tmp_path / "checkpoint")
     assert found.steps == (1, 2)
     assert tables.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
@@ -291,8 +291,8 @@ def stored(made):
     from ssd_ray.recipes import dump
 
     scores, _ = measure(made.recipe, made.path)
-    artifacts.write_atomic(made.path / "report" / "scores.json", tables.canonical(scores))
-    artifacts.write_atomic(made.path / "recipe.yaml", dump(made.recipe))
+    files.write_atomic(made.path / "report" / "scores.json", tables.canonical(scores))
+    files.write_atomic(made.path / "recipe.yaml", dump(made.recipe))
     return made
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import shards
 from ssd_ray.schema import Completion, Example, Prompt
 
 pytestmark = pytest.mark.real
@@ -88,7 +88,7 @@ def _command(process: psutil.Process) -> str:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in artifacts.shard_paths(directory)}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards.shard_paths(directory)}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
 
 
 def test_the_ids_that_were_sampled_are_the_ids_that_are_trained_on(whole: Path) -> None:
-    prompts = {prompt.prompt_id: prompt.token_ids for prompt in artifacts.read_rows(whole / "prompts", Prompt)}
-    samples = {(row.prompt_id, row.sample_index): row for row in artifacts.read_rows(whole / "samples", Completion)}
-    examples = list(artifacts.read_rows(whole / "dataset", Example))
+    prompts = {prompt.prompt_id: prompt.token_ids for prompt in shards.read_rows(whole / "prompts", Prompt)}
+    samples = {(row.prompt_id, row.sample_index): row for row in shards.read_rows(whole / "samples", Completion)}
+    examples = list(shards.read_rows(whole / "dataset", Example))
     assert len(samples) == 80
     assert examples
     for example in examples:
@@ -144,14 +144,14 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
     samples = out / "samples"
 
     process = _start(recipe, out)
-    _until(lambda: len(artifacts.shard_paths(samples)) >= 2, process, "two shards of samples")
+    _until(lambda: len(shards.shard_paths(samples)) >= 2, process, "two shards of samples")
     _kill(process)
     assert not (samples / "manifest.json").exists(), "sampling was over before the kill: the test proves nothing"
     kept = _digests(samples)
 
     process = _start(recipe, out)
     # An engine dies too: the pool restarts it and the run goes on.
-    _until(lambda: len(artifacts.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples")
+    _until(lambda: len(shards.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples")
     engine = max((out / "logs").glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
     os.kill(int(engine.stem.rsplit("-", 1)[1]), signal.SIGKILL)
     losses = out / "checkpoint" / "loss.jsonl"
@@ -163,7 +163,7 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
 
     process = _start(recipe, out)
     verdicts = out / "verdicts" / "base"
-    _until(lambda: len(artifacts.shard_paths(verdicts)) >= 1, process, "a shard of verdicts")
+    _until(lambda: len(shards.shard_paths(verdicts)) >= 1, process, "a shard of verdicts")
     _kill(process)
     assert not (verdicts / "manifest.json").exists(), "grading was over before the kill: the test proves nothing"
     graded = _digests(verdicts)
@@ -173,13 +173,13 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
     assert graded.items() <= _digests(verdicts).items()
     first, second = (json.loads((run / "report" / "scores.json").read_text()) for run in (whole, out))
     assert first == second
-    keys = list(artifacts.read_columns(samples, "prompt_id", "sample_index"))
+    keys = list(shards.read_columns(samples, "prompt_id", "sample_index"))
     assert len(keys) == len(set(keys)) == 80
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_resume(recipe: Path, tmp_path: Path) -> None:
     process = _start(recipe, tmp_path / "run")
-    _until(lambda: len(artifacts.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
+    _until(lambda: len(shards.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
     family = [child for child in psutil.Process(process.pid).children(recursive=True) if not _is_agent(child)]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)

@@ -15,9 +15,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from ssd_ray import artifacts, cluster, identity, lineage, recipes
+from ssd_ray import cluster, recipes
+from ssd_ray.artifacts import files, identity, lineage, manifests, shards
+from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.config import ClusterConfig
-from ssd_ray.directory_lock import locked
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.renewal import Renewal
@@ -63,7 +64,7 @@ def test_prompts_stay_with_the_commit_of_their_data_set_and_say_it(
     facts = {made.path.name: made.facts for made in run.make("render")}["prompts"]
     assert facts["source_revision"] == "first"
     assert (tmp_path / "prompts-revision").read_text() == "rstar-coder first\n"
-    assert [row.statement for row in artifacts.read_rows(tmp_path / "prompts", Prompt)] == ["Print first."]
+    assert [row.statement for row in shards.read_rows(tmp_path / "prompts", Prompt)] == ["Print first."]
 
 
 def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
     )
     with locked(tmp_path):
         step = next(step for step, _ in first.states() if step.name == "samples")
-        artifacts.claim(tmp_path / "samples", step.identity)
+        manifests.claim(tmp_path / "samples", step.identity)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(UserError, match="another process is at work"):
             second.make("sample")
@@ -155,12 +156,12 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, mon
         raise InfrastructureError("killed")
 
     for version in ("1", "1", "2"):
-        monkeypatch.setattr(artifacts, "versions", lambda version=version: {"vllm": version})
+        monkeypatch.setattr(manifests, "versions", lambda version=version: {"vllm": version})
         with pytest.raises(InfrastructureError):
             attempt(killed)
-    monkeypatch.setattr(artifacts, "versions", lambda: {"vllm": "3"})
-    attempt(lambda out: {"output_tokens": len(artifacts.read_json(out / "timing.json")["versions"])})
-    timing = artifacts.read_json(tmp_path / "samples" / "timing.json")
+    monkeypatch.setattr(manifests, "versions", lambda: {"vllm": "3"})
+    attempt(lambda out: {"output_tokens": len(files.read_json(out / "timing.json")["versions"])})
+    timing = files.read_json(tmp_path / "samples" / "timing.json")
     assert timing["versions"] == [{"vllm": "1"}, {"vllm": "2"}, {"vllm": "3"}]
     assert (timing["attempts"], timing["tokens"]) == (4, 3), "versions stand there from the beginning of an attempt"
 
@@ -206,26 +207,26 @@ def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_c
     assert not ended()
     for name in ("benchmark", "prompts", "contamination", "eval-prompts"):
         assert not ended()
-        artifacts.make(tmp_path / name, steps[name].identity, lambda out: {})
+        manifests.make(tmp_path / name, steps[name].identity, lambda out: {})
     assert ended()
     run._pipeline.stopped.set()
     with pytest.raises(InfrastructureError, match="the run was stopped"):
         ended()
 
 
-def _samples(run: Path, identity: artifacts.Identity, text: str) -> Path:
+def _samples(run: Path, identity: manifests.Identity, text: str) -> Path:
     """Whole samples of one answer."""
 
     def write(out: Path) -> dict[str, int]:
         answer = {"prompt_token_ids": (1,), "output_token_ids": (2,), "text": text, "finish_reason": "stop"}
         key = {"prompt_id": "p", "sample_index": 0, "seed": 1, "source": "s", "difficulty": "d"}
-        artifacts.write_shard(out, "prompts-00000000.00000000-00000001", [Completion(**key, **answer)], Completion)
+        shards.write_shard(out, "prompts-00000000.00000000-00000001", [Completion(**key, **answer)], Completion)
         return {}
 
-    return artifacts.make(run / "samples", identity, write).path
+    return manifests.make(run / "samples", identity, write).path
 
 
-def _settled(run: Run, step: Step) -> artifacts.State:
+def _settled(run: Run, step: Step) -> manifests.State:
     return Renewal(run._steps, run.out, LineProgress()).settle(step)
 
 
@@ -235,10 +236,10 @@ def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(tm
     samples, dataset = steps["samples"], steps["dataset"]
     there = _samples(tmp_path, samples.identity, "one")
     for state in ("partial", "whole"):
-        assert artifacts.claim(tmp_path / "dataset", dataset.identity) is None
+        assert manifests.claim(tmp_path / "dataset", dataset.identity) is None
         lineage.record(tmp_path / "dataset", {"samples": there})
         if state == "whole":
-            artifacts.seal(tmp_path / "dataset", dataset.identity, {})
+            manifests.seal(tmp_path / "dataset", dataset.identity, {})
         shutil.rmtree(there)
         _samples(tmp_path, samples.identity, "one")  # drawn again, to the same
         assert _settled(run, dataset) == state
@@ -258,7 +259,7 @@ def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
     there = _samples(tmp_path, samples.identity, "one")
     (there / "ledger").mkdir()
     assert _settled(run, samples) == "whole"
-    (shard,) = artifacts.shard_paths(there)
+    (shard,) = shards.shard_paths(there)
     if harm == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])
     elif harm == "gone":

@@ -18,9 +18,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from ssd_ray import artifacts, identity
+from ssd_ray.artifacts import files, identity, manifests, shards
+from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.cli import main
-from ssd_ray.directory_lock import locked
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
@@ -106,10 +106,10 @@ def test_what_only_a_failing_machine_left_open_is_graded_again(tmp_path: Path, p
     job = _job(tmp_path, problems, [{"task_id": f"p{number % 4}", "code": DOUBLE} for number in range(40)])
     first = grade_files(job, LineProgress())
     out = job.out / "verdicts"
-    path, *others = artifacts.shard_paths(out)
+    path, *others = shards.shard_paths(out)
     spoilt = from_table(pq.read_table(path), Verdict)
-    artifacts.write_shard(out, path.stem, [dataclasses.replace(row, outcome="infrastructure_error") for row in spoilt], Verdict)
-    manifest = artifacts.read_json(out / "manifest.json")
+    shards.write_shard(out, path.stem, [dataclasses.replace(row, outcome="infrastructure_error") for row in spoilt], Verdict)
+    manifest = files.read_json(out / "manifest.json")
     for shard in manifest["shards"]:
         shard["bytes"] = (out / shard["name"]).stat().st_size
     manifest["facts"]["infrastructure_errors"] = 1
@@ -302,7 +302,7 @@ def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -
     job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
     scores = grade_files(job, LineProgress())
     assert scores["official_grader"] == dict(GRADER)
-    assert artifacts.load(job.out / "verdicts").facts["official_grader"] == dict(GRADER)
+    assert manifests.load(job.out / "verdicts").facts["official_grader"] == dict(GRADER)
     (verdict,) = _verdicts(job)
     assert "official -4, by the stand-in for sys.stdin: it cannot be iterated over;" in verdict["detail"]
     job = dataclasses.replace(job, out=tmp_path / "strict", rules=RULES)

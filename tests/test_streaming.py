@@ -26,7 +26,7 @@ from doubles import (
     loses_storage,
 )
 
-from ssd_ray import artifacts, ledger
+from ssd_ray.artifacts import ledger, shards
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import pool, status
 from ssd_ray.inference.engine import sample_seed
@@ -60,7 +60,7 @@ def prompt(number: int) -> Prompt:
 def source(tmp_path: Path) -> Path:
     rows = [prompt(number) for number in range(PROMPTS)]
     for start, stop in ((0, 13), (13, PROMPTS)):
-        artifacts.write_shard(tmp_path / "prompts", f"prompts-{start:08}", rows[start:stop], Prompt)
+        shards.write_shard(tmp_path / "prompts", f"prompts-{start:08}", rows[start:stop], Prompt)
     return tmp_path / "prompts"
 
 
@@ -103,7 +103,7 @@ def _draw(
 
 
 def _check_whole(out: Path, without: frozenset[int] = frozenset()) -> None:
-    rows = list(artifacts.read_rows(out, Completion))
+    rows = list(shards.read_rows(out, Completion))
     expected = {(f"p{number}", index): number for number in range(PROMPTS) for index in range(SAMPLES) if number not in without}
     assert sorted((row.prompt_id, row.sample_index) for row in rows) == sorted(expected)
     for row in rows:
@@ -116,7 +116,7 @@ def test_every_key_comes_out_once(source: Path, tmp_path: Path, monkeypatch: pyt
     shown = _shown(monkeypatch)
     facts = _draw(source, tmp_path / "out")
     _check_whole(tmp_path / "out")
-    assert [shard["name"] for shard in facts.pop("shards")] == [path.name for path in artifacts.shard_paths(tmp_path / "out")]
+    assert [shard["name"] for shard in facts.pop("shards")] == [path.name for path in shards.shard_paths(tmp_path / "out")]
     assert facts == {
         "rows": 40,
         "prompt_tokens": 80,
@@ -170,8 +170,8 @@ def _metrics(label: str) -> dict[str, float]:
 def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _draw(source, out)
-    kept = {path.name: path.stat().st_mtime_ns for path in artifacts.shard_paths(out)}
-    lost, cut, empty, changed, garbled, *_ = artifacts.shard_paths(out)
+    kept = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}
+    lost, cut, empty, changed, garbled, *_ = shards.shard_paths(out)
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-9])
     empty.write_bytes(b"")
@@ -179,7 +179,7 @@ def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside
     middle[len(middle) // 2] ^= 1
     changed.write_bytes(middle)
     garbled.write_bytes(b"x" * garbled.stat().st_size)
-    artifacts.write_shard(out, "foreign", [_completion()], Completion)
+    shards.write_shard(out, "foreign", [_completion()], Completion)
     (out / ".half.parquet.1.partial").write_bytes(b"PAR1")
     said = Said()
     _draw(source, out, progress=said, shard_rows=2)
@@ -192,7 +192,7 @@ def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside
     assert len(list((out / "set-aside").iterdir())) == 5
     for path in (lost, cut, empty, changed, garbled):
         del kept[path.name]
-    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in artifacts.shard_paths(out)}.items()
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
     assert not list(out.glob(".*"))
 
 
@@ -218,10 +218,10 @@ def test_the_first_shard_is_on_disk_before_the_last_prompt_is_there(tmp_path: Pa
     def render() -> None:
         for start in range(0, PROMPTS, 5):
             rows = [prompt(number) for number in range(start, start + 5)]
-            artifacts.write_shard(source, f"prompts-{start:08}", rows, Prompt)
-            while start == 10 and len(artifacts.shard_paths(out)) < 8:
+            shards.write_shard(source, f"prompts-{start:08}", rows, Prompt)
+            while start == 10 and len(shards.shard_paths(out)) < 8:
                 time.sleep(0.05)
-            seen.append(len(artifacts.shard_paths(out)))
+            seen.append(len(shards.shard_paths(out)))
         (source / "manifest.json").touch()
 
     out.mkdir()
@@ -234,7 +234,7 @@ def test_the_first_shard_is_on_disk_before_the_last_prompt_is_there(tmp_path: Pa
 
 def test_what_is_followed_may_fail(source: Path, tmp_path: Path) -> None:
     def ended() -> bool:
-        if (tmp_path / "out").exists() and artifacts.shard_paths(tmp_path / "out"):
+        if (tmp_path / "out").exists() and shards.shard_paths(tmp_path / "out"):
             raise InfrastructureError("prompts was stopped")
         return False
 
@@ -348,10 +348,10 @@ def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(sourc
     out = tmp_path / "out"
     with pytest.raises(InfrastructureError, match=r"engines die|an engine died"):
         _draw(source, out, functools.partial(MortalEngine, kills=frozenset(range(13, PROMPTS))))
-    kept = {path.name: path.stat().st_mtime_ns for path in artifacts.shard_paths(out)}
+    kept = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}
     assert kept
     assert not (out / "manifest.json").exists()
-    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in artifacts.shard_paths(out)}.items()
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
 
 
 def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(source: Path, tmp_path: Path) -> None:

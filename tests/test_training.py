@@ -18,7 +18,7 @@ import pytest
 from tiny import tiny_model
 
 from ssd_ray import cluster as ray_cluster
-from ssd_ray.artifacts import write_shard
+from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import LineProgress

@@ -17,7 +17,8 @@ import pytest
 from doubles import InstantEngine
 from test_ledger import write
 
-from ssd_ray import artifacts, ledger
+from ssd_ray.artifacts import ledger, manifests, shards
+from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import pool, presence, source, status, worker
 from ssd_ray.inference.deaths import Deaths
 from ssd_ray.inference.engine import Answer
@@ -26,13 +27,12 @@ from ssd_ray.inference.source import Plan
 from ssd_ray.inference.status import EngineStatus, Reporter
 from ssd_ray.inference.turns import Gate
 from ssd_ray.inference.unit import Unit, groups
-from ssd_ray.ledger import Span
 from ssd_ray.schema import Prompt
 
 
 def _prompts(directory: Path, start: int, stop: int) -> None:
     rows = [Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(n,)) for n in range(start, stop)]
-    artifacts.write_shard(directory, f"prompts-{start:08}", rows, Prompt)
+    shards.write_shard(directory, f"prompts-{start:08}", rows, Prompt)
 
 
 @pytest.fixture
@@ -141,22 +141,22 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(plan: Plan, monkey
     status.begin(out, "two")
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
-    assert artifacts.shard_paths(out) == []
+    assert shards.shard_paths(out) == []
     shutil.rmtree(out / ".engines")
     assert not status.is_current(out, "one"), "the stage is whole"
     status.begin(out, "one")
-    write_table = artifacts.write_table
+    write_table = shards.write_table
 
     def replaced_meanwhile(*arguments: Any) -> Any:
         written = write_table(*arguments)
         status.begin(out, "two")
         return written
 
-    monkeypatch.setattr(artifacts, "write_table", replaced_meanwhile)
+    monkeypatch.setattr(shards, "write_table", replaced_meanwhile)
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
     assert ledger.audit(out).set_aside == (f"{unit.name}.parquet is in no ledger",)
-    monkeypatch.setattr(artifacts, "write_table", write_table)
+    monkeypatch.setattr(shards, "write_table", write_table)
     status.begin(out, "one")
     assert late._draw_unit(unit) == 4
     assert ledger.audit(out).positions == 4

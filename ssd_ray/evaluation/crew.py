@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import niceness, streaming
+from ssd_ray import niceness
+from ssd_ray.artifacts import slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
 from ssd_ray.evaluation.grader import Grader, Order, Tools
@@ -31,7 +32,7 @@ class GraderActor:
     """A grader that serves any step: each slice comes with its order."""
 
     def __init__(self, logs: Path) -> None:
-        streaming.log_to_file(logs, "grader")
+        slices.log_to_file(logs, "grader")
         niceness.settle()  # the time limits of programs are the same beside engines
         self._tools = Tools(_NUM_BENCHMARKS)
         self._graders: dict[Path, Grader] = {}

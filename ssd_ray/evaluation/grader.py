@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray.artifacts import files, shards, slices
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules, grade_code, grade_completion, verdict
 from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded, UngradableError
@@ -75,7 +75,7 @@ class Tools:
     def benchmark(self, directory: Path) -> tuple[dict[str, Problem], TestStore]:
         """Return a benchmark's problems by id, without their tests, and the store of these."""
         if directory not in self._benchmarks:
-            problems = {row.problem_id: row for row in artifacts.read_rows(directory, Problem)}
+            problems = {row.problem_id: row for row in shards.read_rows(directory, Problem)}
             store = TestStore(directory / "tests", KEPT_BYTES // self._num_benchmarks)
             self._benchmarks[directory] = problems, store
         self._benchmarks.move_to_end(directory)
@@ -104,7 +104,7 @@ class Grader:
         self._tools.benchmark(order.benchmark)
         self._parser = self._tools.parser(order.reasoning)
         self._sandbox = self._tools.sandbox(order.floor)
-        artifacts.write_atomic(order.out / "sandbox" / f"{self._sandbox.level}.json", json.dumps({"level": self._sandbox.level}))
+        files.write_atomic(order.out / "sandbox" / f"{self._sandbox.level}.json", json.dumps({"level": self._sandbox.level}))
 
     def grade(self, piece: Mapping[str, Any]) -> int:
         """Grade the completions of one slice and write their shard; returns how many.
@@ -114,14 +114,14 @@ class Grader:
         """
         verdicts = []
         problems, store = self._tools.benchmark(self._order.benchmark)
-        for record in streaming.read_slice(piece).to_pylist():
+        for record in slices.read_slice(piece).to_pylist():
             completion = from_record(record, Completion)
             problem = problems.get(completion.prompt_id)
             if problem is None:
                 raise UserError(f"a completion answers problem {completion.prompt_id!r}, which the benchmark does not have")
             verdicts.append(self._settled(store.get(problem), completion))
-        name = streaming.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
-        artifacts.write_shard(self._order.out, name, verdicts, Verdict)
+        name = slices.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
+        shards.write_shard(self._order.out, name, verdicts, Verdict)
         return len(verdicts)
 
     def _settled(self, problem: Problem, completion: Completion) -> Verdict:

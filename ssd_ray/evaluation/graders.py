@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, ledger, streaming
+from ssd_ray.artifacts import ledger, manifests, slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import RayCrew
@@ -54,7 +54,7 @@ def grade(
         if len(done) < total:
             with pool.work(order, stage) as work:
                 _follow(work, _Source(generations, done, ended), task, len(done))
-        task.update(len(streaming.keys_on_disk(order.out)))
+        task.update(len(slices.keys_on_disk(order.out)))
     found = facts(order)
     if missing := total - found["rows"] - _never_drawn(generations):
         raise InfrastructureError(f"{stage}: {missing} of {total} completions came to no verdict; run again to resume")
@@ -64,13 +64,13 @@ def grade(
 def _never_drawn(generations: Path) -> int:
     """Count the answers that could not be drawn: they are on record, and there is nothing to grade."""
     complete = (generations / "manifest.json").exists()
-    return len(artifacts.load(generations).facts.get("failed", ())) if complete else 0
+    return len(manifests.load(generations).facts.get("failed", ())) if complete else 0
 
 
 class _Source:
     """Slices of the shards that are there, and of those that come."""
 
-    def __init__(self, generations: Path, done: set[streaming.Key], ended: Callable[[], bool]) -> None:
+    def __init__(self, generations: Path, done: set[slices.Key], ended: Callable[[], bool]) -> None:
         self._arrivals = ledger.Arrivals(generations)
         self._done = done
         self._ended = ended
@@ -79,7 +79,7 @@ class _Source:
     def new(self) -> list[dict[str, Any]]:
         """Cut the shards that appeared since the last call; the last ones once `ended()`."""
         self.closed = self._ended()
-        return [piece for path in self._arrivals.new() for piece in streaming.slices_of(path, self._done, SLICE_ROWS)]
+        return [piece for path in self._arrivals.new() for piece in slices.slices_of(path, self._done, SLICE_ROWS)]
 
 
 def _follow(work: Work, source: _Source, task: Task, before: int) -> None:

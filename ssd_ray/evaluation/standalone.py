@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, import_path, streaming
-from ssd_ray.directory_lock import locked
+from ssd_ray import import_path
+from ssd_ray.artifacts import files, manifests, slices
+from ssd_ray.artifacts.directory_lock import locked
+from ssd_ray.artifacts.identity import Identity, revision_of, staleness
+from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness, summary
 from ssd_ray.evaluation.completions import content_of, open_completions
@@ -27,7 +30,6 @@ from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import walls
 from ssd_ray.evaluation.store import stored
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
-from ssd_ray.identity import Identity, revision_of, staleness
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
@@ -69,13 +71,13 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
     with locked(job.out):
         _refuse_others(job.out, identities)
         benchmark, completions, verdicts = (job.out / name for name in identities)
-        artifacts.make(benchmark, identities["benchmark"], lambda out: _benchmark(job, out, progress))
-        made = artifacts.make(completions, identities["completions"], lambda out: _completions(job, out))
+        manifests.make(benchmark, identities["benchmark"], lambda out: _benchmark(job, out, progress))
+        made = manifests.make(completions, identities["completions"], lambda out: _completions(job, out))
         total = int(made.facts["rows"])
-        if artifacts.state_of(verdicts, identities["verdicts"]) == "whole" and is_open(verdicts):
-            artifacts.reopen(verdicts)
-        graded = artifacts.make(verdicts, identities["verdicts"], lambda out: _verdicts(job, out, total, content, progress))
-        problems = {**artifacts.load(benchmark).facts, "completions_left_out": made.facts.get("left_out", 0)}
+        if manifests.state_of(verdicts, identities["verdicts"]) == "whole" and is_open(verdicts):
+            manifests.reopen(verdicts)
+        graded = manifests.make(verdicts, identities["verdicts"], lambda out: _verdicts(job, out, total, content, progress))
+        problems = {**manifests.load(benchmark).facts, "completions_left_out": made.facts.get("left_out", 0)}
         bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
         return summary.write(
             job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
@@ -89,8 +91,8 @@ def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
     """
     options = {"skip_bad_rows": job.skip_bad_rows}
     choices: dict[str, Mapping[str, Any]] = {
-        "benchmark": {"problems": artifacts.digest(list_files(job.problems, "problems")), **options},
-        "completions": {"completions": artifacts.digest(list_files(job.completions, "completions")), **options},
+        "benchmark": {"problems": files.digest(list_files(job.problems, "problems")), **options},
+        "completions": {"completions": files.digest(list_files(job.completions, "completions")), **options},
         "verdicts": rules,
     }
     found: dict[str, Identity] = {}
@@ -107,10 +109,10 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
     Raises:
         UserError: names what differs, and every directory to delete.
     """
-    stale = {out / name: wanted for name, wanted in identities.items() if artifacts.state_of(out / name, wanted) == "stale"}
+    stale = {out / name: wanted for name, wanted in identities.items() if manifests.state_of(out / name, wanted) == "stale"}
     if stale:
         first = next(iter(stale))
-        change = staleness(artifacts.read_json(first / "fingerprint.json"), stale[first])
+        change = staleness(files.read_json(first / "fingerprint.json"), stale[first])
         raise UserError(f"{first} {change}: choose another --out, or delete {' and '.join(map(str, stale))}")
 
 
@@ -128,7 +130,7 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
     for line in soundness.said(problems_left_out):
         progress.say(line)
     for start in range(0, len(rows), _SHARD_ROWS):
-        artifacts.write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
+        write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
     bad_rows = [asdict(bad) for bad in loaded.bad_rows]
     progress.say(
         f"{len(rows)} problems, format {'your own' if loaded.format == 'rows' else loaded.format}"
@@ -147,18 +149,18 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _completions(job: Job, out: Path) -> dict[str, Any]:
-    problems = {problem.problem_id: problem for problem in artifacts.read_rows(job.out / "benchmark", Problem)}
-    left_out = [row["problem_id"] for row in artifacts.load(job.out / "benchmark").facts.get("problems_left_out", ())]
+    problems = {problem.problem_id: problem for problem in read_rows(job.out / "benchmark", Problem)}
+    left_out = [row["problem_id"] for row in manifests.load(job.out / "benchmark").facts.get("problems_left_out", ())]
     loaded = open_completions(job.completions, problems, skip_bad_rows=job.skip_bad_rows, left_out=left_out)
     rows, count = [], 0
     for completion in loaded:
         rows.append(completion)
         count += 1
         if len(rows) == _SHARD_ROWS:
-            artifacts.write_shard(out, f"completions-{count:08}", rows, Completion)
+            write_shard(out, f"completions-{count:08}", rows, Completion)
             rows.clear()
     if rows:
-        artifacts.write_shard(out, f"completions-{count:08}", rows, Completion)
+        write_shard(out, f"completions-{count:08}", rows, Completion)
     if not count:
         raise UserError(f"{job.completions}: no completion in it that can be graded ({len(loaded.bad_rows)} bad rows)")
     bad_rows = [{"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows]
@@ -175,9 +177,9 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
         as_code=content == "code",
     )
     done = graded_keys(out)
-    shards = artifacts.shard_paths(job.out / "completions")
+    shards = shard_paths(job.out / "completions")
     rows = max(1, min(SLICE_ROWS, total // (4 * job.workers)))
-    pieces = [piece for path in shards for piece in streaming.slices_of(path, done, rows)]
+    pieces = [piece for path in shards for piece in slices.slices_of(path, done, rows)]
     with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
         graded = len(done)
         for count in _carried(order, pieces, job.workers):
@@ -223,12 +225,12 @@ def _carried(order: Order, pieces: list[dict[str, Any]], workers: int) -> Iterat
                 failures += 1
                 if failures > _MAX_FAILURES:
                     raise InfrastructureError("grading processes kept dying; run again to resume") from error
-                done = streaming.keys_on_disk(order.out)
+                done = slices.keys_on_disk(order.out)
                 left += [piece for piece in running.values() if not _finished(piece, done)]
 
 
-def _finished(piece: Mapping[str, Any], done: set[streaming.Key]) -> bool:
-    table = streaming.read_slice(piece)
+def _finished(piece: Mapping[str, Any], done: set[slices.Key]) -> bool:
+    table = slices.read_slice(piece)
     keys = zip(table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True)
     return done.issuperset(keys)
 

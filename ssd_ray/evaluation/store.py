@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ssd_ray import artifacts, wire
+from ssd_ray import wire
+from ssd_ray.artifacts import files
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.outcomes import UngradableError
 from ssd_ray.evaluation.soundness import made_ready
@@ -43,7 +44,7 @@ class TestStore:
         path = self._path(digest)
         if not path.exists():
             compressed = pa.Codec("zstd").compress(text, asbytes=True)
-            artifacts.write_atomic(path, len(text).to_bytes(8, "little") + compressed)
+            files.write_atomic(path, len(text).to_bytes(8, "little") + compressed)
         return dataclasses.replace(problem, tests=(), tests_digest=digest, num_tests=len(rows))
 
     def get(self, problem: Problem) -> Problem:

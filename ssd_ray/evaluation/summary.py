@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import files, shards
+from ssd_ray.artifacts.shards import read_table
 from ssd_ray.evaluation.metrics import pass_at_k_matrix, score_interval
 from ssd_ray.schema import Verdict
-from ssd_ray.shards import read_table
 
 CONFIDENCE = 0.95
 _COLUMNS = {
@@ -60,16 +60,16 @@ def write(
     scores |= {"problems_left_out": benchmark.get("problems_left_out", [])}
     scores |= {"completions_left_out": benchmark["completions_left_out"]}
     scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
-    artifacts.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    files.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
     return scores
 
 
 def _write_table(out: Path) -> None:
     import pyarrow as pa
 
-    tables = [read_table(path, list(_COLUMNS)) for path in artifacts.shard_paths(out / "verdicts")]
+    tables = [read_table(path, list(_COLUMNS)) for path in shards.shard_paths(out / "verdicts")]
     table = pa.concat_tables(tables).select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
-    artifacts.write_table(out, "verdicts", table.sort_by([("problem_id", "ascending"), ("index", "ascending")]))
+    shards.write_table(out, "verdicts", table.sort_by([("problem_id", "ascending"), ("index", "ascending")]))
 
 
 Counts = dict[str, list[int]]
@@ -80,7 +80,7 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
     groups: dict[str, dict[str, Counts]] = defaultdict(lambda: defaultdict(dict))
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     evalplus = set()
-    for verdict in artifacts.read_rows(out / "verdicts", Verdict):
+    for verdict in shards.read_rows(out / "verdicts", Verdict):
         outcomes[verdict.source][verdict.outcome] += 1
         for group in {"", verdict.difficulty or "unknown"}:
             counts = groups[verdict.source][group].setdefault(verdict.prompt_id, [0, 0, 0, 0])
@@ -90,7 +90,7 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
             counts[2] += verdict.outcome_base == "accepted"
             counts[3] += failed
         evalplus |= {verdict.source} if verdict.outcome_base else set()
-    given = Counter(source for (source,) in artifacts.read_columns(out / "benchmark", "source"))
+    given = Counter(source for (source,) in shards.read_columns(out / "benchmark", "source"))
     found: dict[str, Any] = {}
     for source, by_group in sorted(groups.items()):
         scored = {

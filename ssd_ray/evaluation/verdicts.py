@@ -10,23 +10,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, streaming
+from ssd_ray.artifacts import manifests, shards, slices
+from ssd_ray.artifacts.shards import read_table
 from ssd_ray.evaluation.grader import Order
 from ssd_ray.evaluation.outcomes import UNGRADABLE
 from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.lcb_official import GRADER
-from ssd_ray.shards import read_table
 
 SLICE_ROWS = 16
 """Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
 
 
-def graded_keys(out: Path) -> set[streaming.Key]:
+def graded_keys(out: Path) -> set[slices.Key]:
     """The keys of what is graded. Shards in which the machine failed, and files of dead graders, are deleted: they are redone."""
     for partial in out.glob(".*.partial"):
         partial.unlink()
-    keys: set[streaming.Key] = set()
-    for path in artifacts.shard_paths(out):
+    keys: set[slices.Key] = set()
+    for path in shards.shard_paths(out):
         table = read_table(path, ["prompt_id", "sample_index", "outcome"])
         prompt_ids, indices, outcomes = table.to_pydict().values()
         if "infrastructure_error" in outcomes:
@@ -38,14 +38,14 @@ def graded_keys(out: Path) -> set[streaming.Key]:
 
 def is_open(out: Path) -> bool:
     """Whether whole verdicts have any that only a failing machine is to blame for, so that grading again may settle them."""
-    return (out / "manifest.json").exists() and bool(artifacts.load(out).facts["infrastructure_errors"])
+    return (out / "manifest.json").exists() and bool(manifests.load(out).facts["infrastructure_errors"])
 
 
 def facts(order: Order) -> dict[str, Any]:
     """Return rows, outcomes, reasoning, errors that grading again may settle, and the weakest sandbox of any grader."""
     outcomes, reasoning = Counter[str](), Counter[str]()
     unsettled = 0
-    for outcome, state, detail in artifacts.read_columns(order.out, "outcome", "reasoning", "detail"):
+    for outcome, state, detail in shards.read_columns(order.out, "outcome", "reasoning", "detail"):
         outcomes[outcome] += 1
         reasoning[state] += bool(state)
         unsettled += outcome == "infrastructure_error" and UNGRADABLE not in detail

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
+from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference.status import EngineStatus
-from ssd_ray.ledger import Span
 
 SUSPECT_DEATHS = 2
 """Deaths while a prompt was being drawn, after which it gets the engine for itself."""

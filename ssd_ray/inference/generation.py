@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, ledger
+from ssd_ray.artifacts import files, ledger, manifests, shards
+from ssd_ray.artifacts.ledger import Audit
 from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.inference import journal, pool, status
@@ -24,7 +25,6 @@ from ssd_ray.inference.placement import engine_resources
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.source import Plan
 from ssd_ray.inference.worker import Order
-from ssd_ray.ledger import Audit
 from ssd_ray.progress import Progress
 
 _POLL_S = 0.1
@@ -138,7 +138,7 @@ def draw(
 def _first_prompts(plan: Plan, ended: Callable[[], bool], patience_s: float) -> None:
     """Wait a while, so that mistakes in prompts that are rendered by then are told before an engine starts."""
     until = time.monotonic() + patience_s
-    while not ended() and (time.monotonic() < until or len(artifacts.shard_paths(plan.prompts)) < 2):
+    while not ended() and (time.monotonic() < until or len(shards.shard_paths(plan.prompts)) < 2):
         time.sleep(_POLL_S)
 
 
@@ -196,7 +196,7 @@ def _plain(error: Exception) -> Exception:
 def _check_disk(out: Path) -> None:
     """An engine that finds the disk full cannot write down that it did: try it from here, and say so."""
     probe = out / ".probe"
-    artifacts.write_atomic(probe, bytes(_PROBE_BYTES))
+    files.write_atomic(probe, bytes(_PROBE_BYTES))
     probe.unlink()
 
 
@@ -232,4 +232,4 @@ def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str,
         progress.say(f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json")
     for name in (".engines", ".journal", ".returned"):
         _clear(out / name)
-    return {**facts, "engine_losses": losses, artifacts.SHARDS: found.shards}
+    return {**facts, "engine_losses": losses, manifests.SHARDS: found.shards}

@@ -10,8 +10,8 @@ import json
 import zlib
 from pathlib import Path
 
+from ssd_ray.artifacts.ledger import Span, append_line
 from ssd_ray.inference.engine import Answer
-from ssd_ray.ledger import Span, append_line
 
 
 def encode(position: int, answer: Answer) -> bytes:

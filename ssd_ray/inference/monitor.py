@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, niceness
+from ssd_ray import niceness
+from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import presence, status
 from ssd_ray.inference.deaths import Deaths
@@ -118,7 +119,7 @@ class Monitor:
     @property
     def total(self) -> int:
         """Answers to draw to the prompts that are there by now."""
-        for path in artifacts.shard_paths(self._plan.prompts):
+        for path in shards.shard_paths(self._plan.prompts):
             if path not in self._rows:
                 self._rows[path] = prompt_rows(path)
         return sum(self._rows.values()) * self._plan.samples
@@ -248,7 +249,7 @@ class Monitor:
         if own:
             seconds = max(one.last for one in own) - min(one.ready for one in own)
             pace = {"rows": sum(one.rows for one in own), "tokens": sum(one.tokens for one in own), "seconds": seconds}
-            artifacts.write_atomic(self._plan.out / "pace.json", json.dumps(pace))
+            files.write_atomic(self._plan.out / "pace.json", json.dumps(pace))
 
 
 def _is_at_work(engine: EngineStatus) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray import artifacts, ledger
+from ssd_ray.artifacts import ledger, shards
+from ssd_ray.artifacts.ledger import Failure, Record, Span
 from ssd_ray.inference.engine import Answer
-from ssd_ray.ledger import Failure, Record, Span
 from ssd_ray.schema import Completion, Prompt, arrow_schema
 
 
@@ -56,7 +56,7 @@ def write_completions(
         "finish_reason": [one.answer.finish_reason for one in drawn],
     }
     before()
-    path, data = artifacts.write_table(out, unit.name, pa.table(columns, schema=arrow_schema(Completion)))
+    path, data = shards.write_table(out, unit.name, pa.table(columns, schema=arrow_schema(Completion)))
     record = Record(
         file=path.name,
         span=unit,

@@ -16,9 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import artifacts, ledger
-from ssd_ray.ledger import Span
-from ssd_ray.shards import row_groups
+from ssd_ray.artifacts import ledger, shards
+from ssd_ray.artifacts.ledger import Span
+from ssd_ray.artifacts.shards import row_groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +48,7 @@ def growing(prompts: Path) -> Iterator[Path | None]:
     seen: set[Path] = set()
     while True:
         whole = (prompts / "manifest.json").exists()  # looked for first: shards come before it
-        fresh = [path for path in artifacts.shard_paths(prompts) if path not in seen]
+        fresh = [path for path in shards.shard_paths(prompts) if path not in seen]
         seen.update(fresh)
         yield from fresh
         if whole:

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ssd_ray import artifacts
-from ssd_ray.ledger import Span
+from ssd_ray.artifacts import files
+from ssd_ray.artifacts.ledger import Span
 
 PERIOD_S = 0.5
 State = Literal["starting", "ready", "draining", "failed", "ended"]
@@ -221,7 +221,7 @@ def begin(out: Path, attempt: str) -> None:
     """Before a new attempt: processes of the last one that had not died went with its driver, which is nobody's fault, and
     those that nevertheless live learn that they have been replaced.
     """
-    artifacts.write_atomic(out / ".engines" / "attempt", attempt)
+    files.write_atomic(out / ".engines" / "attempt", attempt)
     for path in (out / ".engines").glob("*.json"):
         path.unlink(missing_ok=True)
 

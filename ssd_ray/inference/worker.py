@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ssd_ray import ledger, niceness, short_paths
+from ssd_ray import niceness, short_paths
+from ssd_ray.artifacts import ledger
+from ssd_ray.artifacts.ledger import Record, Span
+from ssd_ray.artifacts.slices import log_to_file
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.inference import guardian, journal, presence, source, status
 from ssd_ray.inference.deaths import DOUBTED_DEATHS, SUSPECT_DEATHS, Deaths
@@ -30,8 +33,6 @@ from ssd_ray.inference.engine import Answer, RefusedRequestError, Request, sampl
 from ssd_ray.inference.shards import write_completions
 from ssd_ray.inference.turns import Calls, Gate
 from ssd_ray.inference.unit import Unit, groups, read_prompts
-from ssd_ray.ledger import Record, Span
-from ssd_ray.streaming import log_to_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts.files import digest, publish_directory, read_json
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
@@ -47,12 +47,12 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
     """
     source = model.source
     if source.startswith("package:"):
-        return {"gguf": f"{Path(source).name} {artifacts.digest([_packaged_file(source)])}"}
+        return {"gguf": f"{Path(source).name} {digest([_packaged_file(source)])}"}
     if _looks_like_path(source):
         path = _local(source)
         if path.is_file():
-            return {"gguf": artifacts.digest([path], names=False)}
-        return {"directory": artifacts.digest(_weight_files(path))}
+            return {"gguf": digest([path], names=False)}
+        return {"directory": digest(_weight_files(path))}
     return {"hub": source, "revision": model.revision or "main"}
 
 
@@ -154,7 +154,7 @@ def refuse_custom_code(directory: Path) -> None:
 
 
 def _names_code(path: Path) -> bool:
-    return path.exists() and "auto_map" in artifacts.read_json(path)
+    return path.exists() and "auto_map" in read_json(path)
 
 
 def load_config(directory: Path) -> Any:
@@ -205,7 +205,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _converted(file: Path) -> Path:
-    return cache_directory() / "models" / f"{file.stem}-{artifacts.digest([file])}"
+    return cache_directory() / "models" / f"{file.stem}-{digest([file])}"
 
 
 def _fetch_gguf(file: Path, origin: Origin) -> Path:
@@ -238,7 +238,7 @@ def _convert_once(file: Path) -> Path:
     try:
         _convert(file, aside)
         os.chmod(aside, 0o755)
-        artifacts.publish_directory(aside, target)
+        publish_directory(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target

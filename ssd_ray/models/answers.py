@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, models
+from ssd_ray import models
+from ssd_ray.artifacts import shards
 from ssd_ray.reasoning import AnswerParser, ReasoningFormat, prompted, special_marks
 
 
 def reasoning_format(directory: Path, prompts: Path) -> ReasoningFormat:
     """Return how a model's answers to the prompts of an artifact mark their reasoning."""
     directory = directory.resolve()
-    form = prompted(artifacts.read_columns(prompts, "prompt_id", "text", "statement"))
+    form = prompted(shards.read_columns(prompts, "prompt_id", "text", "statement"))
     return dataclasses.replace(form, special=_special_marks(directory), tokenizer=directory)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts import read_json
+from ssd_ray.artifacts.files import read_json
 from ssd_ray.errors import UserError
 
 

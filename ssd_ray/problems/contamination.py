@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import files, shards
 from ssd_ray.config import Contamination
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Problem
@@ -218,11 +218,11 @@ def check(prompts: Path, benchmark: Path, policy: Contamination, *, out: Path) -
     Raises:
         UserError: a prompt overlaps and the policy is `refuse`.
     """
-    problems = Benchmarks(artifacts.read_rows(benchmark, Problem))
-    counts = Counter(source for (source,) in artifacts.read_columns(benchmark, "source"))
+    problems = Benchmarks(shards.read_rows(benchmark, Problem))
+    counts = Counter(source for (source,) in shards.read_columns(benchmark, "source"))
     found: list[tuple[str, Overlap]] = []
     num_prompts = 0
-    for prompt_id, statement in artifacts.read_columns(prompts, "prompt_id", "statement"):
+    for prompt_id, statement in shards.read_columns(prompts, "prompt_id", "statement"):
         num_prompts += 1
         overlap = problems.find(statement)
         if overlap is not None:
@@ -231,7 +231,7 @@ def check(prompts: Path, benchmark: Path, policy: Contamination, *, out: Path) -
     if found and policy == "refuse":
         raise UserError(_refusal(found, num_prompts))
     lines = [{"prompt_id": prompt_id, **asdict(overlap)} for prompt_id, overlap in found]
-    artifacts.write_atomic(out / "overlaps.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    files.write_atomic(out / "overlaps.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     hits = Counter(overlap.benchmark for _, overlap in found)
     return {
         "rows": num_prompts,

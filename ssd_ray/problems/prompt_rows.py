@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import files
 from ssd_ray.config import HubSource, PromptsConfig, hub_source
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.problems.benchmarks import rows as own_rows
@@ -69,7 +69,7 @@ def pinned(source: str, hub: HubSource, note: Path) -> HubSource:
         commit = HfApi().dataset_info(hub.name, revision=hub.revision).sha
     except Exception as error:  # as above
         raise _not_streamed(source, error) from error
-    artifacts.write_atomic(note, f"{source} {commit}\n")
+    files.write_atomic(note, f"{source} {commit}\n")
     return replace(hub, revision=commit)
 
 

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, models
+from ssd_ray import models
+from ssd_ray.artifacts import files
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.problems import notes
@@ -61,7 +62,7 @@ class Prompting:
             return datetime.fromisoformat(self._recipe.prompts.template_date)
         note = self._run / MOMENT
         if not note.exists():
-            artifacts.write_atomic(note, datetime.now().isoformat(timespec="seconds") + "\n")
+            files.write_atomic(note, datetime.now().isoformat(timespec="seconds") + "\n")
         try:
             return datetime.fromisoformat(note.read_text().strip())
         except ValueError as error:

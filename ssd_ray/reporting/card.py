@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts
 from ssd_ray.arms import Branch
+from ssd_ray.artifacts import files
 from ssd_ray.config import Recipe, SampleConfig, hub_source
 from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.health import CLASS_WORDS
@@ -25,9 +25,9 @@ SHARDS = "part-*.parquet"
 
 def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path) -> dict[str, Any]:
     """Model, tokenizer, template, decoding, seed, prompts and versions behind a data set, as plain JSON."""
-    rendered, drawn = (artifacts.read_json(path / "manifest.json") for path in (prompts, samples))
+    rendered, drawn = (files.read_json(path / "manifest.json") for path in (prompts, samples))
     commit, timing = rendered["facts"].get("source_revision"), samples / "timing.json"
-    attempts = artifacts.read_json(timing).get("versions", []) if timing.exists() else []
+    attempts = files.read_json(timing).get("versions", []) if timing.exists() else []
     return {
         "recipe": recipe.name,
         "model": {

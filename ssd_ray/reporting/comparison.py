@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd_ray import recipes
-from ssd_ray.artifacts import read_json
+from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import Recipe, fields
 from ssd_ray.errors import UserError
 from ssd_ray.reporting.differences import Difference, difference, pass_at_values

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import manifests, shards
 from ssd_ray.errors import UserError
 from ssd_ray.lcb_official import reason_of
 from ssd_ray.schema import FinishReason, Outcome
@@ -101,13 +101,13 @@ class _Gathered:
     answers: dict[int, Answer] = field(default_factory=dict)
 
 
-def load(path: Path, rows: int | None = None) -> artifacts.Artifact:
+def load(path: Path, rows: int | None = None) -> manifests.Artifact:
     """A whole artifact whose manifest counts `rows` rows, where both are known.
 
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
     """
-    artifact = artifacts.load(path)
+    artifact = manifests.load(path)
     stated = artifact.facts.get("rows")
     if rows is not None and stated is not None and stated != rows:
         raise UserError(f"{path}: the manifest counts {stated} rows, the shards hold {rows}; delete that directory and run again")
@@ -120,7 +120,7 @@ def facts(path: Path) -> Mapping[str, Any]:
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
     """
-    return load(path, sum(1 for _ in artifacts.read_columns(path, "prompt_id"))).facts
+    return load(path, sum(1 for _ in shards.read_columns(path, "prompt_id"))).facts
 
 
 def problems_asked(run: Path) -> dict[str, Asked]:
@@ -131,7 +131,7 @@ def problems_asked(run: Path) -> dict[str, Asked]:
     """
     path = run / "eval-prompts"
     found: dict[str, Asked] = {}
-    for problem_id, source, difficulty in artifacts.read_columns(path, "prompt_id", "source", "difficulty"):
+    for problem_id, source, difficulty in shards.read_columns(path, "prompt_id", "source", "difficulty"):
         if problem_id in found:
             raise UserError(f"{path} holds the problem {problem_id!r} twice; delete that directory and run again")
         found[problem_id] = Asked(benchmark=source, difficulty=difficulty)
@@ -153,7 +153,7 @@ def arm_results(
     answered = _answered(generations)
     load(generations, len(answered))
     if partly:
-        covered = {source for (source,) in artifacts.read_columns(verdicts, "source")}
+        covered = {source for (source,) in shards.read_columns(verdicts, "source")}
         asked = {problem_id: problem for problem_id, problem in asked.items() if problem.benchmark in covered}
         answered = {key: answer for key, answer in answered.items() if key[0] in asked}
     gathered, rows = _graded(verdicts, answered)
@@ -185,7 +185,7 @@ def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
     """What is counted of each answer."""
     found: dict[tuple[str, int], _Answered] = {}
     columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason")
-    for prompt_id, sample_index, token_ids, finish_reason in artifacts.read_columns(path, *columns):
+    for prompt_id, sample_index, token_ids, finish_reason in shards.read_columns(path, *columns):
         if (prompt_id, sample_index) in found:
             raise _mismatch(path, f"sample {sample_index} of {prompt_id!r} is there twice")
         if finish_reason not in FINISH_REASONS:
@@ -198,7 +198,7 @@ def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dic
     """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
     gathered: dict[str, _Gathered] = {}
     columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base", "reasoning", "detail")
-    for prompt_id, index, source, difficulty, outcome, outcome_base, reasoning, detail in artifacts.read_columns(path, *columns):
+    for prompt_id, index, source, difficulty, outcome, outcome_base, reasoning, detail in shards.read_columns(path, *columns):
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
             raise _mismatch(path, f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice")
@@ -243,7 +243,7 @@ def sample_counts(path: Path) -> SampleCounts:
         UserError: it is not complete or its rows contradict its manifest.
     """
     lengths: dict[str, Counter[int]] = defaultdict(Counter)
-    for token_ids, finish_reason in artifacts.read_columns(path, "output_token_ids", "finish_reason"):
+    for token_ids, finish_reason in shards.read_columns(path, "output_token_ids", "finish_reason"):
         if finish_reason not in FINISH_REASONS:
             raise _mismatch(path, f"unknown finish_reason {finish_reason!r}")
         lengths[finish_reason][len(token_ids)] += 1

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray import arms, artifacts
+from ssd_ray import arms
+from ssd_ray.artifacts import shards
 from ssd_ray.config import Recipe
 from ssd_ray.reporting.counts import Answer, ProblemResult
 from ssd_ray.schema import Verdict
@@ -94,16 +95,16 @@ def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
 def _with_texts(run: Path, directory: str, chosen: list[_Choice]) -> list[Example]:
     """The chosen answers with the texts of problem, answer and verdict, read in one pass over each directory."""
     wanted = {choice.problem.problem_id for choice in chosen}
-    columns = artifacts.read_columns(run / "eval-prompts", "prompt_id", "text")
+    columns = shards.read_columns(run / "eval-prompts", "prompt_id", "text")
     prompts = {prompt_id: text for prompt_id, text in columns if prompt_id in wanted}
     texts: dict[tuple[str, str, int], str] = {}
     verdicts: dict[tuple[str, str, int], Verdict] = {}
     for arm in {choice.arm for choice in chosen}:
         keys = {(choice.problem.problem_id, choice.answer.sample_index) for choice in chosen if choice.arm == arm}
-        for prompt_id, index, text in artifacts.read_columns(run / "generations" / arm, "prompt_id", "sample_index", "text"):
+        for prompt_id, index, text in shards.read_columns(run / "generations" / arm, "prompt_id", "sample_index", "text"):
             if (prompt_id, index) in keys:
                 texts[arm, prompt_id, index] = text
-        for verdict in artifacts.read_rows(run / directory / arm, Verdict):
+        for verdict in shards.read_rows(run / directory / arm, Verdict):
             if (verdict.prompt_id, verdict.sample_index) in keys:
                 verdicts[arm, verdict.prompt_id, verdict.sample_index] = verdict
     return [_example(choice, prompts, texts, verdicts) for choice in chosen]

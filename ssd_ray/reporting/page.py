@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import arms, artifacts, recipes
+from ssd_ray import arms, recipes
 from ssd_ray.arms import Branch
+from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import Recipe, fields
 from ssd_ray.reporting import counts, health, tables, words
 from ssd_ray.reporting.canvas import Picture, style_of
@@ -47,11 +48,11 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dic
     scores, results = measure(recipe, run)
     cost = timings(recipe, run, steps)
     html = render(recipe, scores, cost, examples(recipe, run, results), pictures(scores, cost))
-    artifacts.write_atomic(out / "scores.json", tables.canonical(scores) + "\n")
-    artifacts.write_atomic(out / "timings.json", tables.canonical(cost) + "\n")
-    artifacts.write_atomic(out / "report.html", html)
+    files.write_atomic(out / "scores.json", tables.canonical(scores) + "\n")
+    files.write_atomic(out / "timings.json", tables.canonical(cost) + "\n")
+    files.write_atomic(out / "report.html", html)
     # The run's recipe.yaml is that of the latest call, which may have made something else since.
-    artifacts.write_atomic(out / "recipe.yaml", recipes.dump(recipe))
+    files.write_atomic(out / "recipe.yaml", recipes.dump(recipe))
     return headline(scores)
 
 
@@ -76,9 +77,9 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
         for profile in evaluate.profiles
     }
     trained = {branch.name: _trained(run, branch) for branch in arms.branches(recipe)}
-    contamination = artifacts.load(run / "contamination").facts
+    contamination = manifests.load(run / "contamination").facts
     scores = tables.scores(recipe, by_profile, trained, contamination)
-    scores["problems_left_out"] = artifacts.load(run / "benchmark").facts.get("problems_left_out", [])
+    scores["problems_left_out"] = manifests.load(run / "benchmark").facts.get("problems_left_out", [])
     return scores, by_profile[evaluate.profiles[0]]
 
 
@@ -86,7 +87,7 @@ def _trained(run: Path, branch: Branch) -> tables.Trained:
     """Samples, loss, held-out measures and facts of a trained model."""
     named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
     facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
-    facts["checkpoint"] = artifacts.load(run / branch.checkpoint).facts
+    facts["checkpoint"] = manifests.load(run / branch.checkpoint).facts
     checkpoint = run / branch.checkpoint
     return counts.sample_counts(run / branch.samples), counts.loss(checkpoint), held_out(checkpoint), facts
 

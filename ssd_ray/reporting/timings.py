@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import arms, artifacts
+from ssd_ray import arms
+from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import Recipe
 
 
@@ -28,24 +29,24 @@ def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
         UserError: a stage of the run is not complete.
     """
     first = arms.VERDICTS[recipe.evaluate.profiles[0]]
-    manifests = {stage: _manifest(run / stage) for stage in steps}
-    rows = [_stage(run / stage, stage, manifest) for stage, manifest in manifests.items()]
+    loaded = {stage: _manifest(run / stage) for stage in steps}
+    rows = [_stage(run / stage, stage, manifest) for stage, manifest in loaded.items()]
     return {
         "stages": rows,
         "total": {name: _total(row[name] for row in rows) for name in ("seconds", "tokens")},
-        "isolation": {arm: manifests[f"{first}/{arm}"]["facts"].get("isolation") for arm in arms.arms(recipe)},
-        "versions": _versions(manifests.values()),
+        "isolation": {arm: loaded[f"{first}/{arm}"]["facts"].get("isolation") for arm in arms.arms(recipe)},
+        "versions": _versions(loaded.values()),
         "machine": machine(),
     }
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    artifacts.load(path)
-    return artifacts.read_json(path / "manifest.json")
+    manifests.load(path)
+    return files.read_json(path / "manifest.json")
 
 
 def _stage(path: Path, stage: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    timing = artifacts.read_json(path / "timing.json") if (path / "timing.json").exists() else {}
+    timing = files.read_json(path / "timing.json") if (path / "timing.json").exists() else {}
     seconds, tokens = timing.get("seconds"), timing.get("tokens")
     return {
         "stage": stage,
@@ -62,10 +63,10 @@ def _total(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _versions(manifests: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _versions(loaded: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The versions of each package over all stages; more than one means that the stages differ."""
     found: dict[str, set[str]] = {}
-    for manifest in manifests:
+    for manifest in loaded:
         for name, version in manifest.get("versions", {}).items():
             found.setdefault(name, set()).add(version)
     return {name: sorted(versions) for name, versions in sorted(found.items())}

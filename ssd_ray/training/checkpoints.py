@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ssd_ray.artifacts import read_json, replace_directory, write_atomic
+from ssd_ray.artifacts.files import read_json, replace_directory, write_atomic
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import resharding

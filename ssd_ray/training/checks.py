@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import models
-from ssd_ray.artifacts import read_json
+from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import weights

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssd_ray.artifacts import shard_paths, write_shard
+from ssd_ray.artifacts.shards import read_table, read_table_of, shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.progress import Progress, counted
 from ssd_ray.schema import Completion, Example, from_table
-from ssd_ray.shards import read_table, read_table_of
 from ssd_ray.training import health
 from ssd_ray.training.health import CLASSES, Answers, Bools, Ints, Reading
 

@@ -16,9 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_ray.artifacts import shard_paths
+from ssd_ray.artifacts.shards import read_row_group, row_groups, shard_paths
 from ssd_ray.errors import UserError
-from ssd_ray.shards import read_row_group, row_groups
 
 CACHE_BYTES = 256 * 2**20
 

@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from ssd_ray.artifacts import write_atomic
+from ssd_ray.artifacts.files import write_atomic
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import batches

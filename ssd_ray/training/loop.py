@@ -24,7 +24,7 @@ import torch
 from torch import distributed
 
 from ssd_ray import niceness
-from ssd_ray.artifacts import write_atomic
+from ssd_ray.artifacts.files import write_atomic
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import batches, checkpoints

@@ -30,7 +30,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig
 
-from ssd_ray.artifacts import digest, read_json
+from ssd_ray.artifacts.files import digest, read_json
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.progress import Progress, Task

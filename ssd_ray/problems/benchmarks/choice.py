@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts.files import digest
 from ssd_ray.config import Benchmark
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks import Loaded, livecodebench, mbpp, open_problems
@@ -29,7 +29,7 @@ def identify(choice: Benchmark) -> str:
         names = [livecodebench.FILES[index] for index in livecodebench.release_files(_hub_release(choice))]
         held = f"hub {livecodebench.HUB} {' '.join(names)}"
     else:
-        held = f"files {artifacts.digest(_chosen_files(choice))}"
+        held = f"files {digest(_chosen_files(choice))}"
     rows = [f"{key}={value}" for key in ("release", "window", "start", "end") if (value := getattr(choice, key)) is not None]
     return " ".join([held, *rows, *(["without bad rows"] if choice.skip_bad_rows else [])])
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import artifacts
+from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.shards import read_table, read_table_of
 from ssd_ray.schema import Completion
-from ssd_ray.shards import read_table, read_table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ Key = tuple[str, int]
 
 def keys_on_disk(out: Path) -> set[Key]:
     """The keys of every row in whole shards."""
-    return set(artifacts.read_columns(out, "prompt_id", "sample_index"))
+    return set(shards.read_columns(out, "prompt_id", "sample_index"))
 
 
 def shard_name(keys: list[Key]) -> str:

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts import MADE_FROM, digest, new_claim, read_json, shard_paths, write_atomic
-from ssd_ray.shards import column_digests
+from ssd_ray.artifacts.files import digest, read_json, write_atomic
+from ssd_ray.artifacts.manifests import MADE_FROM, new_claim
+from ssd_ray.artifacts.shards import column_digests, shard_paths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
-"""Shards as Parquet: how they are read, and what is said of one that is damaged.
+"""Read and write the Parquet shards of artifacts.
 
-One idea: every page has a checksum, so bytes that changed are found where they are read, and cost one sentence with the
-remedy. The one module that reads the package's own Parquet files; `artifacts.py` writes them.
+- A shard appears by rename, so it is complete or absent.
+- Each page has a checksum: changed bytes are found while reading, and reported with the remedy.
+
+No other module touches the package's own Parquet files.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssd_ray.artifacts.files import write_atomic
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
-from ssd_ray.schema import Row
+from ssd_ray.schema import Row, RowT, from_table, to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,3 +135,42 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be read ({one_line(error, 200)}): delete that file and run the same command again"
         ) from error
+
+
+def shard_paths(out: Path) -> list[Path]:
+    """The whole Parquet shards of an artifact, in the order of their names."""
+    return sorted(path for path in out.glob("*.parquet") if not path.name.startswith("."))
+
+
+def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]) -> Path:
+    """Write rows as one Parquet shard that appears whole or not at all.
+
+    Raises:
+        UserError: the directory is not writable or the disk is full.
+    """
+    return write_table(out, name, to_table(rows, row_type))[0]
+
+
+def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
+    """As `write_shard`, of a table that is in the row type's schema; also returns the bytes of the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    path, data = out / f"{name}.parquet", sink.getvalue().to_pybytes()
+    write_atomic(path, data)
+    return path, data
+
+
+def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
+    """Every row of an artifact, shard by shard; one shard is in memory at a time."""
+    for path in shard_paths(out):
+        yield from from_table(read_table_of(path, row_type), row_type)
+
+
+def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The named columns of every row, for keys and counts without the text."""
+    for path in shard_paths(out):
+        table = read_table(path, list(columns))
+        yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

@@ -8,34 +8,29 @@ to be made again goes by one rename, or from its manifest to its fingerprint.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssd_ray.errors import InfrastructureError, UserError, one_line
-from ssd_ray.file_kinds import refuse_pointer
-from ssd_ray.identity import FORMAT, Identity, staleness
-from ssd_ray.schema import RowT, from_table, to_table
-from ssd_ray.shards import column_digests, read_table, read_table_of
+from ssd_ray.artifacts.files import read_json, write_atomic
+from ssd_ray.artifacts.identity import FORMAT, Identity, staleness
+from ssd_ray.artifacts.shards import column_digests, shard_paths
+from ssd_ray.errors import InfrastructureError, UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 SHARDS = "shards"
 MADE_FROM = "made-from.json"
 """What an artifact was made from (`lineage.py`)."""
 _NOTHING_MADE = frozenset({"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"})
 """What an attempt leaves that failed before it made anything; tests are named by content."""
-_WHOLE_BYTES = 64 << 20
-_PROBE_BYTES = 1 << 20
 State = Literal["missing", "partial", "whole", "stale"]
 
 
@@ -46,102 +41,6 @@ class Artifact:
     path: Path
     fingerprint: str
     facts: Mapping[str, Any]
-
-
-def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True) -> str:
-    """Sixteen hex digits over the names, sizes and bytes of files; of one above 64 MiB, its first and last MiB stand for it,
-    unless they are to be read `entirely`. Without `names`, a file may be moved and renamed.
-    """
-    sha = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        sha.update(f"{path.name if names else ''} {size} ".encode())
-        with path.open("rb") as handle:
-            if size <= _WHOLE_BYTES:
-                sha.update(handle.read())
-            elif entirely:
-                sha.update(hashlib.file_digest(handle, "sha256").digest())
-            else:
-                sha.update(handle.read(_PROBE_BYTES))
-                handle.seek(size - _PROBE_BYTES)
-                sha.update(handle.read(_PROBE_BYTES))
-    return sha.hexdigest()[:16]
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that it is either absent or complete, also after a power cut.
-
-    Raises:
-        UserError: the directory is not writable or the disk is full.
-    """
-    make_directory(path.parent)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # containers share numbers of processes
-    try:
-        with aside.open("wb") as handle:
-            handle.write(data.encode() if isinstance(data, str) else data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
-
-
-def publish_directory(aside: Path, target: Path) -> None:
-    """Give a finished directory its name; if another process was first, its directory stays and `aside` too.
-
-    Raises:
-        UserError: something else has that name, or the storage refuses.
-    """
-    try:
-        aside.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            reason = error.strerror or str(error)
-            raise UserError(f"cannot give {aside} the name {target}: {reason}; move away what has it") from error
-
-
-def replace_directory(aside: Path, target: Path) -> None:
-    """Give a finished directory its name, in the place of whatever has it.
-
-    What had the name is moved first: on network storage a directory in use cannot be emptied, but it can be renamed.
-    """
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    if old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents, and see that it can be written.
-
-    Raises:
-        UserError: it cannot.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that this package wrote."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        refuse_pointer(path, "a file of this program")
-        raise UserError(f"cannot read {path}: {one_line(error)}; delete its directory to make it anew") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; delete its directory to make it anew")
-    return value
 
 
 def state_of(out: Path, identity: Identity) -> State:
@@ -287,42 +186,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def shard_paths(out: Path) -> list[Path]:
-    """The whole Parquet shards of an artifact, in the order of their names."""
-    return sorted(path for path in out.glob("*.parquet") if not path.name.startswith("."))
-
-
-def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]) -> Path:
-    """Write rows as one Parquet shard that appears whole or not at all.
-
-    Raises:
-        UserError: the directory is not writable or the disk is full.
-    """
-    return write_table(out, name, to_table(rows, row_type))[0]
-
-
-def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
-    """As `write_shard`, of a table that is in the row type's schema; also returns the bytes of the file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    path, data = out / f"{name}.parquet", sink.getvalue().to_pybytes()
-    write_atomic(path, data)
-    return path, data
-
-
-def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
-    """Every row of an artifact, shard by shard; one shard is in memory at a time."""
-    for path in shard_paths(out):
-        yield from from_table(read_table_of(path, row_type), row_type)
-
-
-def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """The named columns of every row, for keys and counts without the text."""
-    for path in shard_paths(out):
-        table = read_table(path, list(columns))
-        yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssd_ray.artifacts import make_directory
+from ssd_ray.artifacts.files import make_directory
 from ssd_ray.errors import UserError
 
 
