@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         problems, completions = write(Path(name), arguments.completions)
-        command = [sys.executable, "-m", "ssd_ray.cli", "grade", "--quiet", "--workers", str(arguments.workers)]
+        command = [sys.executable, "-m", "ssd_ray", "grade", "--quiet", "--workers", str(arguments.workers)]
         command += ["--problems", str(problems), "--completions", str(completions), "--out", f"{name}/out"]
         began, peak = time.perf_counter(), 0
         driver = psutil.Popen(command)

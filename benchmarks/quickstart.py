@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "ssd_ray.cli", "run", "quickstart", "--quiet", "--out", f"{directory}/run"]
+        command = [sys.executable, "-m", "ssd_ray", "run", "quickstart", "--quiet", "--out", f"{directory}/run"]
         first_s, peak_bytes = measured(command)
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -78,7 +78,7 @@ def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
 def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
     """`ssd-ray sample` in a new run directory."""
     sets = [part for override in chosen for part in ("--set", override)]
-    command = [sys.executable, "-m", "ssd_ray.cli", "sample", recipe, "--quiet", "--out", str(run), *sets]
+    command = [sys.executable, "-m", "ssd_ray", "sample", recipe, "--quiet", "--out", str(run), *sets]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     logs = "".join(path.read_text(errors="replace") for path in (run / "logs").glob("*.log"))
     ready = [float(told) for told in re.findall(r"^engine ready at ([0-9.]+)$", logs, re.MULTILINE)]

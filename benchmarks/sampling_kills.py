@@ -56,7 +56,7 @@ class Victims:
     def drive(self) -> None:
         """Start the driver, where none is at work."""
         if self.driver is None or self.driver.poll() is not None:
-            command = [sys.executable, "-m", "ssd_ray.cli", "sample", str(self.recipe), "--out", str(self.run), "--quiet"]
+            command = [sys.executable, "-m", "ssd_ray", "sample", str(self.recipe), "--out", str(self.run), "--quiet"]
             environment = os.environ | {"RAY_ADDRESS": self.cluster.address}
             with self.log.open("ab") as log:
                 self.driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -161,7 +161,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
     (directory / "problems.jsonl").write_text("\n".join(map(json.dumps, problems)) + "\n")
     recipe = directory / "kills.yaml"
     recipe.write_text(RECIPE.format(model=model, problems=directory / "problems.jsonl", tokens=options.tokens))
-    command = [sys.executable, "-m", "ssd_ray.cli", "sample", str(recipe), "--quiet", "--out", str(directory / "calm")]
+    command = [sys.executable, "-m", "ssd_ray", "sample", str(recipe), "--quiet", "--out", str(directory / "calm")]
     subprocess.run([*command, "--set", "cluster.min_engines=1", "--set", "cluster.max_engines=1"], check=True)
     calm = rows_of(directory / "calm" / "samples")
     victims = Victims(recipe, directory / "killed", directory / "driver.log")

@@ -17,8 +17,8 @@ from ssd_ray import recipes
 
 COMMANDS = {
     "interpreter": ["-c", "pass"],
-    "help": ["-m", "ssd_ray.cli", "--help"],
-    **{f"plan {name}": ["-m", "ssd_ray.cli", "plan", name] for name in recipes.shipped()},
+    "help": ["-m", "ssd_ray", "--help"],
+    **{f"plan {name}": ["-m", "ssd_ray", "plan", name] for name in recipes.shipped()},
 }
 
 

@@ -8,7 +8,7 @@ SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
 
 import sys
 
-from ssd_ray.cli import main
+from ssd_ray.cli.app import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
-# `python -m ssd_ray.cli` puts the folder that it is called in first on the path, where a file named
+# `python -m ssd_ray` puts the folder that it is called in first on the path, where a file named
 # like a library would be imported in its place. A checkout that is not installed needs the folder.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and os.path.abspath(sys.path[0]) != _ROOT:
@@ -28,7 +28,7 @@ _HOMES = {
     "Recipe": ("ssd_ray.config", "Recipe"),
     "Run": ("ssd_ray.run", "Run"),
     "LineProgress": ("ssd_ray.progress", "LineProgress"),
-    "read_rows": ("ssd_ray.artifacts.manifests", "read_rows"),
+    "read_rows": ("ssd_ray.artifacts.shards", "read_rows"),
     "UserError": ("ssd_ray.errors", "UserError"),
     "InfrastructureError": ("ssd_ray.errors", "InfrastructureError"),
 }

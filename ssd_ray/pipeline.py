@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import arms, config, models
-from ssd_ray.arms import Branch
+from ssd_ray import config, models
 from ssd_ray.artifacts import files, manifests
-from ssd_ray.config import Arm, Recipe
+from ssd_ray.config import Arm, Recipe, arms
+from ssd_ray.config.arms import Branch
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_ray import arms, config, models
-from ssd_ray.arms import Branch
+from ssd_ray import config, models
 from ssd_ray.artifacts import files, manifests, shards
-from ssd_ray.config import Arm, Recipe, SampleConfig
+from ssd_ray.config import Arm, Recipe, SampleConfig, arms
+from ssd_ray.config.arms import Branch
 from ssd_ray.errors import UserError
 from ssd_ray.models import model_files
 from ssd_ray.models.answers import reasoning_format

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssd_ray import arms
 from ssd_ray.artifacts import files, manifests, shards
-from ssd_ray.config import PrepareConfig, Recipe
+from ssd_ray.config import PrepareConfig, Recipe, arms
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
 from ssd_ray.training.dataset import prepare

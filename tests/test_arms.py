@@ -3,8 +3,10 @@
 import pytest
 from synthetic_run import recipe
 
-from ssd_ray import arms, plan, recipes
+from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.cli import plan
+from ssd_ray.config import arms
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.planner.assumptions import assumptions

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def ssd_ray(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ssd_ray.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "ssd_ray", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
@@ -93,7 +93,7 @@ def test_a_termination_while_ray_starts_says_how_to_resume_and_leaves_nothing(
     tmp_path: Path, tiny_llama: Path, delay_s: float
 ) -> None:
     chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
-    command = [sys.executable, "-m", "ssd_ray.cli", "sample", "quickstart", "--quiet", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "ssd_ray", "sample", "quickstart", "--quiet", "--out", str(tmp_path)]
     command += [part for choice in chosen for part in ("--set", choice)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

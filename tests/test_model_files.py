@@ -308,7 +308,7 @@ def test_a_mistake_exits_2_before_ray(
 ) -> None:
     change(model)
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=model))
-    command = [sys.executable, "-m", "ssd_ray.cli", verb, "field.yaml", "--out", "run", "--quiet"]
+    command = [sys.executable, "-m", "ssd_ray", verb, "field.yaml", "--out", "run", "--quiet"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert process.returncode == 2, process.stderr
     assert process.stderr.splitlines()[-1].startswith(f"error: model.source {str(model)!r}: ")

@@ -17,8 +17,8 @@ from planner_cases import MODELS, model_of, plan_of
 from rich.console import Console
 
 from ssd_ray import recipes
+from ssd_ray.cli.plan import as_json, origin
 from ssd_ray.errors import UserError
-from ssd_ray.plan import as_json, origin
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
 from ssd_ray.planner.shown import plain, shown
@@ -218,7 +218,7 @@ def test_a_sections_source_is_that_of_the_fields_that_the_recipe_sets() -> None:
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from ssd_ray.cli import main; main(sys.argv[1:])"
+    code = "import sys; from ssd_ray.cli.app import main; main(sys.argv[1:])"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -256,8 +256,8 @@ def test_a_model_that_the_planner_does_not_know_leaves_the_rest_of_the_plan(tmp_
 
 def test_a_plan_loads_no_engine() -> None:
     code = (
-        "import sys; from ssd_ray import cli\n"
-        "try: cli.main(['plan', 'qwen3-30b-instruct'])\n"
+        "import sys; from ssd_ray.cli import app\n"
+        "try: app.main(['plan', 'qwen3-30b-instruct'])\n"
         "finally: print([name for name in ('torch', 'ray', 'transformers', 'deepspeed', 'numpy') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,11 +9,11 @@ import yaml
 from pydantic import Field
 
 from ssd_ray import config, recipes
-from ssd_ray.cli import main
+from ssd_ray.cli.app import main
+from ssd_ray.cli.plan import as_written, origin
 from ssd_ray.config import LoraConfig, Policies, Recipe
 from ssd_ray.config.section import tuning
 from ssd_ray.errors import UserError
-from ssd_ray.plan import as_written, origin
 
 # arXiv 2604.01193, Tables 3 and 4: (temperature, top_k, top_p) of T_train, T_eval and the base.
 PAPER = {

@@ -44,7 +44,7 @@ AGENTS = ("DashboardAgent", "RuntimeEnvAgent", "dashboard/agent.py", "runtime_en
 
 
 def _start(recipe: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ssd_ray.cli", "run", str(recipe), "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "ssd_ray", "run", str(recipe), "--out", str(out), "--quiet"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from ssd_ray.artifacts import files, identity, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
-from ssd_ray.cli import main
+from ssd_ray.cli.app import main
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.grading import Rules
 from ssd_ray.evaluation.sandbox import Limits
@@ -244,7 +244,16 @@ def test_killed_workers_zygotes_and_drivers_change_no_verdict(tmp_path: Path, pr
     calm = _job(tmp_path, problems, rows)
     grade_files(calm, LineProgress())
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "ssd_ray.cli", "grade", "--problems", str(problems), "--completions", str(calm.completions)]
+    command = [
+        sys.executable,
+        "-m",
+        "ssd_ray",
+        "grade",
+        "--problems",
+        str(problems),
+        "--completions",
+        str(calm.completions),
+    ]
     command += ["--out", str(out), "--workers", "2", "--timeout-s", "2", "--memory-mib", "256", "--quiet"]
 
     def start() -> psutil.Popen:

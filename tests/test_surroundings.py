@@ -54,7 +54,7 @@ def test_grading_imports_nothing_from_the_folder(folder: Path, tmp_path: Path) -
     assert "1 accepted" in process.stdout, scores
 
 
-@pytest.mark.parametrize("module", ["ssd_ray.cli"])
+@pytest.mark.parametrize("module", ["ssd_ray"])
 def test_a_module_run_by_name_imports_nothing_from_the_folder(folder: Path, module: str) -> None:
     (folder / "ssd_ray.py").unlink()  # Python itself finds that one, and no package can help
     process = run([sys.executable, "-m", module, "plan", "quickstart"], folder)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import pytest
 
-from ssd_ray import arms, models, recipes
+from ssd_ray import models, recipes
 from ssd_ray.artifacts.shards import write_shard
-from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
+from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig, arms
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.progress import LineProgress

@@ -17,7 +17,7 @@ import pytest
 from doubles import InstantEngine
 from test_ledger import write
 
-from ssd_ray.artifacts import ledger, manifests, shards
+from ssd_ray.artifacts import ledger, shards
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import pool, presence, source, status, worker
 from ssd_ray.inference.deaths import Deaths

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ssd_ray import arms
-from ssd_ray.config import Arm, EvaluateConfig, Recipe
+from ssd_ray.config import Arm, EvaluateConfig, Recipe, arms
 from ssd_ray.errors import UserError
 from ssd_ray.file_kinds import refuse_pointer
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.arms import Branch
 from ssd_ray.artifacts import files
 from ssd_ray.config import Recipe, SampleConfig, hub_source
+from ssd_ray.config.arms import Branch
 from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.health import CLASS_WORDS
 from ssd_ray.schema import Completion, Example, arrow_schema

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray import arms
 from ssd_ray.artifacts import shards
-from ssd_ray.config import Recipe
+from ssd_ray.config import Recipe, arms
 from ssd_ray.reporting.counts import Answer, ProblemResult
 from ssd_ray.schema import Verdict
 

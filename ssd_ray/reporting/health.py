@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssd_ray.arms import Branch
 from ssd_ray.config import Recipe
+from ssd_ray.config.arms import Branch
 from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.health_plots import health_pictures, shares
 from ssd_ray.reporting.words import count, counted, decimals, percent

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ssd_ray import arms
-from ssd_ray.config import Decoding, Recipe
+from ssd_ray.config import Decoding, Recipe, arms
 from ssd_ray.evaluation.selection import SPLITS
 from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, is_few, isolation, parameters, percent
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import arms, recipes
-from ssd_ray.arms import Branch
+from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
-from ssd_ray.config import Recipe, fields
+from ssd_ray.config import Recipe, arms, fields
+from ssd_ray.config.arms import Branch
 from ssd_ray.reporting import counts, health, tables, words
 from ssd_ray.reporting.canvas import Picture, style_of
 from ssd_ray.reporting.environment import environment

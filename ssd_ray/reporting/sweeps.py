@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_ray import arms
-from ssd_ray.config import Recipe
+from ssd_ray.config import Recipe, arms
 from ssd_ray.evaluation import selection
 from ssd_ray.evaluation.metrics import Values
 from ssd_ray.evaluation.selection import Halves

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_ray import arms
-from ssd_ray.config import EvaluateConfig, Recipe
+from ssd_ray.config import EvaluateConfig, Recipe, arms
 from ssd_ray.evaluation import metrics
 from ssd_ray.evaluation.metrics import Values
 from ssd_ray.lcb_official import GRADER

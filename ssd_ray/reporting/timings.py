@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import arms
 from ssd_ray.artifacts import files, manifests
-from ssd_ray.config import Recipe
+from ssd_ray.config import Recipe, arms
 
 
 def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:

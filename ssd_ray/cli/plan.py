@@ -17,9 +17,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ssd_ray import arms, config, models
+from ssd_ray import config, models
 from ssd_ray.artifacts import manifests
-from ssd_ray.config import Decoding, Recipe, Section
+from ssd_ray.config import Decoding, Recipe, Section, arms
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
 from ssd_ray.planner.assumptions import Assumptions

@@ -150,7 +150,7 @@ def grade(
         raise UserError(f"without a recipe, --problems, --completions and --out are needed; missing: {', '.join(missing)}")
     if overrides:
         raise UserError("--set overrides a recipe's fields, and there is no recipe")
-    from ssd_ray.door import grade_from_command_line
+    from ssd_ray.cli.grading import grade_from_command_line
     from ssd_ray.progress import progress
 
     show = progress(quiet)
@@ -163,7 +163,7 @@ def grade(
 @app.command()
 def sandbox() -> None:
     """Say how well programs are walled in on this machine, what that covers, and try every claim."""
-    from ssd_ray.door import sandbox_tables
+    from ssd_ray.cli.grading import sandbox_tables
 
     ok = True
     for table, fine in sandbox_tables():
@@ -189,8 +189,8 @@ def plan(
     """Print every choice with its source, what a run would do, and what training takes in memory, hours and money."""
     import json
 
-    from ssd_ray import plan as planned
     from ssd_ray import recipes
+    from ssd_ray.cli import plan as planned
     from ssd_ray.planner.assumptions import assumptions
 
     loaded, assumed = recipes.load(recipe, overrides or []), assumptions(assume or [])
@@ -232,7 +232,7 @@ def list_recipes(
     from ssd_ray import recipes
 
     if fields:
-        from ssd_ray.plan import fields_table
+        from ssd_ray.cli.plan import fields_table
 
         _console().print(fields_table())
         return
@@ -270,7 +270,3 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
