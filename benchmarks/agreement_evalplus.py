@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from machine import machine
 
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.progress import LineProgress

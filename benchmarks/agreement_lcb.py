@@ -24,8 +24,8 @@ from pathlib import Path
 import official_lcb
 from machine import machine
 
-from ssd_ray.evaluation.lcb_compat import grade_lcb
-from ssd_ray.evaluation.outcomes import Graded
+from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
+from ssd_ray.evaluation.judging.outcomes import Graded
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.schema import Problem

@@ -20,9 +20,9 @@ from pathlib import Path
 import official_lcb
 from machine import machine
 
-from ssd_ray.evaluation.lcb_compat import grade_lcb
+from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
+from ssd_ray.evaluation.judging.strict import grade_strict
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.strict import grade_strict
 from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=6, memory_mib=1024, output_kib=1024)

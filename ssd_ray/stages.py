@@ -43,7 +43,7 @@ class Stages:
     @functools.cached_property
     def graders(self) -> GraderPool:
         """The graders of all steps, which a run opens once Ray is up and closes before Ray goes."""
-        from ssd_ray.evaluation.graders import pool_on_ray
+        from ssd_ray.evaluation.ray_pool import pool_on_ray
 
         return pool_on_ray(self.recipe.cluster, self.out / "logs")
 
@@ -71,7 +71,7 @@ class Stages:
     def benchmark(self, out: Path) -> Facts:
         """The problems of every benchmark, their tests in a store."""
         from ssd_ray.evaluation import soundness
-        from ssd_ray.evaluation.store import stored
+        from ssd_ray.evaluation.tests_on_disk import stored
 
         evaluate, tally = self.recipe.evaluate, sources.Tally()
         left_out: list[str] = []
@@ -197,7 +197,7 @@ class Stages:
 
     def training_problems(self, out: Path) -> Facts:
         """The problems behind the prompts, their tests in a store."""
-        from ssd_ray.evaluation.store import stored
+        from ssd_ray.evaluation.tests_on_disk import stored
 
         chosen, tally = self.recipe.prompts, sources.Tally()
         left_out: list[str] = []
@@ -300,8 +300,8 @@ class Stages:
         out: Path,
     ) -> Facts:
         from ssd_ray.evaluation.grader import Order
-        from ssd_ray.evaluation.graders import grade
-        from ssd_ray.evaluation.grading import Rules
+        from ssd_ray.evaluation.judging.judge import Rules
+        from ssd_ray.evaluation.ray_pool import grade
         from ssd_ray.evaluation.sandbox import Limits
 
         evaluate = self.recipe.evaluate

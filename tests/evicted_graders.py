@@ -20,9 +20,9 @@ from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import LostGraderError, RayCrew
 from ssd_ray.evaluation.grader import Order
-from ssd_ray.evaluation.graders import grade
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
+from ssd_ray.evaluation.ray_pool import grade
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.progress import LineProgress
 

@@ -22,7 +22,7 @@ from hostile_values import FORGED_LINES, HEAVY, LIARS
 from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, call, levels
 from ssd_ray.schema import Problem, Test
 

@@ -17,7 +17,7 @@ from ssd_ray import wire
 from ssd_ray.artifacts import shards
 from ssd_ray.config import Benchmark, EvaluateConfig
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.references import needs_expected, with_expected
+from ssd_ray.evaluation.judging.expected_outputs import needs_expected, with_expected
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.problems import sources
 from ssd_ray.problems.benchmarks import FORMATS, choice, evalplus, find_format, read_problems
@@ -212,7 +212,7 @@ def test_mbpp_plus_inputs_get_the_types_that_their_task_means(
 
 
 def test_every_comparison_of_a_task_exists() -> None:
-    from ssd_ray.evaluation.comparison import same
+    from ssd_ray.evaluation.judging.comparison import same
 
     for name in {*evalplus._MBPP_COMPARISONS.values(), *evalplus._HUMANEVAL_COMPARISONS.values()}:
         same(name, 1, 1, 0.0, [[1], 1])

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ssd_ray.evaluation.blocks import wrong_block
-from ssd_ray.evaluation.grading import Rules, grade_completion
+from ssd_ray.evaluation.judging.blocks import wrong_block
+from ssd_ray.evaluation.judging.judge import Rules, grade_completion
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.extraction import Extraction, extract, names_other_language

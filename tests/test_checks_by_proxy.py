@@ -11,9 +11,10 @@ import pytest
 from synthetic_run import recipe as synthetic_recipe
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import checking, output_room, soundness
-from ssd_ray.evaluation.grading import Rules, grade_code
-from ssd_ray.evaluation.outcomes import UngradableError
+from ssd_ray.evaluation import soundness
+from ssd_ray.evaluation.judging import humaneval_check, output_limit
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
+from ssd_ray.evaluation.judging.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.evaluation.verdicts import is_open
@@ -404,7 +405,7 @@ def test_a_check_that_breaks_only_while_grading_leaves_the_other_verdicts(tmp_pa
 
 
 def test_an_endless_check_is_tried_once_and_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(checking, "CHECK_LIMITS", Limits(time_s=0.5, memory_mib=512, output_kib=64))
+    monkeypatch.setattr(humaneval_check, "CHECK_LIMITS", Limits(time_s=0.5, memory_mib=512, output_kib=64))
     endless = row("endless", "def check(candidate):\n    while True: pass\n")
     _, scores = grade(tmp_path, [row("good", GOOD), endless], ["own/good", "own/endless"])
     assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == ["own/endless"]
@@ -441,7 +442,7 @@ def test_a_machine_that_fails_is_not_the_problems_fault(tmp_path, monkeypatch):
 
 
 def test_an_output_that_no_grader_holds_leaves_the_other_problems(tmp_path, monkeypatch):
-    monkeypatch.setattr(output_room, "MOST_OUTPUT_KIB", 1)
+    monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1)
     large = {"problem_id": "large", "statement": "s", "kind": "stdin", "tests": [{"input": "", "output": "x" * 2000}]}
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     _, scores = grade(tmp_path, [large, good], ["large", "good"])

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ssd_ray.evaluation.comparison import first_difference, numeric_answer, same, same_answer, same_value
-from ssd_ray.evaluation.evalplus_comparison import FLOAT_ATOL, RTOL, tolerance
+from ssd_ray.evaluation.judging.comparison import first_difference, numeric_answer, same, same_answer, same_value
+from ssd_ray.evaluation.judging.evalplus_comparison import FLOAT_ATOL, RTOL, tolerance
 from ssd_ray.evaluation.sandbox import Unsupported
 
 json_values = st.recursive(

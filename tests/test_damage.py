@@ -18,7 +18,7 @@ from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import summary, verdicts
 from ssd_ray.evaluation.grader import Order
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.inference.source import prompt_rows
 from ssd_ray.inference.unit import read_prompts

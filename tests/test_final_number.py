@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray.evaluation.comparison import numeric_answer, same_answer
+from ssd_ray.evaluation.judging.comparison import numeric_answer, same_answer
 from ssd_ray.problems.benchmarks.gsm8k import gold_number
 
 READ = {

@@ -22,7 +22,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import pool as pools
 from ssd_ray.evaluation.crew import LostGraderError, RayCrew
 from ssd_ray.evaluation.grader import Order
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
 from ssd_ray.evaluation.sandbox import Limits
 

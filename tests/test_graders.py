@@ -22,10 +22,10 @@ from ssd_ray.artifacts import shards, slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.grader import Grader, Order
-from ssd_ray.evaluation.graders import grade, pool_on_ray
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
+from ssd_ray.evaluation.ray_pool import grade, pool_on_ray
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.store import stored
+from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Problem, Test, Verdict
 

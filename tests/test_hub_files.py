@@ -13,7 +13,7 @@ import pytest
 
 from ssd_ray.config import PromptsConfig
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.problems import sources

@@ -14,9 +14,9 @@ from lcb_idioms import ACCEPTED, BELIEVED_OFFICIALLY, FUNCTIONS_ACCEPTED, FUNCTI
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import lcb_compat
-from ssd_ray.evaluation.comparison import first_difference, same
-from ssd_ray.evaluation.lcb_compat import grade_lcb
+from ssd_ray.evaluation.judging import lcb_compat
+from ssd_ray.evaluation.judging.comparison import first_difference, same
+from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, lcb_stdin
 from ssd_ray.lcb_official import GRADER, reason_of
 from ssd_ray.schema import Problem, Test

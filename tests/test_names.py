@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ssd_ray.evaluation import strict
-from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.judging import strict
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
 

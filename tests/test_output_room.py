@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from ssd_ray import wire
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation import output_room
-from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.judging import output_limit
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
+from ssd_ray.evaluation.judging.strict import require_gradable
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.store import stored
-from ssd_ray.evaluation.strict import require_gradable
+from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=16)
@@ -123,20 +123,20 @@ def test_tuples_for_lists_may_be_as_many_as_the_lists():
 def test_there_is_room_for_twice_an_expected_text(text, limit_kib):
     problem = stdin(text * 500)
     limits = dataclasses.replace(LIMITS, output_kib=limit_kib)
-    roomy = output_room.with_room(limits, problem, problem.tests)
-    replies = output_room.with_room_for_replies(limits, problem.tests)
+    roomy = output_limit.with_room(limits, problem, problem.tests)
+    replies = output_limit.with_room_for_replies(limits, problem.tests)
     assert roomy.output_kib << 10 >= 2 * len((text * 500).encode("utf-8", "surrogatepass"))
     assert replies.output_kib << 10 >= 2 * len(wire.dumps(text * 500))
     assert min(roomy.output_kib, replies.output_kib) >= limit_kib
 
 
 def test_a_limit_that_suffices_stays():
-    assert output_room.with_room(LIMITS, stdin("1\n"), stdin("1\n").tests) is LIMITS
-    assert output_room.with_room_for_replies(LIMITS, stdin("1\n").tests) is LIMITS
+    assert output_limit.with_room(LIMITS, stdin("1\n"), stdin("1\n").tests) is LIMITS
+    assert output_limit.with_room_for_replies(LIMITS, stdin("1\n").tests) is LIMITS
 
 
 def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
-    monkeypatch.setattr(output_room, "MOST_OUTPUT_KIB", 1024)
+    monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1024)
     require_gradable(stdin("x" * (1 << 20)))
     for problem in (stdin("x" * (1 << 20) + "yy"), stdin("\u4e2d" * (1 << 19)), function("x" * (1 << 20))):
         with pytest.raises(UserError, match=r"problem p cannot be graded: its test [12] expects 1 MiB .* leave the test out"):
@@ -144,7 +144,7 @@ def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
 
 
 def test_a_problem_with_such_an_output_is_left_out_alone(monkeypatch, tmp_path):
-    monkeypatch.setattr(output_room, "MOST_OUTPUT_KIB", 1)
+    monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1)
     wire_too_large = dataclasses.replace(
         function(0), problem_id="wide", tests=(Test(input="[" + "[]," * 500_001 + "0]", output="0"),)
     )

@@ -46,7 +46,7 @@ def test_training_and_evaluation_problems_are_apart() -> None:
 
 
 def test_every_reference_passes_its_tests() -> None:
-    from ssd_ray.evaluation.grading import Rules, check_references
+    from ssd_ray.evaluation.judging.judge import Rules, check_references
     from ssd_ray.evaluation.sandbox import Limits, Sandbox
 
     rules = Rules(limits=Limits(time_s=10, memory_mib=1024, output_kib=1024))

@@ -13,9 +13,9 @@ from ssd_ray import recipes
 from ssd_ray.artifacts import shards
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, Order
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.store import stored
+from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.models import answers
 from ssd_ray.progress import LineProgress
 from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, prompted, special_marks, spelled

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
 

@@ -22,7 +22,7 @@ from ssd_ray.artifacts import files, identity, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.cli.app import main
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.lcb_official import GRADER

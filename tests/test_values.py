@@ -18,8 +18,8 @@ from sortedcontainers import SortedDict, SortedList, SortedSet
 from test_comparison import _evalplus_by_numpy
 
 from ssd_ray import wire
-from ssd_ray.evaluation.comparison import same
-from ssd_ray.evaluation.grading import Rules, grade_code
+from ssd_ray.evaluation.judging.comparison import same
+from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
 from ssd_ray.wire import foreign, restored

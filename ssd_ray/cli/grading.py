@@ -13,7 +13,7 @@ from typing import Any, get_args
 from rich.table import Table
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels

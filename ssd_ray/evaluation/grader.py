@@ -15,11 +15,11 @@ from typing import Any
 
 from ssd_ray.artifacts import files, shards, slices
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.grading import Rules, grade_code, grade_completion, verdict
-from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded, UngradableError
+from ssd_ray.evaluation.judging.judge import Rules, grade_code, grade_completion, verdict
+from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Graded, UngradableError
+from ssd_ray.evaluation.judging.strict import require_gradable
 from ssd_ray.evaluation.sandbox import Sandbox
-from ssd_ray.evaluation.store import KEPT_BYTES, TestStore
-from ssd_ray.evaluation.strict import require_gradable
+from ssd_ray.evaluation.tests_on_disk import KEPT_BYTES, TestStore
 from ssd_ray.models import answers
 from ssd_ray.reasoning import TEXT_MARKS, AnswerParser, ReasoningFormat
 from ssd_ray.schema import Completion, Problem, Verdict, from_record

@@ -23,11 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.checking import BrokenCheckError, NoCallError, run_check, try_check
-from ssd_ray.evaluation.outcomes import UngradableError
-from ssd_ray.evaluation.references import needs_expected, with_expected
+from ssd_ray.evaluation.judging.expected_outputs import needs_expected, with_expected
+from ssd_ray.evaluation.judging.humaneval_check import BrokenCheckError, NoCallError, run_check, try_check
+from ssd_ray.evaluation.judging.outcomes import UngradableError
+from ssd_ray.evaluation.judging.strict import (
+    check_units,
+    entry_points,
+    program_units,
+    require_gradable,
+    starter_preamble,
+    ungradable,
+)
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.strict import check_units, entry_points, program_units, require_gradable, starter_preamble, ungradable
 from ssd_ray.models import cache_directory
 from ssd_ray.schema import Problem, Test
 

@@ -26,9 +26,9 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness, summary
 from ssd_ray.evaluation.completions import content_of, open_completions
 from ssd_ray.evaluation.grader import Grader, Order
-from ssd_ray.evaluation.grading import Rules
+from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import walls
-from ssd_ray.evaluation.store import stored
+from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files

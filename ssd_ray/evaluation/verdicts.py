@@ -13,7 +13,7 @@ from typing import Any
 from ssd_ray.artifacts import manifests, shards, slices
 from ssd_ray.artifacts.shards import read_table
 from ssd_ray.evaluation.grader import Order
-from ssd_ray.evaluation.outcomes import UNGRADABLE
+from ssd_ray.evaluation.judging.outcomes import UNGRADABLE
 from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.lcb_official import GRADER
 

@@ -1,9 +1,9 @@
 """HumanEval+ and MBPP+ in EvalPlus's files (Liu et al. 2023, arXiv 2305.01210): inputs, and how each task's answers compare.
 
-The files bring inputs only; what is expected is what the reference solution returns, which
-`ssd_ray.evaluation.references` finds out in the sandbox, and until then each test's output is empty. MBPP+ stores tuples, sets
-and complex numbers as lists and text; which task needs which is read from evalplus 0.3.1 (`evalplus/data/mbpp.py`), the
-comparisons from `evalplus/eval`. Reads and writes nothing.
+The files bring inputs only. The expected outputs are those of the reference solution, which
+`ssd_ray.evaluation.judging.expected_outputs` runs in the sandbox; until then they are empty. MBPP+
+stores tuples, sets and complex numbers as lists and text. The task's types are read from evalplus
+0.3.1 (`evalplus/data/mbpp.py`), the comparisons from `evalplus/eval`. Reads and writes nothing.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ssd_ray.evaluation import blocks
-from ssd_ray.evaluation.comparison import numeric_answer, same_answer
-from ssd_ray.evaluation.lcb_compat import grade_lcb
-from ssd_ray.evaluation.outcomes import Graded
+from ssd_ray.evaluation.judging import blocks
+from ssd_ray.evaluation.judging.comparison import numeric_answer, same_answer
+from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
+from ssd_ray.evaluation.judging.outcomes import Graded
+from ssd_ray.evaluation.judging.strict import grade_strict, require_gradable
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.strict import grade_strict, require_gradable
 from ssd_ray.extraction import Rule, extract
 from ssd_ray.reasoning import TEXT_MARKS, AnswerParser, Content
 from ssd_ray.schema import Completion, Problem, Profile, Verdict

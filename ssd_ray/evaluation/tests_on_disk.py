@@ -16,9 +16,9 @@ from pathlib import Path
 from ssd_ray import wire
 from ssd_ray.artifacts import files
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.outcomes import UngradableError
+from ssd_ray.evaluation.judging.outcomes import UngradableError
+from ssd_ray.evaluation.judging.strict import ungradable
 from ssd_ray.evaluation.soundness import made_ready
-from ssd_ray.evaluation.strict import ungradable
 from ssd_ray.schema import Problem, Test
 
 KEPT_BYTES = 256 << 20

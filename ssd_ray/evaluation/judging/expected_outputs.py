@@ -9,8 +9,8 @@ import dataclasses
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
+from ssd_ray.evaluation.judging.strict import entry_points, ungradable
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call
-from ssd_ray.evaluation.strict import entry_points, ungradable
 from ssd_ray.schema import Problem
 from ssd_ray.wire import restored
 

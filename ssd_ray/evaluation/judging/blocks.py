@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from ssd_ray.evaluation.outcomes import MAX_DETAIL, Graded
+from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Graded
 from ssd_ray.extraction import Extraction, Rule, names_other_language
 from ssd_ray.schema import Problem
 

@@ -15,8 +15,8 @@ from fractions import Fraction
 from itertools import zip_longest
 from types import MappingProxyType
 
-from ssd_ray.evaluation import evalplus_comparison
-from ssd_ray.evaluation.final_number import final_number
+from ssd_ray.evaluation.judging import evalplus_comparison
+from ssd_ray.evaluation.judging.final_number import final_number
 from ssd_ray.evaluation.sandbox import printable
 from ssd_ray.wire import restored
 

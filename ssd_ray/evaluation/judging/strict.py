@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.checking import BrokenCheckError, NoCallError, run_check
-from ssd_ray.evaluation.comparison import first_difference, same, shown
-from ssd_ray.evaluation.evalplus_comparison import tolerance
-from ssd_ray.evaluation.outcomes import MAX_DETAIL, OUTCOMES, UNGRADABLE, Graded, UngradableError
-from ssd_ray.evaluation.output_room import too_large, with_room
+from ssd_ray.evaluation.judging.comparison import first_difference, same, shown
+from ssd_ray.evaluation.judging.evalplus_comparison import tolerance
+from ssd_ray.evaluation.judging.humaneval_check import BrokenCheckError, NoCallError, run_check
+from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, OUTCOMES, UNGRADABLE, Graded, UngradableError
+from ssd_ray.evaluation.judging.output_limit import too_large, with_room
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call
 from ssd_ray.problems.benchmarks.files import is_python
 from ssd_ray.schema import Outcome, Problem, Test

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.outcomes import OUTCOMES
+from ssd_ray.evaluation.judging.outcomes import OUTCOMES
 from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable
 from ssd_ray.schema import Outcome
 
