@@ -215,7 +215,7 @@ def container_filter() -> bytes:
 
 def lower_oneself(uid: int | None, container: bool) -> None:
     """Become an ordinary user, without a capability, as in a container of an unprivileged pod."""
-    from ssd_ray.evaluation.sandbox import walls
+    from ssd_ray.evaluation.sandbox.inside import walls
 
     if uid is not None:
         os.setgroups([])

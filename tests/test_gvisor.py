@@ -21,7 +21,8 @@ from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, call, gvisor, levels, selftest, supervisor
+from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, call, levels, selftest, supervisor
+from ssd_ray.evaluation.sandbox.gvisor import client
 from ssd_ray.schema import Problem, Test
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ SHORT = Limits(time_s=0.5, memory_mib=256, output_kib=64)
 PRESENT = levels.L4 in levels.candidates()
 needs_gvisor = pytest.mark.skipif(not PRESENT, reason="runsc and mkfs.erofs are not installed here")
 within_gvisor = pytest.param("gVisor", marks=[needs_gvisor, pytest.mark.real])
-RELAY_ALONE = ("ssd_ray.evaluation.sandbox.relay",)
+RELAY_ALONE = ("ssd_ray.evaluation.sandbox.gvisor.guest_agent",)
 BUNDLES = Path("/tmp/ray/sandbox")
 
 NOT_WITHIN = {"mmap", "/dev/stdout", "/dev/null"}
@@ -67,7 +68,7 @@ def sandbox(request):
     """Level L4 with a relay on this machine's own kernel, and with one in gVisor."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "gVisor":
-            patch.setattr(supervisor, "GVisor", functools.partial(gvisor.GVisor, RELAY_ALONE))
+            patch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, RELAY_ALONE))
         with Sandbox(level=levels.L4) as made:
             yield made
 
@@ -146,9 +147,9 @@ def test_right_is_right_and_no_forgery_makes_wrong_right(sandbox, problem):
 
 
 def test_no_expected_output_goes_in(sandbox, monkeypatch):
-    told, tell = [], gvisor.GVisor.tell
+    told, tell = [], client.GVisor.tell
     monkeypatch.setattr(
-        gvisor.GVisor, "tell", lambda self, request, *rest: told.append(str(request)) or tell(self, request, *rest)
+        client.GVisor, "tell", lambda self, request, *rest: told.append(str(request)) or tell(self, request, *rest)
     )
     for problem in PROBLEMS:
         assert grade(problem, RIGHT, sandbox).outcome == "accepted"
@@ -157,12 +158,12 @@ def test_no_expected_output_goes_in(sandbox, monkeypatch):
 
 
 def test_an_answer_that_comes_too_late_is_nobodys(monkeypatch):
-    monkeypatch.setattr(supervisor, "GVisor", functools.partial(gvisor.GVisor, RELAY_ALONE))
+    monkeypatch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, RELAY_ALONE))
     with Sandbox(level=levels.L4) as sandbox, sandbox.converse("calls", ["f = abs"], LIMITS, entry_point="f") as before:
         assert call(before, [-1]).result == 1
         relay = sandbox._zygote._keeper.pid
-        monkeypatch.setattr(gvisor, "_PATIENCE_S", 2.0)
-        monkeypatch.setattr(gvisor, "_END_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
+        monkeypatch.setattr(client, "_END_TIMEOUT_S", 1.0)
         os.kill(relay, signal.SIGSTOP)
         assert sandbox.run_program("print(input())", "late", LIMITS).stdout == "late\n"
         assert not os.path.exists(f"/proc/{relay}")
@@ -267,7 +268,7 @@ def test_a_sandbox_that_dies_under_a_program_changes_no_verdict(whose, others):
 def test_a_sandbox_that_does_not_answer_is_replaced(monkeypatch, others):
     with Sandbox(level=levels.L4) as sandbox:
         sandbox.run_program("", "", LIMITS)
-        monkeypatch.setattr(gvisor, "_PATIENCE_S", 5.0)
+        monkeypatch.setattr(client, "_PATIENCE_S", 5.0)
         execution = _run_as(sandbox, _process("boot", others), signal.SIGSTOP, Limits(time_s=2, memory_mib=256, output_kib=64))
     assert (execution.status, execution.stdout) == ("ok", "once more\n"), execution
 

@@ -17,7 +17,8 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.judging import lcb_compat
 from ssd_ray.evaluation.judging.comparison import first_difference, same
 from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
-from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, lcb_role, lcb_stdin
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox
+from ssd_ray.evaluation.sandbox.inside import lcb_role, lcb_stdin
 from ssd_ray.lcb_official import GRADER, reason_of
 from ssd_ray.schema import Problem, Test
 

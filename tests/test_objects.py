@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray import wire
-from ssd_ray.evaluation.sandbox.objects import Lost, Objects
+from ssd_ray.evaluation.sandbox.inside.objects import Lost, Objects
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
 ACTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["put", "new", "clear", "reverse"])), max_size=8)

@@ -27,7 +27,7 @@ from ssd_ray.evaluation import soundness, summary
 from ssd_ray.evaluation.completions import content_of, open_completions
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.judging.judge import Rules
-from ssd_ray.evaluation.sandbox import walls
+from ssd_ray.evaluation.sandbox.inside import walls
 from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
 from ssd_ray.problems.benchmarks import read_problems

@@ -31,7 +31,8 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.judging.comparison import first_difference, same, shown
 from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Graded
 from ssd_ray.evaluation.judging.output_limit import with_room, with_room_for_replies
-from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, lcb_stdin, printable
+from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable
+from ssd_ray.evaluation.sandbox.inside import lcb_stdin
 from ssd_ray.lcb_official import with_reason
 from ssd_ray.schema import Outcome, Problem
 from ssd_ray.wire import restored

@@ -55,18 +55,13 @@ for name, code in codes.items():
 os.register_at_fork = register
 sys.modules["zygote"].main(config)
 """
-_HERE = Path(__file__).parent
-_WIRE = _HERE.parent.parent / "wire"
-_MODULES = {
-    "walls": _HERE / "walls.py",
-    "restored": _WIRE / "restored.py",
-    "foreign": _WIRE / "foreign.py",
-    "wire": _WIRE / "__init__.py",
-    **{
-        name: _HERE / f"{name}.py"
-        for name in ("objects", "shortage", "definitions", "check_role", "lcb_stdin", "lcb_role", "roles", "zygote")
-    },
-}
+_SANDBOX = Path(__file__).parent
+_MODULES = (
+    _SANDBOX / "inside/walls.py",
+    *(_SANDBOX.parent.parent / "wire" / name for name in ("restored.py", "foreign.py", "__init__.py")),
+    *(_SANDBOX / f"inside/{name}.py" for name in ("objects", "shortage", "definitions", "check_role")),
+    *(_SANDBOX / f"inside/{name}.py" for name in ("lcb_stdin", "lcb_role", "roles", "zygote")),
+)
 """In the order of their imports."""
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 _NOT_STANDARD = {"site-packages", "dist-packages", "__pycache__"}
@@ -89,7 +84,8 @@ def image(config: dict[str, Any]) -> bytes:
 
 @functools.cache
 def _codes() -> dict[str, Any]:
-    return {name: compile(file.read_bytes(), str(file), "exec") for name, file in _MODULES.items()}
+    names = {file: file.parent.name if file.stem == "__init__" else file.stem for file in _MODULES}
+    return {name: compile(file.read_bytes(), str(file), "exec") for file, name in names.items()}
 
 
 @functools.cache

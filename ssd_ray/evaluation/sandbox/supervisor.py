@@ -20,7 +20,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.evaluation.sandbox.child import Limits, Process
 from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, judge
-from ssd_ray.evaluation.sandbox.gvisor import GVisor
+from ssd_ray.evaluation.sandbox.gvisor.client import GVisor
 from ssd_ray.evaluation.sandbox.levels import Level
 from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task, Zygote
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from ssd_ray import wire
-    from ssd_ray.evaluation.sandbox import check_role, definitions, lcb_role, objects, shortage
+    from ssd_ray.evaluation.sandbox.inside import check_role, definitions, lcb_role, objects, shortage
     from ssd_ray.wire import restored
 else:
     import check_role

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Reply = list[Any]
 if TYPE_CHECKING or __name__ != "lcb_role":
-    from ssd_ray.evaluation.sandbox import lcb_stdin, shortage
+    from ssd_ray.evaluation.sandbox.inside import lcb_stdin, shortage
     from ssd_ray.wire import foreign
 else:
     import foreign

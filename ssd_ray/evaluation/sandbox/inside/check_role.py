@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Send = Callable[[object], None]
 if TYPE_CHECKING or __name__ != "check_role":
     from ssd_ray import wire
-    from ssd_ray.evaluation.sandbox import definitions, objects
+    from ssd_ray.evaluation.sandbox.inside import definitions, objects
 else:  # in a sandbox, where there are modules and no packages
     import definitions
     import objects

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox import roles, walls
+    from ssd_ray.evaluation.sandbox.inside import roles, walls
 else:
     import roles
     import walls

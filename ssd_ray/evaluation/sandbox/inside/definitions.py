@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Namespace = dict[str, Any]
 if TYPE_CHECKING or __name__ != "definitions":
-    from ssd_ray.evaluation.sandbox import shortage
+    from ssd_ray.evaluation.sandbox.inside import shortage
 else:
     import shortage
 

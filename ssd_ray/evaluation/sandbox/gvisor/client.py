@@ -1,6 +1,6 @@
 """A kernel of its own (gVisor) around a zygote: the front that a grader sees, with the interface of spawning.py.
 
-    grader ─ gvisor.py ─ pipes ─> runsc exec (keeper.py) ─> relay.py ─> zygote.py ─ fork ─> the program
+    grader ─ client.py ─ pipes ─> runsc exec (launcher.py) ─> guest_agent.py ─> zygote.py ─ fork ─> the program
 
 Programs and their input go in, what came of them comes out, expected outputs stay here. What comes is bounded and is told by
 the relay, whom a program would have to break out of its own walls to reach. Time is kept here too: a relay that does not
@@ -50,10 +50,10 @@ class GVisor:
         self._numbers = itertools.count()
         self._received = bytearray()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        package = str(Path(__file__).parents[3])
+        package = str(Path(__file__).parents[4])
         places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", *(module or ("ssd_ray.evaluation.sandbox.keeper", str(os.getpid())))],
+            [sys.executable, "-P", "-m", *(module or ("ssd_ray.evaluation.sandbox.gvisor.launcher", str(os.getpid())))],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -57,7 +57,7 @@ def _own_entries() -> Iterator[tuple[str, str]]:
     for path in [*bootstrap.readable_paths(), interpreter(), sleep]:
         if path not in _WHOLE_SYSTEM:
             yield from ((name, path) for name in _names(path))
-    package = Path(__file__).parents[2]
+    package = Path(__file__).parents[3]
     for pattern in ("__init__.py", "errors.py", "evaluation/__init__.py", "evaluation/sandbox/**/*.py", "wire/*.py"):
         for file in package.glob(pattern):
             yield f"{SOURCES}/ssd_ray/{file.relative_to(package)}", str(file)

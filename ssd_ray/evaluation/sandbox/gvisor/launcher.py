@@ -17,7 +17,9 @@ from ray.experimental.sandbox.runtime import SandboxRuntime
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, one_line
-from ssd_ray.evaluation.sandbox import bootstrap, image, walls
+from ssd_ray.evaluation.sandbox import bootstrap
+from ssd_ray.evaluation.sandbox.gvisor import image
+from ssd_ray.evaluation.sandbox.inside import walls
 
 START_TIMEOUT_S = 120.0
 _CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_AUDIT_WRITE", "CAP_NET_BIND_SERVICE"]
@@ -25,9 +27,9 @@ _CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_AUDIT_WRITE", "CAP
 three defaults, without which it does not start rootless. The zygote keeps none of those, and programs have none at all."""
 
 _SERVE = """
-from ssd_ray.evaluation.sandbox import relay
+from ssd_ray.evaluation.sandbox.gvisor import guest_agent
 try:
-    relay.main()
+    guest_agent.main()
 finally:
     os.kill(1, 9)  # the sandbox's first process: all goes with it, also where no keeper is left
 """
