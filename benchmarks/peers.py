@@ -16,8 +16,8 @@ from typing import Any
 from ssd_ray import models, recipes
 from ssd_ray.artifacts import shards
 from ssd_ray.config import Recipe
-from ssd_ray.inference.arguments import engine_arguments, engine_environment
-from ssd_ray.inference.engine import sample_seed
+from ssd_ray.inference.vllm.arguments import engine_arguments, engine_environment
+from ssd_ray.inference.vllm.engine import sample_seed
 from ssd_ray.schema import Prompt
 
 Request = tuple[str, list[int], dict[str, Any]]

@@ -28,7 +28,7 @@ from machine import machine
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import shards
-from ssd_ray.inference.arguments import engine_environment
+from ssd_ray.inference.vllm.arguments import engine_environment
 from ssd_ray.schema import Completion
 
 PROMPTS = 64

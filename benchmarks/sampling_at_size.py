@@ -32,7 +32,7 @@ class Echo:
         """A future that is done."""
         from concurrent.futures import Future
 
-        from ssd_ray.inference.engine import Answer
+        from ssd_ray.inference.vllm.engine import Answer
 
         future = Future()
         start = request.seed % 1000
@@ -67,8 +67,8 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     from ssd_ray import cluster
     from ssd_ray.config import ClusterConfig
     from ssd_ray.inference.generation import draw
-    from ssd_ray.inference.placement import Resources
     from ssd_ray.inference.pool import Pool
+    from ssd_ray.inference.vllm.placement import Resources
     from ssd_ray.inference.worker import Order
     from ssd_ray.progress import LineProgress
 
@@ -113,8 +113,8 @@ def bare(out: Path, count: int, shard_rows: int) -> float:
     """Rows/s of one process that asks the double and writes the same shards in a loop, with nothing around it."""
     from ssd_ray.artifacts import files
     from ssd_ray.artifacts.ledger import Span
-    from ssd_ray.inference.engine import Request
-    from ssd_ray.inference.shards import Drawn, write_completions
+    from ssd_ray.inference.vllm.engine import Request
+    from ssd_ray.inference.work.shards import Drawn, write_completions
     from ssd_ray.schema import Prompt
 
     out.mkdir()

@@ -37,7 +37,7 @@ class Slots:
 
     @staticmethod
     def _answer(request):
-        from ssd_ray.inference.engine import Answer
+        from ssd_ray.inference.vllm.engine import Answer
 
         time.sleep(ANSWER_S)
         return Answer(output_token_ids=(request.seed % 1000,) * 8, text=str(request.seed), finish_reason="stop")
@@ -47,10 +47,10 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
     """Draw on the cluster at RAY_ADDRESS, and write the rate down."""
     from ssd_ray import cluster
     from ssd_ray.config import ClusterConfig
-    from ssd_ray.inference import status
+    from ssd_ray.inference.crashes import heartbeat
     from ssd_ray.inference.generation import draw
-    from ssd_ray.inference.placement import Resources
     from ssd_ray.inference.pool import Pool
+    from ssd_ray.inference.vllm.placement import Resources
     from ssd_ray.inference.worker import Order
     from ssd_ray.progress import LineProgress
 
@@ -60,7 +60,7 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
 
     def watch() -> None:
         while not done.wait(0.25):
-            there = status.read(out)
+            there = heartbeat.read(out)
             seen.append((time.monotonic(), sum(one.ready > 0 for one in there), sum(one.rows for one in there)))
 
     order = Order(make_engine=Slots, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_ray.errors import UserError
-from ssd_ray.inference.engine import Answer, Request
+from ssd_ray.inference.vllm.engine import Answer, Request
 
 
 def answer_to(request: Request) -> Answer:

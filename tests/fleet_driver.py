@@ -18,8 +18,8 @@ from doubles import TimedEngine
 from ssd_ray import cluster
 from ssd_ray.config import ClusterConfig
 from ssd_ray.inference.generation import draw
-from ssd_ray.inference.placement import Resources
 from ssd_ray.inference.pool import Pool
+from ssd_ray.inference.vllm.placement import Resources
 from ssd_ray.inference.worker import Order
 from ssd_ray.progress import LineProgress
 

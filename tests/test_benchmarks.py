@@ -441,8 +441,8 @@ def test_reading_problems_loads_no_engine() -> None:
     import subprocess
 
     code = (
-        "import sys, ssd_ray.problems.benchmarks, ssd_ray.problems.rendering, ssd_ray.evaluation.references, "
-        "ssd_ray.evaluation.comparison\nprint([n for n in ('torch', 'vllm', 'transformers', 'numpy', 'ray') if n in sys.modules])"
+        "import sys, ssd_ray.problems.benchmarks, ssd_ray.problems.rendering, ssd_ray.evaluation.judging.expected_outputs, "
+        "ssd_ray.evaluation.judging.comparison\nprint([n for n in ('torch', 'vllm', 'transformers', 'numpy', 'ray') if n in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

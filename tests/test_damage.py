@@ -20,8 +20,8 @@ from ssd_ray.evaluation import summary, verdicts
 from ssd_ray.evaluation.grader import Order
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.inference.source import prompt_rows
-from ssd_ray.inference.unit import read_prompts
+from ssd_ray.inference.work.queue import prompt_rows
+from ssd_ray.inference.work.unit import read_prompts
 from ssd_ray.schema import Completion, Example, Problem, Prompt, Row, Verdict
 from ssd_ray.training.dataset import prepare
 from ssd_ray.training.examples import Examples

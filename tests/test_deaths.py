@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssd_ray.artifacts.ledger import Span
-from ssd_ray.inference import status, worker
-from ssd_ray.inference.deaths import Deaths
+from ssd_ray.inference import worker
+from ssd_ray.inference.crashes import heartbeat
+from ssd_ray.inference.crashes.attribution import Deaths
+from ssd_ray.inference.crashes.heartbeat import EngineStatus, Reporter
 from ssd_ray.inference.monitor import Streak
-from ssd_ray.inference.status import EngineStatus, Reporter
 
 
 def _status(
@@ -56,13 +57,13 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
     drawing = first.drawing(Span("p", 0, 4), alone="p1")
     drawing.__enter__()  # and it never comes out
     Reporter(tmp_path, "actor").become("ended")
-    dead = [one for one in status.read(tmp_path) if one.dead]
+    dead = [one for one in heartbeat.read(tmp_path) if one.dead]
     assert [(one.engine, one.drawing, one.alone) for one in dead] == [(first.engine, (Span("p", 0, 4),), "p1")]
     assert _deaths(*dead).suspicion(Span("p", 3, 5)) == 1
     assert _deaths(*dead).suspicion(Span("p", 4, 5)) == _deaths(*dead).suspicion(Span("q", 0, 4)) == 0
     assert _deaths(*dead).was_begun(Span("p", 3, 5))
-    status.begin(tmp_path, "next")
-    assert [one.engine for one in status.read(tmp_path)] == [first.engine]
+    heartbeat.begin(tmp_path, "next")
+    assert [one.engine for one in heartbeat.read(tmp_path)] == [first.engine]
 
 
 def test_what_ended_with_its_node_speaks_against_no_prompt(tmp_path: Path) -> None:
@@ -71,15 +72,15 @@ def test_what_ended_with_its_node_speaks_against_no_prompt(tmp_path: Path) -> No
         kept.append(Reporter(tmp_path, node, node=node, attempt="one").drawing(Span("p", 0, 4), alone="p1"))
         kept[-1].__enter__()  # and it never comes out
         Reporter(tmp_path, node, node="other", is_alive=lambda name: name != "gone").become("ended")
-    assert [(one.node, one.attempt, one.excused) for one in status.read(tmp_path) if one.dead] == [
+    assert [(one.node, one.attempt, one.excused) for one in heartbeat.read(tmp_path) if one.dead] == [
         ("gone", "one", True),
         ("there", "one", False),
     ]
-    deaths = _deaths(*status.read(tmp_path))
+    deaths = _deaths(*heartbeat.read(tmp_path))
     assert deaths.suspicion(Span("p", 0, 4)) == 1
     assert deaths.was_begun(Span("p", 0, 4))
-    status.absolve(tmp_path, {one.engine for one in status.read(tmp_path) if one.dead})
-    assert _deaths(*status.read(tmp_path)).suspicion(Span("p", 0, 4)) == 0
+    heartbeat.absolve(tmp_path, {one.engine for one in heartbeat.read(tmp_path) if one.dead})
+    assert _deaths(*heartbeat.read(tmp_path)).suspicion(Span("p", 0, 4)) == 0
 
 
 def test_a_group_of_suspects_that_ended_the_stage_is_not_absolved(tmp_path: Path) -> None:
@@ -89,14 +90,14 @@ def test_a_group_of_suspects_that_ended_the_stage_is_not_absolved(tmp_path: Path
         kept.append(Reporter(tmp_path, "a").drawing(group, alone, testing=True))
         kept[-1].__enter__()  # and it never comes out
     Reporter(tmp_path, "a")
-    status.absolve(tmp_path, {one.engine for one in status.read(tmp_path)})
-    assert [one.excused for one in status.read(tmp_path) if one.dead] == [False, True]
+    heartbeat.absolve(tmp_path, {one.engine for one in heartbeat.read(tmp_path)})
+    assert [one.excused for one in heartbeat.read(tmp_path) if one.dead] == [False, True]
 
 
 def test_starts_that_fail_in_a_row_are_tried_ever_more_rarely(tmp_path: Path) -> None:
     def failed() -> int:
         Reporter(tmp_path, "actor")
-        return _deaths(*status.read(tmp_path)).fruitless_starts("actor")
+        return _deaths(*heartbeat.read(tmp_path)).fruitless_starts("actor")
 
     assert [failed() for _ in range(7)] == list(range(7))
     Reporter(tmp_path, "actor").become("ready")
@@ -203,12 +204,12 @@ def test_a_unit_that_an_engine_died_with_is_for_others_where_they_have_not_tried
 def test_a_status_that_a_power_cut_left_empty_says_nothing(tmp_path: Path) -> None:
     report = Reporter(tmp_path, "a")
     (tmp_path / ".engines" / "torn.dead").touch()
-    assert [one.engine for one in status.read(tmp_path)] == [report.engine]
+    assert [one.engine for one in heartbeat.read(tmp_path)] == [report.engine]
 
 
 def test_what_a_dead_process_left_is_read_once(tmp_path: Path) -> None:
     first = Reporter(tmp_path, "a")
     Reporter(tmp_path, "a").become("ended")
-    assert first.engine in {one.engine for one in status.read(tmp_path)}
+    assert first.engine in {one.engine for one in heartbeat.read(tmp_path)}
     (tmp_path / ".engines" / f"{first.engine}.dead").write_text("{")
-    assert first.engine in {one.engine for one in status.read(tmp_path)}
+    assert first.engine in {one.engine for one in heartbeat.read(tmp_path)}

@@ -15,7 +15,7 @@ import pytest
 from operator_reference import probabilities, survivors, tempered
 from scipy import stats
 
-from ssd_ray.inference.engine import sample_seed
+from ssd_ray.inference.vllm.engine import sample_seed
 
 pytestmark = pytest.mark.real
 
@@ -32,7 +32,7 @@ import json, sys, time
 from pathlib import Path
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.inference import engine as engine_module
-from ssd_ray.inference.engine import Engine, RefusedRequestError, Request, sample_seed
+from ssd_ray.inference.vllm.engine import Engine, RefusedRequestError, Request, sample_seed
 directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 given = json.loads(sys.argv[4])
 model = ModelConfig(source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"])
@@ -74,7 +74,7 @@ out.write_text(json.dumps(found))
 
 def _drawn(directory: Path, out: Path, sampler: str, draws: int, end_tokens: tuple[str | int, ...] = ()) -> dict[str, Any]:
     from ssd_ray.config import EngineConfig
-    from ssd_ray.inference.arguments import engine_environment
+    from ssd_ray.inference.vllm.arguments import engine_environment
 
     environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
     given = json.dumps({"decodings": DECODINGS, "draws": draws, "end_tokens": end_tokens})

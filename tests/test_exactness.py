@@ -154,7 +154,7 @@ GREEDY = """
 import json, sys
 from pathlib import Path
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
-from ssd_ray.inference.engine import Engine, Request
+from ssd_ray.inference.vllm.engine import Engine, Request
 model = ModelConfig(source=sys.argv[2], dtype="float32", max_model_len=256)
 knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.1, max_num_seqs=4)
 engine = Engine(Path(sys.argv[2]), model=model, engine=knobs, decoding=Decoding(temperature=0), max_tokens=24, device="cpu")
@@ -171,7 +171,7 @@ def test_an_exported_model_draws_the_same_greedy_tokens_in_vllm_as_in_transforme
     name: str, trained: Path, tmp_path: Path
 ) -> None:
     from ssd_ray.config import EngineConfig
-    from ssd_ray.inference.arguments import engine_environment
+    from ssd_ray.inference.vllm.arguments import engine_environment
 
     environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
     command = [sys.executable, "-c", GREEDY, str(tmp_path / "drawn.json"), str(trained / name)]

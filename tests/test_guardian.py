@@ -14,8 +14,8 @@ import pytest
 ACTOR = """
 import signal, subprocess, sys, time
 from pathlib import Path
-from ssd_ray.inference import guardian
-guardian.guard()
+from ssd_ray.inference.crashes import reaper
+reaper.guard()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)"
 workers = [subprocess.Popen([sys.executable, "-c", stubborn + "; time.sleep(600)"]) for _ in range(2)]
@@ -44,7 +44,7 @@ def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
 
 STALLED = """
 import time
-from ssd_ray.inference.engine import Engine
+from ssd_ray.inference.vllm.engine import Engine
 engine = Engine.__new__(Engine)
 engine._built, engine._running, engine._moved = True, dict(), time.monotonic() - 9
 if {running}:

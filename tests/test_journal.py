@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray.artifacts.ledger import Span
-from ssd_ray.inference import journal
-from ssd_ray.inference.engine import Answer
-from ssd_ray.inference.journal import Journal
+from ssd_ray.inference.vllm.engine import Answer
+from ssd_ray.inference.work import journal
+from ssd_ray.inference.work.journal import Journal
 
 answers = st.builds(
     Answer,

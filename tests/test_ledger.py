@@ -16,9 +16,9 @@ from ssd_ray.artifacts import ledger, manifests, shards
 from ssd_ray.artifacts.ledger import Arrivals, Failure, Span
 from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import UserError
-from ssd_ray.inference.engine import Answer
 from ssd_ray.inference.generation import _check_disk
-from ssd_ray.inference.shards import Drawn, write_completions
+from ssd_ray.inference.vllm.engine import Answer
+from ssd_ray.inference.work.shards import Drawn, write_completions
 from ssd_ray.schema import Completion, Prompt
 
 

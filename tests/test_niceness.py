@@ -12,9 +12,9 @@ import pytest
 
 from ssd_ray import niceness
 from ssd_ray.inference import monitor
+from ssd_ray.inference.crashes.heartbeat import Reporter
 from ssd_ray.inference.monitor import Monitor
-from ssd_ray.inference.source import Plan
-from ssd_ray.inference.status import Reporter
+from ssd_ray.inference.work.queue import Plan
 from ssd_ray.progress import LineProgress
 
 NICE = """

@@ -16,8 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from ssd_ray.config import EngineConfig
-from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
-from ssd_ray.inference.placement import PlacementGroups, engine_resources
+from ssd_ray.inference.vllm.arguments import engine_arguments, truncates_exactly
+from ssd_ray.inference.vllm.placement import PlacementGroups, engine_resources
 
 EIGHT = EngineConfig(tensor_parallel_size=4, pipeline_parallel_size=2, expert_parallel=True)
 
@@ -38,7 +38,7 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     assert arguments["distributed_executor_backend"] == "ray"
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
     assert arguments["enable_expert_parallel"]
-    assert arguments["logits_processors"] == ["ssd_ray.inference.sampler:ExactTopKTopP"]
+    assert arguments["logits_processors"] == ["ssd_ray.inference.vllm.sampler:ExactTopKTopP"]
     alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda")
     assert "distributed_executor_backend" not in alone
     assert alone["seed"] == 3, "extra arguments win"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray.inference import monitor
-from ssd_ray.inference.status import EngineStatus
+from ssd_ray.inference.crashes.heartbeat import EngineStatus
 from ssd_ray.progress import Display, LineProgress, LiveProgress, counted
 from ssd_ray.throughput import Remaining, Throughput
 

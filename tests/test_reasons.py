@@ -14,8 +14,8 @@ import pytest
 
 from ssd_ray import errors
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
-from ssd_ray.inference import start_failure
-from ssd_ray.inference.start_failure import explain
+from ssd_ray.inference.crashes import start_failure
+from ssd_ray.inference.crashes.start_failure import explain
 
 PACKAGE = Path(errors.__file__).parent
 
@@ -134,8 +134,8 @@ def test_advice_for_an_option_that_is_not_ours_is_left_out(model: Path) -> None:
 
 ENDING = """
 import sys, time
-from ssd_ray.inference.ending import end_process, record_reasons
-import ssd_ray.inference.ending as ending
+from ssd_ray.inference.crashes.ending import end_process, record_reasons
+import ssd_ray.inference.crashes.ending as ending
 ending._RECORD_S = 0.3
 record_reasons(lambda reason: open(sys.argv[1], "w").write(reason))
 record_reasons(lambda reason: time.sleep(600))

@@ -28,13 +28,14 @@ from doubles import (
 
 from ssd_ray.artifacts import ledger, shards
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.inference import pool, status
-from ssd_ray.inference.engine import sample_seed
+from ssd_ray.inference import pool
+from ssd_ray.inference.crashes import heartbeat
+from ssd_ray.inference.crashes.heartbeat import EngineStatus
 from ssd_ray.inference.generation import draw
-from ssd_ray.inference.placement import Resources
 from ssd_ray.inference.pool import Pool
-from ssd_ray.inference.source import all_out
-from ssd_ray.inference.status import EngineStatus
+from ssd_ray.inference.vllm.engine import sample_seed
+from ssd_ray.inference.vllm.placement import Resources
+from ssd_ray.inference.work.queue import all_out
 from ssd_ray.inference.worker import Order
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Prompt
@@ -256,11 +257,11 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
     ended: list[EngineStatus] = []
 
     def notify() -> None:
-        while not (there := [one for one in status.read(out) if one.rows >= 4]):
+        while not (there := [one for one in heartbeat.read(out) if one.rows >= 4]):
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)
         while not ended and out.exists():
-            ended.extend(one for one in status.read(out) if one.engine == there[0].engine and one.state == "ended")
+            ended.extend(one for one in heartbeat.read(out) if one.engine == there[0].engine and one.state == "ended")
             time.sleep(0.02)
 
     thread = threading.Thread(target=notify, daemon=True)
@@ -281,7 +282,7 @@ def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_go
     monkeypatch.setattr(pool, "run", lambda *arguments: (runs.append(time.monotonic()), run(*arguments)))
 
     def notify() -> None:
-        while not (all_out(out).exists() and len(there := [one for one in status.read(out) if one.rows]) == 2):
+        while not (all_out(out).exists() and len(there := [one for one in heartbeat.read(out) if one.rows]) == 2):
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)
         noted.append(there[0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from operator_reference import borderline, survivors
 
 from ssd_ray.config import Decoding
-from ssd_ray.inference.truncation import truncate
+from ssd_ray.inference.vllm.truncation import truncate
 from ssd_ray.training.distributions import sampling_log_probabilities
 
 
@@ -94,8 +94,8 @@ def test_whatever_cuts_goes_through_the_processor_which_keeps_the_ties() -> None
     from vllm.sampling_params import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-    from ssd_ray.inference.engine import decoding_params
-    from ssd_ray.inference.sampler import ExactTopKTopP
+    from ssd_ray.inference.vllm.engine import decoding_params
+    from ssd_ray.inference.vllm.sampler import ExactTopKTopP
 
     chosen = [Decoding(top_k=3), Decoding(top_p=0.5), Decoding(top_k=3, top_p=0.9), Decoding(), Decoding(temperature=0, top_k=3)]
     asked = [SamplingParams(**decoding_params(each, exactly=True)) for each in chosen]

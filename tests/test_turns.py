@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from ssd_ray.inference.turns import Calls, Gate
+from ssd_ray.inference.concurrency import Calls, Gate
 
 
 def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:

@@ -19,14 +19,16 @@ from test_ledger import write
 
 from ssd_ray.artifacts import ledger, shards
 from ssd_ray.artifacts.ledger import Span
-from ssd_ray.inference import pool, presence, source, status, worker
-from ssd_ray.inference.deaths import Deaths
-from ssd_ray.inference.engine import Answer
-from ssd_ray.inference.placement import Resources
-from ssd_ray.inference.source import Plan
-from ssd_ray.inference.status import EngineStatus, Reporter
-from ssd_ray.inference.turns import Gate
-from ssd_ray.inference.unit import Unit, groups
+from ssd_ray.inference import pool, worker
+from ssd_ray.inference.concurrency import Gate
+from ssd_ray.inference.crashes import cluster_state, heartbeat
+from ssd_ray.inference.crashes.attribution import Deaths
+from ssd_ray.inference.crashes.heartbeat import EngineStatus, Reporter
+from ssd_ray.inference.vllm.engine import Answer
+from ssd_ray.inference.vllm.placement import Resources
+from ssd_ray.inference.work import queue
+from ssd_ray.inference.work.queue import Plan
+from ssd_ray.inference.work.unit import Unit, groups
 from ssd_ray.schema import Prompt
 
 
@@ -55,15 +57,15 @@ def test_no_more_units_are_out_than_the_window_until_one_is_on_record(plan: Plan
 
     monkeypatch.setattr("time.sleep", record)
     (plan.prompts / "manifest.json").touch()
-    units = source.paced(plan, {})
+    units = queue.paced(plan, {})
     assert _take(units, 2) == [("prompts-00000000", 0, 4), ("prompts-00000000", 4, 8)]
     assert waited == []
     assert _take(units, 1) == [("prompts-00000000", 8, 10)]
     assert len(waited) == 1
-    assert not source.all_out(plan.out).exists()
+    assert not queue.all_out(plan.out).exists()
     assert list(units) == []
     assert len(waited) == 3, "the last unit came on record, and with it the end"
-    assert source.all_out(plan.out).exists()
+    assert queue.all_out(plan.out).exists()
 
 
 def test_units_come_before_the_prompts_are_whole(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,7 @@ def test_units_come_before_the_prompts_are_whole(plan: Plan, monkeypatch: pytest
         _prompts(plan.prompts, 5, 6)
         (plan.prompts / "manifest.json").touch()
 
-    units = source.units(plan, {"prompts-00000000": [(0, 9)]})
+    units = queue.units(plan, {"prompts-00000000": [(0, 9)]})
     monkeypatch.setattr("time.sleep", render)
     assert next(units) == Span("prompts-00000000", 9, 10)
     assert next(units) is None
@@ -83,9 +85,9 @@ def test_units_come_before_the_prompts_are_whole(plan: Plan, monkeypatch: pytest
 def test_a_unit_that_is_given_back_comes_again_also_after_the_last_one(plan: Plan, handed_out: int) -> None:
     (plan.prompts / "manifest.json").touch()
     plan = dataclasses.replace(plan, window=3)
-    units = source.paced(plan, {})
+    units = queue.paced(plan, {})
     first, *_ = list(itertools.islice(units, handed_out))
-    source.give_back(plan.out, "a", first)
+    queue.give_back(plan.out, "a", first)
     assert next(units) == first
 
 
@@ -132,24 +134,24 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(plan: Plan, monkey
     instant = types.SimpleNamespace(submit=lambda request: InstantEngine().submit(request))
     late = worker.EngineWorker.__new__(worker.EngineWorker)
     late.__dict__ |= {"_order": order, "_actor": "a", "_gate": Gate(), "_engine": instant, "_report": Reporter(out, "a")}
-    monkeypatch.setattr("ssd_ray.inference.presence.actors", lambda: ())
+    monkeypatch.setattr("ssd_ray.inference.crashes.cluster_state.actors", lambda: ())
 
     def leave(code: int) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr("os._exit", leave)
-    status.begin(out, "two")
+    heartbeat.begin(out, "two")
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
     assert shards.shard_paths(out) == []
     shutil.rmtree(out / ".engines")
-    assert not status.is_current(out, "one"), "the stage is whole"
-    status.begin(out, "one")
+    assert not heartbeat.is_current(out, "one"), "the stage is whole"
+    heartbeat.begin(out, "one")
     write_table = shards.write_table
 
     def replaced_meanwhile(*arguments: Any) -> Any:
         written = write_table(*arguments)
-        status.begin(out, "two")
+        heartbeat.begin(out, "two")
         return written
 
     monkeypatch.setattr(shards, "write_table", replaced_meanwhile)
@@ -157,7 +159,7 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(plan: Plan, monkey
         late._draw_unit(unit)
     assert ledger.audit(out).set_aside == (f"{unit.name}.parquet is in no ledger",)
     monkeypatch.setattr(shards, "write_table", write_table)
-    status.begin(out, "one")
+    heartbeat.begin(out, "one")
     assert late._draw_unit(unit) == 4
     assert ledger.audit(out).positions == 4
 
@@ -180,7 +182,7 @@ def test_a_doubted_engine_tries_itself_with_one_unit_as_long_as_there_are_others
             Deaths([healthy, *died, dataclasses.replace(healthy, actor="a")], lambda: "ha"), tried, ()
         )
         (plan.out / ".returned").mkdir(exist_ok=True)
-        source.all_out(plan.out).touch()
+        queue.all_out(plan.out).touch()
 
 
 def test_a_control_service_that_is_away_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,14 +195,14 @@ def test_a_control_service_that_is_away_ends_no_watch(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "get_runtime_context", lambda: types.SimpleNamespace(get_job_id=lambda: "01000000"))
     monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", away)
     monkeypatch.setattr(ray._private.state.state, "actor_table", away)
-    assert not presence.is_draining("n")
-    assert presence.actors() == frozenset()
+    assert not cluster_state.is_draining("n")
+    assert cluster_state.actors() == frozenset()
 
 
 def test_storage_that_a_node_does_not_see_is_named_and_nothing_is_written_there(plan: Plan) -> None:
     order = types.SimpleNamespace(out=plan.out, prompts=plan.prompts)
     assert "out/.engines is not there on node" in worker._misplaced(order)  # type: ignore[arg-type]
-    status.begin(plan.out, "one")
+    heartbeat.begin(plan.out, "one")
     assert worker._misplaced(order) == ""  # type: ignore[arg-type]
     shutil.rmtree(plan.prompts)
     assert "--out must lie on storage that every node sees" in worker._misplaced(order)  # type: ignore[arg-type]

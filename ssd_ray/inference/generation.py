@@ -17,13 +17,15 @@ from ssd_ray.artifacts import files, ledger, manifests, shards
 from ssd_ray.artifacts.ledger import Audit
 from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
-from ssd_ray.inference import journal, pool, status
-from ssd_ray.inference.arguments import engine_environment
-from ssd_ray.inference.engine import Engine
+from ssd_ray.inference import pool
+from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.inference.monitor import Monitor
-from ssd_ray.inference.placement import engine_resources
 from ssd_ray.inference.pool import Pool
-from ssd_ray.inference.source import Plan
+from ssd_ray.inference.vllm.arguments import engine_environment
+from ssd_ray.inference.vllm.engine import Engine
+from ssd_ray.inference.vllm.placement import engine_resources
+from ssd_ray.inference.work import journal
+from ssd_ray.inference.work.queue import Plan
 from ssd_ray.inference.worker import Order
 from ssd_ray.progress import Progress
 
@@ -108,7 +110,7 @@ def draw(
     plan = Plan(prompts=order.prompts, out=out, samples=order.samples, shard_rows=shard_rows, window=engines.window)
     for partial in out.glob(".*.partial"):
         partial.unlink(missing_ok=True)
-    status.begin(out, order.attempt)
+    heartbeat.begin(out, order.attempt)
     found = _looked_at(out, progress, stage)
     with progress.task(stage, total=0, unit="answers", done=found.positions) as task:
         monitor = Monitor(
@@ -220,7 +222,7 @@ def _journalled(out: Path, found: Audit) -> int:
 
 def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str, Any]:
     """The facts, and no trace of what was needed on the way."""
-    losses = sum(one.dead for one in status.read(out))
+    losses = sum(one.dead for one in heartbeat.read(out))
     facts = found.facts()
     if facts["failed"] and not facts["rows"]:
         reason = facts["failed"][0]["reason"]

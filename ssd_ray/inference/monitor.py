@@ -18,10 +18,10 @@ from typing import Any
 from ssd_ray import niceness
 from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.inference import presence, status
-from ssd_ray.inference.deaths import Deaths
-from ssd_ray.inference.source import Plan, prompt_rows
-from ssd_ray.inference.status import EngineStatus
+from ssd_ray.inference.crashes import cluster_state, heartbeat
+from ssd_ray.inference.crashes.attribution import Deaths
+from ssd_ray.inference.crashes.heartbeat import EngineStatus
+from ssd_ray.inference.work.queue import Plan, prompt_rows
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining, Throughput
 
@@ -132,7 +132,7 @@ class Monitor:
             InfrastructureError: engines die and nothing is answered, or what this stage follows has failed.
         """
         with self._lock:
-            if time.monotonic() - self._looked >= status.PERIOD_S:
+            if time.monotonic() - self._looked >= heartbeat.PERIOD_S:
                 self._looked = time.monotonic()
                 self._ended()
                 self.look()
@@ -173,7 +173,7 @@ class Monitor:
     def _rate(self, engine: str, rows: int, tokens: int) -> float:
         """Mark the counts of an engine, or of all for an empty name; returns tokens a second."""
         if engine not in self._throughputs:
-            self._throughputs[engine] = Throughput(age_s=status.PERIOD_S)
+            self._throughputs[engine] = Throughput(age_s=heartbeat.PERIOD_S)
         throughput = self._throughputs[engine]
         throughput.mark(rows, tokens)
         return throughput.rates[1]
@@ -184,8 +184,8 @@ class Monitor:
 
     def _read(self) -> Deaths:
         """What counts: deaths, and engines of this attempt; those of a driver that was lost may take some seconds to end."""
-        statuses = (one for one in status.read(self._plan.out) if one.dead or one.attempt == self._attempt)
-        return Deaths(statuses, presence.actors)
+        statuses = (one for one in heartbeat.read(self._plan.out) if one.dead or one.attempt == self._attempt)
+        return Deaths(statuses, cluster_state.actors)
 
     def _own(self, deaths: Deaths) -> list[EngineStatus]:
         return [one for one in deaths.statuses if one.attempt == self._attempt]
@@ -217,13 +217,13 @@ class Monitor:
             self._progress.say(f"{self._stage}: prompt {prompt!r} is left out: engines die with it")
         reason = next((one.reason for one in reversed(own) if one.reason), _NO_REASON)
         if self._streak.deaths > self._max_failures:
-            status.absolve(self._plan.out, self._streak.engines)
+            heartbeat.absolve(self._plan.out, self._streak.engines)
             raise InfrastructureError(
                 f"{self._stage}: an engine died {self._streak.deaths} times in a row without an answer ({reason}); "
                 f"their logs are in {self._logs}"
             )
         if self._streak.prompts > self._max_failures:
-            status.absolve(self._plan.out, self._streak.engines)
+            heartbeat.absolve(self._plan.out, self._streak.engines)
             raise InfrastructureError(
                 f"{self._stage}: engines die with every prompt ({self._streak.prompts} in a row, {reason}); "
                 f"their logs are in {self._logs}; if it is the prompts, raise cluster.max_failures"

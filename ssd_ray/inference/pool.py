@@ -22,8 +22,8 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ssd_ray import ray_log
 from ssd_ray.errors import UserError
-from ssd_ray.inference.placement import PlacementGroups, Resources
-from ssd_ray.inference.source import Plan, all_out, emit
+from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
+from ssd_ray.inference.work.queue import Plan, all_out, emit
 from ssd_ray.inference.worker import EngineWorker, Order
 from ssd_ray.progress import Progress
 

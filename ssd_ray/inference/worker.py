@@ -26,13 +26,14 @@ from ssd_ray.artifacts import ledger
 from ssd_ray.artifacts.ledger import Record, Span
 from ssd_ray.artifacts.slices import log_to_file
 from ssd_ray.errors import UserError, one_line
-from ssd_ray.inference import guardian, journal, presence, source, status
-from ssd_ray.inference.deaths import DOUBTED_DEATHS, SUSPECT_DEATHS, Deaths
-from ssd_ray.inference.ending import CRASH_EXIT_CODE, record_reasons
-from ssd_ray.inference.engine import Answer, RefusedRequestError, Request, sample_seed
-from ssd_ray.inference.shards import write_completions
-from ssd_ray.inference.turns import Calls, Gate
-from ssd_ray.inference.unit import Unit, groups, read_prompts
+from ssd_ray.inference.concurrency import Calls, Gate
+from ssd_ray.inference.crashes import cluster_state, heartbeat, reaper
+from ssd_ray.inference.crashes.attribution import DOUBTED_DEATHS, SUSPECT_DEATHS, Deaths
+from ssd_ray.inference.crashes.ending import CRASH_EXIT_CODE, record_reasons
+from ssd_ray.inference.vllm.engine import Answer, RefusedRequestError, Request, sample_seed
+from ssd_ray.inference.work import journal, queue
+from ssd_ray.inference.work.shards import write_completions
+from ssd_ray.inference.work.unit import Unit, groups, read_prompts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +74,7 @@ class EngineWorker:
     def __init__(self, order: Order, concurrent_units: int) -> None:
         import ray
 
-        guardian.guard()
+        reaper.guard()
         os.environ.update(short_paths.vllm_environment())
         self._order = order
         self._misplaced = _misplaced(order)
@@ -83,12 +84,12 @@ class EngineWorker:
         log_to_file(order.logs, "engine")
         context = ray.get_runtime_context()
         self._node, self._actor = context.get_node_id(), context.get_actor_id()
-        self._report = status.Reporter(
+        self._report = heartbeat.Reporter(
             order.out,
             self._actor,
             node=self._node,
             attempt=order.attempt,
-            is_alive=presence.has_node,
+            is_alive=cluster_state.has_node,
             niceness=niceness.settle(),
         )
         self._gate, self._calls = Gate(), Calls(concurrent_units)
@@ -114,7 +115,7 @@ class EngineWorker:
 
     def _others_started(self) -> bool:
         """Return True if another engine of this attempt came up: the mistake is this machine's."""
-        engines = status.read(self._order.out)
+        engines = heartbeat.read(self._order.out)
         attempt = [one for one in engines if one.attempt == self._order.attempt]
         return any(one.ready and one.actor != self._actor for one in attempt)
 
@@ -126,7 +127,7 @@ class EngineWorker:
             raise UserError(self._misplaced)
         if self._leaving.is_set():
             threading.Event().wait()  # Ray asks the next process again
-        unit = source.span_of(batch)
+        unit = queue.span_of(batch)
         with self._calls.one() as came:
             try:
                 return pa.table({"rows": [self._draw_unit(unit) if came else self._give_back(unit)]})
@@ -170,24 +171,24 @@ class EngineWorker:
             return True
         if self._actor not in deaths.doubted:
             return False
-        if source.all_out(self._order.out).exists() or not self._trial.acquire(blocking=False):
+        if queue.all_out(self._order.out).exists() or not self._trial.acquire(blocking=False):
             return True
         time.sleep(_LAST_WORDS_S)  # it may be its last as well: what is given back goes first
         return False
 
     def _deaths(self) -> Deaths:
-        return Deaths(status.read(self._order.out), presence.actors)
+        return Deaths(heartbeat.read(self._order.out), cluster_state.actors)
 
     def _give_back(self, unit: Span) -> int:
         """Let another engine draw a unit: at once those in hand, then ever later, as who has none is given the next."""
         self._to_give_back -= 1
         self._leaving.wait(min(max(0.0, -self._to_give_back), _LONGEST_PAUSE_S))
-        source.give_back(self._order.out, self._report.engine, unit)
+        queue.give_back(self._order.out, self._report.engine, unit)
         return 0
 
     def _end_if_replaced(self) -> None:
         """A node that was cut off, or a machine that was paused, may come back when another attempt is at work."""
-        if not status.is_current(self._order.out, self._order.attempt):
+        if not heartbeat.is_current(self._order.out, self._order.attempt):
             print("engine: another attempt is at work, or the stage is whole", file=sys.stderr, flush=True)
             os._exit(0)
 
@@ -232,7 +233,7 @@ class EngineWorker:
         """On notice (SIGTERM, or the node draining) take nothing in any more, finish what has begun, and end."""
         while not self._draining.wait(_NOTICE_PERIOD_S):
             self._end_if_replaced()
-            if presence.is_draining(self._node):
+            if cluster_state.is_draining(self._node):
                 self._draining.set()
         self._report.become("draining")
         self._calls.close()

@@ -13,7 +13,7 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from ssd_ray.inference.truncation import truncate
+from ssd_ray.inference.vllm.truncation import truncate
 
 _TOP_K, _TOP_P = "exact_top_k", "exact_top_p"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ssd_ray.artifacts.ledger import Failure, Span
 from ssd_ray.artifacts.shards import read_table_of
-from ssd_ray.inference.deaths import ALONE_DEATHS, SUSPECT_DEATHS
-from ssd_ray.inference.engine import Answer, sample_seed
-from ssd_ray.inference.shards import Drawn
+from ssd_ray.inference.crashes.attribution import ALONE_DEATHS, SUSPECT_DEATHS
+from ssd_ray.inference.vllm.engine import Answer, sample_seed
+from ssd_ray.inference.work.shards import Drawn
 from ssd_ray.schema import Prompt, from_table
 
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
-from ssd_ray.inference.arguments import engine_arguments, truncates_exactly
-from ssd_ray.inference.ending import end_process
-from ssd_ray.inference.start_failure import explain
+from ssd_ray.inference.crashes.ending import end_process
+from ssd_ray.inference.crashes.start_failure import explain
+from ssd_ray.inference.vllm.arguments import engine_arguments, truncates_exactly
 from ssd_ray.models import answers, ends
 from ssd_ray.reasoning import special_marks, spelled
 from ssd_ray.schema import FinishReason
@@ -206,7 +206,7 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
 
     params = {"temperature": decoding.temperature, "output_kind": RequestOutputKind.FINAL_ONLY, "detokenize": False}
     if exactly and decoding.temperature > 0 and (decoding.top_k is not None or decoding.top_p < 1):
-        from ssd_ray.inference.sampler import exact_arguments
+        from ssd_ray.inference.vllm.sampler import exact_arguments
 
         return params | exact_arguments(decoding.top_k, decoding.top_p)
     return params | {"top_k": decoding.top_k or 0, "top_p": decoding.top_p}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
 from ssd_ray.artifacts.ledger import Span
-from ssd_ray.inference.status import EngineStatus
+from ssd_ray.inference.crashes.heartbeat import EngineStatus
 
 SUSPECT_DEATHS = 2
 """Deaths while a prompt was being drawn, after which it gets the engine for itself."""

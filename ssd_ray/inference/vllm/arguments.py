@@ -12,7 +12,7 @@ from ssd_ray import import_path
 from ssd_ray.config import REPLACES_SAMPLER, EngineConfig, ModelConfig
 
 _GIB = 1 << 30
-_EXACT_SAMPLER = "ssd_ray.inference.sampler:ExactTopKTopP"
+_EXACT_SAMPLER = "ssd_ray.inference.vllm.sampler:ExactTopKTopP"
 
 
 def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssd_ray.config import EngineConfig
-from ssd_ray.inference.arguments import num_workers
+from ssd_ray.inference.vllm.arguments import num_workers
 
 _YOUNG_S = 60
 

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from ssd_ray.artifacts.ledger import Span, append_line
-from ssd_ray.inference.engine import Answer
+from ssd_ray.inference.vllm.engine import Answer
 
 
 def encode(position: int, answer: Answer) -> bytes:

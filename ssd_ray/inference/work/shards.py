@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssd_ray.artifacts import ledger, shards
 from ssd_ray.artifacts.ledger import Failure, Record, Span
-from ssd_ray.inference.engine import Answer
+from ssd_ray.inference.vllm.engine import Answer
 from ssd_ray.schema import Completion, Prompt, arrow_schema
 
 

@@ -1,0 +1,1 @@
+"""Crashes of engines: heartbeats, which prompts are suspected, lost nodes, processes left behind."""
