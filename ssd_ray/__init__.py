@@ -26,7 +26,7 @@ __all__ = ["InfrastructureError", "LineProgress", "Recipe", "Run", "UserError", 
 _HOMES = {
     "load_recipe": ("ssd_ray.recipes", "load"),
     "Recipe": ("ssd_ray.config", "Recipe"),
-    "Run": ("ssd_ray.run", "Run"),
+    "Run": ("ssd_ray.pipeline.run", "Run"),
     "LineProgress": ("ssd_ray.progress", "LineProgress"),
     "read_rows": ("ssd_ray.artifacts.shards", "read_rows"),
     "UserError": ("ssd_ray.errors", "UserError"),

@@ -20,10 +20,10 @@ from staged import die_at
 
 from ssd_ray import cluster, models, recipes
 from ssd_ray.artifacts import files, shards
+from ssd_ray.pipeline.run import Run
+from ssd_ray.pipeline.stages import Stages
 from ssd_ray.progress import LineProgress
-from ssd_ray.run import Run
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
-from ssd_ray.stages import Stages
 
 CHOICES = (
     "model.source=someone/played",

@@ -21,9 +21,9 @@ import pytest
 
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, lineage, manifests, shards
+from ssd_ray.pipeline.run import Run
+from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import LineProgress
-from ssd_ray.run import Run
-from ssd_ray.step import Step
 
 ORDER = (
     "benchmark",

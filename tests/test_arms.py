@@ -8,11 +8,11 @@ from ssd_ray.artifacts import files, manifests
 from ssd_ray.cli import plan
 from ssd_ray.config import arms
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import Pipeline
+from ssd_ray.pipeline.graph import Pipeline
+from ssd_ray.pipeline.stages import Stages
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.timings import timings
-from ssd_ray.stages import Stages
 
 
 def steps(chosen, tmp_path):

@@ -20,10 +20,10 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.expected_outputs import needs_expected, with_expected
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.problems import sources
-from ssd_ray.problems.benchmarks import FORMATS, choice, evalplus, find_format, read_problems
+from ssd_ray.problems.benchmarks import FORMATS, evalplus, find_format, read_problems, resolve
 from ssd_ray.problems.benchmarks.files import RowError
 from ssd_ray.problems.benchmarks.gsm8k import gold_number
-from ssd_ray.problems.published import published, released_evaluation
+from ssd_ray.problems.published_prompts import published, released_evaluation
 from ssd_ray.problems.rendering import messages, user_message
 from ssd_ray.schema import Problem, Test
 
@@ -294,11 +294,11 @@ def test_sanitised_mbpp_brings_imports_and_calls_its_text_prompt(tmp_path: Path)
 def test_an_mbpp_split_has_its_count(tmp_path: Path) -> None:
     rows = [{**MBPP, "task_id": number} for number in range(5, 15)]
     file = str(_write(tmp_path / "m.jsonl", *rows))
-    loaded = choice.load(Benchmark(name="m", file=file, release="test"))
+    loaded = resolve.load(Benchmark(name="m", file=file, release="test"))
     assert [problem.problem_id for problem in loaded] == [f"mbpp/{number}" for number in range(11, 15)]
     benchmark = Benchmark(name="m", file=file, release="test")
     with pytest.raises(UserError, match="split test has 500 problems and 4 were found"):
-        list(choice.counted(benchmark, choice.load(benchmark)))
+        list(resolve.counted(benchmark, resolve.load(benchmark)))
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,8 @@ def test_reading_problems_loads_no_engine() -> None:
 
     code = (
         "import sys, ssd_ray.problems.benchmarks, ssd_ray.problems.rendering, ssd_ray.evaluation.judging.expected_outputs, "
-        "ssd_ray.evaluation.judging.comparison\nprint([n for n in ('torch', 'vllm', 'transformers', 'numpy', 'ray') if n in sys.modules])"
+        "ssd_ray.evaluation.judging.comparison\n"
+        "print([n for n in ('torch', 'vllm', 'transformers', 'numpy', 'ray') if n in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

@@ -16,9 +16,9 @@ from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.shards import read_rows, shard_paths
 from ssd_ray.errors import UserError
+from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.card import provenance
-from ssd_ray.run import Run
 from ssd_ray.schema import Completion, Example, Prompt
 
 RECIPE = """

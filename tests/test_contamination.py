@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ssd_ray import recipes
 from ssd_ray.artifacts import shards
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import Pipeline
+from ssd_ray.pipeline.graph import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.problems.contamination import FEWEST_WORDS, PHRASE_PROBLEMS, WORDS, Benchmarks, check, units
 from ssd_ray.progress import LineProgress

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from ssd_ray import recipes
-from ssd_ray.pipeline import Pipeline
+from ssd_ray.pipeline.graph import Pipeline
 from ssd_ray.progress import LineProgress
 
 GOLDEN = Path(__file__).parent / "golden" / "fingerprints.json"

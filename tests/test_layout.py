@@ -12,11 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ssd_ray"
 # A module may import from the lines below its own, and stages never from one another.
 LAYERS = [
     {"cli"},
-    {"run"},
-    {"renewal"},
     {"pipeline"},
-    {"step"},
-    {"stages"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"cluster", "recipes", "planner"},
     {"models"},

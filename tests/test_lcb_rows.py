@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ssd_ray import wire
 from ssd_ray.config import Benchmark
 from ssd_ray.errors import UserError
-from ssd_ray.problems.benchmarks import choice, livecodebench, read_problems
+from ssd_ray.problems.benchmarks import livecodebench, read_problems, resolve
 from ssd_ray.problems.benchmarks.files import RowError
 from ssd_ray.problems.benchmarks.livecodebench import pickled_text
 
@@ -105,7 +105,7 @@ def test_parquet_gives_the_same_problems_also_with_real_dates(tmp_path: Path) ->
     dated = [{**row, "contest_date": datetime.datetime.fromisoformat(row["contest_date"])} for row in rows]
     pq.write_table(pa.Table.from_pylist(dated), tmp_path / "t.parquet")
     assert list(read_problems(tmp_path / "a")) == list(read_problems(tmp_path / "t.parquet"))
-    found = choice.load(Benchmark(name="x", file=str(tmp_path / "t.parquet"), start="2025-02-08", end="2025-02-08"))
+    found = resolve.load(Benchmark(name="x", file=str(tmp_path / "t.parquet"), start="2025-02-08", end="2025-02-08"))
     assert len(list(found)) == 2
 
 
@@ -241,7 +241,7 @@ def test_a_release_is_its_files_and_a_window_its_dates(tmp_path: Path) -> None:
         (None, None, 1055),
     ]:
         benchmark = Benchmark(name="livecodebench", file=directory, release=release, window=window)
-        assert len(list(choice.counted(benchmark, choice.load(benchmark)))) == count
+        assert len(list(resolve.counted(benchmark, resolve.load(benchmark)))) == count
     with pytest.raises(UserError, match="window paper-v5 of release_v6 has 374 problems and 44 were found"):
         _count(name="x", file=directory, window="paper-v5")
     (tmp_path / "lcb" / "test2.jsonl").unlink()
@@ -252,7 +252,7 @@ def test_a_release_is_its_files_and_a_window_its_dates(tmp_path: Path) -> None:
 
 def _count(**chosen: Any) -> int:
     benchmark = Benchmark(**chosen)
-    return len(list(choice.counted(benchmark, choice.load(benchmark))))
+    return len(list(resolve.counted(benchmark, resolve.load(benchmark))))
 
 
 def test_a_part_of_a_release_is_refused_by_name_and_welcome_without_one(tmp_path: Path) -> None:
@@ -277,14 +277,14 @@ def test_a_row_without_a_date_is_refused_where_dates_choose(tmp_path: Path) -> N
 
 def test_an_unknown_window_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UserError, match="there is no window 'paper-v9': use paper-v6"):
-        choice.identify(Benchmark(name="livecodebench", window="paper-v9"))
+        resolve.identify(Benchmark(name="livecodebench", window="paper-v9"))
 
 
 def test_the_hub_is_named_by_its_files_and_not_asked() -> None:
-    assert choice.identify(Benchmark(name="livecodebench", release="v6", window="paper-v6")) == (
+    assert resolve.identify(Benchmark(name="livecodebench", release="v6", window="paper-v6")) == (
         "hub livecodebench/code_generation_lite test6.jsonl release=v6 window=paper-v6"
     )
-    whole = choice.identify(Benchmark(name="livecodebench", window="paper-v5"))
+    whole = resolve.identify(Benchmark(name="livecodebench", window="paper-v5"))
     assert "test.jsonl test2.jsonl" in whole
     assert "test6.jsonl" in whole
 
@@ -312,8 +312,8 @@ def test_the_rebuilt_release_v5_loads_and_says_what_it_lacks() -> None:
     if not REBUILT.exists():
         pytest.skip("the development data are not here")
     benchmark = Benchmark(name="livecodebench", file=str(REBUILT), release="release_v5")
-    loaded = choice.load(benchmark)
-    problems = list(choice.counted(benchmark, loaded))
+    loaded = resolve.load(benchmark)
+    problems = list(resolve.counted(benchmark, loaded))
     assert (len(problems), loaded.num_public_only) == (880, 511)
     assert {problem.kind for problem in problems} == {"stdin", "function"}
     assert _count(name="livecodebench", file=str(REBUILT), release="release_v5", window="nemo-v5") == 279

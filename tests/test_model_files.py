@@ -319,9 +319,9 @@ def test_a_mistake_exits_2_before_ray(
 
 def test_a_damaged_checkpoint_is_trained_again(tmp_path: Path, tiny_llama: Path) -> None:
     """Of our own artifact the remedy is to make it again, not to download it."""
+    from ssd_ray.pipeline.stages import Stages
     from ssd_ray.progress import LineProgress
     from ssd_ray.recipes import load
-    from ssd_ray.stages import Stages
 
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
     stages = Stages(load(tmp_path / "field.yaml"), tmp_path, LineProgress())

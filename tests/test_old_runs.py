@@ -15,7 +15,7 @@ from played import SCORES, Played, rows
 
 from ssd_ray.artifacts import files, identity
 from ssd_ray.errors import UserError
-from ssd_ray.run import Run
+from ssd_ray.pipeline.run import Run
 
 HERE = Path(__file__).parent
 GPU = ("samples", "checkpoint", "checkpoint-accepted", "generations/base", "generations/ssd", "generations/accepted")

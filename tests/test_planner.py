@@ -21,7 +21,7 @@ from ssd_ray.cli.plan import as_json, origin
 from ssd_ray.errors import UserError
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
-from ssd_ray.planner.shown import plain, shown
+from ssd_ray.planner.tables import plain, shown
 from ssd_ray.training.health import length_edges
 from ssd_ray.training.sequence_parallel import check_heads
 

@@ -20,12 +20,12 @@ from ssd_ray.artifacts import shards
 from ssd_ray.config import ModelConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import templates
+from ssd_ray.pipeline.run import Run
 from ssd_ray.problems import notes, prompting
 from ssd_ray.problems.chat_template import Clock
 from ssd_ray.problems.renderer import Renderer
 from ssd_ray.problems.rendering import Mode, release_text, renderer, user_message
 from ssd_ray.progress import LineProgress
-from ssd_ray.run import Run
 from ssd_ray.schema import Problem, Prompt
 
 PROBLEM = Problem(problem_id="x/1", source="x", statement="Add two numbers.")

@@ -17,10 +17,10 @@ from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.models import answers
+from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
 from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, prompted, special_marks, spelled
 from ssd_ray.reporting.health import readings
-from ssd_ray.run import Run
 from ssd_ray.schema import Completion, Problem, Prompt, Test, Verdict
 from ssd_ray.training.dataset import prepare
 from ssd_ray.training.health import Reading

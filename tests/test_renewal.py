@@ -16,7 +16,7 @@ from staged import GPU, ORDER, World, killed_at, snapshot, without_ray
 
 from ssd_ray.artifacts import identity, manifests
 from ssd_ray.errors import UserError
-from ssd_ray.step import Step
+from ssd_ray.pipeline.step import Step
 
 
 @pytest.fixture

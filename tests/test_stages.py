@@ -20,12 +20,12 @@ from ssd_ray.artifacts import files, identity, lineage, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.pipeline.renewal import Renewal
+from ssd_ray.pipeline.run import Run, _timed
+from ssd_ray.pipeline.stages import Stages
+from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import LineProgress
-from ssd_ray.renewal import Renewal
-from ssd_ray.run import Run, _timed
 from ssd_ray.schema import Completion, Prompt
-from ssd_ray.stages import Stages
-from ssd_ray.step import Step
 
 
 def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

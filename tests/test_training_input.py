@@ -16,11 +16,11 @@ from ssd_ray import models, recipes
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig, arms
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import Pipeline
+from ssd_ray.pipeline.graph import Pipeline
+from ssd_ray.pipeline.run import Run
+from ssd_ray.pipeline.stages import Stages
 from ssd_ray.progress import LineProgress
-from ssd_ray.run import Run
 from ssd_ray.schema import Example
-from ssd_ray.stages import Stages
 from ssd_ray.training.adapters import add_adapters
 from ssd_ray.training.checks import check_model
 

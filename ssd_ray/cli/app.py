@@ -39,8 +39,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="One line per stage and per
 
 def _make(verb: str, recipe: str, out: Path | None, overrides: list[str] | None, quiet: bool) -> Path:
     from ssd_ray import recipes
+    from ssd_ray.pipeline.run import Run
     from ssd_ray.progress import progress
-    from ssd_ray.run import Run
 
     loaded = recipes.load(recipe, overrides or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name

@@ -22,13 +22,13 @@ from ssd_ray.artifacts import manifests
 from ssd_ray.config import Decoding, Recipe, Section, arms
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
+from ssd_ray.pipeline.renewal import Outlook
+from ssd_ray.pipeline.run import Run
+from ssd_ray.pipeline.step import Step
 from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.clusters import TrainingPlan, plan_training
-from ssd_ray.planner.shown import plain, shown
+from ssd_ray.planner.tables import plain, shown
 from ssd_ray.progress import LineProgress
-from ssd_ray.renewal import Outlook
-from ssd_ray.run import Run
-from ssd_ray.step import Step
 
 _SHOWN = {"whole": "green", "partial": "yellow", "missing": "default", "stale": "red"}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ssd_ray.errors import UserError
 from ssd_ray.models import templates
-from ssd_ray.problems.published import Messages
+from ssd_ray.problems.published_prompts import Messages
 
 _DECIDED_HERE = {
     "add_generation_prompt",

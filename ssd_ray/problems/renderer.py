@@ -11,7 +11,7 @@ from typing import Any
 from ssd_ray.errors import UserError
 from ssd_ray.problems.chat_template import ChatTemplate
 from ssd_ray.problems.control_tokens import ControlTokens
-from ssd_ray.problems.published import Messages
+from ssd_ray.problems.published_prompts import Messages
 from ssd_ray.schema import Problem
 
 

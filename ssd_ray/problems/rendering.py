@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ssd_ray.artifacts import shards
 from ssd_ray.errors import UserError
 from ssd_ray.problems.chat_template import ChatTemplate, Clock
-from ssd_ray.problems.published import Messages, published, released_evaluation
+from ssd_ray.problems.published_prompts import Messages, published, released_evaluation
 from ssd_ray.problems.renderer import Renderer
 from ssd_ray.schema import Problem, Prompt
 

@@ -20,8 +20,8 @@ from ssd_ray.artifacts import files
 from ssd_ray.config import Benchmark, EvaluateConfig, PromptsConfig, hub_source
 from ssd_ray.config.hub import FORM as HUB_FORM
 from ssd_ray.errors import UserError
-from ssd_ray.problems import prompt_rows
-from ssd_ray.problems.benchmarks import BadRow, choice
+from ssd_ray.problems import prompt_files
+from ssd_ray.problems.benchmarks import BadRow, resolve
 from ssd_ray.problems.benchmarks import humaneval as humaneval_format
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.problems.contamination import Benchmarks, without_overlaps
@@ -114,9 +114,9 @@ def _benchmark(benchmark: Benchmark, tally: Tally) -> Iterator[Problem]:
     elif benchmark.file is None and benchmark.name == "humaneval":
         yield from humaneval()
     else:
-        loaded = choice.load(benchmark)
+        loaded = resolve.load(benchmark)
         try:
-            yield from choice.counted(benchmark, loaded)
+            yield from resolve.counted(benchmark, loaded)
         finally:
             tally.bad_rows += loaded.bad_rows
             tally.places |= loaded.places
@@ -131,7 +131,7 @@ def identify(source: str | Benchmark) -> str:
         UserError: a path with no readable file, or a release or window that does not exist.
     """
     if isinstance(source, Benchmark) and (source.file is not None or source.name == "livecodebench"):
-        return choice.identify(source)
+        return resolve.identify(source)
     name = source.name if isinstance(source, Benchmark) else source
     if name == "builtin":
         return f"builtin {files.digest(BUILTIN / f'{tier}.yaml' for tier in TIERS)}"
@@ -209,7 +209,7 @@ def id_hint(choices: PromptsConfig) -> str | None:
     """How to use the ids of a prompt file whose rows are numbered."""
     if choices.id_column is not None or not is_file(choices.source):
         return None
-    _, row = next(prompt_rows.file_rows(choices.source), ("", {}))
+    _, row = next(prompt_files.file_rows(choices.source), ("", {}))
     name = next((name for name in ("prompt_id", "id") if isinstance(row, Mapping) and name in row), None)
     return name and f"{choices.source} has a column {name!r} and prompts are numbered: set prompts.id_column={name} to use it"
 
@@ -222,15 +222,15 @@ def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator
             f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
         )
     if is_file(choices.source):
-        return prompt_rows.problems(_chosen(_counted(prompt_rows.file_rows(choices.source), tally), choices, tally), choices)
+        return prompt_files.problems(_chosen(_counted(prompt_files.file_rows(choices.source), tally), choices, tally), choices)
     hub = hub_source(choices.source)
     if hub is None:
         raise UserError(f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; REVISION is a commit, tag or branch")
     if note is not None:
-        hub = prompt_rows.pinned(choices.source, hub, note)
+        hub = prompt_files.pinned(choices.source, hub, note)
     tally.revision = hub.revision
-    rows = _counted(prompt_rows.hub_rows(choices.source, hub), tally)
-    return prompt_rows.problems(_chosen(rows, choices, tally), choices)
+    rows = _counted(prompt_files.hub_rows(choices.source, hub), tally)
+    return prompt_files.problems(_chosen(rows, choices, tally), choices)
 
 
 def _chosen(rows: Iterable[Placed], choices: PromptsConfig, tally: Tally) -> Iterable[Placed]:

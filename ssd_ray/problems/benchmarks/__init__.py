@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssd_ray.errors import UserError
-from ssd_ray.problems.benchmarks import evalplus, gsm8k, humaneval, livecodebench, mbpp, rows
+from ssd_ray.problems.benchmarks import evalplus, gsm8k, humaneval, livecodebench, mbpp, native
 from ssd_ray.problems.benchmarks.columns import require_known
 from ssd_ray.problems.benchmarks.files import Row, RowError, list_files, read_rows
 from ssd_ray.schema import Problem
@@ -92,7 +92,7 @@ FORMATS = (
         without="tests",
         known="original_answer",
     ),
-    _format("rows", rows.problem, "problem_id statement tests", "see docs/benchmarks.md"),
+    _format("rows", native.problem, "problem_id statement tests", "see docs/benchmarks.md"),
 )
 
 

@@ -18,8 +18,8 @@ from typing import Literal
 from ssd_ray.artifacts import files, identity, lineage, manifests
 from ssd_ray.artifacts.manifests import State
 from ssd_ray.errors import UserError
+from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import Progress
-from ssd_ray.step import Step
 
 Outlook = Literal["keep", "resume", "make", "make again", "refuse"]
 

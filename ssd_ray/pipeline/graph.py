@@ -9,7 +9,7 @@ control `accepted` shares the samples: training-problems/ with their tests, samp
 checkpoint-accepted/. A second profile of grading fills verdicts-lcb/<arm>/.
 
 Every fingerprint follows from the recipe alone, so what is whole, partial or made by another recipe is known before any
-work starts. This is the one module that knows more than one stage; `ssd_ray.run` makes the steps.
+work starts. This is the one module that knows more than one stage; `ssd_ray.pipeline.run` makes the steps.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import Arm, Recipe, arms
 from ssd_ray.config.arms import Branch
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.pipeline.stages import Stages
+from ssd_ray.pipeline.step import Step
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
-from ssd_ray.stages import Stages
-from ssd_ray.step import Step
 
 if TYPE_CHECKING:
     from ssd_ray.evaluation.pool import GraderPool

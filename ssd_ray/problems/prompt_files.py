@@ -16,7 +16,7 @@ from typing import Any
 from ssd_ray.artifacts import files
 from ssd_ray.config import HubSource, PromptsConfig, hub_source
 from ssd_ray.errors import UserError, one_line
-from ssd_ray.problems.benchmarks import rows as own_rows
+from ssd_ray.problems.benchmarks import native as own_rows
 from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, shown, text
 from ssd_ray.problems.prompt_columns import Placed, named_function, require_complete_statement
 from ssd_ray.schema import Problem

@@ -14,7 +14,7 @@ from typing import Any
 
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.identity import Identity, revision_of
-from ssd_ray.stages import Facts
+from ssd_ray.pipeline.stages import Facts
 
 SET_ASIDE = "set-aside"
 """Where a run keeps what took hours and is made again."""

@@ -21,12 +21,12 @@ from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.config import Recipe
-from ssd_ray.pipeline import Pipeline
+from ssd_ray.pipeline.graph import Pipeline
+from ssd_ray.pipeline.renewal import Outlook, Renewal
+from ssd_ray.pipeline.stages import Facts
+from ssd_ray.pipeline.step import Step
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
-from ssd_ray.renewal import Outlook, Renewal
-from ssd_ray.stages import Facts
-from ssd_ray.step import Step
 
 _STOP_TIMEOUT_S = 30.0
 
