@@ -20,8 +20,8 @@ from machine import machine
 
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.progress import LineProgress
+from ssd_ray.standalone.grade_files import Job, grade_files
 
 TIME = {"time_limit", "timeout"}
 

@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from machine import machine
 
-from ssd_ray.evaluation.metrics import effective_number
-from ssd_ray.evaluation.paired import discordance, score
+from ssd_ray.statistics.metrics import effective_number
+from ssd_ray.statistics.paired import discordance, score
 
 Array = npt.NDArray[np.float64]
 LOWEST, HIGHEST = 0.93, 0.975

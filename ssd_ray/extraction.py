@@ -12,6 +12,7 @@ model forgot to close the former. `lcb` is LiveCodeBench's rule to the letter (2
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -145,3 +146,14 @@ def _opening(line: str) -> tuple[int, str, str] | None:
     if match is None or match["fence"][0] in match["info"]:
         return None
     return len(match["indent"].expandtabs(4)), match["fence"], match["info"].strip()
+
+
+def is_python(source: str) -> bool:
+    """Return True if a text compiles, as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a benchmark's deprecated escapes are not the user's concern
+        try:
+            compile(source, "source", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True

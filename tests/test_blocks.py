@@ -15,11 +15,11 @@ import pytest
 from ssd_ray.evaluation.judging.blocks import wrong_block
 from ssd_ray.evaluation.judging.judge import Rules, grade_completion
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.extraction import Extraction, extract, names_other_language
 from ssd_ray.progress import LineProgress
 from ssd_ray.reasoning import content_of_text
 from ssd_ray.schema import Completion, Problem, Test, Verdict
+from ssd_ray.standalone.grade_files import Job, grade_files
 
 RULES = Rules(limits=Limits(time_s=5, memory_mib=512, output_kib=64))
 SUM = Problem(problem_id="sum", source="t", statement="Add.", tests=(Test(input="1 2\n", output="3\n"),))

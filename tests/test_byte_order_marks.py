@@ -14,10 +14,10 @@ import pytest
 from ssd_ray import recipes
 from ssd_ray.config import PromptsConfig
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.completions import open_completions
 from ssd_ray.problems import sources
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.schema import Problem
+from ssd_ray.standalone.completions import open_completions
 
 BOM = codecs.BOM_UTF8
 ROWS = [{"question": "Print é."}, {"question": "Print b."}]

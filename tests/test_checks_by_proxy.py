@@ -16,12 +16,12 @@ from ssd_ray.evaluation.judging import humaneval_check, output_limit
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.judging.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.evaluation.verdicts import is_open
 from ssd_ray.pipeline.stages import Stages
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem, Test
+from ssd_ray.standalone.grade_files import Job, grade_files
 
 RULES = Rules(limits=Limits(time_s=20, memory_mib=512, output_kib=64))
 

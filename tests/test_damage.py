@@ -16,13 +16,14 @@ from ssd_ray.artifacts import shards, slices
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation import summary, verdicts
+from ssd_ray.evaluation import verdicts
 from ssd_ray.evaluation.grader import Order
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.inference.work.queue import prompt_rows
 from ssd_ray.inference.work.unit import read_prompts
 from ssd_ray.schema import Completion, Example, Problem, Prompt, Row, Verdict
+from ssd_ray.standalone import scores
 from ssd_ray.training.dataset import prepare
 from ssd_ray.training.examples import Examples
 from ssd_ray.training.health import Reading
@@ -90,8 +91,8 @@ READERS: dict[str, tuple[type[Row], Callable[[Path], Any]]] = {
     "slice": (Completion, lambda path: slices.read_slice(_slice(path)).to_pylist()),
     "graded keys": (Verdict, verdicts.graded_keys),
     "facts of verdicts": (Verdict, lambda path: verdicts.facts(_order(path))),
-    "table of verdicts": (Verdict, lambda path: summary._write_table(path.parent)),
-    "scores": (Verdict, lambda path: summary._benchmarks(path.parent, 0.1)),
+    "table of verdicts": (Verdict, lambda path: scores._write_table(path.parent)),
+    "scores": (Verdict, lambda path: scores._benchmarks(path.parent, 0.1)),
     "unit": (Prompt, lambda path: read_prompts(path, Span("shard", 0, NUMBER), 1)),
     "footer": (Prompt, lambda path: prompt_rows(path / "shard.parquet")),
     "examples": (Example, lambda path: Examples(path)),

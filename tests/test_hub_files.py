@@ -15,12 +15,12 @@ from ssd_ray.config import PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.problems import sources
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.rendering import user_message
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem
+from ssd_ray.standalone.grade_files import Job, grade_files
 
 HELPERS = """
 import numpy as np

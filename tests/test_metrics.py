@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.metrics import (
-    effective_number,
-    pass_at_k,
-    pass_at_k_matrix,
-    problem_weights,
-    score_interval,
-)
+from ssd_ray.statistics.metrics import effective_number, pass_at_k, pass_at_k_matrix, problem_weights, score_interval
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():

@@ -11,8 +11,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.paired import Discordance, difference_interval, discordance, score
-from ssd_ray.evaluation.significance import p_value, smallest_detectable_effect, standard_error
+from ssd_ray.statistics.paired import Discordance, difference_interval, discordance, score
+from ssd_ray.statistics.significance import p_value, smallest_detectable_effect, standard_error
 
 Z = 1.959963984540054
 SMALL = [(b, c, n) for n in range(1, 31) for b in range(n + 1) for c in range(n + 1 - b)]

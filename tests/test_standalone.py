@@ -24,10 +24,10 @@ from ssd_ray.cli.app import main
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.lcb_official import GRADER
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Verdict, from_table
+from ssd_ray.standalone.grade_files import Job, grade_files
 
 RULES = Rules(limits=Limits(time_s=2, memory_mib=256, output_kib=64))
 DOUBLE = "print(2 * int(input()))"

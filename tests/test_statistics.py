@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd_ray.evaluation import selection
-from ssd_ray.evaluation.metrics import score_interval
-from ssd_ray.evaluation.paired import difference_interval, discordance
-from ssd_ray.evaluation.significance import p_value, smallest_detectable_effect, standard_error
+from ssd_ray.statistics import selection
+from ssd_ray.statistics.metrics import score_interval
+from ssd_ray.statistics.paired import difference_interval, discordance
+from ssd_ray.statistics.significance import p_value, smallest_detectable_effect, standard_error
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -17,10 +17,10 @@ from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
-from ssd_ray.evaluation.standalone import Job, grade_files
 from ssd_ray.extraction import Rule
 from ssd_ray.progress import Progress
 from ssd_ray.schema import Profile
+from ssd_ray.standalone.grade_files import Job, grade_files
 
 _NAMED = 10
 """Problems that a table names before it stops."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ssd_ray.config import Decoding, Recipe, arms
-from ssd_ray.evaluation.selection import SPLITS
 from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, is_few, isolation, parameters, percent
+from ssd_ray.statistics.selection import SPLITS
 
 PAPER_SMALLEST = 4e9
 """Parameters of the smallest model in the paper (table 2)."""

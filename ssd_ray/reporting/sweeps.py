@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ssd_ray.config import Recipe, arms
-from ssd_ray.evaluation import selection
-from ssd_ray.evaluation.metrics import Values
-from ssd_ray.evaluation.selection import Halves
 from ssd_ray.reporting.counts import ProblemResult
-from ssd_ray.reporting.differences import judged, pass_at_values
+from ssd_ray.statistics import selection
+from ssd_ray.statistics.differences import judged, pass_at_values
+from ssd_ray.statistics.metrics import Values
+from ssd_ray.statistics.selection import Halves
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
 

@@ -11,7 +11,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from ssd_ray.config import Decoding
-from ssd_ray.reporting.differences import MIN_PROBLEMS
+from ssd_ray.statistics.differences import MIN_PROBLEMS
 
 NBSP = "\u00a0"
 MINUS = "\u2212"

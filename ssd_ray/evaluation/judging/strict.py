@@ -24,7 +24,7 @@ from ssd_ray.evaluation.judging.humaneval_check import BrokenCheckError, NoCallE
 from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, OUTCOMES, UNGRADABLE, Graded, UngradableError
 from ssd_ray.evaluation.judging.output_limit import too_large, with_room
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call
-from ssd_ray.problems.benchmarks.files import is_python
+from ssd_ray.extraction import is_python
 from ssd_ray.schema import Outcome, Problem, Test
 from ssd_ray.wire import restored
 

@@ -10,7 +10,6 @@ import gzip
 import json
 import keyword
 import os
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -173,17 +172,6 @@ def entry_point(row: Row, field: str) -> str:
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in ([owner, method] if is_method else [owner])):
         raise RowError(f"field {field!r} must name a function, or a method as Solution().name, not {shown(name)}")
     return owner + is_method + method
-
-
-def is_python(source: str) -> bool:
-    """Return True if a text compiles, as it is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a benchmark's deprecated escapes are not the user's concern
-        try:
-            compile(source, "source", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-    return True
 
 
 def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:

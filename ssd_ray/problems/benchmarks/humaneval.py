@@ -5,7 +5,8 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
-from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, is_python, text
+from ssd_ray.extraction import is_python
+from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, text
 from ssd_ray.schema import Problem, Test
 
 

@@ -23,8 +23,7 @@ from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.identity import Identity, revision_of, staleness
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation import soundness, summary
-from ssd_ray.evaluation.completions import content_of, open_completions
+from ssd_ray.evaluation import soundness
 from ssd_ray.evaluation.grader import Grader, Order
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox.inside import walls
@@ -35,6 +34,8 @@ from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
 from ssd_ray.reasoning import ANY, ReasoningFormat
 from ssd_ray.schema import Completion, Problem
+from ssd_ray.standalone import scores
+from ssd_ray.standalone.completions import content_of, open_completions
 
 _SHARD_ROWS = 1024
 _MAX_FAILURES = 3
@@ -79,7 +80,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         graded = manifests.make(verdicts, identities["verdicts"], lambda out: _verdicts(job, out, total, content, progress))
         problems = {**manifests.load(benchmark).facts, "completions_left_out": made.facts.get("left_out", 0)}
         bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
-        return summary.write(
+        return scores.write(
             job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
         )
 

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 from ssd_ray.config import Recipe
-from ssd_ray.evaluation import metrics, paired, significance
-from ssd_ray.evaluation.metrics import Values
-from ssd_ray.evaluation.paired import Discordance
+from ssd_ray.statistics import metrics, paired, significance
+from ssd_ray.statistics.metrics import Values
+from ssd_ray.statistics.paired import Discordance
 
 MIN_PROBLEMS = 10
 """Below this many problems reports print counts and call no two arms different: a convention of this report."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from ssd_ray.evaluation.metrics import Interval
-from ssd_ray.evaluation.paired import Discordance, score
+from ssd_ray.statistics.metrics import Interval
+from ssd_ray.statistics.paired import Discordance, score
 
 POWER = 0.8
 """The share of such runs that find a true difference of the detectable size (Cohen 1988)."""

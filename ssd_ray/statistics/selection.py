@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ssd_ray.evaluation.metrics import Values, problem_weights
-from ssd_ray.evaluation.paired import Discordance, design_effect
+from ssd_ray.statistics.metrics import Values, problem_weights
+from ssd_ray.statistics.paired import Discordance, design_effect
 
 SPLITS = 24
 """Random splits that are averaged: the spread that the split itself causes is then a fifth of that of a single one."""

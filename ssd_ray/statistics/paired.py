@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.metrics import Interval, Values, check_values, effective_number
+from ssd_ray.statistics.metrics import Interval, Values, check_values, effective_number
 
 _HALVINGS = 60
 """Of an interval of at most 2: the remaining error is below 2e-18."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from ssd_ray.artifacts import files, shards
 from ssd_ray.artifacts.shards import read_table
-from ssd_ray.evaluation.metrics import pass_at_k_matrix, score_interval
 from ssd_ray.schema import Verdict
+from ssd_ray.statistics.metrics import pass_at_k_matrix, score_interval
 
 CONFIDENCE = 0.95
 _COLUMNS = {

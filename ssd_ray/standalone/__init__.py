@@ -1,0 +1,1 @@
+"""Grade files of completions from anywhere, without a recipe and without Ray."""
