@@ -12,7 +12,7 @@ from ssd_ray.pipeline.graph import Pipeline
 from ssd_ray.pipeline.stages import Stages
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.progress import LineProgress
-from ssd_ray.reporting.timings import timings
+from ssd_ray.reporting.numbers.timings import timings
 
 
 def steps(chosen, tmp_path):

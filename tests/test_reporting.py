@@ -13,11 +13,12 @@ from synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_o
 
 from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import UserError
-from ssd_ray.reporting import counts, tables, words
+from ssd_ray.reporting import words
 from ssd_ray.reporting.comparison import compare
+from ssd_ray.reporting.numbers import counts, tables
+from ssd_ray.reporting.numbers.timings import timings
 from ssd_ray.reporting.page import headline, measure, report
 from ssd_ray.reporting.terminal import summary
-from ssd_ray.reporting.timings import timings
 from ssd_ray.statistics import differences, metrics, paired, significance
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from ssd_ray.artifacts import files
 from ssd_ray.config import Recipe, SampleConfig, hub_source
 from ssd_ray.config.arms import Branch
-from ssd_ray.reporting.environment import environment
 from ssd_ray.reporting.health import CLASS_WORDS
+from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.schema import Completion, Example, arrow_schema
 
 LICENSES = {"builtin": "apache-2.0", "rstar-coder": "cc-by-4.0"}

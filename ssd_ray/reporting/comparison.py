@@ -23,7 +23,7 @@ from ssd_ray import recipes
 from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import Recipe, fields
 from ssd_ray.errors import UserError
-from ssd_ray.reporting.tables import rounded_to_ten_digits
+from ssd_ray.reporting.numbers.tables import rounded_to_ten_digits
 from ssd_ray.reporting.terminal import STYLES, score
 from ssd_ray.reporting.words import MINUS, decimals, is_few, points, reading, tally
 from ssd_ray.statistics.differences import Difference, difference, pass_at_values

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ssd_ray.artifacts import shards
 from ssd_ray.config import Recipe, arms
-from ssd_ray.reporting.counts import Answer, ProblemResult
+from ssd_ray.reporting.numbers.counts import Answer, ProblemResult
 from ssd_ray.schema import Verdict
 
 MAX_EXAMPLES = 5

@@ -12,8 +12,8 @@ from typing import Any
 
 from ssd_ray.config import Recipe
 from ssd_ray.config.arms import Branch
-from ssd_ray.reporting.environment import environment
-from ssd_ray.reporting.health_plots import health_pictures, shares
+from ssd_ray.reporting.plots.health_plots import health_pictures, shares
+from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.reporting.words import count, counted, decimals, percent
 
 WARN_SHARE = 0.05

@@ -2,7 +2,7 @@
 
 One idea: the page computes nothing. It shows scores.json, every result and the same bytes for the same artifacts, and
 timings.json, what never repeats. It opens without a network, holds no script, and its template engine escapes every string
-that comes from a model, a recipe or a problem. Reads the run, and the templates and page.css beside it.
+that comes from a model, a recipe or a problem. Reads the run, and the templates.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import Recipe, arms, fields
 from ssd_ray.config.arms import Branch
-from ssd_ray.reporting import counts, health, tables, words
-from ssd_ray.reporting.canvas import Picture, style_of
-from ssd_ray.reporting.environment import environment
+from ssd_ray.reporting import health, words
 from ssd_ray.reporting.examples import Example, examples
-from ssd_ray.reporting.held_out import held_out
 from ssd_ray.reporting.limits import limits, what_was_run
-from ssd_ray.reporting.plots import pictures
-from ssd_ray.reporting.timings import timings
+from ssd_ray.reporting.numbers import counts, tables
+from ssd_ray.reporting.numbers.held_out import held_out
+from ssd_ray.reporting.numbers.timings import timings
+from ssd_ray.reporting.plots.canvas import Picture, style_of
+from ssd_ray.reporting.plots.pictures import pictures
+from ssd_ray.reporting.templates.environment import environment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_ray.reporting.counts import FINISH_REASONS, Loss, SampleCounts
+from ssd_ray.reporting.numbers.counts import FINISH_REASONS, Loss, SampleCounts
 
 MAX_BINS = 24
 BIN_WIDTHS = tuple(step * 10**power for power in range(7) for step in (1, 2, 4, 5))

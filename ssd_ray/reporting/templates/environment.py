@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jinja2
 
-from ssd_ray.reporting import profiles, words
+from ssd_ray.reporting import words
+from ssd_ray.reporting.numbers import profiles
 from ssd_ray.statistics import differences
 
 MAX_FLIPS = 100

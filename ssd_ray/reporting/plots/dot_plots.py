@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting import words
-from ssd_ray.reporting.canvas import COLORS, INK, MARKERS, QUIET, Picture, canvas, finish, short, style_of
+from ssd_ray.reporting.plots.canvas import COLORS, INK, MARKERS, QUIET, Picture, canvas, finish, short, style_of
 from ssd_ray.reporting.words import MINUS, decimals, is_few, percent, points, rounded
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssd_ray.reporting.canvas import COLORS, MARKERS, WIDTH, Picture, finish, style_of
+from ssd_ray.reporting.plots.canvas import COLORS, MARKERS, WIDTH, Picture, finish, style_of
 from ssd_ray.reporting.words import percent, score
 
 TEACHER = "teacher"

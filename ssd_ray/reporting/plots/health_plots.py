@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ssd_ray.reporting.canvas import COLORS, INK, PAPER, QUIET, RULE, WIDTH, Picture, canvas, finish, style
+from ssd_ray.reporting.plots.canvas import COLORS, INK, PAPER, QUIET, RULE, WIDTH, Picture, canvas, finish, style
 from ssd_ray.reporting.words import count, percent, plain
 
 GROUP_COLORS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssd_ray.reporting.counts import ProblemResult
+from ssd_ray.reporting.numbers.counts import ProblemResult
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
 UNGRADED = "infrastructure_error"

@@ -19,10 +19,10 @@ import numpy as np
 
 from ssd_ray.config import EvaluateConfig, Recipe, arms
 from ssd_ray.lcb_official import GRADER
-from ssd_ray.reporting.counts import FINISH_REASONS, OUTCOMES, Loss, ProblemResult, SampleCounts
-from ssd_ray.reporting.profiles import flips
-from ssd_ray.reporting.sweeps import selections
-from ssd_ray.reporting.training_data import training
+from ssd_ray.reporting.numbers.counts import FINISH_REASONS, OUTCOMES, Loss, ProblemResult, SampleCounts
+from ssd_ray.reporting.numbers.profiles import flips
+from ssd_ray.reporting.numbers.sweeps import selections
+from ssd_ray.reporting.numbers.training_data import training
 from ssd_ray.statistics import metrics
 from ssd_ray.statistics.differences import Difference, difference, pass_at_values
 from ssd_ray.statistics.metrics import Values

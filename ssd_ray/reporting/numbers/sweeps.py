@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssd_ray.config import Recipe, arms
-from ssd_ray.reporting.counts import ProblemResult
+from ssd_ray.reporting.numbers.counts import ProblemResult
 from ssd_ray.statistics import selection
 from ssd_ray.statistics.differences import judged, pass_at_values
 from ssd_ray.statistics.metrics import Values

@@ -12,10 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssd_ray.reporting.canvas import COLORS, PAPER, WIDTH, Picture, canvas, finish, short, style
-from ssd_ray.reporting.dot_plots import difference_plot, difficulty_plot, score_plot
-from ssd_ray.reporting.held_out import drift_plot, entropy_plot, likelihood_plot
-from ssd_ray.reporting.sweep_plot import sweep_plot
+from ssd_ray.reporting.plots.canvas import COLORS, PAPER, WIDTH, Picture, canvas, finish, short, style
+from ssd_ray.reporting.plots.dot_plots import difference_plot, difficulty_plot, score_plot
+from ssd_ray.reporting.plots.held_out import drift_plot, entropy_plot, likelihood_plot
+from ssd_ray.reporting.plots.sweep_plot import sweep_plot
 from ssd_ray.reporting.words import count, duration
 
 OUTCOME_COLORS = {

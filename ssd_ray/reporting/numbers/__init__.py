@@ -1,0 +1,1 @@
+"""Numbers of the report: what the page and scores.json show, computed from artifacts."""

@@ -1,0 +1,48 @@
+"""Collect the held-out measurements of a training: likelihood against its floor, distance to the base, entropy by part.
+
+Reads `heldout.jsonl` in a checkpoint's directory into the `held_out` part of scores.json. The measures
+are defined in `ssd_ray/training/distributions.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.errors import UserError
+
+SHOWN = (
+    "nll",
+    "floor",
+    "cross_entropy",
+    "kl_to_base",
+    "entropy",
+    "entropy_gate",
+    "entropy_head",
+    "entropy_tail",
+    "kept_mass",
+    "outside_support",
+)
+
+
+def held_out(checkpoint: Path) -> dict[str, Any] | None:
+    """The measurements of a training as columns by step, and the tokens they are over; None when nothing was held out.
+
+    Raises:
+        UserError: a line of the file is not a measurement.
+    """
+    path = checkpoint / "heldout.jsonl"
+    if not path.exists() or not path.read_text().strip():
+        return None
+    found: dict[int, Mapping[str, Any]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found[int(record["step"])] = {name: float(record[name]) for name in (*SHOWN, "tokens")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number} is not a measurement; delete {path.parent} and train again") from error
+    steps = sorted(found)
+    columns = {name: [found[step][name] for step in steps] for name in SHOWN}
+    return {"tokens": int(found[steps[0]]["tokens"]), "step": steps, **columns}

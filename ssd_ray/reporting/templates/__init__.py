@@ -1,0 +1,1 @@
+"""Templates of the pages, and the Jinja environment that fills them."""
