@@ -32,19 +32,20 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     from ssd_ray.config import ClusterConfig, TrainConfig
-    from ssd_ray.training.engine import prepare_process
+    from ssd_ray.training.model.engine import prepare_process
 
     cluster = ClusterConfig(device="cpu", train_workers=world, cpus_per_train_worker=1)
     prepare_process(cluster)
     import deepspeed
 
-    from ssd_ray.training import checkpoints
-    from ssd_ray.training.loop import Job, Worker
+    from ssd_ray.training.job import Job
+    from ssd_ray.training.loop import Worker
+    from ssd_ray.training.state import resume
 
     deepspeed.init_distributed("gloo", verbose=False)
     paths = {name: Path(plan[name]) for name in ("dataset", "model", "out")}
     worker = Worker(Job(**paths, logs=paths["out"], train=TrainConfig(**plan["train"]), cluster=cluster, seed=0))
-    begin = checkpoints.restore(worker.engine, paths["out"])
+    begin = resume.restore(worker.engine, paths["out"])
     worker.observer.begin(begin)
     steps, saves, start_s = [], [], 0.0
     begins_s = time.time() - plan["started"]
@@ -53,9 +54,9 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
         start_s = time.time() - plan["started"] if step == begin else start_s
         began = time.perf_counter()
         if not begin:
-            checkpoints.save(worker.engine, paths["out"], step + 1)
+            resume.save(worker.engine, paths["out"], step + 1)
         saves.append(time.perf_counter() - began)
-    state = paths["out"] / checkpoints.RESUME / f"step-{begin + plan['steps']}"
+    state = paths["out"] / resume.RESUME / f"step-{begin + plan['steps']}"
     size = sum(path.stat().st_size for path in state.iterdir()) / 2**30 if state.exists() else 0
     if rank == 0:
         told = {"begin": begin, "begins_s": begins_s, "start_s": start_s, "steps_s": steps, "saves_s": saves, "state_gib": size}

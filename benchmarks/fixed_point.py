@@ -30,9 +30,9 @@ from ssd_ray import models, recipes
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.schema import Example
-from ssd_ray.training.distributions import MEASURES, measure, sampling_log_probabilities
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.heldout import read_held_out, split
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
+from ssd_ray.training.observe.heldout import read_held_out, split
 
 SUBJECTS = (
     "the sea",
@@ -102,7 +102,8 @@ def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decodi
 
 def run(base: Path, rows: list[Example], decoding: Decoding, folder: Path, **choices: Any) -> list[float]:
     """Train on the rows in this process; the loss of each step. Held-out measures are in `folder`."""
-    from ssd_ray.training.loop import Job, Worker
+    from ssd_ray.training.job import Job
+    from ssd_ray.training.loop import Worker
 
     write_shard(folder / "dataset", "part-00000", rows, Example)
     chosen = TrainConfig(
@@ -124,7 +125,7 @@ def run(base: Path, rows: list[Example], decoding: Decoding, folder: Path, **cho
 
 def join_a_group_of_one() -> None:
     """What Ray Train does for a worker, for this process alone."""
-    from ssd_ray.training.engine import prepare_process
+    from ssd_ray.training.model.engine import prepare_process
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

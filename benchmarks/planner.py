@@ -100,8 +100,9 @@ def _work(rank: int, port: int, model: Path, dataset: Path, folder: Path, case: 
     """One worker: join the group, take down what the libraries hold, train."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORKERS), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    from ssd_ray.training.engine import prepare_process
-    from ssd_ray.training.loop import Job, Worker
+    from ssd_ray.training.job import Job
+    from ssd_ray.training.loop import Worker
+    from ssd_ray.training.model.engine import prepare_process
 
     prepare_process(CLUSTER)
     import deepspeed

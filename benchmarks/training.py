@@ -31,8 +31,8 @@ from ssd_ray.cluster import connected
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
-from ssd_ray.training.batches import global_rows
-from ssd_ray.training.examples import Examples
+from ssd_ray.training.data.batches import global_rows
+from ssd_ray.training.data.examples import Examples
 
 HERE = Path(__file__).parent
 ROWS, BATCH = 64, 8

@@ -58,7 +58,7 @@ def trl(plan: dict[str, Any]) -> list[float]:
 def plain_deepspeed(plan: dict[str, Any]) -> list[float]:
     """Seconds of each step of a plain ZeRO-3 loop: padded micro-batches in drawn order, the model's own loss."""
     from ssd_ray.config import ClusterConfig
-    from ssd_ray.training.engine import prepare_process
+    from ssd_ray.training.model.engine import prepare_process
 
     prepare_process(ClusterConfig(device="cpu", train_workers=2, cpus_per_train_worker=1))
     import deepspeed

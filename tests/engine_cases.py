@@ -62,7 +62,7 @@ def run_groups(groups: dict[int, dict[str, Any]], folder: Path, **shared: Any) -
 def job_of(plan: dict[str, Any], name: str, world: int) -> Any:
     """The job of one case."""
     from ssd_ray.config import ClusterConfig, TrainConfig
-    from ssd_ray.training.loop import Job
+    from ssd_ray.training.job import Job
 
     out = Path(plan["out"]) / name
     return Job(
@@ -80,13 +80,14 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
     """Train one case for its number of steps and export it."""
     from torch import distributed
 
-    from ssd_ray.training import batches, checkpoints
+    from ssd_ray.training.data import batches
     from ssd_ray.training.loop import Worker
+    from ssd_ray.training.state import export, logs, resume
 
     job = job_of(plan, name, world)
     job.out.mkdir(parents=True, exist_ok=True)
     worker, stop = Worker(job), plan["cases"][name].get("stop", job.train.steps)
-    begin = checkpoints.restore(worker.engine, job.out)
+    begin = resume.restore(worker.engine, job.out)
     if begin:
         keep_state(worker.engine, job.out / f"restored-{begin}.pt")
     worker.observer.begin(begin)
@@ -94,12 +95,12 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
         batch = batches.global_batch(worker.examples, job.train.global_batch_size, job.seed, step)
         line = {**worker.step(step), "micro_steps": len(worker._mine(batch))}
         if distributed.get_rank() == 0:
-            checkpoints.append_log(job.out, line)
+            logs.append_log(job.out, line)
     if stop == job.train.steps:
-        checkpoints.export(worker.engine, job.model, job.out, job.train)
+        export.export(worker.engine, job.model, job.out, job.train)
     else:
         keep_state(worker.engine, job.out / f"saved-{stop}.pt")
-        checkpoints.save(worker.engine, job.out, stop)
+        resume.save(worker.engine, job.out, stop)
 
 
 def keep_state(engine: Any, path: Path) -> None:
@@ -130,7 +131,7 @@ def main(rank: int, world: int, port: str, plan_file: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     from ssd_ray.config import ClusterConfig
-    from ssd_ray.training.engine import prepare_process
+    from ssd_ray.training.model.engine import prepare_process
 
     prepare_process(ClusterConfig(device="cpu", train_workers=world, cpus_per_train_worker=1))
     import deepspeed
@@ -141,7 +142,7 @@ def main(rank: int, world: int, port: str, plan_file: str) -> None:
     from deepspeed.utils import groups
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from ssd_ray.training import engine
+    from ssd_ray.training.model import engine
 
     attention, zero = ALL_ATTENTION_FUNCTIONS["sdpa"], engine._zero
     for name in plan["cases"]:

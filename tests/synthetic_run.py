@@ -14,8 +14,8 @@ from ssd_ray.artifacts import files, manifests, shards
 from ssd_ray.config import PrepareConfig, Recipe, arms
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
-from ssd_ray.training.dataset import prepare
-from ssd_ray.training.health import Reading
+from ssd_ray.training.data.dataset import prepare
+from ssd_ray.training.data.health import Reading
 
 EVIL = "<script>alert(1)</script>"
 PROBLEMS = {"builtin": ("easy", "easy", "medium", "medium", "hard", "hard") * 2, "humaneval": ("unknown",) * 12}

@@ -104,7 +104,7 @@ def test_flops_with_adapters_are_those_that_torch_counts_forward_and_backward() 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ssd_ray.config import LoraConfig
-    from ssd_ray.training.adapters import add_adapters
+    from ssd_ray.training.model.adapters import add_adapters
 
     config = CONFIGS["tiny qwen3"]
     shape = AutoConfig.for_model("qwen3", **{key: value for key, value in config.items() if key != "model_type"})

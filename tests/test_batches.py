@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Example
-from ssd_ray.training.batches import collate, epoch_order, global_batch, global_rows, share_out
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.sequence_parallel import slice_of
+from ssd_ray.training.data.batches import collate, epoch_order, global_batch, global_rows, share_out
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.model.sequence_parallel import slice_of
 
 
 def _dataset(out: Path, *rows: tuple[list[int], int]) -> Path:

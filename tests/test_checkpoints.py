@@ -16,8 +16,8 @@ import torch
 
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import checkpoints, resharding
-from ssd_ray.training.checkpoints import Serving
+from ssd_ray.training.state import export, logs, resharding, resume
+from ssd_ray.training.state.export import Serving
 
 SHARD, MODEL = "zero_pp_rank_{}_mp_rank_00_optim_states.pt", "{}mp_rank_00_model_states.pt"
 
@@ -47,13 +47,13 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_state_is_whole_or_absent_and_only_the_latest_stays(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
-    assert checkpoints.latest(tmp_path) == (0, {})
-    checkpoints.ask_to_leave(tmp_path)
-    checkpoints.save(_engine(2), tmp_path, 5, "a model")
-    assert not checkpoints.asked_to_leave(tmp_path)
+    assert resume.latest(tmp_path) == (0, {})
+    resume.ask_to_leave(tmp_path)
+    resume.save(_engine(2), tmp_path, 5, "a model")
+    assert not resume.asked_to_leave(tmp_path)
     (tmp_path / "resume" / ".step-7.partial").mkdir()
-    assert checkpoints.latest(tmp_path) == (5, {"step": 5, "model": "a model", "num_workers": 2, "zero_stage": 2})
-    checkpoints.save(_engine(2), tmp_path, 9)
+    assert resume.latest(tmp_path) == (5, {"step": 5, "model": "a model", "num_workers": 2, "zero_stage": 2})
+    resume.save(_engine(2), tmp_path, 9)
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-9"]
 
 
@@ -61,7 +61,7 @@ def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_p
     half = tmp_path / "resume" / ".step-5.partial"
     half.mkdir(parents=True)
     (half / SHARD.format(1)).write_text("cut off")
-    checkpoints.save(_engine(1), tmp_path, 5)
+    resume.save(_engine(1), tmp_path, 5)
     names = {path.name for path in (tmp_path / "resume" / "step-5").iterdir()}
     assert names == {"state.json", SHARD.format(0), MODEL.format("")}
 
@@ -69,8 +69,8 @@ def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_p
 def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
     monkeypatch.setattr(torch.distributed, "barrier", lambda: done.append("barrier"))
-    monkeypatch.setattr(checkpoints, "_sync", lambda paths: done.append([path.name for path in paths]))
-    checkpoints.save(_engine(12, rank=1), tmp_path, 5)
+    monkeypatch.setattr(resume, "sync", lambda paths: done.append([path.name for path in paths]))
+    resume.save(_engine(12, rank=1), tmp_path, 5)
     assert done == [[SHARD.format(1)], "barrier", "barrier"]
 
 
@@ -89,12 +89,12 @@ def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_g
 ) -> None:
     (tmp_path / "resume").mkdir()
     layout = {"workers": 2, "stage": 3}
-    checkpoints.save(_engine(**layout), tmp_path, 5)
+    resume.save(_engine(**layout), tmp_path, 5)
     engine, found = _engine(**layout | changed), []
     engine.module, engine.zero_optimization = torch.nn.Linear(1, 1), lambda: True
     engine.load_checkpoint = lambda *_, tag, **__: found.append(("as it is", tag))
     monkeypatch.setattr(resharding, "load", lambda _, directory, wrote: found.append(("anew", directory.name)) or wrote)
-    assert checkpoints.restore(engine, tmp_path) == 5
+    assert resume.restore(engine, tmp_path) == 5
     assert found == [(read, "step-5")]
 
 
@@ -113,14 +113,14 @@ def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_g
 @pytest.mark.parametrize("name", [SHARD.format(0), MODEL.format("zero_pp_rank_0_")])
 def test_a_damaged_state_says_what_to_delete(name: str, damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
-    checkpoints.save(_engine(2, stage=3), tmp_path, 5)
+    resume.save(_engine(2, stage=3), tmp_path, 5)
     engine = _engine(2, stage=3)
     engine.zero_optimization = lambda: True
     directory = tmp_path / "resume" / "step-5"
     damage(directory / name)
     told = rf"{re.escape(message)}.*: delete .*/resume to train from the first step"
     with pytest.raises(UserError, match=told):
-        checkpoints.restore(engine, tmp_path)
+        resume.restore(engine, tmp_path)
     if name == SHARD.format(0):  # what another number of workers reads
         with pytest.raises(UserError, match=told):
             resharding._read(directory, 0, 2)
@@ -128,10 +128,10 @@ def test_a_damaged_state_says_what_to_delete(name: str, damage: Callable[[Path],
 
 def test_a_state_s_record_without_its_fields_says_what_to_delete(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
-    checkpoints.save(_engine(2), tmp_path, 5)
+    resume.save(_engine(2), tmp_path, 5)
     (tmp_path / "resume" / "step-5" / "state.json").write_text('{"step": 5}')
     with pytest.raises(UserError, match=r"state\.json does not say num_workers: delete .*/resume to train from the first step"):
-        checkpoints.latest(tmp_path)
+        resume.latest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_weights_are_exported_from_what_holds_their_precision(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"dtype": base}))
     asked = []
-    monkeypatch.setattr(checkpoints, "_gather", lambda _, dtype, from_master: asked.append((dtype, from_master)) or {})
-    checkpoints.export(_engine(2, rank=1), tmp_path, tmp_path / "out", TrainConfig(dtype=trained))
+    monkeypatch.setattr(export, "_gather", lambda _, dtype, from_master: asked.append((dtype, from_master)) or {})
+    export.export(_engine(2, rank=1), tmp_path, tmp_path / "out", TrainConfig(dtype=trained))
     assert asked == [(getattr(torch, exported), from_master)]
 
 
@@ -167,7 +167,7 @@ def test_the_model_says_how_it_is_to_be_decoded(decoding: Decoding, stated: dict
     others = {"typical_p": 0.5, "no_repeat_ngram_size": 3, "num_beams": 4, "length_penalty": 2.0, "suppress_tokens": [7]}
     base = {"eos_token_id": [2, 5], "pad_token_id": 0, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.05, **others}
     (tmp_path / "generation_config.json").write_text(json.dumps(base))
-    checkpoints.state_decoding(tmp_path, decoding)
+    export.state_decoding(tmp_path, decoding)
     found = json.loads((tmp_path / "generation_config.json").read_text())
     assert found == {"eos_token_id": [2, 5], "pad_token_id": 0, "do_sample": True, **stated}
     read = GenerationConfig.from_pretrained(tmp_path)
@@ -176,7 +176,7 @@ def test_the_model_says_how_it_is_to_be_decoded(decoding: Decoding, stated: dict
 
 
 def test_a_base_without_generation_settings_gets_some(tmp_path: Path) -> None:
-    checkpoints.state_decoding(tmp_path, Decoding(temperature=0.7))
+    export.state_decoding(tmp_path, Decoding(temperature=0.7))
     assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.7
 
 
@@ -187,8 +187,8 @@ def test_the_model_says_which_tokens_end_its_answers(tiny_llama: Path, tmp_path:
 
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     asked = tuple(sorted(end_tokens(base, ["<|im_start|>"])))
-    checkpoints.state_decoding(base, Decoding(temperature=0.7))
-    checkpoints.state_end_tokens(base, asked)
+    export.state_decoding(base, Decoding(temperature=0.7))
+    export.state_end_tokens(base, asked)
     assert end_tokens(base) == set(asked) == {1, 2}
     assert GenerationConfig.from_pretrained(base).eos_token_id == [1, 2]
     assert GenerationConfig.from_pretrained(base).temperature == 0.7
@@ -203,7 +203,7 @@ def test_end_tokens_of_config_json_alone_are_not_lost(tiny_llama: Path, tmp_path
     path = base / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [0, 2, 5]}))
     assert end_tokens(base) == {0, 2, 5}
-    checkpoints.state_decoding(base, Decoding(temperature=0.7))
+    export.state_decoding(base, Decoding(temperature=0.7))
     assert end_tokens(base) == {0, 2, 5}
 
 
@@ -213,7 +213,7 @@ def test_what_an_earlier_run_recorded_beside_its_model_is_not_taken_over(tmp_pat
     out.mkdir()
     for name in ("tokenizer.json", "manifest.json", "fingerprint.json", "timing.json", "training.json", "loss.jsonl"):
         (base / name).write_text("{}")
-    checkpoints._copy_others(base, out)
+    export._copy_others(base, out)
     assert [path.name for path in out.iterdir()] == ["tokenizer.json"]
 
 
@@ -226,12 +226,12 @@ def test_another_chat_template_is_the_only_one_of_the_exported_model(
     shutil.copytree(tiny_llama, base)
     stated = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**stated, "chat_template": "the base's"}))
-    monkeypatch.setattr(checkpoints, "_gather", lambda *_, **__: {})
-    monkeypatch.setattr(checkpoints, "_save", lambda model, weights, directory: directory.mkdir(parents=True))
+    monkeypatch.setattr(export, "_gather", lambda *_, **__: {})
+    monkeypatch.setattr(export, "_save", lambda model, weights, directory: directory.mkdir(parents=True))
     engine = _engine(1)
     engine.module = SimpleNamespace(model=None)
     template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
-    checkpoints.export(engine, base, out, TrainConfig(), Serving(chat_template=template))
+    export.export(engine, base, out, TrainConfig(), Serving(chat_template=template))
     assert (out / "chat_template.jinja").read_text() == template
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -243,7 +243,7 @@ def test_whoever_can_read_an_exported_configuration_can_read_its_weights(tiny_ll
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    checkpoints._save(model, model.state_dict(), tmp_path)
+    export._save(model, model.state_dict(), tmp_path)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~_umask()}
 
 
@@ -254,21 +254,21 @@ def _umask() -> int:
 
 
 def test_a_growing_log_is_read_once_and_anew_where_it_was_cut(tmp_path: Path) -> None:
-    log = checkpoints.GrowingLog(tmp_path)
+    log = logs.GrowingLog(tmp_path)
     log.read()
     assert log.tokens == []
     for step in range(3):
-        checkpoints.append_log(tmp_path, {"loss": float(step), "tokens": step})
+        logs.append_log(tmp_path, {"loss": float(step), "tokens": step})
     with (tmp_path / "loss.jsonl").open("a") as handle:
         handle.write('{"loss": 9')
     log.read()
     assert (log.tokens, log.loss) == ([0, 1, 2], 2.0)
-    checkpoints.begin(tmp_path, 1)
-    checkpoints.append_log(tmp_path, {"loss": 5.0, "tokens": 7})
+    resume.begin(tmp_path, 1)
+    logs.append_log(tmp_path, {"loss": 5.0, "tokens": 7})
     log.read()
     assert (log.tokens, log.loss) == ([0, 7], 5.0)
     whole = (tmp_path / "loss.jsonl").stat().st_size
-    checkpoints.append_log(tmp_path, {"loss": 6.0, "tokens": 8})
+    logs.append_log(tmp_path, {"loss": 6.0, "tokens": 8})
     assert log._at == whole
     log.read()
     assert (log.tokens, log.loss) == ([0, 7, 8], 6.0)

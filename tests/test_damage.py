@@ -24,9 +24,9 @@ from ssd_ray.inference.work.queue import prompt_rows
 from ssd_ray.inference.work.unit import read_prompts
 from ssd_ray.schema import Completion, Example, Problem, Prompt, Row, Verdict
 from ssd_ray.standalone import scores
-from ssd_ray.training.dataset import prepare
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.health import Reading
+from ssd_ray.training.data.dataset import prepare
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.data.health import Reading
 
 PACKAGE = Path(__file__).parent.parent / "ssd_ray"
 NUMBER = 64

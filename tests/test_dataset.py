@@ -13,10 +13,10 @@ from ssd_ray.artifacts.shards import read_rows, write_shard
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Completion, Example, Outcome, Verdict
-from ssd_ray.training import dataset
-from ssd_ray.training.dataset import REASONS
-from ssd_ray.training.dataset import prepare as prepare_reading
-from ssd_ray.training.health import Reading
+from ssd_ray.training.data import dataset
+from ssd_ray.training.data.dataset import REASONS
+from ssd_ray.training.data.dataset import prepare as prepare_reading
+from ssd_ray.training.data.health import Reading
 
 KEEP = Policies(empty="keep", stub="keep")
 PROGRAM = "```python\nprint(1)\n```"

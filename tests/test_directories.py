@@ -15,7 +15,7 @@ import torch
 from ssd_ray.artifacts import files, ledger
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import checkpoints
+from ssd_ray.training.state import export, resume
 
 PACKAGE = Path(__file__).parent.parent / "ssd_ray"
 
@@ -119,13 +119,13 @@ def _engine() -> Any:
 def test_a_state_or_an_export_that_is_there_without_its_end_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     _full(tmp_path / "resume" / "step-3", "lost its state.json")
-    checkpoints.save(_engine(), tmp_path, 3)
-    assert checkpoints.latest(tmp_path)[0] == 3
-    monkeypatch.setattr(checkpoints, "export", lambda engine, base, out, *_: _full(out, "new"))
-    _full(checkpoints.step_directory(tmp_path, 3), "old")
-    checkpoints.export_step(_engine(), tmp_path, tmp_path, TrainConfig(), 3)
-    assert (checkpoints.step_directory(tmp_path, 3) / "file").read_text() == "new"
-    assert [path.name for path in (tmp_path / checkpoints.STEPS).iterdir()] == ["step-3"]
+    resume.save(_engine(), tmp_path, 3)
+    assert resume.latest(tmp_path)[0] == 3
+    monkeypatch.setattr(export, "export", lambda engine, base, out, *_: _full(out, "new"))
+    _full(export.step_directory(tmp_path, 3), "old")
+    export.export_step(_engine(), tmp_path, tmp_path, TrainConfig(), 3)
+    assert (export.step_directory(tmp_path, 3) / "file").read_text() == "new"
+    assert [path.name for path in (tmp_path / export.STEPS).iterdir()] == ["step-3"]
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ssd_ray.config import Decoding
 from ssd_ray.schema import Example
-from ssd_ray.training.distributions import MEASURES, measure, sampling_log_probabilities
+from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from fixed_point import memorising_floor

@@ -16,9 +16,9 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from ssd_ray.config import TrainConfig
-from ssd_ray.training.adapters import add_adapters
-from ssd_ray.training.batches import global_batch
-from ssd_ray.training.examples import Examples
+from ssd_ray.training.data.batches import global_batch
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.model.adapters import add_adapters
 
 pytestmark = pytest.mark.real
 

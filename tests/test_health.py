@@ -18,10 +18,10 @@ from ssd_ray.errors import UserError
 from ssd_ray.extraction import extract_code
 from ssd_ray.reasoning import ReasoningFormat
 from ssd_ray.schema import Completion, Example
-from ssd_ray.training.batches import collate
-from ssd_ray.training.dataset import prepare
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.health import CLASSES, GROUPS, LOOP_SHARE, NGRAM, TIMES, Reading, repeated_share
+from ssd_ray.training.data.batches import collate
+from ssd_ray.training.data.dataset import prepare
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.data.health import CLASSES, GROUPS, LOOP_SHARE, NGRAM, TIMES, Reading, repeated_share
 
 READING = Reading(end_tokens=frozenset({2, 7}))
 LOOP = (1, 4, 5) * 20

@@ -18,8 +18,8 @@ from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.heldout import cut_held_out, read_held_out, split
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.observe.heldout import cut_held_out, read_held_out, split
 
 SAMPLING = Decoding(temperature=1.3, top_k=20, top_p=0.9)
 SEED = 3
@@ -144,7 +144,7 @@ def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ssd_ray.training.distributions import MEASURES, measure
+    from ssd_ray.training.observe.distributions import MEASURES, measure
 
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (trained, base))
     held, found = split(Examples(dataset), 5, SEED)[1], []

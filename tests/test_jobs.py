@@ -85,7 +85,8 @@ def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(head: str, tmp
 
 NICENESS = """
 import ray
-from ssd_ray import cluster, niceness
+from ssd_ray import cluster
+from ssd_ray.cluster import niceness
 from ssd_ray.config import ClusterConfig
 
 def settled():

@@ -20,7 +20,7 @@ LAYERS = [
     {"artifacts", "progress"},
     {"config", "extraction", "lcb_official", "throughput"},
     {"reasoning"},
-    {"schema", "wire", "file_kinds", "niceness", "short_paths", "ray_log", "import_path"},
+    {"schema", "wire", "file_kinds"},
     {"errors"},
 ]
 

@@ -16,8 +16,11 @@ import torch
 
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import checkpoints, loop
+from ssd_ray.training import loop
+from ssd_ray.training.job import Job
 from ssd_ray.training.loop import Worker
+from ssd_ray.training.state import export
+from ssd_ray.training.state.export import step_directory
 from ssd_ray.training.worker_group import NOTICE
 
 STEPS = 8
@@ -34,7 +37,7 @@ class Machine:
     def __init__(self, out: Path, **choices: Any) -> None:
         train = TrainConfig(steps=STEPS, warmup_steps=0, dtype="float32", zero_stage=2, **choices)
         cluster = ClusterConfig(device="cpu")
-        self.job = loop.Job(dataset=out, model=out, out=out / "checkpoint", logs=out, train=train, cluster=cluster, seed=0)
+        self.job = Job(dataset=out, model=out, out=out / "checkpoint", logs=out, train=train, cluster=cluster, seed=0)
         self.trained: list[int] = []
         self.saved: list[int] = []
         self.notice_at = self.drained_from = self.dies_exporting = 0
@@ -44,7 +47,7 @@ class Machine:
         self.saved.clear()
         loop.work({"job": self.job})
 
-    def make_worker(self, job: loop.Job, heartbeat: loop.Heartbeat) -> Any:
+    def make_worker(self, job: Job, heartbeat: loop.Heartbeat) -> Any:
         self._weights = 0
 
         def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
@@ -101,7 +104,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(loop, "Worker", machine.make_worker)
     monkeypatch.setattr(loop, "prepare_process", lambda cluster: None)
     monkeypatch.setattr(loop, "_send_output", lambda log: None)
-    monkeypatch.setattr(checkpoints, "export", machine.export)
+    monkeypatch.setattr(export, "export", machine.export)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
 
@@ -150,10 +153,10 @@ def test_a_model_that_is_there_already_is_not_exported_again(machine: Machine) -
     machine.dies_exporting = 6
     with pytest.raises(Killed):
         machine.work()
-    before = checkpoints.step_directory(machine.job.out, 4).stat().st_ino
+    before = step_directory(machine.job.out, 4).stat().st_ino
     machine.work()
     assert machine.trained == [5, 6, 7, 8]
-    assert checkpoints.step_directory(machine.job.out, 4).stat().st_ino == before
+    assert step_directory(machine.job.out, 4).stat().st_ino == before
 
 
 def test_what_ended_in_the_last_export_trains_no_step_again(machine: Machine) -> None:

@@ -29,11 +29,11 @@ from tiny import SHAPE
 
 from ssd_ray.config import Decoding
 from ssd_ray.errors import UserError
-from ssd_ray.training.cpu import use_fast_products
-from ssd_ray.training.distributions import measure
-from ssd_ray.training.engine import parameter_groups
-from ssd_ray.training.heldout import CHUNKS
-from ssd_ray.training.loss import ResponseLoss
+from ssd_ray.training.model.cpu_kernels import use_fast_products
+from ssd_ray.training.model.engine import parameter_groups
+from ssd_ray.training.model.loss import ResponseLoss
+from ssd_ray.training.observe.distributions import measure
+from ssd_ray.training.observe.heldout import CHUNKS
 
 CONFIGS = {
     "llama, tied embeddings": LlamaConfig(**SHAPE, tie_word_embeddings=True),

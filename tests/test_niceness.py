@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ssd_ray import niceness
+from ssd_ray.cluster import niceness
 from ssd_ray.inference import monitor
 from ssd_ray.inference.crashes.heartbeat import Reporter
 from ssd_ray.inference.monitor import Monitor
@@ -19,7 +19,7 @@ from ssd_ray.progress import LineProgress
 
 NICE = """
 import os, pathlib, threading, time
-from ssd_ray import niceness
+from ssd_ray.cluster import niceness
 os.nice(15)
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 found = niceness.settle()

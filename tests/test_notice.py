@@ -94,10 +94,10 @@ def test_a_collective_that_fails_with_a_death_counts_and_a_mistake_or_a_wait_doe
 
 
 def _job(tmp_path: Path) -> Any:
-    from ssd_ray.training import loop
+    from ssd_ray.training.job import Job
 
     places = dict.fromkeys(("dataset", "model", "out", "logs"), tmp_path)
-    return loop.Job(**places, train=TrainConfig(), cluster=ClusterConfig(device="cpu"), seed=0)
+    return Job(**places, train=TrainConfig(), cluster=ClusterConfig(device="cpu"), seed=0)
 
 
 @pytest.mark.parametrize("kind", DEATHS[1:])
@@ -130,17 +130,19 @@ def test_what_ended_a_worker_is_told_and_not_that_it_was_looked_at(tmp_path: Pat
 def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from ssd_ray.training import checkpoints, loop, trainer
+    from ssd_ray.training import trainer
+    from ssd_ray.training.job import Job
+    from ssd_ray.training.state import logs
 
     clock = SimpleNamespace(
         now=100.0, monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
     )
     monkeypatch.setattr(trainer, "time", clock)
     cluster = ClusterConfig(device="cpu", notice_s=600)
-    job = loop.Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
+    job = Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
     trainer._await_state(job, LineProgress())  # nothing was trained that is not in a state
     assert clock.now == 100
-    checkpoints.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
+    logs.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
     trainer._await_state(job, LineProgress())
     assert clock.now == pytest.approx(700, abs=1)
     assert "told to leave, waiting 600 s at most" in capfd.readouterr().err

@@ -15,9 +15,9 @@ from tiny import tiny_model
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models.architecture import read
-from ssd_ray.training import trackers
-from ssd_ray.training.experts import ExpertLoad
-from ssd_ray.training.observation import PEAK_TFLOPS, Observer, peak_flops
+from ssd_ray.training.model.moe import ExpertLoad
+from ssd_ray.training.observe import trackers
+from ssd_ray.training.observe.observer import PEAK_TFLOPS, Observer, peak_flops
 
 
 class _Wandb(types.ModuleType):

@@ -22,8 +22,8 @@ from ssd_ray.errors import UserError
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
 from ssd_ray.planner.tables import plain, shown
-from ssd_ray.training.health import length_edges
-from ssd_ray.training.sequence_parallel import check_heads
+from ssd_ray.training.data.health import length_edges
+from ssd_ray.training.model.sequence_parallel import check_heads
 
 
 def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:

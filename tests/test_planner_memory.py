@@ -184,7 +184,7 @@ def _bytes_of_an_element(rank: int, port: int, on_cpu: bool) -> dict[tuple[int, 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     from ssd_ray.config import ClusterConfig
-    from ssd_ray.training.engine import prepare_process
+    from ssd_ray.training.model.engine import prepare_process
 
     prepare_process(ClusterConfig(device="cpu", train_workers=2))
     import deepspeed
@@ -201,7 +201,7 @@ def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
     from deepspeed.runtime.comm import coalesced_collectives
 
     from ssd_ray.config import ClusterConfig, TrainConfig
-    from ssd_ray.training.engine import deepspeed_config
+    from ssd_ray.training.model.engine import deepspeed_config
 
     cluster = ClusterConfig(device="cpu" if on_cpu else "cuda", train_workers=2)
     config = deepspeed_config(TrainConfig(zero_stage=stage, dtype=precision), cluster)

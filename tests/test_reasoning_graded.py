@@ -22,8 +22,8 @@ from ssd_ray.progress import LineProgress
 from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, prompted, special_marks, spelled
 from ssd_ray.reporting.health import readings
 from ssd_ray.schema import Completion, Problem, Prompt, Test, Verdict
-from ssd_ray.training.dataset import prepare
-from ssd_ray.training.health import Reading
+from ssd_ray.training.data.dataset import prepare
+from ssd_ray.training.data.health import Reading
 
 RULES = Rules(limits=Limits(time_s=5, memory_mib=256, output_kib=64))
 NUMBER = "\\boxed{4}"

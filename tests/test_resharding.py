@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_ray.training.resharding import WEIGHTS, Shard, Span, fill, slices
+from ssd_ray.training.state.resharding import WEIGHTS, Shard, Span, fill, slices
 
 Shapes = list[dict[str, tuple[int, ...]]]
 KEYS = (WEIGHTS, "exp_avg", "exp_avg_sq")

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ssd_ray.config import TrainConfig
-from ssd_ray.training.schedule import learning_rate
+from ssd_ray.training.loop import learning_rate
 
 
 def test_warm_up_rises_from_zero_to_the_peak_and_the_cosine_ends_at_the_minimum() -> None:

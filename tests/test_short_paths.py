@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ssd_ray import short_paths
+from ssd_ray.cluster import short_paths
+from ssd_ray.cluster.short_paths import ray_directory, vllm_environment
 from ssd_ray.errors import UserError
-from ssd_ray.short_paths import ray_directory, vllm_environment
 
 LONG = "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it"
 

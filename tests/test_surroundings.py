@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ssd_ray
-from ssd_ray import import_path
+from ssd_ray.cluster import import_path
 
 PACKAGE = Path(ssd_ray.__file__).parent
 COMMAND = str(Path(sys.executable).parent / "ssd-ray")
@@ -63,7 +63,7 @@ def test_a_module_run_by_name_imports_nothing_from_the_folder(folder: Path, modu
 
 
 def test_processes_that_are_started_leave_the_folder_out(folder: Path) -> None:
-    code = "from ssd_ray import import_path; import_path.keep_children_safe(); import subprocess, sys\n"
+    code = "from ssd_ray.cluster import import_path; import_path.keep_children_safe(); import subprocess, sys\n"
     code += "sys.exit(subprocess.run([sys.executable, '-m', 'json.tool', '--help'], stdout=subprocess.DEVNULL).returncode)"
     assert run([sys.executable, "-P", "-c", code], folder).returncode == 0
 
@@ -86,13 +86,17 @@ def test_workers_get_no_directory_of_the_driver() -> None:
 
 def test_workers_of_a_checkout_that_is_not_installed_get_it(tmp_path: Path) -> None:
     (tmp_path / "ssd_ray").symlink_to(PACKAGE)
-    code = "import sys\nfrom ssd_ray import import_path\nprint(import_path._package_path())"
+    code = "import sys\nfrom ssd_ray.cluster import import_path\nprint(import_path._package_path())"
     script = tmp_path / "script.py"
     installed = run([sys.executable, "-c", code], tmp_path)
     assert installed.stdout == "[]\n", installed.stderr
-    script.write_text(code)
-    # Without site-packages, only the script's own directory provides the package.
-    alone = run([sys.executable, "-E", "-S", str(script)], tmp_path)
+    without_installation = (
+        f"import sys\nsys.path = [path for path in sys.path if path != {str(PACKAGE.parent)!r}]\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
+    )
+    script.write_text(without_installation + code)
+    # -E: the script's own directory is on the path, whatever the environment says.
+    alone = run([sys.executable, "-E", str(script)], tmp_path)
     assert alone.stdout == f"['{PACKAGE.parent}']\n", alone.stderr
 
 

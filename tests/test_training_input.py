@@ -21,8 +21,8 @@ from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.stages import Stages
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
-from ssd_ray.training.adapters import add_adapters
 from ssd_ray.training.checks import check_model
+from ssd_ray.training.model.adapters import add_adapters
 
 
 def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
@@ -77,11 +77,12 @@ def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) ->
 
 def test_a_model_that_is_whole_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssd_ray.training import loop
+    from ssd_ray.training.job import Job
 
     (tmp_path / "resume" / "step-4").mkdir(parents=True)
     (tmp_path / "training.json").write_text(json.dumps({"steps": 5}))
     cluster, alone = ClusterConfig(device="cpu"), SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
-    job = loop.Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
+    job = Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: alone)
     loop.work({"job": job})  # started again after another worker was lost behind the last step
     _train(tmp_path, tmp_path, tmp_path)

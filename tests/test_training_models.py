@@ -23,9 +23,9 @@ from transformers import (
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.checks import check_model
-from ssd_ray.training.engine import _load, deepspeed_config, switch_noise_off
-from ssd_ray.training.experts import ExpertLoad, sparse_blocks
-from ssd_ray.training.loss import ResponseLoss
+from ssd_ray.training.model.engine import _load, deepspeed_config, switch_noise_off
+from ssd_ray.training.model.loss import ResponseLoss
+from ssd_ray.training.model.moe import ExpertLoad, sparse_blocks
 
 
 def test_a_model_that_was_trained_with_dropout_computes_the_same_loss_every_time(

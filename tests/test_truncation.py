@@ -11,7 +11,7 @@ from operator_reference import borderline, survivors
 
 from ssd_ray.config import Decoding
 from ssd_ray.inference.vllm.truncation import truncate
-from ssd_ray.training.distributions import sampling_log_probabilities
+from ssd_ray.training.observe.distributions import sampling_log_probabilities
 
 
 def _kept(logits: np.ndarray, top_k: list[int], top_p: list[float]) -> list[set[int]]:

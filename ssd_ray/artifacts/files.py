@@ -116,3 +116,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; delete its directory to make it anew")
     return value
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Flush files and directories to the disk."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ssd_ray import import_path
+from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 
 app = typer.Typer(

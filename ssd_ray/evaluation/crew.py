@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import niceness
 from ssd_ray.artifacts import slices
+from ssd_ray.cluster import niceness
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
 from ssd_ray.evaluation.grader import Grader, Order, Tools

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import niceness
 from ssd_ray.artifacts import files, shards
+from ssd_ray.cluster import niceness
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import Deaths

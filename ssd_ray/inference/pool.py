@@ -20,7 +20,7 @@ from typing import Any
 from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from ssd_ray import ray_log
+from ssd_ray.cluster import ray_log
 from ssd_ray.errors import UserError
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
 from ssd_ray.inference.work.queue import Plan, all_out, emit

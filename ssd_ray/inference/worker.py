@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ssd_ray import niceness, short_paths
 from ssd_ray.artifacts import ledger
 from ssd_ray.artifacts.ledger import Record, Span
 from ssd_ray.artifacts.slices import log_to_file
+from ssd_ray.cluster import niceness, short_paths
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.inference.concurrency import Calls, Gate
 from ssd_ray.inference.crashes import cluster_state, heartbeat, reaper

@@ -214,8 +214,8 @@ class Stages:
     def dataset(self, branch: Branch, out: Path) -> Facts:
         """Samples as training sequences, with a page on their health and a card."""
         from ssd_ray.reporting.card import provenance
-        from ssd_ray.training.dataset import prepare
-        from ssd_ray.training.health import Reading
+        from ssd_ray.training.data.dataset import prepare
+        from ssd_ray.training.data.health import Reading
 
         extract, ends = self.recipe.evaluate.extract, models.end_tokens(self._directory, self.recipe.model.end_tokens)
         form = reasoning_format(self._directory, self.out / "prompts")
@@ -256,7 +256,7 @@ class Stages:
 
     def checkpoint(self, branch: Branch, out: Path) -> Facts:
         """The model fine-tuned on a branch's data set."""
-        from ssd_ray.training.checkpoints import Serving
+        from ssd_ray.training.state.export import Serving
         from ssd_ray.training.trainer import train
 
         model = self.recipe.model

@@ -18,7 +18,7 @@ REDUCE_BUCKET = 500_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
 SUB_GROUP = 1_000_000_000
 CPU_BUCKET = 20_000_000
-"""Reduce bucket and sub-group on a CPU, as `training/engine.py` sets them."""
+"""Reduce bucket and sub-group on a CPU, as `training/model/engine.py` sets them."""
 
 Offload = Literal["none", "optimizer", "parameters"]
 

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import import_path
 from ssd_ray.artifacts import files, manifests, slices
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.identity import Identity, revision_of, staleness
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
+from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness
 from ssd_ray.evaluation.grader import Grader, Order

@@ -15,9 +15,10 @@ from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import weights
-from ssd_ray.training import adapters, experts, sequence_parallel, trackers
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.heldout import split
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.model import adapters, moe, sequence_parallel
+from ssd_ray.training.observe import trackers
+from ssd_ray.training.observe.heldout import split
 
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
@@ -104,7 +105,7 @@ def _check_modules(config: Any, train: TrainConfig) -> None:
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if train.router_aux_loss:
-        experts.check_router(skeleton)
+        moe.check_router(skeleton)
     if train.lora is not None:
         if any(isinstance(module, Conv1D) for module in skeleton.modules()):
             raise UserError(

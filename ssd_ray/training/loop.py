@@ -14,7 +14,6 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,50 +22,24 @@ import ray.train
 import torch
 from torch import distributed
 
-from ssd_ray import niceness
 from ssd_ray.artifacts.files import write_atomic
-from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
+from ssd_ray.cluster import niceness
+from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import batches, checkpoints
-from ssd_ray.training.batches import GlobalBatch
-from ssd_ray.training.checkpoints import Serving
-from ssd_ray.training.engine import accumulate, build_engine, gradient_divisor, num_shares, prepare_process
-from ssd_ray.training.engine import step as optimizer_step
-from ssd_ray.training.examples import Examples, Ints
-from ssd_ray.training.experts import ExpertLoad
-from ssd_ray.training.heartbeat import SILENT, Heartbeat
-from ssd_ray.training.heldout import split
-from ssd_ray.training.observation import Observer
-from ssd_ray.training.schedule import learning_rate
-from ssd_ray.training.sequence_parallel import slice_of
+from ssd_ray.training.data import batches
+from ssd_ray.training.data.batches import GlobalBatch
+from ssd_ray.training.data.examples import Examples, Ints
+from ssd_ray.training.job import Job
+from ssd_ray.training.model.engine import accumulate, build_engine, gradient_divisor, num_shares, prepare_process
+from ssd_ray.training.model.engine import step as optimizer_step
+from ssd_ray.training.model.moe import ExpertLoad
+from ssd_ray.training.model.sequence_parallel import slice_of
+from ssd_ray.training.observe.heartbeat import SILENT, Heartbeat
+from ssd_ray.training.observe.heldout import split
+from ssd_ray.training.observe.observer import Observer
+from ssd_ray.training.state import export, resume
+from ssd_ray.training.state.logs import append_log, read_log
 from ssd_ray.training.worker_group import NOTICE
-
-UNCHANGED = Decoding()
-"""Decoding that draws from the model as it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """All that a worker needs to know; paths are absolute and on storage that every worker sees.
-
-    `sampling` is how the data set was drawn, which the held-out measures are against; `serving` is how the trained model is to
-    be used, which its directory then says; `model_digest` names the base in a resume state.
-    """
-
-    dataset: Path
-    model: Path
-    out: Path
-    logs: Path
-    train: TrainConfig
-    cluster: ClusterConfig
-    seed: int
-    sampling: Decoding = UNCHANGED
-    serving: Serving = checkpoints.AS_THE_BASE
-    model_digest: str = ""
-
-    def with_workers(self, number: int) -> Job:
-        """The job for as many workers as there are at the moment."""
-        return replace(self, cluster=self.cluster.model_copy(update={"train_workers": number}))
 
 
 def work(config: dict[str, Job]) -> None:
@@ -77,7 +50,7 @@ def work(config: dict[str, Job]) -> None:
     """
     context = ray.train.get_context()
     job = config["job"].with_workers(context.get_world_size())
-    if (job.out / checkpoints.FINISHED).exists():  # a worker was lost after its last word
+    if (job.out / export.FINISHED).exists():  # a worker was lost after its last word
         return
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
     heartbeat = Heartbeat(job.logs, context.get_world_rank())
@@ -86,23 +59,23 @@ def work(config: dict[str, Job]) -> None:
     prepare_process(job.cluster)
     worker = Worker(job, heartbeat)
     engine, train = worker.engine, job.train
-    begin = checkpoints.restore(engine, job.out)
+    begin = resume.restore(engine, job.out)
     if engine.global_rank == 0:
-        checkpoints.begin(job.out, begin)
+        resume.begin(job.out, begin)
     worker.observer.begin(begin)
     distributed.barrier()
-    if _is_exported(train, begin) and _any(engine, not checkpoints.step_directory(job.out, begin).exists()):
+    if _is_exported(train, begin) and _any(engine, not export.step_directory(job.out, begin).exists()):
         _export_step(engine, job, begin)  # an earlier attempt ended between its state and its export
     draining = False
     for step in range(begin + 1, train.steps + 1):
         line = worker.step(step - 1)
         if engine.global_rank == 0:
-            checkpoints.append_log(job.out, line)
+            append_log(job.out, line)
         known, draining = draining, ray.train.get_preemption_info() is not None
         is_due = step % train.checkpoint_every == 0 or step == train.steps  # the last export may take long
         if is_due or _someone_leaves(engine, job.out, draining and not known):
             heartbeat.phase("saving the state")
-            checkpoints.save(engine, job.out, step, job.model_digest)
+            resume.save(engine, job.out, step, job.model_digest)
             if NOTICE.is_set():
                 os._exit(128 + signal.SIGTERM)
         if _is_exported(train, step):
@@ -110,7 +83,7 @@ def work(config: dict[str, Job]) -> None:
             _export_step(engine, job, step)
     heartbeat.phase("exporting the model")
     worker.observer.close()
-    checkpoints.export(engine, job.model, job.out, train, job.serving)
+    export.export(engine, job.model, job.out, train, job.serving)
     if engine.global_rank == 0:
         _finish(engine, worker, job)
     distributed.barrier()
@@ -122,12 +95,12 @@ def _is_exported(train: TrainConfig, step: int) -> bool:
 
 
 def _export_step(engine: Any, job: Job, step: int) -> None:
-    checkpoints.export_step(engine, job.model, job.out, job.train, step, job.serving)
+    export.export_step(engine, job.model, job.out, job.train, step, job.serving)
 
 
 def _someone_leaves(engine: Any, out: Path, draining: bool) -> bool:
     """Whether a node began to drain, a worker was sent SIGTERM, or the run was; the same answer on every worker."""
-    return _any(engine, draining or NOTICE.is_set() or (engine.global_rank == 0 and checkpoints.asked_to_leave(out)))
+    return _any(engine, draining or NOTICE.is_set() or (engine.global_rank == 0 and resume.asked_to_leave(out)))
 
 
 def _any(engine: Any, told: bool) -> bool:
@@ -222,11 +195,11 @@ class Worker:
     def _check(self, value: float, batch: GlobalBatch, step: int, what: str) -> None:
         if math.isfinite(value):
             return
-        kept, out = checkpoints.latest(self.job.out)[0], self.job.out
+        kept, out = resume.latest(self.job.out)[0], self.job.out
         names = [self.examples.name(int(row)) for row in batch.rows]
         told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         state = f"the state after step {kept} is kept, from which the same batch follows" if kept else "no state was kept yet"
-        exported = out / checkpoints.STEPS
+        exported = out / export.STEPS
         state += f"; models of earlier steps are in {exported}" if exported.is_dir() and any(exported.iterdir()) else ""
         raise UserError(
             f"training stopped at step {step + 1}: the {what} of its batch is {value}; the batch was samples {told}; {state}. "
@@ -236,7 +209,7 @@ class Worker:
 
 def _finish(engine: Any, worker: Worker, job: Job) -> None:
     """Record the facts, which says that the weights are whole."""
-    lines = checkpoints.read_log(job.out)
+    lines = read_log(job.out)
     facts = {
         "steps": job.train.steps,
         "first_loss": lines[0]["loss"],
@@ -250,7 +223,7 @@ def _finish(engine: Any, worker: Worker, job: Job) -> None:
         "parameters": sum(_size(parameter) for parameter in engine.module.parameters()),
         "trained_parameters": sum(_size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad),
     }
-    write_atomic(job.out / checkpoints.FINISHED, json.dumps(facts, indent=1))
+    write_atomic(job.out / export.FINISHED, json.dumps(facts, indent=1))
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
@@ -264,3 +237,16 @@ def _send_output(log: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """The learning rate of optimiser step `step` (from 0).
+
+    Warm-up rises from zero so that its last step has the peak; the last step of training has the minimum (paper, C.1).
+    """
+    done = step + 1
+    if done <= train.warmup_steps:
+        return train.learning_rate * done / train.warmup_steps
+    progress = (done - train.warmup_steps) / (train.steps - train.warmup_steps)
+    fall = 0.5 * (1 + math.cos(math.pi * progress))
+    return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * fall

@@ -35,12 +35,15 @@ from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
-from ssd_ray.training import checkpoints, heartbeat
-from ssd_ray.training.checkpoints import Serving
 from ssd_ray.training.checks import check_model, check_samples
-from ssd_ray.training.engine import process_environment
-from ssd_ray.training.heartbeat import Beat
-from ssd_ray.training.loop import UNCHANGED, Job, work
+from ssd_ray.training.job import UNCHANGED, Job
+from ssd_ray.training.loop import work
+from ssd_ray.training.model.engine import process_environment
+from ssd_ray.training.observe import heartbeat
+from ssd_ray.training.observe.heartbeat import Beat
+from ssd_ray.training.state import export, resume
+from ssd_ray.training.state.export import Serving
+from ssd_ray.training.state.logs import GrowingLog, read_log
 from ssd_ray.training.worker_group import SizedTrainer, TakesNotice, sizes
 
 POLL_S = 0.5
@@ -53,7 +56,7 @@ def train(
     cluster: ClusterConfig,
     *,
     sampling: Decoding = UNCHANGED,
-    serving: Serving = checkpoints.AS_THE_BASE,
+    serving: Serving = export.AS_THE_BASE,
     seed: int,
     out: Path,
     logs: Path,
@@ -84,7 +87,7 @@ def train(
         seed=seed,
     )
     job.logs.mkdir(parents=True, exist_ok=True)
-    if not (job.out / checkpoints.FINISHED).exists():
+    if not (job.out / export.FINISHED).exists():
         check_model(job.model, choices, cluster)
         check_samples(job.dataset, job.model, choices, seed)
         job = replace(job, model_digest=digest([job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]))
@@ -92,22 +95,23 @@ def train(
         _say_if_crowded(cluster, progress)
         with progress.task("train", total=choices.steps, unit="steps", done=begin) as task, _shown(job, begin, task, progress):
             _run(job, progress)
-    shutil.rmtree(job.out / checkpoints.RESUME, ignore_errors=True)
-    return read_json(job.out / checkpoints.FINISHED)
+    shutil.rmtree(job.out / resume.RESUME, ignore_errors=True)
+    return read_json(job.out / export.FINISHED)
 
 
 def _step_to_go_on_from(job: Job) -> int:
     """The step of the latest resume state, which has to be of this model, and of stage 0 if that is to go on."""
-    step, state = checkpoints.latest(job.out)
+    step, state = resume.latest(job.out)
     if step and state.get("model", "") not in ("", job.model_digest):
         raise UserError(
-            f"{job.out / checkpoints.RESUME} holds a state of another model than {job.model}: train that one, choose another "
+            f"{job.out / resume.RESUME} holds a state of another model than {job.model}: train that one, choose another "
             "--out, or delete that directory to train from the first step"
         )
     if step and (state["zero_stage"] == 0) != (job.train.zero_stage == 0):
-        resume, before = job.out / checkpoints.RESUME, state["zero_stage"]
+        directory, before = job.out / resume.RESUME, state["zero_stage"]
         raise UserError(
-            f"{resume} holds a state that was written with train.zero_stage {before}, and {job.train.zero_stage} cannot read it: "
+            f"{directory} holds a state that was written with train.zero_stage {before}, and "
+            f"{job.train.zero_stage} cannot read it: "
             f"set train.zero_stage={before}, or delete that directory to train from the first step"
         )
     return step
@@ -172,12 +176,12 @@ def _run(job: Job, progress: Progress) -> None:
 
 def _await_state(job: Job, progress: Progress) -> None:
     """Have the workers save their state after the step they are at, and wait for it `cluster.notice_s` at most."""
-    if len(checkpoints.read_log(job.out)) <= checkpoints.latest(job.out)[0]:
+    if len(read_log(job.out)) <= resume.latest(job.out)[0]:
         return
     progress.say(f"train: told to leave, waiting {job.cluster.notice_s:g} s at most for the state to be saved")
-    checkpoints.ask_to_leave(job.out)
+    resume.ask_to_leave(job.out)
     until = time.monotonic() + job.cluster.notice_s
-    while checkpoints.asked_to_leave(job.out) and time.monotonic() < until:
+    while resume.asked_to_leave(job.out) and time.monotonic() < until:
         time.sleep(POLL_S / 5)
 
 
@@ -198,11 +202,11 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
 
 
 def _how_to_go_on(job: Job) -> str:
-    step = checkpoints.latest(job.out)[0]
+    step = resume.latest(job.out)[0]
     return f"the workers' logs are in {job.logs}, and running again goes on from step {step}"
 
 
-def _show(task: Task, job: Job, log: checkpoints.GrowingLog, begin: int, *, last: bool) -> None:
+def _show(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) -> None:
     """Update the task from the loss log and the first worker's heartbeat."""
     beat = heartbeat.read(job.logs) or Beat(phase="starting workers")
     if beat.phase and not last:
@@ -222,7 +226,7 @@ def _shown(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[Non
     over = threading.Event()
 
     def follow() -> None:
-        seen, log = begin, checkpoints.GrowingLog(job.out)
+        seen, log = begin, GrowingLog(job.out)
         while True:
             last = over.wait(POLL_S)
             log.read()

@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import checkpoints
+from ssd_ray.training.state import resume
 
 NOTICE = threading.Event()
 """Set in a worker that was told to end."""
@@ -60,11 +60,11 @@ class DeathsInARow(DefaultFailurePolicy):  # type: ignore[misc]
 
     def __init__(self, failure_config: FailureConfig, out: Path) -> None:
         super().__init__(failure_config)
-        self._out, self._reached = out, checkpoints.latest(out)[0]
+        self._out, self._reached = out, resume.latest(out)[0]
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Whether the group is started again."""
-        reached = checkpoints.latest(self._out)[0]
+        reached = resume.latest(self._out)[0]
         if reached > self._reached:
             self._reached, self._worker_group_failures = reached, 0
         if isinstance(training_failed_error, ControllerError) and is_death(training_failed_error.controller_failure):

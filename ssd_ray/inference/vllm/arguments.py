@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import import_path
+from ssd_ray.cluster import import_path
 from ssd_ray.config import REPLACES_SAMPLER, EngineConfig, ModelConfig
 
 _GIB = 1 << 30

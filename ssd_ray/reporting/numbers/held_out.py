@@ -1,7 +1,7 @@
 """Collect the held-out measurements of a training: likelihood against its floor, distance to the base, entropy by part.
 
 Reads `heldout.jsonl` in a checkpoint's directory into the `held_out` part of scores.json. The measures
-are defined in `ssd_ray/training/distributions.py`.
+are defined in `ssd_ray/training/observe/distributions.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The two pictures of data health: what each class of answers weighs, and where in length the answers and the tokens lie.
 
-Pure functions of the `health` facts of a data set (`training/health.py`).
+Pure functions of the `health` facts of a data set (`training/data/health.py`).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _package_path() -> list[str]:
     implicit = 0 if sys.flags.safe_path else 1
     if PathFinder.find_spec("ssd_ray", sys.path[implicit:]) is not None or _has_finder():
         return []
-    return [str(Path(__file__).resolve().parents[1])]
+    return [str(Path(__file__).resolve().parents[2])]
 
 
 def _has_finder() -> bool:

@@ -24,10 +24,10 @@ from torch.nn import functional
 from ssd_ray.artifacts.files import write_atomic
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import batches
-from ssd_ray.training.distributions import MEASURES, measure
-from ssd_ray.training.examples import Examples, Ints
-from ssd_ray.training.sequence_parallel import slice_of
+from ssd_ray.training.data import batches
+from ssd_ray.training.data.examples import Examples, Ints
+from ssd_ray.training.model.sequence_parallel import slice_of
+from ssd_ray.training.observe.distributions import MEASURES, measure
 
 HELD_OUT_LOG = "heldout.jsonl"
 CHUNKS = 8

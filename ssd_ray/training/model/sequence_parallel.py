@@ -12,7 +12,7 @@ from typing import Any
 from ssd_ray import models
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training.batches import MicroBatch
+from ssd_ray.training.data.batches import MicroBatch
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose only look at other tokens is attention, which Ulysses exchanges."""

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
-from ssd_ray import import_path, ray_log, short_paths
+from ssd_ray.cluster import import_path, ray_log, short_paths
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 
-from ssd_ray import import_path, models
+from ssd_ray import models
+from ssd_ray.cluster import import_path
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.training import sequence_parallel
-from ssd_ray.training.adapters import add_adapters
-from ssd_ray.training.cpu import use_fast_products
-from ssd_ray.training.experts import take_blocks_whole
-from ssd_ray.training.loss import ResponseLoss
+from ssd_ray.training.model import sequence_parallel
+from ssd_ray.training.model.adapters import add_adapters
+from ssd_ray.training.model.cpu_kernels import use_fast_products
+from ssd_ray.training.model.loss import ResponseLoss
+from ssd_ray.training.model.moe import take_blocks_whole
 
 EVERYTHING = 10**12
 _NOISE = ("dropout", "pdrop", "layerdrop", "jitter")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_ray.errors import UserError
-from ssd_ray.training.examples import Examples, Ints
+from ssd_ray.training.data.examples import Examples, Ints
 
 Floats = NDArray[np.float32]
 

@@ -19,14 +19,14 @@ from ssd_ray import config
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
-from ssd_ray.training import trackers
-from ssd_ray.training.batches import GlobalBatch
-from ssd_ray.training.examples import Examples
-from ssd_ray.training.heartbeat import SILENT, Heartbeat
-from ssd_ray.training.heldout import HELD_OUT_LOG, HeldOut, cut_held_out
+from ssd_ray.training.data.batches import GlobalBatch
+from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.observe import trackers
+from ssd_ray.training.observe.heartbeat import SILENT, Heartbeat
+from ssd_ray.training.observe.heldout import HELD_OUT_LOG, HeldOut, cut_held_out
 
 if TYPE_CHECKING:
-    from ssd_ray.training.loop import Job
+    from ssd_ray.training.job import Job
 
 PEAK_TFLOPS = {
     "B200": 2250.0,

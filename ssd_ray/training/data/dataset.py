@@ -22,8 +22,8 @@ from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.progress import Progress, counted
 from ssd_ray.schema import Completion, Example, from_table
-from ssd_ray.training import health
-from ssd_ray.training.health import CLASSES, Answers, Bools, Ints, Reading
+from ssd_ray.training.data import health
+from ssd_ray.training.data.health import CLASSES, Answers, Bools, Ints, Reading
 
 if TYPE_CHECKING:
     import pyarrow as pa

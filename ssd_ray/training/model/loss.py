@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from ssd_ray.errors import UserError
-from ssd_ray.training.cpu import add_in_place, gradient_of, product
-from ssd_ray.training.experts import balancing_loss, check_router
+from ssd_ray.training.model.cpu_kernels import add_in_place, gradient_of, product
+from ssd_ray.training.model.moe import balancing_loss, check_router
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Training data: samples as sequences, their health, and packed micro-batches."""

@@ -1,0 +1,1 @@
+"""Observation of a training: held-out measurements, trackers, heartbeat."""

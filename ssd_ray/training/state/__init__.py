@@ -1,0 +1,1 @@
+"""State of a training on disk: checkpoints to resume from, exported weights, logs."""
