@@ -66,7 +66,7 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     """Draw one answer to each prompt; this is the driver whose memory is measured."""
     from ssd_ray import cluster
     from ssd_ray.config import ClusterConfig
-    from ssd_ray.inference.generation import draw
+    from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
     from ssd_ray.inference.vllm.placement import Resources
     from ssd_ray.inference.worker import Order
@@ -76,9 +76,15 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     order = Order(make_engine=Echo, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")
     pool = Pool(min_engines=engines, max_engines=engines, concurrent_units=2, resources=Resources(1, 0, {"num_cpus": 1}))
     with cluster.connected(ClusterConfig(device="cpu")):
-        facts = draw(
-            order, pool, shard_rows=shard_rows, max_failures=3, ended=lambda: True, stage="samples", progress=LineProgress(10)
-        )
+        facts = SamplingRun(
+            order=order,
+            engines=pool,
+            shard_rows=shard_rows,
+            max_failures=3,
+            ended=lambda: True,
+            stage="samples",
+            progress=LineProgress(10),
+        ).draw()
     (out / "facts.json").write_text(json.dumps(facts))
 
 

@@ -48,7 +48,7 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
     from ssd_ray import cluster
     from ssd_ray.config import ClusterConfig
     from ssd_ray.inference.crashes import heartbeat
-    from ssd_ray.inference.generation import draw
+    from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
     from ssd_ray.inference.vllm.placement import Resources
     from ssd_ray.inference.worker import Order
@@ -67,7 +67,15 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
     pool = Pool(min_engines=engines, max_engines=engines, concurrent_units=3, resources=Resources(0, 1, {"num_gpus": 1}))
     with cluster.connected(ClusterConfig(device="cuda")):
         threading.Thread(target=watch, daemon=True).start()
-        facts = draw(order, pool, shard_rows=8, max_failures=0, ended=lambda: True, stage="samples", progress=LineProgress(10))
+        facts = SamplingRun(
+            order=order,
+            engines=pool,
+            shard_rows=8,
+            max_failures=0,
+            ended=lambda: True,
+            stage="samples",
+            progress=LineProgress(10),
+        ).draw()
         done.set()
     steady = [(when, rows) for when, ready, rows in seen if ready == engines and rows <= 0.9 * facts["rows"]]
     (began, before), (ended, after) = steady[0], steady[-1]

@@ -17,7 +17,7 @@ from doubles import TimedEngine
 
 from ssd_ray import cluster
 from ssd_ray.config import ClusterConfig
-from ssd_ray.inference.generation import draw
+from ssd_ray.inference.generation import SamplingRun
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.placement import Resources
 from ssd_ray.inference.worker import Order
@@ -48,7 +48,9 @@ def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
     pool = Pool(min_engines=1, max_engines=engines, concurrent_units=2, resources=Resources(0, 1, {"num_gpus": 1}))
     with cluster.connected(ClusterConfig(device="cuda")):
         threading.Thread(target=note, daemon=True).start()
-        facts = draw(order, pool, shard_rows=4, max_failures=3, ended=lambda: True, stage="samples", progress=LineProgress(2))
+        facts = SamplingRun(
+            order=order, engines=pool, shard_rows=4, max_failures=3, ended=lambda: True, stage="samples", progress=LineProgress(2)
+        ).draw()
         time.sleep(1)
         free = ray.cluster_resources().get("GPU", 0) == ray.available_resources().get("GPU", 0)
         deadline = time.monotonic() + IDLE_PATIENCE_S

@@ -20,8 +20,11 @@ from staged import die_at
 
 from ssd_ray import cluster, models, recipes
 from ssd_ray.artifacts import files, shards
+from ssd_ray.pipeline.context import RunContext
+from ssd_ray.pipeline.grading import Grade
 from ssd_ray.pipeline.run import Run
-from ssd_ray.pipeline.stages import Stages
+from ssd_ray.pipeline.sampling import Generations, Samples
+from ssd_ray.pipeline.training import Checkpoint
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
 
@@ -49,27 +52,24 @@ class Played:
         self.made: list[str] = []
         monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
         monkeypatch.setattr(models, "fetch", lambda _: model)
-        acts = {"samples": self.samples, "generations": self.generations, "checkpoint": self.checkpoint}
-        acts |= {"verdicts": self.verdicts, "sample_verdicts": self.verdicts}
-        for name, act in acts.items():
-            monkeypatch.setattr(Stages, name, _method(act))
-        for name in ("check_training", "check_weights"):
-            monkeypatch.setattr(Stages, name, lambda *_: None, raising=False)
+        acts = {Samples: self.samples, Generations: self.generations, Checkpoint: self.checkpoint, Grade: self.verdicts}
+        for kind, act in acts.items():
+            monkeypatch.setattr(kind, "make", _method(act))
+            monkeypatch.setattr(kind, "check", lambda *_: None)
 
     def run(self, out: Path, *chosen: str) -> Run:
         """A run of the quick start's recipe, made small."""
         return Run(recipes.load("quickstart", [*CHOICES, *chosen]), out, LineProgress())
 
-    def samples(self, stages: Stages, decoding: Any, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+    def samples(self, step: Samples, out: Path, context: RunContext) -> Facts:
         """One answer a prompt."""
-        return self._answers(stages.out / "prompts", stage, ended, out)
+        return self._answers(context.run / "prompts", step.name, context.when_complete(*step.after), out)
 
-    def generations(
-        self, stages: Stages, stage: str, arm: Any, checkpoint: str | None, ended: Callable[[], bool], out: Path
-    ) -> Facts:
+    def generations(self, step: Generations, out: Path, context: RunContext) -> Facts:
         """One answer a problem, which another model answers otherwise."""
-        weights = (stages.out / checkpoint / "model.safetensors").read_bytes().hex() if checkpoint else ""
-        return self._answers(stages.out / "eval-prompts", f"{stage} {weights}", ended, out)
+        trained = step.checkpoint and (context.run / step.checkpoint / "model.safetensors").read_bytes().hex()
+        prompts, ended = context.run / "eval-prompts", context.when_complete(step.inputs[0])
+        return self._answers(prompts, f"{step.name} {trained or ''}", ended, out)
 
     def _answers(self, prompts: Path, seed: str, ended: Callable[[], bool], out: Path) -> Facts:
         self.made.append(out.relative_to(prompts.parent).as_posix())
@@ -96,18 +96,19 @@ class Played:
             finish_reason="stop",
         )
 
-    def verdicts(self, stages: Stages, answers: str, profile: str, stage: str, ended: Callable[[], bool], out: Path) -> Facts:
+    def verdicts(self, step: Grade, out: Path, context: RunContext) -> Facts:
         """Every other program is right; the first ones come to no verdict while graders fail. Times are never the same."""
-        self.made.append(stage)
-        _wait(ended)
-        graded = [self._verdict(row, number) for number, row in enumerate(shards.read_rows(stages.out / answers, Completion))]
+        self.made.append(step.name)
+        _wait(context.when_complete(step.inputs[-1]))
+        answers = shards.read_rows(context.run / step.answers, Completion)
+        graded = [self._verdict(row, number) for number, row in enumerate(answers)]
         for number, part in enumerate((graded[:2], graded[2:])):
             path = out / f"part-{number:05}.parquet"
             spoilt = path.exists() and next(shards.read_columns(out, "outcome")) == ("infrastructure_error",)
             if not path.exists() or (spoilt and not number):
                 shards.write_shard(out, path.stem, part, Verdict)
         outcomes = Counter(outcome for (outcome,) in shards.read_columns(out, "outcome"))
-        facts = {"rows": outcomes.total(), "outcomes": dict(outcomes), "profile": profile, "sandbox_level": "L1"}
+        facts = {"rows": outcomes.total(), "outcomes": dict(outcomes), "profile": step.profile, "sandbox_level": "L1"}
         return {**facts, "infrastructure_errors": outcomes["infrastructure_error"], "isolation": {"level": "L1", "network": True}}
 
     def _verdict(self, row: Completion, number: int) -> Verdict:
@@ -126,11 +127,11 @@ class Played:
             detail="",
         )
 
-    def checkpoint(self, stages: Stages, branch: Any, out: Path) -> Facts:
+    def checkpoint(self, step: Checkpoint, out: Path, context: RunContext) -> Facts:
         """Weights that follow from the sequences, written as training writes them: the facts last."""
-        self.made.append(branch.checkpoint)
+        self.made.append(step.name)
         if not (out / "training.json").exists():
-            text = repr([row.input_ids for row in shards.read_rows(stages.out / branch.dataset, Example)])
+            text = repr([row.input_ids for row in shards.read_rows(context.run / step.branch.dataset, Example)])
             weights = hashlib.sha256(text.encode()).digest()
             lines = [{"step": 1, "loss": 1.0, "learning_rate": 1e-5, "seconds": 1.0, "tokens": 9}]
             files.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -149,8 +150,8 @@ def play(out: str, model: str, number: str) -> None:
 
 
 def _method(act: Callable[..., Facts]) -> Callable[..., Facts]:
-    """An act that takes the stages as a method does."""
-    return lambda *given: act(*given)
+    """A function that takes the step first, as a method does."""
+    return lambda step, out, context: act(step, out, context)
 
 
 def _wait(ended: Callable[[], bool]) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, lineage, manifests, shards
+from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import LineProgress
@@ -47,6 +49,30 @@ GPU = ("samples", "checkpoint-accepted", "generations/base", "generations/accept
 Facts = Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Double(Step):
+    """A step with any choices and any act."""
+
+    verb: str
+    chosen: Mapping[str, Any]
+    act: Callable[[Path], Facts]
+    needs_ray: bool = False
+    reads_facts: bool = False
+
+    @property
+    def begins_run(self) -> bool:
+        return self.name == "prompts"
+
+    def choices(self) -> Mapping[str, Any]:
+        return self.chosen
+
+    def make(self, out: Path, context: RunContext) -> Facts:
+        return self.act(out)
+
+    def preview(self, run: Path) -> str:
+        return self.verb
+
+
 class World:
     """What the steps are made in: `choices` by step; `nature` shapes contents by step; `failing` graders leave errors open."""
 
@@ -67,12 +93,14 @@ class World:
     def steps(self) -> list[Step]:
         """The steps in the order of a run."""
         known: dict[str, Step] = {}
+        recipe = recipes.load("quickstart")
 
         def add(name: str, verb: str, *inputs: str, **options: Any) -> None:
-            known[name] = Step(
+            known[name] = Double(
+                recipe=recipe,
                 name=name,
                 verb=verb,
-                choices={"chosen": self.choices.get(name)},
+                chosen={"chosen": self.choices.get(name)},
                 act=self._act(name, verb, inputs, options.get("follows")),
                 inputs=tuple(known[each] for each in inputs),
                 **{key: known[value] if key == "follows" else value for key, value in options.items()},

@@ -8,15 +8,15 @@ from ssd_ray.artifacts import files, manifests
 from ssd_ray.cli import plan
 from ssd_ray.config import arms
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline.graph import Pipeline
-from ssd_ray.pipeline.stages import Stages
+from ssd_ray.pipeline import graph
+from ssd_ray.pipeline.context import RunContext
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.progress import LineProgress
 from ssd_ray.reporting.numbers.timings import timings
 
 
 def steps(chosen, tmp_path):
-    return [step.name for step in Pipeline(chosen, tmp_path, LineProgress()).steps]
+    return [step.name for step in graph.steps(chosen)]
 
 
 def test_without_a_sweep_the_arms_are_those_named():
@@ -49,10 +49,10 @@ def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperatu
     assert (sample.temperature, sample.top_k, sample.top_p, sample.max_tokens) == (1.0, None, 1.0, chosen.sample.max_tokens)
     names = steps(chosen, tmp_path)
     assert {"samples-naive", "dataset-naive", "checkpoint-naive", "generations/naive", "verdicts/naive"} <= set(names)
-    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
+    found = {step.name: step for step in graph.steps(chosen)}
     assert [step.name for step in found["generations/naive"].inputs] == ["eval-prompts", "checkpoint-naive"]
     assert [step.name for step in found["generations/ssd"].inputs] == ["eval-prompts", "checkpoint"]
-    assert found["checkpoint-naive"].choices == found["checkpoint"].choices
+    assert found["checkpoint-naive"].choices() == found["checkpoint"].choices()
     assert found["samples-naive"].identity.fingerprint != found["samples"].identity.fingerprint
     assert found["verdicts/naive"].identity.fingerprint != found["verdicts/ssd"].identity.fingerprint
 
@@ -63,11 +63,11 @@ def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, 
     asked = {}
     monkeypatch.setattr(trainer, "train", lambda dataset, *_, serving, **__: asked.update({dataset.name: serving.decoding}) or {})
     chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
-    monkeypatch.setattr(Stages, "_directory", tmp_path)
+    monkeypatch.setattr(RunContext, "model", tmp_path)
     monkeypatch.setattr("ssd_ray.models.template_to_export", lambda *_: None)
-    for step in Pipeline(chosen, tmp_path, LineProgress()).steps:
+    for step in graph.steps(chosen):
         if step.verb == "train":
-            step.act(tmp_path / step.name)
+            step.make(tmp_path / step.name, RunContext(chosen, tmp_path, LineProgress()))
     drawn = {name: (arm.temperature, arm.top_k, arm.top_p) for name, arm in asked.items()}
     assert drawn == {"dataset": (1.1, 20, 0.8), "dataset-naive": (1.1, 20, 0.8)}
     assert arms.decoding(recipe(evaluate={"arms": {"base": {"model": "base"}}}), "ssd") is None
@@ -76,8 +76,8 @@ def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, 
 def test_the_accepted_control_shares_the_samples_and_is_trained_on_those_that_pass(tmp_path):
     chosen = recipes.load("quickstart", ["evaluate.controls=[accepted]"])
     assert arms.arms(chosen)["accepted"].model_dump() == chosen.evaluate.arms["ssd"].model_dump() | {"model": "accepted"}
-    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
-    plain = {step.name: step for step in Pipeline(recipes.load("quickstart"), tmp_path, LineProgress()).steps}
+    found = {step.name: step for step in graph.steps(chosen)}
+    plain = {step.name: step for step in graph.steps(recipes.load("quickstart"))}
     assert found.keys() - plain.keys() == {
         *("training-problems", "sample-verdicts", "dataset-accepted", "checkpoint-accepted"),
         *("generations/accepted", "verdicts/accepted"),
@@ -97,7 +97,7 @@ def test_every_step_comes_after_what_it_needs(controls, select, tmp_path):
     if select == "accepted" and "accepted" in controls:
         return
     seen = set()
-    for step in Pipeline(recipes.load("quickstart", overrides), tmp_path, LineProgress()).steps:
+    for step in graph.steps(recipes.load("quickstart", overrides)):
         assert {needed.name for needed in (*step.inputs, *step.after)} <= seen, step.name
         assert step.name not in seen
         seen.add(step.name)
@@ -112,11 +112,11 @@ def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch
     monkeypatch.setattr(
         "ssd_ray.reporting.page.report", lambda recipe, run, steps, out: passed.append((recipe, run, steps)) or {}
     )
-    *steps, report = Pipeline(recipe, tmp_path, LineProgress()).steps
+    *steps, report = graph.steps(recipe)
     for step in steps:
         manifests.make(tmp_path / step.name, step.identity, lambda out: {})
         files.write_atomic(tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}')
-    report.act(tmp_path / "report")
+    report.make(tmp_path / "report", RunContext(recipe, tmp_path, LineProgress()))
     cost = timings(*passed[0])
     assert [row["stage"] for row in cost["stages"]] == [step.name for step in steps]
     assert "benchmark" in {row["stage"] for row in cost["stages"]}
@@ -127,7 +127,7 @@ def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch
 def test_a_plan_has_a_sentence_for_every_step(overrides, tmp_path):
     recipe = recipes.load("quickstart", overrides)
     shown = plan.as_json(recipe, overrides, tmp_path, assumptions([]))["steps"]
-    assert [row["artifact"] for row in shown] == [step.name for step in Pipeline(recipe, tmp_path, LineProgress()).steps]
+    assert [row["artifact"] for row in shown] == [step.name for step in graph.steps(recipe)]
     assert all(len(row["deed"]) > 10 for row in shown)
 
 
@@ -137,7 +137,7 @@ def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_p
         assert shipped.prepare.select == "all"
         assert "accepted" not in {arm.model for arm in arms.arms(shipped).values()}
     chosen = recipes.load("quickstart", ["prepare.select=accepted", "evaluate.controls=[naive]"])
-    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
+    found = {step.name: step for step in graph.steps(chosen)}
     assert {"sample-verdicts", "sample-verdicts-naive"} <= found.keys()
     assert found["dataset-naive"].inputs == (found["samples-naive"], found["sample-verdicts-naive"])
 
@@ -168,9 +168,9 @@ def test_the_quick_start_stays_as_small_as_it_was(tmp_path):
 
 def test_a_second_profile_is_graded_beside_the_first(tmp_path):
     chosen = recipes.load("quickstart", ["evaluate.profiles=[strict, lcb-compat]"])
-    found = {step.name: step for step in Pipeline(chosen, tmp_path, LineProgress()).steps}
-    assert found["verdicts/ssd"].choices["profile"] == "strict"
-    assert found["verdicts-lcb/ssd"].choices["profile"] == "lcb-compat"
+    found = {step.name: step for step in graph.steps(chosen)}
+    assert found["verdicts/ssd"].choices()["profile"] == "strict"
+    assert found["verdicts-lcb/ssd"].choices()["profile"] == "lcb-compat"
     assert found["generations/ssd"] in found["verdicts-lcb/ssd"].inputs
     assert {"verdicts/base", "verdicts-lcb/ssd"} <= {step.name for step in found["report"].inputs}
 

@@ -17,7 +17,8 @@ from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.judging.outcomes import UngradableError
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.evaluation.verdicts import is_open
-from ssd_ray.pipeline.stages import Stages
+from ssd_ray.pipeline.context import RunContext
+from ssd_ray.pipeline.rendering import Benchmark
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem, Test
@@ -479,11 +480,12 @@ def test_the_benchmark_of_a_run_leaves_such_problems_out_and_says_so(tmp_path, c
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(made) + "\n" for made in [row("good", GOOD), BROKEN["no-call"], BROKEN["import"]]))
     recipe = synthetic_recipe(evaluate={"benchmarks": [str(path)]})
-    facts = Stages(recipe, tmp_path / "run", LineProgress()).benchmark(tmp_path / "run" / "benchmark")
+    step = Benchmark(name="benchmark", recipe=recipe)
+    facts = step.make(tmp_path / "run" / "benchmark", RunContext(recipe, tmp_path / "run", LineProgress()))
     assert facts["rows"] == 1
     assert [left_out["problem_id"] for left_out in facts["problems_left_out"]] == ["own/no-call", "own/import"]
     assert all(left_out["place"].startswith(str(path)) for left_out in facts["problems_left_out"])
     assert "left out: problem own/no-call cannot be graded" in capsys.readouterr().err
     path.write_text(json.dumps(BROKEN["import"]) + "\n")
     with pytest.raises(UserError, match=r"no problem can be graded.*own/import"):
-        Stages(recipe, tmp_path / "other", LineProgress()).benchmark(tmp_path / "other" / "benchmark")
+        step.make(tmp_path / "other" / "benchmark", RunContext(recipe, tmp_path / "other", LineProgress()))

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from ssd_ray import recipes
 from ssd_ray.artifacts import shards
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline.graph import Pipeline
+from ssd_ray.pipeline import graph
 from ssd_ray.problems import sources
 from ssd_ray.problems.contamination import FEWEST_WORDS, PHRASE_PROBLEMS, WORDS, Benchmarks, check, units
-from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem, Prompt
 
 LONG = "Given an array of integers, return the length of its longest run of equal neighbours, counted from the left."
@@ -239,7 +238,7 @@ def test_the_built_in_sets_and_the_quick_start_pass_honestly() -> None:
 def test_the_check_comes_before_sampling_and_leaves_samples_as_they_are(tmp_path: Path) -> None:
     """Allowing what was refused, or evaluating on something else, does not make the samples stale."""
     runs = [
-        {step.name: step for step in Pipeline(recipes.load("quickstart", overrides), tmp_path, LineProgress()).steps}
+        {step.name: step for step in graph.steps(recipes.load("quickstart", overrides))}
         for overrides in ([], ["prompts.contamination=allow"], ["evaluate.limit=3"], ["prompts.contamination=drop"])
     ]
     assert all("contamination" in {step.name for step in steps["samples"].closure()} for steps in runs)

@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 
 from ssd_ray import recipes
-from ssd_ray.pipeline.graph import Pipeline
-from ssd_ray.progress import LineProgress
+from ssd_ray.pipeline import graph
 
 GOLDEN = Path(__file__).parent / "golden" / "fingerprints.json"
 VARIANTS = {
@@ -35,10 +34,7 @@ def fingerprints() -> dict[str, dict[str, str]]:
     """Return the fingerprint of every artifact, by recipe."""
     cases = {name: recipes.load(name) for name in recipes.shipped()}
     cases |= {name: recipes.load("quickstart", overrides) for name, overrides in VARIANTS.items()}
-    return {
-        name: {step.name: step.identity.fingerprint for step in Pipeline(recipe, Path("run"), LineProgress()).steps}
-        for name, recipe in cases.items()
-    }
+    return {name: {step.name: step.identity.fingerprint for step in graph.steps(recipe)} for name, recipe in cases.items()}
 
 
 def test_fingerprints_are_those_of_existing_runs() -> None:

@@ -319,18 +319,21 @@ def test_a_mistake_exits_2_before_ray(
 
 def test_a_damaged_checkpoint_is_trained_again(tmp_path: Path, tiny_llama: Path) -> None:
     """Of our own artifact the remedy is to make it again, not to download it."""
-    from ssd_ray.pipeline.stages import Stages
+    from ssd_ray.pipeline import graph
+    from ssd_ray.pipeline.context import RunContext
     from ssd_ray.progress import LineProgress
     from ssd_ray.recipes import load
 
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
-    stages = Stages(load(tmp_path / "field.yaml"), tmp_path, LineProgress())
-    stages.check_weights("checkpoint")  # not trained yet
+    recipe = load(tmp_path / "field.yaml", ["evaluate.arms.ssd={model: ssd, temperature: 0.9}"])
+    context = RunContext(recipe, tmp_path, LineProgress())
+    step = next(step for step in graph.steps(recipe) if step.name == "generations/ssd")
+    step.check(context)  # not trained yet
     shutil.copytree(tiny_llama, tmp_path / "checkpoint")
     os.truncate(tmp_path / "checkpoint" / "model.safetensors", 5000)
     (tmp_path / "checkpoint" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"the trained model .*cut short.*: delete .*checkpoint and run the same command"):
-        stages.check_weights("checkpoint")
+        step.check(context)
 
 
 @given(st.binary(max_size=300))

@@ -13,7 +13,7 @@ import pytest
 from ssd_ray.cluster import niceness
 from ssd_ray.inference import monitor
 from ssd_ray.inference.crashes.heartbeat import Reporter
-from ssd_ray.inference.monitor import Monitor
+from ssd_ray.inference.monitor import Monitor, Watch
 from ssd_ray.inference.work.queue import Plan
 from ssd_ray.progress import LineProgress
 
@@ -55,20 +55,10 @@ def test_a_run_says_once_where_engines_give_way(
         Reporter(tmp_path, "actor", node="abcdef0123456789", attempt="one", niceness=15)
         plan = Plan(prompts=tmp_path, out=tmp_path, samples=1, shard_rows=4, window=1)
         with progress.task("samples", total=0, unit="answers") as task:
-            watch = Monitor(
-                plan,
-                task,
-                progress,
-                stage="samples",
-                attempt="one",
-                before=0,
-                failed=0,
-                max_failures=3,
-                ended=lambda: True,
-                logs=tmp_path,
-            )
-            watch.look()
-            watch.look()
+            watch = Watch(plan=plan, stage="samples", attempt="one", before=0, failed=0, max_failures=3, logs=tmp_path)
+            driver = Monitor(watch, lambda: True, task, progress)
+            driver.look()
+            driver.look()
     lines = [line for line in capsys.readouterr().err.splitlines() if "niceness" in line]
     assert len(lines) == 1
     assert "engines on node abcdef012345 run at niceness 15" in lines[0]

@@ -14,15 +14,16 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from staged import Double
 
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, identity, lineage, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Renewal
 from ssd_ray.pipeline.run import Run, _timed
-from ssd_ray.pipeline.stages import Stages
 from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Prompt
@@ -38,12 +39,12 @@ def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, tiny_llam
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     recipe = recipes.load("qwen3-4b-instruct")
-    assert Stages(recipe, tmp_path / "run", LineProgress())._directory.name == "first"
+    assert RunContext(recipe, tmp_path / "run", LineProgress()).model.name == "first"
     head[0] = "second"
-    assert Stages(recipe, tmp_path / "run", LineProgress())._directory.name == "first"
-    assert Stages(recipe, tmp_path / "other", LineProgress())._directory.name == "second"
+    assert RunContext(recipe, tmp_path / "run", LineProgress()).model.name == "first"
+    assert RunContext(recipe, tmp_path / "other", LineProgress()).model.name == "second"
     pinned = recipes.load("qwen3-4b-instruct", ["model.revision=chosen"])
-    assert Stages(pinned, tmp_path / "run", LineProgress())._directory.name == "chosen"
+    assert RunContext(pinned, tmp_path / "run", LineProgress()).model.name == "chosen"
     assert asked == [None, "first", None, "chosen"]
 
 
@@ -149,8 +150,11 @@ def test_a_second_signal_is_answered_at_once_when_called_from_python(
 
 
 def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipes.load("quickstart")
+
     def attempt(act: Callable[[Path], Any]) -> None:
-        _timed(Step(name="samples", verb="sample", choices={}, act=act), tmp_path, tmp_path / "samples")
+        step = Double(name="samples", recipe=recipe, verb="sample", chosen={}, act=act)
+        _timed(step, RunContext(recipe, tmp_path, LineProgress()), tmp_path / "samples")
 
     def killed(_: Path) -> Any:
         raise InfrastructureError("killed")
@@ -203,13 +207,13 @@ def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_c
     assert [step.name for step in samples.after] == ["contamination", "eval-prompts"]
     assert run._needs_ray(steps["prompts"], list(steps.values()))
     assert not run._needs_ray(steps["prompts"], [steps["prompts"]])
-    ended = samples.act.args[-1]  # type: ignore[attr-defined]
+    ended = run._context.when_complete(*samples.after)
     assert not ended()
     for name in ("benchmark", "prompts", "contamination", "eval-prompts"):
         assert not ended()
         manifests.make(tmp_path / name, steps[name].identity, lambda out: {})
     assert ended()
-    run._pipeline.stopped.set()
+    run._context.stopped.set()
     with pytest.raises(InfrastructureError, match="the run was stopped"):
         ended()
 

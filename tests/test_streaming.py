@@ -31,7 +31,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import pool
 from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.inference.crashes.heartbeat import EngineStatus
-from ssd_ray.inference.generation import draw
+from ssd_ray.inference.generation import SamplingRun
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.engine import sample_seed
 from ssd_ray.inference.vllm.placement import Resources
@@ -92,15 +92,15 @@ def _draw(
         (source / "manifest.json").touch()
     order = Order(make_engine=make_engine, prompts=source, samples=SAMPLES, seed=5, out=out, logs=out.parent / "logs")
     workers = Pool(min_engines=1, max_engines=engines, concurrent_units=2, resources=Resources(0.5, 0, {"num_cpus": 0.5}))
-    return draw(
-        order,
-        workers,
+    return SamplingRun(
+        order=order,
+        engines=workers,
         shard_rows=shard_rows,
         max_failures=max_failures,
         ended=ended,
         stage="samples",
         progress=progress or Said(),
-    )
+    ).draw()
 
 
 def _check_whole(out: Path, without: frozenset[int] = frozenset()) -> None:

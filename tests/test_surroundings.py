@@ -169,4 +169,5 @@ def test_a_dead_engine_says_one_sentence(tmp_path: Path, tiny_llama: Path, libra
     for word in ("raylet", "A worker died", "OOM", "Traceback"):
         assert word not in shown
     assert ("To resume" in shown) is (code == 1)
-    assert "A worker died" in (tmp_path / "run" / "logs" / "ray.log").read_text()
+    if code == 1:  # a mistake ends the run at once, before Ray reports the process
+        assert "A worker died" in (tmp_path / "run" / "logs" / "ray.log").read_text()

@@ -14,11 +14,12 @@ import pytest
 
 from ssd_ray import models, recipes
 from ssd_ray.artifacts.shards import write_shard
-from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig, arms
+from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline.graph import Pipeline
+from ssd_ray.pipeline import graph
+from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.run import Run
-from ssd_ray.pipeline.stages import Stages
+from ssd_ray.pipeline.training import Checkpoint
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
 from ssd_ray.training.checks import check_model
@@ -222,13 +223,17 @@ def test_a_run_tells_before_it_samples_that_training_would_fail(bare: None, tiny
             "train": {"trackers": ["wandb"]},
         }
     )
-    checks = {step.name: step.check for step in Pipeline(recipe, tmp_path, LineProgress()).steps if step.check}
-    assert "checkpoint" in checks
+    step = next(step for step in graph.steps(recipe) if step.name == "checkpoint")
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
-        checks["checkpoint"]()
+        step.check(RunContext(recipe, tmp_path, LineProgress()))
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
         Run(recipe, tmp_path, LineProgress()).make()
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "recipe.yaml"}
+
+
+def _make_checkpoint(recipe: Recipe, run: Path) -> None:
+    step = next(step for step in graph.steps(recipe) if isinstance(step, Checkpoint))
+    step.make(run / "checkpoint", RunContext(recipe, run, LineProgress()))
 
 
 def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
@@ -242,8 +247,7 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
     monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
     for stated in ({}, {"chat_template": str(template)}):
         recipe = {"name": "r", "model": {"source": str(tiny_llama), **stated}, "evaluate": {"arms": ARMS}}
-        stages = Stages(Recipe.model_validate(recipe), tmp_path, LineProgress())
-        stages.checkpoint(arms.branches(stages.recipe)[0], tmp_path / "checkpoint")
+        _make_checkpoint(Recipe.model_validate(recipe), tmp_path)
     assert [choices["serving"].chat_template for choices in asked] == [None, "{{ messages[0]['content'] }}"]
     assert {choices["serving"].decoding.temperature for choices in asked} == {1.0}
 
@@ -260,8 +264,7 @@ def test_end_tokens_and_template_reach_the_trained_model(
     monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
     model = {"source": str(base), "end_tokens": ["<|im_start|>"]}
     recipe = Recipe.model_validate({"name": "r", "model": model, "evaluate": {"arms": ARMS}})
-    stages = Stages(recipe, tmp_path, LineProgress())
-    stages.checkpoint(arms.branches(recipe)[0], tmp_path / "checkpoint")
+    _make_checkpoint(recipe, tmp_path)
     assert asked[0]["serving"].end_tokens == (1, 2)
     assert asked[0]["serving"].chat_template == (base / "chat_template.jinja").read_text()
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ssd_ray import config, models
 from ssd_ray.artifacts import manifests
-from ssd_ray.config import Decoding, Recipe, Section, arms
+from ssd_ray.config import Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
 from ssd_ray.pipeline.renewal import Outlook
@@ -97,7 +97,7 @@ def steps_table(recipe: Recipe, out: Path) -> Table:
     """Every artifact of the run: its state and what would be done."""
     table = _table(f"what a run would do in {out}", "artifact", "verb", "state", "what would be done")
     for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks():
-        deed = _deed(recipe, out, step, outlook, reason)
+        deed = _deed(out, step, outlook, reason)
         table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(deed))
     return table
 
@@ -138,66 +138,16 @@ def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assump
         told = {"training": None, "training_unknown": str(error)}
     choices = [{"field": name, "value": value, "source": source} for name, value, source in _choices(recipe, overrides)]
     steps = [
-        {"artifact": step.name, "verb": step.verb, "state": state, "deed": _deed(recipe, out, step, outlook, reason)}
+        {"artifact": step.name, "verb": step.verb, "state": state, "deed": _deed(out, step, outlook, reason)}
         for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks()
     ]
     return {"recipe": recipe.name, "choices": choices, "steps": steps, **told}
 
 
-def _deed(recipe: Recipe, out: Path, step: Step, outlook: Outlook, reason: str) -> str:
+def _deed(out: Path, step: Step, outlook: Outlook, reason: str) -> str:
     if outlook == "keep":
         return f"nothing; made again {reason}" if reason else "nothing"
     if outlook == "refuse":
         return f"refused: it {reason}, and took GPU time; choose another --out or delete it"
     begin = {"make": "", "resume": "go on with: ", "make again": f"made again, for it {reason}: "}[outlook]
-    return begin + _work(recipe, out, step)
-
-
-def _work(recipe: Recipe, out: Path, step: Step) -> str:
-    evaluate, sample = recipe.evaluate, recipe.sample
-    if step.verb == "sample":
-        chosen = next(branch.sample for branch in arms.branches(recipe) if branch.samples == step.name)
-        drawn = f"{_rows(out / 'prompts')} prompts × {sample.samples_per_prompt}"
-        return f"{drawn} at {_decoding(chosen)}, {_longest(recipe, sample.max_tokens)}"
-    if step.verb == "generate":
-        arm = arms.arms(recipe)[step.name.removeprefix("generations/")]
-        problems = f"{_rows(out / 'benchmark')} problems × {evaluate.samples_per_problem}"
-        return f"{arm.model} at {_decoding(arm)}: {problems}, {_longest(recipe, evaluate.max_tokens)}"
-    if step.verb == "train":
-        train, workers = recipe.train, recipe.cluster.train_workers
-        longest = min(recipe.prepare.max_length, recipe.model.max_model_len)
-        return (
-            f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {longest:,} tokens, "
-            f"ZeRO-{train.zero_stage} on {workers} {recipe.cluster.device} worker{'s' if workers > 1 else ''}"
-        )
-    if step.verb == "grade":
-        return (
-            f"{step.choices['profile']}: run the programs, {evaluate.time_limit_s:g} s and {evaluate.memory_limit_mib} MiB a test"
-        )
-    if step.verb == "prepare":
-        return "training sequences from the sampled ids"
-    return {
-        "prompts": f"prompts of {recipe.prompts.source} in mode {recipe.prompts.mode}",
-        "training-problems": "tests of the training problems",
-        "contamination": f"prompts that overlap the benchmarks: {recipe.prompts.contamination}",
-        "benchmark": f"problems and tests of {', '.join(map(str, evaluate.benchmarks))}",
-        "eval-prompts": f"benchmark prompts in mode {evaluate.prompt_mode}",
-        "report": "report.html and scores.json",
-    }[step.name]
-
-
-def _longest(recipe: Recipe, max_tokens: int) -> str:
-    """The longest answer in words: a context that is no longer than the limit holds the prompt too."""
-    context = recipe.model.max_model_len
-    return f"up to {max_tokens:,} tokens each" if max_tokens < context else f"up to {context:,} tokens each with its prompt"
-
-
-def _decoding(chosen: Decoding) -> str:
-    top_k = "" if chosen.top_k is None else f", top-k {chosen.top_k}"
-    return f"T {chosen.temperature:g}{top_k}" + ("" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}")
-
-
-def _rows(directory: Path) -> str:
-    if not (directory / "manifest.json").exists():
-        return "the"
-    return f"{manifests.load(directory).facts['rows']:,}"
+    return begin + step.preview(out)

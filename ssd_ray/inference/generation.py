@@ -10,16 +10,17 @@ import functools
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts import files, ledger, manifests, shards
 from ssd_ray.artifacts.ledger import Audit
-from ssd_ray.config import ClusterConfig, Decoding, EngineConfig, ModelConfig
+from ssd_ray.config import Decoding, Recipe
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.inference import pool
 from ssd_ray.inference.crashes import heartbeat
-from ssd_ray.inference.monitor import Monitor
+from ssd_ray.inference.monitor import Monitor, Watch
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.arguments import engine_environment
 from ssd_ray.inference.vllm.engine import Engine
@@ -27,7 +28,7 @@ from ssd_ray.inference.vllm.placement import engine_resources
 from ssd_ray.inference.work import journal
 from ssd_ray.inference.work.queue import Plan
 from ssd_ray.inference.worker import Order
-from ssd_ray.progress import Progress
+from ssd_ray.progress import Progress, Task
 
 _POLL_S = 0.1
 _PATIENCE_S = 60.0
@@ -35,150 +36,184 @@ _CLEAR_S = 10.0
 _PROBE_BYTES = 1 << 16
 
 
-def generate(
-    prompts: Path,
-    directory: Path,
-    decoding: Decoding,
-    *,
-    samples: int,
-    max_tokens: int,
-    shard_rows: int,
-    seed: int,
-    model: ModelConfig,
-    engine: EngineConfig,
-    cluster: ClusterConfig,
-    ended: Callable[[], bool],
-    stage: str,
-    out: Path,
-    logs: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Draw `samples` answers to every prompt and return counts of rows, tokens, finish reasons, failures and losses.
+@dataclass(frozen=True, kw_only=True)
+class SamplingJob:
+    """Answers to draw: prompts, model, decoding, and how many."""
+
+    recipe: Recipe
+    stage: str
+    """Name of the artifact, for the screen."""
+    prompts: Path
+    model_directory: Path
+    decoding: Decoding
+    samples: int
+    """Answers to each prompt."""
+    max_tokens: int
+    out: Path
+    logs: Path
+
+    def order(self) -> Order:
+        """Return what every engine needs to know."""
+        recipe = self.recipe
+        make_engine = functools.partial(
+            Engine,
+            self.model_directory.resolve(),
+            model=recipe.model,
+            engine=recipe.engine,
+            decoding=self.decoding,
+            max_tokens=self.max_tokens,
+            device=recipe.cluster.device,
+        )
+        return Order(
+            make_engine=make_engine,
+            prompts=self.prompts.resolve(),
+            samples=self.samples,
+            seed=recipe.seed,
+            out=self.out.resolve(),
+            logs=self.logs.resolve(),
+            max_tokens=min(self.max_tokens, recipe.model.max_model_len),
+        )
+
+    def engines(self) -> Pool:
+        """Return the size of the pool and the resources of each engine."""
+        engine, cluster = self.recipe.engine, self.recipe.cluster
+        return Pool(
+            min_engines=cluster.min_engines,
+            max_engines=cluster.max_engines,
+            concurrent_units=pool.concurrent_units(engine.max_num_seqs, self.recipe.sample.shard_rows),
+            resources=engine_resources(engine, cluster.device),
+            environment=engine_environment(engine, cluster.device),
+        )
+
+
+def generate(job: SamplingJob, ended: Callable[[], bool], progress: Progress) -> dict[str, Any]:
+    """Draw the answers of a job; return counts of rows, tokens, finish reasons, failures, losses.
 
     Prompts may still be coming until `ended()`, which raises where they will not.
 
     Raises:
-        UserError: arguments that vLLM refuses, or not one answer; a full disk.
-        InfrastructureError: an engine died more than `cluster.max_failures` times in a row, without any answer between.
+        UserError: arguments that vLLM refuses, not one answer, or a full disk.
+        InfrastructureError: an engine crashed more than `cluster.max_failures` times in a row,
+            without any answer between.
     """
-    make_engine = functools.partial(
-        Engine, directory, model=model, engine=engine, decoding=decoding, max_tokens=max_tokens, device=cluster.device
-    )
-    order = Order(
-        make_engine=make_engine,
-        prompts=prompts.resolve(),
-        samples=samples,
-        seed=seed,
-        out=out.resolve(),
-        logs=logs.resolve(),
-        max_tokens=min(max_tokens, model.max_model_len),
-    )
-    engines = Pool(
-        min_engines=cluster.min_engines,
-        max_engines=cluster.max_engines,
-        concurrent_units=pool.concurrent_units(engine.max_num_seqs, shard_rows),
-        resources=engine_resources(engine, cluster.device),
-        environment=engine_environment(engine, cluster.device),
-    )
-    return draw(
-        order,
-        engines,
-        shard_rows=shard_rows,
-        max_failures=cluster.max_failures,
+    run = SamplingRun(
+        order=job.order(),
+        engines=job.engines(),
+        shard_rows=job.recipe.sample.shard_rows,
+        max_failures=job.recipe.cluster.max_failures,
         ended=ended,
-        stage=stage,
+        stage=job.stage,
         progress=progress,
         patience_s=_PATIENCE_S,
     )
+    return run.draw()
 
 
-def draw(
-    order: Order,
-    engines: Pool,
-    *,
-    shard_rows: int,
-    max_failures: int,
-    ended: Callable[[], bool],
-    stage: str,
-    progress: Progress,
-    patience_s: float = 0.0,
-) -> dict[str, Any]:
-    """As `generate`, with any engine and any pool; engines start once all prompts are there, or two shards of them and
-    `patience_s` have gone by.
-    """
-    out = order.out
-    plan = Plan(prompts=order.prompts, out=out, samples=order.samples, shard_rows=shard_rows, window=engines.window)
-    for partial in out.glob(".*.partial"):
-        partial.unlink(missing_ok=True)
-    heartbeat.begin(out, order.attempt)
-    found = _looked_at(out, progress, stage)
-    with progress.task(stage, total=0, unit="answers", done=found.positions) as task:
-        monitor = Monitor(
-            plan,
-            task,
-            progress,
-            stage=stage,
-            attempt=order.attempt,
-            before=found.positions + _journalled(out, found),
-            failed=len(found.facts()["failed"]),
-            max_failures=max_failures,
-            ended=ended,
-            logs=order.logs,
-            max_tokens=order.max_tokens,
+@dataclass(frozen=True, kw_only=True)
+class SamplingRun:
+    """One attempt at a job, with any engine and any pool."""
+
+    order: Order
+    engines: Pool
+    shard_rows: int
+    max_failures: int
+    """Attempts in a row without any new answer."""
+    ended: Callable[[], bool]
+    """Return True once all prompts exist."""
+    stage: str
+    progress: Progress
+    patience_s: float = 0.0
+    """Engines start once all prompts exist, or two shards of them and this time has passed."""
+
+    def draw(self) -> dict[str, Any]:
+        """Draw what is missing and return the facts; raises as `generate` does."""
+        out = self.order.out
+        for partial in out.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        heartbeat.begin(out, self.order.attempt)
+        audit = self._audit()
+        with self.progress.task(self.stage, total=0, unit="answers", done=audit.positions) as task:
+            monitor = self._monitor(task, audit)
+            try:
+                task.wait("waiting for prompts")
+                self._wait_for_prompts()
+                audit = self._until_complete(audit, monitor)
+                monitor.look(audit.positions)
+            finally:
+                monitor.close()
+        monitor.pace()
+        return _close(out, audit, self.stage, self.progress)
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        return Plan(
+            prompts=self.order.prompts,
+            out=self.order.out,
+            samples=self.order.samples,
+            shard_rows=self.shard_rows,
+            window=self.engines.window,
         )
+
+    def _monitor(self, task: Task, audit: Audit) -> Monitor:
+        watch = Watch(
+            plan=self._plan,
+            stage=self.stage,
+            attempt=self.order.attempt,
+            before=audit.positions + _journalled(self.order.out, audit),
+            failed=len(audit.facts()["failed"]),
+            max_failures=self.max_failures,
+            logs=self.order.logs,
+            max_tokens=self.order.max_tokens,
+        )
+        return Monitor(watch, self.ended, task, self.progress)
+
+    def _wait_for_prompts(self) -> None:
+        """Wait a while, so that mistakes in early prompts are reported before an engine starts."""
+        until = time.monotonic() + self.patience_s
+        while not self.ended() and (time.monotonic() < until or len(shards.shard_paths(self.order.prompts)) < 2):
+            time.sleep(_POLL_S)
+
+    def _until_complete(self, audit: Audit, monitor: Monitor) -> Audit:
+        """Run the pool until every position is on record.
+
+        A pool that ends early is started again, `max_failures` times in a row without new answers.
+        """
+        fruitless = 0
+        while True:
+            if self.ended() and audit.positions == monitor.total:
+                audit = self._audit(digests=True)
+                if audit.positions == monitor.total:
+                    return audit
+            before = audit.positions
+            problem = self._run_pool(audit, monitor)
+            audit = self._audit()
+            fruitless = 0 if audit.positions > before else fruitless + 1
+            if fruitless > self.max_failures:
+                missing = monitor.total - audit.positions
+                raise InfrastructureError(f"{self.stage}: {missing} answers are missing after {fruitless} attempts ({problem})")
+
+    def _run_pool(self, audit: Audit, monitor: Monitor) -> str:
+        """Run the pool once and return why it stopped early."""
+        pool.check_room(self.engines, self.progress)
         try:
-            task.wait("waiting for prompts")
-            _first_prompts(plan, ended, patience_s)
-            found = _until_whole(plan, order, engines, found, monitor, max_failures, ended, stage, progress)
-            monitor.look(found.positions)
-        finally:
-            monitor.close()
-    monitor.pace()
-    return _close(out, found, stage, progress)
-
-
-def _first_prompts(plan: Plan, ended: Callable[[], bool], patience_s: float) -> None:
-    """Wait a while, so that mistakes in prompts that are rendered by then are told before an engine starts."""
-    until = time.monotonic() + patience_s
-    while not ended() and (time.monotonic() < until or len(shards.shard_paths(plan.prompts)) < 2):
-        time.sleep(_POLL_S)
-
-
-def _until_whole(
-    plan: Plan,
-    order: Order,
-    engines: Pool,
-    found: Audit,
-    monitor: Monitor,
-    max_failures: int,
-    ended: Callable[[], bool],
-    stage: str,
-    progress: Progress,
-) -> Audit:
-    """Run the pool until every position is on record; one that ends early is begun again, `max_failures` times in a row."""
-    fruitless = 0
-    while True:
-        if ended() and found.positions == monitor.total:
-            found = _looked_at(plan.out, progress, stage, digests=True)
-            if found.positions == monitor.total:
-                return found
-        pool.check_room(engines, progress)
-        before, problem = found.positions, "no reason given"
-        try:
-            pool.run(plan, found.coverage, order, engines, monitor)
+            pool.run(self._plan, audit.coverage, self.order, self.engines, monitor)
         except (UserError, InfrastructureError) as error:
             raise _plain(error) from error
         except Exception as error:
-            ended()  # a run that stops raises here
-            monitor.look()  # an engine may have said what it is
-            _check_disk(plan.out)
+            self.ended()  # raises if the run is stopping
+            monitor.look()  # an engine may have left the reason
+            _check_disk(self.order.out)
             problem = first_line(error)
-            progress.say(f"{stage}: the pool of engines stopped ({problem})")
-        found = _looked_at(plan.out, progress, stage)
-        fruitless = 0 if found.positions > before else fruitless + 1
-        if fruitless > max_failures:
-            missing = monitor.total - found.positions
-            raise InfrastructureError(f"{stage}: {missing} answers are missing after {fruitless} attempts ({problem})")
+            self.progress.say(f"{self.stage}: the pool of engines stopped ({problem})")
+            return problem
+        return "no reason given"
+
+    def _audit(self, *, digests: bool = False) -> Audit:
+        """Audit the output directory and report each shard that was set aside."""
+        audit = ledger.audit(self.order.out, digests=digests)
+        for complaint in audit.set_aside:
+            self.progress.say(f"{self.stage}: {complaint}; moved to set-aside/, its rows are drawn again")
+        return audit
 
 
 def _clear(directory: Path) -> None:
@@ -200,14 +235,6 @@ def _check_disk(out: Path) -> None:
     probe = out / ".probe"
     files.write_atomic(probe, bytes(_PROBE_BYTES))
     probe.unlink()
-
-
-def _looked_at(out: Path, progress: Progress, stage: str, *, digests: bool = False) -> Audit:
-    """The audit of a directory, with what was set aside said aloud."""
-    found = ledger.audit(out, digests=digests)
-    for complaint in found.set_aside:
-        progress.say(f"{stage}: {complaint}; moved to set-aside/, its rows are drawn again")
-    return found
 
 
 def _journalled(out: Path, found: Audit) -> int:

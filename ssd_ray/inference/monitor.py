@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,41 +89,48 @@ class Streak:
         return added
 
 
-class Monitor:
-    """Called by the pool several times a second; looks twice a second, and raises what must end the stage."""
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What a monitor watches: the plan of a stage, and where an attempt begins."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        task: Task,
-        progress: Progress,
-        *,
-        stage: str,
-        attempt: str,
-        before: int,
-        failed: int,
-        max_failures: int,
-        ended: Callable[[], bool],
-        logs: Path,
-        max_tokens: int | None = None,
-    ) -> None:
-        self._plan, self._task, self._progress, self._stage = plan, task, progress, stage
-        self._before, self._failed, self._max_failures, self._ended, self._logs = before, failed, max_failures, ended, logs
-        self._attempt, self._looked = attempt, 0.0
-        self._told, self._shown = set[str](), set[str]()
+    plan: Plan
+    stage: str
+    attempt: str
+    before: int
+    """Answers that earlier attempts finished."""
+    failed: int
+    """Answers that earlier attempts could not draw."""
+    max_failures: int
+    logs: Path
+    max_tokens: int | None = None
+
+
+class Monitor:
+    """Watch engines for the driver: show their progress, and raise what must end the stage.
+
+    The pool calls it several times a second; it looks twice a second.
+    """
+
+    def __init__(self, watch: Watch, ended: Callable[[], bool], task: Task, progress: Progress) -> None:
+        self._watch = watch
+        self._ended = ended
+        self._task = task
+        self._progress = progress
+        self._looked = 0.0
+        self._told: set[str] = set()
+        self._shown: set[str] = set()
         self._streak = Streak(self._read())
         self._throughputs: dict[str, Throughput] = {}
-        self._max_tokens = max_tokens
         self._rows: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     @property
     def total(self) -> int:
         """Answers to draw to the prompts that are there by now."""
-        for path in shards.shard_paths(self._plan.prompts):
+        for path in shards.shard_paths(self._watch.plan.prompts):
             if path not in self._rows:
                 self._rows[path] = prompt_rows(path)
-        return sum(self._rows.values()) * self._plan.samples
+        return sum(self._rows.values()) * self._watch.plan.samples
 
     def __call__(self) -> None:
         """Look, if half a second has gone by since the last look.
@@ -145,15 +153,15 @@ class Monitor:
         self._say_niceness(own)
         self._stop(own, deaths)
         failed, total = sum(one.failed for one in own), self.total
-        done = self._before + sum(one.rows for one in own) + failed if on_record is None else on_record
+        done = self._watch.before + sum(one.rows for one in own) + failed if on_record is None else on_record
         drawn = sum(_drawn(one) for one in own)
         rates = {one.engine: self._rate(one.engine, one.rows, _drawn(one)) for one in own if _is_at_work(one)}
         rate = self._rate("", done, drawn) if rates else 0.0
-        remaining = _remaining(own, total - done, self._max_tokens)
+        remaining = _remaining(own, total - done, self._watch.max_tokens)
         figures = {
             "answers": done,
             "answers_left": max(0, total - done),
-            "answers_failed": self._failed + failed,
+            "answers_failed": self._watch.failed + failed,
             "retries": sum(one.retries for one in own),
             "tokens_per_second": rate,
             "engines": sum(1 for value in rates.values() if value > 0),
@@ -184,18 +192,18 @@ class Monitor:
 
     def _read(self) -> Deaths:
         """What counts: deaths, and engines of this attempt; those of a driver that was lost may take some seconds to end."""
-        statuses = (one for one in heartbeat.read(self._plan.out) if one.dead or one.attempt == self._attempt)
+        statuses = (one for one in heartbeat.read(self._watch.plan.out) if one.dead or one.attempt == self._watch.attempt)
         return Deaths(statuses, cluster_state.actors)
 
     def _own(self, deaths: Deaths) -> list[EngineStatus]:
-        return [one for one in deaths.statuses if one.attempt == self._attempt]
+        return [one for one in deaths.statuses if one.attempt == self._watch.attempt]
 
     def _tell_doubts(self, own: list[EngineStatus], doubted: Mapping[str, int]) -> None:
         for one in own:
             if one.actor in doubted and one.actor not in self._told:
                 self._told.add(one.actor)
                 self._progress.say(
-                    f"{self._stage}: an engine on node {one.node[:12]} died {doubted[one.actor]} times in a row without an "
+                    f"{self._watch.stage}: an engine on node {one.node[:12]} died {doubted[one.actor]} times in a row without an "
                     "answer while others answer; it is tried ever more rarely"
                 )
 
@@ -205,7 +213,7 @@ class Monitor:
             if one.niceness > 0 and one.node not in _NAMED_NODES:
                 _NAMED_NODES.add(one.node)
                 self._progress.say(
-                    f"{self._stage}: engines on node {one.node[:12]} run at niceness {one.niceness}, "
+                    f"{self._watch.stage}: engines on node {one.node[:12]} run at niceness {one.niceness}, "
                     f"behind every other process there: {niceness.REMEDY}"
                 )
 
@@ -214,33 +222,33 @@ class Monitor:
         if mistake is not None:
             raise UserError(mistake)
         for prompt in sorted(self._streak.take(deaths)):
-            self._progress.say(f"{self._stage}: prompt {prompt!r} is left out: engines die with it")
+            self._progress.say(f"{self._watch.stage}: prompt {prompt!r} is left out: engines die with it")
         reason = next((one.reason for one in reversed(own) if one.reason), _NO_REASON)
-        if self._streak.deaths > self._max_failures:
-            heartbeat.absolve(self._plan.out, self._streak.engines)
+        if self._streak.deaths > self._watch.max_failures:
+            heartbeat.absolve(self._watch.plan.out, self._streak.engines)
             raise InfrastructureError(
-                f"{self._stage}: an engine died {self._streak.deaths} times in a row without an answer ({reason}); "
-                f"their logs are in {self._logs}"
+                f"{self._watch.stage}: an engine died {self._streak.deaths} times in a row without an answer ({reason}); "
+                f"their logs are in {self._watch.logs}"
             )
-        if self._streak.prompts > self._max_failures:
-            heartbeat.absolve(self._plan.out, self._streak.engines)
+        if self._streak.prompts > self._watch.max_failures:
+            heartbeat.absolve(self._watch.plan.out, self._streak.engines)
             raise InfrastructureError(
-                f"{self._stage}: engines die with every prompt ({self._streak.prompts} in a row, {reason}); "
-                f"their logs are in {self._logs}; if it is the prompts, raise cluster.max_failures"
+                f"{self._watch.stage}: engines die with every prompt ({self._streak.prompts} in a row, {reason}); "
+                f"their logs are in {self._watch.logs}; if it is the prompts, raise cluster.max_failures"
             )
-        if self._streak.refusals > self._max_failures:
+        if self._streak.refusals > self._watch.max_failures:
             raise UserError(
-                f"{self._stage}: the engine refuses every prompt ({self._streak.refusals} units in a row, {reason}): mend the "
-                f"recipe and delete {self._plan.out}"
+                f"{self._watch.stage}: the engine refuses every prompt ({self._streak.refusals} units in "
+                f"a row, {reason}): mend the recipe and delete {self._watch.plan.out}"
             )
 
     def _publish(self, figures: dict[str, float], rates: dict[str, float]) -> None:
         """Give Ray the figures; the rate of an engine that is gone is none from then on."""
         for name, value in figures.items():
-            _gauge(name, _FIGURES[name], ("stage",)).set(value, tags={"stage": self._stage})
+            _gauge(name, _FIGURES[name], ("stage",)).set(value, tags={"stage": self._watch.stage})
         gauge = _gauge(_ENGINE_FIGURE, "Output tokens a second of one engine process over the last minute.", ("stage", "engine"))
         for engine, rate in {**dict.fromkeys(self._shown - rates.keys(), 0.0), **rates}.items():
-            gauge.set(rate, tags={"stage": self._stage, "engine": engine})
+            gauge.set(rate, tags={"stage": self._watch.stage, "engine": engine})
         self._shown = set(rates)
 
     def pace(self) -> None:
@@ -249,7 +257,7 @@ class Monitor:
         if own:
             seconds = max(one.last for one in own) - min(one.ready for one in own)
             pace = {"rows": sum(one.rows for one in own), "tokens": sum(one.tokens for one in own), "seconds": seconds}
-            files.write_atomic(self._plan.out / "pace.json", json.dumps(pace))
+            files.write_atomic(self._watch.plan.out / "pace.json", json.dumps(pace))
 
 
 def _is_at_work(engine: EngineStatus) -> bool:

@@ -21,11 +21,10 @@ from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.config import Recipe
-from ssd_ray.pipeline.graph import Pipeline
+from ssd_ray.pipeline import graph
+from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Outlook, Renewal
-from ssd_ray.pipeline.stages import Facts
-from ssd_ray.pipeline.step import Step
-from ssd_ray.problems import sources
+from ssd_ray.pipeline.step import Facts, Step
 from ssd_ray.progress import Progress
 
 _STOP_TIMEOUT_S = 30.0
@@ -36,8 +35,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self._progress = recipe, out, progress
-        self._pipeline = Pipeline(recipe, out, progress)
-        self._steps = self._pipeline.steps
+        self._context = RunContext(recipe, out, progress)
+        self._steps = graph.steps(recipe)
 
     def states(self) -> Iterator[tuple[Step, State]]:
         """Every step and where it stands, without touching anything."""
@@ -63,21 +62,19 @@ class Run:
             renewal.refuse(wanted)
             files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             for step in wanted:  # before hours of the steps that it is made from
-                if step.check is not None and self._state(step) != "whole":
-                    step.check()
-            followers = stack.enter_context(_Followers(self._pipeline.stopped))
+                if self._state(step) != "whole":
+                    step.check(self._context)
+            followers = stack.enter_context(_Followers(self._context.stopped))
             started = False
             made = []
             for step in wanted:
                 followers.raise_failure()
                 whole = step.name not in followers and renewal.settle(step) == "whole"
-                if step.name == "prompts" and not whole and (hint := sources.id_hint(self.recipe.prompts)):
-                    self._progress.say(hint)
                 if not whole and not started and self._needs_ray(step, wanted):
                     self._progress.say("starting Ray")
                     stack.enter_context(cluster.connected(self.recipe.cluster, self.out / "logs", self._progress.say))
-                    stack.enter_context(self._pipeline.graders)
-                    stack.callback(self._pipeline.stopped.set)  # before Ray goes: what is under way must not look for another
+                    stack.enter_context(self._context.graders)
+                    stack.callback(self._context.stopped.set)  # before Ray goes: what is under way must not look for another
                     started = True
                 if started and not whole:
                     self._follow(step, wanted, followers, renewal)
@@ -92,8 +89,8 @@ class Run:
         """The artifact, if its verb is the one that was asked for; the pages beside one that was whole are then written anew."""
         if step.verb != verb:
             return []
-        if whole and step.describe is not None:
-            step.describe(artifact.path, artifact.facts)
+        if whole:
+            step.describe(artifact.path, self._context, artifact.facts)
         return [artifact]
 
     def _state(self, step: Step) -> State:
@@ -107,7 +104,7 @@ class Run:
     def _make(self, step: Step, renewal: Renewal) -> Artifact:
         def act(out: Path) -> Facts:
             renewal.record(step)
-            facts = _timed(step, self.out, out)
+            facts = _timed(step, self._context, out)
             renewal.record(step)  # what it followed is complete by now
             return facts
 
@@ -167,7 +164,7 @@ class _Followers:
         return self._running.pop(name)
 
 
-def _timed(step: Step, run: Path, out: Path) -> Facts:
+def _timed(step: Step, context: RunContext, out: Path) -> Facts:
     """Do the step's act and add its wall time to `timing.json`, where of an attempt that was killed only its `versions` stand."""
     path = out / "timing.json"
     before: dict[str, Any] = files.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
@@ -177,11 +174,11 @@ def _timed(step: Step, run: Path, out: Path) -> Facts:
     began = time.monotonic()
     facts: Facts = {}
     try:
-        facts = step.act(out)
+        facts = step.make(out, context)
     finally:
-        tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.verb in {"sample", "generate", "train"} else 0
+        tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.takes_gpu else 0
         seconds = time.monotonic() - began
-        if step.follows is not None and (manifest := run / step.follows.name / "manifest.json").exists():
+        if step.follows is not None and (manifest := context.run / step.follows.name / "manifest.json").exists():
             seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
         record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
         files.write_atomic(path, json.dumps({**before, **record}))

@@ -117,10 +117,10 @@ class Reporter:
         self._drawn = drawn
 
     def retried(self, answers: int) -> None:
-        """Count answers that are asked for again."""
+        """Count answers that are asked for again, on disk before they may crash the engine."""
         with self._lock:
             self._status = replace(self._status, retries=self._status.retries + answers)
-            self._news = True
+            self._write()
 
     def recorded(self, failed: int = 0) -> None:
         """Note that a shard is on record now, and how many of its answers could not be drawn."""

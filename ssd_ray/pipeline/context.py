@@ -1,0 +1,95 @@
+"""What the steps of a run share while they are made: its directory, the model, graders, the screen.
+
+Reads the model. Writes `model-revision`, the commit that a run stays with.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssd_ray import models
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.config import Recipe
+from ssd_ray.errors import InfrastructureError
+from ssd_ray.pipeline.step import Step
+from ssd_ray.progress import Progress
+
+if TYPE_CHECKING:
+    from ssd_ray.evaluation.pool import GraderPool
+    from ssd_ray.problems.prompting import Prompting
+
+
+class RunContext:
+    """The surroundings of a run's steps; safe to use from the threads of steps that overlap."""
+
+    def __init__(self, recipe: Recipe, run: Path, progress: Progress) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.progress = progress
+        self.stopped = threading.Event()
+        self._fetching = threading.Lock()
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the logs of engines, workers and Ray."""
+        return self.run / "logs"
+
+    @functools.cached_property
+    def graders(self) -> GraderPool:
+        """The graders of all steps; a run opens them once Ray is up."""
+        from ssd_ray.evaluation.ray_pool import pool_on_ray
+
+        return pool_on_ray(self.recipe.cluster, self.logs)
+
+    @functools.cached_property
+    def prompting(self) -> Prompting:
+        """The renderers of prompts, which share a model and a clock."""
+        from ssd_ray.problems.prompting import Prompting
+
+        return Prompting(self.recipe, self.model, self.run, self.progress.say)
+
+    @property
+    def model(self) -> Path:
+        """Directory of the base model, which is fetched once and checked."""
+        # Steps that overlap ask at the same time.
+        with self._fetching:
+            return self._model
+
+    @functools.cached_property
+    def _model(self) -> Path:
+        model = self.recipe.model
+        from_hub = "hub" in models.identify(model)
+        if models.present(model) is None:
+            deed = "downloading" if from_hub else "converting"
+            self.progress.say(f"model: {deed} {model.source}, once on this machine")
+        if not from_hub or model.revision:
+            return models.fetch(model)
+        # A branch of the hub moves on; a run keeps the commit that it got first.
+        note = self.run / "model-revision"
+        if note.exists():
+            return models.fetch(model.model_copy(update={"revision": note.read_text().strip()}))
+        directory = models.fetch(model)
+        files.write_atomic(note, f"{directory.name}\n")
+        return directory
+
+    def num_rows(self, stage: str) -> int:
+        """Return the number of rows of a complete artifact."""
+        return int(manifests.load(self.run / stage).facts["rows"])
+
+    def when_complete(self, *steps: Step) -> Callable[[], bool]:
+        """Return a function that returns True once all steps are complete.
+
+        The function raises InfrastructureError if the run has stopped, so that nobody waits for
+        steps that are not made any more.
+        """
+
+        def are_complete() -> bool:
+            if self.stopped.is_set():
+                raise InfrastructureError("the run was stopped")
+            return all(manifests.state_of(self.run / step.name, step.identity) == "whole" for step in steps)
+
+        return are_complete

@@ -1,0 +1,75 @@
+"""Steps that run answers' programs in the sandbox and record verdicts.
+
+benchmark/, generations/<arm>/ ─> verdicts/<arm>/
+training-problems/, samples/ ─> sample-verdicts/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.models.answers import reasoning_format
+from ssd_ray.pipeline.context import RunContext
+from ssd_ray.pipeline.step import Facts, Step
+from ssd_ray.schema import Profile
+
+_LIMITS = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grade(Step):
+    """Verdicts on answers, given while the answers are still being drawn."""
+
+    verb = "grade"
+    needs_ray = True
+
+    profile: Profile
+    answers: str
+    """Directory of the answers under the run."""
+    problems: str
+    """Directory of the problems with their tests."""
+    prompts: str
+    """Directory of the prompts that were answered."""
+    samples_per_prompt: int
+
+    def choices(self) -> Mapping[str, Any]:
+        limits = {limit: getattr(self.recipe.evaluate, limit) for limit in _LIMITS}
+        return {"profile": self.profile, **limits}
+
+    def preview(self, run: Path) -> str:
+        evaluate = self.recipe.evaluate
+        limits = f"{evaluate.time_limit_s:g} s and {evaluate.memory_limit_mib} MiB a test"
+        return f"{self.profile}: run the programs, {limits}"
+
+    def make(self, out: Path, context: RunContext) -> Facts:
+        from ssd_ray.evaluation.grader import Order
+        from ssd_ray.evaluation.judging.judge import Rules
+        from ssd_ray.evaluation.ray_pool import grade
+        from ssd_ray.evaluation.sandbox import Limits
+
+        evaluate, run = self.recipe.evaluate, context.run
+        limits = Limits(
+            time_s=evaluate.time_limit_s,
+            memory_mib=evaluate.memory_limit_mib,
+            output_kib=evaluate.output_limit_kib,
+        )
+        order = Order(
+            benchmark=(run / self.problems).resolve(),
+            rules=Rules(limits=limits, profile=self.profile, extract=evaluate.extract),
+            floor=evaluate.sandbox_floor,
+            out=out.resolve(),
+            reasoning=reasoning_format(context.model, run / self.prompts),
+        )
+        assert self.follows is not None
+        return grade(
+            run / self.answers,
+            order,
+            context.graders,
+            total=context.num_rows(self.prompts) * self.samples_per_prompt,
+            ended=context.when_complete(self.follows),
+            stage=self.name,
+            progress=context.progress,
+        )

@@ -1,0 +1,140 @@
+"""Steps that draw answers with vLLM: samples of the frozen model, generations of each arm.
+
+prompts/ ─> samples/, samples-naive/        eval-prompts/ (, checkpoint/) ─> generations/<arm>/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import config
+from ssd_ray.config import Arm, Decoding, Recipe, SampleConfig
+from ssd_ray.models import model_files
+from ssd_ray.models.model_files import Origin
+from ssd_ray.pipeline.context import RunContext
+from ssd_ray.pipeline.step import Facts, Step, rows_of
+
+
+def _engine_choices(recipe: Recipe, model: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": model, "engine": config.choices(recipe.engine), "seed": recipe.seed}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples(Step):
+    """Answers of the frozen model at the training temperature."""
+
+    verb = "sample"
+    needs_ray = True
+
+    sample: SampleConfig
+    model: Mapping[str, Any]
+    """Choices of the model where it answers."""
+
+    def choices(self) -> Mapping[str, Any]:
+        return {"sample": config.choices(self.sample), **_engine_choices(self.recipe, self.model)}
+
+    def preview(self, run: Path) -> str:
+        drawn = f"{rows_of(run / 'prompts')} prompts × {self.sample.samples_per_prompt}"
+        longest = _longest(self.recipe, self.sample.max_tokens)
+        return f"{drawn} at {_decoding(self.sample)}, {longest}"
+
+    def check(self, context: RunContext) -> None:
+        _ = context.model  # fetching it checks its files
+
+    def make(self, out: Path, context: RunContext) -> Facts:
+        from ssd_ray.inference.generation import SamplingJob, generate
+
+        job = SamplingJob(
+            recipe=self.recipe,
+            stage=self.name,
+            prompts=context.run / "prompts",
+            model_directory=context.model,
+            decoding=self.sample,
+            samples=self.sample.samples_per_prompt,
+            max_tokens=self.sample.max_tokens,
+            out=out,
+            logs=context.logs,
+        )
+        return generate(job, context.when_complete(*self.after), context.progress)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generations(Step):
+    """Answers of one arm to the benchmarks."""
+
+    verb = "generate"
+    needs_ray = True
+
+    arm: Arm
+    model: Mapping[str, Any]
+    """Choices of the model where it answers."""
+    checkpoint: str | None
+    """Directory of the trained model under the run; None where the base answers."""
+
+    def choices(self) -> Mapping[str, Any]:
+        evaluate = self.recipe.evaluate
+        return {
+            "arm": config.choices(self.arm),
+            "samples_per_problem": evaluate.samples_per_problem,
+            "max_tokens": evaluate.max_tokens,
+            **_engine_choices(self.recipe, self.model),
+        }
+
+    def preview(self, run: Path) -> str:
+        evaluate, arm = self.recipe.evaluate, self.arm
+        problems = f"{rows_of(run / 'benchmark')} problems × {evaluate.samples_per_problem}"
+        longest = _longest(self.recipe, evaluate.max_tokens)
+        return f"{arm.model} at {_decoding(arm)}: {problems}, {longest}"
+
+    def check(self, context: RunContext) -> None:
+        if self.checkpoint is None:
+            _ = context.model  # fetching it checks its files
+        elif (context.run / self.checkpoint / "manifest.json").exists():
+            _check_checkpoint(context.run / self.checkpoint)
+
+    def make(self, out: Path, context: RunContext) -> Facts:
+        from ssd_ray.inference.generation import SamplingJob, generate
+
+        if self.checkpoint is None:
+            directory = context.model
+        else:
+            directory = context.run / self.checkpoint
+            _check_checkpoint(directory)
+        evaluate = self.recipe.evaluate
+        job = SamplingJob(
+            recipe=self.recipe,
+            stage=self.name,
+            prompts=context.run / "eval-prompts",
+            model_directory=directory,
+            decoding=self.arm,
+            samples=evaluate.samples_per_problem,
+            max_tokens=evaluate.max_tokens,
+            out=out,
+            logs=context.logs,
+        )
+        (eval_prompts, *_) = self.inputs
+        return generate(job, context.when_complete(eval_prompts), context.progress)
+
+
+def _check_checkpoint(directory: Path) -> None:
+    """Check the files of a trained model.
+
+    Raises:
+        UserError: a file is damaged or missing.
+    """
+    remedy = f"delete {directory} and run the same command, which trains the model again"
+    model_files.check(directory, Origin(name=f"the trained model {directory}", remedy=remedy))
+
+
+def _longest(recipe: Recipe, max_tokens: int) -> str:
+    """Say how long an answer may become; a context within the limit holds the prompt too."""
+    context = recipe.model.max_model_len
+    return f"up to {max_tokens:,} tokens each" if max_tokens < context else f"up to {context:,} tokens each with its prompt"
+
+
+def _decoding(chosen: Decoding) -> str:
+    top_k = "" if chosen.top_k is None else f", top-k {chosen.top_k}"
+    return f"T {chosen.temperature:g}{top_k}" + ("" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}")

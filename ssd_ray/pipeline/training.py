@@ -1,0 +1,123 @@
+"""Steps that turn samples into training sequences and fine-tune the model on them.
+
+samples/ (, sample-verdicts/) ─> dataset/ ─> checkpoint/        the same for each control
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_ray import config, models
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.config import arms
+from ssd_ray.config.arms import Branch
+from ssd_ray.models.answers import reasoning_format
+from ssd_ray.pipeline.context import RunContext
+from ssd_ray.pipeline.step import Facts, Step
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset(Step):
+    """Samples as training sequences, with a page on their health and a card."""
+
+    verb = "prepare"
+
+    branch: Branch
+
+    def choices(self) -> Mapping[str, Any]:
+        extract = self.recipe.evaluate.extract
+        return {"prepare": config.choices(self.branch.prepare), "extract": extract}
+
+    def preview(self, run: Path) -> str:
+        return "training sequences from the sampled ids"
+
+    def make(self, out: Path, context: RunContext) -> Facts:
+        from ssd_ray.reporting.card import provenance
+        from ssd_ray.training.data.dataset import prepare
+        from ssd_ray.training.data.health import Reading
+
+        branch, run = self.branch, context.run
+        reading = Reading(
+            extract=self.recipe.evaluate.extract,
+            reasoning=reasoning_format(context.model, run / "prompts"),
+            end_tokens=models.end_tokens(context.model, self.recipe.model.end_tokens),
+        )
+        facts = prepare(
+            run / branch.samples,
+            branch.prepare,
+            reading,
+            verdicts=run / branch.verdicts if branch.verdicts else None,
+            out=out,
+            progress=context.progress,
+        )
+        facts["provenance"] = provenance(self.recipe, branch.sample, run / "prompts", run / branch.samples)
+        self.describe(out, context, facts)
+        return facts
+
+    def describe(self, out: Path, context: RunContext, facts: Facts) -> None:
+        from ssd_ray.reporting.card import card
+        from ssd_ray.reporting.health import health_page
+
+        of_run = {name: manifests.load(context.run / name).facts for name in ("prompts", "contamination")}
+        known = {**of_run, "dataset": facts}
+        files.write_atomic(out / "health.html", health_page(self.recipe, self.branch, known))
+        files.write_atomic(out / "README.md", card(self.recipe, self.branch, known))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint(Step):
+    """The model, fine-tuned on a data set."""
+
+    verb = "train"
+    needs_ray = True
+
+    branch: Branch
+    model: Mapping[str, Any]
+    """Choices of the model where it is trained."""
+
+    def choices(self) -> Mapping[str, Any]:
+        train = config.choices(self.recipe.train)
+        return {"train": train, "model": self.model, "seed": self.recipe.seed}
+
+    def preview(self, run: Path) -> str:
+        train, cluster = self.recipe.train, self.recipe.cluster
+        longest = min(self.recipe.prepare.max_length, self.recipe.model.max_model_len)
+        workers = f"{cluster.train_workers} {cluster.device} worker"
+        return (
+            f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {longest:,} tokens, "
+            f"ZeRO-{train.zero_stage} on {workers}{'s' if cluster.train_workers > 1 else ''}"
+        )
+
+    def check(self, context: RunContext) -> None:
+        from ssd_ray.training.checks import check_model, check_weight_names
+
+        check_weight_names(context.model)
+        check_model(context.model, self.recipe.train, self.recipe.cluster)
+
+    def make(self, out: Path, context: RunContext) -> Facts:
+        from ssd_ray.training.state.export import Serving
+        from ssd_ray.training.trainer import train
+
+        model, directory = self.recipe.model, context.model
+        arguments = self.recipe.prompts.template_arguments
+        ends = models.end_tokens(directory, model.end_tokens) if model.end_tokens else ()
+        serving = Serving(
+            decoding=arms.decoding(self.recipe, self.branch.name),
+            chat_template=models.template_to_export(model, directory, arguments),
+            end_tokens=tuple(sorted(ends)),
+        )
+        return train(
+            context.run / self.branch.dataset,
+            directory,
+            self.recipe.train,
+            self.recipe.cluster,
+            sampling=self.branch.sample,
+            serving=serving,
+            seed=self.recipe.seed,
+            out=out,
+            logs=context.logs,
+            progress=context.progress,
+        )
