@@ -20,8 +20,10 @@ Runs in a bare interpreter too.
 from __future__ import annotations
 
 import array
+import functools
 import operator
-from collections import deque
+import re
+from collections import Counter, OrderedDict, defaultdict, deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +45,19 @@ KINDS: dict[str, Any] = {
     "array": array.array,
 }
 """The kinds by name. numpy's `ndarray` is one more, known by its name to spare the import."""
+_FACTORIES = (bool, bytes, dict, float, int, list, set, str, tuple)
+_MAPPINGS: dict[str, Any] = {
+    "Counter": Counter,
+    "OrderedDict": OrderedDict,
+    "defaultdict None": defaultdict,
+    **{f"defaultdict {factory.__name__}": functools.partial(defaultdict, factory) for factory in _FACTORIES},
+    "dict": dict,
+}
+"""The kinds of mappings and how one is made; a mapping of another class is a dict."""
+_BOUNDED = re.compile("deque ([0-9]{1,18})")
+"""The kind of a deque with a `maxlen`."""
+_PLAIN = frozenset({"", *KINDS})
+"""What `wire` carries without a kind."""
 _BUFFERS = frozenset({"bytearray", "array", "ndarray"})
 """Kinds without slots: their items are the value itself, as the wire has it."""
 LOST = -1
@@ -50,7 +65,7 @@ LOST = -1
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
 _KIND_OF_TYPE: dict[type, str] = {
     **dict.fromkeys((*_LEAVES, tuple, frozenset), ""),
-    **{base: kind for kind, base in KINDS.items()},
+    **{base: kind for kind, base in KINDS.items() if base is not deque},
 }
 
 
@@ -80,7 +95,7 @@ class Objects:
             if type(value) in _LEAVES:
                 continue
             kind = kind_of(value)
-            if id(value) in numbers or kind == "ndarray" or not (kind or isinstance(value, tuple | frozenset)):
+            if id(value) in numbers or kind not in _PLAIN or not (kind or isinstance(value, tuple | frozenset)):
                 return False
             if kind:
                 numbers.add(id(value))
@@ -123,7 +138,7 @@ class Objects:
         checked = _checked(entries)
         for number, kind, items in checked:
             if number == len(self._objects):
-                self._objects.append(items if kind in _BUFFERS else KINDS[kind]())
+                self._objects.append(items if kind in _BUFFERS else _made(kind))
             if not 0 <= number < len(self._objects) or kind_of(self._objects[number]) != kind:
                 raise wire.MalformedError(f"no {kind} has the number {number}")
         try:
@@ -153,7 +168,7 @@ class Objects:
         """Return what an object is to hold."""
         if kind == "list":
             return self._values(items)
-        if kind == "dict":
+        if kind in _MAPPINGS:
             return dict(zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True))
         if kind in _BUFFERS:
             if kind != "bytearray" and _layout(items) != _layout(value):
@@ -182,9 +197,43 @@ def kind_of(value: object) -> str:
         return known
     for kind, base in KINDS.items():
         if issubclass(type(value), base):
-            return kind
+            return _kind_of_mapping(value) if kind == "dict" else _kind_of_deque(value) if kind == "deque" else kind
     is_array = (type(value).__module__, type(value).__qualname__) == ("numpy", "ndarray")
     return "ndarray" if is_array and bool(getattr(value, "shape", None)) else ""
+
+
+def _kind_of_mapping(value: Any) -> str:
+    for base in type(value).__mro__:
+        if base is defaultdict:
+            factory = value.default_factory
+            kind = f"defaultdict {getattr(factory, '__name__', None)}"
+            return kind if factory is None or factory in _FACTORIES else "dict"
+        if base is Counter or base is OrderedDict:
+            return base.__name__
+    return "dict"
+
+
+def _kind_of_deque(value: Any) -> str:
+    maxlen = value.maxlen
+    return "deque" if maxlen is None else f"deque {maxlen}"
+
+
+def _made(kind: str) -> Any:
+    """Return an empty container of a kind."""
+    bounded = _BOUNDED.fullmatch(kind)
+    if bounded:
+        return deque(maxlen=int(bounded[1]))
+    return (_MAPPINGS.get(kind) or KINDS[kind])()
+
+
+def _base(kind: str) -> Any:
+    """Return the class whose methods read and change a container of a kind, and no subclass of it.
+
+    An OrderedDict keeps its order apart from the dict in it. A Counter adds what it is updated with.
+    """
+    if kind in _MAPPINGS:
+        return OrderedDict if kind == "OrderedDict" else dict
+    return KINDS[kind.partition(" ")[0]]
 
 
 class _Writer:
@@ -217,11 +266,11 @@ class _Writer:
         kind = kind_of(value)
         if kind == "list":
             return self._slots(list(list.__iter__(value)))
-        if kind == "dict":
-            return [list(dict.keys(value)), self._slots(list(dict.values(value)))]
+        if kind in _MAPPINGS:
+            return [list(_base(kind).keys(value)), self._slots(list(_base(kind).values(value)))]
         if kind in _BUFFERS:
             return value
-        items = list(KINDS[kind].__iter__(value))
+        items = list(_base(kind).__iter__(value))
         return items if kind == "set" else self._slots(items)
 
     def _slots(self, values: list[object]) -> list[object]:
@@ -230,7 +279,7 @@ class _Writer:
 
 def _lost_items(value: object) -> object:
     kind, lost = kind_of(value), [LOST]
-    return value if kind in _BUFFERS else [[lost], [lost]] if kind == "dict" else [lost]
+    return value if kind in _BUFFERS else [[lost], [lost]] if kind in _MAPPINGS else [lost]
 
 
 def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
@@ -247,7 +296,9 @@ def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
 def _fits(kind: object, items: object) -> bool:
     if kind == "list" or kind == "set" or kind == "deque":
         return type(items) is list
-    if kind == "dict":
+    if isinstance(kind, str) and _BOUNDED.fullmatch(kind):
+        return type(items) is list
+    if isinstance(kind, str) and kind in _MAPPINGS:
         match items:
             case [list(keys), list(values)]:
                 return len(keys) == len(values)
@@ -266,10 +317,10 @@ def _members(value: Any) -> list[object]:
     if isinstance(value, tuple):
         return list(tuple.__iter__(value))
     kind = kind_of(value)
-    if kind == "dict":
-        return [*dict.keys(value), *dict.values(value)]
+    if kind in _MAPPINGS:
+        return [*_base(kind).keys(value), *_base(kind).values(value)]
     if kind not in _BUFFERS:
-        return list(KINDS[kind].__iter__(value))
+        return list(_base(kind).__iter__(value))
     return [bytes(value) if kind == "bytearray" else value.tobytes()]
 
 
@@ -285,13 +336,15 @@ def _differ(before: list[object], now: list[object]) -> bool:
 
 def _fill(value: Any, kind: str, content: Any) -> None:
     """Replace what an object holds, by the methods of its kind and not of a subclass."""
-    if kind in ("dict", "set", "deque"):
-        KINDS[kind].clear(value)
-        (deque.extend if kind == "deque" else KINDS[kind].update)(value, content)
-    elif kind == "ndarray":
+    if kind == "ndarray":
         value[...] = content
-    else:
-        KINDS[kind].__setitem__(value, slice(None), content)
+        return
+    base = _base(kind)
+    if base in (list, bytearray, array.array):
+        base.__setitem__(value, slice(None), content)
+        return
+    base.clear(value)
+    (deque.extend if base is deque else base.update)(value, content)
 
 
 def _parts(value: Any) -> Iterator[object]:
