@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import artifacts, ends, gguf_file, model_directory, templates
+from ssd_ray import artifacts, ends, gguf_file, model_directory, templates, weights
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
@@ -42,7 +42,7 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
     id by its name and revision.
 
     Raises:
-        UserError: a directory, package or file that is not there.
+        UserError: a directory, package or file that is not there; a file of the model that cannot be read.
     """
     source = model.source
     if source.startswith("package:"):
@@ -51,7 +51,7 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
         path = _local(source)
         if path.is_file():
             return {"gguf": artifacts.digest([path], names=False)}
-        return {"directory": artifacts.digest(_weight_files(path))}
+        return {"directory": artifacts.digest(_readable_files(path, source))}
     return {"hub": source, "revision": model.revision or "main"}
 
 
@@ -200,7 +200,23 @@ def _packaged_file(source: str) -> Path:
 def _weight_files(directory: Path) -> list[Path]:
     patterns = ["*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja"]
     patterns += [templates.NAMED, templates.PROCESSOR, *_OTHER_TOKENIZER_FILES]
-    return sorted({path for pattern in patterns for path in directory.glob(pattern)})
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    return sorted(path for path in found if not path.is_dir())
+
+
+def _readable_files(directory: Path, source: str) -> list[Path]:
+    """Return the files that say which model a directory holds.
+
+    Raises:
+        UserError: one is a link to nowhere, no regular file, or closed to this user.
+    """
+    files = _weight_files(directory)
+    try:
+        for file in files:
+            weights.require_regular_file(file)
+    except FaultError as fault:
+        raise UserError(f"model.source {source!r}: {fault}: {fault.remedy or _DOWNLOAD_AGAIN}") from fault
+    return files
 
 
 def _converted(file: Path) -> Path:

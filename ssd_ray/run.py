@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
 from ssd_ray.progress import Progress
 from ssd_ray.renewal import Outlook, Renewal
+from ssd_ray.seconds import Rank, Seconds
 from ssd_ray.stages import Facts
 from ssd_ray.step import Step
 
@@ -37,6 +37,7 @@ class Run:
         self.recipe, self.out, self._progress = recipe, out, progress
         self._pipeline = Pipeline(recipe, out, progress)
         self._steps = self._pipeline.steps
+        self._seconds = Seconds()
 
     def states(self) -> Iterator[tuple[Step, State]]:
         """Every step and where it stands, without touching anything."""
@@ -103,10 +104,10 @@ class Run:
         follow = (other for other in wanted if other.follows is step and self._state(other) != "whole")
         return step.needs_ray or any(other.needs_ray for other in follow)
 
-    def _make(self, step: Step, renewal: Renewal) -> Artifact:
+    def _make(self, step: Step, renewal: Renewal, rank: Rank = Rank.LEADING) -> Artifact:
         def act(out: Path) -> Facts:
             renewal.record(step)
-            facts = _timed(step, self.out, out)
+            facts = _timed(step, out, self._seconds, rank)
             renewal.record(step)  # what it followed is complete by now
             return facts
 
@@ -119,7 +120,8 @@ class Run:
         for other in wanted:
             if other is not step and other.name not in followers and renewal.may_follow(other, step):
                 artifacts.claim(self.out / other.name, other.identity)
-                followers.start(other.name, functools.partial(self._make, other, renewal))
+                rank = Rank.DRAWING if other.takes_gpu else Rank.GRADING
+                followers.start(other.name, functools.partial(self._make, other, renewal, rank))
 
 
 class _Followers:
@@ -166,22 +168,22 @@ class _Followers:
         return self._running.pop(name)
 
 
-def _timed(step: Step, run: Path, out: Path) -> Facts:
-    """Do the step's act and add its wall time to `timing.json`, where of an attempt that was killed only its `versions` stand."""
+def _timed(step: Step, out: Path, seconds: Seconds, rank: Rank = Rank.LEADING) -> Facts:
+    """Do the step's act and add its wall time to `timing.json`.
+
+    Of an attempt that was killed only its `versions` stand there. Time that steps share counts once.
+    """
     path = out / "timing.json"
     before: dict[str, Any] = artifacts.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
     known, own = before.get("versions", []), artifacts.versions()
     before["versions"] = known if own in known else [*known, own]
     artifacts.write_atomic(path, json.dumps(before))
-    began = time.monotonic()
     facts: Facts = {}
     try:
-        facts = step.act(out)
+        with seconds.of(rank) as spent:
+            facts = step.act(out)
     finally:
         tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.verb in {"sample", "generate", "train"} else 0
-        seconds = time.monotonic() - began
-        if step.follows is not None and (manifest := run / step.follows.name / "manifest.json").exists():
-            seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
-        record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
+        record = {"seconds": before["seconds"] + spent.seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
         artifacts.write_atomic(path, json.dumps({**before, **record}))
     return facts

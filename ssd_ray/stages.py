@@ -131,7 +131,8 @@ class Stages:
         """What the training prompts share with the benchmarks."""
         from ssd_ray.problems.contamination import check
 
-        return check(self.out / "prompts", self.out / "benchmark", self.recipe.prompts.contamination, out=out)
+        places, policy = (self.out / "prompts", self.out / "benchmark"), self.recipe.prompts.contamination
+        return check(*places, policy, out=out, progress=self._progress)
 
     def eval_prompts(self, out: Path) -> Facts:
         """The benchmark's problems as prompts."""

@@ -134,6 +134,11 @@ def test_the_length_of_a_shared_run_is_told_as_it_is() -> None:
         ("แสดงผลรวม", "แสดงผลรวม"),
         ("x + y = ?", "X+Y=?"),
         ("(+) (*)", "(+)\n(*)"),
+        ("**Print** the sum of `a`, `b`.", "Print the sum of a, b"),
+        ("# Sort\n\n- ascending\n- stable", "Sort: ascending, stable!"),
+        ("Print $a + b$.", "print a+b"),
+        ("A two-digit number?", "a two digit number"),
+        ("x = -1", "x=-1"),
     ],
 )
 def test_an_identical_statement_is_found_whatever_its_length(statement: str, same: str) -> None:
@@ -143,6 +148,27 @@ def test_an_identical_statement_is_found_whatever_its_length(statement: str, sam
     assert found.share == 1.0
     assert benchmarks.find(f"{same} Then double it.") is None, "under eight words only the same statement"
     assert Benchmarks([_problem(n, statement) for n in range(PHRASE_PROBLEMS + 1)]).find(same) is None, "a phrase of the format"
+
+
+@pytest.mark.parametrize(
+    ("statement", "other"),
+    [
+        ("Compute a + b.", "Compute a - b."),
+        ("Compute a+b.", "Compute a-b."),
+        ("What is 2*3?", "What is 2/3?"),
+        ("What is 2*3?", "What is 2**3?"),
+        ("Print a<b.", "Print a>=b."),
+        ("Print -1", "Print 1"),
+        ("`x += 1`", "`x -= 1`"),
+        ("f(x) = -x", "f(x) = x"),
+        ("Add 😀.", "Add 😎."),
+        ("求 a×b", "求 a÷b"),
+        ("x ≤ y", "x ≥ y"),
+    ],
+)
+def test_short_statements_with_other_operators_are_not_the_same(statement: str, other: str) -> None:
+    assert Benchmarks([_problem(0, statement)]).find(other) is None
+    assert Benchmarks([_problem(0, other)]).find(statement) is None
 
 
 def test_statements_without_any_sign_are_not_the_same() -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     {"shards"},
     {"config", "extraction", "identity", "lcb_official", "throughput", "weights"},
     {"reasoning"},
-    {"schema", "file_kinds", "niceness", "short_paths", "ray_log", "import_path"},
+    {"schema", "file_kinds", "niceness", "seconds", "short_paths", "ray_log", "import_path"},
     {"errors"},
 ]
 # reporting shows what evaluation counts: its statistics are the one thing that it takes from a stage.

@@ -22,6 +22,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.renewal import Renewal
 from ssd_ray.run import Run, _timed
+from ssd_ray.seconds import Seconds
 from ssd_ray.schema import Completion, Prompt
 from ssd_ray.stages import Stages
 from ssd_ray.step import Step
@@ -149,7 +150,7 @@ def test_a_second_signal_is_answered_at_once_when_called_from_python(
 
 def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def attempt(act: Callable[[Path], Any]) -> None:
-        _timed(Step(name="samples", verb="sample", choices={}, act=act), tmp_path, tmp_path / "samples")
+        _timed(Step(name="samples", verb="sample", choices={}, act=act), tmp_path / "samples", Seconds())
 
     def killed(_: Path) -> Any:
         raise InfrastructureError("killed")
