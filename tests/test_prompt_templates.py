@@ -322,6 +322,23 @@ def test_a_byte_order_mark_in_a_models_own_template_is_left_out(own_model: Path,
     assert exported == TEMPLATE
 
 
+@pytest.mark.parametrize("stated", [5, True, {"default": 5}, [{"name": "default", "template": None}]])
+def test_a_models_template_that_is_no_text_is_one_sentence(own_model: Path, stated: Any) -> None:
+    (own_model / "chat_template.jinja").unlink()
+    _state(own_model, stated)
+    with pytest.raises(
+        UserError, match=r"its chat template 'default' is no text \((int|bool|NoneType)\): set model.chat_template"
+    ):
+        models.load_tokenizer(own_model)
+
+
+@pytest.mark.parametrize("text", ["", " \n", MARK])
+def test_an_empty_template_of_a_recipe_is_said_to_be_empty(own_model: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.jinja").write_text(text)
+    with pytest.raises(UserError, match=r"own.jinja' is empty: give a file with a template"):
+        models.load_tokenizer(own_model, str(tmp_path / "own.jinja"))
+
+
 def _state(directory: Path, template: Any) -> None:
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))

@@ -22,8 +22,8 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import LineProgress
 from ssd_ray.renewal import Renewal
 from ssd_ray.run import Run, _timed
-from ssd_ray.seconds import Seconds
 from ssd_ray.schema import Completion, Prompt
+from ssd_ray.seconds import Seconds
 from ssd_ray.stages import Stages
 from ssd_ray.step import Step
 
