@@ -23,7 +23,7 @@ _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)", re.
 _MARK = re.compile(r"(?:[ \t]*<(?:/[^<>]{1,40}|[|\uff5c][^<>]{1,60}[|\uff5c]|eos|end_of_turn)>){1,9}[ \t]*")
 """End tokens and closing tags right behind a fence, which stays bare: `</answer>`, `<|im_end|>`."""
 _PYTHON = re.compile(r"(?:language-|lang-)?(?:i|c)?(?:python|pypy|py)[\d.]*(?:[^a-z](?!repl|console).*)?|.*\.py")
-_NO_LANGUAGE = {"", "code", "solution", "answer", "program", "starter", "main", "final"}
+_NO_LANGUAGE = {"", "code", "solution", "answer", "program", "starter", "main", "final", "tool_code"}
 _DEEPER = 4
 """Columns by which a fence must be indented beyond the opening one to be content (CommonMark 0.31, section 4.5)."""
 
