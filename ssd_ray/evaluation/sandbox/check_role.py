@@ -197,11 +197,12 @@ _LIBRARIES = (sys.stdlib_module_names | {"numpy"}) - {"__main__", "builtins", "b
 
 
 def _made(known: type[Exception], name: str, message: str, arguments: list[object]) -> Exception:
-    """Make an exception with a text, without its __init__, which may want other arguments."""
-    plain = all(item is None or isinstance(item, bool | int | float | str) for item in arguments)
+    """Make an exception with a text; of builtins alone is __init__ known to take these arguments."""
+    plain = all(item is None or isinstance(item, bool | int | float | str | bytes) for item in arguments)
     used = arguments if arguments and plain else [message]
     kind: Any = known if known.__name__ == name else type(name, (known,), {})
-    error: Exception = kind.__new__(kind, *used)
+    builtin = known.__module__ == "builtins" and used is arguments
+    error: Exception = kind(*used) if builtin else kind.__new__(kind, *used)
     if str(error) == message:
         return error
     worded: Any = type(name, (known,), {"__str__": lambda _: message})

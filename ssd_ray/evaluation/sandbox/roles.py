@@ -206,7 +206,7 @@ def _raised(error: Exception, entries: list[list[Any]]) -> list[Any]:
     return ["raised", names, definitions.describe(error)[1], entries, list(arguments) if plain else []]
 
 
-_PLAIN_TYPES = (type(None), bool, int, float, str)
+_PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 
 _REHEARSALS = 20
