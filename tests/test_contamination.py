@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray import artifacts, recipes
+from ssd_ray import artifacts, progress, recipes
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import Pipeline
 from ssd_ray.problems import sources
@@ -237,6 +238,18 @@ def test_the_refusal_of_a_shorter_run_states_its_own_length(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"p0 with bench/8 \(100%, 9 words: .*p1 with bench/9 \(100%, 26 characters: ") as e:
         check(*places, "refuse", out=tmp_path / "out")
     assert "13 words" not in str(e.value)
+
+
+def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, benchmark = _artifacts(tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)])
+    monkeypatch.setattr(artifacts, "load", lambda path: SimpleNamespace(facts={"rows": 3}))
+    monkeypatch.setattr(progress, "_QUICK_S", 0.0)
+    said: list[str] = []
+    lines = progress.LineProgress()
+    monkeypatch.setattr(lines, "say", said.append)
+    check(prompts, benchmark, "refuse", out=tmp_path / "out", progress=lines)
+    assert said[0] == "contamination: 0/3 prompts"
+    assert said[-1].startswith("contamination: done, 3/3 prompts")
 
 
 def test_what_is_dropped_is_counted_and_nothing_is_left_to_refuse() -> None:

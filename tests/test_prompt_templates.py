@@ -289,6 +289,18 @@ def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None
         _put(tokenizer)(PROBLEM)
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of the messages"])
+@pytest.mark.parametrize(
+    ("mode", "remedy"),
+    [("paper", "use prompts.mode chat, or set model.chat_template"), ("chat", "set model.chat_template")],
+)
+def test_a_mode_that_is_in_use_is_no_remedy(template: str, mode: Mode, remedy: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f": {remedy}"):
+        _put(tokenizer, mode)(PROBLEM)
+
+
 # 08: byte order marks and encodings
 
 
