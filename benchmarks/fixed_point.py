@@ -29,6 +29,7 @@ from machine import machine
 from ssd_ray import models, recipes
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
+from ssd_ray.models import loading
 from ssd_ray.schema import Example
 from ssd_ray.training.data.examples import Examples
 from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
@@ -55,7 +56,7 @@ def draw(directory: Path, prompts: tuple[str, ...], samples: int, decoding: Deco
     """Samples of each prompt from the model itself, under the same operator that the floor is computed with."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = models.load_tokenizer(directory)
+    tokenizer = loading.load_tokenizer(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     generator, rows = torch.Generator().manual_seed(0), []
     for prompt in prompts:

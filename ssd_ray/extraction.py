@@ -21,8 +21,10 @@ from ssd_ray.reasoning import ANY, Content, content_of_text
 Rule = Literal["last-block", "lcb", "first-block"]
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
+_MARK = re.compile(r"(?:[ \t]*<(?:/[^<>]{1,40}|[|\uff5c][^<>]{1,60}[|\uff5c]|eos|end_of_turn)>){1,9}[ \t]*")
+"""End tokens and closing tags right behind a fence, which stays bare: `</answer>`, `<|im_end|>`."""
 _PYTHON = re.compile(r"(?:language-|lang-)?(?:i|c)?(?:python|pypy|py)[\d.]*(?:[^a-z](?!repl|console).*)?|.*\.py")
-_NO_LANGUAGE = {"", "code", "solution", "answer", "program", "starter", "main", "final"}
+_NO_LANGUAGE = {"", "code", "solution", "answer", "program", "starter", "main", "final", "tool_code"}
 _DEEPER = 4
 """Columns by which a fence must be indented beyond the opening one to be content (CommonMark 0.31, section 4.5)."""
 
@@ -145,7 +147,8 @@ def _opening(line: str) -> tuple[int, str, str] | None:
     match = _FENCE.fullmatch(line)
     if match is None or match["fence"][0] in match["info"]:
         return None
-    return len(match["indent"].expandtabs(4)), match["fence"], match["info"].strip()
+    info = "" if _MARK.fullmatch(match["info"]) else match["info"].strip()
+    return len(match["indent"].expandtabs(4)), match["fence"], info
 
 
 def is_python(source: str) -> bool:

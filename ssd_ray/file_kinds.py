@@ -70,7 +70,7 @@ def fetch_command(path: Path) -> str:
 def kind_of(path: Path) -> str:
     """Return what a file is, with its article, or an empty string where its bytes do not say.
 
-    Knows missing links, directories, empty files, git-lfs, git-annex and git-xet pointers, HTML and
+    Knows missing links, directories, pipes and devices, empty files, git-lfs, git-annex and git-xet pointers, HTML and
     XML pages, archives, pickles, and GGUF, Parquet, HDF5 and NumPy files.
     """
     if path.is_symlink() and not path.exists():
@@ -79,6 +79,8 @@ def kind_of(path: Path) -> str:
         return "missing"
     if path.is_dir():
         return "a directory"
+    if not path.is_file():
+        return "no regular file"
     if is_lfs_pointer(path):
         return POINTER
     start = _first_bytes(path)

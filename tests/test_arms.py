@@ -64,7 +64,7 @@ def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, 
     monkeypatch.setattr(trainer, "train", lambda dataset, *_, serving, **__: asked.update({dataset.name: serving.decoding}) or {})
     chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
     monkeypatch.setattr(RunContext, "model", tmp_path)
-    monkeypatch.setattr("ssd_ray.models.template_to_export", lambda *_: None)
+    monkeypatch.setattr("ssd_ray.models.loading.template_to_export", lambda *_: None)
     for step in graph.steps(chosen):
         if step.verb == "train":
             step.make(tmp_path / step.name, RunContext(chosen, tmp_path, LineProgress()))

@@ -123,7 +123,9 @@ def test_a_block_that_passes_some_tests_is_a_program(sandbox: Sandbox) -> None:
     assert _graded(both, f"{ADD}```text\nprint(3)\n```\n", sandbox).outcome == "wrong_answer"
 
 
-@pytest.mark.parametrize("word", ["", "python", "Python3", "py", "python3.11", "ipython", "{.python .numberLines}", "main.py"])
+@pytest.mark.parametrize(
+    "word", ["", "python", "Python3", "py", "python3.11", "ipython", "{.python .numberLines}", "main.py", "tool_code"]
+)
 def test_fences_of_python_name_no_other_language(word: str) -> None:
     text = f"```{word}\nprint(1)\n```"
     assert not names_other_language(extract(text, content_of_text(text)).language)

@@ -183,7 +183,7 @@ def test_a_base_without_generation_settings_gets_some(tmp_path: Path) -> None:
 def test_the_model_says_which_tokens_end_its_answers(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import GenerationConfig
 
-    from ssd_ray.models import end_tokens
+    from ssd_ray.models.loading import end_tokens
 
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     asked = tuple(sorted(end_tokens(base, ["<|im_start|>"])))
@@ -196,7 +196,7 @@ def test_the_model_says_which_tokens_end_its_answers(tiny_llama: Path, tmp_path:
 
 def test_end_tokens_of_config_json_alone_are_not_lost(tiny_llama: Path, tmp_path: Path) -> None:
     """vLLM reads them from config.json where there is no generation_config.json; stating a decoding makes one."""
-    from ssd_ray.models import end_tokens
+    from ssd_ray.models.loading import end_tokens
 
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     (base / "generation_config.json").unlink()

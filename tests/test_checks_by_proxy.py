@@ -119,6 +119,73 @@ def test_a_check_sees_arguments_as_the_program_left_them(body, right, wrong, san
 
 
 @pytest.mark.parametrize(
+    ("made", "right", "wrong", "holds"),
+    [
+        ("Counter('aab')", "x.update('a'); return x.most_common(1)", "x['a'] = 2", "v == {'a': 3, 'b': 1} and v['zz'] == 0"),
+        ("OrderedDict(a=1, b=2)", "x.move_to_end('a'); x['c'] = 3", "x['c'] = 3", "list(v) == ['b', 'a', 'c']"),
+        ("OrderedDict(a=1, b=2)", "x.popitem(last=False)", "x.popitem()", "[*v.items()] == [('b', 2)]"),
+        ("defaultdict(list)", "x['k'].append(1)", "x.clear()", "v == {'k': [1]} and v['new'] == []"),
+        ("defaultdict(int, a=1)", "x['b'] += 2", "x['b'] = 3", "v == {'a': 1, 'b': 2} and v['new'] == 0"),
+        ("deque([1, 2], 2)", "x.append(3)", "x.pop(); x.append(3)", "[*v] == [2, 3] and v.maxlen == 2"),
+        ("[Counter('a'), {}]", "x[1]['n'] = x[0].total()", "x[1]['n'] = 2", "v[1] == {'n': 1} and v[0].total() == 1"),
+    ],
+)
+def test_containers_of_collections_are_what_they_are_on_both_sides(made, right, wrong, holds, sandbox):
+    names = "Counter, OrderedDict, defaultdict, deque"
+    body = f"from collections import {names}\nv = {made}\ncandidate(v)\nassert {holds}"
+    assert outcome(body, f"def f(x): {right}", sandbox) == "accepted"
+    assert outcome(body, f"def f(x): {wrong}", sandbox) == "wrong_answer"
+    assert outcome(body, "def f(x): pass", sandbox) == "wrong_answer"
+
+
+@pytest.mark.parametrize(
+    ("condition", "value"),
+    [
+        ("candidate().most_common(1) == [('a', 2)]", "Counter('aab')"),
+        ("candidate()['missing'] == 0", "defaultdict(int)"),
+        ("list(candidate()) == ['b', 'a']", "moved"),
+        ("list(candidate()[0].items()) == [('b', 2), ('a', 1)]", "[moved, moved]"),
+        ("candidate() != OrderedDict(a=1, b=2) and candidate() == {'a': 1, 'b': 2}", "moved"),
+        ("candidate().maxlen == 3", "deque([1], 3)"),
+        ("candidate() == {1: 2} and dict(candidate()) == {1: 2}", "defaultdict(lambda: 7, {1: 2})"),
+    ],
+)
+def test_containers_of_collections_come_back_as_they_are(condition, value, sandbox):
+    code = f"from collections import *\nmoved = OrderedDict(a=1, b=2)\nmoved.move_to_end('a')\ndef f(): return {value}"
+    assert outcome(f"from collections import OrderedDict\nassert {condition}", code, sandbox) == "accepted"
+    assert outcome(f"from collections import OrderedDict\nassert {condition}", "def f(): return {3: 4}", sandbox) != "accepted"
+
+
+@pytest.mark.parametrize(
+    "awaiting",
+    [
+        "assert asyncio.run(candidate(1)) == 2",
+        "async def main():\n    return await asyncio.gather(candidate(1), candidate(x=2))\nassert asyncio.run(main()) == [2, 3]",
+        "loop = asyncio.new_event_loop()\nassert loop.run_until_complete(candidate(1)) == 2",
+        "async def main():\n    return await asyncio.wait_for(candidate(1), 5)\nassert asyncio.run(main()) == 2",
+    ],
+)
+def test_a_check_may_await_the_program(awaiting, sandbox):
+    body = f"import asyncio\n{awaiting}"
+    code = "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return x + 1"
+    assert outcome(body, code, sandbox) == "accepted"
+    assert outcome(body, code, sandbox, reference=code, starter_code="async def f(x):\n") == "accepted"
+    assert outcome(body, code.replace("+ 1", "+ 2"), sandbox) == "wrong_answer"
+    assert outcome(body, "def f(x): return x + 1", sandbox) == "wrong_answer"
+    assert outcome(body, code.replace("x + 1", "1 / 0"), sandbox) in {"runtime_error", "wrong_answer"}
+    assert outcome("assert candidate(1) == 2", code, sandbox) == "wrong_answer"
+
+
+def test_a_check_may_expect_an_exception_of_what_it_awaits(sandbox):
+    body = (
+        "import asyncio\nv = []\ntry:\n    asyncio.run(candidate(v))\nexcept KeyError:\n    assert v == [1]\nelse:\n    assert 0"
+    )
+    assert outcome(body, "async def f(x):\n    x.append(1)\n    raise KeyError(1)", sandbox) == "accepted"
+    assert outcome(body, "async def f(x):\n    x.append(1)", sandbox) == "wrong_answer"
+    assert outcome(body, "async def f(x):\n    raise KeyError(1)", sandbox) == "wrong_answer"
+
+
+@pytest.mark.parametrize(
     "argument",
     [
         "collections.ChainMap({1: 2})",
@@ -190,6 +257,77 @@ def test_a_check_may_expect_an_exception(raised, expected, sandbox):
     body = "try:\n    candidate(-1)\nexcept ValueError as error:\n    assert 'negative' in str(error)\nelse:\n    assert False"
     assert outcome(body, f"def f(x): raise {raised}", sandbox) == expected
     assert outcome(body, "def f(x): return None", sandbox) == "wrong_answer"
+
+
+@pytest.mark.parametrize(
+    ("expected", "raised"),
+    [
+        ("json.JSONDecodeError", "json.loads('{')"),
+        ("decimal.InvalidOperation", "decimal.Decimal('x')"),
+        ("queue.Empty", "queue.Queue().get_nowait()"),
+        ("struct.error", "struct.unpack('i', b'')"),
+        ("statistics.StatisticsError", "statistics.mean([])"),
+        ("numpy.linalg.LinAlgError", "numpy.linalg.inv([[0.0]])"),
+    ],
+)
+def test_an_exception_of_a_library_is_known_to_the_check(expected, raised, sandbox):
+    modules = "import decimal, json, numpy, queue, statistics, struct"
+    body = f"{modules}\ntry:\n    candidate()\nexcept {expected}:\n    return\nassert False"
+    assert outcome(body, f"{modules}\ndef f(): {raised}", sandbox) == "accepted"
+    assert outcome(body, "def f(): raise Exception", sandbox) == "runtime_error"
+
+
+@pytest.mark.parametrize(
+    ("condition", "raised"),
+    [
+        ("error.args == ('a',)", "KeyError('a')"),
+        ("str(error) == repr('a')", "KeyError('a')"),
+        ("error.args == (1, 'two')", "ValueError(1, 'two')"),
+        ("error.start == 3 and isinstance(error, ValueError)", "UnicodeDecodeError('utf-8', b'abc', 3, 4, 'x')"),
+        ("str(error) == 'no'", "ImportError('no')"),
+        ("isinstance(error, StopIteration) and error.value == 3", "StopIteration(3)"),
+        ("error.errno == 2 and type(error) is FileNotFoundError", "OSError(2, 'none')"),
+        ("type(error).__name__ == 'TooSmall'", "type('TooSmall', (Exception,), {})('x')"),
+        ("type(error).__name__ == 'TooSmall' and isinstance(error, ValueError)", "type('TooSmall', (ValueError,), {})()"),
+        ("str(error) == 'own' and error.args == (3,)", "type('Own', (Exception,), {'__str__': lambda _: 'own'})(3)"),
+        ("str(error) == 'x'", "ValueError([1], 2) if 0 else ValueError('x')"),
+    ],
+)
+def test_an_exception_has_the_type_name_and_arguments_of_the_programs(condition, raised, sandbox):
+    body = f"try:\n    candidate()\nexcept Exception as error:\n    assert {condition}\nelse:\n    assert False"
+    assert outcome(body, f"def f(): raise {raised}", sandbox) == "accepted"
+    assert outcome(body, "def f(): raise LookupError('other')", sandbox) == "wrong_answer"
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "for got, want in zip(map(candidate, [1, 2]), [2, 3]):\n    assert got == want",
+        "assert all(map(lambda case: candidate(case[0]) == case[1], [(1, 2)]))",
+        "assert not any(map(lambda case: candidate(case[0]) != case[1], [(1, 2)]))",
+        "for value in iter(lambda: candidate(1), None):\n    assert value == 2\n    break",
+    ],
+)
+@pytest.mark.parametrize("ending", ["StopIteration", "type('Own', (StopIteration,), {})", "StopAsyncIteration"])
+def test_no_program_ends_the_loop_of_a_check(loop, ending, sandbox):
+    assert outcome(loop, f"def f(x): raise {ending}", sandbox) == "runtime_error"
+    assert outcome(loop, "def f(x): return x + 1", sandbox) == "accepted"
+    expecting = "try:\n    candidate(1)\nexcept (StopIteration, StopAsyncIteration):\n    return\nassert False"
+    assert outcome(expecting, "def f(x): raise StopIteration", sandbox) == "accepted"
+
+
+@pytest.mark.parametrize("ending", ["unittest.SkipTest", "unittest.case._ShouldStop", "doctest.SkipDocTestCase"])
+def test_no_program_skips_the_tests_of_a_check(ending, sandbox):
+    body = """import unittest
+class Tests(unittest.TestCase):
+    def test(self):
+        self.assertEqual(candidate(1), 2)
+result = unittest.TestResult()
+unittest.defaultTestLoader.loadTestsFromTestCase(Tests).run(result)
+assert result.wasSuccessful(), result.errors"""
+    code = f"import doctest, unittest, unittest.case\ndef f(x): raise {ending}"
+    assert outcome(body, code, sandbox) in {"wrong_answer", "runtime_error"}
+    assert outcome(body, "def f(x): return x + 1", sandbox) == "accepted"
 
 
 def test_an_exception_of_the_starter_code_is_known_by_its_name(sandbox):

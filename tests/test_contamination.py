@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_ray import recipes
-from ssd_ray.artifacts import shards
+from ssd_ray import progress, recipes
+from ssd_ray.artifacts import manifests, shards
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import graph
 from ssd_ray.problems import sources
@@ -134,6 +135,11 @@ def test_the_length_of_a_shared_run_is_told_as_it_is() -> None:
         ("แสดงผลรวม", "แสดงผลรวม"),
         ("x + y = ?", "X+Y=?"),
         ("(+) (*)", "(+)\n(*)"),
+        ("**Print** the sum of `a`, `b`.", "Print the sum of a, b"),
+        ("# Sort\n\n- ascending\n- stable", "Sort: ascending, stable!"),
+        ("Print $a + b$.", "print a+b"),
+        ("A two-digit number?", "a two digit number"),
+        ("x = -1", "x=-1"),
     ],
 )
 def test_an_identical_statement_is_found_whatever_its_length(statement: str, same: str) -> None:
@@ -143,6 +149,27 @@ def test_an_identical_statement_is_found_whatever_its_length(statement: str, sam
     assert found.share == 1.0
     assert benchmarks.find(f"{same} Then double it.") is None, "under eight words only the same statement"
     assert Benchmarks([_problem(n, statement) for n in range(PHRASE_PROBLEMS + 1)]).find(same) is None, "a phrase of the format"
+
+
+@pytest.mark.parametrize(
+    ("statement", "other"),
+    [
+        ("Compute a + b.", "Compute a - b."),
+        ("Compute a+b.", "Compute a-b."),
+        ("What is 2*3?", "What is 2/3?"),
+        ("What is 2*3?", "What is 2**3?"),
+        ("Print a<b.", "Print a>=b."),
+        ("Print -1", "Print 1"),
+        ("`x += 1`", "`x -= 1`"),
+        ("f(x) = -x", "f(x) = x"),
+        ("Add 😀.", "Add 😎."),
+        ("求 a×b", "求 a÷b"),
+        ("x ≤ y", "x ≥ y"),
+    ],
+)
+def test_short_statements_with_other_operators_are_not_the_same(statement: str, other: str) -> None:
+    assert Benchmarks([_problem(0, statement)]).find(other) is None
+    assert Benchmarks([_problem(0, other)]).find(statement) is None
 
 
 def test_statements_without_any_sign_are_not_the_same() -> None:
@@ -211,6 +238,18 @@ def test_the_refusal_of_a_shorter_run_states_its_own_length(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"p0 with bench/8 \(100%, 9 words: .*p1 with bench/9 \(100%, 26 characters: ") as e:
         check(*places, "refuse", out=tmp_path / "out")
     assert "13 words" not in str(e.value)
+
+
+def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, benchmark = _artifacts(tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)])
+    monkeypatch.setattr(manifests, "load", lambda path: SimpleNamespace(facts={"rows": 3}))
+    monkeypatch.setattr(progress, "_QUICK_S", 0.0)
+    said: list[str] = []
+    lines = progress.LineProgress()
+    monkeypatch.setattr(lines, "say", said.append)
+    check(prompts, benchmark, "refuse", out=tmp_path / "out", progress=lines)
+    assert said[0] == "contamination: 0/3 prompts"
+    assert said[-1].startswith("contamination: done, 3/3 prompts")
 
 
 def test_what_is_dropped_is_counted_and_nothing_is_left_to_refuse() -> None:

@@ -16,6 +16,7 @@ import pytest
 from ssd_ray import models
 from ssd_ray.config import EngineConfig, ModelConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 
 PACKAGE = Path(models.__file__).parent
 LOADERS = {"from_pretrained", "from_config"}
@@ -88,8 +89,8 @@ def test_custom_code_beside_a_known_class_is_ignored(tmp_path: Path, tiny_llama:
     for name in ("modeling_own.py", "tokenization_own.py", "processing_own.py", "custom_generate/generate.py"):
         (model / name).write_text(CODE)
     assert models.fetch(ModelConfig(source=str(model))) == model
-    assert models.load_tokenizer(model).encode("a")
-    assert models.load_config(model).model_type == "llama"
+    assert loading.load_tokenizer(model).encode("a")
+    assert loading.load_config(model).model_type == "llama"
 
 
 def test_the_engine_runs_no_code_either() -> None:
@@ -102,7 +103,7 @@ def test_a_model_that_transformers_does_not_know_is_named(tmp_path: Path, tiny_l
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     change(model / "config.json", model_type="of-next-year")
     with pytest.raises(UserError, match=r"holds no configuration that loads .*of-next-year"):
-        models.load_config(model)
+        loading.load_config(model)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_tokenizer_that_does_not_load_is_one_sentence(tmp_path: Path, tiny_lla
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     (model / name).write_text(content)
     with pytest.raises(UserError, match=r"holds no tokenizer that loads \(\w+: .*\): download") as raised:
-        models.load_tokenizer(model)
+        loading.load_tokenizer(model)
     assert "\n" not in str(raised.value)
 
 

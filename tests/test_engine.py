@@ -153,8 +153,8 @@ def test_the_text_is_exactly_the_ids_without_the_end(drawn: dict[str, Any]) -> N
 
 
 def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str, Any]) -> None:
-    from ssd_ray.models import load_tokenizer
     from ssd_ray.models.answers import answer_parser
+    from ssd_ray.models.loading import load_tokenizer
     from ssd_ray.reasoning import ReasoningFormat, special_marks
     from ssd_ray.schema import Completion
 

@@ -63,6 +63,25 @@ def test_a_stray_fence_after_the_answer_changes_nothing():
     assert extract_code("```python\nprint(1)\n```\n```\n") == "print(1)"
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "</answer>",
+        "<|im_end|>",
+        " </s>",
+        "<|eot_id|><|eot_id|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "<end_of_turn>",
+        "</a> </b>",
+    ],
+)
+@pytest.mark.parametrize("fence", ["```", "~~~~"])
+def test_a_mark_right_behind_the_last_fence_leaves_it_bare(fence, mark):
+    assert extract_code(f"{fence}python\nprint(1)\n{fence}{mark}") == "print(1)"
+    assert extract_code(f"{fence}python\nprint(1)\n{fence}{mark}\nDone.", "first-block") == "print(1)"
+    assert extract_code(f"{fence}python\nprint(1)\n{fence} {mark} and more") is None
+
+
 def test_a_blank_last_block_is_no_code():
     assert extract_code("```python\nprint(1)\n```\n```\n\n```") is None
 

@@ -103,6 +103,14 @@ READ = {
     "2 + 16 = 18\n#### 18": "18",
     "#### 18\nThat took 3 steps.": "18",
     "#### 18. That took 3 steps.": "18",
+    "#### 2 + 16 = 18": "18",
+    "#### 2 + 16 = 18 apples. That took 3 steps.": "18",
+    "#### $2.50 * 4 = $10": "10",
+    "#### 10% of 180 = 18": "18",
+    "#### 18 (20 - 2 = 18)": "18",
+    "#### 18 of 20": "18",
+    "#### 18 - 20": "18",
+    "#### 18, since 9 * 2 = 18, in 5 steps": "18",
     "#### $18 for 3 of them": "18",
     "#### **-18** in 3 steps": "-18",
     "####18": "18",
@@ -191,7 +199,7 @@ def test_no_text_breaks_the_reader(text):
 @pytest.mark.parametrize(
     "piece",
     [*"1.,-_^{}\\$ a/x*", "1,", "-.", "{}", "^{", "_{", "\\text{", "\\boxed{", "\\frac", "\\frac{1}", "1 ", "1/", "#### ",
-     "answer is ", "1^", "1 x 10^", "a1", "\\sqrt", "1\\sqrt{", "\u00b2", "\\times", "=1", "\\text{a}^"],
+     "#### 1+", "answer is ", "1^", "1 x 10^", "a1", "\\sqrt", "1\\sqrt{", "\u00b2", "\\times", "=1", "\\text{a}^"],
 )  # fmt: skip
 def test_a_long_answer_takes_no_longer_than_its_length(piece):
     began = time.process_time()

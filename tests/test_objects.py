@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import copy
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
 import pytest
@@ -18,19 +18,28 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 ACTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["put", "new", "clear", "reverse"])), max_size=8)
 
 
+MAPPINGS = {
+    "dict": dict,
+    "Counter": Counter,
+    "OrderedDict": OrderedDict,
+    "defaultdict": lambda items: defaultdict(list, items),
+}
+KIND_NAMES = [*MAPPINGS, "list", "set", "deque", "bounded", "bytearray", "array"]
+
+
 @st.composite
 def containers(draw: st.DrawFn) -> list[Any]:
     """A few containers that hold leaves, and one another."""
     made: list[Any] = []
-    for kind in draw(st.lists(st.sampled_from(["list", "dict", "set", "deque", "bytearray", "array"]), min_size=1, max_size=5)):
+    for kind in draw(st.lists(st.sampled_from(KIND_NAMES), min_size=1, max_size=5)):
         leaves = draw(st.lists(LEAVES, max_size=3))
         held = [made[place % len(made)] for place in draw(st.lists(st.integers(0, 9), max_size=2)) if made]
         if kind == "list":
             made.append([*leaves, *held, *[tuple(held)] * bool(held)])
-        elif kind == "dict":
-            made.append({**dict.fromkeys(leaves), **dict(enumerate(held))})
-        elif kind == "deque":
-            made.append(deque([*leaves, *held]))
+        elif kind in MAPPINGS:
+            made.append(MAPPINGS[kind]({**dict.fromkeys(leaves), **dict(enumerate(held))}))
+        elif kind in ("deque", "bounded"):
+            made.append(deque([*leaves, *held], 4 if kind == "bounded" else None))
         elif kind == "array":
             made.append(array.array("q", draw(st.lists(st.integers(-9, 9), max_size=3))))
         else:

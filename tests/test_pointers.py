@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ssd_ray import file_kinds, models, recipes
+from ssd_ray import file_kinds, recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 from ssd_ray.problems.benchmarks.files import list_files
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 98\n".format("4" * 64)
@@ -36,7 +37,7 @@ def test_a_pointer_is_no_chat_template(tmp_path: Path, tiny_llama: Path) -> None
     """It would be put before every prompt."""
     (tmp_path / "own.jinja").write_text(POINTER)
     with pytest.raises(UserError, match=r"model.chat_template: .*own.jinja is a git-lfs pointer"):
-        models.load_tokenizer(tiny_llama, str(tmp_path / "own.jinja"))
+        loading.load_tokenizer(tiny_llama, str(tmp_path / "own.jinja"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ssd_ray import models, recipes
 from ssd_ray.artifacts import shards
 from ssd_ray.config import ModelConfig, PromptsConfig
 from ssd_ray.errors import UserError
-from ssd_ray.models import templates
+from ssd_ray.models import loading, templates
 from ssd_ray.pipeline.run import Run
 from ssd_ray.problems import notes, prompting
 from ssd_ray.problems.chat_template import Clock
@@ -231,9 +231,9 @@ def test_a_pinned_date_gives_the_same_prompts_at_any_time(
 def test_without_a_pinned_date_recipe_digests_are_as_before(model: Path, tmp_path: Path) -> None:
     """So that samples of a run from before there was such a field are those of the same recipe."""
     steps = {step.name: step for step, _ in Run(_recipe(model), tmp_path, LineProgress()).states()}
-    assert "template_date" not in steps["prompts"].choices["prompts"]
-    assert "template_date" not in steps["eval-prompts"].choices
-    assert "end_tokens" not in steps["samples"].choices["model"]
+    assert "template_date" not in steps["prompts"].choices()["prompts"]
+    assert "template_date" not in steps["eval-prompts"].choices()
+    assert "end_tokens" not in steps["samples"].choices()["model"]
 
 
 def test_the_note_of_a_run_that_holds_no_date_is_named(own_model: Path, tmp_path: Path) -> None:
@@ -291,6 +291,18 @@ def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None
         _put(tokenizer)(PROBLEM)
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of the messages"])
+@pytest.mark.parametrize(
+    ("mode", "remedy"),
+    [("paper", "use prompts.mode chat, or set model.chat_template"), ("chat", "set model.chat_template")],
+)
+def test_a_mode_that_is_in_use_is_no_remedy(template: str, mode: Mode, remedy: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f": {remedy}"):
+        _put(tokenizer, mode)(PROBLEM)
+
+
 # 08: byte order marks and encodings
 
 
@@ -298,7 +310,7 @@ def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None
 def test_a_byte_order_mark_before_a_recipes_template_is_left_out(model: Path, tmp_path: Path, newline: str) -> None:
     path = tmp_path / "own.jinja"
     path.write_bytes(codecs.BOM_UTF8 + TEMPLATE.replace("\n", newline).encode())
-    tokenizer = models.load_tokenizer(model, str(path))
+    tokenizer = loading.load_tokenizer(model, str(path))
     text, ids = _put(tokenizer)(PROBLEM)
     assert (
         text == f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
@@ -318,10 +330,25 @@ def test_a_byte_order_mark_in_a_models_own_template_is_left_out(own_model: Path,
     else:
         named = [{"name": "default", "template": stated}, {"name": "tool_use", "template": MARK + "{{ 1 }}"}]
         _state(own_model, named if place == "named" else stated)
-    tokenizer = models.load_tokenizer(own_model)
+    tokenizer = loading.load_tokenizer(own_model)
     assert _put(tokenizer)(PROBLEM)[0].startswith("<|im_start|>system")
-    exported = models.template_to_export(ModelConfig(source=str(own_model)), own_model, {})
+    exported = loading.template_to_export(ModelConfig(source=str(own_model)), own_model, {})
     assert exported == TEMPLATE
+
+
+@pytest.mark.parametrize("stated", [5, True, {"default": 5}, [{"name": "default", "template": None}]])
+def test_a_models_template_that_is_no_text_is_one_sentence(own_model: Path, stated: Any) -> None:
+    (own_model / "chat_template.jinja").unlink()
+    _state(own_model, stated)
+    with pytest.raises(UserError, match=r"template 'default' is no text \((int|bool|NoneType)\): set model.chat_template"):
+        loading.load_tokenizer(own_model)
+
+
+@pytest.mark.parametrize("text", ["", " \n", MARK])
+def test_an_empty_template_of_a_recipe_is_said_to_be_empty(own_model: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.jinja").write_text(text)
+    with pytest.raises(UserError, match=r"own.jinja' is empty: give a file with a template"):
+        loading.load_tokenizer(own_model, str(tmp_path / "own.jinja"))
 
 
 def _state(directory: Path, template: Any) -> None:
@@ -334,13 +361,13 @@ def test_a_template_in_another_encoding_is_one_sentence(model: Path, tmp_path: P
     path = tmp_path / "own.jinja"
     path.write_bytes(("é" + TEMPLATE).encode(encoding))
     with pytest.raises(UserError, match=r"model.chat_template '.*own.jinja' cannot be read: it is not UTF-8"):
-        models.load_tokenizer(model, str(path))
+        loading.load_tokenizer(model, str(path))
 
 
 def test_an_own_template_in_another_encoding_is_one_sentence(own_model: Path) -> None:
     (own_model / "chat_template.jinja").write_bytes(TEMPLATE.encode("utf-16"))
     with pytest.raises(UserError, match="holds no tokenizer that loads"):
-        models.load_tokenizer(own_model)
+        loading.load_tokenizer(own_model)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +381,7 @@ def test_a_json_file_as_a_recipes_template_is_refused(model: Path, tmp_path: Pat
     path = tmp_path / "chat_template.json"
     path.write_text(json.dumps(stated))
     with pytest.raises(UserError, match=f"is JSON and no template: {message}"):
-        models.load_tokenizer(model, str(path))
+        loading.load_tokenizer(model, str(path))
 
 
 def test_a_byte_order_mark_before_a_system_message_is_left_out() -> None:
@@ -458,8 +485,8 @@ def test_further_end_tokens_shape_no_prompt(model: Path, tmp_path: Path) -> None
 
 
 def test_end_tokens_by_text_and_by_id(model: Path) -> None:
-    assert models.end_tokens(model) == {2}
-    assert models.end_tokens(model, ["<|im_start|>", 5]) == {1, 2, 5}
+    assert loading.end_tokens(model) == {2}
+    assert loading.end_tokens(model, ["<|im_start|>", 5]) == {1, 2, 5}
 
 
 @pytest.mark.parametrize("name", ["<|im_stop|>", 262, -1, ""])
@@ -496,7 +523,7 @@ def test_of_named_templates_default_is_used_and_exported(own_model: Path, tmp_pa
     assert _prompts(tmp_path / "run")[0].text.startswith("<|im_start|>system")
     assert facts["prompts"]["chat_template"] == hashlib.sha256(TEMPLATE.encode()).hexdigest()
     assert facts["eval-prompts"]["chat_template"] == facts["prompts"]["chat_template"]
-    assert models.template_to_export(ModelConfig(source=str(own_model)), own_model, {}) == TEMPLATE
+    assert loading.template_to_export(ModelConfig(source=str(own_model)), own_model, {}) == TEMPLATE
 
 
 @pytest.mark.parametrize("form", ["list", "directory", "processor"])
@@ -515,7 +542,7 @@ def test_named_templates_without_a_default_are_one_sentence(own_model: Path, tmp
 
 def test_tools_in_template_arguments_take_the_template_for_tools(own_model: Path) -> None:
     _name(own_model, "list", [{"name": "tool_use", "template": TEMPLATE + "tools"}, NAMED[1]])
-    tokenizer = models.load_tokenizer(own_model)
+    tokenizer = loading.load_tokenizer(own_model)
     tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
     put = _put(tokenizer, "chat", tools=[tool])
     assert put(PROBLEM)[0].endswith("tools")
@@ -528,7 +555,7 @@ def test_a_processors_template_that_cannot_be_read_is_named(own_model: Path, sta
     (own_model / "chat_template.jinja").unlink()
     (own_model / templates.PROCESSOR).write_text(stated)
     with pytest.raises(UserError, match=r"chat_template.json holds no chat template that can be read"):
-        models.load_tokenizer(own_model)
+        loading.load_tokenizer(own_model)
 
 
 def test_named_templates_are_part_of_what_a_model_is(own_model: Path) -> None:
@@ -539,10 +566,10 @@ def test_named_templates_are_part_of_what_a_model_is(own_model: Path) -> None:
 
 
 def test_one_template_of_the_models_own_is_copied_as_it_is(model: Path, tmp_path: Path) -> None:
-    assert models.template_to_export(ModelConfig(source=str(model)), model, {}) is None
+    assert loading.template_to_export(ModelConfig(source=str(model)), model, {}) is None
     own = tmp_path / "own.jinja"
     own.write_text("{{ messages[0].content }}")
-    assert models.template_to_export(ModelConfig(source=str(model), chat_template=str(own)), model, {}) == own.read_text()
+    assert loading.template_to_export(ModelConfig(source=str(model), chat_template=str(own)), model, {}) == own.read_text()
 
 
 # 15, as far as a run shows it

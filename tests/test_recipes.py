@@ -235,6 +235,8 @@ def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: 
         ("evaluate.max_tokens=2000", "evaluate.max_tokens 2000 is above model.max_model_len 1024"),
         ("sample.temperature.x=1", "is a value, not a section"),
         ("seed=[", "not a YAML value"),
+        ("prompts.template_date=2024-13-01", "prompts.template_date: '2024-13-01' is not a YAML value (month must be in 1..12)"),
+        ("prompts.template_date=2023-02-29T01:02:03", "is not a YAML value (day is out of range for month)"),
     ],
 )
 def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: str) -> None:
@@ -281,3 +283,10 @@ def test_tuning_fields_do_not_shape_results() -> None:
     drawn_otherwise = recipes.load("quickstart", ["engine.sampler=vllm"])
     assert config.choices(slow.engine) != config.choices(drawn_otherwise.engine), "on CUDA it draws other tokens"
     assert config.choices(slow.sample) != config.choices(recipes.load("quickstart", ["sample.top_p=0.5"]).sample)
+
+
+def test_a_date_that_no_calendar_has_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("prompts: {template_date: 2024-02-30}\n")
+    with pytest.raises(UserError, match=r"r.yaml is not valid YAML: day is out of range for month"):
+        recipes.load(path)

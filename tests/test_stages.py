@@ -24,6 +24,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Renewal
 from ssd_ray.pipeline.run import Run, _timed
+from ssd_ray.pipeline.seconds import Rank, Seconds
 from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Prompt
@@ -154,7 +155,8 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, mon
 
     def attempt(act: Callable[[Path], Any]) -> None:
         step = Double(name="samples", recipe=recipe, verb="sample", chosen={}, act=act)
-        _timed(step, RunContext(recipe, tmp_path, LineProgress()), tmp_path / "samples")
+        context = RunContext(recipe, tmp_path, LineProgress())
+        _timed(step, tmp_path / "samples", context, Seconds(), Rank.LEADING)
 
     def killed(_: Path) -> Any:
         raise InfrastructureError("killed")

@@ -17,10 +17,12 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from rich.table import Table
 
 from ssd_ray.artifacts import files, identity, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.cli.app import main
+from ssd_ray.cli.grading import _add_rows
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
@@ -225,8 +227,23 @@ def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(tmp_path: Path, pr
     assert [row["outcome"] for row in _verdicts(job)] == ["accepted", "wrong_answer", "runtime_error"]
 
 
+@pytest.mark.parametrize(
+    ("problems", "score", "interval"),
+    [
+        (9, "pass@1 2.3 of 9", "0.9 to 4.6"),
+        (10, "pass@1 25\N{NO-BREAK SPACE}%", "10 to 51"),
+        (1, "pass@1 0.3 of 1", "0.1 to 0.5"),
+    ],
+)
+def test_scores_of_few_problems_are_printed_as_counts(problems: int, score: str, interval: str) -> None:
+    found = {"estimate": 0.25, "low": 0.1, "high": 0.51}
+    table = Table("benchmark", "problems", "score", "interval")
+    _add_rows(table, "b", {"problems": problems, "infrastructure_error_rate": 0.0, "pass@1": found, "base pass@1": found})
+    assert [[*column.cells] for column in table.columns[2:]] == [[score, f"base {score}"], [interval, interval]]
+
+
 def test_the_door_imports_no_model_library() -> None:
-    code = "import sys, ssd_ray.door; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
+    code = "import sys, ssd_ray.cli.grading; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

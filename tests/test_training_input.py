@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import pytest
 
-from ssd_ray import models, recipes
+from ssd_ray import recipes
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 from ssd_ray.pipeline import graph
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.run import Run
@@ -135,7 +136,7 @@ def test_samples_of_another_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="made with another tokenizer than that of"):
         _train(dataset, tiny_llama, tmp_path / "out")
-    own = {"facts": {"provenance": {"tokenizer_sha256": models.tokenizer_digests(tiny_llama)}}}
+    own = {"facts": {"provenance": {"tokenizer_sha256": loading.tokenizer_digests(tiny_llama)}}}
     dataset = _dataset(tmp_path / "own", (3, 264))
     (dataset / "manifest.json").write_text(json.dumps(own))
     with pytest.raises(UserError, match="holds the token id 264"):  # the next mistake

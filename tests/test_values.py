@@ -301,6 +301,7 @@ def test_a_check_sees_what_the_program_returned(condition, ending, outcome, sand
         ("np.datetime64('2024-01-01')", "numpy.datetime64"),
         ("(x for x in [1])", "generator of [1]"),
         ("Node()", "a value of type Node"),
+        ("__import__('enum').Enum('Color', 'RED').RED", "Color"),
         ("Decimal('sNaN')", "decimal.Decimal"),
         ("np.ma.array([1, 2], mask=[0, 1])", "numpy.array([1, None])"),
     ],

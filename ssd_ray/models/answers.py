@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models
 from ssd_ray.artifacts import shards
+from ssd_ray.models import loading
 from ssd_ray.reasoning import AnswerParser, ReasoningFormat, prompted, special_marks
 
 
@@ -25,14 +25,14 @@ def reasoning_format(directory: Path, prompts: Path) -> ReasoningFormat:
 
 @functools.cache
 def _special_marks(directory: Path) -> dict[int, str]:
-    return special_marks(models.load_tokenizer(directory))
+    return special_marks(loading.load_tokenizer(directory))
 
 
 def answer_parser(form: ReasoningFormat) -> AnswerParser:
     """Return a parser of answers in a format, with the tokenizer if marks are special tokens."""
     if not form.special or form.tokenizer is None:
         return AnswerParser(form)
-    return AnswerParser(form, text_decoder(models.load_tokenizer(form.tokenizer)))
+    return AnswerParser(form, text_decoder(loading.load_tokenizer(form.tokenizer)))
 
 
 def text_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:

@@ -23,13 +23,15 @@ def read(name: str) -> str:
     """Read a recipe's chat template, which is Jinja in UTF-8.
 
     Raises:
-        UserError: another encoding, JSON, a file that cannot be read.
+        UserError: another encoding, JSON, an empty file, a file that cannot be read.
     """
     try:
         text = Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"model.chat_template {name!r} cannot be read: {reason}") from error
+    if not text.strip():
+        raise UserError(f"model.chat_template {name!r} is empty: give a file with a template, or leave the field out")
     if "\0" in text:
         raise UserError(f"model.chat_template {name!r} cannot be read: it is not UTF-8")
     try:
@@ -45,13 +47,19 @@ def of_model(directory: Path, loaded: Any) -> Any:
     """Return the template, or the templates by name, of a model whose tokenizer has `loaded`.
 
     Raises:
-        UserError: a chat_template.json that holds no template, where the tokenizer has none.
+        UserError: a template that is no text; a chat_template.json that holds none, where the
+            tokenizer has none.
     """
     if not loaded and (directory / PROCESSOR).is_file():
         loaded = _of_processor(directory / PROCESSOR)
-    if isinstance(loaded, dict):
-        return {name: text.removeprefix(_MARK) for name, text in loaded.items()}
-    return loaded.removeprefix(_MARK) if loaded else None
+    if not loaded:
+        return None
+    texts = loaded if isinstance(loaded, dict) else {"default": loaded}
+    if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
+        found = type(texts[wrong]).__name__
+        raise UserError(f"{directory}: its chat template {wrong!r} is no text ({found}): set model.chat_template to a file")
+    texts = {name: text.removeprefix(_MARK) for name, text in texts.items()}
+    return texts if isinstance(loaded, dict) else texts["default"]
 
 
 def _of_processor(path: Path) -> Any:

@@ -20,6 +20,7 @@ from ssd_ray.errors import one_line
 from ssd_ray.file_kinds import POINTER, fetch_command, kind_of
 
 INDEX = "model.safetensors.index.json"
+_MARK = "\ufeff"  # the byte order mark
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 """As the safetensors library has it."""
@@ -92,15 +93,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object of a model's configuration file.
 
     Raises:
-        FaultError: the file cannot be read, is a git-lfs pointer, or holds no JSON object.
+        FaultError: the file cannot be read, is a git-lfs pointer, holds no JSON object, or begins
+            with a byte order mark, which transformers and vLLM cannot read.
     """
-    _require_readable(path)
+    _require_content(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text.removeprefix(_MARK))
     except (ValueError, RecursionError) as error:
         raise _no_such_file(path, "JSON", one_line(error, 160)) from error
     if not isinstance(value, dict):
         raise FaultError(f"{path.name} holds no JSON object")
+    if text.startswith(_MARK):
+        raise FaultError(f"{path.name} begins with a byte order mark", f"save {path} as UTF-8 without one")
     return value
 
 
@@ -110,7 +115,7 @@ def read_header(path: Path) -> Mapping[str, Any]:
     Raises:
         FaultError: the header is none, or the file is not as long as the header says.
     """
-    _require_readable(path)
+    _require_content(path)
     size = path.stat().st_size
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
@@ -176,15 +181,24 @@ def _check_parts(names: list[str]) -> None:
             raise FaultError(f"{stem}-{missing[0]:05d}-of-{total}.safetensors is missing")
 
 
-def _require_readable(path: Path) -> None:
+def _require_content(path: Path) -> None:
+    require_regular_file(path)
+    if path.stat().st_size == 0:
+        raise FaultError(f"{path.name} is empty")
+
+
+def require_regular_file(path: Path) -> None:
+    """Check that a path is a file that this user can read.
+
+    Raises:
+        FaultError: the path is something else, with what it is.
+    """
     if path.is_symlink() and not path.exists():
         raise FaultError(f"{path.name} is {kind_of(path)}", "copy the model with `cp -rL`")
     if not path.is_file():
         raise FaultError(f"{path.name} is {kind_of(path) or 'no regular file'}")
     if not os.access(path, os.R_OK):
         raise FaultError(f"{path.name} cannot be read by this user", f"change its mode: chmod a+r {path}")
-    if path.stat().st_size == 0:
-        raise FaultError(f"{path.name} is empty")
 
 
 def _no_such_file(path: Path, expected: str, reason: str) -> FaultError:

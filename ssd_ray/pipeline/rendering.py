@@ -14,6 +14,7 @@ from ssd_ray import config, models
 from ssd_ray.artifacts import files, shards
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.step import Facts, Step
 from ssd_ray.problems import sources
@@ -146,7 +147,7 @@ class Prompts(Step):
             "source_revision": tally.revision,
             "dropped": dict(tally.dropped),
             "model": context.model.name,
-            "tokenizer": models.tokenizer_digests(context.model),
+            "tokenizer": loading.tokenizer_digests(context.model),
         }
 
 
@@ -180,7 +181,8 @@ class Contamination(Step):
         from ssd_ray.problems.contamination import check
 
         policy = self.recipe.prompts.contamination
-        return check(context.run / "prompts", context.run / "benchmark", policy, out=out)
+        prompts, benchmark = context.run / "prompts", context.run / "benchmark"
+        return check(prompts, benchmark, policy, out=out, progress=context.progress)
 
 
 class TrainingProblems(Step):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from ssd_ray.config import Recipe
 from ssd_ray.pipeline import graph
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Outlook, Renewal
+from ssd_ray.pipeline.seconds import Rank, Seconds
 from ssd_ray.pipeline.step import Facts, Step
 from ssd_ray.progress import Progress
 
@@ -37,6 +37,7 @@ class Run:
         self.recipe, self.out, self._progress = recipe, out, progress
         self._context = RunContext(recipe, out, progress)
         self._steps = graph.steps(recipe)
+        self._seconds = Seconds()
 
     def states(self) -> Iterator[tuple[Step, State]]:
         """Every step and where it stands, without touching anything."""
@@ -101,10 +102,10 @@ class Run:
         follow = (other for other in wanted if other.follows is step and self._state(other) != "whole")
         return step.needs_ray or any(other.needs_ray for other in follow)
 
-    def _make(self, step: Step, renewal: Renewal) -> Artifact:
+    def _make(self, step: Step, renewal: Renewal, rank: Rank = Rank.LEADING) -> Artifact:
         def act(out: Path) -> Facts:
             renewal.record(step)
-            facts = _timed(step, self._context, out)
+            facts = _timed(step, out, self._context, self._seconds, rank)
             renewal.record(step)  # what it followed is complete by now
             return facts
 
@@ -117,7 +118,8 @@ class Run:
         for other in wanted:
             if other is not step and other.name not in followers and renewal.may_follow(other, step):
                 manifests.claim(self.out / other.name, other.identity)
-                followers.start(other.name, functools.partial(self._make, other, renewal))
+                rank = Rank.DRAWING if other.takes_gpu else Rank.GRADING
+                followers.start(other.name, functools.partial(self._make, other, renewal, rank))
 
 
 class _Followers:
@@ -164,22 +166,26 @@ class _Followers:
         return self._running.pop(name)
 
 
-def _timed(step: Step, context: RunContext, out: Path) -> Facts:
-    """Do the step's act and add its wall time to `timing.json`, where of an attempt that was killed only its `versions` stand."""
+def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: Rank) -> Facts:
+    """Make the step and add its wall time to `timing.json`.
+
+    A killed attempt leaves only its `versions` there. Time that steps share counts once.
+    """
     path = out / "timing.json"
     before: dict[str, Any] = files.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
     known, own = before.get("versions", []), manifests.versions()
     before["versions"] = known if own in known else [*known, own]
     files.write_atomic(path, json.dumps(before))
-    began = time.monotonic()
     facts: Facts = {}
     try:
-        facts = step.make(out, context)
+        with seconds.of(rank) as spent:
+            facts = step.make(out, context)
     finally:
         tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.takes_gpu else 0
-        seconds = time.monotonic() - began
-        if step.follows is not None and (manifest := context.run / step.follows.name / "manifest.json").exists():
-            seconds = min(seconds, max(0.0, time.time() - manifest.stat().st_mtime))  # what it added to the step it followed
-        record = {"seconds": before["seconds"] + seconds, "attempts": before["attempts"] + 1, "tokens": tokens}
+        record = {
+            "seconds": before["seconds"] + spent.seconds,
+            "attempts": before["attempts"] + 1,
+            "tokens": tokens,
+        }
         files.write_atomic(path, json.dumps({**before, **record}))
     return facts

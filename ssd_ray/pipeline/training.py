@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import config, models
+from ssd_ray import config
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import arms
 from ssd_ray.config.arms import Branch
+from ssd_ray.models import loading
 from ssd_ray.models.answers import reasoning_format
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.step import Facts, Step
@@ -43,7 +44,7 @@ class Dataset(Step):
         reading = Reading(
             extract=self.recipe.evaluate.extract,
             reasoning=reasoning_format(context.model, run / "prompts"),
-            end_tokens=models.end_tokens(context.model, self.recipe.model.end_tokens),
+            end_tokens=loading.end_tokens(context.model, self.recipe.model.end_tokens),
         )
         facts = prepare(
             run / branch.samples,
@@ -103,10 +104,10 @@ class Checkpoint(Step):
 
         model, directory = self.recipe.model, context.model
         arguments = self.recipe.prompts.template_arguments
-        ends = models.end_tokens(directory, model.end_tokens) if model.end_tokens else ()
+        ends = loading.end_tokens(directory, model.end_tokens) if model.end_tokens else ()
         serving = Serving(
             decoding=arms.decoding(self.recipe, self.branch.name),
-            chat_template=models.template_to_export(model, directory, arguments),
+            chat_template=loading.template_to_export(model, directory, arguments),
             end_tokens=tuple(sorted(ends)),
         )
         return train(

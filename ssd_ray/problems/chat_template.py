@@ -66,7 +66,9 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], clock: Clock, *, mode: str, field: str) -> None:
-        self._tokenizer, self._where, self._field = tokenizer, f"{field} {mode}", field
+        self._tokenizer, self._where = tokenizer, f"{field} {mode}"
+        another = "set model.chat_template to another template"
+        self._remedy = another if mode == "chat" else f"use {field} chat, or {another}"
         if not tokenizer.chat_template:
             raise UserError(
                 f"{self._where} needs a chat template and the model directory holds none: set model.chat_template to a file, "
@@ -114,10 +116,7 @@ class ChatTemplate:
         """
         text = self._rendered(turns, name, self.arguments if arguments is None else arguments)
         if lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]:
-            raise UserError(
-                f"{self._where}: the chat template leaves out the {lost[0]} message of {name}: use {self._field} chat, "
-                "or another model.chat_template"
-            )
+            raise UserError(f"{self._where}: the chat template leaves out the {lost[0]} message of {name}: {self._remedy}")
         return text
 
     def end_of_turn(self) -> str | None:
@@ -149,7 +148,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of the model's author
             if type(error) is TemplateError:  # the template's own raise_exception
                 raise UserError(
-                    f"{self._where}: the chat template refuses the prompt of {name} ({error}): use {self._field} chat"
+                    f"{self._where}: the chat template refuses the prompt of {name} ({error}): {self._remedy}"
                 ) from error
             raise UserError(
                 f"{self._where}: the chat template fails for {name} ({error}): correct it, or what "

@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts import files, shards
+from ssd_ray.artifacts import files, manifests, shards
 from ssd_ray.config import Contamination
 from ssd_ray.errors import UserError
+from ssd_ray.progress import Progress, counted
 from ssd_ray.schema import Problem
 
 WORDS = 13
@@ -51,6 +52,12 @@ _SPACELESS = "".join(LETTERS_PER_WORD)
 _LETTER = re.compile(f"[{_SPACELESS}]")
 _WORD = re.compile(r"[^\W_]+")
 _UNIT = re.compile(rf"(?![{_SPACELESS}\W_]).(?:(?![{_SPACELESS}])[^\W_])*|(?!\W)[{_SPACELESS}]")
+_MARKDOWN = str.maketrans("", "", "`$")
+_LINE_MARK = re.compile(r"^\s*(?:[-*+>]|#+)\s+", re.MULTILINE)
+_OPERATOR = re.compile(r"(?<=[\w)\]}])( ?)[-+*/%&|<>=^~!]+\1(?=[-\w(\[{])|(?<![\w)\]}])[-~!]+(?=\w)")
+"""A sign between two operands, spaces on both sides or on neither, or one before an operand."""
+_HYPHEN = re.compile(r"[^\W\d_]-[^\W\d_]")
+_SYMBOLS = frozenset({"Sm", "Sc", "So"})
 _INNER_SPACE = re.compile(f"(?<=[{_SPACELESS}]) (?=[{_SPACELESS}])")
 _WEIGHTS = [(re.compile(f"[{letters}]"), _PARTS // number) for letters, number in LETTERS_PER_WORD.items()]
 
@@ -195,8 +202,20 @@ class Benchmarks:
 
 
 def _equality_key(found: Units, statement: str) -> str:
-    """Return what equal statements share: their words, or where there is none, their signs."""
-    return " ".join(found.texts or statement.split())
+    """Return what equal statements share: their words, and the signs that change what is asked.
+
+    Punctuation ends sentences and hides nothing: `a + b` is not `a - b`, and `Sum.` is `sum`.
+    """
+    return " ".join([*found.texts, _signs(statement)]).strip() if found.texts else " ".join(statement.split())
+
+
+def _signs(statement: str) -> str:
+    """Return the operators and symbols of a statement, without its punctuation and Markdown."""
+    plain = _LINE_MARK.sub(" ", unicodedata.normalize("NFC", statement)).translate(_MARKDOWN)
+    text = " ".join(plain.split())
+    found = [match for match in _OPERATOR.finditer(text) if not _HYPHEN.match(text, max(0, match.start() - 1))]
+    symbols = [sign for sign in text if not sign.isascii() and unicodedata.category(sign) in _SYMBOLS]
+    return "".join([*(match[0].strip() for match in found), *symbols])
 
 
 def without_overlaps(problems: Iterable[Problem], benchmarks: Benchmarks, dropped: Counter[str]) -> Iterator[Problem]:
@@ -209,7 +228,9 @@ def without_overlaps(problems: Iterable[Problem], benchmarks: Benchmarks, droppe
             dropped[f"overlaps {overlap.benchmark}"] += 1
 
 
-def check(prompts: Path, benchmark: Path, policy: Contamination, *, out: Path) -> dict[str, Any]:
+def check(
+    prompts: Path, benchmark: Path, policy: Contamination, *, out: Path, progress: Progress | None = None
+) -> dict[str, Any]:
     """Hold every prompt against the benchmark problems, and write the pairs that overlap to `out`.
 
     Facts: rows, contaminated (prompts), policy, words, benchmarks (problems and contaminated prompts of each), examples (the
@@ -222,7 +243,9 @@ def check(prompts: Path, benchmark: Path, policy: Contamination, *, out: Path) -
     counts = Counter(source for (source,) in shards.read_columns(benchmark, "source"))
     found: list[tuple[str, Overlap]] = []
     num_prompts = 0
-    for prompt_id, statement in shards.read_columns(prompts, "prompt_id", "statement"):
+    total = int(manifests.load(prompts).facts["rows"]) if progress else 0
+    rows = shards.read_columns(prompts, "prompt_id", "statement")
+    for prompt_id, statement in counted(rows, progress, "contamination", "prompts", total):
         num_prompts += 1
         overlap = problems.find(statement)
         if overlap is not None:

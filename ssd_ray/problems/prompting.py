@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models
 from ssd_ray.artifacts import files
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 from ssd_ray.problems import notes
 from ssd_ray.problems.chat_template import Clock
 from ssd_ray.problems.renderer import Renderer
@@ -38,9 +38,9 @@ class Prompting:
             UserError: as for `rendering.renderer`; `model.end_tokens` with what is no token.
         """
         model, prompts = self._recipe.model, self._recipe.prompts
-        tokenizer = models.load_tokenizer(self._directory, model.chat_template)
+        tokenizer = loading.load_tokenizer(self._directory, model.chat_template)
         put = renderer(tokenizer, mode, prompts.system_message, prompts.template_arguments, field=field, clock=self._clock)
-        ends = models.end_tokens(self._directory, model.end_tokens)
+        ends = loading.end_tokens(self._directory, model.end_tokens)
         self._note(notes.before(put, tokenizer, ends, system=mode == "paper"))
         self._note(self._about_the_clock())
         return put

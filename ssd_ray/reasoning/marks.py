@@ -34,6 +34,7 @@ PAIRS = (
     Pair(opening="<ifm|think>", closing="</ifm|think>"),
     Pair(opening="<|begin_of_thought|>", closing="<|end_of_thought|>"),
     Pair(opening="<|START_THINKING|>", closing="<|END_THINKING|>"),
+    Pair(opening="<|inner_prefix|>", closing="<|inner_suffix|>"),
     Pair(opening="<|channel>", closing="<channel|>"),
     Pair(opening="◁think▷", closing="◁/think▷"),
     Pair(opening="<thinking>", closing="</thinking>", plain=True),
@@ -41,7 +42,7 @@ PAIRS = (
     Pair(opening="<reasoning>", closing="</reasoning>", plain=True),
 )
 """Of Qwen3 and DeepSeek-R1, Magistral, Seed-OSS, MiniMax, LongCat, K2, OpenThinker, Command A,
-Gemma 4, Kimi-VL, and of models that answer in XML."""
+Apertus, Gemma 4, Kimi-VL, and of models that answer in XML."""
 OPENINGS: Mapping[str, Pair] = {pair.opening: pair for pair in PAIRS}
 CLOSINGS: Mapping[str, Pair] = {pair.closing: pair for pair in PAIRS}
 

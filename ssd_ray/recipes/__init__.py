@@ -55,7 +55,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         document = yaml.load(path.read_text(), Loader=_OnceLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a bare ValueError
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
@@ -75,8 +75,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r} is not of the form section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {name}: {text!r} is not a YAML value") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})") from error
     *parents, leaf = name.split(".")
     node = document
     for parent in parents:

@@ -10,11 +10,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models
 from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.models import weights
+from ssd_ray.models import loading, weights
 from ssd_ray.training.data.examples import Examples
 from ssd_ray.training.model import adapters, moe, sequence_parallel
 from ssd_ray.training.observe import trackers
@@ -39,7 +38,7 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
         raise UserError(str(error)) from error
     if cluster.device == "cpu" and train.needs_cuda:
         raise UserError(f"{train.needs_cuda} needs cluster.device=cuda")
-    config = models.load_config(model)
+    config = loading.load_config(model)
     sequence_parallel.check_heads(config, train)
     _check_attention(config, train)
     trackers.check(train.trackers)
@@ -121,13 +120,13 @@ def check_samples(dataset: Path, model: Path, train: TrainConfig, seed: int) -> 
         UserError: there is none, or it cannot.
     """
     examples = Examples(dataset)
-    text = models.load_config(model).get_text_config()
+    text = loading.load_config(model).get_text_config()
     if not examples.response_lengths.any():
         raise UserError(
             f"the data set {dataset} holds no response to train on, only masked sequences: set a policy of "
             "prepare.policies to keep"
         )
-    here, made_with = models.tokenizer_digests(model), _tokenizer_of(dataset)
+    here, made_with = loading.tokenizer_digests(model), _tokenizer_of(dataset)
     if any(made_with[name] != digest for name, digest in here.items() if name in made_with):
         raise UserError(
             f"the samples in {dataset} were made with another tokenizer than that of {model}: train the model that "

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import types
+from collections import OrderedDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ class _Encoder:
         if isinstance(value, tuple):
             return {"tuple": self._items(list(tuple.__iter__(value)), depth)}
         if isinstance(value, dict):
-            return {"dict": [[self.encode(key, depth), self.encode(item, depth)] for key, item in dict.items(value)]}
+            items = (OrderedDict if isinstance(value, OrderedDict) else dict).items(value)
+            return {"dict": [[self.encode(key, depth), self.encode(item, depth)] for key, item in items]}
         if isinstance(value, set):
             return {"set": self._items(list(set.__iter__(value)), depth)}
         if isinstance(value, frozenset):

@@ -58,7 +58,7 @@ def parts(value: Any, room: int) -> Parts:
     number = _claimed_number(value)
     if number is not None:
         return "", number
-    if hasattr(type(value), "__iter__"):
+    if any("__iter__" in vars(kind) for kind in type(value).__mro__):  # a metaclass's would be no member's
         return "iterator", [type_name(value), _read(value, room)]
     raise UnsupportedValueError(f"a value of type {type_name(value)}"[:100])
 

@@ -31,6 +31,9 @@ _ANSWER_IS = re.compile(r"(?i:\banswer\s{0,3}(?:\bis\b(?:\s{0,3}:)?|:|=))")
 _HEADING = re.compile(r"\s{0,3}[.):]\s[^\n]*\S")
 """What follows the number of a heading, such as `#### 3. Add them up`, within its line."""
 
+_WORKED = re.compile(r"\s{0,3}%?\s{0,3}(?:[-+*/\u00d7\u00f7]|of\b)[^.,;\n=]{1,100}=\s{0,3}[-$0-9]")
+"""What follows the first number of a calculation: `#### 2 + 16 = 18`."""
+
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
 _GROUP = r"\{((?:[^{}]|\{[^{}]{0,100}\}){0,200})\}"
 _EXPONENT = r"\^\s{0,3}(?:\{[^{}]{0,50}\}|[-+]?\w)"
@@ -118,6 +121,8 @@ def _after_mark(text: str) -> Number | None:
     if not mark or match is None:
         return None
     value, remainder = _first_number(match[1])
+    if _WORKED.match(remainder):
+        return _last_number(re.split(r"\.(?:\s|$)", match[1])[0])
     return None if below.strip() and _HEADING.match(remainder) else value
 
 

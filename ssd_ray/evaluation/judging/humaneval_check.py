@@ -23,7 +23,7 @@ from ssd_ray.schema import Outcome
 CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)
 """Limits of the trusted side. One call with its arguments is its output."""
 
-_CALL, _ANSWERS = b'["call",', (b'["returned",', b'["raised",')
+_CALL, _ANSWERS = b'["call",', (b'["returned",', b'["raised",', b'["awaited",')
 
 
 @dataclass(frozen=True, kw_only=True)

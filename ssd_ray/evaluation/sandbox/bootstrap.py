@@ -59,7 +59,7 @@ _SANDBOX = Path(__file__).parent
 _MODULES = (
     _SANDBOX / "inside/walls.py",
     *(_SANDBOX.parent.parent / "wire" / name for name in ("restored.py", "foreign.py", "__init__.py")),
-    *(_SANDBOX / f"inside/{name}.py" for name in ("objects", "shortage", "definitions", "check_role")),
+    *(_SANDBOX / f"inside/{name}.py" for name in ("kinds", "objects", "shortage", "definitions", "check_role")),
     *(_SANDBOX / f"inside/{name}.py" for name in ("lcb_stdin", "lcb_role", "roles", "zygote")),
 )
 """In the order of their imports."""

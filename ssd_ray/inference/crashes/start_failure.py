@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from ssd_ray.errors import InfrastructureError, UserError, one_line
-from ssd_ray.models import CUSTOM_CODE, weights
+from ssd_ray.models import weights
+from ssd_ray.models.loading import CUSTOM_CODE
 from ssd_ray.models.weights import FaultError
 
 CONFIRM_S = 3.0

@@ -14,8 +14,8 @@ from ssd_ray.problems.benchmarks.files import Row, RowError
 
 _TELLING = frozenset(
     {
-        *("accepted", "correct", "correctness", "passed", "verified", "verifier"),
-        *("answer", "answers", "expected", "oracle", "output", "outputs"),
+        *("accepted", "correct", "correctness", "eval", "passed", "reward", "verification", "verified", "verifier"),
+        *("answer", "answers", "expected", "gold", "oracle", "output", "outputs", "truth"),
         *("assert", "assertion", "assertions", "asserts", "case", "cases", "check", "checker", "checks", "grader", "judge"),
         *("test", "testcase", "testcases", "tests", "unittest", "unittests"),
         *("fixture", "import", "imports", "input", "inputs", "io", "setup", "teardown"),

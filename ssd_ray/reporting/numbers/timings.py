@@ -1,7 +1,8 @@
 """What a run cost and where it ran: the contents of timings.json, kept apart from the results because they never repeat.
 
 Reads timing.json and manifest.json of every artifact; writes nothing. Wall seconds are over all attempts of a stage that
-ended in an orderly way; one that was killed outright is not in them.
+ended in an orderly way; one that was killed outright is not in them. Time that steps share counts once
+(`ssd_ray.pipeline.seconds`).
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from ssd_ray import models
 from ssd_ray.cluster import import_path
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 from ssd_ray.training.model import sequence_parallel
 from ssd_ray.training.model.adapters import add_adapters
 from ssd_ray.training.model.cpu_kernels import use_fast_products
@@ -168,7 +168,7 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    settings = models.load_config(directory)
+    settings = loading.load_config(directory)
     switch_noise_off(settings)
     partitioned = HfDeepSpeedConfig(config)  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
     model, info = AutoModelForCausalLM.from_pretrained(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssd_ray import models
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.models import loading
 from ssd_ray.training.data.batches import MicroBatch
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -29,7 +29,7 @@ def register(directory: Path, train: TrainConfig) -> Any:
         return None
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
-    check_heads(models.load_config(directory), train)
+    check_heads(loading.load_config(directory), train)
     return UlyssesSPAttentionHF.register_with_transformers(
         model_name_or_path=str(directory),
         core_attn_implementation=train.attention,

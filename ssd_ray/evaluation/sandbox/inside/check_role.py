@@ -7,7 +7,7 @@
 - What the program raises is raised here, so that a check may expect it.
 - A failure of the stand-in is never raised here: the check could take it for the program's.
 
-Messages are lists. In come `returned` and `raised`. Out goes `call` and, at the end, one of
+Messages are lists. In come `returned`, `raised`, and `awaited` around one of them. Out goes `call` and, at the end, one of
 
 - `passed`, `failed`, or `raised`, the program's own exception;
 - `broken`, where the check fails before it calls;
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
 import threading
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
     """Run the `check` of the last text on a stand-in; the texts before it lend their names."""
     *lent, text = units
     receive()
-    candidate = Candidate(entry_points, receive, send)
+    candidate = Candidate(entry_points, receive, send, text=text)
     try:
         namespace = definitions.lend(lent, {"check"}, "check")
         candidate.take_the_place_of_the_reference(namespace)
@@ -67,8 +68,9 @@ class Candidate:
     `raised` is the exception that came back last, and `reason` what it was called and said.
     """
 
-    def __init__(self, entry_points: str, receive: Receive, send: Send) -> None:
-        self._entry_points, self._receive, self._send = entry_points, receive, send
+    def __init__(self, entry_points: str, receive: Receive, send: Send, *, text: str = "") -> None:
+        """`text` is the check's own."""
+        self._entry_points, self._receive, self._send, self._text = entry_points, receive, send, text
         self._lock = threading.Lock()  # a check may call from several threads
         self._lent: Namespace = {}
         self.__name__ = self.__qualname__ = entry_points.split()[0].rpartition("().")[2]
@@ -134,38 +136,56 @@ class Candidate:
         return call
 
     def _answer(self, call: objects.Objects, reply: object) -> object:
-        raised = None
+        """Return what a reply says, or raise it; for `awaited`, return a coroutine that does."""
+        awaited, raised = False, None
+        match reply:
+            case ["awaited", list(inner)]:
+                awaited, reply = True, inner
         match reply:
             case ["returned", value]:
                 values = [value]
             case ["returned", [slot], [list(), *_] as entries]:
                 values = call.read([slot], entries)
                 call.require_bounded(values)
-            case ["raised", list(names), str(message), [list(), *_] as entries]:
+            case ["raised", list(names), str(message), [list(), *_] as entries, list(arguments)]:
                 values = call.read([None], entries)
                 call.require_bounded([])
-                raised = self._exception(names, message)
+                raised = self._exception(names, message, arguments)
             case _:
                 raise wire.MalformedError("an answer of no known form")
         self.num_calls, self.raised = self.num_calls + 1, raised
+        if awaited:
+            return _awaited(values[0], raised)
         if raised is not None:
             raise raised
         return values[0]
 
-    def _exception(self, names: list[object], message: str) -> Exception:
+    def _exception(self, names: list[object], message: str, arguments: list[object]) -> Exception:
         """Make an exception of the first of the names, the type's and its bases', that is known.
 
         Names that the check's own text binds do not count: the program cannot mean them.
         """
-        self.reason = f"{names[0] if names else ''}: {message}"[:400]
+        own = str(names[0] if names else "").rpartition(".")[2][:100]
+        self.reason = f"{own}: {message}"[:400]
         for name in names:
-            known = self._lent.get(name, getattr(builtins, name, None)) if isinstance(name, str) else None
-            if isinstance(known, type) and issubclass(known, Exception):
-                try:
-                    return _made(known, message)
-                except Exception:
-                    continue
+            known = self._known(name) if isinstance(name, str) else None
+            if not (isinstance(known, type) and issubclass(known, Exception)):
+                continue
+            if issubclass(known, StopIteration | StopAsyncIteration) and known.__name__ not in self._text:
+                # It would end a loop over calls as if all of them had been made (PEP 479).
+                return RuntimeError(f"the program raised {own}")
+            try:
+                return _made(known, own, message, arguments)
+            except Exception:
+                continue
         return Exception(message)
+
+    def _known(self, name: str) -> object:
+        """Return what a dotted name means here: a name lent, a builtin, or one of a library loaded here."""
+        module, _, last = name.rpartition(".")
+        if module.partition(".")[0] in _LIBRARIES:
+            return getattr(sys.modules.get(module), last, None)
+        return self._lent.get(last, getattr(builtins, last, None))
 
     def _end(self, message: list[object]) -> NoReturn:
         """Say why and end the process: no code of the check sees it."""
@@ -173,11 +193,25 @@ class Candidate:
         os._exit(0)
 
 
-def _made(known: type[Exception], message: str) -> Exception:
-    """Make an exception with a text, without its __init__, which may want other arguments."""
-    error = known.__new__(known, message)
+_LIBRARIES = (sys.stdlib_module_names | {"numpy"}) - {"__main__", "builtins", "bdb", "doctest", "unittest"}
+"""Packages whose exceptions a program can mean; those of test runners would skip a check's tests."""
+
+
+def _made(known: type[Exception], name: str, message: str, arguments: list[object]) -> Exception:
+    """Make an exception with a text; of builtins alone is __init__ known to take these arguments."""
+    plain = all(item is None or isinstance(item, bool | int | float | str | bytes) for item in arguments)
+    used = arguments if arguments and plain else [message]
+    kind: Any = known if known.__name__ == name else type(name, (known,), {})
+    builtin = known.__module__ == "builtins" and used is arguments
+    error: Exception = kind(*used) if builtin else kind.__new__(kind, *used)
     if str(error) == message:
         return error
-    worded: Any = type(known.__name__, (known,), {"__str__": lambda _: message})
-    made: Exception = worded.__new__(worded, message)
+    worded: Any = type(name, (known,), {"__str__": lambda _: message})
+    made: Exception = worded.__new__(worded, *used)
     return made
+
+
+async def _awaited(value: object, raised: Exception | None) -> object:
+    if raised is not None:
+        raise raised
+    return value

@@ -2,7 +2,7 @@
 
 A value becomes a slot:
 
-- A mutable container of one of the KINDS is an object with a number; its slot is `[number]`.
+- A mutable container of one of the `kinds` is an object with a number; its slot is `[number]`.
 - A tuple is a tuple of slots. Anything else is itself, for `wire` to carry or refuse.
 
 Entries are three lists of the same length: numbers of objects, their kinds, their items. Values
@@ -31,27 +31,13 @@ if TYPE_CHECKING:
     Entries = list[list[Any]]
 if TYPE_CHECKING or __name__ != "objects":
     from ssd_ray import wire
+    from ssd_ray.evaluation.sandbox.inside.kinds import BOUNDED, BUFFERS, LEAVES, MAPPINGS, PLAIN, empty, kind_of, methods_of
 else:  # in a sandbox, where there are modules and no packages
     import wire
+    from kinds import BOUNDED, BUFFERS, LEAVES, MAPPINGS, PLAIN, empty, kind_of, methods_of
 
-KINDS: dict[str, Any] = {
-    "list": list,
-    "dict": dict,
-    "set": set,
-    "deque": deque,
-    "bytearray": bytearray,
-    "array": array.array,
-}
-"""The kinds by name. numpy's `ndarray` is one more, known by its name to spare the import."""
-_BUFFERS = frozenset({"bytearray", "array", "ndarray"})
-"""Kinds without slots: their items are the value itself, as the wire has it."""
 LOST = -1
 """The number of a value that could not cross."""
-_LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
-_KIND_OF_TYPE: dict[type, str] = {
-    **dict.fromkeys((*_LEAVES, tuple, frozenset), ""),
-    **{base: kind for kind, base in KINDS.items()},
-}
 
 
 class Lost:
@@ -77,15 +63,15 @@ class Objects:
         numbers = {id(value) for value in self._objects}
         met = list(values)
         for value in met:  # it grows
-            if type(value) in _LEAVES:
+            if type(value) in LEAVES:
                 continue
             kind = kind_of(value)
-            if id(value) in numbers or kind == "ndarray" or not (kind or isinstance(value, tuple | frozenset)):
+            if id(value) in numbers or kind not in PLAIN or not (kind or isinstance(value, tuple | frozenset)):
                 return False
             if kind:
                 numbers.add(id(value))
                 self._objects.append(value)
-            if kind not in _BUFFERS and not isinstance(value, set | frozenset):
+            if kind not in BUFFERS and not isinstance(value, set | frozenset):
                 met += _members(value)
         return True
 
@@ -123,7 +109,7 @@ class Objects:
         checked = _checked(entries)
         for number, kind, items in checked:
             if number == len(self._objects):
-                self._objects.append(items if kind in _BUFFERS else KINDS[kind]())
+                self._objects.append(items if kind in BUFFERS else empty(kind))
             if not 0 <= number < len(self._objects) or kind_of(self._objects[number]) != kind:
                 raise wire.MalformedError(f"no {kind} has the number {number}")
         try:
@@ -153,9 +139,9 @@ class Objects:
         """Return what an object is to hold."""
         if kind == "list":
             return self._values(items)
-        if kind == "dict":
+        if kind in MAPPINGS:
             return dict(zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True))
-        if kind in _BUFFERS:
+        if kind in BUFFERS:
             if kind != "bytearray" and _layout(items) != _layout(value):
                 raise wire.MalformedError(f"the items of an {kind} of another type or shape")
             return items
@@ -163,7 +149,7 @@ class Objects:
         return set(wire.members(values)) if kind == "set" else values
 
     def _values(self, slots: Sequence[object]) -> list[object]:
-        return list(slots) if _LEAVES.issuperset(map(type, slots)) else [self._value(slot) for slot in slots]
+        return list(slots) if LEAVES.issuperset(map(type, slots)) else [self._value(slot) for slot in slots]
 
     def _value(self, slot: object) -> object:
         if isinstance(slot, tuple):
@@ -173,18 +159,6 @@ class Objects:
         if len(slot) != 1 or type(slot[0]) is not int or not LOST <= slot[0] < len(self._objects):
             raise wire.MalformedError("a slot that names no object")
         return Lost() if slot[0] == LOST else self._objects[slot[0]]
-
-
-def kind_of(value: object) -> str:
-    """Return the kind of a mutable container, empty for any other value."""
-    known = _KIND_OF_TYPE.get(type(value))
-    if known is not None:
-        return known
-    for kind, base in KINDS.items():
-        if issubclass(type(value), base):
-            return kind
-    is_array = (type(value).__module__, type(value).__qualname__) == ("numpy", "ndarray")
-    return "ndarray" if is_array and bool(getattr(value, "shape", None)) else ""
 
 
 class _Writer:
@@ -217,20 +191,20 @@ class _Writer:
         kind = kind_of(value)
         if kind == "list":
             return self._slots(list(list.__iter__(value)))
-        if kind == "dict":
-            return [list(dict.keys(value)), self._slots(list(dict.values(value)))]
-        if kind in _BUFFERS:
+        if kind in MAPPINGS:
+            return [list(methods_of(kind).keys(value)), self._slots(list(methods_of(kind).values(value)))]
+        if kind in BUFFERS:
             return value
-        items = list(KINDS[kind].__iter__(value))
+        items = list(methods_of(kind).__iter__(value))
         return items if kind == "set" else self._slots(items)
 
     def _slots(self, values: list[object]) -> list[object]:
-        return values if _LEAVES.issuperset(map(type, values)) else [self.slot(value) for value in values]
+        return values if LEAVES.issuperset(map(type, values)) else [self.slot(value) for value in values]
 
 
 def _lost_items(value: object) -> object:
     kind, lost = kind_of(value), [LOST]
-    return value if kind in _BUFFERS else [[lost], [lost]] if kind == "dict" else [lost]
+    return value if kind in BUFFERS else [[lost], [lost]] if kind in MAPPINGS else [lost]
 
 
 def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
@@ -247,12 +221,14 @@ def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
 def _fits(kind: object, items: object) -> bool:
     if kind == "list" or kind == "set" or kind == "deque":
         return type(items) is list
-    if kind == "dict":
+    if isinstance(kind, str) and BOUNDED.fullmatch(kind):
+        return type(items) is list
+    if isinstance(kind, str) and kind in MAPPINGS:
         match items:
             case [list(keys), list(values)]:
                 return len(keys) == len(values)
         return False
-    return isinstance(kind, str) and kind in _BUFFERS and kind_of(items) == kind
+    return isinstance(kind, str) and kind in BUFFERS and kind_of(items) == kind
 
 
 def _layout(value: Any) -> tuple[object, ...]:
@@ -266,10 +242,10 @@ def _members(value: Any) -> list[object]:
     if isinstance(value, tuple):
         return list(tuple.__iter__(value))
     kind = kind_of(value)
-    if kind == "dict":
-        return [*dict.keys(value), *dict.values(value)]
-    if kind not in _BUFFERS:
-        return list(KINDS[kind].__iter__(value))
+    if kind in MAPPINGS:
+        return [*methods_of(kind).keys(value), *methods_of(kind).values(value)]
+    if kind not in BUFFERS:
+        return list(methods_of(kind).__iter__(value))
     return [bytes(value) if kind == "bytearray" else value.tobytes()]
 
 
@@ -285,19 +261,21 @@ def _differ(before: list[object], now: list[object]) -> bool:
 
 def _fill(value: Any, kind: str, content: Any) -> None:
     """Replace what an object holds, by the methods of its kind and not of a subclass."""
-    if kind in ("dict", "set", "deque"):
-        KINDS[kind].clear(value)
-        (deque.extend if kind == "deque" else KINDS[kind].update)(value, content)
-    elif kind == "ndarray":
+    if kind == "ndarray":
         value[...] = content
-    else:
-        KINDS[kind].__setitem__(value, slice(None), content)
+        return
+    base = methods_of(kind)
+    if base in (list, bytearray, array.array):
+        base.__setitem__(value, slice(None), content)
+        return
+    base.clear(value)
+    (deque.extend if base is deque else base.update)(value, content)
 
 
 def _parts(value: Any) -> Iterator[object]:
     """Yield the containers directly within one."""
     members = _members(value)
-    flat = _LEAVES.issuperset(map(type, members))
+    flat = LEAVES.issuperset(map(type, members))
     return iter(() if flat else [member for member in members if isinstance(member, tuple | list | dict | set | deque)])
 
 

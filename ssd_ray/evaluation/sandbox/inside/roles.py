@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,9 +167,10 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
     """Call a function with objects, the last of them by name.
 
     The replies are `["returned", value]` where nothing is shared or changed, else `["returned",
-    slots, entries]`, or `["raised", names, message, entries]`, with the names of an exception's
-    type and of its bases. Whatever is not an Exception, and MemoryError, is raised. The last reply
-    gives up what changed arguments hold.
+    slots, entries]`, or `["raised", names, message, entries, arguments]`, with the names of an
+    exception's type and of its bases. A coroutine is run to its end; its reply is `["awaited",
+    reply]`. Whatever is not an Exception, and MemoryError, is raised. The last reply gives up what
+    changed arguments hold.
     """
     call = objects.Objects()
     _, names, values, *entries = message
@@ -177,20 +179,36 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
     else:
         call.adopt(values)
     call.mark()
-    num_positional = len(values) - len(names)
+    num_positional, awaited = len(values) - len(names), False
     try:
         value = function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))
+        awaited = type(value) is types.CoroutineType
+        if awaited:
+            value = __import__("asyncio").run(value)
     except Exception as error:
         if shortage.is_out_of_memory(error):
             raise
-        head = ["raised", [base.__name__[:100] for base in type(error).__mro__[:20]], definitions.describe(error)[1]]
         for lost in (False, True):
-            yield [*head, call.write([], lost=lost)[1]]
+            reply = _raised(error, call.write([], lost=lost)[1])
+            yield ["awaited", reply] if awaited else reply
         return
-    if call.shows_nothing([value]):
+    if not awaited and call.shows_nothing([value]):
         yield ["returned", value]
     for lost in (False, True):
-        yield ["returned", *call.write([value], lost=lost)]
+        reply = ["returned", *call.write([value], lost=lost)]
+        yield ["awaited", reply] if awaited else reply
+
+
+def _raised(error: Exception, entries: list[list[Any]]) -> list[Any]:
+    """Return the reply that names an exception: its bases, message, entries, and plain arguments."""
+    bases = type(error).__mro__[:20]
+    names = [f"{base.__module__}.{base.__name__}"[:200] for base in bases]
+    arguments = error.args
+    plain = len(arguments) <= 10 and all(type(item) in _PLAIN_TYPES and len(str(item)) <= 300 for item in arguments)
+    return ["raised", names, definitions.describe(error)[1], entries, list(arguments) if plain else []]
+
+
+_PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 
 _REHEARSALS = 20

@@ -1,0 +1,107 @@
+"""Load the configuration and the tokenizer of a model directory, without code of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_ray.artifacts.files import read_json
+from ssd_ray.config import ModelConfig
+from ssd_ray.errors import UserError, one_line
+from ssd_ray.file_kinds import refuse_pointer
+from ssd_ray.models import ends, templates
+
+DOWNLOAD_AGAIN = "download the model again"
+CUSTOM_CODE = (
+    "it can only be loaded by Python code that comes with it (auto_map), which is never run here: "
+    "choose a model and tokenizer that transformers has classes for"
+)
+
+
+def refuse_custom_code(directory: Path) -> None:
+    """Refuse a model or tokenizer that only its own Python code can load.
+
+    An `auto_map` beside a class that transformers has is fine: that class is taken.
+
+    Raises:
+        UserError: the model is of that kind.
+    """
+    if any(_names_code(directory / name) for name in ("config.json", "tokenizer_config.json")):
+        load_config(directory)
+        load_tokenizer(directory)
+
+
+def _names_code(path: Path) -> bool:
+    return path.exists() and "auto_map" in read_json(path)
+
+
+def load_config(directory: Path) -> Any:
+    """Return the transformers configuration of a model directory; code that comes with it is not run.
+
+    Raises:
+        UserError: transformers has no class for it, or the file is damaged.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and the hub's client have their own kinds
+        raise _not_loaded(directory, "configuration", error) from error
+
+
+def _not_loaded(directory: Path, part: str, error: Exception) -> Exception:
+    """Return the refusal of a part of a model; transformers names an option that is not ours."""
+    if isinstance(error, MemoryError):
+        return error
+    if "trust_remote_code" in str(error):
+        return UserError(f"the {part} of {directory}: {CUSTOM_CODE}")
+    return UserError(f"{directory} holds no {part} that loads ({one_line(error)}): {DOWNLOAD_AGAIN}")
+
+
+def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
+    """The tokenizer of a model directory, with another chat template where one is given.
+
+    Byte order marks at the beginning of templates are left out.
+
+    Raises:
+        UserError: an unreadable template or tokenizer.
+    """
+    tokenizer = _tokenizer(directory)
+    if chat_template is not None:
+        refuse_pointer(Path(chat_template), "model.chat_template")
+        tokenizer.chat_template = templates.read(chat_template)
+    else:
+        tokenizer.chat_template = templates.of_model(directory, tokenizer.chat_template)
+    return tokenizer
+
+
+def _tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as for a configuration
+        raise _not_loaded(directory, "tokenizer", error) from error
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise UserError(f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json")
+    return tokenizer
+
+
+def template_to_export(model: ModelConfig, directory: Path, arguments: Mapping[str, Any]) -> str | None:
+    """Return the template in use, None where copies of the model's own files say the same."""
+    used = templates.in_use(load_tokenizer(directory, model.chat_template), arguments)
+    return None if used == _tokenizer(directory).chat_template else used
+
+
+def end_tokens(directory: Path, further: Iterable[str | int] = ()) -> frozenset[int]:
+    """The ids that end an answer in the engine: the tokenizer's, all of the generation configuration's, and `further` ones."""
+    tokenizer = load_tokenizer(directory)
+    return ends.stated(directory, tokenizer) | ends.named(tokenizer, further)
+
+
+def tokenizer_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of each file that a tokenizer is made of, by name."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names if (directory / name).exists()}
