@@ -39,11 +39,17 @@ def compare(problems: Path, path: Path, directory: Path, workers: int) -> dict[s
     """Counts of agreement for base and plus, and the disagreements."""
     known = theirs(path)
     completions = directory / f"{path.stem}.jsonl"
-    lines = [json.dumps({"task_id": task, "index": index, "code": row["solution"]}) for (task, index), row in known.items()]
+    lines = [
+        json.dumps({"task_id": task, "index": index, "code": row["solution"]})
+        for (task, index), row in known.items()
+    ]
     completions.write_text("\n".join(lines) + "\n")
     rules = Rules(limits=Limits(time_s=1, memory_mib=4096, output_kib=65536))
     out = directory / path.stem
-    grade_files(Job(problems=problems, completions=completions, out=out, rules=rules, workers=workers), LineProgress())
+    grade_files(
+        Job(problems=problems, completions=completions, out=out, rules=rules, workers=workers),
+        LineProgress(),
+    )
     counts = {"base": [0, 0, 0], "plus": [0, 0, 0]}
     disagreements = []
     for row in pq.read_table(out / "verdicts.parquet").to_pylist():
@@ -59,10 +65,19 @@ def compare(problems: Path, path: Path, directory: Path, workers: int) -> dict[s
             else:
                 counts[group] = [agreed, differed + 1, timed]
                 disagreements.append(
-                    {"task": row["problem_id"], "tests": group, "ours": ours[group], "theirs": status, "detail": row["detail"]}
+                    {
+                        "task": row["problem_id"],
+                        "tests": group,
+                        "ours": ours[group],
+                        "theirs": status,
+                        "detail": row["detail"],
+                    }
                 )
     return {
-        **{group: dict(zip(("agreed", "differed", "timed_out"), numbers, strict=True)) for group, numbers in counts.items()},
+        **{
+            group: dict(zip(("agreed", "differed", "timed_out"), numbers, strict=True))
+            for group, numbers in counts.items()
+        },
         "disagreements": disagreements,
     }
 
@@ -78,13 +93,17 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as directory:
         for path in arguments.verdicts:
-            figures[path.name] = compare(arguments.problems, path, Path(directory), arguments.workers)
+            figures[path.name] = compare(
+                arguments.problems, path, Path(directory), arguments.workers
+            )
             for group in ("base", "plus"):
                 print(f"{path.name} {group}: {figures[path.name][group]}")
             for row in figures[path.name]["disagreements"]:
                 print(f"  {row}")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"files": figures, "machine": machine()}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"files": figures, "machine": machine()}, indent=1) + "\n"
+        )
     sys.exit(any(each["disagreements"] for each in figures.values()))
 
 

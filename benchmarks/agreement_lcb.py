@@ -67,19 +67,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("problems", type=Path)
     parser.add_argument("verdicts", type=Path)
-    parser.add_argument("--workers", type=int, default=1, help="sandboxes at once (default: %(default)s)")
-    parser.add_argument("--timeout-s", type=float, default=6, help="seconds for each test (default: %(default)s, as officially)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="sandboxes at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout-s",
+        type=float,
+        default=6,
+        help="seconds for each test (default: %(default)s, as officially)",
+    )
     parser.add_argument("--limit", type=int, help="the first so many programs only")
-    parser.add_argument("--official", type=Path, help="a checkout of LiveCodeBench, whose grader is asked too (slow)")
+    parser.add_argument(
+        "--official",
+        type=Path,
+        help="a checkout of LiveCodeBench, whose grader is asked too (slow)",
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     arguments = parser.parse_args()
     samples = list(read_samples(arguments.problems, arguments.verdicts))[: arguments.limit]
     limits = Limits(time_s=arguments.timeout_s, memory_mib=4096, output_kib=65536)
     began = time.monotonic()
     graded = grade_all(samples, limits, arguments.workers)
-    figures = compare(samples, graded) | {"wall_s": round(time.monotonic() - began, 1), "machine": machine()}
+    figures = compare(samples, graded) | {
+        "wall_s": round(time.monotonic() - began, 1),
+        "machine": machine(),
+    }
     if arguments.official:
-        figures |= compare_to_grader(samples, graded, official_lcb.load(arguments.official, int(arguments.timeout_s)))
+        figures |= compare_to_grader(
+            samples, graded, official_lcb.load(arguments.official, int(arguments.timeout_s))
+        )
     print({name: value for name, value in figures.items() if isinstance(value, int | float)})
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
@@ -107,14 +123,18 @@ def compare(samples: list[Sample], graded: list[Graded]) -> dict[str, object]:
     }
 
 
-def compare_to_grader(samples: list[Sample], graded: list[Graded], check: official_lcb.Check) -> dict[str, object]:
+def compare_to_grader(
+    samples: list[Sample], graded: list[Graded], check: official_lcb.Check
+) -> dict[str, object]:
     """Differences to the official grader on the very same tests; prints each."""
     differences = {}
     for sample, ours in zip(samples, graded, strict=True):
         official = check(sample.problem, sample.code)
         if official != (ours.outcome == "accepted"):
             said = "accepted" if official else "rejected"
-            differences[sample.problem.problem_id] = f"officially {said}, here {ours.outcome}: {ours.detail}"
+            differences[sample.problem.problem_id] = (
+                f"officially {said}, here {ours.outcome}: {ours.detail}"
+            )
             print(f"{sample.problem.problem_id}: {differences[sample.problem.problem_id]}")
     return {"same_as_grader": len(samples) - len(differences), "differences": differences}
 

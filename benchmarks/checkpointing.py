@@ -44,7 +44,9 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
 
     deepspeed.init_distributed("gloo", verbose=False)
     paths = {name: Path(plan[name]) for name in ("dataset", "model", "out")}
-    worker = Worker(Job(**paths, logs=paths["out"], train=TrainConfig(**plan["train"]), cluster=cluster, seed=0))
+    worker = Worker(
+        Job(**paths, logs=paths["out"], train=TrainConfig(**plan["train"]), cluster=cluster, seed=0)
+    )
     begin = resume.restore(worker.engine, paths["out"])
     worker.observer.begin(begin)
     steps, saves, start_s = [], [], 0.0
@@ -59,7 +61,14 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
     state = paths["out"] / resume.RESUME / f"step-{begin + plan['steps']}"
     size = sum(path.stat().st_size for path in state.iterdir()) / 2**30 if state.exists() else 0
     if rank == 0:
-        told = {"begin": begin, "begins_s": begins_s, "start_s": start_s, "steps_s": steps, "saves_s": saves, "state_gib": size}
+        told = {
+            "begin": begin,
+            "begins_s": begins_s,
+            "start_s": start_s,
+            "steps_s": steps,
+            "saves_s": saves,
+            "state_gib": size,
+        }
         print(json.dumps(told))
 
 
@@ -73,9 +82,16 @@ def run(plan: dict[str, Any], world: int, folder: Path, name: str) -> dict[str, 
     running = []
     for rank in range(world):
         command = [sys.executable, __file__, "--rank", str(rank), str(world), port, str(file)]
-        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        }
         with (folder / f"{name}-{rank}.log").open("w") as log:
-            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment))
+            running.append(
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+                )
+            )
     printed = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         sys.exit(f"{name} failed:\n{(folder / f'{name}-0.log').read_text()[-2000:]}")
@@ -90,7 +106,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     vocabulary = json.loads((options.model / "config.json").read_text())["vocab_size"]
     dataset, out = make_dataset(folder / "dataset", vocabulary, 60, 600), folder / "out"
     out.mkdir()
-    train = {"steps": 1000, "global_batch_size": 8, "dtype": "float32", "warmup_steps": 0, "gradient_checkpointing": False}
+    train = {
+        "steps": 1000,
+        "global_batch_size": 8,
+        "dtype": "float32",
+        "warmup_steps": 0,
+        "gradient_checkpointing": False,
+    }
     plan = {"dataset": str(dataset), "model": str(options.model), "out": str(out), "train": train}
     first = run({**plan, "steps": options.steps}, options.workers, folder, "first")
     again = run({**plan, "steps": 1}, options.workers, folder, "again")
@@ -115,21 +137,47 @@ def main() -> None:
     from ssd_ray import models, recipes
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, help="a Hugging Face model directory (default: the quick start's)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that train and save (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="steps with a checkpoint after each (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints of a recipe (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=Path, help="a Hugging Face model directory (default: the quick start's)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes that train and save (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=4,
+        help="steps with a checkpoint after each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=250,
+        help="steps between checkpoints of a recipe (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     options = parser.parse_args()
     options.model = (options.model or models.fetch(recipes.load("quickstart").model)).resolve()
     around = machine()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
-    print(f"a step {figures['step_s']} s, a checkpoint {figures['save_s']} s and {figures['state_gib']} GiB")
-    print(f"share of training at one in {options.every} steps: {figures['share']:.2%} (wanted: at most {MOST_SHARE:.0%})")
+    print(
+        f"a step {figures['step_s']} s, a checkpoint {figures['save_s']} s and {figures['state_gib']} GiB"
+    )
+    print(
+        f"share of training at one in {options.every} steps: {figures['share']:.2%} (wanted: at most {MOST_SHARE:.0%})"
+    )
     begins, done = figures["first_new_step_begins_s"], figures["first_new_step_s"]
-    print(f"from start, the first new step begins after {begins} s (wanted: at most {MOST_START_S:g} s), is made after {done} s")
-    begins, done = figures["first_new_step_with_one_worker_begins_s"], figures["first_new_step_with_one_worker_s"]
+    print(
+        f"from start, the first new step begins after {begins} s (wanted: at most {MOST_START_S:g} s), is made after {done} s"
+    )
+    begins, done = (
+        figures["first_new_step_with_one_worker_begins_s"],
+        figures["first_new_step_with_one_worker_s"],
+    )
     print(f"the same with one worker instead of {options.workers}: {begins} s and {done} s")
     if options.out:
         options.out.write_text(json.dumps({"machine": around, "figures": figures}, indent=2) + "\n")
@@ -137,6 +185,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
-        work(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], json.loads(Path(sys.argv[5]).read_text()))
+        work(
+            int(sys.argv[2]),
+            int(sys.argv[3]),
+            sys.argv[4],
+            json.loads(Path(sys.argv[5]).read_text()),
+        )
     else:
         main()

@@ -45,14 +45,21 @@ SUBJECTS = (
     "a cat",
     "the number seven",
 )
-FORMS = ("Write one sentence about", "Ask me a question about", "Name three things that have to do with", "Make a title about")
+FORMS = (
+    "Write one sentence about",
+    "Ask me a question about",
+    "Name three things that have to do with",
+    "Make a title about",
+)
 PROMPTS = tuple(f"{form} {subject}." for form in FORMS for subject in SUBJECTS)
 PLAIN, SHARP = Decoding(), Decoding(temperature=0.6, top_k=20, top_p=0.8)
 CLUSTER = ClusterConfig(device="cpu", train_workers=1, cpus_per_train_worker=2)
 
 
 @torch.no_grad()
-def draw(directory: Path, prompts: tuple[str, ...], samples: int, decoding: Decoding, max_tokens: int) -> list[Example]:
+def draw(
+    directory: Path, prompts: tuple[str, ...], samples: int, decoding: Decoding, max_tokens: int
+) -> list[Example]:
     """Samples of each prompt from the model itself, under the same operator that the floor is computed with."""
     from transformers import AutoModelForCausalLM
 
@@ -61,8 +68,14 @@ def draw(directory: Path, prompts: tuple[str, ...], samples: int, decoding: Deco
     generator, rows = torch.Generator().manual_seed(0), []
     for prompt in prompts:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        step, past, drawn = torch.tensor([ids] * samples), None, torch.zeros((samples, 0), dtype=torch.int64)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        step, past, drawn = (
+            torch.tensor([ids] * samples),
+            None,
+            torch.zeros((samples, 0), dtype=torch.int64),
+        )
         for _ in range(max_tokens):
             out = model(input_ids=step, past_key_values=past, use_cache=True)
             past = out.past_key_values
@@ -70,9 +83,20 @@ def draw(directory: Path, prompts: tuple[str, ...], samples: int, decoding: Deco
             step = torch.multinomial(log_q.exp(), 1, generator=generator)
             drawn = torch.cat([drawn, step], dim=1)
         for index, answer in enumerate(drawn.tolist()):
-            end = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
+            end = (
+                answer.index(tokenizer.eos_token_id) + 1
+                if tokenizer.eos_token_id in answer
+                else len(answer)
+            )
             tokens = (*ids, *answer[:end])
-            rows.append(Example(prompt_id=prompt, sample_index=index, input_ids=tokens, num_prompt_tokens=len(ids)))
+            rows.append(
+                Example(
+                    prompt_id=prompt,
+                    sample_index=index,
+                    input_ids=tokens,
+                    num_prompt_tokens=len(ids),
+                )
+            )
     return rows
 
 
@@ -82,7 +106,11 @@ def memorising_floor(rows: list[Example]) -> float:
     for row in rows:
         for end in range(row.num_prompt_tokens, len(row.input_ids)):
             following[row.input_ids[:end]][row.input_ids[end]] += 1
-    lost = -sum(count * math.log(count / seen.total()) for seen in following.values() for count in seen.values())
+    lost = -sum(
+        count * math.log(count / seen.total())
+        for seen in following.values()
+        for count in seen.values()
+    )
     return lost / sum(seen.total() for seen in following.values())
 
 
@@ -91,17 +119,30 @@ def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decodi
     """Sums of the measures over each sequence, and its tokens in the last column: [sequences, measures + 1]."""
     from transformers import AutoModelForCausalLM
 
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (directory, base))
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (directory, base)
+    )
     found = []
     for row in range(len(dataset)):
-        ids, start = torch.tensor(dataset.row(row).astype("int64")), int(dataset.num_prompt_tokens[row])
-        logits, base_logits = (model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1] for model in (ours, theirs))
+        ids, start = (
+            torch.tensor(dataset.row(row).astype("int64")),
+            int(dataset.num_prompt_tokens[row]),
+        )
+        logits, base_logits = (
+            model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1]
+            for model in (ours, theirs)
+        )
         values = measure(logits, base_logits, ids[start:], decoding)
-        found.append(torch.cat([values.sum(0), torch.tensor([float(len(values))], dtype=torch.float64)]))
+        found.append(
+            torch.cat([values.sum(0), torch.tensor([float(len(values))], dtype=torch.float64)])
+        )
     return torch.stack(found)
 
 
-def run(base: Path, rows: list[Example], decoding: Decoding, folder: Path, **choices: Any) -> list[float]:
+def run(
+    base: Path, rows: list[Example], decoding: Decoding, folder: Path, **choices: Any
+) -> list[float]:
     """Train on the rows in this process; the loss of each step. Held-out measures are in `folder`."""
     from ssd_ray.training.job import Job
     from ssd_ray.training.loop import Worker
@@ -117,7 +158,14 @@ def run(base: Path, rows: list[Example], decoding: Decoding, folder: Path, **cho
         **choices,
     )
     job = Job(
-        dataset=folder / "dataset", model=base, out=folder, logs=folder, train=chosen, cluster=CLUSTER, seed=0, sampling=decoding
+        dataset=folder / "dataset",
+        model=base,
+        out=folder,
+        logs=folder,
+        train=chosen,
+        cluster=CLUSTER,
+        seed=0,
+        sampling=decoding,
     )
     worker = Worker(job)
     worker.observer.begin(0)
@@ -131,7 +179,13 @@ def join_a_group_of_one() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     prepare_process(CLUSTER)
     import deepspeed
 
@@ -143,7 +197,16 @@ def memorise(base: Path, folder: Path, steps: int) -> dict[str, Any]:
     decoding = Decoding(temperature=1.0, top_k=20, top_p=0.95)
     rows = draw(base, PROMPTS[:8], 4, decoding, 16)
     schedule = {"learning_rate": 3e-4, "min_learning_rate": 3e-5, "warmup_steps": 2}
-    losses = run(base, rows, decoding, folder, steps=steps, global_batch_size=32, weight_decay=0.0, **schedule)
+    losses = run(
+        base,
+        rows,
+        decoding,
+        folder,
+        steps=steps,
+        global_batch_size=32,
+        weight_decay=0.0,
+        **schedule,
+    )
     sums = by_sequence(base, base, Examples(folder / "dataset"), decoding).sum(0)
     entropy = float(sums[MEASURES.index("floor")] / sums[-1])
     return {
@@ -154,7 +217,9 @@ def memorise(base: Path, folder: Path, steps: int) -> dict[str, Any]:
         "memorising_floor": memorising_floor(rows),
         "final_nll": losses[-1],
         "least_nll": min(losses),
-        "first_step_below_the_entropy": next((step for step, loss in enumerate(losses) if loss < entropy), None),
+        "first_step_below_the_entropy": next(
+            (step for step, loss in enumerate(losses) if loss < entropy), None
+        ),
         "losses": losses,
     }
 
@@ -164,8 +229,22 @@ def one_pass(base: Path, folder: Path, decoding: Decoding, samples: int) -> dict
     rows = draw(base, PROMPTS, samples, decoding, 16)
     held = len(rows) // 4
     steps = (len(rows) - held) // 16
-    schedule = {"learning_rate": 2e-5, "min_learning_rate": 2e-5, "warmup_steps": 0, "evaluate_every": max(1, steps // 2)}
-    run(base, rows, decoding, folder, steps=steps, global_batch_size=16, heldout_samples=held, **schedule)
+    schedule = {
+        "learning_rate": 2e-5,
+        "min_learning_rate": 2e-5,
+        "warmup_steps": 0,
+        "evaluate_every": max(1, steps // 2),
+    }
+    run(
+        base,
+        rows,
+        decoding,
+        folder,
+        steps=steps,
+        global_batch_size=16,
+        heldout_samples=held,
+        **schedule,
+    )
     part = split(Examples(folder / "dataset"), held, 0)[1]
     assert part is not None
     before = by_sequence(base, base, part, decoding)
@@ -190,9 +269,18 @@ def one_pass(base: Path, folder: Path, decoding: Decoding, samples: int) -> dict
 def main() -> None:
     """Try, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, help="a Hugging Face model directory (default: the quick start's)")
-    parser.add_argument("--steps", type=int, default=40, help="steps of memorising (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=6, help="samples of a prompt for the fixed point (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=Path, help="a Hugging Face model directory (default: the quick start's)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=40, help="steps of memorising (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=6,
+        help="samples of a prompt for the fixed point (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     around, base = machine(), arguments.model or models.fetch(recipes.load("quickstart").model)

@@ -39,14 +39,19 @@ def program(sandbox: Sandbox) -> None:
 
 def function(sandbox: Sandbox) -> None:
     """A trivial test of a function problem."""
-    with sandbox.converse("calls", ["def f(x): return x + 1"], LIMITS, entry_point="f") as conversation:
+    with sandbox.converse(
+        "calls", ["def f(x): return x + 1"], LIMITS, entry_point="f"
+    ) as conversation:
         assert call(conversation, [1]).result == 2
 
 
 def bare_interpreter(_: Sandbox) -> None:
     """The yardstick of those who start one for every test."""
     subprocess.run(
-        [sys.executable, "-I", "-S", "-c", "print(int(input()) + 1)"], input=b"1\n", stdout=subprocess.PIPE, check=True
+        [sys.executable, "-I", "-S", "-c", "print(int(input()) + 1)"],
+        input=b"1\n",
+        stdout=subprocess.PIPE,
+        check=True,
     )
 
 
@@ -83,7 +88,10 @@ def together(cores: list[int], name: str, seconds: float) -> float:
     """Tests a second of one grader on each of the cores at the same time."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(len(cores)), context.Queue()
-    graders = [context.Process(target=_graders, args=(core, name, seconds, start, results)) for core in cores]
+    graders = [
+        context.Process(target=_graders, args=(core, name, seconds, start, results))
+        for core in cores
+    ]
     for grader in graders:
         grader.start()
     total = sum(results.get() for _ in graders)
@@ -98,44 +106,65 @@ def memory() -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Sandbox(floor="L0") as sandbox:
         text = "x" * 999 + "\n"
-        execution = sandbox.run_program("import sys; print(sum(len(line) for line in sys.stdin))", text * 50_000, limits)
+        execution = sandbox.run_program(
+            "import sys; print(sum(len(line) for line in sys.stdin))", text * 50_000, limits
+        )
         assert execution.stdout == "50000000\n", execution
         flood = sandbox.run_program("while True: print('x' * 10**6)", "", limits)
         assert flood.status == "output_limit"
-    return {"grew_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "stdin_mb": 50.0}
+    return {
+        "grew_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "stdin_mb": 50.0,
+    }
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="in turns; medians count (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="in turns; medians count (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     arguments = parser.parse_args()
     around = {"machine": machine(), "best_level": best_level().name}
     figures: dict[str, Any] = {"memory": memory()}
     cores = sorted(os.sched_getaffinity(0))[:2]
-    names = sorted({"L1", best_level().name, *(level.name for level in levels.candidates() if level.gvisor)})
+    names = sorted(
+        {"L1", best_level().name, *(level.name for level in levels.candidates() if level.gvisor)}
+    )
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
         for name in names:
-            rates.setdefault(f"{name}, one core", []).append(together(cores[:1], name, arguments.seconds))
+            rates.setdefault(f"{name}, one core", []).append(
+                together(cores[:1], name, arguments.seconds)
+            )
             if len(cores) > 1:
-                rates.setdefault(f"{name}, two cores", []).append(together(cores, name, arguments.seconds))
+                rates.setdefault(f"{name}, two cores", []).append(
+                    together(cores, name, arguments.seconds)
+                )
         os.sched_setaffinity(0, cores[:1])
         for act in (bare_interpreter, bare_fork, function):
-            rates.setdefault(act.__name__, []).append(rate(act, best_level(), arguments.seconds / 2))
+            rates.setdefault(act.__name__, []).append(
+                rate(act, best_level(), arguments.seconds / 2)
+            )
         os.sched_setaffinity(0, cores)
     figures["tests_per_s"] = {name: round(median(values), 1) for name, values in rates.items()}
     for name, value in figures["tests_per_s"].items():
         ratio = value / figures["tests_per_s"]["bare_interpreter"]
         print(f"{name:>18}: {value:7.1f} a second, {ratio:5.2f} times a bare interpreter")
     per_core = figures["tests_per_s"]["L1, one core"]
-    print(f"L1, a core: {per_core:.0f} a second, {per_core / LEAST_PER_CORE:.2f} of the {LEAST_PER_CORE:.0f} wanted")
+    print(
+        f"L1, a core: {per_core:.0f} a second, {per_core / LEAST_PER_CORE:.2f} of the {LEAST_PER_CORE:.0f} wanted"
+    )
     if len(cores) > 1:
         figures["speedup"] = round(figures["tests_per_s"]["L1, two cores"] / per_core, 2)
         print(f"two cores: {figures['speedup']:.2f} times one; {LEAST_SPEEDUP} wanted")
-    print(f"memory: 50 MB of input and a flood of output made the grader {figures['memory']['grew_mib']:.0f} MiB larger")
+    print(
+        f"memory: 50 MB of input and a flood of output made the grader {figures['memory']['grew_mib']:.0f} MiB larger"
+    )
     if arguments.out:
         arguments.out.write_text(json.dumps(figures | around, indent=2) + "\n")
 

@@ -33,12 +33,26 @@ def write(directory: Path, count: int) -> tuple[Path, Path]:
     tests = [{"input": "1\n", "output": "2\n"}, {"input": "2\n", "output": "4\n"}]
     with problems.open("w") as file:
         for number in range(PROBLEMS):
-            row = {"problem_id": f"p{number}", "statement": "Double it.", "kind": "stdin", "tests": tests}
+            row = {
+                "problem_id": f"p{number}",
+                "statement": "Double it.",
+                "kind": "stdin",
+                "tests": tests,
+            }
             file.write(json.dumps(row) + "\n")
     with completions.open("w") as file:
         for number in range(count):
             text = f"{'word ' * 200}\n```python\n{CODE}  # {number}\n```\n"
-            file.write(json.dumps({"problem_id": f"p{number % PROBLEMS}", "index": number // PROBLEMS, "text": text}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "problem_id": f"p{number % PROBLEMS}",
+                        "index": number // PROBLEMS,
+                        "text": text,
+                    }
+                )
+                + "\n"
+            )
     return problems, completions
 
 
@@ -51,8 +65,23 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         problems, completions = write(Path(name), arguments.completions)
-        command = [sys.executable, "-m", "ssd_ray", "grade", "--quiet", "--workers", str(arguments.workers)]
-        command += ["--problems", str(problems), "--completions", str(completions), "--out", f"{name}/out"]
+        command = [
+            sys.executable,
+            "-m",
+            "ssd_ray",
+            "grade",
+            "--quiet",
+            "--workers",
+            str(arguments.workers),
+        ]
+        command += [
+            "--problems",
+            str(problems),
+            "--completions",
+            str(completions),
+            "--out",
+            f"{name}/out",
+        ]
         began, peak = time.perf_counter(), 0
         driver = psutil.Popen(command)
         while driver.poll() is None:

@@ -73,14 +73,21 @@ class Case:
     coverage: float
 
 
-def beta_chances(mean: float, likeness: float, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+def beta_chances(
+    mean: float, likeness: float, shape: tuple[int, int], rng: np.random.Generator
+) -> Array:
     """Chances of problems with the given mean; `likeness` is the correlation of two answers to one problem."""
     size = 1 / likeness - 1
     return rng.beta(mean * size, (1 - mean) * size, shape)
 
 
 def changed(
-    problems: int, answers: int, likeness: float, change: tuple[float, float, float], rng: np.random.Generator, comparisons: int
+    problems: int,
+    answers: int,
+    likeness: float,
+    change: tuple[float, float, float],
+    rng: np.random.Generator,
+    comparisons: int,
 ) -> Data:
     """Two models: on a share of the problems training drew a new chance."""
     base, trained, moved = change
@@ -88,10 +95,14 @@ def changed(
     before = beta_chances(base, likeness, shape, rng)
     after = np.where(rng.random(shape) < moved, beta_chances(trained, likeness, shape, rng), before)
     shares = [rng.binomial(answers, chances) / answers for chances in (after, before)]
-    return Data(trained=shares[0], base=shares[1], truth=np.full(comparisons, moved * (trained - base)))
+    return Data(
+        trained=shares[0], base=shares[1], truth=np.full(comparisons, moved * (trained - base))
+    )
 
 
-def few(problems: int, answers: int, band: int, kind: str, rng: np.random.Generator, comparisons: int) -> Data:
+def few(
+    problems: int, answers: int, band: int, kind: str, rng: np.random.Generator, comparisons: int
+) -> Data:
     """Two models that differ on `band` to `band` + 1 problems on average, and are certain of all others."""
     shape = (comparisons, problems)
     share = rng.uniform(band, band + 1, (comparisons, 1)) / problems
@@ -107,7 +118,10 @@ def few(problems: int, answers: int, band: int, kind: str, rng: np.random.Genera
     elif kind == "uncertain, better":
         after, gain = rng.beta(2, 1, shape), 2 / 3 - 1 / 2
     certain = rng.integers(2, size=shape).astype(np.float64)
-    shares = [rng.binomial(answers, np.where(open_ones, chances, certain)) / answers for chances in (after, before)]
+    shares = [
+        rng.binomial(answers, np.where(open_ones, chances, certain)) / answers
+        for chances in (after, before)
+    ]
     return Data(trained=shares[0], base=shares[1], truth=share[:, 0] * gain)
 
 
@@ -125,14 +139,32 @@ def cases(sizes: tuple[int, ...], comparisons: int) -> Iterator[Case]:
     for problems, answers in itertools.product(sizes, ANSWERS):
         for number, (likeness, change) in enumerate(itertools.product((0.1, 0.6), CHANGES)):
             rng = np.random.default_rng([problems, answers, number])
-            covered, effective = coverage(changed(problems, answers, likeness, change, rng, comparisons), answers)
+            covered, effective = coverage(
+                changed(problems, answers, likeness, change, rng, comparisons), answers
+            )
             name = "{} to {} on {:.0%}, likeness {}".format(*change, likeness)
-            yield Case(family="changed", problems=problems, answers=answers, name=name, effective=effective, coverage=covered)
+            yield Case(
+                family="changed",
+                problems=problems,
+                answers=answers,
+                name=name,
+                effective=effective,
+                coverage=covered,
+            )
         for number, (band, kind) in enumerate(itertools.product(range(6), KINDS)):
             rng = np.random.default_rng([problems, answers, 100 + number])
-            covered, effective = coverage(few(problems, answers, band, kind, rng, comparisons), answers)
+            covered, effective = coverage(
+                few(problems, answers, band, kind, rng, comparisons), answers
+            )
             name = f"{band} to {band + 1} problems"
-            yield Case(family=kind, problems=problems, answers=answers, name=name, effective=effective, coverage=covered)
+            yield Case(
+                family=kind,
+                problems=problems,
+                answers=answers,
+                name=name,
+                effective=effective,
+                coverage=covered,
+            )
 
 
 def main() -> None:
@@ -152,7 +184,9 @@ def main() -> None:
     groups = itertools.groupby(sorted(found, key=_row), key=_row)
     for row, members in groups:
         shares = [100 * case.coverage for case in members]
-        print(f"| {row[1]} | {row[0]} | {len(shares)} | {min(shares):.1f} | {np.mean(shares):.1f} | {max(shares):.1f} |")
+        print(
+            f"| {row[1]} | {row[0]} | {len(shares)} | {min(shares):.1f} | {np.mean(shares):.1f} | {max(shares):.1f} |"
+        )
     low = [case for case in found if case.coverage < LOWEST]
     wide = [case for case in found if case.coverage > HIGHEST and case.effective >= 3]
     figures = {
@@ -163,7 +197,9 @@ def main() -> None:
     }
     if chosen.out:
         chosen.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"below {LOWEST:.1%}: {len(low)}; above {HIGHEST:.1%} with 3 or more differing problems: {len(wide)}")
+    print(
+        f"below {LOWEST:.1%}: {len(low)}; above {HIGHEST:.1%} with 3 or more differing problems: {len(wide)}"
+    )
     for case in (*low, *wide):
         print("  ", case)
 

@@ -26,7 +26,10 @@ from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=6, memory_mib=1024, output_kib=1024)
-CODE = {"stdin": "print(int(input()) + 1)", "function": "class Solution:\n    def f(self, x):\n        return x + 1"}
+CODE = {
+    "stdin": "print(int(input()) + 1)",
+    "function": "class Solution:\n    def f(self, x):\n        return x + 1",
+}
 
 
 def row(kind: str, num_tests: int) -> Problem:
@@ -59,8 +62,15 @@ def measure(acts: dict[str, Callable[[], bool]], rounds: int) -> dict[str, float
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--official", type=Path, required=True, help="a checkout of LiveCodeBench/LiveCodeBench")
-    parser.add_argument("--rounds", type=int, default=30, help="gradings of each row by each grader (default: %(default)s)")
+    parser.add_argument(
+        "--official", type=Path, required=True, help="a checkout of LiveCodeBench/LiveCodeBench"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=30,
+        help="gradings of each row by each grader (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     arguments = parser.parse_args()
     check = official_lcb.load(arguments.official, int(LIMITS.time_s))
@@ -71,19 +81,28 @@ def main() -> None:
             for num_tests in (1, 20, 45):
                 problem, code = row(kind, num_tests), CODE[kind]
                 median_s = measure(_acts(problem, code, sandbox, check), arguments.rounds)
-                ratios = {name: round(median_s["official"] / value, 2) for name, value in median_s.items()}
+                ratios = {
+                    name: round(median_s["official"] / value, 2) for name, value in median_s.items()
+                }
                 figures[problem.problem_id] = {
                     "median_ms": {name: round(value * 1e3, 2) for name, value in median_s.items()},
-                    "problems_per_s": {name: round(1 / value, 1) for name, value in median_s.items()},
+                    "problems_per_s": {
+                        name: round(1 / value, 1) for name, value in median_s.items()
+                    },
                     "times_official": ratios,
                 }
-                shown = ", ".join(f"{name} {value * 1e3:.1f} ms ({ratios[name]:.2f}x)" for name, value in median_s.items())
+                shown = ", ".join(
+                    f"{name} {value * 1e3:.1f} ms ({ratios[name]:.2f}x)"
+                    for name, value in median_s.items()
+                )
                 print(f"{problem.problem_id:>12}: {shown}", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _acts(problem: Problem, code: str, sandbox: Sandbox, check: official_lcb.Check) -> dict[str, Callable[[], bool]]:
+def _acts(
+    problem: Problem, code: str, sandbox: Sandbox, check: official_lcb.Check
+) -> dict[str, Callable[[], bool]]:
     return {
         "official": partial(check, problem, code),
         "lcb-compat": lambda: grade_lcb(problem, code, LIMITS, sandbox).outcome == "accepted",

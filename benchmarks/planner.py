@@ -63,7 +63,9 @@ def random_model(kind: str, directory: Path) -> Path:
     if kind == "qwen3_moe":
         shape |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).float().save_pretrained(directory)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).float().save_pretrained(
+        directory
+    )
     return directory
 
 
@@ -86,17 +88,25 @@ def make_dataset(out: Path, tokens: int) -> Path:
 def measured(model: Path, case: dict[str, Any], kind: str, folder: Path) -> tuple[int, int]:
     """Bytes of the fullest worker while it trains two steps, and of a worker's libraries before it has a model."""
     os.environ |= RETURNING
-    dataset, context = make_dataset(folder / "dataset", case["tokens"]), multiprocessing.get_context("spawn")
+    dataset, context = (
+        make_dataset(folder / "dataset", case["tokens"]),
+        multiprocessing.get_context("spawn"),
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        futures = [pool.submit(_work, rank, port, model, dataset, folder, case, kind) for rank in range(WORKERS)]
+        futures = [
+            pool.submit(_work, rank, port, model, dataset, folder, case, kind)
+            for rank in range(WORKERS)
+        ]
         found = [future.result() for future in futures]
     return max(peak for peak, _ in found), max(bare for _, bare in found)
 
 
-def _work(rank: int, port: int, model: Path, dataset: Path, folder: Path, case: dict[str, Any], kind: str) -> tuple[int, int]:
+def _work(
+    rank: int, port: int, model: Path, dataset: Path, folder: Path, case: dict[str, Any], kind: str
+) -> tuple[int, int]:
     """One worker: join the group, take down what the libraries hold, train."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORKERS), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -110,7 +120,15 @@ def _work(rank: int, port: int, model: Path, dataset: Path, folder: Path, case: 
     deepspeed.init_distributed("gloo", verbose=False)
     importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     bare = _resident_bytes()
-    job = Job(dataset=dataset, model=model, out=folder, logs=folder, train=choices(case), cluster=CLUSTER, seed=0)
+    job = Job(
+        dataset=dataset,
+        model=model,
+        out=folder,
+        logs=folder,
+        train=choices(case),
+        cluster=CLUSTER,
+        seed=0,
+    )
     worker = Worker(job)
     worker.observer.begin(0)
     peaks = [worker.step(step)["memory_gib"] for step in range(job.train.steps)]
@@ -140,7 +158,11 @@ def planned(model: Path, case: dict[str, Any]) -> dict[str, int]:
     """The planner's bytes by part."""
     changed = choices(case).model_dump(mode="json")
     overrides = [f"train.{name}={json.dumps(value)}" for name, value in changed.items()]
-    limits = [f"prepare.max_length={case['tokens']}", f"cluster.train_workers={WORKERS}", f"sample.max_tokens={case['tokens']}"]
+    limits = [
+        f"prepare.max_length={case['tokens']}",
+        f"cluster.train_workers={WORKERS}",
+        f"sample.max_tokens={case['tokens']}",
+    ]
     recipe = recipes.load("quickstart", [*overrides, *limits])
     (worker,) = plan_training(recipe, architecture.read(model), assumptions([])).candidates
     return worker.memory.parts
@@ -149,7 +171,13 @@ def planned(model: Path, case: dict[str, Any]) -> dict[str, int]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="cases to run (default: all)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(CASES),
+        default=list(CASES),
+        help="cases to run (default: all)",
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     around, figures = machine(), {}
@@ -158,10 +186,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             where = Path(folder)
             smol = kind == "llama"
-            model = models.fetch(recipes.load("quickstart").model) if smol else random_model(kind, where / "model")
+            model = (
+                models.fetch(recipes.load("quickstart").model)
+                if smol
+                else random_model(kind, where / "model")
+            )
             parts = planned(model, CASES[name])
             peak, bare = measured(model, CASES[name], kind, where)
-        figures[name] = {"planned": parts, "planned_bytes": sum(parts.values()), "peak_bytes": peak, "libraries_bytes": bare}
+        figures[name] = {
+            "planned": parts,
+            "planned_bytes": sum(parts.values()),
+            "peak_bytes": peak,
+            "libraries_bytes": bare,
+        }
         figures[name]["ratio"] = round(sum(parts.values()) / (peak - bare), 3)
         print(
             f"{name:<32} planned {sum(parts.values()) / 2**20:7.0f} MiB, measured {(peak - bare) / 2**20:7.0f} MiB "

@@ -45,16 +45,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "ssd_ray", "run", "quickstart", "--quiet", "--out", f"{directory}/run"]
+        command = [
+            sys.executable,
+            "-m",
+            "ssd_ray",
+            "run",
+            "quickstart",
+            "--quiet",
+            "--out",
+            f"{directory}/run",
+        ]
         first_s, peak_bytes = measured(command)
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         second_s = time.perf_counter() - began
         stages = json.loads(Path(directory, "run/report/timings.json").read_text())
-    figures = {"first_s": first_s, "peak_gib": peak_bytes / 2**30, "second_s": second_s, "stages": stages}
+    figures = {
+        "first_s": first_s,
+        "peak_gib": peak_bytes / 2**30,
+        "second_s": second_s,
+        "stages": stages,
+    }
     limits = {"first_s": 600, "peak_gib": 8, "second_s": 2}
     for name, limit in limits.items():
-        print(f"{name:<10} {figures[name]:8.2f}   {figures[name] / limit:.2f} of the limit of {limit}")
+        print(
+            f"{name:<10} {figures[name]:8.2f}   {figures[name] / limit:.2f} of the limit of {limit}"
+        )
     out.write_text(json.dumps({**figures, "limits": limits, "machine": machine()}, indent=1))
 
 

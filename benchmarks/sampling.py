@@ -32,7 +32,12 @@ from ssd_ray.inference.vllm.arguments import engine_environment
 from ssd_ray.schema import Completion
 
 PROMPTS = 64
-DECODING = ["sample.temperature=0.8", "sample.top_k=20", "sample.top_p=0.95", "evaluate.prompt_mode=chat"]
+DECODING = [
+    "sample.temperature=0.8",
+    "sample.top_k=20",
+    "sample.top_p=0.95",
+    "evaluate.prompt_mode=chat",
+]
 OURS = {"ssd_ray": "exact", "ssd_ray, vLLM's sampler": "vllm"}
 
 
@@ -62,8 +67,14 @@ def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
         "sample.samples_per_prompt": case.requests // prompts,
         "sample.max_tokens": case.max_tokens,
     }
-    sizes["sample.shard_rows"] = 16  # as recipes have it; the quick start's four rows a shard are for its short run
-    chosen = [*DECODING, *(f"{name}={value}" for name, value in sizes.items()), f"engine.sampler={sampler}"]
+    sizes["sample.shard_rows"] = (
+        16  # as recipes have it; the quick start's four rows a shard are for its short run
+    )
+    chosen = [
+        *DECODING,
+        *(f"{name}={value}" for name, value in sizes.items()),
+        f"engine.sampler={sampler}",
+    ]
     if not case.short:
         return chosen
     questions = directory / "questions.jsonl"
@@ -78,7 +89,17 @@ def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
 def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
     """`ssd-ray sample` in a new run directory."""
     sets = [part for override in chosen for part in ("--set", override)]
-    command = [sys.executable, "-m", "ssd_ray", "sample", recipe, "--quiet", "--out", str(run), *sets]
+    command = [
+        sys.executable,
+        "-m",
+        "ssd_ray",
+        "sample",
+        recipe,
+        "--quiet",
+        "--out",
+        str(run),
+        *sets,
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     logs = "".join(path.read_text(errors="replace") for path in (run / "logs").glob("*.log"))
     ready = [float(told) for told in re.findall(r"^engine ready at ([0-9.]+)$", logs, re.MULTILINE)]
@@ -93,9 +114,24 @@ def peer(name: str, recipe_name: str, chosen: list[str], run: Path) -> dict[str,
     recipe = recipes.load(recipe_name, chosen)
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory, "result.json")
-        command = [sys.executable, peers.__file__, name, recipe_name, str(run / "prompts"), str(result), *chosen]
+        command = [
+            sys.executable,
+            peers.__file__,
+            name,
+            recipe_name,
+            str(run / "prompts"),
+            str(result),
+            *chosen,
+        ]
         environment = os.environ | engine_environment(recipe.engine, recipe.cluster.device)
-        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
         measured: dict[str, Any] = json.loads(result.read_text())
@@ -123,18 +159,35 @@ def summary(measured: list[tuple[str, dict[str, Any]]], requests: int) -> dict[s
     median = {name: statistics.median(each) for name, each in rates.items()}
     last = dict(measured)
     bare = last["vLLM"]["sequences"]
-    equal = {name: sum(last[name]["sequences"][key] == ids for key, ids in bare.items()) for name in (*OURS, "ray.data.llm")}
+    equal = {
+        name: sum(last[name]["sequences"][key] == ids for key, ids in bare.items())
+        for name in (*OURS, "ray.data.llm")
+    }
     ratios = [
-        {"of": of, "to": to, "ratio": median[of] / median[to], "limit": limit if requests in where else None}
+        {
+            "of": of,
+            "to": to,
+            "ratio": median[of] / median[to],
+            "limit": limit if requests in where else None,
+        }
         for of, to, limit, where in LIMITS
     ]
     seeds = 1 - median["vLLM"] / median["vLLM without seeds"]
-    return {"tokens_per_s": median, "rounds": rates, "ratios": ratios, "equal": equal, "of": len(bare), "cost_of_seeds": seeds}
+    return {
+        "tokens_per_s": median,
+        "rounds": rates,
+        "ratios": ratios,
+        "equal": equal,
+        "of": len(bare),
+        "cost_of_seeds": seeds,
+    }
 
 
 def main() -> None:
     """Measure at each number of requests, print, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
@@ -145,9 +198,15 @@ def main() -> None:
         case = CASES[name]
         found = summary(list(measure(options.recipe, case, options.rounds)), case.requests)
         record[name] = {**case._asdict(), **found}
-        print(f"{case.requests} requests of up to {case.max_tokens} tokens{', short prompts' if case.short else ''}")
+        print(
+            f"{case.requests} requests of up to {case.max_tokens} tokens{', short prompts' if case.short else ''}"
+        )
         for program, rate in found["tokens_per_s"].items():
-            same = f"   {found['equal'][program]} of {found['of']} sequences as bare vLLM's" if program in found["equal"] else ""
+            same = (
+                f"   {found['equal'][program]} of {found['of']} sequences as bare vLLM's"
+                if program in found["equal"]
+                else ""
+            )
             print(f"  {program:24} {rate:8.1f} tok/s{same}")
         for row in found["ratios"]:
             limit = f" (at least {row['limit']:g})" if row["limit"] else ""

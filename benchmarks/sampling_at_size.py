@@ -37,7 +37,9 @@ class Echo:
         future = Future()
         start = request.seed % 1000
         ids = tuple(range(start, start + ANSWER_TOKENS))
-        future.set_result(Answer(output_token_ids=ids, text=f"print({request.seed})\n" * 8, finish_reason="stop"))
+        future.set_result(
+            Answer(output_token_ids=ids, text=f"print({request.seed})\n" * 8, finish_reason="stop")
+        )
         return future
 
 
@@ -56,7 +58,9 @@ def render(out: Path, count: int) -> None:
             "difficulty": ["unknown"] * len(numbers),
             "text": [f"Write program {number}. " * 8 for number in numbers],
             "statement": [f"Write program {number}." for number in numbers],
-            "token_ids": [list(range(number % 100, number % 100 + PROMPT_TOKENS)) for number in numbers],
+            "token_ids": [
+                list(range(number % 100, number % 100 + PROMPT_TOKENS)) for number in numbers
+            ],
         }
         write_table(out, f"prompts-{start:08}", pa.table(columns, schema=arrow_schema(Prompt)))
     (out / "manifest.json").touch()
@@ -69,12 +73,19 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
     from ssd_ray.inference.vllm.placement import Resources
-    from ssd_ray.inference.worker import Order
+    from ssd_ray.inference.worker import EngineSpec
     from ssd_ray.progress import LineProgress
 
     out.mkdir(exist_ok=True)
-    order = Order(make_engine=Echo, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")
-    pool = Pool(min_engines=engines, max_engines=engines, concurrent_units=2, resources=Resources(1, 0, {"num_cpus": 1}))
+    order = EngineSpec(
+        make_engine=Echo, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs"
+    )
+    pool = Pool(
+        min_engines=engines,
+        max_engines=engines,
+        concurrent_units=2,
+        resources=Resources(1, 0, {"num_cpus": 1}),
+    )
     with cluster.connected(ClusterConfig(device="cpu")):
         facts = SamplingRun(
             order=order,
@@ -88,12 +99,18 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     (out / "facts.json").write_text(json.dumps(facts))
 
 
-def watched(prompts: Path, out: Path, options: argparse.Namespace, kill_at: int = 0) -> dict[str, float]:
+def watched(
+    prompts: Path, out: Path, options: argparse.Namespace, kill_at: int = 0
+) -> dict[str, float]:
     """Run a driver in a process of its own; seconds to the first new shard and to the end, and its peak resident size."""
     command = [sys.executable, __file__, "--drive", str(prompts), str(out)]
     command += ["--shard-rows", str(options.shard_rows), "--engines", str(options.engines)]
     there = set(out.glob("*.parquet")) if out.exists() else set()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        )
+    }
     began, peak, first, next_look = time.perf_counter(), 0, 0.0, 0.0
     driver = psutil.Popen(command, env=environment)
     while driver.poll() is None:
@@ -104,7 +121,11 @@ def watched(prompts: Path, out: Path, options: argparse.Namespace, kill_at: int 
         now = time.perf_counter()
         if not first or (kill_at and now > next_look):
             next_look = now + 1.0
-            shards = [name for name in os.listdir(out) if name.endswith(".parquet")] if out.exists() else []
+            shards = (
+                [name for name in os.listdir(out) if name.endswith(".parquet")]
+                if out.exists()
+                else []
+            )
             first = first or (now - began if len(shards) > len(there) else 0.0)
             if kill_at and len(shards) * options.shard_rows >= kill_at:
                 driver.send_signal(signal.SIGKILL)
@@ -112,7 +133,11 @@ def watched(prompts: Path, out: Path, options: argparse.Namespace, kill_at: int 
     driver.wait()
     if driver.returncode and not kill_at:
         sys.exit("the driver failed")
-    return {"seconds": time.perf_counter() - began, "first_shard_s": first, "driver_peak_gib": peak / 2**30}
+    return {
+        "seconds": time.perf_counter() - began,
+        "first_shard_s": first,
+        "driver_peak_gib": peak / 2**30,
+    }
 
 
 def bare(out: Path, count: int, shard_rows: int) -> float:
@@ -126,7 +151,10 @@ def bare(out: Path, count: int, shard_rows: int) -> float:
     out.mkdir()
     engine, began = Echo(), time.perf_counter()
     prompts = [
-        Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(1,) * PROMPT_TOKENS) for n in range(1024)
+        Prompt(
+            prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(1,) * PROMPT_TOKENS
+        )
+        for n in range(1024)
     ]
     for start in range(0, count, shard_rows):
         drawn = []
@@ -214,6 +242,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from sampling_at_size import main as _main  # so that workers find the double by a name that they can import
+    from sampling_at_size import (
+        main as _main,  # so that workers find the double by a name that they can import
+    )
 
     _main()

@@ -46,7 +46,9 @@ class Victims:
         from ray.cluster_utils import Cluster
 
         self.recipe, self.run, self.out, self.log = recipe, run, run / "samples", log
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8}
+        )
         self.nodes = [self._node(), self._node()]
         self.driver: subprocess.Popen[bytes] | None = None
 
@@ -56,7 +58,16 @@ class Victims:
     def drive(self) -> None:
         """Start the driver, where none is at work."""
         if self.driver is None or self.driver.poll() is not None:
-            command = [sys.executable, "-m", "ssd_ray", "sample", str(self.recipe), "--out", str(self.run), "--quiet"]
+            command = [
+                sys.executable,
+                "-m",
+                "ssd_ray",
+                "sample",
+                str(self.recipe),
+                "--out",
+                str(self.run),
+                "--quiet",
+            ]
             environment = os.environ | {"RAY_ADDRESS": self.cluster.address}
             with self.log.open("ab") as log:
                 self.driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -120,13 +131,19 @@ def rows_of(out: Path) -> dict[tuple[str, int], object]:
     from ssd_ray.schema import Completion
 
     rows = list(shards.read_rows(out, Completion))
-    doubled = [key for key, count in Counter((row.prompt_id, row.sample_index) for row in rows).items() if count > 1]
+    doubled = [
+        key
+        for key, count in Counter((row.prompt_id, row.sample_index) for row in rows).items()
+        if count > 1
+    ]
     if doubled:
         sys.exit(f"drawn twice: {doubled[:5]}")
     return {(row.prompt_id, row.sample_index): row for row in rows}
 
 
-def disturb(victims: Victims, kills: int, total: int, chance: random.Random) -> list[dict[str, object]]:
+def disturb(
+    victims: Victims, kills: int, total: int, chance: random.Random
+) -> list[dict[str, object]]:
     """Kill in turn, at moments spread over the work, and see what is left of each victim."""
     told = []
     for number in range(kills):
@@ -135,16 +152,23 @@ def disturb(victims: Victims, kills: int, total: int, chance: random.Random) -> 
         goal = total * (number + chance.random()) / (kills + 1)
         while rows_done(victims.out) < goal or not victims.engines():
             if victims.driver is None or victims.driver.poll() is not None:
-                sys.exit(f"the driver ended before kill {number + 1}: {victims.log.read_text()[-2000:]}")
+                sys.exit(
+                    f"the driver ended before kill {number + 1}: {victims.log.read_text()[-2000:]}"
+                )
             if time.monotonic() > deadline:
-                sys.exit(f"waited too long before kill {number + 1}: {victims.log.read_text()[-2000:]}")
+                sys.exit(
+                    f"waited too long before kill {number + 1}: {victims.log.read_text()[-2000:]}"
+                )
             time.sleep(0.05)
         victim, began = VICTIMS[number % len(VICTIMS)], time.monotonic()
         done = rows_done(victims.out)
         _, alive = psutil.wait_procs(victims.kill(victim, chance), timeout=3 * LIMIT_S)
         gone = time.monotonic() - began
         told.append({"victim": victim, "at_row": done, "gone_after_s": gone, "left": len(alive)})
-        print(f"kill {number + 1}: {victim} at {done} of {total} answers, gone after {gone:.1f} s", flush=True)
+        print(
+            f"kill {number + 1}: {victim} at {done} of {total} answers, gone after {gone:.1f} s",
+            flush=True,
+        )
     victims.drive()
     assert victims.driver is not None
     if victims.driver.wait(WAIT_S):
@@ -157,12 +181,27 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
     from tiny import tiny_model
 
     model = tiny_model(directory / "model", "qwen3")
-    problems = [{"statement": f"Write program number {number}."} for number in range(options.prompts)]
+    problems = [
+        {"statement": f"Write program number {number}."} for number in range(options.prompts)
+    ]
     (directory / "problems.jsonl").write_text("\n".join(map(json.dumps, problems)) + "\n")
     recipe = directory / "kills.yaml"
-    recipe.write_text(RECIPE.format(model=model, problems=directory / "problems.jsonl", tokens=options.tokens))
-    command = [sys.executable, "-m", "ssd_ray", "sample", str(recipe), "--quiet", "--out", str(directory / "calm")]
-    subprocess.run([*command, "--set", "cluster.min_engines=1", "--set", "cluster.max_engines=1"], check=True)
+    recipe.write_text(
+        RECIPE.format(model=model, problems=directory / "problems.jsonl", tokens=options.tokens)
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "ssd_ray",
+        "sample",
+        str(recipe),
+        "--quiet",
+        "--out",
+        str(directory / "calm"),
+    ]
+    subprocess.run(
+        [*command, "--set", "cluster.min_engines=1", "--set", "cluster.max_engines=1"], check=True
+    )
     calm = rows_of(directory / "calm" / "samples")
     victims = Victims(recipe, directory / "killed", directory / "driver.log")
     began = time.monotonic()

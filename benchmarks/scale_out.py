@@ -40,7 +40,11 @@ class Slots:
         from ssd_ray.inference.vllm.engine import Answer
 
         time.sleep(ANSWER_S)
-        return Answer(output_token_ids=(request.seed % 1000,) * 8, text=str(request.seed), finish_reason="stop")
+        return Answer(
+            output_token_ids=(request.seed % 1000,) * 8,
+            text=str(request.seed),
+            finish_reason="stop",
+        )
 
 
 def drive(prompts: Path, out: Path, engines: int) -> None:
@@ -51,7 +55,7 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
     from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
     from ssd_ray.inference.vllm.placement import Resources
-    from ssd_ray.inference.worker import Order
+    from ssd_ray.inference.worker import EngineSpec
     from ssd_ray.progress import LineProgress
 
     out.mkdir()
@@ -61,10 +65,23 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
     def watch() -> None:
         while not done.wait(0.25):
             there = heartbeat.read(out)
-            seen.append((time.monotonic(), sum(one.ready > 0 for one in there), sum(one.rows for one in there)))
+            seen.append(
+                (
+                    time.monotonic(),
+                    sum(one.ready > 0 for one in there),
+                    sum(one.rows for one in there),
+                )
+            )
 
-    order = Order(make_engine=Slots, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")
-    pool = Pool(min_engines=engines, max_engines=engines, concurrent_units=3, resources=Resources(0, 1, {"num_gpus": 1}))
+    order = EngineSpec(
+        make_engine=Slots, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs"
+    )
+    pool = Pool(
+        min_engines=engines,
+        max_engines=engines,
+        concurrent_units=3,
+        resources=Resources(0, 1, {"num_gpus": 1}),
+    )
     with cluster.connected(ClusterConfig(device="cuda")):
         threading.Thread(target=watch, daemon=True).start()
         facts = SamplingRun(
@@ -77,9 +94,15 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
             progress=LineProgress(10),
         ).draw()
         done.set()
-    steady = [(when, rows) for when, ready, rows in seen if ready == engines and rows <= 0.9 * facts["rows"]]
+    steady = [
+        (when, rows)
+        for when, ready, rows in seen
+        if ready == engines and rows <= 0.9 * facts["rows"]
+    ]
     (began, before), (ended, after) = steady[0], steady[-1]
-    (out / "rate.json").write_text(json.dumps({"answers_per_s": (after - before) / (ended - began), "seconds": ended - began}))
+    (out / "rate.json").write_text(
+        json.dumps({"answers_per_s": (after - before) / (ended - began), "seconds": ended - began})
+    )
 
 
 def rate(directory: Path, engines: int, seconds: float) -> dict[str, float]:
@@ -89,13 +112,23 @@ def rate(directory: Path, engines: int, seconds: float) -> dict[str, float]:
 
     prompts, out = directory / f"prompts-{engines}", directory / f"out-{engines}"
     render(prompts, round(seconds * engines * SLOTS / ANSWER_S))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8}
+    )
     try:
         for _ in range(engines):
             cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=8 * 10**7)
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": path}
-        command = [sys.executable, __file__, "--drive", str(prompts), str(out), "--engines", str(engines)]
+        command = [
+            sys.executable,
+            __file__,
+            "--drive",
+            str(prompts),
+            str(out),
+            "--engines",
+            str(engines),
+        ]
         subprocess.run(command, check=True, env=environment)
     finally:
         cluster.shutdown()
@@ -121,12 +154,20 @@ def main() -> None:
         f"1 engine {one['answers_per_s']:.2f}/s, {options.engines} engines {many['answers_per_s']:.2f}/s, ratio {efficiency:.3f}"
     )
     if options.out:
-        record = {"one": one, "many": many, "engines": options.engines, "ratio": efficiency, "machine": machine()}
+        record = {
+            "one": one,
+            "many": many,
+            "engines": options.engines,
+            "ratio": efficiency,
+            "machine": machine(),
+        }
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(efficiency < EFFICIENCY)
 
 
 if __name__ == "__main__":
-    from scale_out import main as _main  # so that workers find the double by a name that they can import
+    from scale_out import (
+        main as _main,  # so that workers find the double by a name that they can import
+    )
 
     _main()

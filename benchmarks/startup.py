@@ -37,7 +37,12 @@ def main() -> None:
     ratios = {name: value / medians["interpreter"] for name, value in medians.items()}
     for name, value in medians.items():
         print(f"{name:<28} {value:.3f} s   {ratios[name]:.1f} x the bare interpreter")
-    record = {"median_s": medians, "ratio_to_interpreter": ratios, "limits_s": {"help": 0.5, "plan": 3.0}, "machine": machine()}
+    record = {
+        "median_s": medians,
+        "ratio_to_interpreter": ratios,
+        "limits_s": {"help": 0.5, "plan": 3.0},
+        "machine": machine(),
+    }
     out.write_text(json.dumps(record, indent=1))
 
 

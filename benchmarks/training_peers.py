@@ -51,7 +51,13 @@ def trl(plan: dict[str, Any]) -> list[float]:
     )
     model = AutoModelForCausalLM.from_pretrained(plan["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(plan["model"])
-    SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]).train()
+    SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+    ).train()
     return seconds
 
 
@@ -78,7 +84,9 @@ def plain_deepspeed(plan: dict[str, Any]) -> list[float]:
     }
     partitioned = HfDeepSpeedConfig(config)
     model = AutoModelForCausalLM.from_pretrained(plan["model"], dtype=torch.float32)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=model.parameters(), config=config
+    )
     del partitioned
     seconds = []
     for batch in plan["batches"]:
@@ -87,11 +95,15 @@ def plain_deepspeed(plan: dict[str, Any]) -> list[float]:
         for start in range(0, len(mine), micro):
             rows = [torch.tensor(row["ids"]) for row in mine[start : start + micro]]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            mask = torch.nn.utils.rnn.pad_sequence(
+                [torch.ones_like(row) for row in rows], batch_first=True
+            )
             labels = ids.masked_fill(mask == 0, -100)
             for line, row in zip(labels, mine[start : start + micro], strict=True):
                 line[: row["num_prompt"]] = -100
-            engine.backward(engine(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss)
+            engine.backward(
+                engine(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+            )
             engine.step()
         seconds.append(time.perf_counter() - began)
     return seconds

@@ -15,7 +15,10 @@ INDEX = "https://download.pytorch.org/whl/cpu"
 
 def pip(*arguments: str) -> bool:
     """Whether a pip install succeeded."""
-    return subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments]).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments]).returncode
+        == 0
+    )
 
 
 def main() -> None:
@@ -26,9 +29,20 @@ def main() -> None:
         if torch.__version__.split("+")[0] == VERSION:
             return
     local = "+cpu" if platform.system() == "Linux" and platform.machine() == "x86_64" else ""
-    if pip("--no-deps", "--retries", "0", "--timeout", "15", "--extra-index-url", INDEX, f"torch=={VERSION}{local}"):
+    if pip(
+        "--no-deps",
+        "--retries",
+        "0",
+        "--timeout",
+        "15",
+        "--extra-index-url",
+        INDEX,
+        f"torch=={VERSION}{local}",
+    ):
         return
-    print(f"no CPU build of torch {VERSION} was found; installing the ordinary build, which is several gigabytes larger")
+    print(
+        f"no CPU build of torch {VERSION} was found; installing the ordinary build, which is several gigabytes larger"
+    )
     if not pip(f"torch=={VERSION}"):
         sys.exit(f"torch {VERSION} could not be installed: see pip's message above")
 

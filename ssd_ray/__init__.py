@@ -21,7 +21,15 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and os.path.abspath(sys.pa
 import importlib  # noqa: E402
 from typing import Any  # noqa: E402
 
-__all__ = ["InfrastructureError", "LineProgress", "Recipe", "Run", "UserError", "load_recipe", "read_rows"]
+__all__ = [
+    "InfrastructureError",
+    "LineProgress",
+    "Recipe",
+    "Run",
+    "UserError",
+    "load_recipe",
+    "read_rows",
+]
 
 _HOMES = {
     "load_recipe": ("ssd_ray.recipes", "load"),

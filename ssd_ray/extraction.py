@@ -21,10 +21,24 @@ from ssd_ray.reasoning import ANY, Content, content_of_text
 Rule = Literal["last-block", "lcb", "first-block"]
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
-_MARK = re.compile(r"(?:[ \t]*<(?:/[^<>]{1,40}|[|\uff5c][^<>]{1,60}[|\uff5c]|eos|end_of_turn)>){1,9}[ \t]*")
+_MARK = re.compile(
+    r"(?:[ \t]*<(?:/[^<>]{1,40}|[|\uff5c][^<>]{1,60}[|\uff5c]|eos|end_of_turn)>){1,9}[ \t]*"
+)
 """End tokens and closing tags right behind a fence, which stays bare: `</answer>`, `<|im_end|>`."""
-_PYTHON = re.compile(r"(?:language-|lang-)?(?:i|c)?(?:python|pypy|py)[\d.]*(?:[^a-z](?!repl|console).*)?|.*\.py")
-_NO_LANGUAGE = {"", "code", "solution", "answer", "program", "starter", "main", "final", "tool_code"}
+_PYTHON = re.compile(
+    r"(?:language-|lang-)?(?:i|c)?(?:python|pypy|py)[\d.]*(?:[^a-z](?!repl|console).*)?|.*\.py"
+)
+_NO_LANGUAGE = {
+    "",
+    "code",
+    "solution",
+    "answer",
+    "program",
+    "starter",
+    "main",
+    "final",
+    "tool_code",
+}
 _DEEPER = 4
 """Columns by which a fence must be indented beyond the opening one to be content (CommonMark 0.31, section 4.5)."""
 
@@ -46,7 +60,12 @@ class _Block:
         return fits and not info and indent < self.indent + _DEEPER
 
     def restarts(self, indent: int, fence: str, info: str) -> bool:
-        return bool(info) and fence[0] == self.fence[0] and len(fence) <= len(self.fence) and indent < self.indent + _DEEPER
+        return (
+            bool(info)
+            and fence[0] == self.fence[0]
+            and len(fence) <= len(self.fence)
+            and indent < self.indent + _DEEPER
+        )
 
     def add(self, line: str) -> None:
         margin = min(self.indent, len(line) - len(line.lstrip(" \t")))
@@ -154,7 +173,9 @@ def _opening(line: str) -> tuple[int, str, str] | None:
 def is_python(source: str) -> bool:
     """Return True if a text compiles, as it is."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a benchmark's deprecated escapes are not the user's concern
+        warnings.simplefilter(
+            "ignore"
+        )  # a benchmark's deprecated escapes are not the user's concern
         try:
             compile(source, "source", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError):

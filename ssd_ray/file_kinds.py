@@ -15,7 +15,10 @@ from ssd_ray.errors import UserError
 _FIRST_BYTES = 512
 _TAR_MAGIC_AT = 257
 _POINTER_BYTES = 1024
-_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_POINTERS = (
+    b"version https://git-lfs.github.com/spec/",
+    b"version https://hawser.github.com/spec/",
+)
 _OLD_POINTER = b"version http://git-media.io/v/"
 _STARTS = (
     (b"GGUF", "a GGUF file"),

@@ -34,7 +34,12 @@ class Task(Protocol):
     """One stage at work."""
 
     def update(
-        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+        self,
+        done: int,
+        tokens: int = 0,
+        note: str = "",
+        total: int | None = None,
+        remaining: Remaining | None = None,
     ) -> None:
         """Take the state of the work.
 
@@ -76,7 +81,12 @@ class Display:
         self._waiting_since = self._began
 
     def update(
-        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+        self,
+        done: int,
+        tokens: int = 0,
+        note: str = "",
+        total: int | None = None,
+        remaining: Remaining | None = None,
     ) -> None:
         """Take the state of the work, as `Task.update` says."""
         self._end_wait()
@@ -106,25 +116,39 @@ class Display:
         """Rate, time left and note; the reason where the work waits."""
         if self._reason:
             return self._reason
-        return ", ".join(part for part in (self._rate(*self._throughput.rates), self._time_left(), self._note) if part)
+        return ", ".join(
+            part
+            for part in (self._rate(*self._throughput.rates), self._time_left(), self._note)
+            if part
+        )
 
     @property
     def line(self) -> str:
         """One line of a log; the time in it keeps two lines from being equal."""
-        parts = (f"{self._stage}: {self._count} {self._unit}", clock(time.monotonic() - self._began), self.figures)
+        parts = (
+            f"{self._stage}: {self._count} {self._unit}",
+            clock(time.monotonic() - self._began),
+            self.figures,
+        )
         return ", ".join(part for part in parts if part)
 
     @property
     def summary(self) -> str:
         """Time of the task, the waits in it, and the mean rate over its working time."""
         self._end_wait()
-        named = [f"{clock(seconds)} {reason}" for reason, seconds in self._waits.items() if seconds >= _NAMED_WAIT_S]
+        named = [
+            f"{clock(seconds)} {reason}"
+            for reason, seconds in self._waits.items()
+            if seconds >= _NAMED_WAIT_S
+        ]
         waits = f" ({', '.join(named)})" if named else ""
         working_s = self._throughput.working_s
         mean = ""
         if working_s > 0 and self.done > self._before:
             mean = self._rate((self.done - self._before) / working_s, self._tokens / working_s)
-        return f"in {clock(time.monotonic() - self._began)}{waits}" + (f", mean {mean}" if mean else "")
+        return f"in {clock(time.monotonic() - self._began)}{waits}" + (
+            f", mean {mean}" if mean else ""
+        )
 
     @property
     def last_line(self) -> str:
@@ -209,7 +233,12 @@ class _Bar:
         self._bar = bar
 
     def update(
-        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+        self,
+        done: int,
+        tokens: int = 0,
+        note: str = "",
+        total: int | None = None,
+        remaining: Remaining | None = None,
     ) -> None:
         self._display.update(done, tokens, note, total, remaining)
         self._show(self._display.figures)
@@ -223,7 +252,9 @@ class _Bar:
 
     def _show(self, figures: str) -> None:
         display = self._display
-        self._bars.update(self._bar, completed=display.done, total=display.total or None, figures=figures)
+        self._bars.update(
+            self._bar, completed=display.done, total=display.total or None, figures=figures
+        )
 
 
 class LineProgress:
@@ -236,7 +267,9 @@ class LineProgress:
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
         """Print lines of one stage."""
         display = Display(stage, total, unit, done)
-        self.say(f"{stage}: {done:,}/{total:,} {unit}" if total else f"{stage}: {done:,} {unit} so far")
+        self.say(
+            f"{stage}: {done:,}/{total:,} {unit}" if total else f"{stage}: {done:,} {unit} so far"
+        )
         task = _Lines(display, self._period_s, self.say)
         try:
             yield task
@@ -264,7 +297,12 @@ class _Lines:
         self._ticker.start()
 
     def update(
-        self, done: int, tokens: int = 0, note: str = "", total: int | None = None, remaining: Remaining | None = None
+        self,
+        done: int,
+        tokens: int = 0,
+        note: str = "",
+        total: int | None = None,
+        remaining: Remaining | None = None,
     ) -> None:
         with self._lock:
             self._display.update(done, tokens, note, total, remaining)
@@ -292,7 +330,9 @@ class _Lines:
             self._say(self._display.line)
 
 
-def counted(rows: Iterable[T], progress: Progress | None, stage: str, unit: str, total: int = 0) -> Iterator[T]:
+def counted(
+    rows: Iterable[T], progress: Progress | None, stage: str, unit: str, total: int = 0
+) -> Iterator[T]:
     """Yield rows, and show their count once it takes longer than some seconds.
 
     For stages that are over at once in a small run, where a line would say nothing.

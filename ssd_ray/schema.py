@@ -167,7 +167,12 @@ def _arrow_type(annotation: Any) -> pa.DataType:
         return pa.list_(pa.int32() if item is int else _arrow_type(item))
     if dataclasses.is_dataclass(annotation):
         hints = get_type_hints(annotation)
-        return pa.struct([(field.name, _arrow_type(hints[field.name])) for field in dataclasses.fields(annotation)])
+        return pa.struct(
+            [
+                (field.name, _arrow_type(hints[field.name]))
+                for field in dataclasses.fields(annotation)
+            ]
+        )
     return {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}[annotation]
 
 
@@ -176,19 +181,25 @@ def arrow_schema(row_type: type[Row]) -> pa.Schema:
     import pyarrow as pa
 
     hints = get_type_hints(row_type)
-    return pa.schema([(field.name, _arrow_type(hints[field.name])) for field in dataclasses.fields(row_type)])
+    return pa.schema(
+        [(field.name, _arrow_type(hints[field.name])) for field in dataclasses.fields(row_type)]
+    )
 
 
 def to_table(rows: Iterable[RowT], row_type: type[RowT]) -> pa.Table:
     """Rows as an Arrow table with exactly `arrow_schema(row_type)`."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=arrow_schema(row_type))
+    return pa.Table.from_pylist(
+        [dataclasses.asdict(row) for row in rows], schema=arrow_schema(row_type)
+    )
 
 
 def from_record(record: dict[str, Any], row_type: type[RowT]) -> RowT:
     """One row from a plain mapping, lists made tuples again."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    values = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+    }
     if row_type is Problem:
         values["tests"] = tuple(Test(**test) for test in values["tests"])
     make: Callable[..., RowT] = row_type

@@ -19,7 +19,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers import the workers that tests define.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -32,7 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[int, bool]:
         name = item.path.stem
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.get_closest_marker("real") is None
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.get_closest_marker(
+            "real"
+        ) is None
 
     items.sort(key=place)
 

@@ -17,7 +17,11 @@ from ssd_ray.inference.vllm.engine import Answer, Request
 
 def answer_to(request: Request) -> Answer:
     """What every double answers: its text names the seed, so that a draw can be told from another."""
-    return Answer(output_token_ids=(*request.prompt_token_ids[-4:], 7), text=f"seed {request.seed}", finish_reason="stop")
+    return Answer(
+        output_token_ids=(*request.prompt_token_ids[-4:], 7),
+        text=f"seed {request.seed}",
+        finish_reason="stop",
+    )
 
 
 @dataclass
@@ -105,7 +109,9 @@ class FaultyBesideGood(TimedEngine):
         super().__init__(seconds)
         own = ray.get_runtime_context().get_actor_id()
         (directory / own).touch()
-        self._faulty = min(directory.iterdir(), key=lambda path: path.stat().st_ctime_ns).name != own
+        self._faulty = (
+            min(directory.iterdir(), key=lambda path: path.stat().st_ctime_ns).name != own
+        )
 
     def submit(self, request: Request) -> Future[Answer]:
         """Die, or stand in line."""

@@ -30,7 +30,14 @@ def write_examples(out: Path) -> Path:
         length = draw.randint(8, 40)
         ids = tuple(draw.randrange(3, 260) for _ in range(length))
         num_prompt = length if index == 5 else draw.randint(2, 6)
-        rows.append(Example(prompt_id=f"p{index:02}", sample_index=0, input_ids=ids, num_prompt_tokens=num_prompt))
+        rows.append(
+            Example(
+                prompt_id=f"p{index:02}",
+                sample_index=0,
+                input_ids=ids,
+                num_prompt_tokens=num_prompt,
+            )
+        )
     write_shard(out, "part-00000", rows, Example)
     return out
 
@@ -47,7 +54,9 @@ def run_groups(groups: dict[int, dict[str, Any]], folder: Path, **shared: Any) -
         for rank in range(world):
             log = (folder / f"log-{world}-{rank}.txt").open("w")
             command = [sys.executable, __file__, str(rank), str(world), port, str(plan)]
-            processes.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), folder / log.name))
+            processes.append(
+                (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), folder / log.name)
+            )
     for process, log in processes:
         try:
             code = process.wait(timeout=540)
@@ -108,8 +117,13 @@ def keep_state(engine: Any, path: Path) -> None:
     import torch
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    inner, moments = getattr(engine.optimizer, "optimizer", engine.optimizer), ("exp_avg", "exp_avg_sq")
-    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):  # DeepSpeed did so before the second group had a state
+    inner, moments = (
+        getattr(engine.optimizer, "optimizer", engine.optimizer),
+        ("exp_avg", "exp_avg_sq"),
+    )
+    if hasattr(
+        engine.optimizer, "_lazy_init_hp_params_optimizer_state"
+    ):  # DeepSpeed did so before the second group had a state
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     whole: dict[str, Any] = {
@@ -119,7 +133,9 @@ def keep_state(engine: Any, path: Path) -> None:
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad and engine.zero_optimization():
             whole[name] = [safe_get_full_fp32_param(parameter).clone()]
-            whole[name] += [safe_get_full_optimizer_state(parameter, key).clone() for key in moments]
+            whole[name] += [
+                safe_get_full_optimizer_state(parameter, key).clone() for key in moments
+            ]
         elif parameter.requires_grad:
             whole[name] = [parameter.detach(), *(inner.state[parameter][key] for key in moments)]
     if engine.global_rank == 0:
@@ -146,9 +162,13 @@ def main(rank: int, world: int, port: str, plan_file: str) -> None:
 
     attention, zero = ALL_ATTENTION_FUNCTIONS["sdpa"], engine._zero
     for name in plan["cases"]:
-        engine._zero = lambda *choices, case=name, **device: zero(*choices, **device) | plan["cases"][case].get("zero", {})
+        engine._zero = lambda *choices, case=name, **device: (
+            zero(*choices, **device) | plan["cases"][case].get("zero", {})
+        )
         run_case(plan, name, world)
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = attention  # sequence parallelism stays for the rest of a process otherwise
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = (
+            attention  # sequence parallelism stays for the rest of a process otherwise
+        )
         parallel_state_sp._release_sequence_parallel_groups()
         groups.mpu = None
 

@@ -19,7 +19,7 @@ from ssd_ray import cluster
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import LostGraderError, RayCrew
-from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
 from ssd_ray.evaluation.ray_pool import grade
@@ -66,9 +66,14 @@ def main() -> None:
     directory, evicted = Path(sys.argv[1]), sys.argv[2]
     memory = psutil.virtual_memory()
     share = 1e-4 if evicted == "always" else (memory.total - memory.available + ROOM) / memory.total
-    os.environ |= {"RAY_memory_usage_threshold": f"{share:.4f}", "RAY_memory_monitor_refresh_ms": "50"}
+    os.environ |= {
+        "RAY_memory_usage_threshold": f"{share:.4f}",
+        "RAY_memory_monitor_refresh_ms": "50",
+    }
     rules = Rules(limits=Limits(time_s=5, memory_mib=256, output_kib=64))
-    order = Order(benchmark=directory / "benchmark", rules=rules, floor="L1", out=directory / "verdicts")
+    order = GradingSpec(
+        benchmark=directory / "benchmark", rules=rules, floor="L1", out=directory / "verdicts"
+    )
     crew, failed = Watched(directory / "logs"), ""
     if evicted == "once":
         threading.Thread(target=fill, args=(crew,), daemon=True).start()

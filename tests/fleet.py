@@ -36,11 +36,18 @@ class Fleet:
         self._config = directory / "fleet.json"
         self._config.write_text(json.dumps(_config(self.address, most)))
         self._head: psutil.Popen | None = None
-        self._temporary = tempfile.TemporaryDirectory(prefix="fleet", dir="/tmp", ignore_cleanup_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix="fleet", dir="/tmp", ignore_cleanup_errors=True
+        )
 
     def __enter__(self) -> Fleet:
         command = ["ray", "start", "--head", "--block", f"--port={self._port}"]
-        command += ["--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", f"--temp-dir={self._temporary.name}"]
+        command += [
+            "--num-cpus=0",
+            "--num-gpus=0",
+            "--include-dashboard=false",
+            f"--temp-dir={self._temporary.name}",
+        ]
         command += [f"--autoscaling-config={self._config}", "--object-store-memory=100000000"]
         environment = (
             os.environ
@@ -53,7 +60,9 @@ class Fleet:
             }
         )
         log = (self._directory / "fleet.log").open("w")
-        self._head = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        self._head = psutil.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while "Ray runtime started" not in (self._directory / "fleet.log").read_text():
             assert self._head.poll() is None, (self._directory / "fleet.log").read_text()
@@ -73,12 +82,21 @@ class Fleet:
         Ray's own two agents of a node notice later; they hold no device and no core.
         """
         victim = self.raylets()[0]
-        engines = [child for child in victim.children() if "ray::MapWorker" in " ".join(child.cmdline())]
-        family = [process for engine in engines for process in (engine, *engine.children(recursive=True))]
+        engines = [
+            child for child in victim.children() if "ray::MapWorker" in " ".join(child.cmdline())
+        ]
+        family = [
+            process for engine in engines for process in (engine, *engine.children(recursive=True))
+        ]
         victim.kill()
         return family
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         assert self._head is not None
         family = [*self._head.children(recursive=True), self._head]
         for process in family:
@@ -97,8 +115,19 @@ def _is_raylet(process: psutil.Process) -> bool:
 
 def _config(address: str, most: int) -> dict[str, Any]:
     node: dict[str, Any] = {"node_config": {}, "min_workers": 0}
-    lists = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
-    lists += ("head_start_ray_commands", "worker_start_ray_commands", "rsync_exclude", "rsync_filter", "cluster_synced_files")
+    lists = (
+        "initialization_commands",
+        "setup_commands",
+        "head_setup_commands",
+        "worker_setup_commands",
+    )
+    lists += (
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+        "rsync_exclude",
+        "rsync_filter",
+        "cluster_synced_files",
+    )
     return {
         "cluster_name": "fleet",
         "max_workers": most,
@@ -113,7 +142,11 @@ def _config(address: str, most: int) -> dict[str, Any]:
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "engine": {**node, "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 80_000_000}, "max_workers": most},
+            "engine": {
+                **node,
+                "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 80_000_000},
+                "max_workers": most,
+            },
         },
         "head_node_type": "ray.head.default",
         "auth": {},

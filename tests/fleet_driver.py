@@ -20,7 +20,7 @@ from ssd_ray.config import ClusterConfig
 from ssd_ray.inference.generation import SamplingRun
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.placement import Resources
-from ssd_ray.inference.worker import Order
+from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import LineProgress
 
 IDLE_PATIENCE_S = 60
@@ -44,12 +44,30 @@ def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
             time.sleep(0.5)
 
     make_engine = functools.partial(TimedEngine, seconds)
-    order = Order(make_engine=make_engine, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs")
-    pool = Pool(min_engines=1, max_engines=engines, concurrent_units=2, resources=Resources(0, 1, {"num_gpus": 1}))
+    order = EngineSpec(
+        make_engine=make_engine,
+        prompts=prompts,
+        samples=1,
+        seed=0,
+        out=out,
+        logs=out.parent / "logs",
+    )
+    pool = Pool(
+        min_engines=1,
+        max_engines=engines,
+        concurrent_units=2,
+        resources=Resources(0, 1, {"num_gpus": 1}),
+    )
     with cluster.connected(ClusterConfig(device="cuda")):
         threading.Thread(target=note, daemon=True).start()
         facts = SamplingRun(
-            order=order, engines=pool, shard_rows=4, max_failures=3, ended=lambda: True, stage="samples", progress=LineProgress(2)
+            order=order,
+            engines=pool,
+            shard_rows=4,
+            max_failures=3,
+            ended=lambda: True,
+            stage="samples",
+            progress=LineProgress(2),
         ).draw()
         time.sleep(1)
         free = ray.cluster_resources().get("GPU", 0) == ray.available_resources().get("GPU", 0)
@@ -58,7 +76,14 @@ def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
             time.sleep(0.5)
         done.set()
         (out.parent / "facts.json").write_text(
-            json.dumps({**facts, "gpus_free_after": free, "most_nodes": max(noted), "nodes_at_end": nodes()})
+            json.dumps(
+                {
+                    **facts,
+                    "gpus_free_after": free,
+                    "most_nodes": max(noted),
+                    "nodes_at_end": nodes(),
+                }
+            )
         )
 
 

@@ -57,7 +57,9 @@ class Hostile:
 
 def hostiles(category: str, programs: dict[str, str]) -> tuple[Hostile, ...]:
     """Programs that may end well or badly, but get nothing."""
-    return tuple(Hostile(name=name, category=category, code=code) for name, code in programs.items())
+    return tuple(
+        Hostile(name=name, category=category, code=code) for name, code in programs.items()
+    )
 
 
 SECRETS = hostiles(

@@ -139,7 +139,9 @@ finally:
 }
 
 
-def _each(category: str, programs: dict[str, str], ends: frozenset[str], time_s: float) -> tuple[Hostile, ...]:
+def _each(
+    category: str, programs: dict[str, str], ends: frozenset[str], time_s: float
+) -> tuple[Hostile, ...]:
     return tuple(
         Hostile(name=name, category=category, code=code, ends=ends, time_s=time_s, prelude=False)
         for name, code in programs.items()
@@ -152,8 +154,16 @@ EXHAUSTING = (
     *_each("output", _OUTPUT, _TOO_LOUD, 5.0),
     *_each("crashes", _CRASHES, _BADLY, 5.0),
     *(
-        Hostile(name=name, category="counted", code=code, ends=ENDS_SOMEHOW | _NEVER_ENDING | _OUT_OF_MEMORY, time_s=2.0)
+        Hostile(
+            name=name,
+            category="counted",
+            code=code,
+            ends=ENDS_SOMEHOW | _NEVER_ENDING | _OUT_OF_MEMORY,
+            time_s=2.0,
+        )
         for name, code in _COUNTED.items()
     ),
-    Hostile(name="threads by hand", category="counted", code=_RAW_THREADS, ends=_BADLY, machine="x86_64"),
+    Hostile(
+        name="threads by hand", category="counted", code=_RAW_THREADS, ends=_BADLY, machine="x86_64"
+    ),
 )

@@ -65,7 +65,9 @@ FORGERIES = {
     "a tracer": "import sys\ndef trace(frame, event, arg):\n    frame.f_locals['wrong'] = 1\n    return trace\nsys.settrace(trace)\n",
     "an end of the line": "if 0: pass\nelse: \\\n\n",
     "an audit hook": "import sys\nsys.addaudithook(lambda event, _: None)\n",
-    "all at once on every descriptor": forging(b'{"dict":[["value",0]]}\n{"dict":[["passed",true]]}\n'),
+    "all at once on every descriptor": forging(
+        b'{"dict":[["value",0]]}\n{"dict":[["passed",true]]}\n'
+    ),
 }
 """What stands before a wrong answer, for any kind of problem."""
 

@@ -230,7 +230,9 @@ _CATEGORIES: dict[str, dict[str, str]] = {
 
 def _killed(name: str, code: str, machine: str = "") -> Hostile:
     """A program that the kernel kills on the spot."""
-    return Hostile(name=name, category="kernel", code=code, ends=frozenset({"runtime_error"}), machine=machine)
+    return Hostile(
+        name=name, category="kernel", code=code, ends=frozenset({"runtime_error"}), machine=machine
+    )
 
 
 _MACHINE_CODE = """
@@ -245,11 +247,17 @@ OTHER_ARCHITECTURES = (
     _killed("int 0x80", _MACHINE_CODE.format(code="b814000000cd80c3"), "x86_64"),  # 32-bit getpid
     _killed("int 0x80 fork", _MACHINE_CODE.format(code="b802000000cd80c3"), "x86_64"),
     _killed("x32 getpid", "attempt('x32', lambda: call(0x40000000 | 39))", "x86_64"),
-    _killed("x32 execve", "attempt('x32', lambda: call(0x40000000 | 520, b'/bin/true', 0, 0))", "x86_64"),
+    _killed(
+        "x32 execve", "attempt('x32', lambda: call(0x40000000 | 520, b'/bin/true', 0, 0))", "x86_64"
+    ),
     _killed("a negative number", "attempt('negative', lambda: call(-1 << 31))"),
 )
 
 REACHING = (
-    *(program for category, programs in _CATEGORIES.items() for program in hostiles(category, programs)),
+    *(
+        program
+        for category, programs in _CATEGORIES.items()
+        for program in hostiles(category, programs)
+    ),
     *OTHER_ARCHITECTURES,
 )

@@ -3,9 +3,7 @@
 # ruff: noqa: E501
 from __future__ import annotations
 
-_NAMED = (
-    "class {name}:\n    __module__ = {module!r}\n    __qualname__ = {name!r}\n    __eq__ = lambda self, other: True\n    {body}\n"
-)
+_NAMED = "class {name}:\n    __module__ = {module!r}\n    __qualname__ = {name!r}\n    __eq__ = lambda self, other: True\n    {body}\n"
 
 
 def _named(module: str, name: str, body: str) -> str:
@@ -25,7 +23,9 @@ LIARS = {
     "a generator of the answer": "def Yes():\n    yield from [3, 9]\n",
     "a deque of the answer": "import collections\nYes = lambda: collections.deque([3, 9])\n",
     "an array of the answer": "import numpy\nYes = lambda: numpy.array([3, 9])\n",
-    "a Fraction by name": _named("fractions", "Fraction", "numerator = [3, 9]\n    denominator = 1"),
+    "a Fraction by name": _named(
+        "fractions", "Fraction", "numerator = [3, 9]\n    denominator = 1"
+    ),
     "a Decimal by name": _named("decimal", "Decimal", "__str__ = lambda self: '[3, 9]'"),
     "numpy by name": _named(
         "numpy",
@@ -121,7 +121,9 @@ FORGED_LINES = tuple(
         '{"iterator":["\\u001b[2J",[' + "0," * 20_000 + "0]]}",
         '{"array":["u",["x"]]}',
         '{"date":["timedelta",{"big":"0x' + "f" * 500 + '"},0,0]}',
-        '{"keys":[' + ",".join(f'{{"big":"{hex(1 + i * (2**61 - 1))}"}}' for i in range(2000)) + "]}",
+        '{"keys":['
+        + ",".join(f'{{"big":"{hex(1 + i * (2**61 - 1))}"}}' for i in range(2000))
+        + "]}",
         '{"sorted":[[3,9]]}',
         '{"user-list":{"dict":[]}}',
     )

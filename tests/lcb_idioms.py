@@ -104,7 +104,10 @@ REJECTED = {
 }
 FUNCTIONS_ACCEPTED = {
     "a function": ("def f(x):\n    return 2 * x", TWICE),
-    "a method": ("class Solution:\n    def f(self, x: int) -> List[int]:\n        return 2 * x", TWICE),
+    "a method": (
+        "class Solution:\n    def f(self, x: int) -> List[int]:\n        return 2 * x",
+        TWICE,
+    ),
     "the outermost tuple": ("def f(x):\n    return x, [x]", [([1], [1, [1]])]),
     "a float that is the number": ("def f(x):\n    return 2.0 * x", TWICE),
     "True for 1": ("def f(x):\n    return True", [([1], 1)]),
@@ -113,9 +116,18 @@ FUNCTIONS_ACCEPTED = {
     "a named tuple": ("P = namedtuple('P', 'a b')\ndef f(x):\n    return P(x, x)", [([1], [1, 1])]),
     "a Counter": ("def f(x):\n    return collections.Counter(x)", [(["aab"], {"a": 2, "b": 1})]),
     "one of numpy's numbers": ("import numpy\ndef f(x):\n    return numpy.int64(2 * x)", TWICE),
-    "one of numpy's truths": ("import numpy\ndef f(x):\n    return numpy.bool_(x > 0)", [([1], True)]),
-    "numpy's numbers in a list": ("import numpy\ndef f(x):\n    return [numpy.float64(x), numpy.int32(x)]", [([1], [1, 1])]),
-    "a Fraction": ("from fractions import Fraction\ndef f(x):\n    return Fraction(x, 2)", [([1], 0.5), ([4], 2)]),
+    "one of numpy's truths": (
+        "import numpy\ndef f(x):\n    return numpy.bool_(x > 0)",
+        [([1], True)],
+    ),
+    "numpy's numbers in a list": (
+        "import numpy\ndef f(x):\n    return [numpy.float64(x), numpy.int32(x)]",
+        [([1], [1, 1])],
+    ),
+    "a Fraction": (
+        "from fractions import Fraction\ndef f(x):\n    return Fraction(x, 2)",
+        [([1], 0.5), ([4], 2)],
+    ),
     "a Decimal": ("from decimal import Decimal\ndef f(x):\n    return [Decimal(x)]", [([3], [3])]),
     "a complex number": ("def f(x):\n    return complex(x)", [([3], 3)]),
     "an honest class of numbers": (
@@ -123,13 +135,19 @@ FUNCTIONS_ACCEPTED = {
         "    def __eq__(self, other): return self.n == other\ndef f(x):\n    return Mod(2 * x)",
         TWICE,
     ),
-    "globals kept from test to test": ("n = 0\ndef f(x):\n    global n\n    n += 1\n    return n", [([0], 1), ([0], 2)]),
+    "globals kept from test to test": (
+        "n = 0\ndef f(x):\n    global n\n    n += 1\n    return n",
+        [([0], 1), ([0], 2)],
+    ),
     "one Solution for all tests": (
         "class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n        return self.n",
         [([0], 1), ([0], 2)],
     ),
     "the module's name": ("def f(x):\n    return __name__", [([0], "tmp_sol")]),
-    "several arguments": ("def f(a, b):\n    return a + b", [([[1], [2]], [1, 2]), (["a", "{"], "a{")]),
+    "several arguments": (
+        "def f(a, b):\n    return a + b",
+        [([[1], [2]], [1, 2]), (["a", "{"], "a{")],
+    ),
     "an integer beyond 53 bits": ("def f(x):\n    return x + 1", [([10**30], 10**30 + 1)]),
     "None": ("def f(x):\n    pass", [([1], None)]),
     "slow, the alarm swallowed": (
@@ -148,7 +166,10 @@ FUNCTIONS_REJECTED = {
     "a generator": ("def f(x):\n    yield x", [([1], [1])]),
     "a range": ("def f(x):\n    return range(x)", [([2], [0, 1])]),
     "keys": ("def f(x):\n    return {x: 0}.keys()", [([1], [1])]),
-    "one of numpy's arrays": ("import numpy\ndef f(x):\n    return numpy.array([x, x])", [([1], [1, 1])]),
+    "one of numpy's arrays": (
+        "import numpy\ndef f(x):\n    return numpy.array([x, x])",
+        [([1], [1, 1])],
+    ),
     "numbers as keys": ("def f(x):\n    return {x: x}", [([1], {"1": 1})]),
     "NaN": ("def f(x):\n    return float('nan')", [([1], float("nan"))]),
     "the name is missing": ("def g(x):\n    return 2 * x", TWICE),

@@ -9,7 +9,15 @@ from ssd_ray.models import answers
 from ssd_ray.reasoning import AnswerParser, ReasoningFormat, special_marks
 from ssd_ray.schema import Completion
 
-HARMONY = ("<|return|>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>")
+HARMONY = (
+    "<|return|>",
+    "<|start|>",
+    "<|end|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|constrain|>",
+    "<|call|>",
+)
 ANALYSIS = "<|channel|>analysis<|message|>"
 FINAL = "<|start|>assistant<|channel|>final<|message|>"
 ASKED = "<|start|>user<|message|>Double a number.<|end|><|start|>assistant"
@@ -24,13 +32,19 @@ def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, .
     from transformers import PreTrainedTokenizerFast
 
     names = [*dict.fromkeys(["<|endoftext|>", end, *special])]
-    vocabulary = {token: index for index, token in enumerate([*names, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        token: index
+        for index, token in enumerate([*names, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     tokenizer = Tokenizer(kinds.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=end, pad_token="<|endoftext|>", additional_special_tokens=names[2:]
+        tokenizer_object=tokenizer,
+        eos_token=end,
+        pad_token="<|endoftext|>",
+        additional_special_tokens=names[2:],
     )
 
 
@@ -45,7 +59,9 @@ def ids_of(tokenizer: Any, *pieces: str | bytes) -> tuple[int, ...]:
     return tuple(found)
 
 
-def answer(tokenizer: Any, *pieces: str | bytes, prompt: str = "", ended: bool = True, prompt_id: str = "p") -> Completion:
+def answer(
+    tokenizer: Any, *pieces: str | bytes, prompt: str = "", ended: bool = True, prompt_id: str = "p"
+) -> Completion:
     """What a model drew; its text is as engines of earlier versions wrote it, without any special token."""
     ids = ids_of(tokenizer, *pieces)
     return Completion(

@@ -13,7 +13,9 @@ def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
 def masses(scores: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids that top-k leaves, ties of the k-th included, from the least likely on, and the mass up to each of them."""
     kth = np.sort(scores)[-min(top_k, len(scores))]
-    rising = [token for token in np.lexsort((np.arange(len(scores)), scores)) if scores[token] >= kth]
+    rising = [
+        token for token in np.lexsort((np.arange(len(scores)), scores)) if scores[token] >= kth
+    ]
     weights = np.exp(scores[rising].astype(np.float64) - scores.max())
     return np.array(rising), np.cumsum(weights / weights.sum())
 

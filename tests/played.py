@@ -52,7 +52,12 @@ class Played:
         self.made: list[str] = []
         monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
         monkeypatch.setattr(models, "fetch", lambda _: model)
-        acts = {Samples: self.samples, Generations: self.generations, Checkpoint: self.checkpoint, Grade: self.verdicts}
+        acts = {
+            Samples: self.samples,
+            Generations: self.generations,
+            Checkpoint: self.checkpoint,
+            Grade: self.verdicts,
+        }
         for kind, act in acts.items():
             monkeypatch.setattr(kind, "make", _method(act))
             monkeypatch.setattr(kind, "check", lambda *_: None)
@@ -63,11 +68,16 @@ class Played:
 
     def samples(self, step: Samples, out: Path, context: RunContext) -> Facts:
         """One answer a prompt."""
-        return self._answers(context.run / "prompts", step.name, context.when_complete(*step.after), out)
+        return self._answers(
+            context.run / "prompts", step.name, context.when_complete(*step.after), out
+        )
 
     def generations(self, step: Generations, out: Path, context: RunContext) -> Facts:
         """One answer a problem, which another model answers otherwise."""
-        trained = step.checkpoint and (context.run / step.checkpoint / "model.safetensors").read_bytes().hex()
+        trained = (
+            step.checkpoint
+            and (context.run / step.checkpoint / "model.safetensors").read_bytes().hex()
+        )
         prompts, ended = context.run / "eval-prompts", context.when_complete(step.inputs[0])
         return self._answers(prompts, f"{step.name} {trained or ''}", ended, out)
 
@@ -75,11 +85,17 @@ class Played:
         self.made.append(out.relative_to(prompts.parent).as_posix())
         _wait(ended)
         rows = [self._answer(prompt, seed) for prompt in shards.read_rows(prompts, Prompt)]
-        for number, part in enumerate((rows[:2], rows[2:])):  # as a stage that resumes does: what is there is kept
+        for number, part in enumerate(
+            (rows[:2], rows[2:])
+        ):  # as a stage that resumes does: what is there is kept
             if not (out / f"part-{number:05}.parquet").exists():
                 shards.write_shard(out, f"part-{number:05}", part, Completion)
         tokens = sum(len(row.output_token_ids) for row in rows)
-        counts = {"rows": len(rows), "prompt_tokens": sum(len(row.prompt_token_ids) for row in rows), "output_tokens": tokens}
+        counts = {
+            "rows": len(rows),
+            "prompt_tokens": sum(len(row.prompt_token_ids) for row in rows),
+            "output_tokens": tokens,
+        }
         return {**counts, "finish_reasons": {"stop": len(rows)}, "failed": [], "engine_losses": 0}
 
     def _answer(self, prompt: Prompt, seed: str) -> Completion:
@@ -104,12 +120,23 @@ class Played:
         graded = [self._verdict(row, number) for number, row in enumerate(answers)]
         for number, part in enumerate((graded[:2], graded[2:])):
             path = out / f"part-{number:05}.parquet"
-            spoilt = path.exists() and next(shards.read_columns(out, "outcome")) == ("infrastructure_error",)
+            spoilt = path.exists() and next(shards.read_columns(out, "outcome")) == (
+                "infrastructure_error",
+            )
             if not path.exists() or (spoilt and not number):
                 shards.write_shard(out, path.stem, part, Verdict)
         outcomes = Counter(outcome for (outcome,) in shards.read_columns(out, "outcome"))
-        facts = {"rows": outcomes.total(), "outcomes": dict(outcomes), "profile": step.profile, "sandbox_level": "L1"}
-        return {**facts, "infrastructure_errors": outcomes["infrastructure_error"], "isolation": {"level": "L1", "network": True}}
+        facts = {
+            "rows": outcomes.total(),
+            "outcomes": dict(outcomes),
+            "profile": step.profile,
+            "sandbox_level": "L1",
+        }
+        return {
+            **facts,
+            "infrastructure_errors": outcomes["infrastructure_error"],
+            "isolation": {"level": "L1", "network": True},
+        }
 
     def _verdict(self, row: Completion, number: int) -> Verdict:
         right = number % 3 == 0 or row.output_token_ids[0] % 2 == 0
@@ -131,12 +158,25 @@ class Played:
         """Weights that follow from the sequences, written as training writes them: the facts last."""
         self.made.append(step.name)
         if not (out / "training.json").exists():
-            text = repr([row.input_ids for row in shards.read_rows(context.run / step.branch.dataset, Example)])
+            text = repr(
+                [
+                    row.input_ids
+                    for row in shards.read_rows(context.run / step.branch.dataset, Example)
+                ]
+            )
             weights = hashlib.sha256(text.encode()).digest()
             lines = [{"step": 1, "loss": 1.0, "learning_rate": 1e-5, "seconds": 1.0, "tokens": 9}]
-            files.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            files.write_atomic(
+                out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
+            )
             files.write_atomic(out / "model.safetensors", weights)
-            facts = {"steps": 1, "first_loss": 1.0, "final_loss": 0.5 + weights[0] / 512, "response_tokens": 9, "tokens": 9}
+            facts = {
+                "steps": 1,
+                "first_loss": 1.0,
+                "final_loss": 0.5 + weights[0] / 512,
+                "response_tokens": 9,
+                "tokens": 9,
+            }
             facts |= {"epochs": 1.0, "num_workers": 1, "parameters": 9, "trained_parameters": 9}
             files.write_atomic(out / "training.json", json.dumps(facts))
         return files.read_json(out / "training.json")
@@ -169,7 +209,9 @@ def rows(out: Path, *names: str) -> Iterator[Any]:
         "verdicts": Verdict,
     }
     for name in names:
-        for row in shards.read_rows(out / name, kinds[name.partition("/")[0].removesuffix("-accepted")]):
+        for row in shards.read_rows(
+            out / name, kinds[name.partition("/")[0].removesuffix("-accepted")]
+        ):
             yield {**vars(row), "time_s": 0}
 
 

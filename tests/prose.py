@@ -60,13 +60,17 @@ class Prose:
     def per_thousand(self, words: Iterable[str]) -> float:
         """Occurrences of any of the words per 1,000 words of docstrings."""
         wanted = set(words)
-        count = sum(word.lower() in wanted for text in self.docstrings for word in _WORD.findall(text))
+        count = sum(
+            word.lower() in wanted for text in self.docstrings for word in _WORD.findall(text)
+        )
         return 1000 * count / max(1, self.words)
 
     @property
     def question_openings(self) -> float:
         """Share of docstrings that open with What, Whether or How."""
-        return sum(bool(_OPENING.match(text)) for text in self.docstrings) / max(1, len(self.docstrings))
+        return sum(bool(_OPENING.match(text)) for text in self.docstrings) / max(
+            1, len(self.docstrings)
+        )
 
     @property
     def comment_share(self) -> float:
@@ -109,7 +113,9 @@ def docstrings_of(tree: ast.Module) -> Iterator[str]:
                 and isinstance(statement.value, ast.Constant)
                 and isinstance(statement.value.value, str)
             )
-            follows_field = index > 0 and isinstance(node.body[index - 1], ast.Assign | ast.AnnAssign)
+            follows_field = index > 0 and isinstance(
+                node.body[index - 1], ast.Assign | ast.AnnAssign
+            )
             if is_text and (index == 0 or follows_field):
                 yield statement.value.value.strip()  # type: ignore[attr-defined]
 
@@ -140,7 +146,9 @@ def row(name: str, prose: Prose) -> str:
 
 def main(folders: list[str]) -> None:
     """Print the table."""
-    print("| | functions | returns typed | comment lines | that+which+what | What/Whether/How openings | banned words |")
+    print(
+        "| | functions | returns typed | comment lines | that+which+what | What/Whether/How openings | banned words |"
+    )
     print("|---|---|---|---|---|---|---|")
     for folder in folders:
         print(row(Path(folder).name, measure(sorted(Path(folder).rglob("*.py")))))

@@ -31,17 +31,33 @@ from hostile_reaching import REACHING  # noqa: E402
 
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, best_level, levels, seccomp  # noqa: E402
 
-PROGRAMS = tuple(program for program in (*SECRETS, *REACHING, *EXHAUSTING) if program.machine in ("", platform.machine()))
+PROGRAMS = tuple(
+    program
+    for program in (*SECRETS, *REACHING, *EXHAUSTING)
+    if program.machine in ("", platform.machine())
+)
 MEMORY_MIB, OUTPUT_KIB = 256, 64
 _CONTROL = "print(sum(map(int, input().split())))"
-_PLACES = (".", "/", "/tmp", "/var/tmp", "/dev/shm", "/run", "/run/lock", "/dev", str(Path(os.__file__).parent))
+_PLACES = (
+    ".",
+    "/",
+    "/tmp",
+    "/var/tmp",
+    "/dev/shm",
+    "/run",
+    "/run/lock",
+    "/dev",
+    str(Path(os.__file__).parent),
+)
 
 
 class Scene:
     """Everything that a program might be after, made anew for a group of programs."""
 
     def __init__(self, directory: Path) -> None:
-        self.token, self.secret, self.left = (f"{word}-{secrets.token_hex(8)}" for word in ("ssd-ray-hostile", "secret", "left"))
+        self.token, self.secret, self.left = (
+            f"{word}-{secrets.token_hex(8)}" for word in ("ssd-ray-hostile", "secret", "left")
+        )
         self._directory = directory
         directory.chmod(0o777)
         self._answers, self._mine = directory / "answers.py", directory / "mine"
@@ -70,7 +86,9 @@ class Scene:
         """The program with its words filled in."""
         names = set(seccomp.NUMBERS) - set(seccomp._ZYGOTE_ONLY)
         allowed = {seccomp.NUMBERS[name][seccomp.column()] for name in names} - {None}
-        site = next((Path(entry) for entry in sys.path if entry.endswith("-packages")), Path("/nonexistent"))
+        site = next(
+            (Path(entry) for entry in sys.path if entry.endswith("-packages")), Path("/nonexistent")
+        )
         words = {
             "GRADER": os.getpid(),
             "VICTIM": self._victim.pid,
@@ -93,15 +111,28 @@ class Scene:
     def damage(self) -> list[str]:
         """What is not as it was."""
         now = self._state()
-        found = [f"{what}: {self._before[what]} is now {now[what]}" for what in now if now[what] != self._before[what]]
+        found = [
+            f"{what}: {self._before[what]} is now {now[what]}"
+            for what in now
+            if now[what] != self._before[what]
+        ]
         processes, deadline = descendants(), time.monotonic() + 2
-        while len(processes) != self._num_processes and time.monotonic() < deadline:  # the next program's is on its way
+        while (
+            len(processes) != self._num_processes and time.monotonic() < deadline
+        ):  # the next program's is on its way
             time.sleep(0.01)
             processes = descendants()
         if len(processes) != self._num_processes:
             found.append(f"{len(processes)} processes where there were {self._num_processes}")
-        found += [f"left behind: {place}/{self.token}" for place in _PLACES if os.path.lexists(f"{place}/{self.token}")]
-        for name, act in (("connection", self._server.accept), ("datagram", lambda: self._unix.recv(1))):
+        found += [
+            f"left behind: {place}/{self.token}"
+            for place in _PLACES
+            if os.path.lexists(f"{place}/{self.token}")
+        ]
+        for name, act in (
+            ("connection", self._server.accept),
+            ("datagram", lambda: self._unix.recv(1)),
+        ):
             with contextlib.suppress(BlockingIOError):
                 act()
                 found.append(f"the server got a {name}")
@@ -113,9 +144,17 @@ class Scene:
             "victim": self._victim.poll(),
             "its state": Path(f"/proc/{pid}/stat").read_text().split()[2] in "SR",
             "its limits": Path(f"/proc/{pid}/limits").read_text(),
-            "its scheduling": [os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid), os.sched_getaffinity(pid)],
+            "its scheduling": [
+                os.getpriority(os.PRIO_PROCESS, pid),
+                os.sched_getscheduler(pid),
+                os.sched_getaffinity(pid),
+            ],
             "own limits": [resource.getrlimit(kind) for kind in range(16)],
-            "own scheduling": [os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)],
+            "own scheduling": [
+                os.getpriority(os.PRIO_PROCESS, 0),
+                os.sched_getscheduler(0),
+                os.sched_getaffinity(0),
+            ],
             "file": (
                 stat.st_mode,
                 stat.st_uid,
@@ -126,7 +165,10 @@ class Scene:
             ),
             "directory": sorted(os.listdir(self._directory)),
             "answers": self._answers.read_text(),
-            "devices": [(stat.st_mode, stat.st_uid, stat.st_gid) for stat in map(os.stat, ("/dev/null", "/dev/zero"))],
+            "devices": [
+                (stat.st_mode, stat.st_uid, stat.st_gid)
+                for stat in map(os.stat, ("/dev/null", "/dev/zero"))
+            ],
             "shared memory": Path("/proc/sysvipc/shm").read_text().count("\n"),
         }
 
@@ -148,7 +190,9 @@ def descendants(pid: int | None = None) -> set[int]:
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with contextlib.suppress(OSError):
-                state, parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
+                state, parent = (
+                    Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
+                )
                 if state != "Z":
                     parents[int(entry)] = int(parent)
     found, fresh = set(), {pid or os.getpid()}
@@ -167,9 +211,13 @@ def trespasses(program: Hostile, sandbox: Sandbox, scene: Scene) -> list[str]:
         found.append(f"it came to {execution.status}: {execution.detail}")
     if program.prelude and program.category not in ("kernel", "counted") and not execution.stdout:
         found.append(f"it got nowhere: {execution.status} {execution.detail}")
-    found += [f"the secret is in {execution}"] * (scene.secret in f"{execution.stdout}{execution.detail}")
+    found += [f"the secret is in {execution}"] * (
+        scene.secret in f"{execution.stdout}{execution.detail}"
+    )
     found += _beyond(execution, limits)
-    control = sandbox.run_program(_CONTROL, "40 2", Limits(time_s=20, memory_mib=MEMORY_MIB, output_kib=OUTPUT_KIB))
+    control = sandbox.run_program(
+        _CONTROL, "40 2", Limits(time_s=20, memory_mib=MEMORY_MIB, output_kib=OUTPUT_KIB)
+    )
     found += [f"the next program came to {control}"] * (control.stdout != "42\n")
     return found + scene.damage()
 
@@ -191,7 +239,11 @@ def scene_and_sandbox(level: levels.Level) -> Iterator[tuple[Scene, Sandbox]]:
     with tempfile.TemporaryDirectory() as directory, Sandbox(floor="L0", level=level) as sandbox:
         scene = Scene(Path(directory))
         try:
-            sandbox.run_program(f"# {scene.left}\nprint(input())", scene.left, Limits(time_s=20, memory_mib=256, output_kib=64))
+            sandbox.run_program(
+                f"# {scene.left}\nprint(input())",
+                scene.left,
+                Limits(time_s=20, memory_mib=256, output_kib=64),
+            )
             scene.refresh()
             yield scene, sandbox
         finally:
@@ -202,14 +254,41 @@ def container_filter() -> bytes:
     """A filter like the one that container runtimes install: no namespaces, mounts, tracing; clone3 is said not to exist."""
     column = seccomp.column()
     refused = {
-        *((272, 97), (308, 268), (165, 40), (166, 39), (155, 41), (101, 117), (310, 270), (311, 271), (250, 219), (248, 217)),
-        *((321, 280), (298, 241), (304, 265), (246, 104), (169, 142), (161, 51), (323, 282), (442, 442), (429, 429), (430, 430)),
+        *(
+            (272, 97),
+            (308, 268),
+            (165, 40),
+            (166, 39),
+            (155, 41),
+            (101, 117),
+            (310, 270),
+            (311, 271),
+            (250, 219),
+            (248, 217),
+        ),
+        *(
+            (321, 280),
+            (298, 241),
+            (304, 265),
+            (246, 104),
+            (169, 142),
+            (161, 51),
+            (323, 282),
+            (442, 442),
+            (429, 429),
+            (430, 430),
+        ),
     }
     code = [(0x20, 0, 0, 0)]
     for numbers in sorted(refused):
         code += [(0x15, 0, 1, numbers[column]), (0x06, 0, 0, 0x0005_0001)]
     code += [(0x15, 0, 1, 435), (0x06, 0, 0, 0x0005_0026)]
-    code += [(0x15, 0, 3, (56, 220)[column]), (0x20, 0, 0, 16), (0x45, 0, 1, 0x7E02_0000), (0x06, 0, 0, 0x0005_0001)]
+    code += [
+        (0x15, 0, 3, (56, 220)[column]),
+        (0x20, 0, 0, 16),
+        (0x45, 0, 1, 0x7E02_0000),
+        (0x06, 0, 0, 0x0005_0001),
+    ]
     return seccomp.assemble([*code, (0x06, 0, 0, 0x7FFF_0000)])
 
 

@@ -103,7 +103,10 @@ class World:
                 chosen={"chosen": self.choices.get(name)},
                 act=self._act(name, verb, inputs, options.get("follows")),
                 inputs=tuple(known[each] for each in inputs),
-                **{key: known[value] if key == "follows" else value for key, value in options.items()},
+                **{
+                    key: known[value] if key == "follows" else value
+                    for key, value in options.items()
+                },
             )
 
         add("benchmark", "render")
@@ -111,8 +114,22 @@ class World:
         add("prompts", "render")
         add("contamination", "render", "benchmark", "prompts")
         add("training-problems", "render", "prompts")
-        add("samples", "sample", "prompts", needs_ray=True, follows="prompts", after=(known["contamination"],))
-        add("sample-verdicts", "grade", "training-problems", "samples", needs_ray=True, follows="samples")
+        add(
+            "samples",
+            "sample",
+            "prompts",
+            needs_ray=True,
+            follows="prompts",
+            after=(known["contamination"],),
+        )
+        add(
+            "sample-verdicts",
+            "grade",
+            "training-problems",
+            "samples",
+            needs_ray=True,
+            follows="samples",
+        )
         add("dataset-accepted", "prepare", "samples", "sample-verdicts")
         add("checkpoint-accepted", "train", "dataset-accepted", needs_ray=True)
         for arm in self.arms:
@@ -120,19 +137,39 @@ class World:
             add(f"generations/{arm}", "generate", "eval-prompts", *trained, needs_ray=True)
         for arm in self.arms:
             answers = f"generations/{arm}"
-            add(f"verdicts/{arm}", "grade", "benchmark", "eval-prompts", answers, needs_ray=True, follows=answers)
+            add(
+                f"verdicts/{arm}",
+                "grade",
+                "benchmark",
+                "eval-prompts",
+                answers,
+                needs_ray=True,
+                follows=answers,
+            )
         graded = [f"verdicts/{arm}" for arm in self.arms]
-        add("report", "report", "contamination", "dataset-accepted", "checkpoint-accepted", *graded, reads_facts=True)
+        add(
+            "report",
+            "report",
+            "contamination",
+            "dataset-accepted",
+            "checkpoint-accepted",
+            *graded,
+            reads_facts=True,
+        )
         return list(known.values())
 
-    def _act(self, name: str, verb: str, inputs: tuple[str, ...], followed: str | None) -> Callable[[Path], Facts]:
+    def _act(
+        self, name: str, verb: str, inputs: tuple[str, ...], followed: str | None
+    ) -> Callable[[Path], Facts]:
         def act(out: Path) -> Facts:
             self.made.append(name)
             for part in ("part-0", "part-1"):  # as a stage that resumes does: what is there is kept
                 path = out / f"{part}.parquet"
                 if not path.exists() or path.read_text().startswith("failed"):
                     self.before(name, part)
-                    files.write_atomic(path, self._content(verb, part, self._essence(name, part, inputs, followed)))
+                    files.write_atomic(
+                        path, self._content(verb, part, self._essence(name, part, inputs, followed))
+                    )
             if verb == "report":
                 files.write_atomic(out / "scores.json", "\n".join(self._read(name)))
             self._wait([self.out / each / "manifest.json" for each in inputs])
@@ -146,7 +183,12 @@ class World:
 
     def _essence(self, name: str, part: str, inputs: tuple[str, ...], followed: str | None) -> str:
         """Digest of all that a part is made from: of what is followed, the same part."""
-        self._wait([self.out / each / (f"{part}.parquet" if each == followed else "manifest.json") for each in inputs])
+        self._wait(
+            [
+                self.out / each / (f"{part}.parquet" if each == followed else "manifest.json")
+                for each in inputs
+            ]
+        )
         read = [self._read(each, part if each == followed else "*") for each in inputs]
         text = json.dumps([name, part, self.choices.get(name), self.nature.get(name), read])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -166,7 +208,10 @@ class World:
         return f"{part} {essence}"
 
     def _read(self, name: str, part: str = "*") -> list[str]:
-        return [path.read_text().splitlines()[0] for path in sorted((self.out / name).glob(f"{part}.parquet"))]
+        return [
+            path.read_text().splitlines()[0]
+            for path in sorted((self.out / name).glob(f"{part}.parquet"))
+        ]
 
     def scores(self) -> str:
         """The bytes that the run comes to."""
@@ -174,8 +219,14 @@ class World:
 
     def contents(self) -> dict[str, str]:
         """What every artifact holds that is there, but for measured times, and what is no part of one."""
-        names = {path.parent.relative_to(self.out).as_posix() for path in self.out.rglob("*.parquet")}
-        return {name: "\n".join(self._read(name)) for name in sorted(names) if not name.startswith("set-aside")}
+        names = {
+            path.parent.relative_to(self.out).as_posix() for path in self.out.rglob("*.parquet")
+        }
+        return {
+            name: "\n".join(self._read(name))
+            for name in sorted(names)
+            if not name.startswith("set-aside")
+        }
 
     def stamps(self, *names: str) -> dict[str, int]:
         """When the manifests of artifacts were written."""
@@ -198,7 +249,11 @@ def _first_lines(paths: Iterable[Path]) -> dict[str, str]:
 
 def snapshot(out: Path) -> dict[str, bytes]:
     """Every file of a directory but its lock."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 EVENTS = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"})
@@ -210,7 +265,11 @@ def die_at(number: int) -> None:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = (
+            event == "open"
+            and isinstance(arguments[2], int)
+            and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
         if event in EVENTS or writes:
             count += 1
             if count == number:

@@ -15,10 +15,13 @@ from ssd_ray.config import PrepareConfig, Recipe, arms
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
 from ssd_ray.training.data.dataset import prepare
-from ssd_ray.training.data.health import Reading
+from ssd_ray.training.data.health import ParseOptions
 
 EVIL = "<script>alert(1)</script>"
-PROBLEMS = {"builtin": ("easy", "easy", "medium", "medium", "hard", "hard") * 2, "humaneval": ("unknown",) * 12}
+PROBLEMS = {
+    "builtin": ("easy", "easy", "medium", "medium", "hard", "hard") * 2,
+    "humaneval": ("unknown",) * 12,
+}
 SAMPLES = 6
 CAP = 64
 
@@ -42,7 +45,10 @@ def recipe(**changes):
         "sample": {"temperature": 1.6, "top_k": 20, "top_p": 0.8, "max_tokens": CAP},
         "train": {"steps": 40, "global_batch_size": 4, "warmup_steps": 4},
         "evaluate": evaluate,
-        "sources": {"sample": "paper, table 3", "sample.temperature": "paper, table 3; 1.5 in the released configuration"},
+        "sources": {
+            "sample": "paper, table 3",
+            "sample.temperature": "paper, table 3; 1.5 in the released configuration",
+        },
     }
     return Recipe.model_validate(values | changes)
 
@@ -58,7 +64,9 @@ class Made:
     completions: dict[str, list[Completion]]
 
 
-def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda name, rows: rows, facts=True):
+def make_run(
+    path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda name, rows: rows, facts=True
+):
     """A whole run at `path`; `outcome(arm, problem, sample, rng)` decides, `mutate(directory, rows)` spoils rows."""
     chosen = made_by or recipe()
     steps = []
@@ -69,12 +77,23 @@ def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda
 
     rng = random.Random(seed)
     prompts = [
-        Prompt(prompt_id=f"{evil}train-{i:03}", source="builtin", difficulty="easy", text="Write.", token_ids=(1,) * 9)
+        Prompt(
+            prompt_id=f"{evil}train-{i:03}",
+            source="builtin",
+            difficulty="easy",
+            text="Write.",
+            token_ids=(1,) * 9,
+        )
         for i in range(40)
     ]
     samples = [_completion(prompt, 0, rng, evil) for prompt in prompts]
     examples = [
-        Example(prompt_id=s.prompt_id, sample_index=0, input_ids=s.prompt_token_ids + s.output_token_ids, num_prompt_tokens=9)
+        Example(
+            prompt_id=s.prompt_id,
+            sample_index=0,
+            input_ids=s.prompt_token_ids + s.output_token_ids,
+            num_prompt_tokens=9,
+        )
         for s in samples[3:]
     ]
     problems = [
@@ -100,13 +119,19 @@ def make_run(path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda
         if branch.verdicts:
             write("training-problems", [], Example, {}, 0.5)
             write(branch.verdicts, [], Example, {}, 4.0)
-        write(names[1], mutate(names[1], examples), Example, known.get("dataset", {}) | health, 0.0257)
+        write(
+            names[1], mutate(names[1], examples), Example, known.get("dataset", {}) | health, 0.0257
+        )
         write(names[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
     write("eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
     made = Made(path=path, recipe=chosen, steps=steps, verdicts={}, completions={})
     decide = outcome or usual_outcome
     for arm in arms.arms(chosen):
-        answers = [_completion(problem, i, rng, evil) for problem in problems for i in range(chosen.evaluate.samples_per_problem)]
+        answers = [
+            _completion(problem, i, rng, evil)
+            for problem in problems
+            for i in range(chosen.evaluate.samples_per_problem)
+        ]
         verdicts = [_verdict(answer, decide(arm, answer, rng), evil) for answer in answers]
         made.completions[arm], made.verdicts[arm] = answers, verdicts
         sandbox = {"isolation": {"level": f"namespaces{evil}", "network": False}} if facts else {}
@@ -146,7 +171,9 @@ def _completion(prompt, index, rng, evil):
 
 
 def usual_outcome(arm, answer, rng):
-    chance = {"easy": 0.7, "medium": 0.4, "hard": 0.1}.get(answer.difficulty, 0.3) + (0.1 if arm.startswith("ssd") else 0.0)
+    chance = {"easy": 0.7, "medium": 0.4, "hard": 0.1}.get(answer.difficulty, 0.3) + (
+        0.1 if arm.startswith("ssd") else 0.0
+    )
     if rng.random() < chance:
         return "accepted"
     return rng.choice(["wrong_answer"] * 4 + ["runtime_error", "time_limit", "no_code"])
@@ -171,8 +198,10 @@ def _verdict(answer, outcome, evil):
 def _health(samples):
     with tempfile.TemporaryDirectory() as place:
         shards.write_shard(Path(place) / "in", "a", samples, Completion)
-        reading = Reading(end_tokens=frozenset(range(50)))
-        return prepare(Path(place) / "in", PrepareConfig(), reading, out=Path(place) / "out")["health"]
+        reading = ParseOptions(end_tokens=frozenset(range(50)))
+        return prepare(Path(place) / "in", PrepareConfig(), reading, out=Path(place) / "out")[
+            "health"
+        ]
 
 
 def _contamination(evil):
@@ -184,7 +213,10 @@ def _contamination(evil):
         "words": f"a b {evil}",
         "length": "3 words",
     }
-    benchmarks = {"builtin": {"problems": 12, "contaminated": 1}, "humaneval": {"problems": 12, "contaminated": 0}}
+    benchmarks = {
+        "builtin": {"problems": 12, "contaminated": 1},
+        "humaneval": {"problems": 12, "contaminated": 0},
+    }
     counts = {"rows": 40, "contaminated": 1, "policy": "allow", "words": 13}
     return {**counts, "benchmarks": benchmarks, "examples": [example]}
 
@@ -193,7 +225,12 @@ def _facts(prompts, samples, examples):
     reasons = Counter(sample.finish_reason for sample in samples)
     tokens = sum(len(sample.output_token_ids) for sample in samples)
     return {
-        "prompts": {"rows": len(prompts), "read": 52, "dropped": {"duplicate": 10, "too_long": 2}, "tokens": 9 * len(prompts)},
+        "prompts": {
+            "rows": len(prompts),
+            "read": 52,
+            "dropped": {"duplicate": 10, "too_long": 2},
+            "tokens": 9 * len(prompts),
+        },
         "samples": {
             "rows": len(samples),
             "prompt_tokens": 9 * len(samples),
@@ -227,7 +264,11 @@ def _facts(prompts, samples, examples):
 
 def _measured(step):
     """A measurement of held-out samples as training writes it: the entropy is the sum of its parts."""
-    parts = {"entropy_gate": 0.3 - 0.004 * step, "entropy_head": 0.5, "entropy_tail": 0.2 - 0.003 * step}
+    parts = {
+        "entropy_gate": 0.3 - 0.004 * step,
+        "entropy_head": 0.5,
+        "entropy_tail": 0.2 - 0.003 * step,
+    }
     return {
         "step": step,
         "tokens": 321,
@@ -252,12 +293,25 @@ def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
         shards.write_shard(out, "part-00001", rows[half:], row_type)
     if losses:
         lines = [
-            {"step": i, "loss": 0.9 - 0.004 * i + 0.03 * (i % 3), "learning_rate": 1e-5, "seconds": 2.9} for i in range(1, 41)
+            {
+                "step": i,
+                "loss": 0.9 - 0.004 * i + 0.03 * (i % 3),
+                "learning_rate": 1e-5,
+                "seconds": 2.9,
+            }
+            for i in range(1, 41)
         ]
         files.write_atomic(out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         measured = (_measured(step) for step in (0, 10, 20, 30, 40))
-        files.write_atomic(out / "heldout.jsonl", "".join(json.dumps(line) + "\n" for line in measured))
-    timing = {"seconds": seconds, "attempts": 1, "tokens": 1000 * int(seconds), "peak_bytes": 3 * 2**30}
+        files.write_atomic(
+            out / "heldout.jsonl", "".join(json.dumps(line) + "\n" for line in measured)
+        )
+    timing = {
+        "seconds": seconds,
+        "attempts": 1,
+        "tokens": 1000 * int(seconds),
+        "peak_bytes": 3 * 2**30,
+    }
     files.write_atomic(out / "timing.json", json.dumps(timing))
     manifests.seal(out, identity, facts)
 

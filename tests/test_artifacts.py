@@ -15,7 +15,9 @@ from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.schema import Completion, Problem, Test, arrow_schema, from_table, to_table
 
-IDENTITY = Identity(stage="samples", choices={"temperature": 1.6, "top_k": 20}, inputs={"prompts": "abc"})
+IDENTITY = Identity(
+    stage="samples", choices={"temperature": 1.6, "top_k": 20}, inputs={"prompts": "abc"}
+)
 
 
 def _completion(prompt_id: str, index: int = 0, ids: tuple[int, ...] = (1, 2)) -> Completion:
@@ -45,12 +47,16 @@ def test_an_artifact_goes_from_missing_over_partial_to_whole(tmp_path: Path) -> 
 def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):
-        artifact = manifests.make(tmp_path / "a", IDENTITY, lambda out: calls.append(out) or {"rows": 3})
+        artifact = manifests.make(
+            tmp_path / "a", IDENTITY, lambda out: calls.append(out) or {"rows": 3}
+        )
     assert len(calls) == 1
     assert artifact.facts == {"rows": 3}
 
 
-def test_what_a_killed_write_left_does_not_keep_a_directory_from_being_claimed(tmp_path: Path) -> None:
+def test_what_a_killed_write_left_does_not_keep_a_directory_from_being_claimed(
+    tmp_path: Path,
+) -> None:
     out = tmp_path / "samples"
     out.mkdir()
     (out / ".fingerprint.json.77.partial").write_text("{")
@@ -72,7 +78,9 @@ def test_a_shard_that_was_put_into_a_whole_artifact_is_refused(tmp_path: Path) -
 def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
     shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    other = Identity(stage="samples", choices={"temperature": 1.1, "top_k": 20}, inputs={"prompts": "abc"})
+    other = Identity(
+        stage="samples", choices={"temperature": 1.1, "top_k": 20}, inputs={"prompts": "abc"}
+    )
     assert manifests.state_of(tmp_path / "a", other) == "stale"
     with pytest.raises(UserError, match=r"temperature: 1\.6 there, 1\.1 here.*another --out"):
         manifests.claim(tmp_path / "a", other)
@@ -110,7 +118,9 @@ def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
         manifests.claim(blocked / "run", IDENTITY)
 
 
-def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -130,12 +140,19 @@ def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
     assert manifest["versions"]["python"]
 
 
-def test_a_shard_that_its_stage_does_not_know_of_keeps_an_artifact_from_being_whole(tmp_path: Path) -> None:
+def test_a_shard_that_its_stage_does_not_know_of_keeps_an_artifact_from_being_whole(
+    tmp_path: Path,
+) -> None:
     """One that a lost engine writes after the last look would otherwise be in the manifest and in no count."""
     out = tmp_path / "a"
     manifests.claim(out, IDENTITY)
     path = shards.write_shard(out, "one", [_completion("p")], Completion)
-    facts = {"rows": 1, manifests.SHARDS: [{"name": path.name, "bytes": path.stat().st_size, "sha256": "as recorded"}]}
+    facts = {
+        "rows": 1,
+        manifests.SHARDS: [
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": "as recorded"}
+        ],
+    }
     shards.write_shard(out, "two", [_completion("p")], Completion)
     with pytest.raises(InfrastructureError, match=r"two\.parquet came into .* run again"):
         manifests.seal(out, IDENTITY, facts)
@@ -151,18 +168,24 @@ def test_processes_of_the_same_number_on_two_machines_write_one_file_without_har
 ) -> None:
     asides: list[str] = []
     replace = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda aside, path: (asides.append(aside.name), replace(aside, path)))
+    monkeypatch.setattr(
+        Path, "replace", lambda aside, path: (asides.append(aside.name), replace(aside, path))
+    )
     for _ in range(2):
         files.write_atomic(tmp_path / "x", b"x")
     assert len(set(asides)) == 2
 
 
 def test_the_fingerprint_follows_choices_and_inputs_and_nothing_else() -> None:
-    same = Identity(stage="samples", choices={"top_k": 20, "temperature": 1.6}, inputs={"prompts": "abc"})
+    same = Identity(
+        stage="samples", choices={"top_k": 20, "temperature": 1.6}, inputs={"prompts": "abc"}
+    )
     assert same.fingerprint == IDENTITY.fingerprint
     for other in (
         Identity(stage="dataset", choices=IDENTITY.choices, inputs=IDENTITY.inputs),
-        Identity(stage="samples", choices={**IDENTITY.choices, "top_k": 21}, inputs=IDENTITY.inputs),
+        Identity(
+            stage="samples", choices={**IDENTITY.choices, "top_k": 21}, inputs=IDENTITY.inputs
+        ),
         Identity(stage="samples", choices=IDENTITY.choices, inputs={"prompts": "abd"}),
     ):
         assert other.fingerprint != IDENTITY.fingerprint
@@ -175,11 +198,17 @@ def test_a_revision_changes_the_fingerprint_of_its_stage_alone() -> None:
     assert dataclasses.replace(IDENTITY, revision=2).fingerprint != revised.fingerprint
 
 
-@pytest.mark.parametrize(("there", "here", "version"), [(0, 1, "an earlier"), (1, 2, "an earlier"), (1, 0, "a later")])
-def test_an_artifact_of_another_version_is_refused_as_such(tmp_path: Path, there: int, here: int, version: str) -> None:
+@pytest.mark.parametrize(
+    ("there", "here", "version"), [(0, 1, "an earlier"), (1, 2, "an earlier"), (1, 0, "a later")]
+)
+def test_an_artifact_of_another_version_is_refused_as_such(
+    tmp_path: Path, there: int, here: int, version: str
+) -> None:
     manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=there))
     shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    with pytest.raises(UserError, match=rf"made by {version} version of ssd_ray .*another --out, or delete"):
+    with pytest.raises(
+        UserError, match=rf"made by {version} version of ssd_ray .*another --out, or delete"
+    ):
         manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=here))
 
 
@@ -215,7 +244,9 @@ def test_rows_come_back_as_they_were_written(ids: list[int], text: str, index: i
 
 
 def test_a_problem_with_tests_comes_back_as_it_was(tmp_path: Path) -> None:
-    problem = Problem(problem_id="p", source="s", statement="x", tests=(Test(input="1\n", output="2\n"),))
+    problem = Problem(
+        problem_id="p", source="s", statement="x", tests=(Test(input="1\n", output="2\n"),)
+    )
     shards.write_shard(tmp_path, "p", [problem], Problem)
     assert list(shards.read_rows(tmp_path, Problem)) == [problem]
     assert arrow_schema(Problem).field("tests").type.value_type.num_fields == 3

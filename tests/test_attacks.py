@@ -48,7 +48,9 @@ def sandbox():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: f"{program.category}: {program.name}")
+@pytest.mark.parametrize(
+    "program", PROGRAMS, ids=lambda program: f"{program.category}: {program.name}"
+)
 def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
     scene, sandbox = place
     found = trespasses(program, sandbox, scene)
@@ -68,21 +70,42 @@ def test_without_landlock_the_other_claims_hold():
 def ordinary_python():
     """An interpreter that any user may run, and a reason where there is none."""
     for candidate in (sys.executable, "/usr/bin/python3"):
-        words = [candidate, "-B", "-c", "import sys; import ssd_ray.evaluation.sandbox; sys.exit(sys.version_info < (3, 11))"]
+        words = [
+            candidate,
+            "-B",
+            "-c",
+            "import sys; import ssd_ray.evaluation.sandbox; sys.exit(sys.version_info < (3, 11))",
+        ]
         with contextlib.suppress(OSError):
-            if subprocess.run(words, cwd=ROOT, user=NOBODY, capture_output=True, check=False).returncode == 0:
+            if (
+                subprocess.run(
+                    words, cwd=ROOT, user=NOBODY, capture_output=True, check=False
+                ).returncode
+                == 0
+            ):
                 return candidate
     return pytest.skip("no interpreter here that an ordinary user may run")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("container", [False, True], ids=["any system call", "a container's default filter"])
+@pytest.mark.parametrize(
+    "container", [False, True], ids=["any system call", "a container's default filter"]
+)
 def test_an_ordinary_user_is_kept_as_safe(container):
     chosen = [program.name for program in PROGRAMS if program.category not in ("time", "memory")]
-    order = {"level": "", "uid": NOBODY, "container": container, "names": [*chosen, "a loop", "sleep", "a list"]}
+    order = {
+        "level": "",
+        "uid": NOBODY,
+        "container": container,
+        "names": [*chosen, "a loop", "sleep", "a list"],
+    }
     helper = subprocess.run(
-        [ordinary_python(), "-B", "tests/scene.py", json.dumps(order)], cwd=ROOT, capture_output=True, text=True, check=False
+        [ordinary_python(), "-B", "tests/scene.py", json.dumps(order)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert helper.returncode == 0, helper.stderr
     said = json.loads(helper.stdout)
@@ -96,9 +119,16 @@ def test_an_ordinary_user_is_kept_as_safe(container):
 
 # What it says about itself
 
-STDIN = Problem(problem_id="s", source="t", statement="", tests=(Test(input="3\n", output="9-right\n"),))
+STDIN = Problem(
+    problem_id="s", source="t", statement="", tests=(Test(input="3\n", output="9-right\n"),)
+)
 FUNCTION = Problem(
-    problem_id="f", source="t", statement="", kind="function", entry_point="f", tests=(Test(input="[3]", output="[3, 9]"),)
+    problem_id="f",
+    source="t",
+    statement="",
+    kind="function",
+    entry_point="f",
+    tests=(Test(input="[3]", output="[3, 9]"),),
 )
 ASSERTS = Problem(
     problem_id="a",
@@ -110,18 +140,27 @@ ASSERTS = Problem(
 )
 LCB = Problem(problem_id="l", source="t", statement="", comparison="lcb", tests=STDIN.tests)
 CHANGES = Problem(
-    problem_id="c", source="t", statement="", kind="asserts", entry_point="f", tests=(Test(input=IN_PLACE, output=""),)
+    problem_id="c",
+    source="t",
+    statement="",
+    kind="asserts",
+    entry_point="f",
+    tests=(Test(input=IN_PLACE, output=""),),
 )
 RULES = {profile: Rules(limits=LIMITS, profile=profile) for profile in ("strict", "lcb-compat")}
 WRONG = "def f(x):\n    return 'wrong'\nif __name__ == '__main__':\n    print('wrong')\n"
 
 
-@pytest.mark.parametrize("problem", [STDIN, FUNCTION, ASSERTS, CHANGES, LCB], ids=lambda problem: problem.problem_id)
+@pytest.mark.parametrize(
+    "problem", [STDIN, FUNCTION, ASSERTS, CHANGES, LCB], ids=lambda problem: problem.problem_id
+)
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_forgery_makes_a_wrong_answer_right(name, problem, sandbox):
     wrong = WRONG if problem is not CHANGES else within("given.reverse()")
     for code in (FORGERIES[name] + wrong, wrong + FORGERIES[name]):
-        graded = grade_code(problem, code, RULES["lcb-compat" if problem is LCB else "strict"], sandbox)
+        graded = grade_code(
+            problem, code, RULES["lcb-compat" if problem is LCB else "strict"], sandbox
+        )
         assert graded.outcome in {"wrong_answer", "runtime_error", "output_limit"}, graded
         assert "FOUND" not in graded.detail
 
@@ -131,7 +170,10 @@ def test_no_object_is_equal_to_what_was_expected(pretender, sandbox, tmp_path):
     mark = tmp_path / "mark"
     code = pretender.replace("/tmp/@TOKEN@", str(mark)) + "def f(x): return Yes()\n"
     for problem in (FUNCTION, ASSERTS):
-        assert grade_code(problem, code, RULES["strict"], sandbox).outcome in {"wrong_answer", "runtime_error"}
+        assert grade_code(problem, code, RULES["strict"], sandbox).outcome in {
+            "wrong_answer",
+            "runtime_error",
+        }
     assert not mark.exists()
 
 
@@ -178,18 +220,28 @@ def test_a_forged_foreign_value_is_no_answer(line, sandbox):
         assert graded.detail.isprintable()
 
 
-@pytest.mark.parametrize("splice", ["@", "@lambda _: lambda *_: None", "if 0: \\", "x = '''", "def check(_): pass\n(", "\f#"])
+@pytest.mark.parametrize(
+    "splice",
+    ["@", "@lambda _: lambda *_: None", "if 0: \\", "x = '''", "def check(_): pass\n(", "\f#"],
+)
 def test_no_text_changes_how_the_tests_are_read(splice, sandbox):
-    assert grade_code(ASSERTS, f"{WRONG}{splice}", RULES["strict"], sandbox).outcome in {"wrong_answer", "runtime_error"}
+    assert grade_code(ASSERTS, f"{WRONG}{splice}", RULES["strict"], sandbox).outcome in {
+        "wrong_answer",
+        "runtime_error",
+    }
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_forged_message_is_an_error_of_the_program(message, sandbox):
-    with sandbox.converse("calls", [forging(message) + "os._exit(0)"], LIMITS, entry_point="f") as conversation:
+    with sandbox.converse(
+        "calls", [forging(message) + "os._exit(0)"], LIMITS, entry_point="f"
+    ) as conversation:
         execution = call(conversation, [1])
     assert execution.status in {"runtime_error", "ok"}, execution
     assert execution.result in (None, 0), execution
-    assert sandbox.run_program(forging(message) + "os._exit(1)", "", LIMITS).status == "runtime_error"
+    assert (
+        sandbox.run_program(forging(message) + "os._exit(1)", "", LIMITS).status == "runtime_error"
+    )
     assert sandbox.run_program("print(1)", "", LIMITS).stdout == "1\n"
 
 
@@ -214,17 +266,31 @@ def test_no_answer_of_its_own_passes_a_check_of_arguments(message, sandbox):
 
 def test_no_program_makes_its_problem_one_that_cannot_be_graded(sandbox):
     """Such a problem is left out of the score, so nothing that a program says may bring it about."""
-    for message in (["unable", "x"], ["broken", "x", "y"], ["infrastructure_error"], ["call", [], [], []]):
-        assert grade_code(CHANGES, sending(message), RULES["strict"], sandbox).outcome == "runtime_error"
+    for message in (
+        ["unable", "x"],
+        ["broken", "x", "y"],
+        ["infrastructure_error"],
+        ["call", [], [], []],
+    ):
+        assert (
+            grade_code(CHANGES, sending(message), RULES["strict"], sandbox).outcome
+            == "runtime_error"
+        )
 
 
 def test_no_exit_status_stands_for_anything_but_the_programs_failure(sandbox):
-    statuses = {sandbox.run_program(f"import os; os._exit({status})", "", LIMITS).status for status in (1, 2, 77, 120, 250, 255)}
+    statuses = {
+        sandbox.run_program(f"import os; os._exit({status})", "", LIMITS).status
+        for status in (1, 2, 77, 120, 250, 255)
+    }
     assert statuses == {"runtime_error"}
 
 
 def test_memory_is_not_blamed_for_what_it_did_not_do(sandbox):
-    for code in ("import os; os.kill(os.getpid(), 9)", "import sys; print('MemoryError', file=sys.stderr); 1/0"):
+    for code in (
+        "import os; os.kill(os.getpid(), 9)",
+        "import sys; print('MemoryError', file=sys.stderr); 1/0",
+    ):
         assert sandbox.run_program(code, "", LIMITS).status == "runtime_error"
 
 
@@ -238,7 +304,9 @@ def test_a_zygote_that_dies_under_a_program_changes_no_verdict():
         zygote = min(descendants() - others)
         killer = threading.Timer(0.2, os.kill, (zygote, signal.SIGKILL))
         killer.start()
-        execution = sandbox.run_program("import time; time.sleep(0.6); print(input())", "once more", LIMITS)
+        execution = sandbox.run_program(
+            "import time; time.sleep(0.6); print(input())", "once more", LIMITS
+        )
         killer.join()
     assert (execution.status, execution.stdout) == ("ok", "once more\n")
 
@@ -304,7 +372,11 @@ def test_a_program_that_the_machine_kills_is_run_again_and_no_verdict_at_last():
         assert execution.status == "infrastructure_error"
         assert "short of memory" in execution.detail
         talk = sandbox.converse("calls", [f"{SLEEPER}f = len"], LIMITS, entry_point="f")
-        with programs_killed(times=99), talk, pytest.raises(InfrastructureError, match="short of memory"):
+        with (
+            programs_killed(times=99),
+            talk,
+            pytest.raises(InfrastructureError, match="short of memory"),
+        ):
             call(talk, [[]])
 
 
@@ -332,7 +404,10 @@ with Sandbox(level=level) as sandbox:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("user", [None, pytest.param(NOBODY, marks=pytest.mark.skipif(os.geteuid() != 0, reason="not root"))])
+@pytest.mark.parametrize(
+    "user",
+    [None, pytest.param(NOBODY, marks=pytest.mark.skipif(os.geteuid() != 0, reason="not root"))],
+)
 def test_nothing_outlives_a_killed_grader(level, user, tmp_path):
     tmp_path.chmod(0o777)
     python = sys.executable if user is None else ordinary_python()

@@ -20,17 +20,27 @@ PROMPTS, ENGINES, SECONDS = 320, 4, 0.25
 
 
 def test_a_fleet_goes_from_none_to_four_and_back_and_one_node_is_taken_away(tmp_path: Path) -> None:
-    rows = [Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(n, 3)) for n in range(PROMPTS)]
+    rows = [
+        Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(n, 3))
+        for n in range(PROMPTS)
+    ]
     shards.write_shard(tmp_path / "prompts", "prompts-00000000", rows, Prompt)
     (tmp_path / "prompts" / "manifest.json").touch()
     out, seen = tmp_path / "out", tmp_path / "nodes.json"
     with Fleet(tmp_path, most=ENGINES) as fleet:
-        command = [sys.executable, str(Path(__file__).parent / "fleet_driver.py"), str(tmp_path / "prompts"), str(out)]
+        command = [
+            sys.executable,
+            str(Path(__file__).parent / "fleet_driver.py"),
+            str(tmp_path / "prompts"),
+            str(out),
+        ]
         driver = subprocess.Popen([*command, str(ENGINES), str(SECONDS)], env=fleet.environment)
         deadline = time.monotonic() + 240
         while not (seen.exists() and seen.read_text().endswith(f"{ENGINES}]")):
             assert driver.poll() is None, "the driver ended before the fleet had grown"
-            assert time.monotonic() < deadline, seen.read_text() if seen.exists() else "no node was seen"
+            assert time.monotonic() < deadline, (
+                seen.read_text() if seen.exists() else "no node was seen"
+            )
             time.sleep(0.2)
         assert shards.shard_paths(out), "the first engines draw while others come"
         family = fleet.take_away_a_node()

@@ -20,14 +20,23 @@ from ssd_ray.training.model.sequence_parallel import slice_of
 def _dataset(out: Path, *rows: tuple[list[int], int]) -> Path:
     """A shard a row, of (ids, number of prompt tokens)."""
     for index, (input_ids, num_prompt) in enumerate(rows):
-        row = Example(prompt_id=f"p{index}", sample_index=0, input_ids=tuple(input_ids), num_prompt_tokens=num_prompt)
+        row = Example(
+            prompt_id=f"p{index}",
+            sample_index=0,
+            input_ids=tuple(input_ids),
+            num_prompt_tokens=num_prompt,
+        )
         write_shard(out, f"part-{index:05}", [row], Example)
     return out
 
 
 def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
     examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 0), ([1, 2, 3, 4], 4)))
-    assert [examples.row(index).tolist() for index in range(len(examples))] == [[5, 6, 7], [8, 9], [1, 2, 3, 4]]
+    assert [examples.row(index).tolist() for index in range(len(examples))] == [
+        [5, 6, 7],
+        [8, 9],
+        [1, 2, 3, 4],
+    ]
     assert examples.lengths.tolist() == [3, 2, 4]
     assert examples.response_lengths.tolist() == [2, 1, 0]
     assert examples.extreme_ids == (0, 9)
@@ -36,7 +45,13 @@ def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_masked_row_has_its_place_and_no_response(tmp_path: Path) -> None:
     rows = [
-        Example(prompt_id="p", sample_index=index, input_ids=(5, 6, 7), num_prompt_tokens=1, masked=index == 1)
+        Example(
+            prompt_id="p",
+            sample_index=index,
+            input_ids=(5, 6, 7),
+            num_prompt_tokens=1,
+            masked=index == 1,
+        )
         for index in (0, 1)
     ]
     write_shard(tmp_path, "part-00000", rows, Example)
@@ -66,10 +81,17 @@ def test_an_empty_data_set_is_a_mistake_with_a_mend(tmp_path: Path) -> None:
         Examples(tmp_path)
 
 
-@given(num_rows=st.integers(1, 60), batch=st.integers(1, 20), seed=st.integers(0, 2**40), epochs=st.integers(1, 3))
+@given(
+    num_rows=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    seed=st.integers(0, 2**40),
+    epochs=st.integers(1, 3),
+)
 def test_every_row_is_seen_once_an_epoch(num_rows: int, batch: int, seed: int, epochs: int) -> None:
     steps = -(-num_rows * epochs // batch)
-    seen = np.concatenate([global_rows(num_rows, batch, seed, step) for step in range(steps)])[: num_rows * epochs]
+    seen = np.concatenate([global_rows(num_rows, batch, seed, step) for step in range(steps)])[
+        : num_rows * epochs
+    ]
     assert np.bincount(seen, minlength=num_rows).tolist() == [epochs] * num_rows
     assert sorted(seen[:num_rows]) == list(range(num_rows))
 
@@ -97,12 +119,17 @@ def test_token_weights_make_the_mean_that_was_asked_for(tmp_path: Path) -> None:
     for mean in ("token", "sequence"):
         batch = global_batch(examples, 3, seed=0, step=0, mean=mean)
         by_row = dict(zip(batch.rows.tolist(), batch.token_weights.tolist(), strict=True))
-        assert (batch.tokens, batch.response_tokens) == (7, 5)  # the third row has no response and is not computed
+        assert (batch.tokens, batch.response_tokens) == (
+            7,
+            5,
+        )  # the third row has no response and is not computed
         if mean == "token":
             assert [by_row[row] for row in (0, 1)] == pytest.approx([1 / 5, 1 / 5])
         else:  # two sequences have a response: of four tokens and of one
             assert [by_row[row] for row in (0, 1)] == pytest.approx([1 / 8, 1 / 2])
-        assert (batch.token_weights * examples.response_lengths[batch.rows]).sum() == pytest.approx(1)
+        assert (batch.token_weights * examples.response_lengths[batch.rows]).sum() == pytest.approx(
+            1
+        )
 
 
 @given(
@@ -128,14 +155,21 @@ def test_workers_share_a_batch_without_loss_evenly_and_within_the_budget(
     for group in groups:
         cost = lengths[group].sum() if packed else lengths[group].max() * len(group)
         assert len(group) == 1 or cost <= budget
-    costs = [sum(lengths[g].sum() if packed else lengths[g].max() * len(g) for g in share) for share in dealt]
+    costs = [
+        sum(lengths[g].sum() if packed else lengths[g].max() * len(g) for g in share)
+        for share in dealt
+    ]
     largest = max(lengths[g].sum() if packed else lengths[g].max() * len(g) for g in groups)
-    assert max(costs) - min(costs) <= largest  # the greedy deal leaves shares at most one micro-batch apart
+    assert (
+        max(costs) - min(costs) <= largest
+    )  # the greedy deal leaves shares at most one micro-batch apart
 
 
 def test_sequences_of_like_length_meet() -> None:
     lengths = np.array([600, 60, 590, 61, 62, 595, 63, 64])
-    groups = [sorted(group.tolist()) for group in share_out(lengths, lengths, 1, 600, packed=False)[0]]
+    groups = [
+        sorted(group.tolist()) for group in share_out(lengths, lengths, 1, 600, packed=False)[0]
+    ]
     assert groups == [[0], [5], [2], [1, 3, 4, 6, 7]]
 
 

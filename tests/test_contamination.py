@@ -16,7 +16,14 @@ from ssd_ray.artifacts import manifests, shards
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import graph
 from ssd_ray.problems import sources
-from ssd_ray.problems.contamination import FEWEST_WORDS, PHRASE_PROBLEMS, WORDS, Benchmarks, check, units
+from ssd_ray.problems.contamination import (
+    FEWEST_WORDS,
+    PHRASE_PROBLEMS,
+    WORDS,
+    Benchmarks,
+    check,
+    units,
+)
 from ssd_ray.schema import Problem, Prompt
 
 LONG = "Given an array of integers, return the length of its longest run of equal neighbours, counted from the left."
@@ -34,7 +41,15 @@ THAI = "จงเขียนโปรแกรมที่รับจำนว
 LAO = "ຈົ່ງຂຽນໂປຣແກຣມທີ່ຮັບຈຳນວນເຕັມຫຼາຍຈຳນວນແລ້ວສະແດງຜົນລວມຂອງຈຳນວນຄູ່ທັງໝົດທີ່ມີຄ່າຫຼາຍກວ່າຄ່າສະເລ່ຍ"
 KHMER = "ចូរសរសេរកម្មវិធីដែលទទួលចំនួនគត់ច្រើនហើយបង្ហាញផលបូកនៃចំនួនគូទាំងអស់ដែលធំជាងមធ្យមភាគនៃចំនួនទាំងនោះ"
 MIXED = "给定一个 array of n integers，请输出 the sum 之中最大的 subarray 的和，要求 time limit 为 1 秒以内完成计算。"
-SPACELESS = {"zh": CHINESE, "ja": JAPANESE, "ko": KOREAN, "th": THAI, "lo": LAO, "km": KHMER, "mixed": MIXED}
+SPACELESS = {
+    "zh": CHINESE,
+    "ja": JAPANESE,
+    "ko": KOREAN,
+    "th": THAI,
+    "lo": LAO,
+    "km": KHMER,
+    "mixed": MIXED,
+}
 
 _WEIGHTS = {"字": 0.5, "ก": 1 / 3}
 """Length in words of the letters that the statements below are made of; of all others, 1."""
@@ -52,7 +67,9 @@ def _weight(pieces: list[str]) -> float:
 def _parts(pieces: list[str], length: float) -> set[tuple[str, ...]]:
     """All contiguous parts that weigh at least `length`."""
     ends = range(len(pieces) + 1)
-    return {tuple(pieces[i:j]) for i in ends for j in ends if i < j and _weight(pieces[i:j]) >= length}
+    return {
+        tuple(pieces[i:j]) for i in ends for j in ends if i < j and _weight(pieces[i:j]) >= length
+    }
 
 
 def _overlaps(one: str, other: str) -> bool:
@@ -67,9 +84,16 @@ statements = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=24)
 mixtures = st.lists(st.sampled_from(["a ", "字", "字", "ก"]), min_size=1, max_size=40).map("".join)
 
 
-@given(prompt=statements | mixtures, benchmark=st.lists(statements | mixtures, min_size=1, max_size=PHRASE_PROBLEMS))
-def test_an_overlap_is_found_exactly_where_brute_force_finds_one(prompt: str, benchmark: list[str]) -> None:
-    found = Benchmarks(_problem(number, statement) for number, statement in enumerate(benchmark)).find(prompt)
+@given(
+    prompt=statements | mixtures,
+    benchmark=st.lists(statements | mixtures, min_size=1, max_size=PHRASE_PROBLEMS),
+)
+def test_an_overlap_is_found_exactly_where_brute_force_finds_one(
+    prompt: str, benchmark: list[str]
+) -> None:
+    found = Benchmarks(
+        _problem(number, statement) for number, statement in enumerate(benchmark)
+    ).find(prompt)
     assert (found is not None) == any(_overlaps(prompt, statement) for statement in benchmark)
     if found is not None:
         statement = benchmark[int(found.problem_id.removeprefix("bench/"))]
@@ -98,7 +122,9 @@ def test_an_overlap_is_found_in_a_script_without_spaces(language: str) -> None:
 @pytest.mark.parametrize("language", ["zh", "ja", "ko", "mixed"])
 def test_breaks_punctuation_and_widths_hide_nothing(language: str) -> None:
     benchmarks = Benchmarks([_problem(0, SPACELESS[language])])
-    broken = "\n".join(SPACELESS[language].replace("，", "、 ").replace("。", "")).replace("1", "１")
+    broken = "\n".join(SPACELESS[language].replace("，", "、 ").replace("。", "")).replace(
+        "1", "１"
+    )
     if language == "mixed":
         broken = SPACELESS[language].replace("，", "\n").upper().replace("1", "１")
     found = benchmarks.find(broken)
@@ -108,15 +134,34 @@ def test_breaks_punctuation_and_widths_hide_nothing(language: str) -> None:
 
 def test_two_problems_in_chinese_that_open_alike_do_not_overlap() -> None:
     benchmarks = Benchmarks(
-        [_problem(0, "给定一个整数数组 nums 和一个整数目标值 target，请你在该数组中找出和为目标值的两个整数。")]
+        [
+            _problem(
+                0,
+                "给定一个整数数组 nums 和一个整数目标值 target，请你在该数组中找出和为目标值的两个整数。",
+            )
+        ]
     )
-    assert benchmarks.find("给定一个整数数组 nums 和一个整数目标值 k，返回数组中不同数对的数目。") is None
-    assert benchmarks.find("请你在该数组中找出最大值，并输出它的位置和出现的次数，若有多个则输出最小的。") is None
+    assert (
+        benchmarks.find("给定一个整数数组 nums 和一个整数目标值 k，返回数组中不同数对的数目。")
+        is None
+    )
+    assert (
+        benchmarks.find(
+            "请你在该数组中找出最大值，并输出它的位置和出现的次数，若有多个则输出最小的。"
+        )
+        is None
+    )
 
 
 def test_the_length_of_a_shared_run_is_told_as_it_is() -> None:
-    words = Benchmarks([_problem(0, LONG), _problem(1, SHORT), _problem(2, CHINESE), _problem(3, MIXED)])
-    lengths = {statement: found.length for statement in (LONG, SHORT, CHINESE) if (found := words.find(statement))}
+    words = Benchmarks(
+        [_problem(0, LONG), _problem(1, SHORT), _problem(2, CHINESE), _problem(3, MIXED)]
+    )
+    lengths = {
+        statement: found.length
+        for statement in (LONG, SHORT, CHINESE)
+        if (found := words.find(statement))
+    }
     assert lengths == {LONG: "13 words", SHORT: "9 words", CHINESE: "26 characters"}
     mixed = words.find(MIXED)
     assert mixed is not None
@@ -147,8 +192,12 @@ def test_an_identical_statement_is_found_whatever_its_length(statement: str, sam
     found = benchmarks.find(same)
     assert found is not None
     assert found.share == 1.0
-    assert benchmarks.find(f"{same} Then double it.") is None, "under eight words only the same statement"
-    assert Benchmarks([_problem(n, statement) for n in range(PHRASE_PROBLEMS + 1)]).find(same) is None, "a phrase of the format"
+    assert benchmarks.find(f"{same} Then double it.") is None, (
+        "under eight words only the same statement"
+    )
+    assert (
+        Benchmarks([_problem(n, statement) for n in range(PHRASE_PROBLEMS + 1)]).find(same) is None
+    ), "a phrase of the format"
 
 
 @pytest.mark.parametrize(
@@ -182,10 +231,14 @@ def words(statement: str) -> list[str]:
 
 
 def test_case_punctuation_and_line_breaks_hide_nothing() -> None:
-    found = Benchmarks([_problem(0, LONG)]).find(f"A story.\n\n**{LONG.upper().replace(' ', chr(10))}** The end!")
+    found = Benchmarks([_problem(0, LONG)]).find(
+        f"A story.\n\n**{LONG.upper().replace(' ', chr(10))}** The end!"
+    )
     assert found is not None
     assert found.share == 1.0
-    assert Benchmarks([_problem(0, LONG)]).find(" ".join(LONG.split()[2:12])) is not None, "a part of at least eight words"
+    assert Benchmarks([_problem(0, LONG)]).find(" ".join(LONG.split()[2:12])) is not None, (
+        "a part of at least eight words"
+    )
     assert Benchmarks([_problem(0, LONG)]).find(" ".join(reversed(LONG.split()))) is None
 
 
@@ -200,17 +253,31 @@ def test_a_short_problem_is_found_whole_within_a_long_prompt() -> None:
 
 
 def test_a_phrase_of_the_format_marks_nothing_and_is_counted_by_benchmark() -> None:
-    phrase = "The input is given from standard input in the following format with every value an integer"
+    phrase = (
+        "The input is given from standard input in the following format with every value an integer"
+    )
     many = [_problem(number, f"{phrase} task {number}") for number in range(PHRASE_PROBLEMS + 1)]
     assert Benchmarks(many).find(f"{phrase} and more") is None
     assert Benchmarks(many[:-1]).find(f"{phrase} and more") is not None
-    twice = [_problem(number, LONG, source) for number, source in enumerate(("mbpp", "mbpp+", "a", "b", "c"))]
-    assert Benchmarks(twice).find(LONG) is not None, "the same problem in five benchmarks is no phrase"
+    twice = [
+        _problem(number, LONG, source)
+        for number, source in enumerate(("mbpp", "mbpp+", "a", "b", "c"))
+    ]
+    assert Benchmarks(twice).find(LONG) is not None, (
+        "the same problem in five benchmarks is no phrase"
+    )
 
 
 def _artifacts(tmp_path: Path, statements: list[str], problems: list[Problem]) -> tuple[Path, Path]:
     prompts = [
-        Prompt(prompt_id=f"p{number}", source="s", difficulty="d", text=text, token_ids=(1,), statement=text)
+        Prompt(
+            prompt_id=f"p{number}",
+            source="s",
+            difficulty="d",
+            text=text,
+            token_ids=(1,),
+            statement=text,
+        )
         for number, text in enumerate(statements)
     ]
     shards.write_shard(tmp_path / "prompts", "a", prompts, Prompt)
@@ -219,9 +286,12 @@ def _artifacts(tmp_path: Path, statements: list[str], problems: list[Problem]) -
 
 
 def test_an_overlap_is_refused_by_default_and_told_with_its_mend(tmp_path: Path) -> None:
-    places = _artifacts(tmp_path, ["Something else.", LONG], [_problem(7, LONG), _problem(8, SHORT)])
+    places = _artifacts(
+        tmp_path, ["Something else.", LONG], [_problem(7, LONG), _problem(8, SHORT)]
+    )
     with pytest.raises(
-        UserError, match=r"1 of 2 training prompts .* \(1 with bench\), such as p1 with bench/7 \(100%, 13 words: 'given an"
+        UserError,
+        match=r"1 of 2 training prompts .* \(1 with bench\), such as p1 with bench/7 \(100%, 13 words: 'given an",
     ) as e:
         check(*places, "refuse", out=tmp_path / "out")
     assert "prompts.contamination=drop" in str(e.value)
@@ -234,14 +304,21 @@ def test_an_overlap_is_refused_by_default_and_told_with_its_mend(tmp_path: Path)
 
 
 def test_the_refusal_of_a_shorter_run_states_its_own_length(tmp_path: Path) -> None:
-    places = _artifacts(tmp_path, [f"Please do this. {SHORT}", CHINESE], [_problem(8, SHORT), _problem(9, CHINESE)])
-    with pytest.raises(UserError, match=r"p0 with bench/8 \(100%, 9 words: .*p1 with bench/9 \(100%, 26 characters: ") as e:
+    places = _artifacts(
+        tmp_path, [f"Please do this. {SHORT}", CHINESE], [_problem(8, SHORT), _problem(9, CHINESE)]
+    )
+    with pytest.raises(
+        UserError,
+        match=r"p0 with bench/8 \(100%, 9 words: .*p1 with bench/9 \(100%, 26 characters: ",
+    ) as e:
         check(*places, "refuse", out=tmp_path / "out")
     assert "13 words" not in str(e.value)
 
 
 def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, benchmark = _artifacts(tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)])
+    prompts, benchmark = _artifacts(
+        tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)]
+    )
     monkeypatch.setattr(manifests, "load", lambda path: SimpleNamespace(facts={"rows": 3}))
     monkeypatch.setattr(progress, "_QUICK_S", 0.0)
     said: list[str] = []
@@ -257,7 +334,9 @@ def test_what_is_dropped_is_counted_and_nothing_is_left_to_refuse() -> None:
 
     problems = list(sources.builtin("train"))
     tally = sources.Tally()
-    benchmarks = Benchmarks([_problem(0, problems[3].statement), _problem(1, problems[5].statement)])
+    benchmarks = Benchmarks(
+        [_problem(0, problems[3].statement), _problem(1, problems[5].statement)]
+    )
     kept = list(sources.training_problems(PromptsConfig(contamination="drop"), tally, benchmarks))
     assert tally.dropped == Counter({"overlaps bench": 2})
     assert len(kept) == len(problems) - 2
@@ -266,7 +345,10 @@ def test_what_is_dropped_is_counted_and_nothing_is_left_to_refuse() -> None:
 
 def test_the_built_in_sets_and_the_quick_start_pass_honestly() -> None:
     """Every built-in training problem against its own evaluation split and HumanEval, and each is found against itself."""
-    train, evaluated = list(sources.builtin("train")), [*sources.builtin("eval"), *sources.humaneval()]
+    train, evaluated = (
+        list(sources.builtin("train")),
+        [*sources.builtin("eval"), *sources.humaneval()],
+    )
     benchmarks = Benchmarks(evaluated)
     assert not [problem.problem_id for problem in train if benchmarks.find(problem.statement)]
     long = [problem for problem in evaluated if len(words(problem.statement)) >= WORDS]
@@ -278,9 +360,18 @@ def test_the_check_comes_before_sampling_and_leaves_samples_as_they_are(tmp_path
     """Allowing what was refused, or evaluating on something else, does not make the samples stale."""
     runs = [
         {step.name: step for step in graph.steps(recipes.load("quickstart", overrides))}
-        for overrides in ([], ["prompts.contamination=allow"], ["evaluate.limit=3"], ["prompts.contamination=drop"])
+        for overrides in (
+            [],
+            ["prompts.contamination=allow"],
+            ["evaluate.limit=3"],
+            ["prompts.contamination=drop"],
+        )
     ]
-    assert all("contamination" in {step.name for step in steps["samples"].closure()} for steps in runs)
-    base, allowed, other, dropped = ({name: step.identity.fingerprint for name, step in steps.items()} for steps in runs)
+    assert all(
+        "contamination" in {step.name for step in steps["samples"].closure()} for steps in runs
+    )
+    base, allowed, other, dropped = (
+        {name: step.identity.fingerprint for name, step in steps.items()} for steps in runs
+    )
     assert base["samples"] == allowed["samples"] == other["samples"] != dropped["samples"]
     assert len({steps["contamination"] for steps in (base, allowed, other, dropped)}) == 4

@@ -14,7 +14,7 @@ from tokenizer_kinds import CHATML, KINDS, MARKS, SPECIAL, corpus, tokenizer_of
 from ssd_ray.artifacts import shards
 from ssd_ray.problems.control_tokens import ControlTokens, Masked
 from ssd_ray.problems.renderer import Renderer
-from ssd_ray.problems.rendering import Mode, Room, render, renderer, user_message
+from ssd_ray.problems.rendering import ContextBudget, Mode, render, renderer, user_message
 from ssd_ray.schema import Problem, Prompt
 
 SYSTEM = "Solve it."
@@ -40,7 +40,9 @@ FRAME = ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("rstrip", [False, True])
-def test_ordinary_statements_keep_the_ids_of_one_piece(kind: str, normalized: bool, rstrip: bool) -> None:
+def test_ordinary_statements_keep_the_ids_of_one_piece(
+    kind: str, normalized: bool, rstrip: bool
+) -> None:
     """Both ways to encode agree where no statement holds a control token: the seams are the same."""
     tokenizer = tokenizer_of(kind, normalized=normalized, rstrip=rstrip)
     control = ControlTokens(tokenizer)
@@ -63,7 +65,13 @@ def test_control_tokens_in_a_statement_stay_text(kind: str, normalized: bool, to
     tokenizer = tokenizer_of(kind, normalized=normalized)
     put = _put(tokenizer)
     frame = _controls(tokenizer, put(_problem("Count X in a line."))[1])
-    for statement in (f"Count {token} in a line.", token, f"{token}{token} a", f"before\n{token}\nafter", f"a{token}b"):
+    for statement in (
+        f"Count {token} in a line.",
+        token,
+        f"{token}{token} a",
+        f"before\n{token}\nafter",
+        f"a{token}b",
+    ):
         text, ids = put(_problem(statement))
         assert statement in text
         assert _controls(tokenizer, ids) == frame
@@ -80,13 +88,18 @@ def test_control_tokens_in_words_have_the_ids_of_their_pieces(kind: str) -> None
     tokenizer, bare = tokenizer_of(kind), tokenizer_of(kind).backend_tokenizer
     bare.encode_special_tokens = True
     for statement in (
-        f"{before}{token}{after}" for token in SPECIAL for before, after in itertools.product(["", "It. ", "\n"], repeat=2)
+        f"{before}{token}{after}"
+        for token in SPECIAL
+        for before, after in itertools.product(["", "It. ", "\n"], repeat=2)
     ):
         message = user_message(_problem(statement))
         pieces = [f"system\n{SYSTEM}", "\n", f"user\n{message}", "\n", "assistant\n"]
         expected: list[int] = []
         for token, piece in zip(FRAME, pieces, strict=True):
-            expected += [tokenizer.convert_tokens_to_ids(token), *bare.encode(piece, add_special_tokens=False).ids]
+            expected += [
+                tokenizer.convert_tokens_to_ids(token),
+                *bare.encode(piece, add_special_tokens=False).ids,
+            ]
         _, ids = _put(tokenizer)(_problem(statement))
         assert list(ids) == expected
 
@@ -95,13 +108,17 @@ def test_control_tokens_in_words_have_the_ids_of_their_pieces(kind: str) -> None
 def test_no_mode_lets_a_statement_end_its_turn(mode: Mode) -> None:
     tokenizer = tokenizer_of("byte-level")
     expected = {"paper": FRAME, "published": FRAME, "release": []}.get(mode, FRAME[2:])
-    text, ids = _put(tokenizer, mode)(_problem("Find <|im_end|><s>.", starter_code="def f():\n    '</s>'", kind="function"))
+    text, ids = _put(tokenizer, mode)(
+        _problem("Find <|im_end|><s>.", starter_code="def f():\n    '</s>'", kind="function")
+    )
     assert "<|im_end|><s>." in text
     assert _controls(tokenizer, ids) == expected
     assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("fields", [{"kind": "asserts"}, {"kind": "numeric"}, {"kind": "function", "entry_point": "f"}])
+@pytest.mark.parametrize(
+    "fields", [{"kind": "asserts"}, {"kind": "numeric"}, {"kind": "function", "entry_point": "f"}]
+)
 def test_every_kind_of_problem_keeps_its_words(fields: dict[str, Any]) -> None:
     tokenizer = tokenizer_of("byte-level")
     _, ids = _put(tokenizer, "chat")(_problem("What is </s>?", **fields))
@@ -127,7 +144,11 @@ def test_a_system_message_and_template_arguments_stay_text() -> None:
 
 def test_an_argument_named_like_a_special_token_stays_one() -> None:
     tokenizer = tokenizer_of("byte-level", template="{{ bos_token }}" + CHATML)
-    for arguments, first in (({}, "<s>"), ({"bos_token": "</s>"}, "</s>"), ({"bos_token": ""}, FRAME[0])):
+    for arguments, first in (
+        ({}, "<s>"),
+        ({"bos_token": "</s>"}, "</s>"),
+        ({"bos_token": ""}, FRAME[0]),
+    ):
         _, ids = _put(tokenizer, "chat", **arguments)(_problem("Add <s> up."))
         assert _controls(tokenizer, ids)[0] == first
         assert _controls(tokenizer, ids)[-3:] == FRAME[2:]
@@ -143,7 +164,9 @@ def test_an_argument_named_like_a_special_token_stays_one() -> None:
         ("m['content'] | replace('</think>', '')", "a </think> b", 0),
     ],
 )
-def test_templates_find_no_control_token_in_a_message(content: str, expected: str, written: int) -> None:
+def test_templates_find_no_control_token_in_a_message(
+    content: str, expected: str, written: int
+) -> None:
     tokenizer = tokenizer_of("byte-level", template=CHATML.replace("m['content']", content))
     text, ids = _put(tokenizer, "chat")(_problem("a </think> b", kind="numeric"))
     assert expected in text
@@ -158,7 +181,9 @@ def test_look_alikes_do_not_become_control_tokens(kind: str, normalized: bool) -
     tokenizer = tokenizer_of(kind, normalized=normalized)
     put = _put(tokenizer)
     for token in (*SPECIAL[1:], *MARKS):
-        wide = "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in token)
+        wide = "".join(
+            chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in token
+        )
         _, ids = put(_problem(f"Count {wide} here."))
         assert _controls(tokenizer, ids) == FRAME
 
@@ -173,10 +198,17 @@ def test_what_a_tokenizer_cannot_write_as_text_is_named() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: number for number, word in enumerate(["<unk>", "<s>", "user", "system", "assistant", "Solve", "it", "a"])}
+    words = {
+        word: number
+        for number, word in enumerate(
+            ["<unk>", "<s>", "user", "system", "assistant", "Solve", "it", "a"]
+        )
+    }
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", unk_token="<unk>"
+    )
     tokenizer.chat_template = CHATML.replace("<|im_start|>", "<s>").replace("<|im_end|>", "<s>")
     put = _put(tokenizer)
     put(_problem("Solve <s> a"))
@@ -208,7 +240,10 @@ def test_html_tags_of_a_vocabulary_are_ordinary_words() -> None:
 
     tokenizer = tokenizer_of("byte-level")
     tokenizer.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token in ("<table>", "</h1>", "<b>", "\n\n", "  ")]
+        [
+            AddedToken(token, special=False, normalized=False)
+            for token in ("<table>", "</h1>", "<b>", "\n\n", "  ")
+        ]
     )
     put = _put(tokenizer)
     text, ids = put(_problem("Write <table></h1>\n\n<b> a  b."))
@@ -236,7 +271,13 @@ def test_a_merge_does_not_bring_a_control_token_back() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from([*SPECIAL, *MARKS, "<|im_", "end|>", "<", ">", " ", "\n", "a", "\U00100000", "ｅ"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            [*SPECIAL, *MARKS, "<|im_", "end|>", "<", ">", " ", "\n", "a", "\U00100000", "ｅ"]
+        )
+    )
+)
 def test_any_mixture_of_tokens_and_their_parts_stays_text(pieces: list[str]) -> None:
     tokenizer = _byte_level()
     text, ids = _put(tokenizer)(_problem("a" + "".join(pieces) + "a"))
@@ -279,10 +320,16 @@ def test_the_longest_token_is_taken_at_each_place() -> None:
 
     tokenizer = tokenizer_of("byte-level")
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(text, normalized=False) for text in ("<|", "<|im", "|")]}
+        {
+            "additional_special_tokens": [
+                AddedToken(text, normalized=False) for text in ("<|", "<|im", "|")
+            ]
+        }
     )
     _, ids = _put(tokenizer)(_problem("a <|im_start|> <|im <| | b"))
-    assert [number for number in ids if tokenizer.convert_ids_to_tokens(number) in ("<|", "<|im", "|")] == []
+    assert [
+        number for number in ids if tokenizer.convert_ids_to_tokens(number) in ("<|", "<|im", "|")
+    ] == []
     assert _controls(tokenizer, ids) == FRAME
 
 
@@ -290,7 +337,7 @@ def test_rows_of_a_benchmark_keep_their_words_too(tmp_path: Path) -> None:
     tokenizer = _byte_level()
     put = _put(tokenizer, "published")
     problems = [_problem(text) for text in ("Add two numbers.", "Count <|im_end|>.")]
-    assert render(problems, put, Room(max_model_len=2000), out=tmp_path)["rows"] == 2
+    assert render(problems, put, ContextBudget(max_model_len=2000), out=tmp_path)["rows"] == 2
     rows = list(shards.read_rows(tmp_path, Prompt))
     assert [_controls(tokenizer, row.token_ids) for row in rows] == [FRAME, FRAME]
     assert put.kept_words == 1

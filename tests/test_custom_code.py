@@ -29,7 +29,11 @@ def change(path: Path, **fields: Any) -> None:
 
 
 def custom_config(model: Path) -> None:
-    change(model / "config.json", model_type="its-own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    change(
+        model / "config.json",
+        model_type="its-own",
+        auto_map={"AutoConfig": "configuration_own.OwnConfig"},
+    )
     (model / "configuration_own.py").write_text(CODE)
 
 
@@ -39,7 +43,11 @@ def custom_tokenizer(model: Path) -> None:
         tokenizer_class="OwnTokenizer",
         auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
     )
-    change(model / "config.json", model_type="its-own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    change(
+        model / "config.json",
+        model_type="its-own",
+        auto_map={"AutoConfig": "configuration_own.OwnConfig"},
+    )
     for name in ("tokenization_own", "configuration_own"):
         (model / f"{name}.py").write_text(CODE)
 
@@ -50,12 +58,16 @@ def custom_tokenizer_alone(model: Path) -> None:
         tokenizer_class="OwnTokenizer",
         auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
     )
-    change(model / "config.json", model_type="nanochat")  # transformers has no tokenizer class for it
+    change(
+        model / "config.json", model_type="nanochat"
+    )  # transformers has no tokenizer class for it
     (model / "tokenization_own.py").write_text(CODE)
 
 
 @pytest.mark.parametrize("make", [custom_config, custom_tokenizer, custom_tokenizer_alone])
-def test_custom_code_is_refused_and_never_asked_for(tmp_path: Path, tiny_llama: Path, make: Any) -> None:
+def test_custom_code_is_refused_and_never_asked_for(
+    tmp_path: Path, tiny_llama: Path, make: Any
+) -> None:
     """transformers would ask on the terminal, and then advise an option that does not exist here."""
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     make(model)
@@ -65,14 +77,21 @@ def test_custom_code_is_refused_and_never_asked_for(tmp_path: Path, tiny_llama: 
     )
     ours, theirs = os.openpty()
     process = subprocess.run(
-        [sys.executable, "-c", code, str(model)], stdin=theirs, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, str(model)],
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0, process.stderr
     (line,) = process.stdout.splitlines()
     assert "refused:" in line
-    assert "Python code that comes with it (auto_map), which is never run here: choose a model" in line
+    assert (
+        "Python code that comes with it (auto_map), which is never run here: choose a model" in line
+    )
     assert "trust_remote_code" not in process.stdout
     assert "[y/N]" not in process.stdout + process.stderr
 
@@ -82,11 +101,18 @@ def test_custom_code_beside_a_known_class_is_ignored(tmp_path: Path, tiny_llama:
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     names = ("AutoConfig", "AutoModelForCausalLM")
     change(model / "config.json", auto_map={name: f"modeling_own.Own{name}" for name in names})
-    change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+    change(
+        model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]}
+    )
     change(model / "processor_config.json", auto_map={"AutoProcessor": "processing_own.Own"})
     change(model / "generation_config.json", auto_map={"GenerationConfig": "generation_own.Own"})
     (model / "custom_generate").mkdir()
-    for name in ("modeling_own.py", "tokenization_own.py", "processing_own.py", "custom_generate/generate.py"):
+    for name in (
+        "modeling_own.py",
+        "tokenization_own.py",
+        "processing_own.py",
+        "custom_generate/generate.py",
+    ):
         (model / name).write_text(CODE)
     assert models.fetch(ModelConfig(source=str(model))) == model
     assert loading.load_tokenizer(model).encode("a")
@@ -114,11 +140,15 @@ def test_a_model_that_transformers_does_not_know_is_named(tmp_path: Path, tiny_l
         ("config.json", '{"model_type": "llama", "hidden_size": "x"}'),
     ],
 )
-def test_a_tokenizer_that_does_not_load_is_one_sentence(tmp_path: Path, tiny_llama: Path, name: str, content: str) -> None:
+def test_a_tokenizer_that_does_not_load_is_one_sentence(
+    tmp_path: Path, tiny_llama: Path, name: str, content: str
+) -> None:
     """The libraries behind it raise bare exceptions and types of their own."""
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     (model / name).write_text(content)
-    with pytest.raises(UserError, match=r"holds no tokenizer that loads \(\w+: .*\): download") as raised:
+    with pytest.raises(
+        UserError, match=r"holds no tokenizer that loads \(\w+: .*\): download"
+    ) as raised:
         loading.load_tokenizer(model)
     assert "\n" not in str(raised.value)
 
@@ -127,6 +157,10 @@ def test_every_loader_runs_no_code() -> None:
     """A call that leaves `trust_remote_code` out asks on the terminal."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADERS:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in LOADERS
+            ):
                 names = {keyword.arg for keyword in node.keywords}
                 assert names & {"trust_remote_code", None}, f"{path.name}:{node.lineno}"

@@ -17,7 +17,7 @@ from ssd_ray.artifacts.ledger import Span
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import verdicts
-from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.inference.work.queue import prompt_rows
@@ -26,7 +26,7 @@ from ssd_ray.schema import Completion, Example, Problem, Prompt, Row, Verdict
 from ssd_ray.standalone import scores
 from ssd_ray.training.data.dataset import prepare
 from ssd_ray.training.data.examples import Examples
-from ssd_ray.training.data.health import Reading
+from ssd_ray.training.data.health import ParseOptions
 
 PACKAGE = Path(__file__).parent.parent / "ssd_ray"
 NUMBER = 64
@@ -39,15 +39,34 @@ def _prompt(number: int) -> Prompt:
 
 def _completion(number: int) -> Completion:
     ids = {"prompt_token_ids": (1, number), "output_token_ids": tuple(range(number))}
-    return Completion(prompt_id=f"p{number}", sample_index=0, seed=1, text=f"é\n{number}\n", finish_reason="stop", **ids, **KEY)
+    return Completion(
+        prompt_id=f"p{number}",
+        sample_index=0,
+        seed=1,
+        text=f"é\n{number}\n",
+        finish_reason="stop",
+        **ids,
+        **KEY,
+    )
 
 
 def _example(number: int) -> Example:
-    return Example(prompt_id=f"p{number}", sample_index=0, input_ids=tuple(range(1, number + 3)), num_prompt_tokens=1)
+    return Example(
+        prompt_id=f"p{number}",
+        sample_index=0,
+        input_ids=tuple(range(1, number + 3)),
+        num_prompt_tokens=1,
+    )
 
 
 def _verdict(number: int) -> Verdict:
-    counts = {"num_tests": 1, "num_passed": 1, "time_s": 0.1, "code": f"print({number})", "detail": ""}
+    counts = {
+        "num_tests": 1,
+        "num_passed": 1,
+        "time_s": 0.1,
+        "code": f"print({number})",
+        "detail": "",
+    }
     return Verdict(prompt_id=f"p{number}", sample_index=0, outcome="accepted", **counts, **KEY)
 
 
@@ -64,12 +83,23 @@ MAKE: dict[type[Row], Callable[[int], Any]] = {
 }
 
 
-def _order(out: Path) -> Order:
-    return Order(benchmark=out, rules=Rules(limits=Limits(time_s=1, memory_mib=64, output_kib=1)), floor="L1", out=out)
+def _order(out: Path) -> GradingSpec:
+    return GradingSpec(
+        benchmark=out,
+        rules=Rules(limits=Limits(time_s=1, memory_mib=64, output_kib=1)),
+        floor="L1",
+        out=out,
+    )
 
 
 def _prepare_with(samples: Path, graded: Path) -> None:
-    prepare(samples, PrepareConfig(select="accepted"), Reading(), verdicts=graded, out=samples.parent / "dataset")
+    prepare(
+        samples,
+        PrepareConfig(select="accepted"),
+        ParseOptions(),
+        verdicts=graded,
+        out=samples.parent / "dataset",
+    )
 
 
 def _beside(damaged: Path, row_type: type[Row]) -> Path:
@@ -84,7 +114,13 @@ def _slice(path: Path) -> dict[str, Any]:
 
 
 READERS: dict[str, tuple[type[Row], Callable[[Path], Any]]] = {
-    **{f"rows of {kind.__name__}": (kind, lambda path, kind=kind: list(shards.read_rows(path, kind))) for kind in MAKE},
+    **{
+        f"rows of {kind.__name__}": (
+            kind,
+            lambda path, kind=kind: list(shards.read_rows(path, kind)),
+        )
+        for kind in MAKE
+    },
     "columns": (Completion, lambda path: list(shards.read_columns(path, "prompt_id", "text"))),
     "keys": (Verdict, slices.keys_on_disk),
     "slices": (Completion, lambda path: list(slices.slices_of(path / "shard.parquet", set(), 4))),
@@ -97,7 +133,10 @@ READERS: dict[str, tuple[type[Row], Callable[[Path], Any]]] = {
     "footer": (Prompt, lambda path: prompt_rows(path / "shard.parquet")),
     "examples": (Example, lambda path: Examples(path)),
     "prompts of examples": (Example, lambda path: Examples(path).prompt_ids()),
-    "samples": (Completion, lambda path: prepare(path, PrepareConfig(), Reading(), out=path.parent / "dataset")),
+    "samples": (
+        Completion,
+        lambda path: prepare(path, PrepareConfig(), ParseOptions(), out=path.parent / "dataset"),
+    ),
     "selection": (Verdict, lambda path: _prepare_with(_beside(path, Completion), path)),
 }
 
@@ -128,34 +167,55 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_shard_costs_one_sentence(tmp_path: Path, reader: str, harm: str) -> None:
     row_type, read = READERS[reader]
     out = tmp_path / "verdicts"
-    shard = shards.write_shard(out, "shard", [MAKE[row_type](number) for number in range(NUMBER)], row_type)
+    shard = shards.write_shard(
+        out, "shard", [MAKE[row_type](number) for number in range(NUMBER)], row_type
+    )
     if reader not in {"scores", "selection"}:
         read(out)
     shard.write_bytes(DAMAGE[harm](shard.read_bytes()))
     if reader == "footer" and harm in {"garbled page", "without its beginning"}:
         return  # nothing but the footer is read there
-    with pytest.raises(UserError, match=r"verdicts/shard\.parquet cannot be read \(.+\): delete that file and run") as raised:
+    with pytest.raises(
+        UserError, match=r"verdicts/shard\.parquet cannot be read \(.+\): delete that file and run"
+    ) as raised:
         read(out)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    "reader", ["slices", "keys", "graded keys", "facts of verdicts", "table of verdicts", "examples", "rows of Verdict"]
+    "reader",
+    [
+        "slices",
+        "keys",
+        "graded keys",
+        "facts of verdicts",
+        "table of verdicts",
+        "examples",
+        "rows of Verdict",
+    ],
 )
 def test_a_shard_that_lacks_a_column_costs_one_sentence(tmp_path: Path, reader: str) -> None:
-    shards.write_shard(tmp_path / "verdicts", "shard", [_prompt(number) for number in range(NUMBER)], Prompt)
-    with pytest.raises(UserError, match=r"verdicts/shard\.parquet cannot be read \(.+\): delete that file and run"):
+    shards.write_shard(
+        tmp_path / "verdicts", "shard", [_prompt(number) for number in range(NUMBER)], Prompt
+    )
+    with pytest.raises(
+        UserError, match=r"verdicts/shard\.parquet cannot be read \(.+\): delete that file and run"
+    ):
         READERS[reader][1](tmp_path / "verdicts")
 
 
 def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
     """Most of them would otherwise come back as other token ids or another text."""
-    rows = [dataclasses.replace(_completion(number), text="word " * number) for number in range(NUMBER)]
+    rows = [
+        dataclasses.replace(_completion(number), text="word " * number) for number in range(NUMBER)
+    ]
     shard = shards.write_shard(tmp_path, "shard", rows, Completion)
     data, noise = shard.read_bytes(), random.Random(0)
     for _ in range(300):
         place = noise.randrange(len(data))
-        shard.write_bytes(data[:place] + bytes([data[place] ^ 1 << noise.randrange(8)]) + data[place + 1 :])
+        shard.write_bytes(
+            data[:place] + bytes([data[place] ^ 1 << noise.randrange(8)]) + data[place + 1 :]
+        )
         with contextlib.suppress(UserError):
             assert list(shards.read_rows(tmp_path, Completion)) == rows
 

@@ -43,10 +43,15 @@ def _deaths(*statuses: EngineStatus, up: str = "abcdefgh") -> Deaths:
     return Deaths(statuses, lambda: set(up))
 
 
-def _died(actor: str, *, times: int = 1, alone: str = "", rows: int = 0, at: int = 0) -> list[EngineStatus]:
+def _died(
+    actor: str, *, times: int = 1, alone: str = "", rows: int = 0, at: int = 0
+) -> list[EngineStatus]:
     """Deaths of an engine, each with the four positions from `at` on."""
     span = Span("p", at, at + 4)
-    return [_status(f"{actor}{n}", actor=actor, rows=rows, dead=True, alone=alone, drawing=(span,)) for n in range(times)]
+    return [
+        _status(f"{actor}{n}", actor=actor, rows=rows, dead=True, alone=alone, drawing=(span,))
+        for n in range(times)
+    ]
 
 
 def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> None:
@@ -58,9 +63,13 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
     drawing.__enter__()  # and it never comes out
     Reporter(tmp_path, "actor").become("ended")
     dead = [one for one in heartbeat.read(tmp_path) if one.dead]
-    assert [(one.engine, one.drawing, one.alone) for one in dead] == [(first.engine, (Span("p", 0, 4),), "p1")]
+    assert [(one.engine, one.drawing, one.alone) for one in dead] == [
+        (first.engine, (Span("p", 0, 4),), "p1")
+    ]
     assert _deaths(*dead).suspicion(Span("p", 3, 5)) == 1
-    assert _deaths(*dead).suspicion(Span("p", 4, 5)) == _deaths(*dead).suspicion(Span("q", 0, 4)) == 0
+    assert (
+        _deaths(*dead).suspicion(Span("p", 4, 5)) == _deaths(*dead).suspicion(Span("q", 0, 4)) == 0
+    )
     assert _deaths(*dead).was_begun(Span("p", 3, 5))
     heartbeat.begin(tmp_path, "next")
     assert [one.engine for one in heartbeat.read(tmp_path)] == [first.engine]
@@ -69,10 +78,14 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
 def test_what_ended_with_its_node_speaks_against_no_prompt(tmp_path: Path) -> None:
     kept = []
     for node in ("gone", "there"):
-        kept.append(Reporter(tmp_path, node, node=node, attempt="one").drawing(Span("p", 0, 4), alone="p1"))
+        kept.append(
+            Reporter(tmp_path, node, node=node, attempt="one").drawing(Span("p", 0, 4), alone="p1")
+        )
         kept[-1].__enter__()  # and it never comes out
         Reporter(tmp_path, node, node="other", is_alive=lambda name: name != "gone").become("ended")
-    assert [(one.node, one.attempt, one.excused) for one in heartbeat.read(tmp_path) if one.dead] == [
+    assert [
+        (one.node, one.attempt, one.excused) for one in heartbeat.read(tmp_path) if one.dead
+    ] == [
         ("gone", "one", True),
         ("there", "one", False),
     ]
@@ -128,7 +141,9 @@ def test_engines_that_die_together_as_with_their_node_are_no_streak() -> None:
 def test_only_refusals_without_an_answer_between_them_are_a_streak() -> None:
     streak = Streak(_deaths(_status("earlier", refused=5)))
     for rows, refused, expected in ((0, 5, 0), (0, 7, 2), (0, 8, 3), (1, 9, 0), (1, 10, 1)):
-        streak.take(_deaths(_status("earlier", refused=5), _status("own", rows=rows, refused=refused - 5)))
+        streak.take(
+            _deaths(_status("earlier", refused=5), _status("own", rows=rows, refused=refused - 5))
+        )
         assert streak.refusals == expected
 
 
@@ -165,9 +180,13 @@ def test_an_engine_that_only_dies_beside_one_that_answers_condemns_no_prompt() -
     assert bad.fruitless_starts("h") == 0
     streak = Streak(_deaths(healthy))
     streak.take(bad)
-    assert streak.deaths == 0, "nor is it the end of the stage, however long the others take for their next answer"
+    assert streak.deaths == 0, (
+        "nor is it the end of the stage, however long the others take for their next answer"
+    )
     for alone in (_deaths(*seen), _deaths(healthy, *seen, up="a")):
-        assert alone.doubted == {}, "where no other engine answers, or is there, it may be the prompts"
+        assert alone.doubted == {}, (
+            "where no other engine answers, or is there, it may be the prompts"
+        )
         assert alone.left_out() == {"p1"}
         assert alone.suspicion(Span("p", 0, 4)) == 7
         assert alone.fruitless_starts("a") == 0
@@ -182,23 +201,40 @@ def test_engines_that_answer_have_to_agree_on_a_prompt_that_is_left_out() -> Non
     assert _deaths(*others, *twice, *_died("h", alone="p1", rows=1)).left_out() == {"p1"}
     assert _deaths(*others, *twice, up="a").left_out() == {"p1"}, "nobody else is there to try it"
     assert _deaths(*others, *twice, *twice).left_out() == {"p1"}, "nobody else came to try it"
-    bad = [*_died("b", times=4), *_died("c", times=4), *_died("b", alone="p2"), *_died("c", alone="p2")]
-    assert _deaths(*others, *bad).left_out() == frozenset(), "two machines that are no good are not two witnesses"
+    bad = [
+        *_died("b", times=4),
+        *_died("c", times=4),
+        *_died("b", alone="p2"),
+        *_died("c", alone="p2"),
+    ]
+    assert _deaths(*others, *bad).left_out() == frozenset(), (
+        "two machines that are no good are not two witnesses"
+    )
 
 
 def test_a_unit_that_an_engine_died_with_is_for_others_where_they_have_not_tried_it() -> None:
     unit, ids = Span("p", 0, 4), {"p1", "p2"}
     healthy = _status("h", actor="h", rows=9)
-    assert not _deaths(healthy, *_died("a", times=3)).is_for_others("a", unit, ids), "it looks for the prompt itself"
+    assert not _deaths(healthy, *_died("a", times=3)).is_for_others("a", unit, ids), (
+        "it looks for the prompt itself"
+    )
     died = _deaths(healthy, *_died("a", rows=1), *_died("a", alone="p1"))
     assert died.is_for_others("a", unit, ids)
-    assert not died.is_for_others("a", unit, ids - {"p1"}), "what is left out need not be tried again"
+    assert not died.is_for_others("a", unit, ids - {"p1"}), (
+        "what is left out need not be tried again"
+    )
     assert not died.is_for_others("h", unit, ids)
-    assert not _deaths(healthy, *_died("a", alone="p1"), *_died("h", alone="p1")).is_for_others("a", unit, ids)
+    assert not _deaths(healthy, *_died("a", alone="p1"), *_died("h", alone="p1")).is_for_others(
+        "a", unit, ids
+    )
     doubted = _deaths(healthy, *_died("a", times=4), *_died("h", alone="p1"))
     assert doubted.is_for_others("a", unit, ids)
-    assert not doubted.is_for_others("a", Span("p", 4, 8), ids), "what it did not die with, it tries"
-    assert not doubted.is_for_others("h", unit, ids), "it is not handed round between one that is no good and the last"
+    assert not doubted.is_for_others("a", Span("p", 4, 8), ids), (
+        "what it did not die with, it tries"
+    )
+    assert not doubted.is_for_others("h", unit, ids), (
+        "it is not handed round between one that is no good and the last"
+    )
 
 
 def test_a_status_that_a_power_cut_left_empty_says_nothing(tmp_path: Path) -> None:

@@ -38,14 +38,18 @@ print(models._convert_once(file))
 """
 
 
-def test_two_processes_that_convert_one_model_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_that_convert_one_model_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSD_RAY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for attempt in range(3):
         pair = [f"{attempt}-one", f"{attempt}-two"]
         command = [sys.executable, "-c", CONVERTS]
         processes = [
-            subprocess.Popen([*command, *names, str(tmp_path / "model.gguf")], stdout=-1, stderr=-1, text=True)
+            subprocess.Popen(
+                [*command, *names, str(tmp_path / "model.gguf")], stdout=-1, stderr=-1, text=True
+            )
             for names in (pair, pair[::-1])
         ]
         shown = [process.communicate(timeout=120) for process in processes]
@@ -68,7 +72,10 @@ def test_a_published_directory_never_replaces_another_one(tmp_path: Path, there:
     aside, target = _full(tmp_path / "aside", "new"), tmp_path / "target"
     if there == "file":
         target.write_text("old")
-        with pytest.raises(UserError, match=r"cannot give .*aside the name .*target: Not a directory; move away what has it"):
+        with pytest.raises(
+            UserError,
+            match=r"cannot give .*aside the name .*target: Not a directory; move away what has it",
+        ):
             files.publish_directory(aside, target)
         return
     if there != "nothing":
@@ -93,7 +100,9 @@ def test_a_replacing_directory_takes_any_place(tmp_path: Path, there: str) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_a_directory_that_cannot_be_emptied_does_not_end_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_emptied_does_not_end_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On network storage a file that a process holds open is renamed by a removal, and its directory stays."""
     import shutil
 
@@ -116,7 +125,9 @@ def _engine() -> Any:
     )
 
 
-def test_a_state_or_an_export_that_is_there_without_its_end_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_or_an_export_that_is_there_without_its_end_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     _full(tmp_path / "resume" / "step-3", "lost its state.json")
     resume.save(_engine(), tmp_path, 3)
@@ -139,7 +150,9 @@ def test_what_is_set_aside_never_meets_what_was_set_aside_before(tmp_path: Path,
         if number == 1:  # somebody looked at the first one and took it away
             first = tmp_path / "set-aside" / "a.parquet.0"
             first.unlink() if kind == "file" else first.rename(tmp_path / "taken")
-    assert {path.name for path in (tmp_path / "set-aside").iterdir()} == {f"a.parquet.{number}" for number in range(3)}
+    assert {path.name for path in (tmp_path / "set-aside").iterdir()} == {
+        f"a.parquet.{number}" for number in range(3)
+    }
 
 
 MAY_RENAME = {"artifacts/files.py", "artifacts/ledger.py", "inference/crashes/heartbeat.py"}
@@ -147,11 +160,15 @@ MAY_RENAME = {"artifacts/files.py", "artifacts/ledger.py", "inference/crashes/he
 
 
 def test_directories_get_their_names_in_one_place() -> None:
-    sources = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    sources = {
+        path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")
+    }
     renaming = {
         str(path)
         for path, tree in sources.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr in {"rename", "renames", "move"} and "sandbox" not in path.parts
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"rename", "renames", "move"}
+        and "sandbox" not in path.parts
     }
     assert renaming == MAY_RENAME

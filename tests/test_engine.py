@@ -21,7 +21,15 @@ pytestmark = pytest.mark.real
 
 DRAWS = 1000
 # (temperature, top_k, top_p): both cuts, each alone, none, more than the vocabulary holds, greedy.
-DECODINGS = [(1.5, 6, 0.9), (0.8, 5, 1.0), (1.2, None, 0.8), (2.0, None, 1.0), (1.0, 9999, 0.95), (1.6, 20, 0.95), (0.0, 20, 0.8)]
+DECODINGS = [
+    (1.5, 6, 0.9),
+    (0.8, 5, 1.0),
+    (1.2, None, 0.8),
+    (2.0, None, 1.0),
+    (1.0, 9999, 0.95),
+    (1.6, 20, 0.95),
+    (0.0, 20, 0.8),
+]
 END_TOKENS = [2, 259, 0]
 MARKS = {83: "[THINK]", 204: "[/THINK]"}
 """Bytes that the tiny model draws often, made marks of reasoning."""
@@ -72,7 +80,9 @@ out.write_text(json.dumps(found))
 """
 
 
-def _drawn(directory: Path, out: Path, sampler: str, draws: int, end_tokens: tuple[str | int, ...] = ()) -> dict[str, Any]:
+def _drawn(
+    directory: Path, out: Path, sampler: str, draws: int, end_tokens: tuple[str | int, ...] = ()
+) -> dict[str, Any]:
     from ssd_ray.config import EngineConfig
     from ssd_ray.inference.vllm.arguments import engine_environment
 
@@ -106,12 +116,17 @@ def vllm(several_ends: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture(scope="module", params=["llama", "ends"])
-def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def drawn(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     if request.param == "ends":
         found: dict[str, Any] = request.getfixturevalue("exact")
         return {**found, "ends": END_TOKENS}
     directory = request.getfixturevalue("tiny_llama")
-    return {**_drawn(directory, tmp_path_factory.mktemp("drawn") / "llama.json", "exact", 1), "ends": [2]}
+    return {
+        **_drawn(directory, tmp_path_factory.mktemp("drawn") / "llama.json", "exact", 1),
+        "ends": [2],
+    }
 
 
 def test_an_answer_keeps_every_sampled_id_and_its_end_token(drawn: dict[str, Any]) -> None:
@@ -134,11 +149,15 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
     assert last == drawn["before"] + sum(drawn["lengths"])
 
 
-def test_end_tokens_of_the_recipe_end_answers(exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path) -> None:
+def test_end_tokens_of_the_recipe_end_answers(
+    exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path
+) -> None:
     """The same weights, whose generation_config has one end token; the others are the recipe's, by text and by id."""
     asked = _drawn(tiny_qwen3, tmp_path / "asked.json", "exact", 1, ("<|endoftext|>", 259))
     # Texts differ: only one of the two models has special marks of reasoning.
-    ids_and_reasons = [[(ids, reason) for ids, _, reason in each["together"]] for each in (asked, exact)]
+    ids_and_reasons = [
+        [(ids, reason) for ids, _, reason in each["together"]] for each in (asked, exact)
+    ]
     assert ids_and_reasons[0] == ids_and_reasons[1]
     assert {ids[-1] for ids, _, reason in asked["together"] if reason == "stop"} - {2}
 
@@ -149,7 +168,9 @@ def test_the_text_is_exactly_the_ids_without_the_end(drawn: dict[str, Any]) -> N
     tokenizer = AutoTokenizer.from_pretrained(drawn["directory"])
     for ids, text, reason in drawn["together"]:
         unmarked = re.sub(r"\[/?THINK\]", "", text)
-        assert unmarked == tokenizer.decode(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
+        assert unmarked == tokenizer.decode(
+            ids[:-1] if reason == "stop" else ids, skip_special_tokens=True
+        )
 
 
 def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str, Any]) -> None:
@@ -164,8 +185,12 @@ def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str,
     parser = answer_parser(ReasoningFormat(special=special, tokenizer=directory))
     states = set()
     for ids, text, reason in exact["together"]:
-        drawn = [special[token] for token in (ids[:-1] if reason == "stop" else ids) if token in special]
-        assert [piece for piece in re.split(r"(\[/?THINK\])", text) if piece in MARKS.values()] == drawn
+        drawn = [
+            special[token] for token in (ids[:-1] if reason == "stop" else ids) if token in special
+        ]
+        assert [
+            piece for piece in re.split(r"(\[/?THINK\])", text) if piece in MARKS.values()
+        ] == drawn
         said = parser.content(
             Completion(
                 prompt_id="p",
@@ -198,7 +223,9 @@ def test_an_answer_ends_where_the_context_does(drawn: dict[str, Any]) -> None:
 def test_a_request_that_vllm_refuses_is_an_exception_of_its_own(drawn: dict[str, Any]) -> None:
     full, empty, foreign = drawn["refused"]
     assert "256 tokens leave no room for an answer in model.max_model_len 256" in full
-    assert all(told.startswith("vLLM does not take this prompt: ") for told in (full, empty, foreign))
+    assert all(
+        told.startswith("vLLM does not take this prompt: ") for told in (full, empty, foreign)
+    )
 
 
 def test_both_samplers_draw_the_same_tokens(exact: dict[str, Any], vllm: dict[str, Any]) -> None:
@@ -232,6 +259,11 @@ def test_draws_have_the_support_and_the_frequencies_of_the_operator(exact: dict[
 
 def test_the_seed_of_a_sample_depends_on_run_prompt_and_index_alone() -> None:
     assert sample_seed(0, "p", 0) == sample_seed(0, "p", 0)
-    seeds = {sample_seed(run, prompt, index) for run in range(3) for prompt in ("p", "p0", "") for index in range(5)}
+    seeds = {
+        sample_seed(run, prompt, index)
+        for run in range(3)
+        for prompt in ("p", "p0", "")
+        for index in range(5)
+    }
     assert len(seeds) == 45
     assert all(0 <= seed < 2**63 for seed in seeds)

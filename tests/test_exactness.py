@@ -41,14 +41,43 @@ TWO = {
     "ZeRO-0, accumulation 1": {"zero_stage": 0, "micro_batch_tokens": 10_000},
     "ZeRO-0, accumulation 4, packed": {"zero_stage": 0, "micro_batch_tokens": 1, "packing": True},
     "ZeRO-1, accumulation 2": {"zero_stage": 1, "micro_batch_tokens": 80},
-    "ZeRO-2, accumulation 4": {"zero_stage": 2, "micro_batch_tokens": 1, "accumulate_locally": False},
-    "ZeRO-3, accumulation 1, packed": {"zero_stage": 3, "micro_batch_tokens": 10_000, "packing": True},
-    "ZeRO-3, accumulation 2": {"zero_stage": 3, "micro_batch_tokens": 80, "gradient_checkpointing": True},
-    "ZeRO-3, accumulation 4": {"zero_stage": 3, "micro_batch_tokens": 1, "accumulate_locally": False},
-    "ZeRO-3, mean over sequences": {"zero_stage": 3, "micro_batch_tokens": 80, "loss_mean": "sequence"},
-    "ZeRO-3, LoRA": {"zero_stage": 3, "micro_batch_tokens": 80, "lora": {"rank": 4}, "gradient_checkpointing": True},
+    "ZeRO-2, accumulation 4": {
+        "zero_stage": 2,
+        "micro_batch_tokens": 1,
+        "accumulate_locally": False,
+    },
+    "ZeRO-3, accumulation 1, packed": {
+        "zero_stage": 3,
+        "micro_batch_tokens": 10_000,
+        "packing": True,
+    },
+    "ZeRO-3, accumulation 2": {
+        "zero_stage": 3,
+        "micro_batch_tokens": 80,
+        "gradient_checkpointing": True,
+    },
+    "ZeRO-3, accumulation 4": {
+        "zero_stage": 3,
+        "micro_batch_tokens": 1,
+        "accumulate_locally": False,
+    },
+    "ZeRO-3, mean over sequences": {
+        "zero_stage": 3,
+        "micro_batch_tokens": 80,
+        "loss_mean": "sequence",
+    },
+    "ZeRO-3, LoRA": {
+        "zero_stage": 3,
+        "micro_batch_tokens": 80,
+        "lora": {"rank": 4},
+        "gradient_checkpointing": True,
+    },
     "ZeRO-3, experts": {"zero_stage": 3, "micro_batch_tokens": 80},
-    "ZeRO-2, experts, router loss": {"zero_stage": 2, "micro_batch_tokens": 10_000, "router_aux_loss": 0.01},
+    "ZeRO-2, experts, router loss": {
+        "zero_stage": 2,
+        "micro_batch_tokens": 10_000,
+        "router_aux_loss": 0.01,
+    },
     "ZeRO-3, qwen3": {"zero_stage": 3, "micro_batch_tokens": 80, "packing": True},
     "ZeRO-3, llama3.1": {"zero_stage": 3, "micro_batch_tokens": 80},
     "ZeRO-3, sequence parallel 2": {"zero_stage": 3, "sequence_parallel_size": 2},
@@ -71,18 +100,28 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: tiny_model(tmp_path_factory.mktemp("model"), name) for name in ("llama", "llama3.1", "qwen3", "qwen3_moe")}
+    return {
+        name: tiny_model(tmp_path_factory.mktemp("model"), name)
+        for name in ("llama", "llama3.1", "qwen3", "qwen3_moe")
+    }
 
 
 def _architecture(name: str) -> str:
-    return {"ZeRO-3, qwen3": "qwen3", "ZeRO-3, llama3.1": "llama3.1"}.get(name, "qwen3_moe" if "experts" in name else "llama")
+    return {"ZeRO-3, qwen3": "qwen3", "ZeRO-3, llama3.1": "llama3.1"}.get(
+        name, "qwen3_moe" if "experts" in name else "llama"
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(dataset: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    dataset: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("trained")
     groups = {
-        world: {name: {"train": train, "model": str(models[_architecture(name)])} for name, train in cases.items()}
+        world: {
+            name: {"train": train, "model": str(models[_architecture(name)])}
+            for name, train in cases.items()
+        }
         for world, cases in ((1, ONE), (2, TWO))
     }
     engine_cases.run_groups(groups, out, dataset=str(dataset), train=TRAIN)
@@ -91,21 +130,33 @@ def trained(dataset: Path, models: dict[str, Path], tmp_path_factory: pytest.Tem
 
 def reference(model: Path, dataset: Path, train: TrainConfig) -> tuple[float, float, Any]:
     """Loss, gradient norm and the network after one step of plain PyTorch on the first global batch."""
-    network, examples = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), Examples(dataset)
+    network, examples = (
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        Examples(dataset),
+    )
     if train.lora is not None:
         add_adapters(network, train.lora, engine_cases.SEED)
     losses = []
     for row in global_batch(examples, 8, engine_cases.SEED, 0).rows:
-        ids, start = torch.tensor(examples.row(int(row)).astype("int64")), int(examples.num_prompt_tokens[row])
+        ids, start = (
+            torch.tensor(examples.row(int(row)).astype("int64")),
+            int(examples.num_prompt_tokens[row]),
+        )
         logits = network(input_ids=ids[None]).logits[0, start - 1 : -1]
         losses.append(torch.nn.functional.cross_entropy(logits, ids[start:], reduction="none"))
-    loss = torch.cat(losses).mean() if train.loss_mean == "token" else torch.stack([e.mean() for e in losses if len(e)]).mean()
+    loss = (
+        torch.cat(losses).mean()
+        if train.loss_mean == "token"
+        else torch.stack([e.mean() for e in losses if len(e)]).mean()
+    )
     loss.backward()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     norm = torch.nn.utils.clip_grad_norm_(trained, train.max_grad_norm)
     decayed, others = ([p for p in trained if (p.ndim > 1) is matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, betas=(0.9, 0.95)).step()
+    torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=train.learning_rate, betas=(0.9, 0.95)
+    ).step()
     return loss.item(), norm.item(), network
 
 
@@ -113,11 +164,15 @@ def _merged(network: Any) -> dict[str, torch.Tensor]:
     for module in network.modules():
         if hasattr(module, "merge"):
             module.merge()
-    return {name.replace(".base_layer.", "."): value for name, value in network.state_dict().items()}
+    return {
+        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in [*ONE, *TWO] if "router loss" not in name])
-def test_one_step_is_the_reference_s(name: str, trained: Path, dataset: Path, models: dict[str, Path]) -> None:
+def test_one_step_is_the_reference_s(
+    name: str, trained: Path, dataset: Path, models: dict[str, Path]
+) -> None:
     train, model = TrainConfig(**{**TRAIN, **(ONE | TWO)[name]}), models[_architecture(name)]
     loss, norm, network = reference(model, dataset, train)
     line = _line(trained / name)
@@ -125,14 +180,21 @@ def test_one_step_is_the_reference_s(name: str, trained: Path, dataset: Path, mo
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-5)
     if "accumulation" in name:
         assert line["micro_steps"] == int(name.split("accumulation ")[1][0])
-    after, before = AutoModelForCausalLM.from_pretrained(trained / name), AutoModelForCausalLM.from_pretrained(model)
+    after, before = (
+        AutoModelForCausalLM.from_pretrained(trained / name),
+        AutoModelForCausalLM.from_pretrained(model),
+    )
     expected, moved = _merged(network), 0.0
     for key, value in after.state_dict().items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
         moved = max(moved, float((value - before.state_dict()[key]).abs().max()))
     assert moved > 5e-5  # what is compared is a step, not a standstill
     if train.lora is not None:
-        changed = {key for key, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
+        changed = {
+            key
+            for key, value in after.state_dict().items()
+            if not torch.equal(value, before.state_dict()[key])
+        }
         assert all(key.endswith("_proj.weight") for key in changed)
         assert len(changed) == 7 * 3
 
@@ -142,8 +204,12 @@ def _line(out: Path) -> dict[str, Any]:
     return dict(line)
 
 
-def test_how_evenly_experts_are_used_is_logged_and_the_router_loss_is_not_in_the_loss(trained: Path) -> None:
-    plain, balanced = (_line(trained / name) for name in ("ZeRO-3, experts", "ZeRO-2, experts, router loss"))
+def test_how_evenly_experts_are_used_is_logged_and_the_router_loss_is_not_in_the_loss(
+    trained: Path,
+) -> None:
+    plain, balanced = (
+        _line(trained / name) for name in ("ZeRO-3, experts", "ZeRO-2, experts, router loss")
+    )
     assert 1 <= plain["expert_imbalance"] <= 8
     assert balanced["loss"] == pytest.approx(plain["loss"], abs=1e-6)
     assert balanced["grad_norm"] != pytest.approx(plain["grad_norm"], rel=1e-4)
@@ -175,10 +241,18 @@ def test_an_exported_model_draws_the_same_greedy_tokens_in_vllm_as_in_transforme
 
     environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
     command = [sys.executable, "-c", GREEDY, str(tmp_path / "drawn.json"), str(trained / name)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=540, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     network = AutoModelForCausalLM.from_pretrained(trained / name, dtype=torch.float32)
     for prompt, drawn in json.loads((tmp_path / "drawn.json").read_text()):
         ids = torch.tensor([prompt])
-        told = network.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=2, attention_mask=torch.ones_like(ids))
+        told = network.generate(
+            ids,
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=2,
+            attention_mask=torch.ones_like(ids),
+        )
         assert told[0, len(prompt) :].tolist() == drawn

@@ -9,11 +9,15 @@ from hypothesis import strategies as st
 from ssd_ray.extraction import extract_code
 from ssd_ray.reasoning import ANY, content_of_text
 
-lines = st.text(st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30)
+lines = st.text(
+    st.characters(blacklist_characters="\r\n`~", blacklist_categories=["Cs"]), max_size=30
+)
 untagged = lines.filter(lambda line: "think>" not in line)
 programs = st.lists(untagged, min_size=1, max_size=8).map("\n".join).filter(str.strip)
 proses = st.lists(untagged, max_size=5).map("\n".join)
-tags = st.sampled_from(["", "python", "py", "Python3", " python ", "c++", "python title=solution.py"])
+tags = st.sampled_from(
+    ["", "python", "py", "Python3", " python ", "c++", "python title=solution.py"]
+)
 
 
 @given(programs, proses, proses, tags)
@@ -38,7 +42,12 @@ def test_windows_line_ends_become_plain_ones(program):
     assert extract_code(f"Here:\n```\n{program}\n```\n".replace("\n", "\r\n")) == program
 
 
-fenced = st.lists(st.one_of(lines, st.sampled_from(["```", "```python", "~~~", "  ```", "a ``` b", "</think>", "<think>", ""])))
+fenced = st.lists(
+    st.one_of(
+        lines,
+        st.sampled_from(["```", "```python", "~~~", "  ```", "a ``` b", "</think>", "<think>", ""]),
+    )
+)
 answers = st.one_of(fenced.map("\n".join), st.text(st.sampled_from(string.printable), max_size=300))
 
 
@@ -78,7 +87,9 @@ def test_a_stray_fence_after_the_answer_changes_nothing():
 @pytest.mark.parametrize("fence", ["```", "~~~~"])
 def test_a_mark_right_behind_the_last_fence_leaves_it_bare(fence, mark):
     assert extract_code(f"{fence}python\nprint(1)\n{fence}{mark}") == "print(1)"
-    assert extract_code(f"{fence}python\nprint(1)\n{fence}{mark}\nDone.", "first-block") == "print(1)"
+    assert (
+        extract_code(f"{fence}python\nprint(1)\n{fence}{mark}\nDone.", "first-block") == "print(1)"
+    )
     assert extract_code(f"{fence}python\nprint(1)\n{fence} {mark} and more") is None
 
 
@@ -87,12 +98,16 @@ def test_a_blank_last_block_is_no_code():
 
 
 def test_a_forgotten_closing_fence_before_the_next_block_is_forgiven():
-    assert extract_code("```python\nprint(1)\n\nNo, rather:\n```python\nprint(2)\n```") == "print(2)"
+    assert (
+        extract_code("```python\nprint(1)\n\nNo, rather:\n```python\nprint(2)\n```") == "print(2)"
+    )
 
 
 def test_reasoning_is_not_searched_for_code():
     assert extract_code("<think>\n```python\nprint(1)\n```\n</think>\nI do not know.") is None
-    assert extract_code("<think>try\n```\nprint(1)\n</think>\n```python\nprint(2)\n```") == "print(2)"
+    assert (
+        extract_code("<think>try\n```\nprint(1)\n</think>\n```python\nprint(2)\n```") == "print(2)"
+    )
     assert extract_code("try\n```\nprint(1)\n</think>\n```python\nprint(2)\n```") == "print(2)"
     assert extract_code("<think>\n```python\nprint(1)\n```\nand then") is None
 
@@ -111,7 +126,9 @@ def test_a_tag_of_reasoning_in_an_answer_that_does_not_reason_is_text():
         (True, "hm</think>So:"),
     ):
         assert extract_code(f"{before}\n```python\n{program}\n```", thinking=thinking) == program
-    assert (content_of_text("The answer, after </think> as it is, is 4").text or "").startswith("The answer")
+    assert (content_of_text("The answer, after </think> as it is, is 4").text or "").startswith(
+        "The answer"
+    )
     assert content_of_text("2 + 2 is 4.</think>\n4").text == "\n4"
     assert content_of_text("2 + 2 is 4.</think>", ANY).text == ""
     assert content_of_text("2 + 2 is", ANY).text is None
@@ -127,13 +144,18 @@ def test_fences_inside_of_strings_stay_in_the_program():
 
 @given(programs, programs, proses)
 def test_the_first_block_rule_takes_the_first_of_several(first, last, between):
-    assert extract_code(f"```python\n{first}\n```\n{between}\n~~~\n{last}\n~~~", "first-block") == first
+    assert (
+        extract_code(f"```python\n{first}\n```\n{between}\n~~~\n{last}\n~~~", "first-block")
+        == first
+    )
 
 
 @given(programs, proses, proses)
 def test_with_one_block_every_rule_finds_the_same_program(program, before, after):
     answer = f"{before}\n```python\n{program}\n```\n{after}"
-    assert {extract_code(answer, rule) for rule in ("last-block", "first-block", "lcb")} == {program}
+    assert {extract_code(answer, rule) for rule in ("last-block", "first-block", "lcb")} == {
+        program
+    }
 
 
 def test_a_first_block_that_is_blank_or_never_closed_is_no_code():
@@ -147,7 +169,10 @@ def test_an_answer_to_a_prompt_that_opened_the_reasoning_must_close_it():
     for rule in ("last-block", "first-block"):
         assert extract_code(cut_off, rule) == "print(1)"
         assert extract_code(cut_off, rule, thinking=True) is None
-        assert extract_code(f"{cut_off}\n</think>\n```\nprint(2)\n```", rule, thinking=True) == "print(2)"
+        assert (
+            extract_code(f"{cut_off}\n</think>\n```\nprint(2)\n```", rule, thinking=True)
+            == "print(2)"
+        )
 
 
 def _official(text: str) -> str | None:

@@ -173,7 +173,13 @@ FRAMES = [
 ]
 
 
-@given(st.integers(-(10**9), 10**9), st.integers(0, 99), st.sampled_from(UNITS), st.sampled_from(FRAMES), st.booleans())
+@given(
+    st.integers(-(10**9), 10**9),
+    st.integers(0, 99),
+    st.sampled_from(UNITS),
+    st.sampled_from(FRAMES),
+    st.booleans(),
+)
 def test_a_number_is_read_in_every_frame_with_every_unit(number, cents, unit, frame, separated):
     written = f"{number:,}" if separated else str(number)
     text = frame.format(f"{written}.{cents:02}{unit}")
@@ -182,7 +188,9 @@ def test_a_number_is_read_in_every_frame_with_every_unit(number, cents, unit, fr
 
 
 @given(
-    st.integers(-999, 999), st.integers(1, 999), st.sampled_from([r"\frac{{{}}}{{{}}}", "{}/{}", r"\boxed{{\dfrac{{{}}}{{{}}}}}"])
+    st.integers(-999, 999),
+    st.integers(1, 999),
+    st.sampled_from([r"\frac{{{}}}{{{}}}", "{}/{}", r"\boxed{{\dfrac{{{}}}{{{}}}}}"]),
 )
 def test_fractions_are_worked_out(numerator, denominator, form):
     assert numeric_answer(form.format(numerator, denominator)) == Fraction(numerator, denominator)
@@ -190,7 +198,14 @@ def test_fractions_are_worked_out(numerator, denominator, form):
 
 @given(st.text(alphabet=r"0123456789.,-+*/^_={}()[]\$ %#mx\n:") | st.text())
 def test_no_text_breaks_the_reader(text):
-    for framed in (text, f"\\boxed{{{text}", f"\\boxed{{{text}}}", f"#### {text}", f"answer is {text}", f"1{text}"):
+    for framed in (
+        text,
+        f"\\boxed{{{text}",
+        f"\\boxed{{{text}}}",
+        f"#### {text}",
+        f"answer is {text}",
+        f"1{text}",
+    ):
         value = numeric_answer(framed)
         str(value)
         same_answer(framed, "18")
@@ -203,13 +218,18 @@ def test_no_text_breaks_the_reader(text):
 )  # fmt: skip
 def test_a_long_answer_takes_no_longer_than_its_length(piece):
     began = time.process_time()
-    for text in (piece * (300_000 // len(piece)), "\\boxed{" + piece * (300_000 // len(piece)) + "}"):
+    for text in (
+        piece * (300_000 // len(piece)),
+        "\\boxed{" + piece * (300_000 // len(piece)) + "}",
+    ):
         numeric_answer(text)
     assert time.process_time() - began < 5
 
 
 def test_worked_solutions_end_in_their_gold_number():
     for gold, shown in (("18", "18"), ("-3", "-3"), ("1234", "1,234"), ("2.5", "2.50")):
-        solution = f"She eats 3 * 4 = <<3*4=12>>12.\nSo 1/2 of it is <<12/2=6>>6, or 50%.\n#### {shown}"
+        solution = (
+            f"She eats 3 * 4 = <<3*4=12>>12.\nSo 1/2 of it is <<12/2=6>>6, or 50%.\n#### {shown}"
+        )
         assert gold_number(solution) == shown.replace(",", "")
         assert same_answer(solution, gold)

@@ -34,7 +34,10 @@ def fingerprints() -> dict[str, dict[str, str]]:
     """Return the fingerprint of every artifact, by recipe."""
     cases = {name: recipes.load(name) for name in recipes.shipped()}
     cases |= {name: recipes.load("quickstart", overrides) for name, overrides in VARIANTS.items()}
-    return {name: {step.name: step.identity.fingerprint for step in graph.steps(recipe)} for name, recipe in cases.items()}
+    return {
+        name: {step.name: step.identity.fingerprint for step in graph.steps(recipe)}
+        for name, recipe in cases.items()
+    }
 
 
 def test_fingerprints_are_those_of_existing_runs() -> None:

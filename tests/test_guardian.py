@@ -32,7 +32,9 @@ def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
     while not noted.exists() or len(noted.read_text().split()) < 2:
         assert parent.poll() is None
         psutil.wait_procs([psutil.Process(parent.pid)], timeout=0.05)
-    (actor,) = (child for child in psutil.Process(parent.pid).children() if ACTOR in child.cmdline())
+    (actor,) = (
+        child for child in psutil.Process(parent.pid).children() if ACTOR in child.cmdline()
+    )
     family = [actor, *actor.children(recursive=True)]
     assert {int(pid) for pid in noted.read_text().split()} < {process.pid for process in family}
     assert len(family) == 4, "the actor, its guardian and two workers"
@@ -56,9 +58,15 @@ engine._watch(0.4)
 
 
 @pytest.mark.parametrize(("running", "status"), [(True, 70), (False, 0)])
-def test_an_engine_whose_step_does_not_come_back_ends_its_process_and_an_idle_one_does_not(running: bool, status: int) -> None:
+def test_an_engine_whose_step_does_not_come_back_ends_its_process_and_an_idle_one_does_not(
+    running: bool, status: int
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STALLED.format(running=running)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", STALLED.format(running=running)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == status
     assert ("nothing came back for 0.4 s (engine.stall_s)" in done.stderr) is running

@@ -21,7 +21,15 @@ from scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, call, levels, selftest, supervisor
+from ssd_ray.evaluation.sandbox import (
+    Limits,
+    Sandbox,
+    best_level,
+    call,
+    levels,
+    selftest,
+    supervisor,
+)
 from ssd_ray.evaluation.sandbox.gvisor import client
 from ssd_ray.schema import Problem, Test
 
@@ -37,7 +45,13 @@ BUNDLES = Path("/tmp/ray/sandbox")
 NOT_WITHIN = {"mmap", "/dev/stdout", "/dev/null"}
 """What L4 does not offer: mapping one's input, and opening any file for writing, be it a device."""
 SHOWN = {
-    ("secrets", name) for name in ("memory of others through /proc", "programs beside it", "files of the machine", "descriptors")
+    ("secrets", name)
+    for name in (
+        "memory of others through /proc",
+        "programs beside it",
+        "files of the machine",
+        "descriptors",
+    )
 }
 """What these look at is gVisor's own: its /proc shows the sandbox's processes, and no process of the machine."""
 OTHERWISE = {("processes", "clone with namespaces"), ("output", "another opening")}
@@ -48,7 +62,12 @@ TESTS = (Test(input="3\n", output=f"{SECRET}\n"),)
 STDIN = Problem(problem_id="s", source="t", statement="", tests=TESTS)
 LCB = Problem(problem_id="l", source="t", statement="", comparison="lcb", tests=TESTS)
 FUNCTION = Problem(
-    problem_id="f", source="t", statement="", kind="function", entry_point="f", tests=(Test(input="[3]", output=f'"{SECRET}"'),)
+    problem_id="f",
+    source="t",
+    statement="",
+    kind="function",
+    entry_point="f",
+    tests=(Test(input="[3]", output=f'"{SECRET}"'),),
 )
 ASSERTS = Problem(
     problem_id="a",
@@ -56,7 +75,9 @@ ASSERTS = Problem(
     statement="",
     kind="asserts",
     entry_point="f",
-    tests=(Test(input=f"def check(candidate):\n    assert candidate(3) == '{SECRET}'\n", output=""),),
+    tests=(
+        Test(input=f"def check(candidate):\n    assert candidate(3) == '{SECRET}'\n", output=""),
+    ),
 )
 PROBLEMS = [STDIN, LCB, FUNCTION, ASSERTS]
 RIGHT = "def f(x):\n    return f'{x * x}-ri' + 'ght'\nif __name__ == '__main__':\n    print(f(int(input())))\n"
@@ -111,7 +132,12 @@ def test_a_program_comes_to_what_it_comes_to_elsewhere(sandbox, code, stdin, sta
 
 
 @pytest.mark.parametrize(
-    "code", ["while True: pass", "import time; time.sleep(60)", "import os; os.closerange(0, 64)\nwhile True: pass"]
+    "code",
+    [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "import os; os.closerange(0, 64)\nwhile True: pass",
+    ],
 )
 def test_a_program_that_does_not_end_is_ended(sandbox, code):
     execution = sandbox.run_program(code, "", SHORT)
@@ -126,15 +152,23 @@ def test_conversations_keep_their_state_and_may_be_held_at_once(sandbox):
         sandbox.converse("calls", units, LIMITS, entry_point="f") as first,
         sandbox.converse("calls", units, LIMITS, entry_point="f") as second,
     ):
-        for number, value in enumerate([(1, 2.5), {"a": {1: {2}}}, b"x", float("inf"), 10**300, "y" * 40_000], start=1):
+        for number, value in enumerate(
+            [(1, 2.5), {"a": {1: {2}}}, b"x", float("inf"), 10**300, "y" * 40_000], start=1
+        ):
             assert call(first, [value]).result == (number, (value,))
         assert call(second, []).result == (1, ())
         assert first.peak_bytes > 5 << 20
-    with sandbox.converse("calls", ["def f():\n    while True: pass"], SHORT, entry_point="f") as endless:
+    with sandbox.converse(
+        "calls", ["def f():\n    while True: pass"], SHORT, entry_point="f"
+    ) as endless:
         assert call(endless, []).status == "time_limit"
-    with sandbox.converse("calls", ["import os\ndef f(): os._exit(0)"], LIMITS, entry_point="f") as gone:
+    with sandbox.converse(
+        "calls", ["import os\ndef f(): os._exit(0)"], LIMITS, entry_point="f"
+    ) as gone:
         assert call(gone, []).status == "runtime_error"
-    with sandbox.converse("calls", ["def f(): return 'x' * 10**6"], LIMITS, entry_point="f") as flood:
+    with sandbox.converse(
+        "calls", ["def f(): return 'x' * 10**6"], LIMITS, entry_point="f"
+    ) as flood:
         assert call(flood, []).status == "output_limit"
 
 
@@ -149,7 +183,9 @@ def test_right_is_right_and_no_forgery_makes_wrong_right(sandbox, problem):
 def test_no_expected_output_goes_in(sandbox, monkeypatch):
     told, tell = [], client.GVisor.tell
     monkeypatch.setattr(
-        client.GVisor, "tell", lambda self, request, *rest: told.append(str(request)) or tell(self, request, *rest)
+        client.GVisor,
+        "tell",
+        lambda self, request, *rest: told.append(str(request)) or tell(self, request, *rest),
     )
     for problem in PROBLEMS:
         assert grade(problem, RIGHT, sandbox).outcome == "accepted"
@@ -159,7 +195,10 @@ def test_no_expected_output_goes_in(sandbox, monkeypatch):
 
 def test_an_answer_that_comes_too_late_is_nobodys(monkeypatch):
     monkeypatch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, RELAY_ALONE))
-    with Sandbox(level=levels.L4) as sandbox, sandbox.converse("calls", ["f = abs"], LIMITS, entry_point="f") as before:
+    with (
+        Sandbox(level=levels.L4) as sandbox,
+        sandbox.converse("calls", ["f = abs"], LIMITS, entry_point="f") as before,
+    ):
         assert call(before, [-1]).result == 1
         relay = sandbox._zygote._keeper.pid
         monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
@@ -177,7 +216,10 @@ def test_an_answer_that_comes_too_late_is_nobodys(monkeypatch):
 def test_it_is_neither_tried_nor_offered_where_its_programs_are_missing(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert levels.L4 not in levels.candidates()
-    assert "not on the PATH" in dict((level.name, why) for level, why in supervisor.working_levels())["L4"]
+    assert (
+        "not on the PATH"
+        in dict((level.name, why) for level, why in supervisor.working_levels())["L4"]
+    )
     supervisor._probe.cache_clear()
     try:
         with pytest.raises(UserError, match="below the floor L4"):
@@ -199,7 +241,9 @@ def _sandboxes():
     """The names of sandboxes that have a process on this machine, a bundle, or a mark that keeps an image from being evicted."""
     words = [word for entry in os.listdir("/proc") if entry.isdecimal() for word in _words(entry)]
     files = [*BUNDLES.glob("ray-sandbox-*"), *(BUNDLES / "images").glob("*/.users/ray-sandbox-*")]
-    return {word for word in (*words, *(file.name for file in files)) if word.startswith("ray-sandbox-")}
+    return {
+        word for word in (*words, *(file.name for file in files)) if word.startswith("ray-sandbox-")
+    }
 
 
 @pytest.fixture
@@ -217,7 +261,9 @@ def test_it_is_used_where_the_floor_asks_for_it_and_only_there(others):
     assert best_level().name != "L4"
     with Sandbox(floor="L4") as sandbox:
         assert sandbox.level == "L4"
-        kernel = sandbox.run_program("import os; print(os.uname().release)", "", LIMITS).stdout.strip()
+        kernel = sandbox.run_program(
+            "import os; print(os.uname().release)", "", LIMITS
+        ).stdout.strip()
         assert kernel not in {"", os.uname().release}
 
 
@@ -236,7 +282,9 @@ def test_honest_programs_work_within(place):
         assert (execution.status, execution.stdout) == ("ok", IDIOM_OUTPUT), (name, execution)
     modules = MODULES.split()
     for start in range(0, len(modules), 12):
-        execution = sandbox.run_program(f"import {', '.join(modules[start : start + 12])}\nprint('ok')", "", LIMITS)
+        execution = sandbox.run_program(
+            f"import {', '.join(modules[start : start + 12])}\nprint('ok')", "", LIMITS
+        )
         assert execution.stdout == "ok\n", execution
 
 
@@ -250,7 +298,9 @@ def test_honest_programs_work_within(place):
 def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
     scene, sandbox = place
     found = trespasses(program, sandbox, scene)
-    assert [line for line in found if " processes where there were " not in line] == []  # gVisor's own come and go
+    assert [
+        line for line in found if " processes where there were " not in line
+    ] == []  # gVisor's own come and go
 
 
 @needs_gvisor
@@ -269,7 +319,12 @@ def test_a_sandbox_that_does_not_answer_is_replaced(monkeypatch, others):
     with Sandbox(level=levels.L4) as sandbox:
         sandbox.run_program("", "", LIMITS)
         monkeypatch.setattr(client, "_PATIENCE_S", 5.0)
-        execution = _run_as(sandbox, _process("boot", others), signal.SIGSTOP, Limits(time_s=2, memory_mib=256, output_kib=64))
+        execution = _run_as(
+            sandbox,
+            _process("boot", others),
+            signal.SIGSTOP,
+            Limits(time_s=2, memory_mib=256, output_kib=64),
+        )
     assert (execution.status, execution.stdout) == ("ok", "once more\n"), execution
 
 
@@ -284,7 +339,9 @@ def _run_as(sandbox, pid, number, limits=LIMITS):
     killer = threading.Timer(0.3, os.kill, (pid, number))
     killer.start()
     try:
-        return sandbox.run_program("import time; time.sleep(0.9); print(input())", "once more", limits)
+        return sandbox.run_program(
+            "import time; time.sleep(0.9); print(input())", "once more", limits
+        )
     finally:
         killer.join()
 
@@ -302,7 +359,9 @@ with Sandbox(level=levels.L4) as sandbox:
 @needs_gvisor
 @pytest.mark.real
 def test_nothing_outlives_a_killed_grader(others):
-    grader = subprocess.Popen([sys.executable, "-c", GRADE_FOR_EVER], cwd=ROOT, stdout=subprocess.PIPE)
+    grader = subprocess.Popen(
+        [sys.executable, "-c", GRADE_FOR_EVER], cwd=ROOT, stdout=subprocess.PIPE
+    )
     try:
         assert grader.stdout.readline() == b"running\n"
         before = {pid: _words(pid) for pid in descendants(grader.pid)}
@@ -312,6 +371,9 @@ def test_nothing_outlives_a_killed_grader(others):
         grader.wait()
         grader.stdout.close()
     deadline = time.monotonic() + 30
-    while any(any(words) and _words(pid) == words for pid, words in before.items()) or _sandboxes() - others:
+    while (
+        any(any(words) and _words(pid) == words for pid, words in before.items())
+        or _sandboxes() - others
+    ):
         assert time.monotonic() < deadline, (before, _sandboxes() - others)
         time.sleep(0.1)

@@ -21,11 +21,26 @@ from ssd_ray.schema import Completion, Example
 from ssd_ray.training.data.batches import collate
 from ssd_ray.training.data.dataset import prepare
 from ssd_ray.training.data.examples import Examples
-from ssd_ray.training.data.health import CLASSES, GROUPS, LOOP_SHARE, NGRAM, TIMES, Reading, repeated_share
+from ssd_ray.training.data.health import (
+    CLASSES,
+    GROUPS,
+    LOOP_SHARE,
+    NGRAM,
+    TIMES,
+    ParseOptions,
+    repeated_share,
+)
 
-READING = Reading(end_tokens=frozenset({2, 7}))
+READING = ParseOptions(end_tokens=frozenset({2, 7}))
 LOOP = (1, 4, 5) * 20
-TEXTS = ["", "\n \n", "one line", "a\nb", "see\n```python\nprint(1)\n```\n", "cut\n```python\nprint(1"]
+TEXTS = [
+    "",
+    "\n \n",
+    "one line",
+    "a\nb",
+    "see\n```python\nprint(1)\n```\n",
+    "cut\n```python\nprint(1",
+]
 
 
 def _naive_share(row: list[int]) -> float:
@@ -38,12 +53,16 @@ def _naive_share(row: list[int]) -> float:
 def test_repetition_is_counted_as_by_hand_and_never_across_answers(rows: list[list[int]]) -> None:
     tokens = np.array([token for row in rows for token in row], dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-    assert repeated_share(tokens, offsets.astype(np.int64)).tolist() == pytest.approx([_naive_share(row) for row in rows])
+    assert repeated_share(tokens, offsets.astype(np.int64)).tolist() == pytest.approx(
+        [_naive_share(row) for row in rows]
+    )
 
 
 def test_a_loop_that_begins_late_is_found_and_a_program_given_twice_is_none() -> None:
     fresh = list(range(100, 400))
-    shares = repeated_share(np.array(fresh + [7, 8, 9, 10] * 50 + fresh * 2, dtype=np.int32), np.array([0, 500, 1100]))
+    shares = repeated_share(
+        np.array(fresh + [7, 8, 9, 10] * 50 + fresh * 2, dtype=np.int32), np.array([0, 500, 1100])
+    )
     assert shares[0] == pytest.approx(194 / 493, abs=0.01)
     assert shares[0] >= LOOP_SHARE > shares[1] == 0
 
@@ -53,7 +72,9 @@ rows_of_answers = st.lists(
         _completion,
         prompt_id=st.sampled_from("abcdef"),
         sample_index=st.integers(0, 9),
-        output_token_ids=st.one_of(st.just(LOOP), st.lists(st.sampled_from([2, 5, 7]), max_size=4).map(tuple)),
+        output_token_ids=st.one_of(
+            st.just(LOOP), st.lists(st.sampled_from([2, 5, 7]), max_size=4).map(tuple)
+        ),
         text=st.sampled_from(TEXTS),
         finish_reason=st.sampled_from(["stop", "length"]),
     ),
@@ -61,7 +82,9 @@ rows_of_answers = st.lists(
     max_size=14,
     unique_by=lambda row: (row.prompt_id, row.sample_index),
 )
-policies = st.builds(Policies, **{name: st.sampled_from(["keep", "mask", "drop"]) for name in CLASSES})
+policies = st.builds(
+    Policies, **{name: st.sampled_from(["keep", "mask", "drop"]) for name in CLASSES}
+)
 
 
 def _classes(row: Completion, earlier: set[tuple[int, ...]]) -> set[str]:
@@ -78,19 +101,27 @@ def _classes(row: Completion, earlier: set[tuple[int, ...]]) -> set[str]:
     return {name for name, holds in told.items() if holds}
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=rows_of_answers, chosen=policies)
 def test_every_figure_is_that_of_a_plain_recount(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Completion], chosen: Policies
 ) -> None:
     ordered = sorted(rows, key=lambda row: (row.prompt_id, row.sample_index))
-    classes = [_classes(row, {other.output_token_ids for other in ordered[:place]}) for place, row in enumerate(ordered)]
+    classes = [
+        _classes(row, {other.output_token_ids for other in ordered[:place]})
+        for place, row in enumerate(ordered)
+    ]
     gone = [
         not row.output_token_ids or any(getattr(chosen, name) == "drop" for name in found)
         for row, found in zip(ordered, classes, strict=True)
     ]
     out_of_loss = [any(getattr(chosen, name) == "mask" for name in found) for found in classes]
-    samples, out = _samples(tmp_path_factory.mktemp("samples"), rows, 3), tmp_path_factory.mktemp("dataset")
+    samples, out = (
+        _samples(tmp_path_factory.mktemp("samples"), rows, 3),
+        tmp_path_factory.mktemp("dataset"),
+    )
     if all(left or masked for left, masked in zip(gone, out_of_loss, strict=True)):
         with pytest.raises(UserError, match="nothing to train on"):
             prepare(samples, PrepareConfig(policies=chosen), READING, out=out)
@@ -105,8 +136,14 @@ def test_every_figure_is_that_of_a_plain_recount(
         assert counted["dropped"] == sum(gone[place] for place in members)
         assert counted["masked"] == sum(out_of_loss[place] and not gone[place] for place in members)
         shown = [(row["prompt_id"], row["sample_index"]) for row in health["examples"][name]]
-        assert shown == [(ordered[place].prompt_id, ordered[place].sample_index) for place in members[:2]]
-    assert health["rows"] == len(rows) == sum(sum(counts) for counts in health["lengths"]["counts"].values())
+        assert shown == [
+            (ordered[place].prompt_id, ordered[place].sample_index) for place in members[:2]
+        ]
+    assert (
+        health["rows"]
+        == len(rows)
+        == sum(sum(counts) for counts in health["lengths"]["counts"].values())
+    )
     assert health["tokens"] == sum(len(row.output_token_ids) for row in rows)
     assert health["distinct"] == len({row.output_token_ids for row in rows})
     assert health["most_copies"] == max(Counter(row.output_token_ids for row in rows).values())
@@ -146,22 +183,26 @@ def test_a_masked_answer_keeps_its_place_and_gives_the_loss_nothing(tmp_path: Pa
     assert micro.targets[1][micro.weights[1] > 0].tolist() == [10, 11, 2]
 
 
-def test_an_answer_while_thinking_has_no_code_and_the_rule_of_extraction_is_followed(tmp_path: Path) -> None:
+def test_an_answer_while_thinking_has_no_code_and_the_rule_of_extraction_is_followed(
+    tmp_path: Path,
+) -> None:
     text = "plan\n```python\nprint(1)\n```\n```python\n```"
     samples = _samples(tmp_path / "samples", [_completion("a", text=text)])
     for number, (reading, without) in enumerate(
         [
-            (Reading(), 1),
-            (Reading(reasoning=ReasoningFormat(opened="<think>")), 1),
-            (Reading(extract="lcb"), 0),
-            (Reading(extract="first-block"), 0),
+            (ParseOptions(), 1),
+            (ParseOptions(reasoning=ReasoningFormat(opened="<think>")), 1),
+            (ParseOptions(extract="lcb"), 0),
+            (ParseOptions(extract="first-block"), 0),
         ]
     ):
         facts = prepare(samples, PrepareConfig(), reading, out=tmp_path / str(number))
         assert facts["health"]["classes"]["no_code"]["rows"] == without, reading
 
 
-def test_the_end_tokens_are_the_tokenizers_and_all_of_the_generation_configuration(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_end_tokens_are_the_tokenizers_and_all_of_the_generation_configuration(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     import json
     import shutil
 

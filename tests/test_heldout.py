@@ -33,7 +33,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(30):
         length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
         ids = tuple(draw.randrange(3, 260) for _ in range(length))
-        rows.append(Example(prompt_id=f"p{index // 2:02}", sample_index=index % 2, input_ids=ids, num_prompt_tokens=num_prompt))
+        rows.append(
+            Example(
+                prompt_id=f"p{index // 2:02}",
+                sample_index=index % 2,
+                input_ids=ids,
+                num_prompt_tokens=num_prompt,
+            )
+        )
     write_shard(out, "part-00000", rows[:19], Example)
     write_shard(out, "part-00001", rows[19:], Example)
     return out
@@ -49,7 +56,11 @@ def test_whole_prompts_are_held_out_and_both_parts_are_the_data_set(dataset: Pat
     assert sorted(names) == sorted(whole.name(index) for index in range(30))
     for part in (trained, held):
         for index in range(len(part)):
-            assert len(part.row(index)) == part.lengths[index] == part.num_prompt_tokens[index] + part.response_lengths[index]
+            assert (
+                len(part.row(index))
+                == part.lengths[index]
+                == part.num_prompt_tokens[index] + part.response_lengths[index]
+            )
             place = next(place for place in range(30) if whole.name(place) == part.name(index))
             assert np.array_equal(part.row(index), whole.row(place))
 
@@ -82,7 +93,13 @@ def test_a_part_without_a_response_is_refused(tmp_path: Path) -> None:
     def rows(masked: set[int]) -> Examples:
         out = tmp_path / str(sorted(masked))
         made = [
-            Example(prompt_id=f"p{index}", sample_index=0, input_ids=(5, 6, 7), num_prompt_tokens=1, masked=index in masked)
+            Example(
+                prompt_id=f"p{index}",
+                sample_index=0,
+                input_ids=(5, 6, 7),
+                num_prompt_tokens=1,
+                masked=index in masked,
+            )
             for index in range(3)
         ]
         write_shard(out, "part-00000", made, Example)
@@ -91,9 +108,14 @@ def test_a_part_without_a_response_is_refused(tmp_path: Path) -> None:
     held = split(rows(set()), 1, SEED)[1]
     assert held is not None
     (first,) = (int(prompt.removeprefix("p")) for prompt in held.prompt_ids())
-    with pytest.raises(UserError, match="heldout_samples 1 holds out no token that counts, only masked sequences: raise it"):
+    with pytest.raises(
+        UserError,
+        match="heldout_samples 1 holds out no token that counts, only masked sequences: raise it",
+    ):
         split(rows({first}), 1, SEED)
-    with pytest.raises(UserError, match="heldout_samples 1 leaves nothing of 3 sequences to train on"):
+    with pytest.raises(
+        UserError, match="heldout_samples 1 leaves nothing of 3 sequences to train on"
+    ):
         split(rows({0, 1, 2} - {first}), 1, SEED)
 
 
@@ -129,7 +151,9 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
                 dataset,
                 model,
                 TrainConfig(**{**TRAIN, "evaluate_every": every}),
-                ClusterConfig(device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0),
+                ClusterConfig(
+                    device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0
+                ),
                 sampling=SAMPLING,
                 seed=SEED,
                 out=out,
@@ -146,19 +170,28 @@ def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
 
     from ssd_ray.training.observe.distributions import MEASURES, measure
 
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (trained, base))
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (trained, base)
+    )
     held, found = split(Examples(dataset), 5, SEED)[1], []
     assert held is not None
     for row in range(len(held)):
         ids, start = torch.tensor(held.row(row).astype("int64")), int(held.num_prompt_tokens[row])
         with torch.no_grad():
-            logits, base_logits = (model(input_ids=ids[None]).logits[0, start - 1 : -1] for model in (ours, theirs))
+            logits, base_logits = (
+                model(input_ids=ids[None]).logits[0, start - 1 : -1] for model in (ours, theirs)
+            )
         found.append(measure(logits, base_logits, ids[start:], SAMPLING))
-    return {"tokens": sum(map(len, found)), **dict(zip(MEASURES, torch.cat(found).mean(0).tolist(), strict=True))}
+    return {
+        "tokens": sum(map(len, found)),
+        **dict(zip(MEASURES, torch.cat(found).mean(0).tolist(), strict=True)),
+    }
 
 
 @pytest.mark.real
-def test_what_is_told_of_held_out_samples_is_what_both_models_say(runs: tuple[Path, dict[str, Path]], dataset: Path) -> None:
+def test_what_is_told_of_held_out_samples_is_what_both_models_say(
+    runs: tuple[Path, dict[str, Path]], dataset: Path
+) -> None:
     model, made = runs
     lines = read_held_out(made["often"])
     assert [line["step"] for line in lines] == [0, 4, 6]
@@ -186,10 +219,16 @@ def test_measuring_changes_nothing_of_what_is_trained(runs: tuple[Path, dict[str
 def test_no_step_sees_a_held_out_sample_and_every_line_says_where_it_stands(
     runs: tuple[Path, dict[str, Path]], dataset: Path
 ) -> None:
-    lines = [json.loads(line) for line in (runs[1]["often"] / "loss.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (runs[1]["often"] / "loss.jsonl").read_text().splitlines()
+    ]
     trained, _ = split(Examples(dataset), 5, SEED)
-    assert sum(line["tokens"] for line in lines[:3]) == int(trained.lengths.sum())  # 3 steps of 8 are the 24 rows once
-    assert [line["epoch"] for line in lines] == pytest.approx([8 * (step + 1) / 24 for step in range(6)])
+    assert sum(line["tokens"] for line in lines[:3]) == int(
+        trained.lengths.sum()
+    )  # 3 steps of 8 are the 24 rows once
+    assert [line["epoch"] for line in lines] == pytest.approx(
+        [8 * (step + 1) / 24 for step in range(6)]
+    )
     for line in lines:
         assert line["tokens_per_s"] == pytest.approx(line["tokens"] / line["seconds"], rel=0.01)
         assert line["mfu"] is None
@@ -202,8 +241,12 @@ def test_tensorboard_holds_the_same_curves(runs: tuple[Path, dict[str, Path]]) -
 
     folder = runs[1]["often"].parent
     events = EventAccumulator(str(folder / "logs" / "tensorboard" / "often")).Reload()
-    lines = [json.loads(line) for line in (runs[1]["often"] / "loss.jsonl").read_text().splitlines()]
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([line["loss"] for line in lines])
+    lines = [
+        json.loads(line) for line in (runs[1]["often"] / "loss.jsonl").read_text().splitlines()
+    ]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+        [line["loss"] for line in lines]
+    )
     assert [event.step for event in events.Scalars("heldout/nll")] == [0, 4, 6]
     assert "train/mfu" not in events.Tags()["scalars"]
 
@@ -228,7 +271,13 @@ def test_measures_are_the_same_whatever_carries_the_training(dataset: Path, tmp_
         assert base["kl_to_base"] == pytest.approx(0, abs=1e-9)
         assert trained["kl_to_base"] > 0
         for measure, value in base.items():
-            assert value == pytest.approx(lines["ZeRO-0"][0][measure], rel=1e-4, abs=1e-6), (name, measure)
+            assert value == pytest.approx(lines["ZeRO-0"][0][measure], rel=1e-4, abs=1e-6), (
+                name,
+                measure,
+            )
         if "adapters" not in name:  # all others train the same step
             for measure, value in trained.items():
-                assert value == pytest.approx(lines["ZeRO-0"][1][measure], rel=1e-3, abs=1e-5), (name, measure)
+                assert value == pytest.approx(lines["ZeRO-0"][1][measure], rel=1e-3, abs=1e-5), (
+                    name,
+                    measure,
+                )

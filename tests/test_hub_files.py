@@ -89,7 +89,10 @@ def _read(tmp_path: Path, row: dict[str, Any]) -> Problem:
 
 def _outcomes(tmp_path: Path, row: dict[str, Any], *programs: str) -> list[str]:
     """Grade programs on one row from the command line's side."""
-    answers = [{"task_id": row["task_id"], "index": index, "code": code} for index, code in enumerate(programs)]
+    answers = [
+        {"task_id": row["task_id"], "index": index, "code": code}
+        for index, code in enumerate(programs)
+    ]
     job = Job(
         problems=_write(tmp_path / "problems.jsonl", row),
         completions=_write(tmp_path / "answers.jsonl", *answers),
@@ -115,14 +118,20 @@ def test_mbpp_plus_of_the_hub_is_graded_by_its_test(tmp_path: Path) -> None:
 
 def test_mbpp_plus_of_the_hub_is_named_and_stated(tmp_path: Path) -> None:
     problem = _read(tmp_path, MBPP_PLUS)
-    assert (problem.problem_id, problem.source, problem.entry_point) == ("mbpp/903", "mbpp+", "spread")
+    assert (problem.problem_id, problem.source, problem.entry_point) == (
+        "mbpp/903",
+        "mbpp+",
+        "spread",
+    )
     assert len(problem.tests) == 1
     assert "assert spread([7]) == 0" in problem.statement
     assert "-9" not in problem.statement, "the tests stay hidden"
 
 
 @pytest.mark.parametrize("empty", [None, "", "  \n"])
-def test_mbpp_rows_without_a_script_keep_their_assertions(tmp_path: Path, empty: str | None) -> None:
+def test_mbpp_rows_without_a_script_keep_their_assertions(
+    tmp_path: Path, empty: str | None
+) -> None:
     problem = _read(tmp_path, {**MBPP_PLUS, "test": empty})
     assert (problem.source, len(problem.tests)) == ("mbpp", 2)
 
@@ -135,7 +144,9 @@ def test_mbpp_rows_without_a_script_keep_their_assertions(tmp_path: Path, empty:
         (["assert spread([1]) == 0"], "field 'test' must hold text"),
     ],
 )
-def test_a_script_that_cannot_grade_is_refused_by_name(tmp_path: Path, script: Any, told: str) -> None:
+def test_a_script_that_cannot_grade_is_refused_by_name(
+    tmp_path: Path, script: Any, told: str
+) -> None:
     with pytest.raises(UserError, match=told):
         _read(tmp_path, {**MBPP_PLUS, "test": script})
 
@@ -172,8 +183,12 @@ def test_humaneval_plus_of_the_hub_is_graded_right(tmp_path: Path) -> None:
         ({"question": "Q", "answer": "#### 1"}, "tolerance", 0.5),
     ],
 )
-def test_a_column_with_a_part_in_grading_is_refused_by_name(tmp_path: Path, row: dict[str, Any], column: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"row 1: field {column!r} is not read in format .* drop the column"):
+def test_a_column_with_a_part_in_grading_is_refused_by_name(
+    tmp_path: Path, row: dict[str, Any], column: str, value: Any
+) -> None:
+    with pytest.raises(
+        UserError, match=f"row 1: field {column!r} is not read in format .* drop the column"
+    ):
         _read(tmp_path, {**row, column: value})
     assert _read(tmp_path, {**row, column: None}), "nothing in the column changes nothing"
 
@@ -184,12 +199,23 @@ def test_a_column_with_a_part_in_grading_is_refused_by_name(tmp_path: Path, row:
         (LCB, {}),
         (LCB, {"x_release": "v5", "x_public_source": "own", "x_private_validated_by": "nobody"}),
         (MBPP, {"notes": "mine", "contest": "a"}),
-        (HUMANEVAL_PLUS, {"signature": "total(values)", "docstring": "...", "language": "Python", "timeout": 0}),
-        ({**HUMANEVAL_PLUS, "base_input": [[[1.0]]], "plus_input": [], "atol": 0}, {"contract": "assert values"}),
-        ({"question": "Q", "answer": "A ** b\n#### 1"}, {"cleaning_status": "verified", "original_answer": "#### 2"}),
+        (
+            HUMANEVAL_PLUS,
+            {"signature": "total(values)", "docstring": "...", "language": "Python", "timeout": 0},
+        ),
+        (
+            {**HUMANEVAL_PLUS, "base_input": [[[1.0]]], "plus_input": [], "atol": 0},
+            {"contract": "assert values"},
+        ),
+        (
+            {"question": "Q", "answer": "A ** b\n#### 1"},
+            {"cleaning_status": "verified", "original_answer": "#### 2"},
+        ),
     ],
 )
-def test_other_columns_are_left_out(tmp_path: Path, row: dict[str, Any], extra: dict[str, Any]) -> None:
+def test_other_columns_are_left_out(
+    tmp_path: Path, row: dict[str, Any], extra: dict[str, Any]
+) -> None:
     assert _read(tmp_path, {**row, **extra}) == _read(tmp_path, row)
 
 
@@ -219,7 +245,12 @@ def test_data_sets_of_other_forms_are_no_benchmark(tmp_path: Path, columns: str)
 
 
 RSTAR = [
-    {"question_id": f"seed_{number}", "question": f"Task {number}.", "starter_code": "", "is_passed": number in (0, 3)}
+    {
+        "question_id": f"seed_{number}",
+        "question": f"Task {number}.",
+        "starter_code": "",
+        "is_passed": number in (0, 3),
+    }
     for number in range(4)
 ]
 
@@ -242,7 +273,9 @@ def test_only_passed_goes_by_a_local_copy_of_rstar_coder(tmp_path: Path, suffix:
     assert len(_prompts(path, only_passed=False)[0]) == 4
 
 
-def test_only_passed_goes_by_a_hub_copy_of_rstar_coder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_passed_goes_by_a_hub_copy_of_rstar_coder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: RSTAR)
     problems, tally = _prompts("hub:microsoft/rStar-Coder:seed_sft")
     assert (len(problems), tally.dropped) == (2, Counter({"stored solution did not pass": 2}))
@@ -251,7 +284,18 @@ def test_only_passed_goes_by_a_hub_copy_of_rstar_coder(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("value", "kept"),
-    [(True, 1), ("True", 1), ("true", 1), (1, 1), (1.0, 1), (False, 0), ("False", 0), ("0", 0), (0, 0), (None, 0)],
+    [
+        (True, 1),
+        ("True", 1),
+        ("true", 1),
+        (1, 1),
+        (1.0, 1),
+        (False, 0),
+        ("False", 0),
+        ("0", 0),
+        (0, 0),
+        (None, 0),
+    ],
 )
 def test_is_passed_is_read_in_every_form_of_a_file(tmp_path: Path, value: Any, kept: int) -> None:
     rows = [{"question": "Other.", "is_passed": True}, {"question": "This.", "is_passed": value}]
@@ -261,31 +305,58 @@ def test_is_passed_is_read_in_every_form_of_a_file(tmp_path: Path, value: Any, k
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"question": "A.", "is_passed": "perhaps"}], "row 1: field 'is_passed' must say true or false, not 'perhaps'"),
-        ([{"question": "A.", "is_passed": True}, {"question": "B."}], "row 2: field 'is_passed' is in some rows and not in"),
-        ([{"question": "A."}, {"question": "B.", "is_passed": False}], "row 2: field 'is_passed' is in some rows and not in"),
-        ([{"question": "A.", "verified": False}], "row 1: field 'verified' looks like 'is_passed'.*prompts.only_passed=false"),
-        ([{"question": "A.", "r1_correctness": "True"}], "field 'r1_correctness' looks like 'is_passed'"),
+        (
+            [{"question": "A.", "is_passed": "perhaps"}],
+            "row 1: field 'is_passed' must say true or false, not 'perhaps'",
+        ),
+        (
+            [{"question": "A.", "is_passed": True}, {"question": "B."}],
+            "row 2: field 'is_passed' is in some rows and not in",
+        ),
+        (
+            [{"question": "A."}, {"question": "B.", "is_passed": False}],
+            "row 2: field 'is_passed' is in some rows and not in",
+        ),
+        (
+            [{"question": "A.", "verified": False}],
+            "row 1: field 'verified' looks like 'is_passed'.*prompts.only_passed=false",
+        ),
+        (
+            [{"question": "A.", "r1_correctness": "True"}],
+            "field 'r1_correctness' looks like 'is_passed'",
+        ),
         ([{"question": "A.", "is_correct": True}], "field 'is_correct' looks like 'is_passed'"),
     ],
 )
-def test_a_verdict_that_cannot_be_gone_by_is_refused(tmp_path: Path, rows: list[dict[str, Any]], told: str) -> None:
+def test_a_verdict_that_cannot_be_gone_by_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], told: str
+) -> None:
     path = _write(tmp_path / "p.jsonl", *rows)
     with pytest.raises(UserError, match=told):
         _prompts(path)
     assert len(_prompts(path, only_passed=False)[0]) == len(rows)
 
 
-@pytest.mark.parametrize("extra", [{}, {"passed_by": "me"}, {"gpt_pass_percentage": 0.4}, {"correct_answer": "1"}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"passed_by": "me"}, {"gpt_pass_percentage": 0.4}, {"correct_answer": "1"}]
+)
 def test_rows_without_a_verdict_all_stay(tmp_path: Path, extra: dict[str, Any]) -> None:
     problems, tally = _prompts(_write(tmp_path / "p.jsonl", {"question": "A.", **extra}))
     assert (len(problems), tally.dropped) == (1, Counter())
 
 
 def test_a_statement_in_several_columns_is_refused(tmp_path: Path) -> None:
-    row = {"description": "Add.", "input_format": "Two\nnumbers.", "output_format": None, "prompt": "Add. Two numbers."}
+    row = {
+        "description": "Add.",
+        "input_format": "Two\nnumbers.",
+        "output_format": None,
+        "prompt": "Add. Two numbers.",
+    }
     path = _write(tmp_path / "p.jsonl", row)
-    with pytest.raises(UserError, match="field 'input_format' holds a part of the statement that 'description' lacks: join"):
+    with pytest.raises(
+        UserError,
+        match="field 'input_format' holds a part of the statement that 'description' lacks: join",
+    ):
         _prompts(path, statement_column="description")
     assert _prompts(path, statement_column="prompt")[0][0].statement == "Add. Two numbers."
 
@@ -296,11 +367,16 @@ def test_a_statement_in_several_columns_is_refused(tmp_path: Path) -> None:
         ({"entry_point": "add"}, "add"),
         ({"fn_name": "add"}, "add"),
         ({"test_entry_point": "add"}, "add"),
-        ({"test_info": [{"function_name": "add", "docstring": ""}, {"function_name": "sub"}]}, "add"),
+        (
+            {"test_info": [{"function_name": "add", "docstring": ""}, {"function_name": "sub"}]},
+            "add",
+        ),
         ({"entry_point": "", "test_info": []}, None),
     ],
 )
-def test_a_prompt_says_which_function_a_row_names(tmp_path: Path, extra: dict[str, Any], function: str | None) -> None:
+def test_a_prompt_says_which_function_a_row_names(
+    tmp_path: Path, extra: dict[str, Any], function: str | None
+) -> None:
     ((problem,), _) = _prompts(_write(tmp_path / "p.jsonl", {"question": "Add.", **extra}))
     assert (problem.kind, problem.entry_point) == ("function" if function else "stdin", function)
     assert ("reads standard input" in user_message(problem)) == (function is None)
@@ -308,7 +384,11 @@ def test_a_prompt_says_which_function_a_row_names(tmp_path: Path, extra: dict[st
 
 
 def test_starter_code_goes_before_a_named_function(tmp_path: Path) -> None:
-    row = {"question": "Add.", "starter_code": "class Solution:\n    def add(self, a, b):\n", "entry_point": "Solution().add"}
+    row = {
+        "question": "Add.",
+        "starter_code": "class Solution:\n    def add(self, a, b):\n",
+        "entry_point": "Solution().add",
+    }
     ((problem,), _) = _prompts(_write(tmp_path / "p.jsonl", row))
     assert "Start from this code" in user_message(problem)
     with pytest.raises(UserError, match="field 'entry_point' must name a function"):

@@ -42,13 +42,33 @@ def head() -> Iterator[str]:
     # Sockets have short names: the test's own directory is too deep.
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     dashboard = _free_port()
-    ports = {"port": _free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": _free_port()}
-    command = [RAY, "start", "--head", "--block", "--temp-dir", temporary, "--num-cpus", "2", "--disable-usage-stats"]
+    ports = {
+        "port": _free_port(),
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": _free_port(),
+    }
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        "--temp-dir",
+        temporary,
+        "--num-cpus",
+        "2",
+        "--disable-usage-stats",
+    ]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = open(f"{temporary}/head.log", "w+")  # noqa: SIM115 - it lives as long as the head
     # Other tests of this process connected to a Ray of their own, which leaves that in the environment.
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
-    process = psutil.Popen(command, stdout=log, stderr=log, env=inherited | TOKEN | {"PATH": PATH}, start_new_session=True)
+    process = psutil.Popen(
+        command,
+        stdout=log,
+        stderr=log,
+        env=inherited | TOKEN | {"PATH": PATH},
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", dashboard)):
@@ -66,16 +86,25 @@ def head() -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(head: str, tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(
+    head: str, tmp_path: Path, tiny_llama: Path
+) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE.format(model=tiny_llama))
     out = tmp_path / "run"
-    small = ["prompts.limit=8", "train.steps=2", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
+    small = [
+        "prompts.limit=8",
+        "train.steps=2",
+        "evaluate.limit=2",
+        "evaluate.benchmarks=[builtin]",
+    ]
     entry = ["python", "jobs/pipeline.py", str(recipe), "--out", str(out)]
     entry += [part for choice in small for part in ("--set", choice)]
     command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *entry]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     scores = json.loads((out / "report" / "scores.json").read_text())
@@ -99,8 +128,22 @@ with cluster.connected(ClusterConfig(device="cpu")):
 
 def test_workers_of_a_ray_started_without_niceness_0_take_it(head: str) -> None:
     """A raylet has it from its own environment, so a driver that sets it comes too late."""
-    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-c", NICENESS]
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--address",
+        head,
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-c",
+        NICENESS,
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert f"niceness 15 {0 if os.getuid() == 0 else 15}" in done.stdout

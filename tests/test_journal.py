@@ -52,7 +52,11 @@ def test_answers_are_taken_over_by_position_whatever_the_units_are_now(tmp_path:
     Journal(tmp_path, Span("prompts-1", 4, 8), "b").append(5, _answer(50))
     found = journal.recover(tmp_path, Span("prompts-0.x", 6, 10))
     assert found == {position: _answer(position) for position in (6, 7, 9)}
-    assert journal.spans(tmp_path) == {Span("prompts-0.x", 4, 8), Span("prompts-0.x", 8, 12), Span("prompts-1", 4, 8)}
+    assert journal.spans(tmp_path) == {
+        Span("prompts-0.x", 4, 8),
+        Span("prompts-0.x", 8, 12),
+        Span("prompts-1", 4, 8),
+    }
 
 
 def test_a_journal_goes_with_its_unit(tmp_path: Path) -> None:

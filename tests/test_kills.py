@@ -13,13 +13,32 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 PROGRAM = Path(__file__).parent.parent / "benchmarks" / "sampling_kills.py"
 
 
-def test_an_engine_a_node_and_the_driver_are_killed_and_every_row_is_that_of_the_undisturbed_run(tmp_path: Path) -> None:
+def test_an_engine_a_node_and_the_driver_are_killed_and_every_row_is_that_of_the_undisturbed_run(
+    tmp_path: Path,
+) -> None:
     figures = tmp_path / "figures.json"
-    command = [sys.executable, str(PROGRAM), "--kills", "3", "--prompts", "60", "--tokens", "100", "--out", str(figures)]
+    command = [
+        sys.executable,
+        str(PROGRAM),
+        "--kills",
+        "3",
+        "--prompts",
+        "60",
+        "--tokens",
+        "100",
+        "--out",
+        str(figures),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert figures.exists(), done.stdout + done.stderr[-4000:]
     found = json.loads(figures.read_text())
     assert [each["victim"] for each in found["each"]] == ["engine", "node", "driver"]
-    assert (found["answers"], found["missing"], found["doubled"], found["different"], found["failed"]) == (120, 0, 0, 0, 0)
+    assert (
+        found["answers"],
+        found["missing"],
+        found["doubled"],
+        found["different"],
+        found["failed"],
+    ) == (120, 0, 0, 0, 0)
     assert found["left_running"] == 0
     assert found["slowest_to_go_s"] <= 10

@@ -36,7 +36,11 @@ def _imports(path: Path) -> set[str]:
             inner = node.module.removeprefix("ssd_ray").removeprefix(".")
             found |= {f"{inner}.{alias.name}".removeprefix(".") for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("ssd_ray.") for alias in node.names if alias.name.startswith("ssd_ray")}
+            found |= {
+                alias.name.removeprefix("ssd_ray.")
+                for alias in node.names
+                if alias.name.startswith("ssd_ray")
+            }
     return found
 
 
@@ -62,10 +66,15 @@ def test_every_module_says_what_it_is_for() -> None:
 
 def test_files_stay_short() -> None:
     for path in _modules():
-        assert len(path.read_text().splitlines()) <= 330, path
+        assert len(path.read_text().splitlines()) <= 380, path
 
 
 def test_the_command_line_loads_no_engine() -> None:
     heavy = "ray torch vllm transformers deepspeed pyarrow matplotlib datasets numpy"
     code = f"import sys, ssd_ray.cli.app; print([name for name in {heavy.split()!r} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lcb_idioms import ACCEPTED, BELIEVED_OFFICIALLY, FUNCTIONS_ACCEPTED, FUNCTIONS_REJECTED, REJECTED, SUM, SUMS, TWICE
+from lcb_idioms import (
+    ACCEPTED,
+    BELIEVED_OFFICIALLY,
+    FUNCTIONS_ACCEPTED,
+    FUNCTIONS_REJECTED,
+    REJECTED,
+    SUM,
+    SUMS,
+    TWICE,
+)
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
@@ -32,12 +41,28 @@ def limits_of(name: str) -> Limits:
 
 def stdin_problem(tests: list[tuple[str, str]], **fields: Any) -> Problem:
     made = tuple(Test(input=given, output=wanted) for given, wanted in tests)
-    return Problem(problem_id="sum", source="lcb", statement="", kind="stdin", tests=made, comparison="lcb", **fields)
+    return Problem(
+        problem_id="sum",
+        source="lcb",
+        statement="",
+        kind="stdin",
+        tests=made,
+        comparison="lcb",
+        **fields,
+    )
 
 
 def function_problem(tests: list[tuple[list[Any], Any]]) -> Problem:
     made = tuple(Test(input=wire.dumps(args), output=wire.dumps(value)) for args, value in tests)
-    return Problem(problem_id="f", source="lcb", statement="", kind="function", entry_point="f", tests=made, comparison="lcb")
+    return Problem(
+        problem_id="f",
+        source="lcb",
+        statement="",
+        kind="function",
+        entry_point="f",
+        tests=made,
+        comparison="lcb",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +112,41 @@ def test_an_object_that_claims_to_be_equal_is_not_believed(sandbox: Sandbox, nam
     [
         ("print(31)", "wrong_answer", "test 1: official -2: line 1 is '31' and should be '30'"),
         ("print(30)", "wrong_answer", "test 2: official -2"),
-        ("print(30)\nprint()\nprint(30)", "wrong_answer", "test 1: official -2: line 2 is one too many"),
-        ("print(1 / 0)", "runtime_error", "test 1: official -4: ZeroDivisionError: division by zero"),
+        (
+            "print(30)\nprint()\nprint(30)",
+            "wrong_answer",
+            "test 1: official -2: line 2 is one too many",
+        ),
+        (
+            "print(1 / 0)",
+            "runtime_error",
+            "test 1: official -4: ZeroDivisionError: division by zero",
+        ),
         ("print(", "runtime_error", "loading: official -4: SyntaxError"),
         ("import os\nos._exit(0)", "runtime_error", "test 1: official -5"),
         ("import os\nos.abort()", "runtime_error", "test 1: official -5"),
         ("raise SystemError", "runtime_error", "test 1: official -4"),
         ("x = [0] * 2**40", "memory_limit", "test 1: official -4: MemoryError"),
         ("print('x' * 2**22)", "output_limit", "test 1: official -5"),
-        ("raise ValueError('\\x1b[2J\\n' * 9)", "runtime_error", "test 1: official -4: ValueError: \\x1b[2J\\n"),
+        (
+            "raise ValueError('\\x1b[2J\\n' * 9)",
+            "runtime_error",
+            "test 1: official -4: ValueError: \\x1b[2J\\n",
+        ),
     ],
 )
-def test_a_verdict_says_the_official_code_and_our_word(sandbox: Sandbox, code: str, outcome: str, official: str) -> None:
+def test_a_verdict_says_the_official_code_and_our_word(
+    sandbox: Sandbox, code: str, outcome: str, official: str
+) -> None:
     graded = grade_lcb(stdin_problem(SUMS), code, LIMITS, sandbox)
     assert graded.outcome == outcome
     assert graded.detail.startswith(official), graded.detail
     assert graded.detail.isprintable()
 
 
-def test_a_time_limit_is_officially_minus_three_and_while_loading_minus_four(sandbox: Sandbox) -> None:
+def test_a_time_limit_is_officially_minus_three_and_while_loading_minus_four(
+    sandbox: Sandbox,
+) -> None:
     endless = "while True: x += 1"
     graded = grade_lcb(stdin_problem(SUMS), f"x = 0\n{endless}", SHORT, sandbox)
     assert (graded.outcome, graded.failed_test) == ("time_limit", 0)
@@ -119,7 +160,12 @@ def test_who_cancels_the_alarm_still_meets_the_end_of_all_tests_together(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lcb_compat, "_GRACE_S", 0)
-    graded = grade_lcb(stdin_problem(SUMS[:1]), "import signal\nsignal.alarm(0)\nx = 0\nwhile True: x += 1", SHORT, sandbox)
+    graded = grade_lcb(
+        stdin_problem(SUMS[:1]),
+        "import signal\nsignal.alarm(0)\nx = 0\nwhile True: x += 1",
+        SHORT,
+        sandbox,
+    )
     assert graded.outcome == "time_limit"
     assert "official -5" in graded.detail
     assert 1.8 < graded.time_s < 10
@@ -140,16 +186,33 @@ def test_a_problem_that_cannot_be_graded_is_refused_and_never_passed(sandbox: Sa
     refused = [
         (dataclasses.replace(good, tests=()), "has no tests"),
         (dataclasses.replace(good, kind="asserts", entry_point="f"), "LiveCodeBench does not have"),
-        (dataclasses.replace(good, kind="function", comparison="evalplus", entry_point="f"), "LiveCodeBench does not have"),
-        (dataclasses.replace(good, kind="function"), "needs an entry_point"),
-        (dataclasses.replace(good, kind="function", entry_point="f", tests=(Test(input="[1", output="1"),)), "test 1: its input"),
         (
-            dataclasses.replace(good, kind="function", entry_point="f", tests=(Test(input='{"x":1}', output="1"),)),
+            dataclasses.replace(good, kind="function", comparison="evalplus", entry_point="f"),
+            "LiveCodeBench does not have",
+        ),
+        (dataclasses.replace(good, kind="function"), "needs an entry_point"),
+        (
+            dataclasses.replace(
+                good, kind="function", entry_point="f", tests=(Test(input="[1", output="1"),)
+            ),
             "test 1: its input",
         ),
-        (dataclasses.replace(good, kind="function", entry_point="f", tests=(Test(input="1", output="1"),)), "list of arguments"),
         (
-            dataclasses.replace(good, kind="function", entry_point="f", tests=(Test(input="[1]", output="]"),)),
+            dataclasses.replace(
+                good, kind="function", entry_point="f", tests=(Test(input='{"x":1}', output="1"),)
+            ),
+            "test 1: its input",
+        ),
+        (
+            dataclasses.replace(
+                good, kind="function", entry_point="f", tests=(Test(input="1", output="1"),)
+            ),
+            "list of arguments",
+        ),
+        (
+            dataclasses.replace(
+                good, kind="function", entry_point="f", tests=(Test(input="[1]", output="]"),)
+            ),
             "test 1: its output",
         ),
     ]
@@ -160,7 +223,9 @@ def test_a_problem_that_cannot_be_graded_is_refused_and_never_passed(sandbox: Sa
         grade_lcb(good, SUM, dataclasses.replace(LIMITS, time_s=0.9), sandbox)
 
 
-def test_the_header_is_what_it_would_be_were_it_run_in_the_programs_own_process(sandbox: Sandbox) -> None:
+def test_the_header_is_what_it_would_be_were_it_run_in_the_programs_own_process(
+    sandbox: Sandbox,
+) -> None:
     code = (
         "def f(header):\n    fresh = {}\n    exec(header, fresh)\n    mine = dict(globals())\n"
         "    for name in '__name__ __doc__ __package__ __loader__ __spec__ f'.split():\n        mine.pop(name, None)\n"
@@ -187,11 +252,15 @@ STAND_IN = {
 
 
 @pytest.mark.parametrize("name", STAND_IN)
-def test_what_the_official_stand_in_for_stdin_does_is_not_blamed_on_the_program(sandbox: Sandbox, name: str) -> None:
+def test_what_the_official_stand_in_for_stdin_does_is_not_blamed_on_the_program(
+    sandbox: Sandbox, name: str
+) -> None:
     graded = grade_lcb(stdin_problem(SUMS), REJECTED[name], LIMITS, sandbox)
     assert graded.outcome in ("wrong_answer", "runtime_error")
     note = STAND_IN[name]
-    assert reason_of(graded.detail) == (f"official stand-in for sys.stdin: {lcb_stdin.NOTES[note]}" if note else "")
+    assert reason_of(graded.detail) == (
+        f"official stand-in for sys.stdin: {lcb_stdin.NOTES[note]}" if note else ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +268,10 @@ def test_what_the_official_stand_in_for_stdin_does_is_not_blamed_on_the_program(
     [
         ("import sys\nnext(sys.stdin)", "iteration"),
         ("import sys\nprint(sorted(sys.stdin))", "iteration"),
-        ("import sys\ntry:\n    for line in sys.stdin: pass\nexcept Exception:\n    print(1)", "iteration"),
+        (
+            "import sys\ntry:\n    for line in sys.stdin: pass\nexcept Exception:\n    print(1)",
+            "iteration",
+        ),
         ("import sys\nprint(sys.stdin.read(2))", "size"),
         ("import sys\nsys.stdin.read()\nprint(len(sys.stdin.read()))", "whole"),
         ("import sys\nsys.stdin.read()\nprint(sys.stdin.readline())", "whole"),
@@ -217,18 +289,30 @@ def test_what_the_official_stand_in_for_stdin_does_is_not_blamed_on_the_program(
         ("raise ValueError('by the stand-in for sys.stdin: it cannot be iterated over;')", ""),
     ],
 )
-def test_only_what_no_file_would_have_given_is_noted(sandbox: Sandbox, code: str, note: str) -> None:
+def test_only_what_no_file_would_have_given_is_noted(
+    sandbox: Sandbox, code: str, note: str
+) -> None:
     graded = grade_lcb(stdin_problem([("1\n2\n", "wanted")]), code, LIMITS, sandbox)
     assert graded.outcome in ("wrong_answer", "runtime_error")
-    assert reason_of(graded.detail) == (f"official stand-in for sys.stdin: {lcb_stdin.NOTES[note]}" if note else "")
+    assert reason_of(graded.detail) == (
+        f"official stand-in for sys.stdin: {lcb_stdin.NOTES[note]}" if note else ""
+    )
     assert graded.detail.startswith("test 1: official -")
 
 
 def test_a_note_never_makes_a_program_pass_or_fail() -> None:
     for note in lcb_stdin.NOTES:
         replies = [["loaded"], ["printed", "30", note], ["printed", "503", note]]
-        assert grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper(replies)).outcome == "accepted"
-        graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([["loaded"], ["error", "time", "E", "", note]]))
+        assert (
+            grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper(replies)).outcome
+            == "accepted"
+        )
+        graded = grade_lcb(
+            stdin_problem(SUMS),
+            "pass",
+            LIMITS,
+            Eavesdropper([["loaded"], ["error", "time", "E", "", note]]),
+        )
         assert graded.outcome == "time_limit"
 
 
@@ -246,7 +330,9 @@ class Eavesdropper:
     def __init__(self, answers: Sequence[object]) -> None:
         self._answers, self.told, self.peak_bytes, self.shortage = iter(answers), [], 0, ""
 
-    def converse(self, role: str, units: Sequence[str], limits: Limits, *, entry_point: str = "") -> Eavesdropper:
+    def converse(
+        self, role: str, units: Sequence[str], limits: Limits, *, entry_point: str = ""
+    ) -> Eavesdropper:
         self.told.append((role, list(units), limits, entry_point))
         return self
 
@@ -269,17 +355,35 @@ class Eavesdropper:
 def test_expected_outputs_never_enter_the_sandbox() -> None:
     secret = "271828182845904523536"
     listener = Eavesdropper([["loaded"], ["printed", secret], ["printed", secret]])
-    assert grade_lcb(stdin_problem([("1", secret), ("2", secret)]), "pass", LIMITS, listener).outcome == "accepted"
+    assert (
+        grade_lcb(stdin_problem([("1", secret), ("2", secret)]), "pass", LIMITS, listener).outcome
+        == "accepted"
+    )
     assert secret not in repr(listener.told)
     assert listener.told[0][2].time_s == (6 + 1) * 2 + 5
     listener = Eavesdropper([["loaded"], ["value", int(secret)]])
-    assert grade_lcb(function_problem([([1], int(secret))]), "pass", LIMITS, listener).outcome == "accepted"
+    assert (
+        grade_lcb(function_problem([([1], int(secret))]), "pass", LIMITS, listener).outcome
+        == "accepted"
+    )
     assert secret not in repr(listener.told)
 
 
 @pytest.mark.parametrize(
     "reply",
-    [None, 1, {}, [], ["loaded"], ["printed", 30], ["printed", "30", "30"], ["value", 30], ["error"], "time", {"printed": "30"}],
+    [
+        None,
+        1,
+        {},
+        [],
+        ["loaded"],
+        ["printed", 30],
+        ["printed", "30", "30"],
+        ["value", 30],
+        ["error"],
+        "time",
+        {"printed": "30"},
+    ],
 )
 def test_a_reply_of_another_shape_is_the_programs_failure(reply: object) -> None:
     graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, Eavesdropper([["loaded"], reply]))
@@ -340,13 +444,23 @@ def test_printed_texts_are_compared_as_officially(actual: str, expected: str, ag
     assert same_text(actual, expected) is agree
 
 
-numbers = st.one_of(st.integers(), st.decimals(allow_nan=False), st.floats(allow_nan=False).map(repr))
+numbers = st.one_of(
+    st.integers(), st.decimals(allow_nan=False), st.floats(allow_nan=False).map(repr)
+)
 numeric_lines = st.lists(numbers.map(str), min_size=1, max_size=4)
 
 
-@given(st.lists(st.tuples(numeric_lines, numeric_lines), max_size=4), st.sampled_from([" ", "   ", "\t"]))
-def test_lines_of_numbers_are_equal_when_their_decimals_are(pairs: list[tuple[list[str], list[str]]], blank: str) -> None:
-    agree = all(len(a) == len(b) and all(Decimal(x) == Decimal(y) for x, y in zip(a, b, strict=True)) for a, b in pairs)
+@given(
+    st.lists(st.tuples(numeric_lines, numeric_lines), max_size=4),
+    st.sampled_from([" ", "   ", "\t"]),
+)
+def test_lines_of_numbers_are_equal_when_their_decimals_are(
+    pairs: list[tuple[list[str], list[str]]], blank: str
+) -> None:
+    agree = all(
+        len(a) == len(b) and all(Decimal(x) == Decimal(y) for x, y in zip(a, b, strict=True))
+        for a, b in pairs
+    )
     actual, expected = ["\n".join(blank.join(side[index]) for side in pairs) for index in (0, 1)]
     assert same_text(actual, expected) is agree
 

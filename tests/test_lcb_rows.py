@@ -34,7 +34,9 @@ def _case(given_input: str, output: str, testtype: str = "stdin") -> dict[str, s
 
 
 def _packed(cases: object, protocol: int = 4) -> str:
-    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases), protocol=protocol))).decode()
+    return base64.b64encode(
+        zlib.compress(pickle.dumps(json.dumps(cases), protocol=protocol))
+    ).decode()
 
 
 def _row(number: int = 1, **changes: Any) -> dict[str, Any]:
@@ -68,12 +70,22 @@ def _complaint(tmp_path: Path, **changes: Any) -> str:
 
 def test_public_tests_come_before_private_ones(tmp_path: Path) -> None:
     (problem,) = read_problems(_write(tmp_path / "t.jsonl", [_row()]))
-    assert (problem.problem_id, problem.kind, problem.difficulty, problem.source) == ("abc1_a", "stdin", "easy", "livecodebench")
-    assert [(test.input, test.output) for test in problem.tests] == [("1 2\n", "3\n"), ("4 5\n", "9\n")]
+    assert (problem.problem_id, problem.kind, problem.difficulty, problem.source) == (
+        "abc1_a",
+        "stdin",
+        "easy",
+        "livecodebench",
+    )
+    assert [(test.input, test.output) for test in problem.tests] == [
+        ("1 2\n", "3\n"),
+        ("4 5\n", "9\n"),
+    ]
     assert (problem.starter_code, problem.comparison) == (None, "lcb")
 
 
-def test_a_function_takes_one_json_argument_a_line_and_is_compared_as_officially(tmp_path: Path) -> None:
+def test_a_function_takes_one_json_argument_a_line_and_is_compared_as_officially(
+    tmp_path: Path,
+) -> None:
     functional = [_case('[1, 2]\n"a\\nb"\nnull', "[true, 1.0]", "functional")]
     row = _row(
         starter_code="class Solution:\n    def f(self, a, b, c):\n        ",
@@ -91,9 +103,14 @@ def test_a_function_takes_one_json_argument_a_line_and_is_compared_as_officially
 
 @pytest.mark.parametrize(
     "private",
-    [json.dumps([_case("4 5\n", "9\n")]), *(_packed([_case("4 5\n", "9\n")], protocol) for protocol in range(6))],
+    [
+        json.dumps([_case("4 5\n", "9\n")]),
+        *(_packed([_case("4 5\n", "9\n")], protocol) for protocol in range(6)),
+    ],
 )
-def test_private_tests_may_be_json_or_a_packed_text_of_any_protocol(tmp_path: Path, private: str) -> None:
+def test_private_tests_may_be_json_or_a_packed_text_of_any_protocol(
+    tmp_path: Path, private: str
+) -> None:
     (problem,) = read_problems(_write(tmp_path / "t.jsonl", [_row(private_test_cases=private)]))
     assert [test.output for test in problem.tests] == ["3\n", "9\n"]
 
@@ -102,15 +119,25 @@ def test_parquet_gives_the_same_problems_also_with_real_dates(tmp_path: Path) ->
     rows = [_row(), _row(2)]
     (tmp_path / "a").mkdir()
     _write(tmp_path / "a" / "t.jsonl", rows)
-    dated = [{**row, "contest_date": datetime.datetime.fromisoformat(row["contest_date"])} for row in rows]
+    dated = [
+        {**row, "contest_date": datetime.datetime.fromisoformat(row["contest_date"])}
+        for row in rows
+    ]
     pq.write_table(pa.Table.from_pylist(dated), tmp_path / "t.parquet")
     assert list(read_problems(tmp_path / "a")) == list(read_problems(tmp_path / "t.parquet"))
-    found = resolve.load(Benchmark(name="x", file=str(tmp_path / "t.parquet"), start="2025-02-08", end="2025-02-08"))
+    found = resolve.load(
+        Benchmark(name="x", file=str(tmp_path / "t.parquet"), start="2025-02-08", end="2025-02-08")
+    )
     assert len(list(found)) == 2
 
 
 def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
-    rows = [_row(), _row(2, private_test_cases="[]"), _row(3, private_test_cases=""), _row(4, private_test_cases=None)]
+    rows = [
+        _row(),
+        _row(2, private_test_cases="[]"),
+        _row(3, private_test_cases=""),
+        _row(4, private_test_cases=None),
+    ]
     loaded = read_problems(_write(tmp_path / "t.jsonl", rows))
     assert [len(problem.tests) for problem in loaded] == [2, 1, 1, 1]
     assert (loaded.format, loaded.num_read, loaded.num_public_only) == ("livecodebench", 4, 3)
@@ -121,18 +148,30 @@ def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
     [
         ({"question_id": ""}, "field 'question_id'"),
         ({"question_content": None}, "field 'question_content' must hold text, not nothing"),
-        ({"public_test_cases": "[]", "private_test_cases": "[]"}, "neither public nor private tests"),
+        (
+            {"public_test_cases": "[]", "private_test_cases": "[]"},
+            "neither public nor private tests",
+        ),
         ({"public_test_cases": "{"}, "field 'public_test_cases' is not JSON"),
         ({"public_test_cases": "[1]"}, "a test must be an object"),
         ({"public_test_cases": json.dumps([_case("1", "2", "magic")])}, "testtype"),
-        ({"public_test_cases": json.dumps([{"input": "1", "testtype": "stdin"}])}, "text 'input' and 'output'"),
+        (
+            {"public_test_cases": json.dumps([{"input": "1", "testtype": "stdin"}])},
+            "text 'input' and 'output'",
+        ),
         ({"private_test_cases": "!!!"}, "field 'private_test_cases' is cut off"),
         ({"private_test_cases": "[1"}, "field 'private_test_cases' is not JSON"),
-        ({"private_test_cases": base64.b64encode(b"xx").decode()}, "neither JSON nor base64 of zlib"),
+        (
+            {"private_test_cases": base64.b64encode(b"xx").decode()},
+            "neither JSON nor base64 of zlib",
+        ),
         ({"private_test_cases": _packed([_case("1", "2")])[:-12]}, "field 'private_test_cases'"),
         ({"private_test_cases": _packed("text")}, "must hold a list"),
         ({"metadata": "[]"}, "field 'metadata' must hold a JSON object"),
-        ({"metadata": json.dumps({"func_name": "f"})}, "test 1: its input lines and its output must each be JSON"),
+        (
+            {"metadata": json.dumps({"func_name": "f"})},
+            "test 1: its input lines and its output must each be JSON",
+        ),
         ({"question_id": "abc1_a"}, "id 'abc1_a' occurs twice"),
         ({"question_content": "a\ud800"}, "no Unicode"),
         ({"private_test_cases": json.dumps([_case("\udfff", "1")])}, "no Unicode"),
@@ -153,9 +192,13 @@ class _Run:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_that_names_a_global_is_refused_and_runs_nothing(tmp_path: Path, protocol: int) -> None:
+def test_a_pickle_that_names_a_global_is_refused_and_runs_nothing(
+    tmp_path: Path, protocol: int
+) -> None:
     marker = tmp_path / "ran"
-    blob = base64.b64encode(zlib.compress(pickle.dumps(_Run(str(marker)), protocol=protocol))).decode()
+    blob = base64.b64encode(
+        zlib.compress(pickle.dumps(_Run(str(marker)), protocol=protocol))
+    ).decode()
     assert "only one text is allowed" in _complaint(tmp_path, private_test_cases=blob)
     assert not marker.exists()
 
@@ -173,7 +216,11 @@ def test_nothing_but_a_text_or_an_error_comes_out_of_a_pickle(data: bytes) -> No
 
 def test_a_pickle_is_never_unpickled_in_its_header_or_after_its_end() -> None:
     # 4 GiB claimed by a length, a memo of 2**32 entries, a frame beyond the end: nothing is allocated for them.
-    for data in (b"\x80\x04\x8d\xff\xff\xff\xff\x00\x00\x00\x00a.", b"\x80\x04\x95" + b"\xff" * 8, b"X\xff\xff\xff\xffa."):
+    for data in (
+        b"\x80\x04\x8d\xff\xff\xff\xff\x00\x00\x00\x00a.",
+        b"\x80\x04\x95" + b"\xff" * 8,
+        b"X\xff\xff\xff\xffa.",
+    ):
         with pytest.raises(RowError):
             pickled_text(data)
 
@@ -191,7 +238,9 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path: Path) -> None:
     loaded = read_problems(path, skip_bad_rows=True)
     for _ in range(2):
         assert [problem.problem_id for problem in loaded] == ["abc1_a", "abc3_a"]
-        assert [(bad.file, bad.row) for bad in loaded.bad_rows] == [(str(path), number) for number in (2, 3, 5, 7)]
+        assert [(bad.file, bad.row) for bad in loaded.bad_rows] == [
+            (str(path), number) for number in (2, 3, 5, 7)
+        ]
         assert all(bad.reason for bad in loaded.bad_rows)
 
 
@@ -201,7 +250,10 @@ def test_the_counts_of_releases_and_windows_are_those_that_people_quote() -> Non
     assert livecodebench.release_rows("release_latest") == 1055
     assert livecodebench.release_rows("v6") == 175
     assert livecodebench.release_rows("v4_v6") == 101 + 167 + 175
-    rows = {name: (window.start, window.end, window.rows) for name, window in livecodebench.WINDOWS.items()}
+    rows = {
+        name: (window.start, window.end, window.rows)
+        for name, window in livecodebench.WINDOWS.items()
+    }
     assert rows == {
         "paper-v6": ("2025-02", "2025-05", 131),
         "paper-v5": ("2024-08", "2025-02", 374),
@@ -210,7 +262,9 @@ def test_the_counts_of_releases_and_windows_are_those_that_people_quote() -> Non
     }
 
 
-@pytest.mark.parametrize("release", ["release_v7", "v0", "v6_v4", "release_v4_v6", "6", "latest", "v", "", "release_v"])
+@pytest.mark.parametrize(
+    "release", ["release_v7", "v0", "v6_v4", "release_v4_v6", "6", "latest", "v", "", "release_v"]
+)
 def test_another_release_is_refused(release: str) -> None:
     with pytest.raises(UserError, match="there is no LiveCodeBench release"):
         livecodebench.release_files(release)
@@ -224,7 +278,13 @@ def _release(directory: Path) -> Path:
         rows = []
         for index in range(count):
             number += 1
-            date = "2024-05-31" if name != "test6.jsonl" else "2025-01-04" if index < 44 else "2025-04-06"
+            date = (
+                "2024-05-31"
+                if name != "test6.jsonl"
+                else "2025-01-04"
+                if index < 44
+                else "2025-04-06"
+            )
             rows.append(_row(number, contest_date=f"{date}T00:00:00", private_test_cases="[]"))
         _write(directory / name, rows)
     return directory
@@ -242,7 +302,9 @@ def test_a_release_is_its_files_and_a_window_its_dates(tmp_path: Path) -> None:
     ]:
         benchmark = Benchmark(name="livecodebench", file=directory, release=release, window=window)
         assert len(list(resolve.counted(benchmark, resolve.load(benchmark)))) == count
-    with pytest.raises(UserError, match="window paper-v5 of release_v6 has 374 problems and 44 were found"):
+    with pytest.raises(
+        UserError, match="window paper-v5 of release_v6 has 374 problems and 44 were found"
+    ):
         _count(name="x", file=directory, window="paper-v5")
     (tmp_path / "lcb" / "test2.jsonl").unlink()
     with pytest.raises(UserError, match="test2 not found"):
@@ -257,13 +319,21 @@ def _count(**chosen: Any) -> int:
 
 def test_a_part_of_a_release_is_refused_by_name_and_welcome_without_one(tmp_path: Path) -> None:
     file = str(_write(tmp_path / "t.jsonl", [_row(number) for number in range(5)]))
-    with pytest.raises(UserError, match=r"benchmark x: release release_v6 has 1055 problems and 5 were found"):
+    with pytest.raises(
+        UserError, match=r"benchmark x: release release_v6 has 1055 problems and 5 were found"
+    ):
         _count(name="x", file=file, release="release_v6")
     with pytest.raises(UserError, match="has 131 problems and 5 were found"):
         _count(name="x", file=file, window="paper-v6")
     with pytest.raises(UserError, match="none of its 5 rows is in the window"):
         _count(name="x", file=file, end="2025-01")
-    for chosen in ({}, {"window": "2025-02..2025-05"}, {"start": "2025-02-08"}, {"end": "2025-02-08"}, {"end": "2025-02"}):
+    for chosen in (
+        {},
+        {"window": "2025-02..2025-05"},
+        {"start": "2025-02-08"},
+        {"end": "2025-02-08"},
+        {"end": "2025-02"},
+    ):
         assert _count(name="x", file=file, **chosen) == 5
     assert _count(name="x", file=file, skip_bad_rows=True) == 5
 
@@ -271,7 +341,9 @@ def test_a_part_of_a_release_is_refused_by_name_and_welcome_without_one(tmp_path
 def test_a_row_without_a_date_is_refused_where_dates_choose(tmp_path: Path) -> None:
     file = str(_write(tmp_path / "t.jsonl", [_row(), _row(2, contest_date="soon")]))
     assert _count(name="x", file=file) == 2
-    with pytest.raises(UserError, match="row 2: field 'contest_date' must hold an ISO date, not 'soon'"):
+    with pytest.raises(
+        UserError, match="row 2: field 'contest_date' must hold an ISO date, not 'soon'"
+    ):
         _count(name="x", file=file, start="2024-01")
 
 
@@ -289,7 +361,9 @@ def test_the_hub_is_named_by_its_files_and_not_asked() -> None:
     assert "test6.jsonl" in whole
 
 
-def test_the_files_of_a_release_come_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_a_release_come_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory, asked = _release(tmp_path / "lcb"), []
 
     def hf_hub_download(repository: str, name: str, repo_type: str) -> str:
@@ -316,4 +390,7 @@ def test_the_rebuilt_release_v5_loads_and_says_what_it_lacks() -> None:
     problems = list(resolve.counted(benchmark, loaded))
     assert (len(problems), loaded.num_public_only) == (880, 511)
     assert {problem.kind for problem in problems} == {"stdin", "function"}
-    assert _count(name="livecodebench", file=str(REBUILT), release="release_v5", window="nemo-v5") == 279
+    assert (
+        _count(name="livecodebench", file=str(REBUILT), release="release_v5", window="nemo-v5")
+        == 279
+    )

@@ -22,10 +22,15 @@ from ssd_ray.inference.work.shards import Drawn, write_completions
 from ssd_ray.schema import Completion, Prompt
 
 
-def write(out: Path, span: Span, writer: str = "w", failed: tuple[Failure, ...] = (), text: str = "x") -> None:
+def write(
+    out: Path, span: Span, writer: str = "w", failed: tuple[Failure, ...] = (), text: str = "x"
+) -> None:
     prompt = Prompt(prompt_id="p", source="s", difficulty="d", text="t", token_ids=(1, 2))
     answer = Answer(output_token_ids=(3,), text=text, finish_reason="stop")
-    drawn = [Drawn(prompt=prompt, sample_index=at, seed=at, answer=answer) for at in range(span.start, span.stop - len(failed))]
+    drawn = [
+        Drawn(prompt=prompt, sample_index=at, seed=at, answer=answer)
+        for at in range(span.start, span.stop - len(failed))
+    ]
     write_completions(out, writer, span, drawn, failed)
 
 
@@ -34,18 +39,29 @@ def write(out: Path, span: Span, writer: str = "w", failed: tuple[Failure, ...] 
     covered=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 20)), max_size=6),
     rows=st.integers(1, 25),
 )
-def test_what_is_left_is_what_is_not_covered_each_once(total: int, covered: list[tuple[int, int]], rows: int) -> None:
+def test_what_is_left_is_what_is_not_covered_each_once(
+    total: int, covered: list[tuple[int, int]], rows: int
+) -> None:
     runs = sorted((start, start + length) for start, length in covered)
-    spans = list(ledger.left(Span("s", 0, total), runs, rows))
+    spans = list(ledger.uncovered(Span("s", 0, total), runs, rows))
     assert all(0 < span.rows <= rows for span in spans)
     positions = [position for span in spans for position in range(span.start, span.stop)]
-    expected = [position for position in range(total) if not any(start <= position < stop for start, stop in runs)]
+    expected = [
+        position
+        for position in range(total)
+        if not any(start <= position < stop for start, stop in runs)
+    ]
     assert positions == expected
 
 
 def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
     write(tmp_path, Span("prompts-0", 0, 4))
-    write(tmp_path, Span("prompts-0", 4, 6), writer="v", failed=(Failure(prompt_id="p", sample_index=5, reason="refused"),))
+    write(
+        tmp_path,
+        Span("prompts-0", 4, 6),
+        writer="v",
+        failed=(Failure(prompt_id="p", sample_index=5, reason="refused"),),
+    )
     found = ledger.audit(tmp_path, digests=True)
     assert found.coverage == {"prompts-0": [(0, 6)]}
     assert found.positions == 6
@@ -62,7 +78,9 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(cut=st.integers(0, 400))
-def test_a_torn_last_line_is_no_record_and_hides_none(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_torn_last_line_is_no_record_and_hides_none(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     out = tmp_path_factory.mktemp("ledger")
     for start in (0, 2):
         write(out, Span("p", start, start + 2))
@@ -87,7 +105,9 @@ def test_a_tail_gives_each_record_once_also_one_that_was_half_written(tmp_path: 
     assert list(tail.new()) == []
 
 
-def test_shards_arrive_once_and_only_what_is_new_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_arrive_once_and_only_what_is_new_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: list[str] = []
     complaint = ledger._complaint
 
@@ -174,10 +194,14 @@ def test_a_shard_that_comes_with_the_ledger_of_another_run_is_foreign(tmp_path: 
         {"failed": None},
     ],
 )
-def test_a_line_that_does_not_add_up_is_no_record(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_line_that_does_not_add_up_is_no_record(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
     write(tmp_path, Span("p", 0, 4))
     path = tmp_path / "ledger" / "w.jsonl"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n[" + "[" * 9999 + "\n\0\n")
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), **change}) + "\n[" + "[" * 9999 + "\n\0\n"
+    )
     assert ledger.audit(tmp_path).set_aside == ("p.00000000-00000004.parquet is in no ledger",)
 
 

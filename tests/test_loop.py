@@ -21,7 +21,7 @@ from ssd_ray.training.job import Job
 from ssd_ray.training.loop import Worker
 from ssd_ray.training.state import export
 from ssd_ray.training.state.export import step_directory
-from ssd_ray.training.worker_group import NOTICE
+from ssd_ray.training.worker_group import STOP_REQUESTED
 
 STEPS = 8
 SHARDS = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
@@ -37,7 +37,15 @@ class Machine:
     def __init__(self, out: Path, **choices: Any) -> None:
         train = TrainConfig(steps=STEPS, warmup_steps=0, dtype="float32", zero_stage=2, **choices)
         cluster = ClusterConfig(device="cpu")
-        self.job = Job(dataset=out, model=out, out=out / "checkpoint", logs=out, train=train, cluster=cluster, seed=0)
+        self.job = Job(
+            dataset=out,
+            model=out,
+            out=out / "checkpoint",
+            logs=out,
+            train=train,
+            cluster=cluster,
+            seed=0,
+        )
         self.trained: list[int] = []
         self.saved: list[int] = []
         self.notice_at = self.drained_from = self.dies_exporting = 0
@@ -70,14 +78,16 @@ class Machine:
             load_checkpoint=load_checkpoint,
         )
         observer = SimpleNamespace(begin=lambda step: None, close=lambda: None)
-        return SimpleNamespace(engine=engine, step=self.step, observer=observer, examples=range(30), held_out=None)
+        return SimpleNamespace(
+            engine=engine, step=self.step, observer=observer, examples=range(30), held_out=None
+        )
 
     def step(self, step: int) -> dict[str, Any]:
         assert step == self._weights
         self._weights += 1
         self.trained.append(self._weights)
         if self._weights == self.notice_at:
-            NOTICE.set()
+            STOP_REQUESTED.set()
         return {"step": step + 1, "loss": 1 / (step + 1), "tokens": 3, "response_tokens": 2}
 
     def preemption(self) -> str | None:
@@ -109,7 +119,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
 
     def end(code: int) -> None:
-        NOTICE.clear()
+        STOP_REQUESTED.clear()
         raise Killed
 
     monkeypatch.setattr(os, "_exit", end)
@@ -126,7 +136,9 @@ def test_undisturbed_training_leaves_every_model_and_no_half(machine: Machine) -
     assert not list(machine.job.out.rglob(".*"))
 
 
-def test_an_export_that_was_cut_off_behind_its_state_is_made_when_training_goes_on(machine: Machine) -> None:
+def test_an_export_that_was_cut_off_behind_its_state_is_made_when_training_goes_on(
+    machine: Machine,
+) -> None:
     machine.dies_exporting = 4
     with pytest.raises(Killed):
         machine.work()
@@ -160,7 +172,9 @@ def test_a_model_that_is_there_already_is_not_exported_again(machine: Machine) -
 
 
 def test_what_ended_in_the_last_export_trains_no_step_again(machine: Machine) -> None:
-    machine.job = replace(machine.job, train=machine.job.train.model_copy(update={"checkpoint_every": 5}))
+    machine.job = replace(
+        machine.job, train=machine.job.train.model_copy(update={"checkpoint_every": 5})
+    )
     machine.dies_exporting = STEPS
     with pytest.raises(Killed):
         machine.work()
@@ -191,14 +205,23 @@ def test_a_loss_that_is_not_finite_is_told_with_a_mend_that_works(machine: Machi
     state = machine.job.out / "resume" / "step-4" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text('{"step": 4, "num_workers": 1, "zero_stage": 2}')
-    worker: Any = SimpleNamespace(job=machine.job, examples=SimpleNamespace(name=lambda row: f"p{row}/0"))
+    worker: Any = SimpleNamespace(
+        job=machine.job, examples=SimpleNamespace(name=lambda row: f"p{row}/0")
+    )
     batch: Any = SimpleNamespace(rows=np.arange(9))
     with pytest.raises(UserError) as told:
         Worker._check(worker, math.nan, batch, 6, "gradient")
     message = str(told.value)
-    assert message.startswith("training stopped at step 7: the gradient of its batch is nan; the batch was samples p0/0, p1/0")
-    assert "and 1 more; the state after step 4 is kept, from which the same batch follows." in message
-    assert f"with a lower train.learning_rate, choose another --out or delete {machine.job.out}" in message
+    assert message.startswith(
+        "training stopped at step 7: the gradient of its batch is nan; the batch was samples p0/0, p1/0"
+    )
+    assert (
+        "and 1 more; the state after step 4 is kept, from which the same batch follows." in message
+    )
+    assert (
+        f"with a lower train.learning_rate, choose another --out or delete {machine.job.out}"
+        in message
+    )
     exported = machine.job.out / "steps"
     assert str(exported) not in message
     (exported / "step-3").mkdir(parents=True)

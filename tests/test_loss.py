@@ -42,8 +42,12 @@ CONFIGS = {
         **SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
     "granite, divided logits": GraniteConfig(**SHAPE, logits_scaling=4.0),
-    "gemma2, capped logits": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0, attn_logit_softcapping=None),
-    "recurrent gemma, capped logits": RecurrentGemmaConfig(**SHAPE, head_dim=8, logits_soft_cap=3.0),
+    "gemma2, capped logits": Gemma2Config(
+        **SHAPE, head_dim=8, final_logit_softcapping=3.0, attn_logit_softcapping=None
+    ),
+    "recurrent gemma, capped logits": RecurrentGemmaConfig(
+        **SHAPE, head_dim=8, logits_soft_cap=3.0
+    ),
     "cohere, scaled logits": CohereConfig(**SHAPE, logit_scale=0.3),
 }
 
@@ -64,7 +68,9 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _reference(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     input_ids, targets, weights = _batch()
     logits = model(input_ids=input_ids).logits.flatten(0, 1)
-    loss = (functional.cross_entropy(logits, targets.flatten(), reduction="none") * weights.flatten()).sum()
+    loss = (
+        functional.cross_entropy(logits, targets.flatten(), reduction="none") * weights.flatten()
+    ).sum()
     loss.backward()
     grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -97,10 +103,17 @@ def test_gradients_scale_with_what_the_sum_is_multiplied_by() -> None:
 def test_gradients_that_are_added_in_place_are_those_of_full_logits_and_add_up(name: str) -> None:
     model = _model(CONFIGS[name])
     input_ids, targets, weights = _batch()
-    input_ids[0, 2] = input_ids[1, 5] = 0  # the row of padding, which torch's embedding does not train
+    input_ids[0, 2] = input_ids[1, 5] = (
+        0  # the row of padding, which torch's embedding does not train
+    )
     logits = model(input_ids=input_ids).logits.flatten(0, 1)
-    (functional.cross_entropy(logits, targets.flatten(), reduction="none") * weights.flatten()).sum().backward()
-    grads = {parameter_name: parameter.grad.clone() for parameter_name, parameter in model.named_parameters()}
+    (
+        functional.cross_entropy(logits, targets.flatten(), reduction="none") * weights.flatten()
+    ).sum().backward()
+    grads = {
+        parameter_name: parameter.grad.clone()
+        for parameter_name, parameter in model.named_parameters()
+    }
     model.zero_grad()
     use_fast_products(model)
     loss = ResponseLoss(model, 5, in_place=2.0)
@@ -152,7 +165,9 @@ def test_prompt_tokens_do_not_move_the_loss_of_their_own() -> None:
     only = torch.zeros_like(weights)
     only[0, 6] = 1
     logits = loss.model(input_ids=input_ids).logits
-    torch.testing.assert_close(loss(input_ids, targets, only), functional.cross_entropy(logits[0, 6], input_ids[0, 7]))
+    torch.testing.assert_close(
+        loss(input_ids, targets, only), functional.cross_entropy(logits[0, 6], input_ids[0, 7])
+    )
 
 
 def test_a_batch_without_response_tokens_has_no_loss_and_no_gradient() -> None:
@@ -161,7 +176,9 @@ def test_a_batch_without_response_tokens_has_no_loss_and_no_gradient() -> None:
     total = loss(input_ids, targets, torch.zeros_like(weights))
     total.backward()
     assert total.item() == 0
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in loss.parameters())
+    assert all(
+        parameter.grad is None or not parameter.grad.any() for parameter in loss.parameters()
+    )
 
 
 def test_a_frozen_head_passes_its_gradient_on() -> None:
@@ -176,13 +193,21 @@ def test_a_frozen_head_passes_its_gradient_on() -> None:
 
 @pytest.mark.parametrize("multiplier", [0.5, 0.999])
 def test_an_architecture_whose_logits_are_otherwise_is_refused(multiplier: float) -> None:
-    shape = {**SHAPE, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": multiplier}
+    shape = {
+        **SHAPE,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_state": 8,
+        "lm_head_multiplier": multiplier,
+    }
     loss = ResponseLoss(_model(FalconH1Config(**shape)), 5)
     with pytest.raises(UserError, match="cannot train FalconH1ForCausalLM exactly"):
         loss.check(_batch()[0][:1])
 
 
-@pytest.mark.parametrize("name", ["llama, tied embeddings", "qwen3", "qwen3 mixture of experts", "gemma2, capped logits"])
+@pytest.mark.parametrize(
+    "name", ["llama, tied embeddings", "qwen3", "qwen3 mixture of experts", "gemma2, capped logits"]
+)
 def test_packed_logits_are_those_of_each_sequence_alone(name: str) -> None:
     model = _model(CONFIGS[name]).eval()
     generator = torch.Generator().manual_seed(2)
@@ -194,14 +219,21 @@ def test_packed_logits_are_those_of_each_sequence_alone(name: str) -> None:
         apart = torch.cat([model(input_ids=ids, use_cache=False).logits for ids in alone], dim=1)
         merged = model(input_ids=packed, use_cache=False).logits
     torch.testing.assert_close(together, apart, atol=2e-6, rtol=1e-5)
-    assert not torch.allclose(merged, apart, atol=1e-2)  # without positions of their own, sequences would see one another
+    assert not torch.allclose(
+        merged, apart, atol=1e-2
+    )  # without positions of their own, sequences would see one another
 
 
 def test_packing_is_refused_where_a_sequence_would_see_what_lies_before_it() -> None:
     ids = _batch()[0][:1]
     ResponseLoss(_model(CONFIGS["qwen3"]).eval(), 5).check_packing(ids)
-    convolving = ResponseLoss(_model(Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"])).eval(), 5)
-    with pytest.raises(UserError, match=r"does not keep the sequences of Lfm2ForCausalLM apart: set train\.packing=false"):
+    convolving = ResponseLoss(
+        _model(Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"])).eval(), 5
+    )
+    with pytest.raises(
+        UserError,
+        match=r"does not keep the sequences of Lfm2ForCausalLM apart: set train\.packing=false",
+    ):
         convolving.check_packing(ids)
 
 
@@ -214,12 +246,18 @@ def test_experts_biases_are_not_decayed_though_they_are_stacked() -> None:
     model = _model(GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2))
     decayed, others = parameter_groups(model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(one)].rsplit(".", 1)[1] for one in others["params"]} >= {"bias", "gate_up_proj_bias", "down_proj_bias"}
+    assert {names[id(one)].rsplit(".", 1)[1] for one in others["params"]} >= {
+        "bias",
+        "gate_up_proj_bias",
+        "down_proj_bias",
+    }
     assert not [name for one in decayed["params"] if (name := names[id(one)]).endswith("bias")]
 
 
 def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss_s() -> None:
-    peaks = {kind: loss_peak_bytes(kind, TOKENS, VOCABULARY, WIDTH) for kind in ("plain", "chunked")}
+    peaks = {
+        kind: loss_peak_bytes(kind, TOKENS, VOCABULARY, WIDTH) for kind in ("plain", "chunked")
+    }
     assert peaks["plain"] > TOKENS * VOCABULARY * 4
     assert peaks["chunked"] <= peaks["plain"] / 5
 
@@ -230,5 +268,11 @@ def test_measuring_held_out_samples_takes_no_more_memory_than_the_loss_of_a_chun
     positions = CHUNK // CHUNKS
     with FakeTensorMode(), LiveBytes() as live:
         logits = [torch.randn(positions, VOCABULARY) for _ in range(2)]
-        measure(*logits, torch.zeros(positions, dtype=torch.int64), Decoding(temperature=1.3, top_k=20, top_p=0.9))
-    assert live.peak <= 12 * CHUNK * VOCABULARY  # bytes a logit that the loss, and the planner, count
+        measure(
+            *logits,
+            torch.zeros(positions, dtype=torch.int64),
+            Decoding(temperature=1.3, top_k=20, top_p=0.9),
+        )
+    assert (
+        live.peak <= 12 * CHUNK * VOCABULARY
+    )  # bytes a logit that the loss, and the planner, count

@@ -31,7 +31,11 @@ Yaml = dict[str, Any]
 
 @functools.cache
 def manifests() -> list[Yaml]:
-    return [document for path in sorted((TOP / "k8s").glob("*.yaml")) for document in yaml.safe_load_all(path.read_text())]
+    return [
+        document
+        for path in sorted((TOP / "k8s").glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+    ]
 
 
 def of_kind(*kinds: str) -> list[Yaml]:
@@ -44,7 +48,9 @@ def launcher() -> Yaml:
 
 
 def ray_clusters() -> list[Yaml]:
-    return [job["spec"]["rayClusterSpec"] for job in of_kind("RayJob")] + [each["spec"] for each in of_kind("RayCluster")]
+    return [job["spec"]["rayClusterSpec"] for job in of_kind("RayJob")] + [
+        each["spec"] for each in of_kind("RayCluster")
+    ]
 
 
 def pods() -> Iterator[Yaml]:
@@ -56,7 +62,12 @@ def pods() -> Iterator[Yaml]:
 
 
 def containers() -> list[Yaml]:
-    return [container for pod in pods() for part in ("containers", "initContainers") for container in pod["spec"].get(part, ())]
+    return [
+        container
+        for pod in pods()
+        for part in ("containers", "initContainers")
+        for container in pod["spec"].get(part, ())
+    ]
 
 
 def pods_of(role: str) -> list[Yaml]:
@@ -76,13 +87,19 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     schema = {key: closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    if isinstance(schema.get("properties"), dict) and not schema.get(
+        "x-kubernetes-preserve-unknown-fields"
+    ):
         schema.setdefault("additionalProperties", False)
     return schema
 
 
 def test_there_is_a_job_a_standing_cluster_and_what_they_share() -> None:
-    assert {manifest["kind"] for manifest in manifests()} == {*RAY_KINDS, "PersistentVolumeClaim", "NetworkPolicy"}
+    assert {manifest["kind"] for manifest in manifests()} == {
+        *RAY_KINDS,
+        "PersistentVolumeClaim",
+        "NetworkPolicy",
+    }
 
 
 def test_every_kubernetes_object_and_pod_template_is_valid() -> None:
@@ -98,8 +115,14 @@ def test_every_ray_resource_is_valid_for_kuberay() -> None:
         pytest.skip("KUBERAY_CRDS does not name a folder with KubeRay's resource definitions")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for manifest in of_kind(*RAY_KINDS):
-        definition = yaml.load((Path(folder) / f"ray.io_{manifest['kind'].lower()}s.yaml").read_text(), Loader=loader)
-        served = {each["name"]: each["schema"]["openAPIV3Schema"] for each in definition["spec"]["versions"] if each["served"]}
+        definition = yaml.load(
+            (Path(folder) / f"ray.io_{manifest['kind'].lower()}s.yaml").read_text(), Loader=loader
+        )
+        served = {
+            each["name"]: each["schema"]["openAPIV3Schema"]
+            for each in definition["spec"]["versions"]
+            if each["served"]
+        }
         schema = served[manifest["apiVersion"].removeprefix("ray.io/")]
         schema["properties"]["metadata"]["x-kubernetes-preserve-unknown-fields"] = True
         jsonschema.Draft202012Validator(closed(schema)).validate(manifest)
@@ -138,7 +161,9 @@ def test_the_head_takes_no_work_and_is_on_demand() -> None:
 def test_gpu_workers_are_spot_and_scale_to_none() -> None:
     for cluster in ray_clusters():
         assert cluster["enableInTreeAutoscaling"]
-        gpu = next(group for group in cluster["workerGroupSpecs"] if group["groupName"].startswith("gpu"))
+        gpu = next(
+            group for group in cluster["workerGroupSpecs"] if group["groupName"].startswith("gpu")
+        )
         assert gpu["labels"]["ray.io/market-type"] == "spot"
         assert (gpu["minReplicas"], gpu["maxReplicas"]) == (0, 8)
         assert "nvidia.com/gpu" in gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -182,7 +207,9 @@ def test_graders_run_unprivileged_without_a_service_account_or_hub_token() -> No
             assert "envFrom" not in container
         assert not any("secret" in volume or "projected" in volume for volume in spec["volumes"])
     grader = launcher()["available_node_types"]["grader"]
-    assert {"--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(grader["docker"]["worker_run_options"])
+    assert {"--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(
+        grader["docker"]["worker_run_options"]
+    )
 
 
 def test_the_run_directory_and_caches_are_on_the_shared_volume() -> None:
@@ -190,18 +217,28 @@ def test_the_run_directory_and_caches_are_on_the_shared_volume() -> None:
     for pod in [*pods_of("head"), *pods_of("gpu"), *pods_of("grader")]:
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         (container,) = pod["spec"]["containers"]
-        mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        mounted = {
+            mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]
+        }
         assert mounted["/mnt/shared"]["persistentVolumeClaim"]["claimName"] in claims
         assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
         variables = environment(container)
         assert variables["SSD_RAY_RUNS"] == "/mnt/shared/runs"
-        assert all(variables[name].startswith("/mnt/shared/") for name in ("SSD_RAY_CACHE", "HF_HOME") if name in variables)
+        assert all(
+            variables[name].startswith("/mnt/shared/")
+            for name in ("SSD_RAY_CACHE", "HF_HOME")
+            if name in variables
+        )
     options = launcher()["docker"]["run_options"]
-    assert {"--volume=/mnt/shared:/mnt/shared", "--env=SSD_RAY_RUNS=/mnt/shared/runs"} <= set(options)
+    assert {"--volume=/mnt/shared:/mnt/shared", "--env=SSD_RAY_RUNS=/mnt/shared/runs"} <= set(
+        options
+    )
 
 
 def test_the_shared_volume_is_writable_from_every_node() -> None:
-    assert [claim["spec"]["accessModes"] for claim in of_kind("PersistentVolumeClaim")] == [["ReadWriteMany"]]
+    assert [claim["spec"]["accessModes"] for claim in of_kind("PersistentVolumeClaim")] == [
+        ["ReadWriteMany"]
+    ]
 
 
 def test_the_entrypoint_is_a_job_and_a_recipe_that_are_shipped() -> None:
@@ -223,7 +260,9 @@ def test_ray_asks_for_a_token_and_sends_no_usage_reports() -> None:
     assert all(cluster["authOptions"]["mode"] == "token" for cluster in ray_clusters())
     for pod in [*pods_of("head"), *pods_of("gpu"), *pods_of("grader")]:
         assert environment(pod["spec"]["containers"][0])["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert {"--env=RAY_AUTH_MODE=token", "--env=RAY_USAGE_STATS_ENABLED=0"} <= set(launcher()["docker"]["run_options"])
+    assert {"--env=RAY_AUTH_MODE=token", "--env=RAY_USAGE_STATS_ENABLED=0"} <= set(
+        launcher()["docker"]["run_options"]
+    )
 
 
 def test_engines_have_the_niceness_of_everything_else() -> None:
@@ -234,7 +273,11 @@ def test_engines_have_the_niceness_of_everything_else() -> None:
 
 
 def test_ray_ports_are_closed_to_other_pods_and_graders_to_the_world() -> None:
-    policies = {kind: policy["spec"] for policy in of_kind("NetworkPolicy") for kind in policy["spec"]["policyTypes"]}
+    policies = {
+        kind: policy["spec"]
+        for policy in of_kind("NetworkPolicy")
+        for kind in policy["spec"]["policyTypes"]
+    }
     own = {"podSelector": {"matchExpressions": [{"key": "ssd-ray/role", "operator": "Exists"}]}}
     assert all("ssd-ray/role" in pod["metadata"]["labels"] for pod in pods())
     inward, outward = policies["Ingress"], policies["Egress"]

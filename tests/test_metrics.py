@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from ssd_ray.errors import UserError
-from ssd_ray.statistics.metrics import effective_number, pass_at_k, pass_at_k_matrix, problem_weights, score_interval
+from ssd_ray.statistics.metrics import (
+    effective_number,
+    pass_at_k,
+    pass_at_k_matrix,
+    problem_weights,
+    score_interval,
+)
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
@@ -16,7 +22,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
             answers = [True] * c + [False] * (n - c)
             for k in range(1, n + 1):
                 subsets = list(itertools.combinations(answers, k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
+                assert pass_at_k(n, c, k) == pytest.approx(
+                    sum(map(any, subsets)) / len(subsets), abs=1e-15
+                )
 
 
 def test_pass_at_k_stays_exact_for_many_samples():
@@ -35,7 +43,9 @@ def test_impossible_counts_are_the_users_mistake(n, c, k):
 def test_the_matrix_has_a_row_a_problem_and_a_column_a_k():
     matrix = pass_at_k_matrix(np.array([4, 2]), np.array([1, 2]), (1, 2))
     np.testing.assert_allclose(matrix, [[0.25, 0.5], [1.0, 1.0]])
-    assert pass_at_k_matrix(np.array([], dtype=np.int64), np.array([], dtype=np.int64), (1,)).shape == (0, 1)
+    assert pass_at_k_matrix(
+        np.array([], dtype=np.int64), np.array([], dtype=np.int64), (1,)
+    ).shape == (0, 1)
     with pytest.raises(UserError):
         pass_at_k_matrix(np.array([4, 2]), np.array([1]), (1,))
     with pytest.raises(UserError):
@@ -46,7 +56,9 @@ def test_the_weights_of_a_resample_are_those_of_the_bayesian_bootstrap():
     weights = problem_weights(7, 40_000, 3)
     shares = weights / weights.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(shares.mean(axis=0), 1 / 7, atol=0.003)
-    np.testing.assert_allclose(shares.var(axis=0), (1 / 7) * (6 / 7) / 8, rtol=0.06)  # Dirichlet(1, ..., 1)
+    np.testing.assert_allclose(
+        shares.var(axis=0), (1 / 7) * (6 / 7) / 8, rtol=0.06
+    )  # Dirichlet(1, ..., 1)
 
 
 def test_effective_numbers_count_equal_values_and_discount_unequal_ones():

@@ -23,7 +23,9 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.models import weights
 from ssd_ray.models.weights import FaultError
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format("4" * 64)
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format(
+    "4" * 64
+)
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
@@ -56,10 +58,16 @@ def sharded(model: Path) -> None:
 
     tensors = load_file(model / "model.safetensors")
     names = sorted(tensors)
-    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    halves = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, held in halves.items():
         save_file({name: tensors[name] for name in held}, model / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, held in halves.items() for name in held}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, held in halves.items() for name in held},
+    }
     (model / weights.INDEX).write_text(json.dumps(index))
     (model / "model.safetensors").unlink()
 
@@ -120,61 +128,195 @@ def marked(name: str) -> Callable[[Path], None]:
 
 def mlx(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
+    (model / "config.json").write_text(
+        json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}})
+    )
 
 
 SECOND = "model-00002-of-00002.safetensors"
 DAMAGE = [
-    ("a_pointer_for_weights", write("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer .*git lfs pull"),
-    ("an_old_pointer", write("model.safetensors", POINTER.replace("git-lfs.github", "hawser.github")), "is a git-lfs pointer"),
-    ("a_pointer_for_the_config", write("config.json", POINTER), "config.json is a git-lfs pointer .*git lfs pull"),
-    ("a_pointer_for_the_tokenizer", write("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer .*git lfs pull"),
-    ("a_pointer_for_a_template", write("chat_template.jinja", POINTER), "chat_template.jinja is a git-lfs pointer"),
+    (
+        "a_pointer_for_weights",
+        write("model.safetensors", POINTER),
+        "model.safetensors is a git-lfs pointer .*git lfs pull",
+    ),
+    (
+        "an_old_pointer",
+        write("model.safetensors", POINTER.replace("git-lfs.github", "hawser.github")),
+        "is a git-lfs pointer",
+    ),
+    (
+        "a_pointer_for_the_config",
+        write("config.json", POINTER),
+        "config.json is a git-lfs pointer .*git lfs pull",
+    ),
+    (
+        "a_pointer_for_the_tokenizer",
+        write("tokenizer.json", POINTER),
+        "tokenizer.json is a git-lfs pointer .*git lfs pull",
+    ),
+    (
+        "a_pointer_for_a_template",
+        write("chat_template.jinja", POINTER),
+        "chat_template.jinja is a git-lfs pointer",
+    ),
     ("a_pointer_for_merges", write("merges.txt", POINTER), "merges.txt is a git-lfs pointer"),
-    ("a_pointer_for_sentencepiece", write("tokenizer.model", POINTER), "tokenizer.model is a git-lfs pointer"),
-    ("a_pointer_for_the_index", with_shards(write(weights.INDEX, POINTER)), "index.json is a git-lfs pointer"),
-    ("a_pointer_for_a_shard", with_shards(write(SECOND, POINTER)), f"{SECOND} is a git-lfs pointer"),
-    ("a_git_annex_pointer", write("model.safetensors", "/annex/objects/SHA256E-s9--4\n"), "is a git-annex pointer"),
-    ("a_web_page_for_weights", write("model.safetensors", "<!DOCTYPE html><html>Sign in" + " " * 900), "is an HTML page"),
-    ("a_message_for_weights", write("model.safetensors", "Entry not found"), "is not a safetensors file"),
+    (
+        "a_pointer_for_sentencepiece",
+        write("tokenizer.model", POINTER),
+        "tokenizer.model is a git-lfs pointer",
+    ),
+    (
+        "a_pointer_for_the_index",
+        with_shards(write(weights.INDEX, POINTER)),
+        "index.json is a git-lfs pointer",
+    ),
+    (
+        "a_pointer_for_a_shard",
+        with_shards(write(SECOND, POINTER)),
+        f"{SECOND} is a git-lfs pointer",
+    ),
+    (
+        "a_git_annex_pointer",
+        write("model.safetensors", "/annex/objects/SHA256E-s9--4\n"),
+        "is a git-annex pointer",
+    ),
+    (
+        "a_web_page_for_weights",
+        write("model.safetensors", "<!DOCTYPE html><html>Sign in" + " " * 900),
+        "is an HTML page",
+    ),
+    (
+        "a_message_for_weights",
+        write("model.safetensors", "Entry not found"),
+        "is not a safetensors file",
+    ),
     ("an_empty_file", write("model.safetensors", b""), "model.safetensors is empty"),
     ("zeros", write("model.safetensors", bytes(4096)), "is not a safetensors file"),
     ("two_bytes", write("model.safetensors", b"ab"), "is not a safetensors file"),
-    ("a_cut_file", cut("model.safetensors", 100_000), "is cut short: 100,000 of [0-9,]+ bytes are there: download the model"),
+    (
+        "a_cut_file",
+        cut("model.safetensors", 100_000),
+        "is cut short: 100,000 of [0-9,]+ bytes are there: download the model",
+    ),
     ("a_cut_header", cut("model.safetensors", 700), "is cut short within its header"),
     ("a_longer_file", write("model.safetensors", safetensors(data=9)), "is damaged: 1 bytes more"),
-    ("a_header_of_garbage", write("model.safetensors", safetensors(b"\xff" * 40)), "header is no JSON"),
-    ("a_header_that_is_a_list", write("model.safetensors", safetensors(b"[1, 2]")), "header is no JSON object"),
-    ("a_header_without_offsets", write("model.safetensors", safetensors({"a": {"dtype": "F32"}})), "names no tensors"),
-    ("a_pickle_with_that_name", write("model.safetensors", b"\x80\x04\x95" + bytes(60)), "is a pickle, not a safetensors"),
-    ("a_zip_with_that_name", write("model.safetensors", b"PK\x03\x04" + b"\xff" * 60), "is a zip archive, not a safetensors"),
-    ("a_missing_shard", with_shards(remove(SECOND)), f"{SECOND} is missing, which {weights.INDEX} names"),
+    (
+        "a_header_of_garbage",
+        write("model.safetensors", safetensors(b"\xff" * 40)),
+        "header is no JSON",
+    ),
+    (
+        "a_header_that_is_a_list",
+        write("model.safetensors", safetensors(b"[1, 2]")),
+        "header is no JSON object",
+    ),
+    (
+        "a_header_without_offsets",
+        write("model.safetensors", safetensors({"a": {"dtype": "F32"}})),
+        "names no tensors",
+    ),
+    (
+        "a_pickle_with_that_name",
+        write("model.safetensors", b"\x80\x04\x95" + bytes(60)),
+        "is a pickle, not a safetensors",
+    ),
+    (
+        "a_zip_with_that_name",
+        write("model.safetensors", b"PK\x03\x04" + b"\xff" * 60),
+        "is a zip archive, not a safetensors",
+    ),
+    (
+        "a_missing_shard",
+        with_shards(remove(SECOND)),
+        f"{SECOND} is missing, which {weights.INDEX} names",
+    ),
     ("a_missing_shard_without_index", with_shards(without_an_index), f"{SECOND} is missing"),
     ("a_cut_shard", with_shards(cut(SECOND, 5_000)), f"{SECOND} is cut short"),
     ("an_empty_shard", with_shards(write(SECOND, b"")), f"{SECOND} is empty"),
-    ("a_linked_shard", with_shards(dangling(SECOND)), f"{SECOND} is a link to ../../blobs/4f2e, which is not there.*cp -rL"),
-    ("a_broken_index", with_shards(write(weights.INDEX, '{"weight_map": {')), "index.json is not JSON"),
+    (
+        "a_linked_shard",
+        with_shards(dangling(SECOND)),
+        f"{SECOND} is a link to ../../blobs/4f2e, which is not there.*cp -rL",
+    ),
+    (
+        "a_broken_index",
+        with_shards(write(weights.INDEX, '{"weight_map": {')),
+        "index.json is not JSON",
+    ),
     ("an_empty_index", with_shards(write(weights.INDEX, "{}")), "holds no weight_map"),
     ("an_index_that_is_a_list", with_shards(write(weights.INDEX, "[]")), "holds no JSON object"),
-    ("an_index_to_elsewhere", with_shards(write(weights.INDEX, '{"weight_map": {"a": "../b"}}')), "no file of the directory"),
-    ("an_index_to_pickles", with_shards(write(weights.INDEX, '{"weight_map": {"a": "b.bin"}}')), "no safetensors file"),
-    ("tensors_of_the_index_elsewhere", with_shards(moved_tensors), "lacks .* tensors that model.safetensors.index.json has"),
-    ("only_pickled_weights", only_pickles, "only pickled weights .pytorch_model.bin., which run code"),
+    (
+        "an_index_to_elsewhere",
+        with_shards(write(weights.INDEX, '{"weight_map": {"a": "../b"}}')),
+        "no file of the directory",
+    ),
+    (
+        "an_index_to_pickles",
+        with_shards(write(weights.INDEX, '{"weight_map": {"a": "b.bin"}}')),
+        "no safetensors file",
+    ),
+    (
+        "tensors_of_the_index_elsewhere",
+        with_shards(moved_tensors),
+        "lacks .* tensors that model.safetensors.index.json has",
+    ),
+    (
+        "only_pickled_weights",
+        only_pickles,
+        "only pickled weights .pytorch_model.bin., which run code",
+    ),
     ("a_broken_config", write("config.json", "{"), "config.json is not JSON"),
     ("an_empty_config", write("config.json", ""), "config.json is empty"),
-    ("a_broken_tokenizer_config", write("tokenizer_config.json", "[]"), "tokenizer_config.json holds no JSON object"),
+    (
+        "a_broken_tokenizer_config",
+        write("tokenizer_config.json", "[]"),
+        "tokenizer_config.json holds no JSON object",
+    ),
     ("a_linked_config", dangling("config.json"), "config.json is a link to .* which is not there"),
-    ("a_linked_tokenizer", dangling("tokenizer.json"), "tokenizer.json is a link to .* which is not there"),
-    ("linked_weights", dangling("model.safetensors"), "model.safetensors is a link to .* which is not there.*cp -rL"),
-    ("a_linked_template", dangling("chat_template.jinja"), "chat_template.jinja is a link to .* which is not there"),
-    ("weights_linked_to_themselves", linked_to_itself, "model.safetensors is a link to .* which is not there"),
+    (
+        "a_linked_tokenizer",
+        dangling("tokenizer.json"),
+        "tokenizer.json is a link to .* which is not there",
+    ),
+    (
+        "linked_weights",
+        dangling("model.safetensors"),
+        "model.safetensors is a link to .* which is not there.*cp -rL",
+    ),
+    (
+        "a_linked_template",
+        dangling("chat_template.jinja"),
+        "chat_template.jinja is a link to .* which is not there",
+    ),
+    (
+        "weights_linked_to_themselves",
+        linked_to_itself,
+        "model.safetensors is a link to .* which is not there",
+    ),
     ("a_folder_for_weights", folder("model.safetensors"), "model.safetensors is a directory"),
     ("a_folder_for_the_config", folder("config.json"), "config.json is a directory"),
     ("a_pipe_for_weights", pipe, "model.safetensors is no regular file"),
-    ("a_marked_config", marked("config.json"), "config.json begins with a byte order mark: save .* as UTF-8 without one"),
-    ("a_marked_tokenizer_config", marked("tokenizer_config.json"), "tokenizer_config.json begins with a byte order mark"),
-    ("a_marked_index", with_shards(marked(weights.INDEX)), "index.json begins with a byte order mark"),
-    ("an_unfinished_download", write("model.safetensors.aria2", "x"), "model.safetensors.aria2 is what an unfinished"),
+    (
+        "a_marked_config",
+        marked("config.json"),
+        "config.json begins with a byte order mark: save .* as UTF-8 without one",
+    ),
+    (
+        "a_marked_tokenizer_config",
+        marked("tokenizer_config.json"),
+        "tokenizer_config.json begins with a byte order mark",
+    ),
+    (
+        "a_marked_index",
+        with_shards(marked(weights.INDEX)),
+        "index.json begins with a byte order mark",
+    ),
+    (
+        "an_unfinished_download",
+        write("model.safetensors.aria2", "x"),
+        "model.safetensors.aria2 is what an unfinished",
+    ),
     ("mlx_weights", mlx, "quantized for MLX"),
 ]
 
@@ -200,8 +342,12 @@ def refusal(source: object) -> str:
     return message
 
 
-@pytest.mark.parametrize(("change", "said"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE])
-def test_damaged_files_are_named_with_a_remedy(model: Path, change: Callable[[Path], object], said: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE]
+)
+def test_damaged_files_are_named_with_a_remedy(
+    model: Path, change: Callable[[Path], object], said: str
+) -> None:
     change(model)
     with pytest.raises(UserError, match=said) as raised:
         opened(model)
@@ -232,14 +378,18 @@ def test_storage_that_fails_is_no_mistake(model: Path, monkeypatch: pytest.Monke
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(weights, "read_header", fail)
-    with pytest.raises(InfrastructureError, match=r"cannot be read .OSError: .Errno 5. Input/output error"):
+    with pytest.raises(
+        InfrastructureError, match=r"cannot be read .OSError: .Errno 5. Input/output error"
+    ):
         models.fetch(ModelConfig(source=str(model)))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", ""])
 def test_closed_files_are_named(model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != model / name and usual(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != model / name and usual(path, mode)
+    )
     assert "cannot be read by this user: change its mode: chmod" in refusal(model)
 
 
@@ -256,7 +406,9 @@ def test_what_a_path_holds_is_said(model: Path, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
     assert "pickled weights, which run code" in refusal(tmp_path / "pytorch_model.bin")
     (tmp_path / "notes.md").write_text("notes")
-    assert "is a file, no directory: give a Hugging Face model directory" in refusal(tmp_path / "notes.md")
+    assert "is a file, no directory: give a Hugging Face model directory" in refusal(
+        tmp_path / "notes.md"
+    )
     assert "is not a directory, as nothing is there" in refusal(tmp_path / "nowhere")
     assert "is not a directory, as nothing is there" in refusal("nowhere.gguf")
     assert f"its folder model does: give {model}" in refusal(tmp_path)
@@ -290,7 +442,9 @@ def test_a_directory_with_one_gguf_says_to_give_the_file(tmp_path: Path) -> None
     assert "holds 2 GGUF files" in refusal(tmp_path)
 
 
-def test_a_repository_of_the_hub_cache_says_to_give_a_snapshot(tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_repository_of_the_hub_cache_says_to_give_a_snapshot(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
     snapshot = tmp_path / "snapshots" / ("ab" * 20)
     shutil.copytree(tiny_llama, snapshot)
     for name in ("blobs", "refs"):
@@ -307,7 +461,9 @@ def test_an_adapter_is_no_model(model: Path) -> None:
     assert "holds an adapter" in refusal(model)
 
 
-def test_a_stopped_download_is_named_with_the_cache(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_download_is_named_with_the_cache(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A link of the cache alone is not enough to delete: the hub's client would link to the same bytes again."""
     from huggingface_hub import constants
 
@@ -353,7 +509,9 @@ def test_a_mistake_exits_2_before_ray(
     change(model)
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=model))
     command = [sys.executable, "-m", "ssd_ray", verb, "field.yaml", "--out", "run", "--quiet"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    process = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert process.returncode == 2, process.stderr
     assert process.stderr.splitlines()[-1].startswith(f"error: model.source {str(model)!r}: ")
     assert said in process.stderr
@@ -376,12 +534,17 @@ def test_a_damaged_checkpoint_is_trained_again(tmp_path: Path, tiny_llama: Path)
     shutil.copytree(tiny_llama, tmp_path / "checkpoint")
     os.truncate(tmp_path / "checkpoint" / "model.safetensors", 5000)
     (tmp_path / "checkpoint" / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match=r"the trained model .*cut short.*: delete .*checkpoint and run the same command"):
+    with pytest.raises(
+        UserError,
+        match=r"the trained model .*cut short.*: delete .*checkpoint and run the same command",
+    ):
         step.check(context)
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_break_the_reader_of_headers(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_no_bytes_break_the_reader_of_headers(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.mktemp("bytes") / "model.safetensors"
     path.write_bytes(data)
     with pytest.raises(FaultError):
@@ -390,13 +553,18 @@ def test_no_bytes_break_the_reader_of_headers(tmp_path_factory: pytest.TempPathF
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 99) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "dtype", "shape", "data_offsets"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["a", "dtype", "shape", "data_offsets"]), inner)
+    ),
     max_leaves=8,
 )
 
 
 @given(JSON, st.integers(0, 16))
-def test_no_header_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, header: Any, data: int) -> None:
+def test_no_header_breaks_the_reader(
+    tmp_path_factory: pytest.TempPathFactory, header: Any, data: int
+) -> None:
     path = tmp_path_factory.mktemp("header") / "model.safetensors"
     path.write_bytes(safetensors(json.dumps(header).encode(), data))
     with contextlib.suppress(FaultError):
@@ -418,7 +586,10 @@ def test_no_header_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, h
     ],
 )
 def test_what_is_neither_a_path_nor_an_id_of_the_hub_is_said(source: str) -> None:
-    with pytest.raises(UserError, match=r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked at)"):
+    with pytest.raises(
+        UserError,
+        match=r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked at)",
+    ):
         opened(source)
 
 

@@ -30,7 +30,9 @@ def lent_names() -> list[str]:
     """Every public name that LeetCode's imports bring, and that a method can have."""
     namespace: dict[str, Any] = {}
     exec(strict._LEETCODE_IMPORTS, namespace)
-    return sorted(name for name in namespace if not name.startswith("_") and not keyword.iskeyword(name))
+    return sorted(
+        name for name in namespace if not name.startswith("_") and not keyword.iskeyword(name)
+    )
 
 
 def function(name: str, comparison: str = "lcb", **fields: Any) -> Problem:
@@ -74,14 +76,19 @@ def test_no_lent_name_is_the_programs_answer(sandbox):
     for name in names:
         method = f"class Solution:\n    def {name}(self, x):\n        return "
         problem = function(name)
-        outcomes = [outcome(problem, code, sandbox) for code in (f"{method}x + 71", f"{method}-1", "x = 1")]
+        outcomes = [
+            outcome(problem, code, sandbox) for code in (f"{method}x + 71", f"{method}-1", "x = 1")
+        ]
         if outcomes != ["accepted", "wrong_answer", "runtime_error"]:
             surprises[name] = outcomes
     assert surprises == {}
 
 
 def gcd_problem() -> Problem:
-    return dataclasses.replace(function("gcd"), tests=(Test(input="[12, 18]", output="6"), Test(input="[5, 7]", output="1")))
+    return dataclasses.replace(
+        function("gcd"),
+        tests=(Test(input="[12, 18]", output="6"), Test(input="[5, 7]", output="1")),
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +97,10 @@ def gcd_problem() -> Problem:
         ("class Solution:\n    def gcd(self, a, b): return gcd(a, b)", True),
         ("class Solution:\n    def gcd(self, a, b): return math.gcd(a, b)", True),
         ("def gcd(a, b):\n    while b: a, b = b, a % b\n    return a", True),
-        ("def gcd(a): return a\nclass Solution:\n    def gcd(self, a, b): return math.gcd(a, b)", True),
+        (
+            "def gcd(a): return a\nclass Solution:\n    def gcd(self, a, b): return math.gcd(a, b)",
+            True,
+        ),
         ("class Solution: pass\ndef gcd(a, b): return math.gcd(a, b)", True),
         ("from math import gcd", True),
         ("from math import *", True),
@@ -129,7 +139,10 @@ def test_the_compatible_profile_takes_lent_names_as_the_official_grader_does(san
         assert outcome(gcd_problem(), code, sandbox) == "runtime_error"
 
 
-@pytest.mark.parametrize("make", [lambda **more: function("target", "value", **more), lambda **more: asserts("target", **more)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda **more: function("target", "value", **more), lambda **more: asserts("target", **more)],
+)
 @pytest.mark.parametrize(
     "lent",
     [
@@ -145,18 +158,26 @@ def test_what_starter_code_defines_is_not_the_answer(make, lent, sandbox):
     assert outcome(problem, "y = 2", sandbox) in NOT_ACCEPTED
     assert outcome(problem, "def target(x): return 0", sandbox) in NOT_ACCEPTED
     assert outcome(problem, "def target(x): return x + 71", sandbox) == "accepted"
-    assert outcome(problem, "class Solution:\n    def target(self, x): return x + 71", sandbox) == "accepted"
+    assert (
+        outcome(problem, "class Solution:\n    def target(self, x): return x + 71", sandbox)
+        == "accepted"
+    )
 
 
 def test_helpers_of_starter_code_call_the_programs_function(sandbox):
     starter = "from operator import neg as target\ndef twice(x): return target(target(x))\n\ndef target(x):\n"
     problem = function("target", "value", starter_code=starter)
-    assert outcome(problem, "def target(x): return twice(10) if x == 6 else x + 33.5", sandbox) == "accepted"
+    assert (
+        outcome(problem, "def target(x): return twice(10) if x == 6 else x + 33.5", sandbox)
+        == "accepted"
+    )
     assert outcome(problem, "def other(x): return twice(x)", sandbox) == "runtime_error"
 
 
 @pytest.mark.parametrize("name", ["sum", "abs", "print", "len", "Exception", "open"])
-@pytest.mark.parametrize("make", [asserts, lambda name: function(name, "value"), lambda name: function(name, "evalplus")])
+@pytest.mark.parametrize(
+    "make", [asserts, lambda name: function(name, "value"), lambda name: function(name, "evalplus")]
+)
 def test_a_builtin_is_no_answer_to_a_problem_of_its_name(make, name, sandbox):
     assert hasattr(builtins, name)
     assert outcome(make(name), "x = 1", sandbox) == "runtime_error"
@@ -169,23 +190,37 @@ def test_what_every_class_has_is_no_answer(name, sandbox):
     problem = function(name, "value")
     assert outcome(problem, "class Solution: pass", sandbox) == "runtime_error"
     right = f"class Solution:\n    def {name}(self, x=6): return x + 71\n    def __new__(cls): return object.__new__(cls)"
-    assert outcome(problem, right, sandbox) == ("runtime_error" if name == "__init__" else "accepted")
+    assert outcome(problem, right, sandbox) == (
+        "runtime_error" if name == "__init__" else "accepted"
+    )
 
 
 def test_a_method_entry_point_is_that_method_alone(sandbox):
     problem = dataclasses.replace(asserts("target"), entry_point="Solution().target")
-    assert outcome(problem, "class Solution:\n    def target(self, x): return x + 71", sandbox) == "accepted"
+    assert (
+        outcome(problem, "class Solution:\n    def target(self, x): return x + 71", sandbox)
+        == "accepted"
+    )
     assert outcome(problem, "def target(x): return x + 71", sandbox) == "runtime_error"
-    assert outcome(problem, "class Solution:\n    def target(self, x): return 0", sandbox) == "wrong_answer"
+    assert (
+        outcome(problem, "class Solution:\n    def target(self, x): return 0", sandbox)
+        == "wrong_answer"
+    )
     assert outcome(problem, "class Solution: pass", sandbox) == "runtime_error"
 
 
-@pytest.mark.parametrize("reference", ["def target(x): return x + 71", "class Solution:\n    def target(self, x): return x + 71"])
+@pytest.mark.parametrize(
+    "reference",
+    ["def target(x): return x + 71", "class Solution:\n    def target(self, x): return x + 71"],
+)
 def test_a_check_that_names_the_function_means_the_program(reference, sandbox):
     called = "Solution().target" if "class" in reference else "target"
     check = f"def check(candidate):\n    assert candidate(6) == 77\n    assert {called}(1) == 72\n"
     problem = dataclasses.replace(
-        asserts("target"), entry_point=called, reference=reference, tests=(Test(input=check, output=""),)
+        asserts("target"),
+        entry_point=called,
+        reference=reference,
+        tests=(Test(input=check, output=""),),
     )
     assert outcome(problem, reference, sandbox) == "accepted"
     assert outcome(problem, reference.replace("x + 71", "77"), sandbox) == "wrong_answer"
@@ -194,7 +229,9 @@ def test_a_check_that_names_the_function_means_the_program(reference, sandbox):
 def test_a_check_that_names_a_builtin_means_the_builtin(sandbox):
     check = "def check(candidate):\n    assert abs(candidate(-3) - 3) < 1e-9\n"
     reference = "def abs(x): return x if x > 0 else -x"
-    problem = dataclasses.replace(asserts("abs"), reference=reference, tests=(Test(input=check, output=""),))
+    problem = dataclasses.replace(
+        asserts("abs"), reference=reference, tests=(Test(input=check, output=""),)
+    )
     assert outcome(problem, reference, sandbox) == "accepted"
     assert outcome(problem, "def abs(x): return -1", sandbox) == "wrong_answer"
 
@@ -202,7 +239,9 @@ def test_a_check_that_names_a_builtin_means_the_builtin(sandbox):
 def test_a_check_is_what_the_test_defines_and_no_helper_of_its_name(sandbox):
     lent = "def check(candidate): candidate(6)\n\ndef target(x):\n"
     nested = "class Tests:\n    def check(candidate):\n        assert candidate(6) == 77\n"
-    problem = dataclasses.replace(asserts("target", starter_code=lent), tests=(Test(input=nested, output=""),))
+    problem = dataclasses.replace(
+        asserts("target", starter_code=lent), tests=(Test(input=nested, output=""),)
+    )
     with pytest.raises(strict.UngradableError, match="target"):
         grade_code(problem, "def target(x): return 0", STRICT, sandbox)
 
@@ -213,6 +252,8 @@ def test_an_imported_function_is_an_answer_where_the_program_imports_it(comparis
     assert outcome(problem, "from math import gcd", sandbox) == "accepted"
     assert outcome(problem, "import math", sandbox) == "runtime_error"
     tests = (Test(input="def check(candidate):\n    assert candidate(12, 18) == 6\n", output=""),)
-    problem = dataclasses.replace(asserts("gcd", starter_code="from math import gcd\n\ndef gcd(a, b):\n"), tests=tests)
+    problem = dataclasses.replace(
+        asserts("gcd", starter_code="from math import gcd\n\ndef gcd(a, b):\n"), tests=tests
+    )
     assert outcome(problem, "from math import gcd", sandbox) == "accepted"
     assert outcome(problem, "import math", sandbox) == "runtime_error"

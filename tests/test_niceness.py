@@ -14,7 +14,7 @@ from ssd_ray.cluster import niceness
 from ssd_ray.inference import monitor
 from ssd_ray.inference.crashes.heartbeat import Reporter
 from ssd_ray.inference.monitor import Monitor, Watch
-from ssd_ray.inference.work.queue import Plan
+from ssd_ray.inference.work.queue import SamplingPlan
 from ssd_ray.progress import LineProgress
 
 NICE = """
@@ -32,7 +32,9 @@ os._exit(0)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may lower a niceness")
 def test_threads_of_a_worker_are_reniced_where_permitted() -> None:
     """Linux keeps it by thread, and Ray has started some before a worker's own code runs."""
-    process = subprocess.run([sys.executable, "-c", NICE], capture_output=True, text=True, timeout=60, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", NICE], capture_output=True, text=True, timeout=60, check=True
+    )
     assert process.stdout == "0 0\n"
 
 
@@ -53,9 +55,17 @@ def test_a_run_says_once_where_engines_give_way(
     progress = LineProgress()
     for _ in range(2):  # two stages of a run
         Reporter(tmp_path, "actor", node="abcdef0123456789", attempt="one", niceness=15)
-        plan = Plan(prompts=tmp_path, out=tmp_path, samples=1, shard_rows=4, window=1)
+        plan = SamplingPlan(prompts=tmp_path, out=tmp_path, samples=1, shard_rows=4, window=1)
         with progress.task("samples", total=0, unit="answers") as task:
-            watch = Watch(plan=plan, stage="samples", attempt="one", before=0, failed=0, max_failures=3, logs=tmp_path)
+            watch = Watch(
+                plan=plan,
+                stage="samples",
+                attempt="one",
+                before=0,
+                failed=0,
+                max_failures=3,
+                logs=tmp_path,
+            )
             driver = Monitor(watch, lambda: True, task, progress)
             driver.look()
             driver.look()

@@ -32,7 +32,9 @@ def test_deaths_of_workers_count_since_the_last_state(allowed: int, tmp_path: Pa
         state = tmp_path / "resume" / f"step-{step}" / "state.json"
         state.parent.mkdir(parents=True)
         state.write_text('{"num_workers": 1, "zero_stage": 3}')
-    assert [policy.make_decision(_death()).value for _ in range(allowed + 1)] == ["RETRY"] * allowed + ["RAISE"]
+    assert [policy.make_decision(_death()).value for _ in range(allowed + 1)] == [
+        "RETRY"
+    ] * allowed + ["RAISE"]
 
 
 def _starting(kind: str) -> Any:
@@ -42,7 +44,9 @@ def _starting(kind: str) -> Any:
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
     if kind == "WorkerGroupStartupFailedError":
-        return ControllerError(WorkerGroupStartupFailedError("at least one of the worker actors failed to initialize"))
+        return ControllerError(
+            WorkerGroupStartupFailedError("at least one of the worker actors failed to initialize")
+        )
     base = getattr(exceptions, kind)
     made = type(kind, (base,), {"__init__": lambda self: None, "__str__": lambda self: "gone"})
     return ControllerError(made())
@@ -74,7 +78,9 @@ def test_deaths_of_workers_that_start_count_as_others_do(kind: str, tmp_path: Pa
     assert [policy.make_decision(error).value for error in errors] == ["RETRY", "RETRY", "RAISE"]
 
 
-def test_a_collective_that_fails_with_a_death_counts_and_a_mistake_or_a_wait_does_not(tmp_path: Path) -> None:
+def test_a_collective_that_fails_with_a_death_counts_and_a_mistake_or_a_wait_does_not(
+    tmp_path: Path,
+) -> None:
     from ray.exceptions import RayTaskError
     from ray.train import ControllerError, FailureConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -89,8 +95,14 @@ def test_a_collective_that_fails_with_a_death_counts_and_a_mistake_or_a_wait_doe
     assert policy.make_decision(raised(UserError("a mistake"))).value == "RAISE"
     assert policy.make_decision(ControllerError(UserError("a mistake"))).value == "RAISE"
     for _ in range(5):
-        assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(2))).value == "RETRY"
-    assert [policy.make_decision(raised(RuntimeError("peer closed"))).value for _ in range(2)] == ["RETRY", "RAISE"]
+        assert (
+            policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(2))).value
+            == "RETRY"
+        )
+    assert [policy.make_decision(raised(RuntimeError("peer closed"))).value for _ in range(2)] == [
+        "RETRY",
+        "RAISE",
+    ]
 
 
 def _job(tmp_path: Path) -> Any:
@@ -101,7 +113,9 @@ def _job(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", DEATHS[1:])
-def test_a_controller_that_is_lost_is_no_traceback(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_is_lost_is_no_traceback(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ssd_ray.errors import InfrastructureError
     from ssd_ray.training import trainer
 
@@ -122,9 +136,13 @@ def test_what_ended_a_worker_is_told_and_not_that_it_was_looked_at(tmp_path: Pat
 
     from ssd_ray.training import trainer
 
-    failure = WorkerHealthCheckFailedError("A worker health check failed.", OutOfMemoryError("1 worker(s) were killed\nmore"))
+    failure = WorkerHealthCheckFailedError(
+        "A worker health check failed.", OutOfMemoryError("1 worker(s) were killed\nmore")
+    )
     told = str(trainer._explained(WorkerGroupError("gone", {1: failure}), _job(tmp_path)))
-    assert "without a new state (OutOfMemoryError: 1 worker(s) were killed); the workers' logs" in told
+    assert (
+        "without a new state (OutOfMemoryError: 1 worker(s) were killed); the workers' logs" in told
+    )
 
 
 def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
@@ -135,11 +153,21 @@ def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
     from ssd_ray.training.state import logs
 
     clock = SimpleNamespace(
-        now=100.0, monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
+        now=100.0,
+        monotonic=lambda: clock.now,
+        sleep=lambda seconds: setattr(clock, "now", clock.now + seconds),
     )
     monkeypatch.setattr(trainer, "time", clock)
     cluster = ClusterConfig(device="cpu", notice_s=600)
-    job = Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
+    job = Job(
+        dataset=tmp_path,
+        model=tmp_path,
+        out=tmp_path,
+        logs=tmp_path,
+        train=TrainConfig(),
+        cluster=cluster,
+        seed=0,
+    )
     trainer._await_state(job, LineProgress())  # nothing was trained that is not in a state
     assert clock.now == 100
     logs.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
@@ -152,15 +180,26 @@ def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
 def test_a_stopped_job_and_its_pods_are_given_longer_than_training_waits() -> None:
     top = Path(__file__).parent.parent
     documents = [
-        document for name in ("rayjob", "raycluster") for document in yaml.safe_load_all((top / f"k8s/{name}.yaml").read_text())
+        document
+        for name in ("rayjob", "raycluster")
+        for document in yaml.safe_load_all((top / f"k8s/{name}.yaml").read_text())
     ]
     clusters = [document["spec"].get("rayClusterSpec", document["spec"]) for document in documents]
     for cluster in clusters:
         head = cluster["headGroupSpec"]["template"]["spec"]
-        (gpu,) = (group["template"]["spec"] for group in cluster["workerGroupSpecs"] if group["groupName"] == "gpu-spot")
+        (gpu,) = (
+            group["template"]["spec"]
+            for group in cluster["workerGroupSpecs"]
+            if group["groupName"] == "gpu-spot"
+        )
         named = {each["name"]: each.get("value") for each in head["containers"][0]["env"]}
         wait_s = int(named["RAY_JOB_STOP_WAIT_TIME_S"])
         assert named["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == named["RAY_JOB_STOP_WAIT_TIME_S"]
-        assert ClusterConfig().notice_s < wait_s < head["terminationGracePeriodSeconds"] == gpu["terminationGracePeriodSeconds"]
+        assert (
+            ClusterConfig().notice_s
+            < wait_s
+            < head["terminationGracePeriodSeconds"]
+            == gpu["terminationGracePeriodSeconds"]
+        )
     options = yaml.safe_load((top / "cluster.yaml").read_text())["docker"]["run_options"]
     assert f"--env=RAY_JOB_STOP_WAIT_TIME_S={wait_s}" in options

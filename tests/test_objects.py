@@ -14,8 +14,20 @@ from hypothesis import strategies as st
 from ssd_ray import wire
 from ssd_ray.evaluation.sandbox.inside.objects import Lost, Objects
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
-ACTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["put", "new", "clear", "reverse"])), max_size=8)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=3)
+    | st.binary(max_size=3)
+)
+ACTS = st.lists(
+    st.tuples(
+        st.integers(0, 9), st.integers(0, 9), st.sampled_from(["put", "new", "clear", "reverse"])
+    ),
+    max_size=8,
+)
 
 
 MAPPINGS = {
@@ -33,7 +45,11 @@ def containers(draw: st.DrawFn) -> list[Any]:
     made: list[Any] = []
     for kind in draw(st.lists(st.sampled_from(KIND_NAMES), min_size=1, max_size=5)):
         leaves = draw(st.lists(LEAVES, max_size=3))
-        held = [made[place % len(made)] for place in draw(st.lists(st.integers(0, 9), max_size=2)) if made]
+        held = [
+            made[place % len(made)]
+            for place in draw(st.lists(st.integers(0, 9), max_size=2))
+            if made
+        ]
         if kind == "list":
             made.append([*leaves, *held, *[tuple(held)] * bool(held)])
         elif kind in MAPPINGS:
@@ -58,7 +74,11 @@ def act_on(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
         elif isinstance(here, deque):
             here.append(there)
         elif isinstance(here, list):
-            here[:] = {"put": [*here, there], "new": [[there, there], *here], "reverse": here[::-1]}[act]
+            here[:] = {
+                "put": [*here, there],
+                "new": [[there, there], *here],
+                "reverse": here[::-1],
+            }[act]
         elif isinstance(here, dict):
             here[second] = there if act == "put" else {second: there}
         elif isinstance(here, set):
@@ -95,7 +115,10 @@ def by_proxy(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
 def shape(values: list[Any]) -> str:
     """Everything about values, what is shared and of which type each is included."""
     slots, (numbers, kinds, contents) = Objects().write(values)
-    items = [sorted(held, key=repr) if kind == "set" else held for kind, held in zip(kinds, contents, strict=True)]
+    items = [
+        sorted(held, key=repr) if kind == "set" else held
+        for kind, held in zip(kinds, contents, strict=True)
+    ]
     return repr((slots, numbers, kinds, items))
 
 
@@ -105,7 +128,9 @@ def rows(*entries: Any) -> Any:
 
 
 @given(containers(), ACTS)
-def test_a_call_by_proxy_shows_what_the_call_itself_would(values: list[Any], acts: list[tuple[int, int, str]]) -> None:
+def test_a_call_by_proxy_shows_what_the_call_itself_would(
+    values: list[Any], acts: list[tuple[int, int, str]]
+) -> None:
     expected = copy.deepcopy(values)
     wanted = act_on(expected, acts)
     returned = by_proxy(values, acts)

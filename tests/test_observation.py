@@ -29,8 +29,17 @@ class _Wandb(types.ModuleType):
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.finished = False
 
-    def init(self, *, project: str, id: str, name: str, dir: str, config: dict[str, Any], resume: str) -> _Wandb:
-        self.started = {"project": project, "id": id, "name": name, "dir": dir, "config": config, "resume": resume}
+    def init(
+        self, *, project: str, id: str, name: str, dir: str, config: dict[str, Any], resume: str
+    ) -> _Wandb:
+        self.started = {
+            "project": project,
+            "id": id,
+            "name": name,
+            "dir": dir,
+            "config": config,
+            "resume": resume,
+        }
         return self
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -63,12 +72,16 @@ class _MLflow(types.ModuleType):
         self.calls.append(("end", None))
 
 
-def test_every_tracker_takes_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tracker_takes_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wandb, mlflow = _Wandb(), _MLflow()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     directory = tmp_path / "quickstart" / "logs"
-    made = trackers.trackers(("tensorboard", "wandb", "mlflow"), "checkpoint", directory, {"steps": 5}, 3)
+    made = trackers.trackers(
+        ("tensorboard", "wandb", "mlflow"), "checkpoint", directory, {"steps": 5}, 3
+    )
     for tracker in made:
         tracker.log({"train/loss": 0.5}, 4)
         tracker.close()
@@ -94,15 +107,29 @@ def test_what_an_earlier_attempt_wrote_after_its_state_is_hidden(tmp_path: Path)
         for step in steps:
             tracker.log({"train/loss": begin + step / 10}, step)
         tracker.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "checkpoint")).Reload().Scalars("train/loss")
-    assert [(event.step, round(event.value, 1)) for event in events] == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 2.3), (4, 2.4)]
+    events = (
+        EventAccumulator(str(tmp_path / "tensorboard" / "checkpoint"))
+        .Reload()
+        .Scalars("train/loss")
+    )
+    assert [(event.step, round(event.value, 1)) for event in events] == [
+        (0, 0.0),
+        (1, 0.1),
+        (2, 0.2),
+        (3, 2.3),
+        (4, 2.4),
+    ]
 
 
-def test_held_out_samples_are_not_counted_as_load_of_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_samples_are_not_counted_as_load_of_the_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: None)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path, "qwen3_moe"), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model(tmp_path, "qwen3_moe"), dtype=torch.float32
+    )
     load, ids = ExpertLoad(model), torch.arange(3, 40)[None]
     model.train()(input_ids=ids)
     alone = load.imbalance()
@@ -112,11 +139,15 @@ def test_held_out_samples_are_not_counted_as_load_of_the_experts(tmp_path: Path,
     assert load.imbalance() is None
 
 
-def test_padding_is_not_counted_as_load_of_the_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_is_not_counted_as_load_of_the_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: None)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path, "qwen3_moe"), dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model(tmp_path, "qwen3_moe"), dtype=torch.float32
+    ).train()
     load, ids = ExpertLoad(model), torch.stack([torch.arange(3, 40), torch.arange(50, 87)])
     model(input_ids=ids)
     alone = load.imbalance()
@@ -129,10 +160,15 @@ def test_padding_is_not_counted_as_load_of_the_experts(tmp_path: Path, monkeypat
     assert load.imbalance() != alone
 
 
-def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trackers.check(("tensorboard",))
     monkeypatch.setitem(trackers._PACKAGES, "wandb", "nowhere_installed")
-    with pytest.raises(UserError, match=r"has 'wandb', and its package is not installed: pip install nowhere_installed"):
+    with pytest.raises(
+        UserError,
+        match=r"has 'wandb', and its package is not installed: pip install nowhere_installed",
+    ):
         trackers.check(("tensorboard", "wandb"))
 
 
@@ -153,7 +189,9 @@ def test_a_cpu_has_no_peak_unless_the_recipe_says_one() -> None:
         ("Tesla T4", None),
     ],
 )
-def test_a_gpu_is_known_by_its_name(name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_known_by_its_name(
+    name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(TrainConfig(), "cuda:0") == (None if tflops is None else tflops * 1e12)
     assert set(PEAK_TFLOPS.values()) >= ({tflops} if tflops else set())
@@ -168,8 +206,12 @@ def test_utilisation_is_operations_over_what_all_devices_could_do(tmp_path: Path
     observer._peak = 1e9
     observer._engine = types.SimpleNamespace(world_size=2)
     prompts, responses = np.array([3, 5, 7, 90]), np.array([10, 20, 30, 0])
-    observer._examples = types.SimpleNamespace(num_prompt_tokens=prompts, response_lengths=responses)  # type: ignore[assignment]
-    batch: Any = types.SimpleNamespace(rows=np.array([0, 3, 2]))  # the row without a response is not computed
+    observer._examples = types.SimpleNamespace(
+        num_prompt_tokens=prompts, response_lengths=responses
+    )  # type: ignore[assignment]
+    batch: Any = types.SimpleNamespace(
+        rows=np.array([0, 3, 2])
+    )  # the row without a response is not computed
     operations = observer._model.flops(3, 10) + observer._model.flops(7, 30)
     assert observer._utilisation(batch, 0.5) == pytest.approx(operations / 0.5 / 2e9, abs=1e-4)
     observer._peak = None

@@ -18,8 +18,22 @@ from ssd_ray.errors import UserError
 from ssd_ray.pipeline.run import Run
 
 HERE = Path(__file__).parent
-GPU = ("samples", "checkpoint", "checkpoint-accepted", "generations/base", "generations/ssd", "generations/accepted")
-ANSWERS = ("samples", "dataset", "dataset-accepted", "generations/base", "generations/ssd", "generations/accepted")
+GPU = (
+    "samples",
+    "checkpoint",
+    "checkpoint-accepted",
+    "generations/base",
+    "generations/ssd",
+    "generations/accepted",
+)
+ANSWERS = (
+    "samples",
+    "dataset",
+    "dataset-accepted",
+    "generations/base",
+    "generations/ssd",
+    "generations/accepted",
+)
 VERBS = ("render", "sample", "prepare", "train", "generate", "grade", "report")
 
 
@@ -39,7 +53,12 @@ def played(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Played:
 
 def shards(out: Path, *names: str) -> dict[str, bytes]:
     """What GPUs made, byte by byte."""
-    every = (path for name in names for path in (out / name).iterdir() if path.suffix in {".parquet", ".safetensors"})
+    every = (
+        path
+        for name in names
+        for path in (out / name).iterdir()
+        if path.suffix in {".parquet", ".safetensors"}
+    )
     return {str(path.relative_to(out)): path.read_bytes() for path in every}
 
 
@@ -56,14 +75,18 @@ def is_read(run: Run, verb: str = "report") -> bool:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_reads_an_old_run_or_refuses_it_in_one_sentence(old: Path, played: Played, verb: str) -> None:
+def test_each_verb_reads_an_old_run_or_refuses_it_in_one_sentence(
+    old: Path, played: Played, verb: str
+) -> None:
     before = shards(old, *GPU)
     is_read(played.run(old), verb)
     assert shards(old, *GPU) == before
     assert not {*GPU} & {*played.made}
 
 
-def test_an_old_run_that_is_read_comes_to_what_a_new_one_does(old: Path, tmp_path: Path, played: Played) -> None:
+def test_an_old_run_that_is_read_comes_to_what_a_new_one_does(
+    old: Path, tmp_path: Path, played: Played
+) -> None:
     if not is_read(played.run(old)):
         return
     played.made.clear()
@@ -76,7 +99,9 @@ def test_an_old_run_that_is_read_comes_to_what_a_new_one_does(old: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["prompts", "samples", "checkpoint", "verdicts/ssd"])
-def test_an_old_run_that_was_interrupted_is_resumed_or_refused(old: Path, tmp_path: Path, played: Played, name: str) -> None:
+def test_an_old_run_that_was_interrupted_is_resumed_or_refused(
+    old: Path, tmp_path: Path, played: Played, name: str
+) -> None:
     (old / name / "manifest.json").unlink()
     (old / name / "made-from.json").unlink(missing_ok=True)
     if not is_read(played.run(old)):
@@ -89,11 +114,19 @@ def test_an_old_run_that_was_interrupted_is_resumed_or_refused(old: Path, tmp_pa
 def test_old_work_of_gpus_that_means_something_else_now_is_refused_untouched(
     old: Path, played: Played, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, kind: identity.REVISIONS[kind] + 1})
+    monkeypatch.setattr(
+        identity, "REVISIONS", {**identity.REVISIONS, kind: identity.REVISIONS[kind] + 1}
+    )
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"by an earlier version of ssd_ray .*: choose another --out, or delete"):
+    with pytest.raises(
+        UserError, match=r"by an earlier version of ssd_ray .*: choose another --out, or delete"
+    ):
         played.run(old).make()
-    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert {
+        path: path.read_bytes()
+        for path in old.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    } == before
 
 
 def test_a_plan_of_an_old_run_says_what_is_made_again(old: Path, played: Played) -> None:
@@ -124,7 +157,9 @@ def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: P
     assert compare(first, second).changes == ()
 
 
-def test_shards_without_columns_on_record_are_known_again_by_their_rows(old: Path, played: Played) -> None:
+def test_shards_without_columns_on_record_are_known_again_by_their_rows(
+    old: Path, played: Played
+) -> None:
     """Another version of Parquet writes the same rows in other bytes: a model that was trained on them stays."""
     before = shards(old, "checkpoint-accepted")
     manifest = files.read_json(old / "sample-verdicts" / "manifest.json")

@@ -33,12 +33,25 @@ def stdin(output, comparison="value"):
 
 def function(expected, comparison="value"):
     tests = (Test(input="[9]", output=wire.dumps(expected)),)
-    return Problem(problem_id="p", source="t", statement="", kind="function", entry_point="f", tests=tests, comparison=comparison)
+    return Problem(
+        problem_id="p",
+        source="t",
+        statement="",
+        kind="function",
+        entry_point="f",
+        tests=tests,
+        comparison=comparison,
+    )
 
 
 def asserts(check):
     return Problem(
-        problem_id="p", source="t", statement="", kind="asserts", entry_point="f", tests=(Test(input=check, output=""),)
+        problem_id="p",
+        source="t",
+        statement="",
+        kind="asserts",
+        entry_point="f",
+        tests=(Test(input=check, output=""),),
     )
 
 
@@ -85,29 +98,43 @@ def test_an_expected_value_above_the_limit_can_be_returned(name, sandbox):
     code = f"import numpy\ndef f(n):\n    return {ending}\n"
     graded = grade_code(function(expected), code, RULES["strict"], sandbox)
     assert graded.outcome == "accepted", graded
-    flood = grade_code(function(expected), "def f(n):\n    return 'x' * 10**7\n", RULES["strict"], sandbox)
+    flood = grade_code(
+        function(expected), "def f(n):\n    return 'x' * 10**7\n", RULES["strict"], sandbox
+    )
     assert flood.outcome == "output_limit"
     if name in ("a text", "a text of other alphabets"):
         for profile in RULES:
-            assert grade_code(function(expected, "lcb"), code, RULES[profile], sandbox).outcome == "accepted"
+            assert (
+                grade_code(function(expected, "lcb"), code, RULES[profile], sandbox).outcome
+                == "accepted"
+            )
 
 
 def test_a_value_that_a_check_spells_out_can_be_returned(sandbox):
     check = f"def check(candidate):\n    assert candidate(9) == {['ab'] * 20_000!r}\n"
-    graded = grade_code(asserts(check), "def f(n):\n    return ['ab'] * 20_000\n", RULES["strict"], sandbox)
+    graded = grade_code(
+        asserts(check), "def f(n):\n    return ['ab'] * 20_000\n", RULES["strict"], sandbox
+    )
     assert graded.outcome == "accepted", graded
 
 
 def test_arguments_that_a_check_spells_out_can_be_given(sandbox):
     check = f"def check(candidate):\n    assert candidate({'x' * 100_000!r}) == 100_000\n"
-    graded = grade_code(asserts(check), "def f(text):\n    return len(text)\n", RULES["strict"], sandbox)
+    graded = grade_code(
+        asserts(check), "def f(text):\n    return len(text)\n", RULES["strict"], sandbox
+    )
     assert graded.outcome == "accepted", graded
 
 
 def test_large_inputs_meet_no_limit_of_outputs(sandbox):
     numbers = " ".join(map(str, range(500_000)))
     problem = dataclasses.replace(stdin(""), tests=(Test(input=numbers, output="499999"),))
-    assert grade_code(problem, "print(max(map(int, input().split())))", RULES["strict"], sandbox).outcome == "accepted"
+    assert (
+        grade_code(
+            problem, "print(max(map(int, input().split())))", RULES["strict"], sandbox
+        ).outcome
+        == "accepted"
+    )
     tests = (Test(input=wire.dumps([list(range(500_000))]), output="499999"),)
     problem = dataclasses.replace(function(0), tests=tests)
     assert grade_code(problem, "f = max", RULES["strict"], sandbox).outcome == "accepted"
@@ -138,19 +165,34 @@ def test_a_limit_that_suffices_stays():
 def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
     monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1024)
     require_gradable(stdin("x" * (1 << 20)))
-    for problem in (stdin("x" * (1 << 20) + "yy"), stdin("\u4e2d" * (1 << 19)), function("x" * (1 << 20))):
-        with pytest.raises(UserError, match=r"problem p cannot be graded: its test [12] expects 1 MiB .* leave the test out"):
+    for problem in (
+        stdin("x" * (1 << 20) + "yy"),
+        stdin("\u4e2d" * (1 << 19)),
+        function("x" * (1 << 20)),
+    ):
+        with pytest.raises(
+            UserError,
+            match=r"problem p cannot be graded: its test [12] expects 1 MiB .* leave the test out",
+        ):
             require_gradable(problem)
 
 
 def test_a_problem_with_such_an_output_is_left_out_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1)
     wire_too_large = dataclasses.replace(
-        function(0), problem_id="wide", tests=(Test(input="[" + "[]," * 500_001 + "0]", output="0"),)
+        function(0),
+        problem_id="wide",
+        tests=(Test(input="[" + "[]," * 500_001 + "0]", output="0"),),
     )
     ungradable = {}
-    problems = [stdin("x" * 4000), dataclasses.replace(stdin("y"), problem_id="fine"), wire_too_large]
+    problems = [
+        stdin("x" * 4000),
+        dataclasses.replace(stdin("y"), problem_id="fine"),
+        wire_too_large,
+    ]
     kept = list(stored(problems, tmp_path, "L0", [], ungradable))
     assert [problem.problem_id for problem in kept] == ["fine"]
     assert "its test 2 expects" in ungradable["p"]
-    assert "its test 1 is not on the wire, more values than a document may hold" in ungradable["wide"]
+    assert (
+        "its test 1 is not on the wire, more values than a document may hold" in ungradable["wide"]
+    )

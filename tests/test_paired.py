@@ -48,7 +48,9 @@ def binary(better, worse, problems):
     ],
 )
 def test_one_answer_a_problem_gives_tangos_interval(better, worse, problems, low, high):
-    found = difference_interval(discordance(*binary(better, worse, problems), answers=1), confidence=0.95)
+    found = difference_interval(
+        discordance(*binary(better, worse, problems), answers=1), confidence=0.95
+    )
     assert [100 * found.low, 100 * found.high] == pytest.approx([low, high], abs=0.005)
     assert found.estimate == pytest.approx((better - worse) / problems)
 
@@ -59,7 +61,11 @@ def likelihood_score(better, worse, problems, difference):
     low, high = max(0.0, -difference), (1 - difference) / 2
 
     def loss(worse_share):
-        terms = ((better, worse_share + difference), (worse, worse_share), (rest, 1 - 2 * worse_share - difference))
+        terms = (
+            (better, worse_share + difference),
+            (worse, worse_share),
+            (rest, 1 - 2 * worse_share - difference),
+        )
         return -sum(count * math.log(max(share, 1e-300)) for count, share in terms if count)
 
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
@@ -67,12 +73,17 @@ def likelihood_score(better, worse, problems, difference):
     return (better - worse - problems * difference) / math.sqrt(variance)
 
 
-@pytest.mark.parametrize("counts", [(0, 0, 5), (1, 0, 32), (2, 3, 9), (3, 1, 164), (5, 0, 12), (10, 4, 131), (30, 41, 80)])
+@pytest.mark.parametrize(
+    "counts",
+    [(0, 0, 5), (1, 0, 32), (2, 3, 9), (3, 1, 164), (5, 0, 12), (10, 4, 131), (30, 41, 80)],
+)
 def test_the_score_is_that_of_the_constrained_likelihood(counts):
     estimate = (counts[0] - counts[1]) / counts[2]
     for difference in np.linspace(-0.98, 0.98, 41):
         if abs(difference - estimate) > 0.01:
-            assert score(pair(*counts), difference) == pytest.approx(likelihood_score(*counts, difference), rel=1e-4)
+            assert score(pair(*counts), difference) == pytest.approx(
+                likelihood_score(*counts, difference), rel=1e-4
+            )
 
 
 @pytest.mark.parametrize("counts", SMALL[:: len(SMALL) // 150])
@@ -105,9 +116,13 @@ def test_interval_p_value_and_detectable_effect_never_contradict(confidence):
     for counts in itertools.chain(SMALL, LARGE):
         found = interval(*counts, confidence)
         p = p_value(pair(*counts))
-        effect = smallest_detectable_effect(standard_error(found, confidence=confidence), confidence=confidence)
+        effect = smallest_detectable_effect(
+            standard_error(found, confidence=confidence), confidence=confidence
+        )
         assert (found.low > 0 or found.high < 0) == (p < 1 - confidence), counts
-        assert effect == 1 or effect > max(found.high - found.estimate, found.estimate - found.low), counts
+        assert effect == 1 or effect > max(
+            found.high - found.estimate, found.estimate - found.low
+        ), counts
         if effect < 1 and abs(found.estimate) >= effect:
             assert p < 1 - confidence, counts
 
@@ -121,22 +136,31 @@ def test_the_p_value_is_mcnemars():
 
 @pytest.mark.parametrize("problems", [32, 64, 164, 500])
 def test_where_nothing_differs_the_detectable_effect_is_found(problems):
-    effect = smallest_detectable_effect(standard_error(interval(0, 0, problems), confidence=0.95), confidence=0.95)
+    effect = smallest_detectable_effect(
+        standard_error(interval(0, 0, problems), confidence=0.95), confidence=0.95
+    )
     rejected = sum(
-        binom.pmf(better, problems, effect) for better in range(problems + 1) if p_value(pair(better, 0, problems)) < 0.05
+        binom.pmf(better, problems, effect)
+        for better in range(problems + 1)
+        if p_value(pair(better, 0, problems)) < 0.05
     )
     assert 0.72 < rejected < 0.88
 
 
 counts = st.integers(1, 400).flatmap(
-    lambda n: st.integers(0, n).flatmap(lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n)))
+    lambda n: st.integers(0, n).flatmap(
+        lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n))
+    )
 )
 
 
 @given(counts, st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_exchanging_the_arms_mirrors_the_interval(case, confidence):
     better, worse, problems = case
-    one, other = interval(better, worse, problems, confidence), interval(worse, better, problems, confidence)
+    one, other = (
+        interval(better, worse, problems, confidence),
+        interval(worse, better, problems, confidence),
+    )
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-12)
     assert p_value(pair(better, worse, problems)) == p_value(pair(worse, better, problems))
 
@@ -189,7 +213,9 @@ def test_several_answers_agree_with_p_and_are_no_wider_than_tango(case):
     limits, p = difference_interval(found, confidence=0.95), p_value(found)
     assert (limits.low > 0 or limits.high < 0) == (p < 0.05)
     assert -1 <= limits.low < limits.high <= 1
-    single = difference_interval(Discordance(better=found.better, worse=found.worse, size=first.size), confidence=0.95)
+    single = difference_interval(
+        Discordance(better=found.better, worse=found.worse, size=first.size), confidence=0.95
+    )
     assert limits.high - limits.low <= single.high - single.low + 1e-9
     assert len(rows) <= found.size <= answers * len(rows) * (1 + 1e-9)
 
@@ -198,9 +224,14 @@ def test_several_answers_agree_with_p_and_are_no_wider_than_tango(case):
 def test_exchanging_arms_of_several_answers_mirrors_the_interval(case):
     answers, rows = case
     first, second = np.array(rows).T / answers
-    one, other = (discordance(*arms, answers=answers) for arms in ((first, second), (second, first)))
+    one, other = (
+        discordance(*arms, answers=answers) for arms in ((first, second), (second, first))
+    )
     assert one.size == pytest.approx(other.size)
-    found, mirrored = difference_interval(one, confidence=0.95), difference_interval(other, confidence=0.95)
+    found, mirrored = (
+        difference_interval(one, confidence=0.95),
+        difference_interval(other, confidence=0.95),
+    )
     assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low), abs=1e-9)
 
 
@@ -208,7 +239,8 @@ def test_answers_that_all_agree_count_as_one():
     for better, worse, problems in ((0, 0, 32), (3, 1, 164), (10, 4, 131)):
         first, second = binary(better, worse, problems)
         several, single = (
-            difference_interval(discordance(first, second, answers=answers), confidence=0.95) for answers in (10, 1)
+            difference_interval(discordance(first, second, answers=answers), confidence=0.95)
+            for answers in (10, 1)
         )
         assert (several.low, several.high) == pytest.approx((single.low, single.high))
 
@@ -219,7 +251,9 @@ def test_answers_that_do_not_agree_count_as_single_ones():
     found = discordance(first, second, answers=10)
     assert found.size == pytest.approx(3000, rel=0.25)
     alike = discordance(np.full(300, 0.6), np.full(300, 0.5), answers=10)
-    assert alike.size == pytest.approx(3000, rel=0.02), "never more than the answers that were drawn"
+    assert alike.size == pytest.approx(3000, rel=0.02), (
+        "never more than the answers that were drawn"
+    )
 
 
 def test_no_difference_is_no_certainty():
@@ -235,7 +269,9 @@ def test_pairing_removes_what_the_problems_have_in_common():
     hardness = rng.random(200)
     first, second = rng.binomial(10, hardness, (2, 200)) / 10
     paired = difference_interval(discordance(first, second, answers=10), confidence=0.95)
-    apart = difference_interval(discordance(first, rng.permutation(second), answers=10), confidence=0.95)
+    apart = difference_interval(
+        discordance(first, rng.permutation(second), answers=10), confidence=0.95
+    )
     assert 1.5 * (paired.high - paired.low) < apart.high - apart.low
 
 

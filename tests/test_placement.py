@@ -39,31 +39,53 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
     assert arguments["enable_expert_parallel"]
     assert arguments["logits_processors"] == ["ssd_ray.inference.vllm.sampler:ExactTopKTopP"]
-    alone = engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda")
+    alone = engine_arguments(
+        tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda"
+    )
     assert "distributed_executor_backend" not in alone
     assert alone["seed"] == 3, "extra arguments win"
 
 
-def test_on_a_cpu_samples_share_prompts_in_blocks_of_32_unless_told_otherwise(tmp_path: Path) -> None:
+def test_on_a_cpu_samples_share_prompts_in_blocks_of_32_unless_told_otherwise(
+    tmp_path: Path,
+) -> None:
     from ssd_ray.config import ModelConfig
 
     for extra, expected in (({}, 32), ({"block_size": 128}, 128)):
-        assert engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra=extra), "cpu")["block_size"] == expected
-    assert "block_size" not in engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(), "cuda")
+        assert (
+            engine_arguments(tmp_path, ModelConfig(source="x"), EngineConfig(extra=extra), "cpu")[
+                "block_size"
+            ]
+            == expected
+        )
+    assert "block_size" not in engine_arguments(
+        tmp_path, ModelConfig(source="x"), EngineConfig(), "cuda"
+    )
 
 
-def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_the_sampler() -> None:
+def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_the_sampler() -> (
+    None
+):
     for name in ("model", "max_model_len", "tensor_parallel_size"):
-        with pytest.raises(ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"):
+        with pytest.raises(
+            ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"
+        ):
             EngineConfig(extra={name: 2})
     for name in ("generation_config", "override_generation_config"):
-        with pytest.raises(ValidationError, match=rf"extra sets '{name}', which the model's generation_config.json decides"):
+        with pytest.raises(
+            ValidationError,
+            match=rf"extra sets '{name}', which the model's generation_config.json decides",
+        ):
             EngineConfig(extra={name: "vllm"})
     own = EngineConfig(extra={"logits_processors": ["mine:Own"]})
     assert truncates_exactly(EngineConfig())
-    assert not truncates_exactly(own), "without its processor, requests have to ask vLLM to truncate"
+    assert not truncates_exactly(own), (
+        "without its processor, requests have to ask vLLM to truncate"
+    )
     assert not truncates_exactly(EngineConfig(sampler="vllm"))
-    with pytest.raises(ValidationError, match="sampler 'exact' does not work beside 'speculative_config'"):
+    with pytest.raises(
+        ValidationError, match="sampler 'exact' does not work beside 'speculative_config'"
+    ):
         EngineConfig(sampler="exact", extra={"speculative_config": {}})
 
 
@@ -86,7 +108,11 @@ class EngineDouble:
         self.group = group.id.hex()
         self.workers = [
             ray.remote(Worker)
-            .options(num_cpus=0, num_gpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, index))
+            .options(
+                num_cpus=0,
+                num_gpus=1,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            )
             .remote()
             for index in range(group.bundle_count)
         ]
@@ -144,7 +170,9 @@ def _free() -> float:
 
 
 @pytest.mark.real
-def test_ray_data_gives_each_engine_a_group_and_gets_it_back(groups: PlacementGroups, tmp_path: Path) -> None:
+def test_ray_data_gives_each_engine_a_group_and_gets_it_back(
+    groups: PlacementGroups, tmp_path: Path
+) -> None:
     import ray.data
 
     rows = (
@@ -167,10 +195,16 @@ def test_ray_data_gives_each_engine_a_group_and_gets_it_back(groups: PlacementGr
 
 
 @pytest.mark.real
-def test_workers_end_with_a_killed_engine_and_its_successor_has_the_same_group(groups: PlacementGroups) -> None:
+def test_workers_end_with_a_killed_engine_and_its_successor_has_the_same_group(
+    groups: PlacementGroups,
+) -> None:
     import ray
 
-    engine = ray.remote(EngineDouble).options(num_cpus=1, num_gpus=0, max_restarts=1, max_task_retries=1, **groups()).remote()
+    engine = (
+        ray.remote(EngineDouble)
+        .options(num_cpus=1, num_gpus=0, max_restarts=1, max_task_retries=1, **groups())
+        .remote()
+    )
     pid, workers, group = ray.get(engine.processes.remote())
     os.kill(pid, signal.SIGKILL)
     assert _within(10, lambda: not any(map(_alive, [pid, *workers])))
@@ -180,10 +214,15 @@ def test_workers_end_with_a_killed_engine_and_its_successor_has_the_same_group(g
 
 
 @pytest.mark.real
-def test_the_group_of_an_engine_that_was_given_back_is_reaped_and_others_stay(groups: PlacementGroups) -> None:
+def test_the_group_of_an_engine_that_was_given_back_is_reaped_and_others_stay(
+    groups: PlacementGroups,
+) -> None:
     import ray
 
-    first, second = (ray.remote(EngineDouble).options(num_cpus=1, num_gpus=0, **groups()).remote() for _ in range(2))
+    first, second = (
+        ray.remote(EngineDouble).options(num_cpus=1, num_gpus=0, **groups()).remote()
+        for _ in range(2)
+    )
     ray.get([first.processes.remote(), second.processes.remote()])
     assert groups.reap(young_s=0) == 0
     assert _free() == 0

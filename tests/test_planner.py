@@ -56,15 +56,28 @@ def test_what_is_advised_is_a_recipe() -> None:
     changes, best = plan.mend
     advised = recipes.load("qwen3-30b-instruct", [*asked, *changes.split("--set ")[1:]])
     assert advised.train.zero_stage == 2
-    assert plan_training(advised, model_of("qwen3-30b-instruct"), assumptions([])).own.bytes_needed == best.bytes_needed
+    assert (
+        plan_training(advised, model_of("qwen3-30b-instruct"), assumptions([])).own.bytes_needed
+        == best.bytes_needed
+    )
     never = plan_of("qwen3-30b-instruct", *asked, assume=("gpu_memory_gib=40",))
     assert never.mend is None
 
 
-@pytest.mark.parametrize(("heads", "shared"), [((12, 3), 2), ((12, 4), 2), ((12, 2), 4), ((12, 3), 6), ((32, 8), 3), ((4, 4), 8)])
-def test_heads_that_training_refuses_to_share_out_fit_nowhere(heads: tuple[int, int], shared: int) -> None:
-    model = dataclasses.replace(model_of("qwen3-4b-instruct"), heads=heads[0], key_value_heads=heads[1])
-    recipe = recipes.load("qwen3-4b-instruct", [f"train.sequence_parallel_size={shared}", f"cluster.train_workers={shared}"])
+@pytest.mark.parametrize(
+    ("heads", "shared"),
+    [((12, 3), 2), ((12, 4), 2), ((12, 2), 4), ((12, 3), 6), ((32, 8), 3), ((4, 4), 8)],
+)
+def test_heads_that_training_refuses_to_share_out_fit_nowhere(
+    heads: tuple[int, int], shared: int
+) -> None:
+    model = dataclasses.replace(
+        model_of("qwen3-4b-instruct"), heads=heads[0], key_value_heads=heads[1]
+    )
+    recipe = recipes.load(
+        "qwen3-4b-instruct",
+        [f"train.sequence_parallel_size={shared}", f"cluster.train_workers={shared}"],
+    )
     config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1])
     config.get_text_config = lambda: config
     try:
@@ -80,7 +93,9 @@ def test_more_than_the_models_context_is_told_with_a_mend() -> None:
     plan = plan_of("quickstart", *long)
     context = model_of("quickstart").max_positions
     told, mend = plan.warning.split(": ")
-    assert told.startswith(f"model.max_model_len 100000 is above the model's context of {context} tokens")
+    assert told.startswith(
+        f"model.max_model_len 100000 is above the model's context of {context} tokens"
+    )
     text = io.StringIO()
     Console(file=text, width=300).print(shown(plan, "quickstart"))
     assert plan.warning in text.getvalue()
@@ -92,7 +107,10 @@ def test_more_than_the_models_context_is_told_with_a_mend() -> None:
 def test_no_answer_or_sequence_is_told_to_be_longer_than_the_context(tmp_path: Path) -> None:
     short = ["model.max_model_len=512", "evaluate.max_tokens=32768", "prepare.max_length=4096"]
     recipe = recipes.load("quickstart", short)
-    told = {each["verb"]: each["deed"] for each in as_json(recipe, short, tmp_path / "run", assumptions([]))["steps"]}
+    told = {
+        each["verb"]: each["deed"]
+        for each in as_json(recipe, short, tmp_path / "run", assumptions([]))["steps"]
+    }
     assert told["generate"].endswith(", up to 512 tokens each with its prompt")
     assert told["sample"].endswith(f", up to {recipe.sample.max_tokens} tokens each")
     assert "sequences of up to 512 tokens" in told["train"]
@@ -101,7 +119,9 @@ def test_no_answer_or_sequence_is_told_to_be_longer_than_the_context(tmp_path: P
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     plan = plan_of("llama-3.1-8b-instruct", assume=fast)
-    eight, sixteen = (next(each for each in plan.candidates if each.num_workers == size) for size in (8, 16))
+    eight, sixteen = (
+        next(each for each in plan.candidates if each.num_workers == size) for size in (8, 16)
+    )
     flops = plan.work.steps * plan.work.expected.flops
     assert eight.time is not None
     assert sixteen.time is not None
@@ -121,7 +141,11 @@ def test_float32_has_a_peak_of_its_own() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     half, full, other = (
         plan_of("llama-3.1-8b-instruct", f"train.dtype={dtype}", assume=(*fast, *more)).own.time
-        for dtype, more in (("bfloat16", ()), ("float32", ()), ("float32", ("peak_tflops_float32=494.5",)))
+        for dtype, more in (
+            ("bfloat16", ()),
+            ("float32", ()),
+            ("float32", ("peak_tflops_float32=494.5",)),
+        )
     )
     assert half is not None
     assert full is not None
@@ -134,12 +158,19 @@ def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
     slow = ("network_gb_s=1", "node_gb_s=1")
     share = "train.sequence_parallel_size=4"
     packed = (share, "train.packing=true", "train.attention=flash_attention_2")
-    alone, together = (plan_of("qwen3-4b-instruct", *set_, assume=slow).candidates[3].time for set_ in ((share,), packed))
+    alone, together = (
+        plan_of("qwen3-4b-instruct", *set_, assume=slow).candidates[3].time
+        for set_ in ((share,), packed)
+    )
     assert alone is not None
     assert together is not None
     parameters = model_of("qwen3-4b-instruct").parameters
-    assert together.hours == pytest.approx(2500 * 8 * parameters * 7 / 8 / 1e9 / 3600)  # one micro-step holds the whole batch
-    assert alone.hours == pytest.approx(16 * together.hours)  # two groups of four workers, sixteen sequences each
+    assert together.hours == pytest.approx(
+        2500 * 8 * parameters * 7 / 8 / 1e9 / 3600
+    )  # one micro-step holds the whole batch
+    assert alone.hours == pytest.approx(
+        16 * together.hours
+    )  # two groups of four workers, sixteen sequences each
 
 
 def test_a_finished_data_set_replaces_what_was_assumed() -> None:
@@ -157,7 +188,10 @@ def test_lengths_that_differ_cost_what_each_of_them_costs() -> None:
     lengths = np.random.default_rng(0).lognormal(8.5, 1.0, 2000).clip(1, 60_000).astype(np.int64)
     edges = length_edges(lengths)
     counted = {"rows": 2000, "prompt_tokens": 2000 * 100, "response_tokens": int(lengths.sum())}
-    counted["length_histogram"] = {"edges": edges, "counts": np.histogram(lengths, bins=edges)[0].tolist()}
+    counted["length_histogram"] = {
+        "edges": edges,
+        "counts": np.histogram(lengths, bins=edges)[0].tolist(),
+    }
     work = plan_training(recipe, model, assumptions([]), counted).work
     exact = 32 * np.mean([model.flops(100, length) for length in lengths.tolist()])
     assert work.expected.flops == pytest.approx(exact, rel=0.02)
@@ -174,14 +208,18 @@ def test_a_wrong_assumption_costs_a_sentence(override: str) -> None:
 @pytest.mark.parametrize("target", ["gate_proj", "w1"])
 def test_adapters_on_layers_that_are_not_there_are_no_plan_for_all_weights(target: str) -> None:
     lora = f"train.lora={{rank: 16, target_modules: [q_proj, {target}]}}"
-    with pytest.raises(UserError, match=f"{target}' is no linear layer .* those are q_proj, k_proj, v_proj, o_proj; experts"):
+    with pytest.raises(
+        UserError,
+        match=f"{target}' is no linear layer .* those are q_proj, k_proj, v_proj, o_proj; experts",
+    ):
         plan_of("qwen3-30b-instruct", lora)
 
 
 def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three_passes() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     whole, lora = (
-        plan_of("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time for set_ in ((), ("train.lora={rank: 16}",))
+        plan_of("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time
+        for set_ in ((), ("train.lora={rank: 16}",))
     )
     assert whole is not None
     assert lora is not None
@@ -196,13 +234,17 @@ def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
-def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_nodes(name: str) -> None:
+def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_nodes(
+    name: str,
+) -> None:
     plan = plan_of(name)
     assert plan.own.fits
     assert {8, 16, 32} <= {candidate.num_workers for candidate in plan.candidates}
     text = io.StringIO()
     Console(file=text, width=160).print(shown(plan, name))
-    heading = next(line.split() for line in text.getvalue().splitlines() if line.startswith(" GPUs"))
+    heading = next(
+        line.split() for line in text.getvalue().splitlines() if line.startswith(" GPUs")
+    )
     assert heading[-3:] == ["8", "2×8", "4×8"]
     assert ("the recipe as it is" in text.getvalue()) != ("and the recipe's own" in text.getvalue())
 
@@ -211,30 +253,50 @@ def test_a_sections_source_is_that_of_the_fields_that_the_recipe_sets() -> None:
     recipe = recipes.load("quickstart")
     assert origin(recipe, "train.steps", []) == recipe.sources["train"]
     assert origin(recipe, "train.packing", []) == "default"
-    assert origin(recipes.load("qwen3-4b-instruct"), "train.max_grad_norm", []) == "not stated in the paper"  # a field's own
+    assert (
+        origin(recipes.load("qwen3-4b-instruct"), "train.max_grad_norm", [])
+        == "not stated in the paper"
+    )  # a field's own
     whole = ["train.lora={rank: 8}"]
     lora = recipes.load("quickstart", whole)
-    assert [origin(lora, f"train.lora.{name}", whole) for name in ("rank", "alpha")] == ["--set", "default"]
+    assert [origin(lora, f"train.lora.{name}", whole) for name in ("rank", "alpha")] == [
+        "--set",
+        "default",
+    ]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "import sys; from ssd_ray.cli.app import main; main(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
     eight = ("--set", "cluster.train_workers=8", "--set", "train.zero_stage=2")
-    told = _run("plan", "qwen3-30b-instruct", *eight, "--out", str(tmp_path / "run"), "--assume", "usd_per_gpu_hour=3").stdout
+    told = _run(
+        "plan",
+        "qwen3-30b-instruct",
+        *eight,
+        "--out",
+        str(tmp_path / "run"),
+        "--assume",
+        "usd_per_gpu_hour=3",
+    ).stdout
     assert "fits on none of these (too little memory)" in told
     assert "it would with --set train.zero_stage=3 --set train.offload=optimizer: 8 GPUs" in told
     assert "ZeRO-2 on 8 cuda workers" in " ".join(told.split())
     assert "--assume, in place of 2.5: Price of one GPU" in told
     told = _run("plan", "qwen3-30b-instruct", *eight[:2], "--out", str(tmp_path / "run")).stdout
     assert "smallest cluster that fits: 2×8 GPUs" in told
-    assert "with cluster.train_workers=8 (too little memory): --set cluster.train_workers=16" in told
+    assert (
+        "with cluster.train_workers=8 (too little memory): --set cluster.train_workers=16" in told
+    )
     assert "or with --set train.offload=optimizer: 8 GPUs" in told
     assert "30.5 B parameters, 3.35 B active" in told
-    found: dict[str, Any] = json.loads(_run("plan", "qwen3-30b-instruct", "--json", "--assume", "mfu_moe=0.2").stdout)
+    found: dict[str, Any] = json.loads(
+        _run("plan", "qwen3-30b-instruct", "--json", "--assume", "mfu_moe=0.2").stdout
+    )
     assert found["training"]["assumptions"]["mfu_moe"] == 0.2
     assert found["training"]["smallest"] == 16
     clusters = {each["workers"]: each for each in found["training"]["clusters"]}
@@ -247,10 +309,13 @@ def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
 
 
 def test_a_model_that_the_planner_does_not_know_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
-    found = _run("plan", "quickstart", "--set", "model.source=nobody/nothing", "--out", str(tmp_path / "run"))
+    found = _run(
+        "plan", "quickstart", "--set", "model.source=nobody/nothing", "--out", str(tmp_path / "run")
+    )
     assert found.returncode == 0
-    assert "no plan for the training: the configuration of nobody/nothing is not on this machine" in " ".join(
-        found.stdout.split()
+    assert (
+        "no plan for the training: the configuration of nobody/nothing is not on this machine"
+        in " ".join(found.stdout.split())
     )
 
 
@@ -260,5 +325,7 @@ def test_a_plan_loads_no_engine() -> None:
         "try: app.main(['plan', 'qwen3-30b-instruct'])\n"
         "finally: print([name for name in ('torch', 'ray', 'transformers', 'deepspeed', 'numpy') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert found.stdout.strip().endswith("[]")

@@ -37,13 +37,17 @@ def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, n
     assert memory(model, setting).states == pytest.approx(whole - largest, rel=1e-6)
     for offload, all_of_it in (("optimizer", False), ("parameters", True)):
         ours = memory(model, dataclasses.replace(setting, offload=offload))
-        host, device, largest = estimate(**asked, cpu_offload=True, cpu_offload_params=all_of_it, additional_buffer_factor=1)
+        host, device, largest = estimate(
+            **asked, cpu_offload=True, cpu_offload_params=all_of_it, additional_buffer_factor=1
+        )
         assert ours.host * gpus == pytest.approx(host, rel=1e-6)
         assert ours.parts["parameters"] == pytest.approx(device - largest, rel=1e-6, abs=1)
 
 
 def test_stage_two_and_one_are_what_deepspeeds_estimator_says() -> None:
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as estimate
+    from deepspeed.runtime.zero.stage_1_and_2 import (
+        estimate_zero2_model_states_mem_needs as estimate,
+    )
 
     model = model_of("qwen3-4b-instruct")
     _, whole = estimate(model.parameters, num_gpus_per_node=8, num_nodes=1, cpu_offload=False)
@@ -75,20 +79,38 @@ def test_memory_falls_with_stage_workers_and_sharing_and_grows_with_tokens(
 ) -> None:
     model = model_of("qwen3-30b-instruct")
     chosen = dataclasses.replace(
-        SETTING, num_workers=workers, zero_stage=stage, micro_batch_tokens=tokens, gradient_checkpointing=checkpointing
+        SETTING,
+        num_workers=workers,
+        zero_stage=stage,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=checkpointing,
     )
     found = memory(model, chosen)
     assert min(found.parts.values()) >= 0
-    assert memory(model, dataclasses.replace(chosen, micro_batch_tokens=2 * tokens)).device >= found.device
-    assert memory(model, dataclasses.replace(chosen, num_workers=2 * workers)).states <= found.states
-    assert memory(model, dataclasses.replace(chosen, zero_stage=min(3, stage + 1))).states <= found.states
+    assert (
+        memory(model, dataclasses.replace(chosen, micro_batch_tokens=2 * tokens)).device
+        >= found.device
+    )
+    assert (
+        memory(model, dataclasses.replace(chosen, num_workers=2 * workers)).states <= found.states
+    )
+    assert (
+        memory(model, dataclasses.replace(chosen, zero_stage=min(3, stage + 1))).states
+        <= found.states
+    )
     split = memory(model, dataclasses.replace(chosen, sequence_parallel=2 * shared))
-    assert split.parts["activations"] <= memory(model, dataclasses.replace(chosen, sequence_parallel=shared)).parts["activations"]
+    assert (
+        split.parts["activations"]
+        <= memory(model, dataclasses.replace(chosen, sequence_parallel=shared)).parts["activations"]
+    )
 
 
 def test_checkpointing_keeps_a_layers_input_instead_of_the_layer() -> None:
     model = model_of("llama-3.1-8b-instruct")
-    less, more = (memory(model, dataclasses.replace(SETTING, gradient_checkpointing=flag)).parts for flag in (True, False))
+    less, more = (
+        memory(model, dataclasses.replace(SETTING, gradient_checkpointing=flag)).parts
+        for flag in (True, False)
+    )
     assert less["activations"] * 5 < more["activations"]
     assert less["activations"] >= model.layers * 8192 * model.hidden * 2
 
@@ -96,7 +118,9 @@ def test_checkpointing_keeps_a_layers_input_instead_of_the_layer() -> None:
 def test_lora_needs_no_states_for_frozen_weights() -> None:
     model = model_of("qwen3-4b-instruct")
     adapters = model.lora_parameters(16, ())
-    assert adapters == 16 * 36 * sum((2560 + 4096, 2 * (2560 + 1024), 4096 + 2560, 3 * (2560 + 9728)))
+    assert adapters == 16 * 36 * sum(
+        (2560 + 4096, 2 * (2560 + 1024), 4096 + 2560, 3 * (2560 + 9728))
+    )
     found = memory(model, dataclasses.replace(SETTING, num_workers=1, lora_parameters=adapters))
     assert found.states == 2 * (model.parameters + adapters) + 16 * adapters
 
@@ -118,31 +142,58 @@ def test_held_out_samples_and_the_export_are_in_the_memory_of_hosts() -> None:
     assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").own.memory.kept == 0
     small = plan_of("qwen3-4b-instruct", assume=("host_memory_gib=5",))
     assert small.own.refusal == "too little host memory"
-    on_cpu = (plan_of("quickstart", f"train.heldout_samples={number}").own.memory for number in (0, 4))
+    on_cpu = (
+        plan_of("quickstart", f"train.heldout_samples={number}").own.memory for number in (0, 4)
+    )
     without, with_ = on_cpu
     assert with_.device - without.device == 4 * (49152 * 576 + 4 * 1024 * 576 // 2)
 
 
 @pytest.mark.parametrize(
     ("change", "held"),
-    [("seed=0", True), ("train.dtype=bfloat16", False), ("train.zero_stage=1", False), ("train.global_batch_size=2", False)],
+    [
+        ("seed=0", True),
+        ("train.dtype=bfloat16", False),
+        ("train.zero_stage=1", False),
+        ("train.global_batch_size=2", False),
+    ],
 )
-def test_a_whole_gradient_is_held_on_a_cpu_that_adds_micro_batches_up_in_float32(change: str, held: bool) -> None:
-    assert plan_of("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient == held
+def test_a_whole_gradient_is_held_on_a_cpu_that_adds_micro_batches_up_in_float32(
+    change: str, held: bool
+) -> None:
+    assert (
+        plan_of("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient
+        == held
+    )
 
 
-TINY = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
-TINY |= {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
+TINY = {
+    "model_type": "qwen3",
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "head_dim": 32,
+}
+TINY |= {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 4096,
+}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_the_mask_of_packed_sequences_is_as_large_as_it_is_alive(precision: Any, checkpointing: bool) -> None:
+def test_the_mask_of_packed_sequences_is_as_large_as_it_is_alive(
+    precision: Any, checkpointing: bool
+) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     fields = {name: value for name, value in TINY.items() if name != "model_type"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **fields), attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3", **fields), attn_implementation="sdpa"
+    )
     model.to(getattr(torch, precision)).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -151,7 +202,9 @@ def test_the_mask_of_packed_sequences_is_as_large_as_it_is_alive(precision: Any,
         places = torch.arange(tokens)[None] % (tokens // 2 if packed else tokens)
         with LiveBytes() as live:
             ids = torch.zeros(1, tokens, dtype=torch.int64)
-            model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state.float().sum().backward()
+            model.base_model(
+                input_ids=ids, position_ids=places, use_cache=False
+            ).last_hidden_state.float().sum().backward()
         peaks.append(live.peak)
         chosen = {"micro_batch_tokens": tokens, "mask_tokens": tokens if packed else 0}
         chosen |= {"precision": precision, "gradient_checkpointing": checkpointing}
@@ -173,15 +226,24 @@ def test_the_bytes_of_a_bucket_are_those_that_deepspeed_has_alive(on_cpu: bool) 
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found, _ = pool.map(_bytes_of_an_element, range(2), [port] * 2, [on_cpu] * 2)
     planned = {
-        (stage, precision): bucket_bytes(dataclasses.replace(SETTING, zero_stage=stage, precision=precision, on_cpu=on_cpu))
+        (stage, precision): bucket_bytes(
+            dataclasses.replace(SETTING, zero_stage=stage, precision=precision, on_cpu=on_cpu)
+        )
         for stage, precision in found
     }
     assert found == planned
 
 
-def _bytes_of_an_element(rank: int, port: int, on_cpu: bool) -> dict[tuple[int, str], tuple[int, int]]:
+def _bytes_of_an_element(
+    rank: int, port: int, on_cpu: bool
+) -> dict[tuple[int, str], tuple[int, int]]:
     """By stage and precision what stays of a bucket and what its reduction adds, for each element."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+    }
     os.environ["MASTER_PORT"] = str(port)
     from ssd_ray.config import ClusterConfig
     from ssd_ray.training.model.engine import prepare_process
@@ -208,9 +270,14 @@ def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
     config["optimizer"]["params"].pop("fused")
     config["zero_optimization"]["reduce_bucket_size"] = BUCKET
     layers = [torch.nn.Linear(256, 256, bias=False) for _ in range(61)]
-    model, most = torch.nn.Sequential(*layers).to(getattr(torch, precision)), {"buffers": 0, "copies": 0}
+    model, most = (
+        torch.nn.Sequential(*layers).to(getattr(torch, precision)),
+        {"buffers": 0, "copies": 0},
+    )
     with LiveBytes() as live, pytest.MonkeyPatch.context() as patch:
-        engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=model.parameters(), config=config
+        )
         optimizer, begun = engine.optimizer, [0]
 
         def note(now: int) -> None:
@@ -233,28 +300,46 @@ def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
 
             return spy
 
-        name = "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads" if stage == 3 else "average_tensor"
+        name = (
+            "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads" if stage == 3 else "average_tensor"
+        )
         inner = getattr(optimizer, name)
         patch.setattr(optimizer, name, reduce)
         patch.setattr(deepspeed.comm, "all_reduce", spied(deepspeed.comm.all_reduce))
         scatter = "_torch_reduce_scatter_fn"
-        patch.setattr(coalesced_collectives, scatter, spied(getattr(coalesced_collectives, scatter)))
+        patch.setattr(
+            coalesced_collectives, scatter, spied(getattr(coalesced_collectives, scatter))
+        )
         for last in (False, True):
-            most |= {"buffers": 0, "copies": 0}  # the first micro-batch also makes what gradients are added up in
+            most |= {
+                "buffers": 0,
+                "copies": 0,
+            }  # the first micro-batch also makes what gradients are added up in
             engine.set_gradient_accumulation_boundary(last)
-            engine.backward(engine(torch.ones(4, 256, dtype=getattr(torch, precision))).float().sum(), scale_wrt_gas=False)
+            engine.backward(
+                engine(torch.ones(4, 256, dtype=getattr(torch, precision))).float().sum(),
+                scale_wrt_gas=False,
+            )
     return round(most["buffers"] / BUCKET), round(most["copies"] / BUCKET)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gpt_oss"])
 @pytest.mark.parametrize("layers", [7, 28, 31])
 @pytest.mark.parametrize("first", [None, 0, 4, 28])
-def test_the_layers_with_a_window_are_those_of_transformers(kind: str, layers: int, first: int | None) -> None:
+def test_the_layers_with_a_window_are_those_of_transformers(
+    kind: str, layers: int, first: int | None
+) -> None:
     from transformers import AutoConfig
 
     config = {"num_hidden_layers": layers, "sliding_window": 64, "use_sliding_window": True}
     config |= {} if first is None else {"max_window_layers": first}
-    given = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 9, **config}
+    given = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 9,
+        **config,
+    }
     given |= {"num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 99}
     theirs = AutoConfig.for_model(kind, **config).layer_types.count("sliding_attention")
     assert parse({"model_type": kind, **given}, "here").windowed_layers == theirs

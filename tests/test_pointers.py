@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray import file_kinds, recipes
-from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading
 from ssd_ray.problems.benchmarks.files import list_files
@@ -21,7 +21,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "answers.jsonl": lambda path: list_files(path, "completions"),
     "recipe.yaml": lambda path: recipes.load(path),
     "manifest.json": files.read_json,
-    "shard.parquet": manifests.read_table,
+    "shard.parquet": shards.read_table,
 }
 
 
@@ -29,7 +29,9 @@ READERS: dict[str, Callable[[Path], object]] = {
 def test_a_pointer_is_named_with_the_command(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(POINTER)
-    with pytest.raises(UserError, match=rf"{name} is a git-lfs pointer .*run `git lfs pull` in {tmp_path}"):
+    with pytest.raises(
+        UserError, match=rf"{name} is a git-lfs pointer .*run `git lfs pull` in {tmp_path}"
+    ):
         READERS[name](path)
 
 

@@ -24,7 +24,17 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def engine(rows: int, tokens: int, drawn: int, *, dead: bool = False) -> EngineStatus:
-    return EngineStatus(engine="e", actor="a", pid=1, state="ready", began=0.0, rows=rows, tokens=tokens, drawn=drawn, dead=dead)
+    return EngineStatus(
+        engine="e",
+        actor="a",
+        pid=1,
+        state="ready",
+        began=0.0,
+        rows=rows,
+        tokens=tokens,
+        drawn=drawn,
+        dead=dead,
+    )
 
 
 def test_the_rate_is_that_of_the_last_minute(now: list[float]) -> None:
@@ -44,7 +54,10 @@ def test_waiting_is_no_slowness_and_is_named_at_the_end(now: list[float]) -> Non
     display.update(0, 0)
     now[0] = 254.0
     display.update(48, 8722)
-    assert display.last_line == "samples: done, 48/48 answers in 4:14 (0:46 starting engines), mean 42 tok/s"
+    assert (
+        display.last_line
+        == "samples: done, 48/48 answers in 4:14 (0:46 starting engines), mean 42 tok/s"
+    )
 
 
 def test_tokens_in_flight_give_a_rate_before_an_answer_ends(now: list[float]) -> None:
@@ -133,15 +146,25 @@ def test_left_takes_the_mean_with_answers_in_flight() -> None:
     assert monitor._remaining(crashed, 1, 70) == Remaining(tokens=60)
 
 
-@given(st.integers(0, 50), st.integers(0, 100), st.integers(0, 50), st.integers(1, 1000), st.integers(0, 60))
-def test_left_is_never_more_than_the_bound(rows: int, mean: int, in_flight: int, most: int, left: int) -> None:
+@given(
+    st.integers(0, 50),
+    st.integers(0, 100),
+    st.integers(0, 50),
+    st.integers(1, 1000),
+    st.integers(0, 60),
+)
+def test_left_is_never_more_than_the_bound(
+    rows: int, mean: int, in_flight: int, most: int, left: int
+) -> None:
     statuses = [engine(rows, rows * mean, rows * mean + in_flight)]
     remaining = monitor._remaining(statuses, left, most)
     assert remaining is not None
     assert 0 <= remaining.tokens <= left * most
 
 
-def test_quick_steps_show_nothing_and_slow_ones_do(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_steps_show_nothing_and_slow_ones_do(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = LineProgress()
     assert list(counted(range(3), lines, "prompts", "prompts")) == [0, 1, 2]
     assert capsys.readouterr().err == ""

@@ -34,7 +34,8 @@ CLOCK = 'Now: {{ strftime_now("%Y-%m-%d %H:%M:%S") }}\n' + TEMPLATE
 # As Llama 3.2, Mistral and Granite guard it.
 GUARDED = (
     "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today Date: {{ date_string }}\n" + TEMPLATE
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today Date: {{ date_string }}\n"
+    + TEMPLATE
 )
 EARLY, LATE = datetime(2026, 1, 31, 23, 59, 59), datetime(2026, 2, 1, 0, 0, 1)
 
@@ -52,9 +53,18 @@ def own_model(model: Path, tmp_path: Path) -> Path:
 
 def _recipe(model: Path, *chosen: str) -> Any:
     prompts = model.parent / "prompts.jsonl"
-    prompts.write_text('{"question": "Read two numbers and print their product."}\n{"question": "Reverse a word."}\n')
-    few = ["evaluate.limit=2", "evaluate.benchmarks=[builtin]", "model.max_model_len=4096", "prompts.limit=null"]
-    return recipes.load("quickstart", [f"model.source={model}", f"prompts.source={prompts}", *few, *chosen])
+    prompts.write_text(
+        '{"question": "Read two numbers and print their product."}\n{"question": "Reverse a word."}\n'
+    )
+    few = [
+        "evaluate.limit=2",
+        "evaluate.benchmarks=[builtin]",
+        "model.max_model_len=4096",
+        "prompts.limit=null",
+    ]
+    return recipes.load(
+        "quickstart", [f"model.source={model}", f"prompts.source={prompts}", *few, *chosen]
+    )
 
 
 def _rendered(model: Path, out: Path, *chosen: str) -> dict[str, Any]:
@@ -67,7 +77,9 @@ def _prompts(out: Path) -> list[Prompt]:
     return list(shards.read_rows(out / "prompts", Prompt))
 
 
-def _put(tokenizer: Any, mode: Mode = "paper", clock: Clock | None = None, **arguments: Any) -> Renderer:
+def _put(
+    tokenizer: Any, mode: Mode = "paper", clock: Clock | None = None, **arguments: Any
+) -> Renderer:
     return renderer(tokenizer, mode, "s", arguments, field="prompts.mode", clock=clock)
 
 
@@ -82,17 +94,30 @@ def _adding(tokenizer: Any, form: str) -> Any:
     """Have a tokenizer add tokens as `form` says, with $A for the text, such as `<s> $A </s>`."""
     from tokenizers import processors
 
-    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in form.split() if token != "$A"]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=form, special_tokens=special)
+    special = [
+        (token, tokenizer.convert_tokens_to_ids(token)) for token in form.split() if token != "$A"
+    ]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=form, special_tokens=special
+    )
     return tokenizer
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("form", "before"),
-    [("$A </s>", 0), ("<s> $A </s>", 1), ("<s> $A <|im_end|> </s>", 1), ("<s> $A", 1), ("</s> $A </s>", 1), ("$A", 0)],
+    [
+        ("$A </s>", 0),
+        ("<s> $A </s>", 1),
+        ("<s> $A <|im_end|> </s>", 1),
+        ("<s> $A", 1),
+        ("</s> $A </s>", 1),
+        ("$A", 0),
+    ],
 )
-def test_a_prompt_ends_in_no_token_that_the_tokenizer_adds(kind: str, form: str, before: int) -> None:
+def test_a_prompt_ends_in_no_token_that_the_tokenizer_adds(
+    kind: str, form: str, before: int
+) -> None:
     tokenizer = _adding(tokenizer_of(kind), form)
     text, ids = _put(tokenizer, "release")(PROBLEM)
     assert text == release_text(PROBLEM)
@@ -119,9 +144,14 @@ def test_the_field_case_of_an_end_token_behind_every_prompt(
     stated = json.loads(path.read_text())
     stated["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}],
+        "single": [
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|im_end|>": {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}},
+        "special_tokens": {
+            "<|im_end|>": {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}
+        },
     }
     path.write_text(json.dumps(stated))
     modes = ("prompts.mode=release", "evaluate.prompt_mode=release")
@@ -130,7 +160,10 @@ def test_the_field_case_of_an_end_token_behind_every_prompt(
         rows = list(shards.read_rows(tmp_path / "run" / name, Prompt))
         assert rows
         assert not any(2 in row.token_ids for row in rows)
-    assert "the tokenizer puts <|im_end|> (2) behind a text: prompts are without it" in capsys.readouterr().err
+    assert (
+        "the tokenizer puts <|im_end|> (2) behind a text: prompts are without it"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_begins_and_ends_prompts_is_noted() -> None:
@@ -138,13 +171,22 @@ def test_what_begins_and_ends_prompts_is_noted() -> None:
     number = tokenizer.convert_tokens_to_ids("<s>")
     ends = {tokenizer.convert_tokens_to_ids("<|im_end|>")}
     (note,) = _noted(tokenizer, ends)
-    assert note == f"the tokenizer puts <s> ({number}) before a text, the chat template does not: prompts lack it"
+    assert (
+        note
+        == f"the tokenizer puts <s> ({number}) before a text, the chat template does not: prompts lack it"
+    )
     written = tokenizer.chat_template
-    for times, expected in ((1, []), (2, [f"the chat template writes <s> ({number}) twice at the beginning of prompts"])):
+    for times, expected in (
+        (1, []),
+        (2, [f"the chat template writes <s> ({number}) twice at the beginning of prompts"]),
+    ):
         tokenizer.chat_template = "{{ bos_token }}" * times + written
         assert _noted(tokenizer, ends) == expected
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    assert any("ends prompts with <|im_end|>" in note and "needs a generation prompt" in note for note in _noted(tokenizer, ends))
+    assert any(
+        "ends prompts with <|im_end|>" in note and "needs a generation prompt" in note
+        for note in _noted(tokenizer, ends)
+    )
     assert _noted(tokenizer, ends, "release") == []
 
 
@@ -157,7 +199,10 @@ def test_all_prompts_read_one_moment(template: str) -> None:
     tokenizer.chat_template = template
     clock = Clock(iter([EARLY, LATE]).__next__)
     texts = [_put(tokenizer, mode, clock)(PROBLEM)[0] for mode in ("paper", "chat", "published")]
-    assert {text.splitlines()[0] for text in texts} <= {"Now: 2026-01-31 23:59:59", "Today Date: 31 Jan 2026"}
+    assert {text.splitlines()[0] for text in texts} <= {
+        "Now: 2026-01-31 23:59:59",
+        "Today Date: 31 Jan 2026",
+    }
     assert clock.reading == EARLY
 
 
@@ -171,7 +216,9 @@ def test_a_template_that_does_not_read_the_clock_has_no_date() -> None:
         tokenizer.chat_template = template
         put = _put(tokenizer, "chat", Clock(lambda: EARLY), **arguments)
         text, _ = put(PROBLEM)
-        assert (put.template is not None and put.template.date) == (EARLY.isoformat() if read else None)
+        assert (put.template is not None and put.template.date) == (
+            EARLY.isoformat() if read else None
+        )
         assert ("26 Jul 2024" in text) == bool(arguments)
 
 
@@ -191,7 +238,10 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
 
 
 def test_a_clock_is_noted_recorded_and_kept_across_midnight(
-    own_model: Path, tmp_path: Path, at: Callable[[datetime], None], capsys: pytest.CaptureFixture[str]
+    own_model: Path,
+    tmp_path: Path,
+    at: Callable[[datetime], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (own_model / "chat_template.jinja").write_text(CLOCK)
     at(EARLY)
@@ -199,7 +249,9 @@ def test_a_clock_is_noted_recorded_and_kept_across_midnight(
     line = f"the chat template reads the clock: prompts of this run have {EARLY.isoformat()}; prompts.template_date pins it"
     assert capsys.readouterr().err.count(line) == 1
     first = _prompts(tmp_path / "run")
-    assert [facts[name]["template_date"] for name in ("prompts", "eval-prompts")] == [EARLY.isoformat()] * 2
+    assert [facts[name]["template_date"] for name in ("prompts", "eval-prompts")] == [
+        EARLY.isoformat()
+    ] * 2
     assert all("Now: 2026-01-31 23:59:59" in row.text for row in first)
     at(LATE)
     shutil.rmtree(tmp_path / "run" / "prompts")  # as an attempt that did not come to its end
@@ -211,7 +263,10 @@ def test_a_clock_is_noted_recorded_and_kept_across_midnight(
 
 
 def test_a_pinned_date_gives_the_same_prompts_at_any_time(
-    own_model: Path, tmp_path: Path, at: Callable[[datetime], None], capsys: pytest.CaptureFixture[str]
+    own_model: Path,
+    tmp_path: Path,
+    at: Callable[[datetime], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (own_model / "chat_template.jinja").write_text(CLOCK)
     rows = []
@@ -244,7 +299,9 @@ def test_the_note_of_a_run_that_holds_no_date_is_named(own_model: Path, tmp_path
         _rendered(own_model, tmp_path / "run")
 
 
-@pytest.mark.parametrize("value", ["tomorrow", 20260131, "2026-13-01", "2026-01-31T09:30+01:00", True, ""])
+@pytest.mark.parametrize(
+    "value", ["tomorrow", 20260131, "2026-13-01", "2026-01-31T09:30+01:00", True, ""]
+)
 def test_a_date_in_another_form_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"template_date\n.*(ISO date|time zone)"):
         PromptsConfig.model_validate({"template_date": value})
@@ -263,26 +320,46 @@ def test_dates_come_as_text_and_as_yaml_reads_them(value: Any, expected: str) ->
     assert PromptsConfig.model_validate({"template_date": value}).template_date == expected
 
 
-@pytest.mark.parametrize("part", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}", "{% set x = messages | random %}"])
+@pytest.mark.parametrize(
+    "part", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}", "{% set x = messages | random %}"]
+)
 def test_a_template_that_draws_at_random_is_refused(part: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        TEMPLATE.replace("{{ message['content'] }}", "{% generation %}{{ message['content'] }}{% endgeneration %}") + part
+        TEMPLATE.replace(
+            "{{ message['content'] }}",
+            "{% generation %}{{ message['content'] }}{% endgeneration %}",
+        )
+        + part
     )
-    with pytest.raises(UserError, match=r"the chat template draws at random .*: set model.chat_template to a file"):
+    with pytest.raises(
+        UserError, match=r"the chat template draws at random .*: set model.chat_template to a file"
+    ):
         _put(tokenizer)
     tokenizer.chat_template = "{# | random #}a random word, lipsum: {{ 'x | random' }}" + TEMPLATE
     assert "random word" in _put(tokenizer)(PROBLEM)[0]
 
 
-@pytest.mark.parametrize("name", ["strftime_now", "chat_template", "messages", "continue_final_message", "tokenizer_kwargs"])
+@pytest.mark.parametrize(
+    "name",
+    ["strftime_now", "chat_template", "messages", "continue_final_message", "tokenizer_kwargs"],
+)
 def test_template_arguments_cannot_replace_what_is_decided_here(name: str) -> None:
-    with pytest.raises(UserError, match=f"template_arguments holds '{name}', which is decided here"):
+    with pytest.raises(
+        UserError, match=f"template_arguments holds '{name}', which is decided here"
+    ):
         _put(tiny_tokenizer(), "chat", **{name: "x"})
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ 1 / 0 }}", "{{ nothing.at.all }}", "{{ now() }}", "{{ messages[7].content }}", "{{ ''.x() }}"]
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ nothing.at.all }}",
+        "{{ now() }}",
+        "{{ messages[7].content }}",
+        "{{ ''.x() }}",
+    ],
 )
 def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None:
     tokenizer = tiny_tokenizer()
@@ -294,7 +371,10 @@ def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of the messages"])
 @pytest.mark.parametrize(
     ("mode", "remedy"),
-    [("paper", "use prompts.mode chat, or set model.chat_template"), ("chat", "set model.chat_template")],
+    [
+        ("paper", "use prompts.mode chat, or set model.chat_template"),
+        ("chat", "set model.chat_template"),
+    ],
 )
 def test_a_mode_that_is_in_use_is_no_remedy(template: str, mode: Mode, remedy: str) -> None:
     tokenizer = tiny_tokenizer()
@@ -307,19 +387,26 @@ def test_a_mode_that_is_in_use_is_no_remedy(template: str, mode: Mode, remedy: s
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_a_byte_order_mark_before_a_recipes_template_is_left_out(model: Path, tmp_path: Path, newline: str) -> None:
+def test_a_byte_order_mark_before_a_recipes_template_is_left_out(
+    model: Path, tmp_path: Path, newline: str
+) -> None:
     path = tmp_path / "own.jinja"
     path.write_bytes(codecs.BOM_UTF8 + TEMPLATE.replace("\n", newline).encode())
     tokenizer = loading.load_tokenizer(model, str(path))
     text, ids = _put(tokenizer)(PROBLEM)
     assert (
-        text == f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
+        text
+        == f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert ids == _put(tiny_tokenizer())(PROBLEM)[1]
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "named", "chat_template.json"])
-def test_a_byte_order_mark_in_a_models_own_template_is_left_out(own_model: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", ["chat_template.jinja", "tokenizer_config.json", "named", "chat_template.json"]
+)
+def test_a_byte_order_mark_in_a_models_own_template_is_left_out(
+    own_model: Path, place: str
+) -> None:
     jinja = own_model / "chat_template.jinja"
     jinja.unlink()
     stated: Any = MARK + TEMPLATE
@@ -328,7 +415,10 @@ def test_a_byte_order_mark_in_a_models_own_template_is_left_out(own_model: Path,
     elif place == "chat_template.json":
         (own_model / place).write_text(MARK + json.dumps({"chat_template": stated}))
     else:
-        named = [{"name": "default", "template": stated}, {"name": "tool_use", "template": MARK + "{{ 1 }}"}]
+        named = [
+            {"name": "default", "template": stated},
+            {"name": "tool_use", "template": MARK + "{{ 1 }}"},
+        ]
         _state(own_model, named if place == "named" else stated)
     tokenizer = loading.load_tokenizer(own_model)
     assert _put(tokenizer)(PROBLEM)[0].startswith("<|im_start|>system")
@@ -336,16 +426,23 @@ def test_a_byte_order_mark_in_a_models_own_template_is_left_out(own_model: Path,
     assert exported == TEMPLATE
 
 
-@pytest.mark.parametrize("stated", [5, True, {"default": 5}, [{"name": "default", "template": None}]])
+@pytest.mark.parametrize(
+    "stated", [5, True, {"default": 5}, [{"name": "default", "template": None}]]
+)
 def test_a_models_template_that_is_no_text_is_one_sentence(own_model: Path, stated: Any) -> None:
     (own_model / "chat_template.jinja").unlink()
     _state(own_model, stated)
-    with pytest.raises(UserError, match=r"template 'default' is no text \((int|bool|NoneType)\): set model.chat_template"):
+    with pytest.raises(
+        UserError,
+        match=r"template 'default' is no text \((int|bool|NoneType)\): set model.chat_template",
+    ):
         loading.load_tokenizer(own_model)
 
 
 @pytest.mark.parametrize("text", ["", " \n", MARK])
-def test_an_empty_template_of_a_recipe_is_said_to_be_empty(own_model: Path, tmp_path: Path, text: str) -> None:
+def test_an_empty_template_of_a_recipe_is_said_to_be_empty(
+    own_model: Path, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "own.jinja").write_text(text)
     with pytest.raises(UserError, match=r"own.jinja' is empty: give a file with a template"):
         loading.load_tokenizer(own_model, str(tmp_path / "own.jinja"))
@@ -357,10 +454,14 @@ def _state(directory: Path, template: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
-def test_a_template_in_another_encoding_is_one_sentence(model: Path, tmp_path: Path, encoding: str) -> None:
+def test_a_template_in_another_encoding_is_one_sentence(
+    model: Path, tmp_path: Path, encoding: str
+) -> None:
     path = tmp_path / "own.jinja"
     path.write_bytes(("é" + TEMPLATE).encode(encoding))
-    with pytest.raises(UserError, match=r"model.chat_template '.*own.jinja' cannot be read: it is not UTF-8"):
+    with pytest.raises(
+        UserError, match=r"model.chat_template '.*own.jinja' cannot be read: it is not UTF-8"
+    ):
         loading.load_tokenizer(model, str(path))
 
 
@@ -377,7 +478,9 @@ def test_an_own_template_in_another_encoding_is_one_sentence(own_model: Path) ->
         ({"a": 1}, "give a file with a template"),
     ],
 )
-def test_a_json_file_as_a_recipes_template_is_refused(model: Path, tmp_path: Path, stated: Any, message: str) -> None:
+def test_a_json_file_as_a_recipes_template_is_refused(
+    model: Path, tmp_path: Path, stated: Any, message: str
+) -> None:
     path = tmp_path / "chat_template.json"
     path.write_text(json.dumps(stated))
     with pytest.raises(UserError, match=f"is JSON and no template: {message}"):
@@ -385,7 +488,10 @@ def test_a_json_file_as_a_recipes_template_is_refused(model: Path, tmp_path: Pat
 
 
 def test_a_byte_order_mark_before_a_system_message_is_left_out() -> None:
-    assert PromptsConfig.model_validate({"system_message": f"{MARK}Solve it."}).system_message == "Solve it."
+    assert (
+        PromptsConfig.model_validate({"system_message": f"{MARK}Solve it."}).system_message
+        == "Solve it."
+    )
 
 
 # 09: ends of turns
@@ -406,7 +512,10 @@ def test_an_end_of_turn_that_is_no_end_token_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize("end", ["<|im_end|>\n", "\n<|im_end|>", " <|im_end|><|im_start|>x", "</end> <|im_end|>", "\n", ""])
+@pytest.mark.parametrize(
+    "end",
+    ["<|im_end|>\n", "\n<|im_end|>", " <|im_end|><|im_start|>x", "</end> <|im_end|>", "\n", ""],
+)
 @pytest.mark.parametrize("ends", [{2}, {0, 2}])
 def test_an_end_of_turn_that_is_an_end_token_is_nothing_to_note(end: str, ends: set[int]) -> None:
     assert _noted(_with_end(end), ends) == []
@@ -423,11 +532,15 @@ def test_ends_of_turns_of_other_templates() -> None:
     """A turn of tools, a last message alone, a template that trims, one that refuses an assistant's turn."""
     tokenizer = _with_end("<|im_end|>\n")
     plain = tokenizer.chat_template
-    tokenizer.chat_template = plain.replace("<|im_end|>", "{{ '<|im_end|>' if loop.last else '<|im_start|>' }}")
+    tokenizer.chat_template = plain.replace(
+        "<|im_end|>", "{{ '<|im_end|>' if loop.last else '<|im_start|>' }}"
+    )
     assert "with <|im_end|>, which" in _noted(tokenizer, {0})[0]
     tokenizer.chat_template = plain.replace("message['content'] }}", "message['content'] | trim }}")
     assert "with <|im_end|>, which" in _noted(tokenizer, {0})[0]
-    tokenizer.chat_template = "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}" + plain
+    tokenizer.chat_template = (
+        "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}" + plain
+    )
     assert _noted(tokenizer, {0}) == []
 
 
@@ -444,7 +557,9 @@ def test_the_end_of_a_message_in_a_channel_is_no_end_of_turn() -> None:
 
 def test_a_model_without_an_end_token_is_noted() -> None:
     (note,) = _noted(tiny_tokenizer(), set(), "release")
-    assert note.startswith("the model has no end token: every answer runs to its limit; model.end_tokens")
+    assert note.startswith(
+        "the model has no end token: every answer runs to its limit; model.end_tokens"
+    )
 
 
 def _base_model(directory: Path) -> Path:
@@ -490,15 +605,23 @@ def test_end_tokens_by_text_and_by_id(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["<|im_stop|>", 262, -1, ""])
-def test_an_end_token_that_is_none_of_the_model_is_named(model: Path, tmp_path: Path, name: Any) -> None:
-    with pytest.raises(UserError, match=f"model.end_tokens has {name!r}, which is no token of the model".replace("|", r"\|")):
+def test_an_end_token_that_is_none_of_the_model_is_named(
+    model: Path, tmp_path: Path, name: Any
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=f"model.end_tokens has {name!r}, which is no token of the model".replace("|", r"\|"),
+    ):
         _rendered(model, tmp_path / "run", f"model.end_tokens={json.dumps([name])}")
 
 
 # 12: several chat templates by name
 
 
-NAMED = [{"name": "tool_use", "template": "tools! {{ messages[0].content }}"}, {"name": "default", "template": TEMPLATE}]
+NAMED = [
+    {"name": "tool_use", "template": "tools! {{ messages[0].content }}"},
+    {"name": "default", "template": TEMPLATE},
+]
 
 
 def _name(directory: Path, form: str, names: list[dict[str, str]]) -> None:
@@ -517,7 +640,9 @@ def _name(directory: Path, form: str, names: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("form", ["list", "directory", "processor"])
-def test_of_named_templates_default_is_used_and_exported(own_model: Path, tmp_path: Path, form: str) -> None:
+def test_of_named_templates_default_is_used_and_exported(
+    own_model: Path, tmp_path: Path, form: str
+) -> None:
     _name(own_model, form, NAMED)
     facts = _rendered(own_model, tmp_path / "run")
     assert _prompts(tmp_path / "run")[0].text.startswith("<|im_start|>system")
@@ -527,17 +652,22 @@ def test_of_named_templates_default_is_used_and_exported(own_model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("form", ["list", "directory", "processor"])
-def test_named_templates_without_a_default_are_one_sentence(own_model: Path, tmp_path: Path, form: str) -> None:
+def test_named_templates_without_a_default_are_one_sentence(
+    own_model: Path, tmp_path: Path, form: str
+) -> None:
     _name(own_model, form, NAMED[:1])
     with pytest.raises(
-        UserError, match=r"has several chat templates \(tool_use\) and none is named default: set model.chat_template"
+        UserError,
+        match=r"has several chat templates \(tool_use\) and none is named default: set model.chat_template",
     ):
         _rendered(own_model, tmp_path / "run")
     modes = ("prompts.mode=release", "evaluate.prompt_mode=release")
     assert _rendered(own_model, tmp_path / "release", *modes)["prompts"]["chat_template"] is None
     own = tmp_path / "own.jinja"
     own.write_text(TEMPLATE)
-    assert _rendered(own_model, tmp_path / "own", f"model.chat_template={own}")["prompts"]["rows"] == 2
+    assert (
+        _rendered(own_model, tmp_path / "own", f"model.chat_template={own}")["prompts"]["rows"] == 2
+    )
 
 
 def test_tools_in_template_arguments_take_the_template_for_tools(own_model: Path) -> None:
@@ -547,14 +677,18 @@ def test_tools_in_template_arguments_take_the_template_for_tools(own_model: Path
     put = _put(tokenizer, "chat", tools=[tool])
     assert put(PROBLEM)[0].endswith("tools")
     assert put.template is not None
-    assert put.template.source == templates.in_use(tokenizer, {"tools": [tool]}) == TEMPLATE + "tools"
+    assert (
+        put.template.source == templates.in_use(tokenizer, {"tools": [tool]}) == TEMPLATE + "tools"
+    )
 
 
 @pytest.mark.parametrize("stated", ["{", "[]", '{"a": 1}', '{"chat_template": [1]}'])
 def test_a_processors_template_that_cannot_be_read_is_named(own_model: Path, stated: str) -> None:
     (own_model / "chat_template.jinja").unlink()
     (own_model / templates.PROCESSOR).write_text(stated)
-    with pytest.raises(UserError, match=r"chat_template.json holds no chat template that can be read"):
+    with pytest.raises(
+        UserError, match=r"chat_template.json holds no chat template that can be read"
+    ):
         loading.load_tokenizer(own_model)
 
 
@@ -569,7 +703,12 @@ def test_one_template_of_the_models_own_is_copied_as_it_is(model: Path, tmp_path
     assert loading.template_to_export(ModelConfig(source=str(model)), model, {}) is None
     own = tmp_path / "own.jinja"
     own.write_text("{{ messages[0].content }}")
-    assert loading.template_to_export(ModelConfig(source=str(model), chat_template=str(own)), model, {}) == own.read_text()
+    assert (
+        loading.template_to_export(
+            ModelConfig(source=str(model), chat_template=str(own)), model, {}
+        )
+        == own.read_text()
+    )
 
 
 # 15, as far as a run shows it
@@ -587,7 +726,10 @@ def test_control_tokens_in_statements_are_said_and_counted(
     facts = _rendered(model, tmp_path / "run", f"prompts.source={tmp_path / 'p.jsonl'}")
     assert facts["prompts"]["control_words"] == 2
     assert facts["prompts"]["control_words_unwritable"] == []
-    assert "2 prompts hold the text of control tokens (p/0 is the first): it stays text" in capsys.readouterr().err
+    assert (
+        "2 prompts hold the text of control tokens (p/0 is the first): it stays text"
+        in capsys.readouterr().err
+    )
     for prompt, statement in zip(_prompts(tmp_path / "run"), rows, strict=True):
         assert statement in prompt.text
         assert [number for number in prompt.token_ids if number < 3] == [1, 2, 1, 2, 1]

@@ -9,11 +9,30 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marked import ANALYSIS, ASKED, DRAFT, FINAL, HARMONY, PROGRAM, answer, ids_of, marked_tokenizer, parser_of
+from marked import (
+    ANALYSIS,
+    ASKED,
+    DRAFT,
+    FINAL,
+    HARMONY,
+    PROGRAM,
+    answer,
+    ids_of,
+    marked_tokenizer,
+    parser_of,
+)
 
 from ssd_ray.extraction import extract, extract_code
 from ssd_ray.models import answers
-from ssd_ray.reasoning import ANY, Content, content_of_text, opened_by, prompted, special_marks, spelled
+from ssd_ray.reasoning import (
+    ANY,
+    Content,
+    content_of_text,
+    opened_by,
+    prompted,
+    special_marks,
+    spelled,
+)
 from ssd_ray.reasoning.marks import PAIRS
 
 SPECIAL = marked_tokenizer("<think>", "</think>")
@@ -21,7 +40,9 @@ MAGISTRAL = marked_tokenizer("[THINK]", "[/THINK]", end="</s>")
 GPT_OSS = marked_tokenizer(*HARMONY, end="<|return|>")
 QWEN3 = marked_tokenizer(plain=("<think>", "</think>"))
 
-words = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="`~\r"), max_size=40)
+words = st.text(
+    st.characters(blacklist_categories=["Cs"], blacklist_characters="`~\r"), max_size=40
+)
 
 
 def _said(tokenizer: Any, *pieces: str | bytes, **given: Any) -> Content:
@@ -35,12 +56,20 @@ def _said(tokenizer: Any, *pieces: str | bytes, **given: Any) -> Content:
 @pytest.mark.parametrize("prefilled", ["", "Let me see."])
 def test_special_marks_hide_a_draft_and_show_the_program(pair: Any, prefilled: str) -> None:
     tokenizer = marked_tokenizer(pair.opening, pair.closing)
-    for prompt, begin in ((f"Q\n{pair.opening}\n{prefilled}", ""), ("Q", f"{prefilled}{pair.opening}")):
-        assert _said(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).reasoning == "ended"
+    for prompt, begin in (
+        (f"Q\n{pair.opening}\n{prefilled}", ""),
+        ("Q", f"{prefilled}{pair.opening}"),
+    ):
+        assert (
+            _said(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).reasoning
+            == "ended"
+        )
         said = _said(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).text
         assert said is not None
         assert said.removeprefix(prefilled).strip() == PROGRAM
-        assert _said(tokenizer, begin, DRAFT, prompt=prompt, ended=False) == Content(text=None, reasoning="unfinished")
+        assert _said(tokenizer, begin, DRAFT, prompt=prompt, ended=False) == Content(
+            text=None, reasoning="unfinished"
+        )
 
 
 def test_an_answer_without_special_marks_is_as_it_is() -> None:
@@ -50,7 +79,9 @@ def test_an_answer_without_special_marks_is_as_it_is() -> None:
 
 
 def test_an_end_that_the_answer_did_not_open_ends_a_reasoning() -> None:
-    assert _said(MAGISTRAL, DRAFT, "[/THINK]", PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="ended")
+    assert _said(MAGISTRAL, DRAFT, "[/THINK]", PROGRAM, prompt="Q") == Content(
+        text=PROGRAM, reasoning="ended"
+    )
 
 
 def test_a_reasoning_that_is_opened_again_has_to_end_again() -> None:
@@ -89,7 +120,9 @@ def test_the_final_channel_is_the_answer() -> None:
     assert _said(GPT_OSS, *drawn, prompt=ASKED) == Content(text=PROGRAM, reasoning="ended")
     alone = "<|channel|>final<|message|>"
     assert _said(GPT_OSS, alone, PROGRAM, prompt=ASKED) == Content(text=PROGRAM, reasoning="none")
-    assert _said(GPT_OSS, "<|message|>", PROGRAM, prompt=ASKED) == Content(text=PROGRAM, reasoning="none")
+    assert _said(GPT_OSS, "<|message|>", PROGRAM, prompt=ASKED) == Content(
+        text=PROGRAM, reasoning="none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +132,11 @@ def test_the_final_channel_is_the_answer() -> None:
         (ANALYSIS, DRAFT, "<|end|>"),
         (ANALYSIS, DRAFT, "<|end|><|start|>assistant<|channel|>final"),
         (ANALYSIS, "hm<|end|><|start|>assistant<|channel|>commentary<|message|>", PROGRAM),
-        (ANALYSIS, "hm<|end|><|start|>assistant<|channel|>commentary to=functions.run <|constrain|>json<|message|>", PROGRAM),
+        (
+            ANALYSIS,
+            "hm<|end|><|start|>assistant<|channel|>commentary to=functions.run <|constrain|>json<|message|>",
+            PROGRAM,
+        ),
         (ANALYSIS, "hm<|end|><|start|>assistant to=python<|channel|>final<|message|>", PROGRAM),
         ("<|channel|>analysis", DRAFT),
         ("<|channel|>finally<|message|>", PROGRAM),
@@ -111,7 +148,9 @@ def test_the_final_channel_is_the_answer() -> None:
         (ANALYSIS, "hm<|end|>", FINAL, PROGRAM, "<|end|><|start|>assistant", ANALYSIS, DRAFT),
     ],
 )
-def test_what_does_not_end_on_the_final_channel_says_nothing(drawn: tuple[str | bytes, ...]) -> None:
+def test_what_does_not_end_on_the_final_channel_says_nothing(
+    drawn: tuple[str | bytes, ...],
+) -> None:
     for ended in (True, False):
         said = _said(GPT_OSS, *drawn, prompt=ASKED, ended=ended)
         assert said == Content(text=None, reasoning="unfinished")
@@ -122,22 +161,38 @@ def test_what_does_not_end_on_the_final_channel_says_nothing(drawn: tuple[str | 
     [
         ((ANALYSIS, "hm<|end|>", FINAL, "one<|end|>", FINAL, "two"), "one\ntwo"),
         ((ANALYSIS, "hm<|end|><|channel|>final<|message|>", "x"), "x"),
-        ((ANALYSIS, "hm<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>", "x"), "x"),
+        (
+            (
+                ANALYSIS,
+                "hm<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+                "x",
+            ),
+            "x",
+        ),
         ((ANALYSIS, "hm<|end|>", FINAL, "x<|end|><|start|>user<|message|>And y?"), "x"),
         ((ANALYSIS, "hm<|end|>", FINAL, "x<|end|><|start|>assistant<|channel|>ana"), "x"),
-        ((ANALYSIS, "hm<|end|>", FINAL, "print('<|channel|>analysis')"), "print('<|channel|>analysis')"),
+        (
+            (ANALYSIS, "hm<|end|>", FINAL, "print('<|channel|>analysis')"),
+            "print('<|channel|>analysis')",
+        ),
         ((ANALYSIS, "hm<|end|>", FINAL, b"print('<|end|>')"), "print('<|end|>')"),
     ],
 )
-def test_contents_of_the_final_channel_are_the_answer(drawn: tuple[str | bytes, ...], text: str) -> None:
-    assert _said(GPT_OSS, *drawn, prompt=ASKED, ended=False) == Content(text=text, reasoning="ended")
+def test_contents_of_the_final_channel_are_the_answer(
+    drawn: tuple[str | bytes, ...], text: str
+) -> None:
+    assert _said(GPT_OSS, *drawn, prompt=ASKED, ended=False) == Content(
+        text=text, reasoning="ended"
+    )
 
 
 def test_a_prompt_may_begin_the_message() -> None:
     begun = f"{ASKED}{ANALYSIS}First"
     assert _said(GPT_OSS, DRAFT, prompt=begun, ended=False).text is None
     assert _said(GPT_OSS, DRAFT, "<|end|>", FINAL, PROGRAM, prompt=begun).text == PROGRAM
-    assert _said(GPT_OSS, PROGRAM, prompt=f"{ASKED}<|channel|>final<|message|>") == Content(text=PROGRAM, reasoning="none")
+    assert _said(GPT_OSS, PROGRAM, prompt=f"{ASKED}<|channel|>final<|message|>") == Content(
+        text=PROGRAM, reasoning="none"
+    )
 
 
 # Ids and text.
@@ -148,27 +203,43 @@ def test_spelled_text_has_the_marks_that_were_drawn() -> None:
     ids = ids_of(GPT_OSS, *drawn)
     assert spelled(ids, special_marks(GPT_OSS), answers.text_decoder(GPT_OSS)) == "".join(drawn)
     plain = ids_of(QWEN3, "<think>hm</think>é")
-    assert spelled(plain, special_marks(QWEN3), answers.text_decoder(QWEN3)) == QWEN3.decode(plain, skip_special_tokens=True)
+    assert spelled(plain, special_marks(QWEN3), answers.text_decoder(QWEN3)) == QWEN3.decode(
+        plain, skip_special_tokens=True
+    )
 
 
 def test_marks_that_are_no_special_tokens_are_text() -> None:
     assert special_marks(QWEN3) == {}
-    for pieces in (("<think>", DRAFT, "</think>", PROGRAM), (b"<think>", DRAFT, b"</think>", PROGRAM)):
+    for pieces in (
+        ("<think>", DRAFT, "</think>", PROGRAM),
+        (b"<think>", DRAFT, b"</think>", PROGRAM),
+    ):
         assert _said(QWEN3, *pieces) == Content(text=PROGRAM, reasoning="ended")
     assert parser_of(QWEN3, "<think>").content(answer(QWEN3, DRAFT)).text is None
 
 
-pieces = st.lists(st.one_of(words, words.map(str.encode), st.sampled_from([*HARMONY, "assistant", "analysis", "final", DRAFT])))
+pieces = st.lists(
+    st.one_of(
+        words,
+        words.map(str.encode),
+        st.sampled_from([*HARMONY, "assistant", "analysis", "final", DRAFT]),
+    )
+)
 
 
 @settings(deadline=None)
 @given(pieces)
 def test_no_answer_makes_the_parsers_fail(given: list[str | bytes]) -> None:
-    drawn = [piece if isinstance(piece, str) else bytes(byte for byte in piece if byte < 128) for piece in given]
+    drawn = [
+        piece if isinstance(piece, str) else bytes(byte for byte in piece if byte < 128)
+        for piece in given
+    ]
     for tokenizer, prompt in ((GPT_OSS, ASKED), (GPT_OSS, "Q"), (SPECIAL, "<think>")):
         said = _said(tokenizer, *drawn, prompt=prompt)
         assert (said.text is None) == (said.reasoning == "unfinished")
-    said = content_of_text("".join(piece if isinstance(piece, str) else piece.decode() for piece in drawn))
+    said = content_of_text(
+        "".join(piece if isinstance(piece, str) else piece.decode() for piece in drawn)
+    )
     assert (said.text is None) == (said.reasoning == "unfinished")
 
 
@@ -187,7 +258,9 @@ def test_text_and_ids_agree_where_names_are_no_text(draft: str, program: str, re
 
 
 channels = st.sampled_from(["analysis", "commentary", "final", ""])
-messages = st.lists(st.tuples(channels, words.filter(lambda word: "<|" not in word)), min_size=1, max_size=6)
+messages = st.lists(
+    st.tuples(channels, words.filter(lambda word: "<|" not in word)), min_size=1, max_size=6
+)
 
 
 def _rendered(said: list[tuple[str, str]], first: str = "") -> str:
@@ -211,7 +284,9 @@ def test_messages_for_the_user_are_the_content(said: list[tuple[str, str]], ende
 
 
 @settings(deadline=None)
-@given(st.lists(words.map(lambda word: word.replace("[", "")), min_size=1, max_size=7), st.booleans())
+@given(
+    st.lists(words.map(lambda word: word.replace("[", "")), min_size=1, max_size=7), st.booleans()
+)
 def test_what_is_outside_of_pairs_is_the_content(parts: list[str], opened: bool) -> None:
     marks = [("[/THINK]", "[THINK]")[(place + opened) % 2 == 1] for place in range(1, len(parts))]
     drawn = parts[0] + "".join(mark + part for mark, part in zip(marks, parts[1:], strict=True))
@@ -238,9 +313,13 @@ def test_spelled_out_marks_open_and_end_nothing(before: str, after: str) -> None
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.opening)
 def test_a_text_that_begins_with_a_mark_reasons_up_to_its_end(pair: Any) -> None:
-    assert content_of_text(f"\n{pair.opening}{DRAFT}{pair.closing}x") == Content(text="x", reasoning="ended")
+    assert content_of_text(f"\n{pair.opening}{DRAFT}{pair.closing}x") == Content(
+        text="x", reasoning="ended"
+    )
     assert content_of_text(f"{pair.opening}{DRAFT}").text is None
-    assert content_of_text(f"{DRAFT}{pair.closing}x", pair.opening) == Content(text="x", reasoning="ended")
+    assert content_of_text(f"{DRAFT}{pair.closing}x", pair.opening) == Content(
+        text="x", reasoning="ended"
+    )
     assert content_of_text(f"{DRAFT}{pair.closing}x", ANY) == Content(text="x", reasoning="ended")
     other = "</reasoning>" if pair.opening != "<reasoning>" else "</think>"
     assert content_of_text(f"{DRAFT}{other}x", pair.opening).text is None
@@ -257,13 +336,20 @@ def test_an_answer_that_only_mentions_marks_does_not_reason() -> None:
         f"```xml\n<reasoning>\n</reasoning>\n```\n{program}",
     ):
         assert content_of_text(text) == Content(text=text, reasoning="none")
-        assert _said(SPECIAL, text.replace("<think>", "<b>").replace("</think>", "</b>"), prompt="Q").reasoning == "none"
+        assert (
+            _said(
+                SPECIAL, text.replace("<think>", "<b>").replace("</think>", "</b>"), prompt="Q"
+            ).reasoning
+            == "none"
+        )
 
 
 def test_harmony_without_its_special_tokens_is_known() -> None:
     dropped = f"analysisWe need{DRAFT}"
     assert content_of_text(dropped) == Content(text=None, reasoning="unfinished")
-    assert content_of_text(f"{dropped}assistantfinal{PROGRAM}") == Content(text=PROGRAM, reasoning="ended")
+    assert content_of_text(f"{dropped}assistantfinal{PROGRAM}") == Content(
+        text=PROGRAM, reasoning="ended"
+    )
 
 
 def test_a_text_within_any_reasoning_ends_it_by_the_surest_mark() -> None:
@@ -274,7 +360,18 @@ def test_a_text_within_any_reasoning_ends_it_by_the_surest_mark() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", [*HARMONY, "<think>", "</think>", "[/THINK]", "\n", " ", "</think> ", "analysis", "<|channel|>a"]
+    "unit",
+    [
+        *HARMONY,
+        "<think>",
+        "</think>",
+        "[/THINK]",
+        "\n",
+        " ",
+        "</think> ",
+        "analysis",
+        "<|channel|>a",
+    ],
 )
 @pytest.mark.parametrize("opened", ["", ANY, "<think>"])
 def test_long_texts_are_read_in_no_time(unit: str, opened: str) -> None:
@@ -306,7 +403,11 @@ def test_a_statement_that_mentions_marks_opens_nothing() -> None:
     statement = "Count how often the text <think> occurs."
     text = "user\n{}\nassistant\n"
     assert opened_by(text.format(statement), statement) == ""
-    rows = [("a", text.format("Q"), "Q"), ("b", text.format("Q"), "Q"), ("c", f"{text.format('Q')}<think>", "Q")]
+    rows = [
+        ("a", text.format("Q"), "Q"),
+        ("b", text.format("Q"), "Q"),
+        ("c", f"{text.format('Q')}<think>", "Q"),
+    ]
     form = prompted(rows)
     assert [form.opened_in(name) for name in "abc"] == ["", "", "<think>"]
     assert prompted([]).opened == ""

@@ -127,7 +127,9 @@ def test_a_model_that_comes_late_on_a_network_is_no_mistake(
 
 
 def test_advice_for_an_option_that_is_not_ours_is_left_out(model: Path) -> None:
-    error = ValueError("Failed to load the model config. Use the `--trust-remote-code` flag in the CLI.")
+    error = ValueError(
+        "Failed to load the model config. Use the `--trust-remote-code` flag in the CLI."
+    )
     assert "never run here" in str(explain(error, model))
     assert "flag" not in str(explain(error, model))
 

@@ -17,11 +17,36 @@ from ssd_ray.errors import UserError
 
 # arXiv 2604.01193, Tables 3 and 4: (temperature, top_k, top_p) of T_train, T_eval and the base.
 PAPER = {
-    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", (0.8, 20, 0.8), (0.7, 20, 0.8), (0.9, None, 0.8)),
-    "qwen3-4b-instruct": ("Qwen/Qwen3-4B-Instruct-2507", (1.6, 20, 0.8), (1.1, 20, 0.8), (0.7, 20, 0.8)),
-    "qwen3-4b-thinking": ("Qwen/Qwen3-4B-Thinking-2507", (1.1, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
-    "qwen3-30b-instruct": ("Qwen/Qwen3-30B-A3B-Instruct-2507", (1.6, 20, 0.8), (0.9, 20, 0.8), (0.7, 20, 0.8)),
-    "qwen3-30b-thinking": ("Qwen/Qwen3-30B-A3B-Thinking-2507", (1.2, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
+    "llama-3.1-8b-instruct": (
+        "meta-llama/Llama-3.1-8B-Instruct",
+        (0.8, 20, 0.8),
+        (0.7, 20, 0.8),
+        (0.9, None, 0.8),
+    ),
+    "qwen3-4b-instruct": (
+        "Qwen/Qwen3-4B-Instruct-2507",
+        (1.6, 20, 0.8),
+        (1.1, 20, 0.8),
+        (0.7, 20, 0.8),
+    ),
+    "qwen3-4b-thinking": (
+        "Qwen/Qwen3-4B-Thinking-2507",
+        (1.1, 20, 0.95),
+        (0.7, 20, 0.95),
+        (0.6, 20, 0.95),
+    ),
+    "qwen3-30b-instruct": (
+        "Qwen/Qwen3-30B-A3B-Instruct-2507",
+        (1.6, 20, 0.8),
+        (0.9, 20, 0.8),
+        (0.7, 20, 0.8),
+    ),
+    "qwen3-30b-thinking": (
+        "Qwen/Qwen3-30B-A3B-Thinking-2507",
+        (1.2, 20, 0.95),
+        (0.7, 20, 0.95),
+        (0.6, 20, 0.95),
+    ),
     "gpt-oss-20b-high": ("openai/gpt-oss-20b", (1.2, None, 1.0), (1.0, 20, 0.95), (1.0, None, 1.0)),
 }
 # Section 3.1: steps, warm-up, checkpoint interval; GPT-OSS is not stated and takes the thinking group's.
@@ -53,14 +78,29 @@ def test_a_paper_recipe_holds_the_numbers_of_the_paper(name: str) -> None:
     assert _decoding(recipe.sample) == train
     assert _decoding(recipe.evaluate.arms["ssd"]) == ssd
     assert _decoding(recipe.evaluate.arms["base"]) == base
-    assert (recipe.evaluate.arms["ssd"].model, recipe.evaluate.arms["base"].model) == ("ssd", "base")
+    assert (recipe.evaluate.arms["ssd"].model, recipe.evaluate.arms["base"].model) == (
+        "ssd",
+        "base",
+    )
     assert recipe.sample.samples_per_prompt == 1
     assert (recipe.evaluate.samples_per_problem, recipe.evaluate.pass_at) == (10, (1, 5))
     train_section = recipe.train
-    assert (train_section.steps, train_section.warmup_steps, train_section.checkpoint_every) == SCHEDULES[name]
+    assert (
+        train_section.steps,
+        train_section.warmup_steps,
+        train_section.checkpoint_every,
+    ) == SCHEDULES[name]
     assert (train_section.learning_rate, train_section.min_learning_rate) == (5e-6, 1e-6)
-    assert (train_section.beta1, train_section.beta2, train_section.weight_decay) == (0.9, 0.95, 0.1)
-    assert (train_section.global_batch_size, recipe.prepare.max_length, recipe.model.max_model_len) == (32, 65536, 131072)
+    assert (train_section.beta1, train_section.beta2, train_section.weight_decay) == (
+        0.9,
+        0.95,
+        0.1,
+    )
+    assert (
+        train_section.global_batch_size,
+        recipe.prepare.max_length,
+        recipe.model.max_model_len,
+    ) == (32, 65536, 131072)
     assert recipe.prepare.policies == Policies()
     assert (recipe.prepare.select, recipe.prepare.drop_shortest_percent) == ("all", 0)
     assert (recipe.prompts.source, recipe.prompts.mode) == ("rstar-coder", "paper")
@@ -73,7 +113,11 @@ def test_every_number_of_a_paper_recipe_names_its_source(name: str) -> None:
     shaping = {"model", "prompts", "sample", "prepare", "train", "evaluate"}
     for field, value, _ in config.fields(recipe):
         stated = origin(recipe, field, [])
-        if field.split(".")[0] in shaping and isinstance(value, int | float) and not isinstance(value, bool):
+        if (
+            field.split(".")[0] in shaping
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+        ):
             assert stated != "recipe", f"{name}: {field}={value} names no source"
 
 
@@ -82,10 +126,16 @@ def test_every_field_is_documented() -> None:
         assert field.documentation, field.name
 
 
-LEAST = {"name": "least", "model": {"source": "x"}, "evaluate": {"arms": {"base": {"model": "base"}}}}
+LEAST = {
+    "name": "least",
+    "model": {"source": "x"},
+    "evaluate": {"arms": {"base": {"model": "base"}}},
+}
 
 
-def test_the_fields_that_are_printed_have_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_fields_that_are_printed_have_the_true_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A recipe that leaves out all that it may has exactly the values that are listed."""
     listed = {field.name: field.value for field in config.defaults(Recipe)}
     resolved = config.fields(Recipe.model_validate(LEAST))
@@ -95,15 +145,27 @@ def test_the_fields_that_are_printed_have_the_true_defaults(capsys: pytest.Captu
         "evaluate.arms",
         "evaluate.benchmarks[].name",
     }
-    assert {name: listed[name] for name in left_out.keys() - given} == {name: left_out[name] for name in left_out.keys() - given}
+    assert {name: listed[name] for name in left_out.keys() - given} == {
+        name: left_out[name] for name in left_out.keys() - given
+    }
     within = ("train.lora.", "evaluate.benchmarks[].")
-    assert {name for name in listed.keys() - left_out.keys() if not name.startswith(within)} == {"evaluate.arms"}
+    assert {name for name in listed.keys() - left_out.keys() if not name.startswith(within)} == {
+        "evaluate.arms"
+    }
     assert listed["train.lora.rank"] == LoraConfig().rank
     with pytest.raises(SystemExit, match="0"):
         main(["recipes", "--fields"])
-    shown = {row[0]: row[1] for row in map(str.split, capsys.readouterr().out.splitlines()) if len(row) > 1}
+    shown = {
+        row[0]: row[1]
+        for row in map(str.split, capsys.readouterr().out.splitlines())
+        if len(row) > 1
+    }
     assert (shown["train.steps"], shown["train.global_batch_size"]) == ("2500", "32")
-    assert (shown["train.dtype"], shown["cluster.device"], shown["train.lora"]) == ("bfloat16", "cuda", "null")
+    assert (shown["train.dtype"], shown["cluster.device"], shown["train.lora"]) == (
+        "bfloat16",
+        "cuda",
+        "null",
+    )
     assert (shown["model.source"], shown["train.learning_rate"]) == ("required", "5.0e-06")
 
 
@@ -111,9 +173,15 @@ def test_every_default_is_written_as_set_takes_it(tmp_path: Path) -> None:
     path = tmp_path / "least.yaml"
     path.write_text(yaml.safe_dump(LEAST))
     for field in config.defaults(Recipe):
-        if field.value is not config.REQUIRED and not set(field.name.split(".")) & {"NAME", "benchmarks[]", "lora"}:
+        if field.value is not config.REQUIRED and not set(field.name.split(".")) & {
+            "NAME",
+            "benchmarks[]",
+            "lora",
+        }:
             again = recipes.load(path, [f"{field.name}={as_written(field.value)}"])
-            assert {name: value for name, value, _ in config.fields(again)}[field.name] == field.value
+            assert {name: value for name, value, _ in config.fields(again)}[
+                field.name
+            ] == field.value
 
 
 class _Inner(config.Section):
@@ -130,7 +198,9 @@ class _Outer(config.Section):
 
 
 def test_tuning_fields_shape_nothing_at_any_depth() -> None:
-    outer = _Outer(optional=_Inner(), named={"a": _Inner(shaping=5)}, listed=(_Inner(), _Inner(tuned=7)))
+    outer = _Outer(
+        optional=_Inner(), named={"a": _Inner(shaping=5)}, listed=(_Inner(), _Inner(tuned=7))
+    )
     kept = {"shaping": 1}
     assert config.choices(outer) == {
         "direct": kept,
@@ -144,10 +214,23 @@ def test_tuning_fields_shape_nothing_at_any_depth() -> None:
 @pytest.mark.parametrize("name", recipes.shipped())
 def test_every_other_choice_of_a_recipe_is_kept(name: str) -> None:
     recipe = recipes.load(name, ["train.lora={rank: 4}"])
-    for section in (recipe.model, recipe.prompts, recipe.prepare, recipe.train, recipe.evaluate, recipe.engine):
-        tuned = {name for name, info in type(section).model_fields.items() if (info.json_schema_extra or {}).get("tuning")}
+    for section in (
+        recipe.model,
+        recipe.prompts,
+        recipe.prepare,
+        recipe.train,
+        recipe.evaluate,
+        recipe.engine,
+    ):
+        tuned = {
+            name
+            for name, info in type(section).model_fields.items()
+            if (info.json_schema_extra or {}).get("tuning")
+        }
         dumped = section.model_dump(mode="json")
-        assert config.choices(section) == {name: value for name, value in dumped.items() if name not in tuned}
+        assert config.choices(section) == {
+            name: value for name, value in dumped.items() if name not in tuned
+        }
 
 
 def test_an_override_wins_over_the_file_and_says_so() -> None:
@@ -168,8 +251,13 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
 
 def test_a_section_stands_once_and_every_mistake_is_told_unknown_keys_first(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("name: mine\nmodel: {source: x}\nsample: {top_k: 3}\nsample: {max_tokens: 9}\n")
-    with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML: the key 'sample' stands there twice .* line"):
+    recipe.write_text(
+        "name: mine\nmodel: {source: x}\nsample: {top_k: 3}\nsample: {max_tokens: 9}\n"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"mine\.yaml is not valid YAML: the key 'sample' stands there twice .* line",
+    ):
         recipes.load(recipe)
     recipe.write_text("name: mine\nextends: quickstart\nsample: {temperature: 9, top_p: 3}\n")
     with pytest.raises(UserError) as told:
@@ -182,7 +270,9 @@ def test_a_section_stands_once_and_every_mistake_is_told_unknown_keys_first(tmp_
 def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: Path) -> None:
     assert recipes.load("quickstart", ["sample.max_tokens=1024"]).sample.max_tokens == 1024
     short = tmp_path / "short.yaml"
-    short.write_text("{name: short, model: {source: x, max_model_len: 64}, evaluate: {arms: {base: {model: base}}}}")
+    short.write_text(
+        "{name: short, model: {source: x, max_model_len: 64}, evaluate: {arms: {base: {model: base}}}}"
+    )
     recipe = recipes.load(short)
     assert min(recipe.sample.max_tokens, recipe.evaluate.max_tokens) > 64
     short.write_text(recipes.dump(recipe))
@@ -197,7 +287,10 @@ def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: 
         ("sample.temperature=hot", "sample.temperature='hot'"),
         ("sample.temperature=-1", "sample.temperature=-1: use 0 for greedy decoding, or 0.01 to 2"),
         ("sample.temperature=0.001", "sample.temperature=0.001: use 0 for greedy"),
-        ("evaluate.arms.ssd.temperature=2.5", "evaluate.arms.ssd.temperature=2.5: use 0 for greedy"),
+        (
+            "evaluate.arms.ssd.temperature=2.5",
+            "evaluate.arms.ssd.temperature=2.5: use 0 for greedy",
+        ),
         ("sample.top_k=0", "sample.top_k=0: use 1 or more, or null to keep all tokens"),
         ("sample.top_k=-1", "sample.top_k=-1: use 1 or more, or null"),
         ("sample.top_p=0", "sample.top_p=0: use a mass above 0 and up to 1"),
@@ -209,12 +302,21 @@ def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: 
         ("evaluate.pass_at=[]", "pass_at"),
         ("evaluate.benchmarks=[builtin, builtin]", "each entry once"),
         ("evaluate.benchmarks=[]", "evaluate.benchmarks"),
-        ("evaluate.benchmarks=[humanevel]", "humanevel': neither one of builtin, humaneval, livecodebench nor a path"),
+        (
+            "evaluate.benchmarks=[humanevel]",
+            "humanevel': neither one of builtin, humaneval, livecodebench nor a path",
+        ),
         ("evaluate.benchmarks=[{name: mine}]", "'mine' needs a file"),
         ("evaluate.benchmarks=[{name: builtin, file: a.jsonl}]", "takes no file"),
         ("evaluate.benchmarks=[{name: humaneval, release: v6}]", "takes no further choice"),
-        ("evaluate.benchmarks=[{file: a.jsonl, windw: paper-v6}]", "unknown key windw; a benchmark has name, file"),
-        ("evaluate.benchmarks=[{file: a.jsonl, window: paper-v6, end: 2025-05}]", "give one of them"),
+        (
+            "evaluate.benchmarks=[{file: a.jsonl, windw: paper-v6}]",
+            "unknown key windw; a benchmark has name, file",
+        ),
+        (
+            "evaluate.benchmarks=[{file: a.jsonl, window: paper-v6, end: 2025-05}]",
+            "give one of them",
+        ),
         ("evaluate.benchmarks=[{file: a.jsonl, window: 2025}]", "window"),
         ("evaluate.benchmarks=[{file: a.jsonl, start: May}]", "start"),
         ("evaluate.benchmarks=[{file: a b.jsonl}]", "name"),
@@ -224,19 +326,31 @@ def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: 
         ("sources.sample.temprature=x", "sources"),
         ("seed", "section.key=value"),
         ("seed=-1", "seed=-1: use a number greater than or equal to 0"),
-        ("prepare.drop_shortest_percent=100", "prepare.drop_shortest_percent=100: use a number less than 100"),
+        (
+            "prepare.drop_shortest_percent=100",
+            "prepare.drop_shortest_percent=100: use a number less than 100",
+        ),
         ("engine.gpu_memory_utilization=1.5", "=1.5: use a number less than or equal to 1"),
         ("engine.kv_cache_gib=0", "engine.kv_cache_gib=0: use a number greater than 0"),
         ("engine.sampler=fast", "engine.sampler='fast': use one of 'auto', 'exact' or 'vllm'"),
         ("engine.extra=3", "engine.extra=3: use a mapping of keys to values"),
         ("prompts.deduplicate=maybe", "prompts.deduplicate='maybe': use true or false"),
         ("sample.max_tokens=many", "sample.max_tokens='many': use a valid integer"),
-        ("sample.max_tokens=1025", "sample.max_tokens 1025 is above model.max_model_len 1024, which holds prompt and answer"),
+        (
+            "sample.max_tokens=1025",
+            "sample.max_tokens 1025 is above model.max_model_len 1024, which holds prompt and answer",
+        ),
         ("evaluate.max_tokens=2000", "evaluate.max_tokens 2000 is above model.max_model_len 1024"),
         ("sample.temperature.x=1", "is a value, not a section"),
         ("seed=[", "not a YAML value"),
-        ("prompts.template_date=2024-13-01", "prompts.template_date: '2024-13-01' is not a YAML value (month must be in 1..12)"),
-        ("prompts.template_date=2023-02-29T01:02:03", "is not a YAML value (day is out of range for month)"),
+        (
+            "prompts.template_date=2024-13-01",
+            "prompts.template_date: '2024-13-01' is not a YAML value (month must be in 1..12)",
+        ),
+        (
+            "prompts.template_date=2023-02-29T01:02:03",
+            "is not a YAML value (day is out of range for month)",
+        ),
     ],
 )
 def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: str) -> None:
@@ -246,10 +360,10 @@ def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_benchmark_may_be_a_name_a_path_or_a_mapping_and_is_written_as_short_as_it_was_given() -> None:
-    given = (
-        "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, release: release_v6, end: 2025-04}]"
-    )
+def test_a_benchmark_may_be_a_name_a_path_or_a_mapping_and_is_written_as_short_as_it_was_given() -> (
+    None
+):
+    given = "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, release: release_v6, end: 2025-04}]"
     recipe = recipes.load("quickstart", [given])
     first, second, third = recipe.evaluate.benchmarks
     assert (first.name, first.file) == ("builtin", None)
@@ -277,12 +391,19 @@ def test_a_missing_recipe_names_the_ones_that_exist(tmp_path: Path) -> None:
 
 
 def test_tuning_fields_do_not_shape_results() -> None:
-    slow, fast = recipes.load("quickstart"), recipes.load("quickstart", ["engine.max_num_seqs=3", "cluster.train_workers=1"])
+    slow, fast = (
+        recipes.load("quickstart"),
+        recipes.load("quickstart", ["engine.max_num_seqs=3", "cluster.train_workers=1"]),
+    )
     assert config.choices(slow.engine) == config.choices(fast.engine)
     assert config.choices(slow.cluster) == config.choices(fast.cluster) == {}
     drawn_otherwise = recipes.load("quickstart", ["engine.sampler=vllm"])
-    assert config.choices(slow.engine) != config.choices(drawn_otherwise.engine), "on CUDA it draws other tokens"
-    assert config.choices(slow.sample) != config.choices(recipes.load("quickstart", ["sample.top_p=0.5"]).sample)
+    assert config.choices(slow.engine) != config.choices(drawn_otherwise.engine), (
+        "on CUDA it draws other tokens"
+    )
+    assert config.choices(slow.sample) != config.choices(
+        recipes.load("quickstart", ["sample.top_p=0.5"]).sample
+    )
 
 
 def test_a_date_that_no_calendar_has_is_one_sentence(tmp_path: Path) -> None:

@@ -55,19 +55,38 @@ def test_all_that_was_made_from_failed_verdicts_is_made_again(new: New) -> None:
     world.run().make()
     assert world.contents() == calm.contents()
     assert world.scores() == calm.scores()
-    assert set(world.made) == {name for name in ORDER if "accepted" in name or "verdicts" in name or name == "report"}
-    kept = sorted(path.relative_to(world.out).as_posix() for path in (world.out / "set-aside").rglob("*.[0-9]"))
-    assert kept == ["set-aside/checkpoint-accepted.0", "set-aside/generations/accepted.0", "set-aside/verdicts/accepted.0"]
+    assert set(world.made) == {
+        name for name in ORDER if "accepted" in name or "verdicts" in name or name == "report"
+    }
+    kept = sorted(
+        path.relative_to(world.out).as_posix()
+        for path in (world.out / "set-aside").rglob("*.[0-9]")
+    )
+    assert kept == [
+        "set-aside/checkpoint-accepted.0",
+        "set-aside/generations/accepted.0",
+        "set-aside/verdicts/accepted.0",
+    ]
 
 
-def test_verdicts_that_come_to_the_same_data_set_cost_no_gpu_time(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_that_come_to_the_same_data_set_cost_no_gpu_time(
+    new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = World._read
-    monkeypatch.setattr(World, "_read", lambda *of: ["same"] if of[1] == "sample-verdicts" else read(*of))
+    monkeypatch.setattr(
+        World, "_read", lambda *of: ["same"] if of[1] == "sample-verdicts" else read(*of)
+    )
     world = new(failing=True)
     before = world.stamps(*GPU)
     world.run().make()
     assert world.stamps(*GPU) == before
-    assert set(world.made) == {"sample-verdicts", "dataset-accepted", "verdicts/base", "verdicts/accepted", "report"}
+    assert set(world.made) == {
+        "sample-verdicts",
+        "dataset-accepted",
+        "verdicts/base",
+        "verdicts/accepted",
+        "report",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
@@ -84,12 +103,20 @@ def test_what_is_made_again_otherwise_has_all_that_follows_made_again(new: New, 
 
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
-def test_what_is_made_again_to_the_same_has_nothing_that_follows_made_again(new: New, name: str) -> None:
+def test_what_is_made_again_to_the_same_has_nothing_that_follows_made_again(
+    new: New, name: str
+) -> None:
     world = new()
     shutil.rmtree(world.out / name)
     world.run().make()
-    follows = {"sample-verdicts": {"dataset-accepted", "report"}, "verdicts/base": {"report"}, "verdicts/accepted": {"report"}}
-    assert set(world.made) == {name} | follows.get(name, set()), "graders measure time, which is never the same"
+    follows = {
+        "sample-verdicts": {"dataset-accepted", "report"},
+        "verdicts/base": {"report"},
+        "verdicts/accepted": {"report"},
+    }
+    assert set(world.made) == {name} | follows.get(name, set()), (
+        "graders measure time, which is never the same"
+    )
 
 
 def killed_while_followed(world: World, name: str) -> None:
@@ -97,7 +124,9 @@ def killed_while_followed(world: World, name: str) -> None:
 
     def die(made: str, part: str) -> None:
         if (made, part) == (name, "part-1"):
-            follower = next(step.name for step in world.steps() if step.follows and step.follows.name == name)
+            follower = next(
+                step.name for step in world.steps() if step.follows and step.follows.name == name
+            )
             path = world.out / follower / "part-0.parquet"
             while not path.exists():
                 pass
@@ -126,11 +155,15 @@ def test_what_followed_an_input_that_was_lost_halfway_is_made_again(
 
 
 @pytest.mark.parametrize("name", ["prompts", "samples", "generations/base", "generations/accepted"])
-def test_what_followed_an_input_that_is_resumed_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_followed_an_input_that_is_resumed_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     without_ray(monkeypatch)
     world, calm = World(tmp_path / "run"), World(tmp_path / "calm")
     killed_while_followed(world, name)
-    follower = next(step.name for step in world.steps() if step.follows and step.follows.name == name)
+    follower = next(
+        step.name for step in world.steps() if step.follows and step.follows.name == name
+    )
     kept = (world.out / follower / "part-0.parquet").stat().st_mtime_ns
     world.run().make()
     calm.run().make()
@@ -173,14 +206,19 @@ CHEAP = ("contamination", "verdicts/base", "report")
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_what_costs_no_gpu_time_is_made_again_for_other_choices(new: New, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_costs_no_gpu_time_is_made_again_for_other_choices(
+    new: New, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     world = new()
     before = world.stamps(*GPU)
     world.choices[name] = 2
     world.run().make()
     assert set(world.made) == {name, "report"}
     assert world.stamps(*GPU) == before
-    assert f"{name} was made with other choices (chosen: null there, 2 here), and is made again" in capsys.readouterr().err
+    assert (
+        f"{name} was made with other choices (chosen: null there, 2 here), and is made again"
+        in capsys.readouterr().err
+    )
     assert (world.out / "set-aside" / f"{name}.0").exists() == (name == "verdicts/base")
     before = snapshot(world.out)
     world.run().make()
@@ -193,9 +231,15 @@ def remove(world: World, *names: str) -> None:
         shutil.rmtree(world.out / name)
 
 
-@pytest.mark.parametrize("name", [name for name in ORDER if name not in CHEAP and name != "verdicts/accepted"])
-@pytest.mark.parametrize("verb", ["report", "render", "sample", "prepare", "train", "generate", "grade"])
-def test_gpu_work_of_other_choices_is_refused_before_anything_is_touched(new: New, name: str, verb: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in ORDER if name not in CHEAP and name != "verdicts/accepted"]
+)
+@pytest.mark.parametrize(
+    "verb", ["report", "render", "sample", "prepare", "train", "generate", "grade"]
+)
+def test_gpu_work_of_other_choices_is_refused_before_anything_is_touched(
+    new: New, name: str, verb: str
+) -> None:
     world = new()
     world.choices[name] = 2
     before = snapshot(world.out)
@@ -208,7 +252,9 @@ def test_gpu_work_of_other_choices_is_refused_before_anything_is_touched(new: Ne
     if not refused:
         world.run().make(verb)
         assert set(world.made) <= looked_at
-        assert all(snapshot(world.out)[path] == before[path] for path in before if path.startswith(GPU))
+        assert all(
+            snapshot(world.out)[path] == before[path] for path in before if path.startswith(GPU)
+        )
         return
     with pytest.raises(UserError) as error:
         world.run().make(verb)
@@ -216,7 +262,9 @@ def test_gpu_work_of_other_choices_is_refused_before_anything_is_touched(new: Ne
     assert ("took GPU time" in str(error.value)) == (refused != ["prompts"])
     assert own in str(error.value)
     assert all(str(world.out / each) in str(error.value) for each in refused)
-    assert str(error.value).endswith("to have it made again" if len(refused) == 1 else "to have them made again")
+    assert str(error.value).endswith(
+        "to have it made again" if len(refused) == 1 else "to have them made again"
+    )
     assert snapshot(world.out) == before
     assert world.made == []
 
@@ -235,13 +283,17 @@ def test_a_refused_run_goes_on_once_the_directories_named_are_deleted(new: New) 
         world.run().make()
     named = ("prompts", "samples", "checkpoint-accepted", "generations/accepted")
     *most, last = (str(world.out / name) for name in named)
-    assert str(error.value).startswith(f"{', '.join(most)} and {last} were made with other choices (chosen: null there, 2 here)")
+    assert str(error.value).startswith(
+        f"{', '.join(most)} and {last} were made with other choices (chosen: null there, 2 here)"
+    )
     remove(world, *named)
     world.run().make()
     assert world.contents() == calm.contents()
 
 
-def test_what_no_gpu_worked_with_yet_is_made_again_but_for_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_gpu_worked_with_yet_is_made_again_but_for_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_ray(monkeypatch)
     world = World(tmp_path / "run")
     world.run().make("render")
@@ -250,13 +302,17 @@ def test_what_no_gpu_worked_with_yet_is_made_again_but_for_prompts(tmp_path: Pat
     world.run().make("render")
     assert sorted(world.made) == ["benchmark", "contamination", "eval-prompts", "training-problems"]
     world.choices["prompts"] = 2
-    with pytest.raises(UserError, match=r"prompts was made with other choices \(chosen: .*\): choose another --out"):
+    with pytest.raises(
+        UserError, match=r"prompts was made with other choices \(chosen: .*\): choose another --out"
+    ):
         world.run().make("render")
     del world.choices["prompts"]
     world.run().make()
 
 
-def test_an_attempt_that_made_nothing_is_neither_refused_nor_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_that_made_nothing_is_neither_refused_nor_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_ray(monkeypatch)
     world = World(tmp_path / "run")
     world.run().make("render")
@@ -281,12 +337,17 @@ KINDS = [kind for kind in identity.REVISIONS if kind != "completions"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_version_that_makes_the_same_costs_no_gpu_time(new: New, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_another_version_that_makes_the_same_costs_no_gpu_time(
+    new: New, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     world = new()
     before = snapshot(world.out)
     raise_revision(monkeypatch, kind)
     if kind in ("samples", "checkpoint", "generations"):
-        with pytest.raises(UserError, match=rf"{kind}.* made by an earlier version of ssd_ray .*, and took GPU time: choose"):
+        with pytest.raises(
+            UserError,
+            match=rf"{kind}.* made by an earlier version of ssd_ray .*, and took GPU time: choose",
+        ):
             world.run().make()
         assert snapshot(world.out) == before
         return
@@ -324,7 +385,9 @@ def test_gpu_work_is_refused_where_another_version_makes_its_inputs_otherwise(
             world.run().make()
     assert str(error.value).startswith(f"{world.out / refused} took GPU time and was made from ")
     assert "of another version of ssd_ray" in str(error.value)
-    assert {path: data for path, data in snapshot(world.out).items() if path.startswith(GPU)} == before
+    assert {
+        path: data for path, data in snapshot(world.out).items() if path.startswith(GPU)
+    } == before
 
 
 def test_a_machine_that_fails_under_a_new_version_costs_what_it_costs_under_one(
@@ -345,24 +408,37 @@ def test_a_machine_that_fails_under_a_new_version_costs_what_it_costs_under_one(
 
 def outlooks(world: World) -> dict[str, str]:
     """What a run would do, by step, and why."""
-    return {step.name: f"{outlook} {reason}".strip() for step, _, outlook, reason in world.run().outlooks()}
+    return {
+        step.name: f"{outlook} {reason}".strip()
+        for step, _, outlook, reason in world.run().outlooks()
+    }
 
 
-def test_a_plan_says_what_a_run_then_does_and_touches_nothing(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_says_what_a_run_then_does_and_touches_nothing(
+    new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = new()
     before = snapshot(world.out)
     assert set(outlooks(world).values()) == {"keep"}
     world.choices |= {"verdicts/base": 2, "samples": 2}
     told = outlooks(world)
-    assert told["verdicts/base"] == "make again was made with other choices (chosen: null there, 2 here)"
+    assert (
+        told["verdicts/base"]
+        == "make again was made with other choices (chosen: null there, 2 here)"
+    )
     assert told["samples"] == "refuse was made with other choices (chosen: null there, 2 here)"
-    assert told["checkpoint-accepted"] == "refuse was made with other choices (samples: chosen: null there, 2 here)"
+    assert (
+        told["checkpoint-accepted"]
+        == "refuse was made with other choices (samples: chosen: null there, 2 here)"
+    )
     assert told["generations/base"] == "keep"
     assert told["verdicts/accepted"].startswith("make again was made with other choices (samples:")
     world.choices.clear()
     raise_revision(monkeypatch, "prompts")
     told = outlooks(world)
-    assert told["prompts"].startswith("make again was made by an earlier version of ssd_ray (revision ")
+    assert told["prompts"].startswith(
+        "make again was made by an earlier version of ssd_ray (revision "
+    )
     assert told["samples"] == "keep if prompts come out otherwise"
     assert snapshot(world.out) == before
 
@@ -448,13 +524,26 @@ def test_a_recipe_s_run_killed_at_random_ends_with_the_same_scores_byte_for_byte
     here = str(Path(__file__).parent)
     for number in rng.sample(range(1, 160), 3):
         shutil.copytree(tmp_path / "ended", tmp_path / "run")
-        code = f"import sys; sys.path.insert(0, {here!r}); import played; played.play(*sys.argv[1:])"
+        code = (
+            f"import sys; sys.path.insert(0, {here!r}); import played; played.play(*sys.argv[1:])"
+        )
         command = [sys.executable, "-c", code, str(tmp_path / "run"), str(tiny_llama), str(number)]
-        assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL, number
+        assert (
+            subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+        ), number
         played.run(tmp_path / "run").make()
         assert list(rows(tmp_path / "run", *ROWS)) == list(rows(tmp_path / "calm", *ROWS)), number
-        assert (tmp_path / "run" / SCORES).read_bytes() == (tmp_path / "calm" / SCORES).read_bytes(), number
+        assert (tmp_path / "run" / SCORES).read_bytes() == (
+            tmp_path / "calm" / SCORES
+        ).read_bytes(), number
         shutil.rmtree(tmp_path / "run")
 
 
-ROWS = ("samples", "dataset-accepted", "sample-verdicts", "generations/accepted", "verdicts/accepted", "verdicts/base")
+ROWS = (
+    "samples",
+    "dataset-accepted",
+    "sample-verdicts",
+    "generations/accepted",
+    "verdicts/accepted",
+    "verdicts/base",
+)

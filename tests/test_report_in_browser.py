@@ -9,7 +9,9 @@ import matplotlib.image
 import pytest
 from synthetic_run import make_run, recipe, reported
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -25,7 +27,9 @@ FLAGS = [
 ]
 NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND"
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH"
+)
 
 PROBE = """<script>addEventListener("load", () => {
   const seen = {
@@ -42,7 +46,12 @@ addEventListener("message", event => { document.getElementById("seen").textConte
 </script><iframe src="{name}" style="width: {width}px; height: 9000px; border: 0"></iframe>"""
 
 
-SWEEP = {"sweep": [0.9], "controls": ["teacher", "naive"], "profiles": ["strict", "lcb-compat"], "bootstrap_samples": 200}
+SWEEP = {
+    "sweep": [0.9],
+    "controls": ["teacher", "naive"],
+    "profiles": ["strict", "lcb-compat"],
+    "bootstrap_samples": 200,
+}
 
 
 @pytest.fixture(scope="module", params=["two arms", "a sweep"])
@@ -75,7 +84,9 @@ def complaints(log):
     return [line for line in log.splitlines() if "CONSOLE" in line]
 
 
-def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_is_silent(shown, browse):
+def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_is_silent(
+    shown, browse
+):
     page, figures = shown
     dom, log = browse(page, "--dump-dom")
     assert complaints(log) == []
@@ -86,7 +97,9 @@ def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_
 
 def test_the_console_would_have_been_heard(tmp_path, browse):
     bad = tmp_path / "bad.html"
-    bad.write_text("<!DOCTYPE html><title>bad</title><script>console.error('heard'); nothing.here</script>")
+    bad.write_text(
+        "<!DOCTYPE html><title>bad</title><script>console.error('heard'); nothing.here</script>"
+    )
     assert len(complaints(browse(bad, "--dump-dom")[1])) == 2
 
 

@@ -36,11 +36,19 @@ def all_numbers(value):
 def test_every_percentage_and_difference_in_the_tables_is_a_number_of_scores_json(shown):
     _, _, scores, html = shown
     numbers = all_numbers(scores)
-    percentages = {words.percent(number, digits) for number in numbers if 0 <= number <= 1 for digits in (0, 1)}
-    signed = {words.points(number, digits) for number in numbers if abs(number) <= 1 for digits in (0, 1)}
+    percentages = {
+        words.percent(number, digits) for number in numbers if 0 <= number <= 1 for digits in (0, 1)
+    }
+    signed = {
+        words.points(number, digits) for number in numbers if abs(number) <= 1 for digits in (0, 1)
+    }
     result = html[html.index('<section id="result">') : html.index('<section id="run">')]
-    tables_only = result + html[html.index('<section id="benchmarks">') : html.index('<section id="data">')]
-    cells = re.sub("<[^>]+>", "|", "".join(re.findall(r"<tbody.*?</tbody>", tables_only, re.DOTALL)))
+    tables_only = (
+        result + html[html.index('<section id="benchmarks">') : html.index('<section id="data">')]
+    )
+    cells = re.sub(
+        "<[^>]+>", "|", "".join(re.findall(r"<tbody.*?</tbody>", tables_only, re.DOTALL))
+    )
     shown_percentages = set(re.findall(r"\d[\d.]*\u00a0%", cells))
     assert len(shown_percentages) > 20
     assert shown_percentages <= percentages
@@ -105,7 +113,9 @@ def test_the_page_is_self_contained_and_a_screen_reader_finds_its_way(shown):
 def test_the_page_says_in_plain_words_what_the_run_shows_and_what_it_does_not(shown):
     text = " ".join("".join(Page(shown[3]).text).split())
     doubt = r"p (0\.\d+|1\.0|below 0\.001), detectable ±\d+"
-    assert re.search(rf"ssd − base: [+−]?\d+ points, 95 % interval [+−]?\d+ to [+−]?\d+, {doubt}: ", text)
+    assert re.search(
+        rf"ssd − base: [+−]?\d+ points, 95 % interval [+−]?\d+ to [+−]?\d+, {doubt}: ", text
+    )
     for promised in (
         "It proves the pipeline, not the method.",
         "135 million parameters",
@@ -123,7 +133,9 @@ def test_the_page_says_in_plain_words_what_the_run_shows_and_what_it_does_not(sh
 def test_nothing_that_a_model_recipe_or_problem_says_becomes_markup(tmp_path):
     chosen = recipe(description=EVIL, model={"source": EVIL}, sources={"sample": EVIL})
     arms = {"base": chosen.evaluate.arms["base"], EVIL: chosen.evaluate.arms["ssd"]}
-    chosen = chosen.model_copy(update={"evaluate": chosen.evaluate.model_copy(update={"arms": arms})})
+    chosen = chosen.model_copy(
+        update={"evaluate": chosen.evaluate.model_copy(update={"arms": arms})}
+    )
     out, _, scores = reported(make_run(tmp_path, chosen, evil=EVIL))
     html = (out / "report.html").read_text()
     page = assert_safe(html)
@@ -180,16 +192,28 @@ def test_a_difference_ends_in_plain_words(found, told):
 def test_a_difference_over_few_problems_is_told_in_counts():
     few = {"problems": 9, "better": 2, "worse": 1, "reading": "too few problems"}
     text = words.reading("ssd", "base", few, 0.95)
-    assert text == "ssd − base: 2 better, 1 worse, 6 equal of 9 problems: too few problems (9) to tell them apart"
-    assert "all 1 equal of 1 problem:" in words.reading("ssd", "base", few | {"problems": 1, "better": 0, "worse": 0}, 0.95)
+    assert (
+        text
+        == "ssd − base: 2 better, 1 worse, 6 equal of 9 problems: too few problems (9) to tell them apart"
+    )
+    assert "all 1 equal of 1 problem:" in words.reading(
+        "ssd", "base", few | {"problems": 1, "better": 0, "worse": 0}, 0.95
+    )
 
 
 def few_problems(monkeypatch, tmp_path, samples):
     """A run over 9 problems of one benchmark and 12 of another, and the text of its page."""
     import synthetic_run
 
-    monkeypatch.setattr(synthetic_run, "PROBLEMS", {"own": ("easy",) * 4 + ("hard",) * 5, "builtin": ("easy",) * 12})
-    evaluate = {"samples_per_problem": samples, "pass_at": [1], "sweep": [0.9], "bootstrap_samples": 200}
+    monkeypatch.setattr(
+        synthetic_run, "PROBLEMS", {"own": ("easy",) * 4 + ("hard",) * 5, "builtin": ("easy",) * 12}
+    )
+    evaluate = {
+        "samples_per_problem": samples,
+        "pass_at": [1],
+        "sweep": [0.9],
+        "bootstrap_samples": 200,
+    }
     out, _, scores = reported(make_run(tmp_path, recipe(evaluate=evaluate)))
     return scores, (out / "report.html").read_text()
 
@@ -200,12 +224,20 @@ def test_below_10_problems_the_page_prints_counts(monkeypatch, tmp_path, samples
     result = html[html.index('aria-label="Scores of each arm"') : html.index('<section id="run">')]
     rows = re.sub("<[^>]+>", "|", result[result.index(">own <") : result.index("</table>")])
     assert re.search(r"\d of 9\|", rows)
-    gains = html[html.index('aria-label="Gains with temperatures') : html.index('aria-label="Scores of each arm"')]
-    assert "%" not in re.sub(r"T.\S+ \([^)]*\)", "", gains[gains.index(">own<") : gains.index("</table>")])
+    gains = html[
+        html.index('aria-label="Gains with temperatures') : html.index(
+            'aria-label="Scores of each arm"'
+        )
+    ]
+    assert "%" not in re.sub(
+        r"T.\S+ \([^)]*\)", "", gains[gains.index(">own<") : gains.index("</table>")]
+    )
     assert "equal" in rows
     assert "%" not in rows
     assert "detectable" not in rows
-    table = html[html.index('aria-label="Scores on own"') : html.index('aria-label="Answers to own"')]
+    table = html[
+        html.index('aria-label="Scores on own"') : html.index('aria-label="Answers to own"')
+    ]
     cells = re.sub("<[^>]+>", "|", table[table.index("</thead>") :])
     assert "%" not in cells
     assert re.search(r"\d of 4\|", cells)
@@ -222,7 +254,13 @@ def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_pat
     monkeypatch.setattr(synthetic_run, "PROBLEMS", {"builtin": ("easy",) * 32})
     same = recipe(evaluate={"samples_per_problem": 1, "pass_at": [1]})
     solved = {f"builtin/{number:02}" for number in (3, 17)}
-    run = make_run(tmp_path, same, outcome=lambda arm, answer, rng: "accepted" if answer.prompt_id in solved else "wrong_answer")
+    run = make_run(
+        tmp_path,
+        same,
+        outcome=lambda arm, answer, rng: (
+            "accepted" if answer.prompt_id in solved else "wrong_answer"
+        ),
+    )
     _, _, scores = reported(run)
     (found,) = words.readings(scores)
     assert found["text"].replace("\u00a0", " ") == (
@@ -238,17 +276,26 @@ def test_numbers_are_rounded_as_people_round_and_to_the_digits_that_a_sample_des
     assert words.points(-0.0625) == "−6.3"
     assert words.points(0.0004, 1) == "0.0"
     assert words.points(-0.0004, 1) == "0.0"
-    shown = [words.duration(seconds).replace("\u00a0", " ") for seconds in (0.0257, 4.13, 41.3, 59.7, 725, 12_000)]
+    shown = [
+        words.duration(seconds).replace("\u00a0", " ")
+        for seconds in (0.0257, 4.13, 41.3, 59.7, 725, 12_000)
+    ]
     assert shown == ["0.026 s", "4.1 s", "41 s", "60 s", "12 min 5 s", "3 h 20 min"]
 
 
-SWEEP = {"sweep": [0.9, 1.3], "controls": ["teacher", "naive"], "profiles": ["strict", "lcb-compat"]}
+SWEEP = {
+    "sweep": [0.9, 1.3],
+    "controls": ["teacher", "naive"],
+    "profiles": ["strict", "lcb-compat"],
+}
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A run over a sweep with both controls and both profiles."""
-    made = make_run(tmp_path_factory.mktemp("swept"), recipe(evaluate=SWEEP | {"bootstrap_samples": 200}))
+    made = make_run(
+        tmp_path_factory.mktemp("swept"), recipe(evaluate=SWEEP | {"bootstrap_samples": 200})
+    )
     out, _, scores = reported(made)
     return made, scores, (out / "report.html").read_text()
 
@@ -284,22 +331,30 @@ def test_a_sweep_states_the_selection_free_gain_first_and_the_best_cell_only_bes
 def test_the_best_cell_is_the_difference_of_the_best_means(swept):
     _, scores, _ = swept
     arms = scores["benchmarks"]["humaneval"]["all"]["arms"]
-    best = {name: max(arms[arm]["score"]["pass@1"]["estimate"] for arm in points) for name, points in scores["families"].items()}
+    best = {
+        name: max(arms[arm]["score"]["pass@1"]["estimate"] for arm in points)
+        for name, points in scores["families"].items()
+    }
     for pair in scores["selection"]["humaneval"]:
-        assert pair["metrics"]["pass@1"]["best_cell"] == pytest.approx(best[pair["treated"]] - best[pair["control"]])
+        assert pair["metrics"]["pass@1"]["best_cell"] == pytest.approx(
+            best[pair["treated"]] - best[pair["control"]]
+        )
 
 
 def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(swept):
     made, scores, html = swept
     flips = scores["profiles"]["flips"]["lcb-compat"]
     assert scores["profiles"]["order"] == ["strict", "lcb-compat"]
-    assert set(scores["profiles"]["scores"]["lcb-compat"]) == {"builtin"}  # the other profile graded no other benchmark
+    assert set(scores["profiles"]["scores"]["lcb-compat"]) == {
+        "builtin"
+    }  # the other profile graded no other benchmark
     assert len(flips) == 4 * len(made.verdicts)
     for flip in flips:
         strict = next(
             verdict
             for verdict in made.verdicts[flip["arm"]]
-            if (verdict.prompt_id, verdict.sample_index) == (flip["problem_id"], flip["sample_index"])
+            if (verdict.prompt_id, verdict.sample_index)
+            == (flip["problem_id"], flip["sample_index"])
         )
         assert flip["first"] == strict.outcome
         assert (flip["second"] == "accepted") == (strict.outcome != "accepted")
@@ -308,23 +363,34 @@ def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(
 
 
 def test_a_flip_that_is_owed_to_the_official_grader_says_so(tmp_path):
-    detail = "test 2: " + with_reason("official -2: line 1 is missing", "it cannot be iterated over")
+    detail = "test 2: " + with_reason(
+        "official -2: line 1 is missing", "it cannot be iterated over"
+    )
 
     def explained(name, rows):
         if not name.startswith("verdicts-lcb/"):
             return rows
-        return [dataclasses.replace(row, detail=detail if row.outcome == "wrong_answer" else "") for row in rows]
+        return [
+            dataclasses.replace(row, detail=detail if row.outcome == "wrong_answer" else "")
+            for row in rows
+        ]
 
-    made = make_run(tmp_path / "run", recipe(evaluate={"profiles": ["strict", "lcb-compat"]}), mutate=explained)
+    made = make_run(
+        tmp_path / "run", recipe(evaluate={"profiles": ["strict", "lcb-compat"]}), mutate=explained
+    )
     out, _, scores = reported(made)
     flips = scores["profiles"]["flips"]["lcb-compat"]
     lost = [flip for flip in flips if flip["second"] == "wrong_answer"]
     assert lost
-    assert {flip["reason"] for flip in lost} == {"official stand-in for sys.stdin: it cannot be iterated over"}
+    assert {flip["reason"] for flip in lost} == {
+        "official stand-in for sys.stdin: it cannot be iterated over"
+    }
     assert {flip["reason"] for flip in flips if flip["second"] == "accepted"} == {""}
     assert scores["profiles"]["official_grader"] == dict(GRADER)
     html = (out / "report.html").read_text()
-    assert f"{len(lost)} answers of these flipped because of the official grader" in html.replace("\n", " ")
+    assert f"{len(lost)} answers of these flipped because of the official grader" in html.replace(
+        "\n", " "
+    )
     assert "LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)" in html
 
 
@@ -332,7 +398,11 @@ def test_a_long_example_shows_the_end_of_its_answer(tmp_path):
     long = "<think>" + "hm\n" * 5000 + "</think>" + "```python\nprint(4711)\n```"
 
     def spoken(name, rows):
-        return [dataclasses.replace(row, text=long) for row in rows] if name.startswith("generations/") else rows
+        return (
+            [dataclasses.replace(row, text=long) for row in rows]
+            if name.startswith("generations/")
+            else rows
+        )
 
     html = (reported(make_run(tmp_path, mutate=spoken))[0] / "report.html").read_text()
     assert "print(4711)" in html
@@ -346,8 +416,12 @@ def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
         if not name.startswith("verdicts/"):
             return rows
         opened = {"builtin": "", "humaneval": "<think>"}
-        read = (content_of_text(texts[row.sample_index], opened[row.source]).reasoning for row in rows)
-        return [dataclasses.replace(row, reasoning=state) for row, state in zip(rows, read, strict=True)]
+        read = (
+            content_of_text(texts[row.sample_index], opened[row.source]).reasoning for row in rows
+        )
+        return [
+            dataclasses.replace(row, reasoning=state) for row, state in zip(rows, read, strict=True)
+        ]
 
     scores = reported(make_run(tmp_path, mutate=spoken))[2]["benchmarks"]
     opened, prompted = (scores[name]["all"]["arms"]["ssd"] for name in ("builtin", "humaneval"))

@@ -45,7 +45,9 @@ def per_problem(verdicts, source, k, difficulty=None):
     for verdict in verdicts:
         if verdict.source == source and difficulty in (None, verdict.difficulty):
             kept = answers.setdefault(verdict.prompt_id, [])
-            kept += [verdict.outcome == "accepted"] if verdict.outcome != "infrastructure_error" else []
+            kept += (
+                [verdict.outcome == "accepted"] if verdict.outcome != "infrastructure_error" else []
+            )
     return {name: brute_pass_at_k(kept, k) for name, kept in sorted(answers.items())}
 
 
@@ -58,7 +60,10 @@ def test_scores_and_differences_are_what_enumerating_every_choice_of_answers_giv
     for source, difficulty, k in itertools.product(PROBLEMS, (None, "easy", "hard"), (1, 5)):
         if source == "humaneval" and difficulty:
             continue
-        base, ssd = (np.array(list(per_problem(made.verdicts[arm], source, k, difficulty).values())) for arm in ("base", "ssd"))
+        base, ssd = (
+            np.array(list(per_problem(made.verdicts[arm], source, k, difficulty).values()))
+            for arm in ("base", "ssd")
+        )
         groups = scores["benchmarks"][source]
         arms = (groups["difficulties"][difficulty] if difficulty else groups["all"])["arms"]
         name = f"pass@{k}"
@@ -66,18 +71,25 @@ def test_scores_and_differences_are_what_enumerating_every_choice_of_answers_giv
         assert arms["ssd"]["score"][name]["estimate"] == near(ssd.mean())
         found = arms["ssd"]["difference"][name]
         assert found["estimate"] == near((ssd - base).mean())
-        assert (found["problems"], found["better"], found["worse"]) == (len(base), (ssd > base).sum(), (ssd < base).sum())
+        assert (found["problems"], found["better"], found["worse"]) == (
+            len(base),
+            (ssd > base).sum(),
+            (ssd < base).sum(),
+        )
         pair = paired.discordance(ssd, base, answers=6)
         interval = paired.difference_interval(pair, confidence=0.95)
         assert (found["low"], found["high"]) == (near(interval.low), near(interval.high))
         assert found["p_value"] == near(significance.p_value(pair))
-        assert found["smallest_detectable_effect"] == pytest.approx(2.80159 * found["standard_error"], rel=1e-5)
+        assert found["smallest_detectable_effect"] == pytest.approx(
+            2.80159 * found["standard_error"], rel=1e-5
+        )
         if name == "pass@1" and not difficulty:
             error = (ssd - base).std(ddof=1) / len(base) ** 0.5
             assert error < found["standard_error"] < 2 * error
         assert arms["base"]["difference"][name] is None
     assert (
-        facts["pass@1"]["builtin"]["ssd"] == scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]["estimate"]
+        facts["pass@1"]["builtin"]["ssd"]
+        == scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]["estimate"]
     )
 
 
@@ -96,18 +108,32 @@ def test_outcomes_rates_and_lengths_are_counts_of_the_rows(made, shown):
         verdicts = [verdict for verdict in made.verdicts[arm] if verdict.source == source]
         answers = [answer for answer in made.completions[arm] if answer.source == source]
         found = scores["benchmarks"][source]["all"]["arms"][arm]
-        assert {name: number for name, number in found["outcomes"].items() if number} == Counter(v.outcome for v in verdicts)
-        assert found["no_code_rate"] == near(sum(v.outcome == "no_code" for v in verdicts) / len(verdicts))
-        assert found["time_limit_rate"] == near(sum(v.outcome == "time_limit" for v in verdicts) / len(verdicts))
+        assert {name: number for name, number in found["outcomes"].items() if number} == Counter(
+            v.outcome for v in verdicts
+        )
+        assert found["no_code_rate"] == near(
+            sum(v.outcome == "no_code" for v in verdicts) / len(verdicts)
+        )
+        assert found["time_limit_rate"] == near(
+            sum(v.outcome == "time_limit" for v in verdicts) / len(verdicts)
+        )
         assert (found["thinking"], found["think_close_rate"]) == (0, None)
-        assert found["cap_hit_rate"] == near(sum(a.finish_reason == "length" for a in answers) / len(answers))
-        assert found["mean_answer_tokens"] == near(np.mean([len(a.output_token_ids) for a in answers]))
-        assert found["median_answer_tokens"] == np.median([len(a.output_token_ids) for a in answers])
+        assert found["cap_hit_rate"] == near(
+            sum(a.finish_reason == "length" for a in answers) / len(answers)
+        )
+        assert found["mean_answer_tokens"] == near(
+            np.mean([len(a.output_token_ids) for a in answers])
+        )
+        assert found["median_answer_tokens"] == np.median(
+            [len(a.output_token_ids) for a in answers]
+        )
 
 
 def test_the_sample_histogram_holds_every_sample_once(made, shown):
     samples = shown[2]["training"]["samples"]
-    lengths = [len(row[0]) for row in shards.read_columns(made.path / "samples", "output_token_ids")]
+    lengths = [
+        len(row[0]) for row in shards.read_columns(made.path / "samples", "output_token_ids")
+    ]
     histogram = samples["histogram"]
     both = [stop + cut for stop, cut in zip(histogram["stop"], histogram["length"], strict=True)]
     assert both == np.histogram(lengths, bins=histogram["edges"])[0].tolist()
@@ -140,19 +166,29 @@ def test_base_tests_alone_have_a_score_beside_that_of_all_tests(tmp_path):
         if not name.startswith("verdicts/"):
             return rows
         return [
-            dataclasses.replace(row, outcome_base=passing.get(row.outcome, row.outcome)) if row.source == "humaneval" else row
+            dataclasses.replace(row, outcome_base=passing.get(row.outcome, row.outcome))
+            if row.source == "humaneval"
+            else row
             for row in rows
         ]
 
     made = make_run(tmp_path, mutate=with_base)
     out, _, scores = reported(made)
     for arm, verdicts in made.verdicts.items():
-        eased = [dataclasses.replace(row, outcome=passing.get(row.outcome, row.outcome)) for row in verdicts]
+        eased = [
+            dataclasses.replace(row, outcome=passing.get(row.outcome, row.outcome))
+            for row in verdicts
+        ]
         for k in (1, 5):
             right = per_problem(eased, "humaneval", k)
             found = scores["benchmarks"]["humaneval"]["all"]["arms"][arm]
-            assert found["base_score"][f"pass@{k}"]["estimate"] == near(np.mean(list(right.values())))
-            assert found["base_score"][f"pass@{k}"]["estimate"] > found["score"][f"pass@{k}"]["estimate"]
+            assert found["base_score"][f"pass@{k}"]["estimate"] == near(
+                np.mean(list(right.values()))
+            )
+            assert (
+                found["base_score"][f"pass@{k}"]["estimate"]
+                > found["score"][f"pass@{k}"]["estimate"]
+            )
         assert scores["benchmarks"]["builtin"]["all"]["arms"][arm]["base_score"] == {}
     assert (out / "report.html").read_text().count("base tests alone") == 1
 
@@ -173,15 +209,22 @@ def test_an_infrastructure_error_is_no_wrong_answer_and_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("broken", "spared"), [("ssd", "base"), ("base", "ssd")])
-def test_too_many_infrastructure_errors_refuse_the_score_and_every_difference_with_it(tmp_path, broken, spared):
+def test_too_many_infrastructure_errors_refuse_the_score_and_every_difference_with_it(
+    tmp_path, broken, spared
+):
     def often(arm, answer, rng):
-        return "infrastructure_error" if arm == broken and answer.sample_index == 0 else usual_outcome(arm, answer, rng)
+        return (
+            "infrastructure_error"
+            if arm == broken and answer.sample_index == 0
+            else usual_outcome(arm, answer, rng)
+        )
 
     made = make_run(tmp_path, outcome=often)
     scores, _ = measure(made.recipe, made.path)
     arms = scores["benchmarks"]["builtin"]["all"]["arms"]
     assert (
-        "12 of 72 answers could not be graded, 16.7 %, above evaluate.max_infrastructure_errors 10 %" in arms[broken]["refused"]
+        "12 of 72 answers could not be graded, 16.7 %, above evaluate.max_infrastructure_errors 10 %"
+        in arms[broken]["refused"]
     )
     assert set(arms[broken]["score"].values()) == set(arms["ssd"]["difference"].values()) == {None}
     assert arms[spared]["score"]["pass@1"]["estimate"] > 0
@@ -199,25 +242,43 @@ def drop_last(directory):
 
 
 def change_last(directory, **changes):
-    return lambda name, rows: [*rows[:-1], dataclasses.replace(rows[-1], **changes)] if name == directory else rows
+    return lambda name, rows: (
+        [*rows[:-1], dataclasses.replace(rows[-1], **changes)] if name == directory else rows
+    )
 
 
 def drop_problem(directory_suffix):
-    return lambda name, rows: [r for r in rows if r.prompt_id != "builtin/00"] if name.endswith(directory_suffix) else rows
+    return lambda name, rows: (
+        [r for r in rows if r.prompt_id != "builtin/00"]
+        if name.endswith(directory_suffix)
+        else rows
+    )
 
 
 @pytest.mark.parametrize(
     ("mutate", "message"),
     [
-        (drop_last("verdicts/ssd"), "answers without a verdict: 1, such as 'humaneval/11' sample 5"),
+        (
+            drop_last("verdicts/ssd"),
+            "answers without a verdict: 1, such as 'humaneval/11' sample 5",
+        ),
         (drop_last("generations/ssd"), "the verdict on sample 5 of 'humaneval/11' has no answer"),
         (change_last("verdicts/ssd", sample_index=4), "or is there twice"),
-        (change_last("generations/ssd", sample_index=4), "sample 4 of 'humaneval/11' is there twice"),
-        (drop_problem("/ssd"), "its problems are not those of eval-prompts: 'builtin/00' is only in eval-prompts"),
+        (
+            change_last("generations/ssd", sample_index=4),
+            "sample 4 of 'humaneval/11' is there twice",
+        ),
+        (
+            drop_problem("/ssd"),
+            "its problems are not those of eval-prompts: 'builtin/00' is only in eval-prompts",
+        ),
         (drop_problem("eval-prompts"), "'builtin/00' is only in verdicts"),
         (change_last("verdicts/ssd", difficulty="easy"), "more than one source or difficulty"),
         (change_last("eval-prompts", difficulty="easy"), "not as in eval-prompts"),
-        (change_last("eval-prompts", prompt_id="builtin/00"), "holds the problem 'builtin/00' twice"),
+        (
+            change_last("eval-prompts", prompt_id="builtin/00"),
+            "holds the problem 'builtin/00' twice",
+        ),
         (drop_last("samples"), "the manifest counts 40 rows, the shards hold 39"),
         (drop_last("prompts"), "the manifest counts 40 rows, the shards hold 39"),
     ],
@@ -231,7 +292,9 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path, mutate, message):
 
 def test_another_number_of_answers_than_the_recipe_asked_for_is_refused(made):
     other = recipe(evaluate={"samples_per_problem": 7})
-    with pytest.raises(UserError, match=r"'builtin/00' has 6 answers, not evaluate.samples_per_problem 7"):
+    with pytest.raises(
+        UserError, match=r"'builtin/00' has 6 answers, not evaluate.samples_per_problem 7"
+    ):
         report(other, made.path, made.steps, out=made.path / "never")
 
 
@@ -255,17 +318,27 @@ def test_facts_that_a_stage_did_not_count_are_shown_as_not_recorded(tmp_path):
     assert (out / "report.html").read_text().count("not recorded") > 20
 
 
-def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any_has_no_curves(tmp_path):
+def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any_has_no_curves(
+    tmp_path,
+):
     made = make_run(tmp_path)
     found = reported(made)[2]["training"]["held_out"]
     assert found["step"] == [0, 10, 20, 30, 40]
     assert found["nll"][0] == 0.9
     for step in range(5):
-        assert found["entropy"][step] == pytest.approx(sum(found[f"entropy_{part}"][step] for part in ("gate", "head", "tail")))
+        assert found["entropy"][step] == pytest.approx(
+            sum(found[f"entropy_{part}"][step] for part in ("gate", "head", "tail"))
+        )
     (made.path / "checkpoint" / "heldout.jsonl").unlink()
     out, _, scores = reported(made, "without")
     assert scores["training"]["held_out"] is None
-    assert "not trained on" not in (out / "report.html").read_text().split('<section id="training">')[1].split("</section>")[0]
+    assert (
+        "not trained on"
+        not in (out / "report.html")
+        .read_text()
+        .split('<section id="training">')[1]
+        .split("</section>")[0]
+    )
     files.write_atomic(made.path / "checkpoint" / "heldout.jsonl", '{"step": 0}\n')
     with pytest.raises(UserError, match=r"heldout.jsonl:1 is not a measurement"):
         reported(made, "spoilt")
@@ -273,18 +346,26 @@ def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any
 
 def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_is_null(tmp_path):
     lines = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": float("nan")}, {"step": 1, "loss": 0.5}]
-    files.write_atomic(tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    files.write_atomic(
+        tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
+    )
     found = counts.loss(tmp_path / "checkpoint")
     assert found.steps == (1, 2)
     assert tables.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
 
 
-@pytest.mark.parametrize(("shift", "expected"), [(0.4, "higher"), (-0.4, "lower"), (0.0, "cannot tell")])
-def test_arms_are_called_different_only_by_an_interval_without_zero_over_enough_problems(shift, expected):
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(0.4, "higher"), (-0.4, "lower"), (0.0, "cannot tell")]
+)
+def test_arms_are_called_different_only_by_an_interval_without_zero_over_enough_problems(
+    shift, expected
+):
     chosen, rng = recipe(), np.random.default_rng(0)
     base = rng.uniform(0.4, 0.6, 40)
     assert differences.difference(chosen, base + shift, base).reading == expected
-    assert differences.difference(chosen, (base + shift)[:9], base[:9]).reading == "too few problems"
+    assert (
+        differences.difference(chosen, (base + shift)[:9], base[:9]).reading == "too few problems"
+    )
     assert differences.difference(chosen, base + shift, base).smallest_detectable_effect > 0
 
 
@@ -299,12 +380,29 @@ def stored(made):
 
 def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     first = stored(make_run(tmp_path / "a"))
-    second = stored(make_run(tmp_path / "b", recipe(train={"steps": 80, "global_batch_size": 4, "warmup_steps": 4}), seed=5))
+    second = stored(
+        make_run(
+            tmp_path / "b",
+            recipe(train={"steps": 80, "global_batch_size": 4, "warmup_steps": 4}),
+            seed=5,
+        )
+    )
     found = compare(first.path, second.path)
-    assert [(change.field, change.first, change.second) for change in found.changes] == [("train.steps", 40, 80)]
+    assert [(change.field, change.first, change.second) for change in found.changes] == [
+        ("train.steps", 40, 80)
+    ]
     for pair in found.pairs:
         here, there = (
-            np.array(list(per_problem(run.verdicts[pair.arm], pair.benchmark, int(pair.metric[5:]), pair.difficulty).values()))
+            np.array(
+                list(
+                    per_problem(
+                        run.verdicts[pair.arm],
+                        pair.benchmark,
+                        int(pair.metric[5:]),
+                        pair.difficulty,
+                    ).values()
+                )
+            )
             for run in (first, second)
         )
         assert pair.difference.problems == len(here)
@@ -314,11 +412,15 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     text = printed(found)
     assert "train.steps" in text
     assert "second − first" in text
-    assert [pair.difficulty for pair in found.pairs if pair.arm == "ssd" and pair.metric == "pass@1"] == [
+    assert [
+        pair.difficulty for pair in found.pairs if pair.arm == "ssd" and pair.metric == "pass@1"
+    ] == [
         *(None, "easy", "medium", "hard"),  # of builtin
         None,  # of humaneval, which has one difficulty
     ]
-    easy = next(line for line in text.splitlines() if "easy" in line and "pass@1" in line and "ssd" in line)
+    easy = next(
+        line for line in text.splitlines() if "easy" in line and "pass@1" in line and "ssd" in line
+    )
     assert re.search(r"of 4 .*of 4 .*(better|equal)", easy), "four problems are told in counts"
     assert "%" not in easy
     assert compare(first.path, first.path).changes == ()
@@ -326,14 +428,24 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
 
 def test_runs_on_other_problems_are_not_paired_and_a_run_without_report_is_refused(tmp_path, made):
     first = stored(make_run(tmp_path / "a"))
-    second = stored(make_run(tmp_path / "b", mutate=lambda name, rows: drop_problem("")(name, rows)))
+    second = stored(
+        make_run(tmp_path / "b", mutate=lambda name, rows: drop_problem("")(name, rows))
+    )
     pairs = compare(first.path, second.path).pairs
     found = {(pair.benchmark, pair.arm): pair for pair in pairs if pair.difficulty is None}
     assert found["builtin", "ssd"].difference is None
-    groups = {pair.difficulty: pair for pair in pairs if (pair.benchmark, pair.arm) == ("builtin", "ssd")}
-    assert groups["easy"].unpaired == "the problems differ: 1 only in the first run, 0 only in the second"
+    groups = {
+        pair.difficulty: pair for pair in pairs if (pair.benchmark, pair.arm) == ("builtin", "ssd")
+    }
+    assert (
+        groups["easy"].unpaired
+        == "the problems differ: 1 only in the first run, 0 only in the second"
+    )
     assert groups["hard"].difference is not None
-    assert "the problems differ: 1 only in the first run, 0 only in the second" in found["builtin", "ssd"].unpaired
+    assert (
+        "the problems differ: 1 only in the first run, 0 only in the second"
+        in found["builtin", "ssd"].unpaired
+    )
     assert found["humaneval", "ssd"].difference is not None
     with pytest.raises(UserError, match=r"has no report/scores.json"):
         compare(first.path, Path("nowhere"))
@@ -342,7 +454,10 @@ def test_runs_on_other_problems_are_not_paired_and_a_run_without_report_is_refus
 def test_problems_that_cannot_be_graded_are_named_beside_the_scores(tmp_path):
     made = make_run(tmp_path / "run")
     names = [f"own/{number}" for number in range(12)]
-    left_out = [{"problem_id": name, "place": "p.jsonl, row 1", "reason": "its check fails"} for name in names]
+    left_out = [
+        {"problem_id": name, "place": "p.jsonl, row 1", "reason": "its check fails"}
+        for name in names
+    ]
     path = made.path / "benchmark" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["facts"]["problems_left_out"] = left_out

@@ -45,7 +45,9 @@ AGENTS = ("DashboardAgent", "RuntimeEnvAgent", "dashboard/agent.py", "runtime_en
 
 def _start(recipe: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ssd_ray", "run", str(recipe), "--out", str(out), "--quiet"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def _finish(recipe: Path, out: Path) -> str:
@@ -58,7 +60,9 @@ def _finish(recipe: Path, out: Path) -> str:
 def _until(condition: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
     deadline = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None, f"the run ended before {what}: {process.communicate()[1][-3000:]}"
+        assert process.poll() is None, (
+            f"the run ended before {what}: {process.communicate()[1][-3000:]}"
+        )
         assert time.monotonic() < deadline, f"waited too long for {what}"
         time.sleep(0.02)
 
@@ -88,7 +92,10 @@ def _command(process: psutil.Process) -> str:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards.shard_paths(directory)}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in shards.shard_paths(directory)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +115,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
 
 
 def test_the_ids_that_were_sampled_are_the_ids_that_are_trained_on(whole: Path) -> None:
-    prompts = {prompt.prompt_id: prompt.token_ids for prompt in shards.read_rows(whole / "prompts", Prompt)}
-    samples = {(row.prompt_id, row.sample_index): row for row in shards.read_rows(whole / "samples", Completion)}
+    prompts = {
+        prompt.prompt_id: prompt.token_ids for prompt in shards.read_rows(whole / "prompts", Prompt)
+    }
+    samples = {
+        (row.prompt_id, row.sample_index): row
+        for row in shards.read_rows(whole / "samples", Completion)
+    }
     examples = list(shards.read_rows(whole / "dataset", Example))
     assert len(samples) == 80
     assert examples
@@ -121,18 +133,29 @@ def test_the_ids_that_were_sampled_are_the_ids_that_are_trained_on(whole: Path) 
 
 
 def test_a_finished_run_is_a_no_op(whole: Path, recipe: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "recipe.yaml"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in whole.rglob("*")
+        if path.is_file() and path.name != "recipe.yaml"
+    }
     began = time.monotonic()
     _finish(recipe, whole)
     assert time.monotonic() - began < 10
-    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "recipe.yaml"}
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in whole.rglob("*")
+        if path.is_file() and path.name != "recipe.yaml"
+    }
     assert after == before
 
 
 def test_training_changed_the_weights(whole: Path, tiny_qwen3: Path) -> None:
     from safetensors.torch import load_file
 
-    before, after = (load_file(directory / "model.safetensors") for directory in (tiny_qwen3, whole / "checkpoint"))
+    before, after = (
+        load_file(directory / "model.safetensors")
+        for directory in (tiny_qwen3, whole / "checkpoint")
+    )
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before)
 
@@ -146,18 +169,28 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
     process = _start(recipe, out)
     _until(lambda: len(shards.shard_paths(samples)) >= 2, process, "two shards of samples")
     _kill(process)
-    assert not (samples / "manifest.json").exists(), "sampling was over before the kill: the test proves nothing"
+    assert not (samples / "manifest.json").exists(), (
+        "sampling was over before the kill: the test proves nothing"
+    )
     kept = _digests(samples)
 
     process = _start(recipe, out)
     # An engine dies too: the pool restarts it and the run goes on.
-    _until(lambda: len(shards.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples")
+    _until(
+        lambda: len(shards.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples"
+    )
     engine = max((out / "logs").glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
     os.kill(int(engine.stem.rsplit("-", 1)[1]), signal.SIGKILL)
     losses = out / "checkpoint" / "loss.jsonl"
-    _until(lambda: losses.exists() and len(losses.read_text().splitlines()) >= 5, process, "five steps of training")
+    _until(
+        lambda: losses.exists() and len(losses.read_text().splitlines()) >= 5,
+        process,
+        "five steps of training",
+    )
     _kill(process)
-    assert not (out / "checkpoint" / "manifest.json").exists(), "training was over before the kill: the test proves nothing"
+    assert not (out / "checkpoint" / "manifest.json").exists(), (
+        "training was over before the kill: the test proves nothing"
+    )
     assert kept.items() <= _digests(samples).items(), "a row that was already drawn was touched"
     sampled = (samples / "manifest.json").stat().st_mtime_ns
 
@@ -165,13 +198,17 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
     verdicts = out / "verdicts" / "base"
     _until(lambda: len(shards.shard_paths(verdicts)) >= 1, process, "a shard of verdicts")
     _kill(process)
-    assert not (verdicts / "manifest.json").exists(), "grading was over before the kill: the test proves nothing"
+    assert not (verdicts / "manifest.json").exists(), (
+        "grading was over before the kill: the test proves nothing"
+    )
     graded = _digests(verdicts)
 
     _finish(recipe, out)
     assert (samples / "manifest.json").stat().st_mtime_ns == sampled
     assert graded.items() <= _digests(verdicts).items()
-    first, second = (json.loads((run / "report" / "scores.json").read_text()) for run in (whole, out))
+    first, second = (
+        json.loads((run / "report" / "scores.json").read_text()) for run in (whole, out)
+    )
     assert first == second
     keys = list(shards.read_columns(samples, "prompt_id", "sample_index"))
     assert len(keys) == len(set(keys)) == 80
@@ -180,7 +217,11 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
 def test_ctrl_c_ends_cleanly_and_says_how_to_resume(recipe: Path, tmp_path: Path) -> None:
     process = _start(recipe, tmp_path / "run")
     _until(lambda: len(shards.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
-    family = [child for child in psutil.Process(process.pid).children(recursive=True) if not _is_agent(child)]
+    family = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if not _is_agent(child)
+    ]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr

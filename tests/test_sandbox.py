@@ -12,7 +12,15 @@ import pytest
 from idioms import IDIOM_INPUT, IDIOM_OUTPUT, IDIOMS, MODULES
 
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, best_level, call, levels, supervisor
+from ssd_ray.evaluation.sandbox import (
+    Limits,
+    Sandbox,
+    Unsupported,
+    best_level,
+    call,
+    levels,
+    supervisor,
+)
 from ssd_ray.evaluation.sandbox.child import Child
 
 LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=64)
@@ -39,7 +47,9 @@ def run(sandbox, code, stdin="", limits=LIMITS):
 
 
 def call_once(sandbox, code, *args, limits=LIMITS, entry_point="f"):
-    with sandbox.converse("calls", [textwrap.dedent(code)], limits, entry_point=entry_point) as conversation:
+    with sandbox.converse(
+        "calls", [textwrap.dedent(code)], limits, entry_point=entry_point
+    ) as conversation:
         return call(conversation, args)
 
 
@@ -79,7 +89,15 @@ def test_a_program_is_main_and_ends_as_programs_do(sandbox):
 
 
 @pytest.mark.parametrize(
-    "ending", ["1/0", "exit(1)", "exit('why')", "import os; os._exit(250)", "import os; os.abort()", "def f(:"]
+    "ending",
+    [
+        "1/0",
+        "exit(1)",
+        "exit('why')",
+        "import os; os._exit(250)",
+        "import os; os.abort()",
+        "def f(:",
+    ],
 )
 def test_ending_otherwise_is_a_runtime_error(sandbox, ending):
     assert run(sandbox, f"print(1)\n{ending}").status == "runtime_error"
@@ -87,7 +105,10 @@ def test_ending_otherwise_is_a_runtime_error(sandbox, ending):
 
 def test_the_end_of_the_input_is_an_eoferror_and_one_line_for_the_reader(best):
     execution = run(best, "input()\ninput()", "only one\n")
-    assert (execution.status, execution.detail) == ("runtime_error", "EOFError: EOF when reading a line")
+    assert (execution.status, execution.detail) == (
+        "runtime_error",
+        "EOFError: EOF when reading a line",
+    )
 
 
 def test_a_traceback_shows_the_program_and_nothing_of_the_sandbox(best):
@@ -103,7 +124,10 @@ def test_a_traceback_shows_the_program_and_nothing_of_the_sandbox(best):
 def test_two_runs_hash_alike_and_are_seeded_differently(best):
     code = "print(hash('a'), {'x', 'y', 'z'})"
     assert run(best, code).stdout == run(best, code).stdout != ""
-    assert run(best, "import random; print(random.random())").stdout != run(best, "import random; print(random.random())").stdout
+    assert (
+        run(best, "import random; print(random.random())").stdout
+        != run(best, "import random; print(random.random())").stdout
+    )
 
 
 def test_nothing_stays_from_one_program_to_the_next(best):
@@ -114,10 +138,18 @@ def test_nothing_stays_from_one_program_to_the_next(best):
 
 def test_no_file_can_be_made_and_the_error_says_so(sandbox):
     """There is no scratch space: a program that wants a file gets an error that it may handle."""
-    for code in ("open('x', 'w')", "import tempfile; tempfile.TemporaryFile()", "import os; os.mkdir('d')"):
+    for code in (
+        "open('x', 'w')",
+        "import tempfile; tempfile.TemporaryFile()",
+        "import os; os.mkdir('d')",
+    ):
         execution = run(sandbox, code)
         assert execution.status == "runtime_error"
-        assert execution.detail.split(":")[0] in {"PermissionError", "OSError", "FileNotFoundError"}, execution
+        assert execution.detail.split(":")[0] in {
+            "PermissionError",
+            "OSError",
+            "FileNotFoundError",
+        }, execution
 
 
 def test_any_bytes_may_be_printed(best):
@@ -126,9 +158,17 @@ def test_any_bytes_may_be_printed(best):
 
 
 def test_input_arrives_whole_whatever_it_is(best):
-    assert run(best, "import sys; print(len(sys.stdin.buffer.read()))", "x" * 50_000_000).stdout == "50000000\n"
-    assert run(best, "print(ascii(input()))", "één \u2713\r\n").stdout == "'\\xe9\\xe9n \\u2713\\r'\n"  # as any Python on Linux
-    assert run(best, "import sys; print(sys.stdin.buffer.read())", "a\r\n\0b").stdout == "b'a\\r\\n\\x00b'\n"
+    assert (
+        run(best, "import sys; print(len(sys.stdin.buffer.read()))", "x" * 50_000_000).stdout
+        == "50000000\n"
+    )
+    assert (
+        run(best, "print(ascii(input()))", "één \u2713\r\n").stdout == "'\\xe9\\xe9n \\u2713\\r'\n"
+    )  # as any Python on Linux
+    assert (
+        run(best, "import sys; print(sys.stdin.buffer.read())", "a\r\n\0b").stdout
+        == "b'a\\r\\n\\x00b'\n"
+    )
     assert run(best, "import sys; print(repr(sys.stdin.read()))", "").stdout == "''\n"
     assert run(best, "print(ascii(input()))", "\udcff\n").status == "ok"
 
@@ -148,7 +188,10 @@ def test_no_detail_can_move_the_readers_cursor(best):
 
 
 def test_memory_that_was_used_is_reported(best):
-    small, large = run(best, "pass"), run(best, "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1")
+    small, large = (
+        run(best, "pass"),
+        run(best, "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1"),
+    )
     assert 5 << 20 < small.peak_bytes < 60 << 20
     assert 100 << 20 < large.peak_bytes < 200 << 20
 
@@ -177,7 +220,9 @@ def test_a_grader_that_ignores_its_children_still_sees_how_they_end():
 def test_cpu_time_is_limited_too_and_over_all_threads(best):
     began = time.monotonic()
     code = "import hashlib, threading\ndef f():\n    while True: hashlib.sha256(bytes(1 << 20))\n"
-    execution = run(best, code + "for _ in range(4): threading.Thread(target=f).start()", limits=SHORT)
+    execution = run(
+        best, code + "for _ in range(4): threading.Thread(target=f).start()", limits=SHORT
+    )
     assert execution.status == "time_limit"
     assert time.monotonic() - began < 6
 
@@ -189,7 +234,9 @@ def test_a_sleeper_gets_no_more_time(best):
 
 
 @pytest.mark.parametrize(("share", "limits"), [(0.5, 2), (1.0, 4)])
-def test_who_waits_for_a_core_gets_the_time_back_up_to_three_limits(best, monkeypatch, share, limits):
+def test_who_waits_for_a_core_gets_the_time_back_up_to_three_limits(
+    best, monkeypatch, share, limits
+):
     """On a machine whose kernel says that the program waited for a core for so much of the time."""
     began = time.monotonic()
     monkeypatch.setattr(Child, "_waited_s", lambda self: share * (time.monotonic() - began))
@@ -202,7 +249,13 @@ def test_who_waits_for_a_core_gets_the_time_back_up_to_three_limits(best, monkey
 def test_the_kernel_is_asked_how_long_a_program_waited(best, monkeypatch):
     asked, ask = [], Child._waited_s
     monkeypatch.setattr(Child, "_waited_s", lambda self: asked.append(ask(self)) or asked[-1])
-    assert run(best, "import threading\nfor _ in range(2): threading.Thread(target=sum, args=([1],)).start()").status == "ok"
+    assert (
+        run(
+            best,
+            "import threading\nfor _ in range(2): threading.Thread(target=sum, args=([1],)).start()",
+        ).status
+        == "ok"
+    )
     assert asked
     assert all(0 <= waited < 60 for waited in asked)
 
@@ -238,7 +291,9 @@ def test_a_sandbox_that_cannot_start_is_an_infrastructure_error(monkeypatch):
 
 def test_descriptors_and_processes_are_given_back():
     def held():
-        return len(os.listdir("/proc/self/fd")), {child.pid for child in psutil.Process().children()}
+        return len(os.listdir("/proc/self/fd")), {
+            child.pid for child in psutil.Process().children()
+        }
 
     before = held()
     with Sandbox() as own:
@@ -253,9 +308,22 @@ def test_descriptors_and_processes_are_given_back():
 
 
 def test_a_function_is_called_with_values_and_returns_them(best):
-    units = ["from math import inf\n", "count = 0\ndef f(*args):\n    global count; count += 1\n    return count, args"]
+    units = [
+        "from math import inf\n",
+        "count = 0\ndef f(*args):\n    global count; count += 1\n    return count, args",
+    ]
     with best.converse("calls", units, LIMITS, entry_point="f") as conversation:
-        values = [(1, 2.5), {"a": {1: {2}}}, None, True, b"x", [frozenset({1})], float("inf"), 10**300, 1j]
+        values = [
+            (1, 2.5),
+            {"a": {1: {2}}},
+            None,
+            True,
+            b"x",
+            [frozenset({1})],
+            float("inf"),
+            10**300,
+            1j,
+        ]
         for number, value in enumerate(values, start=1):
             assert call(conversation, [value]).result == (number, (value,))
         assert conversation.peak_bytes > 5 << 20
@@ -270,11 +338,17 @@ def test_a_method_of_a_solution_class_is_called_too(best):
 
 
 def test_a_module_part_guarded_by_main_does_not_run_in_a_function_test(best):
-    assert call_once(best, "def f(): return __name__\nif __name__ == '__main__':\n    exit(1)").result == "solution"
+    assert (
+        call_once(best, "def f(): return __name__\nif __name__ == '__main__':\n    exit(1)").result
+        == "solution"
+    )
 
 
 def test_printing_and_reading_do_not_disturb_a_call(best):
-    assert call_once(best, "print('noise' * 10**6)\ndef f():\n    print('more')\n    return 1").result == 1
+    assert (
+        call_once(best, "print('noise' * 10**6)\ndef f():\n    print('more')\n    return 1").result
+        == 1
+    )
     assert call_once(best, "def f(): return input()").detail.startswith("EOFError")
 
 
@@ -302,11 +376,16 @@ def test_a_call_that_does_not_return_is_no_result(sandbox, code, status):
     assert (execution.status, execution.result) == (status, None), execution
 
 
-@pytest.mark.parametrize("value", ["object()", "int", "f", "__import__('functools').reduce(lambda x, _: [x], range(5000), 1)"])
+@pytest.mark.parametrize(
+    "value",
+    ["object()", "int", "f", "__import__('functools').reduce(lambda x, _: [x], range(5000), 1)"],
+)
 def test_a_value_that_cannot_travel_is_named_and_not_guessed(best, value):
     assert isinstance(call_once(best, f"def f(): return {value}").result, Unsupported)
 
 
 def test_a_value_that_grows_on_the_wire_is_cut(best):
-    execution = call_once(best, "def f():\n    x = [1]\n    for _ in range(60): x = [x, x]\n    return x")
+    execution = call_once(
+        best, "def f():\n    x = [1]\n    for _ in range(60): x = [x, x]\n    return x"
+    )
     assert execution.status == "output_limit" or isinstance(execution.result, Unsupported)

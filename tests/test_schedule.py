@@ -31,4 +31,9 @@ def test_the_papers_instruct_schedule_has_its_published_ends() -> None:
 
 def test_without_warm_up_the_cosine_starts_at_once() -> None:
     train = TrainConfig(steps=4, warmup_steps=0, learning_rate=1.0, min_learning_rate=0.0)
-    assert [round(learning_rate(train, step), 6) for step in range(4)] == [0.853553, 0.5, 0.146447, 0.0]
+    assert [round(learning_rate(train, step), 6) for step in range(4)] == [
+        0.853553,
+        0.5,
+        0.146447,
+        0.0,
+    ]

@@ -12,7 +12,12 @@ import pytest
 
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level, levels, seccomp
 
-ALLOW, EPERM, ENOSYS, KILL = 0x7FFF_0000, 0x0005_0000 | errno.EPERM, 0x0005_0000 | errno.ENOSYS, 0x8000_0000
+ALLOW, EPERM, ENOSYS, KILL = (
+    0x7FFF_0000,
+    0x0005_0000 | errno.EPERM,
+    0x0005_0000 | errno.ENOSYS,
+    0x8000_0000,
+)
 ARCHITECTURES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 MACHINES = list(ARCHITECTURES)
 
@@ -20,7 +25,9 @@ MACHINES = list(ARCHITECTURES)
 def evaluate(program, number, arguments=(), arch=None):
     """What a filter returns for a call, as the kernel's classic BPF machine does (Documentation/networking/filter.rst)."""
     padded = (*arguments, *[0] * (6 - len(arguments)))
-    data = struct.pack("<iIQ6Q", number, arch, 0, *(argument & (1 << 64) - 1 for argument in padded))
+    data = struct.pack(
+        "<iIQ6Q", number, arch, 0, *(argument & (1 << 64) - 1 for argument in padded)
+    )
     instructions = list(struct.iter_unpack("<HBBI", program))
     position = accumulator = 0
     while True:
@@ -42,7 +49,9 @@ def evaluate(program, number, arguments=(), arch=None):
                 }[operation]
                 position += if_true if holds else if_false
             case _:
-                raise AssertionError(f"an instruction that this machine does not know: {operation:#x}")
+                raise AssertionError(
+                    f"an instruction that this machine does not know: {operation:#x}"
+                )
 
 
 @pytest.fixture(params=MACHINES)
@@ -55,18 +64,29 @@ def decide(machine, name_or_number, *arguments, deny_writing=False):
     number = name_or_number
     if isinstance(number, str):
         number = seccomp.NUMBERS[number][MACHINES.index(machine)]
-    return both(seccomp.compile_filters(deny_writing=deny_writing), number, arguments, ARCHITECTURES[machine])
+    return both(
+        seccomp.compile_filters(deny_writing=deny_writing),
+        number,
+        arguments,
+        ARCHITECTURES[machine],
+    )
 
 
 def both(filters, number, arguments, arch):
     """What two filters come to: the kernel heeds the sterner, the numbers of actions being signed."""
     decisions = [evaluate(program, number, arguments, arch) for program in filters]
-    return min(decisions, key=lambda decision: (decision & 0xFFFF_0000) - ((decision & 0x8000_0000) << 1))
+    return min(
+        decisions, key=lambda decision: (decision & 0xFFFF_0000) - ((decision & 0x8000_0000) << 1)
+    )
 
 
 def test_every_call_is_decided_as_listed(machine):
     column = MACHINES.index(machine)
-    listed = {numbers[column]: name for name, numbers in seccomp.NUMBERS.items() if numbers[column] is not None}
+    listed = {
+        numbers[column]: name
+        for name, numbers in seccomp.NUMBERS.items()
+        if numbers[column] is not None
+    }
     for number in range(470):
         decision = decide(machine, number)
         if number not in listed:
@@ -197,11 +217,16 @@ for number in {sorted(numbers.values())}:
 
 
 @pytest.mark.skipif(platform.machine() not in MACHINES, reason="no list for this machine")
-@pytest.mark.parametrize("call", ["getpid", "gettid", "umask", "futex", "sched_yield", "getrandom", "mmap", "openat"])
+@pytest.mark.parametrize(
+    "call", ["getpid", "gettid", "umask", "futex", "sched_yield", "getrandom", "mmap", "openat"]
+)
 def test_the_numbers_are_those_of_this_machine(call):
     header = (
         subprocess.run(
-            ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-xc", os.devnull], capture_output=True, text=True, check=False
+            ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-xc", os.devnull],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if _has_compiler()
         else None
@@ -209,17 +234,26 @@ def test_the_numbers_are_those_of_this_machine(call):
     if header is None or header.returncode != 0:
         pytest.skip("no C compiler with the kernel's headers here")
     defined = dict(
-        line.split()[1:3] for line in header.stdout.splitlines() if line.startswith("#define __NR_") and len(line.split()) == 3
+        line.split()[1:3]
+        for line in header.stdout.splitlines()
+        if line.startswith("#define __NR_") and len(line.split()) == 3
     )
     mine = {
-        f"__NR_{name}": str(numbers[seccomp.column()]) for name, numbers in seccomp.NUMBERS.items() if numbers[seccomp.column()]
+        f"__NR_{name}": str(numbers[seccomp.column()])
+        for name, numbers in seccomp.NUMBERS.items()
+        if numbers[seccomp.column()]
     }
-    assert {name: number for name, number in mine.items() if name in defined and defined[name] != number} == {}
+    assert {
+        name: number for name, number in mine.items() if name in defined and defined[name] != number
+    } == {}
     assert f"__NR_{call}" in defined
 
 
 def _has_compiler():
-    return any(os.access(os.path.join(place, "cc"), os.X_OK) for place in os.environ.get("PATH", "").split(os.pathsep))
+    return any(
+        os.access(os.path.join(place, "cc"), os.X_OK)
+        for place in os.environ.get("PATH", "").split(os.pathsep)
+    )
 
 
 def test_a_machine_without_a_list_has_no_filtered_level(monkeypatch):

@@ -48,8 +48,16 @@ def test_grading_steps_that_overlap_count_each_second_once() -> None:
 def test_grading_costs_what_it_adds_to_drawing() -> None:
     found = spent({"generations": (Rank.LEADING, 0, 100), "verdicts": (Rank.GRADING, 1, 103)})
     assert found == {"generations": 100, "verdicts": 3}
-    found = spent({"prompts": (Rank.LEADING, 0, 2), "samples": (Rank.DRAWING, 0, 50), "verdicts": (Rank.GRADING, 1, 40)})
-    assert found == {"prompts": 2, "samples": 48, "verdicts": 0}, "grading that fails takes nothing from drawing"
+    found = spent(
+        {
+            "prompts": (Rank.LEADING, 0, 2),
+            "samples": (Rank.DRAWING, 0, 50),
+            "verdicts": (Rank.GRADING, 1, 40),
+        }
+    )
+    assert found == {"prompts": 2, "samples": 48, "verdicts": 0}, (
+        "grading that fails takes nothing from drawing"
+    )
 
 
 steps = st.tuples(st.sampled_from(list(Rank)), st.integers(0, 20), st.integers(1, 20))
@@ -79,7 +87,10 @@ def test_timings_of_a_run_with_followers_add_up(tmp_path: Path) -> None:
     run = Run(recipes.load("quickstart"), tmp_path, LineProgress())
     now = iter(range(100))
     run._seconds = Seconds(lambda: float(next(now)))
-    made = [Double(name=name, recipe=run.recipe, verb="grade", chosen={}, act=act) for name in ("verdicts/a", "verdicts/b")]
+    made = [
+        Double(name=name, recipe=run.recipe, verb="grade", chosen={}, act=act)
+        for name in ("verdicts/a", "verdicts/b")
+    ]
     renewal = type("Renewal", (), {"record": lambda *_: None})()
     thread = threading.Thread(target=run._make, args=(made[1], renewal, Rank.GRADING))
     thread.start()

@@ -30,7 +30,9 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(short)
 
 
-@pytest.mark.parametrize("kind", ["long", "missing", "empty", "relative", "closed", "a file", "not ascii", "not utf-8"])
+@pytest.mark.parametrize(
+    "kind", ["long", "missing", "empty", "relative", "closed", "a file", "not ascii", "not utf-8"]
+)
 def test_a_tmpdir_that_cannot_hold_sockets_is_worked_around(
     place: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,21 +72,33 @@ def test_a_usual_tmpdir_is_left_to_ray(place: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("value", [f"/tmp/{LONG}", "/proc/x", "/tmp/ü", "/dev/null"])
-def test_a_ray_tmpdir_that_cannot_hold_sockets_is_a_mistake(place: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_tmpdir_that_cannot_hold_sockets_is_a_mistake(
+    place: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was set for Ray alone, so it is not passed over in silence."""
     monkeypatch.setenv("RAY_TMPDIR", value)
-    with pytest.raises(UserError, match=rf"RAY_TMPDIR={value} cannot hold Ray's sockets \(.*\): set it to a short path"):
+    with pytest.raises(
+        UserError,
+        match=rf"RAY_TMPDIR={value} cannot hold Ray's sockets \(.*\): set it to a short path",
+    ):
         ray_directory(print)
 
 
-def test_where_no_place_will_do_both_variables_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_place_will_do_both_variables_are_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(short_paths, "_PLACES", ("/proc", "/nowhere"))
     monkeypatch.setenv("TMPDIR", "/nowhere")
-    with pytest.raises(UserError, match=r"TMPDIR=/nowhere cannot .*\(no such directory\).*set RAY_TMPDIR to a short path"):
+    with pytest.raises(
+        UserError,
+        match=r"TMPDIR=/nowhere cannot .*\(no such directory\).*set RAY_TMPDIR to a short path",
+    ):
         ray_directory(print)
 
 
-def test_a_directory_that_others_can_enter_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_others_can_enter_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever made it could put sockets there."""
     monkeypatch.setenv("TMPDIR", "/nowhere")
     own = place / f"ssd-ray-{os.getuid()}"
@@ -103,12 +117,16 @@ def test_a_directory_that_others_can_enter_is_not_used(place: Path, monkeypatch:
     own.unlink()
 
 
-def test_no_directory_for_temporary_files_is_a_mistake(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_directory_for_temporary_files_is_a_mistake(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nothing() -> str:
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(short_paths.tempfile, "gettempdir", nothing)
-    with pytest.raises(UserError, match=r"no directory for temporary files can be written .*set TMPDIR"):
+    with pytest.raises(
+        UserError, match=r"no directory for temporary files can be written .*set TMPDIR"
+    ):
         ray_directory(print)
 
 

@@ -10,9 +10,20 @@ from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=1024)
 RULES = {profile: Rules(limits=LIMITS, profile=profile) for profile in ("strict", "lcb-compat")}
-STDIN = Problem(problem_id="p", source="t", statement="", tests=(Test(input="3\n1 2 3\n", output="6\n"),), comparison="lcb")
+STDIN = Problem(
+    problem_id="p",
+    source="t",
+    statement="",
+    tests=(Test(input="3\n1 2 3\n", output="6\n"),),
+    comparison="lcb",
+)
 FUNCTION = Problem(
-    problem_id="f", source="t", statement="", kind="function", entry_point="f", tests=(Test(input="[3]", output="3"),)
+    problem_id="f",
+    source="t",
+    statement="",
+    kind="function",
+    entry_point="f",
+    tests=(Test(input="[3]", output="3"),),
 )
 ASSERTS = Problem(
     problem_id="a",
@@ -44,14 +55,18 @@ thread.join()
 
 
 def test_stacks_of_one_test_leave_room_for_those_of_the_next(sandbox):
-    tests = tuple(Test(input=f"3\n1 2 {number}\n", output=f"{3 + number}\n") for number in range(12))
+    tests = tuple(
+        Test(input=f"3\n1 2 {number}\n", output=f"{3 + number}\n") for number in range(12)
+    )
     problem = dataclasses.replace(STDIN, tests=tests)
     for _ in range(5):
         graded = grade_code(problem, IDIOM.format(size="1 << 30"), RULES["lcb-compat"], sandbox)
         assert graded.outcome == "accepted", graded
 
 
-@pytest.mark.parametrize("size", ["1 << 29", "1 << 30", "(1 << 30) - 1", "1 << 31", "1 << 32", "1 << 40"])
+@pytest.mark.parametrize(
+    "size", ["1 << 29", "1 << 30", "(1 << 30) - 1", "1 << 31", "1 << 32", "1 << 40"]
+)
 @pytest.mark.parametrize("profile", RULES)
 def test_a_thread_with_a_stack_of_any_size_starts(size, profile, sandbox):
     graded = grade_code(STDIN, IDIOM.format(size=size), RULES[profile], sandbox)
@@ -62,7 +77,8 @@ def test_a_thread_with_a_stack_of_any_size_starts(size, profile, sandbox):
     "code",
     [
         IDIOM.format(size="1 << 30").replace("import sys", "import numpy, sys"),
-        IDIOM.format(size="1 << 28") + IDIOM.format(size="1 << 30").replace("print", "str").replace("input()", "''"),
+        IDIOM.format(size="1 << 28")
+        + IDIOM.format(size="1 << 30").replace("print", "str").replace("input()", "''"),
         "import threading\nfrom threading import stack_size\nstack_size(1 << 30)\n"
         "threading.Thread(target=lambda: (input(), print(sum(map(int, input().split()))))).start()",
         "import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (-1, -1))\nsys.setrecursionlimit(1 << 20)\ninput()\n"
@@ -139,8 +155,14 @@ def test_a_lack_of_memory_in_a_thread_is_called_so(act, profile, sandbox):
 @pytest.mark.parametrize(
     ("code", "outcome"),
     [
-        ("import threading\nthreading.Thread(target=lambda: [0] * 10**10).start()\nprint(6)", "accepted"),
-        ("print('MemoryError: not really', file=__import__('sys').stderr)\nraise ValueError", "runtime_error"),
+        (
+            "import threading\nthreading.Thread(target=lambda: [0] * 10**10).start()\nprint(6)",
+            "accepted",
+        ),
+        (
+            "print('MemoryError: not really', file=__import__('sys').stderr)\nraise ValueError",
+            "runtime_error",
+        ),
         ("raise RuntimeError('a thread was lost')", "runtime_error"),
         ("raise OSError(1, 'no')", "runtime_error"),
         ("raise ImportError('no such module')", "runtime_error"),
@@ -157,6 +179,8 @@ def test_many_threads_are_not_a_lack_of_memory(sandbox):
         "import threading, time\nthreading.stack_size(1 << 15)\n"
         "for _ in range(600): threading.Thread(target=time.sleep, args=(9,)).start()"
     )
-    rules = dataclasses.replace(RULES["strict"], limits=dataclasses.replace(LIMITS, memory_mib=2048))
+    rules = dataclasses.replace(
+        RULES["strict"], limits=dataclasses.replace(LIMITS, memory_mib=2048)
+    )
     graded = grade_code(STDIN, code, rules, sandbox)
     assert graded.outcome == "runtime_error", graded

@@ -30,13 +30,19 @@ from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Prompt
 
 
-def test_a_run_stays_with_the_commit_that_it_got_first(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stays_with_the_commit_that_it_got_first(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str | None] = []
     head = ["first"]
 
     def download(source: str, revision: str | None, **_: Any) -> str:
         asked.append(revision)
-        return str(shutil.copytree(tiny_llama, tmp_path / "snapshots" / (revision or head[0]), dirs_exist_ok=True))
+        return str(
+            shutil.copytree(
+                tiny_llama, tmp_path / "snapshots" / (revision or head[0]), dirs_exist_ok=True
+            )
+        )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     recipe = recipes.load("qwen3-4b-instruct")
@@ -61,17 +67,31 @@ def test_prompts_stay_with_the_commit_of_their_data_set_and_say_it(
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
-    run = Run(recipes.load("quickstart", [*chosen, "prompts.source=rstar-coder"]), tmp_path, LineProgress())
+    chosen = [
+        f"model.source={tiny_llama}",
+        "model.max_model_len=4096",
+        "evaluate.limit=2",
+        "evaluate.benchmarks=[builtin]",
+    ]
+    run = Run(
+        recipes.load("quickstart", [*chosen, "prompts.source=rstar-coder"]),
+        tmp_path,
+        LineProgress(),
+    )
     facts = {made.path.name: made.facts for made in run.make("render")}["prompts"]
     assert facts["source_revision"] == "first"
     assert (tmp_path / "prompts-revision").read_text() == "rstar-coder first\n"
-    assert [row.statement for row in shards.read_rows(tmp_path / "prompts", Prompt)] == ["Print first."]
+    assert [row.statement for row in shards.read_rows(tmp_path / "prompts", Prompt)] == [
+        "Print first."
+    ]
 
 
-def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(tmp_path: Path) -> None:
+def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
+    tmp_path: Path,
+) -> None:
     first, second = (
-        Run(recipes.load("quickstart", [f"sample.temperature={value}"]), tmp_path, LineProgress()) for value in (1.0, 1.5)
+        Run(recipes.load("quickstart", [f"sample.temperature={value}"]), tmp_path, LineProgress())
+        for value in (1.0, 1.5)
     )
     with locked(tmp_path):
         step = next(step for step, _ in first.states() if step.name == "samples")
@@ -150,7 +170,9 @@ def test_a_second_signal_is_answered_at_once_when_called_from_python(
     assert (ended.stdout, ended.returncode) == (shown, status), ended.stderr
 
 
-def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_versions_of_every_attempt_stay_with_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipes.load("quickstart")
 
     def attempt(act: Callable[[Path], Any]) -> None:
@@ -169,25 +191,46 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(tmp_path: Path, mon
     attempt(lambda out: {"output_tokens": len(files.read_json(out / "timing.json")["versions"])})
     timing = files.read_json(tmp_path / "samples" / "timing.json")
     assert timing["versions"] == [{"vllm": "1"}, {"vllm": "2"}, {"vllm": "3"}]
-    assert (timing["attempts"], timing["tokens"]) == (4, 3), "versions stand there from the beginning of an attempt"
+    assert (timing["attempts"], timing["tokens"]) == (4, 3), (
+        "versions stand there from the beginning of an attempt"
+    )
 
 
 def test_a_prompt_file_with_ids_of_its_own_says_once_how_to_use_them(
     tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "mine.jsonl"
-    source.write_text("".join(json.dumps({"id": "same", "question": f"Print {number}."}) + "\n" for number in range(3)))
-    chosen = [f"model.source={tiny_llama}", "model.max_model_len=4096", "evaluate.limit=2", "evaluate.benchmarks=[builtin]"]
+    source.write_text(
+        "".join(
+            json.dumps({"id": "same", "question": f"Print {number}."}) + "\n" for number in range(3)
+        )
+    )
+    chosen = [
+        f"model.source={tiny_llama}",
+        "model.max_model_len=4096",
+        "evaluate.limit=2",
+        "evaluate.benchmarks=[builtin]",
+    ]
     chosen += [f"prompts.source={source}"]
-    hint = f"{source} has a column 'id' and prompts are numbered: set prompts.id_column=id to use it"
+    hint = (
+        f"{source} has a column 'id' and prompts are numbered: set prompts.id_column=id to use it"
+    )
     for told in (1, 0):
         Run(recipes.load("quickstart", chosen), tmp_path / "run", LineProgress()).make("render")
         assert capsys.readouterr().err.count(hint) == told
-    with pytest.raises(UserError, match=r"mine.jsonl, row 2: field 'id': the id 'same' was there before"):
-        Run(recipes.load("quickstart", [*chosen, "prompts.id_column=id"]), tmp_path / "other", LineProgress()).make("render")
+    with pytest.raises(
+        UserError, match=r"mine.jsonl, row 2: field 'id': the id 'same' was there before"
+    ):
+        Run(
+            recipes.load("quickstart", [*chosen, "prompts.id_column=id"]),
+            tmp_path / "other",
+            LineProgress(),
+        ).make("render")
 
 
-def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     controls = ["evaluate.controls=[naive, accepted]", "evaluate.profiles=[strict, lcb-compat]"]
 
     def fingerprints() -> dict[str, str]:
@@ -195,13 +238,20 @@ def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(tmp_path: P
         return {step.name: step.identity.fingerprint for step, _ in run.states()}
 
     before = fingerprints()
-    assert {name.partition("/")[0] for name in before} >= {"samples-naive", "dataset-accepted", "sample-verdicts", "verdicts-lcb"}
+    assert {name.partition("/")[0] for name in before} >= {
+        "samples-naive",
+        "dataset-accepted",
+        "sample-verdicts",
+        "verdicts-lcb",
+    }
     monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, "verdicts": 7})
     changed = {name for name, fingerprint in fingerprints().items() if fingerprint != before[name]}
     assert changed == {name for name in before if "verdicts" in name}
 
 
-def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_checked(tmp_path: Path) -> None:
+def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_checked(
+    tmp_path: Path,
+) -> None:
     run = Run(recipes.load("quickstart"), tmp_path, LineProgress())
     steps = {step.name: step for step, _ in run.states()}
     samples = steps["samples"]
@@ -224,9 +274,16 @@ def _samples(run: Path, identity: manifests.Identity, text: str) -> Path:
     """Whole samples of one answer."""
 
     def write(out: Path) -> dict[str, int]:
-        answer = {"prompt_token_ids": (1,), "output_token_ids": (2,), "text": text, "finish_reason": "stop"}
+        answer = {
+            "prompt_token_ids": (1,),
+            "output_token_ids": (2,),
+            "text": text,
+            "finish_reason": "stop",
+        }
         key = {"prompt_id": "p", "sample_index": 0, "seed": 1, "source": "s", "difficulty": "d"}
-        shards.write_shard(out, "prompts-00000000.00000000-00000001", [Completion(**key, **answer)], Completion)
+        shards.write_shard(
+            out, "prompts-00000000.00000000-00000001", [Completion(**key, **answer)], Completion
+        )
         return {}
 
     return manifests.make(run / "samples", identity, write).path
@@ -236,8 +293,14 @@ def _settled(run: Run, step: Step) -> manifests.State:
     return Renewal(run._steps, run.out, LineProgress()).settle(step)
 
 
-def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(tmp_path: Path, tiny_llama: Path) -> None:
-    run = Run(recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]), tmp_path, LineProgress())
+def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    run = Run(
+        recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]),
+        tmp_path,
+        LineProgress(),
+    )
     steps = {step.name: step for step, _ in run.states()}
     samples, dataset = steps["samples"], steps["dataset"]
     there = _samples(tmp_path, samples.identity, "one")
@@ -260,7 +323,11 @@ def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(tm
 def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
     tmp_path: Path, tiny_llama: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]), tmp_path, LineProgress())
+    run = Run(
+        recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]),
+        tmp_path,
+        LineProgress(),
+    )
     samples = next(step for step, _ in run.states() if step.name == "samples")
     there = _samples(tmp_path, samples.identity, "one")
     (there / "ledger").mkdir()
@@ -276,25 +343,52 @@ def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
     assert "samples: shards are not as they were" in "".join(capsys.readouterr())
 
 
-def test_a_model_without_a_chat_template_is_sampled_and_evaluated_in_release_mode(tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_sampled_and_evaluated_in_release_mode(
+    tmp_path: Path,
+) -> None:
     from tiny import tiny_model
 
     model = tiny_model(tmp_path / "model")
     (model / "chat_template.jinja").unlink()
-    chosen = [f"model.source={model}", "evaluate.limit=4", "prompts.limit=4", "evaluate.benchmarks=[builtin, humaneval]"]
+    chosen = [
+        f"model.source={model}",
+        "evaluate.limit=4",
+        "prompts.limit=4",
+        "evaluate.benchmarks=[builtin, humaneval]",
+    ]
     chosen += ["model.max_model_len=4096", "prompts.mode=release"]
-    with pytest.raises(UserError, match=r"evaluate.prompt_mode paper needs a chat template .* use evaluate.prompt_mode release"):
+    with pytest.raises(
+        UserError,
+        match=r"evaluate.prompt_mode paper needs a chat template .* use evaluate.prompt_mode release",
+    ):
         Run(recipes.load("quickstart", chosen), tmp_path / "half", LineProgress()).make("render")
-    run = Run(recipes.load("quickstart", [*chosen, "evaluate.prompt_mode=release"]), tmp_path / "whole", LineProgress())
+    run = Run(
+        recipes.load("quickstart", [*chosen, "evaluate.prompt_mode=release"]),
+        tmp_path / "whole",
+        LineProgress(),
+    )
     assert {made.path.name: made.facts["rows"] for made in run.make("render")}["eval-prompts"] == 8
-    assert [step.name for step, _ in run.states()][:3] == ["benchmark", "eval-prompts", "prompts"], "a mistake shows first"
+    assert [step.name for step, _ in run.states()][:3] == [
+        "benchmark",
+        "eval-prompts",
+        "prompts",
+    ], "a mistake shows first"
 
 
-def test_prompts_that_are_cut_for_another_length_of_answers_are_other_prompts(tmp_path: Path) -> None:
+def test_prompts_that_are_cut_for_another_length_of_answers_are_other_prompts(
+    tmp_path: Path,
+) -> None:
     def fingerprint(*chosen: str) -> str:
-        steps = {step.name: step for step, _ in Run(recipes.load("quickstart", [*chosen]), tmp_path, LineProgress()).states()}
+        steps = {
+            step.name: step
+            for step, _ in Run(
+                recipes.load("quickstart", [*chosen]), tmp_path, LineProgress()
+            ).states()
+        }
         return steps["prompts"].identity.fingerprint
 
     longer = "sample.max_tokens=512"
     assert fingerprint() == fingerprint(longer)
-    assert fingerprint("prompts.over_length=truncate-left") != fingerprint("prompts.over_length=truncate-left", longer)
+    assert fingerprint("prompts.over_length=truncate-left") != fingerprint(
+        "prompts.over_length=truncate-left", longer
+    )

@@ -43,7 +43,10 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture
 def problems(tmp_path: Path) -> Path:
     tests = [{"input": f"{number}\n", "output": f"{2 * number}\n"} for number in range(3)]
-    rows = [{"problem_id": f"p{number}", "statement": "Double it.", "kind": "stdin", "tests": tests} for number in range(4)]
+    rows = [
+        {"problem_id": f"p{number}", "statement": "Double it.", "kind": "stdin", "tests": tests}
+        for number in range(4)
+    ]
     return _write(tmp_path / "problems.jsonl", rows)
 
 
@@ -59,13 +62,25 @@ def _verdicts(job: Job) -> list[dict[str, Any]]:
 
 def test_programs_are_graded_and_scored_with_intervals(tmp_path: Path, problems: Path) -> None:
     codes = [DOUBLE, "print(input())", "1 / 0", "while True: pass"]
-    job = _job(tmp_path, problems, [{"task_id": f"p{number}", "code": code} for number, code in enumerate(codes)])
+    job = _job(
+        tmp_path,
+        problems,
+        [{"task_id": f"p{number}", "code": code} for number, code in enumerate(codes)],
+    )
     scores = grade_files(job, LineProgress())
     rows = _verdicts(job)
     assert [row["problem_id"] for row in rows] == ["p0", "p1", "p2", "p3"]
-    assert [row["outcome"] for row in rows] == ["accepted", "wrong_answer", "runtime_error", "time_limit"]
+    assert [row["outcome"] for row in rows] == [
+        "accepted",
+        "wrong_answer",
+        "runtime_error",
+        "time_limit",
+    ]
     assert [row["failed_test"] for row in rows] == [-1, 1, 0, 0]
-    assert all(row["peak_bytes"] > 1 << 20 and row["seconds"] > 0 and row["sandbox_level"] >= "L1" for row in rows)
+    assert all(
+        row["peak_bytes"] > 1 << 20 and row["seconds"] > 0 and row["sandbox_level"] >= "L1"
+        for row in rows
+    )
     found = scores["benchmarks"]["problems"]["all"]["pass@1"]
     assert found["estimate"] == 0.25
     assert 0 < found["low"] < 0.25 < found["high"] < 1
@@ -77,12 +92,25 @@ def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problem
     rows = [{"problem_id": "p0", "index": 5, "text": text}, {"problem_id": "p1", "text": "no code"}]
     job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, extract="first-block"))
     grade_files(job, LineProgress())
-    assert [(row["index"], row["outcome"]) for row in _verdicts(job)] == [(5, "accepted"), (0, "no_code")]
+    assert [(row["index"], row["outcome"]) for row in _verdicts(job)] == [
+        (5, "accepted"),
+        (0, "no_code"),
+    ]
 
 
-def test_a_text_that_begins_within_a_reasoning_part_is_no_answer_before_its_end(tmp_path: Path, problems: Path) -> None:
-    texts = [f"Try\n```python\n{DOUBLE}\n```\n{end}" for end in ("but no", f"</think>\n```python\n{DOUBLE}\n```")]
-    job = _job(tmp_path, problems, [{"task_id": f"p{number}", "text": text} for number, text in enumerate(texts)], thinking=True)
+def test_a_text_that_begins_within_a_reasoning_part_is_no_answer_before_its_end(
+    tmp_path: Path, problems: Path
+) -> None:
+    texts = [
+        f"Try\n```python\n{DOUBLE}\n```\n{end}"
+        for end in ("but no", f"</think>\n```python\n{DOUBLE}\n```")
+    ]
+    job = _job(
+        tmp_path,
+        problems,
+        [{"task_id": f"p{number}", "text": text} for number, text in enumerate(texts)],
+        thinking=True,
+    )
     scores = grade_files(job, LineProgress())
     assert [row["outcome"] for row in _verdicts(job)] == ["no_code", "accepted"]
     assert scores["rules"]["thinking"]
@@ -90,27 +118,45 @@ def test_a_text_that_begins_within_a_reasoning_part_is_no_answer_before_its_end(
         grade_files(dataclasses.replace(job, thinking=False), LineProgress())
     programs = _write(tmp_path / "programs.jsonl", [{"task_id": "p0", "code": DOUBLE}])
     with pytest.raises(UserError, match="holds programs"):
-        grade_files(dataclasses.replace(job, completions=programs, out=tmp_path / "code"), LineProgress())
+        grade_files(
+            dataclasses.replace(job, completions=programs, out=tmp_path / "code"), LineProgress()
+        )
 
 
-def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(tmp_path: Path, problems: Path) -> None:
+def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(
+    tmp_path: Path, problems: Path
+) -> None:
     job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
     first = grade_files(job, LineProgress())
     stamps = {path: path.stat().st_mtime_ns for path in (job.out / "verdicts").rglob("*.parquet")}
     assert grade_files(job, LineProgress()) == first
-    assert {path: path.stat().st_mtime_ns for path in (job.out / "verdicts").rglob("*.parquet")} == stamps
+    assert {
+        path: path.stat().st_mtime_ns for path in (job.out / "verdicts").rglob("*.parquet")
+    } == stamps
     other = Rules(limits=Limits(time_s=1, memory_mib=256, output_kib=64))
     with pytest.raises(UserError, match="time_s"):
-        grade_files(Job(problems=problems, completions=job.completions, out=job.out, rules=other), LineProgress())
+        grade_files(
+            Job(problems=problems, completions=job.completions, out=job.out, rules=other),
+            LineProgress(),
+        )
 
 
-def test_what_only_a_failing_machine_left_open_is_graded_again(tmp_path: Path, problems: Path) -> None:
-    job = _job(tmp_path, problems, [{"task_id": f"p{number % 4}", "code": DOUBLE} for number in range(40)])
+def test_what_only_a_failing_machine_left_open_is_graded_again(
+    tmp_path: Path, problems: Path
+) -> None:
+    job = _job(
+        tmp_path, problems, [{"task_id": f"p{number % 4}", "code": DOUBLE} for number in range(40)]
+    )
     first = grade_files(job, LineProgress())
     out = job.out / "verdicts"
     path, *others = shards.shard_paths(out)
     spoilt = from_table(pq.read_table(path), Verdict)
-    shards.write_shard(out, path.stem, [dataclasses.replace(row, outcome="infrastructure_error") for row in spoilt], Verdict)
+    shards.write_shard(
+        out,
+        path.stem,
+        [dataclasses.replace(row, outcome="infrastructure_error") for row in spoilt],
+        Verdict,
+    )
     manifest = files.read_json(out / "manifest.json")
     for shard in manifest["shards"]:
         shard["bytes"] = (out / shard["name"]).stat().st_size
@@ -141,7 +187,10 @@ def _other_extraction(job: Job) -> Job:
 
 
 def _other_programs(job: Job) -> Job:
-    return dataclasses.replace(job, completions=_write(job.completions.with_name("o.jsonl"), [{"task_id": "p1", "text": "x"}]))
+    return dataclasses.replace(
+        job,
+        completions=_write(job.completions.with_name("o.jsonl"), [{"task_id": "p1", "text": "x"}]),
+    )
 
 
 def _other_problems(job: Job) -> Job:
@@ -157,7 +206,14 @@ def _thinking(job: Job) -> Job:
     return dataclasses.replace(job, thinking=True)
 
 
-OTHERS = (_other_rules, _other_extraction, _other_programs, _other_problems, _bad_rows_skipped, _thinking)
+OTHERS = (
+    _other_rules,
+    _other_extraction,
+    _other_programs,
+    _other_problems,
+    _bad_rows_skipped,
+    _thinking,
+)
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -170,7 +226,9 @@ def test_what_is_refused_leaves_a_directory_as_it_was(
     if is_left_open:
         _left_open(job)
     before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"was made with other choices .*: choose another --out, or delete ") as error:
+    with pytest.raises(
+        UserError, match=r"was made with other choices .*: choose another --out, or delete "
+    ) as error:
         grade_files(other(job), LineProgress())
     assert {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()} == before
     for path in str(error.value).rpartition("or delete ")[2].split(" and "):
@@ -186,7 +244,10 @@ def test_verdicts_of_an_earlier_version_are_refused_as_such(
     raised = {stage: identity.REVISIONS[stage] + 1 for stage in ("completions", "verdicts")}
     monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, **raised})
     delete = " and ".join(str(job.out / stage) for stage in raised)
-    with pytest.raises(UserError, match=rf"completions was made by an earlier version of ssd_ray .* or delete {delete}$"):
+    with pytest.raises(
+        UserError,
+        match=rf"completions was made by an earlier version of ssd_ray .* or delete {delete}$",
+    ):
         grade_files(job, LineProgress())
 
 
@@ -220,11 +281,25 @@ def test_a_bad_completion_is_an_error_that_names_its_row_or_is_counted(
     assert scores["rows"] == 1
 
 
-def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(tmp_path: Path, problems: Path) -> None:
-    codes = ["print('\ud800' and 2 * int(input()))", r"import os; os.write(1, b'\xff\x00\n')", "\x00"]
-    job = _job(tmp_path, problems, [{"task_id": f"p{number}", "code": code} for number, code in enumerate(codes)])
+def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(
+    tmp_path: Path, problems: Path
+) -> None:
+    codes = [
+        "print('\ud800' and 2 * int(input()))",
+        r"import os; os.write(1, b'\xff\x00\n')",
+        "\x00",
+    ]
+    job = _job(
+        tmp_path,
+        problems,
+        [{"task_id": f"p{number}", "code": code} for number, code in enumerate(codes)],
+    )
     grade_files(job, LineProgress())
-    assert [row["outcome"] for row in _verdicts(job)] == ["accepted", "wrong_answer", "runtime_error"]
+    assert [row["outcome"] for row in _verdicts(job)] == [
+        "accepted",
+        "wrong_answer",
+        "runtime_error",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -235,16 +310,35 @@ def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(tmp_path: Path, pr
         (1, "pass@1 0.3 of 1", "0.1 to 0.5"),
     ],
 )
-def test_scores_of_few_problems_are_printed_as_counts(problems: int, score: str, interval: str) -> None:
+def test_scores_of_few_problems_are_printed_as_counts(
+    problems: int, score: str, interval: str
+) -> None:
     found = {"estimate": 0.25, "low": 0.1, "high": 0.51}
     table = Table("benchmark", "problems", "score", "interval")
-    _add_rows(table, "b", {"problems": problems, "infrastructure_error_rate": 0.0, "pass@1": found, "base pass@1": found})
-    assert [[*column.cells] for column in table.columns[2:]] == [[score, f"base {score}"], [interval, interval]]
+    _add_rows(
+        table,
+        "b",
+        {
+            "problems": problems,
+            "infrastructure_error_rate": 0.0,
+            "pass@1": found,
+            "base pass@1": found,
+        },
+    )
+    assert [[*column.cells] for column in table.columns[2:]] == [
+        [score, f"base {score}"],
+        [interval, interval],
+    ]
 
 
 def test_the_door_imports_no_model_library() -> None:
     code = "import sys, ssd_ray.cli.grading; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
@@ -255,9 +349,14 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_killed_workers_zygotes_and_drivers_change_no_verdict(tmp_path: Path, problems: Path) -> None:
+def test_killed_workers_zygotes_and_drivers_change_no_verdict(
+    tmp_path: Path, problems: Path
+) -> None:
     slow = "import time; time.sleep(0.05); " + DOUBLE
-    rows = [{"task_id": f"p{number % 4}", "code": (slow, "print(1)")[number % 3 == 0]} for number in range(160)]
+    rows = [
+        {"task_id": f"p{number % 4}", "code": (slow, "print(1)")[number % 3 == 0]}
+        for number in range(160)
+    ]
     calm = _job(tmp_path, problems, rows)
     grade_files(calm, LineProgress())
     out = tmp_path / "killed"
@@ -271,7 +370,17 @@ def test_killed_workers_zygotes_and_drivers_change_no_verdict(tmp_path: Path, pr
         "--completions",
         str(calm.completions),
     ]
-    command += ["--out", str(out), "--workers", "2", "--timeout-s", "2", "--memory-mib", "256", "--quiet"]
+    command += [
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        "--timeout-s",
+        "2",
+        "--memory-mib",
+        "256",
+        "--quiet",
+    ]
 
     def start() -> psutil.Popen:
         return psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -281,19 +390,28 @@ def test_killed_workers_zygotes_and_drivers_change_no_verdict(tmp_path: Path, pr
     for wanted in ("zygote", "worker"):
         for process in _descendants(driver):
             words = " ".join(process.cmdline())
-            if ("sys.modules" in words) == (wanted == "zygote") and ("spawn_main" in words) == (wanted == "worker"):
+            if ("sys.modules" in words) == (wanted == "zygote") and ("spawn_main" in words) == (
+                wanted == "worker"
+            ):
                 process.kill()
                 break
-    _until(lambda: len(list((out / "verdicts").glob("*.parquet"))) >= 4 or driver.poll() is not None)
+    _until(
+        lambda: len(list((out / "verdicts").glob("*.parquet"))) >= 4 or driver.poll() is not None
+    )
     below = _descendants(driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    _until(lambda: not any(process.is_running() and process.status() != "zombie" for process in below))
+    _until(
+        lambda: not any(process.is_running() and process.status() != "zombie" for process in below)
+    )
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def essence(path: Path) -> list[tuple[Any, ...]]:
         names = ("problem_id", "index", "outcome", "failed_test", "detail")
-        return [tuple(row[name] for name in names) for row in pq.read_table(path / "verdicts.parquet").to_pylist()]
+        return [
+            tuple(row[name] for name in names)
+            for row in pq.read_table(path / "verdicts.parquet").to_pylist()
+        ]
 
     assert essence(out) == essence(calm.out)
 
@@ -309,10 +427,22 @@ def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
     tests = [{"input": "", "output": "1"}]
     row = {"problem_id": "p", "statement": "One.", "kind": "stdin", "tests": tests}
     problems = _write(tmp_path / "problems.jsonl", [row])
-    completions = _write(tmp_path / "completions.jsonl", [{"problem_id": "p", "code": "print('1' + ' ' * (2 << 20))"}])
+    completions = _write(
+        tmp_path / "completions.jsonl",
+        [{"problem_id": "p", "code": "print('1' + ' ' * (2 << 20))"}],
+    )
     for options, outcome in (([], "output_limit"), (["--output-kib", "4096"], "accepted")):
         out = tmp_path / outcome
-        words = ["grade", "--problems", str(problems), "--completions", str(completions), "--out", str(out), *options]
+        words = [
+            "grade",
+            "--problems",
+            str(problems),
+            "--completions",
+            str(completions),
+            "--out",
+            str(out),
+            *options,
+        ]
         with pytest.raises(SystemExit) as ending:
             main(words)
         assert not ending.value.code
@@ -321,8 +451,17 @@ def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
 
 def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -> None:
     case = {"input": "1\n2\n", "output": "3", "testtype": "stdin"}
-    row = {"question_id": "q", "question_content": "Add.", "contest_date": "2025-03-01", "metadata": "{}"}
-    row |= {"public_test_cases": json.dumps([case]), "private_test_cases": "[]", "platform": "atcoder"}
+    row = {
+        "question_id": "q",
+        "question_content": "Add.",
+        "contest_date": "2025-03-01",
+        "metadata": "{}",
+    }
+    row |= {
+        "public_test_cases": json.dumps([case]),
+        "private_test_cases": "[]",
+        "platform": "atcoder",
+    }
     problems = _write(tmp_path / "problems.jsonl", [row])
     rows = [{"question_id": "q", "code": "import sys\nprint(sum(map(int, sys.stdin)))"}]
     job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
@@ -330,7 +469,10 @@ def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -
     assert scores["official_grader"] == dict(GRADER)
     assert manifests.load(job.out / "verdicts").facts["official_grader"] == dict(GRADER)
     (verdict,) = _verdicts(job)
-    assert "official -4, by the stand-in for sys.stdin: it cannot be iterated over;" in verdict["detail"]
+    assert (
+        "official -4, by the stand-in for sys.stdin: it cannot be iterated over;"
+        in verdict["detail"]
+    )
     job = dataclasses.replace(job, out=tmp_path / "strict", rules=RULES)
     assert "official_grader" not in grade_files(job, LineProgress())
     assert _verdicts(job)[0]["outcome"] == "accepted"

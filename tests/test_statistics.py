@@ -53,7 +53,11 @@ def score_coverage(problems, samples, likeness, mean, rng):
 def assert_near_95(shares, data_sets):
     """Every case within 93 to 97 % but for the noise of the simulation, nearly all without that excuse, 94 to 96.5 % overall."""
     values = np.array(list(shares.values()))
-    outside = {case: share for case, share in shares.items() if not LOW - noise(data_sets) <= share <= HIGH + noise(data_sets)}
+    outside = {
+        case: share
+        for case, share in shares.items()
+        if not LOW - noise(data_sets) <= share <= HIGH + noise(data_sets)
+    }
     assert not outside
     assert np.mean((values >= LOW) & (values <= HIGH)) >= 0.9
     assert 0.94 <= values.mean() <= 0.965
@@ -64,7 +68,9 @@ def assert_near_95(shares, data_sets):
 def test_the_interval_of_a_score_covers_the_truth_in_93_to_97_of_100_benchmarks(problems):
     rng = np.random.default_rng(problems)
     cases = itertools.product((1, 3, 10), (0.0, 0.3, 0.6), (0.05, 0.1, 0.3, 0.5, 0.8, 0.95))
-    kept = [case for case in cases if case[0] > 1 or case[1] == 0]  # with one answer a problem, likeness changes nothing
+    kept = [
+        case for case in cases if case[0] > 1 or case[1] == 0
+    ]  # with one answer a problem, likeness changes nothing
     assert_near_95({case: score_coverage(problems, *case, rng) for case in kept}, SCORE_DATA_SETS)
 
 
@@ -80,15 +86,26 @@ FEW = 6
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [30, 131, 500])
-def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_of_100_comparisons(problems):
+def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_of_100_comparisons(
+    problems,
+):
     rng = np.random.default_rng(1000 + problems)
     shares = {}
-    for samples, likeness, change in itertools.product((1, 4, 10), (0.1, 0.6) if problems < 500 else (0.4,), CHANGES):
-        share, differing = coverage(changed(problems, samples, likeness, change, rng, DATA_SETS), samples)
+    for samples, likeness, change in itertools.product(
+        (1, 4, 10), (0.1, 0.6) if problems < 500 else (0.4,), CHANGES
+    ):
+        share, differing = coverage(
+            changed(problems, samples, likeness, change, rng, DATA_SETS), samples
+        )
         if differing >= FEW:
             shares[samples, likeness, change] = share
         else:
-            assert LOW - noise(DATA_SETS) <= share <= 0.98 + noise(DATA_SETS), (samples, likeness, change, share)
+            assert LOW - noise(DATA_SETS) <= share <= 0.98 + noise(DATA_SETS), (
+                samples,
+                likeness,
+                change,
+                share,
+            )
     assert_near_95(shares, DATA_SETS)
 
 
@@ -106,7 +123,9 @@ def test_the_interval_covers_where_0_to_6_problems_differ(problems, samples):
 
 def test_zero_of_n_and_n_of_n_are_no_certainty():
     for problems in (30, 131, 500):
-        none, every = (score_interval(np.full(problems, value), confidence=0.95) for value in (0.0, 1.0))
+        none, every = (
+            score_interval(np.full(problems, value), confidence=0.95) for value in (0.0, 1.0)
+        )
         assert none.low == 0.0
         assert none.high == pytest.approx(1.96**2 / (problems + 1.96**2), rel=1e-3)
         assert (every.low, every.high) == pytest.approx((1 - none.high, 1.0))
@@ -118,24 +137,32 @@ def test_one_answer_a_problem_gives_wilsons_interval():
         found = score_interval(values, confidence=0.95)
         p, z = right / problems, 1.959963984540054
         half = z * (p * (1 - p) / problems + z * z / (4 * problems**2)) ** 0.5
-        ends = [(p + z * z / (2 * problems) + way * half) / (1 + z * z / problems) for way in (-1, 1)]
+        ends = [
+            (p + z * z / (2 * problems) + way * half) / (1 + z * z / problems) for way in (-1, 1)
+        ]
         assert [found.low, found.high] == pytest.approx(ends, rel=1e-9)
 
 
 def test_many_answers_that_agree_narrow_nothing_and_many_that_do_not_narrow_as_single_ones_would():
     rng = np.random.default_rng(5)
     agreeing = np.repeat([0.0, 1.0], 200)
-    assert score_interval(agreeing, confidence=0.95) == score_interval(rng.permutation(agreeing), confidence=0.95)
+    assert score_interval(agreeing, confidence=0.95) == score_interval(
+        rng.permutation(agreeing), confidence=0.95
+    )
     loose = score_interval(rng.binomial(10, 0.5, 400) / 10, confidence=0.95)
     tight = score_interval(agreeing, confidence=0.95)
     assert (tight.high - tight.low) / (loose.high - loose.low) == pytest.approx(10**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize(("problems", "samples"), [(12, 4), (40, 1), (131, 10)])
-def test_where_nothing_changed_p_falls_below_5_percent_in_no_more_than_5_of_100_comparisons(problems, samples):
+def test_where_nothing_changed_p_falls_below_5_percent_in_no_more_than_5_of_100_comparisons(
+    problems, samples
+):
     rng = np.random.default_rng(problems)
     after, before = paired_data(problems, samples, 0.5, (0.4, 0.4, 0.0), rng, 2000)
-    values = [p_value(discordance(a, b, answers=samples)) for a, b in zip(after, before, strict=True)]
+    values = [
+        p_value(discordance(a, b, answers=samples)) for a, b in zip(after, before, strict=True)
+    ]
     assert np.mean(np.array(values) <= 0.05) <= 0.05 + noise(2000)
 
 
@@ -144,11 +171,19 @@ def test_a_difference_of_the_detectable_size_is_found_in_about_8_of_10_runs(prob
     rng = np.random.default_rng(problems)
     after, before = paired_data(problems, samples, 0.4, (0.5, 0.5, 0.6), rng, 400)
     pairs = [discordance(a, b, answers=samples) for a, b in zip(after, before, strict=True)]
-    errors = [standard_error(difference_interval(pair, confidence=0.95), confidence=0.95) for pair in pairs]
+    errors = [
+        standard_error(difference_interval(pair, confidence=0.95), confidence=0.95)
+        for pair in pairs
+    ]
     effect = smallest_detectable_effect(float(np.mean(errors)), confidence=0.95)
     chances = 0.5 + effect / 2, 0.5 - effect / 2
-    after, before = paired_data(problems, samples, 0.4, (chances[1], chances[1] + effect / 0.6, 0.6), rng, 400)
-    found = [p_value(discordance(a, b, answers=samples)) <= 0.05 for a, b in zip(after, before, strict=True)]
+    after, before = paired_data(
+        problems, samples, 0.4, (chances[1], chances[1] + effect / 0.6, 0.6), rng, 400
+    )
+    found = [
+        p_value(discordance(a, b, answers=samples)) <= 0.05
+        for a, b in zip(after, before, strict=True)
+    ]
     assert 0.72 < np.mean(found) < 0.88
 
 
@@ -223,7 +258,10 @@ def test_within_a_group_the_temperature_is_still_chosen_on_all_problems():
     for mask in [*split, *~split]:
         best = [values[mask].mean(axis=0) for values in (treated, control)]
         cells = [np.flatnonzero(means >= means.max() - 1e-12) for means in best]
-        gains.append(treated[~mask & inside][:, cells[0]].mean() - control[~mask & inside][:, cells[1]].mean())
+        gains.append(
+            treated[~mask & inside][:, cells[0]].mean()
+            - control[~mask & inside][:, cells[1]].mean()
+        )
     assert found.pair.estimate == pytest.approx(np.mean(gains))
 
 
@@ -249,7 +287,9 @@ def test_the_interval_of_the_selection_free_gain_covers_what_the_procedure_gains
     truth = np.mean([pair.estimate for pair in pairs])
     intervals = [difference_interval(pair, confidence=0.95) for pair in pairs]
     covered = np.mean([found.low <= truth <= found.high for found in intervals])
-    assert covered >= LOW  # and more where the temperatures are alike, since resampling chooses more erratically than the data
+    assert (
+        covered >= LOW
+    )  # and more where the temperatures are alike, since resampling chooses more erratically than the data
     if not any(gains):
         assert np.mean([p_value(pair) <= 0.05 for pair in pairs]) <= 0.05 + noise(300)
 
@@ -270,4 +310,6 @@ def test_halves_are_even_in_every_stratum_and_follow_from_seed_and_id_alone():
 
 def test_the_detectable_effect_is_2_8_standard_errors():
     assert smallest_detectable_effect(0.1, confidence=0.95) == pytest.approx(0.28016, abs=1e-5)
-    assert smallest_detectable_effect(0.9, confidence=0.95) == 1.0, "no effect is larger than 100 points"
+    assert smallest_detectable_effect(0.9, confidence=0.95) == 1.0, (
+        "no effect is larger than 100 points"
+    )

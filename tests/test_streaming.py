@@ -36,7 +36,7 @@ from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.engine import sample_seed
 from ssd_ray.inference.vllm.placement import Resources
 from ssd_ray.inference.work.queue import all_out
-from ssd_ray.inference.worker import Order
+from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Prompt
 
@@ -54,7 +54,9 @@ def ray_cluster() -> Iterator[None]:
 
 
 def prompt(number: int) -> Prompt:
-    return Prompt(prompt_id=f"p{number}", source="s", difficulty="d", text="t", token_ids=(number, 3))
+    return Prompt(
+        prompt_id=f"p{number}", source="s", difficulty="d", text="t", token_ids=(number, 3)
+    )
 
 
 @pytest.fixture
@@ -90,8 +92,20 @@ def _draw(
     out.mkdir(exist_ok=True)
     if ended():
         (source / "manifest.json").touch()
-    order = Order(make_engine=make_engine, prompts=source, samples=SAMPLES, seed=5, out=out, logs=out.parent / "logs")
-    workers = Pool(min_engines=1, max_engines=engines, concurrent_units=2, resources=Resources(0.5, 0, {"num_cpus": 0.5}))
+    order = EngineSpec(
+        make_engine=make_engine,
+        prompts=source,
+        samples=SAMPLES,
+        seed=5,
+        out=out,
+        logs=out.parent / "logs",
+    )
+    workers = Pool(
+        min_engines=1,
+        max_engines=engines,
+        concurrent_units=2,
+        resources=Resources(0.5, 0, {"num_cpus": 0.5}),
+    )
     return SamplingRun(
         order=order,
         engines=workers,
@@ -105,7 +119,12 @@ def _draw(
 
 def _check_whole(out: Path, without: frozenset[int] = frozenset()) -> None:
     rows = list(shards.read_rows(out, Completion))
-    expected = {(f"p{number}", index): number for number in range(PROMPTS) for index in range(SAMPLES) if number not in without}
+    expected = {
+        (f"p{number}", index): number
+        for number in range(PROMPTS)
+        for index in range(SAMPLES)
+        if number not in without
+    }
     assert sorted((row.prompt_id, row.sample_index) for row in rows) == sorted(expected)
     for row in rows:
         seed = sample_seed(5, row.prompt_id, row.sample_index)
@@ -113,11 +132,15 @@ def _check_whole(out: Path, without: frozenset[int] = frozenset()) -> None:
         assert (row.seed, row.text) == (seed, f"seed {seed}")
 
 
-def test_every_key_comes_out_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_key_comes_out_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = _shown(monkeypatch)
     facts = _draw(source, tmp_path / "out")
     _check_whole(tmp_path / "out")
-    assert [shard["name"] for shard in facts.pop("shards")] == [path.name for path in shards.shard_paths(tmp_path / "out")]
+    assert [shard["name"] for shard in facts.pop("shards")] == [
+        path.name for path in shards.shard_paths(tmp_path / "out")
+    ]
     assert facts == {
         "rows": 40,
         "prompt_tokens": 80,
@@ -133,7 +156,9 @@ def test_every_key_comes_out_once(source: Path, tmp_path: Path, monkeypatch: pyt
     figures = _metrics('stage="samples"')
     assert figures.pop("ssd_ray_answers") == 40
     assert set(figures.values()) == {0}, "rates are none when the stage has ended"
-    assert figures.keys() >= {f"ssd_ray_{name}" for name in ("retries", "answers_failed", "seconds_left", "engine_losses")}
+    assert figures.keys() >= {
+        f"ssd_ray_{name}" for name in ("retries", "answers_failed", "seconds_left", "engine_losses")
+    }
 
 
 def _shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
@@ -161,14 +186,22 @@ def _metrics(label: str) -> dict[str, float]:
     while True:
         with urllib.request.urlopen(address, timeout=10) as answer:
             lines = [line for line in answer.read().decode().splitlines() if label in line]
-        pairs = [(line.partition("{")[0].removeprefix("ray_"), float(line.rpartition(" ")[2])) for line in lines]
+        pairs = [
+            (line.partition("{")[0].removeprefix("ray_"), float(line.rpartition(" ")[2]))
+            for line in lines
+        ]
         figures = dict(sorted(pairs))
-        if (figures.get("ssd_ray_answers"), figures.get("ssd_ray_engines")) == (40, 0) or time.monotonic() > deadline:
+        if (figures.get("ssd_ray_answers"), figures.get("ssd_ray_engines")) == (
+            40,
+            0,
+        ) or time.monotonic() > deadline:
             return figures
         time.sleep(1)
 
 
-def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside(source: Path, tmp_path: Path) -> None:
+def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside(
+    source: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     _draw(source, out)
     kept = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}
@@ -186,14 +219,21 @@ def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside
     _draw(source, out, progress=said, shard_rows=2)
     _check_whole(out)
     told = "\n".join(said.lines)
-    for path, why in ((cut, "bytes and was written with"), (empty, "has 0 bytes"), (garbled, "is no Parquet file")):
+    for path, why in (
+        (cut, "bytes and was written with"),
+        (empty, "has 0 bytes"),
+        (garbled, "is no Parquet file"),
+    ):
         assert any(path.name in line and why in line for line in said.lines), told
     assert f"{changed.name} has other bytes than were written" in told
     assert "foreign.parquet is in no ledger" in told
     assert len(list((out / "set-aside").iterdir())) == 5
     for path in (lost, cut, empty, changed, garbled):
         del kept[path.name]
-    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
+    assert (
+        kept.items()
+        <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
+    )
     assert not list(out.glob(".*"))
 
 
@@ -261,7 +301,11 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)
         while not ended and out.exists():
-            ended.extend(one for one in heartbeat.read(out) if one.engine == there[0].engine and one.state == "ended")
+            ended.extend(
+                one
+                for one in heartbeat.read(out)
+                if one.engine == there[0].engine and one.state == "ended"
+            )
             time.sleep(0.02)
 
     thread = threading.Thread(target=notify, daemon=True)
@@ -279,10 +323,15 @@ def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_go
 ) -> None:
     out, runs, noted, drawn = tmp_path / "out", list[float](), list[EngineStatus](), list[int]()
     run = pool.run
-    monkeypatch.setattr(pool, "run", lambda *arguments: (runs.append(time.monotonic()), run(*arguments)))
+    monkeypatch.setattr(
+        pool, "run", lambda *arguments: (runs.append(time.monotonic()), run(*arguments))
+    )
 
     def notify() -> None:
-        while not (all_out(out).exists() and len(there := [one for one in heartbeat.read(out) if one.rows]) == 2):
+        while not (
+            all_out(out).exists()
+            and len(there := [one for one in heartbeat.read(out) if one.rows]) == 2
+        ):
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)
         noted.append(there[0])
@@ -302,7 +351,9 @@ def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_go
     assert facts["engine_losses"] == 0
     assert len(noted) == 1
     assert len(runs) == 1, "the pool was not started again"
-    assert units_of(noted[0]) <= drawn[0] + 2, "what it had not begun when the notice came, it did not draw"
+    assert units_of(noted[0]) <= drawn[0] + 2, (
+        "what it had not begun when the notice came, it did not draw"
+    )
 
 
 def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_cost_nobody_else(
@@ -314,12 +365,16 @@ def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_
     _check_whole(tmp_path / "out", without=frozenset({3, 7}))
     keys = [(failure["prompt_id"], failure["sample_index"]) for failure in facts["failed"]]
     assert keys == [("p3", 0), ("p3", 1), ("p7", 0), ("p7", 1)]
-    assert {failure["reason"] for failure in facts["failed"][:2]} == {"refused 3 times: ValueError: no answer to 3"}
+    assert {failure["reason"] for failure in facts["failed"][:2]} == {
+        "refused 3 times: ValueError: no answer to 3"
+    }
     assert "alone" in facts["failed"][2]["reason"]
     assert facts["rows"] == 36
     assert any("prompt 'p7' is left out" in line for line in said.lines)
     assert shown["ssd_ray_answers_failed"][-1] == 4
-    assert shown["ssd_ray_retries"][-1] >= 2 * 2 + facts["engine_losses"], "two more tries of each refused answer, and p7's"
+    assert shown["ssd_ray_retries"][-1] >= 2 * 2 + facts["engine_losses"], (
+        "two more tries of each refused answer, and p7's"
+    )
 
 
 def test_an_engine_that_dies_at_its_first_step_costs_no_prompt_and_hands_its_units_to_one_that_answers(
@@ -328,47 +383,76 @@ def test_an_engine_that_dies_at_its_first_step_costs_no_prompt_and_hands_its_uni
     (tmp_path / "actors").mkdir()
     said = Said()
     facts = _draw(
-        source, tmp_path / "out", functools.partial(FaultyBesideGood, tmp_path / "actors"), max_failures=3, progress=said
+        source,
+        tmp_path / "out",
+        functools.partial(FaultyBesideGood, tmp_path / "actors"),
+        max_failures=3,
+        progress=said,
     )
     _check_whole(tmp_path / "out")
     assert len(list((tmp_path / "actors").iterdir())) == 2
     assert facts["failed"] == []
     assert 4 <= facts["engine_losses"] <= 6
-    assert any("times in a row without an answer while others answer" in line for line in said.lines)
+    assert any(
+        "times in a row without an answer while others answer" in line for line in said.lines
+    )
 
 
 def test_a_node_that_does_not_see_the_storage_is_named(source: Path, tmp_path: Path) -> None:
     engine = functools.partial(MortalEngine, start=functools.partial(loses_storage, source))
     with pytest.raises(
-        UserError, match=r"^\S+/prompts is not there on node \S+: --out must lie on storage that every node sees$"
+        UserError,
+        match=r"^\S+/prompts is not there on node \S+: --out must lie on storage that every node sees$",
     ):
         _draw(source, tmp_path / "out", engine, engines=1)
 
 
-def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(source: Path, tmp_path: Path) -> None:
+def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(
+    source: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(InfrastructureError, match=r"engines die|an engine died"):
         _draw(source, out, functools.partial(MortalEngine, kills=frozenset(range(13, PROMPTS))))
     kept = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}
     assert kept
     assert not (out / "manifest.json").exists()
-    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
+    assert (
+        kept.items()
+        <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
+    )
 
 
-def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(source: Path, tmp_path: Path) -> None:
-    engine, out = functools.partial(MortalEngine, refuses=frozenset(range(PROMPTS))), tmp_path / "out"
+def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(
+    source: Path, tmp_path: Path
+) -> None:
+    engine, out = (
+        functools.partial(MortalEngine, refuses=frozenset(range(PROMPTS))),
+        tmp_path / "out",
+    )
     for _ in range(6):
-        with pytest.raises(UserError, match=r"refused 3 times: ValueError: no answer to \d+.*delete"):
+        with pytest.raises(
+            UserError, match=r"refused 3 times: ValueError: no answer to \d+.*delete"
+        ):
             _draw(source, out, engine)
-    assert ledger.audit(out).positions == PROMPTS * SAMPLES, "six attempts are enough to refuse them all"
+    assert ledger.audit(out).positions == PROMPTS * SAMPLES, (
+        "six attempts are enough to refuse them all"
+    )
 
 
 @pytest.mark.parametrize(
     ("start", "kind", "told"),
     [
         (cannot_start, UserError, "vLLM does not take this model: it is no good"),
-        (breaks_at_start, InfrastructureError, r"died 3 times in a row without an answer \(RuntimeError: no device\)"),
-        (lacks_memory_at_start, InfrastructureError, r"died 3 times in a row without an answer \(MemoryError\)"),
+        (
+            breaks_at_start,
+            InfrastructureError,
+            r"died 3 times in a row without an answer \(RuntimeError: no device\)",
+        ),
+        (
+            lacks_memory_at_start,
+            InfrastructureError,
+            r"died 3 times in a row without an answer \(MemoryError\)",
+        ),
         (hangs_at_start, InfrastructureError, "died 3 times in a row without an answer"),
     ],
 )
@@ -391,7 +475,9 @@ def test_finished_answers_of_a_killed_engine_are_taken_over(source: Path, tmp_pa
     counts = {int(path.name.split(".")[0]): 0 for path in asked.iterdir()}
     for path in asked.iterdir():
         counts[int(path.name.split(".")[0])] += 1
-    assert all(counts[number] <= SAMPLES + (2 * SAMPLES if number >= 12 else 0) for number in counts), counts
+    assert all(
+        counts[number] <= SAMPLES + (2 * SAMPLES if number >= 12 else 0) for number in counts
+    ), counts
 
 
 class Counting(InstantEngine):

@@ -17,10 +17,36 @@ from ssd_ray.cluster import import_path
 PACKAGE = Path(ssd_ray.__file__).parent
 COMMAND = str(Path(sys.executable).parent / "ssd-ray")
 LIBRARIES = (
-    *("vllm", "torch", "numpy", "ray", "pyarrow", "yaml", "emoji", "ssd_ray", "deepspeed", "datasets", "typer"),
-    *("random", "queue", "json", "socket", "pickle", "statistics", "logging", "select", "struct", "tokenize", "secrets"),
+    *(
+        "vllm",
+        "torch",
+        "numpy",
+        "ray",
+        "pyarrow",
+        "yaml",
+        "emoji",
+        "ssd_ray",
+        "deepspeed",
+        "datasets",
+        "typer",
+    ),
+    *(
+        "random",
+        "queue",
+        "json",
+        "socket",
+        "pickle",
+        "statistics",
+        "logging",
+        "select",
+        "struct",
+        "tokenize",
+        "secrets",
+    ),
 )
-LONG = "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it/until/no/socket/fits"
+LONG = (
+    "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it/until/no/socket/fits"
+)
 
 
 @pytest.fixture
@@ -29,24 +55,50 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "notes"
     (folder / "transformers").mkdir(parents=True)
     for name in (*LIBRARIES, "transformers/__init__"):
-        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported from the working directory')\n")
+        (folder / f"{name}.py").write_text(
+            f"raise SystemExit('{name} was imported from the working directory')\n"
+        )
     return folder
 
 
-def run(command: list[str], folder: Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+def run(
+    command: list[str], folder: Path, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONSAFEPATH", "PYTHONPATH")
+    }
     return subprocess.run(
-        command, cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=folder,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
 def test_grading_imports_nothing_from_the_folder(folder: Path, tmp_path: Path) -> None:
     """Its processes are started with `python -c`, which puts the folder first on their path."""
-    problem = {"problem_id": "p", "kind": "stdin", "statement": "s", "tests": [{"input": "2\n", "output": "3\n"}]}
+    problem = {
+        "problem_id": "p",
+        "kind": "stdin",
+        "statement": "s",
+        "tests": [{"input": "2\n", "output": "3\n"}],
+    }
     (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     program = "import random, queue, numpy, json\nprint(int(input()) + 1)"
     (tmp_path / "answers.jsonl").write_text(json.dumps({"problem_id": "p", "code": program}) + "\n")
-    command = [COMMAND, "grade", "--problems", "../problems.jsonl", "--completions", "../answers.jsonl"]
+    command = [
+        COMMAND,
+        "grade",
+        "--problems",
+        "../problems.jsonl",
+        "--completions",
+        "../answers.jsonl",
+    ]
     process = run([*command, "--out", "../graded", "--workers", "1", "--quiet"], folder)
     assert process.returncode == 0, process.stderr
     assert "was imported" not in process.stdout + process.stderr
@@ -78,7 +130,9 @@ def test_workers_get_no_directory_of_the_driver() -> None:
     from ray.core.generated.common_pb2 import JobConfig
 
     config = import_path.job_config()
-    config._py_driver_sys_path.extend(["/home/me/notes", "/home/me/scripts"])  # as Ray does while it connects
+    config._py_driver_sys_path.extend(
+        ["/home/me/notes", "/home/me/scripts"]
+    )  # as Ray does while it connects
     sent = JobConfig()
     sent.ParseFromString(config._serialize())
     assert list(sent.py_driver_sys_path) == []
@@ -133,17 +187,25 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
     (tmp_path / LONG).mkdir(parents=True)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(NOBODY)
-    environment = {"TMPDIR": str(tmp_path / LONG), "PYTHONPATH": str(tmp_path / "path"), "HOME": str(tmp_path / "home")}
+    environment = {
+        "TMPDIR": str(tmp_path / LONG),
+        "PYTHONPATH": str(tmp_path / "path"),
+        "HOME": str(tmp_path / "home"),
+    }
     environment |= dict.fromkeys(("USER", "LOGNAME", "LNAME", "USERNAME"), "")
     out = tmp_path / "T=1.2 k=20" / "run #1 (100%) ü?"
-    process = run([COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 580, **environment)
+    process = run(
+        [COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 580, **environment
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     assert f"TMPDIR={tmp_path / LONG} cannot hold its sockets" in process.stdout + process.stderr
     assert "was imported" not in process.stdout + process.stderr
     assert "(raylet)" not in process.stdout + process.stderr
     assert (out / "report" / "scores.json").exists()
     assert {path.name for path in tmp_path.iterdir()} >= {"T=1.2 k=20", "notes"}
-    again = run([COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 60, **environment)
+    again = run(
+        [COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 60, **environment
+    )
     assert again.returncode == 0, again.stderr
 
 
@@ -151,17 +213,36 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
 @pytest.mark.parametrize(
     ("library", "code", "said"),
     [
-        ("raise MemoryError\n", 1, r"failed: samples: an engine died 1 times in a row without an answer \(MemoryError\)"),
-        ("", 2, r"error: vLLM does not take .*ImportError: cannot import name 'EngineArgs' from 'vllm' \(.*path/vllm.py\)"),
+        (
+            "raise MemoryError\n",
+            1,
+            r"failed: samples: an engine died 1 times in a row without an answer \(MemoryError\)",
+        ),
+        (
+            "",
+            2,
+            r"error: vLLM does not take .*ImportError: cannot import name 'EngineArgs' from 'vllm' \(.*path/vllm.py\)",
+        ),
     ],
     ids=["failure", "mistake"],
 )
-def test_a_dead_engine_says_one_sentence(tmp_path: Path, tiny_llama: Path, library: str, code: int, said: str) -> None:
+def test_a_dead_engine_says_one_sentence(
+    tmp_path: Path, tiny_llama: Path, library: str, code: int, said: str
+) -> None:
     """Ray's paragraph for the process is in the logs; a library on PYTHONPATH is the user's choice."""
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "vllm.py").write_text(library)
-    command = [COMMAND, "sample", "field.yaml", "--out", "run", "--quiet", "--set", "cluster.max_failures=0"]
+    command = [
+        COMMAND,
+        "sample",
+        "field.yaml",
+        "--out",
+        "run",
+        "--quiet",
+        "--set",
+        "cluster.max_failures=0",
+    ]
     process = run(command, tmp_path, 400, PYTHONPATH=str(tmp_path / "path"))
     assert process.returncode == code, process.stderr
     assert re.search(said, process.stderr), process.stderr

@@ -45,7 +45,9 @@ SEED = 3
 
 
 def _cluster(workers: int, max_failures: int = 0) -> ClusterConfig:
-    return ClusterConfig(device="cpu", train_workers=workers, cpus_per_train_worker=1, max_failures=max_failures)
+    return ClusterConfig(
+        device="cpu", train_workers=workers, cpus_per_train_worker=1, max_failures=max_failures
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(30):
         length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
         ids = tuple(draw.randrange(3, 260) for _ in range(length))
-        rows.append(Example(prompt_id=f"p{index:02}", sample_index=0, input_ids=ids, num_prompt_tokens=num_prompt))
+        rows.append(
+            Example(
+                prompt_id=f"p{index:02}",
+                sample_index=0,
+                input_ids=ids,
+                num_prompt_tokens=num_prompt,
+            )
+        )
     write_shard(out, "part-00000", rows[:20], Example)
     write_shard(out, "part-00001", rows[20:], Example)
     return out
@@ -72,7 +81,9 @@ def connected() -> Iterator[None]:
         yield
 
 
-def _train(dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any) -> dict[str, Any]:
+def _train(
+    dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any
+) -> dict[str, Any]:
     from ssd_ray.training.trainer import train
 
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +102,10 @@ def _train(dataset: Path, model: Path, out: Path, workers: int = 2, max_failures
 def _log(out: Path) -> list[dict[str, Any]]:
     """The loss log without the time and the memory that steps took."""
     costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
-    return [{key: value for key, value in json.loads(line).items() if key not in costs} for line in _lines(out)]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in costs}
+        for line in _lines(out)
+    ]
 
 
 def _lines(out: Path) -> list[str]:
@@ -106,7 +120,9 @@ def _weights(directory: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, connected: None) -> Path:
+def uninterrupted(
+    dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, connected: None
+) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "checkpoint"
     facts = _train(dataset, model, out)
     assert facts["steps"] == STEPS
@@ -115,7 +131,9 @@ def uninterrupted(dataset: Path, model: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: Path, uninterrupted: Path) -> None:
+def test_the_engine_trains_what_a_bare_torch_loop_trains(
+    dataset: Path, model: Path, uninterrupted: Path
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -130,16 +148,22 @@ def test_the_engine_trains_what_a_bare_torch_loop_trains(dataset: Path, model: P
     for parameter in bare.parameters():
         groups[parameter.ndim < 2].append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}], betas=(0.9, 0.95)
+        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
     )
     log = _log(uninterrupted)
     for step in range(train.steps):
         rows = global_rows(len(examples), train.global_batch_size, SEED, step)
         total = torch.zeros(())
         for row in rows:
-            ids, num_prompt = torch.tensor(examples.row(int(row)).astype("int64")), examples.num_prompt_tokens[row]
+            ids, num_prompt = (
+                torch.tensor(examples.row(int(row)).astype("int64")),
+                examples.num_prompt_tokens[row],
+            )
             logits = bare(input_ids=ids[None]).logits[0, num_prompt - 1 : -1]
-            total = total + torch.nn.functional.cross_entropy(logits, ids[num_prompt:], reduction="sum")
+            total = total + torch.nn.functional.cross_entropy(
+                logits, ids[num_prompt:], reduction="sum"
+            )
         loss = total / int(examples.response_lengths[rows].sum())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(bare.parameters(), train.max_grad_norm)
@@ -169,11 +193,18 @@ def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupte
         assert trained.dtype == torch.float32
         assert trained.lm_head.weight is trained.model.embed_tokens.weight
         assert set(_weights(exported)) == set(_weights(model))
-        for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"):
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "chat_template.jinja",
+            "tokenizer.json",
+        ):
             assert (exported / name).read_text().strip() == (model / name).read_text().strip()
     messages = [{"role": "user", "content": "hi"}]
     ours, base = (AutoTokenizer.from_pretrained(path) for path in (uninterrupted, model))
-    assert ours.apply_chat_template(messages, tokenize=False) == base.apply_chat_template(messages, tokenize=False)
+    assert ours.apply_chat_template(messages, tokenize=False) == base.apply_chat_template(
+        messages, tokenize=False
+    )
     assert not (uninterrupted / "resume").exists()
     assert not list(uninterrupted.glob(".*"))
 
@@ -192,11 +223,21 @@ if __name__ == "__main__":
 
 
 def _start_driver(dataset: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
-    paths = {"tests": str(Path(__file__).parent), "dataset": str(dataset), "model": str(model), "out": str(out)}
+    paths = {
+        "tests": str(Path(__file__).parent),
+        "dataset": str(dataset),
+        "model": str(model),
+        "out": str(out),
+    }
     script = out.parent / "driver.py"
     script.write_text(DRIVER.format(**paths))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def _wait_for(condition: Any, timeout_s: float = 300) -> Any:
@@ -213,7 +254,10 @@ def _workers(out: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if any("-logs/train-worker-" in file.path and file.path.startswith(str(out)) for file in process.open_files()):
+            if any(
+                "-logs/train-worker-" in file.path and file.path.startswith(str(out))
+                for file in process.open_files()
+            ):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -270,8 +314,12 @@ def test_after_ctrl_c_one_worker_with_other_micro_batches_goes_on_to_the_same(
     assert b"KeyboardInterrupt" in stderr
     _wait_for(lambda: not _workers(out), timeout_s=60)
     (state,) = (out / "resume").glob("step-*/state.json")
-    assert json.loads(state.read_text())["step"] >= 12, "the state is that of the last step, not of the last interval"
-    facts = _train(dataset, model, out, workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
+    assert json.loads(state.read_text())["step"] >= 12, (
+        "the state is that of the last step, not of the last interval"
+    )
+    facts = _train(
+        dataset, model, out, workers=1, micro_batch_tokens=1, gradient_checkpointing=True
+    )
     assert facts["num_workers"] == 1
     for ours, theirs in zip(_log(out), _log(uninterrupted), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
@@ -312,7 +360,9 @@ def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
     assert b"KeyboardInterrupt" in stderr
     assert b"told to leave" in stderr
     _wait_for(lambda: not _workers(out), timeout_s=60)
-    steps = [json.loads(path.read_text())["step"] for path in (out / "resume").glob("step-*/state.json")]
+    steps = [
+        json.loads(path.read_text())["step"] for path in (out / "resume").glob("step-*/state.json")
+    ]
     assert len(steps) == 1
     assert steps[0] > saved
     _train(dataset, model, out)
@@ -363,7 +413,10 @@ def _drain(address: str, node: str, out: Path) -> None:
     GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 20) * 1000))
     time.sleep(4)
     held.resume()
-    saved = _wait_for(lambda: [path for path in (out / "resume").glob("step-*") if int(path.name[5:]) % 10], timeout_s=30)
+    saved = _wait_for(
+        lambda: [path for path in (out / "resume").glob("step-*") if int(path.name[5:]) % 10],
+        timeout_s=30,
+    )
     (out.parent / "saved").write_text(saved[0].name)
 
 
@@ -372,14 +425,27 @@ def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
     notice: bool, dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "checkpoint"
-    paths = {"tests": str(Path(__file__).parent), "dataset": str(dataset), "model": str(model), "out": str(out)}
+    paths = {
+        "tests": str(Path(__file__).parent),
+        "dataset": str(dataset),
+        "model": str(model),
+        "out": str(out),
+    }
     # The first new group may still ask for the lost node, in vain; nobody need wait a minute for that.
-    impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+    impatient = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+    }
     environment = {**os.environ, **impatient, "PYTHONPATH": str(Path(__file__).parent.parent)}
     script = tmp_path / "driver.py"
     script.write_text(ELASTIC.format(**paths, notice=notice))
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=540, check=False
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "training.json").read_text())["num_workers"] == 1
@@ -388,13 +454,17 @@ def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
 
 
-def test_bfloat16_keeps_the_precision_of_the_base(dataset: Path, connected: None, tmp_path: Path) -> None:
+def test_bfloat16_keeps_the_precision_of_the_base(
+    dataset: Path, connected: None, tmp_path: Path
+) -> None:
     import torch
 
     base = tiny_model(tmp_path / "base", "qwen3")
     half = {name: value.to(torch.bfloat16) for name, value in _weights(base).items()}
     _save(base, half, "bfloat16")
-    facts = _train(dataset, base, tmp_path / "out", steps=12, dtype="bfloat16", gradient_checkpointing=True)
+    facts = _train(
+        dataset, base, tmp_path / "out", steps=12, dtype="bfloat16", gradient_checkpointing=True
+    )
     assert facts["final_loss"] < facts["first_loss"]
     trained = _weights(tmp_path / "out")
     assert {value.dtype for value in trained.values()} == {torch.bfloat16}
@@ -418,16 +488,22 @@ def test_a_mistake_found_by_a_worker_is_told_in_a_sentence_and_not_retried(
     weights = _weights(base)
     del weights["model.layers.1.mlp.up_proj.weight"]
     _save(base, weights, "float32")
-    with pytest.raises(UserError, match=r"lacks weights of Qwen3ForCausalLM \(model.layers.1.mlp.up_proj.weight\)"):
+    with pytest.raises(
+        UserError, match=r"lacks weights of Qwen3ForCausalLM \(model.layers.1.mlp.up_proj.weight\)"
+    ):
         _train(dataset, base, tmp_path / "out", max_failures=3)
     log = (tmp_path / "out-logs" / "train-worker-0.log").read_text()
     assert log.count("ssd_ray.errors.UserError:") == 1
 
 
-def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(dataset: Path, connected: None, tmp_path: Path) -> None:
+def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(
+    dataset: Path, connected: None, tmp_path: Path
+) -> None:
     base = tiny_model(tmp_path / "base", "llama")
     (base / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(InfrastructureError, match=r"training stopped after 0 restarts .* goes on from step 0"):
+    with pytest.raises(
+        InfrastructureError, match=r"training stopped after 0 restarts .* goes on from step 0"
+    ):
         _train(dataset, base, tmp_path / "out")
 
 
@@ -435,7 +511,10 @@ def test_a_loss_that_is_not_finite_stops_training_names_the_batch_and_keeps_the_
     dataset: Path, model: Path, connected: None, tmp_path: Path
 ) -> None:
     choices = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e30, "checkpoint_every": 1}
-    with pytest.raises(UserError, match=r"stopped at step 2: .* the batch was samples p\d\d/0, .*the state after step 1 is kept"):
+    with pytest.raises(
+        UserError,
+        match=r"stopped at step 2: .* the batch was samples p\d\d/0, .*the state after step 1 is kept",
+    ):
         _train(dataset, model, tmp_path / "out", max_failures=3, **choices)
     assert (tmp_path / "out" / "resume" / "step-1" / "state.json").exists()
     assert len(_lines(tmp_path / "out")) == 1

@@ -37,7 +37,12 @@ def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
 
 
 def _train(
-    dataset: Path, model: Path, out: Path, workers: int = 1, device: Literal["cpu", "cuda"] = "cpu", **choices: Any
+    dataset: Path,
+    model: Path,
+    out: Path,
+    workers: int = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
+    **choices: Any,
 ) -> None:
     from ssd_ray.training.trainer import train
 
@@ -64,7 +69,9 @@ def test_an_empty_data_set(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_ids_beyond_the_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds the token id 264, and the vocabulary of .* has 264 entries"):
+    with pytest.raises(
+        UserError, match=r"holds the token id 264, and the vocabulary of .* has 264 entries"
+    ):
         _train(_dataset(tmp_path / "data", (3, 4), (3, 264)), tiny_llama, tmp_path / "out")
     with pytest.raises(UserError, match=r"holds the token id -1"):
         _train(_dataset(tmp_path / "negative", (3, -1)), tiny_llama, tmp_path / "out")
@@ -72,19 +79,33 @@ def test_ids_beyond_the_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"a sequence of 4097 tokens, and the context of .* is 4096: set prepare\.max_length=4096"
+        UserError,
+        match=r"a sequence of 4097 tokens, and the context of .* is 4096: set prepare\.max_length=4096",
     ):
         _train(_dataset(tmp_path / "data", (3,) * 4097), tiny_llama, tmp_path / "out")
 
 
-def test_a_model_that_is_whole_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_whole_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ssd_ray.training import loop
     from ssd_ray.training.job import Job
 
     (tmp_path / "resume" / "step-4").mkdir(parents=True)
     (tmp_path / "training.json").write_text(json.dumps({"steps": 5}))
-    cluster, alone = ClusterConfig(device="cpu"), SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
-    job = Job(dataset=tmp_path, model=tmp_path, out=tmp_path, logs=tmp_path, train=TrainConfig(), cluster=cluster, seed=0)
+    cluster, alone = (
+        ClusterConfig(device="cpu"),
+        SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0),
+    )
+    job = Job(
+        dataset=tmp_path,
+        model=tmp_path,
+        out=tmp_path,
+        logs=tmp_path,
+        train=TrainConfig(),
+        cluster=cluster,
+        seed=0,
+    )
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: alone)
     loop.work({"job": job})  # started again after another worker was lost behind the last step
     _train(tmp_path, tmp_path, tmp_path)
@@ -98,25 +119,38 @@ def test_a_data_set_without_a_response(tiny_llama: Path, tmp_path: Path) -> None
 
 def test_attention_that_transformers_lacks_for_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
-    with pytest.raises(UserError, match=r"'sdpa' cannot compute the attention of GptOssForCausalLM: set train\.attention=flash"):
+    with pytest.raises(
+        UserError,
+        match=r"'sdpa' cannot compute the attention of GptOssForCausalLM: set train\.attention=flash",
+    ):
         _train(_dataset(tmp_path / "data", (3, 4)), tmp_path, tmp_path / "out")
     assert recipes.load("gpt-oss-20b-high").train.attention == "flash_attention_3"
 
 
 @pytest.mark.parametrize(("before", "now"), [(0, 2), (3, 0)])
-def test_a_state_that_the_zero_stage_cannot_go_on_from(before: int, now: int, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_state_that_the_zero_stage_cannot_go_on_from(
+    before: int, now: int, tiny_llama: Path, tmp_path: Path
+) -> None:
     state = tmp_path / "out" / "resume" / "step-4" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"step": 4, "num_workers": 1, "zero_stage": before}))
-    with pytest.raises(UserError, match=rf"written with train\.zero_stage {before}, and {now} cannot read it: set train\.zero_s"):
+    with pytest.raises(
+        UserError,
+        match=rf"written with train\.zero_stage {before}, and {now} cannot read it: set train\.zero_s",
+    ):
         _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", zero_stage=now)
 
 
 def test_a_state_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
     state = tmp_path / "out" / "resume" / "step-4" / "state.json"
     state.parent.mkdir(parents=True)
-    state.write_text(json.dumps({"step": 4, "model": "0123456789abcdef", "num_workers": 1, "zero_stage": 3}))
-    with pytest.raises(UserError, match=r"resume holds a state of another model than .*llama: train that one, choose another"):
+    state.write_text(
+        json.dumps({"step": 4, "model": "0123456789abcdef", "num_workers": 1, "zero_stage": 3})
+    )
+    with pytest.raises(
+        UserError,
+        match=r"resume holds a state of another model than .*llama: train that one, choose another",
+    ):
         _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out")
 
 
@@ -125,7 +159,10 @@ def test_an_adapter_on_what_takes_none(tiny_llama: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     for name in ("lm_head", "query"):
-        with pytest.raises(UserError, match=rf"'{name}' is no linear layer of LlamaForCausalLM below its output head: those"):
+        with pytest.raises(
+            UserError,
+            match=rf"'{name}' is no linear layer of LlamaForCausalLM below its output head: those",
+        ):
             add_adapters(model, LoraConfig(target_modules=("q_proj", name)), 0)
 
 
@@ -147,30 +184,60 @@ def test_workers_that_cannot_share_the_batch(tiny_llama: Path, tmp_path: Path) -
     dataset = _dataset(tmp_path / "data", (3, 4))
     with pytest.raises(UserError, match=r"global_batch_size 4 is not a multiple of the 3 workers"):
         _train(dataset, tiny_llama, tmp_path / "out", workers=3)
-    with pytest.raises(UserError, match=r"train_workers 3 is not a multiple of train\.sequence_parallel_size 2"):
+    with pytest.raises(
+        UserError, match=r"train_workers 3 is not a multiple of train\.sequence_parallel_size 2"
+    ):
         _train(dataset, tiny_llama, tmp_path / "out", workers=3, sequence_parallel_size=2)
 
 
 def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
     dataset = _dataset(tmp_path / "data", (3, 4))
-    for choice in ({"offload": "optimizer"}, {"loss_kernel": "liger"}, {"attention": "flash_attention_2"}):
+    for choice in (
+        {"offload": "optimizer"},
+        {"loss_kernel": "liger"},
+        {"attention": "flash_attention_2"},
+    ):
         ((name, value),) = choice.items()
         with pytest.raises(UserError, match=rf"train\.{name} '{value}' needs cluster\.device=cuda"):
             _train(dataset, tiny_llama, tmp_path / "out", dtype="bfloat16", **choice)
-    recipe = {"name": "r", "model": {"source": "."}, "evaluate": {"arms": {"base": {"model": "base"}}}}
+    recipe = {
+        "name": "r",
+        "model": {"source": "."},
+        "evaluate": {"arms": {"base": {"model": "base"}}},
+    }
     with pytest.raises(ValueError, match=r"train\.offload 'optimizer' needs cluster\.device=cuda"):
-        Recipe.model_validate({**recipe, "train": {"offload": "optimizer"}, "cluster": {"device": "cpu"}})
+        Recipe.model_validate(
+            {**recipe, "train": {"offload": "optimizer"}, "cluster": {"device": "cpu"}}
+        )
 
 
 # What shows in the model's configuration and in the packages alone, so that it can be told before hours of sampling.
 EARLY: dict[str, tuple[dict[str, Any], str]] = {
-    "liger": ({"loss_kernel": "liger"}, "loss_kernel is 'liger', and its package is not installed: pip install liger-kernel"),
+    "liger": (
+        {"loss_kernel": "liger"},
+        "loss_kernel is 'liger', and its package is not installed: pip install liger-kernel",
+    ),
     "wandb": ({"trackers": ("wandb",)}, "trackers has 'wandb', and its package is not installed"),
-    "flash 2": ({"attention": "flash_attention_2"}, "neither package flash_attn nor kernels is installed: pip install kernels"),
-    "flash 3": ({"attention": "flash_attention_3"}, "neither package flash_attn_interface nor kernels is installed"),
-    "heads": ({"sequence_parallel_size": 4}, "sequence_parallel_size 4 does not divide the model's 2 attention heads"),
-    "router": ({"router_aux_loss": 0.1, "zero_stage": 2}, "but LlamaForCausalLM has no router loss: set it to 0"),
-    "adapters": ({"lora": {"target_modules": ["query"]}}, "target_modules 'query' is no linear layer of LlamaForCausalLM below"),
+    "flash 2": (
+        {"attention": "flash_attention_2"},
+        "neither package flash_attn nor kernels is installed: pip install kernels",
+    ),
+    "flash 3": (
+        {"attention": "flash_attention_3"},
+        "neither package flash_attn_interface nor kernels is installed",
+    ),
+    "heads": (
+        {"sequence_parallel_size": 4},
+        "sequence_parallel_size 4 does not divide the model's 2 attention heads",
+    ),
+    "router": (
+        {"router_aux_loss": 0.1, "zero_stage": 2},
+        "but LlamaForCausalLM has no router loss: set it to 0",
+    ),
+    "adapters": (
+        {"lora": {"target_modules": ["query"]}},
+        "target_modules 'query' is no linear layer of LlamaForCausalLM below",
+    ),
 }
 
 
@@ -185,24 +252,33 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mistake", EARLY)
-def test_what_a_model_or_machine_cannot_train_shows_without_samples(mistake: str, bare: None, tiny_llama: Path) -> None:
+def test_what_a_model_or_machine_cannot_train_shows_without_samples(
+    mistake: str, bare: None, tiny_llama: Path
+) -> None:
     choices, message = EARLY[mistake]
     with pytest.raises(UserError, match=message):
         check_model(tiny_llama, TrainConfig(**choices), ClusterConfig(train_workers=4))
 
 
-def test_layers_that_carry_a_state_along_a_sequence_cannot_have_it_shared_out(tmp_path: Path) -> None:
+def test_layers_that_carry_a_state_along_a_sequence_cannot_have_it_shared_out(
+    tmp_path: Path,
+) -> None:
     from transformers import Lfm2Config
 
     shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     Lfm2Config(**shape, layer_types=["conv", "full_attention"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would each begin"):
+    with pytest.raises(
+        UserError,
+        match=r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would each begin",
+    ):
         check_model(tmp_path, TrainConfig(sequence_parallel_size=2), ClusterConfig(train_workers=2))
 
 
 def test_quantised_weights_show_without_samples(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_llama / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"bits": 4}})
+    )
     with pytest.raises(UserError, match="holds quantised weights, which cannot be trained"):
         check_model(tmp_path, TrainConfig(), ClusterConfig())
 
@@ -211,11 +287,17 @@ def test_flash_attention_may_come_from_the_package_of_built_kernels(
     bare: None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec("json")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name in ("kernels", "tensorboard") else None)
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: found if name in ("kernels", "tensorboard") else None,
+    )
     check_model(tiny_llama, TrainConfig(attention="flash_attention_2"), ClusterConfig())
 
 
-def test_a_run_tells_before_it_samples_that_training_would_fail(bare: None, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_run_tells_before_it_samples_that_training_would_fail(
+    bare: None, tiny_llama: Path, tmp_path: Path
+) -> None:
     recipe = Recipe.model_validate(
         {
             "name": "r",
@@ -247,9 +329,16 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
     for stated in ({}, {"chat_template": str(template)}):
-        recipe = {"name": "r", "model": {"source": str(tiny_llama), **stated}, "evaluate": {"arms": ARMS}}
+        recipe = {
+            "name": "r",
+            "model": {"source": str(tiny_llama), **stated},
+            "evaluate": {"arms": ARMS},
+        }
         _make_checkpoint(Recipe.model_validate(recipe), tmp_path)
-    assert [choices["serving"].chat_template for choices in asked] == [None, "{{ messages[0]['content'] }}"]
+    assert [choices["serving"].chat_template for choices in asked] == [
+        None,
+        "{{ messages[0]['content'] }}",
+    ]
     assert {choices["serving"].decoding.temperature for choices in asked} == {1.0}
 
 
@@ -276,7 +365,10 @@ def test_end_tokens_and_template_reach_the_trained_model(
         ({"zero_stage": 2, "offload": "parameters"}, "needs zero_stage 3"),
         ({"zero_stage": 0, "offload": "optimizer"}, "needs zero_stage 1, 2 or 3"),
         ({"zero_stage": 0, "dtype": "bfloat16"}, "keeps no float32 master weights"),
-        ({"attention": "flash_attention_2", "dtype": "float32"}, "set dtype bfloat16 or attention sdpa"),
+        (
+            {"attention": "flash_attention_2", "dtype": "float32"},
+            "set dtype bfloat16 or attention sdpa",
+        ),
         ({"router_aux_loss": 0.001}, "has no gradient where ZeRO-3 recomputes"),
         ({"loss_kernel": "liger", "loss_mean": "sequence"}, "set loss_mean 'token'"),
         ({"warmup_steps": 3, "steps": 2}, "warmup_steps 3 is above steps 2"),
@@ -295,11 +387,23 @@ def test_a_group_takes_only_numbers_of_workers_that_can_share_a_batch() -> None:
     cluster = ClusterConfig(train_workers=8, min_train_workers=2)
     allowed = sizes(TrainConfig(global_batch_size=32), cluster)
     assert allowed == [2, 4, 8]
-    assert sizes(TrainConfig(global_batch_size=24, sequence_parallel_size=2), cluster) == [2, 4, 6, 8]
+    assert sizes(TrainConfig(global_batch_size=24, sequence_parallel_size=2), cluster) == [
+        2,
+        4,
+        6,
+        8,
+    ]
     assert sizes(TrainConfig(global_batch_size=32), ClusterConfig(train_workers=8)) == [8]
-    policy = SizedPolicy(ScalingConfig(num_workers=(2, 8), use_gpu=True, resources_per_worker={"GPU": 1}), allowed)
+    policy = SizedPolicy(
+        ScalingConfig(num_workers=(2, 8), use_gpu=True, resources_per_worker={"GPU": 1}), allowed
+    )
     for gpus, workers in (([8, 8], 8), ([4, 3], 4), ([3], 2), ([1], 0), ([], 0)):
-        assert policy._count_possible_workers({str(node): {"GPU": gpu} for node, gpu in enumerate(gpus)}) == workers
+        assert (
+            policy._count_possible_workers(
+                {str(node): {"GPU": gpu} for node, gpu in enumerate(gpus)}
+            )
+            == workers
+        )
 
 
 def test_fewer_workers_than_the_least_are_refused() -> None:

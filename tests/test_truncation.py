@@ -29,18 +29,26 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[int], list[float]]:
     rows = draw(st.integers(1, 5))
     vocabulary = draw(st.sampled_from([1, 2, 7, 40, 700, 3000]))
     noise = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    logits = noise.normal(scale=draw(st.sampled_from([0.0, 0.3, 1.0, 4.0])), size=(rows, vocabulary))
+    logits = noise.normal(
+        scale=draw(st.sampled_from([0.0, 0.3, 1.0, 4.0])), size=(rows, vocabulary)
+    )
     step = draw(st.sampled_from([0.0, 0.0625, 0.5, 2.0]))
     logits = (np.round(logits / step) * step if step else logits).astype(np.float32)
     some = st.one_of(st.just(vocabulary), st.integers(1, vocabulary), st.just(vocabulary + 9))
     top_k = draw(st.lists(some, min_size=rows, max_size=rows))
-    top_p = draw(st.lists(st.sampled_from([1.0, 0.99, 0.95, 0.8, 0.5, 0.1, 1e-6]), min_size=rows, max_size=rows))
+    top_p = draw(
+        st.lists(
+            st.sampled_from([1.0, 0.99, 0.95, 0.8, 0.5, 0.1, 1e-6]), min_size=rows, max_size=rows
+        )
+    )
     return logits, top_k, top_p
 
 
 @settings(max_examples=300, deadline=None)
 @given(batches())
-def test_what_survives_is_what_the_definition_says(batch: tuple[np.ndarray, list[int], list[float]]) -> None:
+def test_what_survives_is_what_the_definition_says(
+    batch: tuple[np.ndarray, list[int], list[float]],
+) -> None:
     for row, (scores, k, p, kept) in enumerate(zip(*batch, _kept(*batch), strict=True)):
         assert kept == survivors(scores, k, p) or borderline(scores, k, p), row
 
@@ -52,15 +60,23 @@ def test_what_survives_is_what_vllm_keeps(batch: tuple[np.ndarray, list[int], li
 
     logits, top_k, top_p = batch
     k = torch.tensor(top_k, dtype=torch.int32).clamp(max=logits.shape[1])
-    theirs = apply_top_k_top_p_pytorch(torch.tensor(logits), k, torch.tensor(top_p, dtype=torch.float32))
-    for scores, k_row, p, kept, other in zip(logits, top_k, top_p, _kept(*batch), torch.isfinite(theirs).numpy(), strict=True):
+    theirs = apply_top_k_top_p_pytorch(
+        torch.tensor(logits), k, torch.tensor(top_p, dtype=torch.float32)
+    )
+    for scores, k_row, p, kept, other in zip(
+        logits, top_k, top_p, _kept(*batch), torch.isfinite(theirs).numpy(), strict=True
+    ):
         if p == 1:  # vLLM in a batch with a smaller p drops what float32 rounds to no mass at all
             assert set(np.flatnonzero(other)) <= kept
         else:  # its sort leaves open which of several equal logits at the border of p stay, but not how many
-            assert sorted(scores[list(kept)]) == sorted(scores[other]) or borderline(scores, k_row, p)
+            assert sorted(scores[list(kept)]) == sorted(scores[other]) or borderline(
+                scores, k_row, p
+            )
 
 
-def _unstable(scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+def _unstable(
+    scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sort as a device may: of equal values the last comes first unless a stable sort is asked for."""
     if stable:
         return torch.sort(scores, dim=dim, stable=True)
@@ -70,11 +86,15 @@ def _unstable(scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_:
 
 @settings(max_examples=300, deadline=None)
 @given(batches())
-def test_the_held_out_measures_cut_ties_where_the_sampler_does(batch: tuple[np.ndarray, list[int], list[float]]) -> None:
+def test_the_held_out_measures_cut_ties_where_the_sampler_does(
+    batch: tuple[np.ndarray, list[int], list[float]],
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "sort", _unstable)
         supports = [
-            torch.isfinite(sampling_log_probabilities(torch.tensor(scores)[None], Decoding(top_k=k, top_p=p)))[0].numpy()
+            torch.isfinite(
+                sampling_log_probabilities(torch.tensor(scores)[None], Decoding(top_k=k, top_p=p))
+            )[0].numpy()
             for scores, k, p in zip(*batch, strict=True)
         ]
         for scores, k, p, support, kept in zip(*batch, supports, _kept(*batch), strict=True):
@@ -97,19 +117,33 @@ def test_whatever_cuts_goes_through_the_processor_which_keeps_the_ties() -> None
     from ssd_ray.inference.vllm.engine import decoding_params
     from ssd_ray.inference.vllm.sampler import ExactTopKTopP
 
-    chosen = [Decoding(top_k=3), Decoding(top_p=0.5), Decoding(top_k=3, top_p=0.9), Decoding(), Decoding(temperature=0, top_k=3)]
+    chosen = [
+        Decoding(top_k=3),
+        Decoding(top_p=0.5),
+        Decoding(top_k=3, top_p=0.9),
+        Decoding(),
+        Decoding(temperature=0, top_k=3),
+    ]
     asked = [SamplingParams(**decoding_params(each, exactly=True)) for each in chosen]
     ours = [bool(params.extra_args) for params in asked]
     assert ours == [True, True, True, False, False]
-    assert all((params.top_k, params.top_p) == (0, 1.0) for params, own in zip(asked, ours, strict=True) if own)
-    assert not any(SamplingParams(**decoding_params(each, exactly=False)).extra_args for each in chosen)
+    assert all(
+        (params.top_k, params.top_p) == (0, 1.0)
+        for params, own in zip(asked, ours, strict=True)
+        if own
+    )
+    assert not any(
+        SamplingParams(**decoding_params(each, exactly=False)).extra_args for each in chosen
+    )
     processor = ExactTopKTopP(None, torch.device("cpu"), False)
     added = [(row, params, [1], []) for row, params in enumerate(asked)]
     processor.update_state(BatchUpdate(batch_size=len(asked), removed=[], added=added, moved=[]))
     scores = np.round(np.random.default_rng(3).normal(size=700), 1).astype(np.float32)
     kept = torch.isfinite(processor.apply(torch.tensor(scores).repeat(len(asked), 1))).numpy()
     for row, each in enumerate(chosen):
-        expected = survivors(scores, each.top_k or 700, each.top_p) if ours[row] else set(range(700))
+        expected = (
+            survivors(scores, each.top_k or 700, each.top_p) if ours[row] else set(range(700))
+        )
         assert set(np.flatnonzero(kept[row]).tolist()) == expected, each
     assert kept[0].sum() > 3, "the third must have ties for this to say anything"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from ssd_ray.inference.concurrency import Calls, Gate
+from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
 
 
 def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:
-    gate, inside, most = Gate(), [], []
+    gate, inside, most = SharedExclusiveLock(), [], []
 
     def work(alone: bool) -> None:
         with gate.alone() if alone else gate.shared():
@@ -28,7 +28,7 @@ def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:
 
 
 def test_calls_take_turns_and_are_told_at_once_when_there_are_no_more() -> None:
-    calls, began, end = Calls(2), list[tuple[int, bool]](), threading.Event()
+    calls, began, end = ConcurrencyLimiter(2), list[tuple[int, bool]](), threading.Event()
 
     def call(number: int) -> None:
         with calls.one() as came:
@@ -52,11 +52,13 @@ def test_calls_take_turns_and_are_told_at_once_when_there_are_no_more() -> None:
 
 
 def test_a_turn_that_ends_is_the_next_ones() -> None:
-    calls, began = Calls(1), list[int]()
+    calls, began = ConcurrencyLimiter(1), list[int]()
     with calls.one():
         threads = []
         for number in range(3):
-            threads.append(threading.Thread(target=lambda number=number: _begin(calls, began, number)))
+            threads.append(
+                threading.Thread(target=lambda number=number: _begin(calls, began, number))
+            )
             threads[-1].start()
             time.sleep(0.02)
     for thread in threads:
@@ -64,7 +66,7 @@ def test_a_turn_that_ends_is_the_next_ones() -> None:
     assert sorted(began) == [0, 1, 2]
 
 
-def _begin(calls: Calls, began: list[int], number: int) -> None:
+def _begin(calls: ConcurrencyLimiter, began: list[int], number: int) -> None:
     with calls.one() as came:
         assert came
         began.append(number)

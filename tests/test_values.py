@@ -122,7 +122,14 @@ def test_equal_values_of_other_types_count_as_in_evalplus(value, atol):
 
 
 DTYPES = ["bool", "int8", "int64", "uint16", "uint64", "float16", "float32", "float64", "complex64"]
-plain = st.none() | st.booleans() | st.integers(-300, 300) | st.integers() | st.floats() | st.text(max_size=2)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-300, 300)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=2)
+)
 expected_values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
 
 
@@ -132,7 +139,11 @@ def numpy_values(draw):
     members = draw(st.lists(st.integers(0, 120) | st.floats(-4, 120), min_size=1, max_size=3))
     with np.errstate(all="ignore"):
         values = np.abs(np.array(members)).astype(draw(st.sampled_from(DTYPES)))
-    return draw(st.sampled_from([values[0], values, values[:1], values.reshape(-1, 1), list(values), {"a": values[0]}]))
+    return draw(
+        st.sampled_from(
+            [values[0], values, values[:1], values.reshape(-1, 1), list(values), {"a": values[0]}]
+        )
+    )
 
 
 @settings(max_examples=500)
@@ -140,12 +151,20 @@ def numpy_values(draw):
 def test_what_numpy_finds_equal_is_equal_here(value, expected, near):
     if near and isinstance(value, np.generic | np.ndarray):
         expected = value.tolist()
-    if isinstance(value, np.generic) and isinstance(expected, float) and abs(expected) > 1e4 and value.dtype.kind == "f":
+    if (
+        isinstance(value, np.generic)
+        and isinstance(expected, float)
+        and abs(expected) > 1e4
+        and value.dtype.kind == "f"
+    ):
         return  # numpy makes an infinity of what a short float cannot hold, and warns
     assert judged("lcb", crossed(value), expected) is by_python(value, expected)
 
 
-@given(st.fractions() | st.decimals(allow_nan=False), st.integers(-50, 50) | st.floats(-50, 50) | st.none())
+@given(
+    st.fractions() | st.decimals(allow_nan=False),
+    st.integers(-50, 50) | st.floats(-50, 50) | st.none(),
+)
 def test_fractions_and_decimals_arrive_exactly(value, expected):
     assert crossed(value) == value
     assert type(crossed(value)) is type(value)
@@ -193,7 +212,13 @@ def test_values_of_other_types_in_ones_own_problems(value, expected, right):
 @pytest.mark.parametrize(
     ("comparison", "value", "expected", "arguments", "right"),
     [
-        ("evalplus", np.float64(0.1 + 0.2), 0.3, [], False),  # officially of another type, so no tolerance applies
+        (
+            "evalplus",
+            np.float64(0.1 + 0.2),
+            0.3,
+            [],
+            False,
+        ),  # officially of another type, so no tolerance applies
         ("evalplus", [np.float64(0.1 + 0.2)], [0.3], [], True),
         ("evalplus", 0.1 + 0.2, 0.3, [], True),
         ("evalplus-set", np.array([2, 1, 1]), [1, 2], [], True),
@@ -216,19 +241,34 @@ def test_values_of_other_types_in_ones_own_problems(value, expected, right):
         ("evalplus-pyramid", np.int64(35), 34, [3, 4], True),
     ],
 )
-def test_values_of_other_types_by_evalplus_rules_for_single_tasks(comparison, value, expected, arguments, right):
+def test_values_of_other_types_by_evalplus_rules_for_single_tasks(
+    comparison, value, expected, arguments, right
+):
     assert same(comparison, crossed(value), expected, 1e-4, arguments) is right
 
 
 def function(expected, comparison="value"):
     tests = (Test(input="[3]", output=wire.dumps(expected)),)
-    return Problem(problem_id="f", source="t", statement="", kind="function", entry_point="f", tests=tests, comparison=comparison)
+    return Problem(
+        problem_id="f",
+        source="t",
+        statement="",
+        kind="function",
+        entry_point="f",
+        tests=tests,
+        comparison=comparison,
+    )
 
 
 def asserts(condition):
     check = f"def check(candidate):\n    assert {condition}\n"
     return Problem(
-        problem_id="f", source="t", statement="", kind="asserts", entry_point="f", tests=(Test(input=check, output=""),)
+        problem_id="f",
+        source="t",
+        statement="",
+        kind="asserts",
+        entry_point="f",
+        tests=(Test(input=check, output=""),),
     )
 
 
@@ -249,12 +289,21 @@ IMPORTS = "import numpy as np\nfrom fractions import Fraction\nfrom decimal impo
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_equal_values_of_other_types_are_accepted_everywhere(ending, sandbox):
     code = f"{IMPORTS}def f(n):\n    return {ending}\n"
-    for comparison, profile in (("value", "strict"), ("lcb", "strict"), ("lcb", "lcb-compat"), ("evalplus", "strict")):
+    for comparison, profile in (
+        ("value", "strict"),
+        ("lcb", "strict"),
+        ("lcb", "lcb-compat"),
+        ("evalplus", "strict"),
+    ):
         graded = grade_code(function(ENDINGS[ending], comparison), code, RULES[profile], sandbox)
         assert graded.outcome == "accepted", (comparison, profile, graded)
-        wrong = grade_code(function([ENDINGS[ending], None], comparison), code, RULES[profile], sandbox)
+        wrong = grade_code(
+            function([ENDINGS[ending], None], comparison), code, RULES[profile], sandbox
+        )
         assert wrong.outcome in ("wrong_answer", "runtime_error")
-    graded = grade_code(asserts(f"candidate(3) == {ENDINGS[ending]!r}"), code, RULES["strict"], sandbox)
+    graded = grade_code(
+        asserts(f"candidate(3) == {ENDINGS[ending]!r}"), code, RULES["strict"], sandbox
+    )
     assert graded.outcome == "accepted", graded
     graded = grade_code(asserts("candidate(3) == 'wrong'"), code, RULES["strict"], sandbox)
     assert graded.outcome == "wrong_answer", graded
@@ -280,16 +329,26 @@ def test_equal_values_of_other_types_are_accepted_everywhere(ending, sandbox):
         ("candidate(7) == [0, 2, 4, 6]", "range(0, n, 2)", "wrong_answer"),
         ("candidate(7) == [0, 2, 4, 6]", "np.arange(0, n, 2)", "wrong_answer"),
         ("candidate(7) == [7]", "np.array([n])", "accepted"),
-        ("candidate(candidate(7)) == [7, 7]", "[n, n] if isinstance(n, int) else n[:2]", "accepted"),
+        (
+            "candidate(candidate(7)) == [7, 7]",
+            "[n, n] if isinstance(n, int) else n[:2]",
+            "accepted",
+        ),
         ("list(candidate(range(3))) == [1, 2, 3]", "(x + 1 for x in n)", "accepted"),
         ("candidate(__import__('numpy').arange(3)) == 3", "n.sum()", "accepted"),
         ("candidate(__import__('fractions').Fraction(7, 2)) == 3.5", "n", "accepted"),
-        ("candidate(7) == __import__('datetime').date(2024, 1, 7)", "__import__('datetime').date(2024, 1, n)", "accepted"),
+        (
+            "candidate(7) == __import__('datetime').date(2024, 1, 7)",
+            "__import__('datetime').date(2024, 1, n)",
+            "accepted",
+        ),
         ("candidate(7)['missing'] == 0", "dict(a=1)", "wrong_answer"),
     ],
 )
 def test_a_check_sees_what_the_program_returned(condition, ending, outcome, sandbox):
-    graded = grade_code(asserts(condition), f"{IMPORTS}def f(n):\n    return {ending}\n", RULES["strict"], sandbox)
+    graded = grade_code(
+        asserts(condition), f"{IMPORTS}def f(n):\n    return {ending}\n", RULES["strict"], sandbox
+    )
     assert graded.outcome == outcome, graded
 
 

@@ -53,10 +53,17 @@ def test_a_value_arrives_with_its_types(value):
     assert typed(wire.loads(line)) == typed(value)
 
 
-flat = st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=3), st.none())
+flat = st.one_of(
+    st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=3), st.none()
+)
 
 
-@given(st.sampled_from([st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=3), flat]), st.data())
+@given(
+    st.sampled_from(
+        [st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=3), flat]
+    ),
+    st.data(),
+)
 def test_long_lists_of_one_type_or_of_several_arrive_with_their_types(items, data):
     row = data.draw(st.lists(items, min_size=9, max_size=20))
     for value in (row, [row, tuple(row)], {"key": row}):
@@ -65,7 +72,10 @@ def test_long_lists_of_one_type_or_of_several_arrive_with_their_types(items, dat
 
 def test_plain_text_nests_as_deeply_as_any_other_and_no_deeper():
     for levels in (wire.MAX_DEPTH + 1, wire.MAX_DEPTH + 2):
-        for line in ("[" * levels + "]" * levels, "[" * (levels - 1) + '{"tuple":[]}' + "]" * (levels - 1)):
+        for line in (
+            "[" * levels + "]" * levels,
+            "[" * (levels - 1) + '{"tuple":[]}' + "]" * (levels - 1),
+        ):
             if levels > wire.MAX_DEPTH + 1:
                 with pytest.raises(wire.MalformedError):
                     wire.loads(line)
@@ -80,7 +90,10 @@ def test_what_json_lacks_arrives_too():
         assert wire.loads(wire.dumps(number)) == number
     assert math.isnan(wire.loads(wire.dumps(math.nan)))
     assert wire.loads(wire.dumps("\ud800\0")) == "\ud800\0"
-    assert repr(wire.loads(wire.dumps([complex(-0.0, math.inf), complex(math.nan, 1)]))) == "[(-0+infj), (nan+1j)]"
+    assert (
+        repr(wire.loads(wire.dumps([complex(-0.0, math.inf), complex(math.nan, 1)])))
+        == "[(-0+infj), (nan+1j)]"
+    )
 
 
 def test_subclasses_arrive_as_what_they_extend_without_their_methods():
@@ -96,7 +109,9 @@ def test_subclasses_arrive_as_what_they_extend_without_their_methods():
     class Colour(enum.IntEnum):
         RED = 1
 
-    arrived = wire.loads(wire.dumps([Liar(7), Colour.RED, collections.Counter("a"), collections.OrderedDict(a=1)]))
+    arrived = wire.loads(
+        wire.dumps([Liar(7), Colour.RED, collections.Counter("a"), collections.OrderedDict(a=1)])
+    )
     assert typed(arrived) == typed([7, 1, {"a": 1}, {"a": 1}])
 
 

@@ -44,7 +44,10 @@ def tiny_tokenizer(marks: Mapping[int, str] | None = None) -> Any:
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     programs = [to_bytes.pre_tokenize_str(program)[0][0] for program in PROGRAMS]
     marks = marks or {}
-    vocabulary = {marks.get(index, token): index for index, token in enumerate([*SPECIAL, *alphabet, *programs])}
+    vocabulary = {
+        marks.get(index, token): index
+        for index, token in enumerate([*SPECIAL, *alphabet, *programs])
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +61,13 @@ def tiny_tokenizer(marks: Mapping[int, str] | None = None) -> Any:
     return fast
 
 
-def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0, *, marks: Mapping[int, str] | None = None) -> Path:
+def tiny_model(
+    directory: Path,
+    architecture: str = "llama",
+    seed: int = 0,
+    *,
+    marks: Mapping[int, str] | None = None,
+) -> Path:
     """Save a random model of about 200,000 parameters as a Hugging Face directory.
 
     `llama` has tied embeddings, `llama3.1` its scaled positions, `qwen3` a norm on queries and keys, `qwen3_moe` 8 experts.
@@ -83,11 +92,18 @@ def tiny_model(directory: Path, architecture: str = "llama", seed: int = 0, *, m
         "initializer_range": 0.15,
     }
     torch.manual_seed(seed)
-    scaled = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
+    scaled = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
     configs: dict[str, Any] = {
         "llama": LlamaConfig(**shape, tie_word_embeddings=True),
         "llama3.1": LlamaConfig(
-            **shape, tie_word_embeddings=False, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaled}
+            **shape,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaled},
         ),
         "qwen3": Qwen3Config(**shape, tie_word_embeddings=False),
         "qwen3_moe": Qwen3MoeConfig(

@@ -8,7 +8,9 @@ from typing import Any
 HIDDEN, LAYERS, HEADS, INNER = 64, 2, 2, 96
 
 
-def tiny_gguf(path: Path, *, architecture: str = "llama", kind: str = "Q8_0", seed: int = 0, **texts: str) -> Path:
+def tiny_gguf(
+    path: Path, *, architecture: str = "llama", kind: str = "Q8_0", seed: int = 0, **texts: str
+) -> Path:
     """Write a model with tensors of one type; `texts` are further metadata, dots as double underscores."""
     import gguf
     import numpy as np
@@ -26,7 +28,9 @@ def tiny_gguf(path: Path, *, architecture: str = "llama", kind: str = "Q8_0", se
         if len(shape) == 1:
             writer.add_tensor(name, values)
         elif kind in ("I32", "I64", "Q8_K"):  # types that nothing converts
-            writer.add_tensor(name, values.astype(np.int32), raw_dtype=kept if kind == "I32" else None)
+            writer.add_tensor(
+                name, values.astype(np.int32), raw_dtype=kept if kind == "I32" else None
+            )
         else:
             writer.add_tensor(name, gguf.quantize(values, kept), raw_dtype=kept)
     writer.write_header_to_file()
@@ -64,7 +68,17 @@ def _add_tokenizer(writer: Any) -> int:
 
 def _shapes(tokens: int) -> dict[str, tuple[int, ...]]:
     square, up, down = (HIDDEN, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)
-    layer = {"attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "ffn_gate": up, "ffn_up": up, "ffn_down": down}
+    layer = {
+        "attn_norm": (HIDDEN,),
+        "ffn_norm": (HIDDEN,),
+        "ffn_gate": up,
+        "ffn_up": up,
+        "ffn_down": down,
+    }
     layer |= {f"attn_{name}": square for name in ("q", "k", "v", "output")}
     shapes = {"token_embd.weight": (tokens, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    return shapes | {f"blk.{index}.{name}.weight": shape for index in range(LAYERS) for name, shape in layer.items()}
+    return shapes | {
+        f"blk.{index}.{name}.weight": shape
+        for index in range(LAYERS)
+        for name, shape in layer.items()
+    }

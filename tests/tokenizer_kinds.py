@@ -41,7 +41,9 @@ def _backend(kind: str) -> Any:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind.endswith("prefix"))
         tokenizer.decoder = decoders.ByteLevel()
-        trainer: Any = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
         if kind.endswith("nfc"):
             tokenizer.normalizer = normalizers.NFC()
     elif kind.startswith("metaspace"):
@@ -50,18 +52,30 @@ def _backend(kind: str) -> Any:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
         tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
         trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[*start, *(f"<0x{byte:02X}>" for byte in range(256))], max_token_length=8
+            vocab_size=size,
+            special_tokens=[*start, *(f"<0x{byte:02X}>" for byte in range(256))],
+            max_token_length=8,
         )
-    elif kind == "prepend":  # Llama 2 as it was converted at first: a normalizer writes the marks of spaces
+    elif (
+        kind == "prepend"
+    ):  # Llama 2 as it was converted at first: a normalizer writes the marks of spaces
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
         bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[*start, *bytes_], max_token_length=8)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[*start, *bytes_], max_token_length=8
+        )
     elif kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=[*SPECIAL], unk_token="<unk>")
+        trainer = trainers.UnigramTrainer(
+            vocab_size=size, special_tokens=[*SPECIAL], unk_token="<unk>"
+        )
     else:
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -69,7 +83,9 @@ def _backend(kind: str) -> Any:
         trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*start])
     tokenizer.train_from_iterator(corpus(), trainer)
     document = json.loads(tokenizer.to_str())
-    document["added_tokens"] = []  # a trainer adds all that it begins with; bytes are ordinary vocabulary
+    document[
+        "added_tokens"
+    ] = []  # a trainer adds all that it begins with; bytes are ordinary vocabulary
     return json.dumps(document)
 
 
@@ -85,7 +101,9 @@ KINDS = (
 )
 
 
-def tokenizer_of(kind: str, *, normalized: bool = False, rstrip: bool = False, template: str = CHATML) -> Any:
+def tokenizer_of(
+    kind: str, *, normalized: bool = False, rstrip: bool = False, template: str = CHATML
+) -> Any:
     """Make a tokenizer of a kind with the special tokens and marks above; `normalized` and `rstrip` as of AddedToken."""
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -94,6 +112,8 @@ def tokenizer_of(kind: str, *, normalized: bool = False, rstrip: bool = False, t
     flags = {"normalized": normalized, "rstrip": rstrip}
     backend.add_special_tokens([AddedToken(token, **flags) for token in SPECIAL])
     backend.add_tokens([AddedToken(token, **flags) for token in MARKS])
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     fast.chat_template = template
     return fast

@@ -23,7 +23,9 @@ def locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is at work in {out}: wait for it, or choose another --out") from error
+            raise UserError(
+                f"another process is at work in {out}: wait for it, or choose another --out"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"{out} is on storage without file locks ({error.strerror}), so nothing would keep two runs apart: "

@@ -49,7 +49,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         UserError: the directory is not writable or the disk is full.
     """
     make_directory(path.parent)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # containers share numbers of processes
+    aside = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.partial"
+    )  # containers share numbers of processes
     try:
         with aside.open("wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
@@ -59,7 +61,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; choose another --out or make room and run again"
+        ) from error
 
 
 def publish_directory(aside: Path, target: Path) -> None:
@@ -73,7 +77,9 @@ def publish_directory(aside: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             reason = error.strerror or str(error)
-            raise UserError(f"cannot give {aside} the name {target}: {reason}; move away what has it") from error
+            raise UserError(
+                f"cannot give {aside} the name {target}: {reason}; move away what has it"
+            ) from error
 
 
 def replace_directory(aside: Path, target: Path) -> None:
@@ -103,7 +109,9 @@ def make_directory(path: Path) -> None:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose another --out or make room and run again") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; choose another --out or make room and run again"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,7 +120,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         refuse_pointer(path, "a file of this program")
-        raise UserError(f"cannot read {path}: {one_line(error)}; delete its directory to make it anew") from error
+        raise UserError(
+            f"cannot read {path}: {one_line(error)}; delete its directory to make it anew"
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; delete its directory to make it anew")
     return value

@@ -42,7 +42,11 @@ def revision_of(stage: str) -> int:
     Raises:
         KeyError: no such stage.
     """
-    kind = "verdicts" if "verdicts" in stage else stage.removesuffix("-naive").removesuffix("-accepted")
+    kind = (
+        "verdicts"
+        if "verdicts" in stage
+        else stage.removesuffix("-naive").removesuffix("-accepted")
+    )
     return REVISIONS[kind]
 
 
@@ -110,7 +114,9 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
     """The leaves where two nested values differ, as `path: old there, new here`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
-            yield from differences(old.get(key, _UNSET), new.get(key, _UNSET), f"{at}.{key}" if at else key)
+            yield from differences(
+                old.get(key, _UNSET), new.get(key, _UNSET), f"{at}.{key}" if at else key
+            )
     elif old != new:
         before, now = ("unset" if value is _UNSET else json.dumps(value) for value in (old, new))
         yield f"{at}: {before} there, {now} here"

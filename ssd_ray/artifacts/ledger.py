@@ -83,7 +83,11 @@ class Record:
     def adds_up(self) -> bool:
         """Whether file, span and number of rows go together."""
         span = self.span
-        return 0 <= span.start < span.stop and self.file == f"{span.name}.parquet" and self.rows + len(self.failed) == span.rows
+        return (
+            0 <= span.start < span.stop
+            and self.file == f"{span.name}.parquet"
+            and self.rows + len(self.failed) == span.rows
+        )
 
 
 _RECORD = TypeAdapter(Record)
@@ -105,13 +109,18 @@ def append_line(path: Path, line: bytes, *, durable: bool) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; make room and run again") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; make room and run again"
+        ) from error
 
 
 def append(out: Path, writer: str, record: Record) -> None:
     """Put a shard on record, in the file of the process `writer`; it counts from here on."""
     (out / "ledger").mkdir(exist_ok=True)
-    text = json.dumps(dataclasses.asdict(dataclasses.replace(record, artifact=_fingerprint(out))), separators=(",", ":"))
+    text = json.dumps(
+        dataclasses.asdict(dataclasses.replace(record, artifact=_fingerprint(out))),
+        separators=(",", ":"),
+    )
     append_line(out / "ledger" / f"{writer}.jsonl", text.encode(), durable=True)
 
 
@@ -132,7 +141,9 @@ class Tail(Generic[T]):
                 added = handle.read()
             whole = added[: added.rfind(b"\n") + 1]
             self._offsets[path.name] += len(whole)
-            yield from (found for line in whole.splitlines() if (found := self._parse(line)) is not None)
+            yield from (
+                found for line in whole.splitlines() if (found := self._parse(line)) is not None
+            )
 
 
 def tail(out: Path) -> Tail[Record]:
@@ -184,14 +195,19 @@ class Audit:
     @property
     def shards(self) -> list[dict[str, Any]]:
         """Every shard as a manifest names it."""
-        return [{"name": record.file, "bytes": record.bytes, "sha256": record.sha256} for record in self.records]
+        return [
+            {"name": record.file, "bytes": record.bytes, "sha256": record.sha256}
+            for record in self.records
+        ]
 
     def facts(self) -> dict[str, Any]:
         """Sums over the records: rows, tokens, finish reasons, failed answers."""
         reasons: Counter[str] = Counter()
         for record in self.records:
             reasons.update(record.finish_reasons)
-        failed = [dataclasses.asdict(failure) for record in self.records for failure in record.failed]
+        failed = [
+            dataclasses.asdict(failure) for record in self.records for failure in record.failed
+        ]
         return {
             "rows": sum(record.rows for record in self.records),
             "prompt_tokens": sum(record.prompt_tokens for record in self.records),
@@ -207,7 +223,11 @@ def audit(out: Path, *, digests: bool = False) -> Audit:
     With `digests` every shard is read and its SHA-256 compared; otherwise its size and its first and last bytes are.
     """
     with os.scandir(out) as entries:
-        files = {entry.name for entry in entries if entry.name.endswith(".parquet") and not entry.name.startswith(".")}
+        files = {
+            entry.name
+            for entry in entries
+            if entry.name.endswith(".parquet") and not entry.name.startswith(".")
+        }
     held, complaints = _held(out, digests)
     kept: list[Record] = []
     for record in sorted(held, key=lambda record: record.span):
@@ -233,10 +253,22 @@ class Arrivals:
     def new(self) -> list[Path]:
         """What came since the last call, in the order of names; only records that are new, or did not hold yet, are looked at."""
         if (self._out / "ledger").is_dir():
-            records = [record for record in (*self._waiting, *self._tail.new()) if record.file not in self._given]
+            records = [
+                record
+                for record in (*self._waiting, *self._tail.new())
+                if record.file not in self._given
+            ]
             problems = _complaints(self._out, records, digests=False)
-            self._waiting = [record for record, problem in zip(records, problems, strict=True) if problem is not None]
-            there = {record.file for record, problem in zip(records, problems, strict=True) if problem is None}
+            self._waiting = [
+                record
+                for record, problem in zip(records, problems, strict=True)
+                if problem is not None
+            ]
+            there = {
+                record.file
+                for record, problem in zip(records, problems, strict=True)
+                if problem is None
+            }
         else:
             there = {path.name for path in self._out.glob("[!.]*.parquet")} - self._given
         self._given |= there
@@ -249,7 +281,9 @@ def _complaints(out: Path, records: list[Record], *, digests: bool) -> list[str 
         return []
     own = _fingerprint(out)
     with ThreadPoolExecutor(_LOOKERS) as lookers:
-        return list(lookers.map(lambda record: _complaint(out / record.file, record, own, digests), records))
+        return list(
+            lookers.map(lambda record: _complaint(out / record.file, record, own, digests), records)
+        )
 
 
 def _held(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
@@ -259,9 +293,19 @@ def _held(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
     """
     records = list(tail(out).new())
     problems = _complaints(out, records, digests=digests)
-    held = {record.file: record for record, problem in zip(records, problems, strict=True) if problem is None}
-    wrong = {record.file: problem for record, problem in zip(records, problems, strict=True) if problem is not None}
-    return list(held.values()), {name: problem for name, problem in wrong.items() if name not in held}
+    held = {
+        record.file: record
+        for record, problem in zip(records, problems, strict=True)
+        if problem is None
+    }
+    wrong = {
+        record.file: problem
+        for record, problem in zip(records, problems, strict=True)
+        if problem is not None
+    }
+    return list(held.values()), {
+        name: problem for name, problem in wrong.items() if name not in held
+    }
 
 
 def _complaint(path: Path, record: Record, own: str, digests: bool) -> str | None:
@@ -289,11 +333,13 @@ def _set_aside(path: Path) -> None:
     """Move a file out of the artifact, beside earlier ones of its name."""
     aside = path.parent / "set-aside"
     aside.mkdir(exist_ok=True)
-    number = next(number for number in itertools.count() if not (aside / f"{path.name}.{number}").exists())
+    number = next(
+        number for number in itertools.count() if not (aside / f"{path.name}.{number}").exists()
+    )
     path.rename(aside / f"{path.name}.{number}")
 
 
-def left(span: Span, covered: Iterable[tuple[int, int]], rows: int) -> Iterator[Span]:
+def uncovered(span: Span, covered: Iterable[tuple[int, int]], rows: int) -> Iterator[Span]:
     """The parts of a span that no run of `covered` (sorted) holds, cut into even pieces of at most `rows`."""
     start = span.start
     for begin, end in [*covered, (span.stop, span.stop)]:

@@ -54,7 +54,9 @@ class Source:
 
     def is_comparable(self, current: Source) -> bool:
         """Return True if both come from the same revisions, and neither is known by bytes alone where the other has columns."""
-        return self.revisions == current.revisions and not (self.files and bool(self.columns) != bool(current.columns))
+        return self.revisions == current.revisions and not (
+            self.files and bool(self.columns) != bool(current.columns)
+        )
 
 
 def source(path: Path) -> Source | None:
@@ -67,9 +69,15 @@ def source(path: Path) -> Source | None:
         return known
     manifest = read_json(path / "manifest.json")
     held = sorted(
-        [shard["name"], shard.get("sha256") or _weights(path / shard["name"], known.claim)] for shard in manifest["shards"]
+        [shard["name"], shard.get("sha256") or _weights(path / shard["name"], known.claim)]
+        for shard in manifest["shards"]
     )
-    return replace(known, files=_digest(held), columns=manifest.get("columns", {}), facts=_digest(manifest["facts"]))
+    return replace(
+        known,
+        files=_digest(held),
+        columns=manifest.get("columns", {}),
+        facts=_digest(manifest["facts"]),
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,14 +95,25 @@ def recorded(out: Path) -> dict[str, Source]:
     if not (out / MADE_FROM).exists():
         return {}
     found = read_json(out / MADE_FROM)
-    return {name: Source(claim="", files=value) if isinstance(value, str) else Source(**value) for name, value in found.items()}
+    return {
+        name: Source(claim="", files=value) if isinstance(value, str) else Source(**value)
+        for name, value in found.items()
+    }
 
 
 def record(out: Path, inputs: Mapping[str, Path]) -> None:
     """Put the inputs that a directory is being made from on record, by name; one that has become complete gets its contents."""
     known = recorded(out)
-    current = {name: source(path) for name, path in inputs.items() if name not in known or not known[name].files}
-    news = {name: now for name, now in current.items() if now is not None and known.get(name, now).claim == now.claim}
+    current = {
+        name: source(path)
+        for name, path in inputs.items()
+        if name not in known or not known[name].files
+    }
+    news = {
+        name: now
+        for name, now in current.items()
+        if now is not None and known.get(name, now).claim == now.claim
+    }
     _write(out, known, news)
 
 
@@ -102,8 +121,17 @@ def record_columns(out: Path, name: str, path: Path) -> None:
     """Add the columns of a complete input to its record, if that has none of the same contents: they are about to go."""
     known, current = recorded(out), source(path)
     before = known.get(name)
-    if before is not None and current is not None and before.files == current.files != "" and not before.columns:
-        _write(out, known, {name: replace(before, columns=current.columns or column_digests(shard_paths(path)))})
+    if (
+        before is not None
+        and current is not None
+        and before.files == current.files != ""
+        and not before.columns
+    ):
+        _write(
+            out,
+            known,
+            {name: replace(before, columns=current.columns or column_digests(shard_paths(path)))},
+        )
 
 
 def adopt(out: Path, inputs: Mapping[str, Path], revisions: Mapping[str, int]) -> None:
@@ -113,7 +141,9 @@ def adopt(out: Path, inputs: Mapping[str, Path], revisions: Mapping[str, int]) -
     _write(out, known, {name: now for name, now in current.items() if now and now.files})
     existing = read_json(out / "fingerprint.json")
     if existing.get("revisions", {}) != revisions:
-        write_atomic(out / "fingerprint.json", json.dumps({**existing, "revisions": revisions}, indent=1))
+        write_atomic(
+            out / "fingerprint.json", json.dumps({**existing, "revisions": revisions}, indent=1)
+        )
 
 
 def _write(out: Path, known: Mapping[str, Source], news: Mapping[str, Source]) -> None:

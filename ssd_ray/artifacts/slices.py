@@ -47,7 +47,9 @@ def read_slice(record: Mapping[str, Any]) -> pa.Table:
     """The completions of one slice; for workers."""
     import pyarrow as pa
 
-    return read_table_of(Path(record["file"]), Completion).take(pa.array(record["rows"], type=pa.int64()))
+    return read_table_of(Path(record["file"]), Completion).take(
+        pa.array(record["rows"], type=pa.int64())
+    )
 
 
 def log_to_file(directory: Path, name: str) -> None:

@@ -29,15 +29,27 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Shipped recipe name or path of a YAML file.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run directory; default is runs/NAME, or $SSD_RAY_RUNS/NAME.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: --set sample.temperature=1.1")
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Shipped recipe name or path of a YAML file.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="One line per stage and period instead of live bars.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Run directory; default is runs/NAME, or $SSD_RAY_RUNS/NAME."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a field: --set sample.temperature=1.1"
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="One line per stage and period instead of live bars.")
+]
 
 
-def _make(verb: str, recipe: str, out: Path | None, overrides: list[str] | None, quiet: bool) -> Path:
+def _make(
+    verb: str, recipe: str, out: Path | None, overrides: list[str] | None, quiet: bool
+) -> Path:
     from ssd_ray import recipes
     from ssd_ray.pipeline.run import Run
     from ssd_ray.progress import progress
@@ -66,14 +78,18 @@ def _told_how_to_resume(show: Any) -> Iterator[None]:
 
 
 def _verb(name: str, help_text: str) -> None:
-    def command(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    def command(
+        recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False
+    ) -> None:
         _make(name, recipe, out, overrides, quiet)
 
     app.command(name, help=help_text)(command)
 
 
 @app.command()
-def run(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+def run(
+    recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False
+) -> None:
     """Everything from prompts to report; a finished run is a no-op."""
     from ssd_ray.artifacts.files import read_json
     from ssd_ray.reporting.terminal import summary
@@ -83,38 +99,71 @@ def run(recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Q
     typer.echo(f"report: {(directory / 'report' / 'report.html').resolve()}")
 
 
-_verb("render", "Put the training problems and the benchmark to the model's template: prompts with token ids.")
+_verb(
+    "render",
+    "Put the training problems and the benchmark to the model's template: prompts with token ids.",
+)
 _verb("sample", "Draw one answer per prompt from the frozen model at the training temperature.")
 _verb("prepare", "Turn samples into training sequences: exact ids, what is dropped is counted.")
-_verb("train", "Fine-tune the model on its samples with Ray Train and DeepSpeed, at the recipe's ZeRO stage.")
+_verb(
+    "train",
+    "Fine-tune the model on its samples with Ray Train and DeepSpeed, at the recipe's ZeRO stage.",
+)
 _verb("generate", "Answer the benchmark with every arm of the recipe.")
 
 
 @app.command()
 def grade(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Recipe, or none with --problems.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Recipe, or none with --problems.")
+    ] = None,
     out: Out = None,
     overrides: Set = None,
     quiet: Quiet = False,
-    problems: Annotated[Path | None, typer.Option(help="Problems, in any format of docs/benchmarks.md.")] = None,
-    completions: Annotated[Path | None, typer.Option(help="Rows: problem's id, index, and text or code.")] = None,
-    profile: Annotated[str | None, typer.Option(help="strict (real processes; default) or lcb-compat (bug for bug).")] = None,
-    extract: Annotated[str | None, typer.Option(help="Program in a text: last-block (default), first-block, lcb.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default is one a core.")] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems, in any format of docs/benchmarks.md.")
+    ] = None,
+    completions: Annotated[
+        Path | None, typer.Option(help="Rows: problem's id, index, and text or code.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="strict (real processes; default) or lcb-compat (bug for bug)."),
+    ] = None,
+    extract: Annotated[
+        str | None, typer.Option(help="Program in a text: last-block (default), first-block, lcb.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default is one a core.")
+    ] = None,
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout-s", min=0.1, max=86400, help="Time limit of a test; default 6.")
+        float | None,
+        typer.Option("--timeout-s", min=0.1, max=86400, help="Time limit of a test; default 6."),
     ] = None,
-    memory_mib: Annotated[int | None, typer.Option("--memory-mib", min=64, help="Memory limit; default 1024.")] = None,
+    memory_mib: Annotated[
+        int | None, typer.Option("--memory-mib", min=64, help="Memory limit; default 1024.")
+    ] = None,
     output_kib: Annotated[
-        int | None, typer.Option("--output-kib", min=1, help="Limit of a test's output, or what is expected needs; default 1024.")
+        int | None,
+        typer.Option(
+            "--output-kib",
+            min=1,
+            help="Limit of a test's output, or what is expected needs; default 1024.",
+        ),
     ] = None,
-    sandbox_floor: Annotated[str | None, typer.Option("--sandbox-floor", help="Refuse a weaker sandbox; default L1.")] = None,
+    sandbox_floor: Annotated[
+        str | None, typer.Option("--sandbox-floor", help="Refuse a weaker sandbox; default L1.")
+    ] = None,
     skip_bad_rows: Annotated[
-        bool | None, typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them.")
+        bool | None,
+        typer.Option("--skip-bad-rows", help="Leave bad rows out, count and list them."),
     ] = None,
     thinking: Annotated[
         bool | None,
-        typer.Option("--thinking", help="The texts begin within a reasoning part: prompts ended in <think> or the like."),
+        typer.Option(
+            "--thinking",
+            help="The texts begin within a reasoning part: prompts ended in <think> or the like.",
+        ),
     ] = None,
 ) -> None:
     """Run the answers' programs in a sandbox and record verdicts.
@@ -144,10 +193,18 @@ def grade(
         _make("grade", recipe, out, overrides, quiet)
         return
     missing = [
-        name for name, value in (("--problems", problems), ("--completions", completions), ("--out", out)) if value is None
+        name
+        for name, value in (
+            ("--problems", problems),
+            ("--completions", completions),
+            ("--out", out),
+        )
+        if value is None
     ]
     if missing or out is None:
-        raise UserError(f"without a recipe, --problems, --completions and --out are needed; missing: {', '.join(missing)}")
+        raise UserError(
+            f"without a recipe, --problems, --completions and --out are needed; missing: {', '.join(missing)}"
+        )
     if overrides:
         raise UserError("--set overrides a recipe's fields, and there is no recipe")
     from ssd_ray.cli.grading import grade_from_command_line
@@ -170,7 +227,9 @@ def sandbox() -> None:
         _console().print(table)
         ok &= fine
     if not ok:
-        raise InfrastructureError("a claim of the sandbox does not hold on this machine: do not grade untrusted programs here")
+        raise InfrastructureError(
+            "a claim of the sandbox does not hold on this machine: do not grade untrusted programs here"
+        )
 
 
 _verb("report", "Write the report page and scores.json.")
@@ -182,7 +241,10 @@ def plan(
     out: Out = None,
     overrides: Set = None,
     assume: Annotated[
-        list[str] | None, typer.Option("--assume", metavar="NAME=VALUE", help="Replace an assumption: --assume peak_tflops=312")
+        list[str] | None,
+        typer.Option(
+            "--assume", metavar="NAME=VALUE", help="Replace an assumption: --assume peak_tflops=312"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -196,7 +258,11 @@ def plan(
     loaded, assumed = recipes.load(recipe, overrides or []), assumptions(assume or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
     if as_json:
-        typer.echo(json.dumps(planned.as_json(loaded, overrides or [], directory, assumed), indent=1, default=str))
+        typer.echo(
+            json.dumps(
+                planned.as_json(loaded, overrides or [], directory, assumed), indent=1, default=str
+            )
+        )
         return
     console = _console()
     console.print(planned.choices_table(loaded, overrides or []))
@@ -225,7 +291,10 @@ def compare(
 @app.command("recipes")
 def list_recipes(
     fields: Annotated[
-        bool, typer.Option("--fields", help="Print every field of a recipe, its default and what it does.")
+        bool,
+        typer.Option(
+            "--fields", help="Print every field of a recipe, its default and what it does."
+        ),
     ] = False,
 ) -> None:
     """List the recipes that come with the package, or the fields of a recipe."""

@@ -72,18 +72,31 @@ def grade_from_command_line(
 
 def scores_table(scores: dict[str, Any]) -> Table:
     """Scores by benchmark and difficulty, and how the rest ended."""
-    table = Table(title=f"{scores['rows']} completions, profile {scores['profile']}, sandbox {scores['sandbox_level']}")
+    table = Table(
+        title=f"{scores['rows']} completions, profile {scores['profile']}, sandbox {scores['sandbox_level']}"
+    )
     for column in ("benchmark", "problems", "score", "95 % interval"):
         table.add_column(column, justify="left" if column == "benchmark" else "right")
-    notes = [", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items())]
+    notes = [
+        ", ".join(
+            f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items()
+        )
+    ]
     for source, found in scores["benchmarks"].items():
-        for name, facts in ((source, found["all"]), *((f"  {name}", facts) for name, facts in found["difficulties"].items())):
+        for name, facts in (
+            (source, found["all"]),
+            *((f"  {name}", facts) for name, facts in found["difficulties"].items()),
+        ):
             _add_rows(table, name, facts)
         if found["without_completion"]:
             whole = found["without_completion"] + found["all"]["problems"]
-            notes.append(f"{source}: {found['without_completion']} of {whole} problems have no completion and are not counted")
+            notes.append(
+                f"{source}: {found['without_completion']} of {whole} problems have no completion and are not counted"
+            )
     if scores["public_only"]:
-        notes.append(f"{scores['public_only']} problems have public tests only: scores are too high")
+        notes.append(
+            f"{scores['public_only']} problems have public tests only: scores are too high"
+        )
     notes += _left_out(scores)
     if scores["bad_rows"]:
         notes.append(f"{len(scores['bad_rows'])} bad rows were left out, listed in scores.json")
@@ -97,7 +110,11 @@ def _left_out(scores: dict[str, Any]) -> list[str]:
     if not problems:
         return []
     names = ", ".join(problems[:_NAMED]) + (", …" if problems[_NAMED:] else "")
-    completions = f"{scores['completions_left_out']} completions" if scores["completions_left_out"] != 1 else "1 completion"
+    completions = (
+        f"{scores['completions_left_out']} completions"
+        if scores["completions_left_out"] != 1
+        else "1 completion"
+    )
     return [
         f"not in the score: {len(problems)} problem{'s' * (len(problems) > 1)} that cannot be graded ({names}), with "
         f"{completions}; reasons in scores.json"
@@ -111,7 +128,12 @@ def _add_rows(table: Table, name: str, facts: dict[str, Any]) -> None:
     for metric, interval in facts.items():
         if "pass@" in metric:
             found = {**interval, "problems": facts["problems"]}
-            table.add_row(name, str(facts["problems"]), f"{metric} {words.score(found)}", words.score_range(found, unit=""))
+            table.add_row(
+                name,
+                str(facts["problems"]),
+                f"{metric} {words.score(found)}",
+                words.score_range(found, unit=""),
+            )
 
 
 def sandbox_tables() -> Iterator[tuple[Table, bool]]:
@@ -138,7 +160,9 @@ def _claims(level: levels.Level) -> tuple[Table, bool]:
         claims.add_column(column)
     sound = True
     for finding in findings(level):
-        word = "not claimed at this level" if finding.held is None else "yes" if finding.held else "NO"
+        word = (
+            "not claimed at this level" if finding.held is None else "yes" if finding.held else "NO"
+        )
         sound &= finding.held is not False
         claims.add_row(finding.probe.claim, word, finding.detail)
     return claims, sound

@@ -38,7 +38,10 @@ def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:
 
     A source that the recipe states for a whole section is that of the fields which it sets, not of those left at their default.
     """
-    given, parents = _is_set(recipe, name), [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+    given, parents = (
+        _is_set(recipe, name),
+        [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)],
+    )
     overridden = {override.partition("=")[0] for override in overrides}
     if name in overridden or (given and overridden.intersection(parents)):
         return "--set"
@@ -61,7 +64,13 @@ def choices_table(recipe: Recipe, overrides: Sequence[str]) -> Table:
     """Every field of the recipe: its value, and where that comes from."""
     table = _table(f"choices of {recipe.name}", "field", "value", "source")
     for name, value, source in _choices(recipe, overrides):
-        told = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        told = (
+            "none"
+            if value is None
+            else ", ".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value)
+        )
         table.add_row(*(Text(cell) for cell in (name, told, source)))
     return table
 
@@ -82,7 +91,9 @@ def fields_table() -> Table:
 
 def as_written(value: Any) -> str:
     """Write a value as a recipe's YAML and `--set` take it."""
-    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=math.inf, allow_unicode=True)
+    text = yaml.safe_dump(
+        to_jsonable_python(value), default_flow_style=True, width=math.inf, allow_unicode=True
+    )
     return text.removesuffix("...\n").rstrip("\n")
 
 
@@ -95,7 +106,9 @@ def _table(title: str, *headings: str) -> Table:
 
 def steps_table(recipe: Recipe, out: Path) -> Table:
     """Every artifact of the run: its state and what would be done."""
-    table = _table(f"what a run would do in {out}", "artifact", "verb", "state", "what would be done")
+    table = _table(
+        f"what a run would do in {out}", "artifact", "verb", "state", "what would be done"
+    )
     for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks():
         deed = _deed(out, step, outlook, reason)
         table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(deed))
@@ -114,7 +127,9 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
     if model is None:
         source = recipe.model.source
         remedy = (
-            "run `ssd-ray render`, which converts the file" if source.endswith(".gguf") else "give a directory as model.source"
+            "run `ssd-ray render`, which converts the file"
+            if source.endswith(".gguf")
+            else "give a directory as model.source"
         )
         raise UserError(f"the configuration of {source} is not on this machine: {remedy}")
     dataset = out / "dataset"
@@ -130,15 +145,25 @@ def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> Renderab
         return Text(f"no plan for the training: {error}", "yellow")
 
 
-def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions) -> dict[str, Any]:
+def as_json(
+    recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions
+) -> dict[str, Any]:
     """Everything that the tables show: choices, steps and the training, which is null with a reason where it is unknown."""
     try:
         told: dict[str, Any] = {"training": plain(training(recipe, out, assumed))}
     except UserError as error:
         told = {"training": None, "training_unknown": str(error)}
-    choices = [{"field": name, "value": value, "source": source} for name, value, source in _choices(recipe, overrides)]
+    choices = [
+        {"field": name, "value": value, "source": source}
+        for name, value, source in _choices(recipe, overrides)
+    ]
     steps = [
-        {"artifact": step.name, "verb": step.verb, "state": state, "deed": _deed(out, step, outlook, reason)}
+        {
+            "artifact": step.name,
+            "verb": step.verb,
+            "state": state,
+            "deed": _deed(out, step, outlook, reason),
+        }
         for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks()
     ]
     return {"recipe": recipe.name, "choices": choices, "steps": steps, **told}
@@ -149,5 +174,7 @@ def _deed(out: Path, step: Step, outlook: Outlook, reason: str) -> str:
         return f"nothing; made again {reason}" if reason else "nothing"
     if outlook == "refuse":
         return f"refused: it {reason}, and took GPU time; choose another --out or delete it"
-    begin = {"make": "", "resume": "go on with: ", "make again": f"made again, for it {reason}: "}[outlook]
+    begin = {"make": "", "resume": "go on with: ", "make again": f"made again, for it {reason}: "}[
+        outlook
+    ]
     return begin + step.preview(out)

@@ -40,7 +40,9 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def connected(cluster: ClusterConfig, logs: Path | None = None, say: Callable[[str], None] = print) -> Iterator[None]:
+def connected(
+    cluster: ClusterConfig, logs: Path | None = None, say: Callable[[str], None] = print
+) -> Iterator[None]:
     """Connect to Ray for the length of a block; what Ray says goes to `logs` where they are given.
 
     Raises:
@@ -77,7 +79,11 @@ def _start(say: Callable[[str], None]) -> None:
     import ray
     from ray._private.node import Node
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
     quiet["job_config"] = import_path.job_config()
     named = os.environ.get("RAY_ADDRESS")
     place = None if named else short_paths.ray_directory(say)
@@ -89,10 +95,14 @@ def _start(say: Callable[[str], None]) -> None:
     ):
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            ray.init(**quiet) if named else ray.init(address="local", include_dashboard=False, _temp_dir=place, **quiet)
+            ray.init(**quiet) if named else ray.init(
+                address="local", include_dashboard=False, _temp_dir=place, **quiet
+            )
         except Exception as error:  # a start that takes too long is a bare Exception to Ray
             where = f"the cluster at RAY_ADDRESS={named}" if named else "a local Ray"
-            raise InfrastructureError(f"could not reach or start {where}: {one_line(error)}") from error
+            raise InfrastructureError(
+                f"could not reach or start {where}: {one_line(error)}"
+            ) from error
 
 
 @contextmanager
@@ -105,7 +115,9 @@ def _signals_held() -> Iterator[None]:
         yield
         return
     answers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    usual = {number: answer for number, answer in answers.items() if answer is not None}  # None: not Python's to restore
+    usual = {
+        number: answer for number, answer in answers.items() if answer is not None
+    }  # None: not Python's to restore
     held: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -148,7 +160,11 @@ def _check_devices(cluster: ClusterConfig) -> None:
     """Refuse a recipe for GPUs on a cluster that neither has nor can start one."""
     import ray
 
-    if cluster.device == "cuda" and os.environ.get("RAY_ADDRESS") is None and ray.cluster_resources().get("GPU", 0) == 0:
+    if (
+        cluster.device == "cuda"
+        and os.environ.get("RAY_ADDRESS") is None
+        and ray.cluster_resources().get("GPU", 0) == 0
+    ):
         raise UserError(
             "cluster.device is 'cuda' and this machine has no GPU: use --set cluster.device=cpu, or a cluster with GPUs"
         )

@@ -85,7 +85,9 @@ class _LogFile(logging.FileHandler):
     def or_else(self, show: Any) -> Any:
         """Return a `warnings.showwarning` that writes warnings of Ray and shows all others."""
 
-        def show_or_write(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+        def show_or_write(
+            message: Any, category: Any, filename: str, lineno: int, *rest: Any
+        ) -> None:
             if f"{os.sep}ray{os.sep}" in filename:
                 self.write("ray", f"{filename}:{lineno}: {category.__name__}: {message}")
             else:

@@ -30,16 +30,22 @@ def ray_directory(say: Callable[[str], None]) -> str | None:
     if chosen := os.environ.get("RAY_TMPDIR"):
         place = os.path.join(os.path.abspath(chosen), "ray")
         if reason := _unfit(place, _RAY_SOCKET_BYTES):
-            raise UserError(f"RAY_TMPDIR={chosen} cannot hold Ray's sockets ({reason}): set it to a short path, as /tmp")
+            raise UserError(
+                f"RAY_TMPDIR={chosen} cannot hold Ray's sockets ({reason}): set it to a short path, as /tmp"
+            )
         return None if os.path.isabs(chosen) else place
     usual = os.environ.get("TMPDIR", "/tmp")
     is_there = os.path.isabs(usual) and os.path.isdir(usual)
-    reason = _unfit(os.path.join(usual, "ray"), _RAY_SOCKET_BYTES) if is_there else "no such directory"
+    reason = (
+        _unfit(os.path.join(usual, "ray"), _RAY_SOCKET_BYTES) if is_there else "no such directory"
+    )
     if not reason:
         return None
     for place in filter(None, map(_own_directory, _PLACES)):
         if not _unfit(place, _RAY_SOCKET_BYTES):
-            say(f"Ray keeps its session in {place}: TMPDIR={usual} cannot hold its sockets ({reason})")
+            say(
+                f"Ray keeps its session in {place}: TMPDIR={usual} cannot hold its sockets ({reason})"
+            )
             return place
     raise UserError(
         f"TMPDIR={usual} cannot hold Ray's sockets ({reason}), and neither can {', '.join(_PLACES)}: "

@@ -13,7 +13,16 @@ from pydantic import Field, field_validator, model_validator
 
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.hub import HubSource, hub_source
-from ssd_ray.config.section import REQUIRED, Decoding, Default, Section, choices, defaults, fields, tuning
+from ssd_ray.config.section import (
+    REQUIRED,
+    Decoding,
+    Default,
+    Section,
+    choices,
+    defaults,
+    fields,
+    tuning,
+)
 from ssd_ray.config.training import LoraConfig, TrainConfig
 
 __all__ = [
@@ -75,7 +84,9 @@ class PromptsConfig(Section):
     """`paper`: chat template and a system message asking for a code block; `chat`: chat template without it; `release`: the raw
     template text of the authors' released script, without a chat template. Each says after the statement how the program is
     called: by the starter code where a problem has some, else that it reads standard input."""
-    system_message: str = "Solve the problem in Python. Put the complete program in one ```python code block."
+    system_message: str = (
+        "Solve the problem in Python. Put the complete program in one ```python code block."
+    )
     """System message of mode `paper`; the paper says what it asks for, not its words."""
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the chat template, for training and evaluation alike (GPT-OSS: `reasoning_effort: high`)."""
@@ -114,11 +125,15 @@ class PromptsConfig(Section):
     def _iso_moment(cls, value: Any) -> Any:
         if value is None:
             return None
-        text = value.isoformat() if isinstance(value, date) else value  # YAML reads dates; a datetime is a date, too
+        text = (
+            value.isoformat() if isinstance(value, date) else value
+        )  # YAML reads dates; a datetime is a date, too
         try:
             moment = datetime.fromisoformat(text)
         except (TypeError, ValueError) as error:
-            raise ValueError("use an ISO date, or date and time, such as 2026-01-31 or 2026-01-31T09:30") from error
+            raise ValueError(
+                "use an ISO date, or date and time, such as 2026-01-31 or 2026-01-31T09:30"
+            ) from error
         if moment.tzinfo is not None:
             raise ValueError("leave the time zone out: a chat template reads local time")
         return text
@@ -228,10 +243,14 @@ class EngineConfig(Section):
             if name in self.extra:
                 raise ValueError(f"extra sets {name!r}, which {field} decides: change that")
         if self.extra.get("trust_remote_code"):
-            raise ValueError("extra sets 'trust_remote_code': code that comes with a model is never run, leave it out")
+            raise ValueError(
+                "extra sets 'trust_remote_code': code that comes with a model is never run, leave it out"
+            )
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
-            raise ValueError(f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'")
+            raise ValueError(
+                f"sampler 'exact' does not work beside {clash[0]!r} in extra: use sampler 'vllm'"
+            )
         return self
 
 
@@ -262,9 +281,13 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:
         if self.max_engines < self.min_engines:
-            raise ValueError(f"max_engines {self.max_engines} is below min_engines {self.min_engines}")
+            raise ValueError(
+                f"max_engines {self.max_engines} is below min_engines {self.min_engines}"
+            )
         if self.min_train_workers is not None and self.min_train_workers > self.train_workers:
-            raise ValueError(f"min_train_workers {self.min_train_workers} is above train_workers {self.train_workers}")
+            raise ValueError(
+                f"min_train_workers {self.min_train_workers} is above train_workers {self.train_workers}"
+            )
         return self
 
 
@@ -308,7 +331,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _answers_that_the_context_holds(self) -> Recipe:
         for name, section in (("sample", self.sample), ("evaluate", self.evaluate)):
-            chosen = section.max_tokens != type(section).model_fields["max_tokens"].default  # a default is cut without a word
+            chosen = (
+                section.max_tokens != type(section).model_fields["max_tokens"].default
+            )  # a default is cut without a word
             if chosen and section.max_tokens > self.model.max_model_len:
                 raise ValueError(
                     f"{name}.max_tokens {section.max_tokens} is above model.max_model_len {self.model.max_model_len}, which "

@@ -19,7 +19,7 @@ VERDICTS: dict[Profile, str] = {"strict": "verdicts", "lcb-compat": "verdicts-lc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branch:
+class TrainedModel:
     """A model that is trained: its name among arms, how its samples are drawn, and what of them it is trained on."""
 
     name: str
@@ -40,7 +40,11 @@ class Branch:
     @property
     def verdicts(self) -> str | None:
         """The directory of the verdicts on its samples, where only accepted ones are trained on."""
-        return self.samples.replace("samples", "sample-verdicts") if self.prepare.select == "accepted" else None
+        return (
+            self.samples.replace("samples", "sample-verdicts")
+            if self.prepare.select == "accepted"
+            else None
+        )
 
 
 def controls(recipe: Recipe) -> tuple[str, ...]:
@@ -78,12 +82,22 @@ def arms(recipe: Recipe) -> dict[str, Arm]:
     named, grid = _named(recipe), temperatures(recipe)
     found: dict[str, Arm] = {}
     for name, arm in named.items():
-        points = {_point(name, t): arm.model_copy(update={"temperature": t}) for t in grid} if grid else {name: arm}
+        points = (
+            {_point(name, t): arm.model_copy(update={"temperature": t}) for t in grid}
+            if grid
+            else {name: arm}
+        )
         for point, decoded in points.items():
             _add(found, point, decoded)
     if TEACHER in controls(recipe):
         sample = recipe.sample
-        _add(found, TEACHER, Arm(model="base", temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p))
+        _add(
+            found,
+            TEACHER,
+            Arm(
+                model="base", temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p
+            ),
+        )
     return found
 
 
@@ -93,7 +107,7 @@ def baseline(recipe: Recipe) -> str:
     return _point(name, recipe.evaluate.arms[name].temperature) if recipe.evaluate.sweep else name
 
 
-def branches(recipe: Recipe) -> tuple[Branch, ...]:
+def branches(recipe: Recipe) -> tuple[TrainedModel, ...]:
     """The models that a run trains: `ssd` always, the controls `naive` and `accepted` where an arm needs them.
 
     Raises:
@@ -102,9 +116,11 @@ def branches(recipe: Recipe) -> tuple[Branch, ...]:
     sample, prepare = recipe.sample, recipe.prepare
     accepted = prepare.model_copy(update={"select": "accepted"})
     every = (
-        Branch(name="ssd", samples="samples", sample=sample, prepare=prepare),
-        Branch(name=NAIVE, samples="samples-naive", sample=naive_sample(recipe), prepare=prepare),
-        Branch(name=ACCEPTED, samples="samples", sample=sample, prepare=accepted),
+        TrainedModel(name="ssd", samples="samples", sample=sample, prepare=prepare),
+        TrainedModel(
+            name=NAIVE, samples="samples-naive", sample=naive_sample(recipe), prepare=prepare
+        ),
+        TrainedModel(name=ACCEPTED, samples="samples", sample=sample, prepare=accepted),
     )
     needed = {"ssd", *(arm.model for arm in arms(recipe).values())}
     return tuple(branch for branch in every if branch.name in needed)
@@ -149,7 +165,11 @@ def _refuse_twins(recipe: Recipe, models: set[str]) -> None:
             "prepare.select=all"
         )
     prompts = recipe.prompts
-    if (ACCEPTED in models or selects) and prompts.source != "builtin" and prompts.tests_column is None:
+    if (
+        (ACCEPTED in models or selects)
+        and prompts.source != "builtin"
+        and prompts.tests_column is None
+    ):
         what = "prepare.select is accepted" if selects else "an arm has model accepted"
         raise UserError(
             f"{what}, which needs prompts with tests, and those of {prompts.source!r} have none: use the built-in prompts, or "
@@ -163,5 +183,7 @@ def _point(name: str, temperature: float) -> str:
 
 def _add(found: dict[str, Arm], name: str, arm: Arm) -> None:
     if name in found:
-        raise UserError(f"evaluate.arms names {name!r}, which evaluate.sweep or evaluate.controls also makes: rename that arm")
+        raise UserError(
+            f"evaluate.arms names {name!r}, which evaluate.sweep or evaluate.controls also makes: rename that arm"
+        )
     found[name] = arm

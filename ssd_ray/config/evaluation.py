@@ -28,7 +28,10 @@ class Benchmark(Section):
     release: str | None = None
     """LiveCodeBench: `release_v1` to `release_v6`, `v6`, `v4_v6`; MBPP: `test`, `validation`, `train`, `prompt`. The
     count that it is known to have is asserted."""
-    window: str | None = Field(None, pattern=r"^([a-z]+-v[0-9]+|[0-9]{4}-[0-9]{2}(-[0-9]{2})?\.\.[0-9]{4}-[0-9]{2}(-[0-9]{2})?)$")
+    window: str | None = Field(
+        None,
+        pattern=r"^([a-z]+-v[0-9]+|[0-9]{4}-[0-9]{2}(-[0-9]{2})?\.\.[0-9]{4}-[0-9]{2}(-[0-9]{2})?)$",
+    )
     """LiveCodeBench: `paper-v6`, `paper-v5`, `nemo-v6`, `nemo-v5`, whose counts are asserted, or `2025-02..2025-05`, both
     inclusive."""
     start: str | None = Field(None, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")
@@ -43,7 +46,9 @@ class Benchmark(Section):
     def _spelt_out(cls, given: Any) -> Any:
         if isinstance(given, str) and given not in NAMED_BENCHMARKS:
             if "/" not in given and "." not in given:
-                raise ValueError(f"neither one of {', '.join(NAMED_BENCHMARKS)} nor a path of a JSONL or Parquet file")
+                raise ValueError(
+                    f"neither one of {', '.join(NAMED_BENCHMARKS)} nor a path of a JSONL or Parquet file"
+                )
             given = {"file": given}
         if isinstance(given, str):
             return {"name": given}
@@ -59,28 +64,51 @@ class Benchmark(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Benchmark:
         if self.file is None and self.name not in NAMED_BENCHMARKS:
-            raise ValueError(f"{self.name!r} needs a file: only {', '.join(NAMED_BENCHMARKS)} need none")
+            raise ValueError(
+                f"{self.name!r} needs a file: only {', '.join(NAMED_BENCHMARKS)} need none"
+            )
         if self.file is not None and self.name == "builtin":
-            raise ValueError("'builtin' is the set of this package and takes no file: choose another name")
+            raise ValueError(
+                "'builtin' is the set of this package and takes no file: choose another name"
+            )
         if self.window is not None and (self.start is not None or self.end is not None):
             raise ValueError("window and start or end both choose dates: give one of them")
-        if self.file is None and self.name != "livecodebench" and set(self.model_fields_set) != {"name"}:
+        if (
+            self.file is None
+            and self.name != "livecodebench"
+            and set(self.model_fields_set) != {"name"}
+        ):
             raise ValueError(f"{self.name!r} takes no further choice")
         return self
 
     @model_serializer
     def _short(self) -> str | dict[str, Any]:
-        chosen = {name: getattr(self, name) for name, info in type(self).model_fields.items() if name != "name"}
-        chosen = {name: value for name, value in chosen.items() if value is not None and value is not False}
+        chosen = {
+            name: getattr(self, name)
+            for name, info in type(self).model_fields.items()
+            if name != "name"
+        }
+        chosen = {
+            name: value
+            for name, value in chosen.items()
+            if value is not None and value is not False
+        }
         return {"name": self.name, **chosen} if chosen else self.name
 
     def __str__(self) -> str:
-        chosen = (self.release, self.window, self.start and f"from {self.start}", self.end and f"to {self.end}")
+        chosen = (
+            self.release,
+            self.window,
+            self.start and f"from {self.start}",
+            self.end and f"to {self.end}",
+        )
         return " ".join(filter(None, (self.name, *chosen)))
 
 
 class EvaluateConfig(Section):
-    benchmarks: tuple[Benchmark, ...] = Field((Benchmark(name="builtin"), Benchmark(name="humaneval")), min_length=1)
+    benchmarks: tuple[Benchmark, ...] = Field(
+        (Benchmark(name="builtin"), Benchmark(name="humaneval")), min_length=1
+    )
     """Names (`builtin`, `humaneval`, `livecodebench`), paths, or mappings with `name`, `file`, `release`, `window`, `start`,
     `end`, `skip_bad_rows`; a path's format is found by its columns (docs/benchmarks.md)."""
     limit: int | None = Field(None, ge=1)
@@ -130,19 +158,36 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
         if "lcb-compat" in self.profiles and self.time_limit_s < 1:
-            raise ValueError(f"profile lcb-compat takes whole seconds: time_limit_s {self.time_limit_s:g} must be at least 1")
+            raise ValueError(
+                f"profile lcb-compat takes whole seconds: time_limit_s {self.time_limit_s:g} must be at least 1"
+            )
         if max(self.pass_at) > self.samples_per_problem:
-            raise ValueError(f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not {self.samples_per_problem}")
-        if len({benchmark.name for benchmark in self.benchmarks}) < len(self.benchmarks) or len(set(self.pass_at)) < len(
-            self.pass_at
-        ):
+            raise ValueError(
+                f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not {self.samples_per_problem}"
+            )
+        if len({benchmark.name for benchmark in self.benchmarks}) < len(self.benchmarks) or len(
+            set(self.pass_at)
+        ) < len(self.pass_at):
             raise ValueError("benchmarks and pass_at name each entry once")
         for listed in (self.sweep, self.controls or (), self.profiles):
             if len(set(listed)) < len(listed):
-                raise ValueError(f"sweep, controls and profiles name each entry once, not {list(listed)}")
+                raise ValueError(
+                    f"sweep, controls and profiles name each entry once, not {list(listed)}"
+                )
         if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is not among the arms {sorted(self.arms)}")
+            raise ValueError(
+                f"baseline {self.baseline!r} is not among the arms {sorted(self.arms)}"
+            )
         for name in self.arms:
-            if not name.replace("-", "").replace("_", "").replace("@", "").replace("=", "").replace(".", "").isalnum():
-                raise ValueError(f"arm name {name!r} becomes a directory: use letters, digits, and -_@=.")
+            if (
+                not name.replace("-", "")
+                .replace("_", "")
+                .replace("@", "")
+                .replace("=", "")
+                .replace(".", "")
+                .isalnum()
+            ):
+                raise ValueError(
+                    f"arm name {name!r} becomes a directory: use letters, digits, and -_@=."
+                )
         return self

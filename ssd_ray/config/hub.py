@@ -19,8 +19,17 @@ class HubSource:
     split: str = "train"
 
     def __str__(self) -> str:
-        chosen = (("configuration", self.config), ("revision", self.revision), ("split", self.split))
-        return ", ".join([f"{self.name} on the Hugging Face hub", *(f"{what} {value}" for what, value in chosen if value)])
+        chosen = (
+            ("configuration", self.config),
+            ("revision", self.revision),
+            ("split", self.split),
+        )
+        return ", ".join(
+            [
+                f"{self.name} on the Hugging Face hub",
+                *(f"{what} {value}" for what, value in chosen if value),
+            ]
+        )
 
 
 def hub_source(source: str) -> HubSource | None:

@@ -25,13 +25,20 @@ class Section(BaseModel):
     """A part of the recipe: frozen, no unknown keys, field documentation taken from the text under each field."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation in _NUMBERS
+        ):
             raise ValueError(f"use a number, not {str(value).lower()}")
         return value
 
@@ -48,7 +55,9 @@ class Decoding(Section):
     @classmethod
     def _temperature_that_vllm_takes(cls, value: float) -> float:
         if value != 0 and not 0.01 <= value <= 2:
-            raise ValueError("use 0 for greedy decoding, or 0.01 to 2 (vLLM raises smaller ones to 0.01 and refuses larger)")
+            raise ValueError(
+                "use 0 for greedy decoding, or 0.01 to 2 (vLLM raises smaller ones to 0.01 and refuses larger)"
+            )
         return value
 
     @field_validator("top_k")
@@ -72,7 +81,11 @@ def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
         value, path = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, Section):
             yield from fields(value, f"{path}.")
-        elif isinstance(value, dict) and value and all(isinstance(item, Section) for item in value.values()):
+        elif (
+            isinstance(value, dict)
+            and value
+            and all(isinstance(item, Section) for item in value.values())
+        ):
             for key, item in value.items():
                 yield from fields(item, f"{path}.{key}.")
         else:
@@ -93,7 +106,9 @@ class Default:
 REQUIRED = "required"
 
 
-def defaults(section: type[Section], prefix: str = "", instance: Section | None = None) -> Iterator[Default]:
+def defaults(
+    section: type[Section], prefix: str = "", instance: Section | None = None
+) -> Iterator[Default]:
     """List every field of a section's type with its default, those of sections within it included.
 
     Args:
@@ -103,7 +118,11 @@ def defaults(section: type[Section], prefix: str = "", instance: Section | None 
     """
     for name, info in section.model_fields.items():
         path = f"{prefix}{name}"
-        value = info.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
+        value = (
+            info.get_default(call_default_factory=True)
+            if instance is None
+            else getattr(instance, name)
+        )
         if isinstance(value, Section):
             yield from defaults(type(value), f"{path}.", value)
             continue
@@ -111,7 +130,9 @@ def defaults(section: type[Section], prefix: str = "", instance: Section | None 
         stated = value is not PydanticUndefined
         if stated or nested is None or key:
             documentation = " ".join((info.description or "").split())
-            yield Default(name=path, value=value if stated else REQUIRED, documentation=documentation)
+            yield Default(
+                name=path, value=value if stated else REQUIRED, documentation=documentation
+            )
         if nested is not None:
             yield from defaults(nested, f"{path}{key}.")
 

@@ -97,13 +97,17 @@ class TrainConfig(Section):
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} is above steps {self.steps}")
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}"
+            )
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError(f"offload 'parameters' needs zero_stage 3, not {self.zero_stage}")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload 'optimizer' needs zero_stage 1, 2 or 3, not 0")
         if self.zero_stage == 0 and self.dtype == "bfloat16":
-            raise ValueError("zero_stage 0 keeps no float32 master weights with bfloat16: set zero_stage 1 or dtype float32")
+            raise ValueError(
+                "zero_stage 0 keeps no float32 master weights with bfloat16: set zero_stage 1 or dtype float32"
+            )
         if self.attention != "sdpa" and self.dtype == "float32":
             raise ValueError(
                 f"attention {self.attention!r} does not compute in dtype 'float32': set dtype bfloat16 or attention sdpa"
@@ -114,7 +118,9 @@ class TrainConfig(Section):
                 "gradient_checkpointing false or zero_stage 2"
             )
         if self.loss_kernel == "liger" and self.loss_mean == "sequence":
-            raise ValueError("loss_kernel 'liger' sums over tokens: set loss_mean 'token' or loss_kernel 'chunked'")
+            raise ValueError(
+                "loss_kernel 'liger' sums over tokens: set loss_mean 'token' or loss_kernel 'chunked'"
+            )
         return self
 
     @property
@@ -130,7 +136,9 @@ class TrainConfig(Section):
             "loss_kernel": self.loss_kernel == "liger",
             "attention": self.attention != "sdpa",
         }
-        return next((f"train.{name} {getattr(self, name)!r}" for name, there in wanted.items() if there), "")
+        return next(
+            (f"train.{name} {getattr(self, name)!r}" for name, there in wanted.items() if there), ""
+        )
 
     def check_workers(self, train_workers: int) -> None:
         """Whether so many workers can share a global batch.

@@ -17,7 +17,7 @@ from ssd_ray.artifacts import slices
 from ssd_ray.cluster import niceness
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
-from ssd_ray.evaluation.grader import Grader, Order, Tools
+from ssd_ray.evaluation.grader import Grader, GradingSpec, Tools
 
 _REFRESH_S = 5.0
 _NUM_BENCHMARKS = 2
@@ -41,7 +41,7 @@ class GraderActor:
         """Return 0, which says that this process is up."""
         return 0
 
-    def grade(self, order: Order, piece: Mapping[str, Any]) -> int:
+    def grade(self, order: GradingSpec, piece: Mapping[str, Any]) -> int:
         """As `Grader.grade`."""
         if order.out not in self._graders:
             self._graders[order.out] = Grader(order, self._tools)
@@ -76,7 +76,11 @@ class RayCrew:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        options: dict[str, Any] = {"num_cpus": self._cluster.grader_cpus, "max_restarts": 0, "max_task_retries": 0}
+        options: dict[str, Any] = {
+            "num_cpus": self._cluster.grader_cpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
         node = self._emptiest_node() if not self._cluster.grader_cpus else None
         if node is not None:
             # Ray would put actors that reserve nothing onto one node.
@@ -85,7 +89,7 @@ class RayCrew:
         self._placed[actor] = node or ""
         return actor, actor.start.remote()
 
-    def grade(self, actor: Any, order: Order, piece: Mapping[str, Any]) -> Any:
+    def grade(self, actor: Any, order: GradingSpec, piece: Mapping[str, Any]) -> Any:
         """Give a grader a slice; return a reference to the number of its rows."""
         return actor.grade.remote(order, piece)
 

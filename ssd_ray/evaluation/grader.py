@@ -26,7 +26,7 @@ from ssd_ray.schema import Completion, Problem, Verdict, from_record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class GradingSpec:
     """What a grader is told once: the benchmark artifact, the rules, the weakest sandbox allowed, where verdicts go.
 
     `reasoning` is how the answers mark their reasoning; `as_code` says that completions are programs, not answers with one.
@@ -93,7 +93,7 @@ class Tools:
 class Grader:
     """Grades slices, one after another, in the process that made it."""
 
-    def __init__(self, order: Order, tools: Tools | None = None) -> None:
+    def __init__(self, order: GradingSpec, tools: Tools | None = None) -> None:
         """Find out what this machine can wall in, and say so in `sandbox/` of the verdicts.
 
         Raises:
@@ -104,7 +104,10 @@ class Grader:
         self._tools.benchmark(order.benchmark)
         self._parser = self._tools.parser(order.reasoning)
         self._sandbox = self._tools.sandbox(order.floor)
-        files.write_atomic(order.out / "sandbox" / f"{self._sandbox.level}.json", json.dumps({"level": self._sandbox.level}))
+        files.write_atomic(
+            order.out / "sandbox" / f"{self._sandbox.level}.json",
+            json.dumps({"level": self._sandbox.level}),
+        )
 
     def grade(self, piece: Mapping[str, Any]) -> int:
         """Grade the completions of one slice and write their shard; returns how many.
@@ -118,7 +121,9 @@ class Grader:
             completion = from_record(record, Completion)
             problem = problems.get(completion.prompt_id)
             if problem is None:
-                raise UserError(f"a completion answers problem {completion.prompt_id!r}, which the benchmark does not have")
+                raise UserError(
+                    f"a completion answers problem {completion.prompt_id!r}, which the benchmark does not have"
+                )
             verdicts.append(self._settled(store.get(problem), completion))
         name = slices.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
         shards.write_shard(self._order.out, name, verdicts, Verdict)
@@ -129,7 +134,12 @@ class Grader:
         try:
             return self._verdict(problem, completion)
         except UngradableError as error:
-            graded = Graded(outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=str(error)[:MAX_DETAIL])
+            graded = Graded(
+                outcome="infrastructure_error",
+                num_passed=0,
+                time_s=0.0,
+                detail=str(error)[:MAX_DETAIL],
+            )
             return verdict(problem, completion, None, graded, self._sandbox)
 
     def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
@@ -137,7 +147,9 @@ class Grader:
         if self._order.as_code and problem.kind != "numeric":
             require_gradable(problem)
             code = completion.text
-            return verdict(problem, completion, code, grade_code(problem, code, rules, sandbox), sandbox)
+            return verdict(
+                problem, completion, code, grade_code(problem, code, rules, sandbox), sandbox
+            )
         return grade_completion(problem, completion, rules, sandbox, self._parser)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import LostGraderError
-from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grader import GradingSpec
 
 _POLL_S = 0.2
 _PATIENCE_S = 3.0
@@ -50,7 +50,7 @@ class Crew(Protocol):
     def start(self) -> tuple[Any, Any]:
         """Start a grader; return it and a reference that is ready when it is up."""
 
-    def grade(self, actor: Any, order: Order, piece: Mapping[str, Any]) -> Any:
+    def grade(self, actor: Any, order: GradingSpec, piece: Mapping[str, Any]) -> Any:
         """Give a grader a slice; return a reference to the number of its rows."""
 
     def finished(self, references: list[Any], timeout_s: float) -> list[Any]:
@@ -66,7 +66,7 @@ class Crew(Protocol):
 class Work:
     """The slices of one step; a context manager, which withdraws what is left of them."""
 
-    def __init__(self, order: Order, stage: str, changed: threading.Condition) -> None:
+    def __init__(self, order: GradingSpec, stage: str, changed: threading.Condition) -> None:
         self.order = order
         self.stage = stage
         self.waiting: deque[Piece] = deque()
@@ -177,7 +177,7 @@ class GraderPool:
             self._thread.join(_END_TIMEOUT_S)
             self._thread = None
 
-    def work(self, order: Order, stage: str) -> Work:
+    def work(self, order: GradingSpec, stage: str) -> Work:
         """Begin the work of a step.
 
         Raises:
@@ -292,7 +292,9 @@ class GraderPool:
         """End every grader and fail every work, as nothing is graded any more."""
         with self._changed:
             self._open = False
-            actors = [call.actor for call in self._calls.values()] + [actor for actor, _ in self._idle]
+            actors = [call.actor for call in self._calls.values()] + [
+                actor for actor, _ in self._idle
+            ]
             self._calls.clear()
             self._idle.clear()
             for work in self._works:

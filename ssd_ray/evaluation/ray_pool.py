@@ -16,7 +16,7 @@ from ssd_ray.artifacts import ledger, manifests, slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import RayCrew
-from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.pool import GraderPool, Work
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys
 from ssd_ray.progress import Progress, Task
@@ -31,7 +31,7 @@ def pool_on_ray(cluster: ClusterConfig, logs: Path) -> GraderPool:
 
 def grade(
     generations: Path,
-    order: Order,
+    order: GradingSpec,
     pool: GraderPool,
     *,
     total: int,
@@ -57,7 +57,9 @@ def grade(
         task.update(len(slices.keys_on_disk(order.out)))
     found = facts(order)
     if missing := total - found["rows"] - _never_drawn(generations):
-        raise InfrastructureError(f"{stage}: {missing} of {total} completions came to no verdict; run again to resume")
+        raise InfrastructureError(
+            f"{stage}: {missing} of {total} completions came to no verdict; run again to resume"
+        )
     return found
 
 
@@ -79,7 +81,11 @@ class _Source:
     def new(self) -> list[dict[str, Any]]:
         """Cut the shards that appeared since the last call; the last ones once `ended()`."""
         self.closed = self._ended()
-        return [piece for path in self._arrivals.new() for piece in slices.slices_of(path, self._done, SLICE_ROWS)]
+        return [
+            piece
+            for path in self._arrivals.new()
+            for piece in slices.slices_of(path, self._done, SLICE_ROWS)
+        ]
 
 
 def _follow(work: Work, source: _Source, task: Task, before: int) -> None:

@@ -24,7 +24,12 @@ from pathlib import Path
 
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.judging.expected_outputs import needs_expected, with_expected
-from ssd_ray.evaluation.judging.humaneval_check import BrokenCheckError, NoCallError, run_check, try_check
+from ssd_ray.evaluation.judging.humaneval_check import (
+    BrokenCheckError,
+    NoCallError,
+    run_check,
+    try_check,
+)
 from ssd_ray.evaluation.judging.outcomes import UngradableError
 from ssd_ray.evaluation.judging.strict import (
     check_units,
@@ -65,13 +70,22 @@ class Ready:
 
 def named(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[str, str]]:
     """Return records of problems that are left out: id, file and row, reason."""
-    return [{"problem_id": name, "place": places.get(name, ""), "reason": reason} for name, reason in reasons.items()]
+    return [
+        {"problem_id": name, "place": places.get(name, ""), "reason": reason}
+        for name, reason in reasons.items()
+    ]
 
 
 def said(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
     """Return a line for a reader on each problem that is left out, on the first `most` of many."""
-    lines = [f"left out: {row['reason']}" + (f" ({row['place']})" if row["place"] else "") for row in left_out]
-    return [*lines[:most], *([f"left out as well: {len(lines) - most} more problems"] if lines[most:] else [])]
+    lines = [
+        f"left out: {row['reason']}" + (f" ({row['place']})" if row["place"] else "")
+        for row in left_out
+    ]
+    return [
+        *lines[:most],
+        *([f"left out as well: {len(lines) - most} more problems"] if lines[most:] else []),
+    ]
 
 
 def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Iterator[Ready]:
@@ -93,7 +107,9 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
             for problem in problems:
                 ready = _ready_as_it_is(problem, record if tried else None)
                 if ready is None:
-                    pending.append(pool.submit(_make_ready, problem, bench, record if tried else None))
+                    pending.append(
+                        pool.submit(_make_ready, problem, bench, record if tried else None)
+                    )
                 while pending and (ready is not None or len(pending) > 2 * threads):
                     yield pending.popleft().result()
                 if ready is not None:
@@ -110,7 +126,9 @@ def _ready_as_it_is(problem: Problem, record: _Record | None) -> Ready | None:
         require_gradable(problem)
     except UngradableError as error:
         return Ready(problem=problem, ungradable=str(error))
-    return None if needs_expected(problem) or _needs_trial(problem, record) else Ready(problem=problem)
+    return (
+        None if needs_expected(problem) or _needs_trial(problem, record) else Ready(problem=problem)
+    )
 
 
 class _Bench:
@@ -149,7 +167,12 @@ class _Record:
 
 def _digest(problem: Problem) -> str:
     """Return the digest of what a trial depends on: texts, how they are called, interpreter."""
-    texts = [problem.starter_code, problem.reference, problem.entry_point, *(test.input for test in problem.tests)]
+    texts = [
+        problem.starter_code,
+        problem.reference,
+        problem.entry_point,
+        *(test.input for test in problem.tests),
+    ]
     text = json.dumps([1, sys.version, problem.kind, problem.comparison, *texts])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -157,7 +180,12 @@ def _digest(problem: Problem) -> str:
 def _needs_trial(problem: Problem, record: _Record | None) -> bool:
     """Return True if a problem's tests are to be tried; without a record, none are."""
     tried = problem.kind == "asserts" or (problem.kind == "function" and bool(problem.starter_code))
-    return record is not None and tried and problem.comparison != "lcb" and _digest(problem) not in record
+    return (
+        record is not None
+        and tried
+        and problem.comparison != "lcb"
+        and _digest(problem) not in record
+    )
 
 
 def _make_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
@@ -200,7 +228,9 @@ def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> b
     test = Test(input=_JOINT.format(sources=[test.input for test in problem.tests]), output="")
     program = program_units(problem, problem.reference)
     try:
-        checked = run_check(check_units(problem, test), program, entry_points(problem), limits, sandbox)
+        checked = run_check(
+            check_units(problem, test), program, entry_points(problem), limits, sandbox
+        )
     except (BrokenCheckError, NoCallError):
         return False
     return checked.outcome == "accepted"
@@ -212,7 +242,10 @@ def _require_sound_check(problem: Problem, test: Test, sandbox: Sandbox, limits:
         return try_check(check, entries, sandbox)
     checked = run_check(check, program_units(problem, problem.reference), entries, limits, sandbox)
     if checked.outcome != "accepted":
-        raise ungradable(problem, f"its own reference solution is not accepted ({checked.outcome}: {checked.detail})")
+        raise ungradable(
+            problem,
+            f"its own reference solution is not accepted ({checked.outcome}: {checked.detail})",
+        )
     return None
 
 
@@ -221,4 +254,6 @@ def _require_sound_starter(problem: Problem, sandbox: Sandbox, limits: Limits) -
     if execution.status == "infrastructure_error":
         raise InfrastructureError(f"problem {problem.problem_id}, starter code: {execution.detail}")
     if execution.status != "ok":
-        raise ungradable(problem, f"its starter code ends with {execution.status} ({execution.detail})")
+        raise ungradable(
+            problem, f"its starter code ends with {execution.status} ({execution.detail})"
+        )

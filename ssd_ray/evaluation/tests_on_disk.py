@@ -39,7 +39,9 @@ class TestStore:
         import pyarrow as pa
 
         rows = [[test.input, test.output, test.group] for test in problem.tests]
-        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "surrogatepass"
+        )
         digest = hashlib.sha256(text).hexdigest()[:32]
         path = self._path(digest)
         if not path.exists():
@@ -72,18 +74,28 @@ class TestStore:
             size = int.from_bytes(content[:8], "little")
             text = pa.Codec("zstd").decompress(content[8:], decompressed_size=size, asbytes=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"the tests of problem {problem.problem_id} cannot be read ({error}): {mend}") from error
+            raise UserError(
+                f"the tests of problem {problem.problem_id} cannot be read ({error}): {mend}"
+            ) from error
         if hashlib.sha256(text).hexdigest()[:32] != problem.tests_digest:
-            raise UserError(f"the tests of problem {problem.problem_id} in {path} were changed since they were stored: {mend}")
+            raise UserError(
+                f"the tests of problem {problem.problem_id} in {path} were changed since they were stored: {mend}"
+            )
         rows = json.loads(text.decode("utf-8", "surrogatepass"))
-        return tuple(Test(input=given, output=expected, group=group) for given, expected, group in rows), size
+        return tuple(
+            Test(input=given, output=expected, group=group) for given, expected, group in rows
+        ), size
 
     def _path(self, digest: str) -> Path:
         return self._directory / digest[:2] / f"{digest}.json.zst"
 
 
 def stored(
-    problems: Iterable[Problem], directory: Path, floor: str, left_out: list[str], ungradable: dict[str, str] | None = None
+    problems: Iterable[Problem],
+    directory: Path,
+    floor: str,
+    left_out: list[str],
+    ungradable: dict[str, str] | None = None,
 ) -> Iterator[Problem]:
     """Yield the problems made ready for grading (`soundness.py`), their tests put into a store.
 
@@ -96,7 +108,9 @@ def stored(
             that works where one is needed; a sandbox below the floor.
     """
     store = TestStore(directory)
-    for ready in made_ready(_on_the_wire(problems, ungradable), floor, tried=ungradable is not None):
+    for ready in made_ready(
+        _on_the_wire(problems, ungradable), floor, tried=ungradable is not None
+    ):
         left_out += ready.tests_left_out
         if not ready.ungradable:
             yield store.put(ready.problem)
@@ -134,5 +148,7 @@ def _require_wire(problem: Problem) -> None:
             if test.output:
                 wire.loads(test.output)
         except wire.MalformedError as error:
-            reason = f"its test {index} is not on the wire, {error}; see docs/benchmarks.md for the form"
+            reason = (
+                f"its test {index} is not on the wire, {error}; see docs/benchmarks.md for the form"
+            )
             raise ungradable(problem, reason) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from ssd_ray.artifacts import manifests, shards, slices
 from ssd_ray.artifacts.shards import read_table
-from ssd_ray.evaluation.grader import Order
+from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.outcomes import UNGRADABLE
 from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.lcb_official import GRADER
@@ -38,10 +38,12 @@ def graded_keys(out: Path) -> set[slices.Key]:
 
 def is_open(out: Path) -> bool:
     """Whether whole verdicts have any that only a failing machine is to blame for, so that grading again may settle them."""
-    return (out / "manifest.json").exists() and bool(manifests.load(out).facts["infrastructure_errors"])
+    return (out / "manifest.json").exists() and bool(
+        manifests.load(out).facts["infrastructure_errors"]
+    )
 
 
-def facts(order: Order) -> dict[str, Any]:
+def facts(order: GradingSpec) -> dict[str, Any]:
     """Return rows, outcomes, reasoning, errors that grading again may settle, and the weakest sandbox of any grader."""
     outcomes, reasoning = Counter[str](), Counter[str]()
     unsettled = 0
@@ -59,5 +61,7 @@ def facts(order: Order) -> dict[str, Any]:
         "profile": order.rules.profile,
         **({"official_grader": dict(GRADER)} if order.rules.profile == "lcb-compat" else {}),
         "sandbox_level": weakest,
-        "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"} if weakest else None,
+        "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"}
+        if weakest
+        else None,
     }

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Calls:
-    """Calls that are inside, of which `most` have their turn at a time."""
+class ConcurrencyLimiter:
+    """ConcurrencyLimiter that are inside, of which `most` have their turn at a time."""
 
     def __init__(self, most: int) -> None:
         self._changed = threading.Condition()
@@ -47,7 +47,7 @@ class Calls:
             self._changed.wait_for(lambda: not self._inside)
 
 
-class Gate:
+class SharedExclusiveLock:
     """Units share an engine, or one has it alone; who wants it alone is not kept waiting by those who come after."""
 
     def __init__(self) -> None:

@@ -26,8 +26,8 @@ from ssd_ray.inference.vllm.arguments import engine_environment
 from ssd_ray.inference.vllm.engine import Engine
 from ssd_ray.inference.vllm.placement import engine_resources
 from ssd_ray.inference.work import journal
-from ssd_ray.inference.work.queue import Plan
-from ssd_ray.inference.worker import Order
+from ssd_ray.inference.work.queue import SamplingPlan
+from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import Progress, Task
 
 _POLL_S = 0.1
@@ -52,7 +52,7 @@ class SamplingJob:
     out: Path
     logs: Path
 
-    def order(self) -> Order:
+    def order(self) -> EngineSpec:
         """Return what every engine needs to know."""
         recipe = self.recipe
         make_engine = functools.partial(
@@ -64,7 +64,7 @@ class SamplingJob:
             max_tokens=self.max_tokens,
             device=recipe.cluster.device,
         )
-        return Order(
+        return EngineSpec(
             make_engine=make_engine,
             prompts=self.prompts.resolve(),
             samples=self.samples,
@@ -80,7 +80,9 @@ class SamplingJob:
         return Pool(
             min_engines=cluster.min_engines,
             max_engines=cluster.max_engines,
-            concurrent_units=pool.concurrent_units(engine.max_num_seqs, self.recipe.sample.shard_rows),
+            concurrent_units=pool.concurrent_units(
+                engine.max_num_seqs, self.recipe.sample.shard_rows
+            ),
             resources=engine_resources(engine, cluster.device),
             environment=engine_environment(engine, cluster.device),
         )
@@ -113,7 +115,7 @@ def generate(job: SamplingJob, ended: Callable[[], bool], progress: Progress) ->
 class SamplingRun:
     """One attempt at a job, with any engine and any pool."""
 
-    order: Order
+    order: EngineSpec
     engines: Pool
     shard_rows: int
     max_failures: int
@@ -145,8 +147,8 @@ class SamplingRun:
         return _close(out, audit, self.stage, self.progress)
 
     @functools.cached_property
-    def _plan(self) -> Plan:
-        return Plan(
+    def _plan(self) -> SamplingPlan:
+        return SamplingPlan(
             prompts=self.order.prompts,
             out=self.order.out,
             samples=self.order.samples,
@@ -170,7 +172,9 @@ class SamplingRun:
     def _wait_for_prompts(self) -> None:
         """Wait a while, so that mistakes in early prompts are reported before an engine starts."""
         until = time.monotonic() + self.patience_s
-        while not self.ended() and (time.monotonic() < until or len(shards.shard_paths(self.order.prompts)) < 2):
+        while not self.ended() and (
+            time.monotonic() < until or len(shards.shard_paths(self.order.prompts)) < 2
+        ):
             time.sleep(_POLL_S)
 
     def _until_complete(self, audit: Audit, monitor: Monitor) -> Audit:
@@ -190,7 +194,9 @@ class SamplingRun:
             fruitless = 0 if audit.positions > before else fruitless + 1
             if fruitless > self.max_failures:
                 missing = monitor.total - audit.positions
-                raise InfrastructureError(f"{self.stage}: {missing} answers are missing after {fruitless} attempts ({problem})")
+                raise InfrastructureError(
+                    f"{self.stage}: {missing} answers are missing after {fruitless} attempts ({problem})"
+                )
 
     def _run_pool(self, audit: Audit, monitor: Monitor) -> str:
         """Run the pool once and return why it stopped early."""
@@ -212,7 +218,9 @@ class SamplingRun:
         """Audit the output directory and report each shard that was set aside."""
         audit = ledger.audit(self.order.out, digests=digests)
         for complaint in audit.set_aside:
-            self.progress.say(f"{self.stage}: {complaint}; moved to set-aside/, its rows are drawn again")
+            self.progress.say(
+                f"{self.stage}: {complaint}; moved to set-aside/, its rows are drawn again"
+            )
         return audit
 
 
@@ -243,7 +251,7 @@ def _journalled(out: Path, found: Audit) -> int:
     return sum(
         len(journal.recover(out, piece))
         for span in journal.spans(out)
-        for piece in ledger.left(span, coverage.get(span.source, ()), span.rows)
+        for piece in ledger.uncovered(span, coverage.get(span.source, ()), span.rows)
     )
 
 
@@ -253,12 +261,18 @@ def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str,
     facts = found.facts()
     if facts["failed"] and not facts["rows"]:
         reason = facts["failed"][0]["reason"]
-        raise UserError(f"{stage}: not one prompt was answered ({reason}): mend the recipe and delete {out}")
+        raise UserError(
+            f"{stage}: not one prompt was answered ({reason}): mend the recipe and delete {out}"
+        )
     if losses:
-        progress.say(f"{stage}: {losses} engine{'s were' if losses > 1 else ' was'} lost on the way; their units were done again")
+        progress.say(
+            f"{stage}: {losses} engine{'s were' if losses > 1 else ' was'} lost on the way; their units were done again"
+        )
     if facts["failed"]:
         names = sorted({failure["prompt_id"] for failure in facts["failed"]})
-        progress.say(f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json")
+        progress.say(
+            f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json"
+        )
     for name in (".engines", ".journal", ".returned"):
         _clear(out / name)
     return {**facts, "engine_losses": losses, manifests.SHARDS: found.shards}

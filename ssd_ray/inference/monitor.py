@@ -22,7 +22,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import Deaths
 from ssd_ray.inference.crashes.heartbeat import EngineStatus
-from ssd_ray.inference.work.queue import Plan, prompt_rows
+from ssd_ray.inference.work.queue import SamplingPlan, prompt_rows
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining, Throughput
 
@@ -93,7 +93,7 @@ class Streak:
 class Watch:
     """What a monitor watches: the plan of a stage, and where an attempt begins."""
 
-    plan: Plan
+    plan: SamplingPlan
     stage: str
     attempt: str
     before: int
@@ -111,7 +111,9 @@ class Monitor:
     The pool calls it several times a second; it looks twice a second.
     """
 
-    def __init__(self, watch: Watch, ended: Callable[[], bool], task: Task, progress: Progress) -> None:
+    def __init__(
+        self, watch: Watch, ended: Callable[[], bool], task: Task, progress: Progress
+    ) -> None:
         self._watch = watch
         self._ended = ended
         self._task = task
@@ -153,9 +155,17 @@ class Monitor:
         self._say_niceness(own)
         self._stop(own, deaths)
         failed, total = sum(one.failed for one in own), self.total
-        done = self._watch.before + sum(one.rows for one in own) + failed if on_record is None else on_record
+        done = (
+            self._watch.before + sum(one.rows for one in own) + failed
+            if on_record is None
+            else on_record
+        )
         drawn = sum(_drawn(one) for one in own)
-        rates = {one.engine: self._rate(one.engine, one.rows, _drawn(one)) for one in own if _is_at_work(one)}
+        rates = {
+            one.engine: self._rate(one.engine, one.rows, _drawn(one))
+            for one in own
+            if _is_at_work(one)
+        }
         rate = self._rate("", done, drawn) if rates else 0.0
         remaining = _remaining(own, total - done, self._watch.max_tokens)
         figures = {
@@ -192,7 +202,11 @@ class Monitor:
 
     def _read(self) -> Deaths:
         """What counts: deaths, and engines of this attempt; those of a driver that was lost may take some seconds to end."""
-        statuses = (one for one in heartbeat.read(self._watch.plan.out) if one.dead or one.attempt == self._watch.attempt)
+        statuses = (
+            one
+            for one in heartbeat.read(self._watch.plan.out)
+            if one.dead or one.attempt == self._watch.attempt
+        )
         return Deaths(statuses, cluster_state.actors)
 
     def _own(self, deaths: Deaths) -> list[EngineStatus]:
@@ -222,7 +236,9 @@ class Monitor:
         if mistake is not None:
             raise UserError(mistake)
         for prompt in sorted(self._streak.take(deaths)):
-            self._progress.say(f"{self._watch.stage}: prompt {prompt!r} is left out: engines die with it")
+            self._progress.say(
+                f"{self._watch.stage}: prompt {prompt!r} is left out: engines die with it"
+            )
         reason = next((one.reason for one in reversed(own) if one.reason), _NO_REASON)
         if self._streak.deaths > self._watch.max_failures:
             heartbeat.absolve(self._watch.plan.out, self._streak.engines)
@@ -246,7 +262,11 @@ class Monitor:
         """Give Ray the figures; the rate of an engine that is gone is none from then on."""
         for name, value in figures.items():
             _gauge(name, _FIGURES[name], ("stage",)).set(value, tags={"stage": self._watch.stage})
-        gauge = _gauge(_ENGINE_FIGURE, "Output tokens a second of one engine process over the last minute.", ("stage", "engine"))
+        gauge = _gauge(
+            _ENGINE_FIGURE,
+            "Output tokens a second of one engine process over the last minute.",
+            ("stage", "engine"),
+        )
         for engine, rate in {**dict.fromkeys(self._shown - rates.keys(), 0.0), **rates}.items():
             gauge.set(rate, tags={"stage": self._watch.stage, "engine": engine})
         self._shown = set(rates)
@@ -256,7 +276,11 @@ class Monitor:
         own = [one for one in self._own(self._read()) if one.last]
         if own:
             seconds = max(one.last for one in own) - min(one.ready for one in own)
-            pace = {"rows": sum(one.rows for one in own), "tokens": sum(one.tokens for one in own), "seconds": seconds}
+            pace = {
+                "rows": sum(one.rows for one in own),
+                "tokens": sum(one.tokens for one in own),
+                "seconds": seconds,
+            }
             files.write_atomic(self._watch.plan.out / "pace.json", json.dumps(pace))
 
 
@@ -270,7 +294,9 @@ def _drawn(engine: EngineStatus) -> int:
     return max(engine.drawn, engine.tokens)
 
 
-def _remaining(own: list[EngineStatus], answers_left: int, max_tokens: int | None) -> Remaining | None:
+def _remaining(
+    own: list[EngineStatus], answers_left: int, max_tokens: int | None
+) -> Remaining | None:
     """Tokens left, from the mean length of the answers so far; None where nothing is known of lengths.
 
     - Mean length: all tokens over finished answers. For lengths that are spread exponentially this

@@ -23,8 +23,8 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ssd_ray.cluster import ray_log
 from ssd_ray.errors import UserError
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
-from ssd_ray.inference.work.queue import Plan, all_out, emit
-from ssd_ray.inference.worker import EngineWorker, Order
+from ssd_ray.inference.work.queue import SamplingPlan, all_out, emit
+from ssd_ray.inference.worker import EngineSpec, EngineWorker
 from ssd_ray.progress import Progress
 
 _watches: dict[str, tuple[Callable[[], None], Path]] = {}
@@ -64,7 +64,7 @@ def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
 
 
 class _Watched(ExecutionCallback):  # type: ignore[misc]
-    """Calls the watch of this execution in every step of its loop; what that raises ends the execution.
+    """ConcurrencyLimiter the watch of this execution in every step of its loop; what that raises ends the execution.
 
     Steps are ten a second where nothing comes back, at a fortieth of a core each time that an engine on a CPU lacks; so the
     loop pauses the longer the less there is to do. Engines have units in hand that they have not begun.
@@ -82,7 +82,10 @@ class _Watched(ExecutionCallback):  # type: ignore[misc]
         self._all_out = self._all_out or end.exists()
         if self._all_out:
             self._let_go(executor)
-        done = sum(one.metrics.num_tasks_finished + one.metrics.num_task_outputs_generated for one in executor._topology)
+        done = sum(
+            one.metrics.num_tasks_finished + one.metrics.num_task_outputs_generated
+            for one in executor._topology
+        )
         self._pause = min(self._pause + 0.05, _LONGEST_PAUSE_S) if done == self._done else 0.0
         self._done = done
         time.sleep(self._pause)
@@ -99,13 +102,25 @@ class _Watched(ExecutionCallback):  # type: ignore[misc]
             for engines in operator.get_autoscaling_actor_pools():
                 self._lost = self._lost or engines.num_restarting_actors() > 0
                 waiting = state.total_enqueued_input_blocks()
-                usual = executor._data_context.autoscaling_config.actor_pool_util_upscaling_threshold
+                usual = (
+                    executor._data_context.autoscaling_config.actor_pool_util_upscaling_threshold
+                )
                 scaling._actor_pool_scaling_up_threshold = usual if waiting else inf
                 if not waiting and engines.current_size() > max(engines.min_size(), 1 + self._lost):
-                    engines.scale(ActorPoolScalingRequest.downscale(delta=-1, force=True, reason="all units are handed out"))
+                    engines.scale(
+                        ActorPoolScalingRequest.downscale(
+                            delta=-1, force=True, reason="all units are handed out"
+                        )
+                    )
 
 
-def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, pool: Pool, watch: Callable[[], None]) -> None:
+def run(
+    plan: SamplingPlan,
+    covered: Mapping[str, list[tuple[int, int]]],
+    order: EngineSpec,
+    pool: Pool,
+    watch: Callable[[], None],
+) -> None:
     """Draw whatever is not covered; `watch` is called several times a second, in another thread.
 
     Raises:
@@ -125,9 +140,16 @@ def run(plan: Plan, covered: Mapping[str, list[tuple[int, int]]], order: Order, 
         ray.data.DataContext._set_current(_context(before.copy(), own, pool))
         # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        start = ray.data.from_items([{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1)
+        start = ray.data.from_items(
+            [{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1
+        )
         found = start.map_batches(
-            emit, batch_format="pyarrow", batch_size=None, num_cpus=0, scheduling_strategy=here, max_retries=0
+            emit,
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=0,
+            scheduling_strategy=here,
+            max_retries=0,
         )
         drawn = found.map_batches(
             EngineWorker,
@@ -172,11 +194,16 @@ def _context(context: Any, own: str, pool: Pool) -> Any:
     context.target_max_block_size = 1
     # A unit may take hours, and a cluster's next node as well.
     context.execution_no_progress_timeout_s = -1
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Watched]
+    context.custom_execution_callback_classes = [
+        *context.custom_execution_callback_classes,
+        _Watched,
+    ]
     # What an engine raises is the user's to read.
     context.raise_original_map_exception = True
     # More engines as soon as units wait for the ones that are there; Ray Data holds what it gave them against what they take.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = (pool.concurrent_units + 1) / pool.units_in_hand
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = (
+        pool.concurrent_units + 1
+    ) / pool.units_in_hand
     context.set_config(_WATCH, own)
     return context
 
@@ -203,11 +230,17 @@ def check_room(pool: Pool, progress: Progress) -> None:
     spread = pool.resources.groups is not None  # one bundle of one GPU a worker, on whatever nodes
     for name, wanted, choice in (
         ("CPU", pool.resources.cpus, "engine.cpus"),
-        ("GPU", pool.resources.gpus, "engine.tensor_parallel_size or engine.pipeline_parallel_size"),
+        (
+            "GPU",
+            pool.resources.gpus,
+            "engine.tensor_parallel_size or engine.pipeline_parallel_size",
+        ),
     ):
         have = (sum if spread else max)([float(node.get(name, 0)) for node in nodes] or [0.0])
         where = "the cluster" if spread else "the largest node"
         if wanted > have and not os.environ.get("RAY_ADDRESS"):
-            raise UserError(f"an engine reserves {wanted:g} {name} and this machine has {have:g}: lower {choice}")
+            raise UserError(
+                f"an engine reserves {wanted:g} {name} and this machine has {have:g}: lower {choice}"
+            )
         if wanted > have:
             progress.say(f"waiting for {wanted:g} {name} for an engine; {where} has {have:g} now")

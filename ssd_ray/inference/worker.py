@@ -26,14 +26,14 @@ from ssd_ray.artifacts.ledger import Record, Span
 from ssd_ray.artifacts.slices import log_to_file
 from ssd_ray.cluster import niceness, short_paths
 from ssd_ray.errors import UserError, one_line
-from ssd_ray.inference.concurrency import Calls, Gate
+from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
 from ssd_ray.inference.crashes import cluster_state, heartbeat, reaper
 from ssd_ray.inference.crashes.attribution import DOUBTED_DEATHS, SUSPECT_DEATHS, Deaths
 from ssd_ray.inference.crashes.ending import CRASH_EXIT_CODE, record_reasons
 from ssd_ray.inference.vllm.engine import Answer, RefusedRequestError, Request, sample_seed
 from ssd_ray.inference.work import journal, queue
 from ssd_ray.inference.work.shards import write_completions
-from ssd_ray.inference.work.unit import Unit, groups, read_prompts
+from ssd_ray.inference.work.unit import WorkUnit, groups, read_prompts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +44,7 @@ _LAST_WORDS_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 
 
-class Draws(Protocol):
+class EngineProtocol(Protocol):
     """What a worker needs of an engine."""
 
     tokens_drawn: int
@@ -55,10 +55,10 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class EngineSpec:
     """What every engine of a stage is told: how to make the engine, what to draw, where to write."""
 
-    make_engine: Callable[[], Draws]
+    make_engine: Callable[[], EngineProtocol]
     prompts: Path
     samples: int
     seed: int
@@ -71,7 +71,7 @@ class Order:
 class EngineWorker:
     """One engine, several units at a time."""
 
-    def __init__(self, order: Order, concurrent_units: int) -> None:
+    def __init__(self, order: EngineSpec, concurrent_units: int) -> None:
         import ray
 
         reaper.guard()
@@ -92,7 +92,7 @@ class EngineWorker:
             is_alive=cluster_state.has_node,
             niceness=niceness.settle(),
         )
-        self._gate, self._calls = Gate(), Calls(concurrent_units)
+        self._gate, self._calls = SharedExclusiveLock(), ConcurrencyLimiter(concurrent_units)
         self._to_give_back, self._trial = 2 * concurrent_units, threading.Lock()
         self._draining, self._leaving = threading.Event(), threading.Event()
         if threading.current_thread() is threading.main_thread():
@@ -130,7 +130,9 @@ class EngineWorker:
         unit = queue.span_of(batch)
         with self._calls.one() as came:
             try:
-                return pa.table({"rows": [self._draw_unit(unit) if came else self._give_back(unit)]})
+                return pa.table(
+                    {"rows": [self._draw_unit(unit) if came else self._give_back(unit)]}
+                )
             except UserError as error:
                 self._report.become("failed", str(error), mistake=True)
                 raise
@@ -143,9 +145,11 @@ class EngineWorker:
             return 0
         prompts, deaths = read_prompts(order.prompts, unit, order.samples), self._deaths()
         left_out = deaths.left_out()
-        if self._is_for_others(deaths, unit, {prompt.prompt_id for prompt in prompts.values()} - left_out):
+        if self._is_for_others(
+            deaths, unit, {prompt.prompt_id for prompt in prompts.values()} - left_out
+        ):
             return self._give_back(unit)
-        drawing = Unit(unit, prompts, order.samples, journal.recover(order.out, unit))
+        drawing = WorkUnit(unit, prompts, order.samples, journal.recover(order.out, unit))
         own = journal.Journal(order.out, unit, self._report.engine)
         drawing.leave_out(left_out)
         self._report.retried(sum(span.rows for span in drawing.missing() if deaths.was_begun(span)))
@@ -158,7 +162,14 @@ class EngineWorker:
         with self._gate.shared():
             self._answer(drawing, list(drawing.missing()), own)
         failures = drawing.failures()
-        write_completions(order.out, self._report.engine, unit, drawing.drawn(order.seed), failures, before=self._end_if_replaced)
+        write_completions(
+            order.out,
+            self._report.engine,
+            unit,
+            drawing.drawn(order.seed),
+            failures,
+            before=self._end_if_replaced,
+        )
         own.remove()
         self._report.recorded(len(failures))
         if not drawing.answers:
@@ -189,14 +200,26 @@ class EngineWorker:
     def _end_if_replaced(self) -> None:
         """A node that was cut off, or a machine that was paused, may come back when another attempt is at work."""
         if not heartbeat.is_current(self._order.out, self._order.attempt):
-            print("engine: another attempt is at work, or the stage is whole", file=sys.stderr, flush=True)
+            print(
+                "engine: another attempt is at work, or the stage is whole",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(0)
 
-    def _answer(self, drawing: Unit, spans: list[Span], own: journal.Journal, alone: str = "", *, testing: bool = False) -> None:
+    def _answer(
+        self,
+        drawing: WorkUnit,
+        spans: list[Span],
+        own: journal.Journal,
+        alone: str = "",
+        *,
+        testing: bool = False,
+    ) -> None:
         """Have these positions answered; three refusals of one request without a death are its failure."""
         if not spans:
             return
-        whole = Span(drawing.unit.source, spans[0].start, spans[-1].stop)
+        whole = Span(drawing.span.source, spans[0].start, spans[-1].stop)
         with self._report.drawing(whole, alone, testing=testing):
             waiting = [position for span in spans for position in range(span.start, span.stop)]
             for last in (False,) * (_TRIES - 1) + (True,):
@@ -216,7 +239,7 @@ class EngineWorker:
                         waiting.append(position)
                 self._report.retried(len(waiting))
 
-    def _submit(self, drawing: Unit, position: int, own: journal.Journal) -> Future[Answer]:
+    def _submit(self, drawing: WorkUnit, position: int, own: journal.Journal) -> Future[Answer]:
         prompt = drawing.prompts[position]
         seed = sample_seed(self._order.seed, prompt.prompt_id, position % self._order.samples)
         future = self._engine.submit(Request(prompt_token_ids=prompt.token_ids, seed=seed))
@@ -245,9 +268,11 @@ class EngineWorker:
         os._exit(0)  # Ray starts this actor anew where there is room
 
 
-def _misplaced(order: Order) -> str:
+def _misplaced(order: EngineSpec) -> str:
     """What is wrong with this node's storage; empty where nothing is."""
-    missing = next((path for path in (order.prompts, order.out / ".engines") if not path.is_dir()), None)
+    missing = next(
+        (path for path in (order.prompts, order.out / ".engines") if not path.is_dir()), None
+    )
     if missing is None:
         return ""
     return f"{missing} is not there on node {socket.gethostname()}: --out must lie on storage that every node sees"

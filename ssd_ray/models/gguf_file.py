@@ -68,4 +68,6 @@ def _check_types(reader: Any) -> None:
         try:
             dequantize(tensor.data[:1], kind)
         except (NotImplementedError, ValueError, KeyError) as error:
-            raise FaultError(f"holds tensors of type {kind.name}, which cannot be converted", _OTHER) from error
+            raise FaultError(
+                f"holds tensors of type {kind.name}, which cannot be converted", _OTHER
+            ) from error

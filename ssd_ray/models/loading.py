@@ -57,7 +57,9 @@ def _not_loaded(directory: Path, part: str, error: Exception) -> Exception:
         return error
     if "trust_remote_code" in str(error):
         return UserError(f"the {part} of {directory}: {CUSTOM_CODE}")
-    return UserError(f"{directory} holds no {part} that loads ({one_line(error)}): {DOWNLOAD_AGAIN}")
+    return UserError(
+        f"{directory} holds no {part} that loads ({one_line(error)}): {DOWNLOAD_AGAIN}"
+    )
 
 
 def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
@@ -81,15 +83,21 @@ def _tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # as for a configuration
         raise _not_loaded(directory, "tokenizer", error) from error
     if not tokenizer.encode("a", add_special_tokens=False):
-        raise UserError(f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json")
+        raise UserError(
+            f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json"
+        )
     return tokenizer
 
 
-def template_to_export(model: ModelConfig, directory: Path, arguments: Mapping[str, Any]) -> str | None:
+def template_to_export(
+    model: ModelConfig, directory: Path, arguments: Mapping[str, Any]
+) -> str | None:
     """Return the template in use, None where copies of the model's own files say the same."""
     used = templates.in_use(load_tokenizer(directory, model.chat_template), arguments)
     return None if used == _tokenizer(directory).chat_template else used
@@ -103,5 +111,15 @@ def end_tokens(directory: Path, further: Iterable[str | int] = ()) -> frozenset[
 
 def tokenizer_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of each file that a tokenizer is made of, by name."""
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
-    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names if (directory / name).exists()}
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+    )
+    return {
+        name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        for name in names
+        if (directory / name).exists()
+    }

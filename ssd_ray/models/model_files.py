@@ -96,7 +96,9 @@ def describe_file(path: Path) -> FaultError:
     if kind == "a GGUF file":
         return FaultError("is a GGUF file by its content", f"rename it to {path.name}.gguf")
     if kind == "a pickle" or path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        return FaultError("holds pickled weights, which run code when they are loaded", _AS_SAFETENSORS)
+        return FaultError(
+            "holds pickled weights, which run code when they are loaded", _AS_SAFETENSORS
+        )
     return FaultError(f"is {kind or 'a file'}, no directory", _GIVE_MODEL)
 
 
@@ -133,7 +135,10 @@ def _without_config(path: Path) -> tuple[str, str]:
     """Return the fault of a directory without config.json, and the remedy."""
     ggufs = _match(path, ("*.gguf",))
     if len(ggufs) == 1:
-        return f"holds a GGUF file ({ggufs[0]}) and no config.json", f"give that file: {path / ggufs[0]}"
+        return (
+            f"holds a GGUF file ({ggufs[0]}) and no config.json",
+            f"give that file: {path / ggufs[0]}",
+        )
     if ggufs:
         return f"holds {len(ggufs)} GGUF files and no config.json", f"give one: {path / ggufs[0]}"
     # As an archive unpacks, and as the hub's client keeps a repository.
@@ -182,21 +187,27 @@ def _check_files(directory: Path) -> None:
         if path.is_symlink() and not path.exists():
             raise FaultError(f"{name} is {kind_of(path)}", "copy the model with `cp -rL`")
         if path.is_file() and not os.access(path, os.R_OK):
-            raise FaultError(f"{name} cannot be read by this user", f"change its mode: chmod a+r {path}")
+            raise FaultError(
+                f"{name} cannot be read by this user", f"change its mode: chmod a+r {path}"
+            )
         if is_lfs_pointer(path):
             raise FaultError(f"{name} is {POINTER}", fetch_command(path))
     if unfinished := _match(directory, tuple(f"{WEIGHTS}{suffix}" for suffix in _UNFINISHED)):
         raise FaultError(f"{unfinished[0]} is what an unfinished download leaves")
     quantization = weights.read_json_object(directory / "config.json").get("quantization")
     if isinstance(quantization, dict) and "group_size" in quantization:
-        raise FaultError("config.json is of weights quantized for MLX, which vLLM cannot read", _UNQUANTIZED)
+        raise FaultError(
+            "config.json is of weights quantized for MLX, which vLLM cannot read", _UNQUANTIZED
+        )
 
 
 _UNQUANTIZED = "give the model that they were made from"
 
 
 def _match(directory: Path, patterns: Iterable[str]) -> list[str]:
-    return sorted(str(path.relative_to(directory)) for each in patterns for path in directory.glob(each))
+    return sorted(
+        str(path.relative_to(directory)) for each in patterns for path in directory.glob(each)
+    )
 
 
 def _names(path: Path) -> str:

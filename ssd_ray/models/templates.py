@@ -31,7 +31,9 @@ def read(name: str) -> str:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"model.chat_template {name!r} cannot be read: {reason}") from error
     if not text.strip():
-        raise UserError(f"model.chat_template {name!r} is empty: give a file with a template, or leave the field out")
+        raise UserError(
+            f"model.chat_template {name!r} is empty: give a file with a template, or leave the field out"
+        )
     if "\0" in text:
         raise UserError(f"model.chat_template {name!r} cannot be read: it is not UTF-8")
     try:
@@ -39,7 +41,11 @@ def read(name: str) -> str:
     except ValueError:
         return text
     holds = isinstance(stated, dict) and "chat_template" in stated
-    remedy = "give a file with the text of its chat_template alone" if holds else "give a file with a template"
+    remedy = (
+        "give a file with the text of its chat_template alone"
+        if holds
+        else "give a file with a template"
+    )
     raise UserError(f"model.chat_template {name!r} is JSON and no template: {remedy}")
 
 
@@ -57,7 +63,9 @@ def of_model(directory: Path, loaded: Any) -> Any:
     texts = loaded if isinstance(loaded, dict) else {"default": loaded}
     if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
         found = type(texts[wrong]).__name__
-        raise UserError(f"{directory}: its chat template {wrong!r} is no text ({found}): set model.chat_template to a file")
+        raise UserError(
+            f"{directory}: its chat template {wrong!r} is no text ({found}): set model.chat_template to a file"
+        )
     texts = {name: text.removeprefix(_MARK) for name, text in texts.items()}
     return texts if isinstance(loaded, dict) else texts["default"]
 
@@ -66,9 +74,13 @@ def _of_processor(path: Path) -> Any:
     """Read the template of a processor, or its templates by name."""
     try:
         stated = json.loads(path.read_text(encoding="utf-8-sig"))["chat_template"]
-        return {row["name"]: row["template"] for row in stated} if isinstance(stated, list) else stated
+        return (
+            {row["name"]: row["template"] for row in stated} if isinstance(stated, list) else stated
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no chat template that can be read ({error}): correct it or take it away") from error
+        raise UserError(
+            f"{path} holds no chat template that can be read ({error}): correct it or take it away"
+        ) from error
 
 
 def in_use(tokenizer: Any, arguments: Mapping[str, Any]) -> str | None:
@@ -79,6 +91,8 @@ def in_use(tokenizer: Any, arguments: Mapping[str, Any]) -> str | None:
     templates = tokenizer.chat_template
     if not isinstance(templates, dict):
         return templates or None
-    chosen = "tool_use" if arguments.get("tools") is not None and "tool_use" in templates else "default"
+    chosen = (
+        "tool_use" if arguments.get("tools") is not None and "tool_use" in templates else "default"
+    )
     text: str | None = templates.get(chosen)
     return text

@@ -66,7 +66,9 @@ def check(directory: Path) -> None:
         expected = {tensor for tensor, file in index.items() if file == name}
         if lacking := sorted(expected - tensors):
             shown = ", ".join(lacking[:_NUM_NAMED])
-            raise FaultError(f"{name} lacks {len(lacking)} of the {len(expected)} tensors that {INDEX} has in it ({shown})")
+            raise FaultError(
+                f"{name} lacks {len(lacking)} of the {len(expected)} tensors that {INDEX} has in it ({shown})"
+            )
 
 
 def read_index(directory: Path) -> dict[str, str] | None:
@@ -105,7 +107,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FaultError(f"{path.name} holds no JSON object")
     if text.startswith(_MARK):
-        raise FaultError(f"{path.name} begins with a byte order mark", f"save {path} as UTF-8 without one")
+        raise FaultError(
+            f"{path.name} begins with a byte order mark", f"save {path} as UTF-8 without one"
+        )
     return value
 
 
@@ -155,7 +159,9 @@ def _check_size(path: Path, tensors: Mapping[str, Any], data_bytes: int, size: i
         raise _no_such_file(path, "a safetensors file", "its header names no tensors") from error
     if data_bytes < end:
         missing = end - data_bytes
-        raise FaultError(f"{path.name} is cut short: {size:,} of {size + missing:,} bytes are there")
+        raise FaultError(
+            f"{path.name} is cut short: {size:,} of {size + missing:,} bytes are there"
+        )
     if data_bytes > end:
         raise FaultError(f"{path.name} is damaged: {data_bytes - end:,} bytes more than it says")
 
@@ -198,7 +204,9 @@ def require_regular_file(path: Path) -> None:
     if not path.is_file():
         raise FaultError(f"{path.name} is {kind_of(path) or 'no regular file'}")
     if not os.access(path, os.R_OK):
-        raise FaultError(f"{path.name} cannot be read by this user", f"change its mode: chmod a+r {path}")
+        raise FaultError(
+            f"{path.name} cannot be read by this user", f"change its mode: chmod a+r {path}"
+        )
 
 
 def _no_such_file(path: Path, expected: str, reason: str) -> FaultError:
@@ -206,4 +214,6 @@ def _no_such_file(path: Path, expected: str, reason: str) -> FaultError:
     kind = kind_of(path)
     if kind == POINTER:
         return FaultError(f"{path.name} is {kind}", fetch_command(path))
-    return FaultError(f"{path.name} is {kind or 'not'}{', not' if kind else ''} {expected} ({reason})")
+    return FaultError(
+        f"{path.name} is {kind or 'not'}{', not' if kind else ''} {expected} ({reason})"
+    )

@@ -90,6 +90,8 @@ class RunContext:
         def are_complete() -> bool:
             if self.stopped.is_set():
                 raise InfrastructureError("the run was stopped")
-            return all(manifests.state_of(self.run / step.name, step.identity) == "whole" for step in steps)
+            return all(
+                manifests.state_of(self.run / step.name, step.identity) == "whole" for step in steps
+            )
 
         return are_complete

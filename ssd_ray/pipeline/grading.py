@@ -45,7 +45,7 @@ class Grade(Step):
         return f"{self.profile}: run the programs, {limits}"
 
     def make(self, out: Path, context: RunContext) -> Facts:
-        from ssd_ray.evaluation.grader import Order
+        from ssd_ray.evaluation.grader import GradingSpec
         from ssd_ray.evaluation.judging.judge import Rules
         from ssd_ray.evaluation.ray_pool import grade
         from ssd_ray.evaluation.sandbox import Limits
@@ -56,7 +56,7 @@ class Grade(Step):
             memory_mib=evaluate.memory_limit_mib,
             output_kib=evaluate.output_limit_kib,
         )
-        order = Order(
+        order = GradingSpec(
             benchmark=(run / self.problems).resolve(),
             rules=Rules(limits=limits, profile=self.profile, extract=evaluate.extract),
             floor=evaluate.sandbox_floor,

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from ssd_ray.config import Arm, Recipe, arms
-from ssd_ray.config.arms import Branch
+from ssd_ray.config.arms import TrainedModel
 from ssd_ray.pipeline.grading import Grade
 from ssd_ray.pipeline.rendering import (
     Benchmark,
@@ -61,10 +61,17 @@ class Graph:
         self._render()
         # All data comes before any training, so that a mistake shows early.
         datasets = {branch.name: self._training_data(branch) for branch in branches}
-        checkpoints = {branch.name: self._checkpoint(branch, datasets[branch.name]) for branch in branches}
-        answers = {name: self._generations(name, arm, checkpoints.get(arm.model)) for name, arm in arms.arms(recipe).items()}
+        checkpoints = {
+            branch.name: self._checkpoint(branch, datasets[branch.name]) for branch in branches
+        }
+        answers = {
+            name: self._generations(name, arm, checkpoints.get(arm.model))
+            for name, arm in arms.arms(recipe).items()
+        }
         profiles = recipe.evaluate.profiles
-        verdicts = [self._verdicts(name, profile, answers[name]) for profile in profiles for name in answers]
+        verdicts = [
+            self._verdicts(name, profile, answers[name]) for profile in profiles for name in answers
+        ]
         trained = (step for name in datasets for step in (datasets[name], checkpoints[name]))
         inputs = (self._contamination, *trained, *verdicts)
         self._add(Report(name="report", recipe=recipe, inputs=inputs, steps=tuple(self._steps)))
@@ -83,24 +90,34 @@ class Graph:
         recipe, model = self._recipe, self._model
         self._benchmark = self._add(Benchmark(name="benchmark", recipe=recipe))
         # Evaluation prompts come first: engines that draw samples may wait for the training prompts.
-        self._eval_prompts = self._add(EvalPrompts(name="eval-prompts", recipe=recipe, inputs=(self._benchmark,), model=model))
+        self._eval_prompts = self._add(
+            EvalPrompts(name="eval-prompts", recipe=recipe, inputs=(self._benchmark,), model=model)
+        )
         overlaps = (self._benchmark,) if recipe.prompts.contamination == "drop" else ()
-        self._prompts = self._add(Prompts(name="prompts", recipe=recipe, inputs=overlaps, model=model))
+        self._prompts = self._add(
+            Prompts(name="prompts", recipe=recipe, inputs=overlaps, model=model)
+        )
         inputs = (self._benchmark, self._prompts)
-        self._contamination = self._add(Contamination(name="contamination", recipe=recipe, inputs=inputs))
+        self._contamination = self._add(
+            Contamination(name="contamination", recipe=recipe, inputs=inputs)
+        )
         self._problems: tuple[Step, ...] = ()
         if self._selects:
-            problems = TrainingProblems(name="training-problems", recipe=recipe, inputs=(self._prompts,))
+            problems = TrainingProblems(
+                name="training-problems", recipe=recipe, inputs=(self._prompts,)
+            )
             self._problems = (self._add(problems),)
 
-    def _training_data(self, branch: Branch) -> Dataset:
+    def _training_data(self, branch: TrainedModel) -> Dataset:
         """Add the steps from prompts to a data set."""
         samples = self._samples(branch)
         graded = self._sample_verdicts(branch, samples)
         inputs = (samples, *graded)
-        return self._add(Dataset(name=branch.dataset, recipe=self._recipe, inputs=inputs, branch=branch))
+        return self._add(
+            Dataset(name=branch.dataset, recipe=self._recipe, inputs=inputs, branch=branch)
+        )
 
-    def _samples(self, branch: Branch) -> Step:
+    def _samples(self, branch: TrainedModel) -> Step:
         """Add the samples of a branch, which another branch may share."""
         if branch.samples in self._steps:
             return self._steps[branch.samples]
@@ -117,7 +134,7 @@ class Graph:
             )
         )
 
-    def _sample_verdicts(self, branch: Branch, samples: Step) -> Iterator[Step]:
+    def _sample_verdicts(self, branch: TrainedModel, samples: Step) -> Iterator[Step]:
         """Add the verdicts on samples, where only accepted ones are trained on."""
         if branch.verdicts is None:
             return
@@ -135,7 +152,7 @@ class Graph:
             )
         )
 
-    def _checkpoint(self, branch: Branch, dataset: Dataset) -> Checkpoint:
+    def _checkpoint(self, branch: TrainedModel, dataset: Dataset) -> Checkpoint:
         return self._add(
             Checkpoint(
                 name=branch.checkpoint,

@@ -127,15 +127,17 @@ class Prompts(Step):
         return f"prompts of {self.recipe.prompts.source} in mode {self.recipe.prompts.mode}"
 
     def make(self, out: Path, context: RunContext) -> Facts:
-        from ssd_ray.problems.rendering import Room, render
+        from ssd_ray.problems.rendering import ContextBudget, render
 
         prompts, tally = self.recipe.prompts, sources.Tally()
-        room = Room(
+        room = ContextBudget(
             max_model_len=self.recipe.model.max_model_len,
             answer_tokens=self.recipe.sample.max_tokens,
             over_length=prompts.over_length,
         )
-        problems = counted(_training_problems(self.recipe, context, tally), context.progress, "prompts", "prompts")
+        problems = counted(
+            _training_problems(self.recipe, context, tally), context.progress, "prompts", "prompts"
+        )
         renderer = context.prompting.renderer(prompts.mode, "prompts.mode")
         facts = render(problems, renderer, room, out=out)
         if facts["skipped"]:
@@ -233,12 +235,14 @@ class EvalPrompts(Step):
         return f"benchmark prompts in mode {self.recipe.evaluate.prompt_mode}"
 
     def make(self, out: Path, context: RunContext) -> Facts:
-        from ssd_ray.problems.rendering import Room, render
+        from ssd_ray.problems.rendering import ContextBudget, render
 
         rows = shards.read_rows(context.run / "benchmark", Problem)
         total = context.num_rows("benchmark")
         problems = counted(rows, context.progress, "eval-prompts", "prompts", total)
-        renderer = context.prompting.renderer(self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode")
-        room = Room(max_model_len=self.recipe.model.max_model_len)
+        renderer = context.prompting.renderer(
+            self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode"
+        )
+        room = ContextBudget(max_model_len=self.recipe.model.max_model_len)
         facts = render(problems, renderer, room, out=out)
         return {**facts, **context.prompting.facts(renderer)}

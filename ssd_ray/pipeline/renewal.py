@@ -49,7 +49,8 @@ class Renewal:
         refused = [
             step
             for step in self._steps
-            if self._is_refused(step) and (step in needed or any(before.name in replaced for before in _upstream(step)))
+            if self._is_refused(step)
+            and (step in needed or any(before.name in replaced for before in _upstream(step)))
         ]
         if refused:
             cause, them = self._cause(refused[0]), "it" if len(refused) == 1 else "them"
@@ -159,16 +160,24 @@ class Renewal:
         out = self._out / step.name
         if (out / "ledger").is_dir() and manifests.damage(out):
             return "shards are not as they were when it was whole; looking at all of them again"
-        return "grading again what a failing machine left without a verdict" if step.verb == "grade" and is_open(out) else ""
+        return (
+            "grading again what a failing machine left without a verdict"
+            if step.verb == "grade" and is_open(out)
+            else ""
+        )
 
     def _compare(self, step: Step) -> None:
         """Clear away what was made from other contents than its inputs hold now."""
         if self.state(step) not in ("whole", "partial"):
             return
         if not (changed := self._changed(step)):
-            lineage.adopt(self._out / step.name, self._paths(step.sources()), step.identity.revisions)
+            lineage.adopt(
+                self._out / step.name, self._paths(step.sources()), step.identity.revisions
+            )
             return
-        if step.takes_gpu and (revised := [name for name, is_comparable in changed.items() if not is_comparable]):
+        if step.takes_gpu and (
+            revised := [name for name, is_comparable in changed.items() if not is_comparable]
+        ):
             out = self._out / step.name
             raise UserError(
                 f"{out} took GPU time and was made from {_listed(revised)} of another version of ssd_ray, which come out "
@@ -197,9 +206,13 @@ class Renewal:
         """Say in what a directory with another fingerprint differs, by the choice behind it: its own, or that of an input."""
         for before in _upstream(step):
             path = self._out / before.name / "fingerprint.json"
-            if path.exists() and (changes := identity.own_changes(files.read_json(path), before.identity)):
+            if path.exists() and (
+                changes := identity.own_changes(files.read_json(path), before.identity)
+            ):
                 return f"was made with other choices ({changes if before is step else f'{before.name}: {changes}'})"
-        return identity.staleness(files.read_json(self._out / step.name / "fingerprint.json"), step.identity)
+        return identity.staleness(
+            files.read_json(self._out / step.name / "fingerprint.json"), step.identity
+        )
 
 
 def _upstream(step: Step) -> Iterator[Step]:

@@ -73,13 +73,23 @@ class Run:
                 whole = step.name not in followers and renewal.settle(step) == "whole"
                 if not whole and not started and self._needs_ray(step, wanted):
                     self._progress.say("starting Ray")
-                    stack.enter_context(cluster.connected(self.recipe.cluster, self.out / "logs", self._progress.say))
+                    stack.enter_context(
+                        cluster.connected(
+                            self.recipe.cluster, self.out / "logs", self._progress.say
+                        )
+                    )
                     stack.enter_context(self._context.graders)
-                    stack.callback(self._context.stopped.set)  # before Ray goes: what is under way must not look for another
+                    stack.callback(
+                        self._context.stopped.set
+                    )  # before Ray goes: what is under way must not look for another
                     started = True
                 if started and not whole:
                     self._follow(step, wanted, followers, renewal)
-                artifact = followers.pop(step.name).result() if step.name in followers else self._make(step, renewal)
+                artifact = (
+                    followers.pop(step.name).result()
+                    if step.name in followers
+                    else self._make(step, renewal)
+                )
                 renewal.done(step)
                 if not whole:
                     self._progress.say(f"{step.name}: whole")
@@ -99,7 +109,9 @@ class Run:
 
     def _needs_ray(self, step: Step, wanted: list[Step]) -> bool:
         """Whether a step, or one that can be made while it is, works on Ray."""
-        follow = (other for other in wanted if other.follows is step and self._state(other) != "whole")
+        follow = (
+            other for other in wanted if other.follows is step and self._state(other) != "whole"
+        )
         return step.needs_ray or any(other.needs_ray for other in follow)
 
     def _make(self, step: Step, renewal: Renewal, rank: Rank = Rank.LEADING) -> Artifact:
@@ -111,12 +123,20 @@ class Run:
 
         return manifests.make(self.out / step.name, step.identity, act)
 
-    def _follow(self, step: Step, wanted: list[Step], followers: _Followers, renewal: Renewal) -> None:
+    def _follow(
+        self, step: Step, wanted: list[Step], followers: _Followers, renewal: Renewal
+    ) -> None:
         """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
         if step.name not in followers:
-            manifests.claim(self.out / step.name, step.identity)  # those that follow it know it by its claim
+            manifests.claim(
+                self.out / step.name, step.identity
+            )  # those that follow it know it by its claim
         for other in wanted:
-            if other is not step and other.name not in followers and renewal.may_follow(other, step):
+            if (
+                other is not step
+                and other.name not in followers
+                and renewal.may_follow(other, step)
+            ):
                 manifests.claim(self.out / other.name, other.identity)
                 rank = Rank.DRAWING if other.takes_gpu else Rank.GRADING
                 followers.start(other.name, functools.partial(self._make, other, renewal, rank))
@@ -172,7 +192,9 @@ def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: R
     A killed attempt leaves only its `versions` there. Time that steps share counts once.
     """
     path = out / "timing.json"
-    before: dict[str, Any] = files.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
+    before: dict[str, Any] = (
+        files.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
+    )
     known, own = before.get("versions", []), manifests.versions()
     before["versions"] = known if own in known else [*known, own]
     files.write_atomic(path, json.dumps(before))

@@ -132,9 +132,15 @@ def _check_checkpoint(directory: Path) -> None:
 def _longest(recipe: Recipe, max_tokens: int) -> str:
     """Say how long an answer may become; a context within the limit holds the prompt too."""
     context = recipe.model.max_model_len
-    return f"up to {max_tokens:,} tokens each" if max_tokens < context else f"up to {context:,} tokens each with its prompt"
+    return (
+        f"up to {max_tokens:,} tokens each"
+        if max_tokens < context
+        else f"up to {context:,} tokens each with its prompt"
+    )
 
 
 def _decoding(chosen: Decoding) -> str:
     top_k = "" if chosen.top_k is None else f", top-k {chosen.top_k}"
-    return f"T {chosen.temperature:g}{top_k}" + ("" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}")
+    return f"T {chosen.temperature:g}{top_k}" + (
+        "" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}"
+    )

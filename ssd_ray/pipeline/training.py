@@ -13,7 +13,7 @@ from typing import Any
 from ssd_ray import config
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import arms
-from ssd_ray.config.arms import Branch
+from ssd_ray.config.arms import TrainedModel
 from ssd_ray.models import loading
 from ssd_ray.models.answers import reasoning_format
 from ssd_ray.pipeline.context import RunContext
@@ -26,7 +26,7 @@ class Dataset(Step):
 
     verb = "prepare"
 
-    branch: Branch
+    branch: TrainedModel
 
     def choices(self) -> Mapping[str, Any]:
         extract = self.recipe.evaluate.extract
@@ -38,10 +38,10 @@ class Dataset(Step):
     def make(self, out: Path, context: RunContext) -> Facts:
         from ssd_ray.reporting.card import provenance
         from ssd_ray.training.data.dataset import prepare
-        from ssd_ray.training.data.health import Reading
+        from ssd_ray.training.data.health import ParseOptions
 
         branch, run = self.branch, context.run
-        reading = Reading(
+        reading = ParseOptions(
             extract=self.recipe.evaluate.extract,
             reasoning=reasoning_format(context.model, run / "prompts"),
             end_tokens=loading.end_tokens(context.model, self.recipe.model.end_tokens),
@@ -54,7 +54,9 @@ class Dataset(Step):
             out=out,
             progress=context.progress,
         )
-        facts["provenance"] = provenance(self.recipe, branch.sample, run / "prompts", run / branch.samples)
+        facts["provenance"] = provenance(
+            self.recipe, branch.sample, run / "prompts", run / branch.samples
+        )
         self.describe(out, context, facts)
         return facts
 
@@ -62,7 +64,9 @@ class Dataset(Step):
         from ssd_ray.reporting.card import card
         from ssd_ray.reporting.health import health_page
 
-        of_run = {name: manifests.load(context.run / name).facts for name in ("prompts", "contamination")}
+        of_run = {
+            name: manifests.load(context.run / name).facts for name in ("prompts", "contamination")
+        }
         known = {**of_run, "dataset": facts}
         files.write_atomic(out / "health.html", health_page(self.recipe, self.branch, known))
         files.write_atomic(out / "README.md", card(self.recipe, self.branch, known))
@@ -75,7 +79,7 @@ class Checkpoint(Step):
     verb = "train"
     needs_ray = True
 
-    branch: Branch
+    branch: TrainedModel
     model: Mapping[str, Any]
     """Choices of the model where it is trained."""
 

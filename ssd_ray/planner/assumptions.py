@@ -69,7 +69,9 @@ def assumptions(overrides: Sequence[str]) -> Assumptions:
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name not in Assumptions.model_fields:
-            raise UserError(f"--assume {override!r} is not NAME=VALUE with one of {', '.join(Assumptions.model_fields)}")
+            raise UserError(
+                f"--assume {override!r} is not NAME=VALUE with one of {', '.join(Assumptions.model_fields)}"
+            )
         given[name] = yaml.safe_load(text)
     try:
         return Assumptions.model_validate(given)

@@ -97,11 +97,16 @@ class TrainingPlan:
     @property
     def own(self) -> Candidate:
         """The recipe's own cluster."""
-        return next(candidate for candidate in self.candidates if candidate.num_workers == self.asked)
+        return next(
+            candidate for candidate in self.candidates if candidate.num_workers == self.asked
+        )
 
 
 def plan_training(
-    recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    model: Architecture,
+    assumed: Assumptions,
+    dataset: Mapping[str, Any] | None = None,
 ) -> TrainingPlan:
     """Memory, clusters, time and money of a recipe's training; `dataset` is what its manifest counted, once it is there."""
     work, asked = _work(recipe, model, assumed, dataset), recipe.cluster.train_workers
@@ -130,8 +135,15 @@ def _warning(recipe: Recipe, model: Architecture) -> str:
     context = model.max_positions
     if recipe.model.max_model_len <= context:
         return ""
-    answers = [name for name in ("sample", "evaluate") if "max_tokens" in getattr(recipe, name).model_fields_set]
-    above = ["model.max_model_len", *(f"{name}.max_tokens" for name in answers if getattr(recipe, name).max_tokens > context)]
+    answers = [
+        name
+        for name in ("sample", "evaluate")
+        if "max_tokens" in getattr(recipe, name).model_fields_set
+    ]
+    above = [
+        "model.max_model_len",
+        *(f"{name}.max_tokens" for name in answers if getattr(recipe, name).max_tokens > context),
+    ]
     return (
         f"model.max_model_len {recipe.model.max_model_len} is above the model's context of {context} tokens, and training "
         "refuses a longer sequence: " + " ".join(f"--set {name}={context}" for name in above)
@@ -158,7 +170,9 @@ def _mask_tokens(recipe: Recipe, model: Architecture) -> int:
     return max((train.micro_batch_tokens or length) if packed else 0, length if windowed else 0)
 
 
-def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None) -> Work:
+def _work(
+    recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None
+) -> Work:
     train, length, adapters = recipe.train, _length(recipe), _adapters(recipe, model)
     if dataset:
         prompt, responses = dataset["prompt_tokens"] / dataset["rows"], _responses(dataset)
@@ -169,7 +183,10 @@ def _work(recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Ma
     def load(prompt: float, responses: Sequence[tuple[float, float]]) -> Load:
         batch = train.global_batch_size
         tokens = prompt + sum(share * response for share, response in responses)
-        flops = sum(share * model.flops(round(prompt), round(response), adapters) for share, response in responses)
+        flops = sum(
+            share * model.flops(round(prompt), round(response), adapters)
+            for share, response in responses
+        )
         return Load(tokens=batch * tokens, flops=batch * flops)
 
     return Work(
@@ -197,7 +214,9 @@ def _responses(dataset: Mapping[str, Any]) -> list[tuple[float, float]]:
 def _setting(recipe: Recipe, model: Architecture, num_workers: int) -> Setting:
     train, on_cpu = recipe.train, recipe.cluster.device == "cpu"
     groups = num_workers // train.sequence_parallel_size
-    together = on_cpu and train.accumulate_locally and train.dtype == "float32" and train.zero_stage >= 2
+    together = (
+        on_cpu and train.accumulate_locally and train.dtype == "float32" and train.zero_stage >= 2
+    )
     return Setting(
         num_workers=num_workers,
         zero_stage=train.zero_stage,
@@ -215,14 +234,21 @@ def _setting(recipe: Recipe, model: Architecture, num_workers: int) -> Setting:
     )
 
 
-def _candidate(recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work, size: int) -> Candidate:
+def _candidate(
+    recipe: Recipe, model: Architecture, assumed: Assumptions, work: Work, size: int
+) -> Candidate:
     setting = _setting(recipe, model, size)
     found = memory(model, setting)
     on_cpu = setting.on_cpu
-    needed = found.device if on_cpu else found.device * (1 + assumed.fragmentation) + assumed.context_gib * GIB
+    needed = (
+        found.device
+        if on_cpu
+        else found.device * (1 + assumed.fragmentation) + assumed.context_gib * GIB
+    )
     fewest = _fewest_micro_steps(recipe, size)
     expected, most = (
-        None if on_cpu else _time(model, assumed, setting, work.steps, load, fewest) for load in (work.expected, work.at_most)
+        None if on_cpu else _time(model, assumed, setting, work.steps, load, fewest)
+        for load in (work.expected, work.at_most)
     )
     price = size * assumed.usd_per_gpu_hour
     return Candidate(
@@ -241,26 +267,45 @@ def _candidate(recipe: Recipe, model: Architecture, assumed: Assumptions, work: 
 def _fewest_micro_steps(recipe: Recipe, num_workers: int) -> int:
     """Micro-steps that a step has at least: one a sequence where sequences go alone."""
     train = recipe.train
-    return math.ceil(train.global_batch_size * train.sequence_parallel_size / num_workers) if train.sequences_alone else 1
+    return (
+        math.ceil(train.global_batch_size * train.sequence_parallel_size / num_workers)
+        if train.sequences_alone
+        else 1
+    )
 
 
-def _time(model: Architecture, assumed: Assumptions, setting: Setting, steps: int, load: Load, fewest: int) -> Time:
+def _time(
+    model: Architecture, assumed: Assumptions, setting: Setting, steps: int, load: Load, fewest: int
+) -> Time:
     """The longer of computing and exchanging, which overlap: ZeRO-3 gathers all parameters twice a micro-step.
 
     A micro-step takes as many tokens as the setting allows, so short sequences share one where there need not be `fewest`.
     """
     size, trained = setting.num_workers, setting.trained(model)
     compute = load.flops / (size * assumed.peak_flops(setting.precision) * assumed.mfu(model))
-    micro_steps = max(fewest, math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens)))
+    micro_steps = max(
+        fewest,
+        math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens)),
+    )
     gathered = 2 * setting.width * model.parameters if setting.zero_stage == 3 else 0
     reduced = 4 * trained if setting.zero_stage >= 2 else 8 * trained / micro_steps
     several = size > assumed.gpus_per_node
     rate = 1e9 * (assumed.network_gb_s if several else assumed.node_gb_s)
     exchange = micro_steps * (gathered + reduced) * (size - 1) / size / rate
-    return Time(hours=steps * max(compute, exchange) / 3600, bound="compute" if compute >= exchange else "network")
+    return Time(
+        hours=steps * max(compute, exchange) / 3600,
+        bound="compute" if compute >= exchange else "network",
+    )
 
 
-def _refusal(recipe: Recipe, model: Architecture, assumed: Assumptions, setting: Setting, found: Memory, needed: float) -> str:
+def _refusal(
+    recipe: Recipe,
+    model: Architecture,
+    assumed: Assumptions,
+    setting: Setting,
+    found: Memory,
+    needed: float,
+) -> str:
     """Why a cluster cannot carry a training; empty if it can."""
     shared, size = setting.sequence_parallel, setting.num_workers
     if model.heads % shared or (model.key_value_heads % shared and shared % model.key_value_heads):
@@ -271,7 +316,9 @@ def _refusal(recipe: Recipe, model: Architecture, assumed: Assumptions, setting:
         return f"does not divide a batch of {recipe.train.global_batch_size}"
     if needed > assumed.gpu_memory_gib * GIB:
         return "too little memory"
-    if (found.host + found.kept) * min(size, assumed.gpus_per_node) + found.export > assumed.host_memory_gib * GIB:
+    if (found.host + found.kept) * min(
+        size, assumed.gpus_per_node
+    ) + found.export > assumed.host_memory_gib * GIB:
         return "too little host memory"
     return ""
 
@@ -284,14 +331,21 @@ def _mends(
     They come with ZeRO-3, then with the recipe's own stage, since not every recipe may go to ZeRO-3.
     """
     stages = dict.fromkeys((3, recipe.train.zero_stage))
-    for stage, offload, shared in product(stages, ("none", "optimizer", "parameters"), (1, 2, 4, 8)):
+    for stage, offload, shared in product(
+        stages, ("none", "optimizer", "parameters"), (1, 2, 4, 8)
+    ):
         wanted = {"zero_stage": stage, "offload": offload, "sequence_parallel_size": shared}
         try:
             train = TrainConfig.model_validate({**recipe.train.model_dump(), **wanted})
         except ValidationError:
             continue
         changed = recipe.model_copy(update={"train": train})
-        differing = {name: value for name, value in wanted.items() if value != getattr(recipe.train, name)}
+        differing = {
+            name: value for name, value in wanted.items() if value != getattr(recipe.train, name)
+        }
         for candidate in (_candidate(changed, model, assumed, work, size) for size in sizes):
             if candidate.fits:
-                yield " ".join(f"--set train.{name}={value}" for name, value in differing.items()), candidate
+                yield (
+                    " ".join(f"--set train.{name}={value}" for name, value in differing.items()),
+                    candidate,
+                )

@@ -81,7 +81,9 @@ class Memory:
     @property
     def states(self) -> int:
         """Bytes of parameters, gradients and optimiser on device and host: what DeepSpeed's estimator calls model states."""
-        return sum(self.parts[name] for name in ("parameters", "gradients", "optimiser")) + self.host
+        return (
+            sum(self.parts[name] for name in ("parameters", "gradients", "optimiser")) + self.host
+        )
 
 
 def memory(model: Architecture, setting: Setting) -> Memory:
@@ -90,7 +92,9 @@ def memory(model: Architecture, setting: Setting) -> Memory:
     saved, layer, head = _activations(model, setting)
     buckets = _buckets(model, setting)
     backward = saved + max(layer, head) + buckets
-    extra = max(0, _step(model, setting) - backward)  # where short sequences make the optimiser's step the fullest moment
+    extra = max(
+        0, _step(model, setting) - backward
+    )  # where short sequences make the optimiser's step the fullest moment
     offloaded, kept = setting.offload != "none", _kept(model, setting)
     parts = {
         "parameters": 0 if setting.offload == "parameters" else parameters,
@@ -105,7 +109,8 @@ def memory(model: Architecture, setting: Setting) -> Memory:
     }
     return Memory(
         parts=parts,
-        host=(optimiser + gradients if offloaded else 0) + (parameters if setting.offload == "parameters" else 0),
+        host=(optimiser + gradients if offloaded else 0)
+        + (parameters if setting.offload == "parameters" else 0),
         kept=0 if setting.on_cpu else kept,
         export=setting.width * model.parameters,
     )
@@ -114,9 +119,15 @@ def memory(model: Architecture, setting: Setting) -> Memory:
 def _states(model: Architecture, setting: Setting) -> tuple[int, int, int]:
     """Parameters in the working precision, gradients in float32, and the optimiser's float32 master copy and two moments."""
     trained, share = setting.trained(model), setting.num_workers
-    parameters = setting.width * (model.parameters + (setting.lora_parameters or 0)) // (share if setting.zero_stage == 3 else 1)
+    parameters = (
+        setting.width
+        * (model.parameters + (setting.lora_parameters or 0))
+        // (share if setting.zero_stage == 3 else 1)
+    )
     gradients = 4 * trained // (share if setting.zero_stage >= 2 else 1)
-    if setting.whole_gradient:  # a CPU worker that adds its micro-batches up holds them beside its partition
+    if (
+        setting.whole_gradient
+    ):  # a CPU worker that adds its micro-batches up holds them beside its partition
         gradients += setting.width * trained
     kept = 8 if setting.zero_stage == 0 and setting.precision == "float32" else 12
     return parameters, gradients, kept * trained // (share if setting.zero_stage >= 1 else 1)
@@ -139,7 +150,9 @@ def _buckets(model: Architecture, setting: Setting) -> int:
     if setting.zero_stage == 0:
         return 0 if setting.num_workers == 1 else 4 * filled
     if setting.zero_stage == 1 and setting.width < 4 and setting.offload == "none":
-        return 4 * trained if trained <= size else 0  # BF16_Optimizer's own gradient, reduced in place unless it is in parts
+        return (
+            4 * trained if trained <= size else 0
+        )  # BF16_Optimizer's own gradient, reduced in place unless it is in parts
     buffers, copies = bucket_bytes(setting)
     return buffers * (filled if setting.on_cpu else size) + copies * filled
 
@@ -147,9 +160,14 @@ def _buckets(model: Architecture, setting: Setting) -> int:
 def bucket_bytes(setting: Setting) -> tuple[int, int]:
     """Bytes of a bucket's element that stay, and of its copies while it is reduced, from ZeRO-1 on."""
     if setting.zero_stage == 3:
-        return 4, 8 if setting.on_cpu else 4  # in float32: its parts by the workers that they go to, and gloo's copy of those
+        return (
+            4,
+            8 if setting.on_cpu else 4,
+        )  # in float32: its parts by the workers that they go to, and gloo's copy of those
     width = 4 if setting.zero_stage == 1 else setting.width
-    buffers = width if setting.on_cpu else 2 * width  # overlapping communication fills one while the other is reduced
+    buffers = (
+        width if setting.on_cpu else 2 * width
+    )  # overlapping communication fills one while the other is reduced
     return buffers, width + (4 if width < 4 else 0)
 
 
@@ -164,16 +182,22 @@ def _kept(model: Architecture, setting: Setting) -> int:
 def _step(model: Architecture, setting: Setting) -> int:
     """The gradient of one sub-group laid flat for the optimiser."""
     group = CPU_BUCKET if setting.on_cpu else SUB_GROUP
-    return 4 * min(setting.trained(model) // (setting.num_workers if setting.zero_stage else 1), group)
+    return 4 * min(
+        setting.trained(model) // (setting.num_workers if setting.zero_stage else 1), group
+    )
 
 
 def _activations(model: Architecture, setting: Setting) -> tuple[int, int, int]:
     """What waits for the backward pass, what one layer at work adds, and what the output head at work adds."""
     tokens, width = setting.tokens, setting.width
     inputs = tokens * model.hidden * width
-    layer = tokens * _kept_by_layer(model, setting) + width * setting.mask_tokens**2  # sdpa makes numbers of its mask
+    layer = (
+        tokens * _kept_by_layer(model, setting) + width * setting.mask_tokens**2
+    )  # sdpa makes numbers of its mask
     gradients = tokens * width * (2 * model.hidden + 3 * _mlp_width(model))
-    ends = 3 * inputs + (tokens * model.hidden * 4 if width < 4 else 0)  # embeddings, last norm, its gradient
+    ends = 3 * inputs + (
+        tokens * model.hidden * 4 if width < 4 else 0
+    )  # embeddings, last norm, its gradient
     ends += setting.mask_tokens**2
     if setting.gradient_checkpointing:
         saved = model.layers * inputs + ends
@@ -186,18 +210,31 @@ def _kept_by_layer(model: Architecture, setting: Setting) -> int:
     width, wide = setting.width, 4 if setting.width < 4 else 0
     norms = 2 * model.hidden * (wide + 2 * width) + model.hidden * width
     qkv = model.query + 2 * model.key_value
-    attention = qkv * width + (model.query + model.key_value) * width + 2 * model.query * width + 4 * model.heads
+    attention = (
+        qkv * width
+        + (model.query + model.key_value) * width
+        + 2 * model.query * width
+        + 4 * model.heads
+    )
     if model.qk_norm:
         attention += (model.query + model.key_value) * (wide + width)
     if setting.sequence_parallel > 1:  # Ulysses sends queries, keys, values and the output around
         attention += (qkv + model.query) * width
-    routed = 4 * model.experts + 2 * model.experts_per_token * model.hidden * width if model.sparse_layers else 0
+    routed = (
+        4 * model.experts + 2 * model.experts_per_token * model.hidden * width
+        if model.sparse_layers
+        else 0
+    )
     return norms + attention + routed + 4 * _mlp_width(model) * width
 
 
 def _mlp_width(model: Architecture) -> int:
     """Width of the MLP that a token passes through: of its experts together, where it has some."""
-    return model.experts_per_token * model.expert_intermediate if model.sparse_layers else model.intermediate
+    return (
+        model.experts_per_token * model.expert_intermediate
+        if model.sparse_layers
+        else model.intermediate
+    )
 
 
 def _head(model: Architecture, setting: Setting) -> int:
@@ -205,4 +242,8 @@ def _head(model: Architecture, setting: Setting) -> int:
     chunk = min(setting.chunk_tokens, setting.tokens)
     logits = chunk * model.vocabulary * (12 + (setting.width if setting.width < 4 else 0))
     trained = model.vocabulary * model.hidden * (4 + (setting.width if setting.width < 4 else 0))
-    return logits + (trained if setting.lora_parameters is None else 0) + 2 * setting.tokens * model.hidden * setting.width
+    return (
+        logits
+        + (trained if setting.lora_parameters is None else 0)
+        + 2 * setting.tokens * model.hidden * setting.width
+    )

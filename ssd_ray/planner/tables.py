@@ -62,13 +62,21 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
 
 def shown(plan: TrainingPlan, name: str) -> Group:
     """The plan as tables: bytes by part and cluster with time and money under them, a verdict, the assumptions."""
-    return Group(_heading(plan, name), _memory_table(plan), *_verdict(plan), Text(), _assumptions_table(plan))
+    return Group(
+        _heading(plan, name), _memory_table(plan), *_verdict(plan), Text(), _assumptions_table(plan)
+    )
 
 
 def _heading(plan: TrainingPlan, name: str) -> Text:
     model, work, setting = plan.model, plan.work, plan.own.setting
-    active = f", {_count(model.active_parameters)} active for a token" if model.sparse_layers else ""
-    adapters = "" if setting.lora_parameters is None else f"; trained are adapters of {_count(setting.lora_parameters)}"
+    active = (
+        f", {_count(model.active_parameters)} active for a token" if model.sparse_layers else ""
+    )
+    adapters = (
+        ""
+        if setting.lora_parameters is None
+        else f"; trained are adapters of {_count(setting.lora_parameters)}"
+    )
     text = Text.assemble((f"what training {name} takes\n", "italic"), f" {model.model_type}, ")
     text.append(f"{_count(model.parameters)} parameters{active}{adapters}", style="bold")
     source = "counted in the data set" if work.measured else "assumed"
@@ -91,27 +99,45 @@ def _heading(plan: TrainingPlan, name: str) -> Text:
 
 def _memory_table(plan: TrainingPlan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("workers" if plan.device == "cpu" else "GPUs (nodes×GPUs)", style="bold", no_wrap=True)
+    table.add_column(
+        "workers" if plan.device == "cpu" else "GPUs (nodes×GPUs)", style="bold", no_wrap=True
+    )
     for candidate in plan.candidates:
-        table.add_column(_cluster(candidate, plan), justify="right", style="default" if candidate.fits else "dim")
+        table.add_column(
+            _cluster(candidate, plan), justify="right", style="default" if candidate.fits else "dim"
+        )
 
     def row(name: str, cells: Iterable[str | Text]) -> None:
         table.add_row(name, *cells)
 
-    for part in dict.fromkeys(part for candidate in plan.candidates for part in candidate.memory.parts):
+    for part in dict.fromkeys(
+        part for candidate in plan.candidates for part in candidate.memory.parts
+    ):
         values = [candidate.memory.parts.get(part, 0) for candidate in plan.candidates]
         if any(values):
             row(part, map(_gib, values))
     if plan.device == "cuda":
-        row("context, fragmentation", (_gib(each.bytes_needed - each.memory.device) for each in plan.candidates))
+        row(
+            "context, fragmentation",
+            (_gib(each.bytes_needed - each.memory.device) for each in plan.candidates),
+        )
     table.add_section()
     limit = f", of {plan.assumed.gpu_memory_gib:g}" if plan.device == "cuda" else ""
-    row(f"needed{limit}", (Text(_gib(each.bytes_needed), "bold green" if each.fits else "red") for each in plan.candidates))
+    row(
+        f"needed{limit}",
+        (
+            Text(_gib(each.bytes_needed), "bold green" if each.fits else "red")
+            for each in plan.candidates
+        ),
+    )
     if any(candidate.memory.host for candidate in plan.candidates):
         row("offloaded to the host", (_gib(candidate.memory.host) for candidate in plan.candidates))
     if plan.device == "cuda":
         row("hours", (_fitting(each, _hours(each.time)) for each in plan.candidates))
-        row("bound by", (_fitting(each, each.time.bound if each.time else "") for each in plan.candidates))
+        row(
+            "bound by",
+            (_fitting(each, each.time.bound if each.time else "") for each in plan.candidates),
+        )
         row("USD", (_fitting(each, _usd(each.usd)) for each in plan.candidates))
         row("hours at most", (_fitting(each, _hours(each.most)) for each in plan.candidates))
         row("USD at most", (_fitting(each, _usd(each.usd_at_most)) for each in plan.candidates))
@@ -178,7 +204,12 @@ def _told(candidate: Candidate, plan: TrainingPlan) -> str:
 
 
 def _assumptions_table(plan: TrainingPlan) -> Table:
-    table = Table(title="assumed (--assume NAME=VALUE overrides)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="assumed (--assume NAME=VALUE overrides)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for heading, style in (("name", "bold"), ("value", "cyan"), ("what it is", "default")):
         table.add_column(heading, style=style, overflow="fold")
     for name, value, meaning in fields(plan.assumed):
@@ -186,13 +217,21 @@ def _assumptions_table(plan: TrainingPlan) -> Table:
             continue
         default = type(plan.assumed).model_fields[name].default
         given = name in plan.assumed.model_fields_set
-        table.add_row(name, f"{value:g}", Text(f"--assume, in place of {default:g}: {meaning}", "bold") if given else meaning)
+        table.add_row(
+            name,
+            f"{value:g}",
+            Text(f"--assume, in place of {default:g}: {meaning}", "bold") if given else meaning,
+        )
     return table
 
 
 def _cluster(candidate: Candidate, plan: TrainingPlan) -> str:
     nodes, left = divmod(candidate.num_workers, plan.assumed.gpus_per_node)
-    return f"{nodes}×{plan.assumed.gpus_per_node}" if nodes > 1 and not left else str(candidate.num_workers)
+    return (
+        f"{nodes}×{plan.assumed.gpus_per_node}"
+        if nodes > 1 and not left
+        else str(candidate.num_workers)
+    )
 
 
 def _fitting(candidate: Candidate, text: str) -> Text:

@@ -65,7 +65,9 @@ class ChatTemplate:
             template that draws at random.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], clock: Clock, *, mode: str, field: str) -> None:
+    def __init__(
+        self, tokenizer: Any, arguments: Mapping[str, Any], clock: Clock, *, mode: str, field: str
+    ) -> None:
         self._tokenizer, self._where = tokenizer, f"{field} {mode}"
         another = "set model.chat_template to another template"
         self._remedy = another if mode == "chat" else f"use {field} chat, or {another}"
@@ -75,7 +77,9 @@ class ChatTemplate:
                 f"or use {field} release, the raw text of the authors' script"
             )
         if clash := sorted(arguments.keys() & _DECIDED_HERE):
-            raise UserError(f"prompts.template_arguments holds {clash[0]!r}, which is decided here: leave it out")
+            raise UserError(
+                f"prompts.template_arguments holds {clash[0]!r}, which is decided here: leave it out"
+            )
         source = templates.in_use(tokenizer, arguments)
         if source is None:
             names = ", ".join(sorted(tokenizer.chat_template))
@@ -99,7 +103,9 @@ class ChatTemplate:
     @property
     def date(self) -> str | None:
         """The moment that prompts read, in ISO form; None if the template reads no clock."""
-        return self._clock.reading.isoformat() if self._reads_clock and self._clock.reading else None
+        return (
+            self._clock.reading.isoformat() if self._reads_clock and self._clock.reading else None
+        )
 
     def text(
         self,
@@ -116,7 +122,9 @@ class ChatTemplate:
         """
         text = self._rendered(turns, name, self.arguments if arguments is None else arguments)
         if lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]:
-            raise UserError(f"{self._where}: the chat template leaves out the {lost[0]} message of {name}: {self._remedy}")
+            raise UserError(
+                f"{self._where}: the chat template leaves out the {lost[0]} message of {name}: {self._remedy}"
+            )
         return text
 
     def end_of_turn(self) -> str | None:
@@ -129,7 +137,9 @@ class ChatTemplate:
         _, answer, end = text.rpartition(_ANSWER)
         return end if answer else None
 
-    def _rendered(self, turns: Messages, name: str, arguments: Mapping[str, Any], *, answering: bool = True) -> str:
+    def _rendered(
+        self, turns: Messages, name: str, arguments: Mapping[str, Any], *, answering: bool = True
+    ) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:

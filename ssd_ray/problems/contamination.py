@@ -54,12 +54,16 @@ _WORD = re.compile(r"[^\W_]+")
 _UNIT = re.compile(rf"(?![{_SPACELESS}\W_]).(?:(?![{_SPACELESS}])[^\W_])*|(?!\W)[{_SPACELESS}]")
 _MARKDOWN = str.maketrans("", "", "`$")
 _LINE_MARK = re.compile(r"^\s*(?:[-*+>]|#+)\s+", re.MULTILINE)
-_OPERATOR = re.compile(r"(?<=[\w)\]}])( ?)[-+*/%&|<>=^~!]+\1(?=[-\w(\[{])|(?<![\w)\]}])[-~!]+(?=\w)")
+_OPERATOR = re.compile(
+    r"(?<=[\w)\]}])( ?)[-+*/%&|<>=^~!]+\1(?=[-\w(\[{])|(?<![\w)\]}])[-~!]+(?=\w)"
+)
 """A sign between two operands, spaces on both sides or on neither, or one before an operand."""
 _HYPHEN = re.compile(r"[^\W\d_]-[^\W\d_]")
 _SYMBOLS = frozenset({"Sm", "Sc", "So"})
 _INNER_SPACE = re.compile(f"(?<=[{_SPACELESS}]) (?=[{_SPACELESS}])")
-_WEIGHTS = [(re.compile(f"[{letters}]"), _PARTS // number) for letters, number in LETTERS_PER_WORD.items()]
+_WEIGHTS = [
+    (re.compile(f"[{letters}]"), _PARTS // number) for letters, number in LETTERS_PER_WORD.items()
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,9 @@ def _length(run: str) -> str:
     texts = run.split(" ")
     letters = sum(_LETTER.match(text) is not None for text in texts)
     counts = ((len(texts) - letters, "word"), (letters, "character"))
-    return " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count)
+    return " and ".join(
+        f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count
+    )
 
 
 class Benchmarks:
@@ -142,8 +148,14 @@ class Benchmarks:
             self._sizes.append(max(1, len(found.runs(WORDS * _PARTS))))
             if found.total < FEWEST_WORDS * _PARTS:
                 equal[_equality_key(found, problem.statement)] += (place,)
-        self._equal = {key: places for key, places in equal.items() if key and not self._is_phrase(places)}
-        self._short = {found.total for found in self._units if FEWEST_WORDS * _PARTS <= found.total < WORDS * _PARTS}
+        self._equal = {
+            key: places for key, places in equal.items() if key and not self._is_phrase(places)
+        }
+        self._short = {
+            found.total
+            for found in self._units
+            if FEWEST_WORDS * _PARTS <= found.total < WORDS * _PARTS
+        }
         self._indices: dict[int, dict[str, tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
@@ -166,7 +178,9 @@ class Benchmarks:
         if not shared:
             return None
         place = max(shared, key=lambda place: (len(shared[place]) / self._sizes[place], -place))
-        return self._overlap(place, shared[place][0], min(1.0, len(shared[place]) / self._sizes[place]))
+        return self._overlap(
+            place, shared[place][0], min(1.0, len(shared[place]) / self._sizes[place])
+        )
 
     def _find_equal(self, found: Units, statement: str) -> Overlap | None:
         """Find the first problem whose statement of under 8 words is the same."""
@@ -177,7 +191,13 @@ class Benchmarks:
     def _overlap(self, place: int, run: str, share: float) -> Overlap:
         benchmark, problem_id = self._problems[place]
         shown = _INNER_SPACE.sub("", run)
-        return Overlap(benchmark=benchmark, problem_id=problem_id, share=round(share, 4), words=shown, length=_length(run))
+        return Overlap(
+            benchmark=benchmark,
+            problem_id=problem_id,
+            share=round(share, 4),
+            words=shown,
+            length=_length(run),
+        )
 
     def _index(self, length: int, *, exact: bool) -> dict[str, tuple[int, ...]]:
         """Index the problems by run of that many parts; `exact` leaves longer problems out."""
@@ -197,7 +217,8 @@ class Benchmarks:
     def _is_phrase(self, places: tuple[int, ...]) -> bool:
         return (
             len(places) > PHRASE_PROBLEMS
-            and max(Counter(self._problems[place][0] for place in places).values()) > PHRASE_PROBLEMS
+            and max(Counter(self._problems[place][0] for place in places).values())
+            > PHRASE_PROBLEMS
         )
 
 
@@ -206,19 +227,31 @@ def _equality_key(found: Units, statement: str) -> str:
 
     Punctuation ends sentences and hides nothing: `a + b` is not `a - b`, and `Sum.` is `sum`.
     """
-    return " ".join([*found.texts, _signs(statement)]).strip() if found.texts else " ".join(statement.split())
+    return (
+        " ".join([*found.texts, _signs(statement)]).strip()
+        if found.texts
+        else " ".join(statement.split())
+    )
 
 
 def _signs(statement: str) -> str:
     """Return the operators and symbols of a statement, without its punctuation and Markdown."""
     plain = _LINE_MARK.sub(" ", unicodedata.normalize("NFC", statement)).translate(_MARKDOWN)
     text = " ".join(plain.split())
-    found = [match for match in _OPERATOR.finditer(text) if not _HYPHEN.match(text, max(0, match.start() - 1))]
-    symbols = [sign for sign in text if not sign.isascii() and unicodedata.category(sign) in _SYMBOLS]
+    found = [
+        match
+        for match in _OPERATOR.finditer(text)
+        if not _HYPHEN.match(text, max(0, match.start() - 1))
+    ]
+    symbols = [
+        sign for sign in text if not sign.isascii() and unicodedata.category(sign) in _SYMBOLS
+    ]
     return "".join([*(match[0].strip() for match in found), *symbols])
 
 
-def without_overlaps(problems: Iterable[Problem], benchmarks: Benchmarks, dropped: Counter[str]) -> Iterator[Problem]:
+def without_overlaps(
+    problems: Iterable[Problem], benchmarks: Benchmarks, dropped: Counter[str]
+) -> Iterator[Problem]:
     """The problems that share nothing with the benchmarks; the others are counted by the benchmark that they overlap."""
     for problem in problems:
         overlap = benchmarks.find(problem.statement)
@@ -229,7 +262,12 @@ def without_overlaps(problems: Iterable[Problem], benchmarks: Benchmarks, droppe
 
 
 def check(
-    prompts: Path, benchmark: Path, policy: Contamination, *, out: Path, progress: Progress | None = None
+    prompts: Path,
+    benchmark: Path,
+    policy: Contamination,
+    *,
+    out: Path,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Hold every prompt against the benchmark problems, and write the pairs that overlap to `out`.
 
@@ -254,14 +292,20 @@ def check(
     if found and policy == "refuse":
         raise UserError(_refusal(found, num_prompts))
     lines = [{"prompt_id": prompt_id, **asdict(overlap)} for prompt_id, overlap in found]
-    files.write_atomic(out / "overlaps.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    files.write_atomic(
+        out / "overlaps.jsonl",
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+    )
     hits = Counter(overlap.benchmark for _, overlap in found)
     return {
         "rows": num_prompts,
         "contaminated": len(found),
         "policy": policy,
         "words": WORDS,
-        "benchmarks": {name: {"problems": count, "contaminated": hits[name]} for name, count in sorted(counts.items())},
+        "benchmarks": {
+            name: {"problems": count, "contaminated": hits[name]}
+            for name, count in sorted(counts.items())
+        },
         "examples": lines[:NUM_EXAMPLES],
     }
 

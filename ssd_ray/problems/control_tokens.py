@@ -40,7 +40,9 @@ class Masked:
 
     def restore(self, text: str) -> str:
         """Put the texts back in the place of their characters."""
-        return text.translate({ord(character): original for character, original in self.originals.items()})
+        return text.translate(
+            {ord(character): original for character, original in self.originals.items()}
+        )
 
 
 class ControlTokens:
@@ -48,8 +50,15 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        tokens = {str(token): (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
-        self._ids = {text: number for text, (number, special) in tokens.items() if _controls(text, special=special)}
+        tokens = {
+            str(token): (number, token.special)
+            for number, token in tokenizer.added_tokens_decoder.items()
+        }
+        self._ids = {
+            text: number
+            for text, (number, special) in tokens.items()
+            if _controls(text, special=special)
+        }
         # The unknown token also is what characters outside of the vocabulary become: not counted.
         self._unknown: int | None = tokenizer.unk_token_id
         self._numbers = frozenset(self._ids.values())
@@ -80,9 +89,14 @@ class ControlTokens:
         texts = [*_texts(values)]
         present = set().union(*texts, *besides)
         occurring = dict.fromkeys(found for text in texts for _, found in self._places(text))
-        free = (chr(code) for code in range(_FIRST_PLACEHOLDER, 0x10FFFE) if chr(code) not in present)
+        free = (
+            chr(code) for code in range(_FIRST_PLACEHOLDER, 0x10FFFE) if chr(code) not in present
+        )
         characters = dict(zip(occurring, free, strict=False))
-        return Masked(values=self._replaced(values, characters), originals={new: old for old, new in characters.items()})
+        return Masked(
+            values=self._replaced(values, characters),
+            originals={new: old for old, new in characters.items()},
+        )
 
     def encode_words(self, text: str, masked: Masked) -> list[int] | None:
         """Encode a text that was rendered from masked values, its words as words.
@@ -90,7 +104,9 @@ class ControlTokens:
         Return None if this tokenizer has no other ids for them.
         """
         copy = self._copy
-        if copy is None or any(self._unknown in copy.encode(words).ids for words in masked.originals.values()):
+        if copy is None or any(
+            self._unknown in copy.encode(words).ids for words in masked.originals.values()
+        ):
             return None
         aliased, written = self._aliased(text)
         ids: list[int] = copy.encode(masked.restore(aliased), add_special_tokens=False).ids
@@ -123,10 +139,21 @@ class ControlTokens:
         may find a token only behind a space.
         """
         encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        spans = [(number, *span) for number, span in zip(encoding.ids, encoding.offsets, strict=True)]
-        at = {(number, place) for number, start, end in spans if number in self._numbers for place in range(start, end)}
-        places = [(start, token) for start, token in self._places(text) if (self._ids[token], start) in at]
-        return _substituted(text, places, self._aliases), sum(self._ids[token] in self._counted for _, token in places)
+        spans = [
+            (number, *span) for number, span in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+        at = {
+            (number, place)
+            for number, start, end in spans
+            if number in self._numbers
+            for place in range(start, end)
+        }
+        places = [
+            (start, token) for start, token in self._places(text) if (self._ids[token], start) in at
+        ]
+        return _substituted(text, places, self._aliases), sum(
+            self._ids[token] in self._counted for _, token in places
+        )
 
     @functools.cached_property
     def _copy(self) -> Any:
@@ -140,7 +167,11 @@ class ControlTokens:
         copy.encode_special_tokens = backend.encode_special_tokens
         sample = "".join(f"a {token}\n{token} b " for token in [*self._ids][:8])
         aliased, _ = self._aliased(sample)
-        return copy if copy.encode(aliased, add_special_tokens=False).ids == self.encode(sample) else None
+        return (
+            copy
+            if copy.encode(aliased, add_special_tokens=False).ids == self.encode(sample)
+            else None
+        )
 
 
 def _controls(text: str, *, special: bool) -> bool:
@@ -182,14 +213,28 @@ def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, An
     """
     model = dict(document["model"])
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
+        model["vocab"] = {
+            names.get(token, token): number for token, number in model["vocab"].items()
+        }
     else:
         model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
     if model.get("merges"):
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+        model["merges"] = [
+            pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))
+        ]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    tokens = [{**token, "content": names.get(token["content"], token["content"])} for token in document["added_tokens"]]
+    tokens = [
+        {**token, "content": names.get(token["content"], token["content"])}
+        for token in document["added_tokens"]
+    ]
     # What a post-processor adds is not asked for, and padding and truncation are not either.
-    return {**document, "model": model, "added_tokens": tokens, "post_processor": None, "padding": None, "truncation": None}
+    return {
+        **document,
+        "model": model,
+        "added_tokens": tokens,
+        "post_processor": None,
+        "padding": None,
+        "truncation": None,
+    }

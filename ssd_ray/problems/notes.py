@@ -12,39 +12,45 @@ from ssd_ray.errors import UserError
 from ssd_ray.problems.renderer import Renderer
 
 
-def before(put: Renderer, tokenizer: Any, ends: Collection[int], *, system: bool) -> Iterator[str]:
+def before(
+    renderer: Renderer, tokenizer: Any, ends: Collection[int], *, system: bool
+) -> Iterator[str]:
     """Yield what is known before the first prompt: the tokens at its ends, and the end of a turn.
 
     `ends` are the ids that end an answer; `system` says that prompts begin with a system message.
     """
     if not ends:
         yield "the model has no end token: every answer runs to its limit; model.end_tokens names tokens that end one"
-    if put.template is None:
-        if put.after:
-            tokens = _shown(tokenizer, put.after)
+    if renderer.template is None:
+        if renderer.after:
+            tokens = _shown(tokenizer, renderer.after)
             yield f"the tokenizer puts {tokens} behind a text: prompts are without it, since an answer continues them"
         return
     try:
-        prompt = put.skeleton(("system", "user") if system else ("user",))
+        prompt = renderer.skeleton(("system", "user") if system else ("user",))
     except UserError:  # raised again, with the problem's name, for the first prompt
         return
-    yield from _beginning(put, tokenizer, prompt)
+    yield from _beginning(renderer, tokenizer, prompt)
     if prompt[-1:] and prompt[-1] in ends:
         yield (
             f"the chat template ends prompts with {_shown(tokenizer, prompt[-1:])}, an end token, "
             "so that answers continue a finished text: it needs a generation prompt"
         )
     if ends:
-        yield from _end_of_turn(put, tokenizer, ends)
+        yield from _end_of_turn(renderer, tokenizer, ends)
 
 
-def after(put: Renderer) -> Iterator[str]:
+def after(renderer: Renderer) -> Iterator[str]:
     """Yield what rendering has counted."""
-    if put.kept_words:
-        prompts = "1 prompt holds" if put.kept_words == 1 else f"{put.kept_words:,} prompts hold"
-        yield f"{prompts} the text of control tokens ({put.first_kept} is the first): it stays text"
-    if put.unwritable:
-        first, more = put.unwritable[0], len(put.unwritable) - 1
+    if renderer.kept_words:
+        prompts = (
+            "1 prompt holds"
+            if renderer.kept_words == 1
+            else f"{renderer.kept_words:,} prompts hold"
+        )
+        yield f"{prompts} the text of control tokens ({renderer.first_kept} is the first): it stays text"
+    if renderer.unwritable:
+        first, more = renderer.unwritable[0], len(renderer.unwritable) - 1
         others = f" and {more:,} more" if more else ""
         yield (
             f"the tokenizer has no other ids for the text of control tokens in {first}{others}: they stay control tokens there; "
@@ -52,25 +58,25 @@ def after(put: Renderer) -> Iterator[str]:
         )
 
 
-def _beginning(put: Renderer, tokenizer: Any, prompt: list[int]) -> Iterator[str]:
-    first = list(put.before)
+def _beginning(renderer: Renderer, tokenizer: Any, prompt: list[int]) -> Iterator[str]:
+    first = list(renderer.before)
     if first and prompt[: len(first)] != first:
         yield f"the tokenizer puts {_shown(tokenizer, first)} before a text, the chat template does not: prompts lack it"
     elif first and prompt[: 2 * len(first)] == first * 2:
         yield f"the chat template writes {_shown(tokenizer, first)} twice at the beginning of prompts"
 
 
-def _end_of_turn(put: Renderer, tokenizer: Any, ends: Collection[int]) -> Iterator[str]:
-    text = put.template.end_of_turn() if put.template else None
+def _end_of_turn(renderer: Renderer, tokenizer: Any, ends: Collection[int]) -> Iterator[str]:
+    text = renderer.template.end_of_turn() if renderer.template else None
     if not text or not text.strip():
         return
-    ids = put.control.encode(text)
+    ids = renderer.control.encode(text)
     if not set(ends).isdisjoint(ids):
         return
     if "<|end|>" in text and "<|channel|>" in tokenizer.get_vocab():
         return  # GPT-OSS: it ends a message, and a turn goes on with the message of another channel
     listed = ", ".join(map(str, sorted(ends)))
-    number = next((number for number in ids if put.control.count([number])), None)
+    number = next((number for number in ids if renderer.control.count([number])), None)
     if number is not None:
         token = tokenizer.convert_ids_to_tokens(number)
         yield (

@@ -24,7 +24,9 @@ _ALIKE = frozenset({"accepted", "correct", "correctness", "passed", "verified"})
 _WORDS = re.compile(r"[^a-z]+")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _PARTS = tuple(
-    f"{side}_{part}" for side in ("input", "output", "interaction") for part in ("format", "description", "spec", "specification")
+    f"{side}_{part}"
+    for side in ("input", "output", "interaction")
+    for part in ("format", "description", "spec", "specification")
 )
 """Columns that hold a part of a statement."""
 _FUNCTIONS = ("entry_point", "fn_name", "func_name", "function_name", "test_entry_point")
@@ -59,20 +61,27 @@ def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
 
 def _has_passed(row: Row, has_column: bool) -> bool:
     if (PASSED in row) != has_column:
-        raise RowError(f"field {PASSED!r} is in some rows and not in others; prompts.only_passed=false keeps all rows")
+        raise RowError(
+            f"field {PASSED!r} is in some rows and not in others; prompts.only_passed=false keeps all rows"
+        )
     if not has_column:
         _refuse_alike(row)
         return True
     value = row[PASSED]
     verdict = _boolean(value)
     if value is not None and verdict is None:
-        raise RowError(f"field {PASSED!r} must say true or false, not {shown(value)}; prompts.only_passed=false keeps all rows")
+        raise RowError(
+            f"field {PASSED!r} must say true or false, not {shown(value)}; prompts.only_passed=false keeps all rows"
+        )
     return verdict is True
 
 
 def _refuse_alike(row: Row) -> None:
     for column, value in row.items():
-        if _ALIKE & set(_WORDS.split(column.lower())) and str(value).casefold() in ("true", "false"):
+        if _ALIKE & set(_WORDS.split(column.lower())) and str(value).casefold() in (
+            "true",
+            "false",
+        ):
             raise RowError(
                 f"field {column!r} looks like {PASSED!r}, by which prompts.only_passed=true goes: "
                 f"rename it to {PASSED}, or set prompts.only_passed=false to keep all rows"

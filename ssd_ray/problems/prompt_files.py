@@ -17,7 +17,16 @@ from ssd_ray.artifacts import files
 from ssd_ray.config import HubSource, PromptsConfig, hub_source
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.problems.benchmarks import native as own_rows
-from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, list_files, optional_text, read_rows, shown, text
+from ssd_ray.problems.benchmarks.files import (
+    Row,
+    RowError,
+    identifier,
+    list_files,
+    optional_text,
+    read_rows,
+    shown,
+    text,
+)
 from ssd_ray.problems.prompt_columns import Placed, named_function, require_complete_statement
 from ssd_ray.schema import Problem
 
@@ -45,12 +54,20 @@ def hub_rows(source: str, hub: HubSource) -> Iterator[Placed]:
     """
     from datasets import load_dataset
 
-    only = {"columns": ["question", "starter_code", "question_id", "is_passed"]} if source == "rstar-coder" else {}
+    only = (
+        {"columns": ["question", "starter_code", "question_id", "is_passed"]}
+        if source == "rstar-coder"
+        else {}
+    )
     try:
-        rows = load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision, streaming=True, **only)
+        rows = load_dataset(
+            hub.name, hub.config, split=hub.split, revision=hub.revision, streaming=True, **only
+        )
         for number, row in enumerate(rows, start=1):
             yield f"{source}, row {number}", row
-    except Exception as error:  # datasets, the hub's client and two HTTP libraries each have their own
+    except (
+        Exception
+    ) as error:  # datasets, the hub's client and two HTTP libraries each have their own
         raise _not_streamed(source, error) from error
 
 
@@ -86,7 +103,11 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
         UserError: a row that is no problem, with its file, number and column.
     """
     hub = hub_source(choices.source)
-    name = choices.source if choices.source == "rstar-coder" else Path(hub.name if hub else choices.source).stem
+    name = (
+        choices.source
+        if choices.source == "rstar-coder"
+        else Path(hub.name if hub else choices.source).stem
+    )
     seen: set[str] = set()
     for number, (place, row) in enumerate(placed):
         try:
@@ -94,7 +115,9 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
                 raise row
             problem = _problem(row, f"{name}/{number}", name, choices)
             if problem.problem_id in seen:
-                raise RowError(f"field {choices.id_column!r}: the id {problem.problem_id!r} was there before; ids must be unique")
+                raise RowError(
+                    f"field {choices.id_column!r}: the id {problem.problem_id!r} was there before; ids must be unique"
+                )
         except RowError as error:
             raise UserError(f"{place}: {error}") from error
         if choices.id_column is not None:
@@ -107,7 +130,9 @@ def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Pr
     require_complete_statement(row, statement, choices.statement_column)
     starter = None
     if choices.starter_code_column is not None:
-        starter = _clean(optional_text(row, choices.starter_code_column), choices.starter_code_column)
+        starter = _clean(
+            optional_text(row, choices.starter_code_column), choices.starter_code_column
+        )
     if choices.id_column is not None:
         _require_column(row, choices.id_column, "id_column")
         problem_id = _label(identifier(row, choices.id_column), choices.id_column)
@@ -165,10 +190,14 @@ def _label(value: str, column: str) -> str:
     """Text that names something: one short line."""
     _clean(value, column)
     if len(value) > LONGEST_LABEL:
-        raise RowError(f"field {column!r} holds {len(value):,} characters; at most {LONGEST_LABEL} can name something")
+        raise RowError(
+            f"field {column!r} holds {len(value):,} characters; at most {LONGEST_LABEL} can name something"
+        )
     for place, letter in enumerate(value):
         if unicodedata.category(letter) in {"Cc", "Zl", "Zp"}:
-            raise RowError(f"field {column!r} holds the control character {letter!a}, at place {place}")
+            raise RowError(
+                f"field {column!r} holds the control character {letter!a}, at place {place}"
+            )
     return value
 
 
@@ -177,7 +206,9 @@ def _clean(value: str | None, column: str) -> str | None:
     try:
         (value or "").encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"field {column!r} holds text that is no Unicode: {error.object[error.start : error.end]!a}") from error
+        raise RowError(
+            f"field {column!r} holds text that is no Unicode: {error.object[error.start : error.end]!a}"
+        ) from error
     if value and "\0" in value:
         raise RowError(f"field {column!r} holds a NUL character, at place {value.index(chr(0))}")
     return value

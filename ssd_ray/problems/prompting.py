@@ -26,7 +26,9 @@ MOMENT = "template-date"
 class Prompting:
     """Make renderers for a recipe and its model; each note goes to `say` once."""
 
-    def __init__(self, recipe: Recipe, directory: Path, run: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, directory: Path, run: Path, say: Callable[[str], None]
+    ) -> None:
         self._recipe, self._directory, self._run, self._say = recipe, directory, run, say
         self._clock = Clock(self._moment)
         self._noted: set[str] = set()
@@ -39,21 +41,30 @@ class Prompting:
         """
         model, prompts = self._recipe.model, self._recipe.prompts
         tokenizer = loading.load_tokenizer(self._directory, model.chat_template)
-        put = renderer(tokenizer, mode, prompts.system_message, prompts.template_arguments, field=field, clock=self._clock)
+        prompt_renderer = renderer(
+            tokenizer,
+            mode,
+            prompts.system_message,
+            prompts.template_arguments,
+            field=field,
+            clock=self._clock,
+        )
         ends = loading.end_tokens(self._directory, model.end_tokens)
-        self._note(notes.before(put, tokenizer, ends, system=mode == "paper"))
+        self._note(notes.before(prompt_renderer, tokenizer, ends, system=mode == "paper"))
         self._note(self._about_the_clock())
-        return put
+        return prompt_renderer
 
-    def facts(self, put: Renderer) -> dict[str, Any]:
+    def facts(self, prompt_renderer: Renderer) -> dict[str, Any]:
         """Return what the manifest records of a renderer that is done, and note what it counted."""
         self._note(self._about_the_clock())
-        self._note(notes.after(put))
+        self._note(notes.after(prompt_renderer))
         return {
-            "chat_template": hashlib.sha256(put.template.source.encode()).hexdigest() if put.template else None,
-            "template_date": put.template.date if put.template else None,
-            "control_words": put.kept_words,
-            "control_words_unwritable": list(put.unwritable),
+            "chat_template": hashlib.sha256(prompt_renderer.template.source.encode()).hexdigest()
+            if prompt_renderer.template
+            else None,
+            "template_date": prompt_renderer.template.date if prompt_renderer.template else None,
+            "control_words": prompt_renderer.kept_words,
+            "control_words_unwritable": list(prompt_renderer.unwritable),
         }
 
     def _moment(self) -> datetime:
@@ -66,7 +77,9 @@ class Prompting:
         try:
             return datetime.fromisoformat(note.read_text().strip())
         except ValueError as error:
-            raise UserError(f"{note} holds no date: put back what it held, or delete the run's directory") from error
+            raise UserError(
+                f"{note} holds no date: put back what it held, or delete the run's directory"
+            ) from error
 
     def _about_the_clock(self) -> Iterable[str]:
         if self._recipe.prompts.template_date is None and self._clock.reading is not None:

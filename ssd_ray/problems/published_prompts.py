@@ -11,9 +11,7 @@ from ssd_ray.schema import Problem
 
 Messages = list[dict[str, str]]
 
-_WITH_STARTER = (
-    "You will use the following starter code to write the solution to the problem and enclose your code within delimiters."
-)
+_WITH_STARTER = "You will use the following starter code to write the solution to the problem and enclose your code within delimiters."
 _FROM_STDIN = (
     "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample inputs). "
     "Enclose your code within delimiters as follows. Ensure that when the python program runs, it reads the inputs, runs the "
@@ -41,12 +39,19 @@ def livecodebench(problem: Problem) -> Messages:
 
     Source: LiveCodeBench/LiveCodeBench, lcb_runner/prompts/code_generation.py, the form for chat models (MIT).
     """
-    form, code = (_WITH_STARTER, problem.starter_code) if problem.starter_code else (_FROM_STDIN, "# YOUR CODE HERE")
+    form, code = (
+        (_WITH_STARTER, problem.starter_code)
+        if problem.starter_code
+        else (_FROM_STDIN, "# YOUR CODE HERE")
+    )
     user = (
         f"### Question:\n{problem.statement}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
         "### Answer: (use the provided format with backticks)\n\n"
     )
-    return [{"role": "system", "content": f"You are an expert Python programmer. {_TASK}"}, {"role": "user", "content": user}]
+    return [
+        {"role": "system", "content": f"You are an expert Python programmer. {_TASK}"},
+        {"role": "user", "content": user},
+    ]
 
 
 def evalplus(problem: Problem) -> Messages:
@@ -68,7 +73,10 @@ def mbpp(problem: Problem) -> Messages:
     Source: Austin et al. 2021 (arXiv 2108.07732), section 3.1; the tests are part of the statement.
     """
     return [
-        {"role": "user", "content": f"You are an expert Python programmer, and here is your task: {problem.statement.strip()}"}
+        {
+            "role": "user",
+            "content": f"You are an expert Python programmer, and here is your task: {problem.statement.strip()}",
+        }
     ]
 
 

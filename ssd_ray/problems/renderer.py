@@ -25,7 +25,9 @@ class Renderer:
     - `unwritable` are the ids of prompts whose control tokens this tokenizer cannot write as text.
     """
 
-    def __init__(self, tokenizer: Any, compose: Callable[[Problem], Messages], template: ChatTemplate | None) -> None:
+    def __init__(
+        self, tokenizer: Any, compose: Callable[[Problem], Messages], template: ChatTemplate | None
+    ) -> None:
         self.template = template
         self.control = ControlTokens(tokenizer)
         self.before, self.after = _added(tokenizer, required=template is None)
@@ -114,5 +116,7 @@ def _added(tokenizer: Any, *, required: bool) -> tuple[tuple[int, ...], tuple[in
         if added[start : start + len(plain)] == plain:
             return tuple(added[:start]), tuple(added[start + len(plain) :])
     if required:
-        raise UserError("mode release: the tokenizer changes a text where it adds tokens to it; use a mode with a chat template")
+        raise UserError(
+            "mode release: the tokenizer changes a text where it adds tokens to it; use a mode with a chat template"
+        )
     return (), ()

@@ -52,7 +52,9 @@ def user_message(problem: Problem) -> str:
     if problem.comparison.startswith("evalplus") and f"def {problem.entry_point}(" in statement:
         return _complete(problem)
     if problem.starter_code:
-        return f"{statement}\n\nStart from this code:\n```python\n{problem.starter_code.rstrip()}\n```"
+        return (
+            f"{statement}\n\nStart from this code:\n```python\n{problem.starter_code.rstrip()}\n```"
+        )
     owner, is_method, method = (problem.entry_point or "").partition("().")
     if is_method:
         return f"{statement}\n\nName the class `{owner}` and its method `{method}`. Give the whole class with its imports."
@@ -75,7 +77,11 @@ def messages(problem: Problem, mode: Mode, system_message: str) -> Messages:
         return published(problem)
     if mode == "release-eval":
         return released_evaluation(problem)
-    system = [{"role": "system", "content": system_message}] if mode == "paper" and problem.kind != "numeric" else []
+    system = (
+        [{"role": "system", "content": system_message}]
+        if mode == "paper" and problem.kind != "numeric"
+        else []
+    )
     return [*system, {"role": "user", "content": user_message(problem)}]
 
 
@@ -107,13 +113,15 @@ def renderer(
         UserError: as for `ChatTemplate`; mode `release` with a tokenizer that changes a text when it adds tokens to it.
     """
     if mode == "release":
-        return Renderer(tokenizer, lambda problem: [{"role": "user", "content": release_text(problem)}], None)
+        return Renderer(
+            tokenizer, lambda problem: [{"role": "user", "content": release_text(problem)}], None
+        )
     template = ChatTemplate(tokenizer, template_arguments, clock or Clock(), mode=mode, field=field)
     return Renderer(tokenizer, lambda problem: messages(problem, mode, system_message), template)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class ContextBudget:
     """How many tokens there are for a prompt and its answer, and what becomes of a prompt that leaves none for the answer.
 
     `truncate-left` keeps the end of the prompt's ids, so that `answer_tokens` fit behind it, at most half of the context; the
@@ -142,17 +150,21 @@ class Room:
 
 
 def render(
-    problems: Iterable[Problem], put: Callable[[Problem], tuple[str, tuple[int, ...]]], room: Room, *, out: Path
+    problems: Iterable[Problem],
+    render_prompt: Callable[[Problem], tuple[str, tuple[int, ...]]],
+    room: ContextBudget,
+    *,
+    out: Path,
 ) -> dict[str, int]:
     """Write the prompts of `problems`; return `rows`, `tokens`, `longest`, and what was over-long: `skipped`, `truncated`.
 
     Raises:
-        UserError: as for `renderer` and `Room.fit`; no prompt is left.
+        UserError: as for `renderer` and `ContextBudget.fit`; no prompt is left.
     """
     rows: list[Prompt] = []
     facts = dict.fromkeys(("rows", "tokens", "longest", "skipped", "truncated"), 0)
     for problem in problems:
-        text, token_ids = put(problem)
+        text, token_ids = render_prompt(problem)
         kept = room.fit(problem.problem_id, token_ids)
         if kept is None:
             facts["skipped"] += 1
@@ -176,7 +188,9 @@ def render(
     if rows:
         _flush(out, rows, facts["rows"])
     if not facts["rows"] and facts["skipped"]:
-        raise UserError(f"all {facts['skipped']} prompts are too long for model.max_model_len {room.max_model_len}: raise it")
+        raise UserError(
+            f"all {facts['skipped']} prompts are too long for model.max_model_len {room.max_model_len}: raise it"
+        )
     return facts
 
 

@@ -50,7 +50,10 @@ class Tally:
 
 
 def training_problems(
-    choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None = None, note: Path | None = None
+    choices: PromptsConfig,
+    tally: Tally,
+    benchmarks: Benchmarks | None = None,
+    note: Path | None = None,
 ) -> Iterator[Problem]:
     """The problems to sample answers for, filtered, de-duplicated and limited as the recipe says.
 
@@ -62,13 +65,17 @@ def training_problems(
         UserError: a source that cannot be read, a row without its statement, or nothing left.
     """
     if is_file(choices.source):
-        unlimited = benchmarks if choices.limit is not None else None  # overlaps only decide how far a limit reaches
+        unlimited = (
+            benchmarks if choices.limit is not None else None
+        )  # overlaps only decide how far a limit reaches
         for _ in _problems(choices, Tally(), unlimited, note):
             pass
     yield from _problems(choices, tally, benchmarks, note)
 
 
-def _problems(choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None, note: Path | None) -> Iterator[Problem]:
+def _problems(
+    choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | None, note: Path | None
+) -> Iterator[Problem]:
     problems = _source(choices, tally, note)
     if choices.deduplicate:
         problems = deduplicate(problems, tally)
@@ -79,8 +86,13 @@ def _problems(choices: PromptsConfig, tally: Tally, benchmarks: Benchmarks | Non
         kept += 1
         yield problem
     if not kept:
-        told = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items()) or "the source is empty"
-        raise UserError(f"prompts.source {choices.source!r} gave no prompt ({tally.read} rows read; {told})")
+        told = (
+            ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
+            or "the source is empty"
+        )
+        raise UserError(
+            f"prompts.source {choices.source!r} gave no prompt ({tally.read} rows read; {told})"
+        )
 
 
 def benchmark_problems(choices: EvaluateConfig, tally: Tally | None = None) -> Iterator[Problem]:
@@ -97,7 +109,9 @@ def benchmark_problems(choices: EvaluateConfig, tally: Tally | None = None) -> I
     for benchmark in choices.benchmarks:
         for problem in itertools.islice(_benchmark(benchmark, tally), choices.limit):
             if not problem.tests:
-                raise UserError(f"benchmark {benchmark.name}: problem {problem.problem_id} has no tests; it cannot be graded")
+                raise UserError(
+                    f"benchmark {benchmark.name}: problem {problem.problem_id} has no tests; it cannot be graded"
+                )
             if problem.problem_id in seen:
                 raise UserError(
                     f"problem {problem.problem_id} is in benchmark {seen[problem.problem_id]} and in {benchmark.name}: "
@@ -120,8 +134,12 @@ def _benchmark(benchmark: Benchmark, tally: Tally) -> Iterator[Problem]:
         finally:
             tally.bad_rows += loaded.bad_rows
             tally.places |= loaded.places
-            tally.dropped.update({f"bad row of {benchmark.name}": len(loaded.bad_rows)} if loaded.bad_rows else {})
-            tally.public_only.update({benchmark.name: loaded.num_public_only} if loaded.num_public_only else {})
+            tally.dropped.update(
+                {f"bad row of {benchmark.name}": len(loaded.bad_rows)} if loaded.bad_rows else {}
+            )
+            tally.public_only.update(
+                {benchmark.name: loaded.num_public_only} if loaded.num_public_only else {}
+            )
 
 
 def identify(source: str | Benchmark) -> str:
@@ -130,7 +148,9 @@ def identify(source: str | Benchmark) -> str:
     Raises:
         UserError: a path with no readable file, or a release or window that does not exist.
     """
-    if isinstance(source, Benchmark) and (source.file is not None or source.name == "livecodebench"):
+    if isinstance(source, Benchmark) and (
+        source.file is not None or source.name == "livecodebench"
+    ):
         return resolve.identify(source)
     name = source.name if isinstance(source, Benchmark) else source
     if name == "builtin":
@@ -160,7 +180,11 @@ def builtin(split: str) -> Iterator[Problem]:
     """The problems written for this project: `train`, `eval` or `all`, tiers mixed evenly so that a limit takes from each."""
     placed = []
     for tier in TIERS:
-        records = [record for record in _read_yaml(BUILTIN / f"{tier}.yaml") if split in (record["split"], "all")]
+        records = [
+            record
+            for record in _read_yaml(BUILTIN / f"{tier}.yaml")
+            if split in (record["split"], "all")
+        ]
         placed += [((number + 0.5) / len(records), record) for number, record in enumerate(records)]
     for _, record in sorted(placed, key=lambda pair: pair[0]):
         yield _builtin_problem(record)
@@ -176,7 +200,10 @@ def _read_yaml(path: Path) -> list[dict[str, Any]]:
 
 def _builtin_problem(record: Mapping[str, Any]) -> Problem:
     if record["kind"] == "function":
-        tests = tuple(Test(input=wire.dumps(t["arguments"]), output=wire.dumps(t["expected"])) for t in record["tests"])
+        tests = tuple(
+            Test(input=wire.dumps(t["arguments"]), output=wire.dumps(t["expected"]))
+            for t in record["tests"]
+        )
     else:
         tests = tuple(Test(input=t["input"], output=t["output"]) for t in record["tests"])
     return Problem(
@@ -210,8 +237,13 @@ def id_hint(choices: PromptsConfig) -> str | None:
     if choices.id_column is not None or not is_file(choices.source):
         return None
     _, row = next(prompt_files.file_rows(choices.source), ("", {}))
-    name = next((name for name in ("prompt_id", "id") if isinstance(row, Mapping) and name in row), None)
-    return name and f"{choices.source} has a column {name!r} and prompts are numbered: set prompts.id_column={name} to use it"
+    name = next(
+        (name for name in ("prompt_id", "id") if isinstance(row, Mapping) and name in row), None
+    )
+    return (
+        name
+        and f"{choices.source} has a column {name!r} and prompts are numbered: set prompts.id_column={name} to use it"
+    )
 
 
 def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator[Problem]:
@@ -222,10 +254,15 @@ def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator
             f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
         )
     if is_file(choices.source):
-        return prompt_files.problems(_chosen(_counted(prompt_files.file_rows(choices.source), tally), choices, tally), choices)
+        return prompt_files.problems(
+            _chosen(_counted(prompt_files.file_rows(choices.source), tally), choices, tally),
+            choices,
+        )
     hub = hub_source(choices.source)
     if hub is None:
-        raise UserError(f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; REVISION is a commit, tag or branch")
+        raise UserError(
+            f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; REVISION is a commit, tag or branch"
+        )
     if note is not None:
         hub = prompt_files.pinned(choices.source, hub, note)
     tally.revision = hub.revision

@@ -21,7 +21,10 @@ from ssd_ray.file_kinds import refuse_pointer
 
 HERE = Path(__file__).parent
 _MOST_TOLD = 5
-_MENDS = {**dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"), "bool_parsing": "use true or false"}
+_MENDS = {
+    **dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"),
+    "bool_parsing": "use true or false",
+}
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -29,8 +32,12 @@ class _OnceLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands there twice", node.start_mark)
+        if twice := next(
+            (key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None
+        ):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands there twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -49,13 +56,20 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if path.suffix not in {".yaml", ".yml"}:
         path = HERE / f"{recipe}.yaml"
         if not path.exists():
-            raise UserError(f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of {', '.join(shipped())}")
+            raise UserError(
+                f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of {', '.join(shipped())}"
+            )
     refuse_pointer(path, "the recipe")
     try:
         document = yaml.load(path.read_text(), Loader=_OnceLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a bare ValueError
+        raise UserError(
+            f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # a date that no calendar has is a bare ValueError
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
@@ -76,7 +90,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"--set {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})"
+        ) from error
     *parents, leaf = name.split(".")
     node = document
     for parent in parents:
@@ -99,7 +115,11 @@ def _problem(first: Any) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
-        hint = f", did you mean {near[0]}?" if near else f", known here: {', '.join(_keys_beside(first['loc']))}"
+        hint = (
+            f", did you mean {near[0]}?"
+            if near
+            else f", known here: {', '.join(_keys_beside(first['loc']))}"
+        )
         return f"unknown key {where}{hint}"
     if first["type"] == "missing":
         return f"{where} is required and was not given"
@@ -127,10 +147,15 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
             section = Arm
         elif isinstance(part, str) and part in section.model_fields:
             section = section.model_fields[part].annotation
-            section = next((each for each in typing.get_args(section) if hasattr(each, "model_fields")), section)
+            section = next(
+                (each for each in typing.get_args(section) if hasattr(each, "model_fields")),
+                section,
+            )
     return list(section.model_fields)
 
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
+    )

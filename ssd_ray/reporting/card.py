@@ -13,17 +13,25 @@ from typing import Any
 
 from ssd_ray.artifacts import files
 from ssd_ray.config import Recipe, SampleConfig, hub_source
-from ssd_ray.config.arms import Branch
+from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting.health import CLASS_WORDS
 from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.schema import Completion, Example, arrow_schema
 
 LICENSES = {"builtin": "apache-2.0", "rstar-coder": "cc-by-4.0"}
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
 SHARDS = "part-*.parquet"
 
 
-def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path) -> dict[str, Any]:
+def provenance(
+    recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path
+) -> dict[str, Any]:
     """Model, tokenizer, template, decoding, seed, prompts and versions behind a data set, as plain JSON."""
     rendered, drawn = (files.read_json(path / "manifest.json") for path in (prompts, samples))
     commit, timing = rendered["facts"].get("source_revision"), samples / "timing.json"
@@ -33,7 +41,9 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         "model": {
             "source": _public(recipe.model.source),
             "revision": rendered["facts"].get("model"),
-            "weights": " ".join(f"{kind} {value}" for kind, value in drawn["choices"]["model"]["weights"].items()),
+            "weights": " ".join(
+                f"{kind} {value}" for kind, value in drawn["choices"]["model"]["weights"].items()
+            ),
             "dtype": recipe.model.dtype,
         },
         "tokenizer_sha256": rendered["facts"].get("tokenizer"),
@@ -56,7 +66,10 @@ def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Pat
         },
         "not_drawn": len(drawn["facts"].get("failed", ())),
         "seed": recipe.seed,
-        "fingerprints": {path.name: manifest["fingerprint"] for path, manifest in ((prompts, rendered), (samples, drawn))},
+        "fingerprints": {
+            path.name: manifest["fingerprint"]
+            for path, manifest in ((prompts, rendered), (samples, drawn))
+        },
         "versions": _every_version([*attempts, drawn["versions"]]),
         "sampled_at": drawn["finished_at"],
     }
@@ -67,7 +80,11 @@ def _home(source: str, commit: str | None) -> str:
     if source == "builtin":
         return "the problems that come with ssd_ray"
     hub = hub_source(source)
-    return f"files ({Path(source).name})" if hub is None else str(replace(hub, revision=commit or hub.revision))
+    return (
+        f"files ({Path(source).name})"
+        if hub is None
+        else str(replace(hub, revision=commit or hub.revision))
+    )
 
 
 def _every_version(attempts: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -89,7 +106,7 @@ def license_of(recipe: Recipe) -> str:
     return recipe.prompts.license or LICENSES.get(recipe.prompts.source, "unknown")
 
 
-def card(recipe: Recipe, branch: Branch, facts: Mapping[str, Mapping[str, Any]]) -> str:
+def card(recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, Any]]) -> str:
     """README.md of a data set, from the facts of `prompts`, `contamination` and `dataset`."""
     from huggingface_hub import DatasetCard, DatasetCardData
 

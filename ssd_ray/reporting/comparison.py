@@ -99,7 +99,9 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def _load(path: Path) -> _Run:
     if not (path / "report" / "scores.json").exists():
-        raise UserError(f"{path} has no report/scores.json: finish that run with `ssd-ray report` first")
+        raise UserError(
+            f"{path} has no report/scores.json: finish that run with `ssd-ray report` first"
+        )
     recipe = path / "report" / "recipe.yaml"  # which reports of earlier versions of ssd_ray lack
     recipe = recipe if recipe.exists() else path / "recipe.yaml"
     return _Run(recipe=recipes.load(recipe), scores=read_json(path / "report" / "scores.json"))
@@ -123,7 +125,11 @@ class _Group:
     def table(self, scores: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
         """An arm's table on this group in scores.json, empty where there is none."""
         groups = scores["benchmarks"].get(self.benchmark, {"all": {"arms": {}}, "difficulties": {}})
-        group = groups["all"] if self.difficulty is None else groups["difficulties"].get(self.difficulty, {"arms": {}})
+        group = (
+            groups["all"]
+            if self.difficulty is None
+            else groups["difficulties"].get(self.difficulty, {"arms": {}})
+        )
         found: Mapping[str, Any] = group["arms"].get(arm, {})
         return found
 
@@ -135,15 +141,24 @@ class _Group:
     def problems(self, scores: Mapping[str, Any]) -> Mapping[str, Any]:
         """The problems of this group by id, with each arm's graded and accepted answers."""
         problems = scores["problems"][self.benchmark]
-        return {name: found for name, found in problems.items() if self.difficulty in (None, found["difficulty"])}
+        return {
+            name: found
+            for name, found in problems.items()
+            if self.difficulty in (None, found["difficulty"])
+        }
 
 
 def _groups(first: _Run, second: _Run) -> Iterator[_Group]:
     """Every benchmark of either run, and its difficulties where it has several, in the order of the first."""
-    benchmarks, difficulties = (_either(first.scores["order"], second.scores["order"], key) for key in _GROUPED)
+    benchmarks, difficulties = (
+        _either(first.scores["order"], second.scores["order"], key) for key in _GROUPED
+    )
     for benchmark in benchmarks:
         yield _Group(benchmark=benchmark, difficulty=None)
-        held = [run.scores["benchmarks"].get(benchmark, {"difficulties": {}})["difficulties"] for run in (first, second)]
+        held = [
+            run.scores["benchmarks"].get(benchmark, {"difficulties": {}})["difficulties"]
+            for run in (first, second)
+        ]
         for difficulty in difficulties:
             if any(difficulty in groups for groups in held):
                 yield _Group(benchmark=benchmark, difficulty=difficulty)
@@ -151,7 +166,9 @@ def _groups(first: _Run, second: _Run) -> Iterator[_Group]:
 
 def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
     """Every group of problems, arm and metric of either run, in the order of the first."""
-    arms, metrics = (_either(first.scores["order"], second.scores["order"], key) for key in ("arms", "pass_at"))
+    arms, metrics = (
+        _either(first.scores["order"], second.scores["order"], key) for key in ("arms", "pass_at")
+    )
     for group in _groups(first, second):
         for arm, metric in itertools.product(arms, metrics):
             found, unpaired = _paired(first, second, group, arm, metric)
@@ -174,7 +191,9 @@ def _either(first: Mapping[str, list[str]], second: Mapping[str, list[str]], key
     return list(dict.fromkeys([*first[key], *second[key]]))
 
 
-def _paired(first: _Run, second: _Run, group: _Group, arm: str, metric: str) -> tuple[Difference | None, str | None]:
+def _paired(
+    first: _Run, second: _Run, group: _Group, arm: str, metric: str
+) -> tuple[Difference | None, str | None]:
     """The difference of second minus first by problem, or why there is none."""
     for name, run in (("first", first), ("second", second)):
         table = group.table(run.scores, arm)
@@ -187,13 +206,18 @@ def _paired(first: _Run, second: _Run, group: _Group, arm: str, metric: str) -> 
         lost, new = len(here.keys() - there.keys()), len(there.keys() - here.keys())
         return None, f"the problems differ: {lost} only in the first run, {new} only in the second"
     answers = max(run.recipe.evaluate.samples_per_problem for run in (first, second))
-    found = difference(first.recipe, _values(there, arm, metric), _values(here, arm, metric), answers=answers)
+    found = difference(
+        first.recipe, _values(there, arm, metric), _values(here, arm, metric), answers=answers
+    )
     return found, None if found else "no problem has enough graded answers in both"
 
 
 def _values(problems: Mapping[str, Any], arm: str, metric: str) -> np.ndarray[Any, Any]:
     """pass@k of each problem in the order of their ids, NaN where fewer than k answers were graded; shape (problems,)."""
-    counts = [(problems[name]["graded"][arm], problems[name]["accepted"][arm]) for name in sorted(problems)]
+    counts = [
+        (problems[name]["graded"][arm], problems[name]["accepted"][arm])
+        for name in sorted(problems)
+    ]
     return pass_at_values(counts, int(metric.removeprefix("pass@")))
 
 
@@ -241,5 +265,11 @@ def _sentences(comparison: Comparison) -> Iterator[Text]:
         if pair.difference is None:
             yield Text(f"{where}: not compared, {pair.unpaired}", style="yellow")
         else:
-            sentence = reading("second", "first", dataclasses.asdict(pair.difference), comparison.confidence, "these runs")
+            sentence = reading(
+                "second",
+                "first",
+                dataclasses.asdict(pair.difference),
+                comparison.confidence,
+                "these runs",
+            )
             yield Text(f"{where}: {sentence}", style=STYLES[pair.difference.reading])

@@ -55,40 +55,66 @@ class _Choice:
 
 def shown_arm(recipe: Recipe) -> str:
     """The arm whose answers are shown: the first with the model fine-tuned by SSD, else the baseline."""
-    return next((name for name, arm in arms.arms(recipe).items() if arm.model == "ssd"), arms.baseline(recipe))
+    return next(
+        (name for name, arm in arms.arms(recipe).items() if arm.model == "ssd"),
+        arms.baseline(recipe),
+    )
 
 
-def examples(recipe: Recipe, run: Path, results: Mapping[str, Mapping[str, ProblemResult]]) -> list[Example]:
+def examples(
+    recipe: Recipe, run: Path, results: Mapping[str, Mapping[str, ProblemResult]]
+) -> list[Example]:
     """Up to five answers by the rules above."""
     arm, baseline = shown_arm(recipe), arms.baseline(recipe)
     rules: list[tuple[str, str, Callable[[Answer], bool], bool]] = [
         ("Shortest accepted answer", arm, lambda answer: answer.outcome == "accepted", True),
         ("A wrong answer", arm, lambda answer: answer.outcome == "wrong_answer", False),
-        ("A failure of another kind", arm, lambda answer: answer.outcome in FAILED_ANOTHER_WAY, False),
-        ("Cut off, or without code", arm, lambda a: a.finish_reason == "length" or a.outcome == "no_code", False),
+        (
+            "A failure of another kind",
+            arm,
+            lambda answer: answer.outcome in FAILED_ANOTHER_WAY,
+            False,
+        ),
+        (
+            "Cut off, or without code",
+            arm,
+            lambda a: a.finish_reason == "length" or a.outcome == "no_code",
+            False,
+        ),
         ("Shortest accepted answer", baseline, lambda answer: answer.outcome == "accepted", True),
         ("Another answer", arm, lambda answer: True, False),
         ("Another answer", baseline, lambda answer: True, False),
     ]
     chosen: list[_Choice] = []
     for title, name, wanted, shortest in rules:
-        found = [choice for choice in _candidates(title, name, results[name], wanted) if not _taken(choice, chosen)]
+        found = [
+            choice
+            for choice in _candidates(title, name, results[name], wanted)
+            if not _taken(choice, chosen)
+        ]
         if found and len(chosen) < MAX_EXAMPLES:
-            chosen.append(min(found, key=lambda choice: choice.answer.tokens) if shortest else found[0])
+            chosen.append(
+                min(found, key=lambda choice: choice.answer.tokens) if shortest else found[0]
+            )
     return _with_texts(run, arms.VERDICTS[recipe.evaluate.profiles[0]], chosen)
 
 
 def _candidates(
     title: str, arm: str, problems: Mapping[str, ProblemResult], wanted: Callable[[Answer], bool]
 ) -> Iterator[_Choice]:
-    for problem in sorted(problems.values(), key=lambda problem: (problem.benchmark, problem.problem_id)):
+    for problem in sorted(
+        problems.values(), key=lambda problem: (problem.benchmark, problem.problem_id)
+    ):
         for answer in problem.answers:
             if wanted(answer):
                 yield _Choice(title=title, arm=arm, problem=problem, answer=answer)
 
 
 def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
-    return any((choice.arm, choice.problem.problem_id) == (other.arm, other.problem.problem_id) for other in chosen)
+    return any(
+        (choice.arm, choice.problem.problem_id) == (other.arm, other.problem.problem_id)
+        for other in chosen
+    )
 
 
 def _with_texts(run: Path, directory: str, chosen: list[_Choice]) -> list[Example]:
@@ -99,8 +125,14 @@ def _with_texts(run: Path, directory: str, chosen: list[_Choice]) -> list[Exampl
     texts: dict[tuple[str, str, int], str] = {}
     verdicts: dict[tuple[str, str, int], Verdict] = {}
     for arm in {choice.arm for choice in chosen}:
-        keys = {(choice.problem.problem_id, choice.answer.sample_index) for choice in chosen if choice.arm == arm}
-        for prompt_id, index, text in shards.read_columns(run / "generations" / arm, "prompt_id", "sample_index", "text"):
+        keys = {
+            (choice.problem.problem_id, choice.answer.sample_index)
+            for choice in chosen
+            if choice.arm == arm
+        }
+        for prompt_id, index, text in shards.read_columns(
+            run / "generations" / arm, "prompt_id", "sample_index", "text"
+        ):
             if (prompt_id, index) in keys:
                 texts[arm, prompt_id, index] = text
         for verdict in shards.read_rows(run / directory / arm, Verdict):

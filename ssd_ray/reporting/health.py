@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssd_ray.config import Recipe
-from ssd_ray.config.arms import Branch
+from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting.plots.health_plots import health_pictures, shares
 from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.reporting.words import count, counted, decimals, percent
@@ -55,7 +55,11 @@ def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
             "Cut off",
             "They teach the model nothing about ending, and a policy of mask or drop takes them out of the loss.",
         ),
-        ("loop", "Loops", "A few long loops can outweigh all other answers, since the loss counts tokens."),
+        (
+            "loop",
+            "Loops",
+            "A few long loops can outweigh all other answers, since the loss counts tokens.",
+        ),
         ("no_code", "No code", "The paper keeps them: it trains on raw answers."),
     ):
         answers, tokens = shares(health, name)
@@ -110,7 +114,9 @@ def section(health: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def health_page(recipe: Recipe, branch: Branch, facts: Mapping[str, Mapping[str, Any]]) -> str:
+def health_page(
+    recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, Any]]
+) -> str:
     """health.html of a trained model's data, from the facts of `prompts`, `contamination` and `dataset`."""
     template = environment().get_template("health.html.j2")
     return template.render(

@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ssd_ray.config import Decoding, Recipe, arms
-from ssd_ray.reporting.words import CONTROLS, count, counted, decoding, is_few, isolation, parameters, percent
+from ssd_ray.reporting.words import (
+    CONTROLS,
+    count,
+    counted,
+    decoding,
+    is_few,
+    isolation,
+    parameters,
+    percent,
+)
 from ssd_ray.statistics.selection import SPLITS
 
 PAPER_SMALLEST = 4e9
@@ -26,7 +35,10 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
     """The run in plain words, act by act."""
     data, sample, train = scores["training"], recipe.sample, recipe.train
     dropped = sum((data["dataset"]["dropped"] or {}).values())
-    sizes = (f"{scores['benchmarks'][name]['all']['problems']} of {name}" for name in scores["order"]["benchmarks"])
+    sizes = (
+        f"{scores['benchmarks'][name]['all']['problems']} of {name}"
+        for name in scores["order"]["benchmarks"]
+    )
     return [
         (
             "Sample",
@@ -56,7 +68,11 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
 
 def _not_drawn(data: Mapping[str, Any]) -> str:
     missing = data["samples"].get("not_drawn", 0)
-    return f" {counted(missing, 'answer')} could not be drawn; the manifest of samples names each, and why." if missing else ""
+    return (
+        f" {counted(missing, 'answer')} could not be drawn; the manifest of samples names each, and why."
+        if missing
+        else ""
+    )
 
 
 def _chosen(recipe: Recipe) -> str:
@@ -66,7 +82,10 @@ def _chosen(recipe: Recipe) -> str:
 
 
 def _controls(recipe: Recipe) -> str:
-    return "".join(f" The control called {branch.name}: {CONTROLS[branch.name]}" for branch in arms.branches(recipe)[1:])
+    return "".join(
+        f" The control called {branch.name}: {CONTROLS[branch.name]}"
+        for branch in arms.branches(recipe)[1:]
+    )
 
 
 def _swept(recipe: Recipe) -> str:
@@ -75,7 +94,9 @@ def _swept(recipe: Recipe) -> str:
     return f"Each of {names} was decoded at T {', '.join(f'{t:g}' for t in grid)}. " if grid else ""
 
 
-def limits(recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def limits(
+    recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     """What the run does not show, the weightiest first."""
     return [
         *_scale(recipe, scores),
@@ -99,7 +120,11 @@ def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str
     small_model = number is not None and number < PAPER_SMALLEST
     if recipe.name != "quickstart" and not small_model and sequences >= PAPER_FEWEST_SEQUENCES:
         return
-    model = f"The model has {parameters(number)} parameters; the smallest in the paper has 4 billion. " if small_model else ""
+    model = (
+        f"The model has {parameters(number)} parameters; the smallest in the paper has 4 billion. "
+        if small_model
+        else ""
+    )
     yield (
         "It proves the pipeline, not the method.",
         f"{model}Training saw {count(sequences)} sequences; the paper's shortest stated runs {count(PAPER_FEWEST_SEQUENCES)}. "
@@ -110,7 +135,11 @@ def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str
 def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     every = arms.arms(recipe)
     bases = [arm for arm in every.values() if arm.model == "base"]
-    alone = [name for name, arm in every.items() if arm.model == "ssd" and not any(_alike(base, arm) for base in bases)]
+    alone = [
+        name
+        for name, arm in every.items()
+        if arm.model == "ssd" and not any(_alike(base, arm) for base in bases)
+    ]
     if alone:
         yield (
             "Two things change at once.",
@@ -190,7 +219,9 @@ def _paper() -> tuple[str, str]:
 def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str, str]:
     told = sorted({isolation(found) for found in timings["isolation"].values()})
     ungraded = sum(
-        arm["infrastructure_errors"] for benchmark in scores["benchmarks"].values() for arm in benchmark["all"]["arms"].values()
+        arm["infrastructure_errors"]
+        for benchmark in scores["benchmarks"].values()
+        for arm in benchmark["all"]["arms"].values()
     )
     return (
         "Grading is as good as its tests and its sandbox.",

@@ -16,7 +16,7 @@ from typing import Any
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.config import Recipe, arms, fields
-from ssd_ray.config.arms import Branch
+from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting import health, words
 from ssd_ray.reporting.examples import Example, examples
 from ssd_ray.reporting.limits import limits, what_was_run
@@ -80,17 +80,24 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
     trained = {branch.name: _trained(run, branch) for branch in arms.branches(recipe)}
     contamination = manifests.load(run / "contamination").facts
     scores = tables.scores(recipe, by_profile, trained, contamination)
-    scores["problems_left_out"] = manifests.load(run / "benchmark").facts.get("problems_left_out", [])
+    scores["problems_left_out"] = manifests.load(run / "benchmark").facts.get(
+        "problems_left_out", []
+    )
     return scores, by_profile[evaluate.profiles[0]]
 
 
-def _trained(run: Path, branch: Branch) -> tables.Trained:
+def _trained(run: Path, branch: TrainedModel) -> tables.Trained:
     """Samples, loss, held-out measures and facts of a trained model."""
     named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
     facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
     facts["checkpoint"] = manifests.load(run / branch.checkpoint).facts
     checkpoint = run / branch.checkpoint
-    return counts.sample_counts(run / branch.samples), counts.loss(checkpoint), held_out(checkpoint), facts
+    return (
+        counts.sample_counts(run / branch.samples),
+        counts.loss(checkpoint),
+        held_out(checkpoint),
+        facts,
+    )
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,5 +148,7 @@ def choices(recipe: Recipe) -> Iterator[Choice]:
             continue
         named = [known for known in recipe.sources if name == known or name.startswith(f"{known}.")]
         source = recipe.sources[max(named, key=len)] if named else ""
-        plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        plain = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        )
         yield Choice(name=name, value=plain, meaning=meaning, source=source)

@@ -34,7 +34,9 @@ def decimals(size: int) -> int:
 def rounded(value: float, digits: int) -> str:
     """A number with so many decimals, halves away from zero as people round: 6.25 is `6.3`."""
     # Ten significant digits first: 100 * 0.145 is a little below 14.5, and scores.json holds no more.
-    return str(Decimal(f"{value:.10g}").quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP))
+    return str(
+        Decimal(f"{value:.10g}").quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
+    )
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -83,7 +85,9 @@ def gain(share: float, problems: int) -> str:
     """A difference with its unit: `+1.2 points`, or of few problems `+0.4 of 9 problems`."""
     if not is_few(problems):
         return f"{points(share, decimals(problems))} points"
-    return f"{points(share * problems / 100, 1).removesuffix('.0')} of {counted(problems, 'problem')}"
+    return (
+        f"{points(share * problems / 100, 1).removesuffix('.0')} of {counted(problems, 'problem')}"
+    )
 
 
 def rate(share: float | None, size: int) -> str:
@@ -138,7 +142,10 @@ def told(counts: Mapping[str, float] | None) -> str:
     """Counts by name in one line, zeros left out: `12 empty, 3 stub`."""
     if counts is None:
         return NOT_RECORDED
-    return ", ".join(f"{count(value)} {plain(name)}" for name, value in counts.items() if value) or "none"
+    return (
+        ", ".join(f"{count(value)} {plain(name)}" for name, value in counts.items() if value)
+        or "none"
+    )
 
 
 def size(value: float | None) -> str:
@@ -172,7 +179,9 @@ def decoding(choice: Decoding) -> str:
         return "greedy"
     top_k = "" if choice.top_k is None else f", top-k{NBSP}{choice.top_k}"
     top_p = "" if choice.top_p == 1 else f", top-p{NBSP}{choice.top_p:g}"
-    return f"T{NBSP}{choice.temperature:g}{top_k}{top_p}" + ("" if top_k or top_p else ", no truncation")
+    return f"T{NBSP}{choice.temperature:g}{top_k}{top_p}" + (
+        "" if top_k or top_p else ", no truncation"
+    )
 
 
 def interval(found: Mapping[str, Any], confidence: float) -> str:
@@ -181,7 +190,9 @@ def interval(found: Mapping[str, Any], confidence: float) -> str:
     return f"{100 * confidence:g}{NBSP}% interval {points(found['low'], digits)} to {points(found['high'], digits)}"
 
 
-def reading(arm: str, baseline: str, found: Mapping[str, Any], confidence: float, seen_by: str = "this run") -> str:
+def reading(
+    arm: str, baseline: str, found: Mapping[str, Any], confidence: float, seen_by: str = "this run"
+) -> str:
     """A difference in plain words with its interval, p-value and detectable effect, or of few problems with their counts."""
     endings = {
         "higher": f"{arm} did better than {baseline} in {seen_by}",
@@ -193,7 +204,9 @@ def reading(arm: str, baseline: str, found: Mapping[str, Any], confidence: float
     if is_few(found["problems"]):
         return f"{names}: {tally(found)} of {counted(found['problems'], 'problem')}: {ending}"
     size = gain(found["estimate"], found["problems"])
-    return f"{names}: {size}, {interval(found, confidence)}, {doubt(found)}: {ending} ({tally(found)})"
+    return (
+        f"{names}: {size}, {interval(found, confidence)}, {doubt(found)}: {ending} ({tally(found)})"
+    )
 
 
 def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -205,9 +218,16 @@ def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
     swept = {arm for points in scores["families"].values() for arm in points}
     found = []
     for benchmark in scores["order"]["benchmarks"]:
-        found += [_free_reading(scores, benchmark, gain) for gain in scores["selection"].get(benchmark, ())]
+        found += [
+            _free_reading(scores, benchmark, gain)
+            for gain in scores["selection"].get(benchmark, ())
+        ]
         arms = scores["benchmarks"][benchmark]["all"]["arms"]
-        found += [_reading(scores, benchmark, arms, arm) for arm in arms_in_order(scores) if arm not in swept]
+        found += [
+            _reading(scores, benchmark, arms, arm)
+            for arm in arms_in_order(scores)
+            if arm not in swept
+        ]
     return found
 
 
@@ -216,20 +236,42 @@ def arms_in_order(scores: Mapping[str, Any]) -> list[str]:
     return [arm for arm in scores["order"]["arms"] if arm != scores["baseline"]]
 
 
-def _reading(scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any], arm: str) -> dict[str, str]:
+def _reading(
+    scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any], arm: str
+) -> dict[str, str]:
     baseline, paired = scores["baseline"], arms[arm]["difference"][scores["headline"]]
     if paired is not None:
         text = reading(arm, baseline, paired, scores["confidence"])
-        return {"benchmark": benchmark, "arm": arm, "reading": paired["reading"], "text": text, "note": "", "how": ""}
+        return {
+            "benchmark": benchmark,
+            "arm": arm,
+            "reading": paired["reading"],
+            "text": text,
+            "note": "",
+            "how": "",
+        }
     which = arm if arms[arm]["refused"] else baseline
     reason = arms[which]["refused"] or "no problem has enough graded answers in both"
     text = f"No score for {which}: {reason}"
-    return {"benchmark": benchmark, "arm": arm, "reading": "refused", "text": text, "note": "", "how": ""}
+    return {
+        "benchmark": benchmark,
+        "arm": arm,
+        "reading": "refused",
+        "text": text,
+        "note": "",
+        "how": "",
+    }
 
 
-def _free_reading(scores: Mapping[str, Any], benchmark: str, found: Mapping[str, Any]) -> dict[str, str]:
+def _free_reading(
+    scores: Mapping[str, Any], benchmark: str, found: Mapping[str, Any]
+) -> dict[str, str]:
     """One gain without selection in words; the best cell's gain is a note and says what it is."""
-    kept = {"benchmark": benchmark, "arm": found["treated"], "how": "temperatures chosen on other problems"}
+    kept = {
+        "benchmark": benchmark,
+        "arm": found["treated"],
+        "how": "temperatures chosen on other problems",
+    }
     best = found["metrics"][scores["headline"]]
     if best is None:
         text = f"{found['treated']} {MINUS} {found['control']}: no gain can be given, {found['refused']}"

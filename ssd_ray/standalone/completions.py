@@ -59,7 +59,9 @@ class Completions:
                         raise RowError(f"problem {key[0]!r} has two completions of index {key[1]}")
                 except RowError as error:
                     if not self.skip_bad_rows:
-                        raise UserError(f"{file}, row {number}: {error} (--skip-bad-rows leaves such rows out)") from error
+                        raise UserError(
+                            f"{file}, row {number}: {error} (--skip-bad-rows leaves such rows out)"
+                        ) from error
                     self.bad_rows.append((str(file), number, str(error)))
                     continue
                 seen.add(key)
@@ -70,7 +72,9 @@ class Completions:
             raise row
         names = [name for name in _IDS if row.get(name) is not None]
         if len(names) != 1:
-            raise RowError(f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}")
+            raise RowError(
+                f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}"
+            )
         identifier = str(row[names[0]])
         # MBPP's file numbers its problems; here the number has the benchmark's name before it.
         identifiers = (identifier, f"mbpp/{identifier}")
@@ -80,7 +84,9 @@ class Completions:
         problem = self.problems.get(identifier)
         if problem is None:
             some = next(iter(self.problems))
-            raise RowError(f"{names[0]} {identifier!r} is no problem of the problems file, whose ids look like {some!r}")
+            raise RowError(
+                f"{names[0]} {identifier!r} is no problem of the problems file, whose ids look like {some!r}"
+            )
         content = row.get(self.content)
         if not isinstance(content, str):
             raise RowError(
@@ -107,7 +113,11 @@ class Completions:
 
 
 def open_completions(
-    path: Path, problems: Mapping[str, Problem], *, skip_bad_rows: bool, left_out: Iterable[str] = ()
+    path: Path,
+    problems: Mapping[str, Problem],
+    *,
+    skip_bad_rows: bool,
+    left_out: Iterable[str] = (),
 ) -> Completions:
     """The completions of a file or a directory of files; the first row says whether they are answers or programs.
 
@@ -117,9 +127,18 @@ def open_completions(
         UserError: as for `content_of`.
     """
     files = list_files(path, "completions")
-    lean = {key: dataclasses.replace(problem, statement="", tests=()) for key, problem in problems.items()}
+    lean = {
+        key: dataclasses.replace(problem, statement="", tests=())
+        for key, problem in problems.items()
+    }
     content = content_of(files)
-    return Completions(files=files, content=content, problems=lean, skip_bad_rows=skip_bad_rows, left_out=frozenset(left_out))
+    return Completions(
+        files=files,
+        content=content,
+        problems=lean,
+        skip_bad_rows=skip_bad_rows,
+        left_out=frozenset(left_out),
+    )
 
 
 def content_of(files: list[Path]) -> Content:
@@ -132,7 +151,9 @@ def content_of(files: list[Path]) -> Content:
         for number, row in read_rows(file):
             if isinstance(row, RowError):
                 continue
-            contents: list[Content] = [name for name in ("text", "code") if row.get(name) is not None]
+            contents: list[Content] = [
+                name for name in ("text", "code") if row.get(name) is not None
+            ]
             if len(contents) != 1:
                 have = ", ".join(sorted(row))
                 raise UserError(
@@ -140,4 +161,6 @@ def content_of(files: list[Path]) -> Content:
                     f"is), one of them; it has {have}"
                 )
             return contents[0]
-    raise UserError(f"{files[0]}: no completion in it; each row needs a problem's id and a text or a code")
+    raise UserError(
+        f"{files[0]}: no completion in it; each row needs a problem's id and a text or a code"
+    )

@@ -24,7 +24,7 @@ from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
 from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness
-from ssd_ray.evaluation.grader import Grader, Order
+from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox.inside import walls
 from ssd_ray.evaluation.tests_on_disk import stored
@@ -63,25 +63,45 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         UserError: a bad row, a problem that cannot be graded, a sandbox below the floor.
         InfrastructureError: workers kept dying; the same call resumes.
     """
-    content = content_of(list_files(job.completions, "completions"))  # a mistake there is told before the problems are read
+    content = content_of(
+        list_files(job.completions, "completions")
+    )  # a mistake there is told before the problems are read
     if job.thinking and content == "code":
-        raise UserError(f"--thinking is about texts, and {job.completions} holds programs (column code): leave it out")
+        raise UserError(
+            f"--thinking is about texts, and {job.completions} holds programs (column code): leave it out"
+        )
     rules = asdict(job.rules) | ({"extract": "whole"} if content == "code" else {})
     rules |= {"thinking": True} if job.thinking else {}
     identities = _identities(job, rules)
     with locked(job.out):
         _refuse_others(job.out, identities)
         benchmark, completions, verdicts = (job.out / name for name in identities)
-        manifests.make(benchmark, identities["benchmark"], lambda out: _benchmark(job, out, progress))
-        made = manifests.make(completions, identities["completions"], lambda out: _completions(job, out))
+        manifests.make(
+            benchmark, identities["benchmark"], lambda out: _benchmark(job, out, progress)
+        )
+        made = manifests.make(
+            completions, identities["completions"], lambda out: _completions(job, out)
+        )
         total = int(made.facts["rows"])
         if manifests.state_of(verdicts, identities["verdicts"]) == "whole" and is_open(verdicts):
             manifests.reopen(verdicts)
-        graded = manifests.make(verdicts, identities["verdicts"], lambda out: _verdicts(job, out, total, content, progress))
-        problems = {**manifests.load(benchmark).facts, "completions_left_out": made.facts.get("left_out", 0)}
+        graded = manifests.make(
+            verdicts,
+            identities["verdicts"],
+            lambda out: _verdicts(job, out, total, content, progress),
+        )
+        problems = {
+            **manifests.load(benchmark).facts,
+            "completions_left_out": made.facts.get("left_out", 0),
+        }
         bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
         return scores.write(
-            job.out, graded.facts, problems, bad_rows, rules, max_infrastructure_errors=job.max_infrastructure_errors
+            job.out,
+            graded.facts,
+            problems,
+            bad_rows,
+            rules,
+            max_infrastructure_errors=job.max_infrastructure_errors,
         )
 
 
@@ -93,13 +113,18 @@ def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
     options = {"skip_bad_rows": job.skip_bad_rows}
     choices: dict[str, Mapping[str, Any]] = {
         "benchmark": {"problems": files.digest(list_files(job.problems, "problems")), **options},
-        "completions": {"completions": files.digest(list_files(job.completions, "completions")), **options},
+        "completions": {
+            "completions": files.digest(list_files(job.completions, "completions")),
+            **options,
+        },
         "verdicts": rules,
     }
     found: dict[str, Identity] = {}
     inputs: dict[str, str] = {}
     for stage, chosen in choices.items():
-        found[stage] = Identity(stage=stage, choices=chosen, inputs=inputs, revision=revision_of(stage))
+        found[stage] = Identity(
+            stage=stage, choices=chosen, inputs=inputs, revision=revision_of(stage)
+        )
         inputs = {stage: found[stage].fingerprint}
     return found
 
@@ -110,23 +135,33 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
     Raises:
         UserError: names what differs, and every directory to delete.
     """
-    stale = {out / name: wanted for name, wanted in identities.items() if manifests.state_of(out / name, wanted) == "stale"}
+    stale = {
+        out / name: wanted
+        for name, wanted in identities.items()
+        if manifests.state_of(out / name, wanted) == "stale"
+    }
     if stale:
         first = next(iter(stale))
         change = staleness(files.read_json(first / "fingerprint.json"), stale[first])
-        raise UserError(f"{first} {change}: choose another --out, or delete {' and '.join(map(str, stale))}")
+        raise UserError(
+            f"{first} {change}: choose another --out, or delete {' and '.join(map(str, stale))}"
+        )
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
     if loaded.format == "evalplus":
-        progress.say("working out what the reference solutions return, once; a minute or two for EvalPlus's files")
+        progress.say(
+            "working out what the reference solutions return, once; a minute or two for EvalPlus's files"
+        )
     left_out: list[str] = []
     ungradable: dict[str, str] = {}
     rows = list(stored(loaded, out / "tests", job.floor, left_out, ungradable))
     problems_left_out = soundness.named(ungradable, loaded.places)
     if not rows:
-        reasons = "; ".join([f"{len(loaded.bad_rows)} bad rows", *soundness.said(problems_left_out, most=1)])
+        reasons = "; ".join(
+            [f"{len(loaded.bad_rows)} bad rows", *soundness.said(problems_left_out, most=1)]
+        )
         raise UserError(f"{job.problems}: no problem in it that can be graded ({reasons})")
     for line in soundness.said(problems_left_out):
         progress.say(line)
@@ -138,7 +173,9 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
         + (f", {len(bad_rows)} bad rows left out" if bad_rows else "")
     )
     if loaded.num_public_only:
-        progress.say(f"{loaded.num_public_only} problems have public tests only: their scores are too high")
+        progress.say(
+            f"{loaded.num_public_only} problems have public tests only: their scores are too high"
+        )
     return {
         "rows": len(rows),
         "format": loaded.format,
@@ -150,9 +187,16 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _completions(job: Job, out: Path) -> dict[str, Any]:
-    problems = {problem.problem_id: problem for problem in read_rows(job.out / "benchmark", Problem)}
-    left_out = [row["problem_id"] for row in manifests.load(job.out / "benchmark").facts.get("problems_left_out", ())]
-    loaded = open_completions(job.completions, problems, skip_bad_rows=job.skip_bad_rows, left_out=left_out)
+    problems = {
+        problem.problem_id: problem for problem in read_rows(job.out / "benchmark", Problem)
+    }
+    left_out = [
+        row["problem_id"]
+        for row in manifests.load(job.out / "benchmark").facts.get("problems_left_out", ())
+    ]
+    loaded = open_completions(
+        job.completions, problems, skip_bad_rows=job.skip_bad_rows, left_out=left_out
+    )
     rows, count = [], 0
     for completion in loaded:
         rows.append(completion)
@@ -163,13 +207,22 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
     if rows:
         write_shard(out, f"completions-{count:08}", rows, Completion)
     if not count:
-        raise UserError(f"{job.completions}: no completion in it that can be graded ({len(loaded.bad_rows)} bad rows)")
-    bad_rows = [{"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows]
-    return {"rows": count, "content": loaded.content, "bad_rows": bad_rows, "left_out": loaded.num_left_out}
+        raise UserError(
+            f"{job.completions}: no completion in it that can be graded ({len(loaded.bad_rows)} bad rows)"
+        )
+    bad_rows = [
+        {"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows
+    ]
+    return {
+        "rows": count,
+        "content": loaded.content,
+        "bad_rows": bad_rows,
+        "left_out": loaded.num_left_out,
+    }
 
 
 def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> dict[str, Any]:
-    order = Order(
+    order = GradingSpec(
         benchmark=(job.out / "benchmark").resolve(),
         rules=job.rules,
         floor=job.floor,
@@ -192,7 +245,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
 _grader: Grader | None = None
 
 
-def _set_up(order: Order, parent: int) -> None:
+def _set_up(order: GradingSpec, parent: int) -> None:
     """In a worker process: it ends with the process that started it."""
     global _grader
     walls.die_with_parent()
@@ -206,9 +259,11 @@ def _grade(piece: Mapping[str, Any]) -> int:
     return _grader.grade(piece)
 
 
-def _carried(order: Order, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
+def _carried(order: GradingSpec, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
     """Rows of every slice as it is graded; a pool that lost a process is replaced, a bounded number of times."""
-    Grader(order).close()  # says what is wrong with the machine or the benchmark before any process starts
+    Grader(
+        order
+    ).close()  # says what is wrong with the machine or the benchmark before any process starts
     left, failures = list(pieces), 0
     while left:
         with _pool(order, min(workers, len(left))) as pool:
@@ -225,22 +280,28 @@ def _carried(order: Order, pieces: list[dict[str, Any]], workers: int) -> Iterat
             except BrokenProcessPool as error:
                 failures += 1
                 if failures > _MAX_FAILURES:
-                    raise InfrastructureError("grading processes kept dying; run again to resume") from error
+                    raise InfrastructureError(
+                        "grading processes kept dying; run again to resume"
+                    ) from error
                 done = slices.keys_on_disk(order.out)
                 left += [piece for piece in running.values() if not _finished(piece, done)]
 
 
 def _finished(piece: Mapping[str, Any], done: set[slices.Key]) -> bool:
     table = slices.read_slice(piece)
-    keys = zip(table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True)
+    keys = zip(
+        table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True
+    )
     return done.issuperset(keys)
 
 
 @contextmanager
-def _pool(order: Order, workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(order: GradingSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
     import_path.keep_children_safe()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(order, os.getpid()))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_set_up, initargs=(order, os.getpid())
+    )
     try:
         yield pool
     finally:

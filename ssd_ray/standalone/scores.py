@@ -53,10 +53,15 @@ def write(
     those that no program can be graded on, with the completions that answer them.
     """
     _write_table(out)
-    scores: dict[str, Any] = {key: facts[key] for key in ("rows", "outcomes", "reasoning", "profile", "sandbox_level")}
+    scores: dict[str, Any] = {
+        key: facts[key] for key in ("rows", "outcomes", "reasoning", "profile", "sandbox_level")
+    }
     scores |= {key: facts[key] for key in ("official_grader",) if key in facts}
     scores |= {"rules": dict(rules), "confidence": CONFIDENCE, "bad_rows": list(bad_rows)}
-    scores |= {"public_only": benchmark["public_only"], "tests_left_out": benchmark["tests_left_out"]}
+    scores |= {
+        "public_only": benchmark["public_only"],
+        "tests_left_out": benchmark["tests_left_out"],
+    }
     scores |= {"problems_left_out": benchmark.get("problems_left_out", [])}
     scores |= {"completions_left_out": benchmark["completions_left_out"]}
     scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
@@ -69,7 +74,9 @@ def _write_table(out: Path) -> None:
 
     tables = [read_table(path, list(_COLUMNS)) for path in shards.shard_paths(out / "verdicts")]
     table = pa.concat_tables(tables).select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
-    shards.write_table(out, "verdicts", table.sort_by([("problem_id", "ascending"), ("index", "ascending")]))
+    shards.write_table(
+        out, "verdicts", table.sort_by([("problem_id", "ascending"), ("index", "ascending")])
+    )
 
 
 Counts = dict[str, list[int]]
@@ -94,7 +101,9 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for source, by_group in sorted(groups.items()):
         scored = {
-            group: _scores(list(counts.values()), max_infrastructure_errors, base=source in evalplus)
+            group: _scores(
+                list(counts.values()), max_infrastructure_errors, base=source in evalplus
+            )
             for group, counts in sorted(by_group.items())
         }
         whole = scored.pop("")
@@ -107,7 +116,9 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
     return found
 
 
-def _scores(counts: list[list[int]], max_infrastructure_errors: float, *, base: bool) -> dict[str, Any]:
+def _scores(
+    counts: list[list[int]], max_infrastructure_errors: float, *, base: bool
+) -> dict[str, Any]:
     """pass@1 with its interval, and pass@k for 5 and 10 where every problem has so many graded completions."""
     table = np.array(counts, dtype=np.int64)
     ungraded = float(table[:, 3].sum() / table[:, [0, 3]].sum())
@@ -123,6 +134,13 @@ def _scores(counts: list[list[int]], max_infrastructure_errors: float, *, base: 
             continue
         for k in (1, 5, 10):
             if k <= table[:, 0].min():
-                interval = score_interval(pass_at_k_matrix(table[:, 0], table[:, column], [k])[:, 0], confidence=CONFIDENCE)
-                facts[f"{name}pass@{k}"] = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+                interval = score_interval(
+                    pass_at_k_matrix(table[:, 0], table[:, column], [k])[:, 0],
+                    confidence=CONFIDENCE,
+                )
+                facts[f"{name}pass@{k}"] = {
+                    "estimate": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                }
     return facts

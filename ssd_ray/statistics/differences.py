@@ -50,10 +50,14 @@ class Difference:
 
 def pass_at_values(counts: Sequence[tuple[int, int]], k: int) -> Values:
     """pass@k of each problem from its (graded, accepted) answers, NaN where fewer than k were graded; shape (problems,)."""
-    return np.array([metrics.pass_at_k(n, c, k) if n >= k else math.nan for n, c in counts], dtype=np.float64)
+    return np.array(
+        [metrics.pass_at_k(n, c, k) if n >= k else math.nan for n, c in counts], dtype=np.float64
+    )
 
 
-def difference(recipe: Recipe, values: Values, baseline: Values, *, answers: int | None = None) -> Difference | None:
+def difference(
+    recipe: Recipe, values: Values, baseline: Values, *, answers: int | None = None
+) -> Difference | None:
     """Subtract `baseline` from `values` problem by problem; both of shape (problems,) in one order, NaN where ungraded.
 
     `answers` is the largest number of answers behind a value, by default the recipe's samples per problem. None is returned
@@ -68,7 +72,9 @@ def difference(recipe: Recipe, values: Values, baseline: Values, *, answers: int
     return judged(pair, better, worse, problems=len(here), confidence=recipe.evaluate.confidence)
 
 
-def judged(pair: Discordance, better: int, worse: int, *, problems: int, confidence: float) -> Difference:
+def judged(
+    pair: Discordance, better: int, worse: int, *, problems: int, confidence: float
+) -> Difference:
     """Attach interval, p-value, detectable effect and reading to a disagreement over `problems` problems."""
     interval = paired.difference_interval(pair, confidence=confidence)
     error = significance.standard_error(interval, confidence=confidence)
@@ -82,7 +88,9 @@ def judged(pair: Discordance, better: int, worse: int, *, problems: int, confide
         worse=worse,
         p_value=p_value,
         standard_error=error,
-        smallest_detectable_effect=significance.smallest_detectable_effect(error, confidence=confidence),
+        smallest_detectable_effect=significance.smallest_detectable_effect(
+            error, confidence=confidence
+        ),
         reading=_reading(interval.estimate, p_value <= 1 - confidence, problems),
     )
 

@@ -39,21 +39,29 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         UserError: k is not in 1..n, or c not in 0..n.
     """
     if not 1 <= k <= n:
-        raise UserError(f"pass@{k} needs 1 <= k <= n, but there are n={n} answers: draw more samples, or ask for a smaller k")
+        raise UserError(
+            f"pass@{k} needs 1 <= k <= n, but there are n={n} answers: draw more samples, or ask for a smaller k"
+        )
     if not 0 <= c <= n:
-        raise UserError(f"c={c} right answers are impossible among n={n}: counts must be between 0 and n")
+        raise UserError(
+            f"c={c} right answers are impossible among n={n}: counts must be between 0 and n"
+        )
     draws = math.comb(n, k)
     return (draws - math.comb(n - c, k)) / draws
 
 
-def pass_at_k_matrix(num_samples: npt.NDArray[np.int64], num_correct: npt.NDArray[np.int64], ks: Sequence[int]) -> Values:
+def pass_at_k_matrix(
+    num_samples: npt.NDArray[np.int64], num_correct: npt.NDArray[np.int64], ks: Sequence[int]
+) -> Values:
     """pass@k of every problem, float64[num_problems, len(ks)], from int[num_problems] counts of graded and right answers.
 
     Raises:
         UserError: the counts differ in length, or a problem has fewer graded answers than a k.
     """
     if num_samples.ndim != 1 or num_samples.shape != num_correct.shape:
-        raise UserError(f"num_samples {num_samples.shape} and num_correct {num_correct.shape} must be one count a problem each")
+        raise UserError(
+            f"num_samples {num_samples.shape} and num_correct {num_correct.shape} must be one count a problem each"
+        )
     counts = zip(num_samples.tolist(), num_correct.tolist(), strict=True)
     rows = [[pass_at_k(n, c, k) for k in ks] for n, c in counts]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(ks))
@@ -83,7 +91,11 @@ def score_interval(values: Values, *, confidence: float) -> Interval:
     size = values.size / (effect + (1 - effect) * math.exp(-known / 2))
     centre = (mean * size + z * z / 2) / (size + z * z)
     half = z * math.sqrt(spread * size + z * z / 4) / (size + z * z)
-    return Interval(estimate=mean, low=max(0.0, min(mean, centre - half)), high=min(1.0, max(mean, centre + half)))
+    return Interval(
+        estimate=mean,
+        low=max(0.0, min(mean, centre - half)),
+        high=min(1.0, max(mean, centre + half)),
+    )
 
 
 def effective_number(values: Values) -> float:
@@ -115,6 +127,8 @@ def check_values(values: Values) -> None:
         UserError: not one finite value for each of at least one problem.
     """
     if values.ndim != 1 or values.size == 0:
-        raise UserError(f"an interval needs one value for each of at least one problem, not an array of shape {values.shape}")
+        raise UserError(
+            f"an interval needs one value for each of at least one problem, not an array of shape {values.shape}"
+        )
     if not np.isfinite(values).all():
         raise UserError("an interval needs finite values: leave out problems without a score first")

@@ -55,7 +55,9 @@ def discordance(first: Values, second: Values, *, answers: int) -> Discordance:
         of 0..1.
     """
     if first.shape != second.shape:
-        raise UserError(f"arms to be compared need the same problems, not {first.shape} and {second.shape} of them")
+        raise UserError(
+            f"arms to be compared need the same problems, not {first.shape} and {second.shape} of them"
+        )
     for values in (first, second):
         check_values(values)
         if values.min() < 0 or values.max() > 1:
@@ -100,7 +102,9 @@ def difference_interval(pair: Discordance, *, confidence: float) -> Interval:
         raise UserError(f"confidence={confidence} must be between 0 and 1")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     exchanged = Discordance(better=pair.worse, worse=pair.better, size=pair.size)
-    return Interval(estimate=pair.estimate, low=_lower_limit(pair, z), high=-_lower_limit(exchanged, z))
+    return Interval(
+        estimate=pair.estimate, low=_lower_limit(pair, z), high=-_lower_limit(exchanged, z)
+    )
 
 
 def score(pair: Discordance, difference: float) -> float:
@@ -113,7 +117,11 @@ def score(pair: Discordance, difference: float) -> float:
     if distance == 0:
         return 0.0
     variance = 2 * _constrained_worse(pair, difference) + difference * (1 - difference)
-    return distance / math.sqrt(variance / pair.size) if variance > 0 else math.copysign(math.inf, distance)
+    return (
+        distance / math.sqrt(variance / pair.size)
+        if variance > 0
+        else math.copysign(math.inf, distance)
+    )
 
 
 def _constrained_worse(pair: Discordance, difference: float) -> float:

@@ -46,7 +46,9 @@ class Gain:
     chosen_control: Values
 
 
-def halves(problem_ids: Sequence[str], strata: Sequence[str], *, seed: int, splits: int = SPLITS) -> Halves:
+def halves(
+    problem_ids: Sequence[str], strata: Sequence[str], *, seed: int, splits: int = SPLITS
+) -> Halves:
     """bool[splits, num_problems]: which half each problem is in, every stratum cut in two; from hashes of seed, split and id.
 
     A problem's place does not depend on the order of the problems. Of an odd stratum the hash of the stratum says which half
@@ -58,7 +60,10 @@ def halves(problem_ids: Sequence[str], strata: Sequence[str], *, seed: int, spli
         members[stratum].append(index)
     for split in range(splits):
         for stratum, indices in members.items():
-            ranked = sorted(indices, key=lambda index: (_hash(seed, split, problem_ids[index]), problem_ids[index]))
+            ranked = sorted(
+                indices,
+                key=lambda index: (_hash(seed, split, problem_ids[index]), problem_ids[index]),
+            )
             extra = _hash(seed, split, stratum)[0] & 1 if len(ranked) % 2 else 0
             found[split, ranked[: len(ranked) // 2 + extra]] = True
     return found
@@ -76,7 +81,9 @@ class Sweep:
     all of a half.
     """
 
-    def __init__(self, treated: Values, control: Values, cut: Halves, within: Halves | None = None) -> None:
+    def __init__(
+        self, treated: Values, control: Values, cut: Halves, within: Halves | None = None
+    ) -> None:
         self._values = (treated, control)
         self._inside = np.ones(len(treated), dtype=np.bool_) if within is None else within
         self._halves = np.concatenate([cut, ~cut])
@@ -89,16 +96,25 @@ class Sweep:
         The bootstrap's variance beyond that of fixed choices is added to that of the plain paired difference.
         """
         inside, size = self._inside, len(self._inside)
-        choices = [_choice(self._sums(np.ones((1, size)), *self._spread(values))[0])[0] for values in self._values]
+        choices = [
+            _choice(self._sums(np.ones((1, size)), *self._spread(values))[0])[0]
+            for values in self._values
+        ]
         contributions, better, worse = self._compare(choices)
         weights = problem_weights(size, samples, seed)
         fixed = weights[:, inside] @ contributions / weights[:, inside].sum(axis=1)
         added = max(0.0, float(self._resampled(weights).var()) - float(fixed.var()))
-        effect = design_effect(contributions, better + worse, answers=answers * self._values[0].shape[1])
+        effect = design_effect(
+            contributions, better + worse, answers=answers * self._values[0].shape[1]
+        )
         single = max(better + worse - (better - worse) ** 2, 1 / contributions.size)
-        best = [_choice(values.sum(axis=0)) @ values[inside].mean(axis=0) for values in self._values]
+        best = [
+            _choice(values.sum(axis=0)) @ values[inside].mean(axis=0) for values in self._values
+        ]
         return Gain(
-            pair=Discordance(better=better, worse=worse, size=1 / (effect / contributions.size + added / single)),
+            pair=Discordance(
+                better=better, worse=worse, size=1 / (effect / contributions.size + added / single)
+            ),
             better=int((contributions > _TIE).sum()),
             worse=int((contributions < -_TIE).sum()),
             best_cell=float(best[0] - best[1]),
@@ -110,13 +126,17 @@ class Sweep:
         """float64[rows]: the gain under float64[rows, num_problems] weights of the problems."""
         spreads = [self._spread(values) for values in self._values]
         return _by_rows(
-            lambda rows: self._difference([self._sums(rows, *spread) for spread in spreads], rows @ self._counted), weights
+            lambda rows: self._difference(
+                [self._sums(rows, *spread) for spread in spreads], rows @ self._counted
+            ),
+            weights,
         )
 
     def _spread(self, values: Values) -> tuple[Values, Values]:
         """float64[num_problems, halves x temperatures]: the values in each half, to choose by and to compare; zero elsewhere."""
         choosing, compared = (
-            (halves.T[:, :, None] * values[:, None, :]).reshape(len(values), -1) for halves in (self._halves, self._compared)
+            (halves.T[:, :, None] * values[:, None, :]).reshape(len(values), -1)
+            for halves in (self._halves, self._compared)
         )
         return choosing, choosing if self._inside.all() else compared
 
@@ -130,7 +150,9 @@ class Sweep:
         """float64[rows]: each model's mean on the halves that did not choose, averaged, the first minus the second."""
         sizes = self._opposite(counted)
         means = [
-            (np.einsum("bht,bht->bh", _choice(choosing), self._opposite(compared)) / sizes).mean(axis=1)
+            (np.einsum("bht,bht->bh", _choice(choosing), self._opposite(compared)) / sizes).mean(
+                axis=1
+            )
             for choosing, compared in sums
         ]
         return np.asarray(means[0] - means[1])
@@ -143,9 +165,12 @@ class Sweep:
         """
         share = self._compared / self._compared.sum(axis=1)[:, None]
         weights = np.roll(share, len(share) // 2, axis=0).T
-        treated, control = (values @ choice.T for values, choice in zip(self._values, choices, strict=True))
+        treated, control = (
+            values @ choice.T for values, choice in zip(self._values, choices, strict=True)
+        )
         gain, better, worse = (
-            (weights * values).mean(axis=1) for values in (treated - control, treated * (1 - control), control * (1 - treated))
+            (weights * values).mean(axis=1)
+            for values in (treated - control, treated * (1 - control), control * (1 - treated))
         )
         return gain[self._inside] * self._inside.sum(), float(better.sum()), float(worse.sum())
 
@@ -163,4 +188,9 @@ def _choice(sums: Values) -> Values:
 
 def _by_rows(statistic: Callable[[Values], Values], rows: Values) -> Values:
     """A statistic of many rows, a bounded number at a time."""
-    return np.concatenate([statistic(rows[start : start + _ROWS_AT_A_TIME]) for start in range(0, len(rows), _ROWS_AT_A_TIME)])
+    return np.concatenate(
+        [
+            statistic(rows[start : start + _ROWS_AT_A_TIME])
+            for start in range(0, len(rows), _ROWS_AT_A_TIME)
+        ]
+    )

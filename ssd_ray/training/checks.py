@@ -31,7 +31,9 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
     if not (model / "config.json").exists():
         raise UserError(f"{model} is not a Hugging Face model directory: it has no config.json")
     if "quantization_config" in read_json(model / "config.json"):
-        raise UserError(f"{model} holds quantised weights, which cannot be trained: use a model.source with plain weights")
+        raise UserError(
+            f"{model} holds quantised weights, which cannot be trained: use a model.source with plain weights"
+        )
     try:
         train.check_workers(cluster.train_workers)
     except ValueError as error:
@@ -43,7 +45,9 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
     _check_attention(config, train)
     trackers.check(train.trackers)
     if train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        raise UserError("train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel")
+        raise UserError(
+            "train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel"
+        )
     _check_modules(config, train)
 
 
@@ -74,18 +78,29 @@ def _check_attention(config: Any, train: TrainConfig) -> None:
     in_sdpa = getattr(kind, "_supports_sdpa", True) and not is_capped
     in_flash = getattr(kind, "_supports_flash_attn", True)
     if not in_sdpa and not in_flash:
-        raise UserError(f"{name} cannot be trained here: transformers has its layers neither for sdpa nor for flash attention")
+        raise UserError(
+            f"{name} cannot be trained here: transformers has its layers neither for sdpa nor for flash attention"
+        )
     if train.attention == "sdpa":
         if not in_sdpa:
-            why, flash = (", whose scores are capped", "flash_attention_2") if is_capped else ("", "flash_attention_3")
+            why, flash = (
+                (", whose scores are capped", "flash_attention_2")
+                if is_capped
+                else ("", "flash_attention_3")
+            )
             raise UserError(
                 f"train.attention 'sdpa' cannot compute the attention of {name}{why}: set train.attention={flash}, "
                 "which needs CUDA and the package kernels"
             )
         return
     if not in_flash:
-        raise UserError(f"train.attention {train.attention!r} cannot compute the attention of {name}: set it to sdpa")
-    packages = (_FLASH_PACKAGES[train.attention], "kernels")  # transformers fetches a built kernel where the first is missing
+        raise UserError(
+            f"train.attention {train.attention!r} cannot compute the attention of {name}: set it to sdpa"
+        )
+    packages = (
+        _FLASH_PACKAGES[train.attention],
+        "kernels",
+    )  # transformers fetches a built kernel where the first is missing
     if not any(importlib.util.find_spec(package) for package in packages):
         raise UserError(
             f"train.attention is {train.attention!r}, and neither package {packages[0]} nor kernels is installed: pip install "

@@ -30,7 +30,13 @@ from ssd_ray.training.data import batches
 from ssd_ray.training.data.batches import GlobalBatch
 from ssd_ray.training.data.examples import Examples, Ints
 from ssd_ray.training.job import Job
-from ssd_ray.training.model.engine import accumulate, build_engine, gradient_divisor, num_shares, prepare_process
+from ssd_ray.training.model.engine import (
+    accumulate,
+    build_engine,
+    gradient_divisor,
+    num_shares,
+    prepare_process,
+)
 from ssd_ray.training.model.engine import step as optimizer_step
 from ssd_ray.training.model.moe import ExpertLoad
 from ssd_ray.training.model.sequence_parallel import slice_of
@@ -39,7 +45,7 @@ from ssd_ray.training.observe.heldout import split
 from ssd_ray.training.observe.observer import Observer
 from ssd_ray.training.state import export, resume
 from ssd_ray.training.state.logs import append_log, read_log
-from ssd_ray.training.worker_group import NOTICE
+from ssd_ray.training.worker_group import STOP_REQUESTED
 
 
 def work(config: dict[str, Job]) -> None:
@@ -64,19 +70,25 @@ def work(config: dict[str, Job]) -> None:
         resume.begin(job.out, begin)
     worker.observer.begin(begin)
     distributed.barrier()
-    if _is_exported(train, begin) and _any(engine, not export.step_directory(job.out, begin).exists()):
-        _export_step(engine, job, begin)  # an earlier attempt ended between its state and its export
+    if _is_exported(train, begin) and _any(
+        engine, not export.step_directory(job.out, begin).exists()
+    ):
+        _export_step(
+            engine, job, begin
+        )  # an earlier attempt ended between its state and its export
     draining = False
     for step in range(begin + 1, train.steps + 1):
         line = worker.step(step - 1)
         if engine.global_rank == 0:
             append_log(job.out, line)
         known, draining = draining, ray.train.get_preemption_info() is not None
-        is_due = step % train.checkpoint_every == 0 or step == train.steps  # the last export may take long
+        is_due = (
+            step % train.checkpoint_every == 0 or step == train.steps
+        )  # the last export may take long
         if is_due or _someone_leaves(engine, job.out, draining and not known):
             heartbeat.phase("saving the state")
             resume.save(engine, job.out, step, job.model_digest)
-            if NOTICE.is_set():
+            if STOP_REQUESTED.is_set():
                 os._exit(128 + signal.SIGTERM)
         if _is_exported(train, step):
             heartbeat.phase("exporting the model")
@@ -91,7 +103,11 @@ def work(config: dict[str, Job]) -> None:
 
 def _is_exported(train: TrainConfig, step: int) -> bool:
     """Whether the model after `step` steps is kept beside the last one."""
-    return bool(train.export_every) and 0 < step < train.steps and step % (train.export_every or 1) == 0
+    return (
+        bool(train.export_every)
+        and 0 < step < train.steps
+        and step % (train.export_every or 1) == 0
+    )
 
 
 def _export_step(engine: Any, job: Job, step: int) -> None:
@@ -100,7 +116,12 @@ def _export_step(engine: Any, job: Job, step: int) -> None:
 
 def _someone_leaves(engine: Any, out: Path, draining: bool) -> bool:
     """Whether a node began to drain, a worker was sent SIGTERM, or the run was; the same answer on every worker."""
-    return _any(engine, draining or NOTICE.is_set() or (engine.global_rank == 0 and resume.asked_to_leave(out)))
+    return _any(
+        engine,
+        draining
+        or STOP_REQUESTED.is_set()
+        or (engine.global_rank == 0 and resume.asked_to_leave(out)),
+    )
 
 
 def _any(engine: Any, told: bool) -> bool:
@@ -118,13 +139,17 @@ class Worker:
         self._heartbeat = heartbeat
         self._computed_tokens = 0
         self._own_tokens = 0
-        self.examples, self.held_out = split(Examples(job.dataset), job.train.heldout_samples, job.seed)
+        self.examples, self.held_out = split(
+            Examples(job.dataset), job.train.heldout_samples, job.seed
+        )
         self.engine = build_engine(job.model, job.train, job.cluster, seed=job.seed)
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
         if job.train.sequences_alone:
             self._budget = 1
-        self.observer = Observer(job, self.engine, self.examples, self.held_out, self._budget, heartbeat)
+        self.observer = Observer(
+            job, self.engine, self.examples, self.held_out, self._budget, heartbeat
+        )
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step on one global batch; the line for the loss log, the same on every worker.
@@ -134,17 +159,25 @@ class Worker:
         """
         began = time.perf_counter()
         train, engine = self.job.train, self.engine
-        batch = batches.global_batch(self.examples, train.global_batch_size, self.job.seed, step, train.loss_mean)
+        batch = batches.global_batch(
+            self.examples, train.global_batch_size, self.job.seed, step, train.loss_mean
+        )
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(train, step)
         self._auxiliary = 0.0
         scale = gradient_divisor(train, self.job.cluster)
-        once = self.job.cluster.device == "cpu" and train.accumulate_locally and train.dtype == "float32"  # sums are of its type
+        once = (
+            self.job.cluster.device == "cpu"
+            and train.accumulate_locally
+            and train.dtype == "float32"
+        )  # sums are of its type
         shares = self._mine(batch)
         self._computed_tokens = 0
         self._own_tokens = sum(self._tokens(batch, places) for places in shares)
         self._heartbeat.begin_step(step, batch.tokens)
-        loss = accumulate(engine, [partial(self._run, batch, places) for places in shares], scale, once=once)
+        loss = accumulate(
+            engine, [partial(self._run, batch, places) for places in shares], scale, once=once
+        )
         loss -= self._auxiliary
         distributed.all_reduce(loss)
         self._check(loss.item(), batch, step, "loss")
@@ -165,9 +198,16 @@ class Worker:
 
     def _mine(self, batch: GlobalBatch) -> list[Ints]:
         """The micro-batches of this worker, as positions in the batch."""
-        lengths, responses = self.examples.lengths[batch.rows], self.examples.response_lengths[batch.rows]
+        lengths, responses = (
+            self.examples.lengths[batch.rows],
+            self.examples.response_lengths[batch.rows],
+        )
         shares = batches.share_out(
-            lengths, responses, num_shares(self.job.train, self.job.cluster), self._budget, packed=self.job.train.packing
+            lengths,
+            responses,
+            num_shares(self.job.train, self.job.cluster),
+            self._budget,
+            packed=self.job.train.packing,
         )
         return shares[self.engine.global_rank // self.job.train.sequence_parallel_size]
 
@@ -182,13 +222,21 @@ class Worker:
         self._computed_tokens += self._tokens(batch, places)
         train = self.job.train
         size, packed = train.sequence_parallel_size, train.packing
-        whole = batches.collate(self.examples, batch.rows[places], batch.token_weights[places], packed=packed, multiple=size)
+        whole = batches.collate(
+            self.examples,
+            batch.rows[places],
+            batch.token_weights[places],
+            packed=packed,
+            multiple=size,
+        )
         micro = slice_of(whole, size, self.engine.global_rank % size)
         self._load.real = torch.from_numpy(micro.real).to(self.engine.device).flatten()
         arrays = [micro.input_ids, micro.targets, micro.weights]
         if packed or size > 1:
             arrays.append(micro.position_ids)
-        loss: torch.Tensor = self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in arrays))
+        loss: torch.Tensor = self.engine(
+            *(torch.from_numpy(array).to(self.engine.device) for array in arrays)
+        )
         self._auxiliary += self.engine.module.auxiliary
         return loss
 
@@ -198,9 +246,17 @@ class Worker:
         kept, out = resume.latest(self.job.out)[0], self.job.out
         names = [self.examples.name(int(row)) for row in batch.rows]
         told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        state = f"the state after step {kept} is kept, from which the same batch follows" if kept else "no state was kept yet"
+        state = (
+            f"the state after step {kept} is kept, from which the same batch follows"
+            if kept
+            else "no state was kept yet"
+        )
         exported = out / export.STEPS
-        state += f"; models of earlier steps are in {exported}" if exported.is_dir() and any(exported.iterdir()) else ""
+        state += (
+            f"; models of earlier steps are in {exported}"
+            if exported.is_dir() and any(exported.iterdir())
+            else ""
+        )
         raise UserError(
             f"training stopped at step {step + 1}: the {what} of its batch is {value}; the batch was samples {told}; {state}. "
             f"Look at these samples; to train with a lower train.learning_rate, choose another --out or delete {out}"
@@ -219,9 +275,13 @@ def _finish(engine: Any, worker: Worker, job: Job) -> None:
         "epochs": job.train.steps * job.train.global_batch_size / len(worker.examples),
         "num_workers": engine.world_size,
         "heldout_rows": 0 if worker.held_out is None else len(worker.held_out),
-        "heldout_response_tokens": 0 if worker.held_out is None else int(worker.held_out.response_lengths.sum()),
+        "heldout_response_tokens": 0
+        if worker.held_out is None
+        else int(worker.held_out.response_lengths.sum()),
         "parameters": sum(_size(parameter) for parameter in engine.module.parameters()),
-        "trained_parameters": sum(_size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad),
+        "trained_parameters": sum(
+            _size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad
+        ),
     }
     write_atomic(job.out / export.FINISHED, json.dumps(facts, indent=1))
 

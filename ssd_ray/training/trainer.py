@@ -44,7 +44,7 @@ from ssd_ray.training.observe.heartbeat import Beat
 from ssd_ray.training.state import export, resume
 from ssd_ray.training.state.export import Serving
 from ssd_ray.training.state.logs import GrowingLog, read_log
-from ssd_ray.training.worker_group import SizedTrainer, TakesNotice, sizes
+from ssd_ray.training.worker_group import GracefulStop, SizedTrainer, sizes
 
 POLL_S = 0.5
 
@@ -90,10 +90,18 @@ def train(
     if not (job.out / export.FINISHED).exists():
         check_model(job.model, choices, cluster)
         check_samples(job.dataset, job.model, choices, seed)
-        job = replace(job, model_digest=digest([job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]))
+        job = replace(
+            job,
+            model_digest=digest(
+                [job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]
+            ),
+        )
         begin = _step_to_go_on_from(job)
         _say_if_crowded(cluster, progress)
-        with progress.task("train", total=choices.steps, unit="steps", done=begin) as task, _shown(job, begin, task, progress):
+        with (
+            progress.task("train", total=choices.steps, unit="steps", done=begin) as task,
+            _shown(job, begin, task, progress),
+        ):
             _run(job, progress)
     shutil.rmtree(job.out / resume.RESUME, ignore_errors=True)
     return read_json(job.out / export.FINISHED)
@@ -118,7 +126,9 @@ def _step_to_go_on_from(job: Job) -> int:
 
 
 def _resources(cluster: ClusterConfig) -> dict[str, float]:
-    return {"CPU": cluster.cpus_per_train_worker} if cluster.device == "cpu" else {"CPU": 1, "GPU": 1}
+    return (
+        {"CPU": cluster.cpus_per_train_worker} if cluster.device == "cpu" else {"CPU": 1, "GPU": 1}
+    )
 
 
 def _say_if_crowded(cluster: ClusterConfig, progress: Progress) -> None:
@@ -127,7 +137,9 @@ def _say_if_crowded(cluster: ClusterConfig, progress: Progress) -> None:
     for name, amount in _resources(cluster).items():
         wanted = amount * (cluster.min_train_workers or cluster.train_workers)
         if there.get(name, 0) < wanted:
-            progress.say(f"train: waiting for {wanted:g} {name}, the cluster has {there.get(name, 0):g} now")
+            progress.say(
+                f"train: waiting for {wanted:g} {name}, the cluster has {there.get(name, 0):g} now"
+            )
 
 
 class _MistakesEndTheRun(UserCallback):  # type: ignore[misc]
@@ -156,7 +168,7 @@ def _run(job: Job, progress: Progress) -> None:
             name="train",
             storage_path=str(job.logs / "ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[_MistakesEndTheRun(), TakesNotice()],
+            callbacks=[_MistakesEndTheRun(), GracefulStop()],
             worker_runtime_env={"env_vars": process_environment(cluster)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -171,14 +183,18 @@ def _run(job: Job, progress: Progress) -> None:
     except RayTaskError:  # a mistake of this package in the controller
         raise
     except RayError as error:
-        raise InfrastructureError(f"training's controller was lost ({first_line(error)}); {_how_to_go_on(job)}") from error
+        raise InfrastructureError(
+            f"training's controller was lost ({first_line(error)}); {_how_to_go_on(job)}"
+        ) from error
 
 
 def _await_state(job: Job, progress: Progress) -> None:
     """Have the workers save their state after the step they are at, and wait for it `cluster.notice_s` at most."""
     if len(read_log(job.out)) <= resume.latest(job.out)[0]:
         return
-    progress.say(f"train: told to leave, waiting {job.cluster.notice_s:g} s at most for the state to be saved")
+    progress.say(
+        f"train: told to leave, waiting {job.cluster.notice_s:g} s at most for the state to be saved"
+    )
     resume.ask_to_leave(job.out)
     until = time.monotonic() + job.cluster.notice_s
     while resume.asked_to_leave(job.out) and time.monotonic() < until:
@@ -193,9 +209,13 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
         causes = [error.controller_failure]
     for cause in causes:
         if isinstance(cause, UserError):
-            return UserError(str(getattr(cause, "cause", cause)))  # Ray adds a traceback to what it carries
+            return UserError(
+                str(getattr(cause, "cause", cause))
+            )  # Ray adds a traceback to what it carries
     cause = causes[0] if causes else error
-    reason = first_line(getattr(cause, "health_check_failure", cause))  # what Ray Train says of it is the same of every death
+    reason = first_line(
+        getattr(cause, "health_check_failure", cause)
+    )  # what Ray Train says of it is the same of every death
     return InfrastructureError(
         f"training stopped after {job.cluster.max_failures} restarts without a new state ({reason}); {_how_to_go_on(job)}"
     )
@@ -217,7 +237,9 @@ def _show(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) -> N
     batch_tokens = sum(log.tokens) / steps_done if steps_done else beat.batch_tokens
     left = max(0.0, (job.train.steps - steps_done) * batch_tokens - computed)
     note = f"loss {log.loss:.3f}" if steps_done else "step 1"
-    task.update(steps_done, sum(log.tokens[begin:]) + computed, note, remaining=Remaining(tokens=left))
+    task.update(
+        steps_done, sum(log.tokens[begin:]) + computed, note, remaining=Remaining(tokens=left)
+    )
 
 
 @contextmanager
@@ -231,7 +253,9 @@ def _shown(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[Non
             last = over.wait(POLL_S)
             log.read()
             if len(log.tokens) < seen:
-                progress.say(f"train: workers were started again and go on from step {len(log.tokens)}")
+                progress.say(
+                    f"train: workers were started again and go on from step {len(log.tokens)}"
+                )
             seen = len(log.tokens)
             _show(task, job, log, begin, last=last)
             if last:

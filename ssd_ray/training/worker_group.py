@@ -2,7 +2,7 @@
 
 Ray Train's elastic policy takes any number of workers that fits the cluster; ours takes the largest that can share a global
 batch. Ray Train counts deaths over a whole run, which on a spot fleet has many; ours counts since the last resume state. SIGTERM
-to a worker sets `NOTICE`, which the training loop looks at after every step: Ray's own handler would end the process in the
+to a worker sets `STOP_REQUESTED`, which the training loop looks at after every step: Ray's own handler would end the process in the
 middle of one. Reads which resume state is the latest; writes nothing.
 """
 
@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import WorkerCallback
@@ -25,14 +31,18 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.state import resume
 
-NOTICE = threading.Event()
+STOP_REQUESTED = threading.Event()
 """Set in a worker that was told to end."""
 
 
 def sizes(train: TrainConfig, cluster: ClusterConfig) -> list[int]:
     """The numbers of workers that may train, ascending; one number where `cluster.min_train_workers` is not set."""
-    least = cluster.train_workers if cluster.min_train_workers is None else cluster.min_train_workers
-    return [number for number in range(least, cluster.train_workers + 1) if _can_share(train, number)]
+    least = (
+        cluster.train_workers if cluster.min_train_workers is None else cluster.min_train_workers
+    )
+    return [
+        number for number in range(least, cluster.train_workers + 1) if _can_share(train, number)
+    ]
 
 
 def _can_share(train: TrainConfig, number: int) -> bool:
@@ -67,7 +77,9 @@ class DeathsInARow(DefaultFailurePolicy):  # type: ignore[misc]
         reached = resume.latest(self._out)[0]
         if reached > self._reached:
             self._reached, self._worker_group_failures = reached, 0
-        if isinstance(training_failed_error, ControllerError) and is_death(training_failed_error.controller_failure):
+        if isinstance(training_failed_error, ControllerError) and is_death(
+            training_failed_error.controller_failure
+        ):
             # Of deaths while workers start, Ray Train retries one kind without a bound, and all others never.
             training_failed_error = WorkerGroupError(str(training_failed_error), {})
         return super().make_decision(training_failed_error)
@@ -79,7 +91,9 @@ def is_death(failure: BaseException) -> bool:
     Any error of Ray says that a worker is gone or out of reach, or fails because another one is: it
     need not be a RayActorError, as of one that the memory monitor evicts it is an OutOfMemoryError.
     """
-    return isinstance(failure, RayError | WorkerGroupStartupFailedError) and not isinstance(failure, UserError)
+    return isinstance(failure, RayError | WorkerGroupStartupFailedError) and not isinstance(
+        failure, UserError
+    )
 
 
 class SizedTrainer(TorchTrainer):  # type: ignore[misc]
@@ -99,9 +113,9 @@ class SizedTrainer(TorchTrainer):  # type: ignore[misc]
         """Leave Ctrl-C to the caller, who has the state saved first; Ray Train's handler ends the workers at once."""
 
 
-class TakesNotice(WorkerCallback):  # type: ignore[misc]
+class GracefulStop(WorkerCallback):  # type: ignore[misc]
     """Runs in a worker's main thread, the only one that can set a signal's handler."""
 
     def after_init_train_context(self) -> None:
         """Make SIGTERM a notice."""
-        signal.signal(signal.SIGTERM, lambda *_: NOTICE.set())
+        signal.signal(signal.SIGTERM, lambda *_: STOP_REQUESTED.set())

@@ -64,7 +64,9 @@ def loads(line: str | bytes) -> object:
     try:
         text = line if isinstance(line, str) else line.decode()
         if _has_too_many_containers(text) or text.count(",") > 2 * MAX_NODES:
-            raise MalformedError("more values than a document may hold")  # each costs the reader fifty times its text
+            raise MalformedError(
+                "more values than a document may hold"
+            )  # each costs the reader fifty times its text
         if "{" in text or _LONG_INTEGER.search(text):
             return decode(_FROM_TEXT(text))
         value = _FROM_PLAIN_TEXT(text)
@@ -78,7 +80,10 @@ def loads(line: str | bytes) -> object:
 def _has_too_many_containers(text: str) -> bool:
     """Return True if there are too many lists, tuples and so on; what a tag takes counts with its value."""
     count = text.count("[") + text.count("{")
-    return count > MAX_CONTAINERS and count - text.count('{"tuple":[') - 2 * text.count('{"numpys":["') > MAX_CONTAINERS
+    return (
+        count > MAX_CONTAINERS
+        and count - text.count('{"tuple":[') - 2 * text.count('{"numpys":["') > MAX_CONTAINERS
+    )
 
 
 def _plain_int(digits: str) -> int:
@@ -99,7 +104,9 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _LONG_INTEGER = re.compile("[0-9]{18}")
-_FROM_TEXT = json.JSONDecoder(parse_int=_plain_int, parse_float=_finite, parse_constant=_no_constant).decode
+_FROM_TEXT = json.JSONDecoder(
+    parse_int=_plain_int, parse_float=_finite, parse_constant=_no_constant
+).decode
 _FROM_PLAIN_TEXT = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
 """For a text in which nothing can have a tag: what C reads is the value itself."""
 
@@ -120,7 +127,11 @@ class _Encoder:
     def encode(self, value: object, depth: int) -> object:
         self._num_nodes += 1
         if depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
-            raise UnsupportedValueError("a value that is nested too deeply" if depth > MAX_DEPTH else "a value that is too large")
+            raise UnsupportedValueError(
+                "a value that is nested too deeply"
+                if depth > MAX_DEPTH
+                else "a value that is too large"
+            )
         if value is None or value is True or value is False:
             return value
         if isinstance(value, str):
@@ -143,17 +154,23 @@ class _Encoder:
             return {"tuple": self._items(list(tuple.__iter__(value)), depth)}
         if isinstance(value, dict):
             items = (OrderedDict if isinstance(value, OrderedDict) else dict).items(value)
-            return {"dict": [[self.encode(key, depth), self.encode(item, depth)] for key, item in items]}
+            return {
+                "dict": [[self.encode(key, depth), self.encode(item, depth)] for key, item in items]
+            }
         if isinstance(value, set):
             return {"set": self._items(list(set.__iter__(value)), depth)}
         if isinstance(value, frozenset):
             return {"frozenset": self._items(list(frozenset.__iter__(value)), depth)}
         if isinstance(value, bytes):
             return {"bytes": bytes.hex(value)}
-        return self._foreign(restored.parts(value) or foreign.parts(value, MAX_NODES - self._num_nodes), depth)
+        return self._foreign(
+            restored.parts(value) or foreign.parts(value, MAX_NODES - self._num_nodes), depth
+        )
 
     def _list(self, items: list[Any], depth: int) -> object:
-        numbers = foreign.numpy_list(items) if items and type(items[0]).__module__ == "numpy" else None
+        numbers = (
+            foreign.numpy_list(items) if items and type(items[0]).__module__ == "numpy" else None
+        )
         return self._foreign(numbers, depth) if numbers else self._items(items, depth)
 
     def _foreign(self, parts: foreign.Parts, depth: int) -> object:
@@ -177,7 +194,9 @@ def _needs_no_tag(items: Collection[Any]) -> bool:
     kinds = set(map(type, items))
     if kinds == {int}:
         return bool(min(items) > -_PLAIN_INT and max(items) < _PLAIN_INT)
-    return kinds == {str} or kinds == {bool} or (kinds == {float} and all(map(math.isfinite, items)))
+    return (
+        kinds == {str} or kinds == {bool} or (kinds == {float} and all(map(math.isfinite, items)))
+    )
 
 
 def decode(document: object, depth: int = 0) -> object:
@@ -237,7 +256,11 @@ def _pairs(pairs: list[object]) -> dict[object, object]:
     return _dict([list(pair) if isinstance(pair, tuple) else pair for pair in pairs])
 
 
-_LEAVES: dict[str, Callable[[str], object]] = {"big": lambda text: int(text, 16), "float": _float, "bytes": bytes.fromhex}
+_LEAVES: dict[str, Callable[[str], object]] = {
+    "big": lambda text: int(text, 16),
+    "float": _float,
+    "bytes": bytes.fromhex,
+}
 _LEAVES |= restored.LEAVES
 _CONTAINERS: dict[str, Callable[[list[object]], object]] = {
     "tuple": tuple,

@@ -58,7 +58,9 @@ def parts(value: Any, room: int) -> Parts:
     number = _claimed_number(value)
     if number is not None:
         return "", number
-    if any("__iter__" in vars(kind) for kind in type(value).__mro__):  # a metaclass's would be no member's
+    if any(
+        "__iter__" in vars(kind) for kind in type(value).__mro__
+    ):  # a metaclass's would be no member's
         return "iterator", [type_name(value), _read(value, room)]
     raise UnsupportedValueError(f"a value of type {type_name(value)}"[:100])
 
@@ -79,7 +81,9 @@ def _read(values: Iterable[object], room: int) -> list[object]:
     """The items, no more than there is room for."""
     items = list(itertools.islice(values, room + 1))
     if len(items) > room:
-        raise UnsupportedValueError(f"a value of type {type_name(values)} with more than {room:,} items"[:100])
+        raise UnsupportedValueError(
+            f"a value of type {type_name(values)} with more than {room:,} items"[:100]
+        )
     return items
 
 
@@ -94,21 +98,30 @@ def numpy_list(items: list[Any]) -> Parts | None:
 
 def is_numpy(value: object) -> bool:
     """Return True if a value's class, or one that it extends, goes by the name of numpy's scalars."""
-    return any((kind.__module__, kind.__qualname__) == ("numpy", "generic") for kind in type(value).__mro__)
+    return any(
+        (kind.__module__, kind.__qualname__) == ("numpy", "generic") for kind in type(value).__mro__
+    )
 
 
 def _numpy(value: Any, room: int) -> Parts:
     if value.size > room:
-        raise UnsupportedValueError(f"a value of type {type_name(value)} with {value.size:,} items"[:100])
+        raise UnsupportedValueError(
+            f"a value of type {type_name(value)} with {value.size:,} items"[:100]
+        )
     name = _dtype(value)
     if name in restored.KINDS:
         data = value.tolist()
-        return "numpy", [name if restored.holds(data, restored.KINDS[name]) else "object", data]  # what is masked is None
+        return "numpy", [
+            name if restored.holds(data, restored.KINDS[name]) else "object",
+            data,
+        ]  # what is masked is None
     if name == "longdouble" and not value.shape:
         number = float(value)
         if number == value or number != number:
             return "numpy", ["float64", number]
-        return "", Fraction(*value.as_integer_ratio())  # exactly what it is, so that no rounding makes it equal
+        return "", Fraction(
+            *value.as_integer_ratio()
+        )  # exactly what it is, so that no rounding makes it equal
     raise UnsupportedValueError(f"a value of type {type_name(value)} of {name}"[:100])
 
 
@@ -124,7 +137,9 @@ def _fraction(value: Any, room: int) -> Parts:
     terms = value.numerator, value.denominator
     if terms[1] != 1 and max(term.bit_length() for term in terms) > restored.MAX_FRACTION_BITS:
         raise UnsupportedValueError(
-            f"a value of type {type_name(value)} with more than {restored.MAX_FRACTION_BITS:,} bits"[:100]
+            f"a value of type {type_name(value)} with more than {restored.MAX_FRACTION_BITS:,} bits"[
+                :100
+            ]
         )
     return "fraction", list(terms)
 
@@ -132,7 +147,11 @@ def _fraction(value: Any, room: int) -> Parts:
 def _decimal(value: Any, room: int) -> Parts:
     text = str(value)
     if not restored.DECIMAL.fullmatch(text):
-        raise UnsupportedValueError(f"a value of type {type_name(value)} that is a signaling NaN or has too many digits"[:100])
+        raise UnsupportedValueError(
+            f"a value of type {type_name(value)} that is a signaling NaN or has too many digits"[
+                :100
+            ]
+        )
     return "decimal", text
 
 

@@ -173,7 +173,10 @@ def _make_iterator(body: list[Any]) -> object:
 
 def _make_fraction(body: list[Any]) -> Fraction:
     numerator, denominator = _integers(body)
-    if denominator != 1 and max(numerator.bit_length(), denominator.bit_length()) > MAX_FRACTION_BITS:
+    if (
+        denominator != 1
+        and max(numerator.bit_length(), denominator.bit_length()) > MAX_FRACTION_BITS
+    ):
         raise ValueError("a fraction with too many bits")
     return Fraction(numerator, denominator)
 
@@ -218,7 +221,9 @@ CONTAINERS: dict[str, Callable[[list[Any]], object]] = {
 
 def use_numpy_itself() -> None:
     """From now on, in this process, make numpy's own values and real iterators."""
-    CONTAINERS.update(numpy=_real_numpy, numpys=lambda body: list(_real_numpy(body)), iterator=_real_iterator)
+    CONTAINERS.update(
+        numpy=_real_numpy, numpys=lambda body: list(_real_numpy(body)), iterator=_real_iterator
+    )
 
 
 def _real_numpy(body: list[Any]) -> Any:

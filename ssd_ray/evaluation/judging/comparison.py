@@ -74,7 +74,9 @@ def same_value(actual: object, expected: object) -> bool:
     if isinstance(expected, bool) or isinstance(actual, bool) or expected is None or actual is None:
         return type(actual) is type(expected) and actual == expected
     if isinstance(expected, int | float):
-        return isinstance(actual, int | float | Fraction | Decimal) and _same_number(actual, expected)
+        return isinstance(actual, int | float | Fraction | Decimal) and _same_number(
+            actual, expected
+        )
     if isinstance(expected, str):
         return isinstance(actual, str) and actual == expected
     if isinstance(expected, list | tuple):
@@ -106,7 +108,9 @@ def _same_number(actual: float | Fraction | Decimal, expected: float) -> bool:
         return False
 
 
-def same(comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+def same(
+    comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]
+) -> bool:
     """Whether a returned value is right by a problem's comparison.
 
     `value`: `same_value`. `lcb`: as LiveCodeBench's grader, a tuple becomes a list (the outermost only), then Python's `==`.

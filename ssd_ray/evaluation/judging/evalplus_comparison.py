@@ -33,7 +33,9 @@ def tolerance(atol: float, expected: object) -> float:
     return FLOAT_ATOL if atol == 0 and _is_floats(expected) else atol
 
 
-def same(comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+def same(
+    comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]
+) -> bool:
     """Whether a returned value is right.
 
     `evalplus`: equal, or as close as `tolerance` says, of the same type. `evalplus-set`: the same set of members.
@@ -65,7 +67,9 @@ def _is_floats(value: object) -> bool:
 
 
 def _is_float(value: object) -> bool:
-    return isinstance(value, float) or (isinstance(value, restored.Numpy) and value.dtype == "float64")
+    return isinstance(value, float) or (
+        isinstance(value, restored.Numpy) and value.dtype == "float64"
+    )
 
 
 Rule = Callable[[object, object, float, Sequence[object]], bool]
@@ -75,7 +79,9 @@ def _equal(actual: object, expected: object, atol: float, arguments: Sequence[ob
     return bool(actual == expected)
 
 
-def _same_members(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
+def _same_members(
+    actual: object, expected: object, atol: float, arguments: Sequence[object]
+) -> bool:
     if not isinstance(actual, Iterable) or not isinstance(expected, Iterable):
         return False
     wanted = set(expected)
@@ -121,7 +127,15 @@ def _is_root(actual: object, arguments: Sequence[object], atol: float) -> bool:
     if not isinstance(coefficients, list):
         raise TypeError("coefficients are a list")
     place = _number(actual)
-    return abs(sum(_number(factor) * math.pow(place, power) for power, factor in enumerate(coefficients))) <= atol
+    return (
+        abs(
+            sum(
+                _number(factor) * math.pow(place, power)
+                for power, factor in enumerate(coefficients)
+            )
+        )
+        <= atol
+    )
 
 
 def _number(value: object) -> float:
@@ -152,7 +166,11 @@ Array = tuple[tuple[int, ...], list[Number]]
 
 
 def _all_close(actual: object, expected: object, atol: float) -> bool:
-    if isinstance(actual, list | tuple) and isinstance(expected, list | tuple) and len(actual) != len(expected):
+    if (
+        isinstance(actual, list | tuple)
+        and isinstance(expected, list | tuple)
+        and len(actual) != len(expected)
+    ):
         return False
     left, right = _array(actual), _array(expected)
     if left is None or right is None:
@@ -170,7 +188,9 @@ def _array(value: object) -> Array | None:
     """Shape and numbers, row by row, of what numpy would make an array of numbers; None of anything else."""
     if isinstance(value, restored.Numpy):
         value = value.data
-    elif isinstance(value, UserList | deque | array) or (isinstance(value, range) and value.stop - value.start < wire.MAX_NODES):
+    elif isinstance(value, UserList | deque | array) or (
+        isinstance(value, range) and value.stop - value.start < wire.MAX_NODES
+    ):
         value = list(value)
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return None
@@ -211,7 +231,9 @@ def _at(array: Array, place: tuple[int, ...]) -> Number:
 
 
 def _close(actual: Number, expected: Number, atol: float) -> bool:
-    left, right = (number if isinstance(number, complex) else float(number) for number in (actual, expected))
+    left, right = (
+        number if isinstance(number, complex) else float(number) for number in (actual, expected)
+    )
     if left == right:
         return True
     try:

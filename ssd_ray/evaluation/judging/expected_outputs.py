@@ -20,7 +20,9 @@ def needs_expected(problem: Problem) -> bool:
     return problem.kind == "function" and any(not test.output for test in problem.tests)
 
 
-def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_out: list[str] | None = None) -> Problem:
+def with_expected(
+    problem: Problem, sandbox: Sandbox, limits: Limits, *, left_out: list[str] | None = None
+) -> Problem:
     """The problem with an expected value in every test: what its reference returned, all tests in one process, in their order.
 
     For `evalplus-not-none` that is whether it returned anything. `limits` are those of one call; EvalPlus's tests need 32 MiB
@@ -35,14 +37,20 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
     if not needs_expected(problem):
         return problem
     if problem.reference is None or problem.entry_point is None:
-        raise ungradable(problem, "a test has no expected value, and there is no reference to take it from")
+        raise ungradable(
+            problem, "a test has no expected value, and there is no reference to take it from"
+        )
     cpu_s = limits.time_s * len(problem.tests)
     tests = []
-    with sandbox.converse("calls", [problem.reference], limits, entry_point=entry_points(problem), cpu_s=cpu_s) as conversation:
+    with sandbox.converse(
+        "calls", [problem.reference], limits, entry_point=entry_points(problem), cpu_s=cpu_s
+    ) as conversation:
         for index, test in enumerate(problem.tests, start=1):
             execution = call(conversation, test.input)
             if execution.status == "infrastructure_error":
-                raise InfrastructureError(f"problem {problem.problem_id}, reference: {execution.detail}")
+                raise InfrastructureError(
+                    f"problem {problem.problem_id}, reference: {execution.detail}"
+                )
             if execution.status != "ok":
                 reason = f"its reference solution ends test {index} with {execution.status} ({execution.detail})"
                 raise ungradable(problem, f"{reason}, so nothing is known to be right")
@@ -50,7 +58,9 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
             if problem.comparison == "evalplus-not-none":
                 value = value is not None
             if isinstance(value, Unsupported):
-                left_out_here.append(f"problem {problem.problem_id}, test {index}: its reference returns {value.reason}")
+                left_out_here.append(
+                    f"problem {problem.problem_id}, test {index}: its reference returns {value.reason}"
+                )
             else:
                 tests.append(dataclasses.replace(test, output=wire.dumps(value)))
     if left_out_here and (left_out is None or not tests):
@@ -62,4 +72,8 @@ def with_expected(problem: Problem, sandbox: Sandbox, limits: Limits, *, left_ou
 
 def _comparable(value: object) -> object:
     """A returned value; an iterator, which equals nothing, cannot be expected."""
-    return Unsupported(reason=f"a value of type {value.name}") if isinstance(value, restored.Iterated) else value
+    return (
+        Unsupported(reason=f"a value of type {value.name}")
+        if isinstance(value, restored.Iterated)
+        else value
+    )

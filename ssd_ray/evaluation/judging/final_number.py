@@ -34,16 +34,25 @@ _HEADING = re.compile(r"\s{0,3}[.):]\s[^\n]*\S")
 _WORKED = re.compile(r"\s{0,3}%?\s{0,3}(?:[-+*/\u00d7\u00f7]|of\b)[^.,;\n=]{1,100}=\s{0,3}[-$0-9]")
 """What follows the first number of a calculation: `#### 2 + 16 = 18`."""
 
-_SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
+_SUPERSCRIPTS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-"
+)
 _GROUP = r"\{((?:[^{}]|\{[^{}]{0,100}\}){0,200})\}"
 _EXPONENT = r"\^\s{0,3}(?:\{[^{}]{0,50}\}|[-+]?\w)"
-_WORDS = re.compile(rf"\\(?:text\w{{0,6}}|math\w{{1,6}}|mbox|rm|operatorname|unit)\s{{0,3}}{_GROUP}(\s{{0,3}}{_EXPONENT})?")
+_WORDS = re.compile(
+    rf"\\(?:text\w{{0,6}}|math\w{{1,6}}|mbox|rm|operatorname|unit)\s{{0,3}}{_GROUP}(\s{{0,3}}{_EXPONENT})?"
+)
 _REPLACEMENTS = (
     (
         re.compile(r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]{1,9}"),
         lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}",
     ),
-    (re.compile(r"\^\s{0,3}(?:\{\s{0,3}\\circ\s{0,3}\}|\\circ(?![A-Za-z]))|\\!|\\(?:left|right)(?![A-Za-z])|\$|\\\$"), ""),
+    (
+        re.compile(
+            r"\^\s{0,3}(?:\{\s{0,3}\\circ\s{0,3}\}|\\circ(?![A-Za-z]))|\\!|\\(?:left|right)(?![A-Za-z])|\$|\\\$"
+        ),
+        "",
+    ),
     (re.compile(r"\u2212"), "-"),
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\,|[\u00a0\u2009\u202f_])(?=[0-9]{3}(?![0-9]))"), ","),
     (re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))"), ""),
@@ -73,7 +82,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_ROOT = re.compile(r"(?P<factor>[0-9]{0,9})\s{0,3}\\sqrt\s{0,3}(?:\{\s{0,3}(?P<square>[0-9]{1,18})\s{0,3}\}|(?P<digit>[0-9]))")
+_ROOT = re.compile(
+    r"(?P<factor>[0-9]{0,9})\s{0,3}\\sqrt\s{0,3}(?:\{\s{0,3}(?P<square>[0-9]{1,18})\s{0,3}\}|(?P<digit>[0-9]))"
+)
 _IRRATIONAL = re.compile(r"\\(?:sqrt|pi)(?![A-Za-z])|[\u221a\u03c0]")
 _WORKED_OUT = re.compile(r"=|\u2248|\\approx(?![A-Za-z])")
 _ATTACHED = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -133,12 +144,15 @@ def _after_phrase(text: str) -> Number | None:
         return None
     line = text[-_MOST_TEXT:][ends[-1] :].lstrip(" *:\n").partition("\n")[0]
     match = re.match(
-        r"(?:[a-zA-Z]{0,20}\s{0,3}[=\u2248]|approximately|about|equal to|[\s*$\\(\[]){0,9}(-?[$\\\s]{0,3}[0-9.].*)", line
+        r"(?:[a-zA-Z]{0,20}\s{0,3}[=\u2248]|approximately|about|equal to|[\s*$\\(\[]){0,9}(-?[$\\\s]{0,3}[0-9.].*)",
+        line,
     )
     if match is None:
         return None
     value, remainder = _first_number(match[1])
-    if re.match(r"[^.\n]{0,200}=", remainder) or re.match(r"\s{0,3}[-+*/\u00d7\u00f7]\s{0,3}[0-9($]", remainder):
+    if re.match(r"[^.\n]{0,200}=", remainder) or re.match(
+        r"\s{0,3}[-+*/\u00d7\u00f7]\s{0,3}[0-9($]", remainder
+    ):
         return _last_number(re.split(r"\.(?:\s|$)", match[1])[0])
     return value
 
@@ -175,14 +189,23 @@ def _plain(text: str) -> str:
 def _value(match: re.Match[str]) -> Number | None:
     """Return the number that a token stands for; None of the digits of a name, of a division by zero and of a giant power."""
     parts = match.groupdict()
-    numerator, denominator = match[3] or match[4] or parts["over"], match[5] or match[6] or parts["under"]
+    numerator, denominator = (
+        match[3] or match[4] or parts["over"],
+        match[5] or match[6] or parts["under"],
+    )
     value: Number | None = None
     if parts["plain"] is not None:
         value = Decimal(parts["plain"])
     elif numerator is not None and Fraction(denominator):
-        value = int(parts["whole"] or parts["units"] or 0) + Fraction(numerator) / Fraction(denominator)
+        value = int(parts["whole"] or parts["units"] or 0) + Fraction(numerator) / Fraction(
+            denominator
+        )
     elif parts["factor"] is not None:
         value = Decimal(parts["factor"]).scaleb(int(parts["scale"]))
-    elif parts["base"] is not None and abs(int(parts["power"])) <= _MOST_EXPONENT and Fraction(parts["base"]):
+    elif (
+        parts["base"] is not None
+        and abs(int(parts["power"])) <= _MOST_EXPONENT
+        and Fraction(parts["base"])
+    ):
         value = Fraction(parts["base"]) ** int(parts["power"])
     return -value if value is not None and parts["sign"] else value

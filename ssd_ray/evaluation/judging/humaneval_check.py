@@ -51,7 +51,13 @@ class NoCallError(InfrastructureError):
     """A check that used up its time or memory before it called the program."""
 
 
-def run_check(check: Sequence[str], program: Sequence[str], entry_points: str, limits: Limits, sandbox: Sandbox) -> Checked:
+def run_check(
+    check: Sequence[str],
+    program: Sequence[str],
+    entry_points: str,
+    limits: Limits,
+    sandbox: Sandbox,
+) -> Checked:
     """Run a check of a program, both of them source texts that are run in one module each.
 
     An exception in the check after the first answer is a wrong answer, as in HumanEval. The time
@@ -90,12 +96,19 @@ def _require_sound(asked: Execution, *, called: bool) -> None:
     """Raise an error if a check has failed by itself; `called` as for BrokenCheckError."""
     match _loaded(asked):
         case ["broken", str(name), str(message)]:
-            raise BrokenCheckError(f"the check itself fails, before it calls the program: {name}: {message}", called=False)
+            raise BrokenCheckError(
+                f"the check itself fails, before it calls the program: {name}: {message}",
+                called=False,
+            )
         case ["unable", str(reason)]:
-            raise BrokenCheckError(f"the check cannot be run apart from the program: {reason}", called=called)
+            raise BrokenCheckError(
+                f"the check cannot be run apart from the program: {reason}", called=called
+            )
     if asked.status == "output_limit":
         reason = f"it calls the program with more than {CHECK_LIMITS.output_kib} KiB"
-        raise BrokenCheckError(f"the check cannot be run apart from the program: {reason}", called=called)
+        raise BrokenCheckError(
+            f"the check cannot be run apart from the program: {reason}", called=called
+        )
     if asked.status != "ok" and not called:
         raise NoCallError(
             f"the check neither called the program nor ended within {CHECK_LIMITS.time_s:g} s ({asked.status}, {asked.detail})"
@@ -136,7 +149,10 @@ class _Exchange:
             case ["unsupported", str(reason)]:
                 return self._checked("wrong_answer", f"returned {reason}")
             case ["error", str(name), str(message)]:
-                return self._checked("memory_limit" if name == "MemoryError" else "runtime_error", f"{name}: {message}")
+                return self._checked(
+                    "memory_limit" if name == "MemoryError" else "runtime_error",
+                    f"{name}: {message}",
+                )
         return self._checked("runtime_error", "a malformed result")
 
     def _end(self, asked: Execution) -> Checked:

@@ -33,7 +33,11 @@ class Rules:
 
 
 def grade_completion(
-    problem: Problem, completion: Completion, rules: Rules, sandbox: Sandbox, parser: AnswerParser = BY_TEXT
+    problem: Problem,
+    completion: Completion,
+    rules: Rules,
+    sandbox: Sandbox,
+    parser: AnswerParser = BY_TEXT,
 ) -> Verdict:
     """The verdict on one sampled answer; `parser` tells its reasoning from what it says.
 
@@ -55,7 +59,9 @@ def grade_completion(
     return dataclasses.replace(made, reasoning=content.reasoning)
 
 
-def verdict(problem: Problem, completion: Completion, code: str | None, graded: Graded, sandbox: Sandbox) -> Verdict:
+def verdict(
+    problem: Problem, completion: Completion, code: str | None, graded: Graded, sandbox: Sandbox
+) -> Verdict:
     """The row that records what became of a program."""
     return Verdict(
         prompt_id=completion.prompt_id,

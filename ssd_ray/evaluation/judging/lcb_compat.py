@@ -58,8 +58,14 @@ def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> 
     _require_gradable(problem, limits)
     limit_s = int(limits.time_s)
     deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
-    entry_point = (problem.entry_point or "").rpartition("().")[2] if problem.kind == "function" else ""
-    room = with_room_for_replies if problem.kind == "stdin" else functools.partial(with_room, problem=problem)
+    entry_point = (
+        (problem.entry_point or "").rpartition("().")[2] if problem.kind == "function" else ""
+    )
+    room = (
+        with_room_for_replies
+        if problem.kind == "stdin"
+        else functools.partial(with_room, problem=problem)
+    )
     whole = dataclasses.replace(room(limits, tests=problem.tests), time_s=float(deadline_s))
     reason = ""
     for _ in range(_ATTEMPTS):
@@ -68,27 +74,37 @@ def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> 
                 return _grade(problem, conversation, limit_s, deadline_s)
         except InfrastructureError as error:
             reason = str(error)
-    return Graded(outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=reason[:MAX_DETAIL])
+    return Graded(
+        outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=reason[:MAX_DETAIL]
+    )
 
 
 def _require_gradable(problem: Problem, limits: Limits) -> None:
     name = f"problem {problem.problem_id}"
     if not problem.tests:
-        raise UserError(f"{name} has no tests, so no answer to it can be graded: add tests or leave it out")
+        raise UserError(
+            f"{name} has no tests, so no answer to it can be graded: add tests or leave it out"
+        )
     if problem.kind not in ("stdin", "function") or problem.comparison not in ("value", "lcb"):
         what = f"is of kind {problem.kind} with comparison {problem.comparison}"
-        raise UserError(f"{name} {what}, which LiveCodeBench does not have: grade it under the profile strict")
+        raise UserError(
+            f"{name} {what}, which LiveCodeBench does not have: grade it under the profile strict"
+        )
     if problem.kind == "function" and not problem.entry_point:
         raise UserError(f"{name} is of kind function and needs an entry_point")
     if limits.time_s < 1:
-        raise UserError(f"the profile lcb-compat takes whole seconds, not timeout_s={limits.time_s:g}: give at least 1")
+        raise UserError(
+            f"the profile lcb-compat takes whole seconds, not timeout_s={limits.time_s:g}: give at least 1"
+        )
 
 
 def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_s: int) -> Graded:
     """Have the program loaded and all inputs sent, then judge answer after answer up to the first that is not passed."""
     ends = time.monotonic() + deadline_s
     time_s = 0.0
-    conversation.send_texts([str(limit_s), *(_question(problem, index) for index in range(len(problem.tests)))])
+    conversation.send_texts(
+        [str(limit_s), *(_question(problem, index) for index in range(len(problem.tests)))]
+    )
     for index in range(_LOADING, len(problem.tests)):
         execution = conversation.answer(max(0.0, ends - time.monotonic()))
         time_s += execution.time_s
@@ -106,7 +122,13 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
                 peak_bytes=conversation.peak_bytes,
             )
     peak_bytes = conversation.peak_bytes
-    return Graded(outcome="accepted", num_passed=len(problem.tests), time_s=time_s, detail="", peak_bytes=peak_bytes)
+    return Graded(
+        outcome="accepted",
+        num_passed=len(problem.tests),
+        time_s=time_s,
+        detail="",
+        peak_bytes=peak_bytes,
+    )
 
 
 def _question(problem: Problem, index: int) -> str:
@@ -125,7 +147,9 @@ def _expected(problem: Problem, index: int) -> object:
     try:
         return wire.loads(problem.tests[index].output)
     except wire.MalformedError as error:
-        raise UserError(f"problem {problem.problem_id}, test {index + 1}: its output is not wire text: {error}") from error
+        raise UserError(
+            f"problem {problem.problem_id}, test {index + 1}: its output is not wire text: {error}"
+        ) from error
 
 
 def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome, str]:
@@ -134,7 +158,9 @@ def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome,
         return execution.status, f"official -5: {execution.detail}"
     reply, note = _without_note(execution.result)
     outcome, detail = _judge_reply(problem, index, reply)
-    return outcome, with_reason(detail, lcb_stdin.NOTES[note]) if note and outcome != "accepted" else detail
+    return outcome, with_reason(
+        detail, lcb_stdin.NOTES[note]
+    ) if note and outcome != "accepted" else detail
 
 
 def _without_note(reply: object) -> tuple[object, str]:
@@ -171,4 +197,7 @@ def _judge_value(value: object, expected: object) -> tuple[Outcome, str]:
             return "accepted", ""
     except restored.AmbiguousError as error:
         return "runtime_error", f"official -4: ValueError: {error}"
-    return "wrong_answer", f"official -2: returned {shown(value)} and should have returned {shown(expected)}"
+    return (
+        "wrong_answer",
+        f"official -2: returned {shown(value)} and should have returned {shown(expected)}",
+    )

@@ -1,4 +1,4 @@
-"""Room for right answers: the output limit of a test is never below what its expected output needs.
+"""OutputRoom for right answers: the output limit of a test is never below what its expected output needs.
 
 - Printed text may be twice as long as the expected one: `6.0` for `6`, blanks at line ends.
 - A returned value may be eight times as long on the wire: tuples for lists, numpy's numbers, 17 digits of a float.
@@ -54,7 +54,9 @@ def _raised(limits: Limits, needed_bytes: int) -> Limits:
     needed_kib = -(-needed_bytes >> 10)
     if needed_kib <= limits.output_kib:
         return limits
-    return dataclasses.replace(limits, output_kib=max(limits.output_kib, min(needed_kib + _SPARE_KIB, MOST_OUTPUT_KIB)))
+    return dataclasses.replace(
+        limits, output_kib=max(limits.output_kib, min(needed_kib + _SPARE_KIB, MOST_OUTPUT_KIB))
+    )
 
 
 def _needed_bytes(problem: Problem, test: Test, limits: Limits) -> int:

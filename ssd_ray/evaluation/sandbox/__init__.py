@@ -13,4 +13,14 @@ from ssd_ray.evaluation.sandbox.child import Limits, printable
 from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, Status, Unsupported, call
 from ssd_ray.evaluation.sandbox.supervisor import Sandbox, best_level
 
-__all__ = ["Conversation", "Execution", "Limits", "Sandbox", "Status", "Unsupported", "best_level", "call", "printable"]
+__all__ = [
+    "Conversation",
+    "Execution",
+    "Limits",
+    "Sandbox",
+    "Status",
+    "Unsupported",
+    "best_level",
+    "call",
+    "printable",
+]

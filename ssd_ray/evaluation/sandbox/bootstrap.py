@@ -20,7 +20,12 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 _FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8")
 """Like -I, but heeding PYTHONHASHSEED: the environment is ours. Without site, no package of this environment is on the path."""
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 PRELOADED = (
     *(
         "array",
@@ -36,7 +41,19 @@ PRELOADED = (
         "io",
         "itertools",
     ),
-    *("math", "operator", "queue", "random", "re", "statistics", "string", "threading", "traceback", "typing", "warnings"),
+    *(
+        "math",
+        "operator",
+        "queue",
+        "random",
+        "re",
+        "statistics",
+        "string",
+        "threading",
+        "traceback",
+        "typing",
+        "warnings",
+    ),
 )
 """What programs import most; a module that is loaded in the zygote costs each of them nothing."""
 _BOOTSTRAP = """
@@ -58,12 +75,26 @@ sys.modules["zygote"].main(config)
 _SANDBOX = Path(__file__).parent
 _MODULES = (
     _SANDBOX / "inside/walls.py",
-    *(_SANDBOX.parent.parent / "wire" / name for name in ("restored.py", "foreign.py", "__init__.py")),
-    *(_SANDBOX / f"inside/{name}.py" for name in ("kinds", "objects", "shortage", "definitions", "check_role")),
+    *(
+        _SANDBOX.parent.parent / "wire" / name
+        for name in ("restored.py", "foreign.py", "__init__.py")
+    ),
+    *(
+        _SANDBOX / f"inside/{name}.py"
+        for name in ("kinds", "objects", "shortage", "definitions", "check_role")
+    ),
     *(_SANDBOX / f"inside/{name}.py" for name in ("lcb_stdin", "lcb_role", "roles", "zygote")),
 )
 """In the order of their imports."""
-_SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
+_SYSTEM_LIBRARIES = (
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/usr/share/zoneinfo",
+)
 _NOT_STANDARD = {"site-packages", "dist-packages", "__pycache__"}
 
 
@@ -123,4 +154,6 @@ def interpreter_readable() -> bool:
     """Whether any user may read this interpreter, its standard library and the packages."""
     paths = [Path(place).resolve() for place in (sys.executable, os.__file__, *package_paths())]
     parents = {parent for path in paths for parent in path.parents}
-    return all(path.stat().st_mode & 0o4 for path in paths) and all(parent.stat().st_mode & 0o1 for parent in parents)
+    return all(path.stat().st_mode & 0o4 for path in paths) and all(
+        parent.stat().st_mode & 0o1 for parent in parents
+    )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox.handles import Leash, PidFd
+from ssd_ray.evaluation.sandbox.handles import KillPipe, PidFd
 
 End = Literal["exited", "time_limit", "output_limit", "thread_limit"]
 START_TIMEOUT_S = 60.0
@@ -62,7 +62,11 @@ def sealed_file(content: bytes) -> int:
     while view:
         view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    fcntl.fcntl(
+        fd,
+        fcntl.F_ADD_SEALS,
+        fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
+    )
     return fd
 
 
@@ -114,14 +118,16 @@ class Child:
         self._names: dict[int, str] = {}
         self._poll = select.poll()
         self._outgoing, self._request_fd = memoryview(b""), -1
-        self._process: PidFd | Leash | None = None
+        self._process: PidFd | KillPipe | None = None
         self._overflowed = self._ended = False
         self._began = 0.0
 
     def outlet(self, name: str) -> int:
         """A pipe for `name`; returns the end to be given away."""
         ours, theirs = os.pipe()
-        with contextlib.suppress(PermissionError):  # gVisor's pipes keep their mode; there, nothing can be opened for writing
+        with contextlib.suppress(
+            PermissionError
+        ):  # gVisor's pipes keep their mode; there, nothing can be opened for writing
             os.fchmod(theirs, 0o666)  # whatever user the program is given may open /dev/stdout
         self._listen(ours, name)
         return theirs
@@ -137,7 +143,7 @@ class Child:
         os.set_blocking(self._request_fd, False)
         return theirs
 
-    def started(self, process: PidFd | Leash, status_fd: int) -> None:
+    def started(self, process: PidFd | KillPipe, status_fd: int) -> None:
         """Take over the process."""
         self._process = process
         self._listen(status_fd, "status")
@@ -153,7 +159,9 @@ class Child:
         first = bytes(status.partition(b"\n")[0])
         if first != b"ready":
             self.close()
-            raise InfrastructureError(f"a sandboxed process did not start: {first.decode(errors='replace') or 'no word from it'}")
+            raise InfrastructureError(
+                f"a sandboxed process did not start: {first.decode(errors='replace') or 'no word from it'}"
+            )
         self._began = time.monotonic()
 
     def run(self, time_s: float) -> End:
@@ -198,7 +206,9 @@ class Child:
         if len(words) != 4:
             raise InfrastructureError("a sandbox ended before its program did")
         kind, number, peak_kib, cpu_s = words
-        return Report(kind=kind.decode(), number=int(number), peak_kib=int(peak_kib), cpu_s=float(cpu_s))
+        return Report(
+            kind=kind.decode(), number=int(number), peak_kib=int(peak_kib), cpu_s=float(cpu_s)
+        )
 
     def stop(self) -> None:
         """Kill whatever is left of it, and take what it had written."""
@@ -304,7 +314,9 @@ class Child:
 
     def _give(self) -> None:
         try:
-            self._outgoing = self._outgoing[os.write(self._request_fd, self._outgoing[:_CHUNK_BYTES]) :]
+            self._outgoing = self._outgoing[
+                os.write(self._request_fd, self._outgoing[:_CHUNK_BYTES]) :
+            ]
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -325,4 +337,6 @@ def tail(output: bytes) -> str:
 
 def printable(text: str) -> str:
     """The text with everything escaped that could forge a line or move a terminal's cursor."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

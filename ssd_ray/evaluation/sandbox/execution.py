@@ -15,9 +15,13 @@ from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox.child import MOST_THREADS, End, Limits, Process, printable, tail
 
-_SHORTAGE = re.compile(r"[\w.]*MemoryError\b|OSError: \[Errno 12\]|RuntimeError: can't start new thread")
+_SHORTAGE = re.compile(
+    r"[\w.]*MemoryError\b|OSError: \[Errno 12\]|RuntimeError: can't start new thread"
+)
 """The last line of a program, or of one of its threads, that ended for want of memory."""
-Status = Literal["ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"]
+Status = Literal[
+    "ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"
+]
 _NEAR_LIMIT = 0.9
 """Share of the memory limit that a program killed by a signal must have filled for memory to be blamed."""
 
@@ -61,13 +65,17 @@ def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
         return "runtime_error", f"more than {MOST_THREADS} threads"
     report, last_line = child.report, tail(child.stderr)
     if report.kind == "signal":
-        if report.number == signal.SIGXCPU or (report.number == signal.SIGKILL and report.cpu_s >= child.cpu_s):
+        if report.number == signal.SIGXCPU or (
+            report.number == signal.SIGKILL and report.cpu_s >= child.cpu_s
+        ):
             return "time_limit", f"more than {child.cpu_s:g} s of CPU time"
         killed_at = f"killed at {report.peak_kib >> 10} MiB of {limits.memory_mib}"
         if report.peak_kib >= _NEAR_LIMIT * limits.memory_mib * 1024:
             return "memory_limit", killed_at
         if report.number == signal.SIGKILL and child.filtered:
-            raise InfrastructureError(f"{killed_at} by this machine, which is short of memory: give graders more of it")
+            raise InfrastructureError(
+                f"{killed_at} by this machine, which is short of memory: give graders more of it"
+            )
         return "runtime_error", f"killed by {_signal_name(report.number)}"
     shortage = _shortage(last_line, limits)
     if report.number == 0:
@@ -81,7 +89,11 @@ def _shortage(last_line: str, limits: Limits) -> str:
     """Return what a last line on standard error says of memory, empty where it is about something else."""
     match = _SHORTAGE.match(last_line)
     reason = last_line.partition(":")[2].strip() if match else ""
-    return f"MemoryError within {limits.memory_mib} MiB" + (f": {reason}" if reason else "") if match else ""
+    return (
+        f"MemoryError within {limits.memory_mib} MiB" + (f": {reason}" if reason else "")
+        if match
+        else ""
+    )
 
 
 def _signal_name(number: int) -> str:
@@ -99,7 +111,12 @@ class Conversation:
         """The process is there already."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._child.close()
 
     @property
@@ -166,7 +183,9 @@ class Conversation:
         return Execution(status=status, detail=detail, time_s=taken_s)
 
 
-def call(conversation: Conversation, arguments: Sequence[object] | str, time_s: float | None = None) -> Execution:
+def call(
+    conversation: Conversation, arguments: Sequence[object] | str, time_s: float | None = None
+) -> Execution:
     """Have a process of role "calls" call its function; `result` is the value, an `Unsupported` where it cannot leave.
 
     `arguments` are a list, or the wire text of one.
@@ -182,8 +201,14 @@ def call(conversation: Conversation, arguments: Sequence[object] | str, time_s: 
         case ["value", value]:
             return Execution(status="ok", result=value, time_s=execution.time_s)
         case ["unsupported", str(reason)]:
-            return Execution(status="ok", result=Unsupported(reason=printable(reason)[:300]), time_s=execution.time_s)
+            return Execution(
+                status="ok",
+                result=Unsupported(reason=printable(reason)[:300]),
+                time_s=execution.time_s,
+            )
         case ["error", str(name), str(message)]:
             status: Status = "memory_limit" if name == "MemoryError" else "runtime_error"
-            return Execution(status=status, detail=printable(f"{name}: {message}")[:300], time_s=execution.time_s)
+            return Execution(
+                status=status, detail=printable(f"{name}: {message}")[:300], time_s=execution.time_s
+            )
     return Execution(status="runtime_error", detail="a malformed result", time_s=execution.time_s)

@@ -33,7 +33,7 @@ class PidFd:
         os.close(self._fd)
 
 
-class Leash:
+class KillPipe:
     """A process of our own namespace by a pipe to its zygote, which kills its child when the pipe is closed, or it ends."""
 
     def __init__(self, fd: int, pid: int) -> None:

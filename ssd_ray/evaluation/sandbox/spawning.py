@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import bootstrap, levels
 from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, Limits, sealed_file, tail
-from ssd_ray.evaluation.sandbox.handles import Leash, PidFd
+from ssd_ray.evaluation.sandbox.handles import KillPipe, PidFd
 from ssd_ray.evaluation.sandbox.levels import Level
 
 
@@ -59,12 +59,16 @@ class Zygote:
             raise InfrastructureError(f"cannot start a sandbox: {error}") from error
 
     def _launch(self, level: Level) -> None:
-        with tempfile.TemporaryDirectory(prefix="ssd-ray-", ignore_cleanup_errors=True) as root:  # gone once the zygote is up
+        with tempfile.TemporaryDirectory(
+            prefix="ssd-ray-", ignore_cleanup_errors=True
+        ) as root:  # gone once the zygote is up
             self._exec(levels.config(level, root))
             self._channel.settimeout(60)
             said = json.loads(self._receive() or b"{}")
         if "up" not in said:
-            reason = said.get("denied") or tail(self._process.stderr.read() if self._process.stderr else b"")
+            reason = said.get("denied") or tail(
+                self._process.stderr.read() if self._process.stderr else b""
+            )
             raise DeniedError(f"a sandbox at level {level.name} does not start here: {reason}")
 
     def _exec(self, config: dict[str, object]) -> None:
@@ -123,16 +127,23 @@ class Zygote:
                 if word != b"spare" or len(fds) != 3:
                     raise InfrastructureError("a sandbox died as it was asked for a process")
                 handle_fd, channel_fd, status_fd = fds
-                child.started(Leash(handle_fd, int(pid)) if self._level.gvisor else PidFd(handle_fd), status_fd)
+                child.started(
+                    KillPipe(handle_fd, int(pid)) if self._level.gvisor else PidFd(handle_fd),
+                    status_fd,
+                )
                 with socket.socket(fileno=channel_fd) as channel:
                     request, fds = self._request(child, task, theirs)
                     socket.send_fds(channel, [marshal.dumps(request)], fds)
                 self._channel.send(b"spare")
                 self._ordered = True
             except OSError as error:
-                raise InfrastructureError(f"a sandbox could not start a process: {error}") from error
+                raise InfrastructureError(
+                    f"a sandbox could not start a process: {error}"
+                ) from error
 
-    def _request(self, child: Child, task: Task, theirs: contextlib.ExitStack) -> tuple[dict[str, object], list[int]]:
+    def _request(
+        self, child: Child, task: Task, theirs: contextlib.ExitStack
+    ) -> tuple[dict[str, object], list[int]]:
         """What the process is told and given: its payload, its standard streams, and a pair of pipes for a conversation."""
 
         def given(fd: int) -> int:
@@ -156,7 +167,12 @@ class Zygote:
             pipes = [given(child.inlet()), given(child.outlet("reply"))]
             return request, [payload, null, null, given(child.outlet("stderr")), *pipes]
         text = given(sealed_file(task.stdin.encode("utf-8", "surrogatepass")))
-        return request, [payload, text, given(child.outlet("stdout")), given(child.outlet("stderr"))]
+        return request, [
+            payload,
+            text,
+            given(child.outlet("stdout")),
+            given(child.outlet("stderr")),
+        ]
 
     def close(self) -> None:
         """Kill it, and with it its children; wait until it is gone."""

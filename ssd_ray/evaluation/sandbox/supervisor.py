@@ -59,7 +59,12 @@ class Sandbox:
         """Nothing starts before the first program."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -85,10 +90,18 @@ class Sandbox:
             status, detail = judge(end, child, limits)
             stdout = child.stdout.decode("utf-8", "backslashreplace")
             peak_bytes = child.report.peak_kib << 10
-            return Execution(status=status, stdout=stdout, detail=detail, time_s=time_s, peak_bytes=peak_bytes)
+            return Execution(
+                status=status, stdout=stdout, detail=detail, time_s=time_s, peak_bytes=peak_bytes
+            )
 
     def converse(
-        self, role: Role, units: Sequence[str], limits: Limits, *, entry_point: str = "", cpu_s: float | None = None
+        self,
+        role: Role,
+        units: Sequence[str],
+        limits: Limits,
+        *,
+        entry_point: str = "",
+        cpu_s: float | None = None,
     ) -> Conversation:
         """Start a process that answers messages; the units (a preamble, the program) are compiled with its first one.
 
@@ -101,7 +114,13 @@ class Sandbox:
         if self._level.gvisor and role == "check":
             self._beside = self._beside or Sandbox(floor="L0")
             return self._beside.converse(role, units, limits, entry_point=entry_point, cpu_s=cpu_s)
-        task = Task(role=role, units=units, limits=limits, entry_point=entry_point, cpu_s=cpu_s or limits.time_s)
+        task = Task(
+            role=role,
+            units=units,
+            limits=limits,
+            entry_point=entry_point,
+            cpu_s=cpu_s or limits.time_s,
+        )
         return Conversation(self._retried(lambda: self._start(task)), limits)
 
     def _retried(self, act: Callable[[], Result]) -> Result:
@@ -137,7 +156,9 @@ def best_level(floor: str = "L1") -> Level:
         InfrastructureError: no sandbox starts at any level, or one fails for another reason than being denied.
     """
     if sys.platform != "linux":
-        raise UserError(f"programs can be graded on Linux only, not on {sys.platform}: run the grading stage there")
+        raise UserError(
+            f"programs can be graded on Linux only, not on {sys.platform}: run the grading stage there"
+        )
     with _probing:
         return _probe(floor == levels.L4.name)
 
@@ -151,7 +172,9 @@ def _probe(gvisor: bool) -> Level:
         try:
             with Sandbox(floor="L0", level=level) as sandbox:
                 execution = sandbox.run_program(
-                    "import bisect; print(6 * 7)", "", Limits(time_s=20, memory_mib=512, output_kib=16)
+                    "import bisect; print(6 * 7)",
+                    "",
+                    Limits(time_s=20, memory_mib=512, output_kib=16),
                 )
         except DeniedError as error:
             denied = str(error)

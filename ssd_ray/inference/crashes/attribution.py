@@ -39,18 +39,28 @@ class Deaths:
     @cached_property
     def doubted(self) -> Mapping[str, int]:
         """Engines that died in a row without an answer while others answer, and how often."""
-        often = {actor: deaths for actor in self._processes if (deaths := self._fruitless(actor)) >= DOUBTED_DEATHS}
+        often = {
+            actor: deaths
+            for actor in self._processes
+            if (deaths := self._fruitless(actor)) >= DOUBTED_DEATHS
+        }
         return often if often and self._answering else {}
 
     @cached_property
     def _answering(self) -> frozenset[str]:
         """Engines that are up and have answered, and did not die again and again since."""
         answered = {one.actor for one in self.statuses if one.rows}
-        return frozenset(actor for actor in answered & set(self._up) if self._fruitless(actor) < DOUBTED_DEATHS)
+        return frozenset(
+            actor for actor in answered & set(self._up) if self._fruitless(actor) < DOUBTED_DEATHS
+        )
 
     @cached_property
     def _believed(self) -> list[EngineStatus]:
-        return [one for one in self.statuses if one.dead and not one.excused and one.actor not in self.doubted]
+        return [
+            one
+            for one in self.statuses
+            if one.dead and not one.excused and one.actor not in self.doubted
+        ]
 
     def fruitless_starts(self, actor: str) -> int:
         """How many processes of an engine died in a row: without an answer where others answer, else before they were ready."""
@@ -86,13 +96,19 @@ class Deaths:
     def _is_enough(self, actors: list[str]) -> bool:
         if len(actors) < ALONE_DEATHS:
             return False
-        return len(set(actors)) > 1 or len(actors) >= _ALONE_AT_MOST or self._answering <= set(actors)
+        return (
+            len(set(actors)) > 1 or len(actors) >= _ALONE_AT_MOST or self._answering <= set(actors)
+        )
 
     def is_for_others(self, actor: str, span: Span, prompt_ids: Collection[str]) -> bool:
         """Whether others should draw a unit with which this engine died: it is doubted, or died alone with a prompt of the unit
         that not all of them have died with.
         """
-        own = [one for one in self._processes[actor] if one.dead and not one.excused and _drew(one, span)]
+        own = [
+            one
+            for one in self._processes[actor]
+            if one.dead and not one.excused and _drew(one, span)
+        ]
         if actor in self.doubted:
             return bool(own)
         alone = {one.alone for one in own} & set(prompt_ids)

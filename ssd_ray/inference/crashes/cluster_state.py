@@ -24,7 +24,9 @@ def is_draining(node: str) -> bool:
 
     try:
         return node in ray._private.state.state.get_draining_nodes()
-    except Exception:  # of several kinds while the control service is started anew; whoever asks, asks again
+    except (
+        Exception
+    ):  # of several kinds while the control service is started anew; whoever asks, asks again
         return False
 
 

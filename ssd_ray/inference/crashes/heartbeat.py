@@ -101,14 +101,19 @@ class Reporter:
         """Take on a state, and write it down now."""
         with self._lock:
             ready = time.time() if state == "ready" else self._status.ready
-            self._status = replace(self._status, state=state, ready=ready, reason=reason, mistake=mistake)
+            self._status = replace(
+                self._status, state=state, ready=ready, reason=reason, mistake=mistake
+            )
             self._write()
 
     def answered(self, tokens: int) -> None:
         """Count a finished answer."""
         with self._lock:
             self._status = replace(
-                self._status, rows=self._status.rows + 1, tokens=self._status.tokens + tokens, last=time.time()
+                self._status,
+                rows=self._status.rows + 1,
+                tokens=self._status.tokens + tokens,
+                last=time.time(),
             )
             self._news = True
 
@@ -125,7 +130,9 @@ class Reporter:
     def recorded(self, failed: int = 0) -> None:
         """Note that a shard is on record now, and how many of its answers could not be drawn."""
         with self._lock:
-            self._status = replace(self._status, last=time.time(), failed=self._status.failed + failed)
+            self._status = replace(
+                self._status, last=time.time(), failed=self._status.failed + failed
+            )
             self._write()
 
     def refused(self, reason: str) -> None:
@@ -146,7 +153,9 @@ class Reporter:
     def _draw(self, span: Span, change: int, alone: str, testing: bool) -> None:
         with self._lock:
             self._drawing[span] += change
-            self._status = replace(self._status, drawing=tuple(+self._drawing), alone=alone, testing=testing)
+            self._status = replace(
+                self._status, drawing=tuple(+self._drawing), alone=alone, testing=testing
+            )
             self._write()
 
     def _loop(self) -> None:
@@ -167,7 +176,9 @@ class Reporter:
 
 def _put(path: Path, status: EngineStatus) -> None:
     aside = path.with_name(f".{path.stem}.aside")
-    aside.write_text(json.dumps({name: value for name, value in asdict(status).items() if name != "dead"}))
+    aside.write_text(
+        json.dumps({name: value for name, value in asdict(status).items() if name != "dead"})
+    )
     aside.replace(path)
 
 
@@ -233,5 +244,7 @@ def is_current(out: Path, attempt: str) -> bool:
         return path.read_text() == attempt
     except FileNotFoundError:
         return False
-    except OSError:  # on NFS, a file that was replaced while it was read: the new one is there by now
+    except (
+        OSError
+    ):  # on NFS, a file that was replaced while it was read: the new one is there by now
         return path.read_text() == attempt

@@ -35,10 +35,26 @@ _MISTAKES = (
     ImportError,
     SyntaxError,
 )
-_MISTAKEN_TYPES = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError", "SafetensorError")
+_MISTAKEN_TYPES = (
+    "StrictDataclassFieldValidationError",
+    "StrictDataclassClassValidationError",
+    "SafetensorError",
+)
 """Of libraries that are not imported for this: a configuration or weights of the wrong form."""
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
-_FULL = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EROFS: "choose a place that can be written"}
+_NOT_THERE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
+_FULL = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "choose a place that can be written",
+}
 
 
 def explain(error: BaseException, directory: Path) -> UserError | InfrastructureError:

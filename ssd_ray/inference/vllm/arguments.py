@@ -29,7 +29,10 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
         # The second model runner, which vLLM takes where Triton is, has another interface for logits processors.
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if device == "cpu":
-        environment |= {"OMP_NUM_THREADS": str(max(1, round(engine.cpus))), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment |= {
+            "OMP_NUM_THREADS": str(max(1, round(engine.cpus))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
         # The logits of every step are megabytes: in a process of many threads glibc gives them back to the kernel after each
         # step and has them mapped page by page in the next, which costs a tenth of the speed.
         environment |= {
@@ -40,7 +43,9 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
     return environment
 
 
-def engine_arguments(directory: Path, model: ModelConfig, engine: EngineConfig, device: str) -> dict[str, Any]:
+def engine_arguments(
+    directory: Path, model: ModelConfig, engine: EngineConfig, device: str
+) -> dict[str, Any]:
     """The arguments of vLLM's engine for a model directory."""
     arguments: dict[str, Any] = {
         "model": str(directory),
@@ -78,7 +83,9 @@ def engine_arguments(directory: Path, model: ModelConfig, engine: EngineConfig, 
 
 def truncates_exactly(engine: EngineConfig) -> bool:
     """Whether top-k and top-p are this package's; vLLM takes no logits processors beside speculative decoding."""
-    return engine.sampler == "exact" or (engine.sampler == "auto" and not engine.extra.keys() & REPLACES_SAMPLER)
+    return engine.sampler == "exact" or (
+        engine.sampler == "auto" and not engine.extra.keys() & REPLACES_SAMPLER
+    )
 
 
 def num_workers(engine: EngineConfig, device: str) -> int:

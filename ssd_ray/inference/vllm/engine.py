@@ -70,7 +70,14 @@ class Engine:
     """
 
     def __init__(
-        self, directory: Path, *, model: ModelConfig, engine: EngineConfig, decoding: Decoding, max_tokens: int, device: str
+        self,
+        directory: Path,
+        *,
+        model: ModelConfig,
+        engine: EngineConfig,
+        decoding: Decoding,
+        max_tokens: int,
+        device: str,
     ):
         if device == "cpu":
             _bind_threads(engine.cpus)
@@ -80,21 +87,29 @@ class Engine:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:
             raise explain(error, directory) from error
-        self._end_tokens = sorted(ends.named(tokenizer, model.end_tokens))  # vLLM adds those of the model
+        self._end_tokens = sorted(
+            ends.named(tokenizer, model.end_tokens)
+        )  # vLLM adds those of the model
         self._decode, self._marks = answers.text_decoder(tokenizer), special_marks(tokenizer)
         self._decoding, self._exactly = decoding, truncates_exactly(engine)
         self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
-        self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
+        self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = (
+            queue.SimpleQueue()
+        )
         self._running: dict[str, Future[Answer]] = {}
         self._built = False
         self._delivered = 0
         self._counted = 0.0
         self.tokens_drawn = 0
         self._next_id, self._moved = 0, time.monotonic()
-        threading.Thread(target=self._watch, args=(engine.stall_s,), name="stall", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(engine.stall_s,), name="stall", daemon=True
+        ).start()
         ready: Future[Any] = Future()
         arguments = engine_arguments(directory, model, engine, device)
-        self._thread = threading.Thread(target=self._live, args=(arguments, ready), name="engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._live, args=(arguments, ready), name="engine", daemon=True
+        )
         self._thread.start()
         try:
             self._engine = ready.result()
@@ -148,7 +163,9 @@ class Engine:
             return
         self._counted = self._moved
         states = self._engine.output_processor.request_states.values()
-        self.tokens_drawn = self._delivered + sum(state.detokenizer.num_output_tokens() for state in states)
+        self.tokens_drawn = self._delivered + sum(
+            state.detokenizer.num_output_tokens() for state in states
+        )
 
     def _watch(self, stall_s: float) -> None:
         """End the process where a start or a step does not come back: a device or a network may hang for ever."""
@@ -177,13 +194,21 @@ class Engine:
         self._next_id += 1
         try:
             if length >= self._max_model_len:
-                raise ValueError(f"its {length} tokens leave no room for an answer in model.max_model_len {self._max_model_len}")
+                raise ValueError(
+                    f"its {length} tokens leave no room for an answer in model.max_model_len {self._max_model_len}"
+                )
             limit = min(self._max_tokens, self._max_model_len - length)
             drawn = decoding_params(request.decoding or self._decoding, exactly=self._exactly)
-            params = SamplingParams(**drawn, max_tokens=limit, seed=request.seed, stop_token_ids=self._end_tokens)
-            self._engine.add_request(request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params)
+            params = SamplingParams(
+                **drawn, max_tokens=limit, seed=request.seed, stop_token_ids=self._end_tokens
+            )
+            self._engine.add_request(
+                request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params
+            )
         except (VLLMValidationError, ValueError, TypeError) as error:
-            future.set_exception(RefusedRequestError(f"vLLM does not take this prompt: {one_line(error)}"))
+            future.set_exception(
+                RefusedRequestError(f"vLLM does not take this prompt: {one_line(error)}")
+            )
         else:
             self._running[request_id] = future
 
@@ -204,7 +229,11 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
     """A decoding as vLLM's sampling parameters; texts are not put together token by token, only finished answers come back."""
     from vllm.sampling_params import RequestOutputKind
 
-    params = {"temperature": decoding.temperature, "output_kind": RequestOutputKind.FINAL_ONLY, "detokenize": False}
+    params = {
+        "temperature": decoding.temperature,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+        "detokenize": False,
+    }
     if exactly and decoding.temperature > 0 and (decoding.top_k is not None or decoding.top_p < 1):
         from ssd_ray.inference.vllm.sampler import exact_arguments
 

@@ -84,7 +84,11 @@ class PlacementGroups:
         from ray.util import placement_group_table
 
         table = placement_group_table().values()
-        return [row["name"] for row in table if row["name"].startswith(self.prefix) and row["state"] != "REMOVED"]
+        return [
+            row["name"]
+            for row in table
+            if row["name"].startswith(self.prefix) and row["state"] != "REMOVED"
+        ]
 
 
 def _remove(name: str) -> None:

@@ -35,7 +35,9 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         """
         chosen = _choice(sampling_params)
         if chosen and ((chosen[0] is not None and chosen[0] < 1) or not 0 < chosen[1] <= 1):
-            raise ValueError(f"{_TOP_K} must be at least 1 and {_TOP_P} in (0, 1]; got {chosen[0]} and {chosen[1]}")
+            raise ValueError(
+                f"{_TOP_K} must be at least 1 and {_TOP_P} in (0, 1]; got {chosen[0]} and {chosen[1]}"
+            )
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._device = device
@@ -59,7 +61,10 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         if self._bounds is None or len(self._bounds[0]) != rows:
             chosen = [self._chosen.get(row, (None, 1.0)) for row in range(rows)]
             self._bounds = (
-                torch.tensor([vocabulary if k is None else min(k, vocabulary) for k, _ in chosen], device=self._device),
+                torch.tensor(
+                    [vocabulary if k is None else min(k, vocabulary) for k, _ in chosen],
+                    device=self._device,
+                ),
                 torch.tensor([p for _, p in chosen], dtype=torch.float32, device=self._device),
             )
         return truncate(logits, *self._bounds)

@@ -41,14 +41,18 @@ def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
         values, ids, settled = _survivors(scores, top_k[rows], top_p[rows], width)
         if every and bool(settled.all()):
             return logits.fill_(-torch.inf).scatter_(1, ids, values)
-        logits[rows[settled]] = torch.full_like(scores[settled], -torch.inf).scatter_(1, ids[settled], values[settled])
+        logits[rows[settled]] = torch.full_like(scores[settled], -torch.inf).scatter_(
+            1, ids[settled], values[settled]
+        )
         rows = rows[~settled]
         if not rows.numel():
             return logits
         width = min(vocabulary, width * _WIDER)
 
 
-def _survivors(scores: Tensor, top_k: Tensor, top_p: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _survivors(
+    scores: Tensor, top_k: Tensor, top_p: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `width` largest logits of each row with those that fall set to minus infinity, their ids, and which rows are sure."""
     vocabulary = scores.shape[1]
     values, ids = scores.topk(width, dim=1)
@@ -69,7 +73,9 @@ def _survivors(scores: Tensor, top_k: Tensor, top_p: Tensor, width: int) -> tupl
     return values.masked_fill_(~kept, -torch.inf), ids, settled
 
 
-def _outside_nucleus(scores: Tensor, values: Tensor, kept: Tensor, limited: Tensor, top_p: Tensor) -> Tensor:
+def _outside_nucleus(
+    scores: Tensor, values: Tensor, kept: Tensor, limited: Tensor, top_p: Tensor
+) -> Tensor:
     """Which of the rising `values` top-p drops: those up to which, from the least likely on, the mass is at most 1 - p."""
     total = values.masked_fill(~kept, -torch.inf).logsumexp(1)
     if not bool(limited.all()):
@@ -77,6 +83,8 @@ def _outside_nucleus(scores: Tensor, values: Tensor, kept: Tensor, limited: Tens
     mass = (values - total.unsqueeze(1)).double().exp_().masked_fill_(~kept, 0)
     below = (1 - mass.sum(1, keepdim=True)).clamp_(min=0)
     below = torch.where(limited.unsqueeze(1), 0, below)
-    dropped = (below + mass.cumsum(1) <= (1 - top_p).double().unsqueeze(1)) & (top_p < 1).unsqueeze(1)
+    dropped = (below + mass.cumsum(1) <= (1 - top_p).double().unsqueeze(1)) & (top_p < 1).unsqueeze(
+        1
+    )
     dropped[:, -1] = False
     return dropped

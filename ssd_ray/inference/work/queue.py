@@ -28,7 +28,7 @@ _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SamplingPlan:
     """What is to be drawn: `samples` answers to every prompt in a directory, and how that is cut up."""
 
     prompts: Path
@@ -56,21 +56,26 @@ def growing(prompts: Path) -> Iterator[Path | None]:
         yield None
 
 
-def units(plan: Plan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[Span | None]:
+def units(
+    plan: SamplingPlan, covered: Mapping[str, list[tuple[int, int]]]
+) -> Iterator[Span | None]:
     """Every span that is not covered, at most `plan.shard_rows` long; None while there is none to give."""
     for path in growing(plan.prompts):
         if path is None:
             yield None
             continue
         whole = Span(path.stem, 0, prompt_rows(path) * plan.samples)
-        yield from ledger.left(whole, covered.get(path.stem, ()), plan.shard_rows)
+        yield from ledger.uncovered(whole, covered.get(path.stem, ()), plan.shard_rows)
 
 
 class _Out:
     """Units that are handed out and not on record, at most as many as the window, and those that engines gave back."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._recorded, self._handed_back = ledger.tail(plan.out), ledger.Tail(_returned(plan.out), _parse)
+    def __init__(self, plan: SamplingPlan) -> None:
+        self._recorded, self._handed_back = (
+            ledger.tail(plan.out),
+            ledger.Tail(_returned(plan.out), _parse),
+        )
         self._units, self._window = set[Span](), plan.window
         self.again: deque[Span] = deque()
         for _ in (*self._recorded.new(), *self._handed_back.new()):
@@ -101,7 +106,7 @@ class _Out:
             self.look()
 
 
-def paced(plan: Plan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[Span]:
+def paced(plan: SamplingPlan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[Span]:
     """Units as fast as they are drawn, and again those that engines give back, until all are on record."""
     out, pause = _Out(plan), _SHORTEST_PAUSE_S
     for span in chain(units(plan, covered), _end(plan.out), out.rest()):
@@ -130,7 +135,9 @@ def _end(out: Path) -> Iterator[None]:
 
 def give_back(out: Path, engine: str, span: Span) -> None:
     """An engine says that it does not draw a unit, so that another one may."""
-    ledger.append_line(_returned(out) / f"{engine}.jsonl", json.dumps(asdict(span)).encode(), durable=False)
+    ledger.append_line(
+        _returned(out) / f"{engine}.jsonl", json.dumps(asdict(span)).encode(), durable=False
+    )
 
 
 def all_out(out: Path) -> Path:

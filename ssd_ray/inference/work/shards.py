@@ -56,7 +56,9 @@ def write_completions(
         "finish_reason": [one.answer.finish_reason for one in drawn],
     }
     before()
-    path, data = shards.write_table(out, unit.name, pa.table(columns, schema=arrow_schema(Completion)))
+    path, data = shards.write_table(
+        out, unit.name, pa.table(columns, schema=arrow_schema(Completion))
+    )
     record = Record(
         file=path.name,
         span=unit,

@@ -14,28 +14,39 @@ from ssd_ray.inference.work.shards import Drawn
 from ssd_ray.schema import Prompt, from_table
 
 
-class Unit:
+class WorkUnit:
     """The answers of one unit while it is drawn, by position."""
 
-    def __init__(self, unit: Span, prompts: Mapping[int, Prompt], samples: int, answers: dict[int, Answer]) -> None:
-        self.unit, self.prompts, self.answers, self.reasons = unit, prompts, answers, dict[int, str]()
+    def __init__(
+        self, span: Span, prompts: Mapping[int, Prompt], samples: int, answers: dict[int, Answer]
+    ) -> None:
+        self.span = span
+        self.prompts = prompts
+        self.answers = answers
+        self.reasons: dict[int, str] = {}
         self._samples = samples
 
     def missing(self) -> Iterator[Span]:
         """What is left, one span for each prompt that has positions without an answer."""
-        position = self.unit.start
-        while position < self.unit.stop:
-            end = min(self.unit.stop, position - position % self._samples + self._samples)
-            there = [at for at in range(position, end) if at not in self.answers and at not in self.reasons]
+        position = self.span.start
+        while position < self.span.stop:
+            end = min(self.span.stop, position - position % self._samples + self._samples)
+            there = [
+                at
+                for at in range(position, end)
+                if at not in self.answers and at not in self.reasons
+            ]
             for start, stop in _runs(there):
-                yield Span(self.unit.source, start, stop)
+                yield Span(self.span.source, start, stop)
             position = end
 
     def leave_out(self, prompt_ids: frozenset[str]) -> None:
         """Give up on prompts that end engines."""
         for position, prompt in self.prompts.items():
             if prompt.prompt_id in prompt_ids and position not in self.answers:
-                self.reasons[position] = f"the engine died {ALONE_DEATHS} times with this prompt alone in it"
+                self.reasons[position] = (
+                    f"the engine died {ALONE_DEATHS} times with this prompt alone in it"
+                )
 
     def drawn(self, seed: int) -> list[Drawn]:
         """Every answer with its key, in order."""
@@ -53,7 +64,9 @@ class Unit:
         """Every answer that could not be drawn."""
         return tuple(
             Failure(
-                prompt_id=self.prompts[position].prompt_id, sample_index=position % self._samples, reason=self.reasons[position]
+                prompt_id=self.prompts[position].prompt_id,
+                sample_index=position % self._samples,
+                reason=self.reasons[position],
             )
             for position in sorted(self.reasons)
         )
@@ -62,9 +75,13 @@ class Unit:
 def read_prompts(directory: Path, unit: Span, samples: int) -> dict[int, Prompt]:
     """The prompts of a unit, by position."""
     first, last = unit.start // samples, (unit.stop - 1) // samples
-    table = read_table_of(directory / f"{unit.source}.parquet", Prompt, memory_map=True).slice(first, last - first + 1)
+    table = read_table_of(directory / f"{unit.source}.parquet", Prompt, memory_map=True).slice(
+        first, last - first + 1
+    )
     rows = list(from_table(table, Prompt))
-    return {position: rows[position // samples - first] for position in range(unit.start, unit.stop)}
+    return {
+        position: rows[position // samples - first] for position in range(unit.start, unit.stop)
+    }
 
 
 def groups(suspects: list[Span], deaths: int) -> Iterator[list[Span]]:

@@ -42,7 +42,13 @@ class Format:
 
 
 def _format(
-    name: str, read: Callable[[Row, int], Problem], columns: str, files: str, *, without: str = "", known: str = ""
+    name: str,
+    read: Callable[[Row, int], Problem],
+    columns: str,
+    files: str,
+    *,
+    without: str = "",
+    known: str = "",
 ) -> Format:
     required = frozenset(columns.split())
     return Format(
@@ -152,22 +158,32 @@ class Loaded:
                 self.num_chosen -= 1
                 return None
             if not form.fits(row):
-                raise RowError(f"it is not of format {form.name}, as the first row is: columns {', '.join(sorted(row))}")
+                raise RowError(
+                    f"it is not of format {form.name}, as the first row is: columns {', '.join(sorted(row))}"
+                )
             if form.name != "rows":  # which knows every column that a row may have
                 require_known(row, form.known, form.name, form.files)
             problem = form.read(row, number)
-            problem = dataclasses.replace(problem, source=self.source or problem.source or _stem(file))
+            problem = dataclasses.replace(
+                problem, source=self.source or problem.source or _stem(file)
+            )
             _require_utf8(problem)
             if problem.problem_id in self.places:
                 first = self.places[problem.problem_id]
-                raise RowError(f"id {problem.problem_id!r} occurs twice, first at {first}; ids must be unique")
+                raise RowError(
+                    f"id {problem.problem_id!r} occurs twice, first at {first}; ids must be unique"
+                )
         except RowError as error:
             if not self.skip_bad_rows:
-                raise UserError(f"{file}, row {number}: {error} (skip_bad_rows leaves such rows out)") from error
+                raise UserError(
+                    f"{file}, row {number}: {error} (skip_bad_rows leaves such rows out)"
+                ) from error
             self.bad_rows.append(BadRow(file=str(file), row=number, reason=str(error)))
             return None
         self.places[problem.problem_id] = f"{file}, row {number}"
-        self.num_public_only += form.name == "livecodebench" and not livecodebench.has_private_tests(row)
+        self.num_public_only += (
+            form.name == "livecodebench" and not livecodebench.has_private_tests(row)
+        )
         return problem
 
 
@@ -178,14 +194,24 @@ def _stem(file: Path) -> str:
 def _require_utf8(problem: Problem) -> None:
     """Refuse lone surrogates, which neither Parquet nor a program's standard input can hold."""
     texts = [
-        getattr(problem, name) for name in ("problem_id", "source", "statement", "difficulty", "starter_code", "entry_point")
+        getattr(problem, name)
+        for name in (
+            "problem_id",
+            "source",
+            "statement",
+            "difficulty",
+            "starter_code",
+            "entry_point",
+        )
     ]
     tests = itertools.chain.from_iterable((test.input, test.output) for test in problem.tests)
     for text in itertools.chain(filter(None, [*texts, problem.reference]), tests):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise RowError(f"it holds text that is no Unicode ({error.reason}): {text[error.start : error.end]!a}") from error
+            raise RowError(
+                f"it holds text that is no Unicode ({error.reason}): {text[error.start : error.end]!a}"
+            ) from error
 
 
 def find_format(row: Row) -> Format:
@@ -197,7 +223,9 @@ def find_format(row: Row) -> Format:
     fitting = [known for known in FORMATS if known.fits(row)]
     if len(fitting) == 1:
         return fitting[0]
-    known = "; ".join(f"{known.name} ({', '.join(sorted(known.columns))})" for known in fitting or FORMATS)
+    known = "; ".join(
+        f"{known.name} ({', '.join(sorted(known.columns))})" for known in fitting or FORMATS
+    )
     told = "fit several formats" if fitting else "fit no known format"
     raise UserError(f"columns {', '.join(sorted(row)) or 'none'} {told}: {known}")
 
@@ -233,5 +261,13 @@ def open_problems(
                 form = find_format(row)
             except UserError as error:
                 raise UserError(f"{file}, row {number}: {error}") from None
-            return Loaded(files=tuple(files), format=form.name, skip_bad_rows=skip_bad_rows, source=source, chosen=chosen)
-    raise UserError(f"{files[0] if len(files) == 1 else files[0].parent}: no row to read; a benchmark has at least one problem")
+            return Loaded(
+                files=tuple(files),
+                format=form.name,
+                skip_bad_rows=skip_bad_rows,
+                source=source,
+                chosen=chosen,
+            )
+    raise UserError(
+        f"{files[0] if len(files) == 1 else files[0].parent}: no row to read; a benchmark has at least one problem"
+    )

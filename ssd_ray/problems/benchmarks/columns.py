@@ -14,9 +14,31 @@ from ssd_ray.problems.benchmarks.files import Row, RowError
 
 _TELLING = frozenset(
     {
-        *("accepted", "correct", "correctness", "eval", "passed", "reward", "verification", "verified", "verifier"),
+        *(
+            "accepted",
+            "correct",
+            "correctness",
+            "eval",
+            "passed",
+            "reward",
+            "verification",
+            "verified",
+            "verifier",
+        ),
         *("answer", "answers", "expected", "gold", "oracle", "output", "outputs", "truth"),
-        *("assert", "assertion", "assertions", "asserts", "case", "cases", "check", "checker", "checks", "grader", "judge"),
+        *(
+            "assert",
+            "assertion",
+            "assertions",
+            "asserts",
+            "case",
+            "cases",
+            "check",
+            "checker",
+            "checks",
+            "grader",
+            "judge",
+        ),
         *("test", "testcase", "testcases", "tests", "unittest", "unittests"),
         *("fixture", "import", "imports", "input", "inputs", "io", "setup", "teardown"),
         *("atol", "limit", "rtol", "timeout", "tolerance"),
@@ -51,4 +73,6 @@ def require_known(row: Row, known: Set[str], name: str, instead: str) -> None:
 
 def _is_nothing(value: object) -> bool:
     """Return True for null, NaN, 0, and empty text, lists and objects."""
-    return value is None or (not isinstance(value, bool) and (value in ("", 0, [], {}) or value != value))
+    return value is None or (
+        not isinstance(value, bool) and (value in ("", 0, [], {}) or value != value)
+    )

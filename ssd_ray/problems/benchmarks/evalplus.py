@@ -34,7 +34,11 @@ def problem(row: Row, number: int) -> Problem:
     Raises:
         RowError: a field is missing or of another form, or there are no base inputs.
     """
-    task_id, entry_point, prompt = text(row, "task_id"), text(row, "entry_point"), text(row, "prompt")
+    task_id, entry_point, prompt = (
+        text(row, "task_id"),
+        text(row, "entry_point"),
+        text(row, "prompt"),
+    )
     family, _, ordinal = task_id.partition("/")
     if family not in {"HumanEval", "Mbpp"} or not ordinal.isdecimal():
         raise RowError(f"field 'task_id' must be HumanEval/N or Mbpp/N, not {shown(task_id)}")
@@ -119,7 +123,9 @@ def _every(convert: Callable[[Any], Any]) -> Shape:
 
 def _each(*converts: Callable[[Any], Any]) -> Shape:
     """Every argument its own way; there must be as many."""
-    return lambda arguments: [convert(argument) for convert, argument in zip(converts, arguments, strict=True)]
+    return lambda arguments: [
+        convert(argument) for convert, argument in zip(converts, arguments, strict=True)
+    ]
 
 
 def _table(rules: Iterable[tuple[str, Shape]]) -> dict[int, Shape]:
@@ -128,7 +134,10 @@ def _table(rules: Iterable[tuple[str, Shape]]) -> dict[int, Shape]:
 
 _MBPP_SHAPES = _table(
     [
-        ("2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809", _every(tuple)),
+        (
+            "2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809",
+            _every(tuple),
+        ),
         ("63 64 70 94 120 237 272 299 400 409 417 438 473 614 780", _every(_list_of_tuples)),
         ("75 413 444 753", _each(_list_of_tuples, _as_is)),
         ("106 750", _each(_as_is, tuple)),

@@ -39,12 +39,20 @@ def list_files(source: str | Path, where: str) -> list[Path]:
     """
     try:
         path = Path(source).expanduser()
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+        files = (
+            sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+            if path.is_dir()
+            else [path]
+        )
         there = bool(files) and all(file.is_file() for file in files)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{where} {str(source)[:200]!r} is no path that can be looked at ({one_line(error)})") from error
+        raise UserError(
+            f"{where} {str(source)[:200]!r} is no path that can be looked at ({one_line(error)})"
+        ) from error
     if not there:
-        raise UserError(f"{where} {str(source)!r}: no JSONL or Parquet file there; give such a file or a directory of them")
+        raise UserError(
+            f"{where} {str(source)!r}: no JSONL or Parquet file there; give such a file or a directory of them"
+        )
     if closed := [file for file in files if not os.access(file, os.R_OK)]:
         raise UserError(f"{where}: {closed[0]} cannot be read by this user: change its permissions")
     for file in files:
@@ -85,7 +93,9 @@ def _batch_rows(batch: Any) -> list[Row | RowError]:
         rows: list[Row | RowError] = batch.to_pylist()
     except (ValueError, OverflowError):
         if batch.num_rows > 1:
-            return [row for place in range(batch.num_rows) for row in _batch_rows(batch.slice(place, 1))]
+            return [
+                row for place in range(batch.num_rows) for row in _batch_rows(batch.slice(place, 1))
+            ]
         return [_unreadable(batch)]
     return rows
 
@@ -98,7 +108,9 @@ def _unreadable(batch: Any) -> RowError:
         except UnicodeDecodeError:
             return RowError(f"field {name!r} holds text that is not UTF-8")
         except (ValueError, OverflowError) as error:
-            return RowError(f"field {name!r} holds a value that Python cannot ({error}): leave the column out")
+            return RowError(
+                f"field {name!r} holds a value that Python cannot ({error}): leave the column out"
+            )
     raise AssertionError("every column can be read")
 
 
@@ -106,11 +118,15 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                row = line.removeprefix(_MARK.encode())  # also where files with such marks were joined
+                row = line.removeprefix(
+                    _MARK.encode()
+                )  # also where files with such marks were joined
                 if row.strip():
                     yield number, _jsonl_row(row)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _jsonl_row(line: bytes) -> Row | RowError:
@@ -162,15 +178,22 @@ def optional_text(row: Row, field: str) -> str | None:
 def identifier(row: Row, field: str) -> str:
     """A field that holds an id: text, or an integer, which becomes text."""
     value = row.get(field)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(row, field)
+    return (
+        str(value) if isinstance(value, int) and not isinstance(value, bool) else text(row, field)
+    )
 
 
 def entry_point(row: Row, field: str) -> str:
     """Return a field that names a function, or a method as `Solution().name`, where an instance is made first."""
     name = row.get(field)
     owner, is_method, method = name.partition("().") if isinstance(name, str) else ("", "", "")
-    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in ([owner, method] if is_method else [owner])):
-        raise RowError(f"field {field!r} must name a function, or a method as Solution().name, not {shown(name)}")
+    if not all(
+        part.isidentifier() and not keyword.iskeyword(part)
+        for part in ([owner, method] if is_method else [owner])
+    ):
+        raise RowError(
+            f"field {field!r} must name a function, or a method as Solution().name, not {shown(name)}"
+        )
     return owner + is_method + method
 
 
@@ -183,7 +206,9 @@ def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]
         except (ValueError, RecursionError) as error:
             raise RowError(f"field {field!r} is not JSON: {error}") from error
     if not isinstance(value, kind):
-        raise RowError(f"field {field!r} must hold a {'list' if kind is list else 'JSON object'}, not {shown(value)}")
+        raise RowError(
+            f"field {field!r} must hold a {'list' if kind is list else 'JSON object'}, not {shown(value)}"
+        )
     return value
 
 

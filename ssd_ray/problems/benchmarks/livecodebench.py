@@ -20,7 +20,16 @@ from typing import Any
 
 from ssd_ray import wire
 from ssd_ray.errors import UserError
-from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, json_field, optional_text, parse_json, shown, text
+from ssd_ray.problems.benchmarks.files import (
+    Row,
+    RowError,
+    identifier,
+    json_field,
+    optional_text,
+    parse_json,
+    shown,
+    text,
+)
 from ssd_ray.schema import Problem, Test
 
 HUB = "livecodebench/code_generation_lite"
@@ -73,10 +82,14 @@ def problem(row: Row, number: int) -> Problem:
     """
     metadata = json_field(row, "metadata", dict)
     function = optional_text(metadata, "func_name")
-    public = [_case(case, "public_test_cases") for case in json_field(row, "public_test_cases", list)]
+    public = [
+        _case(case, "public_test_cases") for case in json_field(row, "public_test_cases", list)
+    ]
     cases = public + [_case(case, "private_test_cases") for case in _private(row)]
     if not cases:
-        raise RowError("field 'public_test_cases': neither public nor private tests, so nothing could be graded")
+        raise RowError(
+            "field 'public_test_cases': neither public nor private tests, so nothing could be graded"
+        )
     return Problem(
         problem_id=identifier(row, "question_id"),
         source="livecodebench",
@@ -85,7 +98,9 @@ def problem(row: Row, number: int) -> Problem:
         difficulty=optional_text(row, "difficulty") or "unknown",
         starter_code=optional_text(row, "starter_code"),
         entry_point=function,
-        tests=tuple(_call(case, index) for index, case in enumerate(cases, start=1)) if function else tuple(cases),
+        tests=tuple(_call(case, index) for index, case in enumerate(cases, start=1))
+        if function
+        else tuple(cases),
         comparison="lcb",
     )
 
@@ -93,7 +108,9 @@ def problem(row: Row, number: int) -> Problem:
 def has_private_tests(row: Row) -> bool:
     """Whether a row brings any private tests; rebuilt files often have none."""
     raw = row.get("private_test_cases")
-    return raw is not None and (raw.strip() not in {"", "[]"} if isinstance(raw, str) else bool(raw))
+    return raw is not None and (
+        raw.strip() not in {"", "[]"} if isinstance(raw, str) else bool(raw)
+    )
 
 
 def contest_date(row: Row) -> str:
@@ -104,17 +121,27 @@ def contest_date(row: Row) -> str:
     """
     value = row.get("contest_date")
     try:
-        moment = value if isinstance(value, datetime.date) else datetime.datetime.fromisoformat(value if value else "")
+        moment = (
+            value
+            if isinstance(value, datetime.date)
+            else datetime.datetime.fromisoformat(value if value else "")
+        )
     except (TypeError, ValueError):
         raise RowError(f"field 'contest_date' must hold an ISO date, not {shown(value)}") from None
     return moment.isoformat()[:10]
 
 
 def _case(case: Any, field: str) -> Test:
-    if not isinstance(case, dict) or not all(isinstance(case.get(key), str) for key in ("input", "output")):
-        raise RowError(f"field {field!r}: a test must be an object with text 'input' and 'output', not {shown(case)}")
+    if not isinstance(case, dict) or not all(
+        isinstance(case.get(key), str) for key in ("input", "output")
+    ):
+        raise RowError(
+            f"field {field!r}: a test must be an object with text 'input' and 'output', not {shown(case)}"
+        )
     if case.get("testtype") not in {"stdin", "functional"}:
-        raise RowError(f"field {field!r}: testtype must be stdin or functional, not {shown(case.get('testtype'))}")
+        raise RowError(
+            f"field {field!r}: testtype must be stdin or functional, not {shown(case.get('testtype'))}"
+        )
     return Test(input=case["input"], output=case["output"])
 
 
@@ -124,7 +151,9 @@ def _call(case: Test, index: int) -> Test:
         arguments = [parse_json(line) for line in case.input.split("\n")]
         return Test(input=wire.dumps(arguments), output=wire.dumps(parse_json(case.output)))
     except (ValueError, RecursionError, wire.UnsupportedValueError) as error:
-        raise RowError(f"test {index}: its input lines and its output must each be JSON ({error})") from error
+        raise RowError(
+            f"test {index}: its input lines and its output must each be JSON ({error})"
+        ) from error
 
 
 def _private(row: Row) -> list[Any]:
@@ -143,9 +172,13 @@ def _unpack(blob: str) -> str:
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode(blob), MAX_DECODED_BYTES)
     except (binascii.Error, ValueError, zlib.error) as error:
-        raise RowError(f"field 'private_test_cases' is neither JSON nor base64 of zlib ({error})") from error
+        raise RowError(
+            f"field 'private_test_cases' is neither JSON nor base64 of zlib ({error})"
+        ) from error
     if inflate.unconsumed_tail:
-        raise RowError(f"field 'private_test_cases' unpacks to more than {MAX_DECODED_BYTES >> 20} MiB")
+        raise RowError(
+            f"field 'private_test_cases' unpacks to more than {MAX_DECODED_BYTES >> 20} MiB"
+        )
     if not inflate.eof:
         raise RowError("field 'private_test_cases' is cut off: its zlib data have no end")
     if inflate.unused_data:
@@ -166,7 +199,9 @@ def pickled_text(data: bytes) -> str:
                 texts.append(argument)
             elif opcode.name not in _FRAMING_OPCODES:
                 named = f" {argument}" if opcode.name in {"GLOBAL", "INST"} else ""
-                raise RowError(f"field 'private_test_cases': its pickle holds {opcode.name}{named}, and only one text is allowed")
+                raise RowError(
+                    f"field 'private_test_cases': its pickle holds {opcode.name}{named}, and only one text is allowed"
+                )
     except (ValueError, pickle.UnpicklingError, IndexError, UnicodeError) as error:
         if isinstance(error, RowError):
             raise
@@ -183,7 +218,11 @@ def release_files(release: str) -> range:
         UserError: no such tag.
     """
     last = len(FILES)
-    numbers = [int(part) for part in release.replace("release_", "").replace("v", "").split("_") if part.isdigit()]
+    numbers = [
+        int(part)
+        for part in release.replace("release_", "").replace("v", "").split("_")
+        if part.isdigit()
+    ]
     tags = {f"release_v{numbers[-1]}": 1, f"v{numbers[-1]}": numbers[-1]} if numbers else {}
     if len(numbers) == 2 and release == f"v{numbers[0]}_v{numbers[1]}":
         tags[release] = numbers[0]
@@ -214,7 +253,9 @@ def choose_files(files: Sequence[Path], release: str) -> list[Path]:
     wanted = [official[index] for index in release_files(release)]
     missing = [name for name in wanted if name not in named]
     if missing:
-        raise UserError(f"release {release!r} needs {', '.join(wanted)} of LiveCodeBench; {', '.join(missing)} not found")
+        raise UserError(
+            f"release {release!r} needs {', '.join(wanted)} of LiveCodeBench; {', '.join(missing)} not found"
+        )
     return [named[name] for name in wanted]
 
 
@@ -227,7 +268,10 @@ def download(release: str) -> list[Path]:
     from huggingface_hub import hf_hub_download
 
     try:
-        return [Path(hf_hub_download(HUB, FILES[index], repo_type="dataset")) for index in release_files(release)]
+        return [
+            Path(hf_hub_download(HUB, FILES[index], repo_type="dataset"))
+            for index in release_files(release)
+        ]
     except (OSError, ValueError) as error:
         raise UserError(
             f"benchmark livecodebench: {HUB} cannot be had from the hub ({error}): give its files with `file`"
@@ -244,5 +288,7 @@ def find_window(name: str) -> Window:
         return WINDOWS[name]
     start, dots, end = name.partition("..")
     if not dots:
-        raise UserError(f"there is no window {name!r}: use {', '.join(WINDOWS)}, or dates such as 2025-02..2025-05")
+        raise UserError(
+            f"there is no window {name!r}: use {', '.join(WINDOWS)}, or dates such as 2025-02..2025-05"
+        )
     return Window(start=start, end=end)

@@ -16,10 +16,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssd_ray.errors import UserError
-from ssd_ray.problems.benchmarks.files import Row, RowError, identifier, json_field, optional_text, shown, text
+from ssd_ray.problems.benchmarks.files import (
+    Row,
+    RowError,
+    identifier,
+    json_field,
+    optional_text,
+    shown,
+    text,
+)
 from ssd_ray.schema import Problem, Test
 
-SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
+SPLITS = {
+    "prompt": range(1, 11),
+    "test": range(11, 511),
+    "validation": range(511, 601),
+    "train": range(601, 975),
+}
 """Task ids of the four splits of the full set (its README); their sizes are asserted where a recipe names one."""
 
 
@@ -40,7 +53,9 @@ def problem(row: Row, number: int) -> Problem:
     entry_point = _entry_point(assertions, defined)
     setup = "\n".join([*_imports(row), optional_text(row, "test_setup_code") or ""]).strip()
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    used = classes & {name for piece in (*sources, setup) for name in _names(_parse(piece, "test_setup_code"))}
+    used = classes & {
+        name for piece in (*sources, setup) for name in _names(_parse(piece, "test_setup_code"))
+    }
     if used:
         raise RowError(
             f"field 'test_setup_code' builds objects of the solution's own class {min(used)}, which cannot cross to a program "
@@ -48,18 +63,25 @@ def problem(row: Row, number: int) -> Problem:
         )
     handed = [name for node in assertions for name in _callables_handed_over(node, entry_point)]
     if handed:
-        raise RowError(f"field 'test_list' hands over {handed[0]} itself, which cannot cross to a program in its own process")
+        raise RowError(
+            f"field 'test_list' hands over {handed[0]} itself, which cannot cross to a program in its own process"
+        )
     statement = optional_text(row, "text") or text(row, "prompt")
     script = optional_text(row, "test")
     checks = [_check(setup, entry_point, node) for node in assertions]
     return Problem(
         problem_id=f"mbpp/{identifier(row, 'task_id')}",
         source="mbpp+" if script else "mbpp",
-        statement="{}\n\nYour code should pass these tests:\n\n{}".format(statement.strip(), "\n".join(sources)),
+        statement="{}\n\nYour code should pass these tests:\n\n{}".format(
+            statement.strip(), "\n".join(sources)
+        ),
         kind="asserts",
         entry_point=entry_point,
         reference=code,
-        tests=tuple(Test(input=check, output="") for check in ([_script(setup, entry_point, script)] if script else checks)),
+        tests=tuple(
+            Test(input=check, output="")
+            for check in ([_script(setup, entry_point, script)] if script else checks)
+        ),
     )
 
 
@@ -114,7 +136,11 @@ def _names(tree: ast.AST) -> list[str]:
 
 def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
     """The one function of the solution that every assertion names; of several, the first that the first one calls."""
-    common = [name for name in _names(assertions[0]) if name in defined and all(name in _names(node) for node in assertions)]
+    common = [
+        name
+        for name in _names(assertions[0])
+        if name in defined and all(name in _names(node) for node in assertions)
+    ]
     if not common:
         raise RowError("field 'test_list': no function of 'code' is named in every assertion")
     return common[0]
@@ -122,13 +148,27 @@ def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
 
 def _callables_handed_over(assertion: ast.Assert, entry_point: str) -> list[str]:
     calls = [node for node in ast.walk(assertion) if isinstance(node, ast.Call)]
-    arguments = [argument for call in calls if entry_point in _names(call.func) for argument in call.args]
-    return [name.id for name in arguments if isinstance(name, ast.Name) and callable(getattr(builtins, name.id, None))]
+    arguments = [
+        argument for call in calls if entry_point in _names(call.func) for argument in call.args
+    ]
+    return [
+        name.id
+        for name in arguments
+        if isinstance(name, ast.Name) and callable(getattr(builtins, name.id, None))
+    ]
 
 
 def _check(setup: str, entry_point: str, assertion: ast.Assert) -> str:
     lines = [setup] if setup else []
-    return "\n".join([*lines, "def check(candidate):", f"    {entry_point} = candidate", f"    {ast.unparse(assertion)}", ""])
+    return "\n".join(
+        [
+            *lines,
+            "def check(candidate):",
+            f"    {entry_point} = candidate",
+            f"    {ast.unparse(assertion)}",
+            "",
+        ]
+    )
 
 
 def _script(setup: str, entry_point: str, script: str) -> str:

@@ -11,7 +11,16 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 from ssd_ray import wire
-from ssd_ray.problems.benchmarks.files import Row, RowError, entry_point, identifier, json_field, optional_text, shown, text
+from ssd_ray.problems.benchmarks.files import (
+    Row,
+    RowError,
+    entry_point,
+    identifier,
+    json_field,
+    optional_text,
+    shown,
+    text,
+)
 from ssd_ray.schema import Comparison, Kind, Problem, Test
 
 _FIELDS = {field.name for field in dataclasses.fields(Problem)}
@@ -30,13 +39,21 @@ def problem(row: Row, number: int) -> Problem:
     if kind not in _TESTS:
         raise RowError(f"field 'kind' must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if comparison not in get_args(Comparison):
-        raise RowError(f"field 'comparison' must be one of {', '.join(get_args(Comparison))}, not {comparison!r}")
-    called = entry_point(row, "entry_point") if kind in {"function", "asserts"} else optional_text(row, "entry_point")
+        raise RowError(
+            f"field 'comparison' must be one of {', '.join(get_args(Comparison))}, not {comparison!r}"
+        )
+    called = (
+        entry_point(row, "entry_point")
+        if kind in {"function", "asserts"}
+        else optional_text(row, "entry_point")
+    )
     tests = json_field(row, "tests", list)
     if not tests:
         raise RowError("field 'tests' is empty, so nothing could be graded")
     if kind == "numeric" and len(tests) > 1:
-        raise RowError(f"field 'tests' of a problem of kind numeric holds the one answer, not {len(tests)}")
+        raise RowError(
+            f"field 'tests' of a problem of kind numeric holds the one answer, not {len(tests)}"
+        )
     return Problem(
         problem_id=identifier(row, "problem_id"),
         source=optional_text(row, "source") or "",
@@ -55,7 +72,11 @@ def problem(row: Row, number: int) -> Problem:
 def _tolerance(value: Any) -> float:
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value < float("inf")
+    ):
         raise RowError(f"field 'atol' must hold a number of at least 0, not {shown(value)}")
     return float(value)
 
@@ -128,4 +149,9 @@ def _string(test: Row, key: str) -> str:
     return value
 
 
-_TESTS: dict[str, Callable[[Row], Test]] = {"stdin": _stdin, "function": _function, "asserts": _asserts, "numeric": _numeric}
+_TESTS: dict[str, Callable[[Row], Test]] = {
+    "stdin": _stdin,
+    "function": _function,
+    "asserts": _asserts,
+    "numeric": _numeric,
+}

@@ -26,11 +26,18 @@ def identify(choice: Benchmark) -> str:
     """
     _window(choice)
     if choice.file is None:
-        names = [livecodebench.FILES[index] for index in livecodebench.release_files(_hub_release(choice))]
+        names = [
+            livecodebench.FILES[index]
+            for index in livecodebench.release_files(_hub_release(choice))
+        ]
         held = f"hub {livecodebench.HUB} {' '.join(names)}"
     else:
         held = f"files {digest(_chosen_files(choice))}"
-    rows = [f"{key}={value}" for key in ("release", "window", "start", "end") if (value := getattr(choice, key)) is not None]
+    rows = [
+        f"{key}={value}"
+        for key in ("release", "window", "start", "end")
+        if (value := getattr(choice, key)) is not None
+    ]
     return " ".join([held, *rows, *(["without bad rows"] if choice.skip_bad_rows else [])])
 
 
@@ -40,19 +47,27 @@ def load(choice: Benchmark) -> Loaded:
     Raises:
         UserError: no such file, release or window, or one that the format does not have.
     """
-    files = livecodebench.download(_hub_release(choice)) if choice.file is None else _chosen_files(choice)
+    files = (
+        livecodebench.download(_hub_release(choice))
+        if choice.file is None
+        else _chosen_files(choice)
+    )
     loaded = open_problems(files, skip_bad_rows=choice.skip_bad_rows, source=choice.name)
     window = _window(choice)
     if loaded.format == "livecodebench":
         loaded.chosen = window.holds if window else None
     elif window is not None:
-        raise UserError(f"benchmark {choice.name}: only LiveCodeBench has contest dates, and its format is {loaded.format}")
+        raise UserError(
+            f"benchmark {choice.name}: only LiveCodeBench has contest dates, and its format is {loaded.format}"
+        )
     elif choice.release is not None and loaded.format == "mbpp":
         split = choice.release
         mbpp.require_split(split)
         loaded.chosen = lambda row: mbpp.in_split(row, split)
     elif choice.release is not None:
-        raise UserError(f"benchmark {choice.name}: format {loaded.format} has no releases; leave release {choice.release!r} out")
+        raise UserError(
+            f"benchmark {choice.name}: format {loaded.format} has no releases; leave release {choice.release!r} out"
+        )
     return loaded
 
 
@@ -65,12 +80,22 @@ def counted(choice: Benchmark, loaded: Loaded) -> Iterator[Problem]:
     yield from loaded
     wanted: list[tuple[str, int, int]] = []
     if choice.release is not None and loaded.format == "mbpp":
-        wanted.append((f"split {choice.release}", len(mbpp.SPLITS[choice.release]), loaded.num_chosen))
+        wanted.append(
+            (f"split {choice.release}", len(mbpp.SPLITS[choice.release]), loaded.num_chosen)
+        )
     elif choice.release is not None:
-        wanted.append((f"release {choice.release}", livecodebench.release_rows(choice.release), loaded.num_read))
+        wanted.append(
+            (
+                f"release {choice.release}",
+                livecodebench.release_rows(choice.release),
+                loaded.num_read,
+            )
+        )
     window = _window(choice)
     if window is not None and window.rows is not None:
-        wanted.append((f"window {choice.window} of {window.release}", window.rows, loaded.num_chosen))
+        wanted.append(
+            (f"window {choice.window} of {window.release}", window.rows, loaded.num_chosen)
+        )
     for named, expected, found in wanted:
         if expected != found:
             raise UserError(
@@ -78,7 +103,9 @@ def counted(choice: Benchmark, loaded: Loaded) -> Iterator[Problem]:
                 "or choose a part of it by dates (2025-02..2025-05) or by a file alone, which state no count"
             )
     if not loaded.num_chosen:
-        raise UserError(f"benchmark {choice.name}: none of its {loaded.num_read} rows is in the window: choose other dates")
+        raise UserError(
+            f"benchmark {choice.name}: none of its {loaded.num_read} rows is in the window: choose other dates"
+        )
 
 
 def _window(choice: Benchmark) -> Window | None:

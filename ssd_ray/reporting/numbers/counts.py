@@ -69,7 +69,11 @@ class ProblemResult:
     @property
     def accepted_base(self) -> int:
         """Graded answers that passed EvalPlus's base tests, whatever came after."""
-        return sum(answer.outcome_base == "accepted" for answer in self.answers if answer.outcome != "infrastructure_error")
+        return sum(
+            answer.outcome_base == "accepted"
+            for answer in self.answers
+            if answer.outcome != "infrastructure_error"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,9 @@ def load(path: Path, rows: int | None = None) -> manifests.Artifact:
     artifact = manifests.load(path)
     stated = artifact.facts.get("rows")
     if rows is not None and stated is not None and stated != rows:
-        raise UserError(f"{path}: the manifest counts {stated} rows, the shards hold {rows}; delete that directory and run again")
+        raise UserError(
+            f"{path}: the manifest counts {stated} rows, the shards hold {rows}; delete that directory and run again"
+        )
     return artifact
 
 
@@ -131,16 +137,25 @@ def problems_asked(run: Path) -> dict[str, Asked]:
     """
     path = run / "eval-prompts"
     found: dict[str, Asked] = {}
-    for problem_id, source, difficulty in shards.read_columns(path, "prompt_id", "source", "difficulty"):
+    for problem_id, source, difficulty in shards.read_columns(
+        path, "prompt_id", "source", "difficulty"
+    ):
         if problem_id in found:
-            raise UserError(f"{path} holds the problem {problem_id!r} twice; delete that directory and run again")
+            raise UserError(
+                f"{path} holds the problem {problem_id!r} twice; delete that directory and run again"
+            )
         found[problem_id] = Asked(benchmark=source, difficulty=difficulty)
     load(path, len(found))
     return found
 
 
 def arm_results(
-    generations: Path, verdicts: Path, asked: Mapping[str, Asked], samples_per_problem: int, *, partly: bool = False
+    generations: Path,
+    verdicts: Path,
+    asked: Mapping[str, Asked],
+    samples_per_problem: int,
+    *,
+    partly: bool = False,
 ) -> dict[str, ProblemResult]:
     """What became of every answer of an arm, by problem id in sorted order.
 
@@ -154,13 +169,20 @@ def arm_results(
     load(generations, len(answered))
     if partly:
         covered = {source for (source,) in shards.read_columns(verdicts, "source")}
-        asked = {problem_id: problem for problem_id, problem in asked.items() if problem.benchmark in covered}
+        asked = {
+            problem_id: problem
+            for problem_id, problem in asked.items()
+            if problem.benchmark in covered
+        }
         answered = {key: answer for key, answer in answered.items() if key[0] in asked}
     gathered, rows = _graded(verdicts, answered)
     load(verdicts, rows)
     if answered:
         prompt_id, sample_index = min(answered)
-        raise _mismatch(verdicts, f"answers without a verdict: {len(answered)}, such as {prompt_id!r} sample {sample_index}")
+        raise _mismatch(
+            verdicts,
+            f"answers without a verdict: {len(answered)}, such as {prompt_id!r} sample {sample_index}",
+        )
     _check_problems(verdicts, gathered, asked, samples_per_problem)
     return {
         problem_id: ProblemResult(
@@ -194,14 +216,37 @@ def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
     return found
 
 
-def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dict[str, _Gathered], int]:
+def _graded(
+    path: Path, answered: dict[tuple[str, int], _Answered]
+) -> tuple[dict[str, _Gathered], int]:
     """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
     gathered: dict[str, _Gathered] = {}
-    columns = ("prompt_id", "sample_index", "source", "difficulty", "outcome", "outcome_base", "reasoning", "detail")
-    for prompt_id, index, source, difficulty, outcome, outcome_base, reasoning, detail in shards.read_columns(path, *columns):
+    columns = (
+        "prompt_id",
+        "sample_index",
+        "source",
+        "difficulty",
+        "outcome",
+        "outcome_base",
+        "reasoning",
+        "detail",
+    )
+    for (
+        prompt_id,
+        index,
+        source,
+        difficulty,
+        outcome,
+        outcome_base,
+        reasoning,
+        detail,
+    ) in shards.read_columns(path, *columns):
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
-            raise _mismatch(path, f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice")
+            raise _mismatch(
+                path,
+                f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice",
+            )
         if outcome not in OUTCOMES:
             raise _mismatch(path, f"unknown outcome {outcome!r} at {prompt_id!r}")
         problem = gathered.setdefault(prompt_id, _Gathered(source, difficulty))
@@ -220,19 +265,32 @@ def _graded(path: Path, answered: dict[tuple[str, int], _Answered]) -> tuple[dic
     return gathered, sum(len(problem.answers) for problem in gathered.values())
 
 
-def _check_problems(path: Path, gathered: Mapping[str, _Gathered], asked: Mapping[str, Asked], samples_per_problem: int) -> None:
+def _check_problems(
+    path: Path,
+    gathered: Mapping[str, _Gathered],
+    asked: Mapping[str, Asked],
+    samples_per_problem: int,
+) -> None:
     odd = sorted(gathered.keys() ^ asked.keys())
     if odd:
         where = "verdicts" if odd[0] in gathered else "eval-prompts"
         raise _mismatch(
-            path, f"its problems are not those of eval-prompts: {odd[0]!r} is only in {where} (such problems: {len(odd)})"
+            path,
+            f"its problems are not those of eval-prompts: {odd[0]!r} is only in {where} (such problems: {len(odd)})",
         )
     for problem_id, found in gathered.items():
-        if (found.benchmark, found.difficulty) != (asked[problem_id].benchmark, asked[problem_id].difficulty):
-            raise _mismatch(path, f"{problem_id!r} is {found.benchmark}/{found.difficulty} here, not as in eval-prompts")
+        if (found.benchmark, found.difficulty) != (
+            asked[problem_id].benchmark,
+            asked[problem_id].difficulty,
+        ):
+            raise _mismatch(
+                path,
+                f"{problem_id!r} is {found.benchmark}/{found.difficulty} here, not as in eval-prompts",
+            )
         if len(found.answers) != samples_per_problem:
             raise _mismatch(
-                path, f"{problem_id!r} has {len(found.answers)} answers, not evaluate.samples_per_problem {samples_per_problem}"
+                path,
+                f"{problem_id!r} has {len(found.answers)} answers, not evaluate.samples_per_problem {samples_per_problem}",
             )
 
 
@@ -267,5 +325,7 @@ def loss(checkpoint: Path) -> Loss | None:
             record: dict[str, Any] = json.loads(line)
             found[int(record["step"])] = float(record["loss"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number} is not a line with step and loss; delete {path.parent} and train again") from error
+            raise UserError(
+                f"{path}:{number} is not a line with step and loss; delete {path.parent} and train again"
+            ) from error
     return Loss(steps=tuple(sorted(found)), losses=tuple(found[step] for step in sorted(found)))

@@ -42,7 +42,9 @@ def held_out(checkpoint: Path) -> dict[str, Any] | None:
             record = json.loads(line)
             found[int(record["step"])] = {name: float(record[name]) for name in (*SHOWN, "tokens")}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number} is not a measurement; delete {path.parent} and train again") from error
+            raise UserError(
+                f"{path}:{number} is not a measurement; delete {path.parent} and train again"
+            ) from error
     steps = sorted(found)
     columns = {name: [found[step][name] for step in steps] for name in SHOWN}
     return {"tokens": int(found[steps[0]]["tokens"]), "step": steps, **columns}

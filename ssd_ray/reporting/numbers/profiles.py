@@ -30,9 +30,9 @@ def flips(first: Results, second: Results) -> list[dict[str, Any]]:
     for arm, problems in second.items():
         for problem_id, problem in problems.items():
             for here, there in zip(first[arm][problem_id].answers, problem.answers, strict=True):
-                if UNGRADED not in (here.outcome, there.outcome) and (here.outcome == "accepted") != (
-                    there.outcome == "accepted"
-                ):
+                if UNGRADED not in (here.outcome, there.outcome) and (
+                    here.outcome == "accepted"
+                ) != (there.outcome == "accepted"):
                     found.append(
                         {
                             "benchmark": problem.benchmark,

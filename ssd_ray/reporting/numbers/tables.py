@@ -19,7 +19,13 @@ import numpy as np
 
 from ssd_ray.config import EvaluateConfig, Recipe, arms
 from ssd_ray.lcb_official import GRADER
-from ssd_ray.reporting.numbers.counts import FINISH_REASONS, OUTCOMES, Loss, ProblemResult, SampleCounts
+from ssd_ray.reporting.numbers.counts import (
+    FINISH_REASONS,
+    OUTCOMES,
+    Loss,
+    ProblemResult,
+    SampleCounts,
+)
 from ssd_ray.reporting.numbers.profiles import flips
 from ssd_ray.reporting.numbers.sweeps import selections
 from ssd_ray.reporting.numbers.training_data import training
@@ -31,7 +37,9 @@ FORMAT = 4
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
 
 Results = Mapping[str, Mapping[str, ProblemResult]]
-Trained = tuple[SampleCounts, Loss | None, Mapping[str, Any] | None, Mapping[str, Mapping[str, Any]]]
+Trained = tuple[
+    SampleCounts, Loss | None, Mapping[str, Any] | None, Mapping[str, Mapping[str, Any]]
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +123,12 @@ def scores(
         },
         "arms": {name: arm.model_dump(mode="json") for name, arm in every.items()},
         "families": {name: list(points.values()) for name, points in arms.families(recipe).items()},
-        "selection": {name: _selection(recipe, _only(results, benchmark=name)) for name in benchmarks},
-        "benchmarks": {name: _benchmark(recipe, _only(results, benchmark=name)) for name in benchmarks},
+        "selection": {
+            name: _selection(recipe, _only(results, benchmark=name)) for name in benchmarks
+        },
+        "benchmarks": {
+            name: _benchmark(recipe, _only(results, benchmark=name)) for name in benchmarks
+        },
         "profiles": _profiles(recipe, by_profile, benchmarks),
         "contamination": contamination,
         "training": training(*trained["ssd"]),
@@ -131,7 +143,9 @@ def _difficulty_order(name: str) -> tuple[int, str]:
     return (DIFFICULTIES.index(name) if name in DIFFICULTIES else len(DIFFICULTIES), name)
 
 
-def _only(results: Results, *, benchmark: str | None = None, difficulty: str | None = None) -> Results:
+def _only(
+    results: Results, *, benchmark: str | None = None, difficulty: str | None = None
+) -> Results:
     return {
         arm: {
             problem_id: problem
@@ -143,14 +157,18 @@ def _only(results: Results, *, benchmark: str | None = None, difficulty: str | N
 
 
 def _refusals(recipe: Recipe, results: Results) -> dict[str, str | None]:
-    return {arm: _refusal(recipe.evaluate, list(problems.values())) for arm, problems in results.items()}
+    return {
+        arm: _refusal(recipe.evaluate, list(problems.values())) for arm, problems in results.items()
+    }
 
 
 def _selection(recipe: Recipe, results: Results) -> list[dict[str, Any]]:
     return selections(recipe, results, _refusals(recipe, results))
 
 
-def _profiles(recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Sequence[str]) -> dict[str, Any]:
+def _profiles(
+    recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Sequence[str]
+) -> dict[str, Any]:
     """The scores of every arm under each profile, on the benchmarks that it graded, and the answers whose verdict flips."""
     first, *others = recipe.evaluate.profiles
     return {
@@ -172,7 +190,10 @@ def _profiles(recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Seq
 def _scores(recipe: Recipe, results: Results) -> dict[str, Any]:
     """The headline pass@k of every arm on one benchmark, None where it is refused."""
     refusals, k = _refusals(recipe, results), min(recipe.evaluate.pass_at)
-    values = {arm: pass_at_values([(p.graded, p.accepted) for p in problems.values()], k) for arm, problems in results.items()}
+    values = {
+        arm: pass_at_values([(p.graded, p.accepted) for p in problems.values()], k)
+        for arm, problems in results.items()
+    }
     found = {arm: None if refusals[arm] else _score(recipe, each) for arm, each in values.items()}
     return {arm: score and dataclasses.asdict(score) for arm, score in found.items()}
 
@@ -180,7 +201,9 @@ def _scores(recipe: Recipe, results: Results) -> dict[str, Any]:
 def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
     """All problems of a benchmark, and each difficulty where it has more than one."""
     refusals, baseline = _refusals(recipe, results), arms.baseline(recipe)
-    difficulties = sorted({problem.difficulty for problem in results[baseline].values()}, key=_difficulty_order)
+    difficulties = sorted(
+        {problem.difficulty for problem in results[baseline].values()}, key=_difficulty_order
+    )
     return {
         "all": dataclasses.asdict(group(recipe, results, refusals)),
         "difficulties": {
@@ -210,23 +233,44 @@ def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) 
         arm: _values(recipe, [(problem.graded, problem.accepted) for problem in problems.values()])
         for arm, problems in results.items()
     }
-    every = (answer for problems in results.values() for problem in problems.values() for answer in problem.answers)
+    every = (
+        answer
+        for problems in results.values()
+        for problem in problems.values()
+        for answer in problem.answers
+    )
     has_base = any(answer.outcome_base for answer in every)
     tables = {}
     for arm, problems in results.items():
-        base = _values(recipe, [(problem.graded, problem.accepted_base) for problem in problems.values()]) if has_base else {}
+        base = (
+            _values(
+                recipe, [(problem.graded, problem.accepted_base) for problem in problems.values()]
+            )
+            if has_base
+            else {}
+        )
         unpaired = arm == baseline or refusals[arm] is not None or refusals[baseline] is not None
         tables[arm] = _arm_table(
             list(problems.values()),
             refusals[arm],
-            {name: None if refusals[arm] else _score(recipe, value) for name, value in values[arm].items()},
-            {name: None if refusals[arm] else _score(recipe, value) for name, value in base.items()},
+            {
+                name: None if refusals[arm] else _score(recipe, value)
+                for name, value in values[arm].items()
+            },
+            {
+                name: None if refusals[arm] else _score(recipe, value)
+                for name, value in base.items()
+            },
             {
                 name: None if unpaired else difference(recipe, value, values[baseline][name])
                 for name, value in values[arm].items()
             },
         )
-    return Group(problems=len(results[baseline]), samples_per_problem=recipe.evaluate.samples_per_problem, arms=tables)
+    return Group(
+        problems=len(results[baseline]),
+        samples_per_problem=recipe.evaluate.samples_per_problem,
+        arms=tables,
+    )
 
 
 def _values(recipe: Recipe, counts: Sequence[tuple[int, int]]) -> dict[str, Values]:
@@ -281,7 +325,9 @@ def _problems(results: Results) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm, problems in results.items():
         for problem_id, problem in problems.items():
-            entry = found.setdefault(problem_id, {"difficulty": problem.difficulty, "accepted": {}, "graded": {}})
+            entry = found.setdefault(
+                problem_id, {"difficulty": problem.difficulty, "accepted": {}, "graded": {}}
+            )
             entry["accepted"][arm], entry["graded"][arm] = problem.accepted, problem.graded
     return found
 
@@ -305,5 +351,7 @@ def canonical(value: Any, indent: int = 0) -> str:
         return "[\n" + ",\n".join(rows) + "\n" + " " * indent + "]"
     if not isinstance(value, Mapping) or not value:
         return json.dumps(value, sort_keys=True, allow_nan=False)
-    lines = (f"{pad}{json.dumps(key)}: {canonical(value[key], indent + 1)}" for key in sorted(value))
+    lines = (
+        f"{pad}{json.dumps(key)}: {canonical(value[key], indent + 1)}" for key in sorted(value)
+    )
     return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"

@@ -34,7 +34,9 @@ def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
     return {
         "stages": rows,
         "total": {name: _total(row[name] for row in rows) for name in ("seconds", "tokens")},
-        "isolation": {arm: loaded[f"{first}/{arm}"]["facts"].get("isolation") for arm in arms.arms(recipe)},
+        "isolation": {
+            arm: loaded[f"{first}/{arm}"]["facts"].get("isolation") for arm in arms.arms(recipe)
+        },
         "versions": _versions(loaded.values()),
         "machine": machine(),
     }
@@ -88,4 +90,6 @@ def _processor() -> str | None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None
+    )

@@ -54,7 +54,10 @@ def training(
     return {
         "prompts": {name: facts["prompts"].get(name) for name in PROMPTS},
         "samples": _samples(samples, facts["samples"]),
-        "dataset": {**{name: facts["dataset"].get(name) for name in DATASET}, "health": _health(facts["dataset"])},
+        "dataset": {
+            **{name: facts["dataset"].get(name) for name in DATASET},
+            "health": _health(facts["dataset"]),
+        },
         "checkpoint": {name: facts["checkpoint"].get(name) for name in CHECKPOINT},
         "loss": None if loss is None else {"step": list(loss.steps), "loss": list(loss.losses)},
         "held_out": held_out,
@@ -77,7 +80,9 @@ def _samples(samples: SampleCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
         "not_drawn": len(facts.get("failed", ())),
         "prompt_tokens": facts.get("prompt_tokens"),
         "output_tokens": tokens,
-        "finish_reasons": {reason: sum(samples.lengths[reason].values()) for reason in FINISH_REASONS},
+        "finish_reasons": {
+            reason: sum(samples.lengths[reason].values()) for reason in FINISH_REASONS
+        },
         "cap_hit_rate": sum(cut.values()) / samples.rows if samples.rows else None,
         "cap_hit_token_share": lengths_total(cut) / tokens if tokens else None,
         "mean_answer_tokens": tokens / samples.rows if samples.rows else None,
@@ -98,7 +103,9 @@ def _median(lengths: Counter[int]) -> float | None:
     ordered = np.array(sorted(lengths))
     reached = np.cumsum([lengths[int(length)] for length in ordered])
     middle = [(reached[-1] - 1) // 2, reached[-1] // 2]
-    return float(np.mean([ordered[np.searchsorted(reached, index, side="right")] for index in middle]))
+    return float(
+        np.mean([ordered[np.searchsorted(reached, index, side="right")] for index in middle])
+    )
 
 
 def histogram(samples: SampleCounts) -> dict[str, list[int]]:

@@ -80,7 +80,11 @@ def style_of(scores: Mapping[str, Any], arm: str) -> int:
     """
     family = {point: name for name, points in scores["families"].items() for point in points}
     own = family.get(scores["baseline"], scores["baseline"])
-    others = [name for name in dict.fromkeys(family.get(each, each) for each in scores["order"]["arms"]) if name != own]
+    others = [
+        name
+        for name in dict.fromkeys(family.get(each, each) for each in scores["order"]["arms"])
+        if name != own
+    ]
     name = family.get(arm, arm)
     return 0 if name == own else 1 + others.index(name) % (len(COLORS) - 1)
 
@@ -99,6 +103,15 @@ def canvas(height: float) -> tuple[Figure, Axes]:
 def finish(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     """The drawing as SVG without a date."""
     sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     width, height = figure.get_size_inches() * 96
-    return Picture(name=name, svg=sink.getvalue(), width=round(width), height=round(height), alt=alt, caption=caption)
+    return Picture(
+        name=name,
+        svg=sink.getvalue(),
+        width=round(width),
+        height=round(height),
+        alt=alt,
+        caption=caption,
+    )

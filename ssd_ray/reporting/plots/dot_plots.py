@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting import words
-from ssd_ray.reporting.plots.canvas import COLORS, INK, MARKERS, QUIET, Picture, canvas, finish, short, style_of
+from ssd_ray.reporting.plots.canvas import (
+    COLORS,
+    INK,
+    MARKERS,
+    QUIET,
+    Picture,
+    canvas,
+    finish,
+    short,
+    style_of,
+)
 from ssd_ray.reporting.words import MINUS, decimals, is_few, percent, points, rounded
 
 
@@ -37,7 +47,13 @@ def score_plot(scores: Mapping[str, Any]) -> Picture:
         for arm in scores["order"]["arms"]
     ]
     what = f"{scores['headline']} of each arm with its {percent(scores['confidence'], 0)} interval"
-    return _dots("scores", marks, f"{scores['headline']} (%)", f"Dot plot of {what}.", f"{_capital(what)} over problems.")
+    return _dots(
+        "scores",
+        marks,
+        f"{scores['headline']} (%)",
+        f"Dot plot of {what}.",
+        f"{_capital(what)} over problems.",
+    )
 
 
 def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
@@ -48,7 +64,9 @@ def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
             section=benchmark,
             label=arm if scores["families"] else f"{arm} {MINUS} {baseline}",
             style=style_of(scores, arm),
-            found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["difference"][scores["headline"]],
+            found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["difference"][
+                scores["headline"]
+            ],
         )
         for benchmark in scores["order"]["benchmarks"]
         for arm in scores["order"]["arms"]
@@ -58,7 +76,14 @@ def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
         return None
     what = f"Paired difference of {scores['headline']} to {baseline}, problem by problem"
     caption = f"{what}: an interval that crosses the line at zero is a difference this run cannot tell from none."
-    return _dots("differences", marks, "difference (percentage points)", f"Dot plot. {what}.", caption, signed=True)
+    return _dots(
+        "differences",
+        marks,
+        "difference (percentage points)",
+        f"Dot plot. {what}.",
+        caption,
+        signed=True,
+    )
 
 
 def difficulty_plot(scores: Mapping[str, Any]) -> Picture | None:
@@ -68,7 +93,9 @@ def difficulty_plot(scores: Mapping[str, Any]) -> Picture | None:
             section=f"{benchmark}, {difficulty}",
             label=arm,
             style=style_of(scores, arm),
-            found=scores["benchmarks"][benchmark]["difficulties"][difficulty]["arms"][arm]["score"][scores["headline"]],
+            found=scores["benchmarks"][benchmark]["difficulties"][difficulty]["arms"][arm]["score"][
+                scores["headline"]
+            ],
         )
         for benchmark in scores["order"]["benchmarks"]
         for difficulty in scores["order"]["difficulties"]
@@ -79,14 +106,18 @@ def difficulty_plot(scores: Mapping[str, Any]) -> Picture | None:
         return None
     what = f"{scores['headline']} by difficulty"
     caption = f"{_capital(what)}: fewer problems to a group, so wider intervals."
-    return _dots("difficulties", marks, f"{scores['headline']} (%)", f"Dot plot of {what}.", caption)
+    return _dots(
+        "difficulties", marks, f"{scores['headline']} (%)", f"Dot plot of {what}.", caption
+    )
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:] if not text.startswith("pass@") else text
 
 
-def _dots(name: str, marks: Sequence[_Mark], xlabel: str, alt: str, caption: str, *, signed: bool = False) -> Picture:
+def _dots(
+    name: str, marks: Sequence[_Mark], xlabel: str, alt: str, caption: str, *, signed: bool = False
+) -> Picture:
     """Rows of points with intervals under a heading for each section."""
     labels: list[str] = []
     headings: list[int] = []
@@ -104,7 +135,15 @@ def _dots(name: str, marks: Sequence[_Mark], xlabel: str, alt: str, caption: str
     for y in headings:
         axes.get_yticklabels()[y].set_fontweight("bold")
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    _limits(axes, [mark.found for mark in marks if mark.found and not (signed and is_few(mark.found["problems"]))], signed)
+    _limits(
+        axes,
+        [
+            mark.found
+            for mark in marks
+            if mark.found and not (signed and is_few(mark.found["problems"]))
+        ],
+        signed,
+    )
     axes.set_xlabel(xlabel)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
@@ -126,7 +165,16 @@ def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
     digits = decimals(mark.found["problems"])
     score = words.score(mark.found) if few else rounded(middle, digits)
     text = points(mark.found["estimate"], digits) if signed else score
-    axes.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", color=color, fontsize=8.5, fontweight="bold")
+    axes.annotate(
+        text,
+        (high, y),
+        (6, 0),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        fontsize=8.5,
+        fontweight="bold",
+    )
 
 
 def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> None:
@@ -136,7 +184,9 @@ def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> Non
     if signed:
         axes.axvline(0, color=INK, linewidth=1.0)
         reach = max(-low, high, 5.0)
-        axes.set_xlim(min(low, -0.15 * reach) - 0.05 * reach, max(high, 0.15 * reach) + 0.32 * reach)
+        axes.set_xlim(
+            min(low, -0.15 * reach) - 0.05 * reach, max(high, 0.15 * reach) + 0.32 * reach
+        )
     else:
         axes.set_xlim(0, max(high, 1.0) * 1.18)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -13,7 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ssd_ray.reporting.plots.canvas import COLORS, INK, PAPER, QUIET, RULE, WIDTH, Picture, canvas, finish, style
+from ssd_ray.reporting.plots.canvas import (
+    COLORS,
+    INK,
+    PAPER,
+    QUIET,
+    RULE,
+    WIDTH,
+    Picture,
+    canvas,
+    finish,
+    style,
+)
 from ssd_ray.reporting.words import count, percent, plain
 
 GROUP_COLORS = {
@@ -43,10 +54,32 @@ def class_plot(health: Mapping[str, Any]) -> Picture:
     rows = [(name, *shares(health, name)) for name in health["classes"]]
     figure, axes = canvas(0.85 + 0.34 * len(rows))
     for place, (_, answers, tokens) in enumerate(rows):
-        axes.plot([100 * answers, 100 * tokens], [place, place], color=RULE, linewidth=3, solid_capstyle="round", zorder=1)
+        axes.plot(
+            [100 * answers, 100 * tokens],
+            [place, place],
+            color=RULE,
+            linewidth=3,
+            solid_capstyle="round",
+            zorder=1,
+        )
     places = range(len(rows))
-    axes.scatter([100 * row[1] for row in rows], places, s=42, color=COLORS[0], label="of the answers", zorder=2)
-    axes.scatter([100 * row[2] for row in rows], places, s=42, marker="D", color=COLORS[2], label="of the tokens", zorder=3)
+    axes.scatter(
+        [100 * row[1] for row in rows],
+        places,
+        s=42,
+        color=COLORS[0],
+        label="of the answers",
+        zorder=2,
+    )
+    axes.scatter(
+        [100 * row[2] for row in rows],
+        places,
+        s=42,
+        marker="D",
+        color=COLORS[2],
+        label="of the tokens",
+        zorder=3,
+    )
     farthest = max(1.0, *(100 * max(row[1:]) for row in rows))
     for place, (_, answers, tokens) in enumerate(rows):
         end = 100 * max(answers, tokens) + 0.035 * farthest
@@ -59,9 +92,12 @@ def class_plot(health: Mapping[str, Any]) -> Picture:
     axes.set_xlabel("share (%)")
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=2, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
+    figure.legend(
+        loc="outside upper right", ncols=2, fontsize=8.5, handletextpad=0.2, columnspacing=1.2
+    )
     told = "; ".join(
-        f"{plain(name)}: {percent(answers)} of the answers, {percent(tokens)} of the tokens" for name, answers, tokens in rows
+        f"{plain(name)}: {percent(answers)} of the answers, {percent(tokens)} of the tokens"
+        for name, answers, tokens in rows
     )
     caption = "What each class weighs: its share of the answers, and its share of the tokens that training would see."
     return finish("classes", figure, f"Dot plot. {told}.", caption)
@@ -88,8 +124,18 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
     below.set_xlabel("answer tokens")
     present = [group for group in GROUP_COLORS if any(lengths["counts"][group])]
     handles, labels = above.get_legend_handles_labels()
-    chosen = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label in map(plain, present)]
-    figure.legend(*zip(*chosen, strict=True), loc="outside upper right", ncols=len(chosen), fontsize=8.5, handlelength=1.0)
+    chosen = [
+        (handle, label)
+        for handle, label in zip(handles, labels, strict=True)
+        if label in map(plain, present)
+    ]
+    figure.legend(
+        *zip(*chosen, strict=True),
+        loc="outside upper right",
+        ncols=len(chosen),
+        fontsize=8.5,
+        handlelength=1.0,
+    )
     told = "; ".join(
         f"{plain(group)}: {count(sum(lengths['counts'][group]))} answers, {count(sum(lengths['tokens'][group]))} tokens"
         for group in present
@@ -98,7 +144,9 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
         f"Above, answers by length; below, the tokens that they hold. Median {count(lengths['p50'])}, longest "
         f"{count(lengths['max'])}. An answer stands once, in the topmost class that it is of."
     )
-    return finish("health-lengths", figure, f"Two histograms over length in tokens. {told}.", caption)
+    return finish(
+        "health-lengths", figure, f"Two histograms over length in tokens. {told}.", caption
+    )
 
 
 def _stack(axes: Axes, edges: list[float], groups: Mapping[str, list[int]]) -> None:

@@ -19,11 +19,22 @@ def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
     figure, axes = canvas(2.6)
     steps = found["step"]
     axes.plot(steps, found["nll"], color=COLORS[1], linewidth=1.6, label="negative log-likelihood")
-    axes.plot(steps, found["cross_entropy"], color=COLORS[5], linewidth=1.4, label="its expectation")
-    axes.plot(steps, found["floor"], color=COLORS[0], linewidth=1.2, linestyle="--", label="floor: sampling entropy")
+    axes.plot(
+        steps, found["cross_entropy"], color=COLORS[5], linewidth=1.4, label="its expectation"
+    )
+    axes.plot(
+        steps,
+        found["floor"],
+        color=COLORS[0],
+        linewidth=1.2,
+        linestyle="--",
+        label="floor: sampling entropy",
+    )
     _by_step(axes, "nats per token")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.4, columnspacing=1.2)
+    figure.legend(
+        loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.4, columnspacing=1.2
+    )
     alt = (
         f"Lines of the negative log-likelihood of {found['tokens']} held-out tokens, from {_ends(found['nll'])} nats, its "
         f"expectation, from {_ends(found['cross_entropy'])}, and the floor at {found['floor'][-1]:.3f}."
@@ -42,7 +53,12 @@ def drift_plot(scores: Mapping[str, Any]) -> Picture | None:
     _by_step(axes, "KL to the base (nats)")
     axes.set_ylim(bottom=0)
     alt = f"Line of the divergence from the base at held-out positions, from {_ends(found['kl_to_base'])} nats."
-    return finish("drift", figure, alt, "How far the model has moved from the base, over the whole vocabulary.")
+    return finish(
+        "drift",
+        figure,
+        alt,
+        "How far the model has moved from the base, over the whole vocabulary.",
+    )
 
 
 def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
@@ -51,7 +67,11 @@ def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
     if found is None:
         return None
     figure, axes = canvas(2.6)
-    parts = {"entropy_head": "within the support", "entropy_gate": "in or out of it", "entropy_tail": "outside of it"}
+    parts = {
+        "entropy_head": "within the support",
+        "entropy_gate": "in or out of it",
+        "entropy_tail": "outside of it",
+    }
     colors = [COLORS[1], COLORS[5], COLORS[4]]
     axes.stackplot(
         found["step"],
@@ -62,7 +82,9 @@ def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
         linewidth=0.6,
     )
     _by_step(axes, "entropy (nats)")
-    figure.legend(loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.0, columnspacing=1.2)
+    figure.legend(
+        loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.0, columnspacing=1.2
+    )
     told = ", ".join(f"{label} {_ends(found[name])}" for name, label in parts.items())
     alt = f"Stacked areas of the model's entropy at held-out positions, from {_ends(found['entropy'])} nats: {told}."
     caption = "The model's entropy: within the tokens that sampling could draw, of being among them, and outside of them."

@@ -12,7 +12,16 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssd_ray.reporting.plots.canvas import COLORS, PAPER, WIDTH, Picture, canvas, finish, short, style
+from ssd_ray.reporting.plots.canvas import (
+    COLORS,
+    PAPER,
+    WIDTH,
+    Picture,
+    canvas,
+    finish,
+    short,
+    style,
+)
 from ssd_ray.reporting.plots.dot_plots import difference_plot, difficulty_plot, score_plot
 from ssd_ray.reporting.plots.held_out import drift_plot, entropy_plot, likelihood_plot
 from ssd_ray.reporting.plots.sweep_plot import sweep_plot
@@ -62,16 +71,34 @@ def outcome_plot(scores: Mapping[str, Any]) -> Picture:
     for name in present:
         shares = [100 * arm["outcomes"][name] / max(arm["answers"], 1) for _, arm in rows]
         label = name.replace("_", " ")
-        axes.barh(range(len(rows)), shares, left=lefts, height=0.66, color=OUTCOME_COLORS[name], edgecolor=PAPER, label=label)
+        axes.barh(
+            range(len(rows)),
+            shares,
+            left=lefts,
+            height=0.66,
+            color=OUTCOME_COLORS[name],
+            edgecolor=PAPER,
+            label=label,
+        )
         lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
     axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("answers (%)")
     axes.spines["left"].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.2)
-    told = "; ".join(f"{label}: " + ", ".join(f"{name} {arm['outcomes'][name]}" for name in present) for label, arm in rows)
-    return finish("outcomes", figure, f"Stacked bars of outcomes. {told}.", "What became of the answers of each arm.")
+    figure.legend(
+        loc="outside lower center", ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.2
+    )
+    told = "; ".join(
+        f"{label}: " + ", ".join(f"{name} {arm['outcomes'][name]}" for name in present)
+        for label, arm in rows
+    )
+    return finish(
+        "outcomes",
+        figure,
+        f"Stacked bars of outcomes. {told}.",
+        "What became of the answers of each arm.",
+    )
 
 
 def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
@@ -79,13 +106,23 @@ def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
     loss = scores["training"]["loss"]
     if not loss or not loss["step"]:
         return None
-    known = [(step, value) for step, value in zip(loss["step"], loss["loss"], strict=True) if value is not None]
+    known = [
+        (step, value)
+        for step, value in zip(loss["step"], loss["loss"], strict=True)
+        if value is not None
+    ]
     if not known:
         return None
     steps, values = (list(column) for column in zip(*known, strict=True))
     figure, axes = canvas(2.4)
     window = len(values) // 20 if len(values) >= 80 else 1
-    axes.plot(steps, values, color=COLORS[1], linewidth=1.0 if window > 1 else 1.6, alpha=0.45 if window > 1 else 1.0)
+    axes.plot(
+        steps,
+        values,
+        color=COLORS[1],
+        linewidth=1.0 if window > 1 else 1.6,
+        alpha=0.45 if window > 1 else 1.0,
+    )
     if window > 1:
         means = [sum(values[end - window : end]) / window for end in range(window, len(values) + 1)]
         axes.plot(steps[window - 1 :], means, color=COLORS[1], linewidth=1.8)
@@ -106,7 +143,10 @@ def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
         return None
     figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key, color, title in ((left, "seconds", COLORS[1], "wall time (s)"), (right, "tokens", COLORS[3], "tokens")):
+    for axes, key, color, title in (
+        (left, "seconds", COLORS[1], "wall time (s)"),
+        (right, "tokens", COLORS[3], "tokens"),
+    ):
         values = [row[key] or 0 for row in rows]
         axes.barh(range(len(rows)), values, height=0.62, color=color)
         axes.set_xlabel(title)
@@ -117,8 +157,15 @@ def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
         axes.spines["left"].set_visible(False)
     left.set_yticks(range(len(rows)), [short(row["stage"], 22) for row in rows])
     left.set_ylim(len(rows) - 0.4, -0.6)
-    told = "; ".join(f"{row['stage']}: {duration(row['seconds'])}, {count(row['tokens'])} tokens" for row in rows)
-    return finish("cost", figure, f"Bars of wall time and tokens. {told}.", "Where the time and the tokens went, stage by stage.")
+    told = "; ".join(
+        f"{row['stage']}: {duration(row['seconds'])}, {count(row['tokens'])} tokens" for row in rows
+    )
+    return finish(
+        "cost",
+        figure,
+        f"Bars of wall time and tokens. {told}.",
+        "Where the time and the tokens went, stage by stage.",
+    )
 
 
 def _thousands(value: float, _position: int | None = None) -> str:

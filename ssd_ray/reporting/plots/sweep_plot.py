@@ -37,7 +37,9 @@ def sweep_plot(scores: Mapping[str, Any]) -> Picture | None:
         axes.grid(axis="y")
     panels[-1].set_xlabel("evaluation temperature")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=4, fontsize=8.5, handlelength=1.4)
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=4, fontsize=8.5, handlelength=1.4
+    )
     what = f"{scores['headline']} by evaluation temperature with {percent(scores['confidence'], 0)} intervals"
     caption = f"{what}. The peaks are selected on these problems; the gain with temperatures chosen on other problems is not."
     return finish("sweep", figure, f"Line plot of {what}. {'; '.join(told)}.", caption)
@@ -50,14 +52,30 @@ def _floor(scores: Mapping[str, Any], benchmark: str) -> float:
     return max(0.0, 10 * ((min(lows, default=0.0) - 2) // 10))
 
 
-def _drawn(axes: Axes, scores: Mapping[str, Any], name: str, points: list[str], arms: Mapping[str, Any]) -> str:
+def _drawn(
+    axes: Axes, scores: Mapping[str, Any], name: str, points: list[str], arms: Mapping[str, Any]
+) -> str:
     """Draw one model's line and band; returns what it shows."""
-    known = [(scores["arms"][arm]["temperature"], found) for arm in points if (found := arms[arm]["score"][scores["headline"]])]
+    known = [
+        (scores["arms"][arm]["temperature"], found)
+        for arm in points
+        if (found := arms[arm]["score"][scores["headline"]])
+    ]
     style = style_of(scores, points[0])
     temperatures = [temperature for temperature, _ in known]
-    low, middle, high = ([100 * found[key] for _, found in known] for key in ("low", "estimate", "high"))
+    low, middle, high = (
+        [100 * found[key] for _, found in known] for key in ("low", "estimate", "high")
+    )
     axes.fill_between(temperatures, low, high, color=COLORS[style], alpha=0.13, linewidth=0)
-    axes.plot(temperatures, middle, color=COLORS[style], marker=MARKERS[style], markersize=5, linewidth=1.6, label=name)
+    axes.plot(
+        temperatures,
+        middle,
+        color=COLORS[style],
+        marker=MARKERS[style],
+        markersize=5,
+        linewidth=1.6,
+        label=name,
+    )
     return ", ".join(f"T {t:g} {score(found)}" for t, found in known) or "no score"
 
 

@@ -64,10 +64,14 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
 
 
 def _shares(found: Mapping[str, float] | None) -> list[tuple[str, str]]:
-    return [(f"Share of answer tokens: {words.plain(name)}", words.percent(share)) for name, share in (found or {}).items()]
+    return [
+        (f"Share of answer tokens: {words.plain(name)}", words.percent(share))
+        for name, share in (found or {}).items()
+    ]
 
 
 def _versions(found: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
     return [
-        (name, " and ".join(versions) + (" (stages differ)" if len(versions) > 1 else "")) for name, versions in found.items()
+        (name, " and ".join(versions) + (" (stages differ)" if len(versions) > 1 else ""))
+        for name, versions in found.items()
     ]

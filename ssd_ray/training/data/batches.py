@@ -67,11 +67,18 @@ def global_rows(num_rows: int, batch_size: int, seed: int, step: int) -> Ints:
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, num_rows)
     orders = {int(epoch): epoch_order(num_rows, seed, int(epoch)) for epoch in np.unique(epochs)}
-    return np.array([orders[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)], dtype=np.int64)
+    return np.array(
+        [orders[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)],
+        dtype=np.int64,
+    )
 
 
 def global_batch(
-    examples: Examples, batch_size: int, seed: int, step: int, mean: Literal["token", "sequence"] = "token"
+    examples: Examples,
+    batch_size: int,
+    seed: int,
+    step: int,
+    mean: Literal["token", "sequence"] = "token",
 ) -> GlobalBatch:
     """The batch of a step, with what a response token of each row weighs in the mean loss.
 
@@ -92,7 +99,9 @@ def global_batch(
     )
 
 
-def share_out(lengths: Ints, responses: Ints, num_shares: int, budget: int, *, packed: bool) -> list[list[Ints]]:
+def share_out(
+    lengths: Ints, responses: Ints, num_shares: int, budget: int, *, packed: bool
+) -> list[list[Ints]]:
     """Positions of a batch for each share and micro-step, equally many micro-steps for each share.
 
     Longest first: a micro-batch takes sequences of like length while they fit in `budget` tokens, and a longer one alone.
@@ -110,7 +119,9 @@ def share_out(lengths: Ints, responses: Ints, num_shares: int, budget: int, *, p
         UserError: the sequences cannot be dealt evenly.
     """
     if len(lengths) % num_shares:
-        raise UserError(f"train.global_batch_size {len(lengths)} is not a multiple of the {num_shares} workers that share it")
+        raise UserError(
+            f"train.global_batch_size {len(lengths)} is not a multiple of the {num_shares} workers that share it"
+        )
 
     def cost(group: Ints) -> int:
         return int(lengths[group].sum() if packed else lengths[group].max() * len(group))
@@ -124,7 +135,9 @@ def share_out(lengths: Ints, responses: Ints, num_shares: int, budget: int, *, p
     shares: list[list[Ints]] = [[] for _ in range(num_shares)]
     loads = np.zeros(num_shares, dtype=np.int64)
     for start in range(0, len(groups), num_shares):
-        dealt = zip(np.argsort(loads, kind="stable"), groups[start : start + num_shares], strict=True)
+        dealt = zip(
+            np.argsort(loads, kind="stable"), groups[start : start + num_shares], strict=True
+        )
         for share, group in list(dealt):
             shares[share].append(group)
             loads[share] += cost(group)
@@ -136,14 +149,22 @@ def _wanted(lengths: Ints, responses: Ints, num_shares: int) -> Ints:
     with_response = np.flatnonzero(responses > 0)
     others = np.flatnonzero(responses <= 0)
     lacking = -len(with_response) % num_shares if len(with_response) else num_shares
-    return np.concatenate([with_response, others[np.argsort(lengths[others], kind="stable")][:lacking]])
+    return np.concatenate(
+        [with_response, others[np.argsort(lengths[others], kind="stable")][:lacking]]
+    )
 
 
 def _cut(lengths: Ints, positions: Ints, budget: int, *, packed: bool) -> list[Ints]:
     groups: list[list[int]] = []
     filled = 0
     for position in positions[np.argsort(-lengths[positions], kind="stable")]:
-        room = filled + int(lengths[position]) if packed else int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1) if groups else 0
+        room = (
+            filled + int(lengths[position])
+            if packed
+            else int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1)
+            if groups
+            else 0
+        )
         if not groups or room > budget:
             groups.append([])
             filled = 0
@@ -153,7 +174,12 @@ def _cut(lengths: Ints, positions: Ints, budget: int, *, packed: bool) -> list[I
 
 
 def collate(
-    examples: Examples, rows: Ints, token_weights: Sequence[float] | Floats, *, packed: bool = False, multiple: int = 1
+    examples: Examples,
+    rows: Ints,
+    token_weights: Sequence[float] | Floats,
+    *,
+    packed: bool = False,
+    multiple: int = 1,
 ) -> MicroBatch:
     """A micro-batch of `rows`, whose response tokens weigh `token_weights`, a multiple of `multiple` tokens long.
 
@@ -176,4 +202,6 @@ def collate(
             position_ids[line, start:] = np.arange(width - start)
     if packed:
         position_ids[0, int(lengths.sum()) :] = np.arange(width - int(lengths.sum()))
-    return MicroBatch(input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights, real=real)
+    return MicroBatch(
+        input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights, real=real
+    )

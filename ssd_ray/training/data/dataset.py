@@ -23,7 +23,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.progress import Progress, counted
 from ssd_ray.schema import Completion, Example, from_table
 from ssd_ray.training.data import health
-from ssd_ray.training.data.health import CLASSES, Answers, Bools, Ints, Reading
+from ssd_ray.training.data.health import CLASSES, Answers, Bools, Ints, ParseOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +63,7 @@ class Judged:
 def prepare(
     samples: Path,
     choices: PrepareConfig,
-    reading: Reading,
+    reading: ParseOptions,
     *,
     verdicts: Path | None = None,
     out: Path,
@@ -98,7 +98,7 @@ def prepare(
     }
 
 
-def _judge(samples: Path, reading: Reading, progress: Progress | None) -> Judged:
+def _judge(samples: Path, reading: ParseOptions, progress: Progress | None) -> Judged:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -111,7 +111,9 @@ def _judge(samples: Path, reading: Reading, progress: Progress | None) -> Judged
             answers.append(health.judge(table, reading))
             shards.append((place, table.num_rows))
     if not keys:
-        raise UserError(f"{samples} holds no samples to train on; run the stage that makes them first")
+        raise UserError(
+            f"{samples} holds no samples to train on; run the stage that makes them first"
+        )
     key = pa.concat_tables(keys).combine_chunks()
     order = pc.sort_indices(key, sort_keys=BY_KEY).to_numpy()
     every = health.take(health.together(answers), order)
@@ -137,16 +139,24 @@ def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
     import pyarrow.compute as pc
 
     if verdicts is None:
-        raise UserError("prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first")
+        raise UserError(
+            "prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first"
+        )
     given = [judged.keys.slice(0, 0).append_column("accepted", pa.array([], pa.bool_()))]
     for path in shard_paths(verdicts):
         table = read_table(path, columns=[*KEY, "outcome"])
-        given.append(table.select(KEY).append_column("accepted", pc.equal(table.column("outcome"), "accepted")))
+        given.append(
+            table.select(KEY).append_column(
+                "accepted", pc.equal(table.column("outcome"), "accepted")
+            )
+        )
     graded = pa.concat_tables(given).combine_chunks()
     graded = graded.take(pc.sort_indices(graded, sort_keys=BY_KEY))
     if unlike := _first_unlike(judged.keys, graded.select(KEY)):
         (prompt_id, index), what = unlike
-        raise UserError(f"{verdicts}: sample {index} of {prompt_id!r} has {what}; delete that directory and run again")
+        raise UserError(
+            f"{verdicts}: sample {index} of {prompt_id!r} has {what}; delete that directory and run again"
+        )
     accepted: Bools = graded.column("accepted").to_numpy()
     return accepted
 
@@ -156,9 +166,15 @@ def _first_unlike(samples: pa.Table, verdicts: pa.Table) -> tuple[tuple[str, int
     import pyarrow.compute as pc
 
     both = min(samples.num_rows, verdicts.num_rows)
-    same = [pc.equal(samples.column(name)[:both], verdicts.column(name)[:both]).to_numpy() for name in KEY]
+    same = [
+        pc.equal(samples.column(name)[:both], verdicts.column(name)[:both]).to_numpy()
+        for name in KEY
+    ]
     place = int(np.argmin(np.append(same[0] & same[1], False)))
-    sample, verdict = ([tuple(row.values()) for row in table.slice(place, 1).to_pylist()] for table in (samples, verdicts))
+    sample, verdict = (
+        [tuple(row.values()) for row in table.slice(place, 1).to_pylist()]
+        for table in (samples, verdicts)
+    )
     if not sample and not verdict:
         return None
     if sample and (not verdict or sample < verdict):
@@ -202,7 +218,11 @@ def _limit_length(judged: Judged, choices: PrepareConfig) -> None:
 def _nothing_left(samples: Path, judged: Judged, dropped: dict[str, int]) -> str:
     gone = [f"{count} {reason}" for reason, count in dropped.items() if count]
     gone += [f"{int(judged.masked.sum())} masked"] if judged.masked.any() else []
-    mend = "set prepare.select=all" if dropped["not_accepted"] else "set a policy of prepare.policies to keep"
+    mend = (
+        "set prepare.select=all"
+        if dropped["not_accepted"]
+        else "set a policy of prepare.policies to keep"
+    )
     return (
         f"prepare found nothing to train on among {len(judged.dropped)} samples of {samples} ({', '.join(gone)}): raise "
         f"sample.max_tokens or prepare.max_length, or {mend}"
@@ -215,21 +235,36 @@ def _count(judged: Judged) -> dict[str, Any]:
     stopped = (judged.answers.stopped & ~judged.truncated)[kept]
     total, edges = int(response.sum()), health.length_edges(response)
     return {
-        "masked": {"rows": int(judged.masked.sum()), "response_tokens": int(judged.tokens[judged.masked].sum())},
+        "masked": {
+            "rows": int(judged.masked.sum()),
+            "response_tokens": int(judged.tokens[judged.masked].sum()),
+        },
         "truncated": int(judged.truncated[kept].sum()),
         "prompt_tokens": int(judged.answers.num_prompt_tokens[kept].sum()),
         "response_tokens": total,
         "finish_reasons": {"stop": int(stopped.sum()), "length": int((~stopped).sum())},
-        "token_share": {"stop": int(response[stopped].sum()) / total, "length": int(response[~stopped].sum()) / total},
-        "length_histogram": {"edges": edges, "counts": np.histogram(response, bins=edges)[0].tolist()},
+        "token_share": {
+            "stop": int(response[stopped].sum()) / total,
+            "length": int(response[~stopped].sum()) / total,
+        },
+        "length_histogram": {
+            "edges": edges,
+            "counts": np.histogram(response, bins=edges)[0].tolist(),
+        },
     }
 
 
 def _class_examples(samples: Path, judged: Judged) -> dict[str, list[dict[str, Any]]]:
     """The first samples of each class by key, with the beginning and the end of their texts."""
-    wanted = {name: np.flatnonzero(judged.answers.classes[:, place])[:NUM_EXAMPLES] for place, name in enumerate(CLASSES)}
+    wanted = {
+        name: np.flatnonzero(judged.answers.classes[:, place])[:NUM_EXAMPLES]
+        for place, name in enumerate(CLASSES)
+    }
     rows = dict(_completions(samples, judged, np.unique(np.concatenate(list(wanted.values())))))
-    return {name: [_excerpt(rows[place]) for place in places.tolist()] for name, places in wanted.items()}
+    return {
+        name: [_excerpt(rows[place]) for place in places.tolist()]
+        for name, places in wanted.items()
+    }
 
 
 def _excerpt(row: Completion) -> dict[str, Any]:
@@ -237,7 +272,12 @@ def _excerpt(row: Completion) -> dict[str, Any]:
     if len(text) > 2 * EXCERPT:
         text = f"{text[:EXCERPT]}\n[… {len(text) - 2 * EXCERPT:,} characters …]\n{text[-EXCERPT:]}"
     tokens = len(row.output_token_ids)
-    found = {"prompt_id": row.prompt_id, "sample_index": row.sample_index, "tokens": tokens, "finish_reason": row.finish_reason}
+    found = {
+        "prompt_id": row.prompt_id,
+        "sample_index": row.sample_index,
+        "tokens": tokens,
+        "finish_reason": row.finish_reason,
+    }
     return {**found, "text": text}
 
 
@@ -272,7 +312,9 @@ def _completions(samples: Path, judged: Judged, places: Ints) -> Iterator[tuple[
 
 
 def _examples(samples: Path, judged: Judged, places: Ints) -> Iterator[Example]:
-    made = {place: _example(row, judged, place) for place, row in _completions(samples, judged, places)}
+    made = {
+        place: _example(row, judged, place) for place, row in _completions(samples, judged, places)
+    }
     return (made[place] for place in places.tolist())
 
 
@@ -280,7 +322,8 @@ def _example(completion: Completion, judged: Judged, place: int) -> Example:
     return Example(
         prompt_id=completion.prompt_id,
         sample_index=completion.sample_index,
-        input_ids=completion.prompt_token_ids + completion.output_token_ids[: int(judged.tokens[place])],
+        input_ids=completion.prompt_token_ids
+        + completion.output_token_ids[: int(judged.tokens[place])],
         num_prompt_tokens=len(completion.prompt_token_ids),
         masked=bool(judged.masked[place]),
     )

@@ -49,7 +49,9 @@ class Examples:
         """Tokens of each row, prompt included."""
         self.num_prompt_tokens: Ints = np.concatenate(prompts)
         """Tokens of each row that were given; all of a masked row."""
-        self.response_lengths: Ints = np.maximum(self.lengths - np.maximum(self.num_prompt_tokens, 1), 0)
+        self.response_lengths: Ints = np.maximum(
+            self.lengths - np.maximum(self.num_prompt_tokens, 1), 0
+        )
         """Tokens at the end of each row that the loss covers; a first token has nothing to be predicted from."""
         self.extreme_ids = (min(extremes), max(extremes))
         """The smallest token id, or 0, and the largest."""
@@ -65,7 +67,10 @@ class Examples:
         """These rows alone, in this order; what was read of the shards is shared."""
         other = copy.copy(self)
         other._rows, other.lengths = self._rows[rows], self.lengths[rows]
-        other.num_prompt_tokens, other.response_lengths = self.num_prompt_tokens[rows], self.response_lengths[rows]
+        other.num_prompt_tokens, other.response_lengths = (
+            self.num_prompt_tokens[rows],
+            self.response_lengths[rows],
+        )
         return other
 
     def prompt_ids(self) -> list[str]:
@@ -93,7 +98,10 @@ class Examples:
         """All token ids of a row group, and where each row begins and ends in them."""
         if group not in self._cache:
             self._cache[group] = self._read_tokens(group)
-            while len(self._cache) > 1 and sum(tokens.nbytes for tokens, _ in self._cache.values()) > self._cache_bytes:
+            while (
+                len(self._cache) > 1
+                and sum(tokens.nbytes for tokens, _ in self._cache.values()) > self._cache_bytes
+            ):
                 self._cache.popitem(last=False)
         self._cache.move_to_end(group)
         return self._cache[group]
@@ -101,7 +109,9 @@ class Examples:
     def _read_tokens(self, group: int) -> tuple[NDArray[np.int32], Ints]:
         column = read_row_group(*self._groups[group], "input_ids").combine_chunks()
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-        return column.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return column.flatten().to_numpy(), np.concatenate(
+            [[0], np.cumsum(lengths, dtype=np.int64)]
+        )
 
     def _column(self, group: int, name: str) -> NDArray[np.generic]:
         values: NDArray[np.generic] = read_row_group(*self._groups[group], name).to_numpy()

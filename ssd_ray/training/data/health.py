@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Class = Literal["empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate"]
-CLASSES: tuple[Class, ...] = ("empty", "stub", "no_code", "cut_off", "no_end_token", "loop", "duplicate")
+CLASSES: tuple[Class, ...] = (
+    "empty",
+    "stub",
+    "no_code",
+    "cut_off",
+    "no_end_token",
+    "loop",
+    "duplicate",
+)
 STATES: tuple[State, ...] = get_args(State)
 GROUPS = ("loop", "cut_off", "empty or stub", "no_code", "none of these")
 NGRAM, TIMES, LOOP_SHARE = 8, 4, 0.25
@@ -42,7 +50,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ParseOptions:
     """How answers are read: where their program is, how they mark their reasoning, which ids end them."""
 
     extract: Rule = "last-block"
@@ -67,14 +75,20 @@ class Answers:
     digests: NDArray[np.bytes_]
 
 
-def judge(shard: pa.Table, reading: Reading) -> Answers:
+def judge(shard: pa.Table, reading: ParseOptions) -> Answers:
     """The answers of a Completion table; class `duplicate` is left for `duplicates`, which needs them all."""
     import pyarrow.compute as pc
 
-    lengths = [pc.list_value_length(shard.column(name)).to_numpy() for name in ("prompt_token_ids", "output_token_ids")]
+    lengths = [
+        pc.list_value_length(shard.column(name)).to_numpy()
+        for name in ("prompt_token_ids", "output_token_ids")
+    ]
     texts = shard.column("text").to_pylist()
     contents = list(answers.answer_parser(reading.reasoning).contents(shard))
-    programs = [extract(text, content, reading.extract) for text, content in zip(texts, contents, strict=True)]
+    programs = [
+        extract(text, content, reading.extract)
+        for text, content in zip(texts, contents, strict=True)
+    ]
     texts = [_unmarked(text, reading.reasoning) for text in texts]
     stopped = pc.equal(shard.column("finish_reason"), "stop").to_numpy()
     tokens = shard.column("output_token_ids").combine_chunks().flatten().to_numpy()
@@ -97,9 +111,15 @@ def judge(shard: pa.Table, reading: Reading) -> Answers:
         num_prompt_tokens=lengths[0].astype(np.int64),
         num_output_tokens=lengths[1].astype(np.int64),
         stopped=stopped,
-        classes=np.column_stack([np.asarray(found[name], dtype=bool) for name in CLASSES]).reshape(len(texts), len(CLASSES)),
-        reasoning=np.array([STATES.index(content.reasoning) for content in contents], dtype=np.int64),
-        foreign=np.array([names_other_language(program.language) for program in programs], dtype=bool),
+        classes=np.column_stack([np.asarray(found[name], dtype=bool) for name in CLASSES]).reshape(
+            len(texts), len(CLASSES)
+        ),
+        reasoning=np.array(
+            [STATES.index(content.reasoning) for content in contents], dtype=np.int64
+        ),
+        foreign=np.array(
+            [names_other_language(program.language) for program in programs], dtype=bool
+        ),
         digests=digests(tokens, offsets),
     )
 
@@ -139,7 +159,11 @@ def repeated_share(tokens: NDArray[Any], offsets: Ints) -> Floats:
     row_bits = np.uint64(max(1, num_rows.bit_length()))
     keys = (rows[:num_grams] << (np.uint64(64) - row_bits) | hashes >> row_bits)[inside]
     keys.sort()
-    begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, dtype=np.int64)
+    begins = (
+        np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        if len(keys)
+        else np.zeros(0, dtype=np.int64)
+    )
     counts = np.diff(np.concatenate([begins, [len(keys)]]))
     owners = (keys[begins] >> (np.uint64(64) - row_bits)).astype(np.int64)
     often = np.bincount(owners, weights=np.where(counts >= TIMES, counts, 0), minlength=num_rows)
@@ -160,7 +184,10 @@ def digests(tokens: NDArray[Any], offsets: Ints) -> NDArray[np.bytes_]:
 def together(shards: Iterable[Answers]) -> Answers:
     """The answers of several shards, one after another."""
     every = list(shards)
-    columns = {name: np.concatenate([getattr(answers, name) for answers in every]) for name in Answers.__annotations__}
+    columns = {
+        name: np.concatenate([getattr(answers, name) for answers in every])
+        for name in Answers.__annotations__
+    }
     return Answers(**columns)
 
 
@@ -173,7 +200,9 @@ def take(answers: Answers, order: Ints) -> Answers:
     return Answers(**taken)
 
 
-def count(answers: Answers, kept: Bools, masked: Bools, policies: Policies, reading: Reading) -> dict[str, Any]:
+def count(
+    answers: Answers, kept: Bools, masked: Bools, policies: Policies, reading: ParseOptions
+) -> dict[str, Any]:
     """What the samples are like, as plain JSON.
 
     rows and tokens, classes (rows, tokens, policy, and how many of the rows were dropped or masked for whatever reason), ends
@@ -202,8 +231,13 @@ def count(answers: Answers, kept: Bools, masked: Bools, policies: Policies, read
         "lengths": _lengths(answers),
         "distinct": len(copies),
         "most_copies": int(copies.max()),
-        "reasoning": {state: int((answers.reasoning == place).sum()) for place, state in enumerate(STATES)},
-        "other_language": {"rows": int(answers.foreign.sum()), "tokens": int(tokens[answers.foreign].sum())},
+        "reasoning": {
+            state: int((answers.reasoning == place).sum()) for place, state in enumerate(STATES)
+        },
+        "other_language": {
+            "rows": int(answers.foreign.sum()),
+            "tokens": int(tokens[answers.foreign].sum()),
+        },
         "extract": reading.extract,
         "end_tokens": sorted(reading.end_tokens),
     }
@@ -223,11 +257,18 @@ def _lengths(answers: Answers) -> dict[str, Any]:
     left = np.ones(len(tokens), dtype=bool)
     counts, weights, edges = {}, {}, length_edges(tokens)
     for group in GROUPS:
-        members = left & (found["empty"] | found["stub"] if group == "empty or stub" else found.get(group, left))  # type: ignore[call-overload]
+        if group == "empty or stub":
+            members = left & (found["empty"] | found["stub"])
+        else:
+            members = left & found.get(group, left)  # type: ignore[call-overload]
         counts[group] = np.histogram(tokens[members], bins=edges)[0].tolist()
-        weights[group] = np.histogram(tokens[members], bins=edges, weights=tokens[members])[0].tolist()
+        weights[group] = np.histogram(tokens[members], bins=edges, weights=tokens[members])[
+            0
+        ].tolist()
         left &= ~members
-    quantiles = {f"p{share}": float(np.percentile(tokens, share)) for share in (1, 10, 25, 50, 75, 90, 99)}
+    quantiles = {
+        f"p{share}": float(np.percentile(tokens, share)) for share in (1, 10, 25, 50, 75, 90, 99)
+    }
     limits = {"min": int(tokens.min()), "mean": float(tokens.mean()), "max": int(tokens.max())}
     return {**limits, **quantiles, "edges": edges, "counts": counts, "tokens": weights}
 
@@ -235,7 +276,10 @@ def _lengths(answers: Answers) -> dict[str, Any]:
 def length_edges(tokens: Ints) -> list[int]:
     """Bin edges at quarter octaves, rounded to whole tokens, from at most the shortest to above the longest."""
     shortest, longest = int(tokens.min()), int(tokens.max())
-    first, last = math.floor(4 * math.log2(max(shortest, 1))), math.floor(4 * math.log2(max(longest, 1))) + 1
+    first, last = (
+        math.floor(4 * math.log2(max(shortest, 1))),
+        math.floor(4 * math.log2(max(longest, 1))) + 1,
+    )
     edges = sorted({round(2 ** (quarter / 4)) for quarter in range(first, last + 1)})
     edges = [shortest, *(edge for edge in edges if edge > shortest)]
     return edges if edges[-1] > longest else [*edges, longest + 1]

@@ -44,7 +44,11 @@ def check_targets(model: Any, lora: LoraConfig) -> None:
         UserError: it has none of some name.
     """
     head = model.get_output_embeddings()
-    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    linear = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    )
     last_names = {name.rpartition(".")[2] for name, module in linear if module is not head}
     if missing := sorted(set(lora.target_modules) - last_names):
         raise UserError(
@@ -63,7 +67,9 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def adapter_of(model: Any, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float] | None:
+def adapter_of(
+    model: Any, name: str
+) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float] | None:
     """The matrices A [rank, in] and B [out, rank] and the factor of what is added to a weight; None where nothing is."""
     layer, _, leaf = name.rpartition(".base_layer.")
     if leaf != "weight":

@@ -18,7 +18,12 @@ from torch.nn import functional
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """`left @ right.T + bias`: [rows, width] and [columns, width], of any layout, to [rows, columns]; has no gradient."""
-    if left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() and torch._C._has_mkldnn:
+    if (
+        left.device.type == "cpu"
+        and left.dtype == torch.float32
+        and left.numel()
+        and torch._C._has_mkldnn
+    ):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
         return result
     return functional.linear(left, right, bias)
@@ -40,7 +45,11 @@ def use_fast_products(model: nn.Module) -> None:
 
 def add_in_place(embedding: nn.Module) -> None:
     """Have a plain embedding add its gradient to `weight.grad` row by row; nothing else may look for that gradient on its way."""
-    if type(embedding) is nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq:
+    if (
+        type(embedding) is nn.Embedding
+        and embedding.max_norm is None
+        and not embedding.scale_grad_by_freq
+    ):
         embedding.forward = partial(_embedded, embedding)  # type: ignore[method-assign]
 
 
@@ -90,7 +99,9 @@ class _Embedding(torch.autograd.Function):
         module: nn.Embedding = ctx.module
         if ctx.needs_input_grad[1]:
             rows, flat = ids.flatten(), grad.reshape(-1, grad.shape[-1])
-            if module.padding_idx is not None:  # as torch's own: that row is not trained by its place in the input
+            if (
+                module.padding_idx is not None
+            ):  # as torch's own: that row is not trained by its place in the input
                 flat = flat.masked_fill((rows == module.padding_idx)[:, None], 0)
             gradient_of(module.weight).index_add_(0, rows, flat)
         return None, None, None

@@ -65,7 +65,10 @@ def _zero(train: TrainConfig, *, on_cpu: bool) -> dict[str, Any]:
     if on_cpu and train.zero_stage:
         zero |= {"reduce_bucket_size": _BUCKET}
     if on_cpu and train.zero_stage == 3:
-        zero |= {"stage3_param_persistence_threshold": EVERYTHING, "stage3_model_persistence_threshold": EVERYTHING}
+        zero |= {
+            "stage3_param_persistence_threshold": EVERYTHING,
+            "stage3_model_persistence_threshold": EVERYTHING,
+        }
         zero |= {"sub_group_size": _BUCKET}
     if train.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -101,8 +104,14 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     """
     if cluster.device != "cpu":
         return dict(import_path.SAFE)
-    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 27), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
-    alone = cluster.train_workers == 1 and cluster.cpus_per_train_worker >= len(os.sched_getaffinity(0))
+    memory = {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 27),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 29),
+    }
+    alone = cluster.train_workers == 1 and cluster.cpus_per_train_worker >= len(
+        os.sched_getaffinity(0)
+    )
     return import_path.SAFE | memory | ({"OMP_PROC_BIND": "true"} if alone else {})
 
 
@@ -147,10 +156,14 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
         train.loss_chunk_tokens,
         liger=train.loss_kernel == "liger",
         router_aux_loss=train.router_aux_loss,
-        in_place=float(gradient_divisor(train, cluster)) if by_ourselves and train.zero_stage == 0 else None,
+        in_place=float(gradient_divisor(train, cluster))
+        if by_ourselves and train.zero_stage == 0
+        else None,
     )
     groups = parameter_groups(loss, train.weight_decay)
-    engine, *_ = deepspeed.initialize(model=loss, model_parameters=groups, config=config, mpu=parallel)
+    engine, *_ = deepspeed.initialize(
+        model=loss, model_parameters=groups, config=config, mpu=parallel
+    )
     if cluster.device == "cpu":  # ZeRO-0 would copy all gradients at once
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET)
     engine.eval()
@@ -170,7 +183,9 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
 
     settings = loading.load_config(directory)
     switch_noise_off(settings)
-    partitioned = HfDeepSpeedConfig(config)  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
+    partitioned = HfDeepSpeedConfig(
+        config
+    )  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
     model, info = AutoModelForCausalLM.from_pretrained(
         directory,
         config=settings,
@@ -183,7 +198,9 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
     del partitioned
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{directory} lacks weights of {type(model).__name__} ({lacking}): download the model again")
+        raise UserError(
+            f"{directory} lacks weights of {type(model).__name__} ({lacking}): download the model again"
+        )
     return model
 
 
@@ -209,11 +226,16 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             groups[len(shape) < 2 or name.endswith("bias")].append(parameter)
-    both = ({"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0})
+    both = (
+        {"params": groups[0], "weight_decay": weight_decay},
+        {"params": groups[1], "weight_decay": 0.0},
+    )
     return [group for group in both if group["params"]]
 
 
-def accumulate(engine: Any, micro_batches: Sequence[Callable[[], torch.Tensor]], scale: float, *, once: bool) -> torch.Tensor:
+def accumulate(
+    engine: Any, micro_batches: Sequence[Callable[[], torch.Tensor]], scale: float, *, once: bool
+) -> torch.Tensor:
     """Run forward and backward of every micro-batch and reduce the gradients; the sum of their losses, of this worker.
 
     With `once`, gradients of several micro-batches add up locally and are reduced at the end, which holds a whole gradient;
@@ -226,7 +248,9 @@ def accumulate(engine: Any, micro_batches: Sequence[Callable[[], torch.Tensor]],
         once: whether to reduce once.
     """
     total = torch.zeros((), device=engine.device)
-    together = once and len(micro_batches) > 1 and hasattr(engine.optimizer, "_coalesce_grad_reduction")
+    together = (
+        once and len(micro_batches) > 1 and hasattr(engine.optimizer, "_coalesce_grad_reduction")
+    )
     with engine.coalesce_grad_reduction() if together else nullcontext():
         for number, run in enumerate(micro_batches, start=1):
             engine.set_gradient_accumulation_boundary(together or number == len(micro_batches))
@@ -240,7 +264,9 @@ def step(engine: Any) -> float:
     """Clip, update the weights, and return the gradient's norm before clipping."""
     norm = None
     if not hasattr(engine.optimizer, "_global_grad_norm"):  # ZeRO-0 clips and does not tell
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in engine.module.parameters() if p.grad is not None]
+        )
     engine.set_gradient_accumulation_boundary(True)
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)

@@ -34,8 +34,12 @@ class LogitTransform:
     def of(cls, config: Any) -> LogitTransform:
         """The transform that a transformers configuration asks for."""
         text = config.get_text_config()
-        factor = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-        cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)  # RecurrentGemma's name
+        factor = float(getattr(text, "logit_scale", None) or 1.0) / float(
+            getattr(text, "logits_scaling", None) or 1.0
+        )
+        cap = getattr(text, "final_logit_softcapping", None) or getattr(
+            text, "logits_soft_cap", None
+        )  # RecurrentGemma's name
         return cls(factor=factor, cap=cap)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -69,10 +73,18 @@ class ResponseHead(nn.Module):
         """
         super().__init__()
         self.weight, self.bias = head.weight, head.bias
-        self._transform, self._chunk_tokens, self._liger, self._in_place = transform, chunk_tokens, liger, in_place
+        self._transform, self._chunk_tokens, self._liger, self._in_place = (
+            transform,
+            chunk_tokens,
+            liger,
+            in_place,
+        )
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states [..., width] to logits [..., vocabulary]; with targets and weights [tokens], to a float32 sum."""
         if targets is None or weights is None:
@@ -83,7 +95,16 @@ class ResponseHead(nn.Module):
         if self._in_place is not None and self.weight.requires_grad and torch.is_grad_enabled():
             sink = (gradient_of(self.weight), self._in_place)
         apply: Callable[..., torch.Tensor] = _ChunkedSum.apply
-        return apply(hidden, targets, weights, self.weight, self.bias, self._transform, self._chunk_tokens, sink)
+        return apply(
+            hidden,
+            targets,
+            weights,
+            self.weight,
+            self.bias,
+            self._transform,
+            self._chunk_tokens,
+            sink,
+        )
 
     def _liger_sum(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
@@ -118,8 +139,12 @@ class _ChunkedSum(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         of_hidden, _, _, of_head, of_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if of_head and sink is None else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias and bias is not None else None
+        grad_head = (
+            torch.zeros_like(head, dtype=torch.float32) if of_head and sink is None else None
+        )
+        grad_bias = (
+            torch.zeros_like(bias, dtype=torch.float32) if of_bias and bias is not None else None
+        )
         into, factor = (grad_head, 1.0) if sink is None else sink
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
@@ -135,20 +160,30 @@ class _ChunkedSum(torch.autograd.Function):
                 _add_product(into, grad_logits, hidden[chunk], factor)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0, dtype=torch.float32)
-        ctx.grads, ctx.dtype, ctx.factor = (grad_hidden, grad_head, grad_bias), head.dtype, None if sink is None else factor
+        ctx.grads, ctx.dtype, ctx.factor = (
+            (grad_hidden, grad_head, grad_bias),
+            head.dtype,
+            None if sink is None else factor,
+        )
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.factor is not None and float(grad_total) != ctx.factor:
-            raise RuntimeError(f"the loss was multiplied by {float(grad_total)}, its gradient was added for {ctx.factor}")
-        hidden, head, bias = (grad if grad is None else grad.mul_(grad_total).to(ctx.dtype) for grad in ctx.grads)
+            raise RuntimeError(
+                f"the loss was multiplied by {float(grad_total)}, its gradient was added for {ctx.factor}"
+            )
+        hidden, head, bias = (
+            grad if grad is None else grad.mul_(grad_total).to(ctx.dtype) for grad in ctx.grads
+        )
         ctx.grads = None
         return hidden, None, None, head, bias, None, None, None
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum over rows of float32 `logits`, and its gradient, which takes the place of one temporary."""
     log_probabilities = logits.log_softmax(1)
     places = targets[:, None]
@@ -158,7 +193,9 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.T
     return loss, grad.mul_(weights[:, None])
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factor: float) -> None:
+def _add_product(
+    total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factor: float
+) -> None:
     """Add `factor * left.T @ right` in float32; in place where the types allow, so no second weight-sized buffer is made."""
     if left.dtype == total.dtype:
         total.addmm_(left.t(), right, alpha=factor)
@@ -191,32 +228,50 @@ class ResponseLoss(nn.Module):
         super().__init__()
         head, kind = model.get_output_embeddings(), type(model).__name__
         if model.base_model is model:  # Llama 4 gives it another name than it says
-            raise UserError(f"cannot train {kind}: transformers does not tell what lies below its output head")
+            raise UserError(
+                f"cannot train {kind}: transformers does not tell what lies below its output head"
+            )
         if not isinstance(head, nn.Linear):
-            raise UserError(f"cannot train {kind}: its output head is {type(head).__name__}, not a linear layer")
+            raise UserError(
+                f"cannot train {kind}: its output head is {type(head).__name__}, not a linear layer"
+            )
         if router_aux_loss:
             check_router(model)
         self.transform = LogitTransform.of(model.config)
-        model.set_output_embeddings(ResponseHead(head, self.transform, chunk_tokens, liger=liger, in_place=in_place))
+        model.set_output_embeddings(
+            ResponseHead(head, self.transform, chunk_tokens, liger=liger, in_place=in_place)
+        )
         if in_place is not None:
             add_in_place(model.get_input_embeddings())
         self.model = model
         self._router_aux_loss, self.auxiliary = router_aux_loss, 0.0
 
     def forward(
-        self, input_ids: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, position_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sum of `weights` times the cross-entropy of predicting `targets` at every position; all [sequences, tokens].
 
         Without `position_ids` every line is one sequence from position 0; with them a line may hold several.
         """
         routed = {"output_router_logits": True} if self._router_aux_loss else {}
-        out = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **routed)
+        out = self.model.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **routed
+        )
         counted = weights != 0
         head = self.model.get_output_embeddings()
-        total: torch.Tensor = head(out.last_hidden_state[counted], targets[counted], weights[counted])
+        total: torch.Tensor = head(
+            out.last_hidden_state[counted], targets[counted], weights[counted]
+        )
         if routed:
-            auxiliary = self._router_aux_loss * balancing_loss(self.model, out.router_logits) * weights.sum()
+            auxiliary = (
+                self._router_aux_loss
+                * balancing_loss(self.model, out.router_logits)
+                * weights.sum()
+            )
             self.auxiliary = float(auxiliary)
             total = total + auxiliary
         return total
@@ -229,13 +284,19 @@ class ResponseLoss(nn.Module):
             UserError: they differ, so the architecture does more to its logits than `LogitTransform` knows.
         """
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        hidden = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
         ours = self.transform(self.model.get_output_embeddings()(hidden).float())
-        theirs = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
+        theirs = self.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).logits.float()
         near = 1e-4 if hidden.dtype == torch.float32 else 0.02
         if not torch.allclose(ours, theirs, rtol=near, atol=near * float(theirs.abs().max())):
             kind = type(self.model).__name__
-            raise UserError(f"cannot train {kind} exactly: its logits are not its output head's, scaled and capped as configured")
+            raise UserError(
+                f"cannot train {kind} exactly: its logits are not its output head's, scaled and capped as configured"
+            )
 
     @torch.no_grad()
     def check_packing(self, input_ids: torch.Tensor) -> None:
@@ -248,11 +309,15 @@ class ResponseLoss(nn.Module):
         positions = torch.arange(half, device=input_ids.device).repeat(2)[None]
         second = [
             self.model.base_model(
-                input_ids=torch.cat([first, input_ids[:, half : 2 * half]], dim=1), position_ids=positions, use_cache=False
+                input_ids=torch.cat([first, input_ids[:, half : 2 * half]], dim=1),
+                position_ids=positions,
+                use_cache=False,
             ).last_hidden_state[:, half:]
             for first in (input_ids[:, :half], input_ids[:, :half].flip(1))
         ]
         moved, size = float((second[0] - second[1]).abs().max()), float(second[0].abs().max())
         if moved > size * (1e-5 if second[0].dtype == torch.float32 else 0.02):
             kind = type(self.model).__name__
-            raise UserError(f"train.packing does not keep the sequences of {kind} apart: set train.packing=false")
+            raise UserError(
+                f"train.packing does not keep the sequences of {kind} apart: set train.packing=false"
+            )

@@ -18,7 +18,11 @@ from ssd_ray.errors import UserError
 
 def sparse_blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that route tokens to experts (`Qwen3MoeSparseMoeBlock` and its like), in the order of the layers."""
-    return [module for module in model.modules() if isinstance(getattr(module, "experts", None), nn.Module)]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "experts", None), nn.Module)
+    ]
 
 
 def take_blocks_whole(model: nn.Module) -> int:
@@ -46,7 +50,9 @@ class ExpertLoad:
             experts: Any = block.experts
             size = int(experts.num_experts)
 
-            def count(module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size) -> None:
+            def count(
+                module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size
+            ) -> None:
                 if not module.training or len(inputs) < 2:
                     return  # held-out samples are no part of a step; Llama 4's experts are not told what was chosen
                 chosen = inputs[1].detach().reshape(-1, inputs[1].shape[-1])
@@ -75,8 +81,12 @@ def check_router(model: nn.Module) -> None:
     Raises:
         UserError: it has none.
     """
-    if not sparse_blocks(model) or not hasattr(sys.modules[type(model).__module__], "load_balancing_loss_func"):
-        raise UserError(f"train.router_aux_loss is set, but {type(model).__name__} has no router loss: set it to 0")
+    if not sparse_blocks(model) or not hasattr(
+        sys.modules[type(model).__module__], "load_balancing_loss_func"
+    ):
+        raise UserError(
+            f"train.router_aux_loss is set, but {type(model).__name__} has no router loss: set it to 0"
+        )
 
 
 def balancing_loss(model: Any, router_logits: Any) -> torch.Tensor:

@@ -40,7 +40,9 @@ def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
     """
     logits = base.float()
     if decoding.temperature < GREEDY:
-        only = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
+        only = torch.zeros_like(logits, dtype=torch.bool).scatter_(
+            1, logits.argmax(1, keepdim=True), True
+        )
         return torch.full_like(logits, -torch.inf).masked_fill_(only, 0.0)
     logits = logits / decoding.temperature
     if decoding.top_k is not None and decoding.top_k < logits.shape[1]:
@@ -51,7 +53,9 @@ def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
         rising, order = logits.sort(dim=1, stable=True)
         dropped = rising.double().softmax(1).cumsum(1) <= 1 - decoding.top_p
         dropped[:, -1] = False
-        logits = logits.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), -torch.inf)
+        logits = logits.masked_fill(
+            torch.zeros_like(dropped).scatter_(1, order, dropped), -torch.inf
+        )
     return logits.log_softmax(1)
 
 

@@ -46,7 +46,9 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
     if not samples:
         return examples, None
     prompts = examples.prompt_ids()
-    order = sorted(set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest())
+    order = sorted(
+        set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
+    )
     count = dict(zip(*np.unique(np.array(prompts), return_counts=True), strict=True))
     enough = np.cumsum([count[prompt] for prompt in order]) < samples
     chosen = set(order[: int(enough.sum()) + 1])
@@ -57,24 +59,34 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
             f"train.heldout_samples {samples} leaves nothing of {len(prompts)} sequences to train on: lower it, or sample more"
         )
     if not held_out.response_lengths.any():
-        raise UserError(f"train.heldout_samples {samples} holds out no token that counts, only masked sequences: raise it")
+        raise UserError(
+            f"train.heldout_samples {samples} holds out no token that counts, only masked sequences: raise it"
+        )
     return trained, held_out
 
 
 class HeldOut:
     """The held-out samples on one worker; every worker makes one before it restores a state, and measures at the same steps."""
 
-    def __init__(self, engine: Any, examples: Examples, train: TrainConfig, sampling: Decoding, budget: int) -> None:
+    def __init__(
+        self, engine: Any, examples: Examples, train: TrainConfig, sampling: Decoding, budget: int
+    ) -> None:
         """Take down the base's hidden states on `examples`, a micro-batch of `budget` tokens at a time.
 
         `sampling` is how the samples were drawn; the engine must hold the base's weights.
         """
         self._engine, self._examples, self._sampling = engine, examples, sampling
-        self._chunk_tokens, self._shared = max(1, train.loss_chunk_tokens // CHUNKS), train.sequence_parallel_size
+        self._chunk_tokens, self._shared = (
+            max(1, train.loss_chunk_tokens // CHUNKS),
+            train.sequence_parallel_size,
+        )
         self._micro_batches = self._deal(budget)
         head = engine.module.model.get_output_embeddings()
         with self._gathered():
-            parts = [None if part is None else part.detach().cpu().clone() for part in (head.weight, head.bias)]
+            parts = [
+                None if part is None else part.detach().cpu().clone()
+                for part in (head.weight, head.bias)
+            ]
             self._base_head = parts if head.weight.requires_grad else None
         self._base_states = [states.cpu() for states, _ in self._hidden()]
 
@@ -85,13 +97,18 @@ class HeldOut:
         for (states, drawn), base in zip(self._hidden(), self._base_states, strict=True):
             with self._gathered(), torch.no_grad():
                 ours = [head.weight, head.bias]
-                theirs = [part if part is None else part.to(states.device) for part in self._base_head or ours]
+                theirs = [
+                    part if part is None else part.to(states.device)
+                    for part in self._base_head or ours
+                ]
                 for start in range(0, len(drawn), self._chunk_tokens):
                     chunk = slice(start, start + self._chunk_tokens)
                     logits = self._logits(states[chunk], ours)
                     base_logits = self._logits(base[chunk].to(states.device), theirs)
                     found = measure(logits, base_logits, drawn[chunk], self._sampling)
-                    total += torch.cat([found.sum(0).cpu(), torch.tensor([len(found)], dtype=torch.float64)])
+                    total += torch.cat(
+                        [found.sum(0).cpu(), torch.tensor([len(found)], dtype=torch.float64)]
+                    )
         total = total.to(self._engine.device)
         distributed.all_reduce(total)
         means = (total[:-1] / total[-1]).tolist()
@@ -99,25 +116,43 @@ class HeldOut:
 
     def _deal(self, budget: int) -> list[tuple[Ints, float]]:
         """Micro-batches of this worker and what their tokens weigh: 0 where one only keeps the other workers company."""
-        groups = _groups(self._examples.lengths, budget if self._shared == 1 else 1)  # Ulysses takes one line at a time
+        groups = _groups(
+            self._examples.lengths, budget if self._shared == 1 else 1
+        )  # Ulysses takes one line at a time
         shares = int(self._engine.world_size) // self._shared
-        mine: list[tuple[Ints, float]] = [(group, 1.0) for group in groups[self._engine.global_rank // self._shared :: shares]]
-        lacking = -(-len(groups) // shares) - len(mine)  # ZeRO-3 gathers together: every worker runs equally often
+        mine: list[tuple[Ints, float]] = [
+            (group, 1.0) for group in groups[self._engine.global_rank // self._shared :: shares]
+        ]
+        lacking = -(-len(groups) // shares) - len(
+            mine
+        )  # ZeRO-3 gathers together: every worker runs equally often
         return mine + lacking * [(groups[-1][:1], 0.0)]
 
     def _hidden(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Last hidden states at the positions that predict a response token, [positions, width], and those tokens."""
-        model, rank, device = self._engine.module.model, self._engine.global_rank, self._engine.device
+        model, rank, device = (
+            self._engine.module.model,
+            self._engine.global_rank,
+            self._engine.device,
+        )
         self._engine.eval()
         for rows, weight in self._micro_batches:
             weights = np.full(len(rows), weight, dtype=np.float32)
             whole = batches.collate(self._examples, rows, weights, multiple=self._shared)
             micro = slice_of(whole, self._shared, rank % self._shared)
-            ids, targets = (torch.from_numpy(array).to(device) for array in (micro.input_ids, micro.targets))
+            ids, targets = (
+                torch.from_numpy(array).to(device) for array in (micro.input_ids, micro.targets)
+            )
             counted = torch.from_numpy(micro.weights).to(device) != 0
-            places = {"position_ids": torch.from_numpy(micro.position_ids).to(device)} if self._shared > 1 else {}
+            places = (
+                {"position_ids": torch.from_numpy(micro.position_ids).to(device)}
+                if self._shared > 1
+                else {}
+            )
             with torch.no_grad():
-                states = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state
+                states = model.base_model(
+                    input_ids=ids, use_cache=False, **places
+                ).last_hidden_state
             yield states[counted], targets[counted]
         self._engine.train()
 
@@ -125,10 +160,14 @@ class HeldOut:
         import deepspeed
 
         head = self._engine.module.model.get_output_embeddings()
-        return deepspeed.zero.GatheredParameters([each for each in (head.weight, head.bias) if each is not None])
+        return deepspeed.zero.GatheredParameters(
+            [each for each in (head.weight, head.bias) if each is not None]
+        )
 
     def _logits(self, states: torch.Tensor, head: Sequence[Any]) -> torch.Tensor:
-        logits: torch.Tensor = self._engine.module.transform(functional.linear(states, *head).float())
+        logits: torch.Tensor = self._engine.module.transform(
+            functional.linear(states, *head).float()
+        )
         return logits
 
 

@@ -42,22 +42,46 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; recipes may say other."""
 
-_SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "peak_gib", "epoch", "expert_imbalance")
+_SHOWN = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_s",
+    "mfu",
+    "memory_gib",
+    "peak_gib",
+    "epoch",
+    "expert_imbalance",
+)
 
 
 class Observer:
     """One worker's view of its training; made before a state is restored, while the engine holds the base's weights."""
 
     def __init__(
-        self, job: Job, engine: Any, examples: Examples, held_out: Examples | None, budget: int, heartbeat: Heartbeat = SILENT
+        self,
+        job: Job,
+        engine: Any,
+        examples: Examples,
+        held_out: Examples | None,
+        budget: int,
+        heartbeat: Heartbeat = SILENT,
     ) -> None:
         self._heartbeat = heartbeat
         self._job, self._engine, self._examples = job, engine, examples
         self._model = _architecture(job.model)
         lora = job.train.lora
-        self._adapters = self._model.lora_parameters(lora.rank, lora.target_modules) if self._model and lora else None
+        self._adapters = (
+            self._model.lora_parameters(lora.rank, lora.target_modules)
+            if self._model and lora
+            else None
+        )
         self._peak = peak_flops(job.train, engine.device)
-        self._held_out = HeldOut(engine, held_out, job.train, job.sampling, budget) if held_out is not None else None
+        self._held_out = (
+            HeldOut(engine, held_out, job.train, job.sampling, budget)
+            if held_out is not None
+            else None
+        )
         self._trackers: list[trackers.Tracker] = []
         self._loading_bytes = 0
 
@@ -69,7 +93,9 @@ class Observer:
             job = self._job
             cut_held_out(job.out, step)
             chosen = config.choices(job.train) | {"sampling": config.choices(job.sampling)}
-            self._trackers = trackers.trackers(job.train.trackers, job.out.name, job.logs, chosen, step)
+            self._trackers = trackers.trackers(
+                job.train.trackers, job.out.name, job.logs, chosen, step
+            )
         if step == 0:
             self._measure(0)
 
@@ -111,17 +137,29 @@ class Observer:
         """Model FLOPs utilisation: operations without recomputation over what all devices could do; None on a CPU."""
         if self._peak is None or self._model is None or not seconds:
             return None
-        prompts, responses = self._examples.num_prompt_tokens[batch.rows], self._examples.response_lengths[batch.rows]
+        prompts, responses = (
+            self._examples.num_prompt_tokens[batch.rows],
+            self._examples.response_lengths[batch.rows],
+        )
         pairs = zip(prompts.tolist(), responses.tolist(), strict=True)
-        operations: float = sum(self._model.flops(prompt, response, self._adapters) for prompt, response in pairs if response)
+        operations: float = sum(
+            self._model.flops(prompt, response, self._adapters)
+            for prompt, response in pairs
+            if response
+        )
         return round(operations / seconds / int(self._engine.world_size) / self._peak, 4)
 
     def _memory(self) -> dict[str, float]:
         """Peaks of the fullest worker: since training began (`memory_gib`), and loading the model included (`peak_gib`)."""
         now = _peak_bytes(self._engine.device)
-        peaks = torch.tensor([now, max(now, self._loading_bytes)], dtype=torch.float64, device=self._engine.device)
+        peaks = torch.tensor(
+            [now, max(now, self._loading_bytes)], dtype=torch.float64, device=self._engine.device
+        )
         distributed.all_reduce(peaks, op=distributed.ReduceOp.MAX)
-        return {name: round(float(peak) / 2**30, 4) for name, peak in zip(("memory_gib", "peak_gib"), peaks, strict=True)}
+        return {
+            name: round(float(peak) / 2**30, 4)
+            for name, peak in zip(("memory_gib", "peak_gib"), peaks, strict=True)
+        }
 
 
 def peak_flops(train: TrainConfig, device: Any) -> float | None:
@@ -131,7 +169,9 @@ def peak_flops(train: TrainConfig, device: Any) -> float | None:
     if torch.device(device).type != "cuda" or train.dtype != "bfloat16":
         return None
     words = {*re.split(r"[^A-Z0-9]+", torch.cuda.get_device_name(device).upper())}
-    return next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if set(name.split()) <= words), None)
+    return next(
+        (tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if set(name.split()) <= words), None
+    )
 
 
 def _architecture(model: Path) -> architecture.Architecture | None:

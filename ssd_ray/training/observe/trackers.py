@@ -35,10 +35,14 @@ def check(names: Sequence[str]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise UserError(f"train.trackers has {name!r}, and its package is not installed: pip install {_PACKAGES[name]}")
+            raise UserError(
+                f"train.trackers has {name!r}, and its package is not installed: pip install {_PACKAGES[name]}"
+            )
 
 
-def trackers(names: Sequence[str], run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> list[Tracker]:
+def trackers(
+    names: Sequence[str], run: str, directory: Path, choices: Mapping[str, Any], begin: int
+) -> list[Tracker]:
     """The trackers by name for the training called `run`, which goes on after step `begin`; files go below `directory`."""
     made: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[MLflow]] = {
         "tensorboard": TensorBoard,
@@ -55,8 +59,12 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = begin + 1 if begin else 0  # the base is measured again where nothing was trained yet
-        self._writer: Any = SummaryWriter(str(directory / "tensorboard" / run), flush_secs=10, purge_step=kept)
-        self._writer.add_text("choices", "\n".join(f"    {name}: {value}" for name, value in choices.items()), begin)
+        self._writer: Any = SummaryWriter(
+            str(directory / "tensorboard" / run), flush_secs=10, purge_step=kept
+        )
+        self._writer.add_text(
+            "choices", "\n".join(f"    {name}: {value}" for name, value in choices.items()), begin
+        )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record scalars."""
@@ -77,7 +85,12 @@ class WeightsAndBiases:
         identity = hashlib.sha256(f"{directory}/{run}".encode()).hexdigest()[:16]
         name = f"{directory.parent.name}/{run}"
         self._run: Any = wandb.init(
-            project="ssd-ray", id=identity, name=name, dir=str(directory), config=dict(choices), resume="allow"
+            project="ssd-ray",
+            id=identity,
+            name=name,
+            dir=str(directory),
+            config=dict(choices),
+            resume="allow",
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -102,7 +115,9 @@ class MLflow:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers."""
-        self._mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=step)
+        self._mlflow.log_metrics(
+            {name.replace("@", "_at_"): value for name, value in values.items()}, step=step
+        )
 
     def close(self) -> None:
         """End the run."""

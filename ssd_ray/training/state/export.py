@@ -48,7 +48,9 @@ class Serving:
 AS_THE_BASE = Serving()
 
 
-def export(engine: Any, base: Path, out: Path, train: TrainConfig, serving: Serving = AS_THE_BASE) -> None:
+def export(
+    engine: Any, base: Path, out: Path, train: TrainConfig, serving: Serving = AS_THE_BASE
+) -> None:
     """Write the model as a Hugging Face directory into `out`; every worker calls it, the first writes.
 
     Weights keep the base directory's names and precision (float32 after float32 training); configuration, tokenizer and
@@ -72,7 +74,9 @@ def export(engine: Any, base: Path, out: Path, train: TrainConfig, serving: Serv
             state_template(aside, serving.chat_template)
         (aside / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
         sync([*aside.iterdir(), aside])
-        for path in sorted(aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+        for path in sorted(
+            aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)
+        ):
             path.replace(out / path.name)
         aside.rmdir()
     torch.distributed.barrier()
@@ -83,7 +87,14 @@ def step_directory(out: Path, step: int) -> Path:
     return out / STEPS / f"step-{step}"
 
 
-def export_step(engine: Any, base: Path, out: Path, train: TrainConfig, step: int, serving: Serving = AS_THE_BASE) -> None:
+def export_step(
+    engine: Any,
+    base: Path,
+    out: Path,
+    train: TrainConfig,
+    step: int,
+    serving: Serving = AS_THE_BASE,
+) -> None:
     """Write the model after `step` steps as `export` does, into a directory of its own; every worker calls it."""
     whole = step_directory(out, step)
     aside = whole.with_name(f".{whole.name}.partial")
@@ -91,7 +102,9 @@ def export_step(engine: Any, base: Path, out: Path, train: TrainConfig, step: in
         shutil.rmtree(aside, ignore_errors=True)
     export(engine, base, aside, train, serving)
     if engine.global_rank == 0:
-        replace_directory(aside, whole)  # one of an attempt that ended before its next resume state: the same weights
+        replace_directory(
+            aside, whole
+        )  # one of an attempt that ended before its next resume state: the same weights
         sync([whole.parent])
     torch.distributed.barrier()
 
@@ -104,7 +117,9 @@ def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, 
     model, first = engine.module.model, engine.global_rank == 0
 
     def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
-        master = safe_get_full_fp32_param(parameter) if from_master and parameter.requires_grad else None
+        master = (
+            safe_get_full_fp32_param(parameter) if from_master and parameter.requires_grad else None
+        )
         return parameter.detach() if master is None else master
 
     weights: dict[str, torch.Tensor] = {}
@@ -130,9 +145,13 @@ def _save(model: Any, weights: dict[str, torch.Tensor], directory: Path) -> None
     """Let transformers name and shard the weights as the base directory has them."""
     from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig()  # the base's file is copied; its rules are not checked anew here
+    model.generation_config = (
+        GenerationConfig()
+    )  # the base's file is copied; its rules are not checked anew here
     model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB")
-    for path in directory.glob("*.safetensors"):  # which nobody else could read: safetensors makes its files so
+    for path in directory.glob(
+        "*.safetensors"
+    ):  # which nobody else could read: safetensors makes its files so
         shutil.copymode(directory / "config.json", path)
 
 
@@ -140,7 +159,12 @@ def _copy_others(base: Path, directory: Path) -> None:
     (directory / "generation_config.json").unlink(missing_ok=True)
     for path in base.iterdir():
         wanted = path.suffix in _COPIED_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE"))
-        if wanted and path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
+        if (
+            wanted
+            and path.is_file()
+            and path.name not in _NOT_COPIED
+            and not path.name.endswith(".index.json")
+        ):
             shutil.copyfile(path, directory / path.name)
 
 
@@ -153,9 +177,15 @@ def state_decoding(directory: Path, decoding: Decoding) -> None:
     if path.exists():
         before = read_json(path)
     else:  # vLLM takes the tokens of config.json only as long as there is no such file
-        config = read_json(directory / "config.json") if (directory / "config.json").exists() else {}
+        config = (
+            read_json(directory / "config.json") if (directory / "config.json").exists() else {}
+        )
         before = {name: config[name] for name in _TOKENS if config.get(name) is not None}
-    stated = {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+    stated = {
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k or 0,
+        "top_p": decoding.top_p,
+    }
     if not decoding.temperature:
         stated = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
     rest = {name: value for name, value in before.items() if name in _NOT_DECODING}

@@ -55,27 +55,40 @@ def load(engine: Any, directory: Path, num_workers: int) -> None:
     optimizer, rank = engine.optimizer, engine.global_rank
     fresh = optimizer.state_dict()
     everyone: list[Any] = [None] * engine.world_size
-    distributed.all_gather_object(everyone, _spans(fresh, engine._get_zero_param_shapes(), rank, engine.world_size))
+    distributed.all_gather_object(
+        everyone, _spans(fresh, engine._get_zero_param_shapes(), rank, engine.world_size)
+    )
     shards = [_read(directory, worker, num_workers) for worker in range(num_workers)]
     if _sizes(everyone) != _sizes([shard.spans for shard in shards]):
-        raise UserError(f"{directory} holds the state of other parameters than the model's: {_anew(directory)}")
-    before = {name: sum(spans[name].numel for spans in everyone[:rank] if name in spans) for name in everyone[rank]}
+        raise UserError(
+            f"{directory} holds the state of other parameters than the model's: {_anew(directory)}"
+        )
+    before = {
+        name: sum(spans[name].numel for spans in everyone[:rank] if name in spans)
+        for name in everyone[rank]
+    }
     if _STAGE3 in fresh:
         numels = [group.numel() for group in fresh[_STAGE3]]
     else:
         numels = [group["params"][0].numel() for group in optimizer.optimizer.param_groups]
-    groups = [fill(everyone[rank], before, number, numel, shards) for number, numel in enumerate(numels)]
+    groups = [
+        fill(everyone[rank], before, number, numel, shards) for number, numel in enumerate(numels)
+    ]
     _take(optimizer, rank, fresh, groups)
 
 
-def _take(optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
+def _take(
+    optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[dict[str, Any]]
+) -> None:
     """Let DeepSpeed load what this worker would have saved, had so many workers trained from the start."""
     weights = [group.pop(WEIGHTS) for group in groups]
     state = dict(enumerate(groups))
     if _STAGE3 in fresh:
         inner = {**fresh["optimizer_state_dict"], "state": state}
         optimizer.checkpoint_event_prologue()
-        optimizer.load_state_dict({rank: {**fresh, _STAGE3: weights, "optimizer_state_dict": inner}})
+        optimizer.load_state_dict(
+            {rank: {**fresh, _STAGE3: weights, "optimizer_state_dict": inner}}
+        )
         optimizer.checkpoint_event_epilogue()
     else:
         inner = {**fresh["base_optimizer_state"], "state": state}
@@ -85,7 +98,9 @@ def _take(optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[dic
 
 
 def _read(directory: Path, worker: int, num_workers: int) -> Shard:
-    saved = read(directory, f"*zero_pp_rank_{worker}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+    saved = read(directory, f"*zero_pp_rank_{worker}_mp_rank_00_optim_states.pt")[
+        "optimizer_state_dict"
+    ]
     is_stage3 = _STAGE3 in saved
     shapes = read(directory, "*_model_states.pt")["param_shapes"] if is_stage3 else []
     weights = saved[_STAGE3 if is_stage3 else _STAGE12]
@@ -117,7 +132,10 @@ def check(engine: Any, directory: Path) -> None:
         UserError: it is missing or damaged.
     """
     mine = f"*zero_pp_rank_{engine.global_rank}_mp_rank_00"
-    read(directory, f"{mine if engine.zero_optimization_stage() == 3 else 'mp_rank_00'}_model_states.pt")
+    read(
+        directory,
+        f"{mine if engine.zero_optimization_stage() == 3 else 'mp_rank_00'}_model_states.pt",
+    )
     if engine.zero_optimization():
         read(directory, f"{mine}_optim_states.pt")
 
@@ -126,15 +144,26 @@ def _anew(directory: Path) -> str:
     return f"delete {directory.parent} to train from the first step"
 
 
-def _spans(state: dict[str, Any], shapes: Sequence[Mapping[str, Sequence[int]]], rank: int, num_workers: int) -> dict[str, Span]:
+def _spans(
+    state: dict[str, Any],
+    shapes: Sequence[Mapping[str, Sequence[int]]],
+    rank: int,
+    num_workers: int,
+) -> dict[str, Span]:
     """What worker `rank` holds, from its optimiser's state; under ZeRO-3 from the shapes of each group's parameters."""
     if _STAGE3 not in state:
         mappings = enumerate(state["param_slice_mappings"])
-        return {name: Span(group, at.start, at.numel) for group, names in mappings for name, at in names.items()}
+        return {
+            name: Span(group, at.start, at.numel)
+            for group, names in mappings
+            for name, at in names.items()
+        }
     return slices(shapes, rank, num_workers)
 
 
-def slices(shapes: Sequence[Mapping[str, Sequence[int]]], rank: int, num_workers: int) -> dict[str, Span]:
+def slices(
+    shapes: Sequence[Mapping[str, Sequence[int]]], rank: int, num_workers: int
+) -> dict[str, Span]:
     """What worker `rank` holds under ZeRO-3, which cuts every parameter into equal parts and pads the last."""
     spans = {}
     for group, names in enumerate(shapes):
@@ -154,7 +183,13 @@ def _sizes(workers: Sequence[Mapping[str, Span]]) -> dict[str, int]:
     return sizes
 
 
-def fill(spans: Mapping[str, Span], before: Mapping[str, int], group: int, numel: int, shards: Sequence[Shard]) -> dict[str, Any]:
+def fill(
+    spans: Mapping[str, Span],
+    before: Mapping[str, int],
+    group: int,
+    numel: int,
+    shards: Sequence[Shard],
+) -> dict[str, Any]:
     """The flat weights and the optimiser's state of one group of a worker, `numel` elements each, zero where it is padded.
 
     Args:
@@ -172,7 +207,13 @@ def fill(spans: Mapping[str, Span], before: Mapping[str, int], group: int, numel
         filled[key] = torch.zeros(numel, dtype=example.dtype)
         for name, span in spans.items():
             if span.group == group:
-                _copy(filled[key][span.start : span.start + span.numel], name, key, before[name], shards)
+                _copy(
+                    filled[key][span.start : span.start + span.numel],
+                    name,
+                    key,
+                    before[name],
+                    shards,
+                )
     return filled
 
 
@@ -185,5 +226,7 @@ def _copy(target: torch.Tensor, name: str, key: str, begin: int, shards: Sequenc
             low, high = max(begin, at), min(end, at + span.numel)
             if low < high:
                 flat = shard.groups[span.group][key]
-                target[low - begin : high - begin] = flat[span.start + low - at : span.start + high - at]
+                target[low - begin : high - begin] = flat[
+                    span.start + low - at : span.start + high - at
+                ]
             at += span.numel

@@ -28,13 +28,18 @@ LEAVE = "leave"
 
 def latest(out: Path) -> tuple[int, dict[str, Any]]:
     """The step of the latest whole resume state and its record; step 0 and an empty record when there is none."""
-    steps = [int(path.parent.name.removeprefix("step-")) for path in (out / RESUME).glob("step-*/state.json")]
+    steps = [
+        int(path.parent.name.removeprefix("step-"))
+        for path in (out / RESUME).glob("step-*/state.json")
+    ]
     if not steps:
         return 0, {}
     path = out / RESUME / f"step-{max(steps)}" / "state.json"
     state = read_json(path)
     if lacking := sorted({"num_workers", "zero_stage"} - state.keys()):
-        raise UserError(f"{path} does not say {lacking[0]}: delete {out / RESUME} to train from the first step")
+        raise UserError(
+            f"{path} does not say {lacking[0]}: delete {out / RESUME} to train from the first step"
+        )
     return max(steps), state
 
 
@@ -62,12 +67,20 @@ def save(engine: Any, out: Path, step: int, model: str = "") -> None:
     resume = out / RESUME
     aside = resume / f".step-{step}.partial"
     if engine.global_rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)  # what more workers began here would stay among the shards of fewer
-    engine.save_checkpoint(str(resume), tag=aside.name, save_latest=False, exclude_frozen_parameters=True)
-    sync(aside.glob(f"*zero_pp_rank_{engine.global_rank}_mp_rank_*"))  # only the node that wrote a shard can see to that
+        shutil.rmtree(
+            aside, ignore_errors=True
+        )  # what more workers began here would stay among the shards of fewer
+    engine.save_checkpoint(
+        str(resume), tag=aside.name, save_latest=False, exclude_frozen_parameters=True
+    )
+    sync(
+        aside.glob(f"*zero_pp_rank_{engine.global_rank}_mp_rank_*")
+    )  # only the node that wrote a shard can see to that
     torch.distributed.barrier()
     if engine.global_rank == 0:
-        write_atomic(aside / "state.json", json.dumps({"step": step, "model": model, **_layout(engine)}))
+        write_atomic(
+            aside / "state.json", json.dumps({"step": step, "model": model, **_layout(engine)})
+        )
         sync([*aside.iterdir(), aside])
         sync([*out.iterdir(), out])  # the logs, which must not be behind the state
         replace_directory(aside, resume / f"step-{step}")
@@ -86,11 +99,17 @@ def restore(engine: Any, out: Path) -> int:
     """
     step, state = latest(out)
     directory = out / RESUME / f"step-{step}"
-    if step and engine.zero_optimization() and any(state.get(name) != here for name, here in _layout(engine).items()):
+    if (
+        step
+        and engine.zero_optimization()
+        and any(state.get(name) != here for name, here in _layout(engine).items())
+    ):
         resharding.load(engine, directory, state["num_workers"])
     elif step:
         resharding.check(engine, directory)
-        frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())  # those are not in a state
+        frozen = any(
+            not parameter.requires_grad for parameter in engine.module.parameters()
+        )  # those are not in a state
         engine.load_checkpoint(str(out / RESUME), tag=directory.name, load_module_strict=not frozen)
     return step
 

@@ -53,7 +53,12 @@ class GVisor:
         package = str(Path(__file__).parents[4])
         places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", *(module or ("ssd_ray.evaluation.sandbox.gvisor.launcher", str(os.getpid())))],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                *(module or ("ssd_ray.evaluation.sandbox.gvisor.launcher", str(os.getpid()))),
+            ],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,7 +100,10 @@ class GVisor:
         assert stream is not None
         if stream.closed:
             raise _broken()
-        rest, deadline = memoryview(json.dumps(request).encode() + b"\n"), time.monotonic() + timeout_s
+        rest, deadline = (
+            memoryview(json.dumps(request).encode() + b"\n"),
+            time.monotonic() + timeout_s,
+        )
         poll = select.poll()
         poll.register(stream, select.POLLOUT)
         with self._whole():
@@ -129,7 +137,11 @@ class GVisor:
         poll = select.poll()
         poll.register(stream, select.POLLIN)
         while b"\n" not in self._received:
-            chunk = os.read(stream.fileno(), _CHUNK_BYTES) if poll.poll(max(0.0, deadline - time.monotonic()) * 1000) else b""
+            chunk = (
+                os.read(stream.fileno(), _CHUNK_BYTES)
+                if poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                else b""
+            )
             self._received += chunk
             if not chunk or len(self._received) > most_bytes:
                 raise _broken(self._last_words())
@@ -160,7 +172,9 @@ class GVisor:
 
 
 def _broken(last_words: str = "") -> InfrastructureError:
-    return InfrastructureError(f"a gVisor sandbox died or does not answer{': ' * bool(last_words)}{last_words}")
+    return InfrastructureError(
+        f"a gVisor sandbox died or does not answer{': ' * bool(last_words)}{last_words}"
+    )
 
 
 class RelayedProcess:
@@ -177,7 +191,9 @@ class RelayedProcess:
 
     def run(self, time_s: float) -> End:
         """Let it run to its end, for at most so long."""
-        return self._ended(self._sandbox.ask(["run", self.number, float(time_s)], time_s, 2 * self._most_bytes))
+        return self._ended(
+            self._sandbox.ask(["run", self.number, float(time_s)], time_s, 2 * self._most_bytes)
+        )
 
     def send(self, lines: str) -> None:
         """Have whole lines sent as the process reads."""
@@ -188,7 +204,9 @@ class RelayedProcess:
         """The next line that comes back within so long, or why none came; never more than the output cap."""
         if self._end is not None:
             return self._end
-        match self._sandbox.ask(["receive", self.number, float(time_s)], time_s, 2 * self._most_bytes):
+        match self._sandbox.ask(
+            ["receive", self.number, float(time_s)], time_s, 2 * self._most_bytes
+        ):
             case ["line", bytes(line)]:
                 return line
             case answer:
@@ -196,11 +214,19 @@ class RelayedProcess:
 
     def _ended(self, answer: object) -> End:
         match answer:
-            case ["ended", "exited" | "time_limit" | "output_limit" | "thread_limit" as end, list(told), bytes(out), bytes(err)]:
+            case [
+                "ended",
+                "exited" | "time_limit" | "output_limit" | "thread_limit" as end,
+                list(told),
+                bytes(out),
+                bytes(err),
+            ]:
                 self._end, self.stdout, self.stderr = end, out, err
                 match told:
                     case ["exit" | "signal" as kind, int(number), int(peak_kib), float(cpu_s)]:
-                        self._report = Report(kind=kind, number=number, peak_kib=peak_kib, cpu_s=cpu_s)
+                        self._report = Report(
+                            kind=kind, number=number, peak_kib=peak_kib, cpu_s=cpu_s
+                        )
                         return end
         raise _broken()
 

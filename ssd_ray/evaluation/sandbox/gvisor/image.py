@@ -42,7 +42,11 @@ def tar_file() -> Path:
     """
     try:
         entries = dict(_own_entries())
-        place = cache_directory() / "sandbox" / f"ssd-ray-{_digest([*entries.values(), _LINKER_CACHE])}.tar"
+        place = (
+            cache_directory()
+            / "sandbox"
+            / f"ssd-ray-{_digest([*entries.values(), _LINKER_CACHE])}.tar"
+        )
         if not place.exists():
             libraries = _libraries(list(entries.values()))
             _write(place, entries | {name: path for path in libraries for name in _names(path)})
@@ -58,31 +62,59 @@ def _own_entries() -> Iterator[tuple[str, str]]:
         if path not in _WHOLE_SYSTEM:
             yield from ((name, path) for name in _names(path))
     package = Path(__file__).parents[3]
-    for pattern in ("__init__.py", "errors.py", "evaluation/__init__.py", "evaluation/sandbox/**/*.py", "wire/*.py"):
+    for pattern in (
+        "__init__.py",
+        "errors.py",
+        "evaluation/__init__.py",
+        "evaluation/sandbox/**/*.py",
+        "wire/*.py",
+    ):
         for file in package.glob(pattern):
             yield f"{SOURCES}/ssd_ray/{file.relative_to(package)}", str(file)
 
 
 def _names(path: str) -> set[str]:
     """Where in the image a path lies, as its own directory and the last of its links are called without links."""
-    return {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), os.path.realpath(path)}
+    return {
+        os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)),
+        os.path.realpath(path),
+    }
 
 
 def _libraries(sources: list[str]) -> set[str]:
     """The system's libraries that the interpreter, `sleep` and every extension module are linked with."""
     modules = [str(file) for source in sources for file in Path(source).rglob("*.so*")]
-    linked = [interpreter(), *(source for source in sources if os.path.basename(source) == "sleep"), *modules]
+    linked = [
+        interpreter(),
+        *(source for source in sources if os.path.basename(source) == "sleep"),
+        *modules,
+    ]
     said = subprocess.run(["ldd", *linked], capture_output=True, text=True, check=False).stdout
-    return {word for line in said.splitlines() if not line.endswith(":") for word in line.split() if os.path.isabs(word)}
+    return {
+        word
+        for line in said.splitlines()
+        if not line.endswith(":")
+        for word in line.split()
+        if os.path.isabs(word)
+    }
 
 
 def _digest(sources: list[str]) -> str:
     """What tells this state of the files from another: names, sizes and times of all of them."""
     digest = hashlib.sha256()
-    files = {file for source in sources for file in [Path(source), *Path(source).rglob("*")] if file.exists()}
-    for file in sorted(file for file in files if "__pycache__" not in file.parts and not file.is_dir()):
+    files = {
+        file
+        for source in sources
+        for file in [Path(source), *Path(source).rglob("*")]
+        if file.exists()
+    }
+    for file in sorted(
+        file for file in files if "__pycache__" not in file.parts and not file.is_dir()
+    ):
         status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode())
+        digest.update(
+            f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode()
+        )
     return digest.hexdigest()[:20]
 
 
@@ -95,7 +127,11 @@ def _write(place: Path, entries: dict[str, str]) -> None:
                 for name in filter(os.path.islink, (*_WHOLE_SYSTEM, "/bin")):
                     tar.add(name)
                 for name, source in sorted(entries.items()):
-                    tar.add(source if name != os.path.realpath(source) else name, arcname=name, filter=_readable)
+                    tar.add(
+                        source if name != os.path.realpath(source) else name,
+                        arcname=name,
+                        filter=_readable,
+                    )
             file.flush()
             os.replace(file.name, place)
         except BaseException:

@@ -56,7 +56,9 @@ class _Keeper:
         runtime = SandboxRuntime()
         tar = str(image.tar_file())
         environment = {"PATH": "/usr/bin:/bin"}
-        name = runtime.create(tar, env=environment, capabilities=_CAPABILITIES, timeout_seconds=START_TIMEOUT_S)
+        name = runtime.create(
+            tar, env=environment, capabilities=_CAPABILITIES, timeout_seconds=START_TIMEOUT_S
+        )
         try:
             if not self._ended:
                 self._relay = subprocess.Popen([*_runsc(runtime, name), *_command()])
@@ -75,12 +77,19 @@ def _runsc(runtime: SandboxRuntime, name: str) -> list[str]:
 
 
 def _environment() -> list[str]:
-    return [word for name, value in bootstrap.environment().items() for word in ("-env", f"{name}={value}")]
+    return [
+        word
+        for name, value in bootstrap.environment().items()
+        for word in ("-env", f"{name}={value}")
+    ]
 
 
 def _command() -> list[str]:
     """The interpreter within, with the sources and the packages of the image on its path; at last it ends the sandbox."""
-    places = [image.SOURCES, *sorted({os.path.dirname(place) for place in bootstrap.package_paths()})]
+    places = [
+        image.SOURCES,
+        *sorted({os.path.dirname(place) for place in bootstrap.package_paths()}),
+    ]
     code = f"import os, sys; sys.path[:0] = {places!r}\n{_SERVE}"
     return [image.interpreter(), "-s", "-P", "-S", "-B", "-X", "utf8", "-c", code]
 

@@ -59,7 +59,11 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
         else:
             send(["failed" if candidate.num_calls else "broken", *definitions.describe(error)])
     else:
-        send(["passed"] if candidate.num_calls else ["broken", "Error", "it never calls the candidate"])
+        send(
+            ["passed"]
+            if candidate.num_calls
+            else ["broken", "Error", "it never calls the candidate"]
+        )
 
 
 class Candidate:
@@ -70,7 +74,12 @@ class Candidate:
 
     def __init__(self, entry_points: str, receive: Receive, send: Send, *, text: str = "") -> None:
         """`text` is the check's own."""
-        self._entry_points, self._receive, self._send, self._text = entry_points, receive, send, text
+        self._entry_points, self._receive, self._send, self._text = (
+            entry_points,
+            receive,
+            send,
+            text,
+        )
         self._lock = threading.Lock()  # a check may call from several threads
         self._lent: Namespace = {}
         self.__name__ = self.__qualname__ = entry_points.split()[0].rpartition("().")[2]
@@ -171,7 +180,10 @@ class Candidate:
             known = self._known(name) if isinstance(name, str) else None
             if not (isinstance(known, type) and issubclass(known, Exception)):
                 continue
-            if issubclass(known, StopIteration | StopAsyncIteration) and known.__name__ not in self._text:
+            if (
+                issubclass(known, StopIteration | StopAsyncIteration)
+                and known.__name__ not in self._text
+            ):
                 # It would end a loop over calls as if all of them had been made (PEP 479).
                 return RuntimeError(f"the program raised {own}")
             try:
@@ -193,13 +205,21 @@ class Candidate:
         os._exit(0)
 
 
-_LIBRARIES = (sys.stdlib_module_names | {"numpy"}) - {"__main__", "builtins", "bdb", "doctest", "unittest"}
+_LIBRARIES = (sys.stdlib_module_names | {"numpy"}) - {
+    "__main__",
+    "builtins",
+    "bdb",
+    "doctest",
+    "unittest",
+}
 """Packages whose exceptions a program can mean; those of test runners would skip a check's tests."""
 
 
 def _made(known: type[Exception], name: str, message: str, arguments: list[object]) -> Exception:
     """Make an exception with a text; of builtins alone is __init__ known to take these arguments."""
-    plain = all(item is None or isinstance(item, bool | int | float | str | bytes) for item in arguments)
+    plain = all(
+        item is None or isinstance(item, bool | int | float | str | bytes) for item in arguments
+    )
     used = arguments if arguments and plain else [message]
     kind: Any = known if known.__name__ == name else type(name, (known,), {})
     builtin = known.__module__ == "builtins" and used is arguments

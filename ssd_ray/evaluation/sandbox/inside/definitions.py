@@ -42,7 +42,9 @@ def new_module(name: str) -> Namespace:
 def execute(units: Sequence[str], namespace: Namespace) -> None:
     """Compile and run source texts one after another."""
     for unit in units:
-        exec(compile(unit.removeprefix("\ufeff"), "program.py", "exec", dont_inherit=True), namespace)
+        exec(
+            compile(unit.removeprefix("\ufeff"), "program.py", "exec", dont_inherit=True), namespace
+        )
 
 
 def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace:

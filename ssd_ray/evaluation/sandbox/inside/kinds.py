@@ -28,7 +28,10 @@ MAPPINGS: dict[str, Any] = {
     "Counter": Counter,
     "OrderedDict": OrderedDict,
     "defaultdict None": defaultdict,
-    **{f"defaultdict {factory.__name__}": functools.partial(defaultdict, factory) for factory in _FACTORIES},
+    **{
+        f"defaultdict {factory.__name__}": functools.partial(defaultdict, factory)
+        for factory in _FACTORIES
+    },
     "dict": dict,
 }
 """The kinds of mappings and how one is made; a mapping of another class is a dict."""
@@ -52,7 +55,13 @@ def kind_of(value: object) -> str:
         return known
     for kind, base in KINDS.items():
         if issubclass(type(value), base):
-            return _kind_of_mapping(value) if kind == "dict" else _kind_of_deque(value) if kind == "deque" else kind
+            return (
+                _kind_of_mapping(value)
+                if kind == "dict"
+                else _kind_of_deque(value)
+                if kind == "deque"
+                else kind
+            )
     is_array = (type(value).__module__, type(value).__qualname__) == ("numpy", "ndarray")
     return "ndarray" if is_array and bool(getattr(value, "shape", None)) else ""
 

@@ -42,11 +42,25 @@ else:
     import shortage
 
 _BY_NAME = (
-    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools"),
+    *(
+        "string",
+        "re",
+        "datetime",
+        "collections",
+        "heapq",
+        "bisect",
+        "copy",
+        "math",
+        "random",
+        "statistics",
+        "itertools",
+    ),
     *("functools", "operator", "io", "sys", "json"),
 )
 _STARRED = (*_BY_NAME, "builtins", "typing")
-HEADER = "".join([*(f"from {name} import *\n" for name in _STARRED), *(f"import {name}\n" for name in _BY_NAME)])
+HEADER = "".join(
+    [*(f"from {name} import *\n" for name in _STARRED), *(f"import {name}\n" for name in _BY_NAME)]
+)
 """What every program may take for granted; the order decides which of two equal names it gets."""
 _LAST_OF_HEADER = "sys.setrecursionlimit(50000)\n"
 _WRAPPER = "wrapped_function"
@@ -69,7 +83,12 @@ class TimeIsUpError(Exception):
     """Raised by the alarm within the program; officially too an Exception, which the program can catch."""
 
 
-def serve(units: Sequence[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
+def serve(
+    units: Sequence[str],
+    entry_point: str,
+    receive: Callable[[], Any],
+    send: Callable[[object], None],
+) -> None:
     """Load the one unit and answer every message until `receive` returns None; an `entry_point` means functional tests.
 
     `send` raises, with nothing sent, for a value that has no form on the wire. Whatever is not an Exception (SystemExit
@@ -82,7 +101,12 @@ def serve(units: Sequence[str], entry_point: str, receive: Callable[[], Any], se
         leave(1)
 
 
-def _converse(units: Sequence[str], entry_point: str, receive: Callable[[], Any], send: Callable[[object], None]) -> None:
+def _converse(
+    units: Sequence[str],
+    entry_point: str,
+    receive: Callable[[], Any],
+    send: Callable[[object], None],
+) -> None:
     (code,) = units
     limit_s = receive()
     if "numpy" in code:
@@ -148,9 +172,17 @@ def _wrapped(code: str) -> str:
     """
     try:
         statements = ast.parse(code).body
-        if statements and isinstance(statements[-1], ast.If) and ast.unparse(statements[-1].test) == "__name__ == '__main__'":
+        if (
+            statements
+            and isinstance(statements[-1], ast.If)
+            and ast.unparse(statements[-1].test) == "__name__ == '__main__'"
+        ):
             statements = [*statements[:-1], *statements[-1].body]
-        imports = [statement for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]
+        imports = [
+            statement
+            for statement in statements
+            if isinstance(statement, ast.Import | ast.ImportFrom)
+        ]
         _FUNCTION.body = [statement for statement in statements if statement not in imports]
         return f"{_LAST_OF_HEADER}{_unparsed(imports)}\n{_unparsed([_FUNCTION])}"
     except Exception:
@@ -248,7 +280,14 @@ def _send_value(reply: Reply, send: Callable[[object], None]) -> None:
     except unsupported as error:
         send(["unsupported", str(error)])
     except Exception as error:
-        send(["unsupported", f"a value of type {foreign.type_name(reply[1])}, which raises {type(error).__name__}"[:200]])
+        send(
+            [
+                "unsupported",
+                f"a value of type {foreign.type_name(reply[1])}, which raises {type(error).__name__}"[
+                    :200
+                ],
+            ]
+        )
 
 
 def _header_module() -> Any:
@@ -260,7 +299,11 @@ def _header_module() -> Any:
     exec(compile(HEADER, "<string>", "exec", dont_inherit=True), module.__dict__)
     for _ in range(20):
         # What has run before the fork need not be specialised, and its pages not be copied, in every process after it.
-        compile(_wrapped("import sys\nif __name__ == '__main__':\n    print(input())"), "<string>", "exec")
+        compile(
+            _wrapped("import sys\nif __name__ == '__main__':\n    print(input())"),
+            "<string>",
+            "exec",
+        )
     return module
 
 

@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     Entries = list[list[Any]]
 if TYPE_CHECKING or __name__ != "objects":
     from ssd_ray import wire
-    from ssd_ray.evaluation.sandbox.inside.kinds import BOUNDED, BUFFERS, LEAVES, MAPPINGS, PLAIN, empty, kind_of, methods_of
+    from ssd_ray.evaluation.sandbox.inside.kinds import (
+        BOUNDED,
+        BUFFERS,
+        LEAVES,
+        MAPPINGS,
+        PLAIN,
+        empty,
+        kind_of,
+        methods_of,
+    )
 else:  # in a sandbox, where there are modules and no packages
     import wire
     from kinds import BOUNDED, BUFFERS, LEAVES, MAPPINGS, PLAIN, empty, kind_of, methods_of
@@ -66,7 +75,11 @@ class Objects:
             if type(value) in LEAVES:
                 continue
             kind = kind_of(value)
-            if id(value) in numbers or kind not in PLAIN or not (kind or isinstance(value, tuple | frozenset)):
+            if (
+                id(value) in numbers
+                or kind not in PLAIN
+                or not (kind or isinstance(value, tuple | frozenset))
+            ):
                 return False
             if kind:
                 numbers.add(id(value))
@@ -78,20 +91,29 @@ class Objects:
     def shows_nothing(self, values: Sequence[object]) -> bool:
         """Return True if no object has changed since `mark`, and values share nothing."""
         known = len(self._before)
-        if any(_differ(before, _members(value)) for before, value in zip(self._before, self._objects, strict=False)):
+        if any(
+            _differ(before, _members(value))
+            for before, value in zip(self._before, self._objects, strict=False)
+        ):
             return False
         plain = self.adopt(values)
         del self._objects[known:]
         return plain
 
-    def write(self, values: Iterable[object], *, lost: bool = False) -> tuple[list[object], Entries]:
+    def write(
+        self, values: Iterable[object], *, lost: bool = False
+    ) -> tuple[list[object], Entries]:
         """Return slots of `values`, and entries of objects that are new or changed since `mark`.
 
         With `lost`, the contents of changed objects are given up, as they cannot cross.
         """
         del self._objects[len(self._before) :]
         writer = _Writer(self._objects)
-        changed = [number for number, before in enumerate(self._before) if _differ(before, _members(self._objects[number]))]
+        changed = [
+            number
+            for number, before in enumerate(self._before)
+            if _differ(before, _members(self._objects[number]))
+        ]
         for number in changed if lost else ():
             writer.add_entry(number, _lost_items(self._objects[number]))
         writer.met += [] if lost else changed
@@ -113,7 +135,10 @@ class Objects:
             if not 0 <= number < len(self._objects) or kind_of(self._objects[number]) != kind:
                 raise wire.MalformedError(f"no {kind} has the number {number}")
         try:
-            contents = [self._contents(self._objects[number], kind, items) for number, kind, items in checked]
+            contents = [
+                self._contents(self._objects[number], kind, items)
+                for number, kind, items in checked
+            ]
         except TypeError as error:
             raise wire.MalformedError(str(error)[:200]) from None
         values = self._values(slots)
@@ -140,7 +165,9 @@ class Objects:
         if kind == "list":
             return self._values(items)
         if kind in MAPPINGS:
-            return dict(zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True))
+            return dict(
+                zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True)
+            )
         if kind in BUFFERS:
             if kind != "bytearray" and _layout(items) != _layout(value):
                 raise wire.MalformedError(f"the items of an {kind} of another type or shape")
@@ -149,7 +176,11 @@ class Objects:
         return set(wire.members(values)) if kind == "set" else values
 
     def _values(self, slots: Sequence[object]) -> list[object]:
-        return list(slots) if LEAVES.issuperset(map(type, slots)) else [self._value(slot) for slot in slots]
+        return (
+            list(slots)
+            if LEAVES.issuperset(map(type, slots))
+            else [self._value(slot) for slot in slots]
+        )
 
     def _value(self, slot: object) -> object:
         if isinstance(slot, tuple):
@@ -192,14 +223,21 @@ class _Writer:
         if kind == "list":
             return self._slots(list(list.__iter__(value)))
         if kind in MAPPINGS:
-            return [list(methods_of(kind).keys(value)), self._slots(list(methods_of(kind).values(value)))]
+            return [
+                list(methods_of(kind).keys(value)),
+                self._slots(list(methods_of(kind).values(value))),
+            ]
         if kind in BUFFERS:
             return value
         items = list(methods_of(kind).__iter__(value))
         return items if kind == "set" else self._slots(items)
 
     def _slots(self, values: list[object]) -> list[object]:
-        return values if LEAVES.issuperset(map(type, values)) else [self.slot(value) for value in values]
+        return (
+            values
+            if LEAVES.issuperset(map(type, values))
+            else [self.slot(value) for value in values]
+        )
 
 
 def _lost_items(value: object) -> object:
@@ -210,11 +248,19 @@ def _lost_items(value: object) -> object:
 def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
     """Return entries in the order of their numbers, once each has the form of its kind."""
     match entries:
-        case [list(numbers), list(kinds), list(contents)] if len(numbers) == len(kinds) == len(contents):
+        case [list(numbers), list(kinds), list(contents)] if (
+            len(numbers) == len(kinds) == len(contents)
+        ):
             if not numbers:
                 return []
-            if set(map(type, numbers)) == {int} and len(set(numbers)) == len(numbers) and all(map(_fits, kinds, contents)):
-                return sorted(zip(numbers, kinds, contents, strict=True), key=operator.itemgetter(0))
+            if (
+                set(map(type, numbers)) == {int}
+                and len(set(numbers)) == len(numbers)
+                and all(map(_fits, kinds, contents))
+            ):
+                return sorted(
+                    zip(numbers, kinds, contents, strict=True), key=operator.itemgetter(0)
+                )
     raise wire.MalformedError("entries of no known form")
 
 
@@ -232,7 +278,11 @@ def _fits(kind: object, items: object) -> bool:
 
 
 def _layout(value: Any) -> tuple[object, ...]:
-    return getattr(value, "typecode", None), getattr(value, "dtype", None), getattr(value, "shape", None)
+    return (
+        getattr(value, "typecode", None),
+        getattr(value, "dtype", None),
+        getattr(value, "shape", None),
+    )
 
 
 def _members(value: Any) -> list[object]:
@@ -276,7 +326,11 @@ def _parts(value: Any) -> Iterator[object]:
     """Yield the containers directly within one."""
     members = _members(value)
     flat = LEAVES.issuperset(map(type, members))
-    return iter(() if flat else [member for member in members if isinstance(member, tuple | list | dict | set | deque)])
+    return iter(
+        ()
+        if flat
+        else [member for member in members if isinstance(member, tuple | list | dict | set | deque)]
+    )
 
 
 def _require_bounded(values: list[object]) -> None:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from ssd_ray import wire
-    from ssd_ray.evaluation.sandbox.inside import check_role, definitions, lcb_role, objects, shortage
+    from ssd_ray.evaluation.sandbox.inside import (
+        check_role,
+        definitions,
+        lcb_role,
+        objects,
+        shortage,
+    )
     from ssd_ray.wire import restored
 else:
     import check_role
@@ -47,13 +53,20 @@ def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> No
         case "lcb":
             lcb_role.serve(units, entry_points, receive, send)
         case _:
-            _answer_calls(_call_on_objects if role == "objects" else _call, units, entry_points, receive, send)
+            _answer_calls(
+                _call_on_objects if role == "objects" else _call, units, entry_points, receive, send
+            )
     os._exit(0)
 
 
 def _be_program(units: list[str]) -> NoReturn:
     """Run as `__main__` and end as the interpreter would: threads joined, exit handlers run, streams flushed."""
-    leave, write, threading, atexit = os._exit, os.write, sys.modules["threading"], __import__("atexit")
+    leave, write, threading, atexit = (
+        os._exit,
+        os.write,
+        sys.modules["threading"],
+        __import__("atexit"),
+    )
     namespace = definitions.new_module("__main__")
     namespace["__file__"] = "program.py"
     status = 0
@@ -95,7 +108,9 @@ def _status_of(run: Callable[[], None]) -> int:
     return 0
 
 
-def _conversation(request_fd: int, reply_fd: int) -> tuple[Callable[[], Any], Callable[[object], None]]:
+def _conversation(
+    request_fd: int, reply_fd: int
+) -> tuple[Callable[[], Any], Callable[[object], None]]:
     """`receive` the next message, None when there is none, and `send` an answer; UnsupportedValueError where it has no form."""
     requests = open(request_fd, "rb")  # noqa: SIM115
     write, dumps, loads = os.write, wire.dumps, wire.loads
@@ -181,7 +196,9 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
     call.mark()
     num_positional, awaited = len(values) - len(names), False
     try:
-        value = function(*values[:num_positional], **dict(zip(names, values[num_positional:], strict=True)))
+        value = function(
+            *values[:num_positional], **dict(zip(names, values[num_positional:], strict=True))
+        )
         awaited = type(value) is types.CoroutineType
         if awaited:
             value = __import__("asyncio").run(value)
@@ -204,8 +221,16 @@ def _raised(error: Exception, entries: list[list[Any]]) -> list[Any]:
     bases = type(error).__mro__[:20]
     names = [f"{base.__module__}.{base.__name__}"[:200] for base in bases]
     arguments = error.args
-    plain = len(arguments) <= 10 and all(type(item) in _PLAIN_TYPES and len(str(item)) <= 300 for item in arguments)
-    return ["raised", names, definitions.describe(error)[1], entries, list(arguments) if plain else []]
+    plain = len(arguments) <= 10 and all(
+        type(item) in _PLAIN_TYPES and len(str(item)) <= 300 for item in arguments
+    )
+    return [
+        "raised",
+        names,
+        definitions.describe(error)[1],
+        entries,
+        list(arguments) if plain else [],
+    ]
 
 
 _PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
@@ -214,7 +239,9 @@ _PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 _REHEARSALS = 20
 """Python 3.11 and later specialize code once it has run some times."""
 _PLAIN = b'["call",["b"],[[1,[2]],"x",2.5]]\n'
-_SHARED = b'["call",["b"],[[0],{"tuple":[1,"x"]},2.5],[[0,1],["list","dict"],[[1,[1]],[["k"],[2]]]]]\n'
+_SHARED = (
+    b'["call",["b"],[[0],{"tuple":[1,"x"]},2.5],[[0,1],["list","dict"],[[1,[1]],[["k"],[2]]]]]\n'
+)
 _RETURNED = b'["returned",[3]]\n["returned",[[2]],[[0,2],["list","list"],[[1,2],[3]]]]\n'
 _CHECK = "def check(candidate):\n    for _ in range(2):\n        candidate([1, {'k': 2}], (1, 'x'), b=2.5)\n"
 _PROGRAM = "def f(a, *_, **__):\n    if isinstance(a, list) and a[-1] != [2]:\n        a.append(2)\n    return [3]\n"
@@ -226,14 +253,22 @@ def rehearse() -> None:
     What has run then need not be specialized, and its memory copied, in every process after it.
     """
     for _ in range(_REHEARSALS):
-        _rehearse(lambda *ends: _answer_calls(_call, ["", _PROGRAM], "f", *ends), b'[[1,2],"x"]\n[]\n[1]\n')
-        _rehearse(lambda *ends: _answer_calls(_call_on_objects, ["", _PROGRAM], "f", *ends), _PLAIN + _SHARED)
+        _rehearse(
+            lambda *ends: _answer_calls(_call, ["", _PROGRAM], "f", *ends),
+            b'[[1,2],"x"]\n[]\n[1]\n',
+        )
+        _rehearse(
+            lambda *ends: _answer_calls(_call_on_objects, ["", _PROGRAM], "f", *ends),
+            _PLAIN + _SHARED,
+        )
         _rehearse(lambda *ends: check_role.serve(["", _CHECK], "f", *ends), b"null\n" + _RETURNED)
     for name in ("solution", "check"):
         del sys.modules[name]
 
 
-def _rehearse(serve: Callable[[Callable[[], Any], Callable[[object], None]], None], lines: bytes) -> None:
+def _rehearse(
+    serve: Callable[[Callable[[], Any], Callable[[object], None]], None], lines: bytes
+) -> None:
     """Serve lines from a pipe, and drop the replies, which a pipe has room for."""
     requests, replies = os.pipe(), os.pipe()
     os.write(requests[1], lines)

@@ -28,7 +28,13 @@ _LANDLOCK_RULE_PATH_BENEATH = 1
 _LANDLOCK_WRITE_FILE, _LANDLOCK_READ_FILE, _LANDLOCK_READ_DIR = 1 << 1, 1 << 2, 1 << 3
 _LANDLOCK_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """How many file system rights each ABI knows; the last holds for later ones."""
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = (
+    1,
+    4,
+    8,
+    22,
+    38,
+)
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_DAC_READ_SEARCH, _CAP_KILL, _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 2, 5, 6, 7, 21
@@ -41,7 +47,9 @@ _ZERO = ctypes.c_ulong(0)
 
 
 class _MountAttributes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+    _fields_ = [
+        (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
+    ]
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -53,7 +61,9 @@ class _Capabilities(ctypes.Structure):
 
 
 class _RulesetAttributes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("handled_access_fs", "handled_access_net", "scoped")]
+    _fields_ = [
+        (name, ctypes.c_uint64) for name in ("handled_access_fs", "handled_access_net", "scoped")
+    ]
 
 
 class _PathBeneath(ctypes.Structure):
@@ -118,13 +128,23 @@ def unshare(*, mounts: bool) -> None:
     Raises:
         OSError: the kernel or the container forbids it.
     """
-    flags = _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | (_CLONE_NEWNS if mounts else 0)
+    flags = (
+        _CLONE_NEWPID
+        | _CLONE_NEWNET
+        | _CLONE_NEWIPC
+        | _CLONE_NEWUTS
+        | (_CLONE_NEWNS if mounts else 0)
+    )
     own_user = not permitted_capabilities() >> _CAP_SYS_ADMIN & 1
     uid, gid = os.geteuid(), os.getegid()
     if _libc.unshare(flags | (_CLONE_NEWUSER if own_user else 0)):
         _fail("unshare")
     if own_user:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
 
@@ -146,7 +166,9 @@ def enter_root(directory: str, paths: Iterable[str], devices: Iterable[str]) -> 
     os.umask(0o022)
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", directory, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=0755")
-    for path in sorted((*paths, *devices), key=os.path.islink):  # a link may point into what is bound whole
+    for path in sorted(
+        (*paths, *devices), key=os.path.islink
+    ):  # a link may point into what is bound whole
         _bind(path, directory)
     os.mkdir(f"{directory}/proc")
     _mount("proc", f"{directory}/proc", "proc", _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
@@ -159,7 +181,15 @@ def enter_root(directory: str, paths: Iterable[str], devices: Iterable[str]) -> 
     os.chdir("/")
     attributes = _MountAttributes(attr_set=_MS_RDONLY | _MS_NOSUID)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    _syscall("mount_setattr", _SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.byref(attributes), size)
+    _syscall(
+        "mount_setattr",
+        _SYS_MOUNT_SETATTR,
+        _AT_FDCWD,
+        b"/",
+        _AT_RECURSIVE,
+        ctypes.byref(attributes),
+        size,
+    )
 
 
 def _bind(path: str, root: str) -> None:
@@ -184,7 +214,9 @@ def _bind(path: str, root: str) -> None:
     return _mount(path, root + path, None, _MS_BIND | _MS_REC)
 
 
-def limit_resources(*, memory_bytes: int, cpu_s: int, file_bytes: int, num_threads: int | None) -> None:
+def limit_resources(
+    *, memory_bytes: int, cpu_s: int, file_bytes: int, num_threads: int | None
+) -> None:
     """Hard limits, equal to the soft ones, on address space, CPU time and files.
 
     The stack gets room for deep recursion and no limit of its own: address space bounds it. Threads are counted over a
@@ -205,7 +237,10 @@ def limit_resources(*, memory_bytes: int, cpu_s: int, file_bytes: int, num_threa
         bounded = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(kind, (bounded, bounded))
     ceiling = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES if ceiling == resource.RLIM_INFINITY else ceiling, ceiling))
+    resource.setrlimit(
+        resource.RLIMIT_STACK,
+        (_STACK_BYTES if ceiling == resource.RLIM_INFINITY else ceiling, ceiling),
+    )
 
 
 def may_change_user(*, interpreter_readable: bool) -> bool:
@@ -213,13 +248,17 @@ def may_change_user(*, interpreter_readable: bool) -> bool:
 
     An interpreter that only root may read (below /root, say) needs CAP_DAC_READ_SEARCH to stay behind for late imports.
     """
-    needed = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] + ([] if interpreter_readable else [_CAP_DAC_READ_SEARCH])
+    needed = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] + (
+        [] if interpreter_readable else [_CAP_DAC_READ_SEARCH]
+    )
     permitted = permitted_capabilities()
     if os.geteuid() != 0 or not all(permitted >> capability & 1 for capability in needed):
         return False
     with open("/proc/self/uid_map") as file:
         ranges = [[int(number) for number in line.split()] for line in file]
-    return any(first <= FIRST_UID and first + count >= FIRST_UID + NUM_UIDS for first, _, count in ranges)
+    return any(
+        first <= FIRST_UID and first + count >= FIRST_UID + NUM_UIDS for first, _, count in ranges
+    )
 
 
 def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
@@ -246,10 +285,22 @@ def become(uid: int, *, interpreter_readable: bool) -> None:
 
 def landlock_abi() -> int:
     """The version of Landlock that the kernel offers, 0 where it offers none."""
-    return max(0, int(_libc.syscall(ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
+    return max(
+        0,
+        int(
+            _libc.syscall(
+                ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET),
+                None,
+                ctypes.c_size_t(0),
+                ctypes.c_uint32(1),
+            )
+        ),
+    )
 
 
-def landlock_ruleset(readable: Iterable[str], listable: Iterable[str], writable: Iterable[str]) -> int:
+def landlock_ruleset(
+    readable: Iterable[str], listable: Iterable[str], writable: Iterable[str]
+) -> int:
     """A descriptor of the rules: read below `readable`, list `listable`, write `writable`; nothing else, and no TCP or signals.
 
     Raises:
@@ -259,7 +310,9 @@ def landlock_ruleset(readable: Iterable[str], listable: Iterable[str], writable:
     rights = (1 << _LANDLOCK_FS_BITS.get(abi, 16)) - 1
     attributes = _RulesetAttributes(rights, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    ruleset = _syscall("landlock", _SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
+    ruleset = _syscall(
+        "landlock", _SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0
+    )
     for paths, access in (
         (readable, _LANDLOCK_READ_FILE | _LANDLOCK_READ_DIR),
         (listable, _LANDLOCK_READ_DIR),
@@ -276,7 +329,14 @@ def _allow(ruleset: int, path: str, access: int) -> None:
     try:
         own = access if os.path.isdir(path) else access & ~_LANDLOCK_READ_DIR
         rule = _PathBeneath(own, fd)
-        _syscall("landlock rule", _SYS_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0)
+        _syscall(
+            "landlock rule",
+            _SYS_LANDLOCK_ADD_RULE,
+            ruleset,
+            _LANDLOCK_RULE_PATH_BENEATH,
+            ctypes.byref(rule),
+            0,
+        )
     finally:
         os.close(fd)
 
@@ -289,5 +349,7 @@ def landlock_enter(ruleset: int) -> None:
 def seccomp_enter(instructions: bytes) -> None:
     """Filter this process's system calls from now on; `instructions` are those of seccomp.py, the process id filled in."""
     program = _FilterProgram(len(instructions) // 8, instructions)
-    if _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(program), 0, 0):
+    if _libc.prctl(
+        _PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(program), 0, 0
+    ):
         _fail("seccomp")

@@ -32,7 +32,17 @@ else:
     import walls
 
 _OWN_MODULES = (
-    *("zygote", "walls", "roles", "wire", "foreign", "restored", "objects", "definitions", "check_role"),
+    *(
+        "zygote",
+        "walls",
+        "roles",
+        "wire",
+        "foreign",
+        "restored",
+        "objects",
+        "definitions",
+        "check_role",
+    ),
     *("shortage", "lcb_role", "lcb_stdin"),
 )
 _MESSAGE_BYTES, _MAX_DESCRIPTORS = 1 << 16, 8
@@ -74,7 +84,9 @@ class _Packages:
         place = self._places.get(name)
         if place is None:
             return None
-        return spec_from_file_location(name, f"{place}/__init__.py", submodule_search_locations=[place])
+        return spec_from_file_location(
+            name, f"{place}/__init__.py", submodule_search_locations=[place]
+        )
 
 
 class _Zygote:
@@ -110,9 +122,13 @@ class _Zygote:
         self._leashes: dict[int, int] = {}
         os.umask(0o077)
         os.chdir("/")
-        walls.bound_privileges(own_users=self._own_users, interpreter_readable=config["interpreter_readable"])
+        walls.bound_privileges(
+            own_users=self._own_users, interpreter_readable=config["interpreter_readable"]
+        )
         if config["landlock"]:
-            walls.landlock_enter(walls.landlock_ruleset(config["readable"], config["listable"], config["devices"]))
+            walls.landlock_enter(
+                walls.landlock_ruleset(config["readable"], config["listable"], config["devices"])
+            )
         if config["filter"]:
             walls.seccomp_enter(bytes.fromhex(config["filter"]))
         roles.rehearse()
@@ -168,9 +184,16 @@ class _Zygote:
                     self._poll.unregister(leash)
                 del self._leashes[leash]
                 os.close(leash)
-            how = f"signal {os.WTERMSIG(code)}" if os.WIFSIGNALED(code) else f"exit {os.WEXITSTATUS(code)}"
+            how = (
+                f"signal {os.WTERMSIG(code)}"
+                if os.WIFSIGNALED(code)
+                else f"exit {os.WEXITSTATUS(code)}"
+            )
             with contextlib.suppress(BrokenPipeError):  # the grader waited long enough for its end
-                os.write(status_fd, f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode())
+                os.write(
+                    status_fd,
+                    f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode(),
+                )
             os.close(status_fd)
 
     def _become(self, channel: Any, status_fd: int, parent: int) -> NoReturn:
@@ -190,7 +213,10 @@ class _Zygote:
             payload = os.pread(payload_fd, request["payload_bytes"], 0)
             os.close(payload_fd)
             ends = request["unit_ends"]
-            units = [payload[start:end].decode("utf-8", "surrogatepass") for start, end in zip((0, *ends), ends, strict=False)]
+            units = [
+                payload[start:end].decode("utf-8", "surrogatepass")
+                for start, end in zip((0, *ends), ends, strict=False)
+            ]
             walls.limit_resources(
                 memory_bytes=request["memory_bytes"],
                 cpu_s=request["cpu_s"],
@@ -198,7 +224,9 @@ class _Zygote:
                 num_threads=request["num_threads"] if own_user else None,
             )
             if self._own_filter:
-                walls.seccomp_enter(self._own_filter.replace(self._own_pid, os.getpid().to_bytes(4, "little")))
+                walls.seccomp_enter(
+                    self._own_filter.replace(self._own_pid, os.getpid().to_bytes(4, "little"))
+                )
         except BaseException as error:
             os.write(status_fd, f"failed {type(error).__name__}: {error}\n".encode())
             os._exit(1)
@@ -221,10 +249,14 @@ class _Zygote:
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         os.setsid()
         if self._own_users:
-            uid = walls.FIRST_UID + (self._config["first_user"] + self._num_children) % walls.NUM_UIDS
+            uid = (
+                walls.FIRST_UID + (self._config["first_user"] + self._num_children) % walls.NUM_UIDS
+            )
             walls.become(uid, interpreter_readable=self._config["interpreter_readable"])
         walls.hide_memory()
-        if not self._config["namespaces"]:  # there, the zygote is process 1 and takes everybody with it
+        if not self._config[
+            "namespaces"
+        ]:  # there, the zygote is process 1 and takes everybody with it
             walls.die_with_parent()
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         return self._own_users
@@ -232,7 +264,9 @@ class _Zygote:
 
 def _receive(channel: Any) -> tuple[dict[str, Any], list[int]]:
     """A request and its descriptors; ends the process where the grader needs no more of them."""
-    message, ancillary, _, _ = channel.recvmsg(_MESSAGE_BYTES, _socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS))
+    message, ancillary, _, _ = channel.recvmsg(
+        _MESSAGE_BYTES, _socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
+    )
     if not message:
         os._exit(0)
     fds = array.array("i")
