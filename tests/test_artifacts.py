@@ -40,7 +40,7 @@ def test_an_artifact_goes_from_missing_over_partial_to_whole(tmp_path: Path) -> 
     assert manifests.claim(out, IDENTITY) is None
     assert manifests.state_of(out, IDENTITY) == "partial"
     sealed = manifests.seal(out, IDENTITY, {"rows": 0})
-    assert manifests.state_of(out, IDENTITY) == "whole"
+    assert manifests.state_of(out, IDENTITY) == "complete"
     assert manifests.claim(out, IDENTITY) == sealed == manifests.load(out)
 
 

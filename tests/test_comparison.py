@@ -399,7 +399,9 @@ def test_the_number_of_an_answer_is_the_boxed_one_or_the_last(text, number):
 
 @given(
     st.integers(-(10**12), 10**12),
-    st.text(st.characters(exclude_categories=["Nd", "Cs"], exclude_characters="-+.,^\u2212$\\{}eE")),
+    st.text(
+        st.characters(exclude_categories=["Nd", "Cs"], exclude_characters="-+.,^\u2212$\\{}eE")
+    ),
 )
 def test_a_number_is_found_however_it_is_written(number, before):
     for written in (

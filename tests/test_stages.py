@@ -304,10 +304,10 @@ def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(
     steps = {step.name: step for step, _ in run.states()}
     samples, dataset = steps["samples"], steps["dataset"]
     there = _samples(tmp_path, samples.identity, "one")
-    for state in ("partial", "whole"):
+    for state in ("partial", "complete"):
         assert manifests.claim(tmp_path / "dataset", dataset.identity) is None
         lineage.record(tmp_path / "dataset", {"samples": there})
-        if state == "whole":
+        if state == "complete":
             manifests.seal(tmp_path / "dataset", dataset.identity, {})
         shutil.rmtree(there)
         _samples(tmp_path, samples.identity, "one")  # drawn again, to the same
@@ -331,7 +331,7 @@ def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
     samples = next(step for step, _ in run.states() if step.name == "samples")
     there = _samples(tmp_path, samples.identity, "one")
     (there / "ledger").mkdir()
-    assert _settled(run, samples) == "whole"
+    assert _settled(run, samples) == "complete"
     (shard,) = shards.shard_paths(there)
     if harm == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])

@@ -33,7 +33,7 @@ _NOTHING_MADE = frozenset(
     {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}
 )
 """What an attempt leaves that failed before it made anything; tests are named by content."""
-State = Literal["missing", "partial", "whole", "stale"]
+State = Literal["missing", "partial", "complete", "stale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def state_of(out: Path, identity: Identity) -> State:
         return "missing"
     if read_json(out / "fingerprint.json").get("fingerprint") != identity.fingerprint:
         return "missing" if _names(out) <= _NOTHING_MADE else "stale"
-    return "whole" if (out / "manifest.json").exists() else "partial"
+    return "complete" if (out / "manifest.json").exists() else "partial"
 
 
 def load(out: Path) -> Artifact:
@@ -104,7 +104,7 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
     if state == "stale":
         change = staleness(read_json(out / "fingerprint.json"), identity)
         raise UserError(f"{out} {change}: choose another --out, or delete that directory")
-    if state == "whole":
+    if state == "complete":
         return load(out)
     if state == "missing":
         if (out / "fingerprint.json").exists():

@@ -30,7 +30,7 @@ from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.tables import plain, shown
 from ssd_ray.progress import LineProgress
 
-_SHOWN = {"whole": "green", "partial": "yellow", "missing": "default", "stale": "red"}
+_SHOWN = {"complete": "green", "partial": "yellow", "missing": "default", "stale": "red"}
 
 
 def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:

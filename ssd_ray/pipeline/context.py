@@ -91,7 +91,8 @@ class RunContext:
             if self.stopped.is_set():
                 raise InfrastructureError("the run was stopped")
             return all(
-                manifests.state_of(self.run / step.name, step.identity) == "whole" for step in steps
+                manifests.state_of(self.run / step.name, step.identity) == "complete"
+                for step in steps
             )
 
         return are_complete

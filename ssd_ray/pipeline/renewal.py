@@ -123,7 +123,7 @@ class Renewal:
         if step.follows is None or step.name in self._settled | self._made:
             return False
         if not waited:
-            return self.settle(step) != "whole"
+            return self.settle(step) != "complete"
         if waited != [growing] or growing is not step.follows:
             return False
         self._replace(step)
@@ -145,7 +145,7 @@ class Renewal:
 
     def _reopen(self, step: Step) -> None:
         """Reopen shards of engines that were lost, and verdicts that a failing machine left open."""
-        if self.state(step) != "whole" or not (why := self._is_open(step)):
+        if self.state(step) != "complete" or not (why := self._is_open(step)):
             return
         out = self._out / step.name
         self._progress.say(f"{step.name}: {why}")
@@ -168,7 +168,7 @@ class Renewal:
 
     def _compare(self, step: Step) -> None:
         """Clear away what was made from other contents than its inputs hold now."""
-        if self.state(step) not in ("whole", "partial"):
+        if self.state(step) not in ("complete", "partial"):
             return
         if not (changed := self._changed(step)):
             lineage.adopt(

@@ -1,4 +1,4 @@
-"""Making a recipe's artifacts in a run directory: what is whole is left alone, what is partial is resumed.
+"""Making a recipe's artifacts in a run directory: what is complete is left alone, what is partial is resumed.
 
 Ray starts only when a step needs it. One process at a time works in a run directory. Writes `recipe.yaml`, the resolved
 recipe, and into every artifact `timing.json`.
@@ -50,7 +50,7 @@ class Run:
             yield step, self._state(step), outlook, reason
 
     def make(self, verb: str = "report") -> list[Artifact]:
-        """Make the artifacts of a verb, and first whatever they need that is not whole; returns the artifacts of the verb.
+        """Make the artifacts of a verb, and first whatever they need that is not complete; returns the artifacts of the verb.
 
         Raises:
             UserError: a mistake in the recipe, its inputs, or the run directory.
@@ -63,14 +63,14 @@ class Run:
             renewal.refuse(wanted)
             files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             for step in wanted:  # before hours of the steps that it is made from
-                if self._state(step) != "whole":
+                if self._state(step) != "complete":
                     step.check(self._context)
             followers = stack.enter_context(_Followers(self._context.stopped))
             started = False
             made = []
             for step in wanted:
                 followers.raise_failure()
-                whole = step.name not in followers and renewal.settle(step) == "whole"
+                whole = step.name not in followers and renewal.settle(step) == "complete"
                 if not whole and not started and self._needs_ray(step, wanted):
                     self._progress.say("starting Ray")
                     stack.enter_context(
@@ -92,7 +92,7 @@ class Run:
                 )
                 renewal.done(step)
                 if not whole:
-                    self._progress.say(f"{step.name}: whole")
+                    self._progress.say(f"{step.name}: complete")
                 made += self._asked_for(step, artifact, verb, whole)
             return made
 
@@ -110,7 +110,7 @@ class Run:
     def _needs_ray(self, step: Step, wanted: list[Step]) -> bool:
         """Whether a step, or one that can be made while it is, works on Ray."""
         follow = (
-            other for other in wanted if other.follows is step and self._state(other) != "whole"
+            other for other in wanted if other.follows is step and self._state(other) != "complete"
         )
         return step.needs_ray or any(other.needs_ray for other in follow)
 

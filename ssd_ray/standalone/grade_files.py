@@ -83,7 +83,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
             completions, identities["completions"], lambda out: _completions(job, out)
         )
         total = int(made.facts["rows"])
-        if manifests.state_of(verdicts, identities["verdicts"]) == "whole" and is_open(verdicts):
+        if manifests.state_of(verdicts, identities["verdicts"]) == "complete" and is_open(verdicts):
             manifests.reopen(verdicts)
         graded = manifests.make(
             verdicts,
