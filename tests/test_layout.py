@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from ssd_ray.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent / "ssd_ray"
 
@@ -78,3 +83,44 @@ def test_the_command_line_loads_no_engine() -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+def _private_uses_of_ray(tree: ast.Module) -> list[str]:
+    """Return private modules of Ray, private attributes of foreign objects, and patched names."""
+    uses = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            uses += [name for name in names if name.startswith("ray.") and "._" in name]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            uses += [name for name in names if name.startswith("ray.") and "._" in name]
+        elif isinstance(node, ast.Attribute) and re.match("_(?!exit$)[a-z]", node.attr):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            uses += [] if is_own else [ast.unparse(node)]
+        elif isinstance(node, ast.keyword) and (node.arg or "").startswith("_"):
+            uses.append(f"{node.arg}=")
+    return uses
+
+
+def test_private_ray_api_is_used_in_one_file_and_for_the_pinned_version() -> None:
+    from ssd_ray.cluster import ray_internals
+
+    uses_ray = re.compile(r"^\s*(import|from) ray\b|ray_internals", re.MULTILINE)
+    for path in _modules():
+        if path.name != "ray_internals.py" and uses_ray.search(path.read_text()):
+            assert _private_uses_of_ray(ast.parse(path.read_text())) == [], path
+    assert len(_private_uses_of_ray(ast.parse(Path(ray_internals.__file__).read_text()))) > 10
+    pyproject = (PACKAGE.parent / "pyproject.toml").read_text()
+    assert f"ray[data,default,train]=={ray_internals.PINNED}" in pyproject
+
+
+def test_another_version_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from ssd_ray.cluster import ray_internals
+
+    ray_internals.require_pinned_version()
+    monkeypatch.setattr(ray, "__version__", "2.99.0")
+    with pytest.raises(UserError, match=r"ray 2\.99\.0 is installed .* pip install"):
+        ray_internals.require_pinned_version()

@@ -16,9 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from unittest import mock
 
-from ssd_ray.cluster import import_path, ray_log, short_paths
+from ssd_ray.cluster import import_path, ray_internals, ray_log, short_paths
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 
@@ -56,6 +55,7 @@ def connected(
         with _signals_held():
             import ray
 
+            ray_internals.require_pinned_version()
             stack.enter_context(ray_log.kept_in(logs))
             if not ray.is_initialized():
                 stack.callback(_leave)
@@ -77,27 +77,25 @@ def _start(say: Callable[[str], None]) -> None:
     A Ray of our own has no monitor of its log files, whose lines nobody is sent: it reads them all ten times a second.
     """
     import ray
-    from ray._private.node import Node
 
-    quiet: dict[str, Any] = {
+    options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
+        "job_config": import_path.job_config(),
     }
-    quiet["job_config"] = import_path.job_config()
     named = os.environ.get("RAY_ADDRESS")
-    place = None if named else short_paths.ray_directory(say)
+    if not named:
+        options |= {"address": "local", "include_dashboard": False}
+        options |= ray_internals.start_options(short_paths.ray_directory(say))
     with (
         warnings.catch_warnings(),
         _silent_stderr(),
-        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
-        mock.patch.object(Node, "start_log_monitor"),
+        ray_internals.plain_start(),
     ):
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            ray.init(**quiet) if named else ray.init(
-                address="local", include_dashboard=False, _temp_dir=place, **quiet
-            )
+            ray.init(**options)
         except Exception as error:  # a start that takes too long is a bare Exception to Ray
             where = f"the cluster at RAY_ADDRESS={named}" if named else "a local Ray"
             raise InfrastructureError(

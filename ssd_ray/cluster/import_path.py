@@ -19,6 +19,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from ssd_ray.cluster import ray_internals
+
 SAFE = {"PYTHONSAFEPATH": "1"}
 """Environment of Python processes that are to leave the working directory out of their path."""
 
@@ -35,16 +37,7 @@ def job_config() -> Any:
     The exception is a package that only a script's or the working directory provides, as in a
     checkout that is not installed.
     """
-    from ray.job_config import JobConfig
-
-    class InstalledCode(JobConfig):  # type: ignore[misc]
-        def _serialize(self) -> str:
-            # Ray has added the directories by now, and asks nobody.
-            self._py_driver_sys_path[:] = _package_path()
-            serialized: str = super()._serialize()
-            return serialized
-
-    return InstalledCode()
+    return ray_internals.job_config(_package_path)
 
 
 def _package_path() -> list[str]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ssd_ray.cluster import ray_internals
+
 NAME = "ray.log"
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -28,15 +30,13 @@ def kept_in(logs: Path | None) -> Iterator[None]:
     if logs is None:
         yield
         return
-    import ray._private.worker
-
     handler = _LogFile(logs / NAME)
     logger = logging.getLogger("ray")
     consoles = _take_consoles(logger)
     logger.addHandler(handler)
     try:
         with (
-            mock.patch.object(ray._private.worker, "print_to_stdstream", handler.write_message),
+            ray_internals.messages_sent_to(handler.write_message),
             mock.patch.object(warnings, "showwarning", handler.or_else(warnings.showwarning)),
         ):
             yield
@@ -56,7 +56,7 @@ def leave_to_ray(name: str) -> None:
 
 
 def _take_consoles(logger: logging.Logger) -> list[logging.Handler]:
-    consoles = [each for each in logger.handlers if type(each).__name__ == "PlainRayHandler"]
+    consoles = [handler for handler in logger.handlers if ray_internals.is_console(handler)]
     for console in consoles:
         logger.removeHandler(console)
     return consoles
@@ -70,9 +70,11 @@ class _LogFile(logging.FileHandler):
         self.setLevel(logging.WARNING)
         self.setFormatter(logging.Formatter(_FORMAT))
 
-    def _open(self) -> Any:
-        os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
-        return super()._open()
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; the first one makes the directory."""
+        if self.stream is None:
+            os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
+        super().emit(record)
 
     def write(self, name: str, text: str) -> None:
         """Write a text that is no log record."""

@@ -13,14 +13,12 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import ceil, inf, log
+from math import ceil, log
 from pathlib import Path
 from typing import Any
 
-from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-from ssd_ray.cluster import ray_log
+from ssd_ray.cluster import ray_internals, ray_log
+from ssd_ray.cluster.ray_internals import Execution
 from ssd_ray.errors import UserError
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
 from ssd_ray.inference.work.queue import SamplingPlan, all_out, emit
@@ -63,7 +61,7 @@ def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
     return 1 + ceil(max_num_seqs / shard_rows * (1 + log(shard_rows)))
 
 
-class _Watched(ExecutionCallback):  # type: ignore[misc]
+class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
     """ConcurrencyLimiter the watch of this execution in every step of its loop; what that raises ends the execution.
 
     Steps are ten a second where nothing comes back, at a fortieth of a core each time that an engine on a CPU lacks; so the
@@ -74,44 +72,32 @@ class _Watched(ExecutionCallback):  # type: ignore[misc]
         self._done, self._pause, self._all_out, self._lost = -1, 0.0, False, False
 
     def on_execution_step(self, executor: Any) -> None:
-        found = _watches.get(executor._data_context.get_config(_WATCH, ""))
+        execution = Execution(executor)
+        found = _watches.get(execution.setting(_WATCH))
         if found is None:
             return
         watch, end = found
         watch()
         self._all_out = self._all_out or end.exists()
         if self._all_out:
-            self._let_go(executor)
-        done = sum(
-            one.metrics.num_tasks_finished + one.metrics.num_task_outputs_generated
-            for one in executor._topology
-        )
+            self._let_go(execution)
+        done = execution.num_results
         self._pause = min(self._pause + 0.05, _LONGEST_PAUSE_S) if done == self._done else 0.0
         self._done = done
         time.sleep(self._pause)
 
-    def _let_go(self, executor: Any) -> None:
+    def _let_go(self, execution: Execution) -> None:
         """Once all units are handed out and none waits, start no engine, and give back those that are idle or have not come up.
 
         Ray Data does so by itself where its input has ended; here it stays open for units that engines give back. Where an engine
         was lost, another one stays, in case the first is no good.
         """
-        scaling = executor._actor_autoscaler
-        scaling._actor_pool_scaling_down_threshold = -1
-        for operator, state in executor._topology.items():
-            for engines in operator.get_autoscaling_actor_pools():
-                self._lost = self._lost or engines.num_restarting_actors() > 0
-                waiting = state.total_enqueued_input_blocks()
-                usual = (
-                    executor._data_context.autoscaling_config.actor_pool_util_upscaling_threshold
-                )
-                scaling._actor_pool_scaling_up_threshold = usual if waiting else inf
-                if not waiting and engines.current_size() > max(engines.min_size(), 1 + self._lost):
-                    engines.scale(
-                        ActorPoolScalingRequest.downscale(
-                            delta=-1, force=True, reason="all units are handed out"
-                        )
-                    )
+        execution.keep_idle_actors()
+        for engines, waiting in execution.actor_pools():
+            self._lost = self._lost or engines.num_restarting_actors() > 0
+            execution.allow_more_actors(waiting > 0)
+            if not waiting and engines.current_size() > max(engines.min_size(), 1 + self._lost):
+                ray_internals.remove_actor(engines, "all units are handed out")
 
 
 def run(
@@ -128,47 +114,56 @@ def run(
     """
     import ray
     import ray.data
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own, groups = uuid.uuid4().hex, pool.resources.groups
     end = all_out(plan.out)
     end.unlink(missing_ok=True)
     _watches[own] = (watch if groups is None else _reaping(groups, watch), end)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    before = ray.data.DataContext.get_current()
     try:
-        ray.data.DataContext._set_current(_context(before.copy(), own, pool))
-        # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        start = ray.data.from_items(
-            [{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1
-        )
-        found = start.map_batches(
-            emit,
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0,
-            scheduling_strategy=here,
-            max_retries=0,
-        )
-        drawn = found.map_batches(
-            EngineWorker,
-            fn_constructor_args=(order, pool.concurrent_units),
-            batch_format="pyarrow",
-            batch_size=1,
-            compute=_strategy(pool),
-            max_restarts=-1,
-            max_task_retries=-1,
-            runtime_env={"env_vars": dict(pool.environment)},
-            **pool.resources.remote_args,
-        )
-        for _ in drawn.iter_batches(batch_size=None):
-            pass
+        context = _context(ray.data.DataContext.get_current().copy(), own, pool)
+        with ray.data.DataContext.current(context):
+            for _ in _drawn(plan, covered, order, pool).iter_batches(batch_size=None):
+                pass
     finally:
         if groups is not None:
             groups.release()
         del _watches[own]
-        ray.data.DataContext._set_current(before)
+
+
+def _drawn(
+    plan: SamplingPlan,
+    covered: Mapping[str, list[tuple[int, int]]],
+    order: EngineSpec,
+    pool: Pool,
+) -> Any:
+    """Return the lazy data set whose execution draws all units."""
+    import ray
+    import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    start = ray.data.from_items([{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1)
+    found = start.map_batches(
+        emit,
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=0,
+        scheduling_strategy=here,
+        max_retries=0,
+    )
+    return found.map_batches(
+        EngineWorker,
+        fn_constructor_args=(order, pool.concurrent_units),
+        batch_format="pyarrow",
+        batch_size=1,
+        compute=_strategy(pool),
+        max_restarts=-1,
+        max_task_retries=-1,
+        runtime_env={"env_vars": dict(pool.environment)},
+        **pool.resources.remote_args,
+    )
 
 
 def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[], None]:

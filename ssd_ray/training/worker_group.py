@@ -21,12 +21,8 @@ from ray.train import (
     TrainingFailedError,
     WorkerGroupError,
 )
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-from ray.train.v2._internal.execution.callback import WorkerCallback
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from ssd_ray.cluster import ray_internals
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.state import resume
@@ -53,30 +49,31 @@ def _can_share(train: TrainConfig, number: int) -> bool:
     return True
 
 
-class SizedPolicy(ElasticScalingPolicy):  # type: ignore[misc]
+class SizedPolicy(ray_internals.elastic_policy()):  # type: ignore[misc]
     """Ray Train's elastic policy, kept to the sizes that can share a global batch."""
 
     def __init__(self, scaling_config: ScalingConfig, allowed: list[int]) -> None:
         super().__init__(scaling_config)
         self._allowed = allowed
 
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
-        possible = super()._count_possible_workers(reserved_resources)
+    def largest_size(self, possible: int) -> int:
+        """Return the largest allowed size of at most `possible` workers, 0 where none is."""
         return max((size for size in self._allowed if size <= possible), default=0)
 
 
-class DeathsInARow(DefaultFailurePolicy):  # type: ignore[misc]
+class DeathsInARow(ray_internals.failure_policy()):  # type: ignore[misc]
     """Ray Train's policy, which gives up after so many deaths, counted anew where training in `out` got to another state."""
 
     def __init__(self, failure_config: FailureConfig, out: Path) -> None:
         super().__init__(failure_config)
         self._out, self._reached = out, resume.latest(out)[0]
 
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+    def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
         """Whether the group is started again."""
         reached = resume.latest(self._out)[0]
         if reached > self._reached:
-            self._reached, self._worker_group_failures = reached, 0
+            self._reached = reached
+            self.forget_failures()
         if isinstance(training_failed_error, ControllerError) and is_death(
             training_failed_error.controller_failure
         ):
@@ -91,29 +88,27 @@ def is_death(failure: BaseException) -> bool:
     Any error of Ray says that a worker is gone or out of reach, or fails because another one is: it
     need not be a RayActorError, as of one that the memory monitor evicts it is an OutOfMemoryError.
     """
-    return isinstance(failure, RayError | WorkerGroupStartupFailedError) and not isinstance(
-        failure, UserError
-    )
+    is_worker = isinstance(failure, RayError) or ray_internals.is_startup_failure(failure)
+    return is_worker and not isinstance(failure, UserError)
 
 
-class SizedTrainer(TorchTrainer):  # type: ignore[misc]
+class SizedTrainer(ray_internals.torch_trainer()):  # type: ignore[misc]
     """A TorchTrainer whose elastic group takes only the sizes `allowed`, and whose deaths count since the last state in `out`."""
 
     def __init__(self, *arguments: Any, allowed: list[int], out: Path, **choices: Any) -> None:
         self._allowed, self._out = allowed, out
         super().__init__(*arguments, **choices)
 
-    def _initialize_and_run_controller(self, **choices: Any) -> Any:
-        if self.scaling_config.elasticity_enabled:
-            choices["scaling_policy"] = SizedPolicy(self.scaling_config, self._allowed)
-        choices["failure_policy"] = DeathsInARow(self.run_config.failure_config, self._out)
-        return super()._initialize_and_run_controller(**choices)
+    def policies(self) -> dict[str, Any]:
+        """Return the policies for failures, and for sizes where the group is elastic."""
+        failures = DeathsInARow(self.run_config.failure_config, self._out)
+        if not self.scaling_config.elasticity_enabled:
+            return {"failure_policy": failures}
+        sizes = SizedPolicy(self.scaling_config, self._allowed)
+        return {"failure_policy": failures, "scaling_policy": sizes}
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C to the caller, who has the state saved first; Ray Train's handler ends the workers at once."""
 
-
-class GracefulStop(WorkerCallback):  # type: ignore[misc]
+class GracefulStop(ray_internals.worker_callback()):  # type: ignore[misc]
     """Runs in a worker's main thread, the only one that can set a signal's handler."""
 
     def after_init_train_context(self) -> None:

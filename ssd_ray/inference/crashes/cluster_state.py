@@ -1,11 +1,13 @@
 """Which nodes and engines are there, as Ray's control service says; where it is away itself, none are known to be.
 
-The pinned Ray has no public names for these questions. Talks to Ray; writes nothing.
+Talks to Ray; writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+from ssd_ray.cluster import ray_internals
 
 
 def has_node(node: str) -> bool:
@@ -20,10 +22,8 @@ def has_node(node: str) -> bool:
 
 def is_draining(node: str) -> bool:
     """Whether a node is about to go."""
-    import ray
-
     try:
-        return node in ray._private.state.state.get_draining_nodes()
+        return node in ray_internals.draining_nodes()
     except (
         Exception
     ):  # of several kinds while the control service is started anew; whoever asks, asks again
@@ -32,10 +32,7 @@ def is_draining(node: str) -> bool:
 
 def actors() -> Collection[str]:
     """The actors of this job that are up, by id."""
-    import ray
-
     try:
-        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-        return frozenset(ray._private.state.state.actor_table(None, job, "ALIVE"))
+        return ray_internals.live_actors()
     except Exception:
         return frozenset()

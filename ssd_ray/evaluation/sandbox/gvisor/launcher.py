@@ -16,6 +16,7 @@ from ray.experimental.sandbox import SandboxError
 from ray.experimental.sandbox.runtime import SandboxRuntime
 
 from ssd_ray import wire
+from ssd_ray.cluster import ray_internals
 from ssd_ray.errors import InfrastructureError, one_line
 from ssd_ray.evaluation.sandbox import bootstrap
 from ssd_ray.evaluation.sandbox.gvisor import image
@@ -70,10 +71,9 @@ class _Keeper:
 
 
 def _runsc(runtime: SandboxRuntime, name: str) -> list[str]:
-    """`runsc exec` as Ray calls it; its own `exec` gives a command no standard input."""
-    backend = runtime.backend
-    config = backend._sandbox_metadata[name]["config"]
-    return [*backend._runsc_base_args(config), "exec", "-cwd", "/", *_environment(), name]
+    """Return the command line of `runsc exec` in a sandbox, up to the command to run."""
+    arguments = ray_internals.runsc_arguments(runtime, name)
+    return [*arguments, "exec", "-cwd", "/", *_environment(), name]
 
 
 def _environment() -> list[str]:

@@ -1,0 +1,281 @@
+"""Every use of Ray's private API in this package, behind names that say what is needed.
+
+- Each name states which public API is missing. With that API in Ray, the name can go.
+- The internals are those of one version of Ray, `PINNED`; `require_pinned_version` holds it.
+- No part of Ray loads with this module: each function imports what it needs, so that sampling
+  loads no part of Ray Train, nor training one of Ray Data.
+
+Base classes come from functions, as `class Policy(ray_internals.elastic_policy())`, because their
+own bases are classes of Ray.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from ssd_ray.errors import UserError
+
+PINNED = "2.60.0"
+"""The version of Ray that pyproject.toml pins."""
+
+
+def require_pinned_version() -> None:
+    """Refuse a version of Ray whose internals may differ from those used here.
+
+    Raises:
+        UserError: another version is installed.
+    """
+    import ray
+
+    if ray.__version__ != PINNED:
+        raise UserError(
+            f"ray {ray.__version__} is installed and this version of ssd_ray needs ray {PINNED}: "
+            f"pip install 'ray[data,default,train]=={PINNED}'"
+        )
+
+
+# The connection: used by ssd_ray.cluster.
+
+
+def start_options(session_directory: str | None) -> dict[str, Any]:
+    """Return the option of `ray.init` for where a local Ray keeps its session.
+
+    Missing: a public parameter; RAY_TMPDIR holds for every process that inherits it.
+    """
+    return {"_temp_dir": session_directory}
+
+
+@contextmanager
+def plain_start() -> Iterator[None]:
+    """Let `ray.init` leave SIGTERM alone, and start no monitor of log files.
+
+    Missing: options for both. Ray's handler ends the process, and its monitor reads every log file
+    ten times a second for lines that no driver shows.
+    """
+    import ray
+    from ray._private.node import Node
+
+    with (
+        mock.patch.object(ray._private.utils, "set_sigterm_handler"),
+        mock.patch.object(Node, "start_log_monitor"),
+    ):
+        yield
+
+
+@contextmanager
+def messages_sent_to(write: Callable[..., None]) -> Iterator[None]:
+    """Hand messages of other Ray processes to `write` in place of the screen.
+
+    Missing: a hook for them. `write` takes a dict with `pid` and `lines`, and ignores the rest.
+    """
+    import ray._private.worker
+
+    with mock.patch.object(ray._private.worker, "print_to_stdstream", write):
+        yield
+
+
+def is_console(handler: logging.Handler) -> bool:
+    """Return True for the handler with which Ray logs to the screen.
+
+    Missing: an option against it; `configure_logging` has no effect on Ray Data's loggers.
+    """
+    return type(handler).__name__ == "PlainRayHandler"
+
+
+def job_config(import_path: Callable[[], list[str]]) -> Any:
+    """Return a configuration of a Ray job whose workers import from `import_path()` alone.
+
+    Missing: an option against the driver's directories. Ray adds them while it connects, so they
+    are replaced at the last moment, when the configuration is sent.
+    """
+    from ray.job_config import JobConfig
+
+    class FixedPath(JobConfig):  # type: ignore[misc]
+        def _serialize(self) -> str:
+            self._py_driver_sys_path[:] = import_path()
+            serialized: str = super()._serialize()
+            return serialized
+
+    return FixedPath()
+
+
+# The state of the cluster: used by ssd_ray.inference.crashes.
+
+
+def draining_nodes() -> Mapping[str, Any]:
+    """Return the nodes that are about to leave, by id.
+
+    Missing: draining in `ray.nodes()`.
+    """
+    import ray
+
+    nodes: Mapping[str, Any] = ray._private.state.state.get_draining_nodes()
+    return nodes
+
+
+def live_actors() -> frozenset[str]:
+    """Return the ids of this job's actors that are alive.
+
+    Missing: such a question that needs no dashboard, as `ray.util.state.list_actors` does.
+    """
+    import ray
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return frozenset(ray._private.state.state.actor_table(None, job, "ALIVE"))
+
+
+# Ray Data: used by ssd_ray.inference.
+
+
+@functools.cache
+def execution_callback() -> Any:
+    """Return the base of callbacks into the scheduling loop of Ray Data.
+
+    Missing: a public home for it; `DataContext.custom_execution_callback_classes` takes them. The
+    loop calls `on_execution_step(executor)`, whose executor `Execution` wraps.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    return ExecutionCallback
+
+
+class Execution:
+    """A running data set as its scheduling loop sees it.
+
+    Missing: progress and the sizes of actor pools of a running data set.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+        self._context = executor._data_context
+
+    def setting(self, name: str) -> Any:
+        """Return a setting of the data set's context, "" where it is not set."""
+        return self._context.get_config(name, "")
+
+    @property
+    def num_results(self) -> int:
+        """Blocks and tasks that have come out of all operators; it grows with every result."""
+        return sum(
+            operator.metrics.num_tasks_finished + operator.metrics.num_task_outputs_generated
+            for operator in self._executor._topology
+        )
+
+    def keep_idle_actors(self) -> None:
+        """Keep Ray Data from giving actors back because few of them are busy."""
+        self._executor._actor_autoscaler._actor_pool_scaling_down_threshold = -1
+
+    def allow_more_actors(self, allowed: bool) -> None:
+        """Let pools grow by the context's threshold, or not at all."""
+        usual = self._context.autoscaling_config.actor_pool_util_upscaling_threshold
+        threshold = usual if allowed else float("inf")
+        self._executor._actor_autoscaler._actor_pool_scaling_up_threshold = threshold
+
+    def actor_pools(self) -> Iterator[tuple[Any, int]]:
+        """Yield each pool of actors with the number of blocks that wait for it."""
+        for operator, state in self._executor._topology.items():
+            for pool in operator.get_autoscaling_actor_pools():
+                yield pool, state.total_enqueued_input_blocks()
+
+
+def remove_actor(pool: Any, reason: str) -> None:
+    """End one actor of a pool, an idle or a starting one.
+
+    Missing: a public way to make a pool smaller.
+    """
+    from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
+
+    pool.scale(ActorPoolScalingRequest.downscale(delta=-1, force=True, reason=reason))
+
+
+# Ray's sandbox: used by ssd_ray.evaluation.
+
+
+def runsc_arguments(runtime: Any, name: str) -> list[str]:
+    """Return runsc and its global options for a sandbox of `SandboxRuntime`.
+
+    Missing: an `exec` that gives the command a standard input.
+    """
+    backend = runtime.backend
+    arguments: list[str] = backend._runsc_base_args(backend._sandbox_metadata[name]["config"])
+    return arguments
+
+
+# Ray Train: used by ssd_ray.training.
+
+
+@functools.cache
+def elastic_policy() -> Any:
+    """Return the base of a policy for the size of an elastic group of workers.
+
+    Missing: a list of permitted sizes. Subclasses define `largest_size(possible)`, the number of
+    workers to start where `possible` fit.
+    """
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    class ElasticPolicy(ElasticScalingPolicy):  # type: ignore[misc]
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            size: int = self.largest_size(super()._count_possible_workers(reserved_resources))
+            return size
+
+    return ElasticPolicy
+
+
+@functools.cache
+def failure_policy() -> Any:
+    """Return the base of a policy for what follows a failure of training.
+
+    Missing: a public policy that can be extended. `forget_failures` starts the count again.
+    """
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+
+    class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+        def forget_failures(self) -> None:
+            self._worker_group_failures = 0
+
+    return FailurePolicy
+
+
+@functools.cache
+def worker_callback() -> Any:
+    """Return the base of callbacks that run in the main thread of a training worker.
+
+    Missing: a public home for it; `RunConfig.callbacks` takes them.
+    """
+    from ray.train.v2._internal.execution.callback import WorkerCallback
+
+    return WorkerCallback
+
+
+@functools.cache
+def torch_trainer() -> Any:
+    """Return the base of a TorchTrainer with policies of its own.
+
+    Missing: parameters for the policies, and an option against a handler of Ctrl-C. Subclasses
+    define `policies()`, the keyword arguments of the controller that they replace.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **choices: Any) -> Any:
+            return super()._initialize_and_run_controller(**{**choices, **self.policies()})
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave Ctrl-C to the caller: Ray's handler ends workers before state is saved."""
+
+    return Trainer
+
+
+def is_startup_failure(failure: BaseException) -> bool:
+    """Return True if a failure of training is that of workers which did not start.
+
+    Missing: a public name of this exception.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    return isinstance(failure, WorkerGroupStartupFailedError)
