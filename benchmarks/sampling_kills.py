@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from machine import machine
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 LIMIT_S = 10.0
 WAIT_S = 600
 VICTIMS = ("engine", "node", "driver")
@@ -178,7 +178,7 @@ def disturb(
 
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
     """The figures."""
-    from tiny import tiny_model
+    from tests.support.tiny import tiny_model
 
     model = tiny_model(directory / "model", "qwen3")
     problems = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,9 @@ settings.load_profile("steady")
 # A shell that runs tests in the background has them ignore Ctrl-C, and what they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-sys.path.insert(0, str(Path(__file__).parent))
-# Ray's workers import the workers that tests define.
+# Ray's workers, and programs that tests start, import `tests.support` and the workers that tests define.
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -49,13 +47,13 @@ def scripts_import_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import tiny_model
+    from tests.support.tiny import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny import tiny_model
+    from tests.support.tiny import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny-qwen3", "qwen3")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_run import RECIPE
+
+from tests.support.tiny_run import RECIPE
 
 pytestmark = pytest.mark.real
 

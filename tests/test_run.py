@@ -17,30 +17,9 @@ import pytest
 
 from ssd_ray.artifacts import shards
 from ssd_ray.schema import Completion, Example, Prompt
+from tests.support.tiny_run import RECIPE, command_of, is_agent
 
 pytestmark = pytest.mark.real
-
-RECIPE = """
-name: tiny
-description: a random model, to prove the machinery
-model: {{source: {model}, dtype: float32, max_model_len: 4096}}
-prompts: {{source: builtin, split: train, limit: 40}}
-sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 2, max_tokens: 96, shard_rows: 4}}
-prepare: {{policies: {{stub: keep}}, max_length: 4096}}
-train: {{steps: 12, global_batch_size: 4, micro_batch_tokens: 256, learning_rate: 1.0e-3, min_learning_rate: 1.0e-4,
-  warmup_steps: 2, dtype: float32, checkpoint_every: 3, gradient_checkpointing: false}}
-evaluate:
-  benchmarks: [builtin, humaneval]
-  limit: 12
-  arms: {{base: {{model: base, temperature: 0.7}}, ssd: {{model: ssd, temperature: 0.9, top_k: 20}}}}
-  samples_per_problem: 2
-  pass_at: [1, 2]
-  max_tokens: 48
-engine: {{enforce_eager: true, kv_cache_gib: 0.25, max_num_seqs: 4, cpus: 2}}
-cluster: {{device: cpu, train_workers: 2}}
-"""
-
-AGENTS = ("DashboardAgent", "RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent")
 
 
 def _start(recipe: Path, out: Path) -> subprocess.Popen[str]:
@@ -73,22 +52,11 @@ def _kill(process: subprocess.Popen[str]) -> None:
     Ray's own two agents notice later; they hold no engine and no core.
     """
     family = psutil.Process(process.pid).children(recursive=True)
-    working = [child for child in family if not _is_agent(child)]
+    working = [child for child in family if not is_agent(child)]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(working, timeout=20)
-    assert not alive, f"processes outlived their driver: {[_command(p)[:80] for p in alive]}"
-
-
-def _is_agent(process: psutil.Process) -> bool:
-    return any(name in _command(process) for name in AGENTS)
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has ended
-        return ""
+    assert not alive, f"processes outlived their driver: {[command_of(p)[:80] for p in alive]}"
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -220,7 +188,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(recipe: Path, tmp_path: Path
     family = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if not _is_agent(child)
+        if not is_agent(child)
     ]
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)

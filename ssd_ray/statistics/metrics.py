@@ -2,7 +2,7 @@
 
 Problems are the unit, because the question is how the score would differ on other problems like these; samples of one
 problem are not independent of one another. The interval keeps a width where every problem came out the same; its coverage
-was simulated (docs/statistics.md, tests/test_statistics.py). Differences are in `paired`. Reads and writes nothing.
+was simulated (docs/statistics.md, tests/statistics/test_statistics.py). Differences are in `paired`. Reads and writes nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""Directories that get their name when they are finished, also when two processes finish at once or something is in the way."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ssd_ray.artifacts import files, ledger
+from ssd_ray.config import TrainConfig
+from ssd_ray.errors import UserError
+from ssd_ray.training.state import export, resume
+
+PACKAGE = Path(__file__).parents[2] / "ssd_ray"
+
+CONVERTS = """
+import sys, time
+from pathlib import Path
+from ssd_ray import models
+own, other, file = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+def convert(file, out):
+    (out / "config.json").write_text("{}")
+    (out / "model.safetensors").write_text("weights")
+rename = Path.rename
+def together(path, target):
+    (file.parent / own).touch()
+    while not (file.parent / other).exists():
+        time.sleep(0.001)
+    return rename(path, target)
+models._convert, Path.rename = convert, together
+print(models._convert_once(file))
+"""
+
+
+def test_two_processes_that_convert_one_model_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSD_RAY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for attempt in range(3):
+        pair = [f"{attempt}-one", f"{attempt}-two"]
+        command = [sys.executable, "-c", CONVERTS]
+        processes = [
+            subprocess.Popen(
+                [*command, *names, str(tmp_path / "model.gguf")], stdout=-1, stderr=-1, text=True
+            )
+            for names in (pair, pair[::-1])
+        ]
+        shown = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], shown
+        (model,) = (tmp_path / "cache" / "models").iterdir()
+        assert [out.strip() for out, _ in shown] == [str(model)] * 2
+        assert {path.name for path in model.iterdir()} == {"config.json", "model.safetensors"}
+        for path in (*model.iterdir(), model):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _full(path: Path, text: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "file").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("there", ["nothing", "empty", "full", "file"])
+def test_a_published_directory_never_replaces_another_one(tmp_path: Path, there: str) -> None:
+    aside, target = _full(tmp_path / "aside", "new"), tmp_path / "target"
+    if there == "file":
+        target.write_text("old")
+        with pytest.raises(
+            UserError,
+            match=r"cannot give .*aside the name .*target: Not a directory; move away what has it",
+        ):
+            files.publish_directory(aside, target)
+        return
+    if there != "nothing":
+        target.mkdir()
+    if there == "full":
+        (target / "file").write_text("old")
+    files.publish_directory(aside, target)
+    assert (target / "file").read_text() == ("old" if there == "full" else "new")
+
+
+@pytest.mark.parametrize("there", ["nothing", "empty", "full", "file"])
+def test_a_replacing_directory_takes_any_place(tmp_path: Path, there: str) -> None:
+    aside, target = _full(tmp_path / "aside", "new"), tmp_path / "target"
+    if there == "file":
+        target.write_text("old")
+    elif there != "nothing":
+        target.mkdir()
+    if there == "full":
+        (target / "file").write_text("old")
+    files.replace_directory(aside, target)
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_directory_that_cannot_be_emptied_does_not_end_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On network storage a file that a process holds open is renamed by a removal, and its directory stays."""
+    import shutil
+
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
+    target = _full(tmp_path / "step-2", "old")
+    files.replace_directory(_full(tmp_path / ".step-2.partial", "new"), target)
+    assert (target / "file").read_text() == "new"
+
+
+def _engine() -> Any:
+    def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
+        (Path(folder) / tag).mkdir(parents=True, exist_ok=True)
+
+    return SimpleNamespace(
+        global_rank=0,
+        world_size=1,
+        save_checkpoint=save_checkpoint,
+        zero_optimization_stage=lambda: 2,
+        zero_sub_group_size=lambda: 10,
+    )
+
+
+def test_a_state_or_an_export_that_is_there_without_its_end_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    _full(tmp_path / "resume" / "step-3", "lost its state.json")
+    resume.save(_engine(), tmp_path, 3)
+    assert resume.latest(tmp_path)[0] == 3
+    monkeypatch.setattr(export, "export", lambda engine, base, out, *_: _full(out, "new"))
+    _full(export.step_directory(tmp_path, 3), "old")
+    export.export_step(_engine(), tmp_path, tmp_path, TrainConfig(), 3)
+    assert (export.step_directory(tmp_path, 3) / "file").read_text() == "new"
+    assert [path.name for path in (tmp_path / export.STEPS).iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_set_aside_never_meets_what_was_set_aside_before(tmp_path: Path, kind: str) -> None:
+    for number in range(4):
+        if kind == "file":
+            (tmp_path / "a.parquet").write_text(str(number))
+        else:
+            _full(tmp_path / "a.parquet", str(number))
+        ledger._set_aside(tmp_path / "a.parquet")
+        if number == 1:  # somebody looked at the first one and took it away
+            first = tmp_path / "set-aside" / "a.parquet.0"
+            first.unlink() if kind == "file" else first.rename(tmp_path / "taken")
+    assert {path.name for path in (tmp_path / "set-aside").iterdir()} == {
+        f"a.parquet.{number}" for number in range(3)
+    }
+
+
+MAY_RENAME = {"artifacts/files.py", "artifacts/ledger.py", "inference/crashes/heartbeat.py"}
+"""Modules that call `rename`: finished directories get their names in artifacts/files.py alone, the others move files."""
+
+
+def test_directories_get_their_names_in_one_place() -> None:
+    sources = {
+        path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")
+    }
+    renaming = {
+        str(path)
+        for path, tree in sources.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"rename", "renames", "move"}
+        and "sandbox" not in path.parts
+    }
+    assert renaming == MAY_RENAME

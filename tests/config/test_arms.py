@@ -1,0 +1,293 @@
+"""Which arms a recipe has: those that it names, a fair sweep of them, and the controls beside them."""
+
+import pytest
+
+from ssd_ray import recipes
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.cli import plan
+from ssd_ray.config import arms
+from ssd_ray.errors import UserError
+from ssd_ray.pipeline import graph
+from ssd_ray.pipeline.context import RunContext
+from ssd_ray.planner.assumptions import assumptions
+from ssd_ray.progress import LineProgress
+from ssd_ray.reporting.numbers.timings import timings
+from tests.support.synthetic_run import recipe
+
+
+def steps(chosen, tmp_path):
+    return [step.name for step in graph.steps(chosen)]
+
+
+def test_without_a_sweep_the_arms_are_those_named():
+    chosen = recipe()
+    assert arms.arms(chosen) == chosen.evaluate.arms
+    assert arms.baseline(chosen) == "base"
+    assert arms.families(chosen) == {}
+    assert [branch.name for branch in arms.branches(chosen)] == ["ssd"]
+
+
+def test_a_sweep_decodes_every_arm_at_the_same_temperatures_and_keeps_its_truncation():
+    chosen = recipe(evaluate={"sweep": [1.3, 0.5]})
+    found = arms.arms(chosen)
+    grid = (0.5, 0.7, 1.1, 1.3)  # the sweep, and what base and ssd are written with
+    assert arms.temperatures(chosen) == grid
+    assert list(found) == [*(f"base@T={t}" for t in grid), *(f"ssd@T={t}" for t in grid), "teacher"]
+    for name, points in arms.families(chosen).items():
+        for t, arm in points.items():
+            assert (
+                found[arm].model,
+                found[arm].temperature,
+                found[arm].top_k,
+                found[arm].top_p,
+            ) == (name, t, 20, 0.8)
+    teacher, sample = found["teacher"], chosen.sample
+    assert (teacher.model, teacher.temperature, teacher.top_k, teacher.top_p) == (
+        "base",
+        sample.temperature,
+        20,
+        0.8,
+    )
+    assert arms.baseline(chosen) == "base@T=0.7"
+    assert "teacher" not in arms.arms(recipe(evaluate={"sweep": [1.3], "controls": []}))
+
+
+def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperature_1(tmp_path):
+    chosen = recipes.load("quickstart", ["evaluate.controls=[naive]"])
+    assert arms.arms(chosen)["naive"].model_dump() == chosen.evaluate.arms["ssd"].model_dump() | {
+        "model": "naive"
+    }
+    sample = arms.naive_sample(chosen)
+    assert (sample.temperature, sample.top_k, sample.top_p, sample.max_tokens) == (
+        1.0,
+        None,
+        1.0,
+        chosen.sample.max_tokens,
+    )
+    names = steps(chosen, tmp_path)
+    assert {
+        "samples-naive",
+        "dataset-naive",
+        "checkpoint-naive",
+        "generations/naive",
+        "verdicts/naive",
+    } <= set(names)
+    found = {step.name: step for step in graph.steps(chosen)}
+    assert [step.name for step in found["generations/naive"].inputs] == [
+        "eval-prompts",
+        "checkpoint-naive",
+    ]
+    assert [step.name for step in found["generations/ssd"].inputs] == ["eval-prompts", "checkpoint"]
+    assert found["checkpoint-naive"].choices() == found["checkpoint"].choices()
+    assert found["samples-naive"].identity.fingerprint != found["samples"].identity.fingerprint
+    assert (
+        found["verdicts/naive"].identity.fingerprint != found["verdicts/ssd"].identity.fingerprint
+    )
+
+
+def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, monkeypatch):
+    from ssd_ray.training import trainer
+
+    asked = {}
+    monkeypatch.setattr(
+        trainer,
+        "train",
+        lambda dataset, *_, serving, **__: asked.update({dataset.name: serving.decoding}) or {},
+    )
+    chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
+    monkeypatch.setattr(RunContext, "model", tmp_path)
+    monkeypatch.setattr("ssd_ray.models.loading.template_to_export", lambda *_: None)
+    for step in graph.steps(chosen):
+        if step.verb == "train":
+            step.make(tmp_path / step.name, RunContext(chosen, tmp_path, LineProgress()))
+    drawn = {name: (arm.temperature, arm.top_k, arm.top_p) for name, arm in asked.items()}
+    assert drawn == {"dataset": (1.1, 20, 0.8), "dataset-naive": (1.1, 20, 0.8)}
+    assert arms.decoding(recipe(evaluate={"arms": {"base": {"model": "base"}}}), "ssd") is None
+
+
+def test_the_accepted_control_shares_the_samples_and_is_trained_on_those_that_pass(tmp_path):
+    chosen = recipes.load("quickstart", ["evaluate.controls=[accepted]"])
+    assert arms.arms(chosen)["accepted"].model_dump() == chosen.evaluate.arms[
+        "ssd"
+    ].model_dump() | {"model": "accepted"}
+    found = {step.name: step for step in graph.steps(chosen)}
+    plain = {step.name: step for step in graph.steps(recipes.load("quickstart"))}
+    assert found.keys() - plain.keys() == {
+        *("training-problems", "sample-verdicts", "dataset-accepted", "checkpoint-accepted"),
+        *("generations/accepted", "verdicts/accepted"),
+    }
+    assert {name for name in plain if plain[name].identity != found[name].identity} == {"report"}
+    assert [step.name for step in found["sample-verdicts"].inputs] == [
+        "training-problems",
+        "samples",
+    ]
+    assert found["sample-verdicts"].follows is found["samples"]
+    assert [step.name for step in found["dataset-accepted"].inputs] == [
+        "samples",
+        "sample-verdicts",
+    ]
+    assert [step.name for step in found["generations/accepted"].inputs] == [
+        "eval-prompts",
+        "checkpoint-accepted",
+    ]
+    assert "training-problems" in {step.name for step in found["samples"].after}, (
+        "no tests is found out before sampling"
+    )
+
+
+@pytest.mark.parametrize("controls", ["", "naive", "accepted", "naive, accepted, teacher"])
+@pytest.mark.parametrize("select", ["all", "accepted"])
+def test_every_step_comes_after_what_it_needs(controls, select, tmp_path):
+    overrides = [f"evaluate.controls=[{controls}]", f"prepare.select={select}"]
+    if select == "accepted" and "accepted" in controls:
+        return
+    seen = set()
+    for step in graph.steps(recipes.load("quickstart", overrides)):
+        assert {needed.name for needed in (*step.inputs, *step.after)} <= seen, step.name
+        assert step.name not in seen
+        seen.add(step.name)
+
+
+ALL = [
+    "evaluate.controls=[naive, accepted, teacher]",
+    "evaluate.profiles=[strict, lcb-compat]",
+    "evaluate.sweep=[0.5, 1.0]",
+]
+
+
+@pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
+def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch):
+    recipe, passed = recipes.load("quickstart", overrides), []
+    monkeypatch.setattr(
+        "ssd_ray.reporting.page.report",
+        lambda recipe, run, steps, out: passed.append((recipe, run, steps)) or {},
+    )
+    *steps, report = graph.steps(recipe)
+    for step in steps:
+        manifests.make(tmp_path / step.name, step.identity, lambda out: {})
+        files.write_atomic(
+            tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}'
+        )
+    report.make(tmp_path / "report", RunContext(recipe, tmp_path, LineProgress()))
+    cost = timings(*passed[0])
+    assert [row["stage"] for row in cost["stages"]] == [step.name for step in steps]
+    assert "benchmark" in {row["stage"] for row in cost["stages"]}
+    assert cost["total"] == {"seconds": 2.0 * len(steps), "tokens": 3 * len(steps)}
+
+
+@pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
+def test_a_plan_has_a_sentence_for_every_step(overrides, tmp_path):
+    recipe = recipes.load("quickstart", overrides)
+    shown = plan.as_json(recipe, overrides, tmp_path, assumptions([]))["steps"]
+    assert [row["artifact"] for row in shown] == [step.name for step in graph.steps(recipe)]
+    assert all(len(row["deed"]) > 10 for row in shown)
+
+
+def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_path):
+    for name in recipes.shipped():
+        shipped = recipes.load(name)
+        assert shipped.prepare.select == "all"
+        assert "accepted" not in {arm.model for arm in arms.arms(shipped).values()}
+    chosen = recipes.load("quickstart", ["prepare.select=accepted", "evaluate.controls=[naive]"])
+    found = {step.name: step for step in graph.steps(chosen)}
+    assert {"sample-verdicts", "sample-verdicts-naive"} <= found.keys()
+    assert found["dataset-naive"].inputs == (found["samples-naive"], found["sample-verdicts-naive"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["prompts.source=rstar-coder", "prepare.select=accepted"],
+            "prepare.select is accepted, which needs prompts",
+        ),
+        (
+            ["prompts.source=mine.jsonl", "evaluate.controls=[accepted]"],
+            r"'mine.jsonl' have none: .* prompts.tests_column",
+        ),
+        (["prepare.select=accepted", "evaluate.controls=[accepted]"], "set prepare.select=all"),
+    ],
+)
+def test_selection_without_tests_costs_one_sentence_before_anything_starts(overrides, told):
+    with pytest.raises(UserError, match=told):
+        recipes.load("quickstart", overrides)
+
+
+def test_the_quick_start_stays_as_small_as_it_was(tmp_path):
+    names = steps(recipes.load("quickstart"), tmp_path)
+    assert [name for name in names if "/" in name] == [
+        "generations/base",
+        "generations/ssd",
+        "verdicts/base",
+        "verdicts/ssd",
+    ]
+
+
+def test_a_second_profile_is_graded_beside_the_first(tmp_path):
+    chosen = recipes.load("quickstart", ["evaluate.profiles=[strict, lcb-compat]"])
+    found = {step.name: step for step in graph.steps(chosen)}
+    assert found["verdicts/ssd"].choices()["profile"] == "strict"
+    assert found["verdicts-lcb/ssd"].choices()["profile"] == "lcb-compat"
+    assert found["generations/ssd"] in found["verdicts-lcb/ssd"].inputs
+    assert {"verdicts/base", "verdicts-lcb/ssd"} <= {step.name for step in found["report"].inputs}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
+def test_a_paper_recipe_compares_both_models_over_one_sweep_with_the_teacher(name):
+    chosen = recipes.load(name)
+    families = arms.families(chosen)
+    assert {"base", "ssd"} == set(families)
+    assert families["base"].keys() == families["ssd"].keys()
+    assert 4 <= len(families["base"]) <= 6
+    assert "teacher" in arms.arms(chosen)
+    assert chosen.evaluate.profiles == ("strict", "lcb-compat")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "told"),
+    [
+        ({"controls": ["naive"], "arms": {"base": {"model": "base"}}}, "no arm has model ssd"),
+        (
+            {
+                "controls": ["teacher"],
+                "arms": {"base": {"model": "base"}, "teacher": {"model": "base"}},
+            },
+            "'teacher'",
+        ),
+        (
+            {
+                "sweep": [0.5],
+                "arms": {
+                    "base": {"model": "base"},
+                    "base@T=1": {"model": "base"},
+                    "base@T=1@T=1": {"model": "base"},
+                },
+            },
+            None,
+        ),
+    ],
+)
+def test_arms_that_cannot_be_are_refused_in_one_sentence(evaluate, told):
+    if told is None:
+        assert arms.arms(recipe(evaluate=evaluate))
+        return
+    with pytest.raises(UserError, match=told):
+        arms.arms(recipe(evaluate=evaluate))
+
+
+def test_a_run_that_is_its_own_control_is_refused_another():
+    chosen = recipe(
+        sample={"temperature": 1.0, "top_k": None, "top_p": 1.0}, evaluate={"controls": ["naive"]}
+    )
+    with pytest.raises(UserError, match="its own naive control"):
+        arms.arms(chosen)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluate.sweep=[0.5, 0.5]", "evaluate.profiles=[strict, strict]", "evaluate.sweep=[-1]"],
+)
+def test_a_mistaken_sweep_costs_one_sentence(override):
+    with pytest.raises(UserError) as caught:
+        recipes.load("quickstart", [override])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,269 @@
+"""The real vLLM engine: exact tokens and texts, several end tokens, refusals, and draws that follow the operator."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ssd_ray.inference.vllm.engine import sample_seed
+from tests.support.operator_reference import probabilities, survivors, tempered
+
+pytestmark = pytest.mark.real
+
+DRAWS = 1000
+# (temperature, top_k, top_p): both cuts, each alone, none, more than the vocabulary holds, greedy.
+DECODINGS = [
+    (1.5, 6, 0.9),
+    (0.8, 5, 1.0),
+    (1.2, None, 0.8),
+    (2.0, None, 1.0),
+    (1.0, 9999, 0.95),
+    (1.6, 20, 0.95),
+    (0.0, 20, 0.8),
+]
+END_TOKENS = [2, 259, 0]
+MARKS = {83: "[THINK]", 204: "[/THINK]"}
+"""Bytes that the tiny model draws often, made marks of reasoning."""
+
+# One engine in a process of its own, as in a worker. Every request of the second part has one of the decodings above.
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+from ssd_ray.config import Decoding, EngineConfig, ModelConfig
+from ssd_ray.inference import engine as engine_module
+from ssd_ray.inference.vllm.engine import Engine, RefusedRequestError, Request, sample_seed
+directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+given = json.loads(sys.argv[4])
+model = ModelConfig(source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"])
+knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=128, sampler=sampler)
+decoding = Decoding(temperature=1.5, top_k=3, top_p=0.9)
+engine = Engine(directory, model=model, engine=knobs, decoding=decoding, max_tokens=64, device="cpu")
+prompts = [tuple(range(3 + number, 30 + 2 * number)) for number in range(12)]
+def draw(numbers, **more):
+    futures = [engine.submit(Request(prompt_token_ids=prompts[n], seed=sample_seed(1, f"p{n}", 0), **more)) for n in numbers]
+    return [[list(f.result().output_token_ids), f.result().text, f.result().finish_reason] for f in futures]
+together = draw(range(12))
+alone = [draw([n])[0] for n in (0, 5, 11)]
+long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3)).result()
+before, engine_module._COUNT_PERIOD_S, counts = engine.tokens_drawn, 0.0, []
+futures = [engine.submit(Request(prompt_token_ids=prompts[n], seed=n)) for n in range(12)]
+while not all(future.done() for future in futures):
+    counts.append(engine.tokens_drawn)
+    time.sleep(0.001)
+lengths = [len(future.result().output_token_ids) for future in futures]
+time.sleep(0.2)  # the last count follows the last answer
+counts.append(engine.tokens_drawn)
+def refusal(ids):
+    try:
+        return repr(engine.submit(Request(prompt_token_ids=ids, seed=3)).result())
+    except RefusedRequestError as error:
+        return str(error)
+refused = [refusal(tuple([9] * 256)), refusal(()), refusal((5, 10**6))]
+prompt = prompts[4] + (9,) * (255 - len(prompts[4]))  # room for one token
+chosen = [Decoding(temperature=t, top_k=k, top_p=p) for t, k, p in given["decodings"]]
+futures = [[engine.submit(Request(prompt_token_ids=prompt, seed=sample_seed(i, "draw", n), decoding=each))
+            for i, each in enumerate(chosen)] for n in range(given["draws"])]
+draws = [[future.result().output_token_ids[0] for future in column] for column in zip(*futures)]
+engine.close()
+found = {"prompts": prompts, "together": together, "alone": alone, "long": [len(long.output_token_ids), long.finish_reason],
+         "refused": refused, "prompt": prompt, "draws": draws, "counts": counts, "before": before, "lengths": lengths}
+out.write_text(json.dumps(found))
+"""
+
+
+def _drawn(
+    directory: Path, out: Path, sampler: str, draws: int, end_tokens: tuple[str | int, ...] = ()
+) -> dict[str, Any]:
+    from ssd_ray.config import EngineConfig
+    from ssd_ray.inference.vllm.arguments import engine_environment
+
+    environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
+    given = json.dumps({"decodings": DECODINGS, "draws": draws, "end_tokens": end_tokens})
+    command = [sys.executable, "-c", SCRIPT, str(directory), str(out), sampler, given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {**json.loads(out.read_text()), "directory": directory}
+
+
+@pytest.fixture(scope="module")
+def several_ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with marks of reasoning that ends on three tokens, one of them no special token."""
+    from tests.support.tiny import tiny_model
+
+    directory = tiny_model(tmp_path_factory.mktemp("ends") / "tiny-qwen3", "qwen3", marks=MARKS)
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": END_TOKENS}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exact(several_ends: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _drawn(several_ends, tmp_path_factory.mktemp("drawn") / "exact.json", "exact", DRAWS)
+
+
+@pytest.fixture(scope="module")
+def vllm(several_ends: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _drawn(several_ends, tmp_path_factory.mktemp("drawn") / "vllm.json", "vllm", DRAWS)
+
+
+@pytest.fixture(scope="module", params=["llama", "ends"])
+def drawn(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    if request.param == "ends":
+        found: dict[str, Any] = request.getfixturevalue("exact")
+        return {**found, "ends": END_TOKENS}
+    directory = request.getfixturevalue("tiny_llama")
+    return {
+        **_drawn(directory, tmp_path_factory.mktemp("drawn") / "llama.json", "exact", 1),
+        "ends": [2],
+    }
+
+
+def test_an_answer_keeps_every_sampled_id_and_its_end_token(drawn: dict[str, Any]) -> None:
+    reasons = {reason for _, _, reason in drawn["together"]}
+    assert reasons == {"stop", "length"}, "the tiny model must show both ends"
+    for ids, _, reason in drawn["together"]:
+        assert (ids[-1] in drawn["ends"]) == (reason == "stop")
+        assert not set(ids[:-1]) & set(drawn["ends"])
+        assert reason == "stop" or len(ids) == 64
+
+
+def test_every_end_token_of_the_generation_config_ends_an_answer(exact: dict[str, Any]) -> None:
+    assert len({ids[-1] for ids, _, reason in exact["together"] if reason == "stop"}) > 1
+
+
+def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None:
+    *in_flight, last = drawn["counts"]
+    assert len(set(in_flight)) > 1
+    assert in_flight == sorted(in_flight)
+    assert last == drawn["before"] + sum(drawn["lengths"])
+
+
+def test_end_tokens_of_the_recipe_end_answers(
+    exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    """The same weights, whose generation_config has one end token; the others are the recipe's, by text and by id."""
+    asked = _drawn(tiny_qwen3, tmp_path / "asked.json", "exact", 1, ("<|endoftext|>", 259))
+    # Texts differ: only one of the two models has special marks of reasoning.
+    ids_and_reasons = [
+        [(ids, reason) for ids, _, reason in each["together"]] for each in (asked, exact)
+    ]
+    assert ids_and_reasons[0] == ids_and_reasons[1]
+    assert {ids[-1] for ids, _, reason in asked["together"] if reason == "stop"} - {2}
+
+
+def test_the_text_is_exactly_the_ids_without_the_end(drawn: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(drawn["directory"])
+    for ids, text, reason in drawn["together"]:
+        unmarked = re.sub(r"\[/?THINK\]", "", text)
+        assert unmarked == tokenizer.decode(
+            ids[:-1] if reason == "stop" else ids, skip_special_tokens=True
+        )
+
+
+def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str, Any]) -> None:
+    from ssd_ray.models.answers import answer_parser
+    from ssd_ray.models.loading import load_tokenizer
+    from ssd_ray.reasoning import ReasoningFormat, special_marks
+    from ssd_ray.schema import Completion
+
+    directory = exact["directory"]
+    special = special_marks(load_tokenizer(directory))
+    assert special == MARKS
+    parser = answer_parser(ReasoningFormat(special=special, tokenizer=directory))
+    states = set()
+    for ids, text, reason in exact["together"]:
+        drawn = [
+            special[token] for token in (ids[:-1] if reason == "stop" else ids) if token in special
+        ]
+        assert [
+            piece for piece in re.split(r"(\[/?THINK\])", text) if piece in MARKS.values()
+        ] == drawn
+        said = parser.content(
+            Completion(
+                prompt_id="p",
+                sample_index=0,
+                seed=0,
+                source="",
+                difficulty="",
+                prompt_token_ids=(5,),
+                output_token_ids=tuple(ids),
+                text="marks were dropped from it",
+                finish_reason=reason,
+            )
+        )
+        assert (said.text is None) == (drawn[-1:] == ["[THINK]"])
+        if said.text is not None and drawn:
+            assert said.text.endswith(text.rpartition(drawn[-1])[2])
+        states.add(said.reasoning)
+    assert states == {"none", "ended", "unfinished"}, "the tiny model must show them all"
+
+
+def test_a_draw_does_not_depend_on_its_neighbours(drawn: dict[str, Any]) -> None:
+    assert drawn["alone"] == [drawn["together"][number] for number in (0, 5, 11)]
+
+
+def test_an_answer_ends_where_the_context_does(drawn: dict[str, Any]) -> None:
+    num_tokens, reason = drawn["long"]
+    assert num_tokens == 6 if reason == "length" else num_tokens <= 6
+
+
+def test_a_request_that_vllm_refuses_is_an_exception_of_its_own(drawn: dict[str, Any]) -> None:
+    full, empty, foreign = drawn["refused"]
+    assert "256 tokens leave no room for an answer in model.max_model_len 256" in full
+    assert all(
+        told.startswith("vLLM does not take this prompt: ") for told in (full, empty, foreign)
+    )
+
+
+def test_both_samplers_draw_the_same_tokens(exact: dict[str, Any], vllm: dict[str, Any]) -> None:
+    assert exact["together"] == vllm["together"]
+    assert exact["draws"] == vllm["draws"]
+
+
+def test_draws_have_the_support_and_the_frequencies_of_the_operator(exact: dict[str, Any]) -> None:
+    """Temperature, then top-k, then top-p: no token outside, and frequencies that a chi-square test does not tell apart."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(exact["directory"], dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([exact["prompt"]])).logits[0, -1].numpy()
+    for (temperature, top_k, top_p), tokens in zip(DECODINGS, exact["draws"], strict=True):
+        if temperature == 0:
+            assert set(tokens) == {int(logits.argmax())}
+            continue
+        scores = tempered(logits, temperature)
+        expected = probabilities(scores, top_k or len(scores), top_p) * DRAWS
+        counts = np.bincount(tokens, minlength=len(scores))
+        assert set(tokens) <= survivors(scores, top_k or len(scores), top_p)
+        often = expected >= 5
+        observed, wanted = counts[often].tolist(), expected[often].tolist()
+        if wanted and (rest := DRAWS - sum(wanted)) > 1e-6:
+            observed, wanted = [*observed, DRAWS - sum(observed)], [*wanted, rest]
+        assert len(observed) > 2, "the tiny model must spread its mass for this to say anything"
+        assert stats.chisquare(observed, wanted).pvalue > 1e-4, (temperature, top_k, top_p)
+
+
+def test_the_seed_of_a_sample_depends_on_run_prompt_and_index_alone() -> None:
+    assert sample_seed(0, "p", 0) == sample_seed(0, "p", 0)
+    seeds = {
+        sample_seed(run, prompt, index)
+        for run in range(3)
+        for prompt in ("p", "p0", "")
+        for index in range(5)
+    }
+    assert len(seeds) == 45
+    assert all(0 <= seed < 2**63 for seed in seeds)

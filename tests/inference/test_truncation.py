@@ -1,0 +1,180 @@
+"""The operator: temperature, then top-k, then top-p, held against a plain definition and against vLLM's own code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_ray.config import Decoding
+from ssd_ray.inference.vllm.truncation import truncate
+from ssd_ray.training.observe.distributions import sampling_log_probabilities
+from tests.support.operator_reference import borderline, survivors
+
+
+def _kept(logits: np.ndarray, top_k: list[int], top_p: list[float]) -> list[set[int]]:
+    """What `truncate` lets through, row by row; what it lets through it must not change."""
+    before = torch.tensor(logits, dtype=torch.float32)
+    after = truncate(before.clone(), torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float32))
+    kept = torch.isfinite(after)
+    assert torch.equal(after[kept], before[kept])
+    return [set(np.flatnonzero(row).tolist()) for row in kept.numpy()]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[int], list[float]]:
+    """Logits with and without ties, flat and peaked, each row with a k and a p of its own."""
+    rows = draw(st.integers(1, 5))
+    vocabulary = draw(st.sampled_from([1, 2, 7, 40, 700, 3000]))
+    noise = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = noise.normal(
+        scale=draw(st.sampled_from([0.0, 0.3, 1.0, 4.0])), size=(rows, vocabulary)
+    )
+    step = draw(st.sampled_from([0.0, 0.0625, 0.5, 2.0]))
+    logits = (np.round(logits / step) * step if step else logits).astype(np.float32)
+    some = st.one_of(st.just(vocabulary), st.integers(1, vocabulary), st.just(vocabulary + 9))
+    top_k = draw(st.lists(some, min_size=rows, max_size=rows))
+    top_p = draw(
+        st.lists(
+            st.sampled_from([1.0, 0.99, 0.95, 0.8, 0.5, 0.1, 1e-6]), min_size=rows, max_size=rows
+        )
+    )
+    return logits, top_k, top_p
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_what_survives_is_what_the_definition_says(
+    batch: tuple[np.ndarray, list[int], list[float]],
+) -> None:
+    for row, (scores, k, p, kept) in enumerate(zip(*batch, _kept(*batch), strict=True)):
+        assert kept == survivors(scores, k, p) or borderline(scores, k, p), row
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_what_survives_is_what_vllm_keeps(batch: tuple[np.ndarray, list[int], list[float]]) -> None:
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
+
+    logits, top_k, top_p = batch
+    k = torch.tensor(top_k, dtype=torch.int32).clamp(max=logits.shape[1])
+    theirs = apply_top_k_top_p_pytorch(
+        torch.tensor(logits), k, torch.tensor(top_p, dtype=torch.float32)
+    )
+    for scores, k_row, p, kept, other in zip(
+        logits, top_k, top_p, _kept(*batch), torch.isfinite(theirs).numpy(), strict=True
+    ):
+        if p == 1:  # vLLM in a batch with a smaller p drops what float32 rounds to no mass at all
+            assert set(np.flatnonzero(other)) <= kept
+        else:  # its sort leaves open which of several equal logits at the border of p stay, but not how many
+            assert sorted(scores[list(kept)]) == sorted(scores[other]) or borderline(
+                scores, k_row, p
+            )
+
+
+def _unstable(
+    scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort as a device may: of equal values the last comes first unless a stable sort is asked for."""
+    if stable:
+        return torch.sort(scores, dim=dim, stable=True)
+    values, order = torch.sort(scores.flip(dim), dim=dim, stable=True)
+    return values, scores.shape[dim] - 1 - order
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_the_held_out_measures_cut_ties_where_the_sampler_does(
+    batch: tuple[np.ndarray, list[int], list[float]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "sort", _unstable)
+        supports = [
+            torch.isfinite(
+                sampling_log_probabilities(torch.tensor(scores)[None], Decoding(top_k=k, top_p=p))
+            )[0].numpy()
+            for scores, k, p in zip(*batch, strict=True)
+        ]
+        for scores, k, p, support, kept in zip(*batch, supports, _kept(*batch), strict=True):
+            assert set(np.flatnonzero(support).tolist()) == kept or borderline(scores, k, p)
+
+
+def test_all_ties_of_the_kth_survive() -> None:
+    scores = np.zeros((1, 5000), np.float32)
+    scores[0, :3] = 2.0
+    scores[0, 10:400] = 1.0
+    assert _kept(scores, [4], [1.0]) == [{0, 1, 2, *range(10, 400)}]
+    assert _kept(scores, [3], [1.0]) == [{0, 1, 2}]
+
+
+def test_whatever_cuts_goes_through_the_processor_which_keeps_the_ties() -> None:
+    """Top-k alone as well: where Triton is, vLLM keeps exactly k."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    from ssd_ray.inference.vllm.engine import decoding_params
+    from ssd_ray.inference.vllm.sampler import ExactTopKTopP
+
+    chosen = [
+        Decoding(top_k=3),
+        Decoding(top_p=0.5),
+        Decoding(top_k=3, top_p=0.9),
+        Decoding(),
+        Decoding(temperature=0, top_k=3),
+    ]
+    asked = [SamplingParams(**decoding_params(each, exactly=True)) for each in chosen]
+    ours = [bool(params.extra_args) for params in asked]
+    assert ours == [True, True, True, False, False]
+    assert all(
+        (params.top_k, params.top_p) == (0, 1.0)
+        for params, own in zip(asked, ours, strict=True)
+        if own
+    )
+    assert not any(
+        SamplingParams(**decoding_params(each, exactly=False)).extra_args for each in chosen
+    )
+    processor = ExactTopKTopP(None, torch.device("cpu"), False)
+    added = [(row, params, [1], []) for row, params in enumerate(asked)]
+    processor.update_state(BatchUpdate(batch_size=len(asked), removed=[], added=added, moved=[]))
+    scores = np.round(np.random.default_rng(3).normal(size=700), 1).astype(np.float32)
+    kept = torch.isfinite(processor.apply(torch.tensor(scores).repeat(len(asked), 1))).numpy()
+    for row, each in enumerate(chosen):
+        expected = (
+            survivors(scores, each.top_k or 700, each.top_p) if ours[row] else set(range(700))
+        )
+        assert set(np.flatnonzero(kept[row]).tolist()) == expected, each
+    assert kept[0].sum() > 3, "the third must have ties for this to say anything"
+
+
+def test_top_p_is_taken_of_what_top_k_left() -> None:
+    scores = np.log(np.array([[0.4, 0.3, 0.2, 0.1]], np.float32))
+    assert _kept(scores, [4], [0.65]) == [{0, 1}]
+    assert _kept(scores, [2], [0.65]) == [{0, 1}]
+    assert _kept(scores, [2], [0.55]) == [{0}]  # 0.4 of 0.7 is 0.57
+
+
+def test_the_most_likely_token_always_survives() -> None:
+    flat = np.zeros((2, 100), np.float32)
+    assert _kept(flat, [100, 1], [1e-6, 1e-6]) == [{99}, {99}]
+
+
+def test_masked_tokens_stay_masked() -> None:
+    scores = np.full((1, 50), -np.inf, np.float32)
+    scores[0, [7, 9]] = [1.0, 0.0]
+    assert _kept(scores, [20], [0.99]) == [{7, 9}]
+    assert _kept(scores, [50], [0.6]) == [{7}]
+
+
+def test_rows_without_truncation_are_left_alone() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 900)).astype(np.float32)
+    kept = _kept(scores, [900, 5, 4000], [1.0, 1.0, 1.0])
+    assert [len(row) for row in kept] == [900, 5, 900]
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_a_flat_distribution_over_a_large_vocabulary_is_cut_as_well(scale: float) -> None:
+    scores = np.random.default_rng(1).normal(scale=scale, size=(2, 50_000)).astype(np.float32)
+    for row, kept in enumerate(_kept(scores, [50_000, 50_000], [0.8, 0.8])):
+        assert abs(len(kept) - len(survivors(scores[row], 50_000, 0.8))) <= 3

@@ -1,0 +1,172 @@
+"""Run directories of earlier versions: read as before, or refused in one sentence with what to do.
+
+`data/run_018d326.tar.xz` is a run of `played.Played` by the code of commit 018d326, before there were revisions, without tests
+of problems, pages and timings.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ssd_ray.artifacts import files, identity
+from ssd_ray.errors import UserError
+from ssd_ray.pipeline.run import Run
+from tests.support.played import SCORES, Played, rows
+
+DATA = Path(__file__).parents[1] / "data"
+GPU = (
+    "samples",
+    "checkpoint",
+    "checkpoint-accepted",
+    "generations/base",
+    "generations/ssd",
+    "generations/accepted",
+)
+ANSWERS = (
+    "samples",
+    "dataset",
+    "dataset-accepted",
+    "generations/base",
+    "generations/ssd",
+    "generations/accepted",
+)
+VERBS = ("render", "sample", "prepare", "train", "generate", "grade", "report")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A finished run of an earlier version."""
+    with tarfile.open(DATA / "run_018d326.tar.xz") as archive:
+        archive.extractall(tmp_path / "old", filter="data")
+    return tmp_path / "old"
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Played:
+    """The machine that played the old run."""
+    return Played(monkeypatch, tiny_llama)
+
+
+def shards(out: Path, *names: str) -> dict[str, bytes]:
+    """What GPUs made, byte by byte."""
+    every = (
+        path
+        for name in names
+        for path in (out / name).iterdir()
+        if path.suffix in {".parquet", ".safetensors"}
+    )
+    return {str(path.relative_to(out)): path.read_bytes() for path in every}
+
+
+def is_read(run: Run, verb: str = "report") -> bool:
+    """Make what a verb makes; False where that is refused, in one sentence that says what to do."""
+    try:
+        run.make(verb)
+    except UserError as error:
+        text = str(error)
+        if "\n" in text or "choose another --out, or delete" not in text:
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_reads_an_old_run_or_refuses_it_in_one_sentence(
+    old: Path, played: Played, verb: str
+) -> None:
+    before = shards(old, *GPU)
+    is_read(played.run(old), verb)
+    assert shards(old, *GPU) == before
+    assert not {*GPU} & {*played.made}
+
+
+def test_an_old_run_that_is_read_comes_to_what_a_new_one_does(
+    old: Path, tmp_path: Path, played: Played
+) -> None:
+    if not is_read(played.run(old)):
+        return
+    played.made.clear()
+    played.run(old).make()
+    assert played.made == [], "once read, it is as a new one"
+    played.run(tmp_path / "new").make()
+    assert list(rows(old, *ANSWERS)) == list(rows(tmp_path / "new", *ANSWERS))
+    scores = [json.loads((run / SCORES).read_text()) for run in (old, tmp_path / "new")]
+    assert scores[0]["benchmarks"] == scores[1]["benchmarks"]
+
+
+@pytest.mark.parametrize("name", ["prompts", "samples", "checkpoint", "verdicts/ssd"])
+def test_an_old_run_that_was_interrupted_is_resumed_or_refused(
+    old: Path, tmp_path: Path, played: Played, name: str
+) -> None:
+    (old / name / "manifest.json").unlink()
+    (old / name / "made-from.json").unlink(missing_ok=True)
+    if not is_read(played.run(old)):
+        return
+    played.run(tmp_path / "new").make()
+    assert list(rows(old, *ANSWERS)) == list(rows(tmp_path / "new", *ANSWERS))
+
+
+@pytest.mark.parametrize("kind", ["samples", "checkpoint", "generations"])
+def test_old_work_of_gpus_that_means_something_else_now_is_refused_untouched(
+    old: Path, played: Played, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(
+        identity, "REVISIONS", {**identity.REVISIONS, kind: identity.REVISIONS[kind] + 1}
+    )
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"by an earlier version of ssd_ray .*: choose another --out, or delete"
+    ):
+        played.run(old).make()
+    assert {
+        path: path.read_bytes()
+        for path in old.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    } == before
+
+
+def test_a_plan_of_an_old_run_says_what_is_made_again(old: Path, played: Played) -> None:
+    outlooks = {step.name: outlook for step, _, outlook, _ in played.run(old).outlooks()}
+    for name, outlook in outlooks.items():
+        assert outlook in ("keep", "make again", "refuse"), name
+    is_read(played.run(old))
+    kept = {name for name, outlook in outlooks.items() if outlook == "keep"}
+    assert not kept & {*GPU} & {*played.made}
+
+
+def test_an_old_run_and_a_new_one_are_compared(old: Path, tmp_path: Path, played: Played) -> None:
+    from ssd_ray.reporting.comparison import compare
+
+    played.run(tmp_path / "new", "evaluate.confidence=0.9").make()
+    found = compare(old, tmp_path / "new")
+    assert "evaluate.confidence" in [change.field for change in found.changes]
+    assert found.pairs
+
+
+def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: Played) -> None:
+    from ssd_ray.reporting.comparison import compare
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out in (first, second):
+        played.run(out).make()
+    played.run(second, "train.steps=7").make("sample")
+    assert compare(first, second).changes == ()
+
+
+def test_shards_without_columns_on_record_are_known_again_by_their_rows(
+    old: Path, played: Played
+) -> None:
+    """Another version of Parquet writes the same rows in other bytes: a model that was trained on them stays."""
+    before = shards(old, "checkpoint-accepted")
+    manifest = files.read_json(old / "sample-verdicts" / "manifest.json")
+    manifest["facts"]["infrastructure_errors"] = 1  # graded again, whatever the revision
+    (old / "sample-verdicts" / "manifest.json").write_text(json.dumps(manifest))
+    encoded = shards(old, "dataset-accepted")
+    played.run(old).make("train")
+    assert shards(old, "dataset-accepted") != encoded
+    assert shards(old, "checkpoint-accepted") == before
+    assert "checkpoint-accepted" not in played.made

@@ -1,0 +1,546 @@
+"""What a run does with artifacts that were made from other choices, from other contents, or by another version."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssd_ray.artifacts import identity, manifests
+from ssd_ray.errors import UserError
+from ssd_ray.pipeline.step import Step
+from tests.support.played import SCORES, Played, rows
+from tests.support.staged import GPU, ORDER, World, killed_at, snapshot, without_ray
+
+
+@pytest.fixture
+def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """Makes a finished run of doubles, whose graders failed or not."""
+    without_ray(monkeypatch)
+
+    def make(name: str = "run", *, failing: bool = False) -> World:
+        world = World(tmp_path / name)
+        world.failing = failing
+        world.run().make()
+        assert sorted(world.made) == sorted(ORDER)
+        world.failing = False
+        world.made.clear()
+        return world
+
+    return make
+
+
+New = Callable[..., World]
+
+
+def test_a_finished_run_makes_nothing(new: New) -> None:
+    world = new()
+    before = snapshot(world.out)
+    world.run().make()
+    assert world.made == []
+    assert snapshot(world.out) == before
+
+
+# Verdicts that a failing machine left open, and everything else whose contents change under one recipe.
+
+
+def test_all_that_was_made_from_failed_verdicts_is_made_again(new: New) -> None:
+    world, calm = new(failing=True), new("calm")
+    world.run().make()
+    assert world.contents() == calm.contents()
+    assert world.scores() == calm.scores()
+    assert set(world.made) == {
+        name for name in ORDER if "accepted" in name or "verdicts" in name or name == "report"
+    }
+    kept = sorted(
+        path.relative_to(world.out).as_posix()
+        for path in (world.out / "set-aside").rglob("*.[0-9]")
+    )
+    assert kept == [
+        "set-aside/checkpoint-accepted.0",
+        "set-aside/generations/accepted.0",
+        "set-aside/verdicts/accepted.0",
+    ]
+
+
+def test_verdicts_that_come_to_the_same_data_set_cost_no_gpu_time(
+    new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = World._read
+    monkeypatch.setattr(
+        World, "_read", lambda *of: ["same"] if of[1] == "sample-verdicts" else read(*of)
+    )
+    world = new(failing=True)
+    before = world.stamps(*GPU)
+    world.run().make()
+    assert world.stamps(*GPU) == before
+    assert set(world.made) == {
+        "sample-verdicts",
+        "dataset-accepted",
+        "verdicts/base",
+        "verdicts/accepted",
+        "report",
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
+def test_what_is_made_again_otherwise_has_all_that_follows_made_again(new: New, name: str) -> None:
+    """Whatever was deleted, and came out otherwise on other hardware: the end is that of a run from the beginning."""
+    world = new()
+    calm = World(world.out.with_name("calm"))
+    world.nature[name] = calm.nature[name] = "other hardware"
+    shutil.rmtree(world.out / name)
+    calm.run().make()
+    world.run().make()
+    assert world.contents() == calm.contents()
+    assert world.scores() == calm.scores()
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
+def test_what_is_made_again_to_the_same_has_nothing_that_follows_made_again(
+    new: New, name: str
+) -> None:
+    world = new()
+    shutil.rmtree(world.out / name)
+    world.run().make()
+    follows = {
+        "sample-verdicts": {"dataset-accepted", "report"},
+        "verdicts/base": {"report"},
+        "verdicts/accepted": {"report"},
+    }
+    assert set(world.made) == {name} | follows.get(name, set()), (
+        "graders measure time, which is never the same"
+    )
+
+
+def killed_while_followed(world: World, name: str) -> None:
+    """A run that ended while `name` had one part of two, and what follows it had made its own of that."""
+
+    def die(made: str, part: str) -> None:
+        if (made, part) == (name, "part-1"):
+            follower = next(
+                step.name for step in world.steps() if step.follows and step.follows.name == name
+            )
+            path = world.out / follower / "part-0.parquet"
+            while not path.exists():
+                pass
+            world.dead = True
+            raise UserError("killed")
+
+    world.before = die  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="killed"):
+        world.run().make()
+    del world.before  # type: ignore[method-assign]
+    world.dead = False
+
+
+@pytest.mark.parametrize("name", ["prompts", "samples", "generations/base", "generations/accepted"])
+def test_what_followed_an_input_that_was_lost_halfway_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    without_ray(monkeypatch)
+    world, calm = World(tmp_path / "run"), World(tmp_path / "calm")
+    killed_while_followed(world, name)
+    shutil.rmtree(world.out / name)
+    world.nature[name] = calm.nature[name] = "other hardware"
+    world.run().make()
+    calm.run().make()
+    assert world.contents() == calm.contents()
+
+
+@pytest.mark.parametrize("name", ["prompts", "samples", "generations/base", "generations/accepted"])
+def test_what_followed_an_input_that_is_resumed_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    without_ray(monkeypatch)
+    world, calm = World(tmp_path / "run"), World(tmp_path / "calm")
+    killed_while_followed(world, name)
+    follower = next(
+        step.name for step in world.steps() if step.follows and step.follows.name == name
+    )
+    kept = (world.out / follower / "part-0.parquet").stat().st_mtime_ns
+    world.run().make()
+    calm.run().make()
+    assert (world.out / follower / "part-0.parquet").stat().st_mtime_ns == kept
+    assert world.contents() == calm.contents()
+
+
+def test_open_verdicts_are_left_alone_by_a_verb_that_needs_none(new: New) -> None:
+    world = new(failing=True)
+    before = world.stamps(*ORDER)
+    world.run().make("sample")
+    assert world.made == []
+    assert world.stamps(*ORDER) == before
+
+
+def test_verdicts_that_stay_open_are_graded_once_a_run(new: New) -> None:
+    world = new(failing=True)
+    world.failing = True
+    world.run().make()
+    assert sorted(world.made) == sorted({*world.made})
+
+
+# Choices that are others.
+
+
+def test_an_arm_is_added_to_a_finished_run(new: New) -> None:
+    world = new()
+    before = world.stamps(*(name for name in ORDER if name != "report"))
+    world.arms = ("base", "other", "accepted")
+    world.run().make()
+    assert sorted(world.made) == ["generations/other", "report", "verdicts/other"]
+    assert world.stamps(*before) == before
+    world.made.clear()
+    world.arms = ("base",)
+    world.run().make()
+    assert world.made == ["report"], "and an arm is left out"
+
+
+CHEAP = ("contamination", "verdicts/base", "report")
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_what_costs_no_gpu_time_is_made_again_for_other_choices(
+    new: New, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = new()
+    before = world.stamps(*GPU)
+    world.choices[name] = 2
+    world.run().make()
+    assert set(world.made) == {name, "report"}
+    assert world.stamps(*GPU) == before
+    assert (
+        f"{name} was made with other choices (chosen: null there, 2 here), and is made again"
+        in capsys.readouterr().err
+    )
+    assert (world.out / "set-aside" / f"{name}.0").exists() == (name == "verdicts/base")
+    before = snapshot(world.out)
+    world.run().make()
+    assert snapshot(world.out) == before
+
+
+def remove(world: World, *names: str) -> None:
+    """Delete artifacts, as a person does."""
+    for name in names:
+        shutil.rmtree(world.out / name)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ORDER if name not in CHEAP and name != "verdicts/accepted"]
+)
+@pytest.mark.parametrize(
+    "verb", ["report", "render", "sample", "prepare", "train", "generate", "grade"]
+)
+def test_gpu_work_of_other_choices_is_refused_before_anything_is_touched(
+    new: New, name: str, verb: str
+) -> None:
+    world = new()
+    world.choices[name] = 2
+    before = snapshot(world.out)
+    steps = world.steps()
+    needed = {step.name for goal in steps if goal.verb == verb for step in goal.closure()}
+    stale = {step.name for step in steps if any(each.name == name for each in inputs_of(step))}
+    looked_at = needed & stale
+    kept = [step.name for step in steps if step.takes_gpu or step.name == "prompts"]
+    refused = [each for each in kept if each in stale and (each in needed or looked_at)]
+    if not refused:
+        world.run().make(verb)
+        assert set(world.made) <= looked_at
+        assert all(
+            snapshot(world.out)[path] == before[path] for path in before if path.startswith(GPU)
+        )
+        return
+    with pytest.raises(UserError) as error:
+        world.run().make(verb)
+    own = name if name != refused[0] else "made with other choices (chosen"
+    assert ("took GPU time" in str(error.value)) == (refused != ["prompts"])
+    assert own in str(error.value)
+    assert all(str(world.out / each) in str(error.value) for each in refused)
+    assert str(error.value).endswith(
+        "to have it made again" if len(refused) == 1 else "to have them made again"
+    )
+    assert snapshot(world.out) == before
+    assert world.made == []
+
+
+def inputs_of(step: Step) -> list[Step]:
+    """A step and all that it is made from."""
+    return [step, *(before for each in step.inputs for before in inputs_of(each))]
+
+
+def test_a_refused_run_goes_on_once_the_directories_named_are_deleted(new: New) -> None:
+    world, calm = new(), World(new("calm").out)
+    world.choices["prompts"] = calm.choices["prompts"] = 2
+    shutil.rmtree(calm.out)
+    calm.run().make()
+    with pytest.raises(UserError) as error:
+        world.run().make()
+    named = ("prompts", "samples", "checkpoint-accepted", "generations/accepted")
+    *most, last = (str(world.out / name) for name in named)
+    assert str(error.value).startswith(
+        f"{', '.join(most)} and {last} were made with other choices (chosen: null there, 2 here)"
+    )
+    remove(world, *named)
+    world.run().make()
+    assert world.contents() == calm.contents()
+
+
+def test_what_no_gpu_worked_with_yet_is_made_again_but_for_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    world = World(tmp_path / "run")
+    world.run().make("render")
+    world.choices |= {"training-problems": 2, "benchmark": 2}
+    world.made.clear()
+    world.run().make("render")
+    assert sorted(world.made) == ["benchmark", "contamination", "eval-prompts", "training-problems"]
+    world.choices["prompts"] = 2
+    with pytest.raises(
+        UserError, match=r"prompts was made with other choices \(chosen: .*\): choose another --out"
+    ):
+        world.run().make("render")
+    del world.choices["prompts"]
+    world.run().make()
+
+
+def test_an_attempt_that_made_nothing_is_neither_refused_nor_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    world = World(tmp_path / "run")
+    world.run().make("render")
+    steps = {step.name: step for step in world.steps()}
+    manifests.claim(world.out / "samples", steps["samples"].identity)
+    (world.out / "samples" / ".engines").mkdir()
+    world.choices["samples"] = 2
+    world.run().make()
+    assert not (world.out / "set-aside").exists()
+
+
+# Another version of ssd_ray.
+
+
+def raise_revision(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    """Another version is installed."""
+    numbers = {kind: identity.REVISIONS[kind] + 1 for kind in kinds}
+    monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, **numbers})
+
+
+KINDS = [kind for kind in identity.REVISIONS if kind != "completions"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_version_that_makes_the_same_costs_no_gpu_time(
+    new: New, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    world = new()
+    before = snapshot(world.out)
+    raise_revision(monkeypatch, kind)
+    if kind in ("samples", "checkpoint", "generations"):
+        with pytest.raises(
+            UserError,
+            match=rf"{kind}.* made by an earlier version of ssd_ray .*, and took GPU time: choose",
+        ):
+            world.run().make()
+        assert snapshot(world.out) == before
+        return
+    stamps = world.stamps(*GPU)
+    world.run().make()
+    assert world.stamps(*GPU) == stamps
+    before = snapshot(world.out)
+    world.run().make()
+    assert snapshot(world.out) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("prompts", "samples"),
+        ("dataset", "checkpoint-accepted"),
+        ("verdicts", "checkpoint-accepted"),
+        ("training-problems", "checkpoint-accepted"),
+        ("eval-prompts", "generations/base"),
+        ("benchmark", "generations/base"),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_gpu_work_is_refused_where_another_version_makes_its_inputs_otherwise(
+    new: New, monkeypatch: pytest.MonkeyPatch, kind: str, refused: str, times: int
+) -> None:
+    world = new()
+    raise_revision(monkeypatch, kind)
+    for name in ORDER:
+        if name.startswith(kind) or (kind == "verdicts" and "verdicts" in name):
+            world.nature[name] = "another version"
+    before = {path: data for path, data in snapshot(world.out).items() if path.startswith(GPU)}
+    for _ in range(times):
+        with pytest.raises(UserError) as error:
+            world.run().make()
+    assert str(error.value).startswith(f"{world.out / refused} took GPU time and was made from ")
+    assert "of another version of ssd_ray" in str(error.value)
+    assert {
+        path: data for path, data in snapshot(world.out).items() if path.startswith(GPU)
+    } == before
+
+
+def test_a_machine_that_fails_under_a_new_version_costs_what_it_costs_under_one(
+    new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the new version made as the old one is that of the new one from then on."""
+    world = new()
+    raise_revision(monkeypatch, "verdicts")
+    world.run().make()
+    remove(world, "samples")
+    world.nature["samples"] = "other hardware"
+    world.run().make()
+    assert (world.out / "set-aside" / "checkpoint-accepted.0").exists()
+
+
+# What a plan says.
+
+
+def outlooks(world: World) -> dict[str, str]:
+    """What a run would do, by step, and why."""
+    return {
+        step.name: f"{outlook} {reason}".strip()
+        for step, _, outlook, reason in world.run().outlooks()
+    }
+
+
+def test_a_plan_says_what_a_run_then_does_and_touches_nothing(
+    new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = new()
+    before = snapshot(world.out)
+    assert set(outlooks(world).values()) == {"keep"}
+    world.choices |= {"verdicts/base": 2, "samples": 2}
+    told = outlooks(world)
+    assert (
+        told["verdicts/base"]
+        == "make again was made with other choices (chosen: null there, 2 here)"
+    )
+    assert told["samples"] == "refuse was made with other choices (chosen: null there, 2 here)"
+    assert (
+        told["checkpoint-accepted"]
+        == "refuse was made with other choices (samples: chosen: null there, 2 here)"
+    )
+    assert told["generations/base"] == "keep"
+    assert told["verdicts/accepted"].startswith("make again was made with other choices (samples:")
+    world.choices.clear()
+    raise_revision(monkeypatch, "prompts")
+    told = outlooks(world)
+    assert told["prompts"].startswith(
+        "make again was made by an earlier version of ssd_ray (revision "
+    )
+    assert told["samples"] == "keep if prompts come out otherwise"
+    assert snapshot(world.out) == before
+
+
+def test_a_plan_says_which_verdicts_are_graded_again(new: New) -> None:
+    world = new(failing=True)
+    told = outlooks(world)
+    assert told["sample-verdicts"] == told["verdicts/base"] == "resume"
+    assert told["dataset-accepted"] == "keep if sample-verdicts come out otherwise"
+    assert told["generations/accepted"] == "keep if checkpoint-accepted come out otherwise"
+
+
+# Kills.
+
+
+def retried(world: World) -> None:
+    """Graders work now."""
+
+
+def redrawn(world: World) -> None:
+    """Samples and an arm's answers were lost and come out otherwise."""
+    world.nature |= {"samples": "other hardware", "generations/base": "other hardware"}
+    for name in ("samples", "generations/base"):
+        shutil.rmtree(world.out / name)
+
+
+def regraded(world: World) -> None:
+    """Choices of graders and report are others."""
+    world.choices |= {"verdicts/base": 2, "verdicts/accepted": 2, "report": 2}
+
+
+CHANGES = (retried, redrawn, regraded)
+
+
+def ends_as_calm(tmp_path: Path, new: New, change: Callable[[World], None], step: int) -> None:
+    """Kill a run after a change at every `step`th file operation, run again, and compare with a run from the beginning."""
+    world, calm = new(failing=True), World(tmp_path / "calm")
+    ended = world.out.rename(tmp_path / "ended")
+    shutil.copytree(ended, calm.out)
+    change(calm)
+    shutil.rmtree(calm.out)
+    calm.run().make()
+    world.choices, world.nature = calm.choices, calm.nature
+    number, killed = step, True
+    while killed:
+        shutil.copytree(ended, world.out)
+        change(world)
+        killed = killed_at(lambda: world.run().make(), number)
+        world.run().make()
+        assert world.contents() == calm.contents(), number
+        assert world.scores() == calm.scores(), number
+        shutil.rmtree(world.out)
+        number += step
+    assert number > 60
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_killed_while_it_makes_things_again_ends_with_the_same_bytes(
+    tmp_path: Path, new: New, change: Callable[[World], None]
+) -> None:
+    ends_as_calm(tmp_path, new, change, 17)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_killed_at_any_file_operation_ends_with_the_same_bytes(
+    tmp_path: Path, new: New, change: Callable[[World], None]
+) -> None:
+    ends_as_calm(tmp_path, new, change, 1)
+
+
+@pytest.mark.slow
+def test_a_recipe_s_run_killed_at_random_ends_with_the_same_scores_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    """With the real steps that need neither GPUs nor graders: prompts, data set, report."""
+    played, rng = Played(monkeypatch, tiny_llama), random.Random(0)
+    played.run(tmp_path / "calm").make()
+    played.failing = True
+    played.run(tmp_path / "ended").make()
+    played.failing = False
+    assert (tmp_path / "ended" / SCORES).read_bytes() != (tmp_path / "calm" / SCORES).read_bytes()
+    for number in rng.sample(range(1, 160), 3):
+        shutil.copytree(tmp_path / "ended", tmp_path / "run")
+        code = "import sys; from tests.support import played; played.play(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, str(tmp_path / "run"), str(tiny_llama), str(number)]
+        assert (
+            subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+        ), number
+        played.run(tmp_path / "run").make()
+        assert list(rows(tmp_path / "run", *ROWS)) == list(rows(tmp_path / "calm", *ROWS)), number
+        assert (tmp_path / "run" / SCORES).read_bytes() == (
+            tmp_path / "calm" / SCORES
+        ).read_bytes(), number
+        shutil.rmtree(tmp_path / "run")
+
+
+ROWS = (
+    "samples",
+    "dataset-accepted",
+    "sample-verdicts",
+    "generations/accepted",
+    "verdicts/accepted",
+    "verdicts/base",
+)

@@ -1,0 +1,331 @@
+"""The planner: bytes that agree with DeepSpeed's estimator, clusters that fit, and assumptions that a person can replace."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ssd_ray import recipes
+from ssd_ray.cli.plan import as_json, origin
+from ssd_ray.errors import UserError
+from ssd_ray.planner.assumptions import assumptions
+from ssd_ray.planner.clusters import GIB, plan_training
+from ssd_ray.planner.tables import plain, shown
+from ssd_ray.training.data.health import length_edges
+from ssd_ray.training.model.sequence_parallel import check_heads
+from tests.support.planner_cases import MODELS, model_of, plan_of
+
+
+def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:
+    smallest = {name: plan_of(name).smallest for name in MODELS}
+    assert all(smallest.values())
+    assert smallest["qwen3-4b-instruct"].num_workers <= 8  # type: ignore[union-attr]
+    assert smallest["qwen3-30b-instruct"].num_workers == 16  # type: ignore[union-attr]
+    for name in MODELS:
+        fitting = [candidate.fits for candidate in plan_of(name).candidates]
+        assert fitting == sorted(fitting)  # a larger cluster fits wherever a smaller one does
+
+
+def test_a_recipe_that_fits_nowhere_is_told_what_would() -> None:
+    plan = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=40",))
+    assert plan.smallest is None
+    assert plan.mend is not None
+    assert plan.mend[0].startswith("--set train.")
+    assert plan.mend[1].fits
+    hopeless = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=4",))
+    assert hopeless.smallest is None
+    assert hopeless.mend is None
+
+
+def test_what_is_advised_is_a_recipe() -> None:
+    """The router's loss has no gradient at ZeRO-3 with recomputation, so the advice stays at the recipe's own stage."""
+    asked = ["train.router_aux_loss=0.01", "train.zero_stage=2", "cluster.train_workers=8"]
+    plan = plan_of("qwen3-30b-instruct", *asked)
+    assert plan.smallest is None
+    assert plan.mend is not None
+    changes, best = plan.mend
+    advised = recipes.load("qwen3-30b-instruct", [*asked, *changes.split("--set ")[1:]])
+    assert advised.train.zero_stage == 2
+    assert (
+        plan_training(advised, model_of("qwen3-30b-instruct"), assumptions([])).own.bytes_needed
+        == best.bytes_needed
+    )
+    never = plan_of("qwen3-30b-instruct", *asked, assume=("gpu_memory_gib=40",))
+    assert never.mend is None
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared"),
+    [((12, 3), 2), ((12, 4), 2), ((12, 2), 4), ((12, 3), 6), ((32, 8), 3), ((4, 4), 8)],
+)
+def test_heads_that_training_refuses_to_share_out_fit_nowhere(
+    heads: tuple[int, int], shared: int
+) -> None:
+    model = dataclasses.replace(
+        model_of("qwen3-4b-instruct"), heads=heads[0], key_value_heads=heads[1]
+    )
+    recipe = recipes.load(
+        "qwen3-4b-instruct",
+        [f"train.sequence_parallel_size={shared}", f"cluster.train_workers={shared}"],
+    )
+    config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    config.get_text_config = lambda: config
+    try:
+        check_heads(config, recipe.train)
+    except UserError:
+        assert "cannot share" in plan_training(recipe, model, assumptions([])).own.refusal
+    else:
+        assert "share" not in plan_training(recipe, model, assumptions([])).own.refusal
+
+
+def test_more_than_the_models_context_is_told_with_a_mend() -> None:
+    long = ["model.max_model_len=100000", "prepare.max_length=100000", "sample.max_tokens=90000"]
+    plan = plan_of("quickstart", *long)
+    context = model_of("quickstart").max_positions
+    told, mend = plan.warning.split(": ")
+    assert told.startswith(
+        f"model.max_model_len 100000 is above the model's context of {context} tokens"
+    )
+    text = io.StringIO()
+    Console(file=text, width=300).print(shown(plan, "quickstart"))
+    assert plan.warning in text.getvalue()
+    assert plain(plan)["warning"] == plan.warning
+    mended = plan_of("quickstart", *long, *mend.split("--set ")[1:])
+    assert (mended.warning, mended.length) == ("", context)
+
+
+def test_no_answer_or_sequence_is_told_to_be_longer_than_the_context(tmp_path: Path) -> None:
+    short = ["model.max_model_len=512", "evaluate.max_tokens=32768", "prepare.max_length=4096"]
+    recipe = recipes.load("quickstart", short)
+    told = {
+        each["verb"]: each["deed"]
+        for each in as_json(recipe, short, tmp_path / "run", assumptions([]))["steps"]
+    }
+    assert told["generate"].endswith(", up to 512 tokens each with its prompt")
+    assert told["sample"].endswith(f", up to {recipe.sample.max_tokens} tokens each")
+    assert "sequences of up to 512 tokens" in told["train"]
+
+
+def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
+    fast = ("node_gb_s=1e9", "network_gb_s=1e9")
+    plan = plan_of("llama-3.1-8b-instruct", assume=fast)
+    eight, sixteen = (
+        next(each for each in plan.candidates if each.num_workers == size) for size in (8, 16)
+    )
+    flops = plan.work.steps * plan.work.expected.flops
+    assert eight.time is not None
+    assert sixteen.time is not None
+    assert eight.time.hours == pytest.approx(flops / (8 * 989e12 * 0.35) / 3600)
+    assert eight.time.hours == pytest.approx(2 * sixteen.time.hours)
+    assert eight.usd == pytest.approx(sixteen.usd)
+    # 6 P operations a token and attention on top: between those and 1.3 times those at this length
+    tokens = plan.work.steps * plan.work.expected.tokens
+    assert 6 * 7.5e9 < flops / tokens < 1.3 * 6 * 8.03e9
+    slow = plan_of("llama-3.1-8b-instruct", assume=("network_gb_s=1",)).candidates[-1].time
+    assert slow is not None
+    assert slow.bound == "network"
+    assert slow.hours == pytest.approx(2500 * 8 * 8_030_261_248 * 31 / 32 / 1e9 / 3600)
+
+
+def test_float32_has_a_peak_of_its_own() -> None:
+    fast = ("node_gb_s=1e9", "network_gb_s=1e9")
+    half, full, other = (
+        plan_of("llama-3.1-8b-instruct", f"train.dtype={dtype}", assume=(*fast, *more)).own.time
+        for dtype, more in (
+            ("bfloat16", ()),
+            ("float32", ()),
+            ("float32", ("peak_tflops_float32=494.5",)),
+        )
+    )
+    assert half is not None
+    assert full is not None
+    assert other is not None
+    assert full.hours == pytest.approx(half.hours * 989 / 67)
+    assert other.hours == pytest.approx(2 * half.hours)
+
+
+def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
+    slow = ("network_gb_s=1", "node_gb_s=1")
+    share = "train.sequence_parallel_size=4"
+    packed = (share, "train.packing=true", "train.attention=flash_attention_2")
+    alone, together = (
+        plan_of("qwen3-4b-instruct", *set_, assume=slow).candidates[3].time
+        for set_ in ((share,), packed)
+    )
+    assert alone is not None
+    assert together is not None
+    parameters = model_of("qwen3-4b-instruct").parameters
+    assert together.hours == pytest.approx(
+        2500 * 8 * parameters * 7 / 8 / 1e9 / 3600
+    )  # one micro-step holds the whole batch
+    assert alone.hours == pytest.approx(
+        16 * together.hours
+    )  # two groups of four workers, sixteen sequences each
+
+
+def test_a_finished_data_set_replaces_what_was_assumed() -> None:
+    recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
+    counted = {"rows": 10, "prompt_tokens": 1000, "response_tokens": 50_000}
+    counted["length_histogram"] = {"edges": [4000, 5000, 6000], "counts": [5, 5]}
+    work = plan_training(recipe, model, assumptions([]), counted).work
+    assert work.measured
+    assert work.expected.tokens == pytest.approx(32 * 5100)
+
+
+def test_lengths_that_differ_cost_what_each_of_them_costs() -> None:
+    """Bins as `prepare` counts them; two per cent are for their width."""
+    recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
+    lengths = np.random.default_rng(0).lognormal(8.5, 1.0, 2000).clip(1, 60_000).astype(np.int64)
+    edges = length_edges(lengths)
+    counted = {"rows": 2000, "prompt_tokens": 2000 * 100, "response_tokens": int(lengths.sum())}
+    counted["length_histogram"] = {
+        "edges": edges,
+        "counts": np.histogram(lengths, bins=edges)[0].tolist(),
+    }
+    work = plan_training(recipe, model, assumptions([]), counted).work
+    exact = 32 * np.mean([model.flops(100, length) for length in lengths.tolist()])
+    assert work.expected.flops == pytest.approx(exact, rel=0.02)
+    assert 32 * model.flops(100, round(lengths.mean())) < 0.8 * exact
+    assert work.expected.tokens == pytest.approx(32 * (100 + lengths.mean()))
+
+
+@pytest.mark.parametrize("override", ["speed=1", "mfu_moe", "mfu_moe=2", "peak_tflops=fast"])
+def test_a_wrong_assumption_costs_a_sentence(override: str) -> None:
+    with pytest.raises(UserError, match="--assume"):
+        assumptions([override])
+
+
+@pytest.mark.parametrize("target", ["gate_proj", "w1"])
+def test_adapters_on_layers_that_are_not_there_are_no_plan_for_all_weights(target: str) -> None:
+    lora = f"train.lora={{rank: 16, target_modules: [q_proj, {target}]}}"
+    with pytest.raises(
+        UserError,
+        match=f"{target}' is no linear layer .* those are q_proj, k_proj, v_proj, o_proj; experts",
+    ):
+        plan_of("qwen3-30b-instruct", lora)
+
+
+def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three_passes() -> None:
+    fast = ("node_gb_s=1e9", "network_gb_s=1e9")
+    whole, lora = (
+        plan_of("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time
+        for set_ in ((), ("train.lora={rank: 16}",))
+    )
+    assert whole is not None
+    assert lora is not None
+    assert 2 / 3 < lora.hours / whole.hours < 0.75
+
+
+def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
+    plan = plan_of("qwen3-4b-instruct", "cluster.train_workers=64", "train.global_batch_size=64")
+    assert [candidate.num_workers for candidate in plan.candidates] == [1, 2, 4, 8, 16, 32, 64]
+    assert plan.own.num_workers == 64
+    assert plan.own.fits
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
+def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_nodes(
+    name: str,
+) -> None:
+    plan = plan_of(name)
+    assert plan.own.fits
+    assert {8, 16, 32} <= {candidate.num_workers for candidate in plan.candidates}
+    text = io.StringIO()
+    Console(file=text, width=160).print(shown(plan, name))
+    heading = next(
+        line.split() for line in text.getvalue().splitlines() if line.startswith(" GPUs")
+    )
+    assert heading[-3:] == ["8", "2×8", "4×8"]
+    assert ("the recipe as it is" in text.getvalue()) != ("and the recipe's own" in text.getvalue())
+
+
+def test_a_sections_source_is_that_of_the_fields_that_the_recipe_sets() -> None:
+    recipe = recipes.load("quickstart")
+    assert origin(recipe, "train.steps", []) == recipe.sources["train"]
+    assert origin(recipe, "train.packing", []) == "default"
+    assert (
+        origin(recipes.load("qwen3-4b-instruct"), "train.max_grad_norm", [])
+        == "not stated in the paper"
+    )  # a field's own
+    whole = ["train.lora={rank: 8}"]
+    lora = recipes.load("quickstart", whole)
+    assert [origin(lora, f"train.lora.{name}", whole) for name in ("rank", "alpha")] == [
+        "--set",
+        "default",
+    ]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from ssd_ray.cli.app import main; main(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
+    eight = ("--set", "cluster.train_workers=8", "--set", "train.zero_stage=2")
+    told = _run(
+        "plan",
+        "qwen3-30b-instruct",
+        *eight,
+        "--out",
+        str(tmp_path / "run"),
+        "--assume",
+        "usd_per_gpu_hour=3",
+    ).stdout
+    assert "fits on none of these (too little memory)" in told
+    assert "it would with --set train.zero_stage=3 --set train.offload=optimizer: 8 GPUs" in told
+    assert "ZeRO-2 on 8 cuda workers" in " ".join(told.split())
+    assert "--assume, in place of 2.5: Price of one GPU" in told
+    told = _run("plan", "qwen3-30b-instruct", *eight[:2], "--out", str(tmp_path / "run")).stdout
+    assert "smallest cluster that fits: 2×8 GPUs" in told
+    assert (
+        "with cluster.train_workers=8 (too little memory): --set cluster.train_workers=16" in told
+    )
+    assert "or with --set train.offload=optimizer: 8 GPUs" in told
+    assert "30.5 B parameters, 3.35 B active" in told
+    found: dict[str, Any] = json.loads(
+        _run("plan", "qwen3-30b-instruct", "--json", "--assume", "mfu_moe=0.2").stdout
+    )
+    assert found["training"]["assumptions"]["mfu_moe"] == 0.2
+    assert found["training"]["smallest"] == 16
+    clusters = {each["workers"]: each for each in found["training"]["clusters"]}
+    assert sum(clusters[8]["bytes"].values()) < clusters[8]["bytes_needed"]
+    assert clusters[8]["bytes_needed"] > 79 * GIB
+    assert {step["verb"] for step in found["steps"]} >= {"sample", "train", "report"}
+    plan = plain(plan_of("quickstart"))
+    assert plan["clusters"][0]["hours"] is None
+    json.dumps(plan)
+
+
+def test_a_model_that_the_planner_does_not_know_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
+    found = _run(
+        "plan", "quickstart", "--set", "model.source=nobody/nothing", "--out", str(tmp_path / "run")
+    )
+    assert found.returncode == 0
+    assert (
+        "no plan for the training: the configuration of nobody/nothing is not on this machine"
+        in " ".join(found.stdout.split())
+    )
+
+
+def test_a_plan_loads_no_engine() -> None:
+    code = (
+        "import sys; from ssd_ray.cli import app\n"
+        "try: app.main(['plan', 'qwen3-30b-instruct'])\n"
+        "finally: print([name for name in ('torch', 'ray', 'transformers', 'deepspeed', 'numpy') if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert found.stdout.strip().endswith("[]")

@@ -1,0 +1,345 @@
+"""The planner's bytes: DeepSpeed's estimator, its buckets as they are alive, and what attention and held-out samples add."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_ray.models.architecture import parse
+from ssd_ray.planner import memory as formulas
+from ssd_ray.planner.memory import bucket_bytes, memory
+from tests.support.planner_cases import MODELS, SETTING, model_of, plan_of
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from loss_memory import LiveBytes
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("gpus", "nodes"), [(8, 1), (8, 4), (1, 1)])
+def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, nodes: int) -> None:
+    """Equal to the byte but for rounding; its margin of half for the host's buffers and its largest layer are left out."""
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as estimate
+
+    model, setting = model_of(name), dataclasses.replace(SETTING, num_workers=gpus * nodes)
+    asked = {"total_params": model.parameters, "largest_layer_params": model.largest_module}
+    asked |= {"num_gpus_per_node": gpus, "num_nodes": nodes}
+    _, whole, largest = estimate(**asked, cpu_offload=False, cpu_offload_params=False)
+    assert memory(model, setting).states == pytest.approx(whole - largest, rel=1e-6)
+    for offload, all_of_it in (("optimizer", False), ("parameters", True)):
+        ours = memory(model, dataclasses.replace(setting, offload=offload))
+        host, device, largest = estimate(
+            **asked, cpu_offload=True, cpu_offload_params=all_of_it, additional_buffer_factor=1
+        )
+        assert ours.host * gpus == pytest.approx(host, rel=1e-6)
+        assert ours.parts["parameters"] == pytest.approx(device - largest, rel=1e-6, abs=1)
+
+
+def test_stage_two_and_one_are_what_deepspeeds_estimator_says() -> None:
+    from deepspeed.runtime.zero.stage_1_and_2 import (
+        estimate_zero2_model_states_mem_needs as estimate,
+    )
+
+    model = model_of("qwen3-4b-instruct")
+    _, whole = estimate(model.parameters, num_gpus_per_node=8, num_nodes=1, cpu_offload=False)
+    ours = memory(model, dataclasses.replace(SETTING, zero_stage=2)).states
+    # It counts half-precision gradients beside the float32 ones, which this project accumulates in float32 alone.
+    assert ours == pytest.approx(whole - 2 * model.parameters / 8, rel=1e-6)
+    assert memory(model, dataclasses.replace(SETTING, zero_stage=1)).states > ours
+
+
+def test_the_buckets_are_deepspeeds_defaults_and_those_of_our_engine() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    defaults = DeepSpeedZeroConfig()
+    assert defaults.reduce_bucket_size == formulas.REDUCE_BUCKET
+    assert defaults.max_live_parameters == formulas.MAX_LIVE_PARAMETERS
+    assert defaults.sub_group_size == formulas.SUB_GROUP
+
+
+@settings(deadline=None)
+@given(
+    workers=st.sampled_from([1, 2, 4, 8, 16, 32]),
+    stage=st.sampled_from([0, 1, 2, 3]),
+    tokens=st.integers(1024, 200_000),
+    shared=st.sampled_from([1, 2, 4]),
+    checkpointing=st.booleans(),
+)
+def test_memory_falls_with_stage_workers_and_sharing_and_grows_with_tokens(
+    workers: int, stage: int, tokens: int, shared: int, checkpointing: bool
+) -> None:
+    model = model_of("qwen3-30b-instruct")
+    chosen = dataclasses.replace(
+        SETTING,
+        num_workers=workers,
+        zero_stage=stage,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=checkpointing,
+    )
+    found = memory(model, chosen)
+    assert min(found.parts.values()) >= 0
+    assert (
+        memory(model, dataclasses.replace(chosen, micro_batch_tokens=2 * tokens)).device
+        >= found.device
+    )
+    assert (
+        memory(model, dataclasses.replace(chosen, num_workers=2 * workers)).states <= found.states
+    )
+    assert (
+        memory(model, dataclasses.replace(chosen, zero_stage=min(3, stage + 1))).states
+        <= found.states
+    )
+    split = memory(model, dataclasses.replace(chosen, sequence_parallel=2 * shared))
+    assert (
+        split.parts["activations"]
+        <= memory(model, dataclasses.replace(chosen, sequence_parallel=shared)).parts["activations"]
+    )
+
+
+def test_checkpointing_keeps_a_layers_input_instead_of_the_layer() -> None:
+    model = model_of("llama-3.1-8b-instruct")
+    less, more = (
+        memory(model, dataclasses.replace(SETTING, gradient_checkpointing=flag)).parts
+        for flag in (True, False)
+    )
+    assert less["activations"] * 5 < more["activations"]
+    assert less["activations"] >= model.layers * 8192 * model.hidden * 2
+
+
+def test_lora_needs_no_states_for_frozen_weights() -> None:
+    model = model_of("qwen3-4b-instruct")
+    adapters = model.lora_parameters(16, ())
+    assert adapters == 16 * 36 * sum(
+        (2560 + 4096, 2 * (2560 + 1024), 4096 + 2560, 3 * (2560 + 9728))
+    )
+    found = memory(model, dataclasses.replace(SETTING, num_workers=1, lora_parameters=adapters))
+    assert found.states == 2 * (model.parameters + adapters) + 16 * adapters
+
+
+def test_packing_with_sdpa_needs_a_mask_of_tokens_squared_and_its_numbers() -> None:
+    def needed(*overrides: str) -> int:
+        return plan_of("qwen3-4b-instruct", *overrides).own.memory.device
+
+    masked = needed("train.packing=true") - needed()
+    assert masked == 65536**2 * (1 + 2)  # 4 GiB of flags, 8 GiB of bfloat16 in the layer at work
+    assert needed("train.packing=true", "train.micro_batch_tokens=8192") - needed() == 8192**2 * 3
+    assert needed("train.packing=true", "train.attention=flash_attention_2") == needed()
+
+
+def test_held_out_samples_and_the_export_are_in_the_memory_of_hosts() -> None:
+    model, found = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").own.memory
+    assert found.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
+    assert found.export == 2 * model.parameters
+    assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").own.memory.kept == 0
+    small = plan_of("qwen3-4b-instruct", assume=("host_memory_gib=5",))
+    assert small.own.refusal == "too little host memory"
+    on_cpu = (
+        plan_of("quickstart", f"train.heldout_samples={number}").own.memory for number in (0, 4)
+    )
+    without, with_ = on_cpu
+    assert with_.device - without.device == 4 * (49152 * 576 + 4 * 1024 * 576 // 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "held"),
+    [
+        ("seed=0", True),
+        ("train.dtype=bfloat16", False),
+        ("train.zero_stage=1", False),
+        ("train.global_batch_size=2", False),
+    ],
+)
+def test_a_whole_gradient_is_held_on_a_cpu_that_adds_micro_batches_up_in_float32(
+    change: str, held: bool
+) -> None:
+    assert (
+        plan_of("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient
+        == held
+    )
+
+
+TINY = {
+    "model_type": "qwen3",
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "head_dim": 32,
+}
+TINY |= {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_mask_of_packed_sequences_is_as_large_as_it_is_alive(
+    precision: Any, checkpointing: bool
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {name: value for name, value in TINY.items() if name != "model_type"}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3", **fields), attn_implementation="sdpa"
+    )
+    model.to(getattr(torch, precision)).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    tokens, peaks, planned = 2048, [], []
+    for packed in (False, True):
+        places = torch.arange(tokens)[None] % (tokens // 2 if packed else tokens)
+        with LiveBytes() as live:
+            ids = torch.zeros(1, tokens, dtype=torch.int64)
+            model.base_model(
+                input_ids=ids, position_ids=places, use_cache=False
+            ).last_hidden_state.float().sum().backward()
+        peaks.append(live.peak)
+        chosen = {"micro_batch_tokens": tokens, "mask_tokens": tokens if packed else 0}
+        chosen |= {"precision": precision, "gradient_checkpointing": checkpointing}
+        planned.append(memory(parse(TINY, ""), dataclasses.replace(SETTING, **chosen)).device)
+    assert planned[1] - planned[0] == pytest.approx(peaks[1] - peaks[0], rel=0.15)
+
+
+BUCKET = 1 << 19
+"""Elements; eight of the matrices below."""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_the_bytes_of_a_bucket_are_those_that_deepspeed_has_alive(on_cpu: bool) -> None:
+    """Communication as on a GPU, overlapped, up to the collective, which is gloo's here; and as on a CPU, gloo's included."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found, _ = pool.map(_bytes_of_an_element, range(2), [port] * 2, [on_cpu] * 2)
+    planned = {
+        (stage, precision): bucket_bytes(
+            dataclasses.replace(SETTING, zero_stage=stage, precision=precision, on_cpu=on_cpu)
+        )
+        for stage, precision in found
+    }
+    assert found == planned
+
+
+def _bytes_of_an_element(
+    rank: int, port: int, on_cpu: bool
+) -> dict[tuple[int, str], tuple[int, int]]:
+    """By stage and precision what stays of a bucket and what its reduction adds, for each element."""
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    os.environ["MASTER_PORT"] = str(port)
+    from ssd_ray.config import ClusterConfig
+    from ssd_ray.training.model.engine import prepare_process
+
+    prepare_process(ClusterConfig(device="cpu", train_workers=2))
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", verbose=False)
+    cases = [(1, "float32"), (2, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")]
+    return {(stage, precision): _reduction(stage, precision, on_cpu) for stage, precision in cases}
+
+
+def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
+    """Of a stack of matrices whose halves do not end with a bucket, so that one bucket goes to two workers."""
+    import deepspeed
+    import torch
+    from deepspeed.runtime.comm import coalesced_collectives
+
+    from ssd_ray.config import ClusterConfig, TrainConfig
+    from ssd_ray.training.model.engine import deepspeed_config
+
+    cluster = ClusterConfig(device="cpu" if on_cpu else "cuda", train_workers=2)
+    config = deepspeed_config(TrainConfig(zero_stage=stage, dtype=precision), cluster)
+    config["optimizer"]["params"].pop("fused")
+    config["zero_optimization"]["reduce_bucket_size"] = BUCKET
+    layers = [torch.nn.Linear(256, 256, bias=False) for _ in range(61)]
+    model, most = (
+        torch.nn.Sequential(*layers).to(getattr(torch, precision)),
+        {"buffers": 0, "copies": 0},
+    )
+    with LiveBytes() as live, pytest.MonkeyPatch.context() as patch:
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=model.parameters(), config=config
+        )
+        optimizer, begun = engine.optimizer, [0]
+
+        def note(now: int) -> None:
+            most["copies"] = max(most["copies"], now - begun[0])
+
+        def reduce(*arguments: Any) -> Any:
+            begun[0] = live.peak = live.now
+            buffers = [bucket.buffer for bucket in optimizer.ipg_buckets.values()]
+            alive = sum(each.nbytes for each in (buffers if stage == 3 else buffers[0]))
+            most["buffers"] = max(most["buffers"], alive)
+            result = inner(*arguments)
+            if on_cpu:
+                note(live.peak)
+            return result
+
+        def spied(collective: Any) -> Any:
+            def spy(*arguments: Any, **options: Any) -> Any:
+                note(live.now)
+                return collective(*arguments, **options)
+
+            return spy
+
+        name = (
+            "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads" if stage == 3 else "average_tensor"
+        )
+        inner = getattr(optimizer, name)
+        patch.setattr(optimizer, name, reduce)
+        patch.setattr(deepspeed.comm, "all_reduce", spied(deepspeed.comm.all_reduce))
+        scatter = "_torch_reduce_scatter_fn"
+        patch.setattr(
+            coalesced_collectives, scatter, spied(getattr(coalesced_collectives, scatter))
+        )
+        for last in (False, True):
+            most |= {
+                "buffers": 0,
+                "copies": 0,
+            }  # the first micro-batch also makes what gradients are added up in
+            engine.set_gradient_accumulation_boundary(last)
+            engine.backward(
+                engine(torch.ones(4, 256, dtype=getattr(torch, precision))).float().sum(),
+                scale_wrt_gas=False,
+            )
+    return round(most["buffers"] / BUCKET), round(most["copies"] / BUCKET)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gpt_oss"])
+@pytest.mark.parametrize("layers", [7, 28, 31])
+@pytest.mark.parametrize("first", [None, 0, 4, 28])
+def test_the_layers_with_a_window_are_those_of_transformers(
+    kind: str, layers: int, first: int | None
+) -> None:
+    from transformers import AutoConfig
+
+    config = {"num_hidden_layers": layers, "sliding_window": 64, "use_sliding_window": True}
+    config |= {} if first is None else {"max_window_layers": first}
+    given = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 9,
+        **config,
+    }
+    given |= {"num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 99}
+    theirs = AutoConfig.for_model(kind, **config).layer_types.count("sliding_attention")
+    assert parse({"model_type": kind, **given}, "here").windowed_layers == theirs

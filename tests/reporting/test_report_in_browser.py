@@ -1,0 +1,129 @@
+"""A browser without a network shows the report: headline and figures, nothing blank or cut off, no complaint in its console."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import matplotlib.image
+import pytest
+
+from tests.support.synthetic_run import make_run, recipe, reported
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--virtual-time-budget=3000",
+    "--enable-logging=stderr",
+]
+NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND"
+
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH"
+)
+
+PROBE = """<script>addEventListener("load", () => {
+  const seen = {
+    images: [...document.images].map(image => image.naturalWidth),
+    width: innerWidth,
+    needed: document.documentElement.scrollWidth,
+    scrolled: [...document.querySelectorAll(".scroll")].filter(box => !box.closest("details"))
+      .map(box => [box.scrollWidth, box.clientWidth]),
+  };
+  parent.postMessage(JSON.stringify(seen), "*");
+});</script>"""
+FRAME = """<!DOCTYPE html><title>frame</title><pre id="seen"></pre><script>
+addEventListener("message", event => { document.getElementById("seen").textContent = event.data; });
+</script><iframe src="{name}" style="width: {width}px; height: 9000px; border: 0"></iframe>"""
+
+
+SWEEP = {
+    "sweep": [0.9],
+    "controls": ["teacher", "naive"],
+    "profiles": ["strict", "lcb-compat"],
+    "bootstrap_samples": 200,
+}
+
+
+@pytest.fixture(scope="module", params=["two arms", "a sweep"])
+def shown(request, tmp_path_factory):
+    """The page of a synthetic run, and how many figures it has."""
+    swept = request.param == "a sweep"
+    made = make_run(tmp_path_factory.mktemp("run"), recipe(evaluate=SWEEP if swept else {}))
+    return reported(made)[0] / "report.html", 12 if swept else 11
+
+
+@pytest.fixture
+def page(shown):
+    return shown[0]
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Open a page and return its DOM and what the browser logged."""
+
+    def opened(path, *flags):
+        profile = tmp_path / f"profile-{len(list(tmp_path.glob('profile-*')))}"
+        command = [BROWSER, *FLAGS, NO_NETWORK, f"--user-data-dir={profile}", *flags, path.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        return done.stdout, done.stderr
+
+    return opened
+
+
+def complaints(log):
+    return [line for line in log.splitlines() if "CONSOLE" in line]
+
+
+def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_is_silent(
+    shown, browse
+):
+    page, figures = shown
+    dom, log = browse(page, "--dump-dom")
+    assert complaints(log) == []
+    assert re.search(r"<h2>Result</h2>.*ssd − base: [+−]?\d+ points.*<figure>", dom, re.DOTALL)
+    assert dom.count("<figure>") == figures
+    assert "What this does not show" in dom
+
+
+def test_the_console_would_have_been_heard(tmp_path, browse):
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<!DOCTYPE html><title>bad</title><script>console.error('heard'); nothing.here</script>"
+    )
+    assert len(complaints(browse(bad, "--dump-dom")[1])) == 2
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_figures_load_and_nothing_sticks_out_at(width, shown, browse, tmp_path):
+    page, figures = shown
+    (tmp_path / "probed.html").write_text(page.read_text().replace("</head>", PROBE + "</head>"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.replace("{name}", "probed.html").replace("{width}", str(width)))
+    dom, _ = browse(frame, "--dump-dom", "--window-size=1400,1000")
+    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1])
+    assert seen["width"] == width
+    assert seen["needed"] <= width
+    assert len(seen["images"]) == figures
+    assert all(natural > 100 for natural in seen["images"])
+    assert width < 1000 or all(needed <= given for needed, given in seen["scrolled"])
+
+
+def test_a_screenshot_is_not_blank(page, browse, tmp_path):
+    shot = tmp_path / "page.png"
+    browse(page, f"--screenshot={shot}", "--window-size=1280,2400")
+    pixels = matplotlib.image.imread(shot)[:, :, :3]
+    assert pixels.shape == (2400, 1280, 3)
+    rows_with_ink = (pixels.min(axis=(1, 2)) < 0.6).mean()
+    assert rows_with_ink > 0.3
+    assert 0.01 < (pixels.min(axis=2) < 0.9).mean() < 0.5

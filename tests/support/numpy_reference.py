@@ -1,0 +1,33 @@
+"""The comparison of evalplus in numpy, to hold ours against."""
+
+import contextlib
+import warnings
+
+import numpy as np
+
+
+def evalplus_by_numpy(actual, expected, atol):
+    """What evalplus 0.3.1 decides about one output, as its assertions read."""
+    if actual == expected:
+        return True
+    floats = (
+        [expected]
+        if isinstance(expected, float)
+        else expected
+        if isinstance(expected, list | tuple)
+        else []
+    )
+    if atol == 0 and floats and all(isinstance(item, float) for item in floats):
+        atol = 1e-6
+    if atol == 0 or type(actual) is not type(expected):
+        return False
+    if isinstance(expected, list | tuple) and len(actual) != len(expected):
+        return False
+    with (
+        contextlib.suppress(TypeError, ValueError, OverflowError),
+        warnings.catch_warnings(),
+        np.errstate(all="ignore"),
+    ):
+        warnings.simplefilter("ignore")
+        return bool(np.allclose(actual, expected, rtol=1e-7, atol=atol))
+    return False

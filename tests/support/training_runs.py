@@ -1,0 +1,179 @@
+"""Training runs of a tiny model on CPU workers: start one, watch it, disturb it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.progress import LineProgress
+
+ROOT = Path(__file__).parents[2]
+STEPS = 40
+TRAIN = {
+    "steps": STEPS,
+    "global_batch_size": 8,
+    "micro_batch_tokens": 80,
+    "learning_rate": 1e-3,
+    "min_learning_rate": 1e-4,
+    "warmup_steps": 5,
+    "max_grad_norm": 0.5,
+    "dtype": "float32",
+    "checkpoint_every": 10,
+    "export_every": 20,
+    "gradient_checkpointing": False,
+    "loss_chunk_tokens": 16,
+}
+SEED = 3
+
+
+def cluster_of(workers: int, max_failures: int = 0) -> ClusterConfig:
+    return ClusterConfig(
+        device="cpu", train_workers=workers, cpus_per_train_worker=1, max_failures=max_failures
+    )
+
+
+def train(
+    dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any
+) -> dict[str, Any]:
+    from ssd_ray.training import trainer
+
+    out.mkdir(parents=True, exist_ok=True)
+    return trainer.train(
+        dataset,
+        model,
+        TrainConfig(**{**TRAIN, **changes}),
+        cluster_of(workers, max_failures),
+        seed=SEED,
+        out=out,
+        logs=out.parent / f"{out.name}-logs",
+        progress=LineProgress(),
+    )
+
+
+def loss_log(out: Path) -> list[dict[str, Any]]:
+    """The loss log without the time and the memory that steps took."""
+    costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in costs}
+        for line in log_lines(out)
+    ]
+
+
+def log_lines(out: Path) -> list[str]:
+    path = out / "loss.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def weights_of(directory: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+DRIVER = """
+import signal, sys
+from pathlib import Path
+from tests.support import training_runs
+from ssd_ray import cluster
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
+    with cluster.connected(training_runs.cluster_of(2)):
+        training_runs.train(Path({dataset!r}), Path({model!r}), Path({out!r}), max_failures=2)
+"""
+
+
+def start_driver(dataset: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
+    paths = {
+        "dataset": str(dataset),
+        "model": str(model),
+        "out": str(out),
+    }
+    script = out.parent / "driver.py"
+    script.write_text(DRIVER.format(**paths))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Any, timeout_s: float = 300) -> Any:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def training_workers(out: Path) -> list[psutil.Process]:
+    """The training processes whose output goes to the run's logs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(
+                "-logs/train-worker-" in file.path and file.path.startswith(str(out))
+                for file in process.open_files()
+            ):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+ELASTIC = """
+import json, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from tests.support import training_runs
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.progress import LineProgress
+from ssd_ray.training.trainer import train
+if __name__ == "__main__":
+    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0, "include_dashboard": False}})
+    doomed = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    out = Path({out!r})
+    def take_away():
+        while len(training_runs.log_lines(out)) < 14:
+            time.sleep(0.02)
+        if {notice!r}:
+            training_runs.drain(nodes.address, doomed.node_id, out)
+        nodes.remove_node(doomed, allow_graceful=False)
+    threading.Thread(target=take_away, daemon=True).start()
+    choices = ClusterConfig(device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3)
+    out.mkdir()
+    train(Path({dataset!r}), Path({model!r}), TrainConfig(**training_runs.TRAIN), choices, seed=training_runs.SEED, out=out,
+          logs=out.parent / f"{{out.name}}-logs", progress=LineProgress())
+    ray.shutdown()
+    nodes.shutdown()
+"""
+
+
+def drain(address: str, node: str, out: Path) -> None:
+    """Announce the end of a node, as a spot machine or Kubernetes does, and wait for the state that this is to leave."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    held = training_workers(out)[0]
+    held.suspend()  # forty small steps would be over before anybody looks
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 20) * 1000))
+    time.sleep(4)
+    held.resume()
+    saved = wait_for(
+        lambda: [path for path in (out / "resume").glob("step-*") if int(path.name[5:]) % 10],
+        timeout_s=30,
+    )
+    (out.parent / "saved").write_text(saved[0].name)

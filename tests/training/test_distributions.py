@@ -1,0 +1,212 @@
+"""Numerics of the held-out measures, against brute force on tiny vocabularies and the published numbers of the toy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_ray.config import Decoding
+from ssd_ray.schema import Example
+from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from fixed_point import memorising_floor
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    powers = [math.exp(value - max(logits)) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def _drawn_from(logits: list[float], decoding: Decoding) -> list[float]:
+    """q by the words of the paper's appendix A, one row, in Python's floats."""
+    tempered = [value / decoding.temperature for value in logits]
+    if decoding.top_k is not None and decoding.top_k < len(logits):
+        kth = sorted(tempered)[-decoding.top_k]
+        tempered = [value if value >= kth else -math.inf for value in tempered]
+    probabilities = _softmax(tempered)
+    if decoding.top_p < 1:
+        order, mass = sorted(range(len(logits)), key=lambda index: probabilities[index]), 0.0
+        for index in order[:-1]:
+            mass += probabilities[index]
+            if mass > 1 - decoding.top_p:
+                break
+            tempered[index] = -math.inf
+    return _softmax(tempered)
+
+
+def _entropy(distribution: list[float]) -> float:
+    return -sum(value * math.log(value) for value in distribution if value > 0)
+
+
+def _brute(
+    model: list[float], base: list[float], drawn: int, decoding: Decoding
+) -> dict[str, float]:
+    p, p0, q = _softmax(model), _softmax(base), _drawn_from(base, decoding)
+    kept = [value > 0 for value in q]
+    mass = sum(value for value, inside in zip(p, kept, strict=True) if inside)
+    head = [value / mass for value, inside in zip(p, kept, strict=True) if inside]
+    tail = [value / (1 - mass) for value, inside in zip(p, kept, strict=True) if not inside]
+    return {
+        "nll": -math.log(p[drawn]),
+        "floor": _entropy(q),
+        "cross_entropy": -sum(a * math.log(b) for a, b in zip(q, p, strict=True)),
+        "kl_to_base": sum(a * math.log(a / b) for a, b in zip(p, p0, strict=True)),
+        "entropy": _entropy(p),
+        "entropy_gate": _entropy([mass, 1 - mass]) if tail else 0.0,
+        "entropy_head": mass * _entropy(head),
+        "entropy_tail": (1 - mass) * _entropy(tail),
+        "kept_mass": mass,
+        "base_kept_mass": sum(value for value, inside in zip(p0, kept, strict=True) if inside),
+        "outside_support": float(not kept[drawn]),
+    }
+
+
+LOGITS = st.lists(
+    st.integers(-60, 60).map(lambda tenths: tenths / 10), min_size=7, max_size=7, unique=True
+)
+DECODINGS = st.builds(
+    Decoding,
+    temperature=st.sampled_from([0.6, 0.9, 1.0, 1.6]),
+    top_k=st.sampled_from([None, 1, 3, 20]),
+    top_p=st.sampled_from([1.0, 0.951, 0.803, 0.502]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(model=LOGITS, base=LOGITS, drawn=st.integers(0, 6), decoding=DECODINGS)
+def test_every_measure_is_what_brute_force_finds(
+    model: list[float], base: list[float], drawn: int, decoding: Decoding
+) -> None:
+    ours = measure(torch.tensor([model]), torch.tensor([base]), torch.tensor([drawn]), decoding)[
+        0
+    ].tolist()
+    theirs = _brute(model, base, drawn, decoding)
+    assert set(theirs) == set(MEASURES)
+    for name, value in zip(MEASURES, ours, strict=True):
+        assert value == pytest.approx(theirs[name], abs=2e-5), name
+
+
+@settings(deadline=None)
+@given(model=LOGITS, base=LOGITS, decoding=DECODINGS)
+def test_the_floor_is_below_every_models_cross_entropy_and_the_split_adds_up(
+    model: list[float], base: list[float], decoding: Decoding
+) -> None:
+    found = dict(
+        zip(
+            MEASURES,
+            measure(torch.tensor([model]), torch.tensor([base]), torch.tensor([0]), decoding)[
+                0
+            ].tolist(),
+            strict=True,
+        )
+    )
+    assert found["cross_entropy"] >= found["floor"] - 1e-6
+    assert found["kl_to_base"] >= -1e-6
+    assert found["entropy"] == pytest.approx(
+        sum(found[f"entropy_{part}"] for part in ("gate", "head", "tail")), abs=1e-9
+    )
+
+
+def test_the_floor_is_the_mean_loss_of_the_sampling_distribution_on_its_own_draws() -> None:
+    """The definition, by drawing: -log q averages to H(q), and -log p to the cross-entropy, which is above."""
+    generator = torch.Generator().manual_seed(0)
+    base, model = torch.randn(2, 1, 50, generator=generator) * 2
+    decoding = Decoding(temperature=1.6, top_k=20, top_p=0.8)
+    log_q = sampling_log_probabilities(base, decoding)
+    drawn = torch.multinomial(log_q.exp()[0], 40_000, replacement=True, generator=generator)
+    found = measure(
+        model.expand(len(drawn), -1), base.expand(len(drawn), -1), drawn, decoding
+    ).mean(0)
+    named = dict(zip(MEASURES, found.tolist(), strict=True))
+    assert float(-log_q[0, drawn].mean()) == pytest.approx(named["floor"], abs=0.02)
+    assert named["nll"] == pytest.approx(named["cross_entropy"], abs=0.03)
+    assert named["outside_support"] == 0
+
+
+def test_a_base_measured_against_itself_has_no_divergence_and_without_truncation_is_at_its_floor() -> (
+    None
+):
+    logits = torch.randn(5, 30)
+    plain = dict(
+        zip(
+            MEASURES,
+            measure(logits, logits, torch.arange(5), Decoding()).mean(0).tolist(),
+            strict=True,
+        )
+    )
+    assert plain["kl_to_base"] == 0
+    assert plain["cross_entropy"] == pytest.approx(plain["floor"], abs=1e-6)
+    assert plain["kept_mass"] == pytest.approx(1.0)
+    assert plain["entropy_gate"] == pytest.approx(0.0, abs=1e-9)
+    greedy = dict(
+        zip(
+            MEASURES,
+            measure(logits, logits, logits.argmax(1), Decoding(temperature=0)).mean(0).tolist(),
+            strict=True,
+        )
+    )
+    assert greedy["floor"] == 0
+    assert greedy["nll"] == pytest.approx(greedy["cross_entropy"])
+
+
+def _geometric(head: list[float], ratio: float, vocabulary: int = 16) -> torch.Tensor:
+    tail = [ratio**power for power in range(vocabulary - len(head))]
+    rest = 1 - sum(head)
+    return torch.tensor([[*head, *(rest * value / sum(tail) for value in tail)]]).log()
+
+
+def test_the_toys_published_distributions_come_out() -> None:
+    """2604.01193, C.4: T 0.9 and top-p 0.85 leave a lock 94.8 and 5.2 percent, and a fork 34.4 and 16.9 percent ahead."""
+    decoding = Decoding(temperature=0.9, top_p=0.85)
+    lock = sampling_log_probabilities(
+        _geometric([0.750, 0.055, 0.050, 0.037], 0.75), decoding
+    ).exp()[0]
+    assert [round(100 * value, 1) for value in lock.tolist()[:3]] == [94.8, 5.2, 0.0]
+    fork = sampling_log_probabilities(
+        _geometric([0.148, 0.280, 0.140, 0.144], 0.5), decoding
+    ).exp()[0]
+    assert int((fork > 0).sum()) == 5
+    assert [round(100 * value, 1) for value in fork.tolist()[:2]] == [16.9, 34.4]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_ties_at_the_k_th_place_all_stay(order: tuple[int, ...]) -> None:
+    logits: Any = torch.tensor([2.0, 1.0, 1.0])[list(order)][None]
+    assert int((sampling_log_probabilities(logits, Decoding(top_k=2)) > -torch.inf).sum()) == 3
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 3), min_size=3, max_size=3), min_size=1, max_size=8),
+    st.integers(0, 2**31),
+)
+def test_no_model_of_known_samples_is_below_the_memorising_floor(
+    samples: list[list[int]], seed: int
+) -> None:
+    """Against models that look at the whole beginning: counting what follows it attains the floor, random ones are above."""
+    rows = [
+        Example(prompt_id="p", sample_index=0, input_ids=(0, *answer), num_prompt_tokens=1)
+        for answer in samples
+    ]
+    following: dict[tuple[int, ...], list[int]] = {}
+    for answer in samples:
+        for end in range(3):
+            following.setdefault(tuple(answer[:end]), []).append(answer[end])
+    counted = random = 0.0
+    draw = torch.Generator().manual_seed(seed)
+    for tokens in following.values():
+        guess = torch.rand(3, generator=draw).softmax(0).tolist()
+        counted -= sum(math.log(tokens.count(token) / len(tokens)) for token in tokens)
+        random -= sum(math.log(guess[token - 1]) for token in tokens)
+    floor = memorising_floor(rows) * 3 * len(samples)
+    assert floor == pytest.approx(counted, abs=1e-9)
+    assert random >= floor - 1e-9

@@ -1,0 +1,205 @@
+"""Workers that die and runs that are told to leave: how often, and how long, training bears with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.progress import LineProgress
+
+
+def _death() -> Any:
+    from ray.train import WorkerGroupError
+
+    return WorkerGroupError("gone", {0: RuntimeError("gone")})
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_deaths_of_workers_count_since_the_last_state(allowed: int, tmp_path: Path) -> None:
+    from ray.train import FailureConfig
+
+    from ssd_ray.training.worker_group import DeathsInARow
+
+    policy = DeathsInARow(FailureConfig(max_failures=allowed), tmp_path)
+    for step in range(1, 6):
+        decisions = [policy.make_decision(_death()).value for _ in range(allowed)]
+        assert decisions == ["RETRY"] * allowed
+        state = tmp_path / "resume" / f"step-{step}" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text('{"num_workers": 1, "zero_stage": 3}')
+    assert [policy.make_decision(_death()).value for _ in range(allowed + 1)] == [
+        "RETRY"
+    ] * allowed + ["RAISE"]
+
+
+def _starting(kind: str) -> Any:
+    """What Ray Train makes of a failure while workers start."""
+    from ray import exceptions
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    if kind == "WorkerGroupStartupFailedError":
+        return ControllerError(
+            WorkerGroupStartupFailedError("at least one of the worker actors failed to initialize")
+        )
+    base = getattr(exceptions, kind)
+    made = type(kind, (base,), {"__init__": lambda self: None, "__str__": lambda self: "gone"})
+    return ControllerError(made())
+
+
+DEATHS = (
+    "WorkerGroupStartupFailedError",
+    "OutOfMemoryError",
+    "NodeDiedError",
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "WorkerCrashedError",
+    "ObjectLostError",
+    "RaySystemError",
+    "ActorUnschedulableError",
+    "LocalRayletDiedError",
+)
+
+
+@pytest.mark.parametrize("kind", DEATHS)
+def test_deaths_of_workers_that_start_count_as_others_do(kind: str, tmp_path: Path) -> None:
+    """Ray Train retries RayActorErrors there for ever, and no other kind at all."""
+    from ray.train import FailureConfig
+
+    from ssd_ray.training.worker_group import DeathsInARow
+
+    policy = DeathsInARow(FailureConfig(max_failures=2), tmp_path)
+    errors = [_starting(kind), _death(), _starting(kind)]
+    assert [policy.make_decision(error).value for error in errors] == ["RETRY", "RETRY", "RAISE"]
+
+
+def test_a_collective_that_fails_with_a_death_counts_and_a_mistake_or_a_wait_does_not(
+    tmp_path: Path,
+) -> None:
+    from ray.exceptions import RayTaskError
+    from ray.train import ControllerError, FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    from ssd_ray.errors import UserError
+    from ssd_ray.training.worker_group import DeathsInARow
+
+    def raised(cause: Exception) -> Any:
+        return ControllerError(RayTaskError("init", "Traceback", cause).as_instanceof_cause())
+
+    policy = DeathsInARow(FailureConfig(max_failures=1), tmp_path)
+    assert policy.make_decision(raised(UserError("a mistake"))).value == "RAISE"
+    assert policy.make_decision(ControllerError(UserError("a mistake"))).value == "RAISE"
+    for _ in range(5):
+        assert (
+            policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(2))).value
+            == "RETRY"
+        )
+    assert [policy.make_decision(raised(RuntimeError("peer closed"))).value for _ in range(2)] == [
+        "RETRY",
+        "RAISE",
+    ]
+
+
+def _job(tmp_path: Path) -> Any:
+    from ssd_ray.training.job import Job
+
+    places = dict.fromkeys(("dataset", "model", "out", "logs"), tmp_path)
+    return Job(**places, train=TrainConfig(), cluster=ClusterConfig(device="cpu"), seed=0)
+
+
+@pytest.mark.parametrize("kind", DEATHS[1:])
+def test_a_controller_that_is_lost_is_no_traceback(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_ray.errors import InfrastructureError
+    from ssd_ray.training import trainer
+
+    def fit(self: Any) -> None:
+        raise _starting(kind).controller_failure
+
+    monkeypatch.setattr(trainer.SizedTrainer, "__init__", lambda self, *_, **__: None)
+    monkeypatch.setattr(trainer.SizedTrainer, "fit", fit)
+    told = rf"training's controller was lost \({kind}: gone\); the workers' logs are in .*, and running again goes on from step 0"
+    with pytest.raises(InfrastructureError, match=told):
+        trainer._run(_job(tmp_path), LineProgress())
+
+
+def test_what_ended_a_worker_is_told_and_not_that_it_was_looked_at(tmp_path: Path) -> None:
+    from ray.exceptions import OutOfMemoryError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    from ssd_ray.training import trainer
+
+    failure = WorkerHealthCheckFailedError(
+        "A worker health check failed.", OutOfMemoryError("1 worker(s) were killed\nmore")
+    )
+    told = str(trainer._explained(WorkerGroupError("gone", {1: failure}), _job(tmp_path)))
+    assert (
+        "without a new state (OutOfMemoryError: 1 worker(s) were killed); the workers' logs" in told
+    )
+
+
+def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ssd_ray.training import trainer
+    from ssd_ray.training.job import Job
+    from ssd_ray.training.state import logs
+
+    clock = SimpleNamespace(
+        now=100.0,
+        monotonic=lambda: clock.now,
+        sleep=lambda seconds: setattr(clock, "now", clock.now + seconds),
+    )
+    monkeypatch.setattr(trainer, "time", clock)
+    cluster = ClusterConfig(device="cpu", notice_s=600)
+    job = Job(
+        dataset=tmp_path,
+        model=tmp_path,
+        out=tmp_path,
+        logs=tmp_path,
+        train=TrainConfig(),
+        cluster=cluster,
+        seed=0,
+    )
+    trainer._await_state(job, LineProgress())  # nothing was trained that is not in a state
+    assert clock.now == 100
+    logs.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
+    trainer._await_state(job, LineProgress())
+    assert clock.now == pytest.approx(700, abs=1)
+    assert "told to leave, waiting 600 s at most" in capfd.readouterr().err
+    assert ClusterConfig().notice_s == 25
+
+
+def test_a_stopped_job_and_its_pods_are_given_longer_than_training_waits() -> None:
+    top = Path(__file__).parents[2]
+    documents = [
+        document
+        for name in ("rayjob", "raycluster")
+        for document in yaml.safe_load_all((top / f"k8s/{name}.yaml").read_text())
+    ]
+    clusters = [document["spec"].get("rayClusterSpec", document["spec"]) for document in documents]
+    for cluster in clusters:
+        head = cluster["headGroupSpec"]["template"]["spec"]
+        (gpu,) = (
+            group["template"]["spec"]
+            for group in cluster["workerGroupSpecs"]
+            if group["groupName"] == "gpu-spot"
+        )
+        named = {each["name"]: each.get("value") for each in head["containers"][0]["env"]}
+        wait_s = int(named["RAY_JOB_STOP_WAIT_TIME_S"])
+        assert named["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == named["RAY_JOB_STOP_WAIT_TIME_S"]
+        assert (
+            ClusterConfig().notice_s
+            < wait_s
+            < head["terminationGracePeriodSeconds"]
+            == gpu["terminationGracePeriodSeconds"]
+        )
+    options = yaml.safe_load((top / "cluster.yaml").read_text())["docker"]["run_options"]
+    assert f"--env=RAY_JOB_STOP_WAIT_TIME_S={wait_s}" in options

@@ -1,0 +1,169 @@
+"""A run that is interrupted goes on as if nothing had happened, also with another number of workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support import engine_cases
+from tests.support.tiny import tiny_model
+
+pytestmark = pytest.mark.real
+
+STEPS, FIRST, SECOND = 9, 3, 6
+TRAIN: dict[str, Any] = {
+    "steps": STEPS,
+    "global_batch_size": 6,
+    "micro_batch_tokens": 80,
+    "learning_rate": 1e-3,
+    "min_learning_rate": 1e-4,
+    "warmup_steps": 2,
+    "max_grad_norm": 0.5,
+    "dtype": "float32",
+    "gradient_checkpointing": False,
+    "loss_chunk_tokens": 16,
+}
+SMALL = {
+    "sub_group_size": 20_000
+}  # ZeRO-3 updates the weights in pieces of so many elements, which depend on the workers
+CASES: dict[str, dict[str, Any]] = {
+    "ZeRO-0": {"train": {"zero_stage": 0}},
+    # The one worker in between may train at another stage.
+    "ZeRO-1, then 3": {"train": {"zero_stage": 1}, "then": {"zero_stage": 3}, "zero": SMALL},
+    "ZeRO-2": {"train": {"zero_stage": 2}},
+    "ZeRO-3": {"train": {"zero_stage": 3}, "zero": SMALL},
+    "ZeRO-3, LoRA": {"train": {"zero_stage": 3, "lora": {"rank": 3}}, "zero": SMALL},
+    "ZeRO-2, then 3, LoRA": {
+        "train": {"zero_stage": 2, "lora": {"rank": 3}},
+        "then": {"zero_stage": 3, "lora": {"rank": 3}},
+    },
+    "ZeRO-3, experts": {"train": {"zero_stage": 3}, "zero": SMALL},
+    "ZeRO-2, three workers": {"train": {"zero_stage": 2}},
+    "ZeRO-3, three workers": {"train": {"zero_stage": 3}, "zero": SMALL},
+    "ZeRO-1, bfloat16": {"train": {"zero_stage": 1, "dtype": "bfloat16"}},
+    "ZeRO-3, bfloat16": {"train": {"zero_stage": 3, "dtype": "bfloat16"}},
+    # Two workers throughout, whose shards are cut in another way in between, as on another device.
+    "ZeRO-3, other groups": {
+        "train": {"zero_stage": 3},
+        "zero": SMALL,
+        "then_zero": {"sub_group_size": 7_000},
+    },
+}
+# Two workers throughout.
+SAME: dict[str, dict[str, Any]] = {
+    "the same, ZeRO-0": {"train": {"zero_stage": 0}},
+    "the same, ZeRO-1": {"train": {"zero_stage": 1}},
+    "the same, ZeRO-2, bfloat16, LoRA": {
+        "train": {"zero_stage": 2, "dtype": "bfloat16", "lora": {"rank": 3}}
+    },
+    "the same, ZeRO-3, bfloat16, experts": {
+        "train": {"zero_stage": 3, "dtype": "bfloat16"},
+        "zero": SMALL,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each case undisturbed with two workers, and cut into two workers, one (or three, or two), and two again."""
+    out, dataset = (
+        tmp_path_factory.mktemp("runs"),
+        engine_cases.write_examples(tmp_path_factory.mktemp("dataset")),
+    )
+    models = {
+        name: str(tiny_model(tmp_path_factory.mktemp("model"), name))
+        for name in ("llama", "qwen3_moe")
+    }
+    cases = {
+        name: {**case, "model": models["qwen3_moe" if "experts" in name else "llama"]}
+        for name, case in (CASES | SAME).items()
+    }
+    constant = {name for name in cases if "the same" in name or "groups" in name}
+    grown = {name for name in cases if "three" in name}
+
+    def cut(names: set[str], stop: int) -> dict[str, Any]:
+        then = {"train": "then", "zero": "then_zero"} if stop == SECOND else {}
+        changed = {
+            name: {key: case[new] for key, new in then.items() if new in case}
+            for name, case in cases.items()
+        }
+        return {
+            name: {**case, **changed[name], "stop": stop}
+            for name, case in cases.items()
+            if name in names
+        }
+
+    undisturbed = {f"{name}, undisturbed": case for name, case in cases.items()}
+    for groups in (
+        {2: undisturbed | cut(set(cases), FIRST)},
+        {1: cut(set(cases) - grown - constant, SECOND), 3: cut(grown, SECOND)},
+        {2: cut(constant, SECOND)},
+        {2: cut(set(cases), STEPS)},
+    ):
+        engine_cases.run_groups(groups, out, dataset=str(dataset), train=TRAIN)
+    return out
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_workers_then_another_number_or_stage_then_two_train_what_two_train(
+    name: str, runs: Path
+) -> None:
+    changed, undisturbed = _log(runs / name), _log(runs / f"{name}, undisturbed")
+    assert [line["step"] for line in changed] == list(range(1, STEPS + 1))
+    rounding = 2e-3 if "bfloat16" in name else 1e-5
+    for ours, theirs in zip(changed, undisturbed, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=rounding)
+        assert (ours["tokens"], ours["learning_rate"]) == (
+            theirs["tokens"],
+            theirs["learning_rate"],
+        )
+    assert changed[-1]["loss"] < changed[0]["loss"] - 0.01
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("step", [FIRST, SECOND])
+def test_another_number_of_workers_or_stage_restores_every_bit_of_what_was_saved(
+    name: str, step: int, runs: Path
+) -> None:
+    saved, restored = (
+        torch.load(runs / name / f"{what}-{step}.pt") for what in ("saved", "restored")
+    )
+    assert saved.keys() == restored.keys()
+    assert saved.pop("steps") == restored.pop("steps") == {float(step)}
+    assert (
+        saved.pop("weight_decays")
+        == restored.pop("weight_decays")
+        == ([0.1] if "LoRA" in name else [0.1, 0.0])
+    )
+    for key, whole in saved.items():
+        for ours, theirs in zip(restored[key], whole, strict=True):
+            assert torch.equal(ours, theirs), key
+            assert ours.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_as_many_workers_go_on_bit_for_bit(name: str, runs: Path) -> None:
+    costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
+    cut, undisturbed = (
+        [
+            {key: value for key, value in line.items() if key not in costs}
+            for line in _log(runs / run)
+        ]
+        for run in (name, f"{name}, undisturbed")
+    )
+    assert cut == undisturbed
+    assert len(cut) == STEPS
+    ours, theirs = (
+        load_file(runs / run / "model.safetensors") for run in (name, f"{name}, undisturbed")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -1,0 +1,366 @@
+"""Training for real: Ray Train and DeepSpeed ZeRO-3 on two processes, killed and restarted, against a bare torch loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ssd_ray import cluster as ray_cluster
+from ssd_ray.artifacts.shards import write_shard
+from ssd_ray.config import TrainConfig
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.schema import Example
+from tests.support.tiny import tiny_model
+from tests.support.training_runs import (
+    ELASTIC,
+    ROOT,
+    SEED,
+    STEPS,
+    TRAIN,
+    cluster_of,
+    log_lines,
+    loss_log,
+    start_driver,
+    train,
+    training_workers,
+    wait_for,
+    weights_of,
+)
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out, draw = tmp_path_factory.mktemp("dataset"), random.Random(0)
+    rows = []
+    for index in range(30):
+        length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
+        ids = tuple(draw.randrange(3, 260) for _ in range(length))
+        rows.append(
+            Example(
+                prompt_id=f"p{index:02}",
+                sample_index=0,
+                input_ids=ids,
+                num_prompt_tokens=num_prompt,
+            )
+        )
+    write_shard(out, "part-00000", rows[:20], Example)
+    write_shard(out, "part-00001", rows[20:], Example)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture(scope="module")
+def connected() -> Iterator[None]:
+    with ray_cluster.connected(cluster_of(2)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, connected: None
+) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "checkpoint"
+    facts = train(dataset, model, out)
+    assert facts["steps"] == STEPS
+    assert facts["epochs"] == STEPS * 8 / 30
+    assert facts["num_workers"] == 2
+    return out
+
+
+def test_the_engine_trains_what_a_bare_torch_loop_trains(
+    dataset: Path, model: Path, uninterrupted: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ssd_ray.training.data.batches import global_rows
+    from ssd_ray.training.data.examples import Examples
+    from ssd_ray.training.loop import learning_rate
+
+    torch.set_num_threads(1)
+    train, examples = TrainConfig(**TRAIN), Examples(dataset)
+    bare = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    groups: list[list[Any]] = [[], []]
+    for parameter in bare.parameters():
+        groups[parameter.ndim < 2].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
+    log = loss_log(uninterrupted)
+    for step in range(train.steps):
+        rows = global_rows(len(examples), train.global_batch_size, SEED, step)
+        total = torch.zeros(())
+        for row in rows:
+            ids, num_prompt = (
+                torch.tensor(examples.row(int(row)).astype("int64")),
+                examples.num_prompt_tokens[row],
+            )
+            logits = bare(input_ids=ids[None]).logits[0, num_prompt - 1 : -1]
+            total = total + torch.nn.functional.cross_entropy(
+                logits, ids[num_prompt:], reduction="sum"
+            )
+        loss = total / int(examples.response_lengths[rows].sum())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(bare.parameters(), train.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(train, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert log[step]["loss"] == pytest.approx(loss.item(), rel=2e-4)
+        assert log[step]["grad_norm"] == pytest.approx(norm.item(), rel=2e-3)
+        assert log[step]["learning_rate"] == learning_rate(train, step)
+        assert log[step]["step"] == step + 1
+        if step + 1 in (20, STEPS):
+            exported = uninterrupted if step + 1 == STEPS else uninterrupted / "steps" / "step-20"
+            for name, value in weights_of(exported).items():
+                torch.testing.assert_close(value, bare.state_dict()[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupted: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert [path.name for path in (uninterrupted / "steps").iterdir()] == ["step-20"]
+    for exported in (uninterrupted, uninterrupted / "steps" / "step-20"):
+        trained, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert trained.dtype == torch.float32
+        assert trained.lm_head.weight is trained.model.embed_tokens.weight
+        assert set(weights_of(exported)) == set(weights_of(model))
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "chat_template.jinja",
+            "tokenizer.json",
+        ):
+            assert (exported / name).read_text().strip() == (model / name).read_text().strip()
+    messages = [{"role": "user", "content": "hi"}]
+    ours, base = (AutoTokenizer.from_pretrained(path) for path in (uninterrupted, model))
+    assert ours.apply_chat_template(messages, tokenize=False) == base.apply_chat_template(
+        messages, tokenize=False
+    )
+    assert not (uninterrupted / "resume").exists()
+    assert not list(uninterrupted.glob(".*"))
+
+
+def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_the_result(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = tmp_path / "checkpoint"
+    driver = start_driver(dataset, model, out)
+    wait_for(lambda: len(log_lines(out)) >= 14)
+    training_workers(out)[0].kill()
+    wait_for(lambda: len(log_lines(out)) < 14 or (out / "resume" / "step-20").exists())
+    wait_for(lambda: len(log_lines(out)) >= 12)
+    stopped = training_workers(out)[0]
+    wait_for(lambda: len(log_lines(out)) >= 22)
+    stopped.suspend()  # the other worker waits for it: training cannot end before the driver is dead
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    stopped.kill()
+    wait_for(lambda: not training_workers(out))
+    assert not (out / "model.safetensors").exists()
+    assert [path.name for path in (out / "resume").glob("step-*")] in (["step-20"], ["step-30"])
+
+    train(dataset, model, out)
+    assert loss_log(out) == loss_log(uninterrupted)
+    for exported in (".", "steps/step-20"):
+        for name, value in weights_of(out / exported).items():
+            assert torch.equal(value, weights_of(uninterrupted / exported)[name]), (exported, name)
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    assert train(dataset, model, out) == json.loads((out / "training.json").read_text())
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_after_ctrl_c_one_worker_with_other_micro_batches_goes_on_to_the_same(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = tmp_path / "checkpoint"
+    driver = start_driver(dataset, model, out)
+    wait_for(lambda: len(log_lines(out)) >= 12)
+    held = training_workers(out)[0]
+    held.suspend()  # the other worker waits for it: training cannot end before the driver does
+    os.kill(driver.pid, signal.SIGINT)
+    wait_for((out / "resume" / "leave").exists)
+    held.resume()
+    _, stderr = driver.communicate(timeout=120)
+    assert driver.returncode != 0
+    assert b"told to leave" in stderr
+    assert b"KeyboardInterrupt" in stderr
+    wait_for(lambda: not training_workers(out), timeout_s=60)
+    (state,) = (out / "resume").glob("step-*/state.json")
+    assert json.loads(state.read_text())["step"] >= 12, (
+        "the state is that of the last step, not of the last interval"
+    )
+    facts = train(dataset, model, out, workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
+    assert facts["num_workers"] == 1
+    for ours, theirs in zip(loss_log(out), loss_log(uninterrupted), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
+        assert (ours["step"], ours["tokens"], ours["response_tokens"]) == (
+            theirs["step"],
+            theirs["tokens"],
+            theirs["response_tokens"],
+        )
+    for name, value in weights_of(out).items():
+        torch.testing.assert_close(value, weights_of(uninterrupted)[name], atol=2e-4, rtol=1e-3)
+
+
+def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
+    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    out = tmp_path / "checkpoint"
+    driver = start_driver(dataset, model, out)
+    wait_for(lambda: len(log_lines(out)) >= 12)
+    told, other = training_workers(out)
+    other.suspend()  # steps stand still until the notice has been taken, which is when the worker is next asked how it is
+    told.terminate()
+    time.sleep(8)
+    assert told.is_running()
+    other.resume()
+    wait_for(lambda: not told.is_running() or told.status() == psutil.STATUS_ZOMBIE)
+    (state,) = (out / "resume").glob("step-*/state.json")
+    saved = json.loads(state.read_text())["step"]
+    assert saved not in (0, 10)
+    wait_for(lambda: len(log_lines(out)) >= saved + 2)
+    held = training_workers(out)[0]
+    held.suspend()
+    driver.terminate()
+    wait_for((out / "resume" / "leave").exists)
+    held.resume()
+    _, stderr = driver.communicate(timeout=120)
+    assert b"KeyboardInterrupt" in stderr
+    assert b"told to leave" in stderr
+    wait_for(lambda: not training_workers(out), timeout_s=60)
+    steps = [
+        json.loads(path.read_text())["step"] for path in (out / "resume").glob("step-*/state.json")
+    ]
+    assert len(steps) == 1
+    assert steps[0] > saved
+    train(dataset, model, out)
+    assert loss_log(out) == loss_log(uninterrupted)
+    for name, value in weights_of(out).items():
+        assert torch.equal(value, weights_of(uninterrupted)[name]), name
+
+
+@pytest.mark.parametrize("notice", [False, True])
+def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
+    notice: bool, dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "checkpoint"
+    paths = {
+        "dataset": str(dataset),
+        "model": str(model),
+        "out": str(out),
+    }
+    # The first new group may still ask for the lost node, in vain; nobody need wait a minute for that.
+    impatient = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+    }
+    environment = {**os.environ, **impatient, "PYTHONPATH": str(ROOT)}
+    script = tmp_path / "driver.py"
+    script.write_text(ELASTIC.format(**paths, notice=notice))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((out / "training.json").read_text())["num_workers"] == 1
+    assert (tmp_path / "saved").exists() == notice
+    for ours, theirs in zip(loss_log(out), loss_log(uninterrupted), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
+
+
+def test_bfloat16_keeps_the_precision_of_the_base(
+    dataset: Path, connected: None, tmp_path: Path
+) -> None:
+    import torch
+
+    base = tiny_model(tmp_path / "base", "qwen3")
+    half = {name: value.to(torch.bfloat16) for name, value in weights_of(base).items()}
+    _save(base, half, "bfloat16")
+    facts = train(
+        dataset, base, tmp_path / "out", steps=12, dtype="bfloat16", gradient_checkpointing=True
+    )
+    assert facts["final_loss"] < facts["first_loss"]
+    trained = weights_of(tmp_path / "out")
+    assert {value.dtype for value in trained.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert set(trained) == set(half)
+    assert not torch.equal(trained["lm_head.weight"], half["lm_head.weight"])
+
+
+def _save(directory: Path, weights: dict[str, Any], dtype: str) -> None:
+    from safetensors.torch import save_file
+
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+
+
+def test_a_mistake_found_by_a_worker_is_told_in_a_sentence_and_not_retried(
+    dataset: Path, connected: None, tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "base", "qwen3")
+    weights = weights_of(base)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    _save(base, weights, "float32")
+    with pytest.raises(
+        UserError, match=r"lacks weights of Qwen3ForCausalLM \(model.layers.1.mlp.up_proj.weight\)"
+    ):
+        train(dataset, base, tmp_path / "out", max_failures=3)
+    log = (tmp_path / "out-logs" / "train-worker-0.log").read_text()
+    assert log.count("ssd_ray.errors.UserError:") == 1
+
+
+def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(
+    dataset: Path, connected: None, tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "base", "llama")
+    (base / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(
+        InfrastructureError, match=r"training stopped after 0 restarts .* goes on from step 0"
+    ):
+        train(dataset, base, tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_stops_training_names_the_batch_and_keeps_the_state(
+    dataset: Path, model: Path, connected: None, tmp_path: Path
+) -> None:
+    choices = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e30, "checkpoint_every": 1}
+    with pytest.raises(
+        UserError,
+        match=r"stopped at step 2: .* the batch was samples p\d\d/0, .*the state after step 1 is kept",
+    ):
+        train(dataset, model, tmp_path / "out", max_failures=3, **choices)
+    assert (tmp_path / "out" / "resume" / "step-1" / "state.json").exists()
+    assert len(log_lines(tmp_path / "out")) == 1
