@@ -22,13 +22,23 @@ class InfrastructureError(Exception):
     """
 
 
+def single_line(text: object) -> str:
+    """Return a text with every run of white space, line ends included, as one space."""
+    return " ".join(str(text).split())
+
+
+def system_reason(error: Exception) -> str:
+    """Return the system's words for a failure, such as `Permission denied`, else its text."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def one_line(error: BaseException, longest: int = _LONGEST_LINE) -> str:
     """Return the type and the text of an exception as one line of at most `longest` characters.
 
     Many exceptions say little without their type: the text of a bare MemoryError is empty, that of
     a KeyError is a name. The text of this package's own errors is a sentence that needs no type.
     """
-    text = " ".join(str(error).split())
+    text = single_line(error)
     if not isinstance(error, UserError | InfrastructureError):
         name = type(error).__name__
         text = f"{name}: {text}" if text else name

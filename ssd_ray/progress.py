@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from ssd_ray.throughput import Remaining, Throughput, clock, number
+from ssd_ray.quantities import clock, rate
+from ssd_ray.throughput import Remaining, Throughput
 
 _FIRST_LINE_S = 5.0
 _QUICK_S = 3.0
@@ -161,8 +162,8 @@ class Display:
 
     def _rate(self, units_per_s: float, tokens_per_s: float) -> str:
         if tokens_per_s > 0:
-            return f"{number(tokens_per_s)} tok/s"
-        return f"{number(units_per_s)} {self._unit}/s" if units_per_s > 0 else ""
+            return f"{rate(tokens_per_s)} tok/s"
+        return f"{rate(units_per_s)} {self._unit}/s" if units_per_s > 0 else ""
 
     def _time_left(self) -> str:
         units_per_s, tokens_per_s = self._throughput.rates

@@ -1,4 +1,4 @@
-"""Measure rates of long work, and format rates and times."""
+"""Rates of long work, over its last minute and over all of its working time."""
 
 from __future__ import annotations
 
@@ -62,18 +62,3 @@ class Throughput:
         if seconds < _SHORTEST_S:
             return 0.0, 0.0
         return (done - first_done) / seconds, (tokens - first_tokens) / seconds
-
-
-def number(value: float) -> str:
-    """Format a rate with two significant digits below 10 and none after the point above."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as m:ss, h:mm:ss or days and h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour}:{minute:02}:{second:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -25,7 +25,7 @@ LAYERS = [
     {"artifacts", "progress"},
     {"config", "extraction", "lcb_official", "throughput"},
     {"reasoning"},
-    {"schema", "wire", "file_kinds"},
+    {"schema", "wire", "file_kinds", "quantities"},
     {"errors"},
 ]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ssd_ray.inference import monitor
 from ssd_ray.inference.crashes.heartbeat import EngineStatus
 from ssd_ray.progress import Display, LineProgress, LiveProgress, counted
+from ssd_ray.quantities import magnitude
 from ssd_ray.throughput import Remaining, Throughput
 
 
@@ -180,3 +181,11 @@ def test_quick_steps_show_nothing_and_slow_ones_do(
     assert last == "prompts: done, 5/5 prompts in 0:06, mean 0.67 prompts/s"
     assert list(counted([], lines, "prompts", "prompts")) == []
     assert list(counted([1], None, "prompts", "prompts")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (1250, "1.25k"), (3.4e7, "34M"), (2e12, "2T")]
+)
+def test_numbers_get_a_suffix_for_their_magnitude(value: float, text: str) -> None:
+    assert magnitude(value) == text
+    assert magnitude(3.35e9, billion="B", space=" ") == "3.35 B"

@@ -13,9 +13,9 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import UserError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
 _COMPLETE_BYTES = 64 << 20
@@ -60,10 +60,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write {path}: {reason}; choose another --out or make room and run again"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def publish_directory(aside: Path, target: Path) -> None:
@@ -76,9 +73,9 @@ def publish_directory(aside: Path, target: Path) -> None:
         aside.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            reason = error.strerror or str(error)
             raise UserError(
-                f"cannot give {aside} the name {target}: {reason}; move away what has it"
+                f"cannot give {aside} the name {target}: {system_reason(error)}; "
+                f"move away what has it"
             ) from error
 
 
@@ -108,10 +105,32 @@ def make_directory(path: Path) -> None:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write {path}: {reason}; choose another --out or make room and run again"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    remedy = "choose another --out or make room and run again"
+    return UserError(f"cannot write {path}: {system_reason(error)}; {remedy}")
+
+
+def read_complete_lines(handle: BinaryIO) -> list[bytes]:
+    """Read lines of a growing file from the handle's position on, and leave it after the last.
+
+    A last line without its newline is being written, or was torn by a kill; it is left out.
+    """
+    start = handle.tell()
+    data = handle.read()
+    size = data.rfind(b"\n") + 1
+    handle.seek(start + size)
+    return data[:size].splitlines()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the complete lines of a growing file, one JSON object each; none if it is missing."""
+    if not path.exists():
+        return []
+    with path.open("rb") as handle:
+        return [json.loads(line) for line in read_complete_lines(handle)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ssd_ray.artifacts.files import read_complete_lines
 from ssd_ray.errors import UserError
 
 _MAGIC = b"PAR1"
@@ -138,12 +139,9 @@ class Tail(Generic[T]):
                 continue
             with path.open("rb") as handle:
                 handle.seek(self._offsets[path.name])
-                added = handle.read()
-            whole = added[: added.rfind(b"\n") + 1]
-            self._offsets[path.name] += len(whole)
-            yield from (
-                found for line in whole.splitlines() if (found := self._parse(line)) is not None
-            )
+                lines = read_complete_lines(handle)
+                self._offsets[path.name] = handle.tell()
+            yield from (parsed for line in lines if (parsed := self._parse(line)) is not None)
 
 
 def tail(out: Path) -> Tail[Record]:

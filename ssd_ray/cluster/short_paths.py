@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, system_reason
 
 _RAY_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _VLLM_SOCKET_BYTES = len("/") + 36
@@ -105,4 +105,4 @@ def _unfit(directory: str, name_bytes: int) -> str:
 def _reason(error: OSError, socket_bytes: int) -> str:
     if error.errno is None:
         return f"a socket's path would have {socket_bytes} bytes, and 107 are allowed"
-    return error.strerror or str(error)
+    return system_reason(error)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ssd_ray.config import fields
 from ssd_ray.planner.clusters import GIB, Candidate, Time, TrainingPlan
+from ssd_ray.quantities import magnitude
 
 _ON_CPU = ("mean_prompt_tokens", "mean_response_tokens")
 """Assumptions that a plan for CPU workers rests on."""
@@ -252,7 +253,4 @@ def _usd(usd: float | None) -> str:
 
 
 def _count(value: float) -> str:
-    for unit, name in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.0f}"
+    return magnitude(round(value), billion="B", space=" ")

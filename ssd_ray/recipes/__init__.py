@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from ssd_ray.config import Arm, EvaluateConfig, Recipe, arms
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, single_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
 HERE = Path(__file__).parent
@@ -63,14 +63,12 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         document = yaml.load(path.read_text(), Loader=_OnceLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise UserError(f"cannot read the recipe {path}: {system_reason(error)}") from error
     except (
         yaml.YAMLError,
         ValueError,
     ) as error:  # a date that no calendar has is a bare ValueError
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {single_line(error)}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
     for override in overrides:
@@ -91,7 +89,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(
-            f"--set {name}: {text!r} is not a YAML value ({' '.join(str(error).split())})"
+            f"--set {name}: {text!r} is not a YAML value ({single_line(error)})"
         ) from error
     *parents, leaf = name.split(".")
     node = document

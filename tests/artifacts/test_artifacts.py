@@ -262,3 +262,15 @@ def test_a_leftover_of_a_crash_is_not_a_shard(tmp_path: Path) -> None:
     shards.write_shard(tmp_path, "a", [_completion("p")], Completion)
     (tmp_path / ".b.parquet.1.partial").write_bytes(b"half")
     assert [path.name for path in shards.shard_paths(tmp_path)] == ["a.parquet"]
+
+
+def test_a_line_that_is_being_written_is_read_once_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert files.read_json_lines(path) == []
+    path.write_bytes(b'{"step": 1}\n{"step"')
+    assert files.read_json_lines(path) == [{"step": 1}]
+    with path.open("rb") as handle:
+        assert files.read_complete_lines(handle) == [b'{"step": 1}']
+        path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+        assert files.read_complete_lines(handle) == [b'{"step": 2}']
+        assert files.read_complete_lines(handle) == []

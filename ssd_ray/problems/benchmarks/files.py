@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import UserError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
 Row = Mapping[str, Any]
@@ -124,9 +124,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
                 if row.strip():
                     yield number, _jsonl_row(row)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise UserError(f"{file} cannot be read: {system_reason(error)}") from error
 
 
 def _jsonl_row(line: bytes) -> Row | RowError:

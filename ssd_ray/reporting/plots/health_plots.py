@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from ssd_ray.quantities import magnitude
 from ssd_ray.reporting.plots.canvas import (
     COLORS,
     INK,
@@ -113,14 +114,14 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
         _stack(axes, edges, lengths[key])
         axes.set_ylabel(unit)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: _short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: magnitude(value)))
         axes.grid(axis="y")
     below.set_xscale("log", base=2)
     first, last = lengths["edges"][0], lengths["edges"][-1]
     powers = [2**power for power in range(64) if first <= 2**power <= last]
     below.xaxis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 9] or [max(first, 1)]))
     below.xaxis.set_minor_locator(NullLocator())
-    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: _short(value)))
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: magnitude(value)))
     below.set_xlabel("answer tokens")
     present = [group for group in GROUP_COLORS if any(lengths["counts"][group])]
     handles, labels = above.get_legend_handles_labels()
@@ -166,10 +167,3 @@ def _stack(axes: Axes, edges: list[float], groups: Mapping[str, list[int]]) -> N
             label=plain(group),
         )
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-
-
-def _short(value: float) -> str:
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:g}"

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ssd_ray.quantities import magnitude
 from ssd_ray.reporting.plots.canvas import (
     COLORS,
     PAPER,
@@ -152,7 +153,7 @@ def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
         axes.set_xlabel(title)
         axes.set_xlim(0, max([*values, 1]) * 1.05)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(_thousands)
+        axes.xaxis.set_major_formatter(lambda value, _place: magnitude(value, digits=6))
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
     left.set_yticks(range(len(rows)), [short(row["stage"], 22) for row in rows])
@@ -166,10 +167,3 @@ def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
         f"Bars of wall time and tokens. {told}.",
         "Where the time and the tokens went, stage by stage.",
     )
-
-
-def _thousands(value: float, _position: int | None = None) -> str:
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"

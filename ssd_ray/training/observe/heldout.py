@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from ssd_ray.artifacts.files import write_atomic
+from ssd_ray.artifacts.files import read_json_lines, write_atomic
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.data import batches
@@ -183,11 +183,7 @@ def _groups(lengths: Ints, budget: int) -> list[Ints]:
 
 def read_held_out(out: Path) -> list[dict[str, Any]]:
     """The measurements of a training so far, by step; the first is the base's."""
-    path = out / HELD_OUT_LOG
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return read_json_lines(out / HELD_OUT_LOG)
 
 
 def cut_held_out(out: Path, step: int) -> None:

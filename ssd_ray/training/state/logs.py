@@ -8,18 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts.files import write_atomic
+from ssd_ray.artifacts.files import read_complete_lines, read_json_lines, write_atomic
 
 LOSS_LOG = "loss.jsonl"
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
     """The whole lines of the loss log, one a step."""
-    path = out / LOSS_LOG
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return read_json_lines(out / LOSS_LOG)
 
 
 class GrowingLog:
@@ -42,10 +38,9 @@ class GrowingLog:
             if (now.st_ino, now.st_size < self._at) != (self._file, False):
                 self._file, self._at, self.tokens = now.st_ino, 0, []
             handle.seek(self._at)
-            new = handle.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._at += len(whole)
-        for line in map(json.loads, whole.splitlines()):
+            lines = read_complete_lines(handle)
+            self._at = handle.tell()
+        for line in map(json.loads, lines):
             self.tokens.append(line["tokens"])
             self.loss = line["loss"]
 
