@@ -1,8 +1,9 @@
-"""Measure the language of a code base: `python tests/prose.py FOLDER...` prints a table, a row a folder.
+"""Measure the language of code and pages: `python tests/prose.py FOLDER_OR_PAGE...`, a row each.
 
 - Functions: lines of the median, the 90th percentile and the longest.
 - Docstrings: that, which and what per 1,000 words; share that opens with What, Whether or How.
 - Banned words: dialect that a new reader has to learn, per 1,000 words of docstrings.
+- Markdown: the same counts over the text, without code; and lines of prose above 100 columns.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ BANNED = (
     "whole",
     "wholly",
 )
+COLUMNS = 100
+"""Longest line of prose."""
 _OPENING = re.compile(r"(What|Whether|How)\b")
 _WORD = re.compile(r"[A-Za-z']+")
 
@@ -52,18 +55,9 @@ class Prose:
     lines: int
     docstrings: tuple[str, ...]
 
-    @property
-    def words(self) -> int:
-        """Words of all docstrings."""
-        return sum(len(_WORD.findall(text)) for text in self.docstrings)
-
     def per_thousand(self, words: Iterable[str]) -> float:
         """Occurrences of any of the words per 1,000 words of docstrings."""
-        wanted = set(words)
-        count = sum(
-            word.lower() in wanted for text in self.docstrings for word in _WORD.findall(text)
-        )
-        return 1000 * count / max(1, self.words)
+        return per_thousand(" ".join(self.docstrings), words)
 
     @property
     def question_openings(self) -> float:
@@ -76,6 +70,55 @@ class Prose:
     def comment_share(self) -> float:
         """Share of lines that hold nothing but a comment."""
         return self.comment_lines / max(1, self.lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """The language of a Markdown file, code left out."""
+
+    text: str
+    long_lines: tuple[int, ...]
+    """Numbers of the lines of prose above `COLUMNS`; tables and code are none."""
+
+    @property
+    def words(self) -> int:
+        """Words of the text, tables included."""
+        return len(_WORD.findall(self.text))
+
+    def per_thousand(self, words: Iterable[str]) -> float:
+        """Occurrences of any of the words per 1,000 words of text."""
+        return per_thousand(self.text, words)
+
+
+def per_thousand(text: str, words: Iterable[str]) -> float:
+    """Return the occurrences of any of `words` per 1,000 words of `text`."""
+    wanted = set(words)
+    every = _WORD.findall(text)
+    return 1000 * sum(word.lower() in wanted for word in every) / max(1, len(every))
+
+
+def measure_page(path: Path) -> Page:
+    """Measure a Markdown file."""
+    text: list[str] = []
+    long_lines: list[int] = []
+    in_fence = False
+    in_list = False
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            in_fence = not in_fence
+            continue
+        # Four spaces begin code, but below a list item they go on with its text.
+        if in_fence or (line.startswith("    ") and not in_list):
+            continue
+        if line.strip():
+            in_list = bool(re.match(r"\s*([-*]|\d+\.) ", line)) or (
+                in_list and line.startswith(" ")
+            )
+        if len(line) > COLUMNS and not line.lstrip().startswith("|"):
+            long_lines.append(number)
+        # Words in backticks are names, and targets of links are paths.
+        text.append(re.sub(r"`[^`]*`|\]\([^)]*\)", " ", line))
+    return Page(text=" ".join(text), long_lines=tuple(long_lines))
 
 
 def measure(paths: Iterable[Path]) -> Prose:
@@ -144,8 +187,29 @@ def row(name: str, prose: Prose) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(folders: list[str]) -> None:
-    """Print the table."""
+def page_row(name: str, page: Page) -> str:
+    """Format one row of the table of pages."""
+    cells = (
+        name,
+        f"{page.words:,}",
+        f"{page.per_thousand(RELATIVE):.1f}",
+        f"{page.per_thousand(BANNED):.1f}",
+        str(len(page.long_lines)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main(places: list[str]) -> None:
+    """Print a table of the pages and one of the folders."""
+    pages = [Path(place) for place in places if place.endswith(".md")]
+    folders = [place for place in places if not place.endswith(".md")]
+    if pages:
+        print(f"| | words | that+which+what | banned words | lines above {COLUMNS} columns |")
+        print("|---|---|---|---|---|")
+        for path in pages:
+            print(page_row(path.name, measure_page(path)))
+    if not folders:
+        return
     print(
         "| | functions | returns typed | comment lines | that+which+what | What/Whether/How openings | banned words |"
     )
