@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` do their own set-up; the same steps by hand stand in README.md.
+# `make quickstart` and `make test` do their own set-up; README.md has the same steps by hand.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed

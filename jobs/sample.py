@@ -1,9 +1,9 @@
-"""Draw the samples of a recipe, and the prompts that they need.
+"""Draw the samples of a recipe, and first their prompts.
 
     ray job submit --working-dir . -- python jobs/sample.py RECIPE --out /mnt/shared/runs/NAME
 
-Takes what `ssd-ray sample` takes. On a cluster the run directory must lie on storage that every node sees: give --out, or set
-SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
+Takes what `ssd-ray sample` takes. On a cluster the run directory must lie on shared storage:
+give --out, or set SSD_RAY_RUNS on the cluster. The same job, submitted again, resumes.
 """
 
 import sys

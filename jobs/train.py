@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/train.py RECIPE --out /mnt/shared/runs/NAME
 
-Takes what `ssd-ray train` takes. On a cluster the run directory must lie on storage that every node sees: give --out, or set
-SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
+Takes what `ssd-ray train` takes. On a cluster the run directory must lie on shared storage:
+give --out, or set SSD_RAY_RUNS on the cluster. The same job, submitted again, resumes.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""Install the CPU build of torch, from PyTorch's own index or from wherever pip is told to look.
+"""Install the CPU build of torch, from PyTorch's index or from pip's configured one.
 
-Where only a package index without that build answers, its ordinary build is installed with everything it asks for: several
-gigabytes more, the same results on a CPU. Everything else is in cpu.lock. Standard library only.
+Where only an index without this build answers, the ordinary build is installed with all of its
+dependencies: several gigabytes more, the same results on a CPU. Everything else is in cpu.lock.
+Standard library only.
 """
 
 import importlib.util
