@@ -41,6 +41,8 @@ BANNED = (
 )
 COLUMNS = 100
 """Longest line of prose."""
+FIRST_LINE = 90
+"""Longest first line of a docstring."""
 _OPENING = re.compile(r"(What|Whether|How)\b")
 _WORD = re.compile(r"[A-Za-z']+")
 
@@ -70,6 +72,20 @@ class Prose:
     def comment_share(self) -> float:
         """Share of lines that hold nothing but a comment."""
         return self.comment_lines / max(1, self.lines)
+
+
+def banned_words(source: str) -> list[str]:
+    """List the banned words in the docstrings and comments of a Python source, sorted."""
+    texts = [*docstrings_of(ast.parse(source)), *comments(source)]
+    # Words in backticks are names.
+    words = _WORD.findall(" ".join(re.sub(r"`[^`]*`", " ", text) for text in texts))
+    return sorted(word.lower() for word in words if word.lower() in BANNED)
+
+
+def long_first_lines(source: str) -> list[str]:
+    """List the first lines of docstrings above `FIRST_LINE` characters."""
+    first_lines = (text.splitlines()[0] for text in docstrings_of(ast.parse(source)) if text)
+    return [line for line in first_lines if len(line) > FIRST_LINE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +179,24 @@ def docstrings_of(tree: ast.Module) -> Iterator[str]:
                 yield statement.value.value.strip()  # type: ignore[attr-defined]
 
 
+def comments(source: str) -> Iterator[str]:
+    """Yield all comments, directives to tools left out."""
+    for token in _comment_tokens(source):
+        yield token.string
+
+
 def comment_lines(source: str) -> Iterator[str]:
     """Yield comments that have a line to themselves, directives to tools left out."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        alone = token.type == tokenize.COMMENT and token.line.strip() == token.string
-        if alone and not re.match(r"#\s*(noqa|type:|ruff:)", token.string):
+    for token in _comment_tokens(source):
+        if token.line.strip() == token.string:
             yield token.string
+
+
+def _comment_tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        is_comment = token.type == tokenize.COMMENT
+        if is_comment and not re.match(r"#\s*(noqa|type:|ruff:)", token.string):
+            yield token
 
 
 def row(name: str, prose: Prose) -> str:
