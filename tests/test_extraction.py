@@ -63,7 +63,7 @@ def test_an_answer_without_a_block_has_no_code():
     assert extract_code("Use `print(1)`, or ```print(1)``` in one line.") is None
 
 
-def test_an_unclosed_last_block_is_no_code_even_after_a_whole_one():
+def test_an_unclosed_last_block_is_no_code():
     assert extract_code("```python\nprint(1)") is None
     assert extract_code("```python\nprint(1)\n```\nBetter:\n```python\nprint(2") is None
 
@@ -97,7 +97,7 @@ def test_a_blank_last_block_is_no_code():
     assert extract_code("```python\nprint(1)\n```\n```\n\n```") is None
 
 
-def test_a_forgotten_closing_fence_before_the_next_block_is_forgiven():
+def test_a_missing_fence_before_the_next_block_is_forgiven():
     assert (
         extract_code("```python\nprint(1)\n\nNo, rather:\n```python\nprint(2)\n```") == "print(2)"
     )
@@ -117,7 +117,7 @@ def test_a_tag_of_reasoning_inside_the_program_is_part_of_it():
     assert extract_code(f"<think>hm</think>```\n\n```python\n{program}\n```") == program
 
 
-def test_a_tag_of_reasoning_in_an_answer_that_does_not_reason_is_text():
+def test_a_reasoning_tag_in_a_plain_answer_is_text():
     program = "print('</think>')\nprint(input())"
     for thinking, before in (
         (False, "So:"),
@@ -164,7 +164,7 @@ def test_a_first_block_that_is_blank_or_never_closed_is_no_code():
     assert extract_code("```python\nprint(1)\n```\n```python\nprint(2", "first-block") == "print(1)"
 
 
-def test_an_answer_to_a_prompt_that_opened_the_reasoning_must_close_it():
+def test_reasoning_that_the_prompt_opened_must_be_closed():
     cut_off = "Let me try\n```python\nprint(1)\n```\nbut"
     for rule in ("last-block", "first-block"):
         assert extract_code(cut_off, rule) == "print(1)"
@@ -189,7 +189,7 @@ def _official(text: str) -> str | None:
 
 
 @given(answers, st.booleans())
-def test_the_lcb_rule_is_what_stands_between_the_last_two_lines_with_backticks(text, thinking):
+def test_the_lcb_rule_takes_text_between_the_last_two_fences(text, thinking):
     assert extract_code(text, "lcb", thinking=thinking) == _official(text)
 
 

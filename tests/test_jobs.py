@@ -87,7 +87,7 @@ def head() -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_a_job_submitted_to_a_cluster_runs_from_prompts_to_report(
+def test_a_submitted_job_runs_from_prompts_to_report(
     head: str, tmp_path: Path, tiny_llama: Path
 ) -> None:
     recipe = tmp_path / "tiny.yaml"

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 PROGRAM = Path(__file__).parent.parent / "benchmarks" / "sampling_kills.py"
 
 
-def test_an_engine_a_node_and_the_driver_are_killed_and_every_row_is_that_of_the_undisturbed_run(
+def test_kills_of_engine_node_and_driver_change_no_row(
     tmp_path: Path,
 ) -> None:
     figures = tmp_path / "figures.json"

@@ -64,7 +64,7 @@ def test_imports_point_downwards() -> None:
             assert allowed, f"{path.relative_to(PACKAGE)} imports {target}: upwards or sideways"
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     for path in _modules():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
@@ -103,7 +103,7 @@ def _private_uses_of_ray(tree: ast.Module) -> list[str]:
     return uses
 
 
-def test_private_ray_api_is_used_in_one_file_and_for_the_pinned_version() -> None:
+def test_private_ray_api_is_used_in_one_file() -> None:
     from ssd_ray.cluster import ray_internals
 
     uses_ray = re.compile(r"^\s*(import|from) ray\b|ray_internals", re.MULTILINE)

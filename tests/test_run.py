@@ -82,7 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     return out
 
 
-def test_the_ids_that_were_sampled_are_the_ids_that_are_trained_on(whole: Path) -> None:
+def test_sampled_ids_are_the_ids_trained_on(whole: Path) -> None:
     prompts = {
         prompt.prompt_id: prompt.token_ids for prompt in shards.read_rows(whole / "prompts", Prompt)
     }
@@ -128,7 +128,7 @@ def test_training_changed_the_weights(whole: Path, tiny_qwen3: Path) -> None:
     assert any((before[name] != after[name]).any() for name in before)
 
 
-def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_numbers(
+def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(
     whole: Path, recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
@@ -182,7 +182,7 @@ def test_a_run_killed_in_sampling_training_and_grading_ends_with_the_same_number
     assert len(keys) == len(set(keys)) == 80
 
 
-def test_ctrl_c_ends_cleanly_and_says_how_to_resume(recipe: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_cleanly_and_prints_how_to_resume(recipe: Path, tmp_path: Path) -> None:
     process = _start(recipe, tmp_path / "run")
     _until(lambda: len(shards.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
     family = [

@@ -226,7 +226,7 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
     ],
     ids=["failure", "mistake"],
 )
-def test_a_dead_engine_says_one_sentence(
+def test_a_dead_engine_prints_one_sentence(
     tmp_path: Path, tiny_llama: Path, library: str, code: int, said: str
 ) -> None:
     """Ray's paragraph for the process is in the logs; a library on PYTHONPATH is the user's choice."""

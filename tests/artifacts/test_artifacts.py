@@ -34,7 +34,7 @@ def _completion(prompt_id: str, index: int = 0, ids: tuple[int, ...] = (1, 2)) -
     )
 
 
-def test_an_artifact_goes_from_missing_over_partial_to_whole(tmp_path: Path) -> None:
+def test_an_artifact_goes_from_missing_over_partial_to_complete(tmp_path: Path) -> None:
     out = tmp_path / "samples"
     assert manifests.state_of(out, IDENTITY) == "missing"
     assert manifests.claim(out, IDENTITY) is None
@@ -44,7 +44,7 @@ def test_an_artifact_goes_from_missing_over_partial_to_whole(tmp_path: Path) -> 
     assert manifests.claim(out, IDENTITY) == sealed == manifests.load(out)
 
 
-def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
+def test_a_complete_artifact_is_not_remade(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):
         artifact = manifests.make(
@@ -54,7 +54,7 @@ def test_a_whole_artifact_is_not_made_again(tmp_path: Path) -> None:
     assert artifact.facts == {"rows": 3}
 
 
-def test_what_a_killed_write_left_does_not_keep_a_directory_from_being_claimed(
+def test_leftovers_of_a_killed_write_do_not_block_a_claim(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "samples"
@@ -64,7 +64,7 @@ def test_what_a_killed_write_left_does_not_keep_a_directory_from_being_claimed(
     assert manifests.state_of(out, IDENTITY) == "partial"
 
 
-def test_a_shard_that_was_put_into_a_whole_artifact_is_refused(tmp_path: Path) -> None:
+def test_a_shard_added_to_a_complete_artifact_is_refused(tmp_path: Path) -> None:
     def write(out: Path) -> dict[str, int]:
         shards.write_shard(out, "one", [_completion("p")], Completion)
         return {"rows": 1}
@@ -86,7 +86,7 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
         manifests.claim(tmp_path / "a", other)
 
 
-def test_an_attempt_that_made_nothing_binds_nobody(tmp_path: Path) -> None:
+def test_an_attempt_that_made_nothing_leaves_no_claim(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
     for name in (".engines", ".returned"):
         (tmp_path / "a" / name).mkdir()
@@ -118,7 +118,7 @@ def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
         manifests.claim(blocked / "run", IDENTITY)
 
 
-def test_a_full_disk_leaves_nothing_that_looks_whole(
+def test_a_full_disk_leaves_nothing_that_looks_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_handle: int) -> None:
@@ -140,7 +140,7 @@ def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
     assert manifest["versions"]["python"]
 
 
-def test_a_shard_that_its_stage_does_not_know_of_keeps_an_artifact_from_being_whole(
+def test_an_artifact_with_an_unknown_shard_is_not_complete(
     tmp_path: Path,
 ) -> None:
     """One that a lost engine writes after the last look would otherwise be in the manifest and in no count."""
@@ -163,7 +163,7 @@ def test_a_shard_that_its_stage_does_not_know_of_keeps_an_artifact_from_being_wh
     assert json.loads((out / "manifest.json").read_text())["shards"][0]["sha256"] == "as recorded"
 
 
-def test_processes_of_the_same_number_on_two_machines_write_one_file_without_harm(
+def test_equal_pids_on_two_machines_write_one_file_safely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asides: list[str] = []
@@ -176,7 +176,7 @@ def test_processes_of_the_same_number_on_two_machines_write_one_file_without_har
     assert len(set(asides)) == 2
 
 
-def test_the_fingerprint_follows_choices_and_inputs_and_nothing_else() -> None:
+def test_the_fingerprint_follows_from_choices_and_inputs_alone() -> None:
     same = Identity(
         stage="samples", choices={"top_k": 20, "temperature": 1.6}, inputs={"prompts": "abc"}
     )
@@ -212,7 +212,7 @@ def test_an_artifact_of_another_version_is_refused_as_such(
         manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=here))
 
 
-def test_an_artifact_from_before_there_were_revisions_has_revision_0(tmp_path: Path) -> None:
+def test_an_artifact_older_than_revisions_has_revision_0(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
     record = files.read_json(tmp_path / "a" / "fingerprint.json")
     del record["revision"]
@@ -264,7 +264,7 @@ def test_a_leftover_of_a_crash_is_not_a_shard(tmp_path: Path) -> None:
     assert [path.name for path in shards.shard_paths(tmp_path)] == ["a.parquet"]
 
 
-def test_a_line_that_is_being_written_is_read_once_it_is_complete(tmp_path: Path) -> None:
+def test_a_half_written_line_is_read_once_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert files.read_json_lines(path) == []
     path.write_bytes(b'{"step": 1}\n{"step"')

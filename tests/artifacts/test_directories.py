@@ -125,7 +125,7 @@ def _engine() -> Any:
     )
 
 
-def test_a_state_or_an_export_that_is_there_without_its_end_is_replaced(
+def test_an_unfinished_state_or_export_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
@@ -140,7 +140,7 @@ def test_a_state_or_an_export_that_is_there_without_its_end_is_replaced(
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_what_is_set_aside_never_meets_what_was_set_aside_before(tmp_path: Path, kind: str) -> None:
+def test_files_moved_away_never_overwrite_earlier_ones(tmp_path: Path, kind: str) -> None:
     for number in range(4):
         if kind == "file":
             (tmp_path / "a.parquet").write_text(str(number))

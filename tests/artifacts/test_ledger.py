@@ -26,7 +26,7 @@ from tests.support.sample_rows import write_unit
     covered=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 20)), max_size=6),
     rows=st.integers(1, 25),
 )
-def test_what_is_left_is_what_is_not_covered_each_once(
+def test_uncovered_positions_are_missing_exactly_once(
     total: int, covered: list[tuple[int, int]], rows: int
 ) -> None:
     runs = sorted((start, start + length) for start, length in covered)
@@ -79,7 +79,7 @@ def test_a_torn_last_line_is_no_record_and_hides_none(
     assert [record.span.start for record in ledger.tail(out).new()] == [0]
 
 
-def test_a_tail_gives_each_record_once_also_one_that_was_half_written(tmp_path: Path) -> None:
+def test_a_tail_yields_each_record_once_even_if_half_written(tmp_path: Path) -> None:
     tail = ledger.tail(tmp_path)
     assert list(tail.new()) == []
     write_unit(tmp_path, Span("p", 0, 2))
@@ -143,7 +143,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
 
 @pytest.mark.parametrize("digests", [True, False])
 @pytest.mark.parametrize("writers", [("a", "b"), ("b", "a")])
-def test_a_shard_that_was_drawn_again_is_held_against_all_its_records(
+def test_a_redrawn_shard_is_checked_against_all_its_records(
     tmp_path: Path, writers: tuple[str, str], digests: bool
 ) -> None:
     """Names of ledgers say nothing of their order, and an answer drawn again on another machine may be another one."""
@@ -154,7 +154,7 @@ def test_a_shard_that_was_drawn_again_is_held_against_all_its_records(
     assert Arrivals(tmp_path).new() == shards.shard_paths(tmp_path)
 
 
-def test_a_shard_that_comes_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> None:
+def test_a_shard_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> None:
     for name in ("own", "other"):
         manifests.claim(tmp_path / name, Identity(stage="samples", choices={"run": name}))
         write_unit(tmp_path / name, Span("p", 0, 4), writer=name)
@@ -192,7 +192,7 @@ def test_a_line_that_does_not_add_up_is_no_record(
     assert ledger.audit(tmp_path).set_aside == ("p.00000000-00000004.parquet is in no ledger",)
 
 
-def test_only_a_digest_tells_a_changed_byte(tmp_path: Path) -> None:
+def test_only_a_digest_reveals_a_changed_byte(tmp_path: Path) -> None:
     write_unit(tmp_path, Span("p", 0, 2))
     (path,) = shards.shard_paths(tmp_path)
     data = bytearray(path.read_bytes())
@@ -217,7 +217,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert json.loads(json.dumps(dataclasses.asdict(record))) == line
 
 
-def test_a_disk_that_is_too_full_for_an_engine_to_say_so_is_found_by_the_driver(
+def test_the_driver_notices_a_full_disk_that_silences_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _check_disk(tmp_path)

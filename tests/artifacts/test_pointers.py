@@ -64,7 +64,7 @@ def test_files_are_recognized_by_their_content(tmp_path: Path, content: bytes, k
     assert file_kinds.kind_of(path) == kind
 
 
-def test_what_is_no_file_is_recognized_too(tmp_path: Path) -> None:
+def test_directories_and_missing_paths_are_recognized_too(tmp_path: Path) -> None:
     assert file_kinds.kind_of(tmp_path) == "a directory"
     assert file_kinds.kind_of(tmp_path / "gone") == "missing"
     (tmp_path / "link").symlink_to("gone")

@@ -103,9 +103,7 @@ def test_a_corrupt_gguf_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
         assert not (tmp_path / "cache").exists()
 
 
-def test_a_run_directory_of_another_recipe_is_refused_before_any_work(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_another_recipes_run_directory_is_refused_early(tmp_path: Path, tiny_llama: Path) -> None:
     base = [
         "render",
         "quickstart",
@@ -133,7 +131,7 @@ def test_two_runs_in_one_directory_do_not_mix(tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("delay_s", [0.0, 0.1, 1.0, 2.0])
-def test_a_termination_while_ray_starts_says_how_to_resume_and_leaves_nothing(
+def test_sigterm_while_ray_starts_leaves_no_process(
     tmp_path: Path, tiny_llama: Path, delay_s: float
 ) -> None:
     chosen = [

@@ -192,7 +192,7 @@ def test_every_container_requests_what_it_may_use() -> None:
         assert resources["requests"] == resources["limits"]
 
 
-def test_graders_run_unprivileged_without_a_service_account_or_hub_token() -> None:
+def test_graders_run_unprivileged_and_without_tokens() -> None:
     for pod in pods_of("grader"):
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
@@ -250,7 +250,7 @@ def test_the_entrypoint_is_a_job_and_a_recipe_that_are_shipped() -> None:
         assert recipe in recipes.shipped()
 
 
-def test_a_failed_job_is_retried_and_a_finished_one_frees_its_cluster() -> None:
+def test_a_failed_job_is_retried_and_a_done_one_is_removed() -> None:
     for job in of_kind("RayJob"):
         assert job["spec"]["backoffLimit"] > 0
         assert job["spec"]["shutdownAfterJobFinishes"]
@@ -272,7 +272,7 @@ def test_engines_have_the_niceness_of_everything_else() -> None:
     assert "--env=RAY_worker_niceness=0" in launcher()["docker"]["run_options"]
 
 
-def test_ray_ports_are_closed_to_other_pods_and_graders_to_the_world() -> None:
+def test_ray_ports_and_graders_are_closed_to_the_outside() -> None:
     policies = {
         kind: policy["spec"]
         for policy in of_kind("NetworkPolicy")

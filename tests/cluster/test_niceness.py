@@ -38,7 +38,7 @@ def test_threads_of_a_worker_are_reniced_where_permitted() -> None:
     assert process.stdout == "0 0\n"
 
 
-def test_a_worker_that_may_not_says_its_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_permission_reports_its_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -47,7 +47,7 @@ def test_a_worker_that_may_not_says_its_niceness(monkeypatch: pytest.MonkeyPatch
     assert niceness.settle() == 15
 
 
-def test_a_run_says_once_where_engines_give_way(
+def test_a_run_reports_once_where_engines_yield(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(monitor, "_NAMED_NODES", set())

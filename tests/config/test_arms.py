@@ -27,7 +27,7 @@ def test_without_a_sweep_the_arms_are_those_named():
     assert [branch.name for branch in arms.branches(chosen)] == ["ssd"]
 
 
-def test_a_sweep_decodes_every_arm_at_the_same_temperatures_and_keeps_its_truncation():
+def test_a_sweep_changes_temperatures_and_keeps_truncation():
     chosen = recipe(evaluate={"sweep": [1.3, 0.5]})
     found = arms.arms(chosen)
     grid = (0.5, 0.7, 1.1, 1.3)  # the sweep, and what base and ssd are written with
@@ -52,7 +52,7 @@ def test_a_sweep_decodes_every_arm_at_the_same_temperatures_and_keeps_its_trunca
     assert "teacher" not in arms.arms(recipe(evaluate={"sweep": [1.3], "controls": []}))
 
 
-def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperature_1(tmp_path):
+def test_the_naive_control_trains_on_samples_at_temperature_1(tmp_path):
     chosen = recipes.load("quickstart", ["evaluate.controls=[naive]"])
     assert arms.arms(chosen)["naive"].model_dump() == chosen.evaluate.arms["ssd"].model_dump() | {
         "model": "naive"
@@ -85,7 +85,7 @@ def test_the_naive_control_is_decoded_as_ssd_and_trained_on_samples_at_temperatu
     )
 
 
-def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, monkeypatch):
+def test_a_trained_model_is_decoded_like_its_first_arm(tmp_path, monkeypatch):
     from ssd_ray.training import trainer
 
     asked = {}
@@ -105,7 +105,7 @@ def test_a_trained_model_is_to_be_decoded_as_its_first_arm_is_written(tmp_path, 
     assert arms.decoding(recipe(evaluate={"arms": {"base": {"model": "base"}}}), "ssd") is None
 
 
-def test_the_accepted_control_shares_the_samples_and_is_trained_on_those_that_pass(tmp_path):
+def test_the_accepted_control_trains_on_samples_that_pass(tmp_path):
     chosen = recipes.load("quickstart", ["evaluate.controls=[accepted]"])
     assert arms.arms(chosen)["accepted"].model_dump() == chosen.evaluate.arms[
         "ssd"
@@ -183,7 +183,7 @@ def test_a_plan_has_a_sentence_for_every_step(overrides, tmp_path):
     assert all(len(row["deed"]) > 10 for row in shown)
 
 
-def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_path):
+def test_selection_by_tests_happens_only_on_request(tmp_path):
     for name in recipes.shipped():
         shipped = recipes.load(name)
         assert shipped.prepare.select == "all"
@@ -208,7 +208,7 @@ def test_selection_by_tests_is_never_the_default_and_can_be_the_run_itself(tmp_p
         (["prepare.select=accepted", "evaluate.controls=[accepted]"], "set prepare.select=all"),
     ],
 )
-def test_selection_without_tests_costs_one_sentence_before_anything_starts(overrides, told):
+def test_selection_without_tests_is_refused_before_any_work(overrides, told):
     with pytest.raises(UserError, match=told):
         recipes.load("quickstart", overrides)
 
@@ -223,7 +223,7 @@ def test_the_quick_start_stays_as_small_as_it_was(tmp_path):
     ]
 
 
-def test_a_second_profile_is_graded_beside_the_first(tmp_path):
+def test_a_second_profile_is_graded_next_to_the_first(tmp_path):
     chosen = recipes.load("quickstart", ["evaluate.profiles=[strict, lcb-compat]"])
     found = {step.name: step for step in graph.steps(chosen)}
     assert found["verdicts/ssd"].choices()["profile"] == "strict"
@@ -233,7 +233,7 @@ def test_a_second_profile_is_graded_beside_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
-def test_a_paper_recipe_compares_both_models_over_one_sweep_with_the_teacher(name):
+def test_a_paper_recipe_sweeps_both_models_and_the_teacher(name):
     chosen = recipes.load(name)
     families = arms.families(chosen)
     assert {"base", "ssd"} == set(families)

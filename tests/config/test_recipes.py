@@ -64,7 +64,7 @@ def _decoding(section: config.Decoding) -> tuple[float, int | None, float]:
     return section.temperature, section.top_k, section.top_p
 
 
-def test_every_shipped_recipe_loads_and_is_the_quick_start_or_a_model_of_the_paper() -> None:
+def test_every_shipped_recipe_loads() -> None:
     assert set(recipes.shipped()) == {*PAPER, "quickstart"}
     for name in recipes.shipped():
         assert recipes.load(name).name == name
@@ -233,7 +233,7 @@ def test_every_other_choice_of_a_recipe_is_kept(name: str) -> None:
         }
 
 
-def test_an_override_wins_over_the_file_and_says_so() -> None:
+def test_an_override_wins_over_the_file_and_is_shown() -> None:
     overrides = ["sample.temperature=1.25", "evaluate.arms.ssd.top_k=null"]
     recipe = recipes.load("quickstart", overrides)
     assert recipe.sample.temperature == 1.25
@@ -249,7 +249,7 @@ def test_the_resolved_recipe_loads_as_itself(tmp_path: Path) -> None:
     assert recipes.load(path) == recipe
 
 
-def test_a_section_stands_once_and_every_mistake_is_told_unknown_keys_first(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_unknown_keys_first(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         "name: mine\nmodel: {source: x}\nsample: {top_k: 3}\nsample: {max_tokens: 9}\n"
@@ -267,7 +267,7 @@ def test_a_section_stands_once_and_every_mistake_is_told_unknown_keys_first(tmp_
         assert each in str(told.value)
 
 
-def test_an_answer_may_be_as_long_as_the_context_and_a_default_longer(tmp_path: Path) -> None:
+def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -> None:
     assert recipes.load("quickstart", ["sample.max_tokens=1024"]).sample.max_tokens == 1024
     short = tmp_path / "short.yaml"
     short.write_text(
@@ -360,9 +360,7 @@ def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_benchmark_may_be_a_name_a_path_or_a_mapping_and_is_written_as_short_as_it_was_given() -> (
-    None
-):
+def test_a_benchmark_is_a_name_a_path_or_a_mapping() -> None:
     given = "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, release: release_v6, end: 2025-04}]"
     recipe = recipes.load("quickstart", [given])
     first, second, third = recipe.evaluate.benchmarks

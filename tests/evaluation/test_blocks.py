@@ -232,7 +232,7 @@ def test_signs_of_a_program_are_found_in_no_time(unit: str) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_the_stand_alone_scores_count_wrong_blocks_and_reasoning(tmp_path: Path) -> None:
+def test_standalone_scores_count_wrong_blocks_and_reasoning(tmp_path: Path) -> None:
     problems = [
         {
             "problem_id": "sum",

@@ -219,9 +219,7 @@ def test_a_check_sees_arguments_as_the_program_left_them(body, right, wrong, san
         ),
     ],
 )
-def test_containers_of_collections_are_what_they_are_on_both_sides(
-    made, right, wrong, holds, sandbox
-):
+def test_containers_keep_their_types_on_both_sides(made, right, wrong, holds, sandbox):
     names = "Counter, OrderedDict, defaultdict, deque"
     body = f"from collections import {names}\nv = {made}\ncandidate(v)\nassert {holds}"
     assert outcome(body, f"def f(x): {right}", sandbox) == "accepted"
@@ -312,7 +310,7 @@ def test_a_check_may_expect_an_exception_of_what_it_awaits(sandbox):
         "fractions.Fraction(1, 2)",
     ],
 )
-def test_arguments_of_other_types_leave_the_numbers_of_objects_alone(argument, sandbox):
+def test_other_argument_types_keep_object_numbers(argument, sandbox):
     body = f"import collections, fractions, numpy, types\nv = [3, 1]\ncandidate({argument}, v, {argument})\nassert v == [1, 3]"
     assert outcome(body, "def f(x, y, z): y.sort()", sandbox) == "accepted"
     assert outcome(body, "def f(x, y, z): return sorted(y)", sandbox) == "wrong_answer"
@@ -333,7 +331,7 @@ def test_arguments_are_changed_also_where_the_program_raises(sandbox):
     )
 
 
-def test_what_cannot_come_back_matters_only_to_a_check_that_looks(sandbox):
+def test_a_lost_value_matters_only_to_a_check_that_reads_it(sandbox):
     code = "class Yes:\n    __eq__ = lambda *_: True\ndef f(x):\n    x[0] = Yes()\n    return 1"
     assert outcome("assert candidate([1]) == 1", code, sandbox) == "accepted"
     assert (
@@ -414,7 +412,7 @@ def test_an_exception_of_a_library_is_known_to_the_check(expected, raised, sandb
         ("str(error) == 'x'", "ValueError([1], 2) if 0 else ValueError('x')"),
     ],
 )
-def test_an_exception_has_the_type_name_and_arguments_of_the_programs(condition, raised, sandbox):
+def test_an_exception_keeps_its_type_name_and_arguments(condition, raised, sandbox):
     body = f"try:\n    candidate()\nexcept Exception as error:\n    assert {condition}\nelse:\n    assert False"
     assert outcome(body, f"def f(): raise {raised}", sandbox) == "accepted"
     assert outcome(body, "def f(): raise LookupError('other')", sandbox) == "wrong_answer"
@@ -602,7 +600,7 @@ UNABLE = {
 
 @pytest.mark.parametrize("name", UNABLE)
 @pytest.mark.parametrize("before", ["", "assert candidate(1) == 1\n"])
-def test_what_the_stand_in_cannot_do_is_never_a_wrong_answer(name, before, sandbox):
+def test_limits_of_the_proxy_are_never_a_wrong_answer(name, before, sandbox):
     body = "\n".join(f"    {line}" for line in UNABLE[name].splitlines())
     caught = f"{before}try:\n{body}\nexcept Exception:\n    assert False"
     for code in ("def f(x): return 1", "def f(x): return x"):
@@ -610,7 +608,7 @@ def test_what_the_stand_in_cannot_do_is_never_a_wrong_answer(name, before, sandb
             outcome(caught, code, sandbox)
 
 
-def test_what_follows_from_a_programs_answer_is_its_own_fault_where_the_reference_gets_through(
+def test_errors_from_an_answer_blame_the_program(
     sandbox,
 ):
     body = "assert candidate(candidate(0)) == 2"
@@ -718,7 +716,7 @@ def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("bad", [OWN, STARTER])
-def test_own_rows_without_references_are_tried_up_to_their_first_call(bad, tmp_path):
+def test_rows_without_references_are_tried_to_the_first_call(bad, tmp_path):
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     _, scores = grade(tmp_path, [good, bad], ["good", bad["problem_id"]])
     assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == [
@@ -727,7 +725,7 @@ def test_own_rows_without_references_are_tried_up_to_their_first_call(bad, tmp_p
     assert scores["outcomes"] == {"accepted": 1}
 
 
-def test_a_file_in_which_nothing_can_be_graded_is_a_mistake_that_says_why(tmp_path):
+def test_a_file_of_ungradable_problems_is_refused_with_reasons(tmp_path):
     with pytest.raises(
         UserError,
         match=r"no problem in it that can be graded.*own/no-call.*never calls.*as well: 1 more",
@@ -735,7 +733,7 @@ def test_a_file_in_which_nothing_can_be_graded_is_a_mistake_that_says_why(tmp_pa
         grade(tmp_path, [BROKEN["no-call"], BROKEN["syntax"]], ["own/no-call"])
 
 
-def test_a_check_that_breaks_only_while_grading_leaves_the_other_verdicts(tmp_path):
+def test_a_check_that_breaks_late_spares_the_other_verdicts(tmp_path):
     late = {**OWN, "problem_id": "late", "tests": [{"check": f"{GOOD}    candidate(print)\n"}]}
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     job, scores = grade(
@@ -784,7 +782,7 @@ def test_a_machine_that_fails_is_not_the_problems_fault(tmp_path, monkeypatch):
         list(soundness.made_ready(problems_of(tmp_path, [row("one", GOOD)]), "L1", tried=True))
 
 
-def test_an_output_that_no_grader_holds_leaves_the_other_problems(tmp_path, monkeypatch):
+def test_an_oversized_output_spares_the_other_problems(tmp_path, monkeypatch):
     monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1)
     large = {
         "problem_id": "large",
@@ -817,7 +815,7 @@ def test_all_tests_of_a_problem_are_tried(checks, sound, sandbox):
             soundness.require_sound_tests(made, sandbox, soundness.REFERENCE_LIMITS)
 
 
-def test_tests_that_a_reference_passes_only_in_fresh_processes_are_sound(sandbox):
+def test_tests_passed_in_fresh_processes_are_sound(sandbox):
     reference = "calls = []\ndef f(x):\n    calls.append(x)\n    return len(calls)"
     tests = tuple(problem("assert candidate(1) == 1").tests[0] for _ in range(2))
     soundness.require_sound_tests(
@@ -825,7 +823,7 @@ def test_tests_that_a_reference_passes_only_in_fresh_processes_are_sound(sandbox
     )
 
 
-def test_the_benchmark_of_a_run_leaves_such_problems_out_and_says_so(tmp_path, capsys):
+def test_a_run_leaves_broken_problems_out_and_reports_them(tmp_path, capsys):
     path = tmp_path / "mine.jsonl"
     path.write_text(
         "".join(

@@ -51,7 +51,7 @@ def test_every_output_equals_itself(text):
         st.text(st.characters(blacklist_categories=["Cs", "Zs", "Cc"]), min_size=1), min_size=1
     )
 )
-def test_space_around_lines_and_around_the_whole_does_not_matter(rows):
+def test_space_around_lines_and_around_the_text_does_not_matter(rows):
     assert same_output("\n \n" + "  \r\n".join(rows) + "\t\n\n", "\n".join(rows))
 
 
@@ -116,7 +116,7 @@ def test_every_json_value_equals_itself_and_its_tuples(value):
 
 
 @given(json_values, json_values)
-def test_equal_values_are_equal_to_python_but_for_bools_and_tolerance(left, right):
+def test_values_compare_as_in_python_except_bools_and_tolerance(left, right):
     if left == right and json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True):
         assert same_value(left, right)
     if not same_value(left, right):
@@ -179,7 +179,7 @@ def test_another_value_is_wrong(actual, expected):
     assert not same_value(actual, expected)
 
 
-def test_livecodebench_turns_the_outermost_tuple_into_a_list_and_asks_python():
+def test_livecodebench_compares_the_outer_tuple_as_a_list():
     for actual, expected in [((1, 2), [1, 2]), (1, True), (1.0, 1), ([1.0], [1]), ({1: 2}, {1: 2})]:
         assert same("lcb", actual, expected, 0.0, [])
     for actual, expected in [
@@ -237,7 +237,7 @@ def test_evalplus_decides_as_numpy_does(actual, expected, atol):
 
 @settings(max_examples=1000)
 @given(arrays, st.sampled_from([0.0, 1e-9, 5e-7, 2e-6, 1e-3]), st.sampled_from([0.0, 1e-6, 1e-4]))
-def test_evalplus_decides_as_numpy_does_about_values_that_are_nearly_the_same(expected, by, atol):
+def test_evalplus_decides_as_numpy_does_about_near_values(expected, by, atol):
     def moved(value):
         if isinstance(value, list | tuple):
             return type(value)(map(moved, value))
@@ -261,7 +261,7 @@ def test_arrays_of_other_shapes_are_stretched_as_numpy_does():
         ), (actual, expected)
 
 
-def test_a_float_brings_its_tolerance_and_keeps_it_for_the_tests_that_follow():
+def test_a_float_sets_the_tolerance_of_later_tests():
     assert tolerance(0.0, 1.5) == tolerance(0.0, [1.5, 2.0]) == tolerance(0.0, (0.5,)) == FLOAT_ATOL
     assert (
         tolerance(0.0, [1.5, 2])

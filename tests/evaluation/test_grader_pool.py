@@ -155,7 +155,7 @@ def test_a_small_step_does_not_wait_for_a_large_one() -> None:
     steps=st.lists(st.integers(0, 12), min_size=1, max_size=6),
     dying=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 11))),
 )
-def test_every_slice_is_graded_once_whoever_dies(
+def test_every_slice_is_graded_once_despite_crashes(
     cores: int, steps: list[int], dying: set[tuple[int, int]]
 ) -> None:
     deaths = {(f"s{step}", number) for step, number in dying}
@@ -205,7 +205,7 @@ def test_a_trickle_keeps_one_grader_and_not_all() -> None:
         assert len(crew.alive) == 1
 
 
-def test_graders_that_find_no_cores_are_not_asked_for_any_longer_than_there_is_work() -> None:
+def test_requests_for_graders_end_with_the_work() -> None:
     crew = FakeCrew(cores=3)
     crew.starts_hang = True
     with GraderPool(crew, 3) as pool:
@@ -276,7 +276,7 @@ def test_a_mistake_that_a_grader_finds_is_its_steps_alone() -> None:
         assert rows["right"].result() == 144
 
 
-def test_closing_ends_graders_and_whoever_waits_for_them() -> None:
+def test_closing_ends_graders_and_their_waiters() -> None:
     crew = FakeCrew(cores=2, seconds=60)
     failures: list[Exception] = []
 
@@ -312,7 +312,7 @@ def _kinds_of_death() -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("kind", _kinds_of_death(), ids=lambda kind: kind.__name__)
-def test_every_error_of_ray_but_the_graders_own_counts_as_a_death(
+def test_every_ray_error_but_the_graders_own_counts_as_a_crash(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = type(
@@ -335,7 +335,7 @@ def test_every_error_of_ray_but_the_graders_own_counts_as_a_death(
     "cause",
     [UserError("a mistake"), InfrastructureError("no sandbox"), ValueError("a bug"), ValueError()],
 )
-def test_an_exception_of_the_grader_is_no_death(
+def test_an_exception_of_the_grader_is_no_crash(
     cause: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def get(reference: Any) -> Any:

@@ -114,9 +114,7 @@ def _outcomes(order: GradingSpec) -> dict[int, str]:
 EXPECTED = {index: ("accepted", "wrong_answer")[index % 2] for index in range(SHARDS * ROWS)}
 
 
-def test_grading_keeps_up_with_a_generation_and_ends_soon_after_it(
-    order: GradingSpec, tmp_path: Path
-) -> None:
+def test_grading_keeps_up_with_generation(order: GradingSpec, tmp_path: Path) -> None:
     writer = _Writer(tmp_path / "generations", pause_s=0.8)
     facts = _grade(order, tmp_path / "generations", writer)
     assert time.monotonic() - writer.ended_at < 6
@@ -125,9 +123,7 @@ def test_grading_keeps_up_with_a_generation_and_ends_soon_after_it(
     assert str(facts["sandbox_level"]) >= "L1"
 
 
-def test_killed_graders_and_zygotes_lose_no_verdict_and_change_none(
-    order: GradingSpec, tmp_path: Path
-) -> None:
+def test_killed_graders_and_zygotes_change_no_verdict(order: GradingSpec, tmp_path: Path) -> None:
     writer = _Writer(tmp_path / "generations", pause_s=0.3)
     killed = []
 
@@ -163,7 +159,7 @@ def _is(process: psutil.Process, name: str) -> bool:
         return False
 
 
-def test_a_completion_of_an_unknown_problem_is_a_mistake_and_names_it(
+def test_a_completion_of_an_unknown_problem_is_refused_by_name(
     order: GradingSpec, tmp_path: Path
 ) -> None:
     (tmp_path / "generations").mkdir()
@@ -248,7 +244,7 @@ def _is_grader(process: psutil.Process) -> bool:
     return bool(words) and words[0].startswith("ray::GraderActor")
 
 
-def test_a_sweep_that_is_resumed_has_a_grader_a_core_and_the_verdicts_of_one_after_another(
+def test_a_resumed_sweep_uses_every_core_and_keeps_verdicts(
     sweep: dict[str, GradingSpec], tmp_path: Path
 ) -> None:
     """Its generations are complete, so all steps grade at once, and with `grader_cpus: 0` nothing is reserved."""

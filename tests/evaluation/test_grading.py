@@ -131,7 +131,7 @@ def test_references_are_checked_and_complaints_named(sandbox):
     assert [complaint.split(":")[0] for complaint in complaints] == ["wrong", "without"]
 
 
-def test_a_verdict_says_which_completion_it_is_about(sandbox):
+def test_a_verdict_identifies_its_completion(sandbox):
     verdict = grade_completion(
         DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox
     )
@@ -157,7 +157,7 @@ def test_an_answer_without_a_program_is_no_code(sandbox):
     )
 
 
-def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass(sandbox):
+def test_an_ungradable_problem_is_an_error_and_never_a_pass(sandbox):
     answer = completion("```python\nprint(1)\n```")
     unready = [
         dataclasses.replace(DOUBLE, tests=()),
@@ -177,7 +177,7 @@ def test_problems_that_cannot_be_graded_are_the_users_mistake_and_never_a_pass(s
     "check",
     ["def check(candidate): pass", "def check(candidate): 1/0", "def chek(c): c(1)", "def check(:"],
 )
-def test_a_check_that_never_tries_the_program_is_broken_and_not_a_verdict(check, sandbox):
+def test_a_check_that_never_calls_the_program_is_broken(check, sandbox):
     with pytest.raises(UserError, match="grow"):
         grade_code(
             dataclasses.replace(GROW, tests=(Test(input=check, output=""),)),
@@ -203,7 +203,7 @@ def test_an_endless_check_does_not_hang_the_grader(monkeypatch, sandbox):
     assert [graded.outcome for graded in outcomes] == ["infrastructure_error", "wrong_answer"]
 
 
-def test_a_grader_that_cannot_start_a_sandbox_says_so(monkeypatch):
+def test_a_grader_without_a_sandbox_is_an_error(monkeypatch):
     best_level()
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with Sandbox() as broken:
@@ -242,7 +242,7 @@ def test_a_program_is_judged_by_what_it_prints_and_how_it_ends(code, outcome, sa
     assert grade_code(DOUBLE, code, RULES, sandbox).outcome == outcome
 
 
-def test_a_slow_program_is_stopped_at_the_first_test_that_is_too_slow(sandbox):
+def test_a_slow_program_stops_at_its_first_slow_test(sandbox):
     graded = grade_code(DOUBLE, "n = int(input())\nwhile n > 1: pass\nprint(n * 2)", SHORT, sandbox)
     assert (graded.outcome, graded.num_passed) == ("time_limit", 1)
     assert graded.time_s < 5
@@ -253,7 +253,7 @@ def test_nothing_is_carried_from_one_test_to_the_next(sandbox):
     assert grade_code(DOUBLE, code, RULES, sandbox).outcome == "accepted"
 
 
-def test_a_verdict_names_the_first_failure_the_memory_and_the_sandbox(sandbox):
+def test_a_verdict_records_first_failure_memory_and_sandbox(sandbox):
     answer = completion(
         "```python\nn = int(input())\nx = b'x' * (50 << 20)\nprint(n * 2 if n > 0 else n)\n```"
     )

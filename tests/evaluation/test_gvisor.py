@@ -213,7 +213,7 @@ def test_an_answer_that_comes_too_late_is_nobodys(monkeypatch):
 # Where gVisor is missing
 
 
-def test_it_is_neither_tried_nor_offered_where_its_programs_are_missing(monkeypatch):
+def test_gvisor_is_not_offered_where_its_programs_are_missing(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert levels.L4 not in levels.candidates()
     assert (
@@ -306,7 +306,7 @@ def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
 @needs_gvisor
 @pytest.mark.real
 @pytest.mark.parametrize("whose", ["exec", "boot"])
-def test_a_sandbox_that_dies_under_a_program_changes_no_verdict(whose, others):
+def test_a_sandbox_crash_under_a_program_changes_no_verdict(whose, others):
     with Sandbox(level=levels.L4) as sandbox:
         sandbox.run_program("", "", LIMITS)
         execution = _run_as(sandbox, _process(whose, others), signal.SIGKILL)

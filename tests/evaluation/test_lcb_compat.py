@@ -135,7 +135,7 @@ def test_an_object_that_claims_to_be_equal_is_not_believed(sandbox: Sandbox, nam
         ),
     ],
 )
-def test_a_verdict_says_the_official_code_and_our_word(
+def test_a_verdict_holds_the_official_code_and_our_outcome(
     sandbox: Sandbox, code: str, outcome: str, official: str
 ) -> None:
     graded = grade_lcb(stdin_problem(SUMS), code, LIMITS, sandbox)
@@ -144,7 +144,7 @@ def test_a_verdict_says_the_official_code_and_our_word(
     assert graded.detail.isprintable()
 
 
-def test_a_time_limit_is_officially_minus_three_and_while_loading_minus_four(
+def test_timeouts_have_the_official_codes(
     sandbox: Sandbox,
 ) -> None:
     endless = "while True: x += 1"
@@ -156,7 +156,7 @@ def test_a_time_limit_is_officially_minus_three_and_while_loading_minus_four(
     assert "official -4" in graded.detail
 
 
-def test_who_cancels_the_alarm_still_meets_the_end_of_all_tests_together(
+def test_canceling_the_alarm_does_not_escape_the_total_limit(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lcb_compat, "_GRACE_S", 0)
@@ -171,7 +171,7 @@ def test_who_cancels_the_alarm_still_meets_the_end_of_all_tests_together(
     assert 1.8 < graded.time_s < 10
 
 
-def test_what_was_passed_and_used_is_counted(sandbox: Sandbox) -> None:
+def test_passed_tests_and_resources_are_counted(sandbox: Sandbox) -> None:
     problem = stdin_problem([("1", "1"), ("2", "2"), ("3", "4"), ("4", "4")])
     graded = grade_lcb(problem, "print(input())", LIMITS, sandbox)
     assert (graded.outcome, graded.num_passed, graded.failed_test) == ("wrong_answer", 2, 2)
@@ -181,7 +181,7 @@ def test_what_was_passed_and_used_is_counted(sandbox: Sandbox) -> None:
     assert passed.peak_bytes > 1 << 20
 
 
-def test_a_problem_that_cannot_be_graded_is_refused_and_never_passed(sandbox: Sandbox) -> None:
+def test_an_ungradable_problem_is_refused_and_never_passed(sandbox: Sandbox) -> None:
     good = stdin_problem(SUMS)
     refused = [
         (dataclasses.replace(good, tests=()), "has no tests"),
@@ -223,7 +223,7 @@ def test_a_problem_that_cannot_be_graded_is_refused_and_never_passed(sandbox: Sa
         grade_lcb(good, SUM, dataclasses.replace(LIMITS, time_s=0.9), sandbox)
 
 
-def test_the_header_is_what_it_would_be_were_it_run_in_the_programs_own_process(
+def test_the_header_equals_one_run_in_the_programs_process(
     sandbox: Sandbox,
 ) -> None:
     code = (
@@ -252,9 +252,7 @@ STAND_IN = {
 
 
 @pytest.mark.parametrize("name", STAND_IN)
-def test_what_the_official_stand_in_for_stdin_does_is_not_blamed_on_the_program(
-    sandbox: Sandbox, name: str
-) -> None:
+def test_faults_of_the_official_stdin_blame_no_program(sandbox: Sandbox, name: str) -> None:
     graded = grade_lcb(stdin_problem(SUMS), REJECTED[name], LIMITS, sandbox)
     assert graded.outcome in ("wrong_answer", "runtime_error")
     note = STAND_IN[name]
@@ -392,7 +390,7 @@ def test_a_reply_of_another_shape_is_the_programs_failure(reply: object) -> None
     assert graded.outcome == "runtime_error"
 
 
-def test_a_sandbox_that_dies_is_never_a_wrong_answer() -> None:
+def test_a_crashed_sandbox_is_never_a_wrong_answer() -> None:
     gone = InfrastructureError("it is gone")
     listener = Eavesdropper([["loaded"], gone, ["loaded"], gone])
     graded = grade_lcb(stdin_problem(SUMS), "pass", LIMITS, listener)

@@ -127,13 +127,13 @@ def gcd_problem() -> Problem:
         ("", False),
     ],
 )
-def test_what_a_program_binds_itself_is_its_answer(code, accepted, sandbox):
+def test_a_name_that_the_program_binds_is_its_answer(code, accepted, sandbox):
     found = outcome(gcd_problem(), code, sandbox)
     assert (found == "accepted") == accepted, found
     assert accepted or found in NOT_ACCEPTED
 
 
-def test_the_compatible_profile_takes_lent_names_as_the_official_grader_does(sandbox):
+def test_the_compatible_profile_accepts_provided_names(sandbox):
     for code in ("x = 1", "def unrelated(): pass"):
         assert outcome(gcd_problem(), code, sandbox, COMPATIBLE) == "accepted"
         assert outcome(gcd_problem(), code, sandbox) == "runtime_error"
@@ -152,7 +152,7 @@ def test_the_compatible_profile_takes_lent_names_as_the_official_grader_does(san
         "class Base:\n    def target(self, x): return x + 71\nSolution = Base\n",
     ],
 )
-def test_what_starter_code_defines_is_not_the_answer(make, lent, sandbox):
+def test_a_definition_of_starter_code_is_not_the_answer(make, lent, sandbox):
     lent = lent.replace("from helpers import target", "from operator import pos as target")
     problem = make(starter_code=f"{lent}\n\n# Add 71.\ndef target(x):\n")
     assert outcome(problem, "y = 2", sandbox) in NOT_ACCEPTED
@@ -186,7 +186,7 @@ def test_a_builtin_is_no_answer_to_a_problem_of_its_name(make, name, sandbox):
 
 
 @pytest.mark.parametrize("name", ["__init__", "__str__", "__eq__", "__hash__"])
-def test_what_every_class_has_is_no_answer(name, sandbox):
+def test_a_method_of_every_class_is_no_answer(name, sandbox):
     problem = function(name, "value")
     assert outcome(problem, "class Solution: pass", sandbox) == "runtime_error"
     right = f"class Solution:\n    def {name}(self, x=6): return x + 71\n    def __new__(cls): return object.__new__(cls)"
@@ -236,7 +236,7 @@ def test_a_check_that_names_a_builtin_means_the_builtin(sandbox):
     assert outcome(problem, "def abs(x): return -1", sandbox) == "wrong_answer"
 
 
-def test_a_check_is_what_the_test_defines_and_no_helper_of_its_name(sandbox):
+def test_a_check_is_the_tests_own_and_not_a_helper(sandbox):
     lent = "def check(candidate): candidate(6)\n\ndef target(x):\n"
     nested = "class Tests:\n    def check(candidate):\n        assert candidate(6) == 77\n"
     problem = dataclasses.replace(
@@ -247,7 +247,7 @@ def test_a_check_is_what_the_test_defines_and_no_helper_of_its_name(sandbox):
 
 
 @pytest.mark.parametrize("comparison", ["value", "evalplus"])
-def test_an_imported_function_is_an_answer_where_the_program_imports_it(comparison, sandbox):
+def test_a_function_that_the_program_imports_is_its_answer(comparison, sandbox):
     problem = dataclasses.replace(gcd_problem(), comparison=comparison)
     assert outcome(problem, "from math import gcd", sandbox) == "accepted"
     assert outcome(problem, "import math", sandbox) == "runtime_error"

@@ -137,7 +137,7 @@ def test_a_call_by_proxy_shows_what_the_call_itself_would(
     assert shape([*values, returned]) == shape([*expected, wanted])
 
 
-def test_what_did_not_change_is_not_sent_back() -> None:
+def test_unchanged_objects_are_not_sent_back() -> None:
     ours, theirs = Objects(), Objects()
     copies = theirs.read(*sent(list(ours.write([[1, 2], {"a": [3]}, {4}]))))
     theirs.mark()
@@ -156,7 +156,7 @@ def test_a_change_between_equal_values_is_a_change(before: object, after: object
     assert repr(value) == repr([after])
 
 
-def test_a_subclass_keeps_its_type_and_changes_by_the_rules_of_its_kind() -> None:
+def test_a_subclass_keeps_its_type_and_its_kinds_rules() -> None:
     class Loud(dict):  # type: ignore[type-arg]
         def clear(self) -> None:
             raise AssertionError
@@ -170,7 +170,7 @@ def test_a_subclass_keeps_its_type_and_changes_by_the_rules_of_its_kind() -> Non
     assert dict(value) == {"b": 2}
 
 
-def test_contents_that_cannot_cross_are_lost_and_equal_to_nothing() -> None:
+def test_contents_that_cannot_cross_equal_nothing() -> None:
     ours, theirs, values = Objects(), Objects(), [[1], {2: 3}, {4}, [5]]
     copies = theirs.read(*sent(list(ours.write(values))))
     theirs.mark()
@@ -235,7 +235,7 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize("entries", ENTRIES, ids=lambda entries: repr(entries)[:40])
-def test_entries_that_no_call_writes_are_refused_and_change_nothing(entries: Any) -> None:
+def test_forged_entries_are_refused_and_change_nothing(entries: Any) -> None:
     ours, values = Objects(), [[1], {2: 3}]
     ours.write(values)
     with pytest.raises(wire.MalformedError):
@@ -273,7 +273,7 @@ def test_colliding_members_are_refused() -> None:
             ours.read([], rows(entry))
 
 
-def test_few_objects_that_stand_for_endlessly_many_values_are_refused() -> None:
+def test_few_objects_that_expand_endlessly_are_refused() -> None:
     ours = Objects()
     ours.write([[]])
     doubling = [[number, "list", [[number + 1], [number + 1]]] for number in range(60)]

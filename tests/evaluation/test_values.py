@@ -148,7 +148,7 @@ def numpy_values(draw):
 
 @settings(max_examples=500)
 @given(numpy_values(), expected_values, st.booleans())
-def test_what_numpy_finds_equal_is_equal_here(value, expected, near):
+def test_values_equal_in_numpy_are_equal_here(value, expected, near):
     if near and isinstance(value, np.generic | np.ndarray):
         expected = value.tolist()
     if (
@@ -241,7 +241,7 @@ def test_values_of_other_types_in_ones_own_problems(value, expected, right):
         ("evalplus-pyramid", np.int64(35), 34, [3, 4], True),
     ],
 )
-def test_values_of_other_types_by_evalplus_rules_for_single_tasks(
+def test_evalplus_rules_for_single_tasks_accept_other_types(
     comparison, value, expected, arguments, right
 ):
     assert same(comparison, crossed(value), expected, 1e-4, arguments) is right

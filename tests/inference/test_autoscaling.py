@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 PROMPTS, ENGINES, SECONDS = 320, 4, 0.25
 
 
-def test_a_fleet_goes_from_none_to_four_and_back_and_one_node_is_taken_away(tmp_path: Path) -> None:
+def test_a_fleet_grows_survives_a_lost_node_and_shrinks(tmp_path: Path) -> None:
     rows = [
         Prompt(prompt_id=f"p{n}", source="s", difficulty="d", text="t", token_ids=(n, 3))
         for n in range(PROMPTS)

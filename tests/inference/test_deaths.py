@@ -54,7 +54,7 @@ def _died(
     ]
 
 
-def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> None:
+def test_a_crash_is_known_by_the_successor_process(tmp_path: Path) -> None:
     first = Reporter(tmp_path, "actor")
     other = Reporter(tmp_path, "other")
     with other.drawing(Span("p", 8, 12)):
@@ -75,7 +75,7 @@ def test_a_death_is_known_by_the_process_that_comes_after(tmp_path: Path) -> Non
     assert [one.engine for one in heartbeat.read(tmp_path)] == [first.engine]
 
 
-def test_what_ended_with_its_node_speaks_against_no_prompt(tmp_path: Path) -> None:
+def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
     kept = []
     for node in ("gone", "there"):
         kept.append(
@@ -96,7 +96,7 @@ def test_what_ended_with_its_node_speaks_against_no_prompt(tmp_path: Path) -> No
     assert _deaths(*heartbeat.read(tmp_path)).suspicion(Span("p", 0, 4)) == 0
 
 
-def test_a_group_of_suspects_that_ended_the_stage_is_not_absolved(tmp_path: Path) -> None:
+def test_suspects_that_ended_the_stage_stay_suspects(tmp_path: Path) -> None:
     """Else the next attempt would look for the one among them from the beginning, and end as this one did."""
     kept = []
     for group, alone in ((Span("p", 0, 4), ""), (Span("p", 4, 5), "p4")):
@@ -118,7 +118,7 @@ def test_starts_that_fail_in_a_row_are_tried_ever_more_rarely(tmp_path: Path) ->
     assert [worker._pause_s(number) for number in (0, 3, 4, 5, 20)] == [0, 0, 10, 20, 300]
 
 
-def test_only_deaths_without_an_answer_between_them_are_a_streak() -> None:
+def test_an_answer_ends_a_streak_of_crashes() -> None:
     seen = [_status("earlier", dead=True)]
     streak = Streak(_deaths(*seen))
     for number in range(3):
@@ -130,7 +130,7 @@ def test_only_deaths_without_an_answer_between_them_are_a_streak() -> None:
     assert streak.deaths == 1
 
 
-def test_engines_that_die_together_as_with_their_node_are_no_streak() -> None:
+def test_engines_lost_with_their_node_are_no_streak() -> None:
     streak, seen = Streak(_deaths()), []
     for times in (1, 2):
         seen += [_status(f"{actor}-{times}", actor=actor, dead=True) for actor in "abcdefgh"]
@@ -138,7 +138,7 @@ def test_engines_that_die_together_as_with_their_node_are_no_streak() -> None:
         assert streak.deaths == times
 
 
-def test_only_refusals_without_an_answer_between_them_are_a_streak() -> None:
+def test_an_answer_ends_a_streak_of_refusals() -> None:
     streak = Streak(_deaths(_status("earlier", refused=5)))
     for rows, refused, expected in ((0, 5, 0), (0, 7, 2), (0, 8, 3), (1, 9, 0), (1, 10, 1)):
         streak.take(
@@ -147,7 +147,7 @@ def test_only_refusals_without_an_answer_between_them_are_a_streak() -> None:
         assert streak.refusals == expected
 
 
-def test_a_prompt_that_was_alone_at_two_deaths_is_left_out_and_is_no_streak_of_engines() -> None:
+def test_a_prompt_alone_at_two_crashes_is_quarantined() -> None:
     streak, seen = Streak(_deaths()), list[EngineStatus]()
     for left_out in (set[str](), {"p"}):
         seen += _died("a", alone="p")
@@ -169,7 +169,7 @@ def test_finding_poison_prompts_is_no_streak_of_engines() -> None:
     assert streak.prompts == 1
 
 
-def test_an_engine_that_only_dies_beside_one_that_answers_condemns_no_prompt() -> None:
+def test_a_broken_engine_among_working_ones_blames_no_prompt() -> None:
     healthy = _status("h", actor="h", rows=9)
     seen = [*_died("a", times=3), *_died("a", times=4, alone="p1")]
     bad = _deaths(healthy, *seen)
@@ -194,7 +194,7 @@ def test_an_engine_that_only_dies_beside_one_that_answers_condemns_no_prompt() -
     assert recovered.doubted == {}
 
 
-def test_engines_that_answer_have_to_agree_on_a_prompt_that_is_left_out() -> None:
+def test_a_quarantine_needs_crashes_of_engines_that_answer() -> None:
     others = [_status("h", actor="h", rows=9), _status("a", actor="a", rows=9)]
     twice = _died("a", times=2, alone="p1", rows=1)
     assert _deaths(*others, *twice).left_out() == frozenset()
@@ -212,7 +212,7 @@ def test_engines_that_answer_have_to_agree_on_a_prompt_that_is_left_out() -> Non
     )
 
 
-def test_a_unit_that_an_engine_died_with_is_for_others_where_they_have_not_tried_it() -> None:
+def test_a_crashed_unit_goes_to_engines_that_have_not_tried_it() -> None:
     unit, ids = Span("p", 0, 4), {"p1", "p2"}
     healthy = _status("h", actor="h", rows=9)
     assert not _deaths(healthy, *_died("a", times=3)).is_for_others("a", unit, ids), (
@@ -237,13 +237,13 @@ def test_a_unit_that_an_engine_died_with_is_for_others_where_they_have_not_tried
     )
 
 
-def test_a_status_that_a_power_cut_left_empty_says_nothing(tmp_path: Path) -> None:
+def test_a_status_emptied_by_a_power_cut_is_ignored(tmp_path: Path) -> None:
     report = Reporter(tmp_path, "a")
     (tmp_path / ".engines" / "torn.dead").touch()
     assert [one.engine for one in heartbeat.read(tmp_path)] == [report.engine]
 
 
-def test_what_a_dead_process_left_is_read_once(tmp_path: Path) -> None:
+def test_leftovers_of_a_crashed_process_are_read_once(tmp_path: Path) -> None:
     first = Reporter(tmp_path, "a")
     Reporter(tmp_path, "a").become("ended")
     assert first.engine in {one.engine for one in heartbeat.read(tmp_path)}

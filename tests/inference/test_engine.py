@@ -233,7 +233,7 @@ def test_both_samplers_draw_the_same_tokens(exact: dict[str, Any], vllm: dict[st
     assert exact["draws"] == vllm["draws"]
 
 
-def test_draws_have_the_support_and_the_frequencies_of_the_operator(exact: dict[str, Any]) -> None:
+def test_draws_match_the_support_and_frequencies_of_the_operator(exact: dict[str, Any]) -> None:
     """Temperature, then top-k, then top-p: no token outside, and frequencies that a chi-square test does not tell apart."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -257,7 +257,7 @@ def test_draws_have_the_support_and_the_frequencies_of_the_operator(exact: dict[
         assert stats.chisquare(observed, wanted).pvalue > 1e-4, (temperature, top_k, top_p)
 
 
-def test_the_seed_of_a_sample_depends_on_run_prompt_and_index_alone() -> None:
+def test_a_seed_follows_from_run_prompt_and_index_alone() -> None:
     assert sample_seed(0, "p", 0) == sample_seed(0, "p", 0)
     seeds = {
         sample_seed(run, prompt, index)

@@ -58,9 +58,7 @@ engine._watch(0.4)
 
 
 @pytest.mark.parametrize(("running", "status"), [(True, 70), (False, 0)])
-def test_an_engine_whose_step_does_not_come_back_ends_its_process_and_an_idle_one_does_not(
-    running: bool, status: int
-) -> None:
+def test_a_hung_engine_exits_and_an_idle_one_does_not(running: bool, status: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STALLED.format(running=running)],
         capture_output=True,

@@ -42,7 +42,7 @@ def _answer(number: int) -> Answer:
     return Answer(output_token_ids=(number,), text=f"é {number}", finish_reason="stop")
 
 
-def test_answers_are_taken_over_by_position_whatever_the_units_are_now(tmp_path: Path) -> None:
+def test_journaled_answers_are_reused_by_position(tmp_path: Path) -> None:
     dead = Journal(tmp_path, Span("prompts-0.x", 4, 8), "a")
     for position in (4, 6, 7):
         dead.append(position, _answer(position))

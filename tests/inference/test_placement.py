@@ -27,7 +27,7 @@ def test_one_device_is_reserved_plainly() -> None:
     assert engine_resources(EngineConfig(), "cuda").remote_args == {"num_cpus": 1, "num_gpus": 1}
 
 
-def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_path: Path) -> None:
+def test_several_devices_get_a_bundle_each_under_ray(tmp_path: Path) -> None:
     from ssd_ray.config import ModelConfig
 
     resources = engine_resources(EIGHT, "cuda")
@@ -46,7 +46,7 @@ def test_several_devices_get_a_bundle_a_worker_and_vllm_is_told_to_use_ray(tmp_p
     assert alone["seed"] == 3, "extra arguments win"
 
 
-def test_on_a_cpu_samples_share_prompts_in_blocks_of_32_unless_told_otherwise(
+def test_cpu_engines_share_prompts_in_blocks_of_32_by_default(
     tmp_path: Path,
 ) -> None:
     from ssd_ray.config import ModelConfig
@@ -63,9 +63,7 @@ def test_on_a_cpu_samples_share_prompts_in_blocks_of_32_unless_told_otherwise(
     )
 
 
-def test_extra_arguments_contradict_neither_what_was_reserved_and_rendered_nor_the_sampler() -> (
-    None
-):
+def test_extra_arguments_cannot_contradict_the_recipe() -> None:
     for name in ("model", "max_model_len", "tensor_parallel_size"):
         with pytest.raises(
             ValidationError, match=rf"extra sets '{name}', which (model|engine)\.\w+ decides"
@@ -195,7 +193,7 @@ def test_ray_data_gives_each_engine_a_group_and_gets_it_back(
 
 
 @pytest.mark.real
-def test_workers_end_with_a_killed_engine_and_its_successor_has_the_same_group(
+def test_a_killed_engines_successor_inherits_its_group(
     groups: PlacementGroups,
 ) -> None:
     import ray
@@ -214,7 +212,7 @@ def test_workers_end_with_a_killed_engine_and_its_successor_has_the_same_group(
 
 
 @pytest.mark.real
-def test_the_group_of_an_engine_that_was_given_back_is_reaped_and_others_stay(
+def test_only_the_group_of_a_returned_engine_is_removed(
     groups: PlacementGroups,
 ) -> None:
     import ray

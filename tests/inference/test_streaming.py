@@ -199,9 +199,7 @@ def _metrics(label: str) -> dict[str, float]:
         time.sleep(1)
 
 
-def test_a_rerun_draws_only_what_is_missing_or_broken_and_says_what_it_set_aside(
-    source: Path, tmp_path: Path
-) -> None:
+def test_a_rerun_draws_only_missing_or_broken_samples(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _draw(source, out)
     kept = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}
@@ -251,7 +249,7 @@ def _completion() -> Completion:
     )
 
 
-def test_the_first_shard_is_on_disk_before_the_last_prompt_is_there(tmp_path: Path) -> None:
+def test_the_first_shard_is_written_before_the_last_prompt(tmp_path: Path) -> None:
     source, out = tmp_path / "prompts", tmp_path / "out"
     source.mkdir()
     seen: list[int] = []
@@ -273,7 +271,7 @@ def test_the_first_shard_is_on_disk_before_the_last_prompt_is_there(tmp_path: Pa
     assert seen[2] >= 8
 
 
-def test_what_is_followed_may_fail(source: Path, tmp_path: Path) -> None:
+def test_a_failure_of_the_followed_stage_ends_sampling(source: Path, tmp_path: Path) -> None:
     def ended() -> bool:
         if (tmp_path / "out").exists() and shards.shard_paths(tmp_path / "out"):
             raise InfrastructureError("prompts was stopped")
@@ -283,7 +281,7 @@ def test_what_is_followed_may_fail(source: Path, tmp_path: Path) -> None:
         _draw(source, tmp_path / "out", ended=ended)
 
 
-def test_an_engine_that_dies_is_replaced_and_counted(source: Path, tmp_path: Path) -> None:
+def test_a_crashed_engine_is_replaced_and_counted(source: Path, tmp_path: Path) -> None:
     engine = functools.partial(MortalEngine, kills_once=frozenset({7}), marker=tmp_path / "died")
     said = Said()
     facts = _draw(source, tmp_path / "out", engine, progress=said)
@@ -318,7 +316,7 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
     assert 4 <= ended[0].rows < 40
 
 
-def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_goes_to_the_others(
+def test_units_returned_late_by_a_draining_engine_go_to_others(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, runs, noted, drawn = tmp_path / "out", list[float](), list[EngineStatus](), list[int]()
@@ -356,7 +354,7 @@ def test_what_a_draining_engine_gives_back_after_the_last_unit_was_handed_out_go
     )
 
 
-def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_cost_nobody_else(
+def test_prompts_that_crash_engines_are_left_out_alone(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said, shown = Said(), _shown(monkeypatch)
@@ -377,9 +375,7 @@ def test_prompts_that_kill_engines_or_are_refused_are_left_out_and_reported_and_
     )
 
 
-def test_an_engine_that_dies_at_its_first_step_costs_no_prompt_and_hands_its_units_to_one_that_answers(
-    source: Path, tmp_path: Path
-) -> None:
+def test_a_crash_at_the_first_step_loses_no_prompt(source: Path, tmp_path: Path) -> None:
     (tmp_path / "actors").mkdir()
     said = Said()
     facts = _draw(
@@ -407,9 +403,7 @@ def test_a_node_that_does_not_see_the_storage_is_named(source: Path, tmp_path: P
         _draw(source, tmp_path / "out", engine, engines=1)
 
 
-def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(
-    source: Path, tmp_path: Path
-) -> None:
+def test_engines_that_always_crash_end_the_stage_safely(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InfrastructureError, match=r"engines die|an engine died"):
         _draw(source, out, functools.partial(MortalEngine, kills=frozenset(range(13, PROMPTS))))
@@ -422,9 +416,7 @@ def test_engines_that_die_with_every_prompt_end_the_stage_and_lose_nothing(
     )
 
 
-def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(
-    source: Path, tmp_path: Path
-) -> None:
+def test_an_engine_that_refuses_all_prompts_ends_each_attempt(source: Path, tmp_path: Path) -> None:
     engine, out = (
         functools.partial(MortalEngine, refuses=frozenset(range(PROMPTS))),
         tmp_path / "out",
@@ -456,7 +448,7 @@ def test_an_engine_that_refuses_every_prompt_ends_the_stage_at_every_attempt(
         (hangs_at_start, InfrastructureError, "died 3 times in a row without an answer"),
     ],
 )
-def test_an_engine_that_never_comes_up_ends_the_stage_with_the_reason(
+def test_an_engine_that_never_starts_ends_the_stage_with_why(
     source: Path, tmp_path: Path, start: Callable[[], None], kind: type[Exception], told: str
 ) -> None:
     began = time.monotonic()

@@ -46,7 +46,7 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[int], list[float]]:
 
 @settings(max_examples=300, deadline=None)
 @given(batches())
-def test_what_survives_is_what_the_definition_says(
+def test_survivors_match_the_definition(
     batch: tuple[np.ndarray, list[int], list[float]],
 ) -> None:
     for row, (scores, k, p, kept) in enumerate(zip(*batch, _kept(*batch), strict=True)):
@@ -55,7 +55,7 @@ def test_what_survives_is_what_the_definition_says(
 
 @settings(max_examples=300, deadline=None)
 @given(batches())
-def test_what_survives_is_what_vllm_keeps(batch: tuple[np.ndarray, list[int], list[float]]) -> None:
+def test_survivors_match_vllm(batch: tuple[np.ndarray, list[int], list[float]]) -> None:
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
     logits, top_k, top_p = batch
@@ -109,7 +109,7 @@ def test_all_ties_of_the_kth_survive() -> None:
     assert _kept(scores, [3], [1.0]) == [{0, 1, 2}]
 
 
-def test_whatever_cuts_goes_through_the_processor_which_keeps_the_ties() -> None:
+def test_every_truncation_uses_the_processor_and_keeps_ties() -> None:
     """Top-k alone as well: where Triton is, vLLM keeps exactly k."""
     from vllm.sampling_params import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
@@ -174,7 +174,7 @@ def test_rows_without_truncation_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0])
-def test_a_flat_distribution_over_a_large_vocabulary_is_cut_as_well(scale: float) -> None:
+def test_a_flat_distribution_over_a_large_vocabulary_is_cut(scale: float) -> None:
     scores = np.random.default_rng(1).normal(scale=scale, size=(2, 50_000)).astype(np.float32)
     for row, kept in enumerate(_kept(scores, [50_000, 50_000], [0.8, 0.8])):
         assert abs(len(kept) - len(survivors(scores[row], 50_000, 0.8))) <= 3

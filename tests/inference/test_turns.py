@@ -8,7 +8,7 @@ import time
 from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
 
 
-def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:
+def test_exclusive_access_admits_one_caller() -> None:
     gate, inside, most = SharedExclusiveLock(), [], []
 
     def work(alone: bool) -> None:
@@ -27,7 +27,7 @@ def test_whoever_wants_the_engine_alone_gets_it_and_nobody_beside() -> None:
     assert all(len(held) == 1 for held in most if True in held)
 
 
-def test_calls_take_turns_and_are_told_at_once_when_there_are_no_more() -> None:
+def test_waiting_calls_end_at_once_when_the_limiter_closes() -> None:
     calls, began, end = ConcurrencyLimiter(2), list[tuple[int, bool]](), threading.Event()
 
     def call(number: int) -> None:

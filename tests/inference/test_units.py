@@ -53,7 +53,7 @@ def _take(units: Iterator[Span], count: int) -> list[tuple[str, int, int]]:
     return [(span.source, span.start, span.stop) for span in itertools.islice(units, count)]
 
 
-def test_no_more_units_are_out_than_the_window_until_one_is_on_record(
+def test_at_most_a_window_of_units_is_in_flight(
     plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -77,7 +77,7 @@ def test_no_more_units_are_out_than_the_window_until_one_is_on_record(
     assert queue.all_out(plan.out).exists()
 
 
-def test_units_come_before_the_prompts_are_whole(
+def test_units_come_before_the_prompts_are_complete(
     plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def render(seconds: float) -> None:
@@ -93,7 +93,7 @@ def test_units_come_before_the_prompts_are_whole(
 
 
 @pytest.mark.parametrize("handed_out", [1, 3])
-def test_a_unit_that_is_given_back_comes_again_also_after_the_last_one(
+def test_a_returned_unit_comes_again_even_after_the_last(
     plan: SamplingPlan, handed_out: int
 ) -> None:
     (plan.prompts / "manifest.json").touch()
@@ -105,7 +105,7 @@ def test_a_unit_that_is_given_back_comes_again_also_after_the_last_one(
 
 
 @pytest.mark.parametrize(("max_num_seqs", "shard_rows"), [(64, 16), (64, 4), (64, 1), (8, 256)])
-def test_units_enough_are_in_to_keep_the_batch_full_where_lengths_are_exponential(
+def test_enough_units_keep_the_batch_full_at_varied_lengths(
     max_num_seqs: int, shard_rows: int
 ) -> None:
     rng = random.Random(0)
@@ -132,7 +132,7 @@ def test_an_engine_with_all_its_units_has_the_pool_grow() -> None:
         assert number < (number + 1) <= given
 
 
-def test_what_is_missing_is_cut_by_prompt_and_suspects_are_tried_in_ever_smaller_groups() -> None:
+def test_suspects_are_tried_in_ever_smaller_groups() -> None:
     answer = Answer(output_token_ids=(1,), text="", finish_reason="stop")
     prompts = {
         at: Prompt(prompt_id=f"p{at // 3}", source="", difficulty="", text="", token_ids=(1,))
@@ -202,7 +202,7 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
     assert ledger.audit(out).positions == 4
 
 
-def test_a_doubted_engine_tries_itself_with_one_unit_as_long_as_there_are_others(
+def test_a_crashing_engine_retries_one_unit_if_others_answer(
     plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -251,7 +251,7 @@ def test_a_control_service_that_is_away_ends_no_watch(monkeypatch: pytest.Monkey
     assert cluster_state.actors() == frozenset()
 
 
-def test_storage_that_a_node_does_not_see_is_named_and_nothing_is_written_there(
+def test_storage_that_a_node_does_not_share_is_named(
     plan: SamplingPlan,
 ) -> None:
     order = types.SimpleNamespace(out=plan.out, prompts=plan.prompts)
@@ -262,7 +262,7 @@ def test_storage_that_a_node_does_not_see_is_named_and_nothing_is_written_there(
     assert "--out must lie on storage that every node sees" in worker._misplaced(order)  # type: ignore[arg-type]
 
 
-def test_a_unit_that_is_on_record_already_is_told_again_so_that_the_window_moves(
+def test_a_unit_on_record_is_reported_again_to_move_the_window(
     plan: SamplingPlan,
 ) -> None:
     """An engine that outlives its driver may put a unit on record after the next driver looked and before its source did."""

@@ -86,7 +86,7 @@ def _on_meta(config: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_formula_counts_the_parameters_of_the_model_on_the_meta_device(name: str) -> None:
+def test_the_formula_counts_the_parameters_of_the_real_model(name: str) -> None:
     model, ours = _on_meta(CONFIGS[name]), parse(CONFIGS[name], name)
     assert ours.parameters == sum(parameter.numel() for parameter in model.parameters())
     by_module = [
@@ -137,7 +137,7 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     assert ours.flops(0, tokens) / 3 == pytest.approx(counted, rel=0.02)
 
 
-def test_flops_with_adapters_are_those_that_torch_counts_forward_and_backward() -> None:
+def test_flops_with_adapters_are_those_that_torch_counts() -> None:
     """Frozen matrices have no gradient of their own; eager attention, every pair of positions, and no gradient of embeddings."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -161,7 +161,7 @@ def test_flops_with_adapters_are_those_that_torch_counts_forward_and_backward() 
     assert ours.flops(0, tokens, 0) < ours.flops(0, tokens)
 
 
-def test_what_the_planner_does_not_know_is_said(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     assert shipped("nobody/knows") is None
     with pytest.raises(UserError, match="no formula for model_type 'mamba'; it knows llama"):
         parse({"model_type": "mamba"}, "config.json")

@@ -96,7 +96,7 @@ def test_custom_code_is_refused_and_never_asked_for(
     assert "[y/N]" not in process.stdout + process.stderr
 
 
-def test_custom_code_beside_a_known_class_is_ignored(tmp_path: Path, tiny_llama: Path) -> None:
+def test_custom_code_next_to_a_known_class_is_ignored(tmp_path: Path, tiny_llama: Path) -> None:
     """Many models name code of their own for old versions, and transformers has their classes."""
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     names = ("AutoConfig", "AutoModelForCausalLM")

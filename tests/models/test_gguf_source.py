@@ -106,7 +106,7 @@ def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path: Path, cache: Pa
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_a_single_part_of_one_is_a_whole_model(tmp_path: Path, cache: Path) -> None:
+def test_a_single_part_of_one_is_a_complete_model(tmp_path: Path, cache: Path) -> None:
     assert models.fetch(source(tiny_gguf(tmp_path / "tiny-00001-of-00001.gguf"))).parent == cache
 
 
@@ -140,7 +140,7 @@ def test_a_gguf_that_the_user_cannot_read_is_named(
         models.identify(source(file))
 
 
-def test_a_user_without_a_home_is_told_to_set_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_is_asked_to_set_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container whose user has no entry in /etc/passwd."""
     for name in ("SSD_RAY_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)

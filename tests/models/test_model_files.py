@@ -393,7 +393,7 @@ def test_closed_files_are_named(model: Path, name: str, monkeypatch: pytest.Monk
     assert "cannot be read by this user: change its mode: chmod" in refusal(model)
 
 
-def test_what_a_path_holds_is_said(model: Path, tmp_path: Path) -> None:
+def test_a_refusal_states_what_the_path_holds(model: Path, tmp_path: Path) -> None:
     """The error of a path that exists names what lies there, and what to give instead."""
     weights_file = model / "model.safetensors"
     assert f"is one file of a model: give its directory, {model}" in refusal(weights_file)
@@ -428,21 +428,21 @@ def test_what_a_path_holds_is_said(model: Path, tmp_path: Path) -> None:
         ("pytorch_model.bin.index.json", "holds no .*config.json, generation_config.json"),
     ],
 )
-def test_other_formats_are_said_by_their_name(model: Path, name: str, said: str) -> None:
+def test_other_formats_are_named(model: Path, name: str, said: str) -> None:
     (model / "model.safetensors").unlink()
     (model / name).write_bytes(b"GGUF")
     with pytest.raises(UserError, match=said):
         models.fetch(ModelConfig(source=str(model)))
 
 
-def test_a_directory_with_one_gguf_says_to_give_the_file(tmp_path: Path) -> None:
+def test_a_directory_with_one_gguf_suggests_the_file(tmp_path: Path) -> None:
     (tmp_path / "tiny.Q8_0.gguf").write_bytes(b"GGUF")
     assert f"give that file: {tmp_path / 'tiny.Q8_0.gguf'}" in refusal(tmp_path)
     (tmp_path / "tiny.Q4_0.gguf").write_bytes(b"GGUF")
     assert "holds 2 GGUF files" in refusal(tmp_path)
 
 
-def test_a_repository_of_the_hub_cache_says_to_give_a_snapshot(
+def test_a_repository_of_the_hub_cache_suggests_a_snapshot(
     tmp_path: Path, tiny_llama: Path
 ) -> None:
     snapshot = tmp_path / "snapshots" / ("ab" * 20)
@@ -585,7 +585,7 @@ def test_no_header_breaks_the_reader(
         "a/",
     ],
 )
-def test_what_is_neither_a_path_nor_an_id_of_the_hub_is_said(source: str) -> None:
+def test_a_source_that_is_no_path_and_no_hub_id_is_refused(source: str) -> None:
     with pytest.raises(
         UserError,
         match=r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked at)",

@@ -75,9 +75,7 @@ def is_read(run: Run, verb: str = "report") -> bool:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_reads_an_old_run_or_refuses_it_in_one_sentence(
-    old: Path, played: Played, verb: str
-) -> None:
+def test_each_verb_reads_or_refuses_an_old_run(old: Path, played: Played, verb: str) -> None:
     before = shards(old, *GPU)
     is_read(played.run(old), verb)
     assert shards(old, *GPU) == before
@@ -111,7 +109,7 @@ def test_an_old_run_that_was_interrupted_is_resumed_or_refused(
 
 
 @pytest.mark.parametrize("kind", ["samples", "checkpoint", "generations"])
-def test_old_work_of_gpus_that_means_something_else_now_is_refused_untouched(
+def test_old_gpu_work_with_another_meaning_is_refused_untouched(
     old: Path, played: Played, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(
@@ -129,7 +127,7 @@ def test_old_work_of_gpus_that_means_something_else_now_is_refused_untouched(
     } == before
 
 
-def test_a_plan_of_an_old_run_says_what_is_made_again(old: Path, played: Played) -> None:
+def test_a_plan_of_an_old_run_lists_artifacts_to_remake(old: Path, played: Played) -> None:
     outlooks = {step.name: outlook for step, _, outlook, _ in played.run(old).outlooks()}
     for name, outlook in outlooks.items():
         assert outlook in ("keep", "make again", "refuse"), name
@@ -157,9 +155,7 @@ def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: P
     assert compare(first, second).changes == ()
 
 
-def test_shards_without_columns_on_record_are_known_again_by_their_rows(
-    old: Path, played: Played
-) -> None:
+def test_shards_without_recorded_columns_are_matched_by_rows(old: Path, played: Played) -> None:
     """Another version of Parquet writes the same rows in other bytes: a model that was trained on them stays."""
     before = shards(old, "checkpoint-accepted")
     manifest = files.read_json(old / "sample-verdicts" / "manifest.json")

@@ -69,7 +69,7 @@ def test_all_that_was_made_from_failed_verdicts_is_made_again(new: New) -> None:
     ]
 
 
-def test_verdicts_that_come_to_the_same_data_set_cost_no_gpu_time(
+def test_verdicts_that_change_no_data_set_cost_no_gpu_time(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = World._read
@@ -90,7 +90,7 @@ def test_verdicts_that_come_to_the_same_data_set_cost_no_gpu_time(
 
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
-def test_what_is_made_again_otherwise_has_all_that_follows_made_again(new: New, name: str) -> None:
+def test_a_changed_artifact_remakes_all_that_follow(new: New, name: str) -> None:
     """Whatever was deleted, and came out otherwise on other hardware: the end is that of a run from the beginning."""
     world = new()
     calm = World(world.out.with_name("calm"))
@@ -103,9 +103,7 @@ def test_what_is_made_again_otherwise_has_all_that_follows_made_again(new: New, 
 
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
-def test_what_is_made_again_to_the_same_has_nothing_that_follows_made_again(
-    new: New, name: str
-) -> None:
+def test_an_unchanged_artifact_remakes_nothing_that_follows(new: New, name: str) -> None:
     world = new()
     shutil.rmtree(world.out / name)
     world.run().make()
@@ -141,7 +139,7 @@ def killed_while_followed(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts", "samples", "generations/base", "generations/accepted"])
-def test_what_followed_an_input_that_was_lost_halfway_is_made_again(
+def test_artifacts_of_an_input_lost_halfway_are_remade(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     without_ray(monkeypatch)
@@ -155,7 +153,7 @@ def test_what_followed_an_input_that_was_lost_halfway_is_made_again(
 
 
 @pytest.mark.parametrize("name", ["prompts", "samples", "generations/base", "generations/accepted"])
-def test_what_followed_an_input_that_is_resumed_is_resumed(
+def test_artifacts_of_a_resumed_input_are_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     without_ray(monkeypatch)
@@ -206,7 +204,7 @@ CHEAP = ("contamination", "verdicts/base", "report")
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_what_costs_no_gpu_time_is_made_again_for_other_choices(
+def test_cheap_artifacts_are_remade_for_other_choices(
     new: New, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = new()
@@ -237,9 +235,7 @@ def remove(world: World, *names: str) -> None:
 @pytest.mark.parametrize(
     "verb", ["report", "render", "sample", "prepare", "train", "generate", "grade"]
 )
-def test_gpu_work_of_other_choices_is_refused_before_anything_is_touched(
-    new: New, name: str, verb: str
-) -> None:
+def test_gpu_work_of_other_choices_is_refused_untouched(new: New, name: str, verb: str) -> None:
     world = new()
     world.choices[name] = 2
     before = snapshot(world.out)
@@ -274,7 +270,7 @@ def inputs_of(step: Step) -> list[Step]:
     return [step, *(before for each in step.inputs for before in inputs_of(each))]
 
 
-def test_a_refused_run_goes_on_once_the_directories_named_are_deleted(new: New) -> None:
+def test_a_refused_run_resumes_once_named_directories_are_gone(new: New) -> None:
     world, calm = new(), World(new("calm").out)
     world.choices["prompts"] = calm.choices["prompts"] = 2
     shutil.rmtree(calm.out)
@@ -291,7 +287,7 @@ def test_a_refused_run_goes_on_once_the_directories_named_are_deleted(new: New) 
     assert world.contents() == calm.contents()
 
 
-def test_what_no_gpu_worked_with_yet_is_made_again_but_for_prompts(
+def test_artifacts_that_no_gpu_used_are_remade_except_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
@@ -310,7 +306,7 @@ def test_what_no_gpu_worked_with_yet_is_made_again_but_for_prompts(
     world.run().make()
 
 
-def test_an_attempt_that_made_nothing_is_neither_refused_nor_kept(
+def test_an_attempt_that_made_nothing_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
@@ -371,7 +367,7 @@ def test_another_version_that_makes_the_same_costs_no_gpu_time(
     ],
 )
 @pytest.mark.parametrize("times", [1, 2])
-def test_gpu_work_is_refused_where_another_version_makes_its_inputs_otherwise(
+def test_gpu_work_is_refused_if_a_new_version_changes_its_inputs(
     new: New, monkeypatch: pytest.MonkeyPatch, kind: str, refused: str, times: int
 ) -> None:
     world = new()
@@ -390,7 +386,7 @@ def test_gpu_work_is_refused_where_another_version_makes_its_inputs_otherwise(
     } == before
 
 
-def test_a_machine_that_fails_under_a_new_version_costs_what_it_costs_under_one(
+def test_a_loss_under_a_new_version_costs_what_it_did_before(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the new version made as the old one is that of the new one from then on."""
@@ -414,7 +410,7 @@ def outlooks(world: World) -> dict[str, str]:
     }
 
 
-def test_a_plan_says_what_a_run_then_does_and_touches_nothing(
+def test_a_plan_predicts_the_run_and_touches_nothing(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = new()
@@ -443,7 +439,7 @@ def test_a_plan_says_what_a_run_then_does_and_touches_nothing(
     assert snapshot(world.out) == before
 
 
-def test_a_plan_says_which_verdicts_are_graded_again(new: New) -> None:
+def test_a_plan_lists_verdicts_to_grade_again(new: New) -> None:
     world = new(failing=True)
     told = outlooks(world)
     assert told["sample-verdicts"] == told["verdicts/base"] == "resume"
@@ -496,7 +492,7 @@ def ends_as_calm(tmp_path: Path, new: New, change: Callable[[World], None], step
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_run_killed_while_it_makes_things_again_ends_with_the_same_bytes(
+def test_a_run_killed_while_remaking_ends_with_the_same_bytes(
     tmp_path: Path, new: New, change: Callable[[World], None]
 ) -> None:
     ends_as_calm(tmp_path, new, change, 17)
@@ -504,14 +500,14 @@ def test_a_run_killed_while_it_makes_things_again_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_run_killed_at_any_file_operation_ends_with_the_same_bytes(
+def test_a_kill_at_any_file_operation_keeps_the_same_bytes(
     tmp_path: Path, new: New, change: Callable[[World], None]
 ) -> None:
     ends_as_calm(tmp_path, new, change, 1)
 
 
 @pytest.mark.slow
-def test_a_recipe_s_run_killed_at_random_ends_with_the_same_scores_byte_for_byte(
+def test_a_run_killed_at_random_ends_with_the_same_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 ) -> None:
     """With the real steps that need neither GPUs nor graders: prompts, data set, report."""

@@ -55,7 +55,7 @@ def test_a_run_stays_with_the_commit_that_it_got_first(
     assert asked == [None, "first", None, "chosen"]
 
 
-def test_prompts_stay_with_the_commit_of_their_data_set_and_say_it(
+def test_prompts_record_and_keep_the_commit_of_their_data_set(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hub:
@@ -86,7 +86,7 @@ def test_prompts_stay_with_the_commit_of_their_data_set_and_say_it(
     ]
 
 
-def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
+def test_a_second_driver_with_another_recipe_touches_nothing(
     tmp_path: Path,
 ) -> None:
     first, second = (
@@ -104,7 +104,7 @@ def test_a_second_driver_with_another_recipe_touches_nothing_of_the_one_at_work(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_signal_while_ray_starts_is_answered_once_it_is_up_and_a_second_one_at_once(
+def test_a_second_signal_while_ray_starts_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, times: int
 ) -> None:
     import ray
@@ -161,7 +161,7 @@ with cluster.connected(ClusterConfig(device="cpu")):
         ("ignored", ["SIGTERM", "SIGTERM", "SIGINT"], "up\nat work\ndown\n", 0),
     ],
 )
-def test_a_second_signal_is_answered_at_once_when_called_from_python(
+def test_a_second_signal_ends_a_python_call_at_once(
     answer: str, signals: list[str], shown: str, status: int
 ) -> None:
     """Without the command line nobody has set a handler, and the default is no function that could be called."""
@@ -196,7 +196,7 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(
     )
 
 
-def test_a_prompt_file_with_ids_of_its_own_says_once_how_to_use_them(
+def test_a_prompt_file_with_ids_hints_once_how_to_use_them(
     tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "mine.jsonl"
@@ -228,9 +228,7 @@ def test_a_prompt_file_with_ids_of_its_own_says_once_how_to_use_them(
         ).make("render")
 
 
-def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_stage_has_its_own_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controls = ["evaluate.controls=[naive, accepted]", "evaluate.profiles=[strict, lcb-compat]"]
 
     def fingerprints() -> dict[str, str]:
@@ -249,7 +247,7 @@ def test_every_stage_has_a_revision_and_inputs_do_not_hand_theirs_on(
     assert changed == {name for name in before if "verdicts" in name}
 
 
-def test_samples_are_drawn_while_prompts_are_rendered_and_not_before_a_few_are_checked(
+def test_sampling_starts_once_a_few_prompts_are_checked(
     tmp_path: Path,
 ) -> None:
     run = Run(recipes.load("quickstart"), tmp_path, LineProgress())
@@ -293,9 +291,7 @@ def _settled(run: Run, step: Step) -> manifests.State:
     return Renewal(run._steps, run.out, LineProgress()).settle(step)
 
 
-def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_a_data_set_is_remade_only_for_other_samples(tmp_path: Path, tiny_llama: Path) -> None:
     run = Run(
         recipes.load("quickstart", [f"model.source={tiny_llama}", "model.max_model_len=4096"]),
         tmp_path,
@@ -320,7 +316,7 @@ def test_a_data_set_of_other_samples_is_made_again_and_one_of_the_same_is_not(
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "foreign"])
-def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
+def test_damaged_shards_of_complete_samples_reopen_the_ledger(
     tmp_path: Path, tiny_llama: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(
@@ -343,7 +339,7 @@ def test_harm_to_the_shards_of_whole_samples_has_the_ledger_looked_at_again(
     assert "samples: shards are not as they were" in "".join(capsys.readouterr())
 
 
-def test_a_model_without_a_chat_template_is_sampled_and_evaluated_in_release_mode(
+def test_a_model_without_a_template_runs_in_release_mode(
     tmp_path: Path,
 ) -> None:
     from tests.support.tiny import tiny_model
@@ -375,7 +371,7 @@ def test_a_model_without_a_chat_template_is_sampled_and_evaluated_in_release_mod
     ], "a mistake shows first"
 
 
-def test_prompts_that_are_cut_for_another_length_of_answers_are_other_prompts(
+def test_prompts_cut_for_another_answer_length_are_others(
     tmp_path: Path,
 ) -> None:
     def fingerprint(*chosen: str) -> str:

@@ -36,7 +36,7 @@ def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:
         assert fitting == sorted(fitting)  # a larger cluster fits wherever a smaller one does
 
 
-def test_a_recipe_that_fits_nowhere_is_told_what_would() -> None:
+def test_a_recipe_that_fits_nowhere_gets_advice() -> None:
     plan = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=40",))
     assert plan.smallest is None
     assert plan.mend is not None
@@ -47,7 +47,7 @@ def test_a_recipe_that_fits_nowhere_is_told_what_would() -> None:
     assert hopeless.mend is None
 
 
-def test_what_is_advised_is_a_recipe() -> None:
+def test_every_advice_is_a_valid_recipe() -> None:
     """The router's loss has no gradient at ZeRO-3 with recomputation, so the advice stays at the recipe's own stage."""
     asked = ["train.router_aux_loss=0.01", "train.zero_stage=2", "cluster.train_workers=8"]
     plan = plan_of("qwen3-30b-instruct", *asked)
@@ -88,7 +88,7 @@ def test_heads_that_training_refuses_to_share_out_fit_nowhere(
         assert "share" not in plan_training(recipe, model, assumptions([])).own.refusal
 
 
-def test_more_than_the_models_context_is_told_with_a_mend() -> None:
+def test_exceeding_the_models_context_names_a_remedy() -> None:
     long = ["model.max_model_len=100000", "prepare.max_length=100000", "sample.max_tokens=90000"]
     plan = plan_of("quickstart", *long)
     context = model_of("quickstart").max_positions
@@ -104,7 +104,7 @@ def test_more_than_the_models_context_is_told_with_a_mend() -> None:
     assert (mended.warning, mended.length) == ("", context)
 
 
-def test_no_answer_or_sequence_is_told_to_be_longer_than_the_context(tmp_path: Path) -> None:
+def test_no_advice_exceeds_the_context(tmp_path: Path) -> None:
     short = ["model.max_model_len=512", "evaluate.max_tokens=32768", "prepare.max_length=4096"]
     recipe = recipes.load("quickstart", short)
     told = {
@@ -206,7 +206,7 @@ def test_a_wrong_assumption_costs_a_sentence(override: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["gate_proj", "w1"])
-def test_adapters_on_layers_that_are_not_there_are_no_plan_for_all_weights(target: str) -> None:
+def test_adapters_on_missing_layers_are_no_plan(target: str) -> None:
     lora = f"train.lora={{rank: 16, target_modules: [q_proj, {target}]}}"
     with pytest.raises(
         UserError,
@@ -215,7 +215,7 @@ def test_adapters_on_layers_that_are_not_there_are_no_plan_for_all_weights(targe
         plan_of("qwen3-30b-instruct", lora)
 
 
-def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three_passes() -> None:
+def test_adapters_save_less_than_a_third_of_the_time() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     whole, lora = (
         plan_of("llama-3.1-8b-instruct", *set_, assume=fast).candidates[-1].time
@@ -226,7 +226,7 @@ def test_adapters_cost_less_time_than_all_weights_but_not_less_than_two_of_three
     assert 2 / 3 < lora.hours / whole.hours < 0.75
 
 
-def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
+def test_the_recipes_own_worker_count_is_always_planned() -> None:
     plan = plan_of("qwen3-4b-instruct", "cluster.train_workers=64", "train.global_batch_size=64")
     assert [candidate.num_workers for candidate in plan.candidates] == [1, 2, 4, 8, 16, 32, 64]
     assert plan.own.num_workers == 64
@@ -234,7 +234,7 @@ def test_the_recipes_own_number_of_workers_is_planned_whatever_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
-def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_nodes(
+def test_every_paper_recipe_fits_as_shipped(
     name: str,
 ) -> None:
     plan = plan_of(name)
@@ -249,7 +249,7 @@ def test_every_paper_recipe_fits_as_it_is_and_is_planned_for_one_two_and_four_no
     assert ("the recipe as it is" in text.getvalue()) != ("and the recipe's own" in text.getvalue())
 
 
-def test_a_sections_source_is_that_of_the_fields_that_the_recipe_sets() -> None:
+def test_a_section_shows_the_source_of_its_set_fields() -> None:
     recipe = recipes.load("quickstart")
     assert origin(recipe, "train.steps", []) == recipe.sources["train"]
     assert origin(recipe, "train.packing", []) == "default"
@@ -308,7 +308,7 @@ def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
     json.dumps(plan)
 
 
-def test_a_model_that_the_planner_does_not_know_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
+def test_an_unknown_model_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
     found = _run(
         "plan", "quickstart", "--set", "model.source=nobody/nothing", "--out", str(tmp_path / "run")
     )

@@ -26,7 +26,7 @@ from loss_memory import LiveBytes
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("gpus", "nodes"), [(8, 1), (8, 4), (1, 1)])
-def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, nodes: int) -> None:
+def test_model_states_match_deepspeeds_estimator(name: str, gpus: int, nodes: int) -> None:
     """Equal to the byte but for rounding; its margin of half for the host's buffers and its largest layer are left out."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as estimate
 
@@ -44,7 +44,7 @@ def test_model_states_are_what_deepspeeds_estimator_says(name: str, gpus: int, n
         assert ours.parts["parameters"] == pytest.approx(device - largest, rel=1e-6, abs=1)
 
 
-def test_stage_two_and_one_are_what_deepspeeds_estimator_says() -> None:
+def test_stages_two_and_one_match_deepspeeds_estimator() -> None:
     from deepspeed.runtime.zero.stage_1_and_2 import (
         estimate_zero2_model_states_mem_needs as estimate,
     )
@@ -57,7 +57,7 @@ def test_stage_two_and_one_are_what_deepspeeds_estimator_says() -> None:
     assert memory(model, dataclasses.replace(SETTING, zero_stage=1)).states > ours
 
 
-def test_the_buckets_are_deepspeeds_defaults_and_those_of_our_engine() -> None:
+def test_the_buckets_match_deepspeed_and_our_engine() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     defaults = DeepSpeedZeroConfig()
@@ -74,7 +74,7 @@ def test_the_buckets_are_deepspeeds_defaults_and_those_of_our_engine() -> None:
     shared=st.sampled_from([1, 2, 4]),
     checkpointing=st.booleans(),
 )
-def test_memory_falls_with_stage_workers_and_sharing_and_grows_with_tokens(
+def test_memory_falls_with_sharding_and_grows_with_tokens(
     workers: int, stage: int, tokens: int, shared: int, checkpointing: bool
 ) -> None:
     model = model_of("qwen3-30b-instruct")
@@ -125,7 +125,7 @@ def test_lora_needs_no_states_for_frozen_weights() -> None:
     assert found.states == 2 * (model.parameters + adapters) + 16 * adapters
 
 
-def test_packing_with_sdpa_needs_a_mask_of_tokens_squared_and_its_numbers() -> None:
+def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
     def needed(*overrides: str) -> int:
         return plan_of("qwen3-4b-instruct", *overrides).own.memory.device
 
@@ -135,7 +135,7 @@ def test_packing_with_sdpa_needs_a_mask_of_tokens_squared_and_its_numbers() -> N
     assert needed("train.packing=true", "train.attention=flash_attention_2") == needed()
 
 
-def test_held_out_samples_and_the_export_are_in_the_memory_of_hosts() -> None:
+def test_host_memory_counts_held_out_samples_and_exports() -> None:
     model, found = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").own.memory
     assert found.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
     assert found.export == 2 * model.parameters
@@ -158,9 +158,7 @@ def test_held_out_samples_and_the_export_are_in_the_memory_of_hosts() -> None:
         ("train.global_batch_size=2", False),
     ],
 )
-def test_a_whole_gradient_is_held_on_a_cpu_that_adds_micro_batches_up_in_float32(
-    change: str, held: bool
-) -> None:
+def test_a_cpu_holds_a_full_gradient_in_float32(change: str, held: bool) -> None:
     assert (
         plan_of("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient
         == held
@@ -218,7 +216,7 @@ BUCKET = 1 << 19
 
 @pytest.mark.real
 @pytest.mark.parametrize("on_cpu", [False, True])
-def test_the_bytes_of_a_bucket_are_those_that_deepspeed_has_alive(on_cpu: bool) -> None:
+def test_bucket_bytes_are_those_that_deepspeed_allocates(on_cpu: bool) -> None:
     """Communication as on a GPU, overlapped, up to the collective, which is gloo's here; and as on a CPU, gloo's included."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

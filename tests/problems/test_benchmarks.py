@@ -92,7 +92,7 @@ def _read(tmp_path: Path, *rows: dict[str, Any]) -> list[Problem]:
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS.items())
-def test_a_format_is_told_by_its_columns_in_jsonl_gzip_and_parquet(
+def test_a_format_is_known_by_its_columns_in_any_container(
     tmp_path: Path, name: str, row: dict[str, Any]
 ) -> None:
     plain = read_problems(_write(tmp_path / "p.jsonl", row))
@@ -112,7 +112,7 @@ def test_a_format_is_told_by_its_columns_in_jsonl_gzip_and_parquet(
     )
 
 
-def test_every_format_is_told_from_every_other() -> None:
+def test_every_format_is_distinguished_from_every_other() -> None:
     for form in FORMATS:
         assert find_format(dict.fromkeys(form.columns)) is form
     with pytest.raises(
@@ -167,7 +167,7 @@ def test_a_file_that_is_cut_off_or_missing_is_one_sentence(tmp_path: Path) -> No
             list(read_problems(tmp_path / name))
 
 
-def test_evalplus_keeps_base_before_plus_and_asks_for_what_is_expected(tmp_path: Path) -> None:
+def test_evalplus_keeps_base_tests_before_plus_tests(tmp_path: Path) -> None:
     (problem,) = _read(tmp_path, HUMANEVAL_PLUS)
     assert (problem.kind, problem.source, problem.comparison, problem.atol) == (
         "function",
@@ -199,7 +199,7 @@ def _function(reference: str, inputs: list[list[object]], comparison: str = "eva
     )
 
 
-def test_a_reference_runs_in_one_process_on_inputs_that_it_may_spoil() -> None:
+def test_a_reference_may_change_its_inputs() -> None:
     shared: list[object] = [1]
     reference = "n = 0\ndef f(xs):\n    global n\n    n += 1\n    xs.append(n)\n    return xs, {1j}, float('nan')"
     with Sandbox(floor="L0") as sandbox:
@@ -210,7 +210,7 @@ def test_a_reference_runs_in_one_process_on_inputs_that_it_may_spoil() -> None:
     ]
 
 
-def test_what_only_has_to_be_there_may_be_anything() -> None:
+def test_a_not_none_comparison_stores_only_presence() -> None:
     with Sandbox(floor="L0") as sandbox:
         reference = "import re\ndef f(t):\n    return re.search('a', t)"
         known = with_expected(
@@ -364,7 +364,7 @@ def test_a_bad_row_is_refused_with_its_field(
     assert [bad.row for bad in loaded.bad_rows] == [1]
 
 
-def test_an_mbpp_assertion_is_a_check_in_which_the_name_is_the_candidate(tmp_path: Path) -> None:
+def test_an_mbpp_assertion_becomes_a_check_of_the_candidate(tmp_path: Path) -> None:
     (problem,) = _read(tmp_path, MBPP)
     assert (problem.problem_id, problem.kind, problem.entry_point) == (
         "mbpp/11",
@@ -508,7 +508,7 @@ def test_releases_and_dates_belong_to_formats_that_have_them(tmp_path: Path) -> 
             list(sources.benchmark_problems(_evaluate({"file": file, **chosen})))
 
 
-def test_the_identity_of_a_benchmark_changes_with_its_files_and_choices(tmp_path: Path) -> None:
+def test_a_benchmarks_identity_follows_its_files_and_choices(tmp_path: Path) -> None:
     file = _write(tmp_path / "g.jsonl", GSM8K)
     first = sources.identify(Benchmark(name="g", file=str(file)))
     assert first == sources.identify(Benchmark(name="other", file=str(file)))
@@ -580,7 +580,7 @@ def test_the_authors_evaluation_is_one_user_turn_with_its_slips() -> None:
         released_evaluation(Problem(problem_id="n", source="s", statement="?", kind="numeric"))
 
 
-def test_every_kind_says_in_a_chat_how_it_is_judged(tmp_path: Path) -> None:
+def test_every_kind_states_in_a_chat_how_it_is_judged(tmp_path: Path) -> None:
     evalplus_row, humaneval, mbpp, gsm8k, own = (_read(tmp_path, row)[0] for row in ROWS.values())
     assert user_message(evalplus_row) == user_message(humaneval)
     assert user_message(humaneval).startswith("Complete this function.")
@@ -619,7 +619,9 @@ def test_reading_problems_loads_no_engine() -> None:
         ("gsm8k_test.jsonl", "gsm8k", 1319, "numeric"),
     ],
 )
-def test_the_published_files_are_read_whole(name: str, form: str, count: int, kind: str) -> None:
+def test_the_published_files_are_read_completely(
+    name: str, form: str, count: int, kind: str
+) -> None:
     if not (DATA / name).exists():
         pytest.skip("the development data are not here")
     loaded = read_problems(DATA / name)
@@ -632,7 +634,7 @@ def test_the_published_files_are_read_whole(name: str, form: str, count: int, ki
     assert all(problem.tests for problem in problems)
 
 
-def test_of_mbpp_only_four_problems_cannot_be_judged_from_outside() -> None:
+def test_only_four_mbpp_problems_cannot_be_judged() -> None:
     if not (DATA / "mbpp.jsonl").exists():
         pytest.skip("the development data are not here")
     loaded = read_problems(DATA / "mbpp.jsonl", skip_bad_rows=True)

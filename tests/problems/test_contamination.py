@@ -153,7 +153,7 @@ def test_two_problems_in_chinese_that_open_alike_do_not_overlap() -> None:
     )
 
 
-def test_the_length_of_a_shared_run_is_told_as_it_is() -> None:
+def test_the_length_of_a_shared_run_is_reported_exactly() -> None:
     words = Benchmarks(
         [_problem(0, LONG), _problem(1, SHORT), _problem(2, CHINESE), _problem(3, MIXED)]
     )
@@ -242,7 +242,7 @@ def test_case_punctuation_and_line_breaks_hide_nothing() -> None:
     assert Benchmarks([_problem(0, LONG)]).find(" ".join(reversed(LONG.split()))) is None
 
 
-def test_a_short_problem_is_found_whole_within_a_long_prompt() -> None:
+def test_a_short_problem_is_found_inside_a_long_prompt() -> None:
     benchmarks = Benchmarks([_problem(0, SHORT), _problem(1, "Add two numbers.")])
     found = benchmarks.find(f"Here is your task for today, please do it well. {SHORT} Thank you.")
     assert found is not None
@@ -252,7 +252,7 @@ def test_a_short_problem_is_found_whole_within_a_long_prompt() -> None:
     )
 
 
-def test_a_phrase_of_the_format_marks_nothing_and_is_counted_by_benchmark() -> None:
+def test_a_phrase_of_the_format_marks_no_prompt() -> None:
     phrase = (
         "The input is given from standard input in the following format with every value an integer"
     )
@@ -285,7 +285,7 @@ def _artifacts(tmp_path: Path, statements: list[str], problems: list[Problem]) -
     return tmp_path / "prompts", tmp_path / "benchmark"
 
 
-def test_an_overlap_is_refused_by_default_and_told_with_its_mend(tmp_path: Path) -> None:
+def test_an_overlap_is_refused_by_default_with_a_remedy(tmp_path: Path) -> None:
     places = _artifacts(
         tmp_path, ["Something else.", LONG], [_problem(7, LONG), _problem(8, SHORT)]
     )
@@ -329,7 +329,7 @@ def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert said[-1].startswith("contamination: done, 3/3 prompts")
 
 
-def test_what_is_dropped_is_counted_and_nothing_is_left_to_refuse() -> None:
+def test_dropped_overlaps_are_counted_and_refuse_nothing() -> None:
     from ssd_ray.config import PromptsConfig
 
     problems = list(sources.builtin("train"))
@@ -356,7 +356,7 @@ def test_the_built_in_sets_and_the_quick_start_pass_honestly() -> None:
     assert all(benchmarks.find(problem.statement) for problem in long)
 
 
-def test_the_check_comes_before_sampling_and_leaves_samples_as_they_are(tmp_path: Path) -> None:
+def test_the_check_precedes_sampling_and_changes_no_sample(tmp_path: Path) -> None:
     """Allowing what was refused, or evaluating on something else, does not make the samples stale."""
     runs = [
         {step.name: step for step in graph.steps(recipes.load("quickstart", overrides))}

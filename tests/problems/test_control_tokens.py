@@ -194,7 +194,7 @@ def test_a_lowercasing_tokenizer_finds_no_token_in_capitals() -> None:
     assert _controls(tokenizer, ids) == FRAME
 
 
-def test_what_a_tokenizer_cannot_write_as_text_is_named() -> None:
+def test_tokens_that_cannot_be_written_as_text_are_named() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -374,7 +374,7 @@ def test_a_statement_in_several_columns_is_refused(tmp_path: Path) -> None:
         ({"entry_point": "", "test_info": []}, None),
     ],
 )
-def test_a_prompt_says_which_function_a_row_names(
+def test_a_prompt_states_the_function_that_a_row_names(
     tmp_path: Path, extra: dict[str, Any], function: str | None
 ) -> None:
     ((problem,), _) = _prompts(_write(tmp_path / "p.jsonl", {"question": "Add.", **extra}))

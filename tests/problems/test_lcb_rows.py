@@ -83,7 +83,7 @@ def test_public_tests_come_before_private_ones(tmp_path: Path) -> None:
     assert (problem.starter_code, problem.comparison) == (None, "lcb")
 
 
-def test_a_function_takes_one_json_argument_a_line_and_is_compared_as_officially(
+def test_a_function_takes_one_json_argument_a_line(
     tmp_path: Path,
 ) -> None:
     functional = [_case('[1, 2]\n"a\\nb"\nnull', "[true, 1.0]", "functional")]
@@ -108,9 +108,7 @@ def test_a_function_takes_one_json_argument_a_line_and_is_compared_as_officially
         *(_packed([_case("4 5\n", "9\n")], protocol) for protocol in range(6)),
     ],
 )
-def test_private_tests_may_be_json_or_a_packed_text_of_any_protocol(
-    tmp_path: Path, private: str
-) -> None:
+def test_private_tests_are_json_or_packed_in_any_protocol(tmp_path: Path, private: str) -> None:
     (problem,) = read_problems(_write(tmp_path / "t.jsonl", [_row(private_test_cases=private)]))
     assert [test.output for test in problem.tests] == ["3\n", "9\n"]
 
@@ -177,7 +175,7 @@ def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
         ({"private_test_cases": json.dumps([_case("\udfff", "1")])}, "no Unicode"),
     ],
 )
-def test_a_row_that_cannot_be_decoded_is_refused_with_its_number_and_field(
+def test_an_undecodable_row_is_refused_by_number_and_field(
     tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     assert told in _complaint(tmp_path, **changes)
@@ -192,9 +190,7 @@ class _Run:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_that_names_a_global_is_refused_and_runs_nothing(
-    tmp_path: Path, protocol: int
-) -> None:
+def test_a_pickle_with_a_global_is_refused_unexecuted(tmp_path: Path, protocol: int) -> None:
     marker = tmp_path / "ran"
     blob = base64.b64encode(
         zlib.compress(pickle.dumps(_Run(str(marker)), protocol=protocol))
@@ -214,7 +210,7 @@ def test_nothing_but_a_text_or_an_error_comes_out_of_a_pickle(data: bytes) -> No
         assert isinstance(pickled_text(data), str)
 
 
-def test_a_pickle_is_never_unpickled_in_its_header_or_after_its_end() -> None:
+def test_a_pickle_with_forged_lengths_is_refused() -> None:
     # 4 GiB claimed by a length, a memo of 2**32 entries, a frame beyond the end: nothing is allocated for them.
     for data in (
         b"\x80\x04\x8d\xff\xff\xff\xff\x00\x00\x00\x00a.",
@@ -244,7 +240,7 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path: Path) -> None:
         assert all(bad.reason for bad in loaded.bad_rows)
 
 
-def test_the_counts_of_releases_and_windows_are_those_that_people_quote() -> None:
+def test_release_and_window_counts_match_published_ones() -> None:
     totals = [livecodebench.release_rows(f"release_v{version}") for version in range(1, 7)]
     assert totals == [400, 511, 612, 713, 880, 1055]
     assert livecodebench.release_rows("release_latest") == 1055
@@ -317,7 +313,7 @@ def _count(**chosen: Any) -> int:
     return len(list(resolve.counted(benchmark, resolve.load(benchmark))))
 
 
-def test_a_part_of_a_release_is_refused_by_name_and_welcome_without_one(tmp_path: Path) -> None:
+def test_part_of_a_release_is_refused_under_its_name(tmp_path: Path) -> None:
     file = str(_write(tmp_path / "t.jsonl", [_row(number) for number in range(5)]))
     with pytest.raises(
         UserError, match=r"benchmark x: release release_v6 has 1055 problems and 5 were found"
@@ -382,7 +378,7 @@ def test_the_files_of_a_release_come_from_the_hub(
         _count(name="livecodebench", release="v6")
 
 
-def test_the_rebuilt_release_v5_loads_and_says_what_it_lacks() -> None:
+def test_the_rebuilt_release_v5_loads_and_reports_gaps() -> None:
     if not REBUILT.exists():
         pytest.skip("the development data are not here")
     benchmark = Benchmark(name="livecodebench", file=str(REBUILT), release="release_v5")

@@ -56,7 +56,7 @@ def test_every_reference_passes_its_tests() -> None:
         assert check_references(sources.builtin("all"), rules, sandbox) == []
 
 
-def test_duplicates_are_dropped_after_whitespace_is_normalised_and_counted(tmp_path: Path) -> None:
+def test_duplicates_up_to_whitespace_are_dropped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     rows = ["Sum  it\nup.", "Sum it up.", "Sum it down."]
     path.write_text("".join(json.dumps({"question": row}) + "\n" for row in rows))
@@ -226,7 +226,7 @@ def test_a_bad_prompt_file_is_one_sentence(
     str(caught.value).encode()
 
 
-def test_a_mistake_far_down_a_file_is_told_before_its_first_prompt(tmp_path: Path) -> None:
+def test_a_late_mistake_in_a_file_is_reported_before_any_prompt(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     rows = [{"question": f"Add {number}.", "k": number} for number in range(3000)]
     for spoilt, told in (
@@ -268,7 +268,7 @@ def test_a_difficulty_may_be_a_number(tmp_path: Path) -> None:
     "source",
     ["rstar-coder", "hub:microsoft/rStar-Coder:seed_sft", "hub:microsoft/rStar-Coder:seed_sft@v1"],
 )
-def test_a_run_stays_with_the_commit_of_the_data_set_that_it_got_first(
+def test_a_run_keeps_its_first_commit_of_a_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """The hub moves on between two attempts: the positions that the first one sampled are the same prompts in the second."""
@@ -322,7 +322,7 @@ def test_a_run_stays_with_the_commit_of_the_data_set_that_it_got_first(
     )
 
 
-def test_a_hub_that_says_no_commit_is_told_in_a_sentence(
+def test_a_hub_without_a_commit_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hub:
@@ -364,7 +364,7 @@ def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -
             list(sources.training_problems(PromptsConfig(source=source), sources.Tally()))
 
 
-def test_files_that_cannot_be_looked_at_are_told_in_a_sentence(tmp_path: Path) -> None:
+def test_unreadable_files_are_one_sentence(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -489,7 +489,7 @@ def test_the_token_ids_are_those_of_the_text(tmp_path: Path) -> None:
     assert facts == {"rows": 1, "tokens": length, "longest": length, "skipped": 0, "truncated": 0}
 
 
-def test_a_prompt_that_leaves_no_room_for_one_token_names_itself_and_the_field(
+def test_a_prompt_without_room_for_an_answer_is_named(
     tmp_path: Path,
 ) -> None:
     whole = _render(tmp_path, ContextBudget(max_model_len=500))["longest"]
@@ -501,7 +501,7 @@ def test_a_prompt_that_leaves_no_room_for_one_token_names_itself_and_the_field(
         _render(tmp_path, ContextBudget(max_model_len=whole))
 
 
-def test_an_over_long_prompt_is_skipped_or_cut_from_the_left_where_asked_and_counted(
+def test_a_long_prompt_is_skipped_or_cut_and_counted(
     tmp_path: Path,
 ) -> None:
     _render(tmp_path / "whole", ContextBudget(max_model_len=500))
@@ -551,7 +551,7 @@ def test_a_template_argument_that_is_decided_here_is_refused() -> None:
             renderer(tiny_tokenizer(), "chat", "s", {name: False}, field="prompts.mode")
 
 
-def test_a_template_that_fails_is_told_with_the_right_mend() -> None:
+def test_a_failing_template_names_the_right_remedy() -> None:
     from tests.support.tiny import tiny_tokenizer
 
     for template, told in (
@@ -577,9 +577,7 @@ def test_a_template_that_fails_is_told_with_the_right_mend() -> None:
         ),
     ],
 )
-def test_a_template_without_a_system_role_names_the_prompt_and_the_field(
-    template: str, told: str
-) -> None:
+def test_a_template_without_a_system_role_names_the_field(template: str, told: str) -> None:
     from tests.support.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()

@@ -166,7 +166,7 @@ def test_the_field_case_of_an_end_token_behind_every_prompt(
     )
 
 
-def test_what_begins_and_ends_prompts_is_noted() -> None:
+def test_beginnings_and_ends_of_prompts_are_noted() -> None:
     tokenizer = _adding(tokenizer_of("byte-level"), "<s> $A")
     number = tokenizer.convert_tokens_to_ids("<s>")
     ends = {tokenizer.convert_tokens_to_ids("<|im_end|>")}
@@ -440,7 +440,7 @@ def test_a_models_template_that_is_no_text_is_one_sentence(own_model: Path, stat
 
 
 @pytest.mark.parametrize("text", ["", " \n", MARK])
-def test_an_empty_template_of_a_recipe_is_said_to_be_empty(
+def test_an_empty_template_of_a_recipe_is_reported_as_empty(
     own_model: Path, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "own.jinja").write_text(text)
@@ -714,7 +714,7 @@ def test_one_template_of_the_models_own_is_copied_as_it_is(model: Path, tmp_path
 # 15, as far as a run shows it
 
 
-def test_control_tokens_in_statements_are_said_and_counted(
+def test_control_tokens_in_statements_are_reported_and_counted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [

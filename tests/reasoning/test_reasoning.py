@@ -148,7 +148,7 @@ def test_the_final_channel_is_the_answer() -> None:
         (ANALYSIS, "hm<|end|>", FINAL, PROGRAM, "<|end|><|start|>assistant", ANALYSIS, DRAFT),
     ],
 )
-def test_what_does_not_end_on_the_final_channel_says_nothing(
+def test_an_answer_without_a_final_channel_has_no_content(
     drawn: tuple[str | bytes, ...],
 ) -> None:
     for ended in (True, False):
@@ -287,7 +287,7 @@ def test_messages_for_the_user_are_the_content(said: list[tuple[str, str]], ende
 @given(
     st.lists(words.map(lambda word: word.replace("[", "")), min_size=1, max_size=7), st.booleans()
 )
-def test_what_is_outside_of_pairs_is_the_content(parts: list[str], opened: bool) -> None:
+def test_text_outside_of_pairs_is_the_content(parts: list[str], opened: bool) -> None:
     marks = [("[/THINK]", "[THINK]")[(place + opened) % 2 == 1] for place in range(1, len(parts))]
     drawn = parts[0] + "".join(mark + part for mark, part in zip(marks, parts[1:], strict=True))
     outside = [part for place, part in enumerate(parts) if (place + opened) % 2 == 0]

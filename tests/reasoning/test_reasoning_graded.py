@@ -459,6 +459,6 @@ def test_prompts_unlike_the_others_are_read_as_they_are(benchmark: Path) -> None
     ]
 
 
-def test_the_ids_of_the_helpers_are_what_they_say() -> None:
+def test_the_helpers_ids_decode_to_their_text() -> None:
     assert ids_of(GPT_OSS, "<|end|>") != ids_of(GPT_OSS, b"<|end|>")
     assert len(ids_of(GPT_OSS, b"<|end|>")) == len("<|end|>")

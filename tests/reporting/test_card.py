@@ -71,7 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path
     return _prepared(tmp_path_factory.mktemp("card"), tiny_llama)
 
 
-def test_the_pages_of_a_whole_data_set_follow_what_is_no_part_of_it(
+def test_pages_of_a_complete_data_set_follow_other_settings(
     tmp_path: Path, tiny_llama: Path
 ) -> None:
     out = _prepared(tmp_path, tiny_llama)
@@ -86,9 +86,7 @@ def test_the_pages_of_a_whole_data_set_follow_what_is_no_part_of_it(
     assert {path: path.stat().st_mtime_ns for path in (out / "dataset").glob("*.parquet")} == shards
 
 
-def test_a_shard_that_cannot_be_read_is_named_with_the_mend(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_an_unreadable_shard_is_named_with_the_remedy(tmp_path: Path, tiny_llama: Path) -> None:
     out = _prepared(tmp_path, tiny_llama)
     shard = shard_paths(out / "samples")[0]
     data = bytearray(shard.read_bytes())
@@ -121,7 +119,9 @@ def test_the_hubs_own_parser_reads_the_card(prepared: Path, tiny_llama: Path) ->
     assert "\n\n\n" not in card.text
 
 
-def test_the_shards_load_as_the_card_tells(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shards_load_as_the_card_describes(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datasets import load_dataset
 
     written = [
@@ -185,7 +185,7 @@ def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_l
     assert found["chat_template_sha256"] in text
 
 
-def test_the_health_page_stands_alone_and_shows_the_facts(prepared: Path) -> None:
+def test_the_health_page_is_self_contained_and_shows_the_facts(prepared: Path) -> None:
     page = (prepared / "dataset" / "health.html").read_text()
     health = manifests.load(prepared / "dataset").facts["health"]
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
@@ -204,16 +204,14 @@ def test_the_health_page_stands_alone_and_shows_the_facts(prepared: Path) -> Non
     assert "11 of 12 answers end by an end token" in page
 
 
-def test_what_a_model_writes_is_text_on_the_page(tmp_path: Path, tiny_llama: Path) -> None:
+def test_text_of_a_model_is_escaped_on_the_page(tmp_path: Path, tiny_llama: Path) -> None:
     out = _prepared(tmp_path, tiny_llama, text="<script>alert({})</script>\nsecond line")
     page = (out / "dataset" / "health.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(0)" in page
 
 
-def test_a_licence_that_nobody_stated_and_answers_that_nobody_has_are_said_so(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_a_missing_license_and_missing_answers_are_stated(tmp_path: Path, tiny_llama: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text(
         "".join(json.dumps({"question": f"Print {number}."}) + "\n" for number in range(3))
@@ -243,7 +241,7 @@ def test_a_licence_that_nobody_stated_and_answers_that_nobody_has_are_said_so(
         ("hub:o/n@rev", "abc", "o/n on the Hugging Face hub, revision abc, split train"),
     ],
 )
-def test_prompts_are_said_to_come_from_where_they_come_from(
+def test_the_card_names_the_source_of_prompts(
     prepared: Path, tmp_path: Path, source: str, commit: str | None, told: str
 ) -> None:
     recipe = recipes.load(prepared / "recipe.yaml", [f"prompts.source={source}"])
@@ -254,9 +252,7 @@ def test_prompts_are_said_to_come_from_where_they_come_from(
     assert (found["source"], found["revision"]) == (told, commit)
 
 
-def test_samples_that_were_drawn_with_several_versions_say_all_of_them(
-    prepared: Path, tmp_path: Path
-) -> None:
+def test_samples_of_several_versions_list_all_of_them(prepared: Path, tmp_path: Path) -> None:
     recipe, drawn = (
         recipes.load(prepared / "recipe.yaml"),
         files.read_json(prepared / "samples" / "manifest.json"),
@@ -275,9 +271,7 @@ def test_samples_that_were_drawn_with_several_versions_say_all_of_them(
     assert found["versions"] == {"vllm": "1 and 2", "ray": "5"}
 
 
-def test_prompts_that_were_left_out_or_cut_are_on_the_card_and_the_page(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_skipped_and_cut_prompts_are_on_card_and_page(tmp_path: Path, tiny_llama: Path) -> None:
     source = tmp_path / "mine.jsonl"
     texts = ["Print 1.", "Print 1.", "Print 2.", "Print 3. " * 600]
     source.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))

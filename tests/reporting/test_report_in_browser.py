@@ -85,9 +85,7 @@ def complaints(log):
     return [line for line in log.splitlines() if "CONSOLE" in line]
 
 
-def test_the_headline_and_every_figure_are_in_the_rendered_page_and_the_console_is_silent(
-    shown, browse
-):
+def test_a_browser_renders_headline_and_figures_without_errors(shown, browse):
     page, figures = shown
     dom, log = browse(page, "--dump-dom")
     assert complaints(log) == []

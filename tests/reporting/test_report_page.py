@@ -33,7 +33,7 @@ def all_numbers(value):
     return {value} if isinstance(value, int | float) and not isinstance(value, bool) else set()
 
 
-def test_every_percentage_and_difference_in_the_tables_is_a_number_of_scores_json(shown):
+def test_every_number_in_the_tables_is_from_scores_json(shown):
     _, _, scores, html = shown
     numbers = all_numbers(scores)
     percentages = {
@@ -93,7 +93,7 @@ def assert_safe(html):
     return page
 
 
-def test_the_page_is_self_contained_and_a_screen_reader_finds_its_way(shown):
+def test_the_page_is_self_contained_and_accessible(shown):
     html = shown[3]
     page = assert_safe(html)
     assert html.lstrip().startswith("<!DOCTYPE html>")
@@ -110,7 +110,7 @@ def test_the_page_is_self_contained_and_a_screen_reader_finds_its_way(shown):
     assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
 
 
-def test_the_page_says_in_plain_words_what_the_run_shows_and_what_it_does_not(shown):
+def test_the_page_states_what_the_run_shows_and_does_not(shown):
     text = " ".join("".join(Page(shown[3]).text).split())
     doubt = r"p (0\.\d+|1\.0|below 0\.001), detectable ±\d+"
     assert re.search(
@@ -130,7 +130,7 @@ def test_the_page_says_in_plain_words_what_the_run_shows_and_what_it_does_not(sh
         assert promised in text
 
 
-def test_nothing_that_a_model_recipe_or_problem_says_becomes_markup(tmp_path):
+def test_text_of_models_recipes_and_problems_is_escaped(tmp_path):
     chosen = recipe(description=EVIL, model={"source": EVIL}, sources={"sample": EVIL})
     arms = {"base": chosen.evaluate.arms["base"], EVIL: chosen.evaluate.arms["ssd"]}
     chosen = chosen.model_copy(
@@ -145,7 +145,7 @@ def test_nothing_that_a_model_recipe_or_problem_says_becomes_markup(tmp_path):
     assert EVIL in text
 
 
-def test_a_run_of_the_base_model_alone_and_one_of_many_arms_both_have_a_page(tmp_path):
+def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
     alone = recipe(evaluate={"arms": {"base": {"model": "base"}}, "pass_at": [1]})
     out, _, _ = reported(make_run(tmp_path / "one", alone))
     assert_safe((out / "report.html").read_text())
@@ -189,7 +189,7 @@ def test_a_difference_ends_in_plain_words(found, told):
     assert text.endswith("(12 better, 9 worse, 379 equal)")
 
 
-def test_a_difference_over_few_problems_is_told_in_counts():
+def test_a_difference_over_few_problems_is_given_in_counts():
     few = {"problems": 9, "better": 2, "worse": 1, "reading": "too few problems"}
     text = words.reading("ssd", "base", few, 0.95)
     assert (
@@ -268,7 +268,7 @@ def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_pat
     )
 
 
-def test_numbers_are_rounded_as_people_round_and_to_the_digits_that_a_sample_deserves():
+def test_numbers_round_to_digits_that_the_sample_supports():
     assert [words.decimals(size) for size in (1, 99, 100, 9_999, 10_000)] == [0, 0, 1, 1, 2]
     assert words.percent(0.0625) == "6.3\u00a0%"
     assert words.percent(0.145, 0) == "15\u00a0%"
@@ -300,7 +300,7 @@ def swept(tmp_path_factory):
     return made, scores, (out / "report.html").read_text()
 
 
-def test_a_sweep_states_the_selection_free_gain_first_and_the_best_cell_only_beside_it(swept):
+def test_a_sweep_states_the_selection_free_gain_first(swept):
     _, scores, html = swept
     page = assert_safe(html)
     text = " ".join("".join(page.text).split())
@@ -341,7 +341,7 @@ def test_the_best_cell_is_the_difference_of_the_best_means(swept):
         )
 
 
-def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(swept):
+def test_both_profiles_are_scored_and_flips_listed(swept):
     made, scores, html = swept
     flips = scores["profiles"]["flips"]["lcb-compat"]
     assert scores["profiles"]["order"] == ["strict", "lcb-compat"]
@@ -362,7 +362,7 @@ def test_scores_stand_under_both_profiles_with_every_answer_whose_verdict_flips(
     assert html.count('<tr><th scope="row" class="fit">builtin/') >= len(flips)
 
 
-def test_a_flip_that_is_owed_to_the_official_grader_says_so(tmp_path):
+def test_a_flip_caused_by_the_official_grader_is_labeled(tmp_path):
     detail = "test 2: " + with_reason(
         "official -2: line 1 is missing", "it cannot be iterated over"
     )

@@ -55,7 +55,7 @@ def near(number):
     return pytest.approx(number, rel=1e-9, abs=1e-12)
 
 
-def test_scores_and_differences_are_what_enumerating_every_choice_of_answers_gives(made, shown):
+def test_scores_equal_an_enumeration_of_all_answers(made, shown):
     _, facts, scores, _ = shown
     for source, difficulty, k in itertools.product(PROBLEMS, (None, "easy", "hard"), (1, 5)):
         if source == "humaneval" and difficulty:
@@ -93,7 +93,7 @@ def test_scores_and_differences_are_what_enumerating_every_choice_of_answers_giv
     )
 
 
-def test_intervals_hold_their_estimate_and_are_those_of_the_problems(made, shown):
+def test_intervals_over_problems_hold_their_estimate(made, shown):
     scores = shown[2]
     values = np.array(list(per_problem(made.verdicts["ssd"], "builtin", 1).values()))
     found = scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]
@@ -142,7 +142,7 @@ def test_the_sample_histogram_holds_every_sample_once(made, shown):
     assert samples["output_tokens"] == sum(lengths)
 
 
-def test_scores_are_the_same_bytes_wherever_and_whenever_the_run_was_made(made, shown, tmp_path):
+def test_scores_are_the_same_bytes_at_any_place_and_time(made, shown, tmp_path):
     again = make_run(tmp_path / "elsewhere")
     for timing in again.path.glob("**/timing.json"):
         timing.write_text('{"seconds": 12345.6, "attempts": 7, "tokens": 9}')
@@ -159,7 +159,7 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     assert len(pictures) == 11
 
 
-def test_base_tests_alone_have_a_score_beside_that_of_all_tests(tmp_path):
+def test_base_tests_have_a_score_next_to_that_of_all_tests(tmp_path):
     passing = {"accepted": "accepted", "wrong_answer": "accepted"}
 
     def with_base(name, rows):
@@ -193,7 +193,7 @@ def test_base_tests_alone_have_a_score_beside_that_of_all_tests(tmp_path):
     assert (out / "report.html").read_text().count("base tests alone") == 1
 
 
-def test_an_infrastructure_error_is_no_wrong_answer_and_is_counted(tmp_path):
+def test_an_infrastructure_error_is_counted_and_not_wrong(tmp_path):
     def sometimes(arm, answer, rng):
         ungraded = arm == "ssd" and answer.prompt_id == "builtin/03" and answer.sample_index < 2
         return "infrastructure_error" if ungraded else usual_outcome(arm, answer, rng)
@@ -209,9 +209,7 @@ def test_an_infrastructure_error_is_no_wrong_answer_and_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("broken", "spared"), [("ssd", "base"), ("base", "ssd")])
-def test_too_many_infrastructure_errors_refuse_the_score_and_every_difference_with_it(
-    tmp_path, broken, spared
-):
+def test_too_many_infrastructure_errors_withhold_the_score(tmp_path, broken, spared):
     def often(arm, answer, rng):
         return (
             "infrastructure_error"
@@ -290,7 +288,7 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path, mutate, message):
     assert not (tmp_path / "report").exists()
 
 
-def test_another_number_of_answers_than_the_recipe_asked_for_is_refused(made):
+def test_an_unexpected_number_of_answers_is_refused(made):
     other = recipe(evaluate={"samples_per_problem": 7})
     with pytest.raises(
         UserError, match=r"'builtin/00' has 6 answers, not evaluate.samples_per_problem 7"
@@ -308,7 +306,7 @@ def test_an_unfinished_run_and_a_spoilt_loss_are_refused(tmp_path):
         reported(made)
 
 
-def test_facts_that_a_stage_did_not_count_are_shown_as_not_recorded(tmp_path):
+def test_uncounted_facts_are_shown_as_not_recorded(tmp_path):
     made = make_run(tmp_path, facts=False)
     for path in (*tmp_path.glob("**/timing.json"), tmp_path / "checkpoint" / "loss.jsonl"):
         path.unlink()
@@ -318,7 +316,7 @@ def test_facts_that_a_stage_did_not_count_are_shown_as_not_recorded(tmp_path):
     assert (out / "report.html").read_text().count("not recorded") > 20
 
 
-def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any_has_no_curves(
+def test_held_out_results_are_in_the_scores(
     tmp_path,
 ):
     made = make_run(tmp_path)
@@ -344,7 +342,7 @@ def test_what_held_out_samples_showed_stands_in_the_scores_and_a_run_without_any
         reported(made, "spoilt")
 
 
-def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_is_null(tmp_path):
+def test_a_step_repeated_after_a_crash_counts_once(tmp_path):
     lines = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": float("nan")}, {"step": 1, "loss": 0.5}]
     files.write_atomic(
         tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
@@ -357,9 +355,7 @@ def test_a_step_repeated_after_a_crash_counts_once_and_a_loss_that_is_no_number_
 @pytest.mark.parametrize(
     ("shift", "expected"), [(0.4, "higher"), (-0.4, "lower"), (0.0, "cannot tell")]
 )
-def test_arms_are_called_different_only_by_an_interval_without_zero_over_enough_problems(
-    shift, expected
-):
+def test_arms_differ_only_if_the_interval_excludes_zero(shift, expected):
     chosen, rng = recipe(), np.random.default_rng(0)
     base = rng.uniform(0.4, 0.6, 40)
     assert differences.difference(chosen, base + shift, base).reading == expected
@@ -426,7 +422,7 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     assert compare(first.path, first.path).changes == ()
 
 
-def test_runs_on_other_problems_are_not_paired_and_a_run_without_report_is_refused(tmp_path, made):
+def test_runs_on_other_problems_are_not_paired(tmp_path, made):
     first = stored(make_run(tmp_path / "a"))
     second = stored(
         make_run(tmp_path / "b", mutate=lambda name, rows: drop_problem("")(name, rows))
@@ -451,7 +447,7 @@ def test_runs_on_other_problems_are_not_paired_and_a_run_without_report_is_refus
         compare(first.path, Path("nowhere"))
 
 
-def test_problems_that_cannot_be_graded_are_named_beside_the_scores(tmp_path):
+def test_ungradable_problems_are_named_next_to_the_scores(tmp_path):
     made = make_run(tmp_path / "run")
     names = [f"own/{number}" for number in range(12)]
     left_out = [

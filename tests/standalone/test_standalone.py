@@ -98,9 +98,7 @@ def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problem
     ]
 
 
-def test_a_text_that_begins_within_a_reasoning_part_is_no_answer_before_its_end(
-    tmp_path: Path, problems: Path
-) -> None:
+def test_text_inside_open_reasoning_is_no_answer(tmp_path: Path, problems: Path) -> None:
     texts = [
         f"Try\n```python\n{DOUBLE}\n```\n{end}"
         for end in ("but no", f"</think>\n```python\n{DOUBLE}\n```")
@@ -123,9 +121,7 @@ def test_a_text_that_begins_within_a_reasoning_part_is_no_answer_before_its_end(
         )
 
 
-def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(
-    tmp_path: Path, problems: Path
-) -> None:
+def test_a_second_call_regrades_nothing(tmp_path: Path, problems: Path) -> None:
     job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
     first = grade_files(job, LineProgress())
     stamps = {path: path.stat().st_mtime_ns for path in (job.out / "verdicts").rglob("*.parquet")}
@@ -141,9 +137,7 @@ def test_a_second_call_grades_nothing_again_and_another_rule_is_refused(
         )
 
 
-def test_what_only_a_failing_machine_left_open_is_graded_again(
-    tmp_path: Path, problems: Path
-) -> None:
+def test_infrastructure_errors_are_graded_again(tmp_path: Path, problems: Path) -> None:
     job = _job(
         tmp_path, problems, [{"task_id": f"p{number % 4}", "code": DOUBLE} for number in range(40)]
     )
@@ -218,7 +212,7 @@ OTHERS = (
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("is_left_open", [False, True])
-def test_what_is_refused_leaves_a_directory_as_it_was(
+def test_a_refused_call_leaves_a_directory_as_it_was(
     tmp_path: Path, problems: Path, other: Callable[[Job], Job], is_left_open: bool
 ) -> None:
     job = _job(tmp_path, problems, [{"task_id": "p0", "text": DOUBLE}])
@@ -268,7 +262,7 @@ def test_two_calls_do_not_fill_one_directory(tmp_path: Path, problems: Path) -> 
         ({"task_id": "p0", "index": 0, "code": DOUBLE}, "two completions of index 0"),
     ],
 )
-def test_a_bad_completion_is_an_error_that_names_its_row_or_is_counted(
+def test_a_bad_completion_is_named_by_row_or_counted(
     tmp_path: Path, problems: Path, row: dict[str, Any], told: str
 ) -> None:
     rows = [{"task_id": "p0", "code": DOUBLE}, row]
@@ -331,7 +325,7 @@ def test_scores_of_few_problems_are_printed_as_counts(
     ]
 
 
-def test_the_door_imports_no_model_library() -> None:
+def test_the_entry_point_imports_no_model_library() -> None:
     code = "import sys, ssd_ray.cli.grading; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
     assert (
         subprocess.run(

@@ -52,7 +52,7 @@ def test_the_matrix_has_a_row_a_problem_and_a_column_a_k():
         pass_at_k_matrix(np.array([4, 1]), np.array([1, 1]), (2,))
 
 
-def test_the_weights_of_a_resample_are_those_of_the_bayesian_bootstrap():
+def test_resample_weights_are_those_of_the_bayesian_bootstrap():
     weights = problem_weights(7, 40_000, 3)
     shares = weights / weights.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(shares.mean(axis=0), 1 / 7, atol=0.003)
@@ -61,13 +61,13 @@ def test_the_weights_of_a_resample_are_those_of_the_bayesian_bootstrap():
     )  # Dirichlet(1, ..., 1)
 
 
-def test_effective_numbers_count_equal_values_and_discount_unequal_ones():
+def test_effective_numbers_discount_unequal_values():
     assert effective_number(np.zeros(5)) == 0
     assert effective_number(np.array([0.0, 0.3, 0.3, -0.3])) == pytest.approx(3)
     assert 1 < effective_number(np.array([1.0, 0.01, 0.01])) < 1.1
 
 
-def test_an_interval_holds_its_estimate_and_stays_within_what_is_possible():
+def test_an_interval_holds_its_estimate_within_the_range():
     rng = np.random.default_rng(4)
     for size, chance in itertools.product((1, 2, 5, 40), (0.0, 0.02, 0.5, 0.98, 1.0)):
         one = score_interval(rng.binomial(4, chance, size) / 4, confidence=0.95)
@@ -75,7 +75,7 @@ def test_an_interval_holds_its_estimate_and_stays_within_what_is_possible():
         assert one.low < one.high
 
 
-def test_what_has_no_interval_is_the_users_mistake():
+def test_scores_without_an_interval_are_a_user_error():
     for values in (np.array([]), np.array([0.5, math.nan]), np.array([0.5, 1.5]), np.zeros((2, 2))):
         with pytest.raises(UserError):
             score_interval(values, confidence=0.95)

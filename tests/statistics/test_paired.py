@@ -206,7 +206,7 @@ shares = st.integers(1, 10).flatmap(
 
 
 @given(shares)
-def test_several_answers_agree_with_p_and_are_no_wider_than_tango(case):
+def test_intervals_of_several_answers_are_no_wider_than_tango(case):
     answers, rows = case
     first, second = np.array(rows).T / answers
     found = discordance(first, second, answers=answers)

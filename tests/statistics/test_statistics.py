@@ -65,7 +65,7 @@ def assert_near_95(shares, data_sets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [30, 64, 131, 500])
-def test_the_interval_of_a_score_covers_the_truth_in_93_to_97_of_100_benchmarks(problems):
+def test_score_intervals_cover_the_truth_in_93_to_97_percent(problems):
     rng = np.random.default_rng(problems)
     cases = itertools.product((1, 3, 10), (0.0, 0.3, 0.6), (0.05, 0.1, 0.3, 0.5, 0.8, 0.95))
     kept = [
@@ -86,7 +86,7 @@ FEW = 6
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [30, 131, 500])
-def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_of_100_comparisons(
+def test_paired_intervals_cover_the_truth_in_93_to_97_percent(
     problems,
 ):
     rng = np.random.default_rng(1000 + problems)
@@ -143,7 +143,7 @@ def test_one_answer_a_problem_gives_wilsons_interval():
         assert [found.low, found.high] == pytest.approx(ends, rel=1e-9)
 
 
-def test_many_answers_that_agree_narrow_nothing_and_many_that_do_not_narrow_as_single_ones_would():
+def test_only_independent_answers_narrow_the_interval():
     rng = np.random.default_rng(5)
     agreeing = np.repeat([0.0, 1.0], 200)
     assert score_interval(agreeing, confidence=0.95) == score_interval(
@@ -155,9 +155,7 @@ def test_many_answers_that_agree_narrow_nothing_and_many_that_do_not_narrow_as_s
 
 
 @pytest.mark.parametrize(("problems", "samples"), [(12, 4), (40, 1), (131, 10)])
-def test_where_nothing_changed_p_falls_below_5_percent_in_no_more_than_5_of_100_comparisons(
-    problems, samples
-):
+def test_false_positives_stay_below_5_percent(problems, samples):
     rng = np.random.default_rng(problems)
     after, before = paired_data(problems, samples, 0.5, (0.4, 0.4, 0.0), rng, 2000)
     values = [
@@ -167,7 +165,7 @@ def test_where_nothing_changed_p_falls_below_5_percent_in_no_more_than_5_of_100_
 
 
 @pytest.mark.parametrize(("problems", "samples"), [(60, 10), (131, 10), (300, 2)])
-def test_a_difference_of_the_detectable_size_is_found_in_about_8_of_10_runs(problems, samples):
+def test_a_detectable_difference_is_found_in_8_of_10_runs(problems, samples):
     rng = np.random.default_rng(problems)
     after, before = paired_data(problems, samples, 0.4, (0.5, 0.5, 0.6), rng, 400)
     pairs = [discordance(a, b, answers=samples) for a, b in zip(after, before, strict=True)]
@@ -226,7 +224,7 @@ def test_the_selection_free_gain_is_what_plain_loops_give():
         assert found.chosen_treated.sum() == pytest.approx(1.0)
 
 
-def test_a_sweep_of_one_temperature_is_the_plain_paired_difference():
+def test_a_one_temperature_sweep_is_the_paired_difference():
     rng = np.random.default_rng(1)
     treated, control = (values[0] for values in sweeps(60, [0.1], rng, 1))
     found = selection.Sweep(treated, control, cut(60)).gain(samples=4000, answers=10, seed=0)
@@ -247,7 +245,7 @@ def test_a_sweep_in_which_nothing_differs_keeps_tangos_interval(problems):
     assert (swept.low, swept.high) == pytest.approx((plain.low, plain.high))
 
 
-def test_within_a_group_the_temperature_is_still_chosen_on_all_problems():
+def test_group_gains_choose_the_temperature_on_all_problems():
     rng = np.random.default_rng(2)
     treated, control = (values[0] for values in sweeps(40, [0.0, 0.3], rng, 1))
     inside = np.arange(40) < 10
@@ -265,7 +263,7 @@ def test_within_a_group_the_temperature_is_still_chosen_on_all_problems():
     assert found.pair.estimate == pytest.approx(np.mean(gains))
 
 
-def test_selection_brings_no_luck_to_the_gain_but_does_to_the_best_cell():
+def test_selection_inflates_the_best_cell_and_not_the_gain():
     rng = np.random.default_rng(4)
     free, best = [], []
     for one, other in zip(*sweeps(60, [0.0] * 8, rng, 300, samples=2), strict=True):
@@ -278,7 +276,7 @@ def test_selection_brings_no_luck_to_the_gain_but_does_to_the_best_cell():
 
 
 @pytest.mark.parametrize("gains", [[0.0] * 5, [-0.1, 0.0, 0.05, 0.08, -0.2]])
-def test_the_interval_of_the_selection_free_gain_covers_what_the_procedure_gains(gains):
+def test_selection_free_intervals_cover_the_true_gain(gains):
     rng = np.random.default_rng(8)
     pairs = [
         selection.Sweep(one, other, cut(100)).gain(samples=300, answers=10, seed=0).pair
@@ -294,7 +292,7 @@ def test_the_interval_of_the_selection_free_gain_covers_what_the_procedure_gains
         assert np.mean([p_value(pair) <= 0.05 for pair in pairs]) <= 0.05 + noise(300)
 
 
-def test_halves_are_even_in_every_stratum_and_follow_from_seed_and_id_alone():
+def test_halves_are_even_in_every_stratum_and_reproducible():
     names = [f"p{index}" for index in range(47)]
     strata = ["easy"] * 10 + ["medium"] * 15 + ["hard"] * 22
     found = selection.halves(names, strata, seed=3)

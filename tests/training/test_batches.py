@@ -62,7 +62,7 @@ def test_a_masked_row_has_its_place_and_no_response(tmp_path: Path) -> None:
     assert (batch.tokens, batch.response_tokens) == (3, 2)
 
 
-def test_memory_holds_the_last_used_shards_up_to_the_bound_and_one(tmp_path: Path) -> None:
+def test_memory_holds_recent_shards_up_to_the_bound(tmp_path: Path) -> None:
     rows = [([index, index + 1] * 50, 1) for index in range(8)]
     examples = Examples(_dataset(tmp_path, *rows), cache_bytes=2 * 400)
     for index in (3, 0, 7, 3, 5, 1):
@@ -73,7 +73,7 @@ def test_memory_holds_the_last_used_shards_up_to_the_bound_and_one(tmp_path: Pat
     assert len(examples._cache) == 1
 
 
-def test_an_empty_data_set_is_a_mistake_with_a_mend(tmp_path: Path) -> None:
+def test_an_empty_data_set_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run prepare again"):
         Examples(tmp_path)
     write_shard(tmp_path, "part-00000", [], Example)
@@ -139,7 +139,7 @@ def test_token_weights_make_the_mean_that_was_asked_for(tmp_path: Path) -> None:
     budget=st.integers(1, 1500),
     packed=st.booleans(),
 )
-def test_workers_share_a_batch_without_loss_evenly_and_within_the_budget(
+def test_workers_share_a_batch_evenly_and_within_the_budget(
     data: st.DataObject, shares: int, micro_steps: int, budget: int, packed: bool
 ) -> None:
     size = shares * micro_steps
@@ -173,12 +173,12 @@ def test_sequences_of_like_length_meet() -> None:
     assert groups == [[0], [5], [2], [1, 3, 4, 6, 7]]
 
 
-def test_a_batch_that_cannot_be_shared_is_a_mistake_that_names_the_field() -> None:
+def test_a_batch_that_cannot_be_shared_names_the_field() -> None:
     with pytest.raises(UserError, match=r"global_batch_size 5 is not a multiple of the 2 workers"):
         share_out(np.arange(5), np.arange(5), 2, 100, packed=False)
 
 
-def test_weights_cover_responses_and_padding_follows_the_sequence(tmp_path: Path) -> None:
+def test_loss_weights_cover_responses_and_no_padding(tmp_path: Path) -> None:
     examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 1), ([3, 4], 2)))
     micro = collate(examples, np.array([1, 0, 2]), [0.5, 0.25, 9.0], multiple=2)
     assert micro.input_ids.tolist() == [[8, 9, 0, 0], [5, 6, 7, 0], [3, 4, 0, 0]]
@@ -189,7 +189,7 @@ def test_weights_cover_responses_and_padding_follows_the_sequence(tmp_path: Path
     assert micro.position_ids[0].tolist() == [0, 1, 2, 3]
 
 
-def test_packed_sequences_lie_end_to_end_with_positions_of_their_own(tmp_path: Path) -> None:
+def test_packed_sequences_have_their_own_positions(tmp_path: Path) -> None:
     examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 1)))
     micro = collate(examples, np.array([0, 1]), [0.5, 0.25], packed=True, multiple=4)
     assert micro.input_ids.tolist() == [[5, 6, 7, 8, 9, 0, 0, 0]]

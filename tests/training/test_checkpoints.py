@@ -48,7 +48,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
 
 
-def test_a_state_is_whole_or_absent_and_only_the_latest_stays(tmp_path: Path) -> None:
+def test_a_state_is_complete_or_absent_and_only_the_latest_stays(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
     assert resume.latest(tmp_path) == (0, {})
     resume.ask_to_leave(tmp_path)
@@ -63,7 +63,7 @@ def test_a_state_is_whole_or_absent_and_only_the_latest_stays(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-9"]
 
 
-def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_path: Path) -> None:
+def test_a_partial_state_leaves_nothing_for_fewer_workers(tmp_path: Path) -> None:
     half = tmp_path / "resume" / ".step-5.partial"
     half.mkdir(parents=True)
     (half / SHARD.format(1)).write_text("cut off")
@@ -72,7 +72,7 @@ def test_half_a_state_of_more_workers_leaves_nothing_in_the_state_of_fewer(tmp_p
     assert names == {"state.json", SHARD.format(0), MODEL.format("")}
 
 
-def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(
+def test_a_state_counts_once_every_worker_has_written_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[Any] = []
@@ -92,7 +92,7 @@ def test_every_worker_has_its_shard_on_the_disk_before_a_state_counts(
         ({"stage": 2, "sub_group_size": 7}, "anew"),
     ],
 )
-def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_groups(
+def test_shards_are_recombined_for_other_workers_or_stages(
     changed: dict[str, int], read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "resume").mkdir()
@@ -123,7 +123,7 @@ def test_shards_are_put_together_anew_for_other_workers_another_stage_or_other_g
     ],
 )
 @pytest.mark.parametrize("name", [SHARD.format(0), MODEL.format("zero_pp_rank_0_")])
-def test_a_damaged_state_says_what_to_delete(
+def test_a_damaged_state_names_the_directory_to_delete(
     name: str, damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "resume").mkdir()
@@ -140,7 +140,7 @@ def test_a_damaged_state_says_what_to_delete(
             resharding._read(directory, 0, 2)
 
 
-def test_a_state_s_record_without_its_fields_says_what_to_delete(tmp_path: Path) -> None:
+def test_an_incomplete_record_of_a_state_names_what_to_delete(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
     resume.save(_engine(2), tmp_path, 5)
     (tmp_path / "resume" / "step-5" / "state.json").write_text('{"step": 5}')
@@ -193,7 +193,7 @@ def test_weights_are_exported_from_what_holds_their_precision(
         (Decoding(temperature=0, top_k=20), {"temperature": 1.0, "top_k": 1, "top_p": 1.0}),
     ],
 )
-def test_the_model_says_how_it_is_to_be_decoded(
+def test_the_model_records_its_decoding(
     decoding: Decoding, stated: dict[str, Any], tmp_path: Path
 ) -> None:
     from transformers import GenerationConfig
@@ -227,7 +227,7 @@ def test_a_base_without_generation_settings_gets_some(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.7
 
 
-def test_the_model_says_which_tokens_end_its_answers(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_model_records_its_end_tokens(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import GenerationConfig
 
     from ssd_ray.models.loading import end_tokens
@@ -254,7 +254,7 @@ def test_end_tokens_of_config_json_alone_are_not_lost(tiny_llama: Path, tmp_path
     assert end_tokens(base) == {0, 2, 5}
 
 
-def test_what_an_earlier_run_recorded_beside_its_model_is_not_taken_over(tmp_path: Path) -> None:
+def test_records_of_an_earlier_run_are_not_exported(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()
     out.mkdir()
@@ -271,7 +271,7 @@ def test_what_an_earlier_run_recorded_beside_its_model_is_not_taken_over(tmp_pat
     assert [path.name for path in out.iterdir()] == ["tokenizer.json"]
 
 
-def test_another_chat_template_is_the_only_one_of_the_exported_model(
+def test_another_chat_template_replaces_that_of_the_export(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoTokenizer
@@ -299,9 +299,7 @@ def test_another_chat_template_is_the_only_one_of_the_exported_model(
     assert tokenizer.eos_token == "<|im_end|>"
 
 
-def test_whoever_can_read_an_exported_configuration_can_read_its_weights(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_exported_files_have_the_modes_of_the_umask(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
@@ -315,7 +313,7 @@ def _umask() -> int:
     return current
 
 
-def test_a_growing_log_is_read_once_and_anew_where_it_was_cut(tmp_path: Path) -> None:
+def test_a_growing_log_is_read_once_and_again_where_cut(tmp_path: Path) -> None:
     log = logs.GrowingLog(tmp_path)
     log.read()
     assert log.tokens == []

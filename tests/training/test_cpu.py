@@ -35,7 +35,7 @@ def test_a_linear_layer_and_its_three_gradients_are_torch_s(shape: tuple[int, ..
 @pytest.mark.parametrize(
     "change", [lambda out: out.clamp_(-0.1, 0.1), lambda out: out.mul_(2), lambda out: out.add_(1)]
 )
-def test_what_a_layer_returns_can_be_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
+def test_the_output_of_a_layer_can_be_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
     layers, tables = _linears(), (nn.Embedding(5, 4), nn.Embedding(5, 4))
     tables[1].load_state_dict(tables[0].state_dict())
     add_in_place(tables[1])

@@ -92,7 +92,7 @@ def test_nothing_is_appended_to_an_answer_that_was_cut(tmp_path: Path) -> None:
     assert facts["prompt_tokens"] == 6
 
 
-def test_empty_answers_and_single_line_stubs_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_empty_answers_and_stubs_are_dropped_and_counted(tmp_path: Path) -> None:
     texts = {"empty": " \n\t\n", "stub": "\n\nprint(1)  \n\n", "kept": "a\nb"}
     rows = [completion(name, text=text) for name, text in texts.items()]
     samples = write_samples(tmp_path / "samples", rows)
@@ -113,7 +113,7 @@ def test_an_answer_without_tokens_is_never_trained_on(tmp_path: Path) -> None:
     assert _dropped(facts) == {"no_tokens": 1}
 
 
-def test_the_shortest_share_is_dropped_by_characters_with_ties_by_key(tmp_path: Path) -> None:
+def test_the_shortest_share_is_dropped_by_characters_then_key(tmp_path: Path) -> None:
     rows = [
         completion(name, text=f"{name}\n{'x' * length}")
         for name, length in zip("dcba", (5, 1, 1, 1), strict=True)
@@ -163,7 +163,7 @@ def test_the_order_does_not_depend_on_how_samples_are_sharded(tmp_path: Path) ->
     )
 
 
-def test_shards_are_bounded_and_an_interrupted_attempt_is_continued(
+def test_shards_are_bounded_and_interrupted_work_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "SHARD_TOKENS", 12)
@@ -182,7 +182,7 @@ def test_shards_are_bounded_and_an_interrupted_attempt_is_continued(
     assert shards[0].stat().st_mtime_ns == first
 
 
-def test_nothing_to_train_on_says_what_was_dropped_and_the_mend(tmp_path: Path) -> None:
+def test_nothing_to_train_on_reports_the_drops_and_the_remedy(tmp_path: Path) -> None:
     samples = write_samples(
         tmp_path / "samples", [completion("a", text="x"), completion("b", text="")]
     )

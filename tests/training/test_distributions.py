@@ -97,7 +97,7 @@ def test_every_measure_is_what_brute_force_finds(
 
 @settings(deadline=None)
 @given(model=LOGITS, base=LOGITS, decoding=DECODINGS)
-def test_the_floor_is_below_every_models_cross_entropy_and_the_split_adds_up(
+def test_cross_entropy_is_above_the_floor_and_entropy_adds_up(
     model: list[float], base: list[float], decoding: Decoding
 ) -> None:
     found = dict(
@@ -116,7 +116,7 @@ def test_the_floor_is_below_every_models_cross_entropy_and_the_split_adds_up(
     )
 
 
-def test_the_floor_is_the_mean_loss_of_the_sampling_distribution_on_its_own_draws() -> None:
+def test_the_floor_is_the_samplers_mean_loss_on_its_own_draws() -> None:
     """The definition, by drawing: -log q averages to H(q), and -log p to the cross-entropy, which is above."""
     generator = torch.Generator().manual_seed(0)
     base, model = torch.randn(2, 1, 50, generator=generator) * 2
@@ -132,9 +132,7 @@ def test_the_floor_is_the_mean_loss_of_the_sampling_distribution_on_its_own_draw
     assert named["outside_support"] == 0
 
 
-def test_a_base_measured_against_itself_has_no_divergence_and_without_truncation_is_at_its_floor() -> (
-    None
-):
+def test_a_base_has_no_divergence_from_itself() -> None:
     logits = torch.randn(5, 30)
     plain = dict(
         zip(

@@ -204,7 +204,7 @@ def _line(out: Path) -> dict[str, Any]:
     return dict(line)
 
 
-def test_how_evenly_experts_are_used_is_logged_and_the_router_loss_is_not_in_the_loss(
+def test_expert_balance_is_logged_without_router_loss(
     trained: Path,
 ) -> None:
     plain, balanced = (
@@ -233,9 +233,7 @@ Path(sys.argv[1]).write_text(json.dumps(drawn))
 
 
 @pytest.mark.parametrize("name", ["ZeRO-3, experts", "ZeRO-3, qwen3", "ZeRO-3, llama3.1"])
-def test_an_exported_model_draws_the_same_greedy_tokens_in_vllm_as_in_transformers(
-    name: str, trained: Path, tmp_path: Path
-) -> None:
+def test_an_export_draws_the_same_tokens_in_vllm(name: str, trained: Path, tmp_path: Path) -> None:
     from ssd_ray.config import EngineConfig
     from ssd_ray.inference.vllm.arguments import engine_environment
 

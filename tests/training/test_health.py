@@ -50,7 +50,7 @@ def _naive_share(row: list[int]) -> float:
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 2), max_size=60), max_size=6))
-def test_repetition_is_counted_as_by_hand_and_never_across_answers(rows: list[list[int]]) -> None:
+def test_repetition_is_counted_within_answers_alone(rows: list[list[int]]) -> None:
     tokens = np.array([token for row in rows for token in row], dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
     assert repeated_share(tokens, offsets.astype(np.int64)).tolist() == pytest.approx(
@@ -58,7 +58,7 @@ def test_repetition_is_counted_as_by_hand_and_never_across_answers(rows: list[li
     )
 
 
-def test_a_loop_that_begins_late_is_found_and_a_program_given_twice_is_none() -> None:
+def test_a_late_loop_is_found_and_a_repeated_program_is_none() -> None:
     fresh = list(range(100, 400))
     shares = repeated_share(
         np.array(fresh + [7, 8, 9, 10] * 50 + fresh * 2, dtype=np.int32), np.array([0, 500, 1100])
@@ -169,7 +169,7 @@ def test_the_default_is_the_papers_filter() -> None:
     assert (PrepareConfig().select, PrepareConfig().drop_shortest_percent) == ("all", 0)
 
 
-def test_a_masked_answer_keeps_its_place_and_gives_the_loss_nothing(tmp_path: Path) -> None:
+def test_a_masked_answer_stays_in_the_batch_without_loss(tmp_path: Path) -> None:
     rows = [completion("a", output_token_ids=LOOP), completion("b", output_token_ids=(10, 11, 2))]
     choices = PrepareConfig(policies=Policies(loop="mask"))
     facts = prepare(
@@ -185,7 +185,7 @@ def test_a_masked_answer_keeps_its_place_and_gives_the_loss_nothing(tmp_path: Pa
     assert micro.targets[1][micro.weights[1] > 0].tolist() == [10, 11, 2]
 
 
-def test_an_answer_while_thinking_has_no_code_and_the_rule_of_extraction_is_followed(
+def test_code_inside_reasoning_is_not_extracted(
     tmp_path: Path,
 ) -> None:
     text = "plan\n```python\nprint(1)\n```\n```python\n```"
@@ -202,7 +202,7 @@ def test_an_answer_while_thinking_has_no_code_and_the_rule_of_extraction_is_foll
         assert facts["health"]["classes"]["no_code"]["rows"] == without, reading
 
 
-def test_the_end_tokens_are_the_tokenizers_and_all_of_the_generation_configuration(
+def test_end_tokens_come_from_tokenizer_and_generation_config(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     import json

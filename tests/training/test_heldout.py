@@ -46,7 +46,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_whole_prompts_are_held_out_and_both_parts_are_the_data_set(dataset: Path) -> None:
+def test_held_out_prompts_and_the_rest_are_the_data_set(dataset: Path) -> None:
     whole = Examples(dataset)
     trained, held = split(whole, 5, SEED)
     assert held is not None
@@ -189,7 +189,7 @@ def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
 
 
 @pytest.mark.real
-def test_what_is_told_of_held_out_samples_is_what_both_models_say(
+def test_held_out_measures_match_both_models(
     runs: tuple[Path, dict[str, Path]], dataset: Path
 ) -> None:
     model, made = runs
@@ -216,9 +216,7 @@ def test_measuring_changes_nothing_of_what_is_trained(runs: tuple[Path, dict[str
 
 
 @pytest.mark.real
-def test_no_step_sees_a_held_out_sample_and_every_line_says_where_it_stands(
-    runs: tuple[Path, dict[str, Path]], dataset: Path
-) -> None:
+def test_no_step_sees_a_held_out_sample(runs: tuple[Path, dict[str, Path]], dataset: Path) -> None:
     lines = [
         json.loads(line) for line in (runs[1]["often"] / "loss.jsonl").read_text().splitlines()
     ]

@@ -136,7 +136,7 @@ def test_undisturbed_training_leaves_every_model_and_no_half(machine: Machine) -
     assert not list(machine.job.out.rglob(".*"))
 
 
-def test_an_export_that_was_cut_off_behind_its_state_is_made_when_training_goes_on(
+def test_an_interrupted_export_is_made_on_resume(
     machine: Machine,
 ) -> None:
     machine.dies_exporting = 4
@@ -171,7 +171,7 @@ def test_a_model_that_is_there_already_is_not_exported_again(machine: Machine) -
     assert step_directory(machine.job.out, 4).stat().st_ino == before
 
 
-def test_what_ended_in_the_last_export_trains_no_step_again(machine: Machine) -> None:
+def test_an_interrupted_last_export_repeats_no_step(machine: Machine) -> None:
     machine.job = replace(
         machine.job, train=machine.job.train.model_copy(update={"checkpoint_every": 5})
     )
@@ -185,14 +185,14 @@ def test_what_ended_in_the_last_export_trains_no_step_again(machine: Machine) ->
     assert json.loads((machine.job.out / "training.json").read_text())["steps"] == STEPS
 
 
-def test_a_node_that_drains_has_the_state_saved_once_after_the_step(machine: Machine) -> None:
+def test_a_draining_node_saves_the_state_once_after_the_step(machine: Machine) -> None:
     machine.drained_from = 3
     machine.work()
     assert machine.saved == [3, 4, 8]
     assert machine.exported == WHOLE
 
 
-def test_halves_of_states_and_exports_are_cleared_when_training_begins(machine: Machine) -> None:
+def test_partial_states_and_exports_are_cleared_at_the_start(machine: Machine) -> None:
     for half in ("resume/.step-3.partial", "steps/.step-2.partial"):
         (machine.job.out / half).mkdir(parents=True)
     machine.notice_at = 1
@@ -201,7 +201,7 @@ def test_halves_of_states_and_exports_are_cleared_when_training_begins(machine: 
     assert not list(machine.job.out.rglob(".*"))
 
 
-def test_a_loss_that_is_not_finite_is_told_with_a_mend_that_works(machine: Machine) -> None:
+def test_a_non_finite_loss_names_a_remedy_that_works(machine: Machine) -> None:
     state = machine.job.out / "resume" / "step-4" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text('{"step": 4, "num_workers": 1, "zero_stage": 2}')

@@ -100,7 +100,7 @@ def test_gradients_scale_with_what_the_sum_is_multiplied_by() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_that_are_added_in_place_are_those_of_full_logits_and_add_up(name: str) -> None:
+def test_in_place_gradients_equal_those_of_full_logits(name: str) -> None:
     model = _model(CONFIGS[name])
     input_ids, targets, weights = _batch()
     input_ids[0, 2] = input_ids[1, 5] = (
@@ -170,7 +170,7 @@ def test_prompt_tokens_do_not_move_the_loss_of_their_own() -> None:
     )
 
 
-def test_a_batch_without_response_tokens_has_no_loss_and_no_gradient() -> None:
+def test_a_batch_without_response_tokens_has_no_gradient() -> None:
     loss = ResponseLoss(_model(CONFIGS["llama, tied embeddings"]), 5)
     input_ids, targets, weights = _batch()
     total = loss(input_ids, targets, torch.zeros_like(weights))
@@ -224,7 +224,7 @@ def test_packed_logits_are_those_of_each_sequence_alone(name: str) -> None:
     )  # without positions of their own, sequences would see one another
 
 
-def test_packing_is_refused_where_a_sequence_would_see_what_lies_before_it() -> None:
+def test_packing_is_refused_where_sequences_would_see_others() -> None:
     ids = _batch()[0][:1]
     ResponseLoss(_model(CONFIGS["qwen3"]).eval(), 5).check_packing(ids)
     convolving = ResponseLoss(
@@ -262,7 +262,7 @@ def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss_s() -> None:
     assert peaks["chunked"] <= peaks["plain"] / 5
 
 
-def test_measuring_held_out_samples_takes_no_more_memory_than_the_loss_of_a_chunk() -> None:
+def test_held_out_measures_need_memory_for_one_chunk() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     positions = CHUNK // CHUNKS

@@ -20,7 +20,7 @@ def _death() -> Any:
 
 
 @pytest.mark.parametrize("allowed", [0, 2])
-def test_deaths_of_workers_count_since_the_last_state(allowed: int, tmp_path: Path) -> None:
+def test_worker_crashes_count_since_the_last_state(allowed: int, tmp_path: Path) -> None:
     from ray.train import FailureConfig
 
     from ssd_ray.training.worker_group import DeathsInARow
@@ -67,7 +67,7 @@ DEATHS = (
 
 
 @pytest.mark.parametrize("kind", DEATHS)
-def test_deaths_of_workers_that_start_count_as_others_do(kind: str, tmp_path: Path) -> None:
+def test_crashes_of_starting_workers_count_as_others_do(kind: str, tmp_path: Path) -> None:
     """Ray Train retries RayActorErrors there for ever, and no other kind at all."""
     from ray.train import FailureConfig
 
@@ -78,7 +78,7 @@ def test_deaths_of_workers_that_start_count_as_others_do(kind: str, tmp_path: Pa
     assert [policy.make_decision(error).value for error in errors] == ["RETRY", "RETRY", "RAISE"]
 
 
-def test_a_collective_that_fails_with_a_death_counts_and_a_mistake_or_a_wait_does_not(
+def test_failed_collectives_count_and_mistakes_do_not(
     tmp_path: Path,
 ) -> None:
     from ray.exceptions import RayTaskError
@@ -129,7 +129,7 @@ def test_a_controller_that_is_lost_is_no_traceback(
         trainer._run(_job(tmp_path), LineProgress())
 
 
-def test_what_ended_a_worker_is_told_and_not_that_it_was_looked_at(tmp_path: Path) -> None:
+def test_the_report_names_the_cause_of_a_crash(tmp_path: Path) -> None:
     from ray.exceptions import OutOfMemoryError
     from ray.train import WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -145,7 +145,7 @@ def test_what_ended_a_worker_is_told_and_not_that_it_was_looked_at(tmp_path: Pat
     )
 
 
-def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
+def test_a_run_asked_to_stop_waits_as_the_recipe_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from ssd_ray.training import trainer
@@ -177,7 +177,7 @@ def test_a_run_that_is_told_to_leave_waits_as_long_as_the_recipe_says(
     assert ClusterConfig().notice_s == 25
 
 
-def test_a_stopped_job_and_its_pods_are_given_longer_than_training_waits() -> None:
+def test_jobs_and_pods_have_more_grace_than_training() -> None:
     top = Path(__file__).parents[2]
     documents = [
         document

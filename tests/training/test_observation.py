@@ -99,7 +99,7 @@ def test_every_tracker_takes_the_same_numbers(
     assert wandb.started["resume"] == "allow"  # the same run is taken up again
 
 
-def test_what_an_earlier_attempt_wrote_after_its_state_is_hidden(tmp_path: Path) -> None:
+def test_steps_logged_after_the_resumed_state_are_hidden(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for begin, steps in ((0, (0, 1)), (0, (0, 1, 2, 3, 4)), (2, (3, 4))):
@@ -160,7 +160,7 @@ def test_padding_is_not_counted_as_load_of_the_experts(
     assert load.imbalance() != alone
 
 
-def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(
+def test_a_tracker_without_its_package_is_refused_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trackers.check(("tensorboard",))
@@ -172,7 +172,7 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_any_work(
         trackers.check(("tensorboard", "wandb"))
 
 
-def test_a_cpu_has_no_peak_unless_the_recipe_says_one() -> None:
+def test_a_cpu_has_no_peak_unless_the_recipe_sets_one() -> None:
     assert peak_flops(TrainConfig(), "cpu") is None
     assert peak_flops(TrainConfig(peak_tflops=2.5), "cpu") == 2.5e12
 
@@ -199,7 +199,7 @@ def test_a_gpu_is_known_by_its_name(
     assert peak_flops(TrainConfig(dtype="float32", peak_tflops=60), "cuda:0") == 60e12
 
 
-def test_utilisation_is_operations_over_what_all_devices_could_do(tmp_path: Path) -> None:
+def test_utilization_is_relative_to_the_peak_of_all_devices(tmp_path: Path) -> None:
     observer = Observer.__new__(Observer)
     observer._model = read(tiny_model(tmp_path, "qwen3"))
     observer._adapters = None
@@ -218,6 +218,6 @@ def test_utilisation_is_operations_over_what_all_devices_could_do(tmp_path: Path
     assert observer._utilisation(batch, 0.5) is None
 
 
-def test_the_default_is_tensorboard_and_no_sample_is_held_out_unless_asked() -> None:
+def test_tensorboard_and_no_held_out_sample_are_the_default() -> None:
     assert TrainConfig().trackers == ("tensorboard",)
     assert TrainConfig().heldout_samples == 0

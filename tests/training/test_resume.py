@@ -114,9 +114,7 @@ def _log(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_workers_then_another_number_or_stage_then_two_train_what_two_train(
-    name: str, runs: Path
-) -> None:
+def test_a_detour_to_other_workers_or_stages_trains_the_same(name: str, runs: Path) -> None:
     changed, undisturbed = _log(runs / name), _log(runs / f"{name}, undisturbed")
     assert [line["step"] for line in changed] == list(range(1, STEPS + 1))
     rounding = 2e-3 if "bfloat16" in name else 1e-5
@@ -131,9 +129,7 @@ def test_two_workers_then_another_number_or_stage_then_two_train_what_two_train(
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("step", [FIRST, SECOND])
-def test_another_number_of_workers_or_stage_restores_every_bit_of_what_was_saved(
-    name: str, step: int, runs: Path
-) -> None:
+def test_other_workers_or_stages_restore_every_saved_bit(name: str, step: int, runs: Path) -> None:
     saved, restored = (
         torch.load(runs / name / f"{what}-{step}.pt") for what in ("saved", "restored")
     )

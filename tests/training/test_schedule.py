@@ -10,7 +10,7 @@ from ssd_ray.config import TrainConfig
 from ssd_ray.training.loop import learning_rate
 
 
-def test_warm_up_rises_from_zero_to_the_peak_and_the_cosine_ends_at_the_minimum() -> None:
+def test_warm_up_rises_to_the_peak_and_cosine_ends_at_minimum() -> None:
     train = TrainConfig(steps=10, warmup_steps=2, learning_rate=8e-6, min_learning_rate=2e-6)
     assert learning_rate(train, 0) == pytest.approx(4e-6)
     assert learning_rate(train, 1) == pytest.approx(8e-6)

@@ -162,7 +162,7 @@ def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupte
     assert not list(uninterrupted.glob(".*"))
 
 
-def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_the_result(
+def test_killed_workers_and_drivers_change_no_result(
     dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     import torch
@@ -193,7 +193,7 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_the_result(
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_after_ctrl_c_one_worker_with_other_micro_batches_goes_on_to_the_same(
+def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
     dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     import torch
@@ -327,7 +327,7 @@ def _save(directory: Path, weights: dict[str, Any], dtype: str) -> None:
     (directory / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
 
 
-def test_a_mistake_found_by_a_worker_is_told_in_a_sentence_and_not_retried(
+def test_a_mistake_found_by_a_worker_is_not_retried(
     dataset: Path, connected: None, tmp_path: Path
 ) -> None:
     base = tiny_model(tmp_path / "base", "qwen3")
@@ -342,7 +342,7 @@ def test_a_mistake_found_by_a_worker_is_told_in_a_sentence_and_not_retried(
     assert log.count("ssd_ray.errors.UserError:") == 1
 
 
-def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(
+def test_too_many_crashes_end_with_where_to_look(
     dataset: Path, connected: None, tmp_path: Path
 ) -> None:
     base = tiny_model(tmp_path / "base", "llama")
@@ -353,7 +353,7 @@ def test_crashes_beyond_the_allowed_number_are_told_with_where_to_look(
         train(dataset, base, tmp_path / "out")
 
 
-def test_a_loss_that_is_not_finite_stops_training_names_the_batch_and_keeps_the_state(
+def test_a_non_finite_loss_stops_training_and_keeps_the_state(
     dataset: Path, model: Path, connected: None, tmp_path: Path
 ) -> None:
     choices = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e30, "checkpoint_every": 1}

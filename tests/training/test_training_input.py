@@ -85,7 +85,7 @@ def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) ->
         _train(_dataset(tmp_path / "data", (3,) * 4097), tiny_llama, tmp_path / "out")
 
 
-def test_a_model_that_is_whole_is_not_trained_again(
+def test_a_complete_model_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ssd_ray.training import loop
@@ -190,7 +190,7 @@ def test_workers_that_cannot_share_the_batch(tiny_llama: Path, tmp_path: Path) -
         _train(dataset, tiny_llama, tmp_path / "out", workers=3, sequence_parallel_size=2)
 
 
-def test_what_needs_a_gpu_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
+def test_options_that_need_a_gpu_are_refused_on_a_cpu(tiny_llama: Path, tmp_path: Path) -> None:
     dataset = _dataset(tmp_path / "data", (3, 4))
     for choice in (
         {"offload": "optimizer"},
@@ -252,7 +252,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mistake", EARLY)
-def test_what_a_model_or_machine_cannot_train_shows_without_samples(
+def test_untrainable_models_are_refused_without_samples(
     mistake: str, bare: None, tiny_llama: Path
 ) -> None:
     choices, message = EARLY[mistake]
@@ -260,7 +260,7 @@ def test_what_a_model_or_machine_cannot_train_shows_without_samples(
         check_model(tiny_llama, TrainConfig(**choices), ClusterConfig(train_workers=4))
 
 
-def test_layers_that_carry_a_state_along_a_sequence_cannot_have_it_shared_out(
+def test_recurrent_layers_refuse_sequence_parallelism(
     tmp_path: Path,
 ) -> None:
     from transformers import Lfm2Config
@@ -283,7 +283,7 @@ def test_quantised_weights_show_without_samples(tiny_llama: Path, tmp_path: Path
         check_model(tmp_path, TrainConfig(), ClusterConfig())
 
 
-def test_flash_attention_may_come_from_the_package_of_built_kernels(
+def test_flash_attention_may_come_from_prebuilt_kernels(
     bare: None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec("json")
@@ -295,7 +295,7 @@ def test_flash_attention_may_come_from_the_package_of_built_kernels(
     check_model(tiny_llama, TrainConfig(attention="flash_attention_2"), ClusterConfig())
 
 
-def test_a_run_tells_before_it_samples_that_training_would_fail(
+def test_training_problems_are_reported_before_sampling(
     bare: None, tiny_llama: Path, tmp_path: Path
 ) -> None:
     recipe = Recipe.model_validate(
@@ -379,7 +379,7 @@ def test_choices_that_do_not_go_together(choices: dict[str, Any], message: str) 
         TrainConfig(**choices)
 
 
-def test_a_group_takes_only_numbers_of_workers_that_can_share_a_batch() -> None:
+def test_a_group_takes_only_worker_counts_that_share_a_batch() -> None:
     from ray.train import ScalingConfig
 
     from ssd_ray.training.worker_group import SizedPolicy, sizes

@@ -28,7 +28,7 @@ from ssd_ray.training.model.moe import ExpertLoad, sparse_blocks
 from tests.support.tiny import SHAPE
 
 
-def test_a_model_that_was_trained_with_dropout_computes_the_same_loss_every_time(
+def test_a_model_with_dropout_computes_a_constant_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
@@ -56,7 +56,7 @@ def test_every_kind_of_noise_is_switched_off_and_nothing_else() -> None:
         assert all("dropout" in name or "pdrop" in name or "jitter" in name for name in changed)
 
 
-def test_noise_is_switched_off_in_the_text_part_of_a_configuration_too() -> None:
+def test_noise_is_off_in_the_text_part_of_a_configuration_too() -> None:
     from transformers import LlavaConfig
 
     config = LlavaConfig(text_config=GraniteConfig(**SHAPE, attention_dropout=0.1))
@@ -95,21 +95,19 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_architecture_that_would_be_trained_wrongly_is_refused(
-    case: str, tmp_path: Path
-) -> None:
+def test_an_architecture_that_would_train_wrongly_is_refused(case: str, tmp_path: Path) -> None:
     config, choices, message = REFUSED[case]
     config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=message):
         check_model(tmp_path, TrainConfig(**choices, trackers=()), ClusterConfig())
 
 
-def test_what_sdpa_and_adapters_can_do_is_not_refused(tmp_path: Path) -> None:
+def test_supported_uses_of_sdpa_and_adapters_are_accepted(tmp_path: Path) -> None:
     Gemma2Config(**SHAPE, attn_logit_softcapping=None).save_pretrained(tmp_path)
     check_model(tmp_path, TrainConfig(lora={}, trackers=()), ClusterConfig())
 
 
-def test_experts_that_are_not_told_what_was_chosen_are_not_counted() -> None:
+def test_experts_without_known_choices_are_not_counted() -> None:
     model: Any = AutoModelForCausalLM.from_config(
         Llama4TextConfig(**SHAPE, num_local_experts=4, head_dim=8)
     ).train()

@@ -64,7 +64,7 @@ flat = st.one_of(
     ),
     st.data(),
 )
-def test_long_lists_of_one_type_or_of_several_arrive_with_their_types(items, data):
+def test_long_lists_keep_the_types_of_their_items(items, data):
     row = data.draw(st.lists(items, min_size=9, max_size=20))
     for value in (row, [row, tuple(row)], {"key": row}):
         assert typed(wire.loads(wire.dumps(value))) == typed(value)
@@ -85,7 +85,7 @@ def test_plain_text_nests_as_deeply_as_any_other_and_no_deeper():
     assert wire.loads(wire.dumps(wide)) == wide
 
 
-def test_what_json_lacks_arrives_too():
+def test_values_that_json_lacks_arrive_too():
     for number in (math.inf, -math.inf, 2**53, -(10**5000), 1.5):
         assert wire.loads(wire.dumps(number)) == number
     assert math.isnan(wire.loads(wire.dumps(math.nan)))
@@ -96,7 +96,7 @@ def test_what_json_lacks_arrives_too():
     )
 
 
-def test_subclasses_arrive_as_what_they_extend_without_their_methods():
+def test_subclasses_arrive_as_their_base_without_methods():
     class Liar(int):
         def __eq__(self, other):
             return True
@@ -163,7 +163,7 @@ def test_anything_else_is_malformed(line):
         wire.loads(line)
 
 
-def test_keys_chosen_to_collide_are_refused_before_they_take_time():
+def test_colliding_keys_are_refused_before_they_take_time():
     modulus = 2**61 - 1
     colliding = ",".join(f'{{"big": "{hex(1 + i * modulus)}"}}' for i in range(20_000))
     with pytest.raises(wire.MalformedError):
