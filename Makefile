@@ -40,7 +40,7 @@ bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
 	for name in startup planner grading grading_at_size sampling sampling_at_size sampling_kills scale_out loss_memory training checkpointing fixed_point quickstart; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
 
-lock:  ## resolve requirements/cpu.in anew (needs uv)
+lock:  ## resolve requirements/cpu.in again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-package torch \
 	  requirements/cpu.in --override requirements/overrides.txt | grep -v "'never'" > requirements/cpu.lock
 

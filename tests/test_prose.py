@@ -41,3 +41,9 @@ def test_links_of_a_page_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_pages_named_in_the_package_exist() -> None:
+    sources = [path.read_text() for path in sorted((ROOT / "ssd_ray").rglob("*.py"))]
+    named = set(re.findall(r"docs/\w+\.md", "".join(sources)))
+    assert {page for page in named if not (ROOT / page).exists()} == set()
