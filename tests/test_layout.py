@@ -1,4 +1,4 @@
-"""The house: imports point downwards, modules say what they are for, and importing the command line is quick."""
+"""Rules of the code base: the order of imports, sizes, docstrings, and the layout of tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ import pytest
 
 from ssd_ray.errors import UserError
 
-PACKAGE = Path(__file__).parent.parent / "ssd_ray"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "ssd_ray"
+MAX_PARAMETERS = 6
+MAX_NAME = 60
+
+# Each of these mirrors an interface: options of the command line, tensors of a batch, or a call.
+WIDE = {
+    "cli/app.py grade",
+    "cli/grading.py grade_from_command_line",
+    "evaluation/ray_pool.py grade",
+    "training/model/loss.py forward",
+    "training/trainer.py train",
+}
 
 # A module may import from the lines below its own, and stages never from one another.
 LAYERS = [
@@ -76,13 +88,56 @@ def test_files_stay_short() -> None:
 
 def test_the_command_line_loads_no_engine() -> None:
     heavy = "ray torch vllm transformers deepspeed pyarrow matplotlib datasets numpy"
-    code = f"import sys, ssd_ray.cli.app; print([name for name in {heavy.split()!r} if name in sys.modules])"
+    code = (
+        "import sys, ssd_ray.cli.app\n"
+        f"print([name for name in {heavy.split()!r} if name in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         ).stdout.strip()
         == "[]"
     )
+
+
+def _functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    arguments = function.args
+    names = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return [name.arg for name in names if name.arg not in {"self", "cls"}]
+
+
+def test_functions_have_few_parameters() -> None:
+    wide = {
+        f"{path.relative_to(PACKAGE)} {function.name}"
+        for path in _modules()
+        for function in _functions(path)
+        if len(_parameters(function)) > MAX_PARAMETERS
+    }
+    assert wide <= WIDE
+
+
+def test_names_of_tests_are_short_and_unique_in_their_file() -> None:
+    for path in TESTS.rglob("test_*.py"):
+        names = [node.name for node in _functions(path) if node.name.startswith("test_")]
+        assert [name for name in names if len(name) > MAX_NAME] == [], path
+        assert len(names) == len(set(names)), path
+
+
+def test_folders_of_tests_are_rooms_of_the_package() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    folders = {path.parent.name for path in TESTS.glob("*/test_*.py")}
+    assert folders <= rooms
+
+
+def test_no_test_module_imports_another() -> None:
+    imports_test = re.compile(r"^\s*(?:from|import) +(?:[\w.]+ +import +)?[\w.]*\btest_\w+", re.M)
+    for path in TESTS.rglob("*.py"):
+        assert imports_test.findall(path.read_text()) == [], path
 
 
 def _private_uses_of_ray(tree: ast.Module) -> list[str]:
