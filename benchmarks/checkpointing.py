@@ -165,14 +165,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
     print(
-        f"a step {figures['step_s']} s, a checkpoint {figures['save_s']} s and {figures['state_gib']} GiB"
+        f"a step {figures['step_s']} s, a checkpoint {figures['save_s']} s and "
+        f"{figures['state_gib']} GiB"
     )
     print(
-        f"share of training at one in {options.every} steps: {figures['share']:.2%} (wanted: at most {MOST_SHARE:.0%})"
+        f"share of training at one in {options.every} steps: {figures['share']:.2%} (wanted: at "
+        f"most {MOST_SHARE:.0%})"
     )
     begins, done = figures["first_new_step_begins_s"], figures["first_new_step_s"]
     print(
-        f"from start, the first new step begins after {begins} s (wanted: at most {MOST_START_S:g} s), is made after {done} s"
+        f"from start, the first new step begins after {begins} s (wanted: at most "
+        f"{MOST_START_S:g} s), is made after {done} s"
     )
     begins, done = (
         figures["first_new_step_with_one_worker_begins_s"],

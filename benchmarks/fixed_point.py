@@ -299,18 +299,24 @@ def main() -> None:
 def _print_pass(name: str, found: dict[str, Any]) -> None:
     before, after = found["before"], found["after"]
     print(
-        f"{name}: {found['steps']} steps, {found['trained']} samples, {found['held_out']} held out ({found['tokens']} tokens)\n"
-        f"  NLL {before['nll']:.4f} to {after['nll']:.4f}, floor {before['floor']:.4f}: moved {found['moved']:+.4f}, "
-        f"{found['moved_in_standard_errors']:+.2f} standard errors of {found['standard_error']:.4f}\n"
-        f"  expectation {before['cross_entropy']:.4f} to {after['cross_entropy']:.4f}, KL to the base {after['kl_to_base']:.4f}",
+        f"{name}: {found['steps']} steps, {found['trained']} samples, {found['held_out']} held "
+        f"out ({found['tokens']} tokens)\n"
+        f"  NLL {before['nll']:.4f} to {after['nll']:.4f}, floor {before['floor']:.4f}: moved "
+        f"{found['moved']:+.4f}, "
+        f"{found['moved_in_standard_errors']:+.2f} standard errors of "
+        f"{found['standard_error']:.4f}\n"
+        f"  expectation {before['cross_entropy']:.4f} to {after['cross_entropy']:.4f}, KL to the "
+        f"base {after['kl_to_base']:.4f}",
         flush=True,
     )
 
 
 def _print_memorising(found: dict[str, Any]) -> None:
     print(
-        f"memorising {found['sequences']} samples ({found['tokens']} tokens): {found['base_nll']:.3f} nats at first, "
-        f"below their sampling entropy of {found['sampling_entropy']:.3f} from step {found['first_step_below_the_entropy']}, "
+        f"memorising {found['sequences']} samples ({found['tokens']} tokens): "
+        f"{found['base_nll']:.3f} nats at first, "
+        f"below their sampling entropy of {found['sampling_entropy']:.3f} from step "
+        f"{found['first_step_below_the_entropy']}, "
         f"{found['final_nll']:.4f} at the end\n"
         f"  least {found['least_nll']:.4f}; no model can go below {found['memorising_floor']:.4f}",
         flush=True,

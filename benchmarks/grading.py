@@ -157,13 +157,15 @@ def main() -> None:
         print(f"{name:>18}: {value:7.1f} a second, {ratio:5.2f} times a bare interpreter")
     per_core = figures["tests_per_s"]["L1, one core"]
     print(
-        f"L1, a core: {per_core:.0f} a second, {per_core / LEAST_PER_CORE:.2f} of the {LEAST_PER_CORE:.0f} wanted"
+        f"L1, a core: {per_core:.0f} a second, {per_core / LEAST_PER_CORE:.2f} of the "
+        f"{LEAST_PER_CORE:.0f} wanted"
     )
     if len(cores) > 1:
         figures["speedup"] = round(figures["tests_per_s"]["L1, two cores"] / per_core, 2)
         print(f"two cores: {figures['speedup']:.2f} times one; {LEAST_SPEEDUP} wanted")
     print(
-        f"memory: 50 MB of input and a flood of output made the grader {figures['memory']['grew_mib']:.0f} MiB larger"
+        "memory: 50 MB of input and a flood of output made the grader "
+        f"{figures['memory']['grew_mib']:.0f} MiB larger"
     )
     if arguments.out:
         arguments.out.write_text(json.dumps(figures | around, indent=2) + "\n")

@@ -178,14 +178,18 @@ def main() -> None:
     for case in cases(tuple(chosen.problems), chosen.comparisons):
         found.append(case)
         print(
-            f"{case.problems:4} {case.answers:2} {case.family:18} {case.name:40} {case.effective:5.1f} {case.coverage:.4f}",
+            (
+                f"{case.problems:4} {case.answers:2} {case.family:18} {case.name:40} "
+                f"{case.effective:5.1f} {case.coverage:.4f}"
+            ),
             flush=True,
         )
     groups = itertools.groupby(sorted(found, key=_row), key=_row)
     for row, members in groups:
         shares = [100 * case.coverage for case in members]
         print(
-            f"| {row[1]} | {row[0]} | {len(shares)} | {min(shares):.1f} | {np.mean(shares):.1f} | {max(shares):.1f} |"
+            f"| {row[1]} | {row[0]} | {len(shares)} | {min(shares):.1f} | {np.mean(shares):.1f} "
+            f"| {max(shares):.1f} |"
         )
     low = [case for case in found if case.coverage < LOWEST]
     wide = [case for case in found if case.coverage > HIGHEST and case.effective >= 3]
@@ -198,7 +202,8 @@ def main() -> None:
     if chosen.out:
         chosen.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(
-        f"below {LOWEST:.1%}: {len(low)}; above {HIGHEST:.1%} with 3 or more differing problems: {len(wide)}"
+        f"below {LOWEST:.1%}: {len(low)}; above {HIGHEST:.1%} with 3 or more differing problems: "
+        f"{len(wide)}"
     )
     for case in (*low, *wide):
         print("  ", case)

@@ -113,8 +113,10 @@ def main() -> None:
             "measured_small_gib": real / 2**30,
         }
         print(
-            f"{kind:>8}: {figures[kind]['counted_gib']:.2f} GiB at {TOKENS} tokens; at {options.measured_tokens} tokens "
-            f"{figures[kind]['counted_small_gib']:.2f} counted, {figures[kind]['measured_small_gib']:.2f} measured"
+            f"{kind:>8}: {figures[kind]['counted_gib']:.2f} GiB at {TOKENS} tokens; at "
+            f"{options.measured_tokens} tokens "
+            f"{figures[kind]['counted_small_gib']:.2f} counted, "
+            f"{figures[kind]['measured_small_gib']:.2f} measured"
         )
     ratio = figures["chunked"]["counted_gib"] / figures["plain"]["counted_gib"]
     print(f"ratio: {ratio:.3f} of the plain loss's peak")

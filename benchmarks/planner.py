@@ -201,7 +201,8 @@ def main() -> None:
         }
         figures[name]["ratio"] = round(sum(parts.values()) / (peak - bare), 3)
         print(
-            f"{name:<32} planned {sum(parts.values()) / 2**20:7.0f} MiB, measured {(peak - bare) / 2**20:7.0f} MiB "
+            f"{name:<32} planned {sum(parts.values()) / 2**20:7.0f} MiB, measured "
+            f"{(peak - bare) / 2**20:7.0f} MiB "
             f"beside {bare / 2**20:.0f} MiB of libraries: ratio {figures[name]['ratio']}"
         )
     arguments.out.write_text(json.dumps({"machine": around, "figures": figures}, indent=1) + "\n")

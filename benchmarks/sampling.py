@@ -79,7 +79,10 @@ def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
         return chosen
     questions = directory / "questions.jsonl"
     asked = (
-        f"Write a Python program that reads a number and prints its remainder after division by {n}."
+        (
+            "Write a Python program that reads a number and prints its remainder after division "
+            f"by {n}."
+        )
         for n in range(2, 2 + prompts)
     )
     questions.write_text("".join(json.dumps({"question": text}) + "\n" for text in asked))
@@ -199,7 +202,8 @@ def main() -> None:
         found = summary(list(measure(options.recipe, case, options.rounds)), case.requests)
         record[name] = {**case._asdict(), **found}
         print(
-            f"{case.requests} requests of up to {case.max_tokens} tokens{', short prompts' if case.short else ''}"
+            f"{case.requests} requests of up to {case.max_tokens} "
+            f"tokens{', short prompts' if case.short else ''}"
         )
         for program, rate in found["tokens_per_s"].items():
             same = (

@@ -151,7 +151,8 @@ def main() -> None:
         one, many = (rate(Path(name), engines, options.seconds) for engines in (1, options.engines))
     efficiency = many["answers_per_s"] / (options.engines * one["answers_per_s"])
     print(
-        f"1 engine {one['answers_per_s']:.2f}/s, {options.engines} engines {many['answers_per_s']:.2f}/s, ratio {efficiency:.3f}"
+        f"1 engine {one['answers_per_s']:.2f}/s, {options.engines} engines "
+        f"{many['answers_per_s']:.2f}/s, ratio {efficiency:.3f}"
     )
     if options.out:
         record = {

@@ -234,7 +234,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.trl / "trl").is_dir():
         sys.exit(
-            f"TRL is not in {options.trl}: run `pip install --no-deps --target {options.trl} trl==1.16.0` first"
+            f"TRL is not in {options.trl}: run `pip install --no-deps --target {options.trl} "
+            "trl==1.16.0` first"
         )
     options.model = (options.model or models.fetch(recipes.load("quickstart").model)).resolve()
     around = machine()
@@ -242,12 +243,14 @@ def main() -> None:
         figures = compare(options, Path(folder))
     for name, values in figures.items():
         print(
-            f"{name:>14}: {values['tokens_per_s']:7.1f} tokens/s, {values['peak_gib']:5.2f} GiB, load {values['load_1_min']}"
+            f"{name:>14}: {values['tokens_per_s']:7.1f} tokens/s, {values['peak_gib']:5.2f} GiB, "
+            f"load {values['load_1_min']}"
         )
     ratios = ratios_of(figures)
     for name, value in ratios.items():
         print(
-            f"{name:>14}: {value:.2f} (wanted: at {'most' if 'memory' in name else 'least'} {WANTED[name]})"
+            f"{name:>14}: {value:.2f} (wanted: at {'most' if 'memory' in name else 'least'} "
+            f"{WANTED[name]})"
         )
     if options.out:
         options.out.write_text(

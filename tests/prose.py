@@ -239,7 +239,8 @@ def main(places: list[str]) -> None:
     if not folders:
         return
     print(
-        "| | functions | returns typed | comment lines | that+which+what | What/Whether/How openings | banned words |"
+        "| | functions | returns typed | comment lines | that+which+what | What/Whether/How "
+        "openings | banned words |"
     )
     print("|---|---|---|---|---|---|---|")
     for folder in folders:

@@ -115,8 +115,14 @@ def test_a_module_run_by_name_imports_nothing_from_the_folder(folder: Path, modu
 
 
 def test_processes_that_are_started_leave_the_folder_out(folder: Path) -> None:
-    code = "from ssd_ray.cluster import import_path; import_path.keep_children_safe(); import subprocess, sys\n"
-    code += "sys.exit(subprocess.run([sys.executable, '-m', 'json.tool', '--help'], stdout=subprocess.DEVNULL).returncode)"
+    code = (
+        "from ssd_ray.cluster import import_path; import_path.keep_children_safe(); import "
+        "subprocess, sys\n"
+    )
+    code += (
+        "sys.exit(subprocess.run([sys.executable, '-m', 'json.tool', '--help'], "
+        "stdout=subprocess.DEVNULL).returncode)"
+    )
     assert run([sys.executable, "-P", "-c", code], folder).returncode == 0
 
 
@@ -146,7 +152,8 @@ def test_workers_of_a_checkout_that_is_not_installed_get_it(tmp_path: Path) -> N
     assert installed.stdout == "[]\n", installed.stderr
     without_installation = (
         f"import sys\nsys.path = [path for path in sys.path if path != {str(PACKAGE.parent)!r}]\n"
-        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in "
+        "repr(finder).lower()]\n"
     )
     script.write_text(without_installation + code)
     # -E: the script's own directory is on the path, whatever the environment says.
@@ -221,7 +228,10 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
         (
             "",
             2,
-            r"error: vLLM does not take .*ImportError: cannot import name 'EngineArgs' from 'vllm' \(.*path/vllm.py\)",
+            (
+                r"error: vLLM does not take .*ImportError: cannot import name 'EngineArgs' from "
+                r"'vllm' \(.*path/vllm.py\)"
+            ),
         ),
     ],
     ids=["failure", "mistake"],

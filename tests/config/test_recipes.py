@@ -271,7 +271,8 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
     assert recipes.load("quickstart", ["sample.max_tokens=1024"]).sample.max_tokens == 1024
     short = tmp_path / "short.yaml"
     short.write_text(
-        "{name: short, model: {source: x, max_model_len: 64}, evaluate: {arms: {base: {model: base}}}}"
+        "{name: short, model: {source: x, max_model_len: 64}, evaluate: {arms: {base: {model: "
+        "base}}}}"
     )
     recipe = recipes.load(short)
     assert min(recipe.sample.max_tokens, recipe.evaluate.max_tokens) > 64
@@ -338,7 +339,10 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ("sample.max_tokens=many", "sample.max_tokens='many': use a valid integer"),
         (
             "sample.max_tokens=1025",
-            "sample.max_tokens 1025 is above model.max_model_len 1024, which holds prompt and answer",
+            (
+                "sample.max_tokens 1025 is above model.max_model_len 1024, which holds prompt "
+                "and answer"
+            ),
         ),
         ("evaluate.max_tokens=2000", "evaluate.max_tokens 2000 is above model.max_model_len 1024"),
         ("sample.temperature.x=1", "is a value, not a section"),
@@ -361,7 +365,10 @@ def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: 
 
 
 def test_a_benchmark_is_a_name_a_path_or_a_mapping() -> None:
-    given = "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, release: release_v6, end: 2025-04}]"
+    given = (
+        "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, "
+        "release: release_v6, end: 2025-04}]"
+    )
     recipe = recipes.load("quickstart", [given])
     first, second, third = recipe.evaluate.benchmarks
     assert (first.name, first.file) == ("builtin", None)

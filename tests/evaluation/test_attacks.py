@@ -385,7 +385,10 @@ def test_a_program_cannot_pretend_that_the_machine_killed_it(sandbox):
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
         "import signal, threading; signal.pthread_kill(threading.get_ident(), signal.SIGKILL)",
         "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nwhile True: pass",
-        "import os, signal\nfor pid in (0, -1, os.getpid()):\n    try: os.kill(pid, 9)\n    except OSError: pass\nos.abort()",
+        (
+            "import os, signal\nfor pid in (0, -1, os.getpid()):\n    try: os.kill(pid, 9)\n"
+            "    except OSError: pass\nos.abort()"
+        ),
         "import ctypes; ctypes.CDLL(None).raise_(9)",
     )
     for code in tries:

@@ -40,7 +40,10 @@ CHECKED = dataclasses.replace(
 )
 ADD = "```python\na, b = map(int, input().split())\nprint(a + b)\n```\n"
 DEFINE = "```python\ndef gcd(a, b):\n    while b:\n        a, b = b, a % b\n    return a\n```\n"
-METHOD = "```python\nclass Solution:\n    def gcd(self, a, b):\n        return b if a % b == 0 else self.gcd(b, a % b)\n```\n"
+METHOD = (
+    "```python\nclass Solution:\n    def gcd(self, a, b):\n"
+    "        return b if a % b == 0 else self.gcd(b, a % b)\n```\n"
+)
 
 
 @pytest.fixture(scope="module")

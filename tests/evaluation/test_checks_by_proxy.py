@@ -102,12 +102,18 @@ def test_a_check_may_call_with_keyword_arguments(call, code, expected, sandbox):
         ("d = {2: 0, 1: 0}\ncandidate(d)\nassert list(d) == [1, 2]", "x[2] = x.pop(2)", "pass"),
         ("s = {1}\ncandidate(s)\nassert s == {1, 2}", "x.add(2)", "x = x | {2}"),
         (
-            "from collections import deque\nq = deque([1, 2])\ncandidate(q)\nassert list(q) == [2, 1]",
+            (
+                "from collections import deque\nq = deque([1, 2])\ncandidate(q)\n"
+                "assert list(q) == [2, 1]"
+            ),
             "x.rotate()",
             "x = list(x)[::-1]",
         ),
         (
-            "from array import array\na = array('i', [1, 2])\ncandidate(a)\nassert a.tolist() == [2, 1]",
+            (
+                "from array import array\na = array('i', [1, 2])\ncandidate(a)\n"
+                "assert a.tolist() == [2, 1]"
+            ),
             "x.reverse()",
             "x = x[::-1]",
         ),
@@ -240,7 +246,10 @@ def test_containers_keep_their_types_on_both_sides(made, right, wrong, holds, sa
     ],
 )
 def test_containers_of_collections_come_back_as_they_are(condition, value, sandbox):
-    code = f"from collections import *\nmoved = OrderedDict(a=1, b=2)\nmoved.move_to_end('a')\ndef f(): return {value}"
+    code = (
+        "from collections import *\nmoved = OrderedDict(a=1, b=2)\nmoved.move_to_end('a')\n"
+        f"def f(): return {value}"
+    )
     assert (
         outcome(f"from collections import OrderedDict\nassert {condition}", code, sandbox)
         == "accepted"
@@ -259,9 +268,15 @@ def test_containers_of_collections_come_back_as_they_are(condition, value, sandb
     "awaiting",
     [
         "assert asyncio.run(candidate(1)) == 2",
-        "async def main():\n    return await asyncio.gather(candidate(1), candidate(x=2))\nassert asyncio.run(main()) == [2, 3]",
+        (
+            "async def main():\n    return await asyncio.gather(candidate(1), candidate(x=2))\n"
+            "assert asyncio.run(main()) == [2, 3]"
+        ),
         "loop = asyncio.new_event_loop()\nassert loop.run_until_complete(candidate(1)) == 2",
-        "async def main():\n    return await asyncio.wait_for(candidate(1), 5)\nassert asyncio.run(main()) == 2",
+        (
+            "async def main():\n    return await asyncio.wait_for(candidate(1), 5)\n"
+            "assert asyncio.run(main()) == 2"
+        ),
     ],
 )
 def test_a_check_may_await_the_program(awaiting, sandbox):
@@ -281,7 +296,10 @@ def test_a_check_may_await_the_program(awaiting, sandbox):
 
 
 def test_a_check_may_expect_an_exception_of_what_it_awaits(sandbox):
-    body = "import asyncio\nv = []\ntry:\n    asyncio.run(candidate(v))\nexcept KeyError:\n    assert v == [1]\nelse:\n    assert 0"
+    body = (
+        "import asyncio\nv = []\ntry:\n    asyncio.run(candidate(v))\nexcept KeyError:\n"
+        "    assert v == [1]\nelse:\n    assert 0"
+    )
     assert (
         outcome(body, "async def f(x):\n    x.append(1)\n    raise KeyError(1)", sandbox)
         == "accepted"
@@ -311,7 +329,10 @@ def test_a_check_may_expect_an_exception_of_what_it_awaits(sandbox):
     ],
 )
 def test_other_argument_types_keep_object_numbers(argument, sandbox):
-    body = f"import collections, fractions, numpy, types\nv = [3, 1]\ncandidate({argument}, v, {argument})\nassert v == [1, 3]"
+    body = (
+        "import collections, fractions, numpy, types\nv = [3, 1]\n"
+        f"candidate({argument}, v, {argument})\nassert v == [1, 3]"
+    )
     assert outcome(body, "def f(x, y, z): y.sort()", sandbox) == "accepted"
     assert outcome(body, "def f(x, y, z): return sorted(y)", sandbox) == "wrong_answer"
     listed = body.replace(f"v, {argument}", f"v, [v, {argument}]")
@@ -364,7 +385,10 @@ def test_arguments_larger_than_the_output_limit_come_back(sandbox):
     ],
 )
 def test_a_check_may_expect_an_exception(raised, expected, sandbox):
-    body = "try:\n    candidate(-1)\nexcept ValueError as error:\n    assert 'negative' in str(error)\nelse:\n    assert False"
+    body = (
+        "try:\n    candidate(-1)\nexcept ValueError as error:\n"
+        "    assert 'negative' in str(error)\nelse:\n    assert False"
+    )
     assert outcome(body, f"def f(x): raise {raised}", sandbox) == expected
     assert outcome(body, "def f(x): return None", sandbox) == "wrong_answer"
 
@@ -413,7 +437,10 @@ def test_an_exception_of_a_library_is_known_to_the_check(expected, raised, sandb
     ],
 )
 def test_an_exception_keeps_its_type_name_and_arguments(condition, raised, sandbox):
-    body = f"try:\n    candidate()\nexcept Exception as error:\n    assert {condition}\nelse:\n    assert False"
+    body = (
+        f"try:\n    candidate()\nexcept Exception as error:\n    assert {condition}\nelse:\n"
+        "    assert False"
+    )
     assert outcome(body, f"def f(): raise {raised}", sandbox) == "accepted"
     assert outcome(body, "def f(): raise LookupError('other')", sandbox) == "wrong_answer"
 
@@ -433,7 +460,10 @@ def test_an_exception_keeps_its_type_name_and_arguments(condition, raised, sandb
 def test_no_program_ends_the_loop_of_a_check(loop, ending, sandbox):
     assert outcome(loop, f"def f(x): raise {ending}", sandbox) == "runtime_error"
     assert outcome(loop, "def f(x): return x + 1", sandbox) == "accepted"
-    expecting = "try:\n    candidate(1)\nexcept (StopIteration, StopAsyncIteration):\n    return\nassert False"
+    expecting = (
+        "try:\n    candidate(1)\nexcept (StopIteration, StopAsyncIteration):\n    return\n"
+        "assert False"
+    )
     assert outcome(expecting, "def f(x): raise StopIteration", sandbox) == "accepted"
 
 
@@ -467,7 +497,10 @@ def test_an_exception_of_the_starter_code_is_known_by_its_name(sandbox):
 
 
 def test_no_program_can_mean_an_exception_of_the_check_itself(sandbox):
-    body = "class Done(Exception): pass\ntry:\n    candidate(1)\nexcept Done:\n    return\nassert False"
+    body = (
+        "class Done(Exception): pass\ntry:\n    candidate(1)\nexcept Done:\n    return\n"
+        "assert False"
+    )
     test = Test(
         input="class Done(Exception): pass\n" + problem(body.partition("\n")[2]).tests[0].input,
         output="",
@@ -489,7 +522,10 @@ STARTERS = [
     "def f(x):\n    # Add one.\n",
     "def f(\n    x: int,\n) -> int:\n",
     "import functools\n\n@functools.cache\ndef f(x):\n",
-    "import functools\n\n@functools.lru_cache(\n    maxsize=None,\n)\n@functools.wraps(int)\ndef f(x):\n",
+    (
+        "import functools\n\n@functools.lru_cache(\n    maxsize=None,\n)\n@functools.wraps(int)\n"
+        "def f(x):\n"
+    ),
     "from typing import *\n\nclass Solution:\n    def f(self, x: int) -> int:\n        ",
     "class Solution:\n    # Add one.\n    def f(self, x):\n",
     "async def f(x):\n",
@@ -622,8 +658,14 @@ def test_errors_from_an_answer_blame_the_program(
 
 
 def test_a_check_may_ask_what_any_function_has(sandbox):
-    body = "assert candidate.__name__ == 'f' and callable(candidate) and not hasattr(candidate, '__wrapped__')\n"
-    body += "import copy, functools\nassert copy.deepcopy([1])\nassert functools.partial(candidate, 1)() == 1\n"
+    body = (
+        "assert candidate.__name__ == 'f' and callable(candidate) and not hasattr(candidate, "
+        "'__wrapped__')\n"
+    )
+    body += (
+        "import copy, functools\nassert copy.deepcopy([1])\n"
+        "assert functools.partial(candidate, 1)() == 1\n"
+    )
     body += (
         "assert list(map(candidate, [1, 2])) == [1, 2] and sorted([2, 1], key=candidate) == [1, 2]"
     )

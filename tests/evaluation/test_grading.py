@@ -38,7 +38,10 @@ PAIR = Problem(
     reference="def pair(x: int) -> List[int]:\n    return [x, x * x]",
 )
 PROMPT = 'from typing import List\n\ndef helper(x):\n    return x + 1\n\n\ndef grow(xs: List[int]):\n    """Add one to each."""\n'
-CHECK = "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n    assert candidate([]) == []\n    assert helper(1) == 2\n"
+CHECK = (
+    "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n"
+    "    assert candidate([]) == []\n    assert helper(1) == 2\n"
+)
 GROW = Problem(
     problem_id="grow",
     source="test",
@@ -249,7 +252,10 @@ def test_a_slow_program_stops_at_its_first_slow_test(sandbox):
 
 
 def test_nothing_is_carried_from_one_test_to_the_next(sandbox):
-    code = "import builtins\nprint(0 if hasattr(builtins, 'seen') else int(input()) * 2)\nbuiltins.seen = True"
+    code = (
+        "import builtins\nprint(0 if hasattr(builtins, 'seen') else int(input()) * 2)\n"
+        "builtins.seen = True"
+    )
     assert grade_code(DOUBLE, code, RULES, sandbox).outcome == "accepted"
 
 
@@ -275,7 +281,10 @@ def test_a_verdict_records_first_failure_memory_and_sandbox(sandbox):
     [
         ("def pair(x: int) -> List[int]: return (x, x * x)", "accepted"),
         (
-            "from __future__ import annotations\nclass Solution:\n    def pair(self, x: Later): return [x, x**2]",
+            (
+                "from __future__ import annotations\nclass Solution:\n"
+                "    def pair(self, x: Later): return [x, x**2]"
+            ),
             "accepted",
         ),
         ("def pair(x): return [x, float(x * x)]", "accepted"),
@@ -332,7 +341,10 @@ def test_starter_code_without_a_body_lends_its_imports(sandbox):
         ("def grow(xs): return None", "wrong_answer"),
         ("def grow(xs): return (x + 1 for x in xs)", "wrong_answer"),
         (
-            "class Yes(list):\n    def __eq__(self, other): return True\ndef grow(xs): return Yes()",
+            (
+                "class Yes(list):\n    def __eq__(self, other): return True\n"
+                "def grow(xs): return Yes()"
+            ),
             "wrong_answer",
         ),
         (
@@ -344,7 +356,10 @@ def test_starter_code_without_a_body_lends_its_imports(sandbox):
         ("import os\ndef grow(xs): os._exit(0)", "runtime_error"),
         ("import os; os._exit(0)", "runtime_error"),
         (
-            "import builtins\nbuiltins.AssertionError = int\ndef check(candidate): pass\ndef grow(xs): return 1",
+            (
+                "import builtins\nbuiltins.AssertionError = int\ndef check(candidate): pass\n"
+                "def grow(xs): return 1"
+            ),
             "wrong_answer",
         ),
         ("def check(candidate): pass", "runtime_error"),

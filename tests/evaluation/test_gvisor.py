@@ -80,7 +80,10 @@ ASSERTS = Problem(
     ),
 )
 PROBLEMS = [STDIN, LCB, FUNCTION, ASSERTS]
-RIGHT = "def f(x):\n    return f'{x * x}-ri' + 'ght'\nif __name__ == '__main__':\n    print(f(int(input())))\n"
+RIGHT = (
+    "def f(x):\n    return f'{x * x}-ri' + 'ght'\nif __name__ == '__main__':\n"
+    "    print(f(int(input())))\n"
+)
 WRONG = "def f(x):\n    return 'wrong'\nif __name__ == '__main__':\n    print('wrong')\n"
 
 

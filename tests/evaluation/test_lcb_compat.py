@@ -228,8 +228,10 @@ def test_the_header_equals_one_run_in_the_programs_process(
 ) -> None:
     code = (
         "def f(header):\n    fresh = {}\n    exec(header, fresh)\n    mine = dict(globals())\n"
-        "    for name in '__name__ __doc__ __package__ __loader__ __spec__ f'.split():\n        mine.pop(name, None)\n"
-        "    return sorted(name for name in {*fresh, *mine} if mine.get(name, 0) is not fresh.get(name, 1))"
+        "    for name in '__name__ __doc__ __package__ __loader__ __spec__ f'.split():\n"
+        "        mine.pop(name, None)\n"
+        "    return sorted(name for name in {*fresh, *mine} if mine.get(name, 0) is not "
+        "fresh.get(name, 1))"
     )
     graded = grade_lcb(function_problem([([lcb_role.HEADER], [])]), code, LIMITS, sandbox)
     assert graded.outcome == "accepted", graded

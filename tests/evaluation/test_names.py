@@ -165,7 +165,10 @@ def test_a_definition_of_starter_code_is_not_the_answer(make, lent, sandbox):
 
 
 def test_helpers_of_starter_code_call_the_programs_function(sandbox):
-    starter = "from operator import neg as target\ndef twice(x): return target(target(x))\n\ndef target(x):\n"
+    starter = (
+        "from operator import neg as target\ndef twice(x): return target(target(x))\n\n"
+        "def target(x):\n"
+    )
     problem = function("target", "value", starter_code=starter)
     assert (
         outcome(problem, "def target(x): return twice(10) if x == 6 else x + 33.5", sandbox)
@@ -189,7 +192,10 @@ def test_a_builtin_is_no_answer_to_a_problem_of_its_name(make, name, sandbox):
 def test_a_method_of_every_class_is_no_answer(name, sandbox):
     problem = function(name, "value")
     assert outcome(problem, "class Solution: pass", sandbox) == "runtime_error"
-    right = f"class Solution:\n    def {name}(self, x=6): return x + 71\n    def __new__(cls): return object.__new__(cls)"
+    right = (
+        f"class Solution:\n    def {name}(self, x=6): return x + 71\n"
+        "    def __new__(cls): return object.__new__(cls)"
+    )
     assert outcome(problem, right, sandbox) == (
         "runtime_error" if name == "__init__" else "accepted"
     )

@@ -132,7 +132,10 @@ def test_two_runs_hash_alike_and_are_seeded_differently(best):
 
 def test_nothing_stays_from_one_program_to_the_next(best):
     run(best, "import sys, builtins\nbuiltins.seen = sys.seen = 1\nsys.path.append('x')\nprint(1)")
-    code = "import sys, builtins\nprint(hasattr(builtins, 'seen'), hasattr(sys, 'seen'), 'x' in sys.path)"
+    code = (
+        "import sys, builtins\nprint(hasattr(builtins, 'seen'), hasattr(sys, 'seen'), 'x' in "
+        "sys.path)"
+    )
     assert run(best, code).stdout == "False False False\n"
 
 
@@ -250,7 +253,10 @@ def test_the_kernel_is_asked_how_long_a_program_waited(best, monkeypatch):
     assert (
         run(
             best,
-            "import threading\nfor _ in range(2): threading.Thread(target=sum, args=([1],)).start()",
+            (
+                "import threading\nfor _ in range(2): threading.Thread(target=sum, "
+                "args=([1],)).start()"
+            ),
         ).status
         == "ok"
     )

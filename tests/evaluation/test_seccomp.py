@@ -166,12 +166,18 @@ def test_without_landlock_nothing_is_opened_for_writing(machine):
 
 
 DANGEROUS = (
-    "socket connect bind listen accept sendmsg sendmmsg fork vfork execve execveat ptrace process_vm_readv process_vm_writev "
-    "pidfd_open pidfd_getfd pidfd_send_signal tkill rt_sigqueueinfo unshare setns mount umount2 pivot_root chroot keyctl add_key "
-    "request_key shmget msgget semget mq_open memfd_create ftruncate truncate chmod fchmod fchmodat chown utimensat setxattr "
-    "unlink unlinkat rename renameat2 mkdir mkdirat mknod link symlink symlinkat flock io_uring_setup bpf perf_event_open "
-    "userfaultfd init_module reboot setuid setgid capset seccomp personality sched_setaffinity sched_setattr setpriority openat2 "
-    "open_by_handle_at name_to_handle_at kcmp splice vmsplice fallocate timer_create syslog sethostname landlock_restrict_self"
+    "socket connect bind listen accept sendmsg sendmmsg fork vfork execve execveat ptrace "
+    "process_vm_readv process_vm_writev "
+    "pidfd_open pidfd_getfd pidfd_send_signal tkill rt_sigqueueinfo unshare setns mount umount2 "
+    "pivot_root chroot keyctl add_key "
+    "request_key shmget msgget semget mq_open memfd_create ftruncate truncate chmod fchmod "
+    "fchmodat chown utimensat setxattr "
+    "unlink unlinkat rename renameat2 mkdir mkdirat mknod link symlink symlinkat flock "
+    "io_uring_setup bpf perf_event_open "
+    "userfaultfd init_module reboot setuid setgid capset seccomp personality sched_setaffinity "
+    "sched_setattr setpriority openat2 "
+    "open_by_handle_at name_to_handle_at kcmp splice vmsplice fallocate timer_create syslog "
+    "sethostname landlock_restrict_self"
 )
 
 

@@ -81,10 +81,13 @@ def test_a_thread_with_a_stack_of_any_size_starts(size, profile, sandbox):
         + IDIOM.format(size="1 << 30").replace("print", "str").replace("input()", "''"),
         "import threading\nfrom threading import stack_size\nstack_size(1 << 30)\n"
         "threading.Thread(target=lambda: (input(), print(sum(map(int, input().split()))))).start()",
-        "import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (-1, -1))\nsys.setrecursionlimit(1 << 20)\ninput()\n"
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (-1, -1))\n"
+        "sys.setrecursionlimit(1 << 20)\ninput()\n"
         "print(sum(map(int, input().split())))",
-        "import sys, threading\nsys.setrecursionlimit(1 << 25)\nthreading.stack_size(1 << 30)\ndef down(n):\n"
-        "    return down(n - 1) if n else 6\nthread = threading.Thread(target=lambda: print(down(50_000)))\nthread.start()\n"
+        "import sys, threading\nsys.setrecursionlimit(1 << 25)\nthreading.stack_size(1 << 30)\n"
+        "def down(n):\n"
+        "    return down(n - 1) if n else 6\n"
+        "thread = threading.Thread(target=lambda: print(down(50_000)))\nthread.start()\n"
         "thread.join()",
     ],
 )
@@ -95,18 +98,24 @@ def test_idioms_of_deep_recursion_are_accepted(code, sandbox):
 
 def test_the_size_of_stacks_is_asked_for_as_ever(sandbox):
     code = (
-        "import _thread, threading\nprint(threading.stack_size(), threading.stack_size(1 << 20), _thread.stack_size())\n"
-        "for bad in (-1, 5):\n    try: threading.stack_size(bad)\n    except ValueError: print('bad')\n"
+        "import _thread, threading\nprint(threading.stack_size(), threading.stack_size(1 << 20), "
+        "_thread.stack_size())\n"
+        "for bad in (-1, 5):\n    try: threading.stack_size(bad)\n"
+        "    except ValueError: print('bad')\n"
     )
     execution = sandbox.run_program(code, "", LIMITS)
     assert execution.stdout == f"0 0 {1 << 20}\nbad\nbad\n", execution
 
 
 SHORT = {
-    "threads": "import threading, time\nfor _ in range(300): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    "threads": (
+        "import threading, time\nfor _ in range(300): threading.Thread(target=time.sleep, "
+        "args=(9,), daemon=True).start()"
+    ),
     "threads with stacks": "import threading, time\nthreading.stack_size(1 << 30)\n"
     "for _ in range(9): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
-    "a pool": "import concurrent.futures as c, threading, time\nthreading.stack_size(1 << 30)\npool = c.ThreadPoolExecutor(9)\n"
+    "a pool": "import concurrent.futures as c, threading, time\nthreading.stack_size(1 << 30)\n"
+    "pool = c.ThreadPoolExecutor(9)\n"
     "try:\n    [pool.submit(time.sleep, 1) for _ in range(9)]\nexcept RuntimeError:\n    raise",
     "a map": "import mmap\nmmap.mmap(-1, 1 << 34)",
     "maps": "import mmap\nkept = []\nwhile True: kept.append(mmap.mmap(-1, 1 << 27))",
@@ -115,7 +124,10 @@ SHORT = {
     "a list": "x = [0] * 10**10",
     "an array": "import array\narray.array('q', [0]) * 10**10",
     "its own error": "class TooLarge(MemoryError): pass\nraise TooLarge('by its own word')",
-    "a memory error with a cause": "try:\n    [0] * 10**10\nexcept MemoryError as one:\n    raise MemoryError('again') from one",
+    "a memory error with a cause": (
+        "try:\n    [0] * 10**10\nexcept MemoryError as one:\n"
+        "    raise MemoryError('again') from one"
+    ),
 }
 
 
@@ -133,7 +145,10 @@ def test_a_lack_of_memory_is_called_so(name, sandbox):
     assert graded.outcome == "memory_limit", graded
 
 
-THREADED = "import threading\ndef main():\n    {}\nthread = threading.Thread(target=main)\nthread.start()\nthread.join()\n"
+THREADED = (
+    "import threading\ndef main():\n    {}\nthread = threading.Thread(target=main)\n"
+    "thread.start()\nthread.join()\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +157,10 @@ THREADED = "import threading\ndef main():\n    {}\nthread = threading.Thread(tar
         "x = [0] * 10**10",
         "import numpy; numpy.ones(10**10)",
         "import mmap; mmap.mmap(-1, 1 << 34)",
-        "threading.stack_size(1 << 30); [threading.Thread(target=threading.Event().wait, args=(1,)).start() for _ in range(9)]",
+        (
+            "threading.stack_size(1 << 30); [threading.Thread(target=threading.Event().wait, "
+            "args=(1,)).start() for _ in range(9)]"
+        ),
     ],
 )
 @pytest.mark.parametrize("profile", RULES)

@@ -283,7 +283,10 @@ ENDINGS = {
     "OrderedDict(a=np.int64(n))": {"a": 3},
     "UserList([n])": [3],
 }
-IMPORTS = "import numpy as np\nfrom fractions import Fraction\nfrom decimal import Decimal\nfrom collections import *\n"
+IMPORTS = (
+    "import numpy as np\nfrom fractions import Fraction\nfrom decimal import Decimal\n"
+    "from collections import *\n"
+)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

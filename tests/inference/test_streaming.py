@@ -398,7 +398,10 @@ def test_a_node_that_does_not_see_the_storage_is_named(source: Path, tmp_path: P
     engine = functools.partial(MortalEngine, start=functools.partial(loses_storage, source))
     with pytest.raises(
         UserError,
-        match=r"^\S+/prompts is not there on node \S+: --out must lie on storage that every node sees$",
+        match=(
+            r"^\S+/prompts is not there on node \S+: --out must lie on storage that every node "
+            r"sees$"
+        ),
     ):
         _draw(source, tmp_path / "out", engine, engines=1)
 

@@ -72,8 +72,10 @@ def test_custom_code_is_refused_and_never_asked_for(
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     make(model)
     code = (
-        "import sys\nfrom ssd_ray import models\nfrom ssd_ray.config import ModelConfig\nfrom ssd_ray.errors import UserError\n"
-        "try:\n    models.fetch(ModelConfig(source=sys.argv[1]))\nexcept UserError as error:\n    print('refused:', error)\n"
+        "import sys\nfrom ssd_ray import models\nfrom ssd_ray.config import ModelConfig\n"
+        "from ssd_ray.errors import UserError\n"
+        "try:\n    models.fetch(ModelConfig(source=sys.argv[1]))\nexcept UserError as error:\n"
+        "    print('refused:', error)\n"
     )
     ours, theirs = os.openpty()
     process = subprocess.run(

@@ -51,7 +51,10 @@ def test_a_damaged_conversion_is_made_again(tmp_path: Path, cache: Path) -> None
     os.truncate(directory / "model.safetensors", 5000)
     with pytest.raises(
         UserError,
-        match=rf"converted in {directory}: model.safetensors is cut short.*delete {directory} and run",
+        match=(
+            rf"converted in {directory}: model.safetensors is cut short.*delete {directory} and "
+            r"run"
+        ),
     ):
         models.fetch(source(tmp_path / "tiny.gguf"))
 

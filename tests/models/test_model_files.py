@@ -588,7 +588,10 @@ def test_no_header_breaks_the_reader(
 def test_a_source_that_is_no_path_and_no_hub_id_is_refused(source: str) -> None:
     with pytest.raises(
         UserError,
-        match=r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked at)",
+        match=(
+            r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked "
+            r"at)"
+        ),
     ):
         opened(source)
 

@@ -355,7 +355,10 @@ def test_a_model_without_a_template_runs_in_release_mode(
     chosen += ["model.max_model_len=4096", "prompts.mode=release"]
     with pytest.raises(
         UserError,
-        match=r"evaluate.prompt_mode paper needs a chat template .* use evaluate.prompt_mode release",
+        match=(
+            r"evaluate.prompt_mode paper needs a chat template .* use evaluate.prompt_mode "
+            r"release"
+        ),
     ):
         Run(recipes.load("quickstart", chosen), tmp_path / "half", LineProgress()).make("render")
     run = Run(

@@ -323,7 +323,8 @@ def test_a_plan_loads_no_engine() -> None:
     code = (
         "import sys; from ssd_ray.cli import app\n"
         "try: app.main(['plan', 'qwen3-30b-instruct'])\n"
-        "finally: print([name for name in ('torch', 'ray', 'transformers', 'deepspeed', 'numpy') if name in sys.modules])"
+        "finally: print([name for name in ('torch', 'ray', 'transformers', 'deepspeed', 'numpy') "
+        "if name in sys.modules])"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

@@ -57,7 +57,10 @@ MBPP_PLUS = {
 }
 MBPP = {
     "text": "Write a function to find the shared elements.",
-    "code": "import math\r\ndef helper(x):\r\n  return x\r\ndef shared(a, b):\r\n  return helper(tuple(set(a) & set(b)))",
+    "code": (
+        "import math\r\ndef helper(x):\r\n  return x\r\ndef shared(a, b):\r\n"
+        "  return helper(tuple(set(a) & set(b)))"
+    ),
     "task_id": 11,
     "test_setup_code": "",
     "test_list": [
@@ -201,7 +204,10 @@ def _function(reference: str, inputs: list[list[object]], comparison: str = "eva
 
 def test_a_reference_may_change_its_inputs() -> None:
     shared: list[object] = [1]
-    reference = "n = 0\ndef f(xs):\n    global n\n    n += 1\n    xs.append(n)\n    return xs, {1j}, float('nan')"
+    reference = (
+        "n = 0\ndef f(xs):\n    global n\n    n += 1\n    xs.append(n)\n"
+        "    return xs, {1j}, float('nan')"
+    )
     with Sandbox(floor="L0") as sandbox:
         known = with_expected(_function(reference, [[shared], [shared]]), sandbox, LIMITS)
     assert [repr(wire.loads(test.output)) for test in known.tests] == [
@@ -542,7 +548,8 @@ def test_livecodebench_is_put_as_published() -> None:
         "### Question:\nAdd.\n\n### Format: Read the inputs from stdin"
     )
     assert user["content"].endswith(
-        "```python\n# YOUR CODE HERE\n```\n\n### Answer: (use the provided format with backticks)\n\n"
+        "```python\n# YOUR CODE HERE\n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
     )
     assert "will use the following starter code" in published(STARTER)[1]["content"]
     assert "```python\nclass Solution:\n```" in published(STARTER)[1]["content"]
@@ -599,7 +606,8 @@ def test_reading_problems_loads_no_engine() -> None:
     import subprocess
 
     code = (
-        "import sys, ssd_ray.problems.benchmarks, ssd_ray.problems.rendering, ssd_ray.evaluation.judging.expected_outputs, "
+        "import sys, ssd_ray.problems.benchmarks, ssd_ray.problems.rendering, "
+        "ssd_ray.evaluation.judging.expected_outputs, "
         "ssd_ray.evaluation.judging.comparison\n"
         "print([n for n in ('torch', 'vllm', 'transformers', 'numpy', 'ray') if n in sys.modules])"
     )

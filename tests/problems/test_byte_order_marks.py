@@ -22,7 +22,10 @@ from ssd_ray.standalone.completions import open_completions
 BOM = codecs.BOM_UTF8
 ROWS = [{"question": "Print é."}, {"question": "Print b."}]
 LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
-BENCH = b'{"problem_id": "b-1", "statement": "Print 1.", "kind": "stdin", "tests": [{"input": "", "output": "1"}]}\n'
+BENCH = (
+    b'{"problem_id": "b-1", "statement": "Print 1.", "kind": "stdin", "tests": [{"input": "", '
+    b'"output": "1"}]}\n'
+)
 
 
 def _statements(file: Path) -> list[str]:

@@ -26,7 +26,10 @@ from ssd_ray.problems.contamination import (
 )
 from ssd_ray.schema import Problem, Prompt
 
-LONG = "Given an array of integers, return the length of its longest run of equal neighbours, counted from the left."
+LONG = (
+    "Given an array of integers, return the length of its longest run of equal neighbours, "
+    "counted from the left."
+)
 SHORT = "Print the sum of all even numbers below ten."
 
 
@@ -34,13 +37,25 @@ def _problem(number: int, statement: str, source: str = "bench") -> Problem:
     return Problem(problem_id=f"{source}/{number}", source=source, statement=statement)
 
 
-CHINESE = "给定一个长度为不超过十万的整数数组，请你编写程序求出其中和最大的连续子数组，并输出这个最大的和。"
-JAPANESE = "整数が並んだ配列が与えられる。隣り合う要素の差の絶対値の総和が最小になるように要素を並べ替えよ。"
-KOREAN = "정수로이루어진배열이주어질때이웃한원소의차이의합이가장작아지도록원소를재배열하는프로그램을작성하시오."
+CHINESE = (
+    "给定一个长度为不超过十万的整数数组，请你编写程序求出其中和最大的连续子数组，并输出这个最大的"
+    "和。"
+)
+JAPANESE = (
+    "整数が並んだ配列が与えられる。隣り合う要素の差の絶対値の総和が最小になるように要素を並べ替え"
+    "よ。"
+)
+KOREAN = (
+    "정수로이루어진배열이주어질때이웃한원소의차이의합이가장작아지도록원소를재배열하는프로그램을작"
+    "성하시오."
+)
 THAI = "จงเขียนโปรแกรมที่รับจำนวนเต็มหลายจำนวนแล้วแสดงผลรวมของจำนวนคู่ทั้งหมดที่มีค่ามากกว่าค่าเฉลี่ยของจำนวนเหล่านั้น"
 LAO = "ຈົ່ງຂຽນໂປຣແກຣມທີ່ຮັບຈຳນວນເຕັມຫຼາຍຈຳນວນແລ້ວສະແດງຜົນລວມຂອງຈຳນວນຄູ່ທັງໝົດທີ່ມີຄ່າຫຼາຍກວ່າຄ່າສະເລ່ຍ"
 KHMER = "ចូរសរសេរកម្មវិធីដែលទទួលចំនួនគត់ច្រើនហើយបង្ហាញផលបូកនៃចំនួនគូទាំងអស់ដែលធំជាងមធ្យមភាគនៃចំនួនទាំងនោះ"
-MIXED = "给定一个 array of n integers，请输出 the sum 之中最大的 subarray 的和，要求 time limit 为 1 秒以内完成计算。"
+MIXED = (
+    "给定一个 array of n integers，请输出 the sum 之中最大的 subarray 的和，要求 time limit 为 1 "
+    "秒以内完成计算。"
+)
 SPACELESS = {
     "zh": CHINESE,
     "ja": JAPANESE,
@@ -137,7 +152,10 @@ def test_two_problems_in_chinese_that_open_alike_do_not_overlap() -> None:
         [
             _problem(
                 0,
-                "给定一个整数数组 nums 和一个整数目标值 target，请你在该数组中找出和为目标值的两个整数。",
+                (
+                    "给定一个整数数组 nums 和一个整数目标值 "
+                    "target，请你在该数组中找出和为目标值的两个整数。"
+                ),
             )
         ]
     )
@@ -291,7 +309,10 @@ def test_an_overlap_is_refused_by_default_with_a_remedy(tmp_path: Path) -> None:
     )
     with pytest.raises(
         UserError,
-        match=r"1 of 2 training prompts .* \(1 with bench\), such as p1 with bench/7 \(100%, 13 words: 'given an",
+        match=(
+            r"1 of 2 training prompts .* \(1 with bench\), such as p1 with bench/7 \(100%, 13 "
+            r"words: 'given an"
+        ),
     ) as e:
         check(*places, "refuse", out=tmp_path / "out")
     assert "prompts.contamination=drop" in str(e.value)

@@ -43,15 +43,18 @@ MBPP_PLUS = {
     "source_file": "own",
     "test_imports": ["import math"],
     "test_list": ["assert spread([1, 2, 4]) == 3", "assert spread([7]) == 0"],
-    "test": f"{HELPERS}\ninputs = [[[1, 2, 4]], [[7]], [[-4, -9]], [[0.1, 0.3]]]\nresults = [3, 0, 5, 0.2]\n"
-    "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(spread(*inp), exp, 0)\nassert math.pi\n",
+    "test": f"{HELPERS}\ninputs = [[[1, 2, 4]], [[7]], [[-4, -9]], [[0.1, 0.3]]]\n"
+    "results = [3, 0, 5, 0.2]\n"
+    "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(spread(*inp), exp, 0)\n"
+    "assert math.pi\n",
 }
 HUMANEVAL_PLUS = {
     "task_id": "HumanEval/903",
     "prompt": 'def total(values):\n    """The sum of all values."""\n',
     "canonical_solution": "    return float(sum(values))\n",
     "entry_point": "total",
-    "test": f"{HELPERS}\ndef check(candidate):\n    inputs = [[[1.0, 2.0]], [[0.1, 0.2]], [[]]]\n    results = [3.0, 0.3, 0.0]\n"
+    "test": f"{HELPERS}\ndef check(candidate):\n    inputs = [[[1.0, 2.0]], [[0.1, 0.2]], [[]]]\n"
+    "    results = [3.0, 0.3, 0.0]\n"
     "    for inp, exp in zip(inputs, results):\n        assertion(candidate(*inp), exp, 0)\n",
 }
 MBPP = {
@@ -107,7 +110,10 @@ def _outcomes(tmp_path: Path, row: dict[str, Any], *programs: str) -> list[str]:
 def test_mbpp_plus_of_the_hub_is_graded_by_its_test(tmp_path: Path) -> None:
     programs = (
         MBPP_PLUS["code"],
-        "def spread(values):\n    return max(max(values), 0) - min(values) if values[0] > 0 else 0\n",  # passes test_list
+        (
+            "def spread(values):\n    return max(max(values), 0) - min(values) if values[0] > 0 "
+            "else 0\n"
+        ),  # passes test_list
         "def spread(values):\n    return 1\n",
         "x = 1\n",
     )
@@ -229,13 +235,30 @@ def test_a_benchmark_in_another_language_is_refused(tmp_path: Path) -> None:
     [
         "problem_id question solutions input_output difficulty url starter_code",  # APPS
         "question solutions starter_code input_output difficulty raw_tags name source tags",  # TACO
-        "name description public_tests private_tests generated_tests source difficulty solutions time_limit",  # CodeContests
-        "style subset question_id question solution test test_info gpt_pass_percentage metadata",  # KodCode
-        "task_id question_id difficulty problem_description prompt completion entry_point test query",  # LeetCodeDataset
-        "question_id question starter_code inputs outputs is_synthesized test_case_type",  # rStar-Coder, seed_testcase
-        "id description input_format output_format official_tests generated_checker executable",  # open-r1/codeforces
-        "source task_type prompt gold_standard_solution verification_info metadata problem_id",  # verifiable-coding-problems
-        "task_id complete_prompt instruct_prompt canonical_solution code_prompt test entry_point",  # BigCodeBench
+        (
+            "name description public_tests private_tests generated_tests source difficulty "
+            "solutions time_limit"
+        ),  # CodeContests
+        (
+            "style subset question_id question solution test test_info gpt_pass_percentage metadata"
+        ),  # KodCode
+        (
+            "task_id question_id difficulty problem_description prompt completion entry_point "
+            "test query"
+        ),  # LeetCodeDataset
+        (
+            "question_id question starter_code inputs outputs is_synthesized test_case_type"
+        ),  # rStar-Coder, seed_testcase
+        (
+            "id description input_format output_format official_tests generated_checker executable"
+        ),  # open-r1/codeforces
+        (
+            "source task_type prompt gold_standard_solution verification_info metadata problem_id"
+        ),  # verifiable-coding-problems
+        (
+            "task_id complete_prompt instruct_prompt canonical_solution code_prompt test "
+            "entry_point"
+        ),  # BigCodeBench
         "name language prompt doctests tests stop_tokens",  # MultiPL-E
     ],
 )

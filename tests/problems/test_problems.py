@@ -330,7 +330,10 @@ def test_a_hub_without_a_commit_is_one_sentence(
             raise OSError("no\nnetwork")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    told = r"'rstar-coder' could not be streamed from the hub \(OSError: no network\): check name and network"
+    told = (
+        r"'rstar-coder' could not be streamed from the hub \(OSError: no network\): check name "
+        r"and network"
+    )
     with pytest.raises(UserError, match=told):
         next(
             sources.training_problems(
@@ -534,7 +537,10 @@ def test_a_model_without_a_template_is_sent_to_release_mode() -> None:
         renderer(tokenizer, "paper", "s", {}, field="prompts.mode")
     with pytest.raises(
         UserError,
-        match=r"evaluate.prompt_mode chat needs a chat template .* or use evaluate.prompt_mode release",
+        match=(
+            r"evaluate.prompt_mode chat needs a chat template .* or use evaluate.prompt_mode "
+            r"release"
+        ),
     ):
         renderer(tokenizer, "chat", "s", {}, field="evaluate.prompt_mode")
     text, _ = renderer(tokenizer, "release", "s", {}, field="evaluate.prompt_mode")(PROBLEM)

@@ -33,9 +33,10 @@ MARK = "\ufeff"
 CLOCK = 'Now: {{ strftime_now("%Y-%m-%d %H:%M:%S") }}\n' + TEMPLATE
 # As Llama 3.2, Mistral and Granite guard it.
 GUARDED = (
-    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today Date: {{ date_string }}\n"
-    + TEMPLATE
+    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = "
+    "strftime_now('%d %b %Y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today Date: {{ "
+    "date_string }}\n" + TEMPLATE
 )
 EARLY, LATE = datetime(2026, 1, 31, 23, 59, 59), datetime(2026, 2, 1, 0, 0, 1)
 
@@ -54,7 +55,8 @@ def own_model(model: Path, tmp_path: Path) -> Path:
 def _recipe(model: Path, *chosen: str) -> Any:
     prompts = model.parent / "prompts.jsonl"
     prompts.write_text(
-        '{"question": "Read two numbers and print their product."}\n{"question": "Reverse a word."}\n'
+        '{"question": "Read two numbers and print their product."}\n'
+        '{"question": "Reverse a word."}\n'
     )
     few = [
         "evaluate.limit=2",
@@ -171,9 +173,9 @@ def test_beginnings_and_ends_of_prompts_are_noted() -> None:
     number = tokenizer.convert_tokens_to_ids("<s>")
     ends = {tokenizer.convert_tokens_to_ids("<|im_end|>")}
     (note,) = _noted(tokenizer, ends)
-    assert (
-        note
-        == f"the tokenizer puts <s> ({number}) before a text, the chat template does not: prompts lack it"
+    assert note == (
+        f"the tokenizer puts <s> ({number}) before a text, the chat template does not: "
+        "prompts lack it"
     )
     written = tokenizer.chat_template
     for times, expected in (
@@ -246,7 +248,10 @@ def test_a_clock_is_noted_recorded_and_kept_across_midnight(
     (own_model / "chat_template.jinja").write_text(CLOCK)
     at(EARLY)
     facts = _rendered(own_model, tmp_path / "run")
-    line = f"the chat template reads the clock: prompts of this run have {EARLY.isoformat()}; prompts.template_date pins it"
+    line = (
+        f"the chat template reads the clock: prompts of this run have {EARLY.isoformat()}; "
+        "prompts.template_date pins it"
+    )
     assert capsys.readouterr().err.count(line) == 1
     first = _prompts(tmp_path / "run")
     assert [facts[name]["template_date"] for name in ("prompts", "eval-prompts")] == [
@@ -394,9 +399,9 @@ def test_a_byte_order_mark_before_a_recipes_template_is_left_out(
     path.write_bytes(codecs.BOM_UTF8 + TEMPLATE.replace("\n", newline).encode())
     tokenizer = loading.load_tokenizer(model, str(path))
     text, ids = _put(tokenizer)(PROBLEM)
-    assert (
-        text
-        == f"<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
+    assert text == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n"
+        f"{user_message(PROBLEM)}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert ids == _put(tiny_tokenizer())(PROBLEM)[1]
 
@@ -507,7 +512,8 @@ def _with_end(end: str, eos: str = "<|endoftext|>") -> Any:
 def test_an_end_of_turn_that_is_no_end_token_is_named() -> None:
     (note,) = _noted(_with_end("<|im_end|>\n"), {0})
     assert note == (
-        "the chat template ends an assistant's turn with <|im_end|>, which is none of the end tokens (0): answers go on behind "
+        "the chat template ends an assistant's turn with <|im_end|>, which is none of the end "
+        "tokens (0): answers go on behind "
         "it; set model.end_tokens to ['<|im_end|>'] to end them there"
     )
 
@@ -524,7 +530,8 @@ def test_an_end_of_turn_that_is_an_end_token_is_nothing_to_note(end: str, ends: 
 def test_an_end_of_turn_in_several_tokens_is_named() -> None:
     (note,) = _noted(_with_end("</end>\n"), {0, 2})
     assert note.startswith(
-        "the chat template ends an assistant's turn with the text '</end>' and with none of the end tokens (0, 2)"
+        "the chat template ends an assistant's turn with the text '</end>' and with none of the "
+        "end tokens (0, 2)"
     )
 
 
@@ -577,7 +584,10 @@ def test_an_end_of_turn_is_compared_with_all_end_tokens(
 ) -> None:
     _base_model(own_model)
     _rendered(own_model, tmp_path / "a")
-    line = "the chat template ends an assistant's turn with <|im_end|>, which is none of the end tokens (0)"
+    line = (
+        "the chat template ends an assistant's turn with <|im_end|>, which is none of the end "
+        "tokens (0)"
+    )
     assert capsys.readouterr().err.count(line) == 1
     _rendered(own_model, tmp_path / "b", 'model.end_tokens=["<|im_end|>"]')
     assert "ends an assistant's turn" not in capsys.readouterr().err
@@ -658,7 +668,10 @@ def test_named_templates_without_a_default_are_one_sentence(
     _name(own_model, form, NAMED[:1])
     with pytest.raises(
         UserError,
-        match=r"has several chat templates \(tool_use\) and none is named default: set model.chat_template",
+        match=(
+            r"has several chat templates \(tool_use\) and none is named default: set "
+            r"model.chat_template"
+        ),
     ):
         _rendered(own_model, tmp_path / "run")
     modes = ("prompts.mode=release", "evaluate.prompt_mode=release")

@@ -134,7 +134,10 @@ def test_the_final_channel_is_the_answer() -> None:
         (ANALYSIS, "hm<|end|><|start|>assistant<|channel|>commentary<|message|>", PROGRAM),
         (
             ANALYSIS,
-            "hm<|end|><|start|>assistant<|channel|>commentary to=functions.run <|constrain|>json<|message|>",
+            (
+                "hm<|end|><|start|>assistant<|channel|>commentary to=functions.run "
+                "<|constrain|>json<|message|>"
+            ),
             PROGRAM,
         ),
         (ANALYSIS, "hm<|end|><|start|>assistant to=python<|channel|>final<|message|>", PROGRAM),

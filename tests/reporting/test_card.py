@@ -157,9 +157,9 @@ def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
     share = f"{100 * len(LOOP) / tokens:.1f}\u00a0%"
     assert re.search(rf"\| loop \| .* \| 1 \| 8.3\u00a0% \| {share} \| mask \|", text)
     assert (
-        "0 of 12 prompts share a run of 13 words, or a shorter statement, with a problem of builtin (policy: refuse)"
-        in text
-    )
+        "0 of 12 prompts share a run of 13 words, or a shorter statement, with a problem of "
+        "builtin (policy: refuse)"
+    ) in text
 
 
 def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_llama: Path) -> None:
@@ -231,7 +231,10 @@ def test_a_missing_license_and_missing_answers_are_stated(tmp_path: Path, tiny_l
         (
             "rstar-coder",
             "abc",
-            "microsoft/rStar-Coder on the Hugging Face hub, configuration seed_sft, revision abc, split train",
+            (
+                "microsoft/rStar-Coder on the Hugging Face hub, configuration seed_sft, revision "
+                "abc, split train"
+            ),
         ),
         (
             "hub:o/n:cfg@rev#test",
@@ -278,9 +281,9 @@ def test_skipped_and_cut_prompts_are_on_card_and_page(tmp_path: Path, tiny_llama
     out = _prepared(tmp_path, tiny_llama, f", source: {source}, over_length: truncate-left")
     card, page = ((out / "dataset" / name).read_text() for name in ("README.md", "health.html"))
     assert (
-        "Of 4 rows read, left out: 1 duplicate statement. Prompts cut from the left to fit the context: 1."
-        in card
-    )
+        "Of 4 rows read, left out: 1 duplicate statement. Prompts cut from the left to fit "
+        "the context: 1."
+    ) in card
     assert '<th scope="row">Rows read</th><td class="n">4</td>' in page
     assert '<th scope="row">Left out</th><td class="n">1 duplicate statement</td>' in page
     assert (

@@ -168,15 +168,24 @@ def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
         ),
         (
             (0.05, 0.01, 0.09, 0.0001, "higher"),
-            "+5.0 points, 95 % interval +1.0 to +9.0, p below 0.001, detectable ±4.0: ssd did better than",
+            (
+                "+5.0 points, 95 % interval +1.0 to +9.0, p below 0.001, detectable ±4.0: ssd "
+                "did better than"
+            ),
         ),
         (
             (-0.05, -0.09, -0.01, 0.012, "lower"),
-            "−5.0 points, 95 % interval −9.0 to −1.0, p 0.012, detectable ±4.0: ssd did worse than base",
+            (
+                "−5.0 points, 95 % interval −9.0 to −1.0, p 0.012, detectable ±4.0: ssd did "
+                "worse than base"
+            ),
         ),
         (
             (0.0, -0.01, 0.01, 1.0, "cannot tell"),
-            "0.0 points, 95 % interval −1.0 to +1.0, p 1.0, detectable ±4.0: this run cannot tell them",
+            (
+                "0.0 points, 95 % interval −1.0 to +1.0, p 1.0, detectable ±4.0: this run cannot "
+                "tell them"
+            ),
         ),
     ],
 )
@@ -192,9 +201,9 @@ def test_a_difference_ends_in_plain_words(found, told):
 def test_a_difference_over_few_problems_is_given_in_counts():
     few = {"problems": 9, "better": 2, "worse": 1, "reading": "too few problems"}
     text = words.reading("ssd", "base", few, 0.95)
-    assert (
-        text
-        == "ssd − base: 2 better, 1 worse, 6 equal of 9 problems: too few problems (9) to tell them apart"
+    assert text == (
+        "ssd − base: 2 better, 1 worse, 6 equal of 9 problems: too few problems (9) to tell "
+        "them apart"
     )
     assert "all 1 equal of 1 problem:" in words.reading(
         "ssd", "base", few | {"problems": 1, "better": 0, "worse": 0}, 0.95
@@ -264,7 +273,8 @@ def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_pat
     _, _, scores = reported(run)
     (found,) = words.readings(scores)
     assert found["text"].replace("\u00a0", " ") == (
-        "ssd − base: 0 points, 95 % interval −11 to +11, p 1.0, detectable ±15: this run cannot tell them apart (all 32 equal)"
+        "ssd − base: 0 points, 95 % interval −11 to +11, p 1.0, detectable ±15: this run cannot "
+        "tell them apart (all 32 equal)"
     )
 
 

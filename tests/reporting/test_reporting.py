@@ -221,9 +221,9 @@ def test_too_many_infrastructure_errors_withhold_the_score(tmp_path, broken, spa
     scores, _ = measure(made.recipe, made.path)
     arms = scores["benchmarks"]["builtin"]["all"]["arms"]
     assert (
-        "12 of 72 answers could not be graded, 16.7 %, above evaluate.max_infrastructure_errors 10 %"
-        in arms[broken]["refused"]
-    )
+        "12 of 72 answers could not be graded, 16.7 %, above "
+        "evaluate.max_infrastructure_errors 10 %"
+    ) in arms[broken]["refused"]
     assert set(arms[broken]["score"].values()) == set(arms["ssd"]["difference"].values()) == {None}
     assert arms[spared]["score"]["pass@1"]["estimate"] > 0
     assert headline(scores)["pass@1"]["builtin"][broken] is None

@@ -326,7 +326,10 @@ def test_scores_of_few_problems_are_printed_as_counts(
 
 
 def test_the_entry_point_imports_no_model_library() -> None:
-    code = "import sys, ssd_ray.cli.grading; print({'torch', 'vllm', 'transformers', 'ray'} & set(sys.modules))"
+    code = (
+        "import sys, ssd_ray.cli.grading; print({'torch', 'vllm', 'transformers', 'ray'} & "
+        "set(sys.modules))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -20,15 +20,22 @@ ACCEPTED = {
     "sys.stdin.read": f"import sys\ntext = sys.stdin.read()\n{ADDED}",
     "sys.stdin.readlines": "import sys\nprint(sum(map(int, sys.stdin.readlines()[1:])))",
     "input is readline": f"import sys\ninput = sys.stdin.readline\n{SUM}",
-    "input is readline of an imported stdin": f"from sys import stdin\ninput = stdin.readline\n{SUM}",
+    (
+        "input is readline of an imported stdin"
+    ): f"from sys import stdin\ninput = stdin.readline\n{SUM}",
     "sys.stdin.buffer.read": f"import sys\ntext = sys.stdin.buffer.read()\n{ADDED}",
     "fileinput": f"import fileinput\ntext = '\\n'.join(fileinput.input())\n{ADDED}",
     "read twice": f"import sys\nsys.stdin.read()\ntext = sys.stdin.read()\n{ADDED}",
     "iter of readline": f"import sys\ntext = ''.join(iter(sys.stdin.readline, ''))\n{ADDED}",
     "the builtins module's open": f"import builtins\ntext = builtins.open(0).read()\n{ADDED}",
     "the main guard": f"def main():\n    {SUM}\nif __name__ == '__main__':\n    main()",
-    "the main guard in double quotes": f'import sys\nif (__name__ == "__main__"):\n    text = sys.stdin.read()\n    {ADDED}',
-    "names of the header": "data = sys.stdin.read().split()\nprint(reduce(operator.add, map(int, islice(data, 1, None))))",
+    (
+        "the main guard in double quotes"
+    ): f'import sys\nif (__name__ == "__main__"):\n    text = sys.stdin.read()\n    {ADDED}',
+    "names of the header": (
+        "data = sys.stdin.read().split()\n"
+        "print(reduce(operator.add, map(int, islice(data, 1, None))))"
+    ),
     "sys.stdout.write": f"import sys\nsys.stdout.write(str({TOTAL}))",
     "exit": f"{SUM}\nexit()\nprint(1)",
     "exit before the end": f"import sys\ntext = sys.stdin.read()\n{ADDED}\nexit(0)",
@@ -38,7 +45,9 @@ ACCEPTED = {
         f"def main():\n    {SUM}\n"
         "thread = threading.Thread(target=main)\nthread.start()\nthread.join()"
     ),
-    "recursion 40,000 deep": f"def down(n):\n    return 0 if n == 0 else down(n - 1)\ndown(40000)\n{SUM}",
+    "recursion 40,000 deep": (
+        f"def down(n):\n    return 0 if n == 0 else down(n - 1)\ndown(40000)\n{SUM}"
+    ),
     "asyncio": f"import asyncio\nasync def main():\n    {SUM}\nasyncio.run(main())",
     "integers of 6,000 digits": f"assert len(str(int('7' * 6000) + 1)) == 6000\n{SUM}",
     "trailing blanks": f"print(' ', {TOTAL}, '  ')\nprint()",
@@ -47,43 +56,69 @@ ACCEPTED = {
     "a class of another name": f"class Solver:\n    def run(self):\n        {SUM}\nSolver().run()",
     "return at the top level": f"{SUM}\nreturn",
     "noise on standard error": f"import sys\nprint('?', file=sys.stderr)\n{SUM}",
-    "an import in a function sees the mock": f"def f():\n    from sys import stdin\n    return stdin.read()\ntext = f()\n{ADDED}",
+    (
+        "an import in a function sees the mock"
+    ): f"def f():\n    from sys import stdin\n    return stdin.read()\ntext = f()\n{ADDED}",
     "alarm(0), then slow": f"import signal, time\nsignal.alarm(0)\ntime.sleep(1.3)\n{SUM}",
-    "a function defined after its use in another": f"def main():\n    total()\ndef total():\n    {SUM}\nmain()",
-    "nonlocal state": f"total = 0\ndef add():\n    nonlocal total\n    total += {TOTAL}\nadd()\nprint(total)",
+    (
+        "a function defined after its use in another"
+    ): f"def main():\n    total()\ndef total():\n    {SUM}\nmain()",
+    "nonlocal state": (
+        f"total = 0\ndef add():\n    nonlocal total\n    total += {TOTAL}\nadd()\nprint(total)"
+    ),
 }
 REJECTED = {
-    "iterating sys.stdin": "import sys\nnumbers = [int(line) for line in sys.stdin]\nprint(sum(numbers[1:]))",
+    "iterating sys.stdin": (
+        "import sys\nnumbers = [int(line) for line in sys.stdin]\nprint(sum(numbers[1:]))"
+    ),
     "map over sys.stdin": "import sys\nprint(sum(list(map(int, sys.stdin))[1:]))",
-    "iterating an imported stdin": "from sys import stdin\nnumbers = [int(line) for line in stdin]\nprint(sum(numbers[1:]))",
-    "an imported stdin's buffer": f"from sys import stdin\ntext = stdin.buffer.read().decode()\n{ADDED}",
-    "an imported stdin's line without its end": f"from sys import stdin\n{SUM.replace('input()', 'stdin.readline()[:-1]')}",
-    "input, then read": "import sys\nn = int(input())\nprint(sum(map(int, sys.stdin.read().split())))",
-    "readline, then readlines": "import sys\nn = int(sys.stdin.readline())\nprint(sum(map(int, sys.stdin.readlines())))",
+    "iterating an imported stdin": (
+        "from sys import stdin\nnumbers = [int(line) for line in stdin]\nprint(sum(numbers[1:]))"
+    ),
+    "an imported stdin's buffer": (
+        f"from sys import stdin\ntext = stdin.buffer.read().decode()\n{ADDED}"
+    ),
+    (
+        "an imported stdin's line without its end"
+    ): f"from sys import stdin\n{SUM.replace('input()', 'stdin.readline()[:-1]')}",
+    "input, then read": (
+        "import sys\nn = int(input())\nprint(sum(map(int, sys.stdin.read().split())))"
+    ),
+    "readline, then readlines": (
+        "import sys\nn = int(sys.stdin.readline())\nprint(sum(map(int, sys.stdin.readlines())))"
+    ),
     "buffer.readline": f"import sys\n{SUM.replace('input', 'sys.stdin.buffer.readline')}",
     "input is buffer.readline": f"import sys\ninput = sys.stdin.buffer.readline\n{SUM}",
     "buffer.readlines": "import sys\nprint(sum(map(int, sys.stdin.buffer.readlines()[1:])))",
     "open(0)": f"text = open(0).read()\n{ADDED}",
     "open('/dev/stdin')": f"text = open('/dev/stdin').read()\n{ADDED}",
     "os.read": f"import os\ntext = os.read(0, 1000).decode()\n{ADDED}",
-    "the descriptor of sys.stdin": f"import os, sys\ntext = os.read(sys.stdin.fileno(), 1000).decode()\n{ADDED}",
+    "the descriptor of sys.stdin": (
+        f"import os, sys\ntext = os.read(sys.stdin.fileno(), 1000).decode()\n{ADDED}"
+    ),
     "an imported stdout": f"from sys import stdout\nstdout.write(str({TOTAL}))",
     "sys.stdout.buffer": f"import sys\nsys.stdout.buffer.write(b'%d' % {TOTAL})",
     "os.write": f"import os\nos.write(1, b'%d' % {TOTAL})",
     "closing sys.stdout": f"import sys\n{SUM}\nsys.stdout.close()",
     "global": f"total = 0\ndef add():\n    global total\n    total += {TOTAL}\nadd()\nprint(total)",
     "rebinding a builtin": f"sum = {TOTAL}\nprint(sum)",
-    "the main guard not last": f"def main():\n    {SUM}\nif __name__ == '__main__':\n    main()\npass",
+    "the main guard not last": (
+        f"def main():\n    {SUM}\nif __name__ == '__main__':\n    main()\npass"
+    ),
     "the main guard the other way round": f"if '__main__' == __name__:\n    {SUM}",
     "class Solution": f"class Solution:\n    pass\n{SUM}",
     "class Solution in a string": f"note = 'class Solution'\n{SUM}",
     "from __future__": f"from __future__ import annotations\n{SUM}",
     "quit": f"{SUM}\nquit()",
     "subprocess": f"import subprocess\nsubprocess.run(['true'])\n{SUM}",
-    "multiprocessing": f"import multiprocessing\nmultiprocessing.Process(target=print).start()\n{SUM}",
+    "multiprocessing": (
+        f"import multiprocessing\nmultiprocessing.Process(target=print).start()\n{SUM}"
+    ),
     "import resource": f"import resource\n{SUM}",
     "os.getcwd": f"import os\nos.getcwd()\n{SUM}",
-    "a star import that is not at the top level": f"try:\n    from math import *\nexcept ImportError:\n    pass\n{SUM}",
+    (
+        "a star import that is not at the top level"
+    ): f"try:\n    from math import *\nexcept ImportError:\n    pass\n{SUM}",
     "a name made by exec": f"exec('total = {TOTAL}')\nprint(total)",
     "raising after the answer": f"{SUM}\nraise ValueError",
     "reading past the end": f"{SUM}\ninput()",
@@ -99,7 +134,9 @@ REJECTED = {
     "os._exit(0)": f"import os\n{SUM}\nos._exit(0)",
     "KeyboardInterrupt": f"{SUM}\nraise KeyboardInterrupt",
     "a slow program": f"import time\n{SUM}\ntime.sleep(1.3)",
-    "a slow program that swallows the alarm": f"import time\n{SUM}\ntry:\n    time.sleep(1.3)\nexcept Exception:\n    pass",
+    (
+        "a slow program that swallows the alarm"
+    ): f"import time\n{SUM}\ntry:\n    time.sleep(1.3)\nexcept Exception:\n    pass",
     "standard error replaced": f"import sys, io\nsys.stderr = io.StringIO()\n{SUM}",
 }
 FUNCTIONS_ACCEPTED = {
@@ -140,7 +177,10 @@ FUNCTIONS_ACCEPTED = {
         [([0], 1), ([0], 2)],
     ),
     "one Solution for all tests": (
-        "class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n        return self.n",
+        (
+            "class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n"
+            "        return self.n"
+        ),
         [([0], 1), ([0], 2)],
     ),
     "the module's name": ("def f(x):\n    return __name__", [([0], "tmp_sol")]),
@@ -151,7 +191,10 @@ FUNCTIONS_ACCEPTED = {
     "an integer beyond 53 bits": ("def f(x):\n    return x + 1", [([10**30], 10**30 + 1)]),
     "None": ("def f(x):\n    pass", [([1], None)]),
     "slow, the alarm swallowed": (
-        "import time\ndef f(x):\n    try:\n        time.sleep(1.3)\n    except Exception:\n        return 2 * x",
+        (
+            "import time\ndef f(x):\n    try:\n        time.sleep(1.3)\n    except Exception:\n"
+            "        return 2 * x"
+        ),
         TWICE[:1],
     ),
     "a global of any kind by that name": ("f = lambda x: 2 * x", TWICE),
@@ -175,7 +218,10 @@ FUNCTIONS_REJECTED = {
     "the name is missing": ("def g(x):\n    return 2 * x", TWICE),
     "class Solution in a comment": ("# class Solution\ndef f(x):\n    return 2 * x", TWICE),
     "a Solution that wants arguments": (
-        "class Solution:\n    def __init__(self, n): pass\n    def f(self, x):\n        return 2 * x",
+        (
+            "class Solution:\n    def __init__(self, n): pass\n    def f(self, x):\n"
+            "        return 2 * x"
+        ),
         TWICE,
     ),
     "from __future__": ("from __future__ import annotations\ndef f(x):\n    return 2 * x", TWICE),
@@ -188,10 +234,17 @@ FUNCTIONS_REJECTED = {
     "slow to load": ("def f(x):\n    return 2 * x\nwhile True: pass", TWICE),
 }
 BELIEVED_OFFICIALLY = {
-    "an object equal to everything": "class Any:\n    def __eq__(self, other): return True\ndef f(x):\n    return Any()",
-    "an integer equal to everything": "class Any(int):\n    def __eq__(self, other): return True\ndef f(x):\n    return Any(7)",
-    "a list equal to everything": "class Any(list):\n    def __eq__(self, other): return True\ndef f(x):\n    return Any()",
+    (
+        "an object equal to everything"
+    ): "class Any:\n    def __eq__(self, other): return True\ndef f(x):\n    return Any()",
+    (
+        "an integer equal to everything"
+    ): "class Any(int):\n    def __eq__(self, other): return True\ndef f(x):\n    return Any(7)",
+    "a list equal to everything": (
+        "class Any(list):\n    def __eq__(self, other): return True\ndef f(x):\n    return Any()"
+    ),
     "an object with a number": (
-        "class Any:\n    __eq__ = lambda self, other: True\n    __int__ = lambda self: 7\ndef f(x):\n    return Any()"
+        "class Any:\n    __eq__ = lambda self, other: True\n    __int__ = lambda self: 7\n"
+        "def f(x):\n    return Any()"
     ),
 }

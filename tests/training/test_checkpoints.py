@@ -146,7 +146,9 @@ def test_an_incomplete_record_of_a_state_names_what_to_delete(tmp_path: Path) ->
     (tmp_path / "resume" / "step-5" / "state.json").write_text('{"step": 5}')
     with pytest.raises(
         UserError,
-        match=r"state\.json does not say num_workers: delete .*/resume to train from the first step",
+        match=(
+            r"state\.json does not say num_workers: delete .*/resume to train from the first step"
+        ),
     ):
         resume.latest(tmp_path)
 

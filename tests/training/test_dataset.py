@@ -188,7 +188,9 @@ def test_nothing_to_train_on_reports_the_drops_and_the_remedy(tmp_path: Path) ->
     )
     with pytest.raises(
         UserError,
-        match=r"nothing to train on among 2 samples .*\(1 empty, 1 stub\).*prepare.policies to keep",
+        match=(
+            r"nothing to train on among 2 samples .*\(1 empty, 1 stub\).*prepare.policies to keep"
+        ),
     ):
         prepare(samples, PrepareConfig(), out=tmp_path / "out")
     with pytest.raises(UserError, match="holds no samples"):

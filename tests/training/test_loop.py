@@ -213,7 +213,8 @@ def test_a_non_finite_loss_names_a_remedy_that_works(machine: Machine) -> None:
         Worker._check(worker, math.nan, batch, 6, "gradient")
     message = str(told.value)
     assert message.startswith(
-        "training stopped at step 7: the gradient of its batch is nan; the batch was samples p0/0, p1/0"
+        "training stopped at step 7: the gradient of its batch is nan; the batch was samples "
+        "p0/0, p1/0"
     )
     assert (
         "and 1 more; the state after step 4 is kept, from which the same batch follows." in message

@@ -124,7 +124,10 @@ def test_a_controller_that_is_lost_is_no_traceback(
 
     monkeypatch.setattr(trainer.SizedTrainer, "__init__", lambda self, *_, **__: None)
     monkeypatch.setattr(trainer.SizedTrainer, "fit", fit)
-    told = rf"training's controller was lost \({kind}: gone\); the workers' logs are in .*, and running again goes on from step 0"
+    told = (
+        rf"training's controller was lost \({kind}: gone\); the workers' logs are in .*, and "
+        r"running again goes on from step 0"
+    )
     with pytest.raises(InfrastructureError, match=told):
         trainer._run(_job(tmp_path), LineProgress())
 

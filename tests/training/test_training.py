@@ -359,7 +359,10 @@ def test_a_non_finite_loss_stops_training_and_keeps_the_state(
     choices = {"steps": 5, "warmup_steps": 0, "learning_rate": 1e30, "checkpoint_every": 1}
     with pytest.raises(
         UserError,
-        match=r"stopped at step 2: .* the batch was samples p\d\d/0, .*the state after step 1 is kept",
+        match=(
+            r"stopped at step 2: .* the batch was samples p\d\d/0, .*the state after step 1 is "
+            r"kept"
+        ),
     ):
         train(dataset, model, tmp_path / "out", max_failures=3, **choices)
     assert (tmp_path / "out" / "resume" / "step-1" / "state.json").exists()

@@ -80,7 +80,10 @@ def test_ids_beyond_the_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
 def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"a sequence of 4097 tokens, and the context of .* is 4096: set prepare\.max_length=4096",
+        match=(
+            r"a sequence of 4097 tokens, and the context of .* is 4096: set "
+            r"prepare\.max_length=4096"
+        ),
     ):
         _train(_dataset(tmp_path / "data", (3,) * 4097), tiny_llama, tmp_path / "out")
 
@@ -121,7 +124,10 @@ def test_attention_that_transformers_lacks_for_the_model(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
     with pytest.raises(
         UserError,
-        match=r"'sdpa' cannot compute the attention of GptOssForCausalLM: set train\.attention=flash",
+        match=(
+            r"'sdpa' cannot compute the attention of GptOssForCausalLM: set "
+            r"train\.attention=flash"
+        ),
     ):
         _train(_dataset(tmp_path / "data", (3, 4)), tmp_path, tmp_path / "out")
     assert recipes.load("gpt-oss-20b-high").train.attention == "flash_attention_3"
@@ -136,7 +142,10 @@ def test_a_state_that_the_zero_stage_cannot_go_on_from(
     state.write_text(json.dumps({"step": 4, "num_workers": 1, "zero_stage": before}))
     with pytest.raises(
         UserError,
-        match=rf"written with train\.zero_stage {before}, and {now} cannot read it: set train\.zero_s",
+        match=(
+            rf"written with train\.zero_stage {before}, and {now} cannot read it: set "
+            r"train\.zero_s"
+        ),
     ):
         _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", zero_stage=now)
 
@@ -269,7 +278,10 @@ def test_recurrent_layers_refuse_sequence_parallelism(
     Lfm2Config(**shape, layer_types=["conv", "full_attention"]).save_pretrained(tmp_path)
     with pytest.raises(
         UserError,
-        match=r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would each begin",
+        match=(
+            r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would each "
+            r"begin"
+        ),
     ):
         check_model(tmp_path, TrainConfig(sequence_parallel_size=2), ClusterConfig(train_workers=2))
 
