@@ -1,9 +1,11 @@
-"""Our verdicts against EvalPlus's own, program by program: every disagreement but those about time is listed.
+r"""Our verdicts against EvalPlus's own, program by program, with every disagreement listed.
 
-    python benchmarks/agreement_evalplus.py --problems HumanEvalPlus.jsonl.gz --verdicts eval_results.json ... --out figures.json
+    python benchmarks/agreement_evalplus.py --problems HumanEvalPlus.jsonl.gz \
+        --verdicts eval_results.json ... --out figures.json
 
-Problems are EvalPlus's release files, verdicts the result files that its evaluator writes, made with the same release. A
-program that either side stopped for time is left out of the rates and counted. Writes the figures and the machine as JSON.
+Problems are EvalPlus's release files. Verdicts are the result files of its evaluator for the
+same release. Programs that either side stopped for time are counted but left out of the
+rates. Writes the figures and the machine as JSON.
 """
 
 from __future__ import annotations

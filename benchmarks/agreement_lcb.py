@@ -1,12 +1,16 @@
-"""Whether lcb-compat accepts what LiveCodeBench accepted: a model's programs and their official verdicts, graded again.
+"""Agreement of lcb-compat with LiveCodeBench on a model's programs and official verdicts.
 
     python benchmarks/agreement_lcb.py problems.jsonl verdicts.json --out figures.json
     python benchmarks/agreement_lcb.py problems.jsonl verdicts.json --official CHECKOUT
 
-The problems are rows in LiveCodeBench's format, the verdicts one of its submissions (`question_id`, `code_list`,
-`graded_list`). Every officially accepted program that is not accepted here is printed with the reason. Programs rejected
-officially and accepted here are counted: fewer or other tests than the official ones explain them. With a checkout of
-LiveCodeBench its grader judges the same programs on the same rows, and every difference to it, either way, is printed.
+- Problems are rows in LiveCodeBench's format. Verdicts are one of its submissions
+  (`question_id`, `code_list`, `graded_list`).
+- Every officially accepted program that is rejected here is printed with the reason.
+- Programs accepted only here are counted. Fewer or other tests than the official ones
+  explain them.
+- With a checkout of LiveCodeBench, its grader judges the same programs on the same rows.
+  Every difference, either way, is printed.
+
 Reads the two files; writes the figures and the machine as JSON.
 """
 

@@ -1,10 +1,13 @@
-"""What checkpoints cost: their share of training at an interval, and the time from a process's start to its first new step.
+"""The cost of checkpoints: their share of training, and the time from start to first new step.
 
     python benchmarks/checkpointing.py --out figures.json
 
-ZeRO-3 in `--workers` processes of one core without Ray, on the quick start's model in float32 with sequences of 60 to 600
-tokens: steps with a checkpoint after each, then two starts that go on from the last one, with as many workers and with one.
-Medians; the load stands in the JSON, and figures from a busy machine are worth nothing.
+- ZeRO-3 without Ray in `--workers` processes of one core each.
+- The quick start's model in float32, with sequences of 60 to 600 tokens.
+- Steps with a checkpoint after each, then two starts from the last checkpoint: one with the
+  same number of workers, one with a single worker.
+
+Figures are medians. The JSON holds the load; figures from a busy machine mean nothing.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Two things that theory says of training a model on its own samples, tried on SmolLM2-135M, with figures.
+"""Two predictions of theory about training on own samples, measured on SmolLM2-135M.
 
     python benchmarks/fixed_point.py --out figures.json
 
-Memorising: 32 samples of eight prompts, trained on again and again. Their loss falls from the base's likelihood past the entropy
-that they were drawn with, since they are memorised, and never below the entropy of what follows each beginning among them:
-where two samples of a prompt part ways no model can give both all of its mass.
+Memorization: 32 samples of eight prompts, trained on repeatedly. Their loss falls below the
+entropy of their sampling distribution. It never falls below the entropy of the next token
+after each prefix among them, since two samples of one prompt share its mass where they part.
 
-Fixed point: samples at temperature 1 without truncation have no expected gradient (2604.01193, Eq. 9), so one pass over them
-moves the likelihood of held-out ones by no more than the noise of measuring it. Beside it, for contrast, the same with samples
-at another temperature, truncated: those have something to teach, and held-out likelihood moves to their floor.
+Fixed point: samples at temperature 1 without truncation have no expected gradient
+(2604.01193, Eq. 9). One pass over them moves the likelihood of held-out samples by no more
+than the measurement noise. For contrast, truncated samples at another temperature do teach:
+held-out likelihood moves to their floor.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""What the sandbox costs: trivial isolated tests a second and core at L1, the best level, L4 where gVisor is; on two cores.
+"""The cost of the sandbox: trivial isolated tests per second and core at each level.
 
     python benchmarks/grading.py --out figures.json
 
-The grader, its zygote and the programs are held to one core, then two graders to two. Peers in the same run: a bare
-interpreter started for every test, and a fork that executes the program without any wall. Limits: 150 tests a second and core
-at L1, and 1.8 times as many on two cores. Also: the memory of a grader that feeds 50 MB to a program and reads a flood.
+- The grader, its zygote and the programs share one core; then two graders share two cores.
+- Peers in the same run: a bare interpreter per test, and a fork without any wall.
+- Limits: 150 tests per second and core at L1, and 1.8 times as many on two cores.
+- Also measured: the memory of a grader with 50 MB of input and a flood of output.
+
 Reads nothing; writes the figures and the machine as JSON.
 """
 

@@ -1,10 +1,11 @@
-"""Ten thousand completions through the stand-alone grader: completions a second, and the memory of the driving process.
+"""Ten thousand completions through the stand-alone grader: rate, and memory of the driver.
 
     python benchmarks/grading_at_size.py --out figures.json
 
-Limit: the driver stays under 1 GiB. Its memory is the peak of its own resident size; graders are processes of their own.
-Peer in the same run: one grader fed directly, without files, so that the ratio is what files, shards and processes cost.
-Writes a temporary directory, the figures and the machine as JSON.
+Limit: the driver stays under 1 GiB at the peak of its own resident size. Graders are
+separate processes. The peer in the same run is one grader fed directly, without files; the
+ratio is the cost of files, shards and processes. Writes a temporary directory, the figures
+and the machine as JSON.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""Coverage of the interval of a paired difference, by simulation: the share of made-up comparisons that hold the truth.
+"""Coverage of the interval of a paired difference, by simulation.
 
     python benchmarks/interval_coverage.py --out figures.json
 
 Two families of cases, each with 1, 4 and 10 answers per problem:
 
-- changed: training draws a new chance for a share of the problems (true scores 0.05 to 0.95, answers to one problem alike);
-- few: all problems but 0 to 6 on average are solved always or never, by both models; the average is drawn from a band one
-  wide, since coverage jumps with it (Brown, Cai and DasGupta 2001).
+- changed: training draws a new chance for a share of the problems. True scores are 0.05 to
+  0.95, and the answers to one problem are correlated.
+- few: both models solve all but 0 to 6 problems always or never. The average number is drawn
+  from a band of width one, since coverage jumps with it (Brown, Cai and DasGupta 2001).
 
-The truth is covered where the score test does not reject it, which is what the interval inverts. Limits: 93 % in every case,
-and 97.5 % where at least 3 problems differ on average. With 12,000 comparisons a case the error is 0.5 points (two standard
-errors at 93 %). Reads nothing; writes the figures and the machine as JSON.
+The truth is covered where the score test does not reject it; the interval inverts the test.
+Limits: 93 % in every case, and at most 97.5 % with 3 or more differing problems on average.
+With 12,000 comparisons a case the error is 0.5 points (two standard errors at 93 %).
+Reads nothing; writes the figures and the machine as JSON.
 """
 
 from __future__ import annotations

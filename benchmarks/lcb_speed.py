@@ -1,10 +1,11 @@
-"""Problems graded a second: lcb-compat and strict against LiveCodeBench's own grader, on the same trivial rows.
+"""Problems graded per second: lcb-compat and strict against LiveCodeBench's own grader.
 
     python benchmarks/lcb_speed.py --official CHECKOUT --out figures.json
 
-Rows with 1, 20 and 45 tests, read from standard input or called. All graders take turns in one process and one thread, so
-that a busy machine slows all alike, and rates are of the median time; the ratios are the figures to quote. Reads the
-official grader from a checkout of LiveCodeBench; writes the figures and the machine as JSON.
+Rows have 1, 20 and 45 trivial tests, by standard input or by call. All graders alternate in
+one process and one thread, so that a busy machine slows all alike. Rates use the median
+time; quote the ratios. Reads the official grader from a checkout of LiveCodeBench; writes
+the figures and the machine as JSON.
 """
 
 from __future__ import annotations

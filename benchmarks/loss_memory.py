@@ -1,10 +1,11 @@
-"""Peak memory of the chunked loss as a share of the plain loss's, at 16,384 tokens and a vocabulary of 151,936.
+"""Peak memory of the chunked loss relative to the plain loss: 16,384 tokens, 151,936 classes.
 
     python benchmarks/loss_memory.py [--measured-tokens 2048] --out figures.json
 
-The plain loss at full size holds about 30 GiB. So both are walked through without data (torch's fake tensors), counting every
-storage as it comes and goes; then both really run at `--measured-tokens`, each in a process of its own, where the growth of
-the resident set (ru_maxrss) is held against the same count. Weights and hidden states are in all figures.
+The plain loss at full size needs about 30 GiB. Both losses are therefore traced without data
+(torch's fake tensors), counting every storage while it is alive. Then both run for real at
+`--measured-tokens`, each in its own process. The growth of the resident set (ru_maxrss) is
+compared with the same count. All figures include weights and hidden states.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, for the JSON beside them; reads /proc, package metadata and nvidia-smi."""
+"""The machine of a measurement, from /proc, package metadata and nvidia-smi."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""LiveCodeBench's own grader, loaded from a checkout, to measure ours against; nothing of it is part of this project.
+"""LiveCodeBench's own grader, loaded from a checkout for comparison.
 
-Reads the modules of `lcb_runner.evaluation` under the given directory (LiveCodeBench/LiveCodeBench, MIT)
-without running the package's own imports, which need a model server's libraries.
+No part of it belongs to this project. Reads the modules of `lcb_runner.evaluation` under the
+given directory (LiveCodeBench/LiveCodeBench, MIT). The package's own imports are skipped,
+since they need the libraries of a model server.
 """
 
 from __future__ import annotations

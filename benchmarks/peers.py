@@ -1,8 +1,9 @@
-"""The programs that sampling is compared to: bare vLLM, with and without a seed per request, and ray.data.llm.
+"""Peers of sampling: bare vLLM, with and without a seed per request, and ray.data.llm.
 
     python benchmarks/peers.py NAME RECIPE PROMPTS RESULT.json [section.key=value ...]
 
-Reads the prompts of a run, writes `seconds` and the sampled ids of each request. Called by sampling.py.
+Reads the prompts of a run; writes `seconds` and the sampled ids of each request. Called by
+sampling.py.
 """
 
 from __future__ import annotations

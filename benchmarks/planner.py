@@ -1,11 +1,15 @@
-"""The planner's bytes of a worker against the peak of real training, one ratio a model, in one run.
+"""The planner's bytes of a worker against the peak of real training, one ratio per model.
 
     python benchmarks/planner.py --out figures.json
 
-Two CPU workers train with DeepSpeed ZeRO-3, float32, without Ray around them: a random Qwen3 and Qwen3-MoE of about 30M
-parameters, and the quick start's SmolLM2-135M. Measured is the largest resident memory of a worker while it trains, less what
-its libraries held before a model was there, with an allocator that gives memory back at once; planned is the sum of
-`ssd-ray plan` for the same recipe. Memory does not depend on how busy the machine is.
+Two CPU workers train with DeepSpeed ZeRO-3 in float32 without Ray. The models are a random
+Qwen3 and Qwen3-MoE of about 30M parameters, and the quick start's SmolLM2-135M.
+
+- Measured: the peak resident memory of a worker, minus that of its libraries before a model
+  exists. The allocator returns memory at once.
+- Planned: the sum of `ssd-ray plan` for the same recipe.
+
+Memory does not depend on the load of the machine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The quick start from an empty run directory: wall time, peak memory of all its processes, and the no-op of a second run.
+"""The quick start from an empty run directory: wall time, peak memory, and a second run.
 
     python benchmarks/quickstart.py --out figures.json
 
-Limits: 10 minutes and 8 GiB on two cores for the first, 2 s for the second. Memory is the sum of proportional set sizes,
-sampled every two seconds, so that pages shared between processes count once.
+Limits: 10 minutes and 8 GiB on two cores for the first run, 2 s for the second, which has no
+work. Memory is the sum of proportional set sizes, sampled every two seconds, so that pages
+shared between processes count once.
 """
 
 import argparse

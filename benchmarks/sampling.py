@@ -1,12 +1,15 @@
-"""Tokens/s of `sample`, through Ray Data and shards on disk, against bare vLLM and against ray.data.llm, in one command.
+r"""Tokens/s of `sample`, through Ray Data and shards, against bare vLLM and ray.data.llm.
 
-    python benchmarks/sampling.py --out figures.json [--recipe quickstart] [--cases short 64 512] [--rounds 1]
+    python benchmarks/sampling.py --out figures.json [--recipe quickstart] \
+        [--cases short 64 512] [--rounds 1]
 
-Prompts are the recipe's, but for the case `short`: a question of some thirty tokens each, so that nearly all of the work is to
-answer, as it is where models reason at length. Everybody gets the same model, engine arguments, prompts, decoding and seeds, a
-fresh process each, in turn, `rounds` times; the median counts. No start-up time: ours runs from the engine being ready to the
-last shard on disk, `LLM.generate` from its call to its return, ray.data.llm from the first request to the last answer. Sequences
-that differ from bare vLLM's are counted.
+- Prompts are the recipe's. The case `short` has questions of about thirty tokens each, so that
+  nearly all work is decoding, as in long reasoning.
+- All programs get the same model, engine arguments, prompts, decoding and seeds. Each runs in
+  a fresh process, alternating, `rounds` times. The median counts.
+- Start-up is excluded. Ours runs from the ready engine to the last shard on disk,
+  `LLM.generate` from call to return, ray.data.llm from first request to last answer.
+- Sequences that differ from bare vLLM's are counted.
 """
 
 from __future__ import annotations

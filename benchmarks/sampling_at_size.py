@@ -1,11 +1,15 @@
-"""A million prompts through the path of `sample`, with engines that answer at once: rows/s, the driver's memory, resuming.
+"""A million prompts through `sample` with instant engines: rows/s, driver memory, resuming.
 
     python benchmarks/sampling_at_size.py --prompts 1000000 --out figures.json
 
-The same code draws (source, Ray Data, workers, journals, shards, ledger, audit, digests); only the engine is a double. The
-prompts are rendered in shards of 1,024 rows beforehand. A first run of a tenth of the size gives the driver's memory to
-compare with; the second is killed (SIGKILL to the driver) at half of its rows and done again to the end. The rows a second
-are those of a third, undisturbed run; the peer beside it is a bare loop that writes the same shards in one process.
+Only the engine is a double. Source, Ray Data, workers, journals, shards, ledger, audit and
+digests are real. Prompts are rendered in advance, in shards of 1,024 rows.
+
+1. A run of a tenth of the size gives the driver's memory for comparison.
+2. A full run is killed at half of its rows (SIGKILL to the driver) and resumed to the end.
+3. A full, undisturbed run gives the rows per second.
+
+The peer is a bare loop that writes the same shards in one process.
 """
 
 import argparse

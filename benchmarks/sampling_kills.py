@@ -1,12 +1,17 @@
-"""Real engines on a cluster of several nodes, killed again and again: what is missing, doubled, changed, or left running?
+"""Real engines on several nodes, killed repeatedly: rows missing, doubled or changed.
 
     python benchmarks/sampling_kills.py --kills 20 --out figures.json
 
-`ssd-ray sample` draws with vLLM and a model of 200,000 random parameters, first undisturbed, then on a `ray.cluster_utils`
-cluster of a head without cores and two nodes, while an engine, a node and the driver are killed in turn (SIGKILL) at random
-moments that are spread over the work. A lost node is replaced and a lost driver started again, as a person would. Exit status
-1 unless no row is missing, none is there twice, every row equals that of the undisturbed run, and of each victim no process is
-left after ten seconds.
+`ssd-ray sample` draws with vLLM and a model of 200,000 random parameters. The first run is
+undisturbed. The second runs on a `ray.cluster_utils` cluster of a head without cores and two
+nodes. An engine, a node and the driver are killed in turn (SIGKILL) at random moments. Lost
+nodes are replaced and lost drivers restarted.
+
+The exit status is 0 if and only if:
+
+- no row is missing or doubled,
+- every row equals that of the undisturbed run,
+- no process of a victim is left after ten seconds.
 """
 
 import argparse

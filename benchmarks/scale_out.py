@@ -1,10 +1,11 @@
-"""Engines on several nodes: answers a second of eight engines against eight times those of one.
+"""Engines on several nodes: answers per second of eight engines against eight times one.
 
     python benchmarks/scale_out.py --engines 8 --out figures.json
 
-A `ray.cluster_utils` cluster on this machine, one node with one logical GPU for each engine; an engine double answers eight
-requests at a time, each after a second of wall time and none of the processor's, so that what is measured is the path
-around it. The rate is that between the last engine being ready and the first 90 % of answers.
+A `ray.cluster_utils` cluster on this machine has one node with one logical GPU per engine.
+An engine double answers eight requests at a time, each after a second of wall time without
+CPU time. The measurement is therefore of the path around the engine. The rate is taken from
+the last engine's start to the first 90 % of answers.
 """
 
 import argparse

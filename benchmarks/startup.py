@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: `--help` and `plan` of every recipe, against the bare interpreter in the same run.
+"""Response time of the command line: `--help` and `plan` against the bare interpreter.
 
 python benchmarks/startup.py --out figures.json
 """

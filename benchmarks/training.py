@@ -1,13 +1,17 @@
-"""Speed and memory of training, as ratios to TRL's SFTTrainer and to plain DeepSpeed in the same run.
+"""Speed and memory of training, relative to TRL's SFTTrainer and to plain DeepSpeed.
 
-    pip install --no-deps --target build/trl trl==1.16.0        # a peer of the benchmark, no dependency of the project
+    pip install --no-deps --target build/trl trl==1.16.0  # a peer, no dependency of the project
     python benchmarks/training.py --out figures.json
 
-One process: ours under Ray Train against SFTTrainer in its default settings, the same model, float32, samples and global
-batches, on sequences of equal length (330 tokens) and of mixed length (60 to 600). Two processes of one core: ours with
-ZeRO-3 under Ray Train against a plain DeepSpeed ZeRO-3 loop without Ray, on mixed lengths. Rates count prompt and answer
-of all steps but the first; memory is the peak of one training process. The seconds of every step and the load stand in
-the JSON; a ratio from a busy machine is worth nothing.
+- One process: ours under Ray Train against SFTTrainer in its default settings. Model, float32,
+  samples and global batches are the same. Sequences have equal lengths (330 tokens) or mixed
+  lengths (60 to 600).
+- Two processes of one core: ours with ZeRO-3 under Ray Train against a plain DeepSpeed ZeRO-3
+  loop without Ray, on mixed lengths.
+- Rates count prompt and answer tokens of all steps but the first. Memory is the peak of one
+  training process.
+
+The JSON holds the seconds of every step and the load. Ratios from a busy machine mean nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""What `training.py` compares with, each run as a process of its own: `python training_peers.py trl|deepspeed PLAN.json`.
+"""Peers of `training.py`, a process each: `training_peers.py trl|deepspeed PLAN.json`.
 
-`trl`: TRL's SFTTrainer in its default settings. `deepspeed`: a plain loop around `deepspeed.initialize` with ZeRO-3, as in
-DeepSpeed's documentation, without Ray. Both read the global batches from the plan and print one JSON line: the seconds of
-every step and the process's peak memory in GiB.
+- `trl`: TRL's SFTTrainer in its default settings.
+- `deepspeed`: a plain loop around `deepspeed.initialize` with ZeRO-3, as in DeepSpeed's
+  documentation, without Ray.
+
+Both read the global batches from the plan. Each prints one JSON line: the seconds of every
+step and the process's peak memory in GiB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tests share: the tiny models, made once a session."""
+"""Fixtures and settings of all tests: tiny models made once a session, import paths, order."""
 
 from __future__ import annotations
 

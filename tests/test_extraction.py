@@ -1,4 +1,4 @@
-"""What counts as the program in an answer."""
+"""The program in an answer."""
 
 import string
 

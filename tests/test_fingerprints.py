@@ -1,7 +1,7 @@
-"""Fingerprints of all shipped recipes stay byte-equal, so that existing run directories resume.
+"""Fingerprints of shipped recipes stay byte-equal, so that existing runs resume.
 
-`python tests/test_fingerprints.py` writes the golden file. A change of it is a change for every user:
-the revision of a stage was raised, or a choice was added (docs/design.md).
+`python tests/test_fingerprints.py` writes the golden file. Every change of it affects all
+users: a stage's revision was raised, or a choice was added (docs/design.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`ray start --head` and `ray job submit`, as the README prints them, with the tiny model."""
+"""`ray start --head` and `ray job submit` with the tiny model, as the README prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real engines, a node and the driver killed in turn: a short rotation of `benchmarks/sampling_kills.py`, which does twenty."""
+"""Kills of real engines, a node and the driver: a short run of `benchmarks/sampling_kills.py`."""
 
 from __future__ import annotations
 

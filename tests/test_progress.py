@@ -1,4 +1,4 @@
-"""Progress shows true rates, times left and waits, without a screen."""
+"""Progress shows true rates, remaining times and waits, without a screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on a tiny model, for real: kill it anywhere, run it again, get the same numbers."""
+"""The complete pipeline on a tiny model: killed anywhere and run again, it ends the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An installed command does not import what lies in the folder that it is called in, and works in odd surroundings."""
+"""An installed command ignores modules in its working folder and works in odd surroundings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts: claimed, whole, stale, and never half-written."""
+"""Artifacts are claimed, complete or stale, and never half-written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reader of a shard turns every kind of damage into one sentence that names the file and the remedy."""
+"""Every reader of shards reports every kind of damage with the file and a remedy."""
 
 from __future__ import annotations
 

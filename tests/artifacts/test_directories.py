@@ -1,4 +1,4 @@
-"""Directories that get their name when they are finished, also when two processes finish at once or something is in the way."""
+"""Directories are renamed into place when complete, even with two processes at once."""
 
 from __future__ import annotations
 

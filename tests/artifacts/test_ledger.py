@@ -1,4 +1,4 @@
-"""The ledger of shards, without Ray: what counts, what is left, what is torn, and what does not belong."""
+"""The ledger of shards, without Ray: records, gaps, torn lines and foreign shards."""
 
 from __future__ import annotations
 

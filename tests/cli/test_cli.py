@@ -1,4 +1,4 @@
-"""The command line: help, plan, and mistakes that cost one sentence and exit code 2."""
+"""The command line: help, plan, and mistakes reported in one sentence with exit code 2."""
 
 from __future__ import annotations
 

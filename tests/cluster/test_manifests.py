@@ -1,8 +1,9 @@
-"""What the cluster manifests promise, and that they are valid: k8s/*.yaml and cluster.yaml.
+"""Promises and validity of the cluster manifests: k8s/*.yaml and cluster.yaml.
 
-Kubernetes' schemas come with kubernetes-validate and Ray's launcher schema with Ray. KubeRay's are read from the folder that
-KUBERAY_CRDS names (`ray.io_rayclusters.yaml`, `ray.io_rayjobs.yaml`), and that test skips where it is not set. Schemas say
-nothing of CEL rules or of what a cluster does with the pods.
+- Kubernetes' schemas come with kubernetes-validate, and Ray's launcher schema with Ray.
+- KubeRay's schemas are read from the folder in KUBERAY_CRDS (`ray.io_rayclusters.yaml`,
+  `ray.io_rayjobs.yaml`). Without the variable that test skips.
+- Schemas cover neither CEL rules nor the behavior of a cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines run at the niceness of everything else, or the run says where they do not and what to do."""
+"""Engines run at the niceness of other processes, or the run reports where they cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets have short paths: a batch system's TMPDIR is worked around, or named with the remedy."""
+"""Sockets get short paths: a long TMPDIR is replaced, or named with the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which arms a recipe has: those that it names, a fair sweep of them, and the controls beside them."""
+"""Arms of a recipe: the named ones, a fair sweep of them, and their controls."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Recipes: what the paper says is what they say, and a mistake costs one sentence."""
+"""Recipes match the paper, and a mistake in one is reported in one sentence."""
 
 from __future__ import annotations
 

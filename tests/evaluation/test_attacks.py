@@ -1,4 +1,4 @@
-"""What programs try, and what comes of it: every attack on the sandbox here fails, at every level that claims it."""
+"""Every attack on the sandbox fails at every level that claims to stop it."""
 
 import contextlib
 import dataclasses

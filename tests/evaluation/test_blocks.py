@@ -1,4 +1,4 @@
-"""A block that is no program for its problem has an outcome of its own, and costs and gains no score."""
+"""A block of another language has its own outcome and never changes a score."""
 
 from __future__ import annotations
 

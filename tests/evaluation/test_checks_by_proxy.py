@@ -1,4 +1,4 @@
-"""A check that calls a program in another process sees what it would see in its own; one that cannot be run is named."""
+"""A check sees a program in another process as it would see one in its own."""
 
 from __future__ import annotations
 

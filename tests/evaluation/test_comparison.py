@@ -1,4 +1,4 @@
-"""Which outputs, values and numbers count as right."""
+"""Outputs, values and numbers that count as right."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Which number an answer in words ends in."""
+"""The final number of an answer in words."""
 
 import time
 from decimal import Decimal

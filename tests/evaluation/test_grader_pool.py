@@ -1,4 +1,4 @@
-"""The pool of graders without Ray: never more than cores, fair to every step, and patient with deaths."""
+"""The pool of graders without Ray: bounded by cores, fair to every step, tolerant of crashes."""
 
 from __future__ import annotations
 

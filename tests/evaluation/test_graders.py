@@ -1,4 +1,4 @@
-"""Grading on Ray for real: while answers are still being written, and through the deaths of graders."""
+"""Grading on real Ray: during generation, and through crashes of graders."""
 
 from __future__ import annotations
 

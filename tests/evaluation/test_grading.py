@@ -1,4 +1,4 @@
-"""Who is accepted and who is not, and that the reference solutions are."""
+"""Right programs and all reference solutions are accepted, wrong programs are not."""
 
 import dataclasses
 import pickle

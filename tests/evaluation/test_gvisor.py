@@ -1,6 +1,6 @@
-"""Level L4: what crosses the border of a kernel of its own, and what is left when somebody dies; hostile programs included.
+"""Level L4: values that cross the border of gVisor's kernel, crashes, and hostile programs.
 
-The relay and its front are tried on this machine's kernel too, without gVisor, so that they are tested where it is missing.
+The relay and its front also run without gVisor, so that machines that lack it test them.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Only what a program itself defines is its answer: names that were lent to it, or that Python has, are none."""
+"""Only a definition of the program is its answer, never a provided or built-in name."""
 
 from __future__ import annotations
 

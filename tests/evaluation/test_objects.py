@@ -1,4 +1,4 @@
-"""Arguments by number are to a function what the arguments themselves would be, and nothing that is read is trusted."""
+"""Arguments passed by number behave like the originals, and no reply is trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No output limit keeps a right answer out, and what no limit can hold is named before grading."""
+"""No output limit rejects a right answer, and outputs beyond any limit are named in advance."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What the sandbox does for honest programs and functions; what it does about the others is in test_attacks.py."""
+"""The sandbox runs honest programs and functions. For hostile ones see test_attacks.py."""
 
 import concurrent.futures
 import os

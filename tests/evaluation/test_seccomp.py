@@ -1,4 +1,4 @@
-"""The filter on system calls does what its list says, by an evaluation of its own: the kernel's rules, once more, in Python."""
+"""The system call filter matches its list, evaluated by a second BPF machine in Python."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""A lack of memory is called so, however a program meets it, and the stacks of contest programs fit."""
+"""Every shortage of memory is reported as one, and deep stacks of contest programs fit."""
 
 import dataclasses
 

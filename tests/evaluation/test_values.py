@@ -1,4 +1,4 @@
-"""Returned values of types that the wire lacks count where the official graders count them, and nowhere else."""
+"""Values of types that the wire lacks count exactly where the official graders count them."""
 
 import array
 import collections

@@ -1,4 +1,4 @@
-"""The pool of engines on a cluster that grows for it, loses a node, and shrinks after it: Ray's own autoscaler, logical GPUs."""
+"""The pool of engines on an autoscaling cluster: it grows, loses a node, and shrinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What engines leave when they die and what it says, of prompts, of machines, and of when to stop; without Ray."""
+"""Records of crashed engines, and conclusions about prompts, machines and the stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real vLLM engine: exact tokens and texts, several end tokens, refusals, and draws that follow the operator."""
+"""The real vLLM engine: exact tokens and texts, end tokens, refusals, and exact draws."""
 
 from __future__ import annotations
 

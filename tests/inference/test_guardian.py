@@ -1,4 +1,4 @@
-"""Whatever an engine's owner started ends with it, or with the raylet above it, however it ends."""
+"""Processes of an engine end with the engine or with its raylet."""
 
 from __future__ import annotations
 

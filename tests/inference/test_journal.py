@@ -1,4 +1,4 @@
-"""Journals of finished answers, without Ray: what a kill leaves is taken over, what it tore is not."""
+"""Journals of finished answers, without Ray: complete lines are reused, torn ones are not."""
 
 from __future__ import annotations
 

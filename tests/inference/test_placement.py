@@ -1,6 +1,6 @@
-"""Engines on several GPUs, with real Ray and GPUs that exist in name only: one bundle a worker, and nothing outlives its owner.
+"""Engines on several logical GPUs under real Ray: one bundle a worker, and no leftovers.
 
-The double below does what vLLM's Ray executor does: it starts a worker actor in each bundle of the group that it is in.
+The double below acts like vLLM's Ray executor: a worker actor in each bundle of its group.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A reason has the exception's type, and its cause decides whether a failed start is a mistake."""
+"""A reason holds the exception's type, and its cause decides whether a start is retried."""
 
 from __future__ import annotations
 

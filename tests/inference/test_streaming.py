@@ -1,4 +1,4 @@
-"""Prompts in, shards out, exactly once: real Ray, with engines that are quick, die, or refuse."""
+"""Prompts in, shards out, exactly once: real Ray with engines that answer, crash or refuse."""
 
 from __future__ import annotations
 

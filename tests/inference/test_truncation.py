@@ -1,4 +1,4 @@
-"""The operator: temperature, then top-k, then top-p, held against a plain definition and against vLLM's own code."""
+"""Temperature, top-k, then top-p, against a plain definition and against vLLM's own code."""
 
 from __future__ import annotations
 

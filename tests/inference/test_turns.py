@@ -1,4 +1,4 @@
-"""Turns at an engine: so many at a time, alone where it has to be, and none once there are no more."""
+"""Concurrent calls to an engine: bounded, exclusive on request, and refused after closing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units and their engines, without Ray: pacing, what is handed back, and when an engine leaves work to others or ends."""
+"""Work units without Ray: pacing, returned units, and engines that yield or exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner's closed formula counts what transformers builds, for every shipped configuration and every switch."""
+"""The planner's formula counts the parameters of every shipped configuration exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code that comes with a model is never run, and nobody is asked whether it may be."""
+"""Code in a model directory is never run, and the user is never asked about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A local GGUF file is a model.source, as one inside a package is."""
+"""A local GGUF file works as model.source, like one inside a package."""
 
 from __future__ import annotations
 

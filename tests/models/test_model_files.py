@@ -1,4 +1,4 @@
-"""A model's files are checked before Ray starts: one sentence with the file and the remedy."""
+"""A model's files are checked before Ray starts; each error names the file and a remedy."""
 
 from __future__ import annotations
 

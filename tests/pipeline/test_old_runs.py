@@ -1,7 +1,7 @@
-"""Run directories of earlier versions: read as before, or refused in one sentence with what to do.
+"""Run directories of earlier versions are read as before, or refused with a remedy.
 
-`data/run_018d326.tar.xz` is a run of `played.Played` by the code of commit 018d326, before there were revisions, without tests
-of problems, pages and timings.
+`data/run_018d326.tar.xz` is a run of `played.Played` by commit 018d326. It predates
+revisions, and lacks tests of problems, pages and timings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run does with artifacts that were made from other choices, from other contents, or by another version."""
+"""A run handles artifacts of other choices, other contents, or another version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds of steps that overlap: each counts once, and drawing has precedence over grading."""
+"""Seconds of overlapping steps count once, and sampling has precedence over grading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps to between its stages, whatever changes outside."""
+"""Promises of a run between its stages, whatever changes outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner: bytes that agree with DeepSpeed's estimator, clusters that fit, and assumptions that a person can replace."""
+"""The planner agrees with DeepSpeed's estimator, and its assumptions can be replaced."""
 
 from __future__ import annotations
 

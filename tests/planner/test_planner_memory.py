@@ -1,4 +1,4 @@
-"""The planner's bytes: DeepSpeed's estimator, its buckets as they are alive, and what attention and held-out samples add."""
+"""Bytes of the planner: model states, buckets, attention, and held-out samples."""
 
 from __future__ import annotations
 

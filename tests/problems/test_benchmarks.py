@@ -1,4 +1,4 @@
-"""Benchmarks are read in the formats that they come in, their rows are whole or refused, their prompts are the published ones."""
+"""Benchmarks are read in their own formats, row by row, with the published prompts."""
 
 from __future__ import annotations
 

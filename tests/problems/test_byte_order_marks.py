@@ -1,4 +1,4 @@
-"""Files that begin with a byte order mark are read as if they did not; files in another encoding are refused in one sentence."""
+"""Byte order marks are skipped, and files in another encoding are refused in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contamination: what a prompt shares with a benchmark is found as brute force finds it, phrases are not."""
+"""Overlaps of prompts and benchmarks match brute force, and common phrases do not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words of a statement stay words: control tokens come from the chat template alone, for tokenizers of every kind."""
+"""Control tokens come from the chat template alone, for tokenizers of every kind."""
 
 from __future__ import annotations
 

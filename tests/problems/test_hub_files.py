@@ -1,4 +1,4 @@
-"""Files as the hub has them: a column that changes the meaning is read, or the file is refused by its name."""
+"""Files in the hub's own formats: every column that changes the meaning is read or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiveCodeBench rows: every test decoded or the row refused, releases and windows as they are quoted."""
+"""LiveCodeBench rows: every test is decoded or the row refused, and releases are complete."""
 
 from __future__ import annotations
 

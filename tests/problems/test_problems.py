@@ -1,4 +1,4 @@
-"""Problems: the built-in set stands on its own feet, sources count what they drop, prompts are what the mode says."""
+"""Problems: the built-in set, counted drops of sources, and prompts of each mode."""
 
 from __future__ import annotations
 

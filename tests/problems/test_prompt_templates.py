@@ -1,4 +1,4 @@
-"""Prompts from the tokenizers and chat templates that models really have: end tokens, clocks, marks, names, ends of turns."""
+"""Prompts from real tokenizers and chat templates: end tokens, clocks, marks and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where reasoning ends: drawn marks decide, names of marks are text, and nothing of a draft is content."""
+"""The end of reasoning: drawn marks decide, written marks are text, drafts are no content."""
 
 from __future__ import annotations
 

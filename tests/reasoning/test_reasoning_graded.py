@@ -1,4 +1,4 @@
-"""Grading, data health and recipes go by the one rule of reasoning, from ids where marks are special tokens."""
+"""Grading, data health and recipes share one rule of reasoning, by ids for special tokens."""
 
 from __future__ import annotations
 

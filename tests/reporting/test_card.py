@@ -1,4 +1,4 @@
-"""A data set's papers: the hub's own parser reads the card, the shards load as it tells, and its figures are the manifest's."""
+"""The card of a data set: valid for the hub, loadable as described, true to the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A browser without a network shows the report: headline and figures, nothing blank or cut off, no complaint in its console."""
+"""A browser without network renders the report completely, without console messages."""
 
 import json
 import re

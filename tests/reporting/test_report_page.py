@@ -1,4 +1,4 @@
-"""The page is whole without a network, escapes what it shows, reads well, and says what the run does not show."""
+"""The page works without network, escapes text, reads well, and states its limits."""
 
 import dataclasses
 import itertools

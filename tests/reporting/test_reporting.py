@@ -1,4 +1,4 @@
-"""A report's numbers are what its rows say: against brute force, the same bytes twice, and refused where rows contradict."""
+"""Numbers of a report match brute force over its rows, twice to the byte."""
 
 import dataclasses
 import itertools

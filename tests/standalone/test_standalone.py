@@ -1,4 +1,4 @@
-"""The stand-alone door: files in, verdicts and scores out, whatever is killed on the way."""
+"""The stand-alone grader: files in, verdicts and scores out, with kills in between."""
 
 from __future__ import annotations
 

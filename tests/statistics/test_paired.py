@@ -1,4 +1,4 @@
-"""The interval of a paired difference: Tango's where one answer is drawn per problem, and never at odds with its p-value."""
+"""The interval of a paired difference: Tango's for one answer, and consistent with p."""
 
 import itertools
 import math

@@ -1,9 +1,9 @@
-"""What the statistics promise, by simulation: intervals cover, p-values are valid, the detectable effect is detected, and a
-temperature chosen on other problems brings no luck with it.
+"""Promises of the statistics, by simulation: coverage, valid p-values, power, selection.
 
-Truth is known because the problems are made up: a problem's chance of being solved comes from a beta distribution whose
-mean is the true score. Where one answer is drawn to each of few problems, scores lie on a coarse grid and coverage jumps
-with the true score, so it is averaged over a window around it, as Brown, Cai and DasGupta (2001) read such curves.
+The truth is known because the problems are synthetic. A problem's chance of being solved
+comes from a beta distribution with the true score as its mean. With one answer to each of
+few problems, scores lie on a coarse grid and coverage jumps with the true score. Coverage
+is therefore averaged over a window, as in Brown, Cai and DasGupta (2001).
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Doubles of the engine for tests of scale and of deaths: they answer at once, or in wall time, or end their process."""
+"""Doubles of the engine: they answer at once, after wall time, or crash their process."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""One process of a group that trains a list of cases, each with its own engine: `python engine_cases.py RANK WORLD PORT PLAN`.
+"""One process of a training group: `python engine_cases.py RANK WORLD PORT PLAN`.
 
-PLAN is a JSON file: data set, out, the recipe that cases share, and the cases by name, each with its model and changes.
-A case goes on from its resume state; at its step `stop` it leaves one, otherwise the model is exported at the end.
-The first process writes each case's loss log and its exported model into out/NAME, and the whole state after it was restored
-and before it was saved.
+PLAN is a JSON file: data set, output, the shared recipe, and cases by name with changes.
+
+- A case continues from its resume state. At its step `stop` it saves one; else it exports.
+- The first process writes each case's loss log and exported model into out/NAME.
+- It also writes the full state after restoring and before saving.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""Grading in a Ray whose memory monitor evicts graders: `python evicted_graders.py DIRECTORY once|always`.
+"""Grading under evictions: `python evicted_graders.py DIRECTORY once|always`.
 
-`once`: memory is filled when a grader is at work, until the first one is evicted. `always`: any use is too much. Prints JSON.
+- `once`: memory is filled while a grader works, until the first eviction.
+- `always`: any use is too much.
+
+Prints JSON.
 """
 
 from __future__ import annotations

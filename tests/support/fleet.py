@@ -1,7 +1,7 @@
-"""A cluster on this machine whose nodes come and go by Ray's autoscaler, and which ends no Ray but its own.
+"""A local cluster of nodes started by Ray's autoscaler, isolated from any other Ray.
 
-`ray.cluster_utils.AutoscalingCluster` calls `ray stop --force`, which ends every Ray process on the machine; this starts the
-same pieces (a head with the autoscaler, nodes by the fake provider) and remembers what it started.
+`ray.cluster_utils.AutoscalingCluster` calls `ray stop --force`, which ends every Ray process
+on the machine. `Fleet` starts the same pieces and ends only its own processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A driver for tests of fleets: draws with doubles on the cluster at RAY_ADDRESS, and notes how many nodes there are.
+"""A driver that samples with doubles on the cluster at RAY_ADDRESS and counts nodes.
 
 python tests/support/fleet_driver.py PROMPTS OUT MAX_ENGINES SECONDS_AN_ANSWER
 """

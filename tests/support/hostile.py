@@ -1,9 +1,11 @@
-"""Programs that try to break out of this project's sandbox, as data; run nowhere but inside it.
+"""Programs that try to break out of the sandbox, as data; run nowhere but inside it.
 
-A program calls `attempt(what, act)` for everything that must not succeed; ESCAPED on its output says that it did.
-@WORD@ is filled in by the scene that it is let loose on (scene.py). Here: those that look for secrets, and what a program
-is. Those that reach out for processes, network, files and the kernel are in hostile_reaching.py, those that use up what there
-is in hostile_exhausting.py, those that forge a verdict in hostile_forging.py.
+- `attempt(what, act)` wraps everything that must not succeed; ESCAPED reports a success.
+- The scene fills in every @WORD@ (scene.py).
+- This module defines a program, and holds those that look for secrets.
+- hostile_reaching.py holds those for processes, network, files and the kernel.
+- hostile_exhausting.py holds those that exhaust resources, hostile_forging.py those that
+  forge a verdict.
 """
 
 # ruff: noqa: E501

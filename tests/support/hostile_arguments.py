@@ -1,6 +1,7 @@
-"""Hostile programs, continued: what a program does to its arguments, or says that it did, to pass a check that looks at them.
+"""Hostile programs that change arguments, or claim it, to pass a check that reads them.
 
-See hostile.py. The check hands over [0, 1, 0, 3] twice and wants [1, 3, 0, 0] to be in its own list, which no program here makes.
+See hostile.py. The check passes [0, 1, 0, 3] twice and expects [1, 3, 0, 0] in its own list.
+No program here produces it.
 """
 
 # ruff: noqa: E501

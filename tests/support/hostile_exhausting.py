@@ -1,4 +1,4 @@
-"""Hostile programs, continued: those that use up time, memory, output, threads and descriptors. See hostile.py."""
+"""Hostile programs that exhaust time, memory, output and threads (see hostile.py)."""
 
 # ruff: noqa: E501
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hostile programs, continued: what a wrong program does before it answers, to be taken for a right one. See hostile.py."""
+"""Hostile programs that forge a right answer before they reply (see hostile.py)."""
 
 # ruff: noqa: E501
 from __future__ import annotations

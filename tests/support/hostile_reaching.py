@@ -1,4 +1,4 @@
-"""Hostile programs, continued: those that reach for processes, the network, files and the kernel. See hostile.py."""
+"""Hostile programs that reach for processes, network, files and kernel (see hostile.py)."""
 
 # ruff: noqa: E501
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hostile programs, continued: returned values of foreign types that lie, never end or grow. See hostile.py."""
+"""Hostile programs with foreign return values that lie, never end or grow (see hostile.py)."""
 
 # ruff: noqa: E501
 from __future__ import annotations

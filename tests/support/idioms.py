@@ -1,4 +1,4 @@
-"""What honest programs do: each reads `IDIOM_INPUT` and prints the sum of its numbers, its own way."""
+"""Honest programs: each reads `IDIOM_INPUT` and prints the sum of its numbers."""
 
 # ruff: noqa: E501
 from __future__ import annotations

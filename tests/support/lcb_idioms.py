@@ -1,6 +1,6 @@
-"""Programs and what LiveCodeBench's grader says of them: every row was run through it (28fef95, Python 3.11) to be sure.
+"""Programs with the verdicts of LiveCodeBench's own grader (commit 28fef95, Python 3.11).
 
-The stdin programs add up numbers, the functions double one, unless they come with tests of their own.
+Stdin programs add numbers and functions double one, unless they have their own tests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokenizers whose reasoning marks are special tokens, and answers made of drawn marks and of text."""
+"""Tokenizers with reasoning marks as special tokens, and answers of drawn marks and text."""
 
 from __future__ import annotations
 

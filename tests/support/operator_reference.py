@@ -1,4 +1,4 @@
-"""The operator of 2604.01193, appendix A, as its definition reads: what tests hold the engine and the sampler against."""
+"""The sampling operator of 2604.01193, appendix A, written as its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the planner share: models, a setting, and a plan of a recipe that comes with the package."""
+"""Models, a setting, and plans of shipped recipes for the tests of the planner."""
 
 from __future__ import annotations
 

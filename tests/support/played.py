@@ -1,6 +1,7 @@
-"""A recipe's own steps, of which those that take GPUs or graders are played: rows at once, that follow from what they read.
+"""A recipe's own steps, with those for GPUs or graders replaced by instant deterministic rows.
 
-Benchmark, prompts, data set and report are real. `Played` says what no recipe says: hardware, and graders that fail.
+Benchmark, prompts, data set and report are real. `Played` sets what no recipe determines:
+hardware, and graders that fail.
 """
 
 from __future__ import annotations

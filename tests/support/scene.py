@@ -1,7 +1,8 @@
-"""What hostile programs are let loose on, and how it is seen that they did nothing: files, a neighbour, a server, secrets.
+"""The surroundings of hostile programs: files, a neighbor, a server, secrets, and a judge.
 
-`trespasses` is the judge. As a script it tries programs in a process of its own, as another user or under a container's
-default filter: `python scene.py '{"level": "L1", "uid": 65534, "container": true, "names": [...]}'` prints JSON.
+`trespasses` is the judge. As a script this tries programs in a separate process, as another
+user or under a container's default filter, and prints JSON:
+`python scene.py '{"level": "L1", "uid": 65534, "container": true, "names": [...]}'`
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A run of doubles: steps that write bytes derived from the bytes of their inputs, at once, without Ray, models or sandboxes.
+"""A run of doubles: steps that derive bytes from their inputs, without Ray or models.
 
-The graph is that of a recipe with the control `accepted` and one benchmark. What a double holds follows from its choices, the
-contents of its inputs and `world`, which stands for what no recipe says: hardware, graders that fail, hidden state.
+The graph is that of a recipe with the control `accepted` and one benchmark. The contents of
+a double follow from its choices, its inputs and `world`. `world` holds what no recipe
+determines: hardware, failing graders, hidden state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A whole run of made-up rows, written through the package's own artifacts, for the tests of reporting."""
+"""A complete run of synthetic rows, written through the package's own artifacts."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""A model of a few hundred thousand random parameters with a tokenizer of its own, for the real vLLM and the real DeepSpeed."""
+"""A model of a few hundred thousand random parameters with its own tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that models come with, trained on the problems of this package; no model is needed."""
+"""Small tokenizers of every common kind, trained on the built-in problems."""
 
 from __future__ import annotations
 

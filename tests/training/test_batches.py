@@ -1,4 +1,4 @@
-"""Batches: the same global order for any number of workers, fair shares, weights on responses only, bounded memory."""
+"""Batches: one global order for any number of workers, fair shares, bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint leaves on disk: states that are whole, and a model directory that says how it is to be decoded."""
+"""Checkpoints on disk: complete states, and a model directory with its decoding."""
 
 from __future__ import annotations
 

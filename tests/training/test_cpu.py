@@ -1,4 +1,4 @@
-"""What a CPU computes in its own way is what torch computes, and may be used in the same ways."""
+"""CPU kernels of this package match torch and can be used in the same ways."""
 
 from __future__ import annotations
 

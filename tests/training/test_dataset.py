@@ -1,4 +1,4 @@
-"""Samples to training sequences: the very tokens that were drawn, and every row that leaves is counted."""
+"""Samples become training sequences with their drawn tokens, and drops are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numerics of the held-out measures, against brute force on tiny vocabularies and the published numbers of the toy."""
+"""Held-out measures, against brute force on tiny vocabularies and the paper's toy numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine optimises is what ten lines of PyTorch optimise, however a step is cut up and whatever carries it."""
+"""The engine optimizes what ten lines of PyTorch optimize, however a step is divided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data health: every figure is what a plain recount gives, and a policy does what it says to the loss."""
+"""Data health: figures match a plain recount, and policies change the loss as documented."""
 
 from __future__ import annotations
 

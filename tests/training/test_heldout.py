@@ -1,4 +1,4 @@
-"""Held-out samples: which they are, that nothing trains on them, and that what is told of them is so."""
+"""Held-out samples: their choice, their absence from training, and their measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop between its steps: the states and exports that it leaves whenever it is ended; an engine stands in."""
+"""The training loop around its steps: states and exports at any interruption, with a double."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss: equal to cross-entropy over full logits, in value and gradient, whatever the chunk; or refused."""
+"""The loss equals cross-entropy over full logits, in value and gradient, for any chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that die and runs that are told to leave: how often, and how long, training bears with it."""
+"""Crashes of workers and requests to stop: limits, retries and waiting times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training shows: where its numbers go, and what share of the peak it says it reached."""
+"""Observation of training: destinations of its numbers, and the share of peak FLOPS."""
 
 from __future__ import annotations
 

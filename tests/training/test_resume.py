@@ -1,4 +1,4 @@
-"""A run that is interrupted goes on as if nothing had happened, also with another number of workers."""
+"""An interrupted run continues exactly, also with another number of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training for real: Ray Train and DeepSpeed ZeRO-3 on two processes, killed and restarted, against a bare torch loop."""
+"""Training for real: Ray Train and ZeRO-3 on two processes, killed and restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training refuses what cannot go well before any worker starts, in a sentence that says what to do."""
+"""Training refuses impossible input before any worker starts, with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Architectures of all kinds: trained as what they are, whatever their configuration switches on, or refused."""
+"""Architectures of all kinds are trained with their own settings, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values cross the sandbox's border whole, or not at all."""
+"""Values cross the sandbox's border completely, or not at all."""
 
 import collections
 import contextlib
