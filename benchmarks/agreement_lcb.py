@@ -29,7 +29,7 @@ import official_lcb
 from machine import machine
 
 from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
-from ssd_ray.evaluation.judging.outcomes import Graded
+from ssd_ray.evaluation.judging.outcomes import Result
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.schema import Problem
@@ -53,11 +53,11 @@ def read_samples(problems: Path, verdicts: Path) -> Iterator[Sample]:
             yield Sample(problem=problem, code=code, accepted=accepted)
 
 
-def grade_all(samples: list[Sample], limits: Limits, workers: int) -> list[Graded]:
+def grade_all(samples: list[Sample], limits: Limits, workers: int) -> list[Result]:
     """What lcb-compat says, in the order of the samples; one sandbox for each worker."""
     local = threading.local()
 
-    def grade(sample: Sample) -> Graded:
+    def grade(sample: Sample) -> Result:
         if not hasattr(local, "sandbox"):
             local.sandbox = Sandbox()
         return grade_lcb(sample.problem, sample.code, limits, local.sandbox)
@@ -105,7 +105,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def compare(samples: list[Sample], graded: list[Graded]) -> dict[str, object]:
+def compare(samples: list[Sample], graded: list[Result]) -> dict[str, object]:
     """Counts of agreement with the published verdicts; prints the exceptions."""
     exceptions = {}
     num_official = num_more = num_tests = 0
@@ -128,7 +128,7 @@ def compare(samples: list[Sample], graded: list[Graded]) -> dict[str, object]:
 
 
 def compare_to_grader(
-    samples: list[Sample], graded: list[Graded], check: official_lcb.Check
+    samples: list[Sample], graded: list[Result], check: official_lcb.Check
 ) -> dict[str, object]:
     """Differences to the official grader on the very same tests; prints each."""
     differences = {}

@@ -1,1 +1,1 @@
-"""Evaluation: code out of answers, run outside of this process, compared, counted, with intervals."""
+"""Grading of answers: judges, sandboxes, and pools of graders."""

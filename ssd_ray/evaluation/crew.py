@@ -1,8 +1,8 @@
-"""Graders as Ray actors: start, give a slice, take the result, end; which Ray errors mean a death.
+"""Graders as Ray actors: start, hand over a slice, take the result, end.
 
-One idea: every error of Ray but an exception of the grader's own code means that the grader is gone
-or out of reach. It is ended, and its slice is graded again, which changes nothing. The reasons are
-many: a kill, the memory monitor, a lost node, a lost result, a process that does not start.
+Any Ray error other than an exception of the grader's own code means that the grader is lost.
+Causes are a kill, the memory monitor, a lost node, a lost result, a process that does not start.
+A lost grader is ended. Its slice is graded again and comes to the same verdicts.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from ssd_ray.evaluation.grader import Grader, GradingSpec, Tools
 
 _REFRESH_S = 5.0
 _NUM_BENCHMARKS = 2
-"""Benchmarks that a grader keeps: a run grades answers to one, and samples of training problems."""
+"""Benchmarks that a grader keeps: one for answers, one for samples of training problems."""
 
 
 class LostGraderError(Exception):
-    """A grader that is gone or out of reach; the message is the reason in one line."""
+    """A grader that crashed or is out of reach; the message is the reason in one line."""
 
 
 class GraderActor:
-    """A grader that serves any step: each slice comes with its order."""
+    """A grader for any step: each slice comes with its specification."""
 
     def __init__(self, logs: Path) -> None:
         slices.log_to_file(logs, "grader")
-        niceness.settle()  # the time limits of programs are the same beside engines
+        # Programs get the same share of a core when engines run on the same machine.
+        niceness.settle()
         self._tools = Tools(_NUM_BENCHMARKS)
         self._graders: dict[Path, Grader] = {}
 
     def start(self) -> int:
-        """Return 0, which says that this process is up."""
+        """Return 0 once the process is up."""
         return 0
 
-    def grade(self, order: GradingSpec, piece: Mapping[str, Any]) -> int:
-        """As `Grader.grade`."""
-        if order.out not in self._graders:
-            self._graders[order.out] = Grader(order, self._tools)
-        return self._graders[order.out].grade(piece)
+    def grade(self, spec: GradingSpec, piece: Mapping[str, Any]) -> int:
+        """Grade a slice; see `Grader.grade`."""
+        if spec.out not in self._graders:
+            self._graders[spec.out] = Grader(spec, self._tools)
+        return self._graders[spec.out].grade(piece)
 
 
 class RayCrew:
-    """Grader actors of a Ray cluster. References stand for calls, and results are numbers of rows."""
+    """Grader actors of a Ray cluster. Calls are object references, results are numbers of rows."""
 
     def __init__(self, cluster: ClusterConfig, logs: Path) -> None:
         self._cluster = cluster
@@ -59,11 +60,11 @@ class RayCrew:
         self._placed: dict[Any, str] = {}
 
     def size(self) -> int:
-        """Count the graders that the cluster can hold now.
+        """Return the number of graders that the cluster can hold now.
 
-        Where a grader reserves a core or more, Ray keeps them to the cores, and `max_graders` may
-        ask for more than there are, so that a cluster grows. Where it reserves less, nothing else
-        would keep them to one a core.
+        - A grader that reserves a core or more: Ray keeps graders to the cores. `max_graders` may
+          exceed them, so that a cluster grows.
+        - A grader that reserves less: at most one a core, because Ray would not limit them.
         """
         cores = sum(self._cores().values())
         wanted = self._cluster.max_graders
@@ -72,7 +73,7 @@ class RayCrew:
         return max(1, min(cores, wanted or cores))
 
     def start(self) -> tuple[Any, Any]:
-        """Start a grader; return it and a reference that is ready when it is up."""
+        """Start a grader; return the actor and a reference that resolves once it is up."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -89,24 +90,24 @@ class RayCrew:
         self._placed[actor] = node or ""
         return actor, actor.start.remote()
 
-    def grade(self, actor: Any, order: GradingSpec, piece: Mapping[str, Any]) -> Any:
-        """Give a grader a slice; return a reference to the number of its rows."""
-        return actor.grade.remote(order, piece)
+    def grade(self, actor: Any, spec: GradingSpec, piece: Mapping[str, Any]) -> Any:
+        """Send a slice to a grader; return a reference to its number of rows."""
+        return actor.grade.remote(spec, piece)
 
     def finished(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Wait for the first of these calls; return those that have ended."""
+        """Wait at most `timeout_s` for one of the calls; return those that have ended."""
         import ray
 
         first, _ = ray.wait(list(references), num_returns=1, timeout=timeout_s)
         return list(first)
 
     def result(self, reference: Any) -> int:
-        """Return the rows of a call that has ended.
+        """Return the number of rows of a call that has ended.
 
         Raises:
-            LostGraderError: the grader is gone.
-            UserError: a mistake that the grader found.
-            InfrastructureError: any other exception in the grader.
+            LostGraderError: the grader crashed or is out of reach.
+            UserError: the grader found a mistake in its input.
+            InfrastructureError: the grader raised any other exception.
         """
         import ray
 
@@ -119,14 +120,14 @@ class RayCrew:
         return rows
 
     def end(self, actor: Any) -> None:
-        """End a grader, and with it its sandbox; one that is gone already stays so."""
+        """Kill a grader and its sandbox; do nothing if it is gone already."""
         import ray
 
         self._placed.pop(actor, None)
         ray.kill(actor)
 
     def _cores(self) -> dict[str, int]:
-        """Cores of every node that is alive, at most a few seconds old."""
+        """Return the cores of each live node, at most `_REFRESH_S` seconds old."""
         import ray
 
         if time.monotonic() - self._refreshed > _REFRESH_S:
@@ -136,13 +137,14 @@ class RayCrew:
         return self._nodes
 
     def _emptiest_node(self) -> str | None:
-        """Return the node with the most cores that hold no grader yet."""
+        """Return the node with the most cores free of graders, None if no node is alive."""
         used = Counter(self._placed.values())
         cores = self._cores()
         return max(cores, key=lambda node: cores[node] - used[node], default=None)
 
 
 def _cause(error: Any) -> Exception:
+    """Return the exception to raise for an exception in a grader."""
     cause = error.cause
     if isinstance(cause, UserError | InfrastructureError):
         return cause
@@ -150,7 +152,7 @@ def _cause(error: Any) -> Exception:
 
 
 def _reason(error: Any) -> str:
-    """Say in one line what became of a grader; where memory ran out, also what helps."""
+    """Return the cause of a lost grader in one line, with a remedy if memory ran out."""
     import ray
 
     text = first_line(error)

@@ -1,7 +1,9 @@
-"""One grader: a slice of completions comes in, one shard of verdicts goes to disk; whoever carries it starts it afresh.
+"""A grader: it takes a slice of completions and writes one shard of verdicts.
 
-Holds the benchmark's problems without their tests, a store to read those from, and a sandbox. Reads Completion and Problem
-shards, writes Verdict shards.
+- It holds the benchmark's problems without tests, a store of the tests, and a sandbox.
+- It runs in any process: a Ray actor (`crew.py`) or a worker of `ssd-ray grade`.
+
+Reads Completion and Problem shards, writes Verdict shards.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 from ssd_ray.artifacts import files, shards, slices
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules, grade_code, grade_completion, verdict
-from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Graded, UngradableError
+from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Result, UngradableError
 from ssd_ray.evaluation.judging.strict import require_gradable
 from ssd_ray.evaluation.sandbox import Sandbox
 from ssd_ray.evaluation.tests_on_disk import KEPT_BYTES, TestStore
@@ -27,25 +29,27 @@ from ssd_ray.schema import Completion, Problem, Verdict, from_record
 
 @dataclass(frozen=True, kw_only=True)
 class GradingSpec:
-    """What a grader is told once: the benchmark artifact, the rules, the weakest sandbox allowed, where verdicts go.
-
-    `reasoning` is how the answers mark their reasoning; `as_code` says that completions are programs, not answers with one.
-    """
+    """Inputs of a grader that hold for all of its slices."""
 
     benchmark: Path
+    """The benchmark artifact."""
     rules: Rules
     floor: str
+    """The weakest sandbox level allowed, `L0` to `L4`."""
     out: Path
+    """The directory of verdicts."""
     reasoning: ReasoningFormat = TEXT_MARKS
+    """Marks of reasoning in the answers."""
     as_code: bool = False
+    """True if completions are bare programs."""
 
 
 class Tools:
-    """Share what costs memory or a start between the graders of a process.
+    """Tools that the graders of a process share, because they cost memory or a start.
 
-    These are sandboxes, parsers of answers, which may hold a tokenizer, and benchmarks.
-
-    The last `num_benchmarks` benchmarks are kept, with `KEPT_BYTES` of tests of all of them.
+    - Sandboxes, one a floor.
+    - Parsers of answers, which may hold a tokenizer.
+    - The last `num_benchmarks` benchmarks, with `KEPT_BYTES` of tests in all.
     """
 
     def __init__(self, num_benchmarks: int = 1) -> None:
@@ -55,7 +59,7 @@ class Tools:
         self._benchmarks: OrderedDict[Path, tuple[dict[str, Problem], TestStore]] = OrderedDict()
 
     def sandbox(self, floor: str) -> Sandbox:
-        """Return the sandbox of a floor.
+        """Return the sandbox of a floor, started once.
 
         Raises:
             UserError: the machine's sandbox is below the floor.
@@ -65,7 +69,8 @@ class Tools:
         return self._sandboxes[floor]
 
     def parser(self, reasoning: ReasoningFormat) -> AnswerParser:
-        """Return the parser of answers in a format, made once for equal ones."""
+        """Return the parser of answers in a format, made once for equal formats."""
+        # A format holds mappings, so it has no hash to look it up by.
         parser = next((parser for known, parser in self._parsers if known == reasoning), None)
         if parser is None:
             parser = answers.answer_parser(reasoning)
@@ -73,7 +78,7 @@ class Tools:
         return parser
 
     def benchmark(self, directory: Path) -> tuple[dict[str, Problem], TestStore]:
-        """Return a benchmark's problems by id, without their tests, and the store of these."""
+        """Return a benchmark's problems by id, without tests, and the store of their tests."""
         if directory not in self._benchmarks:
             problems = {row.problem_id: row for row in shards.read_rows(directory, Problem)}
             store = TestStore(directory / "tests", KEPT_BYTES // self._num_benchmarks)
@@ -84,67 +89,67 @@ class Tools:
         return self._benchmarks[directory]
 
     def close(self) -> None:
-        """End the sandboxes."""
+        """Stop the sandboxes."""
         for sandbox in self._sandboxes.values():
             sandbox.close()
         self._sandboxes.clear()
 
 
 class Grader:
-    """Grades slices, one after another, in the process that made it."""
+    """Grade slices, one at a time, in the process that made it."""
 
-    def __init__(self, order: GradingSpec, tools: Tools | None = None) -> None:
-        """Find out what this machine can wall in, and say so in `sandbox/` of the verdicts.
+    def __init__(self, spec: GradingSpec, tools: Tools | None = None) -> None:
+        """Start the sandbox and record its level in `sandbox/` of the verdicts.
 
         Raises:
             UserError: the machine's sandbox is below the floor.
         """
-        self._order = order
+        self._spec = spec
         self._tools = Tools() if tools is None else tools
-        self._tools.benchmark(order.benchmark)
-        self._parser = self._tools.parser(order.reasoning)
-        self._sandbox = self._tools.sandbox(order.floor)
+        self._tools.benchmark(spec.benchmark)
+        self._parser = self._tools.parser(spec.reasoning)
+        self._sandbox = self._tools.sandbox(spec.floor)
         files.write_atomic(
-            order.out / "sandbox" / f"{self._sandbox.level}.json",
+            spec.out / "sandbox" / f"{self._sandbox.level}.json",
             json.dumps({"level": self._sandbox.level}),
         )
 
     def grade(self, piece: Mapping[str, Any]) -> int:
-        """Grade the completions of one slice and write their shard; returns how many.
+        """Grade the completions of one slice, write their shard and return their number.
 
         Raises:
-            UserError: a completion of a problem that the benchmark does not have, or a problem that cannot be graded.
+            UserError: a completion answers an unknown problem, or a problem cannot be graded.
         """
         verdicts = []
-        problems, store = self._tools.benchmark(self._order.benchmark)
+        problems, store = self._tools.benchmark(self._spec.benchmark)
         for record in slices.read_slice(piece).to_pylist():
             completion = from_record(record, Completion)
             problem = problems.get(completion.prompt_id)
             if problem is None:
                 raise UserError(
-                    f"a completion answers problem {completion.prompt_id!r}, which the benchmark does not have"
+                    f"a completion answers problem {completion.prompt_id!r}, "
+                    "which the benchmark does not have"
                 )
             verdicts.append(self._settled(store.get(problem), completion))
+        # The name follows from the keys: a slice that is graded twice replaces its own shard.
         name = slices.shard_name([(row.prompt_id, row.sample_index) for row in verdicts])
-        shards.write_shard(self._order.out, name, verdicts, Verdict)
+        shards.write_shard(self._spec.out, name, verdicts, Verdict)
         return len(verdicts)
 
     def _settled(self, problem: Problem, completion: Completion) -> Verdict:
-        """Return the verdict, or one that blames no program where the problem cannot be graded."""
+        """Return the verdict, or an `infrastructure_error` if the problem cannot be graded.
+
+        No program is blamed for a problem on which every program would fail.
+        """
         try:
             return self._verdict(problem, completion)
         except UngradableError as error:
-            graded = Graded(
-                outcome="infrastructure_error",
-                num_passed=0,
-                time_s=0.0,
-                detail=str(error)[:MAX_DETAIL],
-            )
-            return verdict(problem, completion, None, graded, self._sandbox)
+            result = Result(outcome="infrastructure_error", detail=str(error)[:MAX_DETAIL])
+            return verdict(problem, completion, None, result, self._sandbox)
 
     def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
-        rules, sandbox = self._order.rules, self._sandbox
-        if self._order.as_code and problem.kind != "numeric":
+        rules, sandbox = self._spec.rules, self._sandbox
+        if self._spec.as_code and problem.kind != "numeric":
             require_gradable(problem)
             code = completion.text
             return verdict(
@@ -153,5 +158,5 @@ class Grader:
         return grade_completion(problem, completion, rules, sandbox, self._parser)
 
     def close(self) -> None:
-        """End its sandbox."""
+        """Stop the sandboxes."""
         self._tools.close()

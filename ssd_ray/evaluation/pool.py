@@ -1,16 +1,16 @@
-"""One pool of graders for all steps of a run that grade.
+"""One pool of graders for all grading steps of a run.
 
-A step hands in slices of completions as they appear, and waits for their number of graded rows. The
-pool gives every free grader to the step that has the fewest at work.
+A step hands in slices of completions as they appear, and waits for their number of graded rows.
+The pool gives every idle grader to the step with the fewest graders at work.
 
-- Bound: graders of all steps together never exceed what the cluster's cores hold.
-- Fairness: steps that wait advance alike, however many slices each has.
-- Reuse: a grader serves any step; its sandbox and its tests stay with it.
-- Release: graders that are idle for a while end, so that engines get the cores.
-- Deaths: a slice of a lost grader is graded again, which changes nothing. They count by slice, so
-  that the loss of a node, which takes many graders at once, does not end a run.
+- Bound: graders of all steps together never exceed the cores of the cluster.
+- Fairness: waiting steps advance alike, however many slices each has.
+- Reuse: a grader serves any step and keeps its sandbox and tests.
+- Release: graders that stay idle end, so that engines get the cores.
+- Crashes: the slice of a lost grader is graded again, with the same verdicts. Crashes count by
+  slice: a lost node takes many graders at once, and must not end a run.
 
-Knows neither Ray nor rows: `crew.py` has the graders. Reads and writes nothing.
+Independent of Ray and of rows: `crew.py` has the graders. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -34,53 +34,53 @@ _END_TIMEOUT_S = 10.0
 
 @dataclass(kw_only=True)
 class Piece:
-    """A slice of completions, and how many graders were lost with it."""
+    """A slice of completions and the number of graders lost on it."""
 
     record: Mapping[str, Any]
-    """As `streaming.slices_of` cuts them."""
-    deaths: int = 0
+    """A slice, as `slices.slices_of` cuts them."""
+    crashes: int = 0
 
 
 class Crew(Protocol):
-    """What the pool needs of graders; `crew.RayCrew` has them as actors."""
+    """Graders as the pool uses them; `crew.RayCrew` has them as actors."""
 
     def size(self) -> int:
-        """Count the graders that there may be now."""
+        """Return the number of graders that may run now."""
 
     def start(self) -> tuple[Any, Any]:
-        """Start a grader; return it and a reference that is ready when it is up."""
+        """Start a grader; return it and a reference that resolves once it is up."""
 
-    def grade(self, actor: Any, order: GradingSpec, piece: Mapping[str, Any]) -> Any:
-        """Give a grader a slice; return a reference to the number of its rows."""
+    def grade(self, actor: Any, spec: GradingSpec, piece: Mapping[str, Any]) -> Any:
+        """Send a slice to a grader; return a reference to its number of rows."""
 
     def finished(self, references: list[Any], timeout_s: float) -> list[Any]:
-        """Wait for the first of these calls; return those that have ended."""
+        """Wait at most `timeout_s` for one of the calls; return those that have ended."""
 
     def result(self, reference: Any) -> int:
-        """Return the rows of a call that has ended, or raise what it raised."""
+        """Return the number of rows of a call that has ended, or raise its exception."""
 
     def end(self, actor: Any) -> None:
-        """End a grader."""
+        """Kill a grader."""
 
 
 class Work:
-    """The slices of one step; a context manager, which withdraws what is left of them."""
+    """Slices of one step; a context manager, which withdraws the remaining ones at its end."""
 
-    def __init__(self, order: GradingSpec, stage: str, changed: threading.Condition) -> None:
-        self.order = order
+    def __init__(self, spec: GradingSpec, stage: str, changed: threading.Condition) -> None:
+        self.spec = spec
         self.stage = stage
         self.waiting: deque[Piece] = deque()
+        # Graders that hold a slice of this step.
         self.at_work = 0
-        """Graders that have a slice of this step."""
+        # Number of the last slice handed out. Of equal steps, the one with the lowest is next.
         self.turn = 0
-        """Number of the last slice that was given out; of equal steps the one with the lowest is next."""
         self.ended = False
         self._rows = 0
         self._error: Exception | None = None
         self._changed = changed
 
     def __enter__(self) -> Work:
-        """Nothing is graded before the first slice."""
+        """Return the work; grading begins with the first slice."""
         return self
 
     def __exit__(
@@ -95,22 +95,22 @@ class Work:
 
     @property
     def left(self) -> int:
-        """Slices that are not graded yet."""
+        """Slices without a result."""
         return len(self.waiting) + self.at_work
 
     def put(self, pieces: Iterable[Mapping[str, Any]]) -> None:
-        """Hand in more slices; after a failure they are not wanted any more."""
+        """Hand in more slices; after a failure they are dropped."""
         with self._changed:
             if self._error is None:
                 self.waiting.extend(Piece(record=piece) for piece in pieces)
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> int:
-        """Wait until no slice is left, for `timeout_s` at most; return the rows graded so far.
+        """Wait at most `timeout_s` until no slice is left; return the rows graded so far.
 
         Raises:
-            UserError: a grader found a mistake.
-            InfrastructureError: graders of this step were lost too often, or the pool is closed.
+            UserError: a grader found a mistake in its input.
+            InfrastructureError: graders of this step crashed too often, or the pool is closed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or not self.left, timeout_s)
@@ -119,18 +119,18 @@ class Work:
             return self._rows
 
     def graded(self, rows: int) -> None:
-        """Count the rows of a slice."""
+        """Add the rows of a slice."""
         self._rows += rows
 
     def fail(self, error: Exception) -> None:
-        """End the step's grading; the first error counts."""
+        """Drop the waiting slices and keep the first error for `wait` to raise."""
         self.waiting.clear()
         self._error = self._error or error
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """A call of a grader that has not ended; without work it is the grader's start."""
+    """A call of a grader that has not ended; without `work` it is the grader's start."""
 
     actor: Any
     began: float
@@ -139,7 +139,10 @@ class _Call:
 
 
 class GraderPool:
-    """Graders for the works of several threads, given out by a thread of its own."""
+    """Graders for the works of several threads, dispatched by a thread of its own.
+
+    `max_failures` bounds the crashes of a slice, and the failed starts in a row.
+    """
 
     def __init__(self, crew: Crew, max_failures: int) -> None:
         self._crew = crew
@@ -169,7 +172,7 @@ class GraderPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End all graders; works that wait fail as those of a run that was stopped."""
+        """End all graders; waiting works fail with "the run was stopped"."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
@@ -177,13 +180,13 @@ class GraderPool:
             self._thread.join(_END_TIMEOUT_S)
             self._thread = None
 
-    def work(self, order: GradingSpec, stage: str) -> Work:
+    def work(self, spec: GradingSpec, stage: str) -> Work:
         """Begin the work of a step.
 
         Raises:
             InfrastructureError: the pool is closed, or its graders do not start.
         """
-        work = Work(order, stage, self._changed)
+        work = Work(spec, stage, self._changed)
         with self._changed:
             if not self._open:
                 raise self._reason
@@ -194,11 +197,11 @@ class GraderPool:
         return work
 
     def _run(self) -> None:
-        """Give out slices and take in results until the pool closes."""
+        """Dispatch slices and take in results until the pool closes."""
         try:
             while self._open:
                 with self._changed:
-                    self._give_out()
+                    self._dispatch()
                     self._release()
                     references = list(self._calls)
                     if not references:
@@ -209,21 +212,23 @@ class GraderPool:
                     for reference in ended:
                         self._settle(self._calls.pop(reference), reference)
                     self._changed.notify_all()
-        except Exception as error:  # raised in the threads of the steps
+        except Exception as error:
+            # Raised in the threads of the steps: this thread has no caller.
             self._reason = error
         finally:
             self._end_all()
 
-    def _give_out(self) -> None:
-        """Give every idle grader a slice, and start graders for the slices beyond these."""
+    def _dispatch(self) -> None:
+        """Hand a slice to every idle grader, and start graders for the slices beyond."""
         while self._idle and (work := self._next()) is not None:
+            # The last to become idle, so that the others reach the patience after which they end.
             actor, _ = self._idle.pop()
             piece = work.waiting.popleft()
             work.at_work += 1
             self._turns += 1
             work.turn = self._turns
             call = _Call(actor=actor, began=time.monotonic(), work=work, piece=piece)
-            self._calls[self._crew.grade(actor, work.order, piece.record)] = call
+            self._calls[self._crew.grade(actor, work.spec, piece.record)] = call
         lacking = sum(len(work.waiting) for work in self._works) - len(self._starting)
         room = self._crew.size() - len(self._calls) - len(self._idle) if lacking > 0 else 0
         for _ in range(min(lacking, room)):
@@ -231,7 +236,7 @@ class GraderPool:
             self._calls[reference] = _Call(actor=actor, began=time.monotonic())
 
     def _next(self) -> Work | None:
-        """Choose the step with the fewest graders among those that wait, in turns among equals."""
+        """Return the waiting step with the fewest graders, in turns among equals."""
         waiting = [work for work in self._works if work.waiting]
         return min(waiting, key=lambda work: (work.at_work, work.turn), default=None)
 
@@ -240,12 +245,12 @@ class GraderPool:
         return [reference for reference, call in self._calls.items() if call.work is None]
 
     def _settle(self, call: _Call, reference: Any) -> None:
-        """Take in a call that has ended."""
+        """Record the result of a call that has ended."""
         try:
             rows = self._crew.result(reference)
         except LostGraderError as lost:
             self._crew.end(call.actor)
-            self._count_death(call, lost)
+            self._count_crash(call, lost)
             return
         except Exception as error:
             if call.work is None:
@@ -259,25 +264,26 @@ class GraderPool:
             call.work.at_work -= 1
             call.work.graded(rows)
 
-    def _count_death(self, call: _Call, lost: LostGraderError) -> None:
-        """Put the slice of a lost grader first again, as often as `max_failures` allows."""
-        message = f"graders kept dying ({lost}); see the run's logs, and run again to resume"
+    def _count_crash(self, call: _Call, lost: LostGraderError) -> None:
+        """Requeue the slice of a lost grader at the front, at most `max_failures` times."""
+        message = f"graders kept crashing ({lost}); see the run's logs, and run again to resume"
         if call.work is None or call.piece is None:
-            if call.began >= self._failed_at:  # starts that were lost together are one failure
+            # Starts that were lost together are one failure.
+            if call.began >= self._failed_at:
                 self._failed_starts += 1
                 self._failed_at = time.monotonic()
             if self._failed_starts > self._max_failures:
                 raise InfrastructureError(message) from lost
             return
         call.work.at_work -= 1
-        call.piece.deaths += 1
-        if call.piece.deaths > self._max_failures:
+        call.piece.crashes += 1
+        if call.piece.crashes > self._max_failures:
             call.work.fail(InfrastructureError(f"{call.work.stage}: {message}"))
         elif not call.work.ended:
             call.work.waiting.appendleft(call.piece)
 
     def _release(self) -> None:
-        """End graders that had nothing to do for a while, and starts that nothing waits for."""
+        """End graders that were idle for `_PATIENCE_S`, and starts that no slice waits for."""
         now = time.monotonic()
         if any(work.waiting for work in self._works):
             self._waited_at = now
@@ -289,7 +295,7 @@ class GraderPool:
         self._works = [work for work in self._works if work.left or not work.ended]
 
     def _end_all(self) -> None:
-        """End every grader and fail every work, as nothing is graded any more."""
+        """End every grader and fail every work."""
         with self._changed:
             self._open = False
             actors = [call.actor for call in self._calls.values()] + [

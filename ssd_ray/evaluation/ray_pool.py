@@ -1,14 +1,17 @@
-"""Completions into shards of verdicts while they are still being generated: the verb `grade`.
+"""The verb `grade` on Ray: completions to verdicts, while completions still arrive.
 
-The driver watches the generations' directory and hands the missing keys of every complete shard,
-slice by slice, to the pool of graders that all steps of a run share (`pool.py`). No row reaches the
-driver. Reads Completion and Problem shards, writes Verdict shards.
+- The driver watches the directory of generations.
+- It cuts the missing keys of each complete shard into slices for the pool (`pool.py`).
+- No row reaches the driver.
+
+Reads Completion and Problem shards, writes Verdict shards.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +28,75 @@ _POLL_S = 0.2
 
 
 def pool_on_ray(cluster: ClusterConfig, logs: Path) -> GraderPool:
-    """Make the pool of a run, with graders as actors; it needs Ray once it is open and has work."""
+    """Return the pool of a run, with graders as actors.
+
+    It needs Ray once it is open and has work.
+    """
     return GraderPool(RayCrew(cluster, logs), cluster.max_failures)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Completions to grade, which may still be arriving."""
+
+    directory: Path
+    """The artifact of completions."""
+    total: int
+    """Completions in the artifact once it is complete."""
+    ended: Callable[[], bool]
+    """Return True once no more shards will arrive; raise the error if generating failed."""
+
+
 def grade(
-    generations: Path,
-    order: GradingSpec,
-    pool: GraderPool,
-    *,
-    total: int,
-    ended: Callable[[], bool],
-    stage: str,
-    progress: Progress,
+    answers: Answers, spec: GradingSpec, pool: GraderPool, *, stage: str, progress: Progress
 ) -> dict[str, Any]:
-    """Grade `total` completions of `generations`, those to come until `ended()` included.
+    """Grade all completions, those included that arrive until `answers.ended()`.
 
     Returns:
-        What the artifact says of itself, as `verdicts.facts`.
+        The facts of the artifact (`verdicts.facts`).
 
     Raises:
-        UserError: a grader found a mistake in its input, or a sandbox below the floor.
-        InfrastructureError: graders of this step were lost more often than `cluster.max_failures`
+        UserError: a grader found a mistake in its input, or a sandbox is below the floor.
+        InfrastructureError: graders of this step crashed more often than `cluster.max_failures`
             allows, or completions are missing.
     """
-    done = graded_keys(order.out)
+    done = graded_keys(spec.out)
+    total = answers.total
     with progress.task(stage, total=total, unit="verdicts", done=len(done)) as task:
         if len(done) < total:
-            with pool.work(order, stage) as work:
-                _follow(work, _Source(generations, done, ended), task, len(done))
-        task.update(len(slices.keys_on_disk(order.out)))
-    found = facts(order)
-    if missing := total - found["rows"] - _never_drawn(generations):
+            with pool.work(spec, stage) as work:
+                _follow(work, _Source(answers, done), task, len(done))
+        task.update(len(slices.keys_on_disk(spec.out)))
+    result = facts(spec)
+    if missing := total - result["rows"] - _num_undrawn(answers.directory):
         raise InfrastructureError(
             f"{stage}: {missing} of {total} completions came to no verdict; run again to resume"
         )
-    return found
+    return result
 
 
-def _never_drawn(generations: Path) -> int:
-    """Count the answers that could not be drawn: they are on record, and there is nothing to grade."""
-    complete = (generations / "manifest.json").exists()
-    return len(manifests.load(generations).facts.get("failed", ())) if complete else 0
+def _num_undrawn(generations: Path) -> int:
+    """Return the number of answers that could not be drawn, by the manifest."""
+    if not (generations / "manifest.json").exists():
+        return 0
+    return len(manifests.load(generations).facts.get("failed", ()))
 
 
 class _Source:
-    """Slices of the shards that are there, and of those that come."""
+    """Slices of the shards on disk and of those that arrive."""
 
-    def __init__(self, generations: Path, done: set[slices.Key], ended: Callable[[], bool]) -> None:
-        self._arrivals = ledger.Arrivals(generations)
+    def __init__(self, answers: Answers, done: set[slices.Key]) -> None:
+        self._arrivals = ledger.Arrivals(answers.directory)
         self._done = done
-        self._ended = ended
+        self._ended = answers.ended
         self.closed = False
 
     def new(self) -> list[dict[str, Any]]:
-        """Cut the shards that appeared since the last call; the last ones once `ended()`."""
+        """Return slices of the shards that appeared since the last call.
+
+        `closed` is True once these are the last.
+        """
+        # Asked before looking, so that a shard that arrives in between is not missed.
         self.closed = self._ended()
         return [
             piece
@@ -89,7 +106,7 @@ class _Source:
 
 
 def _follow(work: Work, source: _Source, task: Task, before: int) -> None:
-    """Hand in slices as they appear until the source has ended and all of them are graded."""
+    """Hand in slices as they appear, until the source is closed and all are graded."""
     while work.left or not source.closed:
         if not source.closed:
             work.put(source.new())

@@ -1,7 +1,7 @@
 """Problems made ready for grading: expected values, and tests tried on their references.
 
-- A test without an expected value gets what the reference returns (`references.py`).
-- A reference has to pass its own check. Without one, the check has to come to its first call.
+- A test without an expected value gets the return value of the reference (`expected_outputs.py`).
+- A reference has to pass its own check. Without one, the check has to reach its first call.
 - A problem that fails here would fail every program alike. It is left out and named, alone.
 - Checks that passed are on record in the user's cache by content, and are not tried again.
 
@@ -44,7 +44,7 @@ from ssd_ray.models import cache_directory
 from ssd_ray.schema import Problem, Test
 
 REFERENCE_LIMITS = Limits(time_s=60, memory_mib=4096, output_kib=65536)
-"""Limits of one call of a reference, which is slow on some of EvalPlus's inputs."""
+"""Limits of one call of a reference. Some are slow on EvalPlus's inputs."""
 _MOST_THREADS = 4
 _JOINT = """
 def check(candidate):
@@ -54,21 +54,21 @@ def check(candidate):
         names["check"](candidate)
         assert candidate.num_calls > num_calls
 """
+"""A check that runs several checks in one process and requires a call from each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A problem that can be graded, or the reason why it cannot.
-
-    `tests_left_out` are those that no grader could hold.
-    """
+    """A problem ready for grading, or the reason why it cannot be graded."""
 
     problem: Problem
     ungradable: str = ""
+    """The reason; empty for a problem that can be graded."""
     tests_left_out: tuple[str, ...] = ()
+    """Tests whose expected value no grader could hold, in words."""
 
 
-def named(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[str, str]]:
+def records(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[str, str]]:
     """Return records of problems that are left out: id, file and row, reason."""
     return [
         {"problem_id": name, "place": places.get(name, ""), "reason": reason}
@@ -76,8 +76,8 @@ def named(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[st
     ]
 
 
-def said(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
-    """Return a line for a reader on each problem that is left out, on the first `most` of many."""
+def describe(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
+    """Return a line for each problem that is left out, at most `most` and a count of the rest."""
     lines = [
         f"left out: {row['reason']}" + (f" ({row['place']})" if row["place"] else "")
         for row in left_out
@@ -91,11 +91,12 @@ def said(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
 def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Iterator[Ready]:
     """Make problems ready, a few at a time, and yield them in order.
 
-    Sandboxes have at least the level `floor`. With `tried`, tests are tried on their references.
+    - `floor`: the weakest sandbox level allowed.
+    - `tried`: try the tests on their references.
 
     Raises:
-        UserError: a problem that misses what its kind needs, a sandbox below the floor, or what
-            `problems` raises.
+        UserError: a problem lacks what its kind needs, the sandbox is below the floor, or
+            `problems` raises it.
         InfrastructureError: a sandbox failed.
     """
     record = _Record(cache_directory() / "sound-tests")
@@ -105,11 +106,12 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
         bench = _Bench(floor, sandboxes)
         try:
             for problem in problems:
-                ready = _ready_as_it_is(problem, record if tried else None)
+                ready = _ready_without_run(problem, record if tried else None)
                 if ready is None:
                     pending.append(
                         pool.submit(_make_ready, problem, bench, record if tried else None)
                     )
+                # A problem that is ready waits for those before it, which keeps the order.
                 while pending and (ready is not None or len(pending) > 2 * threads):
                     yield pending.popleft().result()
                 if ready is not None:
@@ -120,27 +122,30 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-def _ready_as_it_is(problem: Problem, record: _Record | None) -> Ready | None:
-    """Return a problem that needs no program to be run; None for any other."""
+def _ready_without_run(problem: Problem, record: _Record | None) -> Ready | None:
+    """Return a problem that needs no run of a program, None for any other."""
     try:
         require_gradable(problem)
     except UngradableError as error:
         return Ready(problem=problem, ungradable=str(error))
-    return (
-        None if needs_expected(problem) or _needs_trial(problem, record) else Ready(problem=problem)
-    )
+    if needs_expected(problem) or _needs_trial(problem, record):
+        return None
+    return Ready(problem=problem)
 
 
 class _Bench:
-    """A sandbox for every thread that asks."""
+    """Sandboxes of a floor, one a thread."""
 
     def __init__(self, floor: str, sandboxes: contextlib.ExitStack) -> None:
-        self._floor, self._sandboxes, self._own = floor, sandboxes, threading.local()
+        self._floor = floor
+        self._sandboxes = sandboxes
+        self._local = threading.local()
 
     def sandbox(self) -> Sandbox:
-        if not hasattr(self._own, "sandbox"):
-            self._own.sandbox = self._sandboxes.enter_context(Sandbox(floor=self._floor))
-        sandbox: Sandbox = self._own.sandbox
+        """Return the calling thread's sandbox, started at its first call."""
+        if not hasattr(self._local, "sandbox"):
+            self._local.sandbox = self._sandboxes.enter_context(Sandbox(floor=self._floor))
+        sandbox: Sandbox = self._local.sandbox
         return sandbox
 
 
@@ -157,7 +162,7 @@ class _Record:
         return digest in self._digests
 
     def add(self, digest: str) -> None:
-        """Keep a digest; a cache that cannot be written only costs time."""
+        """Add a digest. A cache that cannot be written only costs time."""
         self._digests.add(digest)
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +171,7 @@ class _Record:
 
 
 def _digest(problem: Problem) -> str:
-    """Return the digest of what a trial depends on: texts, how they are called, interpreter."""
+    """Return a digest of everything a trial depends on: texts, way of calling, interpreter."""
     texts = [
         problem.starter_code,
         problem.reference,
@@ -189,22 +194,23 @@ def _needs_trial(problem: Problem, record: _Record | None) -> bool:
 
 
 def _make_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
+    """Compute expected values and try the tests of one problem, in the sandbox of this thread."""
     left_out: list[str] = []
     try:
-        made = with_expected(problem, bench.sandbox(), REFERENCE_LIMITS, left_out=left_out)
+        complete = with_expected(problem, bench.sandbox(), REFERENCE_LIMITS, left_out=left_out)
         if record is not None and _needs_trial(problem, record):
             require_sound_tests(problem, bench.sandbox(), REFERENCE_LIMITS)
             record.add(_digest(problem))
     except UngradableError as error:
         return Ready(problem=problem, ungradable=str(error))
-    return Ready(problem=made, tests_left_out=tuple(left_out))
+    return Ready(problem=complete, tests_left_out=tuple(left_out))
 
 
 def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> None:
     """Run a problem's reference through its checks, before any program is graded by them.
 
-    Without a reference, run the checks up to their first call.
-    Of a `function`, run the starter code that programs rely on.
+    - Without a reference, each check runs up to its first call.
+    - Of a `function` problem, the starter code runs: programs rely on it.
 
     Raises:
         UngradableError: the reference is not accepted, or a check or starter code fails by itself.
@@ -222,34 +228,39 @@ def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> N
 
 
 def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> bool:
-    """Return True if the reference passes all tests in one process, which is a third for MBPP."""
+    """Return True if the reference passes all tests in one process.
+
+    For MBPP that takes a third of the time of a process each.
+    """
     if problem.reference is None or len(problem.tests) < 2:
         return False
     test = Test(input=_JOINT.format(sources=[test.input for test in problem.tests]), output="")
     program = program_units(problem, problem.reference)
     try:
-        checked = run_check(
+        result = run_check(
             check_units(problem, test), program, entry_points(problem), limits, sandbox
         )
     except (BrokenCheckError, NoCallError):
         return False
-    return checked.outcome == "accepted"
+    return result.outcome == "accepted"
 
 
 def _require_sound_check(problem: Problem, test: Test, sandbox: Sandbox, limits: Limits) -> None:
+    """Raise an error if the reference fails a check, or the check fails by itself without one."""
     check, entries = check_units(problem, test), entry_points(problem)
     if problem.reference is None:
         return try_check(check, entries, sandbox)
-    checked = run_check(check, program_units(problem, problem.reference), entries, limits, sandbox)
-    if checked.outcome != "accepted":
+    result = run_check(check, program_units(problem, problem.reference), entries, limits, sandbox)
+    if result.outcome != "accepted":
         raise ungradable(
             problem,
-            f"its own reference solution is not accepted ({checked.outcome}: {checked.detail})",
+            f"its own reference solution is not accepted ({result.outcome}: {result.detail})",
         )
     return None
 
 
 def _require_sound_starter(problem: Problem, sandbox: Sandbox, limits: Limits) -> None:
+    """Raise an error if the starter code before the entry point fails when it runs alone."""
     execution = sandbox.run_program(starter_preamble(problem), "", limits)
     if execution.status == "infrastructure_error":
         raise InfrastructureError(f"problem {problem.problem_id}, starter code: {execution.detail}")

@@ -1,7 +1,10 @@
-"""Tests at rest: every problem's tests decoded once, in one compressed file named by its content, read by graders as needed.
+"""Tests of problems on disk: one compressed file a problem, named by its content.
 
-Problems travel without their tests, which can be gigabytes; a grader reads those of the problem before it, checks them
-against their name, and keeps the latest within a bound. Reads and writes `tests/` of a benchmark artifact.
+- Problems travel without their tests, which can be gigabytes.
+- A grader reads the tests of the problem at hand and checks them against their name.
+- It keeps the latest within a bound of memory.
+
+Reads and writes `tests/` of a benchmark artifact.
 """
 
 from __future__ import annotations
@@ -22,20 +25,22 @@ from ssd_ray.evaluation.soundness import made_ready
 from ssd_ray.schema import Problem, Test
 
 KEPT_BYTES = 256 << 20
-"""Memory for the tests that a grader keeps."""
+"""Bytes of tests that a grader keeps in memory."""
 
 
 class TestStore:
-    """The tests of a benchmark's problems, in `directory`."""
+    """Tests of a benchmark's problems in `directory`, with at most `kept_bytes` in memory."""
 
+    # The name begins with Test, so pytest would collect it.
     __test__ = False
 
     def __init__(self, directory: Path, kept_bytes: int = KEPT_BYTES) -> None:
-        self._directory, self._room = directory, kept_bytes
+        self._directory = directory
+        self._kept_bytes = kept_bytes
         self._kept: OrderedDict[str, tuple[tuple[Test, ...], int]] = OrderedDict()
 
     def put(self, problem: Problem) -> Problem:
-        """Store a problem's tests; returns the problem with their digest and number in their place."""
+        """Store a problem's tests; return the problem with their digest and number instead."""
         import pyarrow as pa
 
         rows = [[test.input, test.output, test.group] for test in problem.tests]
@@ -50,41 +55,49 @@ class TestStore:
         return dataclasses.replace(problem, tests=(), tests_digest=digest, num_tests=len(rows))
 
     def get(self, problem: Problem) -> Problem:
-        """The problem with its tests.
+        """Return the problem with its tests.
 
         Raises:
-            UserError: they are missing from the store, or are not what was stored.
+            UserError: the tests are missing, unreadable or not those of the digest.
         """
         if not problem.tests_digest:
             return problem
         if problem.tests_digest not in self._kept:
             self._kept[problem.tests_digest] = self._read(problem)
         self._kept.move_to_end(problem.tests_digest)
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._room:
+        # The tests at hand stay, however large they are.
+        while len(self._kept) > 1 and self._num_bytes > self._kept_bytes:
             self._kept.popitem(last=False)
         return dataclasses.replace(problem, tests=self._kept[problem.tests_digest][0])
 
+    @property
+    def _num_bytes(self) -> int:
+        return sum(size for _, size in self._kept.values())
+
     def _read(self, problem: Problem) -> tuple[tuple[Test, ...], int]:
+        """Return the tests and the size of their decompressed text in bytes."""
         import pyarrow as pa
 
         path = self._path(problem.tests_digest)
-        mend = f"delete {self._directory.parent} to make it anew"
+        remedy = f"delete {self._directory.parent} to make it again"
         try:
             content = path.read_bytes()
             size = int.from_bytes(content[:8], "little")
             text = pa.Codec("zstd").decompress(content[8:], decompressed_size=size, asbytes=True)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the tests of problem {problem.problem_id} cannot be read ({error}): {mend}"
+                f"the tests of problem {problem.problem_id} cannot be read ({error}): {remedy}"
             ) from error
         if hashlib.sha256(text).hexdigest()[:32] != problem.tests_digest:
             raise UserError(
-                f"the tests of problem {problem.problem_id} in {path} were changed since they were stored: {mend}"
+                f"the tests of problem {problem.problem_id} in {path} "
+                f"were changed since they were stored: {remedy}"
             )
         rows = json.loads(text.decode("utf-8", "surrogatepass"))
-        return tuple(
-            Test(input=given, output=expected, group=group) for given, expected, group in rows
-        ), size
+        tests = tuple(
+            Test(input=text_in, output=text_out, group=group) for text_in, text_out, group in rows
+        )
+        return tests, size
 
     def _path(self, digest: str) -> Path:
         return self._directory / digest[:2] / f"{digest}.json.zst"
@@ -97,15 +110,16 @@ def stored(
     left_out: list[str],
     ungradable: dict[str, str] | None = None,
 ) -> Iterator[Problem]:
-    """Yield the problems made ready for grading (`soundness.py`), their tests put into a store.
+    """Yield problems ready for grading (`soundness.py`), with their tests in a store.
 
-    Tests that no grader could hold (`references.with_expected`) are left out and named in `left_out`.
-    Problems on which no program can be graded are left out, with the reason by id in `ungradable`.
-    Without `ungradable`, tests are not tried on their references.
+    - `floor`: the weakest sandbox level that references may run in.
+    - `left_out`: receives the names of tests that no grader could hold.
+    - `ungradable`: receives a reason, by problem id, for each problem that cannot be graded.
+      Such problems are not yielded. Without it they are an error, and references are not tried.
 
     Raises:
-        UserError: a problem without tests, or without a reference
-            that works where one is needed; a sandbox below the floor.
+        UserError: a problem has no tests, lacks a working reference where one is needed, or cannot
+            be graded while `ungradable` is None; or the sandbox is below the floor.
     """
     store = TestStore(directory)
     for ready in made_ready(
@@ -121,7 +135,10 @@ def stored(
 
 
 def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -> Iterator[Problem]:
-    """Yield the problems whose tests can be told to a program; the others are named in `left_out` where it is given."""
+    """Yield problems whose tests the wire can carry.
+
+    The reasons for the others go into `left_out`; without it they are an error.
+    """
     for problem in problems:
         try:
             _require_wire(problem)
@@ -134,10 +151,10 @@ def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -
 
 
 def _require_wire(problem: Problem) -> None:
-    """Refuse a function problem whose tests are not on the wire, before any program is graded on it.
+    """Raise an error for a function problem with a test that the wire cannot carry.
 
     Raises:
-        UngradableError: a test that is not, or is too large.
+        UngradableError: a test is not text of the wire, or too large.
     """
     if problem.kind != "function":
         return
@@ -148,7 +165,5 @@ def _require_wire(problem: Problem) -> None:
             if test.output:
                 wire.loads(test.output)
         except wire.MalformedError as error:
-            reason = (
-                f"its test {index} is not on the wire, {error}; see docs/benchmarks.md for the form"
-            )
+            reason = f"its test {index} has no form on the wire, {error}; see docs/benchmarks.md"
             raise ungradable(problem, reason) from error

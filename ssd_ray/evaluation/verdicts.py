@@ -1,7 +1,7 @@
-"""A directory of verdicts that is being filled: what is graded in it, what has to be graded again, what it says of itself.
+"""A directory of verdicts in progress: graded keys, verdicts to grade again, facts.
 
-Both that fill one, the pool on Ray and the worker processes of the stand-alone door, do so by these rules. Reads shards of
-verdicts, and deletes those that a failing machine spoilt.
+The pool on Ray and the processes of `ssd-ray grade` fill a directory by the same rules. Reads
+shards of verdicts. Deletes shards in which the machine failed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.lcb_official import GRADER
 
 SLICE_ROWS = 16
-"""Completions in a slice: what a dead grader repeats, and the rows of a verdict shard."""
+"""Completions in a slice, and so rows of a shard: the work that a crashed grader repeats."""
 
 
 def graded_keys(out: Path) -> set[slices.Key]:
-    """The keys of what is graded. Shards in which the machine failed, and files of dead graders, are deleted: they are redone."""
+    """Return the keys that have a verdict, and clear the way for the others.
+
+    - A shard with an `infrastructure_error` is deleted, and its completions are graded again.
+    - Temporary files of crashed graders are deleted.
+    """
     for partial in out.glob(".*.partial"):
         partial.unlink()
     keys: set[slices.Key] = set()
@@ -30,6 +34,7 @@ def graded_keys(out: Path) -> set[slices.Key]:
         table = read_table(path, ["prompt_id", "sample_index", "outcome"])
         prompt_ids, indices, outcomes = table.to_pydict().values()
         if "infrastructure_error" in outcomes:
+            # A shard is the unit of work: its other rows come out the same when graded again.
             path.unlink()
         else:
             keys.update(zip(prompt_ids, indices, strict=True))
@@ -37,29 +42,39 @@ def graded_keys(out: Path) -> set[slices.Key]:
 
 
 def is_open(out: Path) -> bool:
-    """Whether whole verdicts have any that only a failing machine is to blame for, so that grading again may settle them."""
+    """Return True if complete verdicts hold errors of the machine.
+
+    Grading again may settle those.
+    """
     return (out / "manifest.json").exists() and bool(
         manifests.load(out).facts["infrastructure_errors"]
     )
 
 
-def facts(order: GradingSpec) -> dict[str, Any]:
-    """Return rows, outcomes, reasoning, errors that grading again may settle, and the weakest sandbox of any grader."""
-    outcomes, reasoning = Counter[str](), Counter[str]()
+def facts(spec: GradingSpec) -> dict[str, Any]:
+    """Return facts for the manifest: counts of outcomes and reasoning, rules, weakest sandbox.
+
+    `infrastructure_errors` counts the errors of the machine. Errors of a problem are left out,
+    because grading again would not settle them.
+    """
+    outcomes = Counter[str]()
+    reasoning = Counter[str]()
     unsettled = 0
-    for outcome, state, detail in shards.read_columns(order.out, "outcome", "reasoning", "detail"):
+    for outcome, state, detail in shards.read_columns(spec.out, "outcome", "reasoning", "detail"):
         outcomes[outcome] += 1
         reasoning[state] += bool(state)
         unsettled += outcome == "infrastructure_error" and UNGRADABLE not in detail
-    found = sorted((path.stem for path in (order.out / "sandbox").glob("*.json")), key=levels.rank)
-    weakest = found[0] if found else ""
+    # Each grader recorded its machine's level. The weakest is the claim that holds for all rows.
+    sandboxes = (spec.out / "sandbox").glob("*.json")
+    reached = sorted((path.stem for path in sandboxes), key=levels.rank)
+    weakest = reached[0] if reached else ""
     return {
         "rows": outcomes.total(),
         "outcomes": dict(sorted(outcomes.items())),
         "reasoning": {state: reasoning[state] for state in sorted(reasoning) if state},
         "infrastructure_errors": unsettled,
-        "profile": order.rules.profile,
-        **({"official_grader": dict(GRADER)} if order.rules.profile == "lcb-compat" else {}),
+        "profile": spec.rules.profile,
+        **({"official_grader": dict(GRADER)} if spec.rules.profile == "lcb-compat" else {}),
         "sandbox_level": weakest,
         "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"}
         if weakest

@@ -47,7 +47,7 @@ class Grade(Step):
     def make(self, out: Path, context: RunContext) -> Facts:
         from ssd_ray.evaluation.grader import GradingSpec
         from ssd_ray.evaluation.judging.judge import Rules
-        from ssd_ray.evaluation.ray_pool import grade
+        from ssd_ray.evaluation.ray_pool import Answers, grade
         from ssd_ray.evaluation.sandbox import Limits
 
         evaluate, run = self.recipe.evaluate, context.run
@@ -64,12 +64,9 @@ class Grade(Step):
             reasoning=reasoning_format(context.model, run / self.prompts),
         )
         assert self.follows is not None
-        return grade(
-            run / self.answers,
-            order,
-            context.graders,
+        answers = Answers(
+            directory=run / self.answers,
             total=context.num_rows(self.prompts) * self.samples_per_prompt,
             ended=context.when_complete(self.follows),
-            stage=self.name,
-            progress=context.progress,
         )
+        return grade(answers, order, context.graders, stage=self.name, progress=context.progress)

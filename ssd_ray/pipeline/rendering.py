@@ -75,11 +75,11 @@ class Benchmark(Step):
         chosen = sources.benchmark_problems(evaluate, tally)
         kept = stored(chosen, out / "tests", evaluate.sandbox_floor, left_out, ungradable)
         problems = list(counted(kept, context.progress, "benchmark", "problems"))
-        problems_left_out = soundness.named(ungradable, tally.places)
+        problems_left_out = soundness.records(ungradable, tally.places)
         if not problems:
-            reasons = soundness.said(problems_left_out, most=1)
+            reasons = soundness.describe(problems_left_out, most=1)
             raise UserError("; ".join(["evaluate.benchmarks: no problem can be graded", *reasons]))
-        for line in soundness.said(problems_left_out):
+        for line in soundness.describe(problems_left_out):
             context.progress.say(line)
         shards.write_shard(out, "problems", problems, Problem)
         return {

@@ -1,8 +1,10 @@
-"""Grading without the rest of the pipeline: a file of problems and a file of completions in, verdicts and scores out.
+"""Grade files without a recipe: problems and completions in, verdicts and scores out.
 
-    problems, completions ─> benchmark/, completions/ ─ worker processes ─> verdicts/ ─> verdicts.parquet, scores.json
+    problems, completions ─> benchmark/, completions/ ─ worker processes ─> verdicts/
+    verdicts/ ─> verdicts.parquet, scores.json
 
-Every directory is an artifact, so an interrupted call resumes. Needs neither Ray nor torch, vLLM or transformers.
+Every directory is an artifact, so an interrupted call resumes. Imports neither Ray nor torch, vLLM
+or transformers.
 """
 
 from __future__ import annotations
@@ -43,32 +45,36 @@ _MAX_FAILURES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to grade, how, and where to; `workers` processes at a time. `thinking`: the texts begin within a reasoning part."""
+    """Files to grade, rules, and the output directory."""
 
     problems: Path
     completions: Path
     out: Path
     rules: Rules
     floor: str = "L1"
+    """The weakest sandbox level allowed."""
     workers: int = 1
+    """Processes that grade at a time."""
     skip_bad_rows: bool = False
     thinking: bool = False
+    """True if the texts begin within a reasoning part."""
     max_infrastructure_errors: float = 0.01
+    """Share of ungraded completions above which a group has no score."""
 
 
 def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
-    """Grade a file of completions; returns what `scores.json` holds.
+    """Grade a file of completions; return the content of `scores.json`.
 
     Raises:
-        UserError: a bad row, a problem that cannot be graded, a sandbox below the floor.
-        InfrastructureError: workers kept dying; the same call resumes.
+        UserError: a bad row, a problem that cannot be graded, or a sandbox below the floor.
+        InfrastructureError: workers crashed too often; the same call resumes.
     """
-    content = content_of(
-        list_files(job.completions, "completions")
-    )  # a mistake there is told before the problems are read
+    # Read first: a mistake in the completions shows before minutes are spent on the problems.
+    content = content_of(list_files(job.completions, "completions"))
     if job.thinking and content == "code":
         raise UserError(
-            f"--thinking is about texts, and {job.completions} holds programs (column code): leave it out"
+            f"--thinking is about texts, and {job.completions} holds programs (column code): "
+            "leave it out"
         )
     rules = asdict(job.rules) | ({"extract": "whole"} if content == "code" else {})
     rules |= {"thinking": True} if job.thinking else {}
@@ -94,7 +100,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
             **manifests.load(benchmark).facts,
             "completions_left_out": made.facts.get("left_out", 0),
         }
-        bad_rows = problems["bad_rows"] + made.facts["bad_rows"]
+        bad_rows = [*problems["bad_rows"], *made.facts["bad_rows"]]
         return scores.write(
             job.out,
             graded.facts,
@@ -106,9 +112,9 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
-    """What the files and rules come to, in the order in which it is made.
+    """Return the identities of the artifacts, in the order in which they are made.
 
-    Inputs hand their revision on, unlike those of a run: nothing here looks at contents.
+    Inputs hand their revision on, unlike those of a run: here no step compares contents.
     """
     options = {"skip_bad_rows": job.skip_bad_rows}
     choices: dict[str, Mapping[str, Any]] = {
@@ -119,21 +125,21 @@ def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
         },
         "verdicts": rules,
     }
-    found: dict[str, Identity] = {}
+    identities: dict[str, Identity] = {}
     inputs: dict[str, str] = {}
     for stage, chosen in choices.items():
-        found[stage] = Identity(
+        identities[stage] = Identity(
             stage=stage, choices=chosen, inputs=inputs, revision=revision_of(stage)
         )
-        inputs = {stage: found[stage].fingerprint}
-    return found
+        inputs = {stage: identities[stage].fingerprint}
+    return identities
 
 
 def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
-    """Refuse a directory that was filled from other files or by other rules, before anything in it is touched.
+    """Raise an error for a directory made from other files or rules, before it is touched.
 
     Raises:
-        UserError: names what differs, and every directory to delete.
+        UserError: an artifact is stale; the message names the difference and what to delete.
     """
     stale = {
         out / name: wanted
@@ -149,21 +155,23 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
+    """Write the problems that can be graded; return facts with those that are left out."""
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
     if loaded.format == "evalplus":
         progress.say(
-            "working out what the reference solutions return, once; a minute or two for EvalPlus's files"
+            "computing the expected outputs from the reference solutions, once; "
+            "a minute or two for EvalPlus's files"
         )
     left_out: list[str] = []
     ungradable: dict[str, str] = {}
     rows = list(stored(loaded, out / "tests", job.floor, left_out, ungradable))
-    problems_left_out = soundness.named(ungradable, loaded.places)
+    problems_left_out = soundness.records(ungradable, loaded.places)
     if not rows:
         reasons = "; ".join(
-            [f"{len(loaded.bad_rows)} bad rows", *soundness.said(problems_left_out, most=1)]
+            [f"{len(loaded.bad_rows)} bad rows", *soundness.describe(problems_left_out, most=1)]
         )
         raise UserError(f"{job.problems}: no problem in it that can be graded ({reasons})")
-    for line in soundness.said(problems_left_out):
+    for line in soundness.describe(problems_left_out):
         progress.say(line)
     for start in range(0, len(rows), _SHARD_ROWS):
         write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
@@ -187,6 +195,7 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _completions(job: Job, out: Path) -> dict[str, Any]:
+    """Write the completions in shards; return facts with the bad rows."""
     problems = {
         problem.problem_id: problem for problem in read_rows(job.out / "benchmark", Problem)
     }
@@ -197,7 +206,8 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
     loaded = open_completions(
         job.completions, problems, skip_bad_rows=job.skip_bad_rows, left_out=left_out
     )
-    rows, count = [], 0
+    rows: list[Completion] = []
+    count = 0
     for completion in loaded:
         rows.append(completion)
         count += 1
@@ -208,7 +218,8 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
         write_shard(out, f"completions-{count:08}", rows, Completion)
     if not count:
         raise UserError(
-            f"{job.completions}: no completion in it that can be graded ({len(loaded.bad_rows)} bad rows)"
+            f"{job.completions}: no completion in it that can be graded "
+            f"({len(loaded.bad_rows)} bad rows)"
         )
     bad_rows = [
         {"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows
@@ -222,7 +233,8 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
 
 
 def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> dict[str, Any]:
-    order = GradingSpec(
+    """Grade the completions that have no verdict yet; return facts."""
+    spec = GradingSpec(
         benchmark=(job.out / "benchmark").resolve(),
         rules=job.rules,
         floor=job.floor,
@@ -232,47 +244,57 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
     )
     done = graded_keys(out)
     shards = shard_paths(job.out / "completions")
+    # Slices are small enough for every process to get about four of them.
     rows = max(1, min(SLICE_ROWS, total // (4 * job.workers)))
     pieces = [piece for path in shards for piece in slices.slices_of(path, done, rows)]
     with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
         graded = len(done)
-        for count in _carried(order, pieces, job.workers):
+        for count in _grade_slices(spec, pieces, job.workers):
             graded += count
             task.update(graded)
-    return facts(order)
+    return facts(spec)
 
 
 _grader: Grader | None = None
 
 
-def _set_up(order: GradingSpec, parent: int) -> None:
-    """In a worker process: it ends with the process that started it."""
+def _set_up(spec: GradingSpec, parent: int) -> None:
+    """Make the grader of a worker process, which ends with its parent."""
     global _grader
     walls.die_with_parent()
+    # The parent may have ended before the kernel was asked.
     if os.getppid() != parent:
         os._exit(1)
-    _grader = Grader(order)
+    _grader = Grader(spec)
 
 
 def _grade(piece: Mapping[str, Any]) -> int:
+    """Grade a slice in a worker process; return its number of rows."""
     assert _grader is not None
     return _grader.grade(piece)
 
 
-def _carried(order: GradingSpec, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
-    """Rows of every slice as it is graded; a pool that lost a process is replaced, a bounded number of times."""
-    Grader(
-        order
-    ).close()  # says what is wrong with the machine or the benchmark before any process starts
-    left, failures = list(pieces), 0
-    while left:
-        with _pool(order, min(workers, len(left))) as pool:
+def _grade_slices(spec: GradingSpec, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
+    """Yield the number of rows of each slice as it is graded.
+
+    A pool that lost a process is replaced, at most `_MAX_FAILURES` times.
+
+    Raises:
+        InfrastructureError: processes crashed more often.
+    """
+    # A faulty machine or benchmark is reported here, before any process starts.
+    Grader(spec).close()
+    waiting = list(pieces)
+    failures = 0
+    while waiting:
+        with _pool(spec, min(workers, len(waiting))) as pool:
             running: dict[Future[int], dict[str, Any]] = {}
             try:
-                while left or running:
-                    while left and len(running) < 2 * workers:
-                        running[pool.submit(_grade, left[-1])] = left[-1]
-                        left.pop()
+                while waiting or running:
+                    while waiting and len(running) < 2 * workers:
+                        # Popped only once it was submitted: a broken pool raises in `submit`.
+                        running[pool.submit(_grade, waiting[-1])] = waiting[-1]
+                        waiting.pop()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         rows = future.result()
                         del running[future]
@@ -281,13 +303,15 @@ def _carried(order: GradingSpec, pieces: list[dict[str, Any]], workers: int) -> 
                 failures += 1
                 if failures > _MAX_FAILURES:
                     raise InfrastructureError(
-                        "grading processes kept dying; run again to resume"
+                        "grading processes kept crashing; run again to resume"
                     ) from error
-                done = slices.keys_on_disk(order.out)
-                left += [piece for piece in running.values() if not _finished(piece, done)]
+                # A shard may be on disk although its process crashed before it answered.
+                done = slices.keys_on_disk(spec.out)
+                waiting += [piece for piece in running.values() if not _finished(piece, done)]
 
 
 def _finished(piece: Mapping[str, Any], done: set[slices.Key]) -> bool:
+    """Return True if every completion of a slice has a verdict on disk."""
     table = slices.read_slice(piece)
     keys = zip(
         table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True
@@ -296,11 +320,12 @@ def _finished(piece: Mapping[str, Any], done: set[slices.Key]) -> bool:
 
 
 @contextmanager
-def _pool(order: GradingSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(spec: GradingSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Start worker processes and end them with the block."""
     import_path.keep_children_safe()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_set_up, initargs=(order, os.getpid())
+        workers, mp_context=context, initializer=_set_up, initargs=(spec, os.getpid())
     )
     try:
         yield pool

@@ -229,7 +229,7 @@ def test_a_slice_that_ends_graders_ends_its_step_and_no_other() -> None:
     with _together(GraderPool(FakeCrew(2, outcome=outcome), 3), {"bad": 6, "good": 30}) as rows:
         with pytest.raises(
             InfrastructureError,
-            match=r"bad: graders kept dying \(ActorDiedError: killed\); see the run's logs",
+            match=r"bad: graders kept crashing \(ActorDiedError: killed\); see the run's logs",
         ):
             rows["bad"].result()
         assert rows["good"].result() == 30 * 16
@@ -260,7 +260,7 @@ def test_graders_that_never_come_up_end_every_step() -> None:
     with _together(GraderPool(crew, 2), {"one": 3, "two": 3}) as rows:
         for each in rows.values():
             with pytest.raises(
-                InfrastructureError, match=r"graders kept dying \(OutOfMemoryError: .*\); see"
+                InfrastructureError, match=r"graders kept crashing \(OutOfMemoryError: .*\); see"
             ):
                 each.result()
     assert not crew.alive

@@ -23,7 +23,7 @@ from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
-from ssd_ray.evaluation.ray_pool import grade, pool_on_ray
+from ssd_ray.evaluation.ray_pool import Answers, grade, pool_on_ray
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.tests_on_disk import stored
 from ssd_ray.progress import LineProgress
@@ -95,11 +95,9 @@ def _grade(
 ) -> dict[str, object]:
     with pool_on_ray(CLUSTER, order.out.parent / "logs") as pool:
         return grade(
-            generations,
+            Answers(directory=generations, total=SHARDS * ROWS, ended=writer.ended),
             order,
             pool,
-            total=SHARDS * ROWS,
-            ended=writer.ended,
             stage="verdicts",
             progress=progress or LineProgress(),
         )
@@ -330,5 +328,5 @@ def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(
     if evicted == "once":
         assert _outcomes(order) == EXPECTED
     else:
-        assert shown["failed"].startswith("graders kept dying (OutOfMemoryError: ")
+        assert shown["failed"].startswith("graders kept crashing (OutOfMemoryError: ")
         assert "lower cluster.max_graders" in shown["failed"]

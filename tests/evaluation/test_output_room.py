@@ -150,16 +150,16 @@ def test_tuples_for_lists_may_be_as_many_as_the_lists():
 def test_there_is_room_for_twice_an_expected_text(text, limit_kib):
     problem = stdin(text * 500)
     limits = dataclasses.replace(LIMITS, output_kib=limit_kib)
-    roomy = output_limit.with_room(limits, problem, problem.tests)
-    replies = output_limit.with_room_for_replies(limits, problem.tests)
+    roomy = output_limit.fitting_limits(limits, problem, problem.tests)
+    replies = output_limit.fitting_limits_for_replies(limits, problem.tests)
     assert roomy.output_kib << 10 >= 2 * len((text * 500).encode("utf-8", "surrogatepass"))
     assert replies.output_kib << 10 >= 2 * len(wire.dumps(text * 500))
     assert min(roomy.output_kib, replies.output_kib) >= limit_kib
 
 
 def test_a_limit_that_suffices_stays():
-    assert output_limit.with_room(LIMITS, stdin("1\n"), stdin("1\n").tests) is LIMITS
-    assert output_limit.with_room_for_replies(LIMITS, stdin("1\n").tests) is LIMITS
+    assert output_limit.fitting_limits(LIMITS, stdin("1\n"), stdin("1\n").tests) is LIMITS
+    assert output_limit.fitting_limits_for_replies(LIMITS, stdin("1\n").tests) is LIMITS
 
 
 def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
@@ -194,5 +194,6 @@ def test_a_problem_with_such_an_output_is_left_out_alone(monkeypatch, tmp_path):
     assert [problem.problem_id for problem in kept] == ["fine"]
     assert "its test 2 expects" in ungradable["p"]
     assert (
-        "its test 1 is not on the wire, more values than a document may hold" in ungradable["wide"]
+        "its test 1 has no form on the wire, more values than a document may hold"
+        in ungradable["wide"]
     )

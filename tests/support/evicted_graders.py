@@ -25,7 +25,7 @@ from ssd_ray.evaluation.crew import LostGraderError, RayCrew
 from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
-from ssd_ray.evaluation.ray_pool import grade
+from ssd_ray.evaluation.ray_pool import Answers, grade
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.progress import LineProgress
 
@@ -83,11 +83,9 @@ def main() -> None:
     with cluster.connected(CLUSTER), GraderPool(crew, CLUSTER.max_failures) as pool:
         try:
             grade(
-                directory / "generations",
+                Answers(directory=directory / "generations", total=ROWS, ended=lambda: True),
                 order,
                 pool,
-                total=ROWS,
-                ended=lambda: True,
                 stage="verdicts",
                 progress=LineProgress(),
             )

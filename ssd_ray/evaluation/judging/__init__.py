@@ -1,7 +1,8 @@
-"""Judge an answer: extract its program, run it on the tests of its problem, compare what comes out.
+"""Judge an answer: extract its program, run the tests of its problem, compare the outputs.
 
 - `judge` grades one answer; `strict` and `lcb_compat` are the two profiles.
 - `comparison`, `evalplus_comparison`, `final_number`: rules by which outputs are equal.
-- `expected_outputs` and `humaneval_check`: tests that need a reference solution, or call `check`.
-- `outcomes`, `blocks`, `output_limit`: names of what happened, blocks that are no program, limits.
+- `expected_outputs`: values that a reference solution returns.
+- `humaneval_check`: tests in the form `check(candidate)`.
+- `outcomes`, `blocks`, `output_limit`: results, blocks that are no program, limits of output.
 """

@@ -1,8 +1,8 @@
-"""Blocks of answers that are no program for their problem: other languages, and demonstrations.
+"""Blocks of answers that were never meant as the program: other languages, demonstrations.
 
-The rule of extraction decides which block is run, and its verdict counts. Where that block fails
-every test, these signs tell a block that was never meant as the program from a program that fails.
-Pure; nothing is parsed.
+The rule of extraction picks the block to run, and the verdict on it counts. If that block fails
+every test, signs in the text separate a block of another purpose from a program that fails.
+The functions are pure and parse nothing.
 """
 
 from __future__ import annotations
@@ -10,43 +10,55 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Graded
+from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Result
 from ssd_ray.extraction import Extraction, Rule, names_other_language
 from ssd_ray.schema import Problem
 
 _READS = re.compile(r"\binput[ \t]*[(,)]|\bstdin\b|\bfileinput\b|\b(?:open|read)\([ \t]*0\b")
+"""Signs of a program that reads standard input."""
 
 
-def named(graded: Graded, problem: Problem, found: Extraction, rule: Rule) -> Graded:
-    """Name a verdict `wrong_block` if the block passed no test and is no program for it."""
-    if graded.num_passed or graded.outcome in ("accepted", "infrastructure_error"):
-        return graded
-    reason = wrong_block(problem, found, rule)
+def relabeled(result: Result, problem: Problem, extraction: Extraction, rule: Rule) -> Result:
+    """Return the result with outcome `wrong_block` if its block was never meant as the program.
+
+    A block that passed a test is the program.
+    """
+    if result.num_passed or result.outcome in ("accepted", "infrastructure_error"):
+        return result
+    reason = wrong_block(problem, extraction, rule)
     if not reason:
-        return graded
-    detail = f"{reason} ({graded.outcome.replace('_', ' ')}: {graded.detail})"[:MAX_DETAIL]
-    base = "wrong_block" if graded.outcome_base else ""
-    return dataclasses.replace(graded, outcome="wrong_block", detail=detail, outcome_base=base)
+        return result
+    detail = f"{reason} ({result.outcome.replace('_', ' ')}: {result.detail})"[:MAX_DETAIL]
+    base = "wrong_block" if result.outcome_base else ""
+    return dataclasses.replace(result, outcome="wrong_block", detail=detail, outcome_base=base)
 
 
-def wrong_block(problem: Problem, found: Extraction, rule: Rule) -> str:
-    """Return why the extracted block is no program for the problem, empty if nothing says so."""
-    here, there = ("first", "a later") if rule == "first-block" else ("last", "an earlier")
-    if names_other_language(found.language):
-        return f"the {here} block is marked {found.language:.20}, not Python"
+def wrong_block(problem: Problem, extraction: Extraction, rule: Rule) -> str:
+    """Return why the extracted block is no program for the problem, empty without any sign.
+
+    - Its fence names another language than Python.
+    - The problem calls a function that this block does not define and another block does.
+    - The problem is about standard input, and only another block reads it.
+    """
+    block, other = ("first", "a later") if rule == "first-block" else ("last", "an earlier")
+    if names_other_language(extraction.language):
+        return f"the {block} block is marked {extraction.language:.20}, not Python"
     if problem.kind == "stdin":
-        sign, lack = _READS, "reads no input"
+        sign = _READS
+        lack = "reads no input"
     else:
         name = (problem.entry_point or "").rpartition("().")[2]
-        sign, lack = _definition(name), f"does not define {name}"
-    shown = sign.search(found.code or "") is not None
-    if shown or not any(map(sign.search, found.others)):
+        sign = _definition(name)
+        lack = f"does not define {name}"
+    has_sign = sign.search(extraction.code or "") is not None
+    if has_sign or not any(map(sign.search, extraction.others)):
         return ""
-    return f"the {here} block {lack}, {there} one does"
+    return f"the {block} block {lack}, {other} one does"
 
 
 def _definition(name: str) -> re.Pattern[str]:
-    """Return the sign of a definition; bounded repeats keep a hostile text from taking long."""
+    """Return a pattern for the definition of a name: by def, class, assignment or import."""
+    # Repeats are bounded: the text is a model's and could make an open repeat take hours.
     name = re.escape(name)
     signs = (
         rf"\b(?:def|class)[ \t]+{name}\b",

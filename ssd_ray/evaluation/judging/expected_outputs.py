@@ -1,6 +1,7 @@
-"""What a problem expects, where its file does not say: the values that its reference solution returns in the sandbox.
+"""Expected values that a file leaves open: the return values of the reference solution.
 
-EvalPlus's files bring inputs only. The reference is data as well, so it runs where programs run. Reads and writes nothing.
+EvalPlus's files bring inputs only. The reference is untrusted data too, so it runs in the sandbox.
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ from ssd_ray.wire import restored
 
 
 def needs_expected(problem: Problem) -> bool:
-    """Whether a problem has a test without its expected value."""
+    """Return True if a test of the problem has no expected value."""
     return problem.kind == "function" and any(not test.output for test in problem.tests)
 
 
 def with_expected(
     problem: Problem, sandbox: Sandbox, limits: Limits, *, left_out: list[str] | None = None
 ) -> Problem:
-    """The problem with an expected value in every test: what its reference returned, all tests in one process, in their order.
+    """Return the problem with the return value of its reference in every test.
 
-    For `evalplus-not-none` that is whether it returned anything. `limits` are those of one call; EvalPlus's tests need 32 MiB
-    of output. A test whose expected value cannot leave the sandbox (five of Mbpp/255, of up to a gigabyte) is left out where a
-    list is given to say so in.
+    - One process runs all tests in their order. `limits` are those of one call; EvalPlus's tests
+      need 32 MiB of output.
+    - For `evalplus-not-none` the expected value is True if the reference returned a value.
+    - With `left_out`, a test whose expected value cannot leave the sandbox is dropped and named
+      there. These are five of Mbpp/255, with values of up to a gigabyte.
 
     Raises:
-        UngradableError: no reference, or one that fails, or returns what cannot leave the sandbox.
+        UngradableError: no reference, one that fails, or one whose values cannot leave the sandbox.
         InfrastructureError: the sandbox failed.
     """
-    left_out_here: list[str] = []
+    dropped: list[str] = []
     if not needs_expected(problem):
         return problem
     if problem.reference is None or problem.entry_point is None:
@@ -52,26 +55,30 @@ def with_expected(
                     f"problem {problem.problem_id}, reference: {execution.detail}"
                 )
             if execution.status != "ok":
-                reason = f"its reference solution ends test {index} with {execution.status} ({execution.detail})"
-                raise ungradable(problem, f"{reason}, so nothing is known to be right")
+                raise ungradable(
+                    problem,
+                    f"its reference solution ends test {index} with {execution.status} "
+                    f"({execution.detail}), so nothing is known to be right",
+                )
             value = _comparable(execution.result)
             if problem.comparison == "evalplus-not-none":
                 value = value is not None
             if isinstance(value, Unsupported):
-                left_out_here.append(
-                    f"problem {problem.problem_id}, test {index}: its reference returns {value.reason}"
+                dropped.append(
+                    f"problem {problem.problem_id}, test {index}: "
+                    f"its reference returns {value.reason}"
                 )
             else:
                 tests.append(dataclasses.replace(test, output=wire.dumps(value)))
-    if left_out_here and (left_out is None or not tests):
-        raise ungradable(problem, f"{left_out_here[0]}, so nothing can be compared with it")
+    if dropped and (left_out is None or not tests):
+        raise ungradable(problem, f"{dropped[0]}, so nothing can be compared with it")
     if left_out is not None:
-        left_out += left_out_here
+        left_out += dropped
     return dataclasses.replace(problem, tests=tuple(tests))
 
 
 def _comparable(value: object) -> object:
-    """A returned value; an iterator, which equals nothing, cannot be expected."""
+    """Return the value, or `Unsupported` for an iterator, which equals nothing."""
     return (
         Unsupported(reason=f"a value of type {value.name}")
         if isinstance(value, restored.Iterated)

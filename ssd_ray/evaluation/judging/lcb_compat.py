@@ -1,36 +1,47 @@
-r"""The `lcb-compat` profile: LiveCodeBench's verdicts, bug for bug, with the answers out of the program's reach.
+r"""The `lcb-compat` profile: LiveCodeBench's verdicts, bug for bug.
 
-One confined process runs all tests of a program one after another (sandbox/lcb_role.py), the first failure ends it, and
-what it printed or returned is compared here by the official rules. Described from LiveCodeBench 28fef95 of 16 July 2025
-(lcb_official.py), lcb_runner/evaluation/testing_util.py and compute_code_generation_metrics.py. Reads and writes nothing.
+One confined process runs all tests of a program in order (sandbox/inside/lcb_role.py). The first
+failure ends it. Its outputs are compared here by the official rules, out of the program's reach.
+Source: LiveCodeBench 28fef95 of 16 July 2025 (lcb_official.py),
+lcb_runner/evaluation/testing_util.py and compute_code_generation_metrics.py.
 
-Two printed texts agree when both, stripped and split at `\n`, have as many lines and every pair of stripped lines is the
-same text or, split at whitespace, the same list of Decimals: `6.0` is `6` and `Infinity` is `inf`, but 0.30000000000000004
-is not 0.3 and NaN is nothing. A returned value passes when Python's `==` finds it equal, the outermost tuple as a list.
+Comparison:
 
-The official codes become our words: -4 (the program does not load, or raises) `runtime_error`, -3 `time_limit`, -2
-`wrong_answer`, and -5 (its process died or outlived its time) what became of the process; `detail` starts with the code. It
-goes on with the official stand-in for sys.stdin where that gave the program what no file would have given.
+- Printed texts: both are stripped and split at `\n`, and have as many lines. Two stripped lines
+  agree as texts, or as lists of Decimals when split at whitespace. So `6.0` is `6` and `Infinity`
+  is `inf`, but 0.30000000000000004 is not 0.3, and NaN equals nothing.
+- Returned values: Python's `==`, with the outermost tuple as a list.
 
-Where this profile differs, on purpose:
+Official codes begin the detail and map to outcomes:
 
-- An object whose `__eq__` claims equality is not believed; a number of a foreign type counts as the number that it is.
+- -2: `wrong_answer`.
+- -3: `time_limit`.
+- -4, the program does not load or raises: `runtime_error`.
+- -5, its process crashed or exceeded the total time: the outcome of the process.
+
+The detail names the official stand-in for sys.stdin if it behaved unlike a file.
+
+Differences, on purpose:
+
+- An object's own `__eq__` is not trusted. A number of a foreign type counts by its value.
 - A problem without tests is refused; officially every program passes it.
-- Memory and output are bounded by the limits (`memory_limit`, `output_limit`); officially they are not.
-- What only forged a verdict officially (reading the answers, patching the grader) finds nothing here.
+- Limits bound memory and output (`memory_limit`, `output_limit`); officially nothing does.
+- Ways to forge a verdict officially (reading the answers, patching the grader) have no effect.
+
+Reads and writes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+
 import time
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.judging.comparison import first_difference, same, shown
-from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Graded
-from ssd_ray.evaluation.judging.output_limit import with_room, with_room_for_replies
+from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Result
+from ssd_ray.evaluation.judging.output_limit import fitting_limits, fitting_limits_for_replies
 from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox, printable
 from ssd_ray.evaluation.sandbox.inside import lcb_stdin
 from ssd_ray.lcb_official import with_reason
@@ -38,68 +49,69 @@ from ssd_ray.schema import Outcome, Problem
 from ssd_ray.wire import restored
 
 _ATTEMPTS = 2
-"""A program is graded from its first test once more where the sandbox died under it."""
+"""Attempts at a program if the sandbox crashes, each from the first test."""
 _GRACE_S = 5
-"""What the official grader waits beyond one second more than the limit for every test."""
+"""Seconds that the official grader waits beyond (limit + 1 s) for every test."""
 _LOADING = -1
-"""The index of what comes before the first test."""
+"""The index of loading, before the first test."""
 
 
-def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Graded:
-    """Grade a program as the official grader does; `limits.time_s` is for each test, cut to whole seconds as officially.
+def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Result:
+    """Grade a program as the official grader does.
 
-    `failed_test` is -1 where the program did not load, so that no test was run. All tests together have
-    (whole seconds + 1) · number of tests + 5 s, by the clock outside.
+    - `limits.time_s` holds for each test, cut to full seconds as officially.
+    - All tests together have (full seconds + 1) · number of tests + 5 s, measured outside.
+    - `failed_test` is -1 if the program did not load.
 
     Raises:
-        UserError: the problem cannot be graded: no tests, tests that are not on the wire, a kind or comparison that
-            LiveCodeBench does not have, or less than a second for a test. Never a pass, nothing a program can bring about.
+        UserError: the problem cannot be graded: no tests, tests that are not text of the wire, a
+            kind or comparison unknown to LiveCodeBench, or less than a second for a test. No program
+            can cause this.
     """
     _require_gradable(problem, limits)
     limit_s = int(limits.time_s)
     deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
-    entry_point = (
-        (problem.entry_point or "").rpartition("().")[2] if problem.kind == "function" else ""
-    )
-    room = (
-        with_room_for_replies
-        if problem.kind == "stdin"
-        else functools.partial(with_room, problem=problem)
-    )
-    whole = dataclasses.replace(room(limits, tests=problem.tests), time_s=float(deadline_s))
+    if problem.kind == "stdin":
+        entry_point = ""
+        raised = fitting_limits_for_replies(limits, problem.tests)
+    else:
+        entry_point = (problem.entry_point or "").rpartition("().")[2]
+        raised = fitting_limits(limits, problem, problem.tests)
+    total = dataclasses.replace(raised, time_s=float(deadline_s))
     reason = ""
     for _ in range(_ATTEMPTS):
         try:
-            with sandbox.converse("lcb", [code], whole, entry_point=entry_point) as conversation:
+            with sandbox.converse("lcb", [code], total, entry_point=entry_point) as conversation:
                 return _grade(problem, conversation, limit_s, deadline_s)
         except InfrastructureError as error:
             reason = str(error)
-    return Graded(
-        outcome="infrastructure_error", num_passed=0, time_s=0.0, detail=reason[:MAX_DETAIL]
-    )
+    return Result(outcome="infrastructure_error", detail=reason[:MAX_DETAIL])
 
 
 def _require_gradable(problem: Problem, limits: Limits) -> None:
+    """Raise an error for a problem that this profile cannot grade."""
     name = f"problem {problem.problem_id}"
     if not problem.tests:
         raise UserError(
             f"{name} has no tests, so no answer to it can be graded: add tests or leave it out"
         )
     if problem.kind not in ("stdin", "function") or problem.comparison not in ("value", "lcb"):
-        what = f"is of kind {problem.kind} with comparison {problem.comparison}"
         raise UserError(
-            f"{name} {what}, which LiveCodeBench does not have: grade it under the profile strict"
+            f"{name} is of kind {problem.kind} with comparison {problem.comparison}, which "
+            "LiveCodeBench does not have: grade it under the profile strict"
         )
     if problem.kind == "function" and not problem.entry_point:
         raise UserError(f"{name} is of kind function and needs an entry_point")
     if limits.time_s < 1:
         raise UserError(
-            f"the profile lcb-compat takes whole seconds, not timeout_s={limits.time_s:g}: give at least 1"
+            f"the profile lcb-compat takes full seconds, not timeout_s={limits.time_s:g}: "
+            "give at least 1"
         )
 
 
-def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_s: int) -> Graded:
-    """Have the program loaded and all inputs sent, then judge answer after answer up to the first that is not passed."""
+def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_s: int) -> Result:
+    """Send all inputs at once, then judge one answer after another up to the first failure."""
+    # Inputs go ahead of their answers, as officially: the process runs on without waiting for us.
     ends = time.monotonic() + deadline_s
     time_s = 0.0
     conversation.send_texts(
@@ -113,7 +125,7 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
             outcome, detail = "memory_limit", f"{detail}; {shortage}"
         if outcome != "accepted":
             where = "loading" if index == _LOADING else f"test {index + 1}"
-            return Graded(
+            return Result(
                 outcome=outcome,
                 num_passed=max(index, 0),
                 time_s=time_s,
@@ -121,29 +133,29 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
                 failed_test=index,
                 peak_bytes=conversation.peak_bytes,
             )
-    peak_bytes = conversation.peak_bytes
-    return Graded(
+    return Result(
         outcome="accepted",
         num_passed=len(problem.tests),
         time_s=time_s,
-        detail="",
-        peak_bytes=peak_bytes,
+        peak_bytes=conversation.peak_bytes,
     )
 
 
 def _question(problem: Problem, index: int) -> str:
-    """What the program is to be told of a test, as text of the wire: its input, never its output."""
-    given = problem.tests[index].input
+    """Return the message for one test, as text of the wire: its input, never its output."""
+    text = problem.tests[index].input
     if problem.kind == "stdin":
-        return wire.dumps(given)
-    if not (given.startswith("[") and given.endswith("]")):
+        return wire.dumps(text)
+    if not (text.startswith("[") and text.endswith("]")):
         raise UserError(
-            f"problem {problem.problem_id}, test {index + 1}: its input must be a list of arguments, not {given!r:.80}"
+            f"problem {problem.problem_id}, test {index + 1}: "
+            f"its input must be a list of arguments, not {text!r:.80}"
         )
-    return given
+    return text
 
 
 def _expected(problem: Problem, index: int) -> object:
+    """Return the expected value of a test."""
     try:
         return wire.loads(problem.tests[index].output)
     except wire.MalformedError as error:
@@ -153,18 +165,24 @@ def _expected(problem: Problem, index: int) -> object:
 
 
 def _judge(problem: Problem, index: int, execution: Execution) -> tuple[Outcome, str]:
-    """The outcome of one step and why; whatever is wrong with a reply is the program's doing."""
+    """Return the outcome of one step and its reason.
+
+    A malformed reply counts against the program, which alone could write it.
+    """
     if execution.status != "ok":
         return execution.status, f"official -5: {execution.detail}"
     reply, note = _without_note(execution.result)
     outcome, detail = _judge_reply(problem, index, reply)
-    return outcome, with_reason(
-        detail, lcb_stdin.NOTES[note]
-    ) if note and outcome != "accepted" else detail
+    if note and outcome != "accepted":
+        detail = with_reason(detail, lcb_stdin.NOTES[note])
+    return outcome, detail
 
 
 def _without_note(reply: object) -> tuple[object, str]:
-    """Return a reply without the name at its end that says how standard input was not what a file is."""
+    """Return a reply without the note at its end, and the note.
+
+    The note names a way in which standard input behaved unlike a file.
+    """
     match reply:
         case ["printed", _, str(note)] | ["error", _, _, _, str(note)] if note in lcb_stdin.NOTES:
             return reply[:-1], note
@@ -172,12 +190,15 @@ def _without_note(reply: object) -> tuple[object, str]:
 
 
 def _judge_reply(problem: Problem, index: int, reply: object) -> tuple[Outcome, str]:
+    """Return the outcome of a reply and its reason."""
     match reply:
         case ["loaded"] if index == _LOADING:
             return "accepted", ""
         case ["printed", str(text)] if index != _LOADING and problem.kind == "stdin":
-            fault = first_difference(text, problem.tests[index].output, finite=False)
-            return ("wrong_answer", f"official -2: {fault}") if fault else ("accepted", "")
+            difference = first_difference(text, problem.tests[index].output, finite=False)
+            if difference:
+                return "wrong_answer", f"official -2: {difference}"
+            return "accepted", ""
         case ["value", value] if index != _LOADING and problem.kind == "function":
             return _judge_value(value, _expected(problem, index))
         case ["unsupported", str(reason)]:
@@ -192,6 +213,7 @@ def _judge_reply(problem: Problem, index: int, reply: object) -> tuple[Outcome, 
 
 
 def _judge_value(value: object, expected: object) -> tuple[Outcome, str]:
+    """Return the outcome of a returned value and its reason."""
     try:
         if same("lcb", value, expected, 0.0, []):
             return "accepted", ""

@@ -1,4 +1,4 @@
-"""What became of one program, as both profiles say it; pure."""
+"""Results of programs, in the words of both profiles."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ OUTCOMES: dict[Status, Outcome] = {
     "output_limit": "output_limit",
     "infrastructure_error": "infrastructure_error",
 }
-"""The outcome that each status of an execution but "ok" means."""
+"""The outcome for each status of an execution other than "ok"."""
 
 
 UNGRADABLE = "cannot be graded:"
-"""Words of a detail that blames the problem: grading again, on another machine, would not help."""
+"""Words of a detail that blames the problem: another machine would come to the same."""
 
 
 class UngradableError(UserError):
-    """A problem on which no program can be graded, whatever it does; the message names it and says why."""
+    """A problem on which every program would fail; the message names it and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graded:
-    """The outcome of one program; `time_s` is wall time over the tests that were run, without the sandbox's start.
-
-    `failed_test` is the index of the first test that was not passed, -1 where none failed. `peak_bytes` is the largest
-    resident size of its processes. `outcome_base` is that of EvalPlus's base tests alone, empty for other problems.
-    """
+class Result:
+    """Result of a program on one test, on some, or on all tests of its problem."""
 
     outcome: Outcome
-    num_passed: int
-    time_s: float
-    detail: str
-    failed_test: int = -1
+    detail: str = ""
+    """One line for a reader, empty where the outcome says it all."""
+    num_passed: int = 0
+    """Tests passed, up to the first that was not."""
+    time_s: float = 0.0
+    """Wall time over the tests that ran, without the start of the sandbox."""
     peak_bytes: int = 0
+    """Largest resident size of its processes."""
+    failed_test: int = -1
+    """Index of the first test that was not passed, -1 if none failed or none ran."""
     outcome_base: str = ""
+    """Outcome of EvalPlus's base tests alone, empty for other problems."""

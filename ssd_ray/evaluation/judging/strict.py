@@ -1,7 +1,10 @@
-"""The `strict` profile: every test in a real process of its own, with real streams, `__main__` and exit codes.
+"""The `strict` profile: a process for every test, with real streams and exit codes.
 
-Everything that decides (expected outputs, comparisons, assertions) stays on this side of the sandbox. EvalPlus's problems
-keep EvalPlus's way, one process for the base inputs and one for the plus inputs, call by call. Reads and writes nothing.
+- Expected outputs, comparisons and assertions stay outside of the sandbox.
+- EvalPlus's problems run as EvalPlus runs them: call by call, one process for the base inputs
+  and one for the plus inputs.
+
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import functools
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ssd_ray import wire
@@ -25,95 +28,86 @@ from ssd_ray.evaluation.judging.outcomes import (
     MAX_DETAIL,
     OUTCOMES,
     UNGRADABLE,
-    Graded,
+    Result,
     UngradableError,
 )
-from ssd_ray.evaluation.judging.output_limit import too_large, with_room
+from ssd_ray.evaluation.judging.output_limit import fitting_limits, too_large
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call
 from ssd_ray.extraction import is_python
 from ssd_ray.schema import Outcome, Problem, Test
 from ssd_ray.wire import restored
 
-_STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+_STARRED = (
+    "string re datetime collections heapq bisect copy math random statistics itertools "
+    "functools operator io sys json"
+)
 _LEETCODE_IMPORTS = "\n".join(
     [
         *(f"from {name} import *" for name in [*_STARRED.split(), "builtins", "typing"]),
         f"import {_STARRED.replace(' ', ', ')}",
     ]
 )
-"""What LeetCode's own judge imports before a program, whose starter code names `List` and imports nothing."""
-_EVALPLUS_MIB, _EVALPLUS_OUTPUT_KIB = 4096, 65536
-"""EvalPlus's own memory limit, and room for its largest right answers, of 13 MB."""
+"""Imports of LeetCode's judge, whose starter code names `List` and imports nothing."""
+_EVALPLUS_MIB = 4096
+"""EvalPlus's own memory limit."""
+_EVALPLUS_OUTPUT_KIB = 65536
+"""Fits EvalPlus's largest right answers, of 13 MB."""
 _ANY_VALUE = {"evalplus-not-none", "evalplus-any"}
-"""Comparisons that do not look at the value: a match object, which cannot leave the sandbox, is right too."""
+"""Comparisons that ignore the value. Any is right, also one that cannot leave the sandbox."""
 _NEEDS_ARGUMENTS = {"evalplus-root", "evalplus-digits", "evalplus-pyramid"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Result:
-    """What one test, or one process's tests up to the first that failed, came to."""
+def grade_strict(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Result:
+    """Run the tests of a problem on a program, in order, up to the first that is not passed.
 
-    outcome: Outcome
-    detail: str = ""
-    time_s: float = 0.0
-    peak_bytes: int = 0
-    num_passed: int = 0
-
-
-def grade_strict(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Graded:
-    """Run the tests of a problem on a program, in order, each within the limits, up to the first that is not passed.
+    `limits` hold for each test.
 
     Raises:
-        UserError: the problem cannot be graded: no tests, no entry point, tests that are not on the wire, a check that
-            fails by itself. Never a pass, and nothing that a program could bring about.
+        UserError: the problem cannot be graded: no tests, no entry point, tests that are not text
+            of the wire, or a check that fails by itself. No program can cause this.
     """
     require_gradable(problem)
     is_evalplus = problem.comparison.startswith("evalplus")
     runner = _RUNNERS["evalplus" if is_evalplus else problem.kind]
-    num_passed, time_s, peak_bytes, outcome_base = 0, 0.0, 0, ""
+    total = Result(outcome="accepted")
     for group, tests in itertools.groupby(problem.tests, key=lambda test: test.group):
-        for batch in (
-            [tuple(tests)] if runner.one_process_per_group else [(test,) for test in tests]
-        ):
-            roomy = with_room(limits, problem, batch)
-            result = _attempted(functools.partial(runner.run, problem, batch, code, roomy, sandbox))
-            num_passed, time_s = num_passed + result.num_passed, time_s + result.time_s
-            peak_bytes = max(peak_bytes, result.peak_bytes)
+        for batch in runner.batches(tests):
+            raised = fitting_limits(limits, problem, batch)
+            result = _retried(functools.partial(runner.run, problem, batch, code, raised, sandbox))
+            total = dataclasses.replace(
+                total,
+                num_passed=total.num_passed + result.num_passed,
+                time_s=total.time_s + result.time_s,
+                peak_bytes=max(total.peak_bytes, result.peak_bytes),
+            )
             if result.outcome != "accepted":
-                return Graded(
+                # After the base tests passed, a failed plus test leaves their outcome as it is.
+                failed_base = result.outcome if group == "base" else ""
+                return dataclasses.replace(
+                    total,
                     outcome=result.outcome,
-                    num_passed=num_passed,
-                    time_s=time_s,
-                    detail=f"test {num_passed + 1}: {result.detail}"[:MAX_DETAIL],
-                    failed_test=num_passed,
-                    peak_bytes=peak_bytes,
-                    outcome_base=outcome_base or (result.outcome if group == "base" else ""),
+                    detail=f"test {total.num_passed + 1}: {result.detail}"[:MAX_DETAIL],
+                    failed_test=total.num_passed,
+                    outcome_base=total.outcome_base or failed_base,
                 )
         if group == "base":
-            outcome_base = "accepted"
-    return Graded(
-        outcome="accepted",
-        num_passed=num_passed,
-        time_s=time_s,
-        detail="",
-        peak_bytes=peak_bytes,
-        outcome_base=outcome_base,
-    )
+            total = dataclasses.replace(total, outcome_base="accepted")
+    return total
 
 
-def _attempted(run: Callable[[], _Result]) -> _Result:
-    """The result, from a second attempt where the sandbox died in the first."""
+def _retried(run: Callable[[], Result]) -> Result:
+    """Return the result of a run, or of a second one if the sandbox crashed in the first."""
     try:
         return run()
     except InfrastructureError:
         try:
             return run()
         except InfrastructureError as error:
-            return _Result(outcome="infrastructure_error", detail=str(error))
+            return Result(outcome="infrastructure_error", detail=str(error))
 
 
 def require_gradable(problem: Problem) -> None:
-    """Refuse a problem on which every program would pass, or none could.
+    """Raise an error for a problem on which every program would pass, or none could.
 
     Raises:
         UserError: no tests, or no entry point.
@@ -121,7 +115,8 @@ def require_gradable(problem: Problem) -> None:
     """
     if not problem.tests:
         raise UserError(
-            f"problem {problem.problem_id} has no tests, so no answer to it can be graded: add tests or leave it out"
+            f"problem {problem.problem_id} has no tests, so no answer to it can be graded: "
+            "add tests or leave it out"
         )
     if problem.kind in ("function", "asserts") and not problem.entry_point:
         raise UserError(
@@ -133,31 +128,31 @@ def require_gradable(problem: Problem) -> None:
 
 def _run_stdin(
     problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox
-) -> _Result:
+) -> Result:
+    """Run a program on one input and compare its standard output."""
     execution = sandbox.run_program(code, tests[0].input, limits)
-    result = _Result(
-        outcome="accepted", time_s=execution.time_s, peak_bytes=execution.peak_bytes, num_passed=1
-    )
+    outcome: Outcome = "accepted"
+    detail = ""
     if execution.status != "ok":
-        return dataclasses.replace(
-            result, outcome=OUTCOMES[execution.status], detail=execution.detail, num_passed=0
-        )
-    fault = first_difference(execution.stdout, tests[0].output)
-    if fault and execution.detail:
-        return dataclasses.replace(
-            result, outcome="memory_limit", detail=f"{execution.detail}; {fault}", num_passed=0
-        )
-    return (
-        dataclasses.replace(result, outcome="wrong_answer", detail=fault, num_passed=0)
-        if fault
-        else result
+        outcome = OUTCOMES[execution.status]
+        detail = execution.detail
+    elif difference := first_difference(execution.stdout, tests[0].output):
+        # A detail of status "ok" reports a thread that ran out of memory, which explains the rest.
+        outcome = "memory_limit" if execution.detail else "wrong_answer"
+        detail = f"{execution.detail}; {difference}" if execution.detail else difference
+    return Result(
+        outcome=outcome,
+        detail=detail,
+        num_passed=int(outcome == "accepted"),
+        time_s=execution.time_s,
+        peak_bytes=execution.peak_bytes,
     )
 
 
 def _run_calls(
     problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox
-) -> _Result:
-    """Call the function with each test's arguments in one process; the time limit is each call's."""
+) -> Result:
+    """Call the function with each test's arguments in one process; each call has the time limit."""
     assert problem.entry_point is not None
     if problem.comparison.startswith("evalplus"):
         limits = dataclasses.replace(
@@ -165,30 +160,37 @@ def _run_calls(
             memory_mib=max(limits.memory_mib, _EVALPLUS_MIB),
             output_kib=max(limits.output_kib, _EVALPLUS_OUTPUT_KIB),
         )
-    units, total_s = program_units(problem, code), limits.time_s * len(tests)
-    time_s, atol = 0.0, problem.atol
+    units = program_units(problem, code)
+    time_s = 0.0
+    atol = problem.atol
     with sandbox.converse(
-        "calls", units, limits, entry_point=entry_points(problem), cpu_s=total_s
+        "calls",
+        units,
+        limits,
+        entry_point=entry_points(problem),
+        cpu_s=limits.time_s * len(tests),
     ) as conversation:
         for index, test in enumerate(tests):
             expected = _loads(problem, "output", test.output)
             if not (test.input.startswith("[") and test.input.endswith("]")):
                 raise UserError(
-                    f"problem {problem.problem_id}: a function test's input must be a list, not {test.input!r:.80}"
+                    f"problem {problem.problem_id}: a function test's input must be a list, "
+                    f"not {test.input!r:.80}"
                 )
             execution = call(conversation, test.input)
             time_s += execution.time_s
-            atol = tolerance(atol, expected)  # EvalPlus's, which lasts for the rest of the group
+            # In EvalPlus a raised tolerance lasts for the rest of the group.
+            atol = tolerance(atol, expected)
             outcome, detail = _compared(problem, execution, expected, test, atol)
             if outcome != "accepted":
-                return _Result(
+                return Result(
                     outcome=outcome,
                     detail=detail,
                     time_s=time_s,
                     peak_bytes=conversation.peak_bytes,
                     num_passed=index,
                 )
-        return _Result(
+        return Result(
             outcome="accepted",
             time_s=time_s,
             peak_bytes=conversation.peak_bytes,
@@ -199,6 +201,7 @@ def _run_calls(
 def _compared(
     problem: Problem, execution: Execution, expected: object, test: Test, atol: float
 ) -> tuple[Outcome, str]:
+    """Return the outcome of one call and a detail."""
     if execution.status != "ok":
         return OUTCOMES[execution.status], execution.detail
     if isinstance(execution.result, Unsupported) and problem.comparison not in _ANY_VALUE:
@@ -218,9 +221,10 @@ def _compared(
 
 def _run_asserts(
     problem: Problem, tests: Sequence[Test], code: str, limits: Limits, sandbox: Sandbox
-) -> _Result:
+) -> Result:
+    """Run one check of a program, in the form `check(candidate)`."""
     try:
-        checked = run_check(
+        result = run_check(
             check_units(problem, tests[0]),
             program_units(problem, code),
             entry_points(problem),
@@ -228,23 +232,17 @@ def _run_asserts(
             sandbox,
         )
     except NoCallError as error:
-        return _Result(outcome="infrastructure_error", detail=str(ungradable(problem, str(error))))
+        return Result(outcome="infrastructure_error", detail=str(ungradable(problem, str(error))))
     except BrokenCheckError as error:
         if not (error.called and problem.reference):
             raise ungradable(problem, str(error)) from error
-        # The reference passes this check. So what it cannot do follows from the program's answers.
-        return _Result(outcome="wrong_answer", detail=str(error)[:MAX_DETAIL])
-    return _Result(
-        outcome=checked.outcome,
-        detail=checked.detail,
-        time_s=checked.time_s,
-        peak_bytes=checked.peak_bytes,
-        num_passed=int(checked.outcome == "accepted"),
-    )
+        # The reference passes this check, so the program's answers made it fail.
+        return Result(outcome="wrong_answer", detail=str(error)[:MAX_DETAIL])
+    return result
 
 
 def ungradable(problem: Problem, reason: str) -> UngradableError:
-    """Return the error that names a problem on which no program can be graded."""
+    """Return the error for a problem on which no program can be graded."""
     return UngradableError(
         f"problem {problem.problem_id} {UNGRADABLE} {reason}; correct it or leave it out"
     )
@@ -252,9 +250,15 @@ def ungradable(problem: Problem, reason: str) -> UngradableError:
 
 @dataclass(frozen=True, kw_only=True)
 class _Runner:
-    run: Callable[[Problem, Sequence[Test], str, Limits, Sandbox], _Result]
+    """A way to run tests, by the kind of their problem."""
+
+    run: Callable[[Problem, Sequence[Test], str, Limits, Sandbox], Result]
     one_process_per_group: bool = False
     """True if one process runs all tests of a group; else each test has its own."""
+
+    def batches(self, tests: Iterable[Test]) -> list[tuple[Test, ...]]:
+        """Split the tests of a group into those that share a process."""
+        return [tuple(tests)] if self.one_process_per_group else [(test,) for test in tests]
 
 
 _RUNNERS = {
@@ -266,36 +270,38 @@ _RUNNERS = {
 
 
 def entry_points(problem: Problem) -> str:
-    """Return what of a program is called (the form is that of sandbox/definitions.py).
+    """Return the names to call in a program, in the form of sandbox/definitions.py.
 
-    As officially, a method of LiveCodeBench's class Solution comes before a function of its name.
-    Elsewhere the function comes first. `Solution().name` (LeetCodeDataset) is that method alone.
+    - LiveCodeBench: a method of class Solution comes before a function of its name, as officially.
+    - Elsewhere the function comes first.
+    - `Solution().name` (LeetCodeDataset) is that method alone.
     """
     name = problem.entry_point or ""
-    return (
-        f"Solution().{name} {name}" if problem.comparison == "lcb" and "()." not in name else name
-    )
+    if problem.comparison == "lcb" and "()." not in name:
+        return f"Solution().{name} {name}"
+    return name
 
 
 def program_units(problem: Problem, code: str) -> Sequence[str]:
-    """Return a program after what it may take for granted: the imports and helpers of its starter code.
+    """Return the source texts to run: imports and helpers for the program, then the program.
 
-    LiveCodeBench's function problems are LeetCode's, which come with imports of their own. The
-    source texts are compiled one by one, so that neither changes how the other is read.
+    - LiveCodeBench's function problems are LeetCode's and come with LeetCode's imports.
+    - The texts are compiled one by one, so that neither changes how the other is read.
 
     Raises:
         UngradableError: the starter code is not Python before the entry point.
     """
     if problem.comparison == "lcb" and problem.kind == "function":
         return (_LEETCODE_IMPORTS, code)
-    lent = starter_preamble(problem)
-    return (lent, code) if lent.strip() else (code,)
+    preamble = starter_preamble(problem)
+    return (preamble, code) if preamble.strip() else (code,)
 
 
 def check_units(problem: Problem, test: Test) -> Sequence[str]:
-    """Return a check after the starter code and the reference, whose helpers it may use.
+    """Return the source texts of a check: starter code, reference, then the check itself.
 
-    Of starter code that ends in a function's header, only what comes before the header is run.
+    The check may use helpers of both. If the starter code ends in a function's header, only the
+    part before the header runs.
     """
     starter = problem.starter_code or ""
     if starter and not _is_python(starter):
@@ -304,10 +310,10 @@ def check_units(problem: Problem, test: Test) -> Sequence[str]:
 
 
 def starter_preamble(problem: Problem) -> str:
-    """Return the starter code before the entry point's decorators, blank where there is none.
+    """Return the starter code before the entry point's decorators, blank if there is none.
 
     Raises:
-        UngradableError: it is not Python.
+        UngradableError: that part is not Python.
     """
     if not problem.starter_code or not problem.entry_point:
         return ""
@@ -319,12 +325,15 @@ def starter_preamble(problem: Problem) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _preamble(starter: str, name: str) -> str | None:
+    """Return the text before the definition of a name; None if it does not parse."""
+    name = re.escape(name)
     entry = re.compile(
-        rf"^(?:(?:async[ \t]+)?def[ \t]+{re.escape(name)}|class[ \t]+(?:Solution|{re.escape(name)}))\b",
-        re.MULTILINE,
+        rf"^(?:(?:async[ \t]+)?def[ \t]+{name}|class[ \t]+(?:Solution|{name}))\b", re.MULTILINE
     )
     places = [match.start() for match in entry.finditer(starter)]
-    for place in places:  # the first may stand in a docstring
+    # The first match may lie within a docstring. A stub in place of the definition tells: only
+    # before the true one does the text parse with the stub as its last function.
+    for place in places:
         tree = _parsed(f"{starter[:place]}def _(): pass")
         if tree is not None and isinstance(definition := tree.body[-1], ast.FunctionDef):
             first = min(
@@ -344,6 +353,7 @@ def _parsed(source: str) -> ast.Module | None:
 
 
 def _loads(problem: Problem, field: str, text: str) -> object:
+    """Return a value of a test, which the problem's file wrote."""
     try:
         return wire.loads(text)
     except wire.MalformedError as error:
