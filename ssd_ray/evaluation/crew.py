@@ -1,8 +1,8 @@
 """Graders as Ray actors: start, hand over a slice, take the result, end.
 
-Any Ray error other than an exception of the grader's own code means that the grader is lost.
-Causes are a kill, the memory monitor, a lost node, a lost result, a process that does not start.
-A lost grader is ended. Its slice is graded again and comes to the same verdicts.
+A Ray error other than an exception of the grader's own code means a lost grader. Causes are a
+kill, the memory monitor, a lost node, a lost result, or a process with a failed start. A lost
+grader is ended. Its slice is graded again and comes to the same verdicts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ssd_ray.evaluation.grader import Grader, GradingSpec, Tools
 
 _REFRESH_S = 5.0
 _NUM_BENCHMARKS = 2
-"""Benchmarks that a grader keeps: one for answers, one for samples of training problems."""
+"""Benchmarks in a grader's memory: one for answers, one for samples of training problems."""
 
 
 class LostGraderError(Exception):
-    """A grader that crashed or is out of reach; the message is the reason in one line."""
+    """A crashed or unreachable grader; the message is the reason in one line."""
 
 
 class GraderActor:
@@ -60,10 +60,10 @@ class RayCrew:
         self._placed: dict[Any, str] = {}
 
     def size(self) -> int:
-        """Return the number of graders that the cluster can hold now.
+        """Return the number of graders for which the cluster has cores now.
 
         - A grader that reserves a core or more: Ray keeps graders to the cores. `max_graders` may
-          exceed them, so that a cluster grows.
+          exceed them, and then the cluster can grow.
         - A grader that reserves less: at most one a core, because Ray would not limit them.
         """
         cores = sum(self._cores().values())
@@ -73,12 +73,13 @@ class RayCrew:
         return max(1, min(cores, wanted or cores))
 
     def start(self) -> tuple[Any, Any]:
-        """Start a grader; return the actor and a reference that resolves once it is up."""
+        """Start a grader; return the actor and a reference to its readiness."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {
             "num_cpus": self._cluster.grader_cpus,
+            # The pool replaces lost graders: a restart by Ray would hide their crashes from it.
             "max_restarts": 0,
             "max_task_retries": 0,
         }
@@ -95,14 +96,14 @@ class RayCrew:
         return actor.grade.remote(spec, piece)
 
     def finished(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Wait at most `timeout_s` for one of the calls; return those that have ended."""
+        """Wait at most `timeout_s` for one of the calls; return the ended ones."""
         import ray
 
         first, _ = ray.wait(list(references), num_returns=1, timeout=timeout_s)
         return list(first)
 
     def result(self, reference: Any) -> int:
-        """Return the number of rows of a call that has ended.
+        """Return the number of rows of an ended call.
 
         Raises:
             LostGraderError: the grader crashed or is out of reach.

@@ -29,7 +29,7 @@ from ssd_ray.schema import Completion, Problem, Verdict, from_record
 
 @dataclass(frozen=True, kw_only=True)
 class GradingSpec:
-    """Inputs of a grader that hold for all of its slices."""
+    """Inputs of a grader, the same for all of its slices."""
 
     benchmark: Path
     """The benchmark artifact."""
@@ -45,10 +45,10 @@ class GradingSpec:
 
 
 class Tools:
-    """Tools that the graders of a process share, because they cost memory or a start.
+    """Tools shared by the graders of a process, because they cost memory or a start.
 
     - Sandboxes, one a floor.
-    - Parsers of answers, which may hold a tokenizer.
+    - Parsers of answers, some with a tokenizer.
     - The last `num_benchmarks` benchmarks, with `KEPT_BYTES` of tests in all.
     """
 
@@ -96,7 +96,7 @@ class Tools:
 
 
 class Grader:
-    """Grade slices, one at a time, in the process that made it."""
+    """Grade slices, one at a time, in the calling process."""
 
     def __init__(self, spec: GradingSpec, tools: Tools | None = None) -> None:
         """Start the sandbox and record its level in `sandbox/` of the verdicts.
@@ -106,6 +106,7 @@ class Grader:
         """
         self._spec = spec
         self._tools = Tools() if tools is None else tools
+        # Read now, so that a damaged benchmark shows before the first slice.
         self._tools.benchmark(spec.benchmark)
         self._parser = self._tools.parser(spec.reasoning)
         self._sandbox = self._tools.sandbox(spec.floor)
@@ -139,7 +140,7 @@ class Grader:
     def _settled(self, problem: Problem, completion: Completion) -> Verdict:
         """Return the verdict, or an `infrastructure_error` if the problem cannot be graded.
 
-        No program is blamed for a problem on which every program would fail.
+        No program is blamed for such a problem: every program would fail.
         """
         try:
             return self._verdict(problem, completion)

@@ -6,7 +6,7 @@ The pool gives every idle grader to the step with the fewest graders at work.
 - Bound: graders of all steps together never exceed the cores of the cluster.
 - Fairness: waiting steps advance alike, however many slices each has.
 - Reuse: a grader serves any step and keeps its sandbox and tests.
-- Release: graders that stay idle end, so that engines get the cores.
+- Release: idle graders end after a while, and engines get the cores.
 - Crashes: the slice of a lost grader is graded again, with the same verdicts. Crashes count by
   slice: a lost node takes many graders at once, and must not end a run.
 
@@ -45,26 +45,26 @@ class Crew(Protocol):
     """Graders as the pool uses them; `crew.RayCrew` has them as actors."""
 
     def size(self) -> int:
-        """Return the number of graders that may run now."""
+        """Return the number of graders allowed to run now."""
 
     def start(self) -> tuple[Any, Any]:
-        """Start a grader; return it and a reference that resolves once it is up."""
+        """Start a grader; return it and a reference to its readiness."""
 
     def grade(self, actor: Any, spec: GradingSpec, piece: Mapping[str, Any]) -> Any:
         """Send a slice to a grader; return a reference to its number of rows."""
 
     def finished(self, references: list[Any], timeout_s: float) -> list[Any]:
-        """Wait at most `timeout_s` for one of the calls; return those that have ended."""
+        """Wait at most `timeout_s` for one of the calls; return the ended ones."""
 
     def result(self, reference: Any) -> int:
-        """Return the number of rows of a call that has ended, or raise its exception."""
+        """Return the number of rows of an ended call, or raise its exception."""
 
     def end(self, actor: Any) -> None:
         """Kill a grader."""
 
 
 class Work:
-    """Slices of one step; a context manager, which withdraws the remaining ones at its end."""
+    """Slices of one step; a context manager, with the remaining slices withdrawn at its end."""
 
     def __init__(self, spec: GradingSpec, stage: str, changed: threading.Condition) -> None:
         self.spec = spec
@@ -130,7 +130,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """A call of a grader that has not ended; without `work` it is the grader's start."""
+    """A call of a grader in progress; without `work` it is the grader's start."""
 
     actor: Any
     began: float
@@ -245,7 +245,7 @@ class GraderPool:
         return [reference for reference, call in self._calls.items() if call.work is None]
 
     def _settle(self, call: _Call, reference: Any) -> None:
-        """Record the result of a call that has ended."""
+        """Record the result of an ended call."""
         try:
             rows = self._crew.result(reference)
         except LostGraderError as lost:
@@ -283,10 +283,11 @@ class GraderPool:
             call.work.waiting.appendleft(call.piece)
 
     def _release(self) -> None:
-        """End graders that were idle for `_PATIENCE_S`, and starts that no slice waits for."""
+        """End graders idle for `_PATIENCE_S`, and starts without a waiting slice."""
         now = time.monotonic()
         if any(work.waiting for work in self._works):
             self._waited_at = now
+        # A start may be left over if another grader took its slice.
         if now - self._waited_at > _PATIENCE_S:
             for reference in self._starting:
                 self._crew.end(self._calls.pop(reference).actor)

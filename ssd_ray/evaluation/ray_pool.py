@@ -37,7 +37,7 @@ def pool_on_ray(cluster: ClusterConfig, logs: Path) -> GraderPool:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Completions to grade, which may still be arriving."""
+    """Completions to grade, some perhaps still to arrive."""
 
     directory: Path
     """The artifact of completions."""
@@ -50,7 +50,7 @@ class Answers:
 def grade(
     answers: Answers, spec: GradingSpec, pool: GraderPool, *, stage: str, progress: Progress
 ) -> dict[str, Any]:
-    """Grade all completions, those included that arrive until `answers.ended()`.
+    """Grade all completions, including those still to arrive until `answers.ended()`.
 
     Returns:
         The facts of the artifact (`verdicts.facts`).
@@ -66,6 +66,7 @@ def grade(
         if len(done) < total:
             with pool.work(spec, stage) as work:
                 _follow(work, _Source(answers, done), task, len(done))
+        # Counted on disk: a slice graded twice, after a crash, is one shard.
         task.update(len(slices.keys_on_disk(spec.out)))
     result = facts(spec)
     if missing := total - result["rows"] - _num_undrawn(answers.directory):
@@ -76,14 +77,14 @@ def grade(
 
 
 def _num_undrawn(generations: Path) -> int:
-    """Return the number of answers that could not be drawn, by the manifest."""
+    """Return the number of answers that engines failed to draw, by the manifest."""
     if not (generations / "manifest.json").exists():
         return 0
     return len(manifests.load(generations).facts.get("failed", ()))
 
 
 class _Source:
-    """Slices of the shards on disk and of those that arrive."""
+    """Slices of the shards on disk and of later ones."""
 
     def __init__(self, answers: Answers, done: set[slices.Key]) -> None:
         self._arrivals = ledger.Arrivals(answers.directory)
@@ -92,7 +93,7 @@ class _Source:
         self.closed = False
 
     def new(self) -> list[dict[str, Any]]:
-        """Return slices of the shards that appeared since the last call.
+        """Return slices of the shards new since the last call.
 
         `closed` is True once these are the last.
         """

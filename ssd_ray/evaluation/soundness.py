@@ -2,8 +2,8 @@
 
 - A test without an expected value gets the return value of the reference (`expected_outputs.py`).
 - A reference has to pass its own check. Without one, the check has to reach its first call.
-- A problem that fails here would fail every program alike. It is left out and named, alone.
-- Checks that passed are on record in the user's cache by content, and are not tried again.
+- A problem without sound tests would fail every program alike. It is left out and named, alone.
+- Passed checks are on record in the user's cache by content, and are not tried again.
 
 Reads and writes `sound-tests` in the cache directory.
 """
@@ -54,7 +54,7 @@ def check(candidate):
         names["check"](candidate)
         assert candidate.num_calls > num_calls
 """
-"""A check that runs several checks in one process and requires a call from each."""
+"""A check made of several checks in one process, with a call required from each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,13 @@ class Ready:
 
     problem: Problem
     ungradable: str = ""
-    """The reason; empty for a problem that can be graded."""
+    """The reason, else empty."""
     tests_left_out: tuple[str, ...] = ()
     """Tests whose expected value no grader could hold, in words."""
 
 
 def records(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return records of problems that are left out: id, file and row, reason."""
+    """Return records of the problems left out: id, file and row, reason."""
     return [
         {"problem_id": name, "place": places.get(name, ""), "reason": reason}
         for name, reason in reasons.items()
@@ -77,7 +77,7 @@ def records(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[
 
 
 def describe(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
-    """Return a line for each problem that is left out, at most `most` and a count of the rest."""
+    """Return a line for each problem left out, at most `most` and a count of the rest."""
     lines = [
         f"left out: {row['reason']}" + (f" ({row['place']})" if row["place"] else "")
         for row in left_out
@@ -95,11 +95,12 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
     - `tried`: try the tests on their references.
 
     Raises:
-        UserError: a problem lacks what its kind needs, the sandbox is below the floor, or
+        UserError: a problem lacks a field of its kind, the sandbox is below the floor, or
             `problems` raises it.
         InfrastructureError: a sandbox failed.
     """
     record = _Record(cache_directory() / "sound-tests")
+    # A sandbox at L4 is a virtual machine of its own, with memory to match.
     threads = 1 if floor == "L4" else min(_MOST_THREADS, os.cpu_count() or 1)
     pending: deque[Future[Ready]] = deque()
     with contextlib.ExitStack() as sandboxes, ThreadPoolExecutor(threads) as pool:
@@ -123,7 +124,7 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
 
 
 def _ready_without_run(problem: Problem, record: _Record | None) -> Ready | None:
-    """Return a problem that needs no run of a program, None for any other."""
+    """Return a problem with nothing to run, None for any other."""
     try:
         require_gradable(problem)
     except UngradableError as error:
@@ -150,7 +151,7 @@ class _Bench:
 
 
 class _Record:
-    """Digests of checks that their references passed, one a line, kept between runs."""
+    """Digests of checks passed by their references, one a line, kept between runs."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -162,8 +163,9 @@ class _Record:
         return digest in self._digests
 
     def add(self, digest: str) -> None:
-        """Add a digest. A cache that cannot be written only costs time."""
+        """Add a digest. A read-only cache only costs time."""
         self._digests.add(digest)
+        # No lock: a line that another run cut in two is the digest of nothing.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
@@ -230,10 +232,11 @@ def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> N
 def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> bool:
     """Return True if the reference passes all tests in one process.
 
-    For MBPP that takes a third of the time of a process each.
+    For MBPP one process takes a third of the time of a process a test.
     """
     if problem.reference is None or len(problem.tests) < 2:
         return False
+    # A failure here names no test, so the caller then runs them one by one.
     test = Test(input=_JOINT.format(sources=[test.input for test in problem.tests]), output="")
     program = program_units(problem, problem.reference)
     try:

@@ -1,6 +1,6 @@
 """Tests of problems on disk: one compressed file a problem, named by its content.
 
-- Problems travel without their tests, which can be gigabytes.
+- Problems travel without their tests: those can be gigabytes.
 - A grader reads the tests of the problem at hand and checks them against their name.
 - It keeps the latest within a bound of memory.
 
@@ -25,7 +25,7 @@ from ssd_ray.evaluation.soundness import made_ready
 from ssd_ray.schema import Problem, Test
 
 KEPT_BYTES = 256 << 20
-"""Bytes of tests that a grader keeps in memory."""
+"""Bytes of tests in a grader's memory."""
 
 
 class TestStore:
@@ -44,6 +44,7 @@ class TestStore:
         import pyarrow as pa
 
         rows = [[test.input, test.output, test.group] for test in problem.tests]
+        # Tests may hold lone surrogates, an error in plain UTF-8.
         text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode(
             "utf-8", "surrogatepass"
         )
@@ -112,10 +113,10 @@ def stored(
 ) -> Iterator[Problem]:
     """Yield problems ready for grading (`soundness.py`), with their tests in a store.
 
-    - `floor`: the weakest sandbox level that references may run in.
-    - `left_out`: receives the names of tests that no grader could hold.
-    - `ungradable`: receives a reason, by problem id, for each problem that cannot be graded.
-      Such problems are not yielded. Without it they are an error, and references are not tried.
+    - `floor`: the weakest sandbox level allowed for references.
+    - `left_out`: receives the names of tests too large for a grader.
+    - `ungradable`: receives a reason, by problem id, for each problem without sound tests. Such
+      problems are not yielded. Without it they are an error, and references are not tried.
 
     Raises:
         UserError: a problem has no tests, lacks a working reference where one is needed, or cannot
@@ -135,7 +136,7 @@ def stored(
 
 
 def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -> Iterator[Problem]:
-    """Yield problems whose tests the wire can carry.
+    """Yield problems with tests in a form of the wire.
 
     The reasons for the others go into `left_out`; without it they are an error.
     """
@@ -151,7 +152,7 @@ def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -
 
 
 def _require_wire(problem: Problem) -> None:
-    """Raise an error for a function problem with a test that the wire cannot carry.
+    """Raise an error for a function problem with a test in no form of the wire.
 
     Raises:
         UngradableError: a test is not text of the wire, or too large.

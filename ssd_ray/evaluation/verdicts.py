@@ -1,7 +1,7 @@
 """A directory of verdicts in progress: graded keys, verdicts to grade again, facts.
 
 The pool on Ray and the processes of `ssd-ray grade` fill a directory by the same rules. Reads
-shards of verdicts. Deletes shards in which the machine failed.
+shards of verdicts. Deletes shards with errors of the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SLICE_ROWS = 16
 
 
 def graded_keys(out: Path) -> set[slices.Key]:
-    """Return the keys that have a verdict, and clear the way for the others.
+    """Return the keys with a verdict, and clear the way for the others.
 
     - A shard with an `infrastructure_error` is deleted, and its completions are graded again.
     - Temporary files of crashed graders are deleted.

@@ -1,10 +1,10 @@
-"""Reasoning in answers: where it ends, and what an answer says outside of it.
+"""Reasoning in answers: its end, and the content outside of it.
 
-Grading, data health and the report follow this one rule:
+Grading, data health and the report share this rule:
 
-- A mark that is a special token counts where its id was drawn. Its name, spelled out, is text.
+- A mark with a special token counts where its id was drawn. Its name, spelled out, is text.
 - Any other mark is text. It counts where the answer begins with it or the prompt ends within it.
-- An answer that ends within its reasoning says nothing, so that no draft is graded.
+- An answer cut off within its reasoning has no content, and no draft is graded.
 
 Reads and writes nothing.
 """
@@ -46,14 +46,14 @@ __all__ = ["ANY", "TEXT_MARKS", "AnswerParser", "Content", "Decode", "ReasoningF
 __all__ += ["content_of_text", "opened_by", "prompted", "special_marks", "spelled"]
 
 State = Literal["none", "ended", "unfinished"]
-"""Of the reasoning in an answer: there is none, it was ended, the answer ends within it."""
+"""Reasoning in an answer: it has none, it was ended, or the answer ends within it."""
 ANY = "any"
-"""In place of an opening mark: texts begin within a reasoning part, by whichever mark."""
+"""In place of an opening mark: texts begin within a reasoning part, of any mark."""
 
 _HARMONY = re.compile(r"\s*(?:<\|channel\|>|<\|start\|>\s*assistant)")
 _FINAL = f"{START}assistant{CHANNEL}final{MESSAGE}"
 _BARE_ANALYSIS = re.compile(r"\s*analysis(?=[A-Za-z])")
-"""How harmony begins once its special tokens were dropped: a channel's name, at once a word."""
+"""Beginning of harmony without its special tokens: a channel's name, then at once a word."""
 _BARE_FINAL = "assistantfinal"
 _SURE = [pair.closing for pair in PAIRS if not pair.plain]
 _SURE_END = "|".join(map(re.escape, _SURE))
@@ -62,21 +62,21 @@ _LINE_END = re.compile(f"(?:{_SURE_END})[ \t\r]*$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """The part of an answer outside of its reasoning.
-
-    `text` is None exactly where the reasoning is unfinished.
-    """
+    """The part of an answer outside of its reasoning."""
 
     text: str | None
+    """None exactly if the reasoning is unfinished."""
     reasoning: State
 
 
 def content_of_text(text: str, opened: str = "") -> Content:
-    """Return what a text says outside of its reasoning.
+    """Return the content of a text outside of its reasoning.
 
-    `opened` is the opening mark that its prompt ends within, or ANY. Without it, a text reasons
-    that begins with an opening mark or in the harmony format. Of any other text, a line that ends
-    in a closing mark ends a reasoning: within a line, that may be part of a program.
+    `opened` is the opening mark at the end of its prompt, or ANY. Without it:
+
+    - A text begins with reasoning if it begins with an opening mark or in the harmony format.
+    - In any other text, a closing mark at the end of a line ends a reasoning. Within a line, the
+      mark may be part of a program.
     """
     if opened in OPENINGS:
         return _after(text, OPENINGS[opened].closing)
@@ -96,6 +96,7 @@ def content_of_text(text: str, opened: str = "") -> Content:
 
 
 def _after(text: str, mark: str, start: int = 0) -> Content:
+    """Split after the first such mark."""
     place = text.find(mark, start)
     if place < 0:
         return Content(text=None, reasoning="unfinished")
@@ -104,6 +105,7 @@ def _after(text: str, mark: str, start: int = 0) -> Content:
 
 def _after_any(text: str) -> Content:
     """Split at the first `</think>`, else at the first sure end, else at the first plain one."""
+    # Ends that may be ordinary XML come last: an answer may quote them.
     for candidates in ([THINK.closing], [*_SURE, _FINAL], list(CLOSINGS)):
         ends = [mark for mark in candidates if mark in text]
         if ends:
@@ -118,6 +120,7 @@ def _after_any(text: str) -> Content:
 
 
 def _of_messages(messages: Messages) -> Content:
+    """Return the content of harmony's messages for the user."""
     if messages.contents is None:
         return Content(text=None, reasoning="unfinished")
     state: State = "ended" if messages.reasoned else "none"
@@ -126,26 +129,24 @@ def _of_messages(messages: Messages) -> Content:
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningFormat:
-    """How the answers to some prompts mark their reasoning.
-
-    - `special`: the marks that are special tokens, by id; empty where all marks are text.
-    - `tokenizer`: the model's directory, to decode what lies between special marks.
-    - `opened`: the opening mark that the prompts' texts end within.
-    - `exceptions`: the same of prompts unlike most, by prompt id.
-    """
+    """Marks of reasoning in the answers to some prompts."""
 
     special: Mapping[int, str] = field(default_factory=dict)
+    """Special tokens among the marks, by id; empty if all marks are text."""
     tokenizer: Path | None = None
+    """The model's directory, to decode the ids between special marks."""
     opened: str = ""
+    """The mark still open at the end of the prompts' texts, empty if there is none."""
     exceptions: Mapping[str, str] = field(default_factory=dict)
+    """The same by prompt id, for prompts unlike most."""
 
     def opened_in(self, prompt_id: str) -> str:
-        """Return the opening mark that one prompt's text ends within."""
+        """Return the mark still open at the end of one prompt's text."""
         return self.exceptions.get(prompt_id, self.opened)
 
 
 TEXT_MARKS = ReasoningFormat()
-"""All marks are text, and prompts end within no reasoning part."""
+"""All marks are text, and no prompt ends within a reasoning part."""
 
 
 def prompted(prompts: Iterable[tuple[str, str, str]]) -> ReasoningFormat:
@@ -160,12 +161,13 @@ class AnswerParser:
     """Split the answers in one format into reasoning and content."""
 
     def __init__(self, form: ReasoningFormat, decode: Decode | None = None) -> None:
-        """`decode` is the tokenizer's, needed where the format has special marks."""
-        self._form, self._decode = form, decode if form.special else None
+        """Take a format, and the tokenizer's `decode` if the format has special marks."""
+        self._form = form
+        self._decode = decode if form.special else None
         self._harmony = set(form.special.values()) >= REQUIRED
 
     def content(self, answer: Completion) -> Content:
-        """Return what an answer says: by its ids where marks are special tokens, else by text."""
+        """Return the content of an answer, by its ids if marks are special tokens, else by text."""
         if self._decode is None:
             return content_of_text(answer.text, self._form.opened_in(answer.prompt_id))
         # An answer that stopped by itself ends in an end token, which is no part of its text.
@@ -176,7 +178,7 @@ class AnswerParser:
         return self._by_pairs(answer.prompt_token_ids, output, self._decode)
 
     def contents(self, shard: pa.Table) -> Iterator[Content]:
-        """Return what each row of a Completion table says; ids are read only where they decide."""
+        """Return the content of each row of a Completion table; read ids only if they decide."""
         if self._decode is not None:
             return (self.content(answer) for answer in from_table(shard, Completion))
         prompt_ids, texts = (shard.column(name).to_pylist() for name in ("prompt_id", "text"))
@@ -186,6 +188,7 @@ class AnswerParser:
     def _by_channels(self, prompt: Sequence[int], output: Sequence[int], decode: Decode) -> Content:
         special = self._form.special
         starts = [piece.start for piece in id_pieces(prompt, special) if piece.mark == START]
+        # The prompt ends in the header of the message that the answer continues.
         before = prompt[starts[-1] :] if starts else ()
         ids = (*before, *output)
         messages = Messages(lambda span: spelled(ids[span], special, decode), offset=len(before))
@@ -198,18 +201,19 @@ class AnswerParser:
         spans, reasoned = _outside(id_pieces(output, special), len(output), opened)
         if spans is None:
             return Content(text=None, reasoning="unfinished")
-        said = filter(None, (spelled(output[span], special, decode) for span in spans))
-        return Content(text="\n".join(said), reasoning="ended" if reasoned else "none")
+        parts = filter(None, (spelled(output[span], special, decode) for span in spans))
+        return Content(text="\n".join(parts), reasoning="ended" if reasoned else "none")
 
 
 _Spans = list[slice] | None
+"""Spans of ids outside of the reasoning, None if it is unfinished."""
 
 
 def _outside(pieces: Iterable[Piece], length: int, opened: Pair | None) -> tuple[_Spans, bool]:
-    """Return the spans outside of pairs, None if the answer ends within one, and if any came.
+    """Return the spans outside of pairs, and True if there was any reasoning.
 
     - An opening within a reasoning, or an end outside of one, changes nothing.
-    - An end before any beginning ends a reasoning that the answer did not open.
+    - An end before any beginning ends a reasoning without an opening.
     """
     spans: list[slice] = []
     pair, begin, reasoned = opened, 0, opened is not None

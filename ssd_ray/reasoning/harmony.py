@@ -1,9 +1,9 @@
 """Messages of the harmony format: `<|start|>ROLE<|channel|>NAME<|message|>CONTENT<|end|>`.
 
-Follows openai/harmony's parser (`src/encoding.rs`), made tolerant of answers that break off:
+Source: openai/harmony's parser (`src/encoding.rs`). This one tolerates answers that break off:
 
-- Within a content only an end is a mark, so that no message begins within another.
-- Content counts on channel `final` or where no channel is named, unless it goes to a tool.
+- Within a content only an end is a mark: no message begins within another.
+- Content counts on channel `final`, or if no channel is named, unless it goes to a tool.
 - An answer ends where another role begins to speak.
 - Text before any mark is the answer if no message follows.
 
@@ -21,28 +21,27 @@ _TO_TOOL = re.compile(r"(?:^|\s)to=")
 
 
 Read = Callable[[slice], str]
+"""From a span of the answer to its text."""
 
 
 class Messages:
-    """One answer's messages: what they say to the user, and whether any said something else.
-
-    `contents` is None where the answer ends within a message that is not for the user.
-    """
+    """The messages of one answer; `reasoned` is True if any was not for the user."""
 
     def __init__(self, read: Read, *, offset: int = 0, reasoned: bool = False) -> None:
-        """`read` gives the text of a span; what lies before `offset` is the prompt's."""
-        self._read, self._offset = read, offset
+        """Take a reader of spans; everything before `offset` belongs to the prompt."""
+        self._read = read
+        self._offset = offset
         self.reasoned = reasoned
         self._header: list[tuple[str, bool]] | None = None
         self._begin: int | None = None
         self._final = False
-        self._said_last = False
-        self._said: list[str] = []
+        self._ends_in_final = False
+        self._contents: list[str] = []
         self._unmarked: list[str] = []
         self._marked = False
 
     def parse(self, pieces: Iterable[Piece], length: int) -> Messages:
-        """Take in an answer, whose last piece ends at `length`."""
+        """Parse an answer whose last piece ends at `length`."""
         for piece in pieces:
             if self._begin is not None:
                 if piece.mark in ENDS:
@@ -57,17 +56,19 @@ class Messages:
 
     @property
     def contents(self) -> list[str] | None:
-        """The contents for the user, in order."""
-        if self._said and self._said_last:
-            return self._said
+        """Contents for the user in order, None if the answer ends within a message for no user."""
+        if self._contents and self._ends_in_final:
+            return self._contents
         if self.reasoned or self._header is not None:
             return None
         return self._unmarked
 
     def _between(self, piece: Piece) -> None:
+        """Take a piece between messages."""
         if piece.mark == START:
             self._header = []
-        elif piece.mark in (CHANNEL, MESSAGE):  # the role is the one that spoke last
+        elif piece.mark in (CHANNEL, MESSAGE):
+            # Without a start, the role is that of the last message.
             self._header = [("assistant", False)]
             self._extend(piece)
         elif not piece.mark and not self._marked:
@@ -75,11 +76,12 @@ class Messages:
         self._marked |= bool(piece.mark)
 
     def _extend(self, piece: Piece) -> bool:
-        """Add a piece to the open header; return False where another role begins to speak."""
+        """Add a piece to the open header; return False if another role begins to speak."""
         assert self._header is not None
         if piece.mark == START:
             self._header = []
-        elif piece.mark in ENDS:  # a header without a content says nothing
+        elif piece.mark in ENDS:
+            # A header without a content is no message.
             self._header = None
         elif piece.mark != MESSAGE:
             text = piece.mark or self._read(slice(piece.start, piece.end))
@@ -93,20 +95,22 @@ class Messages:
         return True
 
     def _close(self, end: int) -> None:
+        """End the open content; it counts if it reaches beyond the prompt."""
         assert self._begin is not None
         if end >= self._offset:
-            self._said_last = self._final
+            self._ends_in_final = self._final
             self.reasoned |= not self._final
             if self._final:
-                self._said.append(self._read(slice(max(self._begin, self._offset), end)))
+                self._contents.append(self._read(slice(max(self._begin, self._offset), end)))
         self._begin = None
 
 
 def _addressed(header: list[tuple[str, bool]]) -> tuple[str, bool]:
-    """Return the role of a header of (text, is a mark), and if its message is for the user."""
+    """Return the role of a header of (text, is a mark), and True if its message is for the user."""
     places = [place for place, piece in enumerate(header) if piece == (CHANNEL, True)]
     first = places[0] if places else len(header)
     role = "".join(text for text, _ in header[:first]).split()
+    # A header with two channels names none.
     name = header[first + 1] if len(places) == 1 and first + 1 < len(header) else ("", True)
     to_user = not places or (name[0].split()[:1] == ["final"] and not name[1])
     to_tool = any(_TO_TOOL.search(text) for text, mark in header if not mark)

@@ -1,4 +1,4 @@
-"""The marks of reasoning that public models use, and where they stand in a text or among ids.
+"""Marks of reasoning in public models, and their places in a text or among ids.
 
 Marks are pairs such as `<think>` and `</think>`, or the seven of the harmony format. Reads and
 writes nothing.
@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The marks around a reasoning part.
-
-    A `plain` pair may be ordinary XML: its end alone, without a beginning, marks nothing.
-    """
+    """The marks around a reasoning part."""
 
     opening: str
     closing: str
     plain: bool = False
+    """True if the marks may be ordinary XML: then the end alone marks nothing."""
 
 
 THINK = Pair(opening="<think>", closing="</think>")
@@ -42,7 +40,8 @@ PAIRS = (
     Pair(opening="<reasoning>", closing="</reasoning>", plain=True),
 )
 """Of Qwen3 and DeepSeek-R1, Magistral, Seed-OSS, MiniMax, LongCat, K2, OpenThinker, Command A,
-Apertus, Gemma 4, Kimi-VL, and of models that answer in XML."""
+Apertus, Gemma 4, Kimi-VL, and of models that answer in XML.
+"""
 OPENINGS: Mapping[str, Pair] = {pair.opening: pair for pair in PAIRS}
 CLOSINGS: Mapping[str, Pair] = {pair.closing: pair for pair in PAIRS}
 
@@ -51,15 +50,16 @@ ENDS = ("<|end|>", "<|return|>", "<|call|>")
 HARMONY = (START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>")
 """The marks of the harmony format (GPT-OSS)."""
 REQUIRED = frozenset({START, CHANNEL, MESSAGE, ENDS[0]})
-"""Without these special tokens a model does not speak harmony."""
+"""Special tokens without which a model has no harmony format."""
 _HARMONY_MARK = re.compile("|".join(map(re.escape, HARMONY)))
 
 
 def opened_by(prompt: str, statement: str = "") -> str:
-    """Return the opening mark that a prompt's text ends within, empty if it ends within none.
+    """Return the mark still open at the end of a prompt's text, empty if there is none.
 
-    Up to the end of the problem's `statement` the text is the problem's, and marks nothing.
+    Text up to the end of the problem's `statement` is the problem's, and marks nothing.
     """
+    # A statement may quote marks, as a problem about parsing would.
     inner = statement.strip()
     if inner and inner in prompt:
         prompt = prompt[prompt.rindex(inner) + len(inner) :]
@@ -68,12 +68,14 @@ def opened_by(prompt: str, statement: str = "") -> str:
 
 
 def special_marks(tokenizer: Any) -> dict[int, str]:
-    """Return the reasoning marks that are special tokens of a Hugging Face tokenizer, by id.
+    """Return the special tokens among the reasoning marks of a Hugging Face tokenizer, by id.
 
-    Both marks of a pair count if either is special; harmony's count if the required ones are.
+    - Both marks of a pair count if either is special.
+    - Harmony's marks count if the required ones are special.
     """
     vocabulary = tokenizer.get_vocab()
 
+    # A token is special if decoding without special tokens drops it, whatever its flags are.
     def special(name: str) -> bool:
         token = vocabulary.get(name)
         return token is not None and not tokenizer.decode([token], skip_special_tokens=True)
@@ -86,7 +88,7 @@ def special_marks(tokenizer: Any) -> dict[int, str]:
 
 
 class Piece(NamedTuple):
-    """A mark and its place, or, where `mark` is empty, the place of what lies between marks."""
+    """A mark and its place; an empty `mark` is the place between marks."""
 
     mark: str
     start: int
@@ -94,7 +96,7 @@ class Piece(NamedTuple):
 
 
 def text_pieces(text: str, start: int = 0) -> Iterator[Piece]:
-    """Cut a text at the names of harmony's marks."""
+    """Split a text at the names of harmony's marks."""
     for match in _HARMONY_MARK.finditer(text, start):
         if match.start() > start:
             yield Piece("", start, match.start())
@@ -105,7 +107,7 @@ def text_pieces(text: str, start: int = 0) -> Iterator[Piece]:
 
 
 def id_pieces(ids: Sequence[int], special: Mapping[int, str]) -> Iterator[Piece]:
-    """Cut ids at those of special marks."""
+    """Split ids at those of special marks."""
     start = 0
     for place in [place for place, token in enumerate(ids) if token in special]:
         if place > start:

@@ -1,6 +1,6 @@
-"""Completions from anywhere: JSONL or Parquet rows with a problem's id and a `text` or a `code`, as Completion rows.
+"""Completions from files: JSONL or Parquet rows with a problem id and a `text` or a `code`.
 
-Reads the files given.
+Rows become Completion rows. Reads the files only.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ _IDS = ("question_id", "task_id", "problem_id")
 
 @dataclass(kw_only=True)
 class Completions:
-    """The completions of some files, read while iterating; `content` says whether rows hold answers or bare programs.
-
-    Rows that cannot be used end the iteration with a UserError, or with `skip_bad_rows` are counted and listed in `bad_rows`
-    as (file, row, reason). Rows that answer one of the problems in `left_out` are counted in `num_left_out` and not used.
-    All are complete after the iteration.
-    """
+    """Completions of files, read while iterating."""
 
     files: list[Path]
     content: Content
+    """Column of the rows: `text`, an answer, or `code`, a bare program."""
     problems: Mapping[str, Problem]
     left_out: frozenset[str] = frozenset()
+    """Ids of problems whose completions are counted and not used."""
     skip_bad_rows: bool = False
+    """Collect bad rows in `bad_rows`, instead of raising a UserError at the first."""
     num_left_out: int = 0
+    """Completions of `left_out` problems; complete after the iteration."""
     bad_rows: list[tuple[str, int, str]] = field(default_factory=list)
+    """File, row and reason; complete after the iteration."""
 
     def __iter__(self) -> Iterator[Completion]:
-        """The completions in the order of their rows.
+        """Yield the completions in the order of their rows.
 
         Raises:
-            UserError: a bad row: no known id, an unknown problem, no text, a second row with the same id and index.
+            UserError: a bad row: no known id, an unknown problem, no text, or the id and index of
+                an earlier row.
         """
         self.bad_rows.clear()
         self.num_left_out = 0
@@ -68,35 +69,38 @@ class Completions:
                 yield completion
 
     def _completion(self, row: Row | RowError, counts: Counter[str]) -> Completion | None:
+        """Return the completion of a row, None for a problem that is left out.
+
+        Raises:
+            RowError: the row cannot be used.
+        """
         if isinstance(row, RowError):
             raise row
-        names = [name for name in _IDS if row.get(name) is not None]
-        if len(names) != 1:
-            raise RowError(
-                f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}"
-            )
-        identifier = str(row[names[0]])
-        # MBPP's file numbers its problems; here the number has the benchmark's name before it.
+        column = _id_column(row)
+        identifier = str(row[column])
+        # MBPP's file numbers its problems. Ids here have the benchmark's name before the number.
         identifiers = (identifier, f"mbpp/{identifier}")
         if not self.left_out.isdisjoint(identifiers):
             return None
         identifier = next((name for name in identifiers if name in self.problems), identifier)
         problem = self.problems.get(identifier)
         if problem is None:
-            some = next(iter(self.problems))
+            example = next(iter(self.problems))
             raise RowError(
-                f"{names[0]} {identifier!r} is no problem of the problems file, whose ids look like {some!r}"
+                f"{column} {identifier!r} is no problem of the problems file, "
+                f"whose ids look like {example!r}"
             )
         content = row.get(self.content)
         if not isinstance(content, str):
             raise RowError(
-                f"column {self.content!r} holds no text; a file has text throughout or code throughout, as its first row"
+                f"column {self.content!r} holds no text; "
+                "a file has text throughout or code throughout, as its first row"
             )
         index = row.get("index")
         if index is None:
             index = counts[identifier]
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**63:
-            raise RowError(f"index must be a whole number from 0, not {index!r:.40}")
+            raise RowError(f"index must be an integer from 0, not {index!r:.40}")
         counts[identifier] += 1
         return Completion(
             prompt_id=identifier,
@@ -106,10 +110,21 @@ class Completions:
             difficulty=problem.difficulty,
             prompt_token_ids=(),
             output_token_ids=(),
-            # Parquet holds no lone surrogates; in a program's string literal the escape means the same.
+            # Parquet holds no lone surrogates. In a string literal of a program, the escape means
+            # the same.
             text=content.encode("utf-8", "backslashreplace").decode(),
             finish_reason="stop",
         )
+
+
+def _id_column(row: Row) -> str:
+    """Return the one column of a row with a problem id."""
+    names = [name for name in _IDS if row.get(name) is not None]
+    if len(names) != 1:
+        raise RowError(
+            f"it needs one of the columns {', '.join(_IDS)}, and has {', '.join(names) or 'none'}"
+        )
+    return names[0]
 
 
 def open_completions(
@@ -119,14 +134,16 @@ def open_completions(
     skip_bad_rows: bool,
     left_out: Iterable[str] = (),
 ) -> Completions:
-    """The completions of a file or a directory of files; the first row says whether they are answers or programs.
+    """Open the completions of a file or a directory of files.
 
-    `left_out` are ids of problems on which no program can be graded.
+    The first row decides if they are answers or programs. Completions of problems in `left_out`, on
+    which no program can be graded, are counted and not used.
 
     Raises:
         UserError: as for `content_of`.
     """
     files = list_files(path, "completions")
+    # Only ids, sources and difficulties are needed; tests can be gigabytes.
     lean = {
         key: dataclasses.replace(problem, statement="", tests=())
         for key, problem in problems.items()
@@ -142,7 +159,9 @@ def open_completions(
 
 
 def content_of(files: list[Path]) -> Content:
-    """Whether the rows of some files hold answers, `text`, or bare programs, `code`; the first row decides.
+    """Return `text` if the rows of the files hold answers, `code` if they hold bare programs.
+
+    The first row decides.
 
     Raises:
         UserError: no row, or a first row with neither or both.
@@ -155,10 +174,10 @@ def content_of(files: list[Path]) -> Content:
                 name for name in ("text", "code") if row.get(name) is not None
             ]
             if len(contents) != 1:
-                have = ", ".join(sorted(row))
+                columns = ", ".join(sorted(row))
                 raise UserError(
-                    f"{file}, row {number}: it needs a column text (an answer, to be extracted from) or code (a program, as it "
-                    f"is), one of them; it has {have}"
+                    f"{file}, row {number}: it needs one column of text (an answer, to be "
+                    f"extracted from) and code (a program, as it is); it has {columns}"
                 )
             return contents[0]
     raise UserError(

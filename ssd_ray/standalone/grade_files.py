@@ -54,19 +54,19 @@ class Job:
     floor: str = "L1"
     """The weakest sandbox level allowed."""
     workers: int = 1
-    """Processes that grade at a time."""
+    """Number of processes."""
     skip_bad_rows: bool = False
     thinking: bool = False
     """True if the texts begin within a reasoning part."""
     max_infrastructure_errors: float = 0.01
-    """Share of ungraded completions above which a group has no score."""
+    """Largest share of ungraded completions in a group with a score."""
 
 
 def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
     """Grade a file of completions; return the content of `scores.json`.
 
     Raises:
-        UserError: a bad row, a problem that cannot be graded, or a sandbox below the floor.
+        UserError: a bad row, a problem without sound tests, or a sandbox below the floor.
         InfrastructureError: workers crashed too often; the same call resumes.
     """
     # Read first: a mistake in the completions shows before minutes are spent on the problems.
@@ -112,7 +112,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
-    """Return the identities of the artifacts, in the order in which they are made.
+    """Return the identities of the artifacts in the order of their making.
 
     Inputs hand their revision on, unlike those of a run: here no step compares contents.
     """
@@ -139,7 +139,7 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
     """Raise an error for a directory made from other files or rules, before it is touched.
 
     Raises:
-        UserError: an artifact is stale; the message names the difference and what to delete.
+        UserError: an artifact is stale; the message names the difference and the remedy.
     """
     stale = {
         out / name: wanted
@@ -155,7 +155,7 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
-    """Write the problems that can be graded; return facts with those that are left out."""
+    """Write the problems with sound tests; return facts with the others."""
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
     if loaded.format == "evalplus":
         progress.say(
@@ -233,7 +233,7 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
 
 
 def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> dict[str, Any]:
-    """Grade the completions that have no verdict yet; return facts."""
+    """Grade the completions without a verdict; return facts."""
     spec = GradingSpec(
         benchmark=(job.out / "benchmark").resolve(),
         rules=job.rules,
@@ -259,7 +259,7 @@ _grader: Grader | None = None
 
 
 def _set_up(spec: GradingSpec, parent: int) -> None:
-    """Make the grader of a worker process, which ends with its parent."""
+    """Make the grader of a worker process, and end the process with its parent."""
     global _grader
     walls.die_with_parent()
     # The parent may have ended before the kernel was asked.
@@ -277,7 +277,7 @@ def _grade(piece: Mapping[str, Any]) -> int:
 def _grade_slices(spec: GradingSpec, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
     """Yield the number of rows of each slice as it is graded.
 
-    A pool that lost a process is replaced, at most `_MAX_FAILURES` times.
+    A pool with a crashed process is replaced, at most `_MAX_FAILURES` times.
 
     Raises:
         InfrastructureError: processes crashed more often.

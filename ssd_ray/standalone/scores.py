@@ -1,6 +1,6 @@
-"""What the stand-alone grader leaves: one Parquet file of verdicts and a JSON file of scores with their intervals.
+"""Output of `ssd-ray grade`: a Parquet file of verdicts, a JSON file of scores.
 
-Reads the shards of a verdicts artifact; writes `verdicts.parquet` and `scores.json` beside it.
+Reads shards of verdicts. Writes `verdicts.parquet` and `scores.json` next to them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ssd_ray.schema import Verdict
 from ssd_ray.statistics.metrics import pass_at_k_matrix, score_interval
 
 CONFIDENCE = 0.95
+"""Level of the intervals."""
 _COLUMNS = {
     "prompt_id": "problem_id",
     "sample_index": "index",
@@ -34,7 +35,7 @@ _COLUMNS = {
     "difficulty": "difficulty",
     "detail": "detail",
 }
-"""The columns of verdicts.parquet, by the fields that they come from."""
+"""Columns of verdicts.parquet, by their fields of Verdict."""
 
 
 def write(
@@ -46,11 +47,14 @@ def write(
     *,
     max_infrastructure_errors: float,
 ) -> dict[str, Any]:
-    """Write both files into `out` from `out/verdicts` and return the scores.
+    """Write both files into `out` from `out/verdicts`; return the scores.
 
-    A group in which more than `max_infrastructure_errors` of the completions could not be graded has no score. EvalPlus's
-    scores come twice, `base` for the base tests alone. Problems without a completion are counted beside the scores, and so are
-    those that no program can be graded on, with the completions that answer them.
+    - Scores have intervals of level CONFIDENCE.
+    - A group has no score if more than `max_infrastructure_errors` of its completions are
+      ungraded.
+    - EvalPlus's scores come twice; `base` is for the base tests alone.
+    - Counts follow: problems without a completion, and problems on which no program can be graded,
+      with their completions.
     """
     _write_table(out)
     scores: dict[str, Any] = {
@@ -62,6 +66,7 @@ def write(
         "public_only": benchmark["public_only"],
         "tests_left_out": benchmark["tests_left_out"],
     }
+    # Directories of older versions lack this fact.
     scores |= {"problems_left_out": benchmark.get("problems_left_out", [])}
     scores |= {"completions_left_out": benchmark["completions_left_out"]}
     scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
@@ -70,6 +75,7 @@ def write(
 
 
 def _write_table(out: Path) -> None:
+    """Write verdicts.parquet, sorted by problem and index."""
     import pyarrow as pa
 
     tables = [read_table(path, list(_COLUMNS)) for path in shards.shard_paths(out / "verdicts")]
@@ -80,15 +86,17 @@ def _write_table(out: Path) -> None:
 
 
 Counts = dict[str, list[int]]
-"""For every problem: completions graded, right, right on the base tests, not graded."""
+"""By problem: completions graded, accepted, accepted on the base tests, not graded."""
 
 
 def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
+    """Return scores and outcomes by benchmark, in all and by difficulty."""
     groups: dict[str, dict[str, Counts]] = defaultdict(lambda: defaultdict(dict))
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     evalplus = set()
     for verdict in shards.read_rows(out / "verdicts", Verdict):
         outcomes[verdict.source][verdict.outcome] += 1
+        # The group "" is the benchmark itself.
         for group in {"", verdict.difficulty or "unknown"}:
             counts = groups[verdict.source][group].setdefault(verdict.prompt_id, [0, 0, 0, 0])
             failed = verdict.outcome == "infrastructure_error"
@@ -97,8 +105,8 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
             counts[2] += verdict.outcome_base == "accepted"
             counts[3] += failed
         evalplus |= {verdict.source} if verdict.outcome_base else set()
-    given = Counter(source for (source,) in shards.read_columns(out / "benchmark", "source"))
-    found: dict[str, Any] = {}
+    num_problems = Counter(source for (source,) in shards.read_columns(out / "benchmark", "source"))
+    benchmarks: dict[str, Any] = {}
     for source, by_group in sorted(groups.items()):
         scored = {
             group: _scores(
@@ -106,28 +114,36 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
             )
             for group, counts in sorted(by_group.items())
         }
-        whole = scored.pop("")
-        found[source] = {
+        total = scored.pop("")
+        benchmarks[source] = {
             "outcomes": dict(sorted(outcomes[source].items())),
-            "all": whole,
+            "all": total,
             "difficulties": scored if len(scored) > 1 else {},
-            "without_completion": given[source] - whole["problems"],
+            "without_completion": num_problems[source] - total["problems"],
         }
-    return found
+    return benchmarks
 
 
 def _scores(
     counts: list[list[int]], max_infrastructure_errors: float, *, base: bool
 ) -> dict[str, Any]:
-    """pass@1 with its interval, and pass@k for 5 and 10 where every problem has so many graded completions."""
+    """Return pass@1, and pass@5 and pass@10 if every problem has so many graded completions.
+
+    Each has its interval.
+    """
+    # Columns as in `Counts`.
     table = np.array(counts, dtype=np.int64)
     ungraded = float(table[:, 3].sum() / table[:, [0, 3]].sum())
     facts: dict[str, Any] = {"problems": len(counts), "infrastructure_error_rate": ungraded}
     if ungraded > max_infrastructure_errors:
         return {
             **facts,
-            "refused": f"{ungraded:.1%} of the completions could not be graded, more than {max_infrastructure_errors:.1%}",
+            "refused": (
+                f"{ungraded:.1%} of the completions could not be graded, "
+                f"more than {max_infrastructure_errors:.1%}"
+            ),
         }
+    # A problem without graded completions has no estimate. It is in `problems` all the same.
     table = table[table[:, 0] > 0]
     for name, column in (("", 1), ("base ", 2)):
         if name and not base:

@@ -258,7 +258,7 @@ def test_two_calls_do_not_fill_one_directory(tmp_path: Path, problems: Path) -> 
         ({"task_id": "nobody", "code": DOUBLE}, "'nobody' is no problem"),
         ({"code": DOUBLE}, "needs one of the columns"),
         ({"task_id": "p0", "code": 3}, "'code' holds no text"),
-        ({"task_id": "p0", "index": -1, "code": DOUBLE}, "whole number from 0"),
+        ({"task_id": "p0", "index": -1, "code": DOUBLE}, "integer from 0"),
         ({"task_id": "p0", "index": 0, "code": DOUBLE}, "two completions of index 0"),
     ],
 )

@@ -1,8 +1,8 @@
 """Judge an answer: extract its program, run the tests of its problem, compare the outputs.
 
 - `judge` grades one answer; `strict` and `lcb_compat` are the two profiles.
-- `comparison`, `evalplus_comparison`, `final_number`: rules by which outputs are equal.
-- `expected_outputs`: values that a reference solution returns.
+- `comparison`, `evalplus_comparison`, `final_number`: rules of equality for outputs.
+- `expected_outputs`: return values of a reference solution.
 - `humaneval_check`: tests in the form `check(candidate)`.
-- `outcomes`, `blocks`, `output_limit`: results, blocks that are no program, limits of output.
+- `outcomes`, `blocks`, `output_limit`: results, blocks other than the program, limits of output.
 """

@@ -1,8 +1,8 @@
-"""Blocks of answers that were never meant as the program: other languages, demonstrations.
+"""Blocks of answers never meant as the program: other languages, demonstrations.
 
-The rule of extraction picks the block to run, and the verdict on it counts. If that block fails
-every test, signs in the text separate a block of another purpose from a program that fails.
-The functions are pure and parse nothing.
+The rule of extraction picks the block to run, and the verdict on it counts. If the block fails
+every test, signs in the text separate a block of another purpose from a wrong program. The
+functions are pure and parse nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ssd_ray.extraction import Extraction, Rule, names_other_language
 from ssd_ray.schema import Problem
 
 _READS = re.compile(r"\binput[ \t]*[(,)]|\bstdin\b|\bfileinput\b|\b(?:open|read)\([ \t]*0\b")
-"""Signs of a program that reads standard input."""
+"""Signs of reading standard input."""
 
 
 def relabeled(result: Result, problem: Problem, extraction: Extraction, rule: Rule) -> Result:
     """Return the result with outcome `wrong_block` if its block was never meant as the program.
 
-    A block that passed a test is the program.
+    A block with a passed test is the program.
     """
     if result.num_passed or result.outcome in ("accepted", "infrastructure_error"):
         return result
@@ -37,7 +37,7 @@ def wrong_block(problem: Problem, extraction: Extraction, rule: Rule) -> str:
     """Return why the extracted block is no program for the problem, empty without any sign.
 
     - Its fence names another language than Python.
-    - The problem calls a function that this block does not define and another block does.
+    - The problem calls a function, and only another block defines it.
     - The problem is about standard input, and only another block reads it.
     """
     block, other = ("first", "a later") if rule == "first-block" else ("last", "an earlier")
@@ -47,6 +47,7 @@ def wrong_block(problem: Problem, extraction: Extraction, rule: Rule) -> str:
         sign = _READS
         lack = "reads no input"
     else:
+        # `Solution().name` is looked for by its method.
         name = (problem.entry_point or "").rpartition("().")[2]
         sign = _definition(name)
         lack = f"does not define {name}"

@@ -1,7 +1,7 @@
-"""Is it the right answer? Printed text, returned values by the rule of each benchmark, final numbers; reads and writes nothing.
+"""Comparison of outputs: printed text, returned values by benchmark, final numbers.
 
-All comparisons run in the grader, on plain values that an untrusted program chose, so none calls anything the data brings.
-EvalPlus's rules are in `evalplus_comparison`.
+The untrusted program chose the values, so no method of theirs is called. EvalPlus's rules are in
+`evalplus_comparison`. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from ssd_ray.evaluation.sandbox import printable
 from ssd_ray.wire import restored
 
 TOLERANCE = 1e-6
-"""Relative and absolute tolerance where a float is expected; EvalPlus and NeMo Gym use the same figure."""
+"""Relative and absolute tolerance for an expected float, as in EvalPlus and NeMo Gym."""
 
 
 def first_difference(actual: str, expected: str, *, finite: bool = True) -> str:
-    r"""What is wrong with the first line where two outputs disagree, for a reader; empty where they agree.
+    r"""Describe the first line in which two outputs differ; return an empty text if they agree.
 
-    LiveCodeBench's rule: both texts are stripped and split at `\n`, every line is stripped, and there must be as many lines.
-    Two lines agree when they are the same string, or when every whitespace-separated token of both is a decimal number and
-    the numbers are equal one by one, exactly: `6.0` is `6`, `1e3` is `1000`, but 0.30000000000000004 is not 0.3 and NaN is
-    nothing. `finite` numbers only; officially `Infinity` is `inf`.
+    LiveCodeBench's rule:
+
+    - Both texts are stripped and split at `\n`, and must have as many lines. Lines are stripped.
+    - Two lines agree as equal strings, or token by token as equal decimal numbers. Numbers are
+      exact: `6.0` is `6` and `1e3` is `1000`, but 0.30000000000000004 is not 0.3.
+    - NaN equals nothing. With `finite`, neither does infinity; officially `Infinity` is `inf`.
     """
     pairs = zip_longest(actual.strip().split("\n"), expected.strip().split("\n"))
     for number, (got, want) in enumerate(pairs, start=1):
@@ -42,18 +44,20 @@ def first_difference(actual: str, expected: str, *, finite: bool = True) -> str:
 
 
 def _same_line(actual: str, expected: str, *, finite: bool) -> bool:
+    """Return True if two stripped lines agree as texts or as lists of decimal numbers."""
     if actual == expected:
         return True
     try:
         got, wanted = ([Decimal(token) for token in line.split()] for line in (actual, expected))
         return got == wanted and not (finite and any(number.is_infinite() for number in wanted))
     except InvalidOperation:
-        # Not a number; or a signalling NaN, which cannot be compared (officially -4 for the whole sample).
+        # Not a number; or a signaling NaN, which no comparison accepts. Officially that is -4
+        # for all tests.
         return False
 
 
 def shown(value: object) -> str:
-    """A value for a reader, short and on one line."""
+    """Return a value as text for a reader, short and on one line."""
     try:
         return printable(reprlib.repr(value))[:100]
     except ValueError:
@@ -61,14 +65,18 @@ def shown(value: object) -> str:
 
 
 def same_value(actual: object, expected: object) -> bool:
-    """Whether a returned value is the expected JSON value.
+    """Return True if a returned value is the expected JSON value.
 
-    A tuple counts as a list, at every depth. Integers are compared exactly; `6.0` is 6. Where a float is expected, a
-    number within 1e-6, relative or absolute, is right. A bool is only ever equal to a bool, NaN to nothing. Objects have the
-    same keys and equal values; a set, bytes, and a key that is no string have no JSON and are never right. Numbers are those
-    of numpy, Fraction and Decimal too. Of numpy's arrays only those of one value equal anything, as in numpy.
+    - A tuple counts as a list, at every depth.
+    - Integers are compared exactly; `6.0` is 6. Numbers are also those of numpy, Fraction, Decimal.
+    - For an expected float, a number within 1e-6, relative or absolute, is right.
+    - A bool equals only a bool. NaN equals nothing.
+    - Objects have the same keys and equal values.
+    - A set, bytes, and a key other than a string have no JSON and are never right.
+    - An array of numpy equals a value only if it holds one value, as in numpy.
     """
     if isinstance(actual, restored.Numpy) and isinstance(actual.data, list):
+        # An array of several values raises, as numpy does.
         return actual == expected
     actual = _unwrapped(actual)
     if isinstance(expected, bool) or isinstance(actual, bool) or expected is None or actual is None:
@@ -91,7 +99,10 @@ def same_value(actual: object, expected: object) -> bool:
 
 
 def _unwrapped(value: object) -> object:
-    """What a value of numpy, a UserList or a read-only mapping holds; the real part of a complex number without another."""
+    """Return the plain value within a value of numpy, a UserList or a read-only mapping.
+
+    A complex number without an imaginary part counts as its real part.
+    """
     if isinstance(value, restored.Numpy | UserList):
         value = value.data
     elif isinstance(value, MappingProxyType):
@@ -100,6 +111,7 @@ def _unwrapped(value: object) -> object:
 
 
 def _same_number(actual: float | Fraction | Decimal, expected: float) -> bool:
+    """Return True if a number is the expected one: an integer exactly, a float within TOLERANCE."""
     if isinstance(expected, int):
         return actual == expected
     try:
@@ -111,15 +123,18 @@ def _same_number(actual: float | Fraction | Decimal, expected: float) -> bool:
 def same(
     comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]
 ) -> bool:
-    """Whether a returned value is right by a problem's comparison.
+    """Return True if a returned value is right by a problem's comparison.
 
-    `value`: `same_value`. `lcb`: as LiveCodeBench's grader, a tuple becomes a list (the outermost only), then Python's `==`.
-    Names that begin with `evalplus`: see `evalplus_comparison.same`, which alone uses `atol` and `arguments`. `actual` may be
-    the sandbox's `Unsupported`, a value that could not leave it: it is equal to nothing, but it is not None either.
+    - `value`: see `same_value`.
+    - `lcb`: Python's `==`, with the outermost tuple as a list, as in LiveCodeBench's grader.
+    - `evalplus…`: see `evalplus_comparison.same`, the only one to use `atol` and `arguments`.
+
+    `actual` may be the sandbox's `Unsupported`, a value that could not leave it. It equals nothing,
+    but it is not None either.
 
     Raises:
         AmbiguousError: an array of several values, by `value` or `lcb`.
-        ValueError: no such comparison.
+        ValueError: an unknown comparison.
     """
     if comparison == "value":
         return same_value(actual, expected)
@@ -129,10 +144,13 @@ def same(
 
 
 def numeric_answer(text: str) -> Decimal | Fraction | None:
-    """Return the number that an answer ends in, None where there is no number; `final_number` has the rules."""
+    """Return the number at the end of an answer, None if there is none; see `final_number`."""
     return final_number(text)
 
 
 def same_answer(text: str, gold: str) -> bool:
-    """Return True if an answer's number is the gold one, exactly: 18.0 is 18, 3/4 is 0.75, and 0.333 is not 1/3."""
+    """Return True if an answer's number is exactly the gold one.
+
+    18.0 is 18 and 3/4 is 0.75, but 0.333 is not 1/3.
+    """
     return numeric_answer(text) == Decimal(gold)

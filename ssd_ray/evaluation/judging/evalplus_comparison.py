@@ -1,7 +1,10 @@
-"""EvalPlus's rules for returned values, re-done on plain values without numpy; reads and writes nothing.
+"""EvalPlus's rules for returned values, on plain values and without numpy.
 
-Equality first; where a tolerance applies, numpy's `allclose` with rtol 1e-7 (numpy's own figure for `assert_allclose`); and the
-comparisons that single tasks need. Written from the behaviour of evalplus 0.3.1 (`evalplus/eval/__init__.py`).
+- Equality comes first.
+- Under a tolerance, numpy's `allclose` with rtol 1e-7, numpy's default for `assert_allclose`.
+- Single tasks have comparisons of their own.
+
+Source: evalplus 0.3.1, `evalplus/eval/__init__.py`, by its behavior. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +22,17 @@ from ssd_ray.wire import restored
 
 RTOL = 1e-7
 FLOAT_ATOL = 1e-6
-"""The absolute tolerance that a task without one gets once a float is expected of it."""
+"""Absolute tolerance of a task without one, once a float is expected of it."""
 
 Number = int | float | complex
 
 
 def tolerance(atol: float, expected: object) -> float:
-    """The absolute tolerance for a test: `atol`, or 1e-6 where that is 0 and a float, or a list or tuple of floats, is expected.
+    """Return the absolute tolerance for a test.
 
-    EvalPlus keeps the result for the later tests of the same group, so a grader gives back here what it got for the last
-    test, beginning every group with the problem's own.
+    It is `atol`, or 1e-6 if that is 0 and a float, or a list or tuple of floats, is expected.
+    EvalPlus keeps a raised tolerance for later tests of a group. So pass the result for the last
+    test, and begin each group with the problem's own.
     """
     return FLOAT_ATOL if atol == 0 and _is_floats(expected) else atol
 
@@ -36,15 +40,19 @@ def tolerance(atol: float, expected: object) -> float:
 def same(
     comparison: str, actual: object, expected: object, atol: float, arguments: Sequence[object]
 ) -> bool:
-    """Whether a returned value is right.
+    """Return True if a returned value is right.
 
-    `evalplus`: equal, or as close as `tolerance` says, of the same type. `evalplus-set`: the same set of members.
-    `evalplus-not-none`: `expected` says whether there is to be a value at all. `evalplus-root`: a root of the polynomial with
-    the coefficients `arguments[0]`, within `atol`. `evalplus-any`: whatever it is. `evalplus-zero`: 0 is right too.
-    `evalplus-digits`, `evalplus-pyramid`: so is another reading of the task, worked out from the arguments.
+    - `evalplus`: equal, or of the same type and within the `tolerance`.
+    - `evalplus-set`: the same set of members.
+    - `evalplus-not-none`: any value if `expected` is True, None if it is False.
+    - `evalplus-root`: a root of the polynomial with coefficients `arguments[0]`, within `atol`.
+    - `evalplus-any`: any value.
+    - `evalplus-zero`: also 0.
+    - `evalplus-digits`, `evalplus-pyramid`: also another reading of the task, computed from the
+      arguments.
 
     Raises:
-        ValueError: no such comparison.
+        ValueError: an unknown comparison.
     """
     if comparison not in _EXACT:
         raise ValueError(f"no comparison {comparison!r}")
@@ -54,19 +62,21 @@ def same(
         if _EXACT[comparison](actual, expected, atol, arguments):
             return True
     except (TypeError, ValueError, OverflowError):
-        # There, as here, an answer that the rule cannot even be asked about is wrong.
+        # As in EvalPlus, an answer to which the rule does not apply is wrong.
         return False
     atol = tolerance(atol, expected)
     return atol != 0 and type(actual) is type(expected) and _all_close(actual, expected, atol)
 
 
 def _is_floats(value: object) -> bool:
+    """Return True for a float, or a list or tuple of floats that is not empty."""
     if isinstance(value, list | tuple):
         return len(value) > 0 and all(map(_is_float, value))
     return _is_float(value)
 
 
 def _is_float(value: object) -> bool:
+    """Return True for a float of Python or numpy."""
     return isinstance(value, float) or (
         isinstance(value, restored.Numpy) and value.dtype == "float64"
     )
@@ -85,7 +95,8 @@ def _same_members(
     if not isinstance(actual, Iterable) or not isinstance(expected, Iterable):
         return False
     wanted = set(expected)
-    # The program chose the members: colliding hashes would take the grader hours, and a range has no end to speak of.
+    # The program chose the members. Colliding hashes would take the grader hours, and a range may
+    # be too long to read: a member more than expected settles it.
     most = len(wanted) + 1 if isinstance(actual, range) else None
     return set(wire.members(list(itertools.islice(actual, most)))) == wanted
 
@@ -113,7 +124,7 @@ def _or_digits(actual: object, expected: object, atol: float, arguments: Sequenc
 
 
 def _or_pyramid(actual: object, expected: object, atol: float, arguments: Sequence[object]) -> bool:
-    """Mbpp/581: the surface of a square pyramid whose height is that of its apex, rounded."""
+    """Mbpp/581: the surface of a square pyramid with its vertical height, rounded."""
     if actual == expected:
         return True
     edge, height = (_number(argument) for argument in arguments)
@@ -122,29 +133,23 @@ def _or_pyramid(actual: object, expected: object, atol: float, arguments: Sequen
 
 
 def _is_root(actual: object, arguments: Sequence[object], atol: float) -> bool:
-    """HumanEval/32: the polynomial is near 0 there; coefficients from the constant up."""
+    """HumanEval/32: the polynomial is near 0 at the value; coefficients begin with the constant."""
     (coefficients,) = arguments
     if not isinstance(coefficients, list):
-        raise TypeError("coefficients are a list")
-    place = _number(actual)
-    return (
-        abs(
-            sum(
-                _number(factor) * math.pow(place, power)
-                for power, factor in enumerate(coefficients)
-            )
-        )
-        <= atol
-    )
+        raise TypeError("coefficients must be a list")
+    x = _number(actual)
+    terms = (_number(factor) * math.pow(x, power) for power, factor in enumerate(coefficients))
+    return abs(sum(terms)) <= atol
 
 
 def _number(value: object) -> float:
+    """Return a value as a real number; raise TypeError for any other."""
     if isinstance(value, restored.Numpy):
         value = value.data
     if isinstance(value, Fraction | Decimal):
         return float(value)
     if not isinstance(value, int | float):
-        raise TypeError(f"no real number but {type(value).__name__}")
+        raise TypeError(f"expected a real number, got {type(value).__name__}")
     return value
 
 
@@ -163,9 +168,11 @@ _EXACT: dict[str, Rule] = {
 # numpy.allclose(actual, expected, rtol=RTOL, atol=atol) on nested lists and tuples.
 
 Array = tuple[tuple[int, ...], list[Number]]
+"""Shape and numbers, row by row."""
 
 
 def _all_close(actual: object, expected: object, atol: float) -> bool:
+    """Return True as numpy's `allclose` would."""
     if (
         isinstance(actual, list | tuple)
         and isinstance(expected, list | tuple)
@@ -185,13 +192,14 @@ def _all_close(actual: object, expected: object, atol: float) -> bool:
 
 
 def _array(value: object) -> Array | None:
-    """Shape and numbers, row by row, of what numpy would make an array of numbers; None of anything else."""
+    """Return shape and numbers of a value as numpy's numeric array, None for any other value."""
     if isinstance(value, restored.Numpy):
         value = value.data
     elif isinstance(value, UserList | deque | array) or (
         isinstance(value, range) and value.stop - value.start < wire.MAX_NODES
     ):
         value = list(value)
+    # Beyond 64 bits numpy makes an array of objects, which `allclose` refuses.
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return None
     if isinstance(value, int | float | complex):
@@ -213,7 +221,7 @@ def _array(value: object) -> Array | None:
 
 
 def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of two arrays stretched to one another; None where numpy refuses."""
+    """Return the shape of two arrays broadcast together, None if numpy refuses."""
     shape = []
     for a, b in itertools.zip_longest(reversed(left), reversed(right), fillvalue=1):
         if a != b and 1 not in (a, b):
@@ -223,6 +231,7 @@ def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _at(array: Array, place: tuple[int, ...]) -> Number:
+    """Return the number at a place of the broadcast shape."""
     shape, numbers = array
     index = 0
     for size, position in zip(shape, place[len(place) - len(shape) :], strict=True):
@@ -231,6 +240,7 @@ def _at(array: Array, place: tuple[int, ...]) -> Number:
 
 
 def _close(actual: Number, expected: Number, atol: float) -> bool:
+    """Return True as numpy's `isclose` would."""
     left, right = (
         number if isinstance(number, complex) else float(number) for number in (actual, expected)
     )

@@ -1,4 +1,4 @@
-"""Expected values that a file leaves open: the return values of the reference solution.
+"""Expected values by reference: the return values of a problem's own solution.
 
 EvalPlus's files bring inputs only. The reference is untrusted data too, so it runs in the sandbox.
 Reads and writes nothing.
@@ -11,8 +11,8 @@ import dataclasses
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.judging.strict import entry_points, ungradable
-from ssd_ray.evaluation.sandbox import Limits, Sandbox, Unsupported, call
-from ssd_ray.schema import Problem
+from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call
+from ssd_ray.schema import Problem, Test
 from ssd_ray.wire import restored
 
 
@@ -36,7 +36,6 @@ def with_expected(
         UngradableError: no reference, one that fails, or one whose values cannot leave the sandbox.
         InfrastructureError: the sandbox failed.
     """
-    dropped: list[str] = []
     if not needs_expected(problem):
         return problem
     if problem.reference is None or problem.entry_point is None:
@@ -44,25 +43,13 @@ def with_expected(
             problem, "a test has no expected value, and there is no reference to take it from"
         )
     cpu_s = limits.time_s * len(problem.tests)
-    tests = []
+    tests: list[Test] = []
+    dropped: list[str] = []
     with sandbox.converse(
         "calls", [problem.reference], limits, entry_point=entry_points(problem), cpu_s=cpu_s
     ) as conversation:
         for index, test in enumerate(problem.tests, start=1):
-            execution = call(conversation, test.input)
-            if execution.status == "infrastructure_error":
-                raise InfrastructureError(
-                    f"problem {problem.problem_id}, reference: {execution.detail}"
-                )
-            if execution.status != "ok":
-                raise ungradable(
-                    problem,
-                    f"its reference solution ends test {index} with {execution.status} "
-                    f"({execution.detail}), so nothing is known to be right",
-                )
-            value = _comparable(execution.result)
-            if problem.comparison == "evalplus-not-none":
-                value = value is not None
+            value = _returned(problem, index, call(conversation, test.input))
             if isinstance(value, Unsupported):
                 dropped.append(
                     f"problem {problem.problem_id}, test {index}: "
@@ -77,8 +64,23 @@ def with_expected(
     return dataclasses.replace(problem, tests=tuple(tests))
 
 
+def _returned(problem: Problem, index: int, execution: Execution) -> object:
+    """Return the expected value by one call of the reference; raise an error if it failed."""
+    if execution.status == "infrastructure_error":
+        raise InfrastructureError(f"problem {problem.problem_id}, reference: {execution.detail}")
+    if execution.status != "ok":
+        raise ungradable(
+            problem,
+            f"its reference solution ends test {index} with {execution.status} "
+            f"({execution.detail}), so nothing is known to be right",
+        )
+    value = _comparable(execution.result)
+    # The comparison only asks if there is a value, and not every value can leave the sandbox.
+    return value is not None if problem.comparison == "evalplus-not-none" else value
+
+
 def _comparable(value: object) -> object:
-    """Return the value, or `Unsupported` for an iterator, which equals nothing."""
+    """Return the value, or `Unsupported` for an iterator: it equals nothing."""
     return (
         Unsupported(reason=f"a value of type {value.name}")
         if isinstance(value, restored.Iterated)

@@ -1,17 +1,20 @@
-r"""The number that an answer in words ends in.
+r"""The final number of an answer in words.
 
-In this order, the first that holds a number:
+The first place with a number counts, in this order:
 
 - the last `\boxed{...}`;
-- the number right after the last `####` (GSM8K's mark), unless it numbers a heading;
-- the number right after the last "answer is" or "answer:";
-- the last number of the text.
+- right after the last `####` (GSM8K's mark), unless it numbers a heading;
+- right after the last "answer is" or "answer:";
+- the end of the text.
 
-Within one of these the last number counts, where a number is a decimal, a fraction (`\frac{3}{4}`, `3/4`, `2 1/2`), a power
-(`2^{10}`) or in scientific notation. Exponents and digits of units, subscripts, and words in `\text{}` are not numbers.
-Currency, percent and thousands separators do not matter; a minus sign counts unless it stands between two operands.
+Within a place the last number counts. A number is a decimal, a fraction (`\frac{3}{4}`, `3/4`,
+`2 1/2`), a power (`2^{10}`) or in scientific notation.
 
-Reads and writes nothing; takes time proportional to the text.
+- Exponents and digits of units, subscripts, and words in `\text{}` are not numbers.
+- Currency, percent and thousands separators do not matter.
+- A minus sign counts unless it is between two operands.
+
+Reads and writes nothing. Time is proportional to the text.
 """
 
 from __future__ import annotations
@@ -24,23 +27,25 @@ from fractions import Fraction
 Number = Decimal | Fraction
 
 _MOST_TEXT = 100_000
-"""Characters read from the end: a cut-off answer can be megabytes of digits."""
+"""Characters read from the end. An answer cut off by its limit can be megabytes of digits."""
 _MOST_EXPONENT = 400
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
 _ANSWER_IS = re.compile(r"(?i:\banswer\s{0,3}(?:\bis\b(?:\s{0,3}:)?|:|=))")
 _HEADING = re.compile(r"\s{0,3}[.):]\s[^\n]*\S")
-"""What follows the number of a heading, such as `#### 3. Add them up`, within its line."""
+"""The rest of a heading's line after its number, as in `#### 3. Add them up`."""
 
 _WORKED = re.compile(r"\s{0,3}%?\s{0,3}(?:[-+*/\u00d7\u00f7]|of\b)[^.,;\n=]{1,100}=\s{0,3}[-$0-9]")
-"""What follows the first number of a calculation: `#### 2 + 16 = 18`."""
+"""The rest of a calculation after its first number, as in `#### 2 + 16 = 18`."""
 
 _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-"
 )
+# All repeats are bounded: the text is a model's, and nested open repeats could take hours.
 _GROUP = r"\{((?:[^{}]|\{[^{}]{0,100}\}){0,200})\}"
 _EXPONENT = r"\^\s{0,3}(?:\{[^{}]{0,50}\}|[-+]?\w)"
 _WORDS = re.compile(
-    rf"\\(?:text\w{{0,6}}|math\w{{1,6}}|mbox|rm|operatorname|unit)\s{{0,3}}{_GROUP}(\s{{0,3}}{_EXPONENT})?"
+    r"\\(?:text\w{0,6}|math\w{1,6}|mbox|rm|operatorname|unit)\s{0,3}"
+    rf"{_GROUP}(\s{{0,3}}{_EXPONENT})?"
 )
 _REPLACEMENTS = (
     (
@@ -49,7 +54,8 @@ _REPLACEMENTS = (
     ),
     (
         re.compile(
-            r"\^\s{0,3}(?:\{\s{0,3}\\circ\s{0,3}\}|\\circ(?![A-Za-z]))|\\!|\\(?:left|right)(?![A-Za-z])|\$|\\\$"
+            r"\^\s{0,3}(?:\{\s{0,3}\\circ\s{0,3}\}|\\circ(?![A-Za-z]))"
+            r"|\\!|\\(?:left|right)(?![A-Za-z])|\$|\\\$"
         ),
         "",
     ),
@@ -63,17 +69,21 @@ _REPLACEMENTS = (
     (re.compile(rf"(?<![0-9}}]){_EXPONENT}"), " "),
     (re.compile(r"_\s{0,3}(?:\{[^{}]{0,50}\}|\w)"), " "),
 )
-"""Of TeX and typography, what stays is plain: digits without separators, `^`, `\\frac` and a sign of multiplication."""
+r"""From TeX and typography to plain text.
+
+Digits lose their separators; `^`, `\frac` and a multiplication sign stay.
+"""
 
 _DIGITS = r"[0-9]{1,50}(?:\.[0-9]{1,50})?"
 _BRACED = r"\s{0,3}(?:\{\s{0,3}(-?[0-9]{1,50}(?:\.[0-9]{1,50})?)\s{0,3}\}|([0-9]))"
 _TOKEN = re.compile(
     rf"""
-      (?<![A-Za-z_])[A-Za-z_]+[0-9]+(?:\.[0-9]+)?               # the digits of a name or a unit: m2, x1
+      (?<![A-Za-z_])[A-Za-z_]+[0-9]+(?:\.[0-9]+)?      # the digits of a name or a unit: m2, x1
     | (?P<sign>(?<![\w)\]}}])-|^\s{{0,3}}-\s{{1,3}})?
       (?:
-        (?:(?P<whole>[0-9]{{1,50}})\s{{0,3}})?\\frac{_BRACED}{_BRACED}
-      | (?:(?P<units>[0-9]{{1,50}})\s{{1,3}})?(?<![0-9/.])(?P<over>{_DIGITS})/(?P<under>{_DIGITS})(?![0-9/])
+        (?:(?P<integer>[0-9]{{1,50}})\s{{0,3}})?\\frac{_BRACED}{_BRACED}
+      | (?:(?P<units>[0-9]{{1,50}})\s{{1,3}})?(?<![0-9/.])
+        (?P<over>{_DIGITS})/(?P<under>{_DIGITS})(?![0-9/])
       | (?P<factor>{_DIGITS})\s{{0,3}}[\u00d7*x]\s{{0,3}}10\s{{0,3}}
         \^\s{{0,3}}\{{?\s{{0,3}}(?P<scale>[-+]?[0-9]{{1,3}})(?![0-9])\s{{0,3}}\}}?
       | (?P<base>{_DIGITS})\^\{{?\s{{0,3}}(?P<power>[-+]?[0-9]{{1,3}})(?![0-9])\s{{0,3}}\}}?
@@ -83,7 +93,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _ROOT = re.compile(
-    r"(?P<factor>[0-9]{0,9})\s{0,3}\\sqrt\s{0,3}(?:\{\s{0,3}(?P<square>[0-9]{1,18})\s{0,3}\}|(?P<digit>[0-9]))"
+    r"(?P<factor>[0-9]{0,9})\s{0,3}\\sqrt\s{0,3}"
+    r"(?:\{\s{0,3}(?P<square>[0-9]{1,18})\s{0,3}\}|(?P<digit>[0-9]))"
 )
 _IRRATIONAL = re.compile(r"\\(?:sqrt|pi)(?![A-Za-z])|[\u221a\u03c0]")
 _WORKED_OUT = re.compile(r"=|\u2248|\\approx(?![A-Za-z])")
@@ -91,9 +102,13 @@ _ATTACHED = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def final_number(text: str) -> Number | None:
-    """Return the number that an answer ends in, None where there is no number or a box holds an irrational one."""
+    """Return the number at the end of an answer.
+
+    None if there is no number, or if the last box holds an irrational one.
+    """
     boxed = _last_boxed(text)
     if boxed is not None:
+        # `2\sqrt{9}` is a number. A box with another root has none, unless it works one out.
         boxed = _ROOT.sub(_root, boxed)
         if _IRRATIONAL.search(boxed) and not _WORKED_OUT.search(boxed):
             return None
@@ -105,7 +120,7 @@ def final_number(text: str) -> Number | None:
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""Return what is between the braces of the last `\boxed{...}` if it is closed."""
+    r"""Return the text between the braces of the last `\boxed{...}`, None if it is not closed."""
     starts = [match.end() for match in _BOXED.finditer(text)]
     if not starts:
         return None
@@ -118,14 +133,14 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _root(match: re.Match[str]) -> str:
-    """Return a multiple of a square root as digits, unchanged where it is irrational."""
+    """Return a multiple of a square root as digits, unchanged if it is irrational."""
     square = int(match["square"] or match["digit"])
     root = math.isqrt(square)
     return str(int(match["factor"] or 1) * root) if root * root == square else match[0]
 
 
 def _after_mark(text: str) -> Number | None:
-    """Return the number right after the last `####`; a numbered heading with text below it is none."""
+    """Return the number right after the last `####`; a numbered heading with text below is none."""
     _, mark, rest = text.rpartition("####")
     line, _, below = rest.partition("\n")
     match = re.match(r"[\s*$\\(\[]{0,9}(-?[$\\\s]{0,3}[0-9.][^\n]*)", line)
@@ -138,13 +153,17 @@ def _after_mark(text: str) -> Number | None:
 
 
 def _after_phrase(text: str) -> Number | None:
-    """Return the number right after the last "answer is"; the last one of the sentence where it is being worked out."""
+    """Return the number right after the last "answer is".
+
+    In a calculation, it is the last number of the sentence.
+    """
     ends = [match.end() for match in _ANSWER_IS.finditer(text[-_MOST_TEXT:])]
     if not ends:
         return None
     line = text[-_MOST_TEXT:][ends[-1] :].lstrip(" *:\n").partition("\n")[0]
     match = re.match(
-        r"(?:[a-zA-Z]{0,20}\s{0,3}[=\u2248]|approximately|about|equal to|[\s*$\\(\[]){0,9}(-?[$\\\s]{0,3}[0-9.].*)",
+        r"(?:[a-zA-Z]{0,20}\s{0,3}[=\u2248]|approximately|about|equal to|[\s*$\\(\[]){0,9}"
+        r"(-?[$\\\s]{0,3}[0-9.].*)",
         line,
     )
     if match is None:
@@ -158,7 +177,7 @@ def _after_phrase(text: str) -> Number | None:
 
 
 def _first_number(text: str) -> tuple[Number | None, str]:
-    """Return the first number of a line that begins with one, and the plain text after it."""
+    """Return the first number of a line beginning with one, and the plain text after it."""
     plain = _plain(text[:1000])
     for match in _TOKEN.finditer(plain):
         value = _value(match)
@@ -168,8 +187,9 @@ def _first_number(text: str) -> tuple[Number | None, str]:
 
 
 def _last_number(text: str) -> Number | None:
-    """Return the last number, of words and names only where there is no other."""
+    """Return the last number; a number within words or names counts only if there is no other."""
     text = text[-_MOST_TEXT:]
+    # First without the words of `\text{}`, then with them, then the digits of names.
     for plain in (_plain(text), _plain(_WORDS.sub(r" \1 ", text))):
         values = [value for match in _TOKEN.finditer(plain) if (value := _value(match)) is not None]
         if values:
@@ -179,7 +199,7 @@ def _last_number(text: str) -> Number | None:
 
 
 def _plain(text: str) -> str:
-    """Return the text without TeX; words in it are left out, and whatever they are raised to."""
+    """Return the text without TeX, and without words and their exponents."""
     text = _WORDS.sub(lambda match: " " if re.search("[A-Za-z]", match[1]) else match[1], text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
@@ -187,17 +207,19 @@ def _plain(text: str) -> str:
 
 
 def _value(match: re.Match[str]) -> Number | None:
-    """Return the number that a token stands for; None of the digits of a name, of a division by zero and of a giant power."""
+    """Return the number of a token.
+
+    None for digits of a name, a division by zero and a power of more than `_MOST_EXPONENT`.
+    """
     parts = match.groupdict()
-    numerator, denominator = (
-        match[3] or match[4] or parts["over"],
-        match[5] or match[6] or parts["under"],
-    )
+    # Groups 3 to 6 are the braces of `\frac`, each with a form without braces.
+    numerator = match[3] or match[4] or parts["over"]
+    denominator = match[5] or match[6] or parts["under"]
     value: Number | None = None
     if parts["plain"] is not None:
         value = Decimal(parts["plain"])
     elif numerator is not None and Fraction(denominator):
-        value = int(parts["whole"] or parts["units"] or 0) + Fraction(numerator) / Fraction(
+        value = int(parts["integer"] or parts["units"] or 0) + Fraction(numerator) / Fraction(
             denominator
         )
     elif parts["factor"] is not None:
@@ -208,4 +230,5 @@ def _value(match: re.Match[str]) -> Number | None:
         and Fraction(parts["base"])
     ):
         value = Fraction(parts["base"]) ** int(parts["power"])
+
     return -value if value is not None and parts["sign"] else value

@@ -23,13 +23,13 @@ CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)
 """Limits of the trusted side. One call with its arguments is its output."""
 
 _CALL = b'["call",'
-"""Beginning of a line by which a check calls the program."""
+"""Beginning of a check's line with a call of the program."""
 _ANSWERS = (b'["returned",', b'["raised",', b'["awaited",')
-"""Beginnings of lines by which the program answers a call."""
+"""Beginnings of the program's lines with an answer to a call."""
 
 
 class BrokenCheckError(UserError):
-    """A check that fails by itself, or asks for more than its candidate can do.
+    """A check with a fault of its own, or with calls beyond the abilities of its candidate.
 
     `called` is True if the program had answered a call before.
     """
@@ -40,7 +40,7 @@ class BrokenCheckError(UserError):
 
 
 class NoCallError(InfrastructureError):
-    """A check that ran out of time or memory before it called the program."""
+    """A check out of time or memory before it called the program."""
 
 
 def run_check(
@@ -127,6 +127,7 @@ class _Exchange:
         while True:
             self._checker.send_texts([answer])
             asked = self._checker.answer_line(self._check_left_s)
+            # The check has its own time, over all of its parts between calls.
             self._check_left_s -= asked.time_s
             if not isinstance(asked.result, bytes) or not asked.result.startswith(_CALL):
                 return self._end(asked)

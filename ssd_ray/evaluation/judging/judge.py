@@ -25,12 +25,12 @@ _UNFINISHED = "the answer ends within its reasoning"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Rules by which answers are graded."""
+    """Rules for grading answers."""
 
     limits: Limits
     """Limits of one test."""
     profile: Profile = "strict"
-    """The way in which programs run and outputs are compared."""
+    """The way to run programs and compare outputs."""
     extract: Rule = "last-block"
     """The place of the program in the answer."""
 
@@ -50,8 +50,10 @@ def grade_completion(
     require_gradable(problem)
     content = parser.content(completion)
     if problem.kind == "numeric":
+        # Nothing is run: the number is read from the text.
         row = verdict(problem, completion, None, _grade_number(problem, content), sandbox)
     else:
+        # The rule `lcb` reads the text, the others the content.
         extraction = extract(completion.text, content, rules.extract)
         if extraction.code is None:
             result = _no_code(content, "no code in the answer, by the rule of extraction")
@@ -65,7 +67,7 @@ def grade_completion(
 def verdict(
     problem: Problem, completion: Completion, code: str | None, result: Result, sandbox: Sandbox
 ) -> Verdict:
-    """Return the row that records the result of a program."""
+    """Return the row for the result of a program."""
     return Verdict(
         prompt_id=completion.prompt_id,
         sample_index=completion.sample_index,
@@ -92,6 +94,7 @@ def grade_code(problem: Problem, code: str, rules: Rules, sandbox: Sandbox) -> R
     Raises:
         UserError: as for `grade_completion`.
     """
+    # LiveCodeBench's problems have the comparison `lcb`.
     if rules.profile == "lcb-compat" and problem.comparison == "lcb":
         return grade_lcb(problem, code, rules.limits, sandbox)
     return grade_strict(problem, code, rules.limits, sandbox)
@@ -104,7 +107,7 @@ def _no_code(content: Content, lack: str) -> Result:
 
 
 def _grade_number(problem: Problem, content: Content) -> Result:
-    """Compare the number that an answer ends in with the gold one."""
+    """Compare the number at the end of an answer with the gold one."""
     answer = content.text
     if answer is None or numeric_answer(answer) is None:
         return _no_code(content, "no number in the answer")

@@ -34,7 +34,6 @@ Reads and writes nothing.
 from __future__ import annotations
 
 import dataclasses
-
 import time
 
 from ssd_ray import wire
@@ -51,7 +50,7 @@ from ssd_ray.wire import restored
 _ATTEMPTS = 2
 """Attempts at a program if the sandbox crashes, each from the first test."""
 _GRACE_S = 5
-"""Seconds that the official grader waits beyond (limit + 1 s) for every test."""
+"""Seconds of the official grader's patience beyond (limit + 1 s) for every test."""
 _LOADING = -1
 """The index of loading, before the first test."""
 
@@ -65,10 +64,11 @@ def grade_lcb(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> 
 
     Raises:
         UserError: the problem cannot be graded: no tests, tests that are not text of the wire, a
-            kind or comparison unknown to LiveCodeBench, or less than a second for a test. No program
-            can cause this.
+            kind or comparison unknown to LiveCodeBench, or less than a second for a test. No
+            program can cause this.
     """
     _require_gradable(problem, limits)
+    # signal.alarm, which the official grader uses, takes full seconds.
     limit_s = int(limits.time_s)
     deadline_s = (limit_s + 1) * len(problem.tests) + _GRACE_S
     if problem.kind == "stdin":
@@ -121,6 +121,7 @@ def _grade(problem: Problem, conversation: Conversation, limit_s: int, deadline_
         execution = conversation.answer(max(0.0, ends - time.monotonic()))
         time_s += execution.time_s
         outcome, detail = _judge(problem, index, execution)
+        # A thread that ran out of memory explains a wrong answer better than the answer does.
         if outcome == "wrong_answer" and (shortage := conversation.shortage):
             outcome, detail = "memory_limit", f"{detail}; {shortage}"
         if outcome != "accepted":
@@ -205,6 +206,7 @@ def _judge_reply(problem: Problem, index: int, reply: object) -> tuple[Outcome, 
             return "wrong_answer", f"official -2: returned {reason}"
         case ["error", _, "MemoryError", str(message)]:
             return "memory_limit", f"official -4: MemoryError {message}"
+        # The alarm raises within the program, as officially, so it comes as an error.
         case ["error", "time", *_]:
             return "time_limit", "official -3: the alarm went off"
         case ["error", _, str(name), str(message)]:

@@ -21,12 +21,13 @@ OUTCOMES: dict[Status, Outcome] = {
 """The outcome for each status of an execution other than "ok"."""
 
 
+# Part of details on disk: `verdicts.facts` and the report look for these words.
 UNGRADABLE = "cannot be graded:"
-"""Words of a detail that blames the problem: another machine would come to the same."""
+"""Words of a detail blaming the problem: another machine would come to the same."""
 
 
 class UngradableError(UserError):
-    """A problem on which every program would fail; the message names it and the reason."""
+    """A problem with tests no program can pass; the message names it and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,12 @@ class Result:
     detail: str = ""
     """One line for a reader, empty where the outcome says it all."""
     num_passed: int = 0
-    """Tests passed, up to the first that was not."""
+    """Tests passed, up to the first failure."""
     time_s: float = 0.0
-    """Wall time over the tests that ran, without the start of the sandbox."""
+    """Wall time of the tests, without the start of the sandbox."""
     peak_bytes: int = 0
     """Largest resident size of its processes."""
     failed_test: int = -1
-    """Index of the first test that was not passed, -1 if none failed or none ran."""
+    """Index of the first failed test, -1 if none failed or none ran."""
     outcome_base: str = ""
     """Outcome of EvalPlus's base tests alone, empty for other problems."""

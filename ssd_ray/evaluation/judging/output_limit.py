@@ -1,4 +1,4 @@
-"""Output limits that leave space for right answers.
+"""Output limits with space for right answers.
 
 The output limit of a test is never below the need of its expected output:
 
@@ -30,12 +30,12 @@ _ON_THE_WIRE = 8
 
 
 def fitting_limits(limits: Limits, problem: Problem, tests: Sequence[Test]) -> Limits:
-    """Return limits that fit a right answer to each of the tests."""
+    """Return limits with space for a right answer to each of the tests."""
     return _raised(limits, max((_needed_bytes(problem, test, limits) for test in tests), default=0))
 
 
 def fitting_limits_for_replies(limits: Limits, tests: Sequence[Test]) -> Limits:
-    """Return limits that fit printed texts on the wire, where a character takes up to 12 bytes."""
+    """Return limits with space for printed texts on the wire, at up to 12 bytes a character."""
     most = limits.output_kib << 10
     longest = 0
     for test in tests:
@@ -68,7 +68,7 @@ def _raised(limits: Limits, needed_bytes: int) -> Limits:
 
 
 def _needed_bytes(problem: Problem, test: Test, limits: Limits) -> int:
-    """Return the most bytes that a right answer to a test may take."""
+    """Return an upper bound on the bytes of a right answer to a test."""
     if problem.kind == "stdin":
         return _PRINTED * _bytes_of(test.output, (limits.output_kib << 10) // _PRINTED)
     return _ON_THE_WIRE * len(test.input if problem.kind == "asserts" else test.output)

@@ -53,18 +53,18 @@ _EVALPLUS_MIB = 4096
 _EVALPLUS_OUTPUT_KIB = 65536
 """Fits EvalPlus's largest right answers, of 13 MB."""
 _ANY_VALUE = {"evalplus-not-none", "evalplus-any"}
-"""Comparisons that ignore the value. Any is right, also one that cannot leave the sandbox."""
+"""Comparisons without regard to the value, which need not even leave the sandbox."""
 _NEEDS_ARGUMENTS = {"evalplus-root", "evalplus-digits", "evalplus-pyramid"}
 
 
 def grade_strict(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) -> Result:
-    """Run the tests of a problem on a program, in order, up to the first that is not passed.
+    """Run the tests of a problem on a program, in order, up to the first failure.
 
     `limits` hold for each test.
 
     Raises:
-        UserError: the problem cannot be graded: no tests, no entry point, tests that are not text
-            of the wire, or a check that fails by itself. No program can cause this.
+        UserError: the problem cannot be graded: no tests, no entry point, tests in no form of the
+            wire, or a check with a fault of its own. No program can cause this.
     """
     require_gradable(problem)
     is_evalplus = problem.comparison.startswith("evalplus")
@@ -107,11 +107,11 @@ def _retried(run: Callable[[], Result]) -> Result:
 
 
 def require_gradable(problem: Problem) -> None:
-    """Raise an error for a problem on which every program would pass, or none could.
+    """Raise an error for a problem with the same result for every program.
 
     Raises:
         UserError: no tests, or no entry point.
-        UngradableError: a test that no program can pass within any limit.
+        UngradableError: a test beyond any limit.
     """
     if not problem.tests:
         raise UserError(
@@ -172,6 +172,7 @@ def _run_calls(
     ) as conversation:
         for index, test in enumerate(tests):
             expected = _loads(problem, "output", test.output)
+            # The text goes to the process unparsed, so its outermost form is checked here.
             if not (test.input.startswith("[") and test.input.endswith("]")):
                 raise UserError(
                     f"problem {problem.problem_id}: a function test's input must be a list, "
@@ -206,6 +207,7 @@ def _compared(
         return OUTCOMES[execution.status], execution.detail
     if isinstance(execution.result, Unsupported) and problem.comparison not in _ANY_VALUE:
         return "wrong_answer", f"returned {execution.result.reason}"
+    # Parsed only for the three tasks that need them: arguments can be large.
     arguments = (
         _loads(problem, "input", test.input) if problem.comparison in _NEEDS_ARGUMENTS else []
     )
@@ -242,7 +244,7 @@ def _run_asserts(
 
 
 def ungradable(problem: Problem, reason: str) -> UngradableError:
-    """Return the error for a problem on which no program can be graded."""
+    """Return the error for a problem with tests no program can pass."""
     return UngradableError(
         f"problem {problem.problem_id} {UNGRADABLE} {reason}; correct it or leave it out"
     )
@@ -257,7 +259,7 @@ class _Runner:
     """True if one process runs all tests of a group; else each test has its own."""
 
     def batches(self, tests: Iterable[Test]) -> list[tuple[Test, ...]]:
-        """Split the tests of a group into those that share a process."""
+        """Split the tests of a group by process."""
         return [tuple(tests)] if self.one_process_per_group else [(test,) for test in tests]
 
 
@@ -286,7 +288,7 @@ def program_units(problem: Problem, code: str) -> Sequence[str]:
     """Return the source texts to run: imports and helpers for the program, then the program.
 
     - LiveCodeBench's function problems are LeetCode's and come with LeetCode's imports.
-    - The texts are compiled one by one, so that neither changes how the other is read.
+    - Each text is compiled alone, so neither changes how the other is read.
 
     Raises:
         UngradableError: the starter code is not Python before the entry point.
@@ -313,7 +315,7 @@ def starter_preamble(problem: Problem) -> str:
     """Return the starter code before the entry point's decorators, blank if there is none.
 
     Raises:
-        UngradableError: that part is not Python.
+        UngradableError: this part is not Python.
     """
     if not problem.starter_code or not problem.entry_point:
         return ""
@@ -353,7 +355,7 @@ def _parsed(source: str) -> ast.Module | None:
 
 
 def _loads(problem: Problem, field: str, text: str) -> object:
-    """Return a value of a test, which the problem's file wrote."""
+    """Return a value of a test, as written in the problem's file."""
     try:
         return wire.loads(text)
     except wire.MalformedError as error:
