@@ -100,7 +100,7 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
         InfrastructureError: a sandbox failed.
     """
     record = _Record(cache_directory() / "sound-tests")
-    # A sandbox at L4 is a virtual machine of its own, with memory to match.
+    # A sandbox at L4 has a kernel of its own, with a cost in memory and time.
     threads = 1 if floor == "L4" else min(_MOST_THREADS, os.cpu_count() or 1)
     pending: deque[Future[Ready]] = deque()
     with contextlib.ExitStack() as sandboxes, ThreadPoolExecutor(threads) as pool:

@@ -230,5 +230,4 @@ def _value(match: re.Match[str]) -> Number | None:
         and Fraction(parts["base"])
     ):
         value = Fraction(parts["base"]) ** int(parts["power"])
-
     return -value if value is not None and parts["sign"] else value
