@@ -21,7 +21,6 @@ MAX_NAME = 60
 WIDE = {
     "cli/app.py grade",
     "cli/grading.py grade_from_command_line",
-    "evaluation/ray_pool.py grade",
     "training/model/loss.py forward",
     "training/trainer.py train",
 }
