@@ -1,4 +1,4 @@
-"""One process at a time in an output directory. Writes `.lock`."""
+"""Lock of an output directory, for one process at a time. Writes `.lock`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ssd_ray.errors import UserError
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a directory against other processes; the lock goes when the process does.
+    """Lock a directory against other processes for the length of a block.
 
     Raises:
-        UserError: another process holds it, or its storage has no file locks.
+        UserError: another process holds the lock, or the storage has no file locks.
     """
     make_directory(out)
+    # The kernel drops the lock with the process, however that ends: no stale lock is possible.
     with (out / ".lock").open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,7 +29,7 @@ def locked(out: Path) -> Iterator[None]:
             ) from error
         except OSError as error:
             raise UserError(
-                f"{out} is on storage without file locks ({error.strerror}), so nothing would keep two runs apart: "
-                "choose another --out"
+                f"{out} is on storage without file locks ({error.strerror}), "
+                "so two runs could write it at once: choose another --out"
             ) from error
         yield

@@ -1,6 +1,6 @@
-"""Write files and directories so that they are complete or absent after a crash at any instant.
+"""Write files and directories atomically: complete or absent after a crash at any instant.
 
-Each appears by rename. `read_json` reads the JSON files that this package wrote.
+Each appears by rename. `read_json` and `read_json_lines` read this package's own JSON.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _PROBE_BYTES = 1 << 20
 
 
 def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True) -> str:
-    """Sixteen hex digits over the names, sizes and bytes of files; of one above 64 MiB, its first and last MiB stand for it,
-    unless they are to be read `entirely`. Without `names`, a file may be moved and renamed.
+    """Digest names, sizes and bytes of files into sixteen hex digits.
+
+    Of a file above 64 MiB only the first and the last MiB are read, unless `entirely` is set.
+    Without `names`, a file may be moved and renamed.
     """
     sha = hashlib.sha256()
     for path in files:
@@ -36,6 +38,7 @@ def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True)
             elif entirely:
                 sha.update(hashlib.file_digest(handle, "sha256").digest())
             else:
+                # Weights are many GiB; another file of the same size differs at an end.
                 sha.update(handle.read(_PROBE_BYTES))
                 handle.seek(size - _PROBE_BYTES)
                 sha.update(handle.read(_PROBE_BYTES))
@@ -43,51 +46,51 @@ def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that it is either absent or complete, also after a power cut.
+    """Write a file atomically: absent or complete at any instant, also after a power cut.
 
     Raises:
         UserError: the directory is not writable or the disk is full.
     """
     make_directory(path.parent)
-    aside = path.with_name(
-        f".{path.name}.{uuid.uuid4().hex}.partial"
-    )  # containers share numbers of processes
+    # A random name: processes in different containers may have the same id.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with aside.open("wb") as handle:
+        with temporary.open("wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
+            # Without a sync, a power cut may leave the new name without the bytes.
             handle.flush()
             os.fsync(handle.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 
-def publish_directory(aside: Path, target: Path) -> None:
-    """Give a finished directory its name; if another process was first, its directory stays and `aside` too.
+def publish_directory(temporary: Path, target: Path) -> None:
+    """Rename a finished directory to `target`.
+
+    If another process was first, its directory stays, and `temporary` stays too.
 
     Raises:
-        UserError: something else has that name, or the storage refuses.
+        UserError: `target` is a file, or the storage refuses.
     """
     try:
-        aside.rename(target)
+        temporary.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(
-                f"cannot give {aside} the name {target}: {system_reason(error)}; "
-                f"move away what has it"
+                f"cannot rename {temporary} to {target}: {system_reason(error)}; "
+                f"move {target} away and run again"
             ) from error
 
 
-def replace_directory(aside: Path, target: Path) -> None:
-    """Give a finished directory its name, in the place of whatever has it.
-
-    What had the name is moved first: on network storage a directory in use cannot be emptied, but it can be renamed.
-    """
+def replace_directory(temporary: Path, target: Path) -> None:
+    """Rename a finished directory to `target`, in place of an existing directory or file."""
+    # On network storage a directory in use cannot be emptied, but it can be renamed.
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     if target.exists():
         target.rename(old)
-    aside.rename(target)
+    temporary.rename(target)
     if old.is_dir():
         shutil.rmtree(old, ignore_errors=True)
     else:
@@ -95,13 +98,14 @@ def replace_directory(aside: Path, target: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its parents, and see that it can be written.
+    """Make a writable directory and its parents.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be made or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # An existing directory may belong to another user.
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
@@ -114,9 +118,10 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def read_complete_lines(handle: BinaryIO) -> list[bytes]:
-    """Read lines of a growing file from the handle's position on, and leave it after the last.
+    """Read the lines of a growing file from the handle's position on.
 
-    A last line without its newline is being written, or was torn by a kill; it is left out.
+    A last line without its newline is still being written, or was torn by a kill. It is left out,
+    and the position stays before it.
     """
     start = handle.tell()
     data = handle.read()
@@ -134,16 +139,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that this package wrote."""
+    """Read the JSON object of a file of this package.
+
+    Raises:
+        UserError: the file cannot be read or holds no JSON object.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        # A run directory in git-lfs is refused with its own remedy.
         refuse_pointer(path, "a file of this program")
         raise UserError(
-            f"cannot read {path}: {one_line(error)}; delete its directory to make it anew"
+            f"cannot read {path}: {one_line(error)}; delete its directory and run again"
         ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; delete its directory to make it anew")
+        raise UserError(f"{path} holds no JSON object; delete its directory and run again")
     return value
 
 

@@ -1,13 +1,13 @@
-"""Identities of artifacts: the fingerprint that follows from a recipe, and the revision of the code that makes them.
+"""Identity of an artifact: a fingerprint from the recipe, and a revision of the code.
 
-A stage's revision keeps artifacts of this version of ssd_ray apart from those of earlier ones:
+A stage's revision separates its artifacts from those of earlier versions of ssd_ray:
 
-- It goes up by one with a change of the code that makes other contents from the same recipe, or that can no longer read the
-  contents of before. 0 is the revision of every artifact from before there were revisions.
-- It is part of the fingerprint of the stage's own artifacts, and not of those that are made from them: they follow the
-  contents (`lineage.py`), so they stay where the new revision comes out as the old one did.
+- Raise it by one when the code makes other contents from the same recipe, or cannot read the
+  earlier ones. 0 is the revision of all artifacts from before there were revisions.
+- It is part of the fingerprints of the stage's own artifacts alone. Later stages compare contents
+  (`lineage.py`), so they stay valid if a new revision makes the same contents.
 
-docs/design.md says when to raise a revision. Reads and writes nothing.
+docs/design.md has the rules. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ REVISIONS: Mapping[str, int] = {
     "report": 1,
     "completions": 0,
 }
-"""By kind of artifact; verdicts of all profiles, on samples too, share one, and so do the controls with what they control."""
+"""Revisions by kind of artifact.
+
+Verdicts of all profiles share one. A control arm has none of its own.
+"""
 
 
 def revision_of(stage: str) -> int:
@@ -52,9 +55,10 @@ def revision_of(stage: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What an artifact is: its stage, the choices that shape it, the recipe digests of its inputs, the stage's revision.
+    """Stage, choices, inputs and revision of an artifact.
 
-    `revisions` are those above 0 of its stage and of all that it is made from, by stage; they are for the record.
+    `inputs` are recipe digests by name. `revisions`, for the record alone, are those above 0 of the
+    stage and of all its inputs.
     """
 
     stage: str
@@ -65,13 +69,14 @@ class Identity:
 
     @property
     def recipe_digest(self) -> str:
-        """Sixteen hex digits over stage, choices and inputs: what the recipe asks for, whatever the version of ssd_ray."""
+        """Sixteen hex digits over stage, choices and inputs, equal in all versions of ssd_ray."""
         return _digest_of([FORMAT, self.stage, self.choices, self.inputs])
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over the recipe digest's parts and the revision; of revision 0, the recipe digest."""
+        """Sixteen hex digits over the recipe and the revision; at revision 0, the recipe digest."""
         parts = [FORMAT, self.stage, self.choices, self.inputs]
+        # Revision 0 adds nothing, so artifacts from before there were revisions stay valid.
         return _digest_of([*parts, self.revision] if self.revision else parts)
 
     def record(self) -> dict[str, Any]:
@@ -86,13 +91,17 @@ def _digest_of(parts: list[Any]) -> str:
 
 
 def is_asked_for(existing: Mapping[str, Any], identity: Identity) -> bool:
-    """Return True if the record of a directory holds what the recipe asks for, by whatever version of ssd_ray."""
+    """Return True if a directory's record has the recipe digest of `identity`."""
     parts = {name: existing.get(name) for name in ("stage", "choices", "inputs")}
     return _digest_of([FORMAT, *parts.values()]) == identity.recipe_digest
 
 
 def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
-    """Say in what the record of a directory (its `fingerprint.json`) differs from an identity: `was made …`."""
+    """Describe how a directory's record differs from an identity, as `was made …`.
+
+    `existing` is the contents of its `fingerprint.json`.
+    """
+    # Choices come first: they are the user's to change, inputs and revisions follow.
     if changes := own_changes(existing, identity):
         return f"was made with other choices ({changes})"
     before = existing.get("inputs", {})
@@ -101,17 +110,20 @@ def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
     revision = existing.get("revision", 0)
     if revision != identity.revision:
         version = "an earlier" if revision < identity.revision else "a later"
-        return f"was made by {version} version of ssd_ray (revision {revision}, {identity.revision} here)"
+        return (
+            f"was made by {version} version of ssd_ray "
+            f"(revision {revision}, {identity.revision} here)"
+        )
     return f"was made with other choices (stage {existing.get('stage')})"
 
 
 def own_changes(existing: Mapping[str, Any], identity: Identity) -> str:
-    """Name up to three choices in which the record of a directory differs from an identity, inputs apart."""
+    """Describe up to three differing choices of a directory's record and an identity."""
     return "; ".join(list(differences(existing.get("choices", {}), identity.choices))[:3])
 
 
 def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
-    """The leaves where two nested values differ, as `path: old there, new here`."""
+    """Yield the differing leaves of two nested values, as `path: old there, new here`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from differences(

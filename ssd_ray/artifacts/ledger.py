@@ -1,8 +1,11 @@
-"""What a directory of shards holds, by position: one line a shard, appended by the process that wrote it.
+"""Ledger of a directory whose shards several processes write: one line per shard.
 
-A row's position in its source shard is `row * samples + sample_index`; a span is a run of positions. A shard counts once its
-line stands in `ledger/` and its file is there in full. Resuming reads these lines and looks at files' sizes and ends; rows are
-not read. Reads and writes `ledger/*.jsonl`, reads `fingerprint.json`, moves what does not belong to `set-aside/`.
+- A row's position in its source shard is `row * samples + sample_index`; a span is a run of them.
+- Each process appends lines of its own shards to a file of its own.
+- A shard counts once its line is in `ledger/` and its file is complete.
+- Resuming reads the lines, and the sizes and ends of files. It reads no rows.
+
+Reads and writes `ledger/*.jsonl`, reads `fingerprint.json`, moves foreign files to `set-aside/`.
 """
 
 from __future__ import annotations
@@ -23,16 +26,17 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ssd_ray.artifacts.files import read_complete_lines
-from ssd_ray.errors import UserError
+from ssd_ray.errors import UserError, system_reason
 
 _MAGIC = b"PAR1"
-_LOOKERS = 16
+_NUM_READERS = 16
+"""Threads, because a file's size takes a round trip on network storage."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Positions `start` to `stop` (exclusive) of the source shard whose file is `source`.parquet."""
+    """Positions `start` to `stop` (exclusive) of the source shard `source`.parquet."""
 
     source: str
     start: int
@@ -40,22 +44,22 @@ class Span:
 
     @property
     def name(self) -> str:
-        """The name of the shard that holds this span."""
+        """Name of this span's shard."""
         return f"{self.source}.{self.start:08}-{self.stop:08}"
 
     @property
     def rows(self) -> int:
-        """How many positions."""
+        """Number of positions."""
         return self.stop - self.start
 
-    def meets(self, other: Span) -> bool:
-        """Whether the two have a position in common."""
+    def overlaps(self, other: Span) -> bool:
+        """Return True if the two have a position in common."""
         return self.source == other.source and self.start < other.stop and other.start < self.stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An answer that could not be drawn, and why."""
+    """An answer without a row, with the reason."""
 
     prompt_id: str
     sample_index: int
@@ -64,9 +68,9 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One shard: its file and digest, the span it covers, the sums that the manifest wants, and whose shard it is.
+    """One shard: its file, its span, and sums over its rows for the manifest.
 
-    `artifact` is the fingerprint of the directory that it was written for.
+    `artifact` is the fingerprint of the directory at the time of writing.
     """
 
     file: str
@@ -81,8 +85,8 @@ class Record:
     artifact: str = ""
 
     @property
-    def adds_up(self) -> bool:
-        """Whether file, span and number of rows go together."""
+    def is_consistent(self) -> bool:
+        """True if file name, span and number of rows agree."""
         span = self.span
         return (
             0 <= span.start < span.stop
@@ -95,7 +99,10 @@ _RECORD = TypeAdapter(Record)
 
 
 def append_line(path: Path, line: bytes, *, durable: bool) -> None:
-    """Append one line to a file that only this process writes, in one write, so that a kill tears at most the last line.
+    """Append one line to a file of this process alone.
+
+    It is one system call, so a kill tears at most the last line. With `durable`, the line is
+    flushed to the disk before the return.
 
     Raises:
         UserError: the disk is full or the directory cannot be written.
@@ -103,6 +110,7 @@ def append_line(path: Path, line: bytes, *, durable: bool) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
+            # A short write means a full disk; the torn line is skipped by readers.
             if os.write(handle, line + b"\n") != len(line) + 1:
                 raise OSError(28, "No space left on device")
             if durable:
@@ -111,30 +119,36 @@ def append_line(path: Path, line: bytes, *, durable: bool) -> None:
             os.close(handle)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; make room and run again"
+            f"cannot write {path}: {system_reason(error)}; make room and run again"
         ) from error
 
 
 def append(out: Path, writer: str, record: Record) -> None:
-    """Put a shard on record, in the file of the process `writer`; it counts from here on."""
+    """Record a shard in the file of the process `writer`; the shard counts from here on."""
     (out / "ledger").mkdir(exist_ok=True)
-    text = json.dumps(
-        dataclasses.asdict(dataclasses.replace(record, artifact=_fingerprint(out))),
-        separators=(",", ":"),
-    )
+    claimed = dataclasses.replace(record, artifact=_fingerprint(out))
+    text = json.dumps(dataclasses.asdict(claimed), separators=(",", ":"))
     append_line(out / "ledger" / f"{writer}.jsonl", text.encode(), durable=True)
 
 
 class Tail(Generic[T]):
-    """Reads the lines that were added to a directory of `*.jsonl` since the last look; one that is being written waits."""
+    """Reader of lines added to a directory of `*.jsonl` since the last call.
+
+    A line in the middle of being written is read by a later call.
+    """
 
     def __init__(self, directory: Path, parse: Callable[[bytes], T | None]) -> None:
-        self._directory, self._parse = directory, parse
+        self._directory = directory
+        self._parse = parse
         self._offsets: dict[str, int] = defaultdict(int)
 
     def new(self) -> Iterator[T]:
-        """What `parse` makes of each line since the last call, of each writer in its order, without lines that it refuses."""
+        """Yield each new line as parsed, in order per writer.
+
+        Lines parsed as None are left out.
+        """
         for path in sorted(self._directory.glob("*.jsonl")):
+            # Most writers are idle between two calls: their files are not opened.
             if path.stat().st_size == self._offsets[path.name]:
                 continue
             with path.open("rb") as handle:
@@ -145,21 +159,21 @@ class Tail(Generic[T]):
 
 
 def tail(out: Path) -> Tail[Record]:
-    """The ledger of a directory, record by record as they are added."""
+    """Return a reader of new records in a directory's ledger."""
     return Tail(out / "ledger", _parse)
 
 
 def _parse(line: bytes) -> Record | None:
-    """A record from its line; None where the line is torn or somebody else's."""
+    """Parse a record; None if the line is torn or of another program."""
     try:
         record = _RECORD.validate_json(line)
     except ValidationError:
         return None
-    return record if record.adds_up else None
+    return record if record.is_consistent else None
 
 
 def _fingerprint(out: Path) -> str:
-    """What a directory is claimed for; empty where it is not claimed."""
+    """Return the fingerprint of a directory, "" if it is not claimed."""
     try:
         return str(json.loads((out / "fingerprint.json").read_text())["fingerprint"])
     except FileNotFoundError:
@@ -168,38 +182,38 @@ def _fingerprint(out: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What is there: the records that hold, and every file or record that does not, with why."""
+    """Records with a matching file, and each file moved away, with the reason."""
 
     records: tuple[Record, ...]
-    set_aside: tuple[str, ...]
+    moved: tuple[str, ...]
 
     @property
     def coverage(self) -> dict[str, list[tuple[int, int]]]:
-        """For each source shard the covered positions, as sorted runs that do not touch."""
+        """Covered positions by source shard, as sorted runs with gaps in between."""
         runs: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for record in sorted(self.records, key=lambda record: record.span):
-            own = runs[record.span.source]
-            if own and own[-1][1] == record.span.start:
-                own[-1] = (own[-1][0], record.span.stop)
+            covered = runs[record.span.source]
+            if covered and covered[-1][1] == record.span.start:
+                covered[-1] = (covered[-1][0], record.span.stop)
             else:
-                own.append((record.span.start, record.span.stop))
+                covered.append((record.span.start, record.span.stop))
         return dict(runs)
 
     @property
     def positions(self) -> int:
-        """Positions that are covered: rows on disk and answers on record as failed."""
+        """Number of covered positions: rows on disk and answers recorded as failed."""
         return sum(record.span.rows for record in self.records)
 
     @property
     def shards(self) -> list[dict[str, Any]]:
-        """Every shard as a manifest names it."""
+        """Entries of all shards for a manifest."""
         return [
             {"name": record.file, "bytes": record.bytes, "sha256": record.sha256}
             for record in self.records
         ]
 
     def facts(self) -> dict[str, Any]:
-        """Sums over the records: rows, tokens, finish reasons, failed answers."""
+        """Return sums over the records: rows, tokens, finish reasons, failed answers."""
         reasons: Counter[str] = Counter()
         for record in self.records:
             reasons.update(record.finish_reasons)
@@ -216,9 +230,9 @@ class Audit:
 
 
 def audit(out: Path, *, digests: bool = False) -> Audit:
-    """Hold the ledger against the files, and move files that do not belong to `set-aside/`.
+    """Compare the ledger with the files, and move files without a match to `set-aside/`.
 
-    With `digests` every shard is read and its SHA-256 compared; otherwise its size and its first and last bytes are.
+    Size and first and last bytes of each shard are compared, with `digests` its SHA-256 instead.
     """
     with os.scandir(out) as entries:
         files = {
@@ -226,89 +240,84 @@ def audit(out: Path, *, digests: bool = False) -> Audit:
             for entry in entries
             if entry.name.endswith(".parquet") and not entry.name.startswith(".")
         }
-    held, complaints = _held(out, digests)
+    matching, problems = _compare(out, digests)
     kept: list[Record] = []
-    for record in sorted(held, key=lambda record: record.span):
-        if kept and kept[-1].span.meets(record.span):
-            complaints[record.file] = f"holds rows that {kept[-1].file} holds"
+    for record in sorted(matching, key=lambda record: record.span):
+        # An engine may outlive its driver and draw rows again, in other shards: the first wins.
+        if kept and kept[-1].span.overlaps(record.span):
+            problems[record.file] = f"holds rows that {kept[-1].file} holds"
         else:
             kept.append(record)
-    told = []
+    moved = []
     for name in sorted(files - {record.file for record in kept}):
-        told.append(f"{name} {complaints.get(name, 'is in no ledger')}")
-        _set_aside(out / name)
-    return Audit(records=tuple(kept), set_aside=tuple(told))
+        moved.append(f"{name} {problems.get(name, 'is in no ledger')}")
+        _move_away(out / name)
+    return Audit(records=tuple(kept), moved=tuple(moved))
 
 
 class Arrivals:
-    """The shards of a directory that are as recorded, each once, as they come; all of them where nothing keeps a ledger."""
+    """Reader of the shards of a growing directory, each shard once.
+
+    With a ledger, a shard arrives when its file matches its record; without one, when it appears.
+    """
 
     def __init__(self, out: Path) -> None:
-        self._out, self._tail = out, tail(out)
+        self._out = out
+        self._tail = tail(out)
         self._waiting: list[Record] = []
-        self._given: set[str] = set()
+        self._seen: set[str] = set()
 
     def new(self) -> list[Path]:
-        """What came since the last call, in the order of names; only records that are new, or did not hold yet, are looked at."""
+        """Return new arrivals since the last call, in the order of their names."""
         if (self._out / "ledger").is_dir():
-            records = [
-                record
-                for record in (*self._waiting, *self._tail.new())
-                if record.file not in self._given
-            ]
-            problems = _complaints(self._out, records, digests=False)
-            self._waiting = [
-                record
-                for record, problem in zip(records, problems, strict=True)
-                if problem is not None
-            ]
-            there = {
-                record.file
-                for record, problem in zip(records, problems, strict=True)
-                if problem is None
-            }
+            arrived = self._matching()
         else:
-            there = {path.name for path in self._out.glob("[!.]*.parquet")} - self._given
-        self._given |= there
-        return [self._out / name for name in sorted(there)]
+            arrived = {path.name for path in self._out.glob("[!.]*.parquet")} - self._seen
+        self._seen |= arrived
+        return [self._out / name for name in sorted(arrived)]
+
+    def _matching(self) -> set[str]:
+        """Return files equal to their record; other records wait for the next call."""
+        # Network storage may show a record before its file.
+        candidates = (*self._waiting, *self._tail.new())
+        records = [record for record in candidates if record.file not in self._seen]
+        problems = _problems(self._out, records, digests=False)
+        checked = list(zip(records, problems, strict=True))
+        self._waiting = [record for record, problem in checked if problem is not None]
+        return {record.file for record, problem in checked if problem is None}
 
 
-def _complaints(out: Path, records: list[Record], *, digests: bool) -> list[str | None]:
-    """Of each record what is wrong with its file; None where nothing is."""
+def _problems(out: Path, records: list[Record], *, digests: bool) -> list[str | None]:
+    """Return for each record how its file differs, None if it matches."""
     if not records:
         return []
-    own = _fingerprint(out)
-    with ThreadPoolExecutor(_LOOKERS) as lookers:
+    fingerprint = _fingerprint(out)
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
         return list(
-            lookers.map(lambda record: _complaint(out / record.file, record, own, digests), records)
+            readers.map(
+                lambda record: _problem(out / record.file, record, fingerprint, digests), records
+            )
         )
 
 
-def _held(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
-    """The records that their files are as, and of every other file on record what is wrong with it.
-
-    A file that was drawn again has several records, in ledgers whose names say nothing of their order; one has to hold.
-    """
+def _compare(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
+    """Split ledger records into those whose file matches and the reasons why the others do not."""
     records = list(tail(out).new())
-    problems = _complaints(out, records, digests=digests)
-    held = {
-        record.file: record
-        for record, problem in zip(records, problems, strict=True)
-        if problem is None
-    }
-    wrong = {
+    problems = _problems(out, records, digests=digests)
+    checked = list(zip(records, problems, strict=True))
+    # A shard that was drawn again has several records, in files of unknown order: one must match.
+    matching = {record.file: record for record, problem in checked if problem is None}
+    reasons = {
         record.file: problem
-        for record, problem in zip(records, problems, strict=True)
-        if problem is not None
+        for record, problem in checked
+        if problem is not None and record.file not in matching
     }
-    return list(held.values()), {
-        name: problem for name, problem in wrong.items() if name not in held
-    }
+    return list(matching.values()), reasons
 
 
-def _complaint(path: Path, record: Record, own: str, digests: bool) -> str | None:
-    """What is wrong with a shard; None where it is as recorded, for the artifact `own`."""
-    if record.artifact != own:
+def _problem(path: Path, record: Record, fingerprint: str, digests: bool) -> str | None:
+    """Return how a shard differs from its record, None if it matches."""
+    if record.artifact != fingerprint:
         return "was drawn for another run"
     try:
         with path.open("rb") as handle:
@@ -316,8 +325,9 @@ def _complaint(path: Path, record: Record, own: str, digests: bool) -> str | Non
             if size != record.bytes:
                 return f"has {size} bytes and was written with {record.bytes}"
             if digests:
-                same = hashlib.file_digest(handle, "sha256").hexdigest() == record.sha256
-                return None if same else "has other bytes than were written"
+                is_same = hashlib.file_digest(handle, "sha256").hexdigest() == record.sha256
+                return None if is_same else "has other bytes than were written"
+            # A Parquet file begins and ends with these bytes; a torn one has no end.
             head = handle.read(len(_MAGIC))
             handle.seek(max(0, size - len(_MAGIC)))
             return None if head == handle.read() == _MAGIC else "is no Parquet file"
@@ -327,19 +337,21 @@ def _complaint(path: Path, record: Record, own: str, digests: bool) -> str | Non
         return "is a directory"
 
 
-def _set_aside(path: Path) -> None:
-    """Move a file out of the artifact, beside earlier ones of its name."""
-    aside = path.parent / "set-aside"
-    aside.mkdir(exist_ok=True)
-    number = next(
-        number for number in itertools.count() if not (aside / f"{path.name}.{number}").exists()
-    )
-    path.rename(aside / f"{path.name}.{number}")
+def _move_away(path: Path) -> None:
+    """Move a file out of the artifact, next to earlier ones of its name."""
+    folder = path.parent / "set-aside"
+    folder.mkdir(exist_ok=True)
+    targets = (folder / f"{path.name}.{number}" for number in itertools.count())
+    path.rename(next(target for target in targets if not target.exists()))
 
 
 def uncovered(span: Span, covered: Iterable[tuple[int, int]], rows: int) -> Iterator[Span]:
-    """The parts of a span that no run of `covered` (sorted) holds, cut into even pieces of at most `rows`."""
+    """Yield the parts of a span outside the sorted runs `covered`.
+
+    Each gap is cut into pieces of even size, of at most `rows` positions.
+    """
     start = span.start
+    # An empty run at the end closes the last gap.
     for begin, end in [*covered, (span.stop, span.stop)]:
         gap = min(begin, span.stop) - start
         if gap > 0:

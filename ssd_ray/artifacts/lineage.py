@@ -1,14 +1,15 @@
-"""What an artifact was made from, by content, where a fingerprint says only by which choices.
+"""Lineage: the contents of the inputs of an artifact, as it read them.
 
-The same choices may come to other contents: on other hardware, with another version of ssd_ray, or because an input was
-resumed after a failing machine. So a stage writes down every input as it read it, and a later run compares.
+A fingerprint names choices. The same choices may lead to other contents: on other hardware, with
+another version of ssd_ray, or after an input was resumed. So a stage records each input as it read
+it, and a later run compares.
 
-- A complete input is known by its contents. One that was still growing is known by its claim, a random name that its
-  directory got when it was claimed; a directory that is made again gets another.
-- Contents are the columns of Parquet shards where their manifest has digests of them, so that rows are known again in files
-  of another version of Parquet; else the bytes of files.
+- A complete input is recorded by its contents.
+- An input in progress is recorded by its claim, the random name of one attempt at it.
+- Contents are digests of columns if the manifest has them, else of the bytes of files. Columns are
+  equal in files of another version of Parquet.
 
-Reads manifests; writes `made-from.json`, and new claims.
+Reads manifests; writes `made-from.json` and new claims.
 """
 
 from __future__ import annotations
@@ -30,37 +31,44 @@ from ssd_ray.artifacts.shards import column_digests, shard_paths
 class Source:
     """An input as an artifact read it.
 
-    `files` is a digest of its shards' bytes, `columns` one of each column of them, `facts` one of its facts; all are empty
-    while it is not complete, and the last two where an earlier version of ssd_ray wrote down neither. So is `claim`.
-    `revisions` are those above 0 of its stage and of all that it was made from.
+    Digests are empty while the input is not complete. `claim`, `columns` and `facts` are also
+    empty in records of earlier versions of ssd_ray.
     """
 
     claim: str
+    """Name of the attempt at it."""
     revisions: Mapping[str, int] = field(default_factory=dict)
+    """Revisions above 0 of its stage and of all its inputs, by stage."""
     files: str = ""
+    """Digest of the bytes of its shards."""
     columns: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each column over all shards."""
     facts: str = ""
+    """Digest of its facts."""
 
     def holds(self, current: Source, *, facts: bool) -> bool:
-        """Return True if the input is as it was, compared as far as both are known; columns that one lacks are defaults."""
+        """Return True if the input is unchanged, compared by the digests of both records.
+
+        Only shared columns are compared, because a missing one holds defaults.
+        """
         if not self.files:
             return self.claim == current.claim
         if facts and self.facts and self.facts != current.facts:
             return False
+        # Another version of Parquet writes other bytes for the same values.
         shared = self.columns.keys() & current.columns.keys()
         if shared and self.files != current.files:
             return all(self.columns[name] == current.columns[name] for name in shared)
         return self.files == current.files
 
     def is_comparable(self, current: Source) -> bool:
-        """Return True if both come from the same revisions, and neither is known by bytes alone where the other has columns."""
-        return self.revisions == current.revisions and not (
-            self.files and bool(self.columns) != bool(current.columns)
-        )
+        """Return True if both have the same revisions, and both or neither have columns."""
+        has_other_kind = self.files and bool(self.columns) != bool(current.columns)
+        return self.revisions == current.revisions and not has_other_kind
 
 
 def source(path: Path) -> Source | None:
-    """Return what a directory holds now; None where it is not claimed."""
+    """Return the current contents of a directory, None if it is not claimed."""
     if not (path / "fingerprint.json").exists():
         return None
     record = read_json(path / "fingerprint.json")
@@ -68,6 +76,7 @@ def source(path: Path) -> Source | None:
     if not (path / "manifest.json").exists():
         return known
     manifest = read_json(path / "manifest.json")
+    # Manifests hold no digests of weights, only their sizes.
     held = sorted(
         [shard["name"], shard.get("sha256") or _weights(path / shard["name"], known.claim)]
         for shard in manifest["shards"]
@@ -82,7 +91,7 @@ def source(path: Path) -> Source | None:
 
 @functools.lru_cache(maxsize=256)
 def _weights(path: Path, _claim: str) -> str:
-    """Digest a file of weights; once, however many arms are made from it."""
+    """Digest a file of weights, once for all arms of one attempt at it."""
     return digest([path] if path.exists() else [])
 
 
@@ -91,51 +100,52 @@ def _digest(value: Any) -> str:
 
 
 def recorded(out: Path) -> dict[str, Source]:
-    """Return the inputs that a directory has on record, by name."""
+    """Return the recorded inputs of a directory by name."""
     if not (out / MADE_FROM).exists():
         return {}
-    found = read_json(out / MADE_FROM)
+    # Records of the first versions are a digest of the files alone.
     return {
         name: Source(claim="", files=value) if isinstance(value, str) else Source(**value)
-        for name, value in found.items()
+        for name, value in read_json(out / MADE_FROM).items()
     }
 
 
 def record(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Put the inputs that a directory is being made from on record, by name; one that has become complete gets its contents."""
+    """Record the inputs of a directory by name, with contents once an input is complete."""
     known = recorded(out)
     current = {
         name: source(path)
         for name, path in inputs.items()
         if name not in known or not known[name].files
     }
-    news = {
+    updates = {
         name: now
         for name, now in current.items()
         if now is not None and known.get(name, now).claim == now.claim
     }
-    _write(out, known, news)
+    _write(out, known, updates)
 
 
 def record_columns(out: Path, name: str, path: Path) -> None:
-    """Add the columns of a complete input to its record, if that has none of the same contents: they are about to go."""
-    known, current = recorded(out), source(path)
+    """Add digests of columns to the record of a complete input before its removal.
+
+    Nothing changes if the record has columns already, or if its contents differ.
+    """
+    known = recorded(out)
+    current = source(path)
     before = known.get(name)
-    if (
-        before is not None
-        and current is not None
-        and before.files == current.files != ""
-        and not before.columns
-    ):
-        _write(
-            out,
-            known,
-            {name: replace(before, columns=current.columns or column_digests(shard_paths(path)))},
-        )
+    if before is None or current is None or before.columns:
+        return
+    if before.files == current.files != "":
+        columns = current.columns or column_digests(shard_paths(path))
+        _write(out, known, {name: replace(before, columns=columns)})
 
 
 def adopt(out: Path, inputs: Mapping[str, Path], revisions: Mapping[str, int]) -> None:
-    """Put on record that a directory is as these revisions make it, once its inputs are known to hold what they held."""
+    """Record a directory of other revisions as equal to one of `revisions`.
+
+    The caller has compared its inputs and found them unchanged.
+    """
     known = recorded(out)
     current = {name: source(path) for name, path in inputs.items() if name in known}
     _write(out, known, {name: now for name, now in current.items() if now and now.files})
@@ -146,17 +156,19 @@ def adopt(out: Path, inputs: Mapping[str, Path], revisions: Mapping[str, int]) -
         )
 
 
-def _write(out: Path, known: Mapping[str, Source], news: Mapping[str, Source]) -> None:
-    if any(known.get(name) != value for name, value in news.items()):
-        every = {name: asdict(value) for name, value in {**known, **news}.items()}
+def _write(out: Path, known: Mapping[str, Source], updates: Mapping[str, Source]) -> None:
+    if any(known.get(name) != value for name, value in updates.items()):
+        every = {name: asdict(value) for name, value in {**known, **updates}.items()}
         write_atomic(out / MADE_FROM, json.dumps(every, indent=1))
 
 
 def changed(out: Path, inputs: Mapping[str, Path], *, facts: bool = False) -> dict[str, bool]:
-    """Return the complete inputs that are no longer as recorded, by name, and for each whether the two are comparable.
+    """Return the changed complete inputs by name: True if comparable with their record.
 
-    Those that are not were made by different versions of ssd_ray. With `facts`, the inputs' facts count too.
+    Inputs of different versions of ssd_ray are not comparable. With `facts`, facts are compared
+    too.
     """
+    # Inputs in progress are skipped: `can_follow` decides about them by their claim.
     differing = {}
     for name, known in recorded(out).items():
         current = source(inputs[name]) if name in inputs else None
@@ -166,12 +178,16 @@ def changed(out: Path, inputs: Mapping[str, Path], *, facts: bool = False) -> di
 
 
 def can_follow(out: Path, name: str, followed: Path) -> bool:
-    """Return True if what a directory holds was made from the input `name` as it grows there now: by its claim."""
-    current, known = source(followed), recorded(out).get(name)
+    """Return True if a directory was made from the current attempt at its growing input `name`."""
+    current = source(followed)
+    known = recorded(out).get(name)
     return current is not None and known is not None and known.claim == current.claim != ""
 
 
 def renew_claim(out: Path) -> None:
-    """Give a directory another claim because shards of it were lost: what follows it may hold rows that came from them."""
+    """Give a directory another claim because some of its shards were lost.
+
+    Artifacts made as it grew may hold rows from lost shards, and must not resume.
+    """
     existing = read_json(out / "fingerprint.json")
     write_atomic(out / "fingerprint.json", json.dumps({**existing, "claim": new_claim()}, indent=1))

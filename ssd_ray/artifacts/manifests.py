@@ -1,9 +1,13 @@
-"""Nouns on disk: directories that are claimed, filled shard by shard, and then whole.
+"""Claim, fill and seal the directory of an artifact.
 
-A stage claims its directory by writing `fingerprint.json` first and seals it by writing `manifest.json` last. No manifest
-means interrupted: resume. A manifest means whole: never touched again. Another fingerprint is refused with what differs.
-Every file appears by rename, so a crash at any instant leaves nothing that a rerun would take for whole. A directory that is
-to be made again goes by one rename, or from its manifest to its fingerprint.
+- A stage claims its directory by writing `fingerprint.json` first.
+- It seals the directory by writing `manifest.json` last.
+- No manifest: the stage was interrupted, and resumes.
+- A manifest: the artifact is complete, and is never touched again.
+- Another fingerprint: refused, with the difference.
+
+Every file appears by rename, so after a crash at any instant no directory looks complete.
+A directory to make again is removed by one rename, or from its manifest to its fingerprint.
 """
 
 from __future__ import annotations
@@ -13,32 +17,29 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ssd_ray.artifacts.files import read_json, write_atomic
 from ssd_ray.artifacts.identity import FORMAT, Identity, staleness
 from ssd_ray.artifacts.shards import column_digests, shard_paths
 from ssd_ray.errors import InfrastructureError, UserError
 
-if TYPE_CHECKING:
-    pass
-
 SHARDS = "shards"
 MADE_FROM = "made-from.json"
-"""What an artifact was made from (`lineage.py`)."""
+"""File with the contents of an artifact's inputs (`lineage.py`)."""
 _NOTHING_MADE = frozenset(
     {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}
 )
-"""What an attempt leaves that failed before it made anything; tests are named by content."""
+"""Files of an attempt that failed before it made anything; tests are named by content."""
 State = Literal["missing", "partial", "complete", "stale"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A whole artifact: its directory, fingerprint and the facts that its stage counted."""
+    """A complete artifact: its directory, its fingerprint and the facts counted by its stage."""
 
     path: Path
     fingerprint: str
@@ -46,19 +47,23 @@ class Artifact:
 
 
 def state_of(out: Path, identity: Identity) -> State:
-    """Where an artifact stands, without touching it; an attempt with other choices that made nothing binds nobody."""
+    """Return the state of an artifact without touching it.
+
+    An attempt with other choices counts as missing if it made nothing.
+    """
     if not (out / "fingerprint.json").exists():
         return "missing"
+    # Files of an attempt without rows are no reason to refuse other choices.
     if read_json(out / "fingerprint.json").get("fingerprint") != identity.fingerprint:
         return "missing" if _names(out) <= _NOTHING_MADE else "stale"
     return "complete" if (out / "manifest.json").exists() else "partial"
 
 
 def load(out: Path) -> Artifact:
-    """A whole artifact from its manifest.
+    """Load a complete artifact from its manifest.
 
     Raises:
-        UserError: the directory holds no manifest, or other shards than those in it.
+        UserError: the directory holds no manifest, or its shards differ from the manifest.
     """
     if not (out / "manifest.json").exists():
         raise UserError(
@@ -67,7 +72,8 @@ def load(out: Path) -> Artifact:
     manifest = read_json(out / "manifest.json")
     if not {"fingerprint", "facts", "shards"} <= manifest.keys():
         raise UserError(
-            f"{out / 'manifest.json'} is not a manifest of this program; delete {out} to make it anew"
+            f"{out / 'manifest.json'} is not a manifest of this program; "
+            f"delete {out} and run again, which makes it again"
         )
     if complaint := damage(out):
         raise UserError(complaint)
@@ -75,17 +81,26 @@ def load(out: Path) -> Artifact:
 
 
 def damage(out: Path) -> str:
-    """What is wrong with the files of a whole artifact, by their names and sizes, and the mend; empty where nothing is."""
+    """Return the damage to a complete artifact's files and its remedy, "" if there is none.
+
+    Only names and sizes are compared.
+    """
     if lost := lost_shards(out):
-        return f"{out / lost[0]} is missing or was changed since it was made; delete {out} to make it anew"
+        return (
+            f"{out / lost[0]} is missing or was changed since it was made; "
+            f"delete {out} and run again, which makes it again"
+        )
     known = {shard["name"] for shard in read_json(out / "manifest.json")["shards"]}
-    if strangers := [path for path in shard_paths(out) if path.name not in known]:
-        return f"{strangers[0]} is in no manifest: somebody put it there after {out.name} was whole; move it away"
+    if unknown := [path for path in shard_paths(out) if path.name not in known]:
+        return (
+            f"{unknown[0]} is not in the manifest: it was added after {out.name} was complete; "
+            "move it away"
+        )
     return ""
 
 
 def lost_shards(out: Path) -> list[str]:
-    """Return the names of a complete artifact's files that are missing or have another size."""
+    """Return the names of a complete artifact's missing files, and those of another size."""
     shards = {shard["name"]: shard["bytes"] for shard in read_json(out / "manifest.json")["shards"]}
     return [
         name
@@ -95,7 +110,9 @@ def lost_shards(out: Path) -> list[str]:
 
 
 def claim(out: Path, identity: Identity) -> Artifact | None:
-    """Claim a directory for an artifact: the artifact itself when it is already whole, else None and the work is ours.
+    """Claim a directory for an artifact; return the artifact if it is complete already.
+
+    With None, the caller is to make it.
 
     Raises:
         UserError: the directory belongs to another fingerprint, or cannot be written.
@@ -108,7 +125,8 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
         return load(out)
     if state == "missing":
         if (out / "fingerprint.json").exists():
-            remove(out)  # an attempt with other choices that made nothing
+            # An attempt with other choices that made nothing.
+            remove(out)
         if _names(out):
             raise UserError(
                 f"{out} is not empty and was not made by this program: choose another --out"
@@ -121,43 +139,40 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
 
 
 def new_claim() -> str:
-    """Return a name for one making of an artifact, by which those that read it as it grows know it again."""
+    """Return a random name for one attempt at an artifact.
+
+    Readers of an artifact in progress recognize the attempt by it.
+    """
     return uuid.uuid4().hex[:16]
 
 
 def _names(out: Path) -> set[str]:
-    """What is in a directory, without what a write that was killed left there."""
-    return (
-        {path.name for path in out.iterdir() if path.suffix != ".partial"}
-        if out.is_dir()
-        else set()
-    )
+    """Return the names in a directory, without those of killed writes."""
+    if not out.is_dir():
+        return set()
+    return {path.name for path in out.iterdir() if path.suffix != ".partial"}
 
 
 def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
-    """Declare an artifact whole: write its manifest, with the shards' names, sizes and digests, as the last act.
+    """Declare an artifact complete: write its manifest, the last file, and return it.
 
-    `facts[SHARDS]`, where a stage keeps account of its shards, says what they have to be, and is no fact. Of others the columns
-    are digested too, so that rows are known again in files of another version of Parquet.
+    The manifest lists names, sizes and digests of all shards. A stage with a ledger passes its own
+    list as `facts[SHARDS]`, and the list does not become a fact. Without a ledger, columns are
+    digested too: another version of Parquet may write the same rows in other bytes.
 
     Raises:
-        InfrastructureError: there is a shard that the stage does not know of.
+        InfrastructureError: a shard is not in the stage's list.
     """
     facts = dict(facts)
-    shards, columns = facts.pop(SHARDS, None), {}
+    shards = facts.pop(SHARDS, None)
+    columns: dict[str, str] = {}
     if shards is None:
-        shards = [
-            {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-            for path in shard_paths(out)
-        ]
+        shards = _described(shard_paths(out))
         columns = column_digests(shard_paths(out))
-    if strangers := {path.name for path in shard_paths(out)} - {shard["name"] for shard in shards}:
+    listed = {shard["name"] for shard in shards}
+    if unknown := {path.name for path in shard_paths(out)} - listed:
         raise InfrastructureError(
-            f"{min(strangers)} came into {out} at the last moment; run again to have it set aside"
+            f"{min(unknown)} appeared in {out} while it was sealed; run again, which moves it away"
         )
     # Weights are many GiB: their sizes are recorded, their bytes are not read again.
     shards += [
@@ -180,34 +195,56 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
     return Artifact(path=out, fingerprint=identity.fingerprint, facts=facts)
 
 
+def _described(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the entries of shards in a manifest."""
+    return [
+        {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in paths
+    ]
+
+
 def reopen(out: Path) -> None:
-    """Take back that an artifact is whole; making it again adds what is missing."""
+    """Delete the manifest of an artifact; its stage then resumes it and adds missing rows."""
     (out / "manifest.json").unlink()
 
 
 def remove(out: Path) -> None:
-    """Delete an artifact. Its manifest goes first, its fingerprint last: one that was half deleted is never taken for another."""
-    last = ("manifest.json", MADE_FROM, "fingerprint.json")
-    (out / last[0]).unlink(missing_ok=True)
+    """Delete an artifact, its manifest first and its fingerprint last.
+
+    In that order, a killed deletion leaves a partial artifact, never a complete one.
+    """
+    (out / "manifest.json").unlink(missing_ok=True)
+    last = (MADE_FROM, "fingerprint.json")
     for path in out.iterdir():
-        if path.name not in last:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    for name in last[1:]:
+        if path.name in last:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for name in last:
         (out / name).unlink(missing_ok=True)
 
 
 def make(out: Path, identity: Identity, act: Callable[[Path], Mapping[str, Any]]) -> Artifact:
-    """Claim `out`, let `act(out)` fill it and return its facts, and seal it; a whole artifact is returned untouched."""
-    whole = claim(out, identity)
-    return whole if whole is not None else seal(out, identity, act(out))
+    """Claim `out`, fill it by `act(out)`, and seal it with the facts returned.
+
+    A complete artifact is returned untouched.
+    """
+    complete = claim(out, identity)
+    return seal(out, identity, act(out)) if complete is None else complete
 
 
 def versions() -> dict[str, str]:
-    """The installed versions that shape numbers, as the package index names them."""
+    """Return installed versions relevant to numbers, by name in the package index."""
     import platform
     from importlib import metadata
 
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in (
         "ssd-ray",
         "torch",
@@ -220,7 +257,7 @@ def versions() -> dict[str, str]:
         "datasets",
     ):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

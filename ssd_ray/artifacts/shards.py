@@ -31,7 +31,7 @@ def read_table(
     """Read a shard, or some of its columns.
 
     Raises:
-        UserError: its bytes are not as they were written, or it has no such column.
+        UserError: the shard is damaged or has no such column.
     """
     import pyarrow.parquet as pq
 
@@ -44,10 +44,10 @@ def read_table(
 
 
 def read_table_of(path: Path, row_type: type[Row], *, memory_map: bool = False) -> pa.Table:
-    """Read a shard of a row type; columns that have a default may be missing.
+    """Read a shard of a row type; columns with a default may be missing.
 
     Raises:
-        UserError: as for `read_table`, or it has other columns.
+        UserError: the shard is damaged, lacks a column without a default, or has unknown columns.
     """
     import pyarrow as pa
 
@@ -59,8 +59,8 @@ def read_table_of(path: Path, row_type: type[Row], *, memory_map: bool = False) 
     with _readable(path):
         if lacking or unknown:
             columns = ", ".join(sorted(lacking or unknown))
-            wrong = f"lacks {columns}" if lacking else f"holds {columns}"
-            raise pa.ArrowInvalid(f"as a table of {row_type.__name__} it {wrong}")
+            fault = f"lacks {columns}" if lacking else f"holds {columns}"
+            raise pa.ArrowInvalid(f"as a table of {row_type.__name__} it {fault}")
         return table
 
 
@@ -85,7 +85,7 @@ def row_groups(path: Path) -> list[int]:
     """Count the rows of each row group of a shard, from its footer.
 
     Raises:
-        UserError: the footer is not as it was written.
+        UserError: the footer is damaged.
     """
     import pyarrow.parquet as pq
 
@@ -95,9 +95,10 @@ def row_groups(path: Path) -> list[int]:
 
 
 def column_digests(paths: Iterable[Path]) -> dict[str, str]:
-    """Digest each column over the rows of shards in their order: sixteen hex digits by column name.
+    """Digest each column over the rows of shards, in order: sixteen hex digits by column name.
 
-    The digests follow the values alone, and neither how rows are cut into shards nor how a version of Parquet writes them.
+    A digest follows from the values alone. The cuts between shards and the bytes
+    written by a version of Parquet make no difference.
 
     Raises:
         UserError: as for `read_table`.
@@ -116,7 +117,7 @@ def column_digests(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def _feed(values: pa.Array, lengths: Any, digest: Any) -> None:
-    """Add an array to the digests of its lengths and its values; token ids are taken as bytes, all else as JSON."""
+    """Add an array to the digests of lengths and values: token ids as bytes, the rest as JSON."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -125,6 +126,7 @@ def _feed(values: pa.Array, lengths: Any, digest: Any) -> None:
         and pa.types.is_integer(values.type.value_type)
         and not values.null_count
     ):
+        # Lengths apart from values: [[1], [2, 3]] must differ from [[1, 2], [3]].
         lengths.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
         digest.update(values.flatten().to_numpy(zero_copy_only=False).tobytes())
     else:
@@ -134,25 +136,27 @@ def _feed(values: pa.Array, lengths: Any, digest: Any) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what pyarrow says of a damaged shard into one sentence with the remedy."""
+    """Turn an error of pyarrow about a damaged shard into one sentence with the remedy."""
     import pyarrow as pa
 
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        # A shard in git-lfs is refused with its own remedy.
         refuse_pointer(path, "a shard of this program")
         raise UserError(
-            f"{path} cannot be read ({one_line(error, 200)}): delete that file and run the same command again"
+            f"{path} cannot be read ({one_line(error, 200)}): "
+            "delete that file and run the same command again"
         ) from error
 
 
 def shard_paths(out: Path) -> list[Path]:
-    """The whole Parquet shards of an artifact, in the order of their names."""
+    """Return the complete Parquet shards of an artifact in the order of their names."""
     return sorted(path for path in out.glob("*.parquet") if not path.name.startswith("."))
 
 
 def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]) -> Path:
-    """Write rows as one Parquet shard that appears whole or not at all.
+    """Write rows as one Parquet shard, which appears by rename, and return its path.
 
     Raises:
         UserError: the directory is not writable or the disk is full.
@@ -161,25 +165,31 @@ def write_shard(out: Path, name: str, rows: Iterable[RowT], row_type: type[RowT]
 
 
 def write_table(out: Path, name: str, table: pa.Table) -> tuple[Path, bytes]:
-    """As `write_shard`, of a table that is in the row type's schema; also returns the bytes of the file."""
+    """Write a table in a row type's schema as one shard; return its path and the file's bytes.
+
+    Raises:
+        UserError: the directory is not writable or the disk is full.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # In memory first, so that the caller can digest exactly the bytes on disk.
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    path, data = out / f"{name}.parquet", sink.getvalue().to_pybytes()
+    path = out / f"{name}.parquet"
+    data = sink.getvalue().to_pybytes()
     write_atomic(path, data)
     return path, data
 
 
 def read_rows(out: Path, row_type: type[RowT]) -> Iterator[RowT]:
-    """Every row of an artifact, shard by shard; one shard is in memory at a time."""
+    """Yield every row of an artifact, with one shard in memory at a time."""
     for path in shard_paths(out):
         yield from from_table(read_table_of(path, row_type), row_type)
 
 
 def read_columns(out: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """The named columns of every row, for keys and counts without the text."""
+    """Yield the named columns of every row, for keys and counts without the text."""
     for path in shard_paths(out):
         table = read_table(path, list(columns))
         yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

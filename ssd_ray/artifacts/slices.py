@@ -1,7 +1,8 @@
-"""Slices of rows by their keys, for workers that read what they are told from Parquet and write one shard: grading's way.
+"""Slices of rows for grading: a worker reads one slice from Parquet and writes one shard.
 
-The driver knows only keys, (`prompt_id`, `sample_index`), and cuts those that are not on disk yet into slices; a worker reads the
-rows of a slice and writes its results as one shard, named after its keys. No row reaches the driver.
+- The driver knows keys alone, (`prompt_id`, `sample_index`), and cuts the missing ones into slices.
+- A worker reads the rows of a slice and writes its results as one shard, named after its keys.
+- No row passes through the driver.
 """
 
 from __future__ import annotations
@@ -25,26 +26,29 @@ Key = tuple[str, int]
 
 
 def keys_on_disk(out: Path) -> set[Key]:
-    """The keys of every row in whole shards."""
+    """Return the keys of all rows in complete shards."""
     return set(shards.read_columns(out, "prompt_id", "sample_index"))
 
 
 def shard_name(keys: list[Key]) -> str:
-    """The name of the shard that holds exactly these keys: a redone batch replaces its own shard and no other."""
+    """Return the name of the shard with exactly these keys.
+
+    A repeated batch replaces its own shard, and no other.
+    """
     return hashlib.blake2b(json.dumps(keys).encode(), digest_size=10).hexdigest()
 
 
 def slices_of(path: Path, done: set[Key], shard_rows: int) -> Iterator[dict[str, Any]]:
-    """The work that is left in one file, one record a shard: the file, and the rows of it to read."""
+    """Yield the work left in one file, a record per shard: the file and the rows to read."""
     table = read_table(path, ["prompt_id", "sample_index"])
     keys = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
-    left = [row for row, key in enumerate(keys) if key not in done]
-    for start in range(0, len(left), shard_rows):
-        yield {"file": str(path.resolve()), "rows": left[start : start + shard_rows]}
+    missing = [row for row, key in enumerate(keys) if key not in done]
+    for start in range(0, len(missing), shard_rows):
+        yield {"file": str(path.resolve()), "rows": missing[start : start + shard_rows]}
 
 
 def read_slice(record: Mapping[str, Any]) -> pa.Table:
-    """The completions of one slice; for workers."""
+    """Read the completions of one slice. Runs in workers."""
     import pyarrow as pa
 
     return read_table_of(Path(record["file"]), Completion).take(
@@ -53,10 +57,11 @@ def read_slice(record: Mapping[str, Any]) -> pa.Table:
 
 
 def log_to_file(directory: Path, name: str) -> None:
-    """Send this worker process's standard output and error to a file of its own in the run's logs."""
+    """Send standard output and error of this process to a file of its own in the run's logs."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}-{socket.gethostname()}-{os.getpid()}.log"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # Descriptors in place of sys.stdout: programs of C++ write to these.
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

@@ -217,7 +217,7 @@ class SamplingRun:
     def _audit(self, *, digests: bool = False) -> Audit:
         """Audit the output directory and report each shard that was set aside."""
         audit = ledger.audit(self.order.out, digests=digests)
-        for complaint in audit.set_aside:
+        for complaint in audit.moved:
             self.progress.say(
                 f"{self.stage}: {complaint}; moved to set-aside/, its rows are drawn again"
             )

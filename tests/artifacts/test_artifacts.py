@@ -71,7 +71,7 @@ def test_a_shard_added_to_a_complete_artifact_is_refused(tmp_path: Path) -> None
 
     manifests.make(tmp_path / "a", IDENTITY, write)
     shards.write_shard(tmp_path / "a", "two", [_completion("q")], Completion)
-    with pytest.raises(UserError, match=r"two\.parquet is in no manifest"):
+    with pytest.raises(UserError, match=r"two\.parquet is not in the manifest"):
         manifests.load(tmp_path / "a")
 
 
@@ -154,7 +154,7 @@ def test_an_artifact_with_an_unknown_shard_is_not_complete(
         ],
     }
     shards.write_shard(out, "two", [_completion("p")], Completion)
-    with pytest.raises(InfrastructureError, match=r"two\.parquet came into .* run again"):
+    with pytest.raises(InfrastructureError, match=r"two\.parquet appeared in .* run again"):
         manifests.seal(out, IDENTITY, facts)
     assert manifests.state_of(out, IDENTITY) == "partial"
     (out / "two.parquet").unlink()

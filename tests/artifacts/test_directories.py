@@ -74,7 +74,7 @@ def test_a_published_directory_never_replaces_another_one(tmp_path: Path, there:
         target.write_text("old")
         with pytest.raises(
             UserError,
-            match=r"cannot give .*aside the name .*target: Not a directory; move away what has it",
+            match=r"cannot rename .*aside to .*target: Not a directory; move .*target away",
         ):
             files.publish_directory(aside, target)
         return
@@ -146,7 +146,7 @@ def test_files_moved_away_never_overwrite_earlier_ones(tmp_path: Path, kind: str
             (tmp_path / "a.parquet").write_text(str(number))
         else:
             _full(tmp_path / "a.parquet", str(number))
-        ledger._set_aside(tmp_path / "a.parquet")
+        ledger._move_away(tmp_path / "a.parquet")
         if number == 1:  # somebody looked at the first one and took it away
             first = tmp_path / "set-aside" / "a.parquet.0"
             first.unlink() if kind == "file" else first.rename(tmp_path / "taken")

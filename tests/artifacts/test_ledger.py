@@ -52,7 +52,7 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
     found = ledger.audit(tmp_path, digests=True)
     assert found.coverage == {"prompts-0": [(0, 6)]}
     assert found.positions == 6
-    assert found.set_aside == ()
+    assert found.moved == ()
     assert found.facts() == {
         "rows": 5,
         "prompt_tokens": 10,
@@ -96,13 +96,13 @@ def test_shards_arrive_once_and_only_what_is_new_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    complaint = ledger._complaint
+    complaint = ledger._problem
 
     def look(path: Path, *arguments: Any) -> str | None:
         looked.append(path.name)
         return complaint(path, *arguments)
 
-    monkeypatch.setattr(ledger, "_complaint", look)
+    monkeypatch.setattr(ledger, "_problem", look)
     arrivals = Arrivals(tmp_path)
     assert arrivals.new() == []
     for start in (0, 2):
@@ -130,7 +130,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     write_unit(tmp_path, Span("p", 9, 11))
     found = ledger.audit(tmp_path)
     assert found.coverage == {"p": [(6, 10), (10, 12)]} or found.coverage == {"p": [(6, 12)]}
-    told = "\n".join(found.set_aside)
+    told = "\n".join(found.moved)
     assert f"{cut.name} has" in told
     assert f"{wrong.name} is no Parquet file" in told
     assert "other.parquet is in no ledger" in told
@@ -138,7 +138,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     assert lost.name not in told
     assert not (tmp_path / cut.name).exists()
     assert len(list((tmp_path / "set-aside").iterdir())) == 4
-    assert ledger.audit(tmp_path).set_aside == ()
+    assert ledger.audit(tmp_path).moved == ()
 
 
 @pytest.mark.parametrize("digests", [True, False])
@@ -150,7 +150,7 @@ def test_a_redrawn_shard_is_checked_against_all_its_records(
     for writer, text in zip(writers, ("first", "second, and longer"), strict=True):
         write_unit(tmp_path, Span("p", 0, 4), writer=writer, text=text)
     found = ledger.audit(tmp_path, digests=digests)
-    assert (found.positions, found.set_aside) == (4, ())
+    assert (found.positions, found.moved) == (4, ())
     assert Arrivals(tmp_path).new() == shards.shard_paths(tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_a_shard_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> No
     assert Arrivals(tmp_path / "own").new() == [tmp_path / "own" / "p.00000000-00000004.parquet"]
     found = ledger.audit(tmp_path / "own")
     assert found.coverage == {"p": [(0, 4)]}
-    assert found.set_aside == (f"{foreign} was drawn for another run",)
+    assert found.moved == (f"{foreign} was drawn for another run",)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_line_that_does_not_add_up_is_no_record(
     path.write_text(
         json.dumps({**json.loads(path.read_text()), **change}) + "\n[" + "[" * 9999 + "\n\0\n"
     )
-    assert ledger.audit(tmp_path).set_aside == ("p.00000000-00000004.parquet is in no ledger",)
+    assert ledger.audit(tmp_path).moved == ("p.00000000-00000004.parquet is in no ledger",)
 
 
 def test_only_a_digest_reveals_a_changed_byte(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
     monkeypatch.setattr(shards, "write_table", replaced_meanwhile)
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
-    assert ledger.audit(out).set_aside == (f"{unit.name}.parquet is in no ledger",)
+    assert ledger.audit(out).moved == (f"{unit.name}.parquet is in no ledger",)
     monkeypatch.setattr(shards, "write_table", write_table)
     heartbeat.begin(out, "one")
     assert late._draw_unit(unit) == 4

@@ -117,4 +117,4 @@ class Deaths:
 
 
 def _drew(status: EngineStatus, span: Span) -> bool:
-    return any(drawn.meets(span) for drawn in status.drawing)
+    return any(drawn.overlaps(span) for drawn in status.drawing)

@@ -51,7 +51,7 @@ def recover(out: Path, span: Span) -> dict[int, Answer]:
     """The answers at positions of `span` that any engine finished and that no shard has, by position."""
     found = {}
     for path in (out / ".journal").glob(f"{span.source}.*.jsonl"):
-        if span_of(path).meets(span):
+        if span_of(path).overlaps(span):
             for line in path.read_bytes().splitlines():
                 entry = decode(line)
                 if entry is not None and span.start <= entry[0] < span.stop:
