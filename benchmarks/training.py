@@ -86,6 +86,7 @@ def batches_of(dataset: Path, steps: int) -> list[list[dict[str, Any]]]:
 
 def ours(model: Path, dataset: Path, steps: int, workers: int, out: Path) -> dict[str, Any]:
     """Seconds of each step under Ray Train, and the first worker's peak."""
+    from ssd_ray.training.job import Job
     from ssd_ray.training.trainer import train
 
     out.mkdir(parents=True)
@@ -102,9 +103,17 @@ def ours(model: Path, dataset: Path, steps: int, workers: int, out: Path) -> dic
         loss_chunk_tokens=256,
         checkpoint_every=steps + 1,
     )
-    logs = out.parent / f"{out.name}-logs"
+    job = Job(
+        dataset=dataset,
+        model=model,
+        out=out,
+        logs=out.parent / f"{out.name}-logs",
+        train=choices,
+        cluster=cluster,
+        seed=0,
+    )
     with connected(cluster):
-        train(dataset, model, choices, cluster, seed=0, out=out, logs=logs, progress=LineProgress())
+        train(job, LineProgress())
     lines = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     return {
         "seconds": [line["seconds"] for line in lines],

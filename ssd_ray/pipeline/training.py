@@ -103,6 +103,7 @@ class Checkpoint(Step):
         check_model(context.model, self.recipe.train, self.recipe.cluster)
 
     def make(self, out: Path, context: RunContext) -> Facts:
+        from ssd_ray.training.job import Job
         from ssd_ray.training.state.export import Serving
         from ssd_ray.training.trainer import train
 
@@ -114,15 +115,15 @@ class Checkpoint(Step):
             chat_template=loading.template_to_export(model, directory, arguments),
             end_tokens=tuple(sorted(ends)),
         )
-        return train(
-            context.run / self.branch.dataset,
-            directory,
-            self.recipe.train,
-            self.recipe.cluster,
-            sampling=self.branch.sample,
-            serving=serving,
-            seed=self.recipe.seed,
+        job = Job(
+            dataset=context.run / self.branch.dataset,
+            model=directory,
             out=out,
             logs=context.logs,
-            progress=context.progress,
+            train=self.recipe.train,
+            cluster=self.recipe.cluster,
+            seed=self.recipe.seed,
+            sampling=self.branch.sample,
+            serving=serving,
         )
+        return train(job, context.progress)

@@ -1,7 +1,9 @@
-"""What can be wrong with a training before it starts: first what shows without samples, then the samples.
+"""Checks before a training starts.
 
-`check_model` needs the model's config.json and looks for packages, so it can come before hours of sampling; `check_samples` reads
-the data set's index. Reads a model directory and a data set; writes nothing.
+- `check_model` needs config.json and the installed packages, and can run before hours of sampling.
+- `check_weight_names` looks at the names of weight files.
+- `check_samples` reads the data set's index.
+- All write nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 
 def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None:
-    """Whether these choices can train the model in this directory, with the packages of this machine.
+    """Check a model directory against the choices of a training and the installed packages.
 
     Raises:
-        UserError: they cannot.
+        UserError: the choices cannot train this model on this machine.
     """
     if not (model / "config.json").exists():
         raise UserError(f"{model} is not a Hugging Face model directory: it has no config.json")
     if "quantization_config" in read_json(model / "config.json"):
         raise UserError(
-            f"{model} holds quantised weights, which cannot be trained: use a model.source with plain weights"
+            f"{model} holds quantized weights, which cannot be trained: "
+            "use a model.source with plain weights"
         )
     try:
         train.check_workers(cluster.train_workers)
@@ -46,32 +49,36 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
     trackers.check(train.trackers)
     if train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
         raise UserError(
-            "train.loss_kernel is 'liger', and its package is not installed: pip install liger-kernel"
+            "train.loss_kernel is 'liger', and its package is not installed: "
+            "pip install liger-kernel"
         )
     _check_modules(config, train)
 
 
 def check_weight_names(model: Path) -> None:
-    """Check that transformers finds the weights of a model directory by their names.
+    """Check a model directory for weights under the names known to transformers.
 
     Raises:
-        UserError: it does not, although vLLM would read every *.safetensors.
+        UserError: there are none. vLLM would read every *.safetensors, and training could not.
     """
     names = ("model.safetensors", weights.INDEX)
     if not any((model / name).exists() for name in names):
         raise UserError(
             f"{model} holds neither {' nor '.join(names)}, by which training finds weights: "
-            "download the one that the model comes with"
+            "download the file that belongs to the model"
         )
 
 
 def _check_attention(config: Any, train: TrainConfig) -> None:
-    """Whether transformers has the model's attention in the kernel that is asked for.
+    """Check the kernel of `train.attention` for the model's kind of attention.
 
-    `sdpa` leaves out the sinks of GPT-OSS, and says so, and the soft cap of Gemma 2's attention scores, and does not say so.
+    Raises:
+        UserError: transformers has no such attention in that kernel, or a package is missing.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    # For GPT-OSS, transformers declares that sdpa lacks the attention sinks. For Gemma 2 it
+    # declares nothing: sdpa silently leaves out the soft cap of its scores.
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     name = getattr(kind, "__name__", config.model_type)
     is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
@@ -79,37 +86,39 @@ def _check_attention(config: Any, train: TrainConfig) -> None:
     in_flash = getattr(kind, "_supports_flash_attn", True)
     if not in_sdpa and not in_flash:
         raise UserError(
-            f"{name} cannot be trained here: transformers has its layers neither for sdpa nor for flash attention"
+            f"{name} cannot be trained here: transformers has its layers neither for sdpa "
+            "nor for flash attention"
         )
     if train.attention == "sdpa":
         if not in_sdpa:
-            why, flash = (
-                (", whose scores are capped", "flash_attention_2")
-                if is_capped
-                else ("", "flash_attention_3")
-            )
-            raise UserError(
-                f"train.attention 'sdpa' cannot compute the attention of {name}{why}: set train.attention={flash}, "
-                "which needs CUDA and the package kernels"
-            )
+            raise _no_sdpa(name, is_capped=is_capped)
         return
     if not in_flash:
         raise UserError(
-            f"train.attention {train.attention!r} cannot compute the attention of {name}: set it to sdpa"
+            f"train.attention {train.attention!r} cannot compute the attention of {name}: "
+            "set it to sdpa"
         )
-    packages = (
-        _FLASH_PACKAGES[train.attention],
-        "kernels",
-    )  # transformers fetches a built kernel where the first is missing
+    # Without the first package, transformers fetches a built kernel through the second.
+    packages = (_FLASH_PACKAGES[train.attention], "kernels")
     if not any(importlib.util.find_spec(package) for package in packages):
         raise UserError(
-            f"train.attention is {train.attention!r}, and neither package {packages[0]} nor kernels is installed: pip install "
-            "kernels"
+            f"train.attention is {train.attention!r}, and neither package {packages[0]} "
+            "nor kernels is installed: pip install kernels"
         )
+
+
+def _no_sdpa(name: str, *, is_capped: bool) -> UserError:
+    """Return the error for a model class whose attention sdpa cannot compute."""
+    reason = ", whose scores are capped" if is_capped else ""
+    flash = "flash_attention_2" if is_capped else "flash_attention_3"
+    return UserError(
+        f"train.attention 'sdpa' cannot compute the attention of {name}{reason}: "
+        f"set train.attention={flash}, which needs CUDA and the package kernels"
+    )
 
 
 def _check_modules(config: Any, train: TrainConfig) -> None:
-    """Whether the model has the modules that LoRA and the router's loss name, from its skeleton without weights."""
+    """Check the modules named by LoRA and the router loss, on a skeleton without weights."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
@@ -123,47 +132,51 @@ def _check_modules(config: Any, train: TrainConfig) -> None:
     if train.lora is not None:
         if any(isinstance(module, Conv1D) for module in skeleton.modules()):
             raise UserError(
-                f"train.lora cannot adapt {type(skeleton).__name__}, whose layers are of the kind Conv1D: leave train.lora out"
+                f"train.lora cannot adapt {type(skeleton).__name__}, whose layers are of the kind "
+                "Conv1D: leave train.lora out"
             )
         adapters.check_targets(skeleton, train.lora)
 
 
 def check_samples(dataset: Path, model: Path, train: TrainConfig, seed: int) -> None:
-    """Whether there is a response to train on, and the model can read every sequence: its tokenizer, its ids, its length.
+    """Check a data set against the model: its tokenizer, its token ids, its longest sequence.
 
     Raises:
-        UserError: there is none, or it cannot.
+        UserError: there is no response to train on, or the model cannot read some sequence.
     """
     examples = Examples(dataset)
     text = loading.load_config(model).get_text_config()
     if not examples.response_lengths.any():
         raise UserError(
-            f"the data set {dataset} holds no response to train on, only masked sequences: set a policy of "
-            "prepare.policies to keep"
+            f"the data set {dataset} holds no response to train on, only masked sequences: "
+            "set a policy of prepare.policies to keep"
         )
-    here, made_with = loading.tokenizer_digests(model), _tokenizer_of(dataset)
-    if any(made_with[name] != digest for name, digest in here.items() if name in made_with):
+    digests = loading.tokenizer_digests(model)
+    recorded = _tokenizer_of(dataset)
+    if any(recorded[name] != digest for name, digest in digests.items() if name in recorded):
         raise UserError(
-            f"the samples in {dataset} were made with another tokenizer than that of {model}: train the model that "
-            "drew them, or sample anew"
+            f"the samples in {dataset} were made with another tokenizer than that of {model}: "
+            "train the model that drew them, or draw new samples"
         )
     smallest, largest = examples.extreme_ids
     if smallest < 0 or largest >= text.vocab_size:
         raise UserError(
-            f"the data set {dataset} holds the token id {smallest if smallest < 0 else largest}, and the vocabulary of "
-            f"{model} has {text.vocab_size} entries: these are samples of another model"
+            f"the data set {dataset} holds the token id {smallest if smallest < 0 else largest}, "
+            f"and the vocabulary of {model} has {text.vocab_size} entries: "
+            "these are samples of another model"
         )
-    context, longest = getattr(text, "max_position_embeddings", None), int(examples.lengths.max())
+    context = getattr(text, "max_position_embeddings", None)
+    longest = int(examples.lengths.max())
     if context is not None and longest > context:
         raise UserError(
-            f"the data set {dataset} holds a sequence of {longest} tokens, and the context of {model} is {context}: "
-            f"set prepare.max_length={context}"
+            f"the data set {dataset} holds a sequence of {longest} tokens, "
+            f"and the context of {model} is {context}: set prepare.max_length={context}"
         )
     split(examples, train.heldout_samples, seed)
 
 
 def _tokenizer_of(dataset: Path) -> dict[str, str]:
-    """Digests of the tokenizer's files that a data set's manifest names; empty where there is none."""
+    """Return digests of tokenizer files from a data set's manifest; empty without a manifest."""
     manifest = dataset / "manifest.json"
     provenance = read_json(manifest)["facts"].get("provenance", {}) if manifest.exists() else {}
     return provenance.get("tokenizer_sha256") or {}

@@ -1,4 +1,4 @@
-"""The job of a training: everything that its workers need to know."""
+"""Job of a training, sent to every worker."""
 
 from __future__ import annotations
 
@@ -15,23 +15,39 @@ UNCHANGED = Decoding()
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker needs to know; paths are absolute and on storage that every worker sees.
+    """Inputs, outputs and choices of one training.
 
-    `sampling` is how the data set was drawn, which the held-out measures are against; `serving` is how the trained model is to
-    be used, which its directory then says; `model_digest` names the base in a resume state.
+    All paths are on storage that every worker sees.
     """
 
     dataset: Path
+    """Directory of Example shards."""
     model: Path
+    """Hugging Face directory of the base model."""
     out: Path
+    """Directory of the artifact: loss log, resume states, and the trained model at its top."""
     logs: Path
+    """Directory of the workers' output and heartbeat."""
     train: TrainConfig
     cluster: ClusterConfig
     seed: int
     sampling: Decoding = UNCHANGED
+    """Decoding that drew the data set; held-out measurements refer to its distribution."""
     serving: Serving = export.AS_THE_BASE
+    """Prompting and decoding to state in the trained model's directory."""
     model_digest: str = ""
+    """Digest of the base, recorded in resume states."""
+
+    def resolved(self) -> Job:
+        """Return the job with absolute paths."""
+        return replace(
+            self,
+            dataset=self.dataset.resolve(),
+            model=self.model.resolve(),
+            out=self.out.resolve(),
+            logs=self.logs.resolve(),
+        )
 
     def with_workers(self, number: int) -> Job:
-        """The job for as many workers as there are at the moment."""
+        """Return the job for the current number of workers."""
         return replace(self, cluster=self.cluster.model_copy(update={"train_workers": number}))

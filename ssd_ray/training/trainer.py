@@ -1,8 +1,10 @@
-"""Fine-tuning as one call: Ray Train starts the workers, restarts them after a crash, and this process shows how far they are.
+"""Fine-tuning as one call: start workers with Ray Train and show their progress.
 
-Workers agree through the artifact's directory: resume states and a loss log go there, so a restart by Ray Train and a
-rerun of the whole program continue alike from the latest whole state. This process only reads the log.
-Reads a data set and a model directory; the workers fill `out` (see `loop.py`), their output goes to `logs`.
+- Ray Train restarts workers after a crash.
+- Workers agree through the artifact's directory, where resume states and the loss log go. A restart
+  by Ray Train and a rerun of the program continue alike from the latest complete state.
+- This process only reads the log.
+- Reads a data set and a model directory. Workers fill `out` (`loop.py`) and write output to `logs`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,89 +32,67 @@ from ray.train import (
 from ray.train.torch import TorchConfig
 
 from ssd_ray.artifacts.files import digest, read_json
-from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
+from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
 from ssd_ray.training.checks import check_model, check_samples
-from ssd_ray.training.job import UNCHANGED, Job
+from ssd_ray.training.job import Job
 from ssd_ray.training.loop import work
 from ssd_ray.training.model.engine import process_environment
 from ssd_ray.training.observe import heartbeat
 from ssd_ray.training.observe.heartbeat import Beat
 from ssd_ray.training.state import export, resume
-from ssd_ray.training.state.export import Serving
 from ssd_ray.training.state.logs import GrowingLog, read_log
 from ssd_ray.training.worker_group import GracefulStop, SizedTrainer, sizes
 
 POLL_S = 0.5
 
 
-def train(
-    dataset: Path,
-    model: Path,
-    choices: TrainConfig,
-    cluster: ClusterConfig,
-    *,
-    sampling: Decoding = UNCHANGED,
-    serving: Serving = export.AS_THE_BASE,
-    seed: int,
-    out: Path,
-    logs: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Fine-tune `model` on `dataset` into `out`, from wherever an earlier attempt stopped; Ray must be initialised.
+def train(job: Job, progress: Progress) -> dict[str, Any]:
+    """Fine-tune `job.model` on `job.dataset` into `job.out` and return the facts.
 
-    Afterwards `out` is a Hugging Face directory with `loss.jsonl` (a line a step) and `training.json` (the facts). All
-    paths are on storage that every node sees. Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs,
-    num_workers, parameters, trained_parameters.
-
-    `sampling` is how the data set was drawn: the held-out measures are against that distribution. `serving` is how the trained
-    model is to be prompted and decoded, for its chat template and generation_config.json; without it the base's stay.
+    - Training resumes from the latest state of an earlier attempt. Ray must be initialized.
+    - Afterwards `job.out` is a Hugging Face directory with `loss.jsonl` (a line a step) and
+      `training.json` (the facts).
+    - Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs, num_workers,
+      heldout_rows, heldout_response_tokens, parameters, trained_parameters.
 
     Raises:
         UserError: the model, the data or a choice makes training impossible.
-        InfrastructureError: workers crashed more than `cluster.max_failures` times without a new state; a rerun goes on from it.
+        InfrastructureError: workers crashed more than `cluster.max_failures` times without a new
+            state. A rerun resumes from the latest one.
     """
-    job = Job(
-        dataset=dataset.resolve(),
-        model=model.resolve(),
-        out=out.resolve(),
-        logs=logs.resolve(),
-        train=choices,
-        cluster=cluster,
-        sampling=sampling,
-        serving=serving,
-        seed=seed,
-    )
+    job = job.resolved()
     job.logs.mkdir(parents=True, exist_ok=True)
     if not (job.out / export.FINISHED).exists():
-        check_model(job.model, choices, cluster)
-        check_samples(job.dataset, job.model, choices, seed)
-        job = replace(
-            job,
-            model_digest=digest(
-                [job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]
-            ),
-        )
-        begin = _step_to_go_on_from(job)
-        _say_if_crowded(cluster, progress)
+        check_model(job.model, job.train, job.cluster)
+        check_samples(job.dataset, job.model, job.train, job.seed)
+        base = [job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]
+        job = replace(job, model_digest=digest(base))
+        begin = _first_step(job)
+        _report_shortage(job.cluster, progress)
         with (
-            progress.task("train", total=choices.steps, unit="steps", done=begin) as task,
-            _shown(job, begin, task, progress),
+            progress.task("train", total=job.train.steps, unit="steps", done=begin) as task,
+            _follow(job, begin, task, progress),
         ):
             _run(job, progress)
     shutil.rmtree(job.out / resume.RESUME, ignore_errors=True)
     return read_json(job.out / export.FINISHED)
 
 
-def _step_to_go_on_from(job: Job) -> int:
-    """The step of the latest resume state, which has to be of this model, and of stage 0 if that is to go on."""
+def _first_step(job: Job) -> int:
+    """Return the step of the latest resume state, 0 without one.
+
+    Raises:
+        UserError: the state is of another model, or one of the two ZeRO stages is 0.
+    """
     step, state = resume.latest(job.out)
     if step and state.get("model", "") not in ("", job.model_digest):
         raise UserError(
-            f"{job.out / resume.RESUME} holds a state of another model than {job.model}: train that one, choose another "
-            "--out, or delete that directory to train from the first step"
+            f"{job.out / resume.RESUME} holds a state of another model than {job.model}: "
+            "train that one, choose another --out, or delete that directory to train from the "
+            "first step"
         )
     if step and (state["zero_stage"] == 0) != (job.train.zero_stage == 0):
         directory, before = job.out / resume.RESUME, state["zero_stage"]
@@ -131,28 +110,31 @@ def _resources(cluster: ClusterConfig) -> dict[str, float]:
     )
 
 
-def _say_if_crowded(cluster: ClusterConfig, progress: Progress) -> None:
-    """Ray waits without a word for resources that a cluster does not have yet."""
-    there = ray.cluster_resources()
+def _report_shortage(cluster: ClusterConfig, progress: Progress) -> None:
+    """Report resources that the cluster lacks; Ray waits for them without a message."""
+    resources = ray.cluster_resources()
     for name, amount in _resources(cluster).items():
         wanted = amount * (cluster.min_train_workers or cluster.train_workers)
-        if there.get(name, 0) < wanted:
+        if resources.get(name, 0) < wanted:
             progress.say(
-                f"train: waiting for {wanted:g} {name}, the cluster has {there.get(name, 0):g} now"
+                f"train: waiting for {wanted:g} {name}, "
+                f"the cluster has {resources.get(name, 0):g} now"
             )
 
 
-class _MistakesEndTheRun(UserCallback):  # type: ignore[misc]
-    """A user's mistake is no crash: raised in the controller, it ends the run, where Ray Train would start workers again."""
+class _UserErrorsEndTheRun(UserCallback):  # type: ignore[misc]
+    """Callback to end the run at a user's mistake, where Ray Train would restart the workers."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # Raised in the controller, an error ends the run instead of one more attempt.
         for error in worker_exceptions.values():
             if isinstance(error, UserError):
                 raise error
 
 
 def _run(job: Job, progress: Progress) -> None:
-    cluster, allowed = job.cluster, sizes(job.train, job.cluster)
+    cluster = job.cluster
+    allowed = sizes(job.train, cluster)
     trainer = SizedTrainer(
         work,
         train_loop_config={"job": job},
@@ -168,7 +150,7 @@ def _run(job: Job, progress: Progress) -> None:
             name="train",
             storage_path=str(job.logs / "ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[_MistakesEndTheRun(), GracefulStop()],
+            callbacks=[_UserErrorsEndTheRun(), GracefulStop()],
             worker_runtime_env={"env_vars": process_environment(cluster)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -184,24 +166,26 @@ def _run(job: Job, progress: Progress) -> None:
         raise
     except RayError as error:
         raise InfrastructureError(
-            f"training's controller was lost ({first_line(error)}); {_how_to_go_on(job)}"
+            f"training's controller was lost ({first_line(error)}); {_resume_hint(job)}"
         ) from error
 
 
 def _await_state(job: Job, progress: Progress) -> None:
-    """Have the workers save their state after the step they are at, and wait for it `cluster.notice_s` at most."""
+    """Request a state after the current step and wait for it, at most `cluster.notice_s`."""
     if len(read_log(job.out)) <= resume.latest(job.out)[0]:
         return
     progress.say(
-        f"train: told to leave, waiting {job.cluster.notice_s:g} s at most for the state to be saved"
+        f"train: asked to stop, waiting at most {job.cluster.notice_s:g} s "
+        "for the state to be saved"
     )
-    resume.ask_to_leave(job.out)
+    resume.request_stop(job.out)
     until = time.monotonic() + job.cluster.notice_s
-    while resume.asked_to_leave(job.out) and time.monotonic() < until:
+    while resume.stop_requested(job.out) and time.monotonic() < until:
         time.sleep(POLL_S / 5)
 
 
 def _explained(error: TrainingFailedError, job: Job) -> UserError | InfrastructureError:
+    """Return the error of this package for a failure of Ray Train: a user's mistake, or crashes."""
     causes: list[BaseException] = []
     if isinstance(error, WorkerGroupError):
         causes = list(error.worker_failures.values())
@@ -209,30 +193,30 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
         causes = [error.controller_failure]
     for cause in causes:
         if isinstance(cause, UserError):
-            return UserError(
-                str(getattr(cause, "cause", cause))
-            )  # Ray adds a traceback to what it carries
+            # Ray wraps the error; its own text would end in a traceback.
+            return UserError(str(getattr(cause, "cause", cause)))
     cause = causes[0] if causes else error
-    reason = first_line(
-        getattr(cause, "health_check_failure", cause)
-    )  # what Ray Train says of it is the same of every death
+    # Ray Train's own message is the same for every crash; the reason is in the health check.
+    reason = first_line(getattr(cause, "health_check_failure", cause))
     return InfrastructureError(
-        f"training stopped after {job.cluster.max_failures} restarts without a new state ({reason}); {_how_to_go_on(job)}"
+        f"training stopped after {job.cluster.max_failures} restarts without a new state "
+        f"({reason}); {_resume_hint(job)}"
     )
 
 
-def _how_to_go_on(job: Job) -> str:
+def _resume_hint(job: Job) -> str:
     step = resume.latest(job.out)[0]
-    return f"the workers' logs are in {job.logs}, and running again goes on from step {step}"
+    return f"the workers' logs are in {job.logs}, and running again resumes from step {step}"
 
 
-def _show(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) -> None:
+def _update(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) -> None:
     """Update the task from the loss log and the first worker's heartbeat."""
     beat = heartbeat.read(job.logs) or Beat(phase="starting workers")
     if beat.phase and not last:
         task.wait(beat.phase)
         return
     steps_done = len(log.tokens)
+    # A beat of another step belongs to a step that is in the log already, or to an earlier attempt.
     computed = beat.tokens if beat.steps_done == steps_done else 0
     batch_tokens = sum(log.tokens) / steps_done if steps_done else beat.batch_tokens
     left = max(0.0, (job.train.steps - steps_done) * batch_tokens - computed)
@@ -243,21 +227,23 @@ def _show(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) -> N
 
 
 @contextmanager
-def _shown(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[None]:
+def _follow(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[None]:
     """Follow the loss log while the block runs, and once more at its end."""
     over = threading.Event()
 
     def follow() -> None:
-        seen, log = begin, GrowingLog(job.out)
+        seen = begin
+        log = GrowingLog(job.out)
         while True:
             last = over.wait(POLL_S)
             log.read()
             if len(log.tokens) < seen:
+                # Only a restart cuts the log, back to the step of its resume state.
                 progress.say(
-                    f"train: workers were started again and go on from step {len(log.tokens)}"
+                    f"train: workers were restarted and resume from step {len(log.tokens)}"
                 )
             seen = len(log.tokens)
-            _show(task, job, log, begin, last=last)
+            _update(task, job, log, begin, last=last)
             if last:
                 return
 

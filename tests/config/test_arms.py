@@ -92,7 +92,7 @@ def test_a_trained_model_is_decoded_like_its_first_arm(tmp_path, monkeypatch):
     monkeypatch.setattr(
         trainer,
         "train",
-        lambda dataset, *_, serving, **__: asked.update({dataset.name: serving.decoding}) or {},
+        lambda job, _: asked.update({job.dataset.name: job.serving.decoding}) or {},
     )
     chosen = recipes.load("qwen3-4b-instruct", ["evaluate.controls=[naive]"])
     monkeypatch.setattr(RunContext, "model", tmp_path)

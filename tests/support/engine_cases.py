@@ -103,7 +103,7 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
     worker.observer.begin(begin)
     for step in range(begin, stop):
         batch = batches.global_batch(worker.examples, job.train.global_batch_size, job.seed, step)
-        line = {**worker.step(step), "micro_steps": len(worker._mine(batch))}
+        line = {**worker.step(step), "micro_steps": len(worker._micro_batches(batch))}
         if distributed.get_rank() == 0:
             logs.append_log(job.out, line)
     if stop == job.train.steps:

@@ -44,18 +44,19 @@ def train(
     dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any
 ) -> dict[str, Any]:
     from ssd_ray.training import trainer
+    from ssd_ray.training.job import Job
 
     out.mkdir(parents=True, exist_ok=True)
-    return trainer.train(
-        dataset,
-        model,
-        TrainConfig(**{**TRAIN, **changes}),
-        cluster_of(workers, max_failures),
-        seed=SEED,
+    job = Job(
+        dataset=dataset,
+        model=model,
         out=out,
         logs=out.parent / f"{out.name}-logs",
-        progress=LineProgress(),
+        train=TrainConfig(**{**TRAIN, **changes}),
+        cluster=cluster_of(workers, max_failures),
+        seed=SEED,
     )
+    return trainer.train(job, LineProgress())
 
 
 def loss_log(out: Path) -> list[dict[str, Any]]:
@@ -139,6 +140,7 @@ from ray.cluster_utils import Cluster
 from tests.support import training_runs
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.progress import LineProgress
+from ssd_ray.training.job import Job
 from ssd_ray.training.trainer import train
 if __name__ == "__main__":
     nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0, "include_dashboard": False}})
@@ -154,8 +156,9 @@ if __name__ == "__main__":
     threading.Thread(target=take_away, daemon=True).start()
     choices = ClusterConfig(device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3)
     out.mkdir()
-    train(Path({dataset!r}), Path({model!r}), TrainConfig(**training_runs.TRAIN), choices, seed=training_runs.SEED, out=out,
-          logs=out.parent / f"{{out.name}}-logs", progress=LineProgress())
+    job = Job(dataset=Path({dataset!r}), model=Path({model!r}), out=out, logs=out.parent / f"{{out.name}}-logs",
+              train=TrainConfig(**training_runs.TRAIN), cluster=choices, seed=training_runs.SEED)
+    train(job, LineProgress())
     ray.shutdown()
     nodes.shutdown()
 """

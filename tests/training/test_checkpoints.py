@@ -51,9 +51,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_state_is_complete_or_absent_and_only_the_latest_stays(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
     assert resume.latest(tmp_path) == (0, {})
-    resume.ask_to_leave(tmp_path)
+    resume.request_stop(tmp_path)
     resume.save(_engine(2), tmp_path, 5, "a model")
-    assert not resume.asked_to_leave(tmp_path)
+    assert not resume.stop_requested(tmp_path)
     (tmp_path / "resume" / ".step-7.partial").mkdir()
     assert resume.latest(tmp_path) == (
         5,
@@ -147,7 +147,7 @@ def test_an_incomplete_record_of_a_state_names_what_to_delete(tmp_path: Path) ->
     with pytest.raises(
         UserError,
         match=(
-            r"state\.json does not say num_workers: delete .*/resume to train from the first step"
+            r"state\.json has no field num_workers: delete .*/resume to train from the first step"
         ),
     ):
         resume.latest(tmp_path)
@@ -331,6 +331,6 @@ def test_a_growing_log_is_read_once_and_again_where_cut(tmp_path: Path) -> None:
     assert (log.tokens, log.loss) == ([0, 7], 5.0)
     whole = (tmp_path / "loss.jsonl").stat().st_size
     logs.append_log(tmp_path, {"loss": 6.0, "tokens": 8})
-    assert log._at == whole
+    assert log._offset == whole
     log.read()
     assert (log.tokens, log.loss) == ([0, 7, 8], 6.0)

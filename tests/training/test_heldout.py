@@ -138,6 +138,7 @@ TRAIN: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
     """The tiny model, trained by two workers with measurements at every fourth step, and with hardly any."""
+    from ssd_ray.training.job import Job
     from ssd_ray.training.trainer import train
 
     folder = tmp_path_factory.mktemp("runs")
@@ -147,19 +148,19 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         for name, every in (("often", 4), ("rarely", 100)):
             out = made[name] = folder / name
             out.mkdir()
-            train(
-                dataset,
-                model,
-                TrainConfig(**{**TRAIN, "evaluate_every": every}),
-                ClusterConfig(
-                    device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0
-                ),
-                sampling=SAMPLING,
-                seed=SEED,
+            job = Job(
+                dataset=dataset,
+                model=model,
                 out=out,
                 logs=folder / "logs",
-                progress=LineProgress(),
+                train=TrainConfig(**{**TRAIN, "evaluate_every": every}),
+                cluster=ClusterConfig(
+                    device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0
+                ),
+                seed=SEED,
+                sampling=SAMPLING,
             )
+            train(job, LineProgress())
     return model, made
 
 

@@ -23,9 +23,9 @@ def _death() -> Any:
 def test_worker_crashes_count_since_the_last_state(allowed: int, tmp_path: Path) -> None:
     from ray.train import FailureConfig
 
-    from ssd_ray.training.worker_group import DeathsInARow
+    from ssd_ray.training.worker_group import ConsecutiveFailures
 
-    policy = DeathsInARow(FailureConfig(max_failures=allowed), tmp_path)
+    policy = ConsecutiveFailures(FailureConfig(max_failures=allowed), tmp_path)
     for step in range(1, 6):
         decisions = [policy.make_decision(_death()).value for _ in range(allowed)]
         assert decisions == ["RETRY"] * allowed
@@ -71,9 +71,9 @@ def test_crashes_of_starting_workers_count_as_others_do(kind: str, tmp_path: Pat
     """Ray Train retries RayActorErrors there for ever, and no other kind at all."""
     from ray.train import FailureConfig
 
-    from ssd_ray.training.worker_group import DeathsInARow
+    from ssd_ray.training.worker_group import ConsecutiveFailures
 
-    policy = DeathsInARow(FailureConfig(max_failures=2), tmp_path)
+    policy = ConsecutiveFailures(FailureConfig(max_failures=2), tmp_path)
     errors = [_starting(kind), _death(), _starting(kind)]
     assert [policy.make_decision(error).value for error in errors] == ["RETRY", "RETRY", "RAISE"]
 
@@ -86,12 +86,12 @@ def test_failed_collectives_count_and_mistakes_do_not(
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     from ssd_ray.errors import UserError
-    from ssd_ray.training.worker_group import DeathsInARow
+    from ssd_ray.training.worker_group import ConsecutiveFailures
 
     def raised(cause: Exception) -> Any:
         return ControllerError(RayTaskError("init", "Traceback", cause).as_instanceof_cause())
 
-    policy = DeathsInARow(FailureConfig(max_failures=1), tmp_path)
+    policy = ConsecutiveFailures(FailureConfig(max_failures=1), tmp_path)
     assert policy.make_decision(raised(UserError("a mistake"))).value == "RAISE"
     assert policy.make_decision(ControllerError(UserError("a mistake"))).value == "RAISE"
     for _ in range(5):
@@ -126,7 +126,7 @@ def test_a_controller_that_is_lost_is_no_traceback(
     monkeypatch.setattr(trainer.SizedTrainer, "fit", fit)
     told = (
         rf"training's controller was lost \({kind}: gone\); the workers' logs are in .*, and "
-        r"running again goes on from step 0"
+        r"running again resumes from step 0"
     )
     with pytest.raises(InfrastructureError, match=told):
         trainer._run(_job(tmp_path), LineProgress())
@@ -176,7 +176,7 @@ def test_a_run_asked_to_stop_waits_as_the_recipe_sets(
     logs.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
     trainer._await_state(job, LineProgress())
     assert clock.now == pytest.approx(700, abs=1)
-    assert "told to leave, waiting 600 s at most" in capfd.readouterr().err
+    assert "asked to stop, waiting at most 600 s" in capfd.readouterr().err
     assert ClusterConfig().notice_s == 25
 
 

@@ -213,9 +213,9 @@ def test_utilization_is_relative_to_the_peak_of_all_devices(tmp_path: Path) -> N
         rows=np.array([0, 3, 2])
     )  # the row without a response is not computed
     operations = observer._model.flops(3, 10) + observer._model.flops(7, 30)
-    assert observer._utilisation(batch, 0.5) == pytest.approx(operations / 0.5 / 2e9, abs=1e-4)
+    assert observer._utilization(batch, 0.5) == pytest.approx(operations / 0.5 / 2e9, abs=1e-4)
     observer._peak = None
-    assert observer._utilisation(batch, 0.5) is None
+    assert observer._utilization(batch, 0.5) is None
 
 
 def test_tensorboard_and_no_held_out_sample_are_the_default() -> None:

@@ -208,7 +208,7 @@ def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
     held.resume()
     _, stderr = driver.communicate(timeout=120)
     assert driver.returncode != 0
-    assert b"told to leave" in stderr
+    assert b"asked to stop" in stderr
     assert b"KeyboardInterrupt" in stderr
     wait_for(lambda: not training_workers(out), timeout_s=60)
     (state,) = (out / "resume").glob("step-*/state.json")
@@ -254,7 +254,7 @@ def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
     held.resume()
     _, stderr = driver.communicate(timeout=120)
     assert b"KeyboardInterrupt" in stderr
-    assert b"told to leave" in stderr
+    assert b"asked to stop" in stderr
     wait_for(lambda: not training_workers(out), timeout_s=60)
     steps = [
         json.loads(path.read_text())["step"] for path in (out / "resume").glob("step-*/state.json")
@@ -348,7 +348,7 @@ def test_too_many_crashes_end_with_where_to_look(
     base = tiny_model(tmp_path / "base", "llama")
     (base / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(
-        InfrastructureError, match=r"training stopped after 0 restarts .* goes on from step 0"
+        InfrastructureError, match=r"training stopped after 0 restarts .* resumes from step 0"
     ):
         train(dataset, base, tmp_path / "out")
 

@@ -24,6 +24,7 @@ from ssd_ray.pipeline.training import Checkpoint
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
 from ssd_ray.training.checks import check_model
+from ssd_ray.training.job import Job
 from ssd_ray.training.model.adapters import add_adapters
 
 
@@ -46,16 +47,16 @@ def _train(
 ) -> None:
     from ssd_ray.training.trainer import train
 
-    train(
-        dataset,
-        model,
-        TrainConfig(**{"dtype": "float32", "global_batch_size": 4, **choices}),
-        ClusterConfig(device=device, train_workers=workers),
-        seed=0,
+    job = Job(
+        dataset=dataset,
+        model=model,
         out=out,
         logs=out,
-        progress=LineProgress(),
+        train=TrainConfig(**{"dtype": "float32", "global_batch_size": 4, **choices}),
+        cluster=ClusterConfig(device=device, train_workers=workers),
+        seed=0,
     )
+    train(job, LineProgress())
 
 
 def test_a_model_without_a_configuration(tmp_path: Path) -> None:
@@ -92,7 +93,6 @@ def test_a_complete_model_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ssd_ray.training import loop
-    from ssd_ray.training.job import Job
 
     (tmp_path / "resume" / "step-4").mkdir(parents=True)
     (tmp_path / "training.json").write_text(json.dumps({"steps": 5}))
@@ -279,19 +279,19 @@ def test_recurrent_layers_refuse_sequence_parallelism(
     with pytest.raises(
         UserError,
         match=(
-            r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would each "
-            r"begin"
+            r"sequence_parallel_size 2 cuts sequences, and layers of the kind conv would "
+            r"restart"
         ),
     ):
         check_model(tmp_path, TrainConfig(sequence_parallel_size=2), ClusterConfig(train_workers=2))
 
 
-def test_quantised_weights_show_without_samples(tiny_llama: Path, tmp_path: Path) -> None:
+def test_quantized_weights_show_without_samples(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(
         json.dumps({**config, "quantization_config": {"bits": 4}})
     )
-    with pytest.raises(UserError, match="holds quantised weights, which cannot be trained"):
+    with pytest.raises(UserError, match="holds quantized weights, which cannot be trained"):
         check_model(tmp_path, TrainConfig(), ClusterConfig())
 
 
@@ -338,8 +338,8 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
 
     template = tmp_path / "own.jinja"
     template.write_text("{{ messages[0]['content'] }}")
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
+    jobs: list[Job] = []
+    monkeypatch.setattr(trainer, "train", lambda job, _: jobs.append(job) or {})
     for stated in ({}, {"chat_template": str(template)}):
         recipe = {
             "name": "r",
@@ -347,11 +347,8 @@ def test_a_chat_template_of_the_recipe_reaches_the_trained_model(
             "evaluate": {"arms": ARMS},
         }
         _make_checkpoint(Recipe.model_validate(recipe), tmp_path)
-    assert [choices["serving"].chat_template for choices in asked] == [
-        None,
-        "{{ messages[0]['content'] }}",
-    ]
-    assert {choices["serving"].decoding.temperature for choices in asked} == {1.0}
+    assert [job.serving.chat_template for job in jobs] == [None, "{{ messages[0]['content'] }}"]
+    assert {job.serving.decoding and job.serving.decoding.temperature for job in jobs} == {1.0}
 
 
 def test_end_tokens_and_template_reach_the_trained_model(
@@ -362,13 +359,13 @@ def test_end_tokens_and_template_reach_the_trained_model(
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(trainer, "train", lambda *_, **choices: asked.append(choices) or {})
+    jobs: list[Job] = []
+    monkeypatch.setattr(trainer, "train", lambda job, _: jobs.append(job) or {})
     model = {"source": str(base), "end_tokens": ["<|im_start|>"]}
     recipe = Recipe.model_validate({"name": "r", "model": model, "evaluate": {"arms": ARMS}})
     _make_checkpoint(recipe, tmp_path)
-    assert asked[0]["serving"].end_tokens == (1, 2)
-    assert asked[0]["serving"].chat_template == (base / "chat_template.jinja").read_text()
+    assert jobs[0].serving.end_tokens == (1, 2)
+    assert jobs[0].serving.chat_template == (base / "chat_template.jinja").read_text()
 
 
 @pytest.mark.parametrize(

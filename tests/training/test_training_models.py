@@ -117,6 +117,6 @@ def test_experts_without_known_choices_are_not_counted() -> None:
     assert load.imbalance() is None
     with pytest.raises(
         UserError,
-        match="cannot train Llama4ForCausalLM: transformers does not tell what lies below",
+        match="cannot train Llama4ForCausalLM: transformers does not name the module below",
     ):
         ResponseLoss(model, 5)

@@ -1,14 +1,16 @@
-"""Which sequences an optimiser step sees, what each token weighs, and how they are shared out: pure functions on arrays.
+"""Order, weights and division of training sequences: pure functions on arrays.
 
-The order depends on (seed, epoch) alone, so any number of workers trains the same global batches. Each token carries its
-weight in the global batch's mean loss, so a step is the plain sum over whatever pieces it is cut into. Within a batch,
-sequences of like length meet in one micro-batch and at the same moment on every worker, so little is padding and no
-worker waits long. Reads and writes nothing.
+- The order depends on (seed, epoch) alone, so any number of workers trains the same global batches.
+- Each token carries its weight in the mean loss of the global batch. A step is a plain sum, however
+  it is cut.
+- Sequences of like length share a micro-batch, at the same moment on every worker. Little is
+  padding, and no worker waits long.
+- Reads and writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -24,35 +26,39 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """The sequences of one optimiser step: rows of the data set, what a response token of each weighs, and how many there are.
-
-    `tokens` are those of the rows that have a response, prompts included: the others are not computed.
-    """
+    """The sequences of one optimizer step."""
 
     rows: Ints
+    """Rows of the data set, [sequences]."""
     token_weights: Floats
+    """Weight of each response token of a row, [sequences]."""
     response_tokens: int
+    """Response tokens of all rows."""
     tokens: int
+    """Tokens of the rows with a response, prompts included; the others are not computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What goes through the model at once; all arrays are [sequences, tokens], or [1, tokens] where sequences are packed.
-
-    `targets` are the ids that follow; `weights` is 0 on prompt and padding. `position_ids` starts anew in every sequence.
-    `real` is false on padding.
-    """
+    """Input of one forward pass; all arrays are [sequences, tokens], or [1, tokens] if packed."""
 
     input_ids: Ints
     position_ids: Ints
+    """Positions from 0 in every sequence."""
     targets: Ints
+    """The id after each position."""
     weights: Floats
+    """Weight of each target; 0 on prompt and padding."""
     real: NDArray[np.bool_]
+    """False on padding."""
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
 def epoch_order(num_rows: int, seed: int, epoch: int) -> Ints:
-    """A permutation of the rows, the same on every machine: rows sorted by raw Philox draws keyed by (seed, epoch)."""
+    """Return a permutation of the rows, sorted by raw Philox draws keyed by (seed, epoch).
+
+    Raw draws are the same on every machine.
+    """
     draws = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_rows)
     order = np.argsort(draws, kind="stable")
     order.flags.writeable = False
@@ -60,9 +66,9 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> Ints:
 
 
 def global_rows(num_rows: int, batch_size: int, seed: int, step: int) -> Ints:
-    """The rows of optimiser step `step` (from 0): the next `batch_size` of the epochs laid end to end.
+    """Return the rows of optimizer step `step` (from 0), [batch_size].
 
-    A batch may span two epochs, so no row is left out of an epoch.
+    Epochs are concatenated. A batch may span two of them, so no row is left out of an epoch.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, num_rows)
@@ -80,9 +86,10 @@ def global_batch(
     step: int,
     mean: Literal["token", "sequence"] = "token",
 ) -> GlobalBatch:
-    """The batch of a step, with what a response token of each row weighs in the mean loss.
+    """Return the batch of a step, with the weight of a row's response tokens in the mean loss.
 
-    `token`: 1 / response tokens of the batch. `sequence`: 1 / (sequences with a response, times the row's response tokens).
+    - `token`: 1 / response tokens of the batch.
+    - `sequence`: 1 / (sequences with a response x response tokens of the row).
     """
     rows = global_rows(len(examples), batch_size, seed, step)
     lengths = examples.response_lengths[rows]
@@ -102,50 +109,56 @@ def global_batch(
 def share_out(
     lengths: Ints, responses: Ints, num_shares: int, budget: int, *, packed: bool
 ) -> list[list[Ints]]:
-    """Positions of a batch for each share and micro-step, equally many micro-steps for each share.
+    """Divide a batch into micro-batches, equally many for each share.
 
-    Longest first: a micro-batch takes sequences of like length while they fit in `budget` tokens, and a longer one alone.
-    Each micro-step deals the next `num_shares` micro-batches, the costliest to the share that has had the least so far.
-    Sequences without a response are left out, but for the shortest that make the number come out even.
+    - Longest first, a micro-batch takes sequences while they fit in `budget` tokens. A longer
+      sequence goes alone.
+    - Each micro-step deals the next `num_shares` micro-batches, the costliest to the share with the
+      smallest load so far.
+    - Sequences without a response are left out, except the shortest ones needed for an even number.
 
     Args:
         lengths: tokens of each sequence of the batch.
-        responses: tokens of each that the loss covers.
-        num_shares: workers, or groups of workers that share a sequence.
+        responses: tokens of each sequence covered by the loss.
+        num_shares: workers, or groups of workers sharing a sequence.
         budget: tokens of a micro-batch, padding included.
-        packed: whether sequences lie end to end instead of being padded to the longest.
+        packed: True if sequences are concatenated, False if padded to the longest.
+
+    Returns:
+        Positions in the batch, by share and micro-step.
 
     Raises:
         UserError: the sequences cannot be dealt evenly.
     """
     if len(lengths) % num_shares:
         raise UserError(
-            f"train.global_batch_size {len(lengths)} is not a multiple of the {num_shares} workers that share it"
+            f"train.global_batch_size {len(lengths)} is not a multiple of the {num_shares} workers "
+            "that share it"
         )
 
     def cost(group: Ints) -> int:
         return int(lengths[group].sum() if packed else lengths[group].max() * len(group))
 
-    groups = _cut(lengths, _wanted(lengths, responses, num_shares), budget, packed=packed)
-    while len(groups) % num_shares:
-        largest = max((group for group in groups if len(group) > 1), key=cost)
-        place = next(place for place, group in enumerate(groups) if group is largest)
-        groups[place : place + 1] = [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    positions = _computed(lengths, responses, num_shares)
+    groups = _group(lengths, positions, budget, packed=packed)
+    _halve(groups, num_shares, cost)
     groups.sort(key=cost, reverse=True)
     shares: list[list[Ints]] = [[] for _ in range(num_shares)]
     loads = np.zeros(num_shares, dtype=np.int64)
     for start in range(0, len(groups), num_shares):
-        dealt = zip(
-            np.argsort(loads, kind="stable"), groups[start : start + num_shares], strict=True
-        )
-        for share, group in list(dealt):
+        # The order is taken before the loads of this micro-step are added.
+        order = np.argsort(loads, kind="stable")
+        for share, group in zip(order, groups[start : start + num_shares], strict=True):
             shares[share].append(group)
             loads[share] += cost(group)
     return shares
 
 
-def _wanted(lengths: Ints, responses: Ints, num_shares: int) -> Ints:
-    """Positions with a response, and as many of the shortest others as make a multiple of `num_shares` (at least one each)."""
+def _computed(lengths: Ints, responses: Ints, num_shares: int) -> Ints:
+    """Return the positions to compute: all with a response, and the shortest others as filling.
+
+    Their number is a multiple of `num_shares`, and at least one for each share.
+    """
     with_response = np.flatnonzero(responses > 0)
     others = np.flatnonzero(responses <= 0)
     lacking = -len(with_response) % num_shares if len(with_response) else num_shares
@@ -154,23 +167,33 @@ def _wanted(lengths: Ints, responses: Ints, num_shares: int) -> Ints:
     )
 
 
-def _cut(lengths: Ints, positions: Ints, budget: int, *, packed: bool) -> list[Ints]:
+def _group(lengths: Ints, positions: Ints, budget: int, *, packed: bool) -> list[Ints]:
+    """Group positions, longest first, into micro-batches of at most `budget` tokens each."""
     groups: list[list[int]] = []
     filled = 0
     for position in positions[np.argsort(-lengths[positions], kind="stable")]:
-        room = (
-            filled + int(lengths[position])
-            if packed
-            else int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1)
-            if groups
-            else 0
-        )
-        if not groups or room > budget:
+        if packed:
+            needed_tokens = filled + int(lengths[position])
+        elif groups:
+            # The first sequence of a group is its longest; the others are padded to its length.
+            needed_tokens = int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1)
+        else:
+            needed_tokens = 0
+        if not groups or needed_tokens > budget:
             groups.append([])
             filled = 0
         groups[-1].append(int(position))
         filled += int(lengths[position])
     return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def _halve(groups: list[Ints], num_shares: int, cost: Callable[[Ints], int]) -> None:
+    """Halve the costliest group until the number of groups is a multiple of `num_shares`."""
+    while len(groups) % num_shares:
+        # A group of two or more exists: the number of sequences is a multiple of the shares'.
+        largest = max((group for group in groups if len(group) > 1), key=cost)
+        place = next(place for place, group in enumerate(groups) if group is largest)
+        groups[place : place + 1] = [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
 
 
 def collate(
@@ -181,26 +204,38 @@ def collate(
     packed: bool = False,
     multiple: int = 1,
 ) -> MicroBatch:
-    """A micro-batch of `rows`, whose response tokens weigh `token_weights`, a multiple of `multiple` tokens long.
+    """Return a micro-batch of `rows`.
 
     Padding follows the sequences, so causal attention never sees it and needs no mask.
+
+    Args:
+        examples: the data set.
+        rows: its rows, [sequences].
+        token_weights: weight of each response token of a row, [sequences].
+        packed: True to concatenate sequences, False to pad each to the longest.
+        multiple: divisor of the micro-batch's length in tokens.
     """
     lengths = examples.lengths[rows]
     starts = np.cumsum(lengths) - lengths if packed else np.zeros_like(lengths)
     width = -(-int(lengths.sum() if packed else lengths.max()) // multiple) * multiple
     shape = (1, width) if packed else (len(rows), width)
-    input_ids, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    weights, real = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.bool_)
+    input_ids = np.zeros(shape, dtype=np.int64)
+    targets = np.zeros(shape, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    real = np.zeros(shape, dtype=np.bool_)
     position_ids = np.broadcast_to(np.arange(width), shape).copy()
     for place, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
-        line, end = 0 if packed else place, start + length
+        line = 0 if packed else place
+        end = start + length
         input_ids[line, start:end] = examples.row(int(row))
         real[line, start:end] = True
+        # The logits at a position predict the next id, so weights lie one position to the left.
         targets[line, start : end - 1] = input_ids[line, start + 1 : end]
         weights[line, end - 1 - examples.response_lengths[row] : end - 1] = token_weights[place]
         if packed:
             position_ids[line, start:] = np.arange(width - start)
     if packed:
+        # Positions restart at the padding, or attention would take it as part of the last sequence.
         position_ids[0, int(lengths.sum()) :] = np.arange(width - int(lengths.sum()))
     return MicroBatch(
         input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights, real=real

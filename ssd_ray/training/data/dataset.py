@@ -1,10 +1,14 @@
-"""From samples to training sequences: which answers are kept, masked or dropped, and exactly the tokens that were drawn.
+"""Training sequences from samples: answers kept, masked or dropped, tokens exactly as drawn.
 
-`input_ids` is the prompt's ids followed by the output's as the engine reported them; nothing is decoded and encoded again,
-and nothing is appended: an answer that stopped by itself ends with its end token, one cut at `max_tokens` does not.
-A first pass judges every row, one shard in memory at a time (about 100 bytes a row stay); a second writes the rows that stay,
-sorted by (prompt, sample), in shards of bounded size. Shards are a function of the samples and choices, so one that is there
-already is left as it is. Reads Completion shards, and Verdict shards where only accepted ones are wanted; writes Example shards.
+- `input_ids` is the prompt's ids followed by the output's, as reported by the engine. Nothing is
+  decoded and encoded again.
+- Nothing is appended. An answer that stopped by itself ends with its end token; an answer cut at
+  `max_tokens` does not.
+- A first pass judges every row, one shard in memory at a time. About 100 bytes a row remain.
+- A second pass writes the kept rows, sorted by (prompt, sample), in shards of bounded size.
+- Shards are a function of samples and choices, so a rerun keeps those on disk.
+- Reads Completion shards, and Verdict shards for `prepare.select` "accepted".
+- Writes Example shards.
 """
 
 from __future__ import annotations
@@ -38,24 +42,25 @@ NUM_EXAMPLES, EXCERPT = 2, 400
 
 @dataclass(kw_only=True)
 class Judged:
-    """Every sample in the order of its key: where it lies, what it is like, and what becomes of it.
-
-    `keys` holds the columns KEY; `dropped` is KEPT or the place of the reason in REASONS; `tokens` are the output tokens that are
-    trained on or masked.
-    """
+    """All samples in the order of their keys: address, measures and decision; arrays are [rows]."""
 
     keys: pa.Table
+    """The columns KEY."""
     shards: Ints
+    """Shard of each sample."""
     rows: Ints
+    """Row of each sample in its shard."""
     answers: Answers
     dropped: Ints
+    """KEPT, or the place of the reason in REASONS."""
     masked: Bools
     truncated: Bools
     tokens: Ints
+    """Output tokens, trained on or masked."""
 
     @property
     def kept(self) -> Bools:
-        """Rows that are written."""
+        """Rows to write."""
         kept: Bools = self.dropped == KEPT
         return kept
 
@@ -69,40 +74,49 @@ def prepare(
     out: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fill `out` with the training sequences of `samples` and return what was counted.
+    """Write the training sequences of `samples` to `out` and return the facts.
 
-    Facts: rows, read, dropped by reason, masked (rows and response_tokens out of the loss), truncated, prompt_tokens,
-    response_tokens, finish_reasons, token_share (of response tokens by finish reason), length_histogram (response tokens, four
-    bins an octave) and health (`health.count`, and examples of each class). Finish reasons are those of the sequences as
-    trained: an answer that `over_length=truncate` cut has lost its end token and counts as "length". Health is of the samples
-    as they were drawn.
+    - rows: sequences written; read: samples; dropped: samples by reason.
+    - masked: rows and response_tokens without loss; truncated: rows cut to `prepare.max_length`.
+    - prompt_tokens, response_tokens; token_share: response tokens by finish reason.
+    - finish_reasons of the sequences as trained. An answer cut by `over_length=truncate` has lost
+      its end token and counts as "length".
+    - length_histogram: response tokens, four bins an octave.
+    - health of the samples as drawn: `health.count`, and examples of each class.
 
     Raises:
-        UserError: nothing is left to train on, or a sample has no verdict where accepted ones are wanted.
+        UserError: nothing is left to train on, or `choices.select` is "accepted" and a sample has
+            no verdict.
     """
     judged = _judge(samples, reading, progress)
-    _choose(judged, choices, _accepted(judged, verdicts) if choices.select == "accepted" else None)
+    accepted = None
+    if choices.select == "accepted":
+        accepted = _accepted(judged, verdicts)
+    _choose(judged, choices, accepted)
     _drop_shortest(judged, choices.drop_shortest_percent)
     _limit_length(judged, choices)
     dropped = {reason: int((judged.dropped == place).sum()) for place, reason in enumerate(REASONS)}
     if not (judged.kept & ~judged.masked).any():
         raise UserError(_nothing_left(samples, judged, dropped))
     _write(samples, judged, out)
-    found = health.count(judged.answers, judged.kept, judged.masked, choices.policies, reading)
+    counts = health.count(judged.answers, judged.kept, judged.masked, choices.policies, reading)
     return {
         "rows": int(judged.kept.sum()),
         "read": len(judged.dropped),
         "dropped": dropped,
         **_count(judged),
-        "health": {**found, "examples": _class_examples(samples, judged)},
+        "health": {**counts, "examples": _class_examples(samples, judged)},
     }
 
 
 def _judge(samples: Path, reading: ParseOptions, progress: Progress | None) -> Judged:
+    """Measure all samples, shard by shard, and sort them by key."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    keys, answers, shards = [], [], []
+    keys = []
+    answers = []
+    shards = []
     paths = shard_paths(samples)
     for place, path in enumerate(counted(paths, progress, "dataset", "shards", len(paths))):
         table = read_table(path)
@@ -116,24 +130,28 @@ def _judge(samples: Path, reading: ParseOptions, progress: Progress | None) -> J
         )
     key = pa.concat_tables(keys).combine_chunks()
     order = pc.sort_indices(key, sort_keys=BY_KEY).to_numpy()
-    every = health.take(health.together(answers), order)
+    ordered = health.take(health.concatenate(answers), order)
     places = np.concatenate([np.full(rows, place) for place, rows in shards])[order]
     return Judged(
         keys=key.take(order),
         shards=places,
         rows=np.concatenate([np.arange(rows) for _, rows in shards])[order],
-        answers=every,
+        answers=ordered,
         dropped=np.full(len(order), KEPT),
         masked=np.zeros(len(order), dtype=bool),
         truncated=np.zeros(len(order), dtype=bool),
-        tokens=every.num_output_tokens.copy(),
+        tokens=ordered.num_output_tokens.copy(),
     )
 
 
 def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
-    """Which samples passed every test of their problem.
+    """Return, for each sample, True if it passed every test of its problem.
 
-    The verdicts' keys are sorted as the samples' are and held beside them, in Arrow's columns: their text and 17 bytes a row.
+    Verdicts are sorted by key like the samples, and compared as columns of Arrow. They take the
+    text of their keys and 17 bytes a row.
+
+    Raises:
+        UserError: a sample has no verdict or two, or a verdict has no sample.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -142,27 +160,29 @@ def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
         raise UserError(
             "prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first"
         )
-    given = [judged.keys.slice(0, 0).append_column("accepted", pa.array([], pa.bool_()))]
+    # The empty first table gives a schema to a directory without shards.
+    tables = [judged.keys.slice(0, 0).append_column("accepted", pa.array([], pa.bool_()))]
     for path in shard_paths(verdicts):
         table = read_table(path, columns=[*KEY, "outcome"])
-        given.append(
+        tables.append(
             table.select(KEY).append_column(
                 "accepted", pc.equal(table.column("outcome"), "accepted")
             )
         )
-    graded = pa.concat_tables(given).combine_chunks()
+    graded = pa.concat_tables(tables).combine_chunks()
     graded = graded.take(pc.sort_indices(graded, sort_keys=BY_KEY))
-    if unlike := _first_unlike(judged.keys, graded.select(KEY)):
-        (prompt_id, index), what = unlike
+    if mismatch := _first_mismatch(judged.keys, graded.select(KEY)):
+        (prompt_id, index), problem = mismatch
         raise UserError(
-            f"{verdicts}: sample {index} of {prompt_id!r} has {what}; delete that directory and run again"
+            f"{verdicts}: sample {index} of {prompt_id!r} has {problem}; "
+            "delete that directory and run again"
         )
     accepted: Bools = graded.column("accepted").to_numpy()
     return accepted
 
 
-def _first_unlike(samples: pa.Table, verdicts: pa.Table) -> tuple[tuple[str, int], str] | None:
-    """The first key of two sorted tables that is not in both once, and what is wrong with it."""
+def _first_mismatch(samples: pa.Table, verdicts: pa.Table) -> tuple[tuple[str, int], str] | None:
+    """Return the first key missing or repeated in one of two sorted tables, and the problem."""
     import pyarrow.compute as pc
 
     both = min(samples.num_rows, verdicts.num_rows)
@@ -183,7 +203,10 @@ def _first_unlike(samples: pa.Table, verdicts: pa.Table) -> tuple[tuple[str, int
 
 
 def _choose(judged: Judged, choices: PrepareConfig, accepted: Bools | None) -> None:
-    """Apply the policies; of several reasons to drop a row the first in REASONS is counted, and dropping outweighs masking."""
+    """Apply the policies.
+
+    Of several reasons to drop a row, the first in REASONS counts. Dropping outweighs masking.
+    """
     reasons = {"no_tokens": judged.answers.num_output_tokens == 0}
     if accepted is not None:
         reasons["not_accepted"] = ~accepted
@@ -199,7 +222,7 @@ def _choose(judged: Judged, choices: PrepareConfig, accepted: Bools | None) -> N
 
 
 def _drop_shortest(judged: Judged, percent: float) -> None:
-    """Drop the given share of what is left, rounded down; among equally short answers the first by key go first."""
+    """Drop the shortest `percent` of the kept rows, rounded down; ties by key."""
     left = np.flatnonzero(judged.kept)
     shortest = left[np.argsort(judged.answers.characters[left], kind="stable")]
     judged.dropped[shortest[: math.floor(len(left) * percent / 100)]] = REASONS.index("shortest")
@@ -216,16 +239,15 @@ def _limit_length(judged: Judged, choices: PrepareConfig) -> None:
 
 
 def _nothing_left(samples: Path, judged: Judged, dropped: dict[str, int]) -> str:
-    gone = [f"{count} {reason}" for reason, count in dropped.items() if count]
-    gone += [f"{int(judged.masked.sum())} masked"] if judged.masked.any() else []
-    mend = (
-        "set prepare.select=all"
-        if dropped["not_accepted"]
-        else "set a policy of prepare.policies to keep"
-    )
+    reasons = [f"{count} {reason}" for reason, count in dropped.items() if count]
+    if judged.masked.any():
+        reasons.append(f"{int(judged.masked.sum())} masked")
+    remedy = "set a policy of prepare.policies to keep"
+    if dropped["not_accepted"]:
+        remedy = "set prepare.select=all"
     return (
-        f"prepare found nothing to train on among {len(judged.dropped)} samples of {samples} ({', '.join(gone)}): raise "
-        f"sample.max_tokens or prepare.max_length, or {mend}"
+        f"prepare found nothing to train on among {len(judged.dropped)} samples of {samples} "
+        f"({', '.join(reasons)}): raise sample.max_tokens or prepare.max_length, or {remedy}"
     )
 
 
@@ -233,7 +255,8 @@ def _count(judged: Judged) -> dict[str, Any]:
     kept = judged.kept
     response = judged.tokens[kept]
     stopped = (judged.answers.stopped & ~judged.truncated)[kept]
-    total, edges = int(response.sum()), health.length_edges(response)
+    total = int(response.sum())
+    edges = health.length_edges(response)
     return {
         "masked": {
             "rows": int(judged.masked.sum()),
@@ -255,15 +278,14 @@ def _count(judged: Judged) -> dict[str, Any]:
 
 
 def _class_examples(samples: Path, judged: Judged) -> dict[str, list[dict[str, Any]]]:
-    """The first samples of each class by key, with the beginning and the end of their texts."""
-    wanted = {
+    """Return the first samples of each class by key, with beginning and end of their texts."""
+    first = {
         name: np.flatnonzero(judged.answers.classes[:, place])[:NUM_EXAMPLES]
         for place, name in enumerate(CLASSES)
     }
-    rows = dict(_completions(samples, judged, np.unique(np.concatenate(list(wanted.values())))))
+    rows = dict(_completions(samples, judged, np.unique(np.concatenate(list(first.values())))))
     return {
-        name: [_excerpt(rows[place]) for place in places.tolist()]
-        for name, places in wanted.items()
+        name: [_excerpt(rows[place]) for place in places.tolist()] for name, places in first.items()
     }
 
 
@@ -271,14 +293,13 @@ def _excerpt(row: Completion) -> dict[str, Any]:
     text = row.text
     if len(text) > 2 * EXCERPT:
         text = f"{text[:EXCERPT]}\n[… {len(text) - 2 * EXCERPT:,} characters …]\n{text[-EXCERPT:]}"
-    tokens = len(row.output_token_ids)
-    found = {
+    return {
         "prompt_id": row.prompt_id,
         "sample_index": row.sample_index,
-        "tokens": tokens,
+        "tokens": len(row.output_token_ids),
         "finish_reason": row.finish_reason,
+        "text": text,
     }
-    return {**found, "text": text}
 
 
 def _write(samples: Path, judged: Judged, out: Path) -> None:
@@ -289,7 +310,7 @@ def _write(samples: Path, judged: Judged, out: Path) -> None:
 
 
 def _shards(judged: Judged) -> Iterator[Ints]:
-    """Runs of kept rows with at most `SHARD_TOKENS` tokens, or a single longer row."""
+    """Yield runs of kept rows with at most `SHARD_TOKENS` tokens, or a single longer row."""
     kept = np.flatnonzero(judged.kept)
     lengths = (judged.answers.num_prompt_tokens + judged.tokens)[kept]
     begin, tokens = 0, 0
@@ -302,20 +323,21 @@ def _shards(judged: Judged) -> Iterator[Ints]:
 
 
 def _completions(samples: Path, judged: Judged, places: Ints) -> Iterator[tuple[int, Completion]]:
-    """The samples at some places, in the order of the shards that hold them, one shard in memory at a time."""
+    """Yield the samples at `places` in the order of their shards, one shard in memory at a time."""
     paths = shard_paths(samples)
     for shard in np.unique(judged.shards[places]).tolist():
-        there = places[judged.shards[places] == shard]
-        there = there[np.argsort(judged.rows[there])]
-        table = read_table_of(paths[shard], Completion).take(judged.rows[there])
-        yield from zip(there.tolist(), from_table(table, Completion), strict=True)
+        members = places[judged.shards[places] == shard]
+        members = members[np.argsort(judged.rows[members])]
+        table = read_table_of(paths[shard], Completion).take(judged.rows[members])
+        yield from zip(members.tolist(), from_table(table, Completion), strict=True)
 
 
 def _examples(samples: Path, judged: Judged, places: Ints) -> Iterator[Example]:
-    made = {
+    # Samples come in the order of their shards, examples go out in the order of their keys.
+    examples = {
         place: _example(row, judged, place) for place, row in _completions(samples, judged, places)
     }
-    return (made[place] for place in places.tolist())
+    return (examples[place] for place in places.tolist())
 
 
 def _example(completion: Completion, judged: Judged, place: int) -> Example:

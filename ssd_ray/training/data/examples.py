@@ -1,8 +1,10 @@
-"""A data set as training reads it: what every row measures in memory, the token ids from Parquet as they are needed.
+"""Data set of a training: an index in memory, token ids read from Parquet on demand.
 
-The index takes 32 bytes a row. Token ids are read a row group at a time (`prepare` writes at most two million tokens in one,
-8 MB) and the last used groups are kept up to `cache_bytes`, so memory is bounded however large the data set is, and a data
-set below the bound is read once. Writes nothing.
+- The index takes 32 bytes a row.
+- Token ids are read a row group at a time; `prepare` writes at most two million into one, 8 MB.
+- The last used groups are kept up to `cache_bytes`, so memory is bounded for any size of data set.
+  A data set below the bound is read once.
+- Writes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ Ints: TypeAlias = NDArray[np.int64]
 
 
 class Examples:
-    """The rows of a data set in the order of its shards; only their measures are in memory."""
+    """The rows of a data set in the order of its shards, with an index in memory."""
 
     def __init__(self, dataset: Path, cache_bytes: int = CACHE_BYTES) -> None:
         """Index the shards of `dataset`, reading each row group once.
@@ -33,26 +35,31 @@ class Examples:
         Raises:
             UserError: the directory holds no rows.
         """
-        self._dataset, self._cache_bytes = dataset, cache_bytes
+        self._dataset = dataset
+        self._cache_bytes = cache_bytes
         self._groups = list(_row_groups(dataset))
         self._cache: OrderedDict[int, tuple[NDArray[np.int32], Ints]] = OrderedDict()
-        lengths, prompts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [0]
+        # An empty first entry keeps the types of a data set without rows.
+        lengths = [np.zeros(0, np.int64)]
+        prompts = [np.zeros(0, np.int64)]
+        ends = [0]
         extremes = [0]
         for group in range(len(self._groups)):
             tokens, offsets = self._tokens(group)
             lengths.append(np.diff(offsets))
-            given = self._column(group, "num_prompt_tokens").astype(np.int64)
-            prompts.append(np.where(self._column(group, "masked"), lengths[-1], given))
+            num_prompt = self._column(group, "num_prompt_tokens").astype(np.int64)
+            # A masked row counts as a prompt all along, so the loss covers none of it.
+            prompts.append(np.where(self._column(group, "masked"), lengths[-1], num_prompt))
             ends.append(ends[-1] + len(offsets) - 1)
             extremes += [int(tokens.min()), int(tokens.max())] if len(tokens) else []
         self.lengths: Ints = np.concatenate(lengths)
         """Tokens of each row, prompt included."""
         self.num_prompt_tokens: Ints = np.concatenate(prompts)
-        """Tokens of each row that were given; all of a masked row."""
+        """Prompt tokens of each row; all tokens of a masked row."""
         self.response_lengths: Ints = np.maximum(
             self.lengths - np.maximum(self.num_prompt_tokens, 1), 0
         )
-        """Tokens at the end of each row that the loss covers; a first token has nothing to be predicted from."""
+        """Tokens at the end of each row covered by the loss; nothing predicts a first token."""
         self.extreme_ids = (min(extremes), max(extremes))
         """The smallest token id, or 0, and the largest."""
         self._ends = np.array(ends[1:])
@@ -64,38 +71,39 @@ class Examples:
         return len(self.lengths)
 
     def part(self, rows: Ints) -> Examples:
-        """These rows alone, in this order; what was read of the shards is shared."""
+        """Return these rows alone, in this order; both share one cache of token ids."""
         other = copy.copy(self)
-        other._rows, other.lengths = self._rows[rows], self.lengths[rows]
-        other.num_prompt_tokens, other.response_lengths = (
-            self.num_prompt_tokens[rows],
-            self.response_lengths[rows],
-        )
+        other._rows = self._rows[rows]
+        other.lengths = self.lengths[rows]
+        other.num_prompt_tokens = self.num_prompt_tokens[rows]
+        other.response_lengths = self.response_lengths[rows]
         return other
 
     def prompt_ids(self) -> list[str]:
-        """The prompt of each row."""
+        """Return the prompt id of each row."""
         columns = [self._column(group, "prompt_id") for group in range(len(self._groups))]
         return [str(prompt) for prompt in np.concatenate(columns)[self._rows]]
 
     def row(self, index: int) -> NDArray[np.int32]:
-        """The token ids of one row."""
+        """Return the token ids of one row, [tokens]."""
         group, place = self._place(index)
         tokens, offsets = self._tokens(group)
         return tokens[offsets[place] : offsets[place + 1]]
 
     def name(self, index: int) -> str:
-        """Prompt and sample of one row, for a message."""
+        """Return prompt and sample of one row, for a message."""
         group, place = self._place(index)
-        return f"{self._column(group, 'prompt_id')[place]}/{self._column(group, 'sample_index')[place]}"
+        prompt = self._column(group, "prompt_id")[place]
+        return f"{prompt}/{self._column(group, 'sample_index')[place]}"
 
     def _place(self, index: int) -> tuple[int, int]:
+        """Return the row group of a row, and its place in the group."""
         index = int(self._rows[index])
         group = int(np.searchsorted(self._ends, index, side="right"))
         return group, index - (int(self._ends[group - 1]) if group else 0)
 
     def _tokens(self, group: int) -> tuple[NDArray[np.int32], Ints]:
-        """All token ids of a row group, and where each row begins and ends in them."""
+        """Return all token ids of a row group, and the offsets of its rows, [rows + 1]."""
         if group not in self._cache:
             self._cache[group] = self._read_tokens(group)
             while (

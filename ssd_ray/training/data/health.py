@@ -1,11 +1,16 @@
-"""What is odd about sampled answers, row by row: seven classes, each told by a rule that anyone can count again.
+"""Health of sampled answers: seven classes, each defined by a countable rule.
 
-empty: no text. stub: one line of text. no_code: no program by the rule of extraction, outside of the reasoning.
-cut_off: ended by the limit on its length.
-no_end_token: the last id is none of the model's end tokens. loop: at least a quarter of its 8-grams of token ids stand in it
-four times or more. duplicate: the same token ids as an answer before it, by key. A row can be in several. The share of the
-tokens that a class holds is what it weighs in training: two answers in a hundred that loop to the limit can be a third of it.
-Pure functions on columns; reads and writes nothing.
+- empty: no text.
+- stub: one line of text.
+- no_code: no program by the rule of extraction, outside of the reasoning.
+- cut_off: ended by the limit on its length.
+- no_end_token: the last id is none of the model's end tokens.
+- loop: at least a quarter of its 8-grams of token ids occur in it four times or more.
+- duplicate: the same token ids as an earlier answer, by key.
+
+A row can be in several classes. The weight of a class in training is its share of the tokens: two
+answers in a hundred looping to the limit can be a third of it. Pure functions on columns; reads and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -51,32 +56,38 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ParseOptions:
-    """How answers are read: where their program is, how they mark their reasoning, which ids end them."""
+    """Options to parse answers."""
 
     extract: Rule = "last-block"
+    """Rule to find the program of an answer."""
     reasoning: ReasoningFormat = TEXT_MARKS
+    """Marks of the reasoning."""
     end_tokens: frozenset[int] = frozenset()
+    """Ids that end an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The answers of one shard or of many, a column each; `classes` is [rows, CLASSES], digests stand for the token ids.
-
-    `reasoning` is the place of a State in STATES; `foreign` marks programs whose fence names another language than Python.
-    """
+    """Measures of answers, an array each: [rows], or [rows, classes] for `classes`."""
 
     characters: Ints
+    """Characters of the text, names of special marks left out."""
     num_prompt_tokens: Ints
     num_output_tokens: Ints
     stopped: Bools
+    """True for finish reason "stop"."""
     classes: Bools
+    """Membership in CLASSES."""
     reasoning: Ints
+    """Place of a State in STATES."""
     foreign: Bools
+    """True for a program with a fence of another language than Python."""
     digests: NDArray[np.bytes_]
+    """Digests of the token ids."""
 
 
 def judge(shard: pa.Table, reading: ParseOptions) -> Answers:
-    """The answers of a Completion table; class `duplicate` is left for `duplicates`, which needs them all."""
+    """Return the measures of a Completion table; class `duplicate` is left to `take`."""
     import pyarrow.compute as pc
 
     lengths = [
@@ -125,27 +136,28 @@ def judge(shard: pa.Table, reading: ParseOptions) -> Answers:
 
 
 def _unmarked(text: str, form: ReasoningFormat) -> str:
-    """Return a text without the names of special marks, which shards of earlier versions do not hold."""
+    """Return a text without the names of special marks; shards of earlier versions hold none."""
     for name in form.special.values():
         text = text.replace(name, "")
     return text
 
 
 def _lines(text: str) -> int:
-    """Lines that hold something, counted no further than two."""
-    found = 0
+    """Count lines with text, at most two."""
+    lines = 0
     for line in text.splitlines():
-        found += bool(line.strip())
-        if found == 2:
+        lines += bool(line.strip())
+        if lines == 2:
             break
-    return found
+    return lines
 
 
 def repeated_share(tokens: NDArray[Any], offsets: Ints) -> Floats:
-    """For each row `tokens[offsets[i]:offsets[i + 1]]`, the share of its 8-grams that stand in it four times or more.
+    """Return, for each row, the share of its 8-grams that occur in it four times or more.
 
-    0 for a row with fewer than eight tokens. An n-gram is told by a hash that fills 64 bits together with its row's number, so
-    two different ones pass for the same once in 10^13 pairs or more rarely, and one sort counts them all.
+    - Row i is `tokens[offsets[i]:offsets[i + 1]]`. Rows of fewer than eight tokens have share 0.
+    - A 64-bit key holds the row's number and a hash of the 8-gram, so one sort counts all rows.
+      Two different 8-grams collide once in 10^13 pairs or more rarely.
     """
     num_rows, num_grams = len(offsets) - 1, len(tokens) - NGRAM + 1
     if num_grams < 1:
@@ -155,7 +167,9 @@ def repeated_share(tokens: NDArray[Any], offsets: Ints) -> Floats:
     for place in range(NGRAM):
         hashes = (hashes + tokens[place : place + num_grams].astype(np.uint64)) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(32)
+    # An n-gram across the border of two rows belongs to neither.
     inside = rows[:num_grams] == rows[NGRAM - 1 :]
+    # The row's number takes the high bits, so that the n-grams of a row are adjacent once sorted.
     row_bits = np.uint64(max(1, num_rows.bit_length()))
     keys = (rows[:num_grams] << (np.uint64(64) - row_bits) | hashes >> row_bits)[inside]
     keys.sort()
@@ -172,8 +186,9 @@ def repeated_share(tokens: NDArray[Any], offsets: Ints) -> Floats:
 
 
 def digests(tokens: NDArray[Any], offsets: Ints) -> NDArray[np.bytes_]:
-    """Sixteen bytes for the token ids of each row, equal for equal ids."""
-    raw, width = np.ascontiguousarray(tokens, dtype="<i4").tobytes(), 4
+    """Return a digest of 16 bytes of each row's token ids, [rows]."""
+    raw = np.ascontiguousarray(tokens, dtype="<i4").tobytes()
+    width = 4
     pieces = (
         hashlib.blake2b(raw[width * start : width * end], digest_size=DIGEST_BYTES).digest()
         for start, end in itertools.pairwise(offsets.tolist())
@@ -181,18 +196,18 @@ def digests(tokens: NDArray[Any], offsets: Ints) -> NDArray[np.bytes_]:
     return np.frombuffer(b"".join(pieces), dtype=f"V{DIGEST_BYTES}")
 
 
-def together(shards: Iterable[Answers]) -> Answers:
-    """The answers of several shards, one after another."""
-    every = list(shards)
+def concatenate(shards: Iterable[Answers]) -> Answers:
+    """Concatenate the answers of several shards."""
+    parts = list(shards)
     columns = {
-        name: np.concatenate([getattr(answers, name) for answers in every])
+        name: np.concatenate([getattr(answers, name) for answers in parts])
         for name in Answers.__annotations__
     }
     return Answers(**columns)
 
 
 def take(answers: Answers, order: Ints) -> Answers:
-    """The answers in another order, `duplicate` found anew: an answer whose ids an earlier one has."""
+    """Reorder answers, and mark as `duplicate` those with the ids of an earlier one."""
     taken = {name: getattr(answers, name)[order] for name in Answers.__annotations__}
     first = np.unique(taken["digests"], return_index=True)[1]
     taken["classes"][:, CLASSES.index("duplicate")] = True
@@ -203,13 +218,17 @@ def take(answers: Answers, order: Ints) -> Answers:
 def count(
     answers: Answers, kept: Bools, masked: Bools, policies: Policies, reading: ParseOptions
 ) -> dict[str, Any]:
-    """What the samples are like, as plain JSON.
+    """Count the health of samples, as plain JSON.
 
-    rows and tokens, classes (rows, tokens, policy, and how many of the rows were dropped or masked for whatever reason), ends
-    (by finish reason, with and without an end token), lengths (quantiles, and histograms of rows and of tokens by GROUPS, in
-    which each row stands once, in the first that it is of), distinct answers and how often the most frequent one occurs,
-    reasoning (answers without, with one that ended, with one that did not), other_language (programs whose fence names
-    another language than Python), and how they were read.
+    - rows, tokens.
+    - classes: for each its rows, tokens and policy, and its rows dropped or masked for any reason.
+    - ends: rows by finish reason, with and without an end token.
+    - lengths: quantiles, and histograms of rows and tokens by GROUPS. Each row counts in the first
+      group to match.
+    - distinct: distinct answers; most_copies: occurrences of the most frequent one.
+    - reasoning: answers by State, such as without reasoning or with unfinished reasoning.
+    - other_language: rows and tokens of programs with a fence of another language than Python.
+    - extract, end_tokens: the options of parsing.
     """
     tokens = answers.num_output_tokens
     copies = np.unique(answers.digests, return_counts=True)[1]
@@ -253,14 +272,16 @@ def _ends(answers: Answers) -> dict[str, dict[str, int]]:
 
 def _lengths(answers: Answers) -> dict[str, Any]:
     tokens = answers.num_output_tokens
-    found = {name: answers.classes[:, place] for place, name in enumerate(CLASSES)}
+    classes = {name: answers.classes[:, place] for place, name in enumerate(CLASSES)}
     left = np.ones(len(tokens), dtype=bool)
-    counts, weights, edges = {}, {}, length_edges(tokens)
+    counts = {}
+    weights = {}
+    edges = length_edges(tokens)
     for group in GROUPS:
         if group == "empty or stub":
-            members = left & (found["empty"] | found["stub"])
+            members = left & (classes["empty"] | classes["stub"])
         else:
-            members = left & found.get(group, left)  # type: ignore[call-overload]
+            members = left & classes.get(group, left)  # type: ignore[call-overload]
         counts[group] = np.histogram(tokens[members], bins=edges)[0].tolist()
         weights[group] = np.histogram(tokens[members], bins=edges, weights=tokens[members])[
             0
@@ -274,12 +295,11 @@ def _lengths(answers: Answers) -> dict[str, Any]:
 
 
 def length_edges(tokens: Ints) -> list[int]:
-    """Bin edges at quarter octaves, rounded to whole tokens, from at most the shortest to above the longest."""
-    shortest, longest = int(tokens.min()), int(tokens.max())
-    first, last = (
-        math.floor(4 * math.log2(max(shortest, 1))),
-        math.floor(4 * math.log2(max(longest, 1))) + 1,
-    )
+    """Return bin edges at quarter octaves in tokens, from the shortest to above the longest."""
+    shortest = int(tokens.min())
+    longest = int(tokens.max())
+    first = math.floor(4 * math.log2(max(shortest, 1)))
+    last = math.floor(4 * math.log2(max(longest, 1))) + 1
     edges = sorted({round(2 ** (quarter / 4)) for quarter in range(first, last + 1)})
     edges = [shortest, *(edge for edge in edges if edge > shortest)]
     return edges if edges[-1] > longest else [*edges, longest + 1]

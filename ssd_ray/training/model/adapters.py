@@ -1,7 +1,7 @@
-"""Low-rank adapters through peft: put into a model's linear layers for training, merged into its weights on export.
+"""Low-rank adapters through peft: injected for training, merged into the weights on export.
 
-Adapters are injected in place, so the model keeps its class and its output head stays where the loss expects it.
-Reads and writes nothing.
+Injection is in place: the model keeps its class, and its output head stays where the loss expects
+it. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _NAME = "default"
 
 
 def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
-    """Freeze `model` and add trainable adapters, the same ones on every worker.
+    """Freeze `model` and add trainable adapters, identical on every worker.
 
     Raises:
-        UserError: the model has none of the named layers.
+        UserError: the model lacks a layer of `lora.target_modules`.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
@@ -34,11 +34,12 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
         target_modules=list(lora.target_modules) or "all-linear",
     )
     inject_adapter_in_model(chosen, model, adapter_name=_NAME)
-    model.enable_input_require_grads()  # or recomputed layers behind frozen embeddings would get no gradient
+    # Without it, recomputed layers behind frozen embeddings get no gradient.
+    model.enable_input_require_grads()
 
 
 def check_targets(model: Any, lora: LoraConfig) -> None:
-    """Whether the model has the layers that are to get an adapter; its weights are not looked at.
+    """Check the model for the linear layers of `lora.target_modules`; weights are not needed.
 
     Raises:
         UserError: it has none of some name.
@@ -52,25 +53,29 @@ def check_targets(model: Any, lora: LoraConfig) -> None:
     last_names = {name.rpartition(".")[2] for name, module in linear if module is not head}
     if missing := sorted(set(lora.target_modules) - last_names):
         raise UserError(
-            f"train.lora.target_modules {missing[0]!r} is no linear layer of {type(model).__name__} below its output head: "
+            f"train.lora.target_modules {missing[0]!r} is no linear layer of "
+            f"{type(model).__name__} below its output head: "
             f"those are {', '.join(sorted(last_names))}"
         )
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is part of an adapter, by its name."""
+    """Return True if a parameter of this name is part of an adapter."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter had before adapters were added."""
+    """Return a parameter's name before adapters were added."""
     return name.replace(".base_layer.", ".")
 
 
 def adapter_of(
     model: Any, name: str
 ) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float] | None:
-    """The matrices A [rank, in] and B [out, rank] and the factor of what is added to a weight; None where nothing is."""
+    """Return A [rank, in], B [out, rank] and their factor for a weight; None without an adapter.
+
+    The merged weight is W + factor * B @ A.
+    """
     layer, _, leaf = name.rpartition(".base_layer.")
     if leaf != "weight":
         return None

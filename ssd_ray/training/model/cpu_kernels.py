@@ -1,8 +1,10 @@
-"""What a CPU computes faster than by torch's defaults, to the same results within rounding.
+"""Faster kernels for training on a CPU, equal to torch's defaults within rounding.
 
-Float32 matrix products go through oneDNN, which torch keeps for other types and which is a tenth to a half faster here than
-the library that it takes. Gradients of the vocabulary's matrices, the largest of small models, are added where they belong
-instead of being made whole for every micro-batch. Reads and writes nothing.
+- Float32 matrix products go through oneDNN, a tenth to a half faster here than torch's default
+  library. torch uses oneDNN for other types only.
+- Gradients of the vocabulary's matrices, the largest of small models, accumulate in place. No
+  micro-batch allocates a complete one.
+- Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from torch.nn import functional
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`left @ right.T + bias`: [rows, width] and [columns, width], of any layout, to [rows, columns]; has no gradient."""
+    """Return `left @ right.T + bias`, without a gradient.
+
+    Shapes: [rows, width] and [columns, width] in any layout to [rows, columns].
+    """
     if (
         left.device.type == "cpu"
         and left.dtype == torch.float32
@@ -30,21 +35,24 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
-    """The tensor that a parameter's gradient is added up in, zeros where there was none."""
+    """Return the tensor of a parameter's gradient, created with zeros if there was none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 def use_fast_products(model: nn.Module) -> None:
-    """Have every plain linear layer of a float32 model on a CPU compute by `product`, forward and backward."""
+    """Compute plain float32 linear layers of `model` by `product`, forward and backward."""
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.forward = partial(_linear, module)  # type: ignore[method-assign]
 
 
 def add_in_place(embedding: nn.Module) -> None:
-    """Have a plain embedding add its gradient to `weight.grad` row by row; nothing else may look for that gradient on its way."""
+    """Add the gradient of a plain embedding to `weight.grad` row by row.
+
+    Autograd then returns no gradient for the weight, so hooks on it do not run.
+    """
     if (
         type(embedding) is nn.Embedding
         and embedding.max_norm is None
@@ -68,9 +76,11 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         result = product(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
-        # As torch's own linear ends: a plain view of what is made here could not be changed in place, which OLMo's clipping does.
-        whole: Tensor = torch.ops.aten._unsafe_view(result, (*hidden.shape[:-1], weight.shape[0]))
-        return whole
+        # As at the end of torch's own linear. A plain view of a result made here could not be
+        # changed in place, as OLMo's clipping does.
+        shape = (*hidden.shape[:-1], weight.shape[0])
+        output: Tensor = torch.ops.aten._unsafe_view(result, shape)
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -99,9 +109,8 @@ class _Embedding(torch.autograd.Function):
         module: nn.Embedding = ctx.module
         if ctx.needs_input_grad[1]:
             rows, flat = ids.flatten(), grad.reshape(-1, grad.shape[-1])
-            if (
-                module.padding_idx is not None
-            ):  # as torch's own: that row is not trained by its place in the input
+            if module.padding_idx is not None:
+                # As in torch's own embedding, the input does not train the padding row.
                 flat = flat.masked_fill((rows == module.padding_idx)[:, None], 0)
             gradient_of(module.weight).index_add_(0, rows, flat)
         return None, None, None

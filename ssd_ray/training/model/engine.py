@@ -1,9 +1,12 @@
-"""The DeepSpeed engine: its configuration as a pure function, and a model loaded straight into ZeRO-3 partitions.
+"""DeepSpeed engine: configuration as a pure function, a model loaded into ZeRO-3 partitions.
 
-On CUDA, parameters are gathered layer by layer and gradients reduced as they appear (models larger than a device). On CPU,
-where a gather crosses loopback sockets, every worker keeps the gathered parameters and gradients are reduced once a step.
-Gradients are summed and reduced in float32 and the master weights are float32, whatever the precision of the forward.
-Reads a Hugging Face directory; writes nothing.
+- On CUDA, parameters are gathered layer by layer and gradients reduced as they appear, for models
+  larger than a device.
+- On a CPU, where a gather crosses loopback sockets, every worker keeps the gathered parameters, and
+  gradients are reduced once a step.
+- Gradients are summed and reduced in float32, and master weights are float32, for any precision of
+  the forward pass.
+- Reads a Hugging Face directory; writes nothing.
 """
 
 from __future__ import annotations
@@ -25,17 +28,20 @@ from ssd_ray.training.model import sequence_parallel
 from ssd_ray.training.model.adapters import add_adapters
 from ssd_ray.training.model.cpu_kernels import use_fast_products
 from ssd_ray.training.model.loss import ResponseLoss
-from ssd_ray.training.model.moe import take_blocks_whole
+from ssd_ray.training.model.moe import make_blocks_leaves
 
 EVERYTHING = 10**12
 _NOISE = ("dropout", "pdrop", "layerdrop", "jitter")
-"""What is in the names of a model's settings that make its training random."""
+"""Parts of the names of settings that make a model's training random."""
 _BUCKET = 20_000_000
-"""Elements that are reduced at a time on a CPU: their copy is 80 MB."""
+"""Elements reduced at a time on a CPU; their copy takes 80 MB."""
 
 
 def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run; the loop sets the learning rate and the end of accumulation at every step."""
+    """Return the DeepSpeed configuration of a run.
+
+    The loop sets the learning rate and the end of accumulation at every step.
+    """
     optimizer = {
         "lr": train.learning_rate,
         "betas": [train.beta1, train.beta2],
@@ -78,29 +84,31 @@ def _zero(train: TrainConfig, *, on_cpu: bool) -> dict[str, Any]:
 
 
 def num_shares(train: TrainConfig, cluster: ClusterConfig) -> int:
-    """Workers, or groups of workers with one sequence, that a global batch is shared out to."""
+    """Return the number of shares of a global batch: workers, or groups sharing a sequence."""
     return cluster.train_workers // train.sequence_parallel_size
 
 
 def gradient_divisor(train: TrainConfig, cluster: ClusterConfig) -> int:
-    """What DeepSpeed divides the sum of all workers' gradients by: under Ulysses, ZeRO-3 and the other stages disagree.
+    """Return the number by which DeepSpeed divides the sum of all workers' gradients.
 
-    ZeRO-3 divides by all workers (`reduce_scatter_coalesced`), the others by the groups that share a sequence.
+    ZeRO-3 divides by all workers (`reduce_scatter_coalesced`). The other stages divide by the
+    groups sharing a sequence, a different number under Ulysses.
     """
     return cluster.train_workers if train.zero_stage == 3 else num_shares(train, cluster)
 
 
 def max_micro_steps(train: TrainConfig, cluster: ClusterConfig) -> int:
-    """Micro-batches of a step for one worker, if every sequence went alone."""
+    """Return the micro-batches of a worker's step if every sequence went alone."""
     return train.global_batch_size // num_shares(train, cluster)
 
 
 def process_environment(cluster: ClusterConfig) -> dict[str, str]:
-    """Environment that must stand before a worker starts: on a CPU, memory stays mapped between micro-batches.
+    """Return environment variables to set before a worker starts.
 
-    Left alone, each thread has an arena of its own, and what a micro-batch frees goes back to the system at its end and is
-    mapped page by page in the next, a tenth of the time; kept, it has holes of some hundred MiB. One worker on all cores
-    keeps each thread on a core of its own.
+    - On a CPU, memory stays mapped between micro-batches. By default glibc returns memory freed by
+      a micro-batch to the system, and the next one maps it page by page, a tenth of its time.
+    - Memory that stays mapped has holes of some hundred MiB.
+    - A single worker on all cores pins each thread to a core.
     """
     if cluster.device != "cpu":
         return dict(import_path.SAFE)
@@ -116,10 +124,11 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def prepare_process(cluster: ClusterConfig) -> None:
-    """Set up this process before DeepSpeed is imported: its device, its threads, and nothing compiled on a CPU.
+    """Set device and threads of this process before DeepSpeed is imported.
 
-    DeepSpeed would compile a shared-memory op as it wraps the process group on a CPU, and fail without a compiler; the
-    table of ops it may load is emptied instead, which its own comment allows (`deepspeed/ops/__init__.py`).
+    DeepSpeed would compile a shared-memory op for the process group on a CPU, and fail without a
+    compiler. Its table of loadable ops is emptied instead, as a comment in
+    `deepspeed/ops/__init__.py` allows.
     """
     if cluster.device != "cpu":
         return
@@ -132,10 +141,12 @@ def prepare_process(cluster: ClusterConfig) -> None:
 
 
 def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *, seed: int) -> Any:
-    """A DeepSpeed engine around `ResponseLoss` of the model in `directory`; every worker calls it.
+    """Build a DeepSpeed engine around `ResponseLoss` of the model in `directory`.
+
+    Every worker calls it.
 
     Raises:
-        UserError: the directory lacks some of the model's weights, or its architecture cannot be trained exactly.
+        UserError: the directory lacks weights, or the architecture cannot be trained exactly.
     """
     import deepspeed
 
@@ -143,28 +154,32 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
     parallel = sequence_parallel.register(directory, train)
     model = _load(directory, train, config)
     if train.gradient_checkpointing:
-        # Recomputing with autograd's own hooks would compare tensors that ZeRO-3 has partitioned again in between.
+        # Autograd's own hooks would compare recomputed tensors with ones that ZeRO-3 has
+        # partitioned again.
         model.gradient_checkpointing_enable({"use_reentrant": train.zero_stage == 3})
     if train.lora is not None:
         add_adapters(model, train.lora, seed)
-    take_blocks_whole(model)
-    by_ourselves = cluster.device == "cpu" and not train.compile
-    if by_ourselves:
+    make_blocks_leaves(model)
+    own_kernels = cluster.device == "cpu" and not train.compile
+    if own_kernels:
         use_fast_products(model)
+    in_place = None
+    if own_kernels and train.zero_stage == 0:
+        # The loop multiplies the loss by this number, because DeepSpeed divides by it.
+        in_place = float(gradient_divisor(train, cluster))
     loss = ResponseLoss(
         model,
         train.loss_chunk_tokens,
         liger=train.loss_kernel == "liger",
         router_aux_loss=train.router_aux_loss,
-        in_place=float(gradient_divisor(train, cluster))
-        if by_ourselves and train.zero_stage == 0
-        else None,
+        in_place=in_place,
     )
     groups = parameter_groups(loss, train.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=loss, model_parameters=groups, config=config, mpu=parallel
     )
-    if cluster.device == "cpu":  # ZeRO-0 would copy all gradients at once
+    if cluster.device == "cpu":
+        # By default ZeRO-0 copies all gradients at once.
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET)
     engine.eval()
     probe = torch.arange(8, device=engine.device)[None]
@@ -183,9 +198,8 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
 
     settings = loading.load_config(directory)
     switch_noise_off(settings)
-    partitioned = HfDeepSpeedConfig(
-        config
-    )  # transformers looks at it for as long as it lives: load into ZeRO-3 partitions
+    # While this object is alive, transformers loads weights into ZeRO-3 partitions.
+    partitioned = HfDeepSpeedConfig(config)
     model, info = AutoModelForCausalLM.from_pretrained(
         directory,
         config=settings,
@@ -199,15 +213,17 @@ def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(
-            f"{directory} lacks weights of {type(model).__name__} ({lacking}): download the model again"
+            f"{directory} lacks weights of {type(model).__name__} ({lacking}): "
+            "download the model again"
         )
     return model
 
 
 def switch_noise_off(config: Any) -> None:
-    """Set every dropout and jitter of a transformers configuration, and of those within it, to 0.
+    """Set every dropout and jitter of a transformers configuration to 0, nested ones included.
 
-    With one of them the loss of a batch would depend on how it is cut up, and a resumed run would draw others.
+    With noise, the loss of a batch would depend on its micro-batches, and a resumed run would draw
+    other noise.
     """
     for name, value in list(vars(config).items()):
         if hasattr(value, "get_text_config"):
@@ -217,18 +233,21 @@ def switch_noise_off(config: Any) -> None:
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable matrices with weight decay, vectors (norms, biases) without; shapes are those before ZeRO-3 partitioned them.
+    """Split trainable parameters: matrices with weight decay, vectors (norms, biases) without.
 
-    Experts' biases are stacked to matrices and go by their name.
+    - Shapes are those before partitioning by ZeRO-3.
+    - Experts' biases are stacked to matrices, so biases are recognized by name.
     """
-    groups: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            groups[len(shape) < 2 or name.endswith("bias")].append(parameter)
+            group = plain if len(shape) < 2 or name.endswith("bias") else decayed
+            group.append(parameter)
     both = (
-        {"params": groups[0], "weight_decay": weight_decay},
-        {"params": groups[1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     )
     return [group for group in both if group["params"]]
 
@@ -236,16 +255,17 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
 def accumulate(
     engine: Any, micro_batches: Sequence[Callable[[], torch.Tensor]], scale: float, *, once: bool
 ) -> torch.Tensor:
-    """Run forward and backward of every micro-batch and reduce the gradients; the sum of their losses, of this worker.
+    """Run forward and backward of all micro-batches, reduce gradients, return the summed loss.
 
-    With `once`, gradients of several micro-batches add up locally and are reduced at the end, which holds a whole gradient;
-    otherwise each micro-batch reduces as its ZeRO stage does.
+    The sum is over this worker's micro-batches. The caller calls the engine's `step`.
 
     Args:
-        engine: the DeepSpeed engine, whose `step` is the caller's to call.
-        micro_batches: each runs the engine's forward and returns its loss.
-        scale: what a loss is multiplied by before its backward pass, since DeepSpeed divides (`gradient_divisor`).
-        once: whether to reduce once.
+        engine: the DeepSpeed engine.
+        micro_batches: functions to run the engine's forward and return the loss.
+        scale: factor of a loss before its backward pass, because DeepSpeed divides
+            (`gradient_divisor`).
+        once: True to add gradients up locally and reduce them at the end, with a complete gradient
+            in memory. False to reduce each micro-batch as its ZeRO stage does.
     """
     total = torch.zeros((), device=engine.device)
     together = (
@@ -261,9 +281,10 @@ def accumulate(
 
 
 def step(engine: Any) -> float:
-    """Clip, update the weights, and return the gradient's norm before clipping."""
+    """Clip, update the weights, and return the gradient norm before clipping."""
     norm = None
-    if not hasattr(engine.optimizer, "_global_grad_norm"):  # ZeRO-0 clips and does not tell
+    if not hasattr(engine.optimizer, "_global_grad_norm"):
+        # ZeRO-0 clips without recording the norm.
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in engine.module.parameters() if p.grad is not None]
         )

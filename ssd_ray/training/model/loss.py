@@ -1,11 +1,12 @@
 """Cross-entropy on response tokens only, without ever holding all logits.
 
-Each token carries its weight in the mean of the global batch (`batches.py`), so the loss of a step is a plain sum over
-micro-batches, accumulation steps and workers, whatever the pieces.
-
-The one idea: only response positions go through the output head, `loss_chunk_tokens` at a time, and each chunk's gradient
-is taken while its logits are there, so nothing is recomputed and memory is one chunk of logits. `ResponseHead` stands in
-`lm_head`'s place under its name, so ZeRO-3 gathers its weight by the usual module hooks and tied weights stay tied.
+- Each token carries its weight in the mean of the global batch (`batches.py`). The loss of a step
+  is a plain sum over micro-batches, accumulation steps and workers, however they are cut.
+- Only response positions go through the output head, `loss_chunk_tokens` at a time.
+- The gradient of a chunk is computed while its logits exist. Nothing is recomputed, and memory is
+  one chunk of logits.
+- `ResponseHead` replaces `lm_head` under its name. ZeRO-3 gathers its weight by the usual module
+  hooks, and tied weights stay tied.
 """
 
 from __future__ import annotations
@@ -25,37 +26,42 @@ from ssd_ray.training.model.moe import balancing_loss, check_router
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to its head's logits: multiplies them (Cohere), divides (Granite), caps them softly (Gemma)."""
+    """Transform of the head's logits: a factor (Cohere, Granite), then a soft cap (Gemma)."""
 
     factor: float = 1.0
     cap: float | None = None
 
     @classmethod
     def of(cls, config: Any) -> LogitTransform:
-        """The transform that a transformers configuration asks for."""
+        """Return the transform of a transformers configuration."""
         text = config.get_text_config()
+        # Cohere multiplies by logit_scale; Granite divides by logits_scaling.
         factor = float(getattr(text, "logit_scale", None) or 1.0) / float(
             getattr(text, "logits_scaling", None) or 1.0
         )
+        # The second name is RecurrentGemma's.
         cap = getattr(text, "final_logit_softcapping", None) or getattr(
             text, "logits_soft_cap", None
-        )  # RecurrentGemma's name
+        )
         return cls(factor=factor, cap=cap)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """The model's logits from its head's, of any shape."""
+        """Return the model's logits from its head's, of any shape."""
         scaled = logits if self.factor == 1.0 else logits * self.factor
         return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
     def gradient(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The gradient of the head's logits from that of the model's `logits`; may change `grad` in place."""
+        """Return the gradient of the head's logits.
+
+        `grad` is the gradient of the model's `logits`, and may be changed in place.
+        """
         if self.cap is not None:
             grad = grad.mul_(1 - (logits / self.cap).square())
         return grad if self.factor == 1.0 else grad.mul_(self.factor)
 
 
 class ResponseHead(nn.Module):
-    """The output head: logits of hidden states as before, or the weighted sum of cross-entropies against targets."""
+    """Output head: logits of hidden states, or a weighted sum of cross-entropies."""
 
     def __init__(
         self,
@@ -66,19 +72,23 @@ class ResponseHead(nn.Module):
         liger: bool = False,
         in_place: float | None = None,
     ) -> None:
-        """Take over `head`; `liger` computes with Liger's fused kernel, which needs CUDA and one weight for all tokens.
+        """Take over the parameters of `head`.
 
-        With `in_place` the weight's gradient is added to `weight.grad` in the forward pass already, for a sum that will be
-        multiplied by this number before its backward pass.
+        Args:
+            head: the model's output head.
+            transform: the model's transform of logits.
+            chunk_tokens: positions computed at a time.
+            liger: True for Liger's fused kernel. It needs CUDA and equal weights for all tokens.
+            in_place: the factor of the sum before its backward pass. If set, the forward pass adds
+                the weight's gradient to `weight.grad`.
         """
         super().__init__()
-        self.weight, self.bias = head.weight, head.bias
-        self._transform, self._chunk_tokens, self._liger, self._in_place = (
-            transform,
-            chunk_tokens,
-            liger,
-            in_place,
-        )
+        self.weight = head.weight
+        self.bias = head.bias
+        self._transform = transform
+        self._chunk_tokens = chunk_tokens
+        self._liger = liger
+        self._in_place = in_place
 
     def forward(
         self,
@@ -86,7 +96,10 @@ class ResponseHead(nn.Module):
         targets: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [..., width] to logits [..., vocabulary]; with targets and weights [tokens], to a float32 sum."""
+        """Return logits [..., vocabulary] of hidden states [..., width].
+
+        With targets and weights [tokens] of hidden states [tokens, width], return a float32 sum.
+        """
         if targets is None or weights is None:
             return functional.linear(hidden, self.weight, self.bias)
         if self._liger and len(targets):
@@ -94,17 +107,15 @@ class ResponseHead(nn.Module):
         sink = None
         if self._in_place is not None and self.weight.requires_grad and torch.is_grad_enabled():
             sink = (gradient_of(self.weight), self._in_place)
-        apply: Callable[..., torch.Tensor] = _ChunkedSum.apply
-        return apply(
-            hidden,
-            targets,
-            weights,
-            self.weight,
-            self.bias,
-            self._transform,
-            self._chunk_tokens,
-            sink,
+        constants = _Constants(
+            targets=targets,
+            weights=weights,
+            transform=self._transform,
+            chunk_tokens=self._chunk_tokens,
+            sink=sink,
         )
+        apply: Callable[..., torch.Tensor] = _ChunkedSum.apply
+        return apply(hidden, self.weight, self.bias, constants)
 
     def _liger_sum(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
@@ -121,23 +132,40 @@ class ResponseHead(nn.Module):
         return total.float()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Constants:
+    """Inputs of the sum without a gradient."""
+
+    targets: torch.Tensor
+    """Token ids, [tokens]."""
+    weights: torch.Tensor
+    """Weight of each cross-entropy, [tokens]."""
+    transform: LogitTransform
+    chunk_tokens: int
+    sink: tuple[torch.Tensor, float] | None
+    """Tensor to add the head's gradient to, and the factor of the sum before its backward pass."""
+
+
 class _ChunkedSum(torch.autograd.Function):
-    """Weighted sum of cross-entropies; gradients are computed along with it, chunk by chunk, and only scaled in backward."""
+    """Weighted sum of cross-entropies.
+
+    Gradients are computed with the sum, chunk by chunk. The backward pass only scales them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
         head: torch.Tensor,
         bias: torch.Tensor | None,
-        transform: LogitTransform,
-        chunk_tokens: int,
-        sink: tuple[torch.Tensor, float] | None,
+        constants: _Constants,
     ) -> torch.Tensor:
+        targets = constants.targets
+        weights = constants.weights
+        transform = constants.transform
+        sink = constants.sink
         total = hidden.new_zeros((), dtype=torch.float32)
-        of_hidden, _, _, of_head, of_bias, *_ = ctx.needs_input_grad
+        of_hidden, of_head, of_bias, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
         grad_head = (
             torch.zeros_like(head, dtype=torch.float32) if of_head and sink is None else None
@@ -146,8 +174,8 @@ class _ChunkedSum(torch.autograd.Function):
             torch.zeros_like(bias, dtype=torch.float32) if of_bias and bias is not None else None
         )
         into, factor = (grad_head, 1.0) if sink is None else sink
-        for start in range(0, len(targets), chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
+        for start in range(0, len(targets), constants.chunk_tokens):
+            chunk = slice(start, start + constants.chunk_tokens)
             logits = transform(product(hidden[chunk], head, bias).float())
             loss, grad_logits = _cross_entropy(logits, targets[chunk], weights[chunk])
             total += loss
@@ -160,34 +188,38 @@ class _ChunkedSum(torch.autograd.Function):
                 _add_product(into, grad_logits, hidden[chunk], factor)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0, dtype=torch.float32)
-        ctx.grads, ctx.dtype, ctx.factor = (
-            (grad_hidden, grad_head, grad_bias),
-            head.dtype,
-            None if sink is None else factor,
-        )
+        ctx.grads = (grad_hidden, grad_head, grad_bias)
+        ctx.dtype = head.dtype
+        ctx.factor = None if sink is None else factor
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # The sink already has the head's gradient times this factor, so no other one can be right.
         if ctx.factor is not None and float(grad_total) != ctx.factor:
             raise RuntimeError(
-                f"the loss was multiplied by {float(grad_total)}, its gradient was added for {ctx.factor}"
+                f"the loss was multiplied by {float(grad_total)}, "
+                f"its gradient was added for {ctx.factor}"
             )
         hidden, head, bias = (
             grad if grad is None else grad.mul_(grad_total).to(ctx.dtype) for grad in ctx.grads
         )
         ctx.grads = None
-        return hidden, None, None, head, bias, None, None, None
+        return hidden, head, bias, None
 
 
 def _cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum over rows of float32 `logits`, and its gradient, which takes the place of one temporary."""
+    """Return the weighted sum of cross-entropies, and its gradient.
+
+    `logits` are float32 [tokens, vocabulary], `targets` and `weights` [tokens].
+    """
     log_probabilities = logits.log_softmax(1)
     places = targets[:, None]
     loss = -(log_probabilities.gather(1, places)[:, 0] @ weights)
+    # In place: one tensor as large as the logits less.
     grad = log_probabilities.exp_()
     grad.scatter_add_(1, places, torch.full_like(places, -1, dtype=grad.dtype))
     return loss, grad.mul_(weights[:, None])
@@ -196,7 +228,10 @@ def _cross_entropy(
 def _add_product(
     total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, factor: float
 ) -> None:
-    """Add `factor * left.T @ right` in float32; in place where the types allow, so no second weight-sized buffer is made."""
+    """Add `factor * left.T @ right` to the float32 `total`.
+
+    Where types are equal, no second buffer of that size is needed.
+    """
     if left.dtype == total.dtype:
         total.addmm_(left.t(), right, alpha=factor)
     else:
@@ -204,7 +239,7 @@ def _add_product(
 
 
 class ResponseLoss(nn.Module):
-    """A causal language model that answers with its loss: what the DeepSpeed engine wraps."""
+    """Causal language model with the loss as its output, for the DeepSpeed engine to wrap."""
 
     def __init__(
         self,
@@ -215,21 +250,29 @@ class ResponseLoss(nn.Module):
         router_aux_loss: float = 0.0,
         in_place: float | None = None,
     ) -> None:
-        """Take over `model` (a transformers causal language model), replacing its output head.
+        """Take over `model`, a transformers causal language model, and replace its output head.
 
-        `router_aux_loss` is the weight of a mixture of experts' balancing loss; `auxiliary` is what it last came to. With
-        `in_place`, which the loss will be multiplied by, gradients of the vocabulary's matrices are added where they belong;
-        that is right where nothing takes or reduces gradients before a step's end (ZeRO-0).
+        Args:
+            model: the model.
+            chunk_tokens: positions of the output head computed at a time.
+            liger: True for Liger's fused kernel.
+            router_aux_loss: weight of the balancing loss of a mixture of experts. `auxiliary` is
+                its last value.
+            in_place: the factor of the loss before its backward pass. If set, gradients of the
+                vocabulary's matrices accumulate in place. That is correct if nothing takes or
+                reduces gradients before the end of a step (ZeRO-0).
 
         Raises:
-            UserError: the model's output head is not a linear layer or what is below it not known, or a model without experts is
-                asked for their loss.
+            UserError: the output head is not a linear layer, the module below it is unknown, or a
+                model without experts is asked for their loss.
         """
         super().__init__()
-        head, kind = model.get_output_embeddings(), type(model).__name__
-        if model.base_model is model:  # Llama 4 gives it another name than it says
+        head = model.get_output_embeddings()
+        kind = type(model).__name__
+        # Llama 4's base_model_prefix is not the name of its base model.
+        if model.base_model is model:
             raise UserError(
-                f"cannot train {kind}: transformers does not tell what lies below its output head"
+                f"cannot train {kind}: transformers does not name the module below its output head"
             )
         if not isinstance(head, nn.Linear):
             raise UserError(
@@ -244,7 +287,8 @@ class ResponseLoss(nn.Module):
         if in_place is not None:
             add_in_place(model.get_input_embeddings())
         self.model = model
-        self._router_aux_loss, self.auxiliary = router_aux_loss, 0.0
+        self._router_aux_loss = router_aux_loss
+        self.auxiliary = 0.0
 
     def forward(
         self,
@@ -253,14 +297,16 @@ class ResponseLoss(nn.Module):
         weights: torch.Tensor,
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Sum of `weights` times the cross-entropy of predicting `targets` at every position; all [sequences, tokens].
+        """Return the sum of `weights` times the cross-entropy of predicting `targets`.
 
-        Without `position_ids` every line is one sequence from position 0; with them a line may hold several.
+        All tensors are [sequences, tokens]. Without `position_ids` a line is one sequence from
+        position 0. With them, a line may hold several sequences.
         """
         routed = {"output_router_logits": True} if self._router_aux_loss else {}
         out = self.model.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **routed
         )
+        # Only positions with a weight go through the head, by far the widest layer.
         counted = weights != 0
         head = self.model.get_output_embeddings()
         total: torch.Tensor = head(
@@ -278,10 +324,10 @@ class ResponseLoss(nn.Module):
 
     @torch.no_grad()
     def check(self, input_ids: torch.Tensor) -> None:
-        """Compare our logits with the model's own on a few tokens [1, tokens].
+        """Compare our logits with the model's own on a few tokens, [1, tokens].
 
         Raises:
-            UserError: they differ, so the architecture does more to its logits than `LogitTransform` knows.
+            UserError: they differ, so `LogitTransform` does not cover this architecture.
         """
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         hidden = self.model.base_model(
@@ -295,15 +341,19 @@ class ResponseLoss(nn.Module):
         if not torch.allclose(ours, theirs, rtol=near, atol=near * float(theirs.abs().max())):
             kind = type(self.model).__name__
             raise UserError(
-                f"cannot train {kind} exactly: its logits are not its output head's, scaled and capped as configured"
+                f"cannot train {kind} exactly: its logits are not its output head's, "
+                "scaled and capped as configured"
             )
 
     @torch.no_grad()
     def check_packing(self, input_ids: torch.Tensor) -> None:
-        """Change the first half of [1, tokens], packed as two sequences, and see whether the second one moves.
+        """Check that packed sequences do not see each other.
+
+        Pack the two halves of `input_ids` [1, tokens], change the first one, and compare the states
+        of the second.
 
         Raises:
-            UserError: it does, so a sequence sees what lies before it, as convolutions and recurrent layers do.
+            UserError: they differ, as with convolutions and recurrent layers.
         """
         half = input_ids.shape[1] // 2
         positions = torch.arange(half, device=input_ids.device).repeat(2)[None]
@@ -315,9 +365,11 @@ class ResponseLoss(nn.Module):
             ).last_hidden_state[:, half:]
             for first in (input_ids[:, :half], input_ids[:, :half].flip(1))
         ]
-        moved, size = float((second[0] - second[1]).abs().max()), float(second[0].abs().max())
+        moved = float((second[0] - second[1]).abs().max())
+        size = float(second[0].abs().max())
         if moved > size * (1e-5 if second[0].dtype == torch.float32 else 0.02):
             kind = type(self.model).__name__
             raise UserError(
-                f"train.packing does not keep the sequences of {kind} apart: set train.packing=false"
+                f"train.packing does not keep the sequences of {kind} apart: "
+                "set train.packing=false"
             )

@@ -1,8 +1,10 @@
-"""Mixtures of experts: which modules ZeRO-3 must take whole, how evenly tokens are routed, and the router's auxiliary loss.
+"""Mixtures of experts: leaves of ZeRO-3, balance of routing, the router's auxiliary loss.
 
-Whatever the architecture, transformers calls a block's `experts` with (hidden states, chosen experts, their weights); that
-one convention is all that is used here. Experts are computed as grouped matrix products where transformers can
-(`experts_implementation`, its default). Reads and writes nothing.
+- One convention of transformers is used, for any architecture: a block calls its `experts` with
+  (hidden states, chosen experts, their weights).
+- Experts are computed as grouped matrix products where transformers can
+  (`experts_implementation`, its default).
+- Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from ssd_ray.errors import UserError
 
 
 def sparse_blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that route tokens to experts (`Qwen3MoeSparseMoeBlock` and its like), in the order of the layers."""
+    """Return the blocks of experts, such as `Qwen3MoeSparseMoeBlock`, by layer."""
     return [
         module
         for module in model.modules()
@@ -25,10 +27,11 @@ def sparse_blocks(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def take_blocks_whole(model: nn.Module) -> int:
+def make_blocks_leaves(model: nn.Module) -> int:
     """Make every sparse block a leaf of ZeRO-3 and return their number.
 
-    Which experts run differs between workers and steps; gathered one by one, workers would wait for one another for ever.
+    Workers run different experts at different steps. If experts were gathered one by one, workers
+    would deadlock.
     """
     from deepspeed.utils import set_z3_leaf_module
 
@@ -39,13 +42,13 @@ def take_blocks_whole(model: nn.Module) -> int:
 
 
 class ExpertLoad:
-    """Counts the tokens that each expert of each layer is given in training, padding left out."""
+    """Counter of tokens by layer and expert in training, padding left out."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Watch the sparse blocks of `model`; a model without any is watched for nothing."""
+        """Hook the sparse blocks of `model`, if there are any."""
         self._counts: dict[int, torch.Tensor] = {}
         self.real: torch.Tensor | None = None
-        """Which tokens of the micro-batch, in its order, are no padding; None counts all."""
+        """Mask of the micro-batch's tokens, False on padding; None counts all."""
         for layer, block in enumerate(sparse_blocks(model)):
             experts: Any = block.experts
             size = int(experts.num_experts)
@@ -53,19 +56,24 @@ class ExpertLoad:
             def count(
                 module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size
             ) -> None:
+                # Held-out samples are not part of a step. Llama 4's experts get no choice as input.
                 if not module.training or len(inputs) < 2:
-                    return  # held-out samples are no part of a step; Llama 4's experts are not told what was chosen
+                    return
                 chosen = inputs[1].detach().reshape(-1, inputs[1].shape[-1])
                 chosen = chosen if self.real is None else chosen[self.real]
-                seen = torch.bincount(chosen.flatten(), minlength=size)[:size]
-                self._counts[layer] = self._counts[layer] + seen if layer in self._counts else seen
+                counts = torch.bincount(chosen.flatten(), minlength=size)[:size]
+                if layer in self._counts:
+                    counts = self._counts[layer] + counts
+                self._counts[layer] = counts
 
             experts.register_forward_pre_hook(count)
 
     def imbalance(self) -> float | None:
-        """Since the last call: the largest expert's tokens over the mean expert's, the worst layer, over all workers.
+        """Return the busiest expert's tokens over the mean's since the last call.
 
-        1 is even, the number of experts means that all go to one. None without experts; every worker calls it.
+        - The value is the worst layer's, with counts summed over workers. Every worker calls it.
+        - 1 is even. The number of experts is the worst value, with all tokens at one expert.
+        - None without experts.
         """
         if not self._counts:
             return None
@@ -76,7 +84,7 @@ class ExpertLoad:
 
 
 def check_router(model: nn.Module) -> None:
-    """Whether the architecture has a loss that balances the load of experts.
+    """Check that the architecture has a loss to balance the load of experts.
 
     Raises:
         UserError: it has none.
@@ -85,14 +93,15 @@ def check_router(model: nn.Module) -> None:
         sys.modules[type(model).__module__], "load_balancing_loss_func"
     ):
         raise UserError(
-            f"train.router_aux_loss is set, but {type(model).__name__} has no router loss: set it to 0"
+            f"train.router_aux_loss is set, but {type(model).__name__} has no router loss: "
+            "set it to 0"
         )
 
 
 def balancing_loss(model: Any, router_logits: Any) -> torch.Tensor:
-    """The architecture's own load-balancing loss (Switch Transformer, Eq. 4 to 6) of one micro-batch, padding included.
+    """Return the architecture's own load-balancing loss of one micro-batch, padding included.
 
-    `check_router` comes before it.
+    Source: Switch Transformer, Eq. 4 to 6. Call `check_router` first.
     """
     function: Any = vars(sys.modules[type(model).__module__])["load_balancing_loss_func"]
     loss: torch.Tensor = function(router_logits, model.num_experts, model.num_experts_per_tok)

@@ -1,7 +1,9 @@
-"""Ulysses sequence parallelism with DeepSpeed's own library: several workers share one sequence.
+"""Ulysses sequence parallelism with DeepSpeed's library: several workers share one sequence.
 
-Each worker of a group holds a slice of the tokens; around attention the slices are exchanged for whole sequences of a part
-of the heads. transformers' attention function is wrapped once a process. Reads a model's configuration; writes nothing.
+- Each worker of a group holds a slice of the tokens. Around attention, slices of all heads are
+  exchanged for complete sequences of some heads.
+- transformers' attention function is wrapped once per process.
+- Reads a model's configuration; writes nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from ssd_ray.models import loading
 from ssd_ray.training.data.batches import MicroBatch
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Kinds of layers whose only look at other tokens is attention, which Ulysses exchanges."""
+"""Kinds of layers with no connection between tokens but attention, as Ulysses requires."""
 
 
 def register(directory: Path, train: TrainConfig) -> Any:
-    """DeepSpeed's parallel state for `train.sequence_parallel_size`, or None at size 1; every worker calls it once.
+    """Return DeepSpeed's parallel state for `train.sequence_parallel_size`; None at size 1.
+
+    Every worker calls it once.
 
     Raises:
-        UserError: the model's attention heads cannot be shared out over so many workers.
+        UserError: the model's attention heads cannot be divided by that number.
     """
     size = train.sequence_parallel_size
     if size == 1:
@@ -40,29 +44,35 @@ def register(directory: Path, train: TrainConfig) -> Any:
 
 
 def check_heads(config: Any, train: TrainConfig) -> None:
-    """Whether a model's configuration lets the workers of one sequence share it: its heads divide, its layers are attention.
+    """Check that workers can share a sequence: heads divide, and all layers are attention.
 
     Raises:
         UserError: they cannot.
     """
-    size, text = train.sequence_parallel_size, config.get_text_config()
+    size = train.sequence_parallel_size
     if size == 1:
         return
-    heads, shared = text.num_attention_heads, text.num_key_value_heads
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    shared = text.num_key_value_heads
     if heads % size or (shared % size and size % shared):
         raise UserError(
-            f"train.sequence_parallel_size {size} does not divide the model's {heads} attention heads "
-            f"and {shared} key-value heads"
+            f"train.sequence_parallel_size {size} does not divide the model's {heads} attention "
+            f"heads and {shared} key-value heads"
         )
-    if carried := sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTION):
+    # Convolutions and recurrent layers carry state from token to token; a slice would not get it.
+    if stateful := sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTION):
         raise UserError(
-            f"train.sequence_parallel_size {size} cuts sequences, and layers of the kind {carried[0]} would each begin anew in "
-            "their part: set it to 1"
+            f"train.sequence_parallel_size {size} cuts sequences, and layers of the kind "
+            f"{stateful[0]} would restart in every part: set it to 1"
         )
 
 
 def slice_of(batch: MicroBatch, size: int, place: int) -> MicroBatch:
-    """The `place`th of `size` equal slices of a micro-batch along its tokens, whose number is a multiple of `size`."""
+    """Return slice `place` of `size` equal slices of a micro-batch along its tokens.
+
+    The number of tokens is a multiple of `size`.
+    """
     if size == 1:
         return batch
     width = batch.input_ids.shape[1] // size

@@ -1,9 +1,14 @@
-"""What a model's next-token distribution is to the one that its training data was drawn from: pure functions on logits.
+"""Next-token distributions of base, samples and trained model: pure functions on logits.
 
-At a position, p0 is the frozen base's distribution, q what samples were drawn from: p0 tempered, cut to the top k, then to the
-nucleus, and renormalised on what is left, S (2604.01193, Eq. 6 and 7, and appendix A for the order). p is the model in training.
-Data drawn from q costs p the cross-entropy CE(q, p) = H(q) + KL(q || p), so H(q) is the floor of the loss on samples that were
-not trained on, and p = q alone attains it. Reads and writes nothing.
+At a position:
+
+- p0: distribution of the frozen base.
+- q: distribution of the samples. p0 is tempered, cut to the top k, then to the nucleus, and
+  renormalized on the rest, S (arXiv 2604.01193, Eq. 6 and 7, appendix A for the order).
+- p: distribution of the model in training.
+
+Data drawn from q costs p the cross-entropy CE(q, p) = H(q) + KL(q || p). H(q) is the floor of the
+loss on held-out samples, attained by p = q alone. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,17 +31,19 @@ MEASURES = (
     "base_kept_mass",
     "outside_support",
 )
-"""The columns of `measure`, all in nats but for the last three, which are shares."""
+"""Columns of `measure`, in nats; the last three are shares."""
 
 GREEDY = 1e-5
-"""Temperatures below are greedy decoding (vLLM)."""
+"""Bound of greedy decoding: temperatures below it are greedy (vLLM)."""
 
 
 def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
-    """Log q, float32 [positions, vocabulary], minus infinity outside of its support, from the base's logits.
+    """Return log q, float32 [positions, vocabulary], minus infinity outside of S.
 
-    Ties at the k-th place all stay; of the nucleus the smallest set of the most likely tokens stays whose mass is at least
-    top-p, and always the most likely one.
+    - `base` are the base's logits, [positions, vocabulary].
+    - All ties at the k-th place stay.
+    - The nucleus is the smallest set of the most likely tokens with a mass of at least top-p. It
+      always holds the most likely token.
     """
     logits = base.float()
     if decoding.temperature < GREEDY:
@@ -49,7 +56,7 @@ def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
         kth = logits.topk(decoding.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if decoding.top_p < 1:
-        # As in `truncation.py`: of equal logits at the border of p those with the larger index stay.
+        # As in `truncation.py`: of equal logits at the border of p, the larger indices stay.
         rising, order = logits.sort(dim=1, stable=True)
         dropped = rising.double().softmax(1).cumsum(1) <= 1 - decoding.top_p
         dropped[:, -1] = False
@@ -60,28 +67,37 @@ def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
 
 
 def measure(model: Tensor, base: Tensor, drawn: Tensor, decoding: Decoding) -> Tensor:
-    """Every one of `MEASURES` at each position, float64 [positions, measures].
+    """Return all `MEASURES` at each position, float64 [positions, measures].
 
-    `nll` is -log p of the token that was drawn; `floor` H(q); `cross_entropy` CE(q, p), the expectation of `nll`;
-    `kl_to_base` KL(p || p0) over the whole vocabulary; `entropy` H(p), which is the sum of `entropy_gate`, the entropy of
-    being in S or not, `entropy_head`, that within S times S's mass, and `entropy_tail`, that outside of S times its mass
-    (Eq. 30); `kept_mass` and `base_kept_mass` the mass of S under p and p0 (Eq. 10); `outside_support` whether the drawn
-    token is outside of S, which says that the engine and this model do not agree on the base's logits.
+    - nll: -log p of the drawn token.
+    - floor: H(q).
+    - cross_entropy: CE(q, p), the expectation of nll.
+    - kl_to_base: KL(p || p0) over the full vocabulary.
+    - entropy: H(p), the sum of the next three (arXiv 2604.01193, Eq. 30).
+    - entropy_gate: entropy of being in S or not.
+    - entropy_head: entropy within S, times the mass of S.
+    - entropy_tail: entropy outside of S, times the mass outside.
+    - kept_mass, base_kept_mass: mass of S under p and under p0 (Eq. 10).
+    - outside_support: 1 if the drawn token is outside of S. The engine and this model then disagree
+      on the base's logits.
 
     Args:
         model: logits of the model in training, [positions, vocabulary].
-        base: logits of the frozen base at the same positions.
-        drawn: the token ids that were drawn there, [positions].
-        decoding: how they were drawn.
+        base: logits of the frozen base at the same positions, [positions, vocabulary].
+        drawn: token ids drawn there, [positions].
+        decoding: decoding of the samples.
     """
     log_p, log_p0 = model.float().log_softmax(1), base.float().log_softmax(1)
     log_q = sampling_log_probabilities(base, decoding)
     kept = log_q > -torch.inf
     p, q = log_p.double().exp(), log_q.double().exp()
     surprise = -log_p.double()
-    mass, rest = (p * kept).sum(1), (p * ~kept).sum(1)
+    mass = (p * kept).sum(1)
+    rest = (p * ~kept).sum(1)
+    # The float32 probabilities do not add up to 1 exactly, and the entropy of the gate needs it.
     mass, rest = mass / (mass + rest), rest / (mass + rest)
-    in_head, in_tail = (p * surprise * kept).sum(1), (p * surprise * ~kept).sum(1)
+    in_head = (p * surprise * kept).sum(1)
+    in_tail = (p * surprise * ~kept).sum(1)
     columns = {
         "nll": surprise.gather(1, drawn[:, None]).squeeze(1),
         "floor": -(q * log_q.double().masked_fill(~kept, 0.0)).sum(1),
@@ -99,6 +115,6 @@ def measure(model: Tensor, base: Tensor, drawn: Tensor, decoding: Decoding) -> T
 
 
 def _part(mass: Tensor) -> Tensor:
-    """-m log m, 0 at 0."""
+    """Return -m log m, 0 at 0."""
     part: Tensor = torch.special.entr(mass)
     return part

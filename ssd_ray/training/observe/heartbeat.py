@@ -1,4 +1,4 @@
-"""Show the driver where training is between two lines of the loss log.
+"""Heartbeat of a training: progress between lines of the loss log, for the driver's screen.
 
 - The first worker replaces one small JSON file in the logs; the driver reads it for the screen.
 - Nothing else depends on it: a lost or outdated file costs a line on the screen.
@@ -37,7 +37,7 @@ class Heartbeat:
         self._written = 0.0
 
     def phase(self, text: str) -> None:
-        """Name work that is no step; the next step ends it."""
+        """Begin a phase without steps, ended by the next step."""
         self._beat = Beat(phase=text)
         self._write()
 
@@ -47,7 +47,8 @@ class Heartbeat:
         self._write()
 
     def advance(self, share: float) -> None:
-        """Take the share of the current step's tokens that this worker has computed of its own."""
+        """Record the share of this worker's tokens computed in the current step."""
+        # All workers meet like lengths at the same moment, so the first one's share is typical.
         self._beat = Beat(
             steps_done=self._beat.steps_done,
             tokens=round(share * self._beat.batch_tokens),
@@ -66,7 +67,7 @@ class Heartbeat:
 
 
 SILENT = Heartbeat(Path(), rank=-1)
-"""Heartbeat of workers that nobody watches."""
+"""Heartbeat without a file, for workers without a driver."""
 
 
 def forget(logs: Path) -> None:
@@ -78,5 +79,6 @@ def read(logs: Path) -> Beat | None:
     """Read the latest beat; None before the first."""
     try:
         return Beat(**json.loads((logs / _FILE).read_text()))
-    except (OSError, ValueError):  # on NFS, a file that was replaced while it was read
+    except (OSError, ValueError):
+        # On NFS, a file may be replaced while it is read.
         return None

@@ -1,11 +1,12 @@
-"""Samples kept out of training, and what the model in training makes of them beside the frozen base.
+"""Held-out samples, measured under the model in training and the frozen base.
 
-The loss on samples that are trained on says almost nothing: it starts near its floor. On samples that are not, likelihood is
-measured against that floor, with the distance to the base and the entropy and its parts (`distributions.py`).
-
-The base's distribution is needed at every measurement, and holding its logits or a second model would cost too much: what is
-kept is its last hidden state at each position and, where the output head is trained, a copy of the head. Both are taken
-before the latest state is put into the engine, so a resumed run measures against the same base. Reads a data set.
+- The loss on training samples starts near its floor and shows little. On held-out samples,
+  likelihood is measured against the floor, with the distance to the base and the parts of the
+  entropy (`distributions.py`).
+- Every measurement needs the base's distribution. Its logits or a second model would take too much
+  memory. Its last hidden states are kept instead, and a copy of the output head if that is trained.
+- Both are taken before the latest state is restored: a resumed run measures against the same base.
+- Reads a data set; writes the log of measurements.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from ssd_ray.training.observe.distributions import MEASURES, measure
 
 HELD_OUT_LOG = "heldout.jsonl"
 CHUNKS = 8
-"""Parts in which the loss's chunk of positions is measured: a logit takes several times the loss's bytes here."""
+"""Divisor of the loss's chunk of positions: a logit takes several times as many bytes here."""
 
 
 def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Examples | None]:
-    """The rows to train on, and those held out: all rows of the first prompts by a digest of (seed, prompt id).
+    """Split a data set into rows to train on and held-out rows; None without `samples`.
 
-    At least `samples` rows are held out, a few more where a prompt has several; which they are depends on the seed and on
-    the prompts alone.
+    - Held out are all rows of the first prompts by a digest of (seed, prompt id). The choice
+      depends on the seed and the prompts alone.
+    - At least `samples` rows are held out, a few more if a prompt has several.
 
     Raises:
         UserError: nothing would be left to train on, or nothing would be measured.
@@ -56,30 +58,40 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
     trained, held_out = examples.part(np.flatnonzero(~out)), examples.part(np.flatnonzero(out))
     if not trained.response_lengths.any():
         raise UserError(
-            f"train.heldout_samples {samples} leaves nothing of {len(prompts)} sequences to train on: lower it, or sample more"
+            f"train.heldout_samples {samples} leaves nothing of {len(prompts)} sequences to train "
+            "on: lower it, or sample more"
         )
     if not held_out.response_lengths.any():
         raise UserError(
-            f"train.heldout_samples {samples} holds out no token that counts, only masked sequences: raise it"
+            f"train.heldout_samples {samples} holds out no token that counts, "
+            "only masked sequences: raise it"
         )
     return trained, held_out
 
 
 class HeldOut:
-    """The held-out samples on one worker; every worker makes one before it restores a state, and measures at the same steps."""
+    """The held-out samples on one worker.
+
+    Every worker creates one before it restores a state, and measures at the same steps.
+    """
 
     def __init__(
         self, engine: Any, examples: Examples, train: TrainConfig, sampling: Decoding, budget: int
     ) -> None:
-        """Take down the base's hidden states on `examples`, a micro-batch of `budget` tokens at a time.
+        """Compute and keep the base's hidden states on `examples`.
 
-        `sampling` is how the samples were drawn; the engine must hold the base's weights.
+        Args:
+            engine: the DeepSpeed engine, holding the base's weights.
+            examples: the held-out rows.
+            train: choices of the training.
+            sampling: decoding of the samples.
+            budget: tokens of a micro-batch, padding included.
         """
-        self._engine, self._examples, self._sampling = engine, examples, sampling
-        self._chunk_tokens, self._shared = (
-            max(1, train.loss_chunk_tokens // CHUNKS),
-            train.sequence_parallel_size,
-        )
+        self._engine = engine
+        self._examples = examples
+        self._sampling = sampling
+        self._chunk_tokens = max(1, train.loss_chunk_tokens // CHUNKS)
+        self._shared = train.sequence_parallel_size
         self._micro_batches = self._deal(budget)
         head = engine.module.model.get_output_embeddings()
         with self._gathered():
@@ -91,7 +103,10 @@ class HeldOut:
         self._base_states = [states.cpu() for states, _ in self._hidden()]
 
     def measure(self) -> dict[str, float]:
-        """The means of `MEASURES` over all response tokens held out, and their number; the same on every worker."""
+        """Return the means of `MEASURES` over all held-out response tokens, and their number.
+
+        The result is the same on every worker.
+        """
         total = torch.zeros(len(MEASURES) + 1, dtype=torch.float64)
         head = self._engine.module.model.get_output_embeddings()
         for (states, drawn), base in zip(self._hidden(), self._base_states, strict=True):
@@ -105,9 +120,9 @@ class HeldOut:
                     chunk = slice(start, start + self._chunk_tokens)
                     logits = self._logits(states[chunk], ours)
                     base_logits = self._logits(base[chunk].to(states.device), theirs)
-                    found = measure(logits, base_logits, drawn[chunk], self._sampling)
+                    values = measure(logits, base_logits, drawn[chunk], self._sampling)
                     total += torch.cat(
-                        [found.sum(0).cpu(), torch.tensor([len(found)], dtype=torch.float64)]
+                        [values.sum(0).cpu(), torch.tensor([len(values)], dtype=torch.float64)]
                     )
         total = total.to(self._engine.device)
         distributed.all_reduce(total)
@@ -115,31 +130,29 @@ class HeldOut:
         return {"tokens": int(total[-1]), **dict(zip(MEASURES, means, strict=True))}
 
     def _deal(self, budget: int) -> list[tuple[Ints, float]]:
-        """Micro-batches of this worker and what their tokens weigh: 0 where one only keeps the other workers company."""
-        groups = _groups(
-            self._examples.lengths, budget if self._shared == 1 else 1
-        )  # Ulysses takes one line at a time
+        """Return this worker's micro-batches and the weight of their tokens.
+
+        Weight 0 marks a padding micro-batch: under ZeRO-3 every worker must run equally often.
+        """
+        # Ulysses takes one line at a time.
+        groups = _groups(self._examples.lengths, budget if self._shared == 1 else 1)
         shares = int(self._engine.world_size) // self._shared
-        mine: list[tuple[Ints, float]] = [
+        dealt: list[tuple[Ints, float]] = [
             (group, 1.0) for group in groups[self._engine.global_rank // self._shared :: shares]
         ]
-        lacking = -(-len(groups) // shares) - len(
-            mine
-        )  # ZeRO-3 gathers together: every worker runs equally often
-        return mine + lacking * [(groups[-1][:1], 0.0)]
+        lacking = -(-len(groups) // shares) - len(dealt)
+        return dealt + lacking * [(groups[-1][:1], 0.0)]
 
     def _hidden(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Last hidden states at the positions that predict a response token, [positions, width], and those tokens."""
-        model, rank, device = (
-            self._engine.module.model,
-            self._engine.global_rank,
-            self._engine.device,
-        )
+        """Yield last hidden states [positions, width] and the response tokens they predict."""
+        model = self._engine.module.model
+        rank = self._engine.global_rank
+        device = self._engine.device
         self._engine.eval()
         for rows, weight in self._micro_batches:
             weights = np.full(len(rows), weight, dtype=np.float32)
-            whole = batches.collate(self._examples, rows, weights, multiple=self._shared)
-            micro = slice_of(whole, self._shared, rank % self._shared)
+            complete = batches.collate(self._examples, rows, weights, multiple=self._shared)
+            micro = slice_of(complete, self._shared, rank % self._shared)
             ids, targets = (
                 torch.from_numpy(array).to(device) for array in (micro.input_ids, micro.targets)
             )
@@ -161,7 +174,7 @@ class HeldOut:
 
         head = self._engine.module.model.get_output_embeddings()
         return deepspeed.zero.GatheredParameters(
-            [each for each in (head.weight, head.bias) if each is not None]
+            [parameter for parameter in (head.weight, head.bias) if parameter is not None]
         )
 
     def _logits(self, states: torch.Tensor, head: Sequence[Any]) -> torch.Tensor:
@@ -172,7 +185,7 @@ class HeldOut:
 
 
 def _groups(lengths: Ints, budget: int) -> list[Ints]:
-    """Rows of like length whose padded micro-batch holds at most `budget` tokens, or one longer row, the longest first."""
+    """Group rows, longest first, into padded micro-batches of at most `budget` tokens each."""
     groups: list[list[int]] = []
     for row in np.argsort(-lengths, kind="stable"):
         if not groups or int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1) > budget:
@@ -182,11 +195,14 @@ def _groups(lengths: Ints, budget: int) -> list[Ints]:
 
 
 def read_held_out(out: Path) -> list[dict[str, Any]]:
-    """The measurements of a training so far, by step; the first is the base's."""
+    """Return the measurements of a training so far, by step; the first is the base's."""
     return read_json_lines(out / HELD_OUT_LOG)
 
 
 def cut_held_out(out: Path, step: int) -> None:
-    """Keep the measurements up to `step`: those that the resume state has seen. Without a state the base is measured anew."""
+    """Cut the log of measurements to `step`, the step of the resume state.
+
+    At step 0 no measurement is kept, and the base is measured again.
+    """
     kept = [line for line in read_held_out(out) if step and line["step"] <= step]
     write_atomic(out / HELD_OUT_LOG, "".join(json.dumps(line) + "\n" for line in kept))

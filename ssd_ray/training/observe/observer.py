@@ -1,7 +1,9 @@
-"""What a training shows of itself: speed, share of the peak, memory, place in the data, and the held-out measures.
+"""Measurements of a training: speed, utilization, memory, epoch, and held-out measures.
 
-Every worker takes part, for some numbers are sums or maxima over workers; the first writes them to the logs and trackers.
-Reads the model's config.json and /proc; writes `heldout.jsonl` and what the trackers write.
+- Every worker takes part, because some numbers are sums or maxima over workers. The first worker
+  writes them to logs and trackers.
+- Reads the model's config.json and /proc.
+- Writes `heldout.jsonl` and the files of trackers.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ PEAK_TFLOPS = {
     "L4": 121.0,
     "A10G": 70.0,
 }
-"""Dense bfloat16 peaks in TFLOP/s by words of the device's name (NVIDIA data sheets), the first to fit; recipes may say other."""
+"""Dense bfloat16 peaks in TFLOP/s by words of the device's name, from NVIDIA's data sheets.
+
+The first entry to match counts; `train.peak_tflops` overrides it.
+"""
 
 _SHOWN = (
     "loss",
@@ -56,39 +61,34 @@ _SHOWN = (
 
 
 class Observer:
-    """One worker's view of its training; made before a state is restored, while the engine holds the base's weights."""
+    """Measurements of one worker, written to logs and trackers by the first."""
 
     def __init__(
         self,
         job: Job,
         engine: Any,
         examples: Examples,
-        held_out: Examples | None,
-        budget: int,
+        held_out: HeldOut | None,
         heartbeat: Heartbeat = SILENT,
     ) -> None:
+        self._job = job
+        self._engine = engine
+        self._examples = examples
+        self._held_out = held_out
         self._heartbeat = heartbeat
-        self._job, self._engine, self._examples = job, engine, examples
         self._model = _architecture(job.model)
         lora = job.train.lora
-        self._adapters = (
-            self._model.lora_parameters(lora.rank, lora.target_modules)
-            if self._model and lora
-            else None
-        )
+        self._adapters = None
+        if self._model and lora:
+            self._adapters = self._model.lora_parameters(lora.rank, lora.target_modules)
         self._peak = peak_flops(job.train, engine.device)
-        self._held_out = (
-            HeldOut(engine, held_out, job.train, job.sampling, budget)
-            if held_out is not None
-            else None
-        )
         self._trackers: list[trackers.Tracker] = []
         self._loading_bytes = 0
 
     def begin(self, step: int) -> None:
-        """Training goes on after `step`: cut the log, open the trackers, and measure the base if nothing is trained yet."""
+        """Cut the log to `step`, open the trackers, and measure the base if `step` is 0."""
         self._loading_bytes = _peak_bytes(self._engine.device)
-        _forget_peak(self._engine.device)
+        _reset_peak(self._engine.device)
         if self._engine.global_rank == 0:
             job = self._job
             cut_held_out(job.out, step)
@@ -100,13 +100,14 @@ class Observer:
             self._measure(0)
 
     def step(self, line: dict[str, Any], batch: GlobalBatch) -> dict[str, Any]:
-        """A step's line for the loss log, with what this module adds to it."""
-        step, seconds = line["step"], line["seconds"]
+        """Return a step's line for the loss log with the measurements added; measure if due."""
+        step = line["step"]
+        seconds = line["seconds"]
         line = {
             **line,
             "epoch": round(step * self._job.train.global_batch_size / len(self._examples), 6),
             "tokens_per_s": round(line["tokens"] / seconds, 1) if seconds else None,
-            "mfu": self._utilisation(batch, seconds),
+            "mfu": self._utilization(batch, seconds),
             **self._memory(),
         }
         shown = {f"train/{name}": line[name] for name in _SHOWN if line.get(name) is not None}
@@ -118,7 +119,7 @@ class Observer:
         return line
 
     def close(self) -> None:
-        """Training is over."""
+        """Close the trackers."""
         for tracker in self._trackers:
             tracker.close()
 
@@ -126,21 +127,22 @@ class Observer:
         if self._held_out is None:
             return
         self._heartbeat.phase("measuring held-out samples")
-        found = self._held_out.measure()
+        measures = self._held_out.measure()
         if self._engine.global_rank == 0:
             with (self._job.out / HELD_OUT_LOG).open("a") as handle:
-                handle.write(json.dumps({"step": step, **found}) + "\n")
+                handle.write(json.dumps({"step": step, **measures}) + "\n")
         for tracker in self._trackers:
-            tracker.log({f"heldout/{name}": value for name, value in found.items()}, step)
+            tracker.log({f"heldout/{name}": value for name, value in measures.items()}, step)
 
-    def _utilisation(self, batch: GlobalBatch, seconds: float) -> float | None:
-        """Model FLOPs utilisation: operations without recomputation over what all devices could do; None on a CPU."""
+    def _utilization(self, batch: GlobalBatch, seconds: float) -> float | None:
+        """Return model FLOPs utilization (MFU): operations over the peak of all devices.
+
+        Recomputation is not counted. None on a CPU or for an unknown architecture.
+        """
         if self._peak is None or self._model is None or not seconds:
             return None
-        prompts, responses = (
-            self._examples.num_prompt_tokens[batch.rows],
-            self._examples.response_lengths[batch.rows],
-        )
+        prompts = self._examples.num_prompt_tokens[batch.rows]
+        responses = self._examples.response_lengths[batch.rows]
         pairs = zip(prompts.tolist(), responses.tolist(), strict=True)
         operations: float = sum(
             self._model.flops(prompt, response, self._adapters)
@@ -150,7 +152,10 @@ class Observer:
         return round(operations / seconds / int(self._engine.world_size) / self._peak, 4)
 
     def _memory(self) -> dict[str, float]:
-        """Peaks of the fullest worker: since training began (`memory_gib`), and loading the model included (`peak_gib`)."""
+        """Return the peaks of the fullest worker in GiB.
+
+        `memory_gib` counts since training began; `peak_gib` includes loading the model.
+        """
         now = _peak_bytes(self._engine.device)
         peaks = torch.tensor(
             [now, max(now, self._loading_bytes)], dtype=torch.float64, device=self._engine.device
@@ -163,7 +168,10 @@ class Observer:
 
 
 def peak_flops(train: TrainConfig, device: Any) -> float | None:
-    """Peak FLOP/s of a device: what the recipe says, else what its name tells of bfloat16; None where that says nothing."""
+    """Return the peak FLOP/s of a device, from the recipe or by its name; None if unknown.
+
+    Names give the bfloat16 peak, so float32 training needs `train.peak_tflops`.
+    """
     if train.peak_tflops is not None:
         return train.peak_tflops * 1e12
     if torch.device(device).type != "cuda" or train.dtype != "bfloat16":
@@ -175,7 +183,7 @@ def peak_flops(train: TrainConfig, device: Any) -> float | None:
 
 
 def _architecture(model: Path) -> architecture.Architecture | None:
-    """The model as the planner counts it, None for one that it does not know: then there is no utilisation to tell."""
+    """Return the architecture to count operations with; None if the planner does not know it."""
     try:
         return architecture.read(model)
     except UserError:
@@ -185,14 +193,15 @@ def _architecture(model: Path) -> architecture.Architecture | None:
 def _peak_bytes(device: Any) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found.group(1)) * 1024 if found else 0
+    high_water = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(high_water.group(1)) * 1024 if high_water else 0
 
 
-def _forget_peak(device: Any) -> None:
-    """Start the peak anew, so that loading the model is not in it; a kernel that cannot (gVisor's) leaves it there."""
+def _reset_peak(device: Any) -> None:
+    """Reset the peak, to leave loading the model out of it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        # gVisor's kernel cannot; the peak then includes loading.
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

@@ -1,7 +1,8 @@
-"""Where the numbers of a training go besides its own logs: TensorBoard, and W&B and MLflow where installed and asked for.
+"""Trackers of a training's numbers: TensorBoard, W&B and MLflow.
 
-Each takes the same flat numbers by step; which, the recipe says in `train.trackers`. TensorBoard's event files lie in the run
-directory; the other two take their address and key from their own environment variables.
+- The recipe chooses them in `train.trackers`. Each takes the same flat numbers by step.
+- TensorBoard's event files are in the run directory.
+- W&B and MLflow take address and key from their own environment variables.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Tracker(Protocol):
-    """Takes numbers by step until it is closed."""
+    """Destination of numbers by step."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record `values` at `step`; a step may be logged in several parts."""
@@ -36,29 +37,42 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise UserError(
-                f"train.trackers has {name!r}, and its package is not installed: pip install {_PACKAGES[name]}"
+                f"train.trackers has {name!r}, and its package is not installed: "
+                f"pip install {_PACKAGES[name]}"
             )
 
 
 def trackers(
     names: Sequence[str], run: str, directory: Path, choices: Mapping[str, Any], begin: int
 ) -> list[Tracker]:
-    """The trackers by name for the training called `run`, which goes on after step `begin`; files go below `directory`."""
-    made: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[MLflow]] = {
+    """Open trackers for a training.
+
+    Args:
+        names: kinds of trackers.
+        run: name of the training.
+        directory: parent of the trackers' files.
+        choices: choices of the training, recorded with it.
+        begin: step of the resume state, 0 for a new training.
+    """
+    kinds: dict[str, type[TensorBoard] | type[WeightsAndBiases] | type[MLflow]] = {
         "tensorboard": TensorBoard,
         "wandb": WeightsAndBiases,
         "mlflow": MLflow,
     }
-    return [made[name](run, directory, choices, begin) for name in names]
+    return [kinds[name](run, directory, choices, begin) for name in names]
 
 
 class TensorBoard:
-    """Event files in `DIRECTORY/tensorboard/RUN`; what an earlier attempt wrote after `begin` is hidden, all of it at 0."""
+    """Event files in `DIRECTORY/tensorboard/RUN`.
+
+    Numbers of an earlier attempt after step `begin` are hidden, and all of them if `begin` is 0.
+    """
 
     def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = begin + 1 if begin else 0  # the base is measured again where nothing was trained yet
+        # From step 0 the base is measured again, so its old measurement is hidden too.
+        kept = begin + 1 if begin else 0
         self._writer: Any = SummaryWriter(
             str(directory / "tensorboard" / run), flush_secs=10, purge_step=kept
         )
@@ -77,7 +91,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B named after the run directory, taken up again when training resumes."""
+    """W&B run, named after the run directory and resumed with the training."""
 
     def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
         import wandb
@@ -103,7 +117,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow's experiment `ssd-ray`, one for each attempt."""
+    """MLflow run in the experiment `ssd-ray`, a new one for each attempt."""
 
     def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
         import mlflow

@@ -1,8 +1,8 @@
 """Export the trained model into a directory that vLLM and transformers load.
 
 - Weights are gathered from all workers, and LoRA adapters merged.
-- Configuration and tokenizer are the base's, but for what `Serving` states.
-- Files appear by rename, `training.json` last: with it, the model is complete.
+- Configuration and tokenizer are the base's, except the fields of `Serving`.
+- Files appear by rename. With `training.json`, the last one, the model is complete.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _NOT_DECODING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How an exported model is to be prompted and decoded; what is None stays as the base has it."""
+    """Prompting and decoding of an exported model; None leaves the base's."""
 
     decoding: Decoding | None = None
     chat_template: str | None = None
     end_tokens: tuple[int, ...] = ()
-    """All ids that end an answer; empty where they are those of the base."""
+    """All ids that end an answer; empty leaves the base's."""
 
 
 AS_THE_BASE = Serving()
@@ -51,39 +51,42 @@ AS_THE_BASE = Serving()
 def export(
     engine: Any, base: Path, out: Path, train: TrainConfig, serving: Serving = AS_THE_BASE
 ) -> None:
-    """Write the model as a Hugging Face directory into `out`; every worker calls it, the first writes.
+    """Write the model as a Hugging Face directory into `out`.
 
-    Weights keep the base directory's names and precision (float32 after float32 training); configuration, tokenizer and
-    chat template are the base's files, and so are the generation settings, but for what `serving` says. The whole model is in
-    the first worker's memory once.
+    - Every worker calls it; the first writes.
+    - Weights keep the base's names and precision; after float32 training they are float32.
+    - Configuration, tokenizer, chat template and generation settings are the base's files, except
+      the fields of `serving`.
+    - The first worker holds the complete model in memory once.
     """
     config = json.loads((base / "config.json").read_text())
     field = "torch_dtype" if "torch_dtype" in config else "dtype"
     saved = "float32" if train.dtype == "float32" else config.get(field) or train.dtype
     weights = _gather(engine, getattr(torch, saved), from_master=saved != train.dtype)
     if engine.global_rank == 0:
-        aside = out / ".weights.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        _save(engine.module.model, weights, aside)
-        _copy_others(base, aside)
+        partial = out / ".weights.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        _save(engine.module.model, weights, partial)
+        _copy_others(base, partial)
         if serving.decoding is not None:
-            state_decoding(aside, serving.decoding)
+            state_decoding(partial, serving.decoding)
         if serving.end_tokens:
-            state_end_tokens(aside, serving.end_tokens)
+            state_end_tokens(partial, serving.end_tokens)
         if serving.chat_template is not None:
-            state_template(aside, serving.chat_template)
-        (aside / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
-        sync([*aside.iterdir(), aside])
+            state_template(partial, serving.chat_template)
+        (partial / "config.json").write_text(json.dumps({**config, field: saved}, indent=2) + "\n")
+        sync([*partial.iterdir(), partial])
+        # config.json last: without it, a directory is not a model.
         for path in sorted(
-            aside.iterdir(), key=lambda path: (path.name == "config.json", path.name)
+            partial.iterdir(), key=lambda path: (path.name == "config.json", path.name)
         ):
             path.replace(out / path.name)
-        aside.rmdir()
+        partial.rmdir()
     torch.distributed.barrier()
 
 
 def step_directory(out: Path, step: int) -> Path:
-    """Where the model after `step` steps lies, if it was exported."""
+    """Return the directory of the model exported after `step` steps."""
     return out / STEPS / f"step-{step}"
 
 
@@ -95,31 +98,39 @@ def export_step(
     step: int,
     serving: Serving = AS_THE_BASE,
 ) -> None:
-    """Write the model after `step` steps as `export` does, into a directory of its own; every worker calls it."""
-    whole = step_directory(out, step)
-    aside = whole.with_name(f".{whole.name}.partial")
+    """Write the model after `step` steps into `step_directory`, as `export` does.
+
+    Every worker calls it.
+    """
+    final = step_directory(out, step)
+    partial = final.with_name(f".{final.name}.partial")
     if engine.global_rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-    export(engine, base, aside, train, serving)
+        shutil.rmtree(partial, ignore_errors=True)
+    export(engine, base, partial, train, serving)
     if engine.global_rank == 0:
-        replace_directory(
-            aside, whole
-        )  # one of an attempt that ended before its next resume state: the same weights
-        sync([whole.parent])
+        # It may replace the same weights, of an attempt that ended before its next resume state.
+        replace_directory(partial, final)
+        sync([final.parent])
     torch.distributed.barrier()
 
 
 def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, torch.Tensor]:
-    """The model's weights by name on the first worker, gathered one at a time; adapters are merged, tied weights appear once."""
+    """Gather the model's weights on the first worker, one at a time.
+
+    - Adapters are merged, and tied weights appear once.
+    - `from_master` takes the optimizer's float32 weights where there are any.
+    - The other workers get no weights.
+    """
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    model, first = engine.module.model, engine.global_rank == 0
+    model = engine.module.model
+    is_first = engine.global_rank == 0
 
-    def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
-        master = (
-            safe_get_full_fp32_param(parameter) if from_master and parameter.requires_grad else None
-        )
+    def full(parameter: torch.nn.Parameter) -> torch.Tensor:
+        master = None
+        if from_master and parameter.requires_grad:
+            master = safe_get_full_fp32_param(parameter)
         return parameter.detach() if master is None else master
 
     weights: dict[str, torch.Tensor] = {}
@@ -128,30 +139,29 @@ def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, 
             continue
         adapter = adapter_of(model, name)
         with deepspeed.zero.GatheredParameters([parameter, *(adapter[:2] if adapter else ())]):
-            value = whole(parameter)
+            value = full(parameter)
             if adapter is not None:
                 low, high, factor = adapter
-                value = value.float() + factor * (whole(high).float() @ whole(low).float())
-            if first:
+                value = value.float() + factor * (full(high).float() @ full(low).float())
+            if is_first:
                 weights[plain_name(name)] = value.to(device="cpu", dtype=dtype, copy=True)
+    # Buffers outside of the state dict, such as rotary frequencies, are computed on loading.
     kept = {plain_name(name) for name in model.state_dict()}
-    if first:
+    if is_first:
         buffers = ((plain_name(name), buffer) for name, buffer in model.named_buffers())
         weights |= {name: buffer.detach().cpu() for name, buffer in buffers if name in kept}
     return weights
 
 
 def _save(model: Any, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """Let transformers name and shard the weights as the base directory has them."""
+    """Save the weights through transformers, for the base's names of weights."""
     from transformers import GenerationConfig
 
-    model.generation_config = (
-        GenerationConfig()
-    )  # the base's file is copied; its rules are not checked anew here
+    # The base's file is copied later, so transformers need not check its settings here.
+    model.generation_config = GenerationConfig()
     model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB")
-    for path in directory.glob(
-        "*.safetensors"
-    ):  # which nobody else could read: safetensors makes its files so
+    # safetensors creates files that other users cannot read.
+    for path in directory.glob("*.safetensors"):
         shutil.copymode(directory / "config.json", path)
 
 
@@ -169,17 +179,19 @@ def _copy_others(base: Path, directory: Path) -> None:
 
 
 def state_decoding(directory: Path, decoding: Decoding) -> None:
-    """Have generation_config.json of a model directory say `decoding` and nothing else of the kind; tokens and lengths stay.
+    """Write `decoding` to generation_config.json of a model directory.
 
-    Greedy decoding is stated as top-k 1: vLLM does not read `do_sample`, and transformers saves no temperature of 0.
+    - Other settings of decoding are removed; tokens and lengths stay.
+    - Greedy decoding is written as top-k 1. vLLM does not read `do_sample`, and transformers saves
+      no temperature of 0.
     """
     path = directory / "generation_config.json"
     if path.exists():
         before = read_json(path)
-    else:  # vLLM takes the tokens of config.json only as long as there is no such file
-        config = (
-            read_json(directory / "config.json") if (directory / "config.json").exists() else {}
-        )
+    else:
+        # vLLM reads tokens from config.json only if this file does not exist, so they move here.
+        base = directory / "config.json"
+        config = read_json(base) if base.exists() else {}
         before = {name: config[name] for name in _TOKENS if config.get(name) is not None}
     stated = {
         "temperature": decoding.temperature,
@@ -193,14 +205,14 @@ def state_decoding(directory: Path, decoding: Decoding) -> None:
 
 
 def state_end_tokens(directory: Path, token_ids: Sequence[int]) -> None:
-    """Have generation_config.json of a model directory say that these tokens end an answer."""
+    """Write the tokens that end an answer to generation_config.json of a model directory."""
     path = directory / "generation_config.json"
     before = read_json(path) if path.exists() else {}
     path.write_text(json.dumps({**before, "eos_token_id": list(token_ids)}, indent=2) + "\n")
 
 
 def state_template(directory: Path, template: str) -> None:
-    """Have a model directory's tokenizer put messages through `template` and no other."""
+    """Make `template` the only chat template of a model directory."""
     (directory / "chat_template.jinja").write_text(template)
     path = directory / "tokenizer_config.json"
     if path.exists():

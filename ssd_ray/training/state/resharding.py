@@ -1,10 +1,12 @@
-"""A resume state that another number of workers wrote: each worker takes its own part of weights and moments out of all shards.
+"""Resharding: restore a resume state of another number of workers or another ZeRO stage.
 
-Not DeepSpeed's universal checkpoints: in 0.19.8, under ZeRO-3, they give all sub-groups one step counter, which then counts as
-many steps at once as there are sub-groups, and every parameter the first group's weight decay, norms and biases too. Here shards
-are read by parameter, a worker's flat tensors are filled, and DeepSpeed's ordinary loading takes them.
-Shards are mapped into memory, so that a worker reads what it needs and no more.
-Reads a resume state; writes nothing.
+- Each worker reads its part of weights and moments from all shards, parameter by parameter. It
+  fills flat tensors, and DeepSpeed's ordinary loading takes them.
+- Shards are mapped into memory, so a worker reads only the elements it needs.
+- DeepSpeed's universal checkpoints are not used. In 0.19.8, under ZeRO-3, all sub-groups share one
+  step counter, so one step counts as many. Every parameter also gets the first group's weight
+  decay, norms and biases included.
+- Reads a resume state; writes nothing.
 """
 
 from __future__ import annotations
@@ -28,63 +30,73 @@ _STAGE3, _STAGE12 = "fp32_flat_groups", "single_partition_of_fp32_groups"
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a parameter that one worker holds: `numel` elements from `start` on in the flat tensors of `group`.
+    """One worker's part of a parameter, as a range of the flat tensors of a parameter group.
 
-    The spans of a parameter, in the order of the workers, make up the parameter without gaps.
+    The spans of a parameter, in the order of workers, cover the parameter without gaps.
     """
 
     group: int
     start: int
+    """First element in the flat tensors."""
     numel: int
+    """Number of elements."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one worker holds: spans by a parameter's name, and by group the flat weights and the optimiser's state."""
+    """The saved state of one worker."""
 
     spans: Mapping[str, Span]
+    """Spans by parameter name."""
     groups: Sequence[Mapping[str, Any]]
+    """Flat weights and optimizer state, by parameter group."""
 
 
 def load(engine: Any, directory: Path, num_workers: int) -> None:
-    """Put the state that `num_workers` workers wrote into `directory` into a fresh ZeRO engine; every worker calls it.
+    """Load a state written by `num_workers` workers into a fresh ZeRO engine.
+
+    Every worker calls it.
 
     Raises:
         UserError: a shard is missing or damaged, or is of another model.
     """
-    optimizer, rank = engine.optimizer, engine.global_rank
+    optimizer = engine.optimizer
+    rank = engine.global_rank
     fresh = optimizer.state_dict()
-    everyone: list[Any] = [None] * engine.world_size
+    spans_by_worker: list[Any] = [None] * engine.world_size
     distributed.all_gather_object(
-        everyone, _spans(fresh, engine._get_zero_param_shapes(), rank, engine.world_size)
+        spans_by_worker, _spans(fresh, engine._get_zero_param_shapes(), rank, engine.world_size)
     )
     shards = [_read(directory, worker, num_workers) for worker in range(num_workers)]
-    if _sizes(everyone) != _sizes([shard.spans for shard in shards]):
+    if _sizes(spans_by_worker) != _sizes([shard.spans for shard in shards]):
         raise UserError(
-            f"{directory} holds the state of other parameters than the model's: {_anew(directory)}"
+            f"{directory} holds the state of other parameters than the model's: "
+            f"{_remedy(directory)}"
         )
     before = {
-        name: sum(spans[name].numel for spans in everyone[:rank] if name in spans)
-        for name in everyone[rank]
+        name: sum(spans[name].numel for spans in spans_by_worker[:rank] if name in spans)
+        for name in spans_by_worker[rank]
     }
     if _STAGE3 in fresh:
         numels = [group.numel() for group in fresh[_STAGE3]]
     else:
         numels = [group["params"][0].numel() for group in optimizer.optimizer.param_groups]
     groups = [
-        fill(everyone[rank], before, number, numel, shards) for number, numel in enumerate(numels)
+        fill(spans_by_worker[rank], before, number, numel, shards)
+        for number, numel in enumerate(numels)
     ]
-    _take(optimizer, rank, fresh, groups)
+    _load(optimizer, rank, fresh, groups)
 
 
-def _take(
+def _load(
     optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[dict[str, Any]]
 ) -> None:
-    """Let DeepSpeed load what this worker would have saved, had so many workers trained from the start."""
+    """Load filled groups through DeepSpeed, as if this worker had saved them itself."""
     weights = [group.pop(WEIGHTS) for group in groups]
     state = dict(enumerate(groups))
     if _STAGE3 in fresh:
         inner = {**fresh["optimizer_state_dict"], "state": state}
+        # The prologue and epilogue are those of DeepSpeed's own loading of ZeRO-3.
         optimizer.checkpoint_event_prologue()
         optimizer.load_state_dict(
             {rank: {**fresh, _STAGE3: weights, "optimizer_state_dict": inner}}
@@ -92,8 +104,9 @@ def _take(
         optimizer.checkpoint_event_epilogue()
     else:
         inner = {**fresh["base_optimizer_state"], "state": state}
-        mine = {**fresh, _STAGE12: weights, "base_optimizer_state": inner}
-        optimizer.load_state_dict({rank: mine}, load_from_fp32_weights=True)
+        state_dict = {**fresh, _STAGE12: weights, "base_optimizer_state": inner}
+        optimizer.load_state_dict({rank: state_dict}, load_from_fp32_weights=True)
+        # The model's own weights still are the base's; copy the master weights into them.
         optimizer.update_lp_params()
 
 
@@ -110,37 +123,38 @@ def _read(directory: Path, worker: int, num_workers: int) -> Shard:
 
 
 def read(directory: Path, pattern: str) -> Any:
-    """What the first file of a resume state holds that has such a name, mapped into memory.
+    """Read the first file of a resume state to match `pattern`, mapped into memory.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
     path = next(directory.glob(pattern), None)
     if path is None:
-        raise UserError(f"{directory} lacks the file {pattern}: {_anew(directory)}")
+        raise UserError(f"{directory} lacks the file {pattern}: {_remedy(directory)}")
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}): {_anew(directory)}") from error
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): {_remedy(directory)}"
+        ) from error
 
 
 def check(engine: Any, directory: Path) -> None:
-    """Whether a worker can read its part of a state that as many workers wrote, without the optimiser's of which DeepSpeed would
-    begin with fresh moments and not say so.
+    """Check a worker's own files of a state written by the same number of workers.
+
+    Without the optimizer's file, DeepSpeed would silently start with fresh moments.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: a file is missing or damaged.
     """
-    mine = f"*zero_pp_rank_{engine.global_rank}_mp_rank_00"
-    read(
-        directory,
-        f"{mine if engine.zero_optimization_stage() == 3 else 'mp_rank_00'}_model_states.pt",
-    )
+    prefix = f"*zero_pp_rank_{engine.global_rank}_mp_rank_00"
+    is_stage3 = engine.zero_optimization_stage() == 3
+    read(directory, f"{prefix if is_stage3 else 'mp_rank_00'}_model_states.pt")
     if engine.zero_optimization():
-        read(directory, f"{mine}_optim_states.pt")
+        read(directory, f"{prefix}_optim_states.pt")
 
 
-def _anew(directory: Path) -> str:
+def _remedy(directory: Path) -> str:
     return f"delete {directory.parent} to train from the first step"
 
 
@@ -150,7 +164,10 @@ def _spans(
     rank: int,
     num_workers: int,
 ) -> dict[str, Span]:
-    """What worker `rank` holds, from its optimiser's state; under ZeRO-3 from the shapes of each group's parameters."""
+    """Return the spans of worker `rank` from its optimizer's state.
+
+    Under ZeRO-3 the state has no mapping, and spans follow from the shapes of each group.
+    """
     if _STAGE3 not in state:
         mappings = enumerate(state["param_slice_mappings"])
         return {
@@ -164,7 +181,10 @@ def _spans(
 def slices(
     shapes: Sequence[Mapping[str, Sequence[int]]], rank: int, num_workers: int
 ) -> dict[str, Span]:
-    """What worker `rank` holds under ZeRO-3, which cuts every parameter into equal parts and pads the last."""
+    """Return the spans of worker `rank` under ZeRO-3.
+
+    ZeRO-3 cuts every parameter into equal parts and pads the last.
+    """
     spans = {}
     for group, names in enumerate(shapes):
         start = 0
@@ -190,17 +210,20 @@ def fill(
     numel: int,
     shards: Sequence[Shard],
 ) -> dict[str, Any]:
-    """The flat weights and the optimiser's state of one group of a worker, `numel` elements each, zero where it is padded.
+    """Return flat weights and optimizer state of one parameter group of a worker.
+
+    Tensors have `numel` elements, with zeros as padding.
 
     Args:
-        spans: what the worker holds.
-        before: for each of its parameters, the elements that workers before it hold.
-        group: the group that is filled.
+        spans: spans of the worker by parameter name.
+        before: for each of its parameters, the elements held by the workers before it.
+        group: index of the parameter group.
         numel: elements of the group's flat tensors.
-        shards: what each worker saved.
+        shards: saved state of each worker.
     """
     filled: dict[str, Any] = {}
     for key, example in shards[0].groups[0].items():
+        # Scalars, such as the step counter, are the same in every shard.
         if not (torch.is_tensor(example) and example.dim()):
             filled[key] = example.clone() if torch.is_tensor(example) else copy(example)
             continue
@@ -218,12 +241,18 @@ def fill(
 
 
 def _copy(target: torch.Tensor, name: str, key: str, begin: int, shards: Sequence[Shard]) -> None:
-    """Copy what `key` says of the elements of parameter `name` from `begin` on into `target`, from the shards that hold them."""
-    end, at = begin + target.numel(), 0
+    """Copy elements of parameter `name` from `begin` on out of the shards into `target`.
+
+    `key` names the tensors: weights or a moment of the optimizer.
+    """
+    end = begin + target.numel()
+    at = 0
     for shard in shards:
         if name in shard.spans:
             span = shard.spans[name]
-            low, high = max(begin, at), min(end, at + span.numel)
+            # The shard holds elements at to at + numel; copy the overlap with begin to end.
+            low = max(begin, at)
+            high = min(end, at + span.numel)
             if low < high:
                 flat = shard.groups[span.group][key]
                 target[low - begin : high - begin] = flat[
