@@ -1,9 +1,24 @@
-"""Python values as one line of tagged JSON, the only form in which values cross a sandbox's border; never pickle.
+"""Python values as one line of tagged JSON: the only form that crosses a sandbox's border.
 
-Both ends import it, the child's as a bare stdlib-only file. What has no JSON becomes an object with one tag: tuple, set,
-frozenset, dict (pairs, any keys), big (integers beyond 53 bits, in hexadecimal), float (nan, inf, -inf), complex (two
-floats), bytes (hexadecimal), and the tags of restored.py for further types. Decoding trusts nothing: size is the pipe's
-business; depth, keys and hash collisions are checked here.
+Never pickle: a reader must be able to load a line of an untrusted writer.
+
+- None, bools, strings, lists, finite floats and integers below 2**53 are plain JSON.
+- Any other value is an object with one tag:
+
+  | tag | body |
+  |---|---|
+  | `tuple`, `set`, `frozenset` | items |
+  | `dict` | pairs, with any keys |
+  | `big` | an integer of 2**53 or more, in hexadecimal |
+  | `float` | `nan`, `inf` or `-inf` |
+  | `complex` | two floats |
+  | `bytes` | hexadecimal digits |
+  | a tag of `restored` | parts of a value of a further type |
+
+- `loads` checks depth, number of values, tags and hash collisions. The pipe bounds the size.
+
+Both ends import this package: the grader as `ssd_ray.wire`, a sandbox as bare modules. It imports
+the standard library only.
 """
 
 from __future__ import annotations
@@ -27,27 +42,34 @@ else:  # in a sandbox, where there are modules and no packages
 MAX_DEPTH = 100
 """Containers within containers."""
 MAX_NODES = 2_000_000
-"""Values in one document: an aliased list can be small in memory and endless on the wire. HumanEval+ expects 1,000,006."""
+"""Values in one document. An aliased list can be small in memory and endless on the wire.
+
+The largest expected output of HumanEval+ has 1,000,006.
+"""
 MAX_CONTAINERS = 500_000
-"""Lists and objects in a document that is read, counted in its text before it is parsed."""
+"""Lists and objects in a document, counted in its text before it is parsed."""
 MAX_EQUAL_HASHES = 100
-"""Members of one set or dict with the same hash: colliding keys would take the reader quadratic time."""
+"""Members of one set or dict with the same hash. Colliding keys cost quadratic time to insert."""
 _PLAIN_INT = 1 << 53
+"""Integers below this are exact in a double, so every JSON reader takes them as they are."""
 
 
 UnsupportedValueError = foreign.UnsupportedValueError
 
 
 class MalformedError(ValueError):
-    """A line that `dumps` cannot have written."""
+    """A line not written by `dumps`."""
 
 
 def dumps(value: object) -> str:
-    """One line of ASCII JSON; subclasses of the built-in types become those types.
+    """Return a value as one line of ASCII JSON.
+
+    A value of a subclass of a built-in type is written as the built-in type.
 
     Raises:
-        UnsupportedValueError: a type without a form, more than MAX_DEPTH levels or MAX_NODES values.
-        Exception: whatever a value of another type raises as it is read.
+        UnsupportedValueError: The value has a type without a form, is nested deeper than
+            `MAX_DEPTH` or holds more than `MAX_NODES` values.
+        Exception: Any error raised by the methods of a value of another type.
     """
     return _TO_TEXT(_Encoder().encode(value, 0))
 
@@ -56,17 +78,16 @@ _TO_TEXT = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def loads(line: str | bytes) -> object:
-    """The value of a line; text from an untrusted writer is safe to give.
+    """Return the value of a line, which may come from an untrusted writer.
 
     Raises:
-        MalformedError: the line is not what `dumps` writes.
+        MalformedError: The line is not one of `dumps`, or it exceeds a limit of this module.
     """
     try:
         text = line if isinstance(line, str) else line.decode()
+        # Counted before parsing: a parsed value takes fifty times the memory of its text.
         if _has_too_many_containers(text) or text.count(",") > 2 * MAX_NODES:
-            raise MalformedError(
-                "more values than a document may hold"
-            )  # each costs the reader fifty times its text
+            raise MalformedError("more values than a document may hold")
         if "{" in text or _LONG_INTEGER.search(text):
             return decode(_FROM_TEXT(text))
         value = _FROM_PLAIN_TEXT(text)
@@ -78,7 +99,10 @@ def loads(line: str | bytes) -> object:
 
 
 def _has_too_many_containers(text: str) -> bool:
-    """Return True if there are too many lists, tuples and so on; what a tag takes counts with its value."""
+    """Return True if a text has more than MAX_CONTAINERS containers.
+
+    A tag's own brackets are not counted on top of those of its value.
+    """
     count = text.count("[") + text.count("{")
     return (
         count > MAX_CONTAINERS
@@ -108,7 +132,7 @@ _FROM_TEXT = json.JSONDecoder(
     parse_int=_plain_int, parse_float=_finite, parse_constant=_no_constant
 ).decode
 _FROM_PLAIN_TEXT = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
-"""For a text in which nothing can have a tag: what C reads is the value itself."""
+"""The C decoder alone, for a text without tags: the parsed document is the value."""
 
 
 def _too_deep(value: object) -> bool:
@@ -119,7 +143,7 @@ def _too_deep(value: object) -> bool:
 
 
 class _Encoder:
-    """Counts what it encodes."""
+    """Encoder of one document, with a count of its values."""
 
     def __init__(self) -> None:
         self._num_nodes = 0
@@ -141,13 +165,15 @@ class _Encoder:
             return plain if -_PLAIN_INT < plain < _PLAIN_INT else {"big": hex(plain)}
         if isinstance(value, float) and (type(value) is float or not foreign.is_numpy(value)):
             number = float.__float__(value)
+            # False for nan and the infinities.
             return number if number - number == 0 else {"float": float.__repr__(number)}
         if isinstance(value, complex) and (type(value) is complex or not foreign.is_numpy(value)):
-            whole = complex.__complex__(value)
-            return {"complex": [self.encode(whole.real, depth), self.encode(whole.imag, depth)]}
+            number = complex.__complex__(value)
+            return {"complex": [self.encode(number.real, depth), self.encode(number.imag, depth)]}
         return self._container(value, depth + 1)
 
     def _container(self, value: object, depth: int) -> object:
+        # The built-in type's own methods, because a subclass may override them with any code.
         if isinstance(value, list):
             return self._list(value if type(value) is list else list(list.__iter__(value)), depth)
         if isinstance(value, tuple):
@@ -174,7 +200,7 @@ class _Encoder:
         return self._foreign(numbers, depth) if numbers else self._items(items, depth)
 
     def _foreign(self, parts: foreign.Parts, depth: int) -> object:
-        """A value by its parts: a leaf's text, a container's items, or another value in its place."""
+        """Encode a value by its parts: a leaf's text, a container's items or a substitute."""
         tag, body = parts
         if not tag:
             return self.encode(body, depth)
@@ -190,7 +216,10 @@ class _Encoder:
 
 
 def _needs_no_tag(items: Collection[Any]) -> bool:
-    """Whether all items are of one plain type and JSON has them all; found out at the speed of C."""
+    """Return True if all items have one plain type and a plain JSON form.
+
+    Long lists spend their time here, so every pass is a loop in C.
+    """
     kinds = set(map(type, items))
     if kinds == {int}:
         return bool(min(items) > -_PLAIN_INT and max(items) < _PLAIN_INT)
@@ -200,7 +229,12 @@ def _needs_no_tag(items: Collection[Any]) -> bool:
 
 
 def decode(document: object, depth: int = 0) -> object:
-    """The value of a parsed document; MalformedError, or TypeError for a member that cannot be hashed."""
+    """Return the value of a parsed document.
+
+    Raises:
+        MalformedError: The document is nested too deeply, or a tag or its body is unknown.
+        TypeError: A key or a member of a set cannot be hashed.
+    """
     if depth > MAX_DEPTH:
         raise MalformedError("nested too deeply")
     if isinstance(document, list):
@@ -232,7 +266,12 @@ def _complex(parts: list[object]) -> complex:
 
 
 def members(items: list[object]) -> list[object]:
-    """The same items, once their hashes are known to differ well enough."""
+    """Return the items unchanged if at most MAX_EQUAL_HASHES of them share a hash.
+
+    Raises:
+        MalformedError: More of them share one.
+    """
+    # Python would insert these one by one, each past all earlier ones of its hash.
     counts: dict[int, int] = {}
     for item in items:
         key = hash(item)
@@ -246,7 +285,7 @@ def _dict(pairs: list[object]) -> dict[object, object]:
     keys, values = [], []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise MalformedError("a dict's item that is no pair")
+            raise MalformedError("an item of a dict is not a pair")
         keys.append(pair[0])
         values.append(pair[1])
     return dict(zip(members(keys), values, strict=True))

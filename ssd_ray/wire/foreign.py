@@ -1,13 +1,18 @@
-"""Values of types beyond the wire's own, taken apart in a program's process for the reader to make again (restored.py).
+"""Values of further types, taken apart by the writer; `restored` makes them again.
 
-- Texts, bytes and sets that Python's `==` finds equal to a built-in one become that one; mappings a read-only one.
-- Any other known type keeps its meaning: a Fraction, Decimal, range, deque, array, date or view of a dict arrives as itself.
-- numpy's values keep their dtype.
-- An iterator is read to its end, within the room that the wire has, and is equal to nothing.
-- Any other object is asked for its number, if it says that it equals it. Nothing else of what it says is believed.
+| value | as it arrives |
+|---|---|
+| text, bytes or set equal by `==` to a built-in one | the built-in one |
+| mapping | a read-only mapping |
+| Fraction, Decimal, range, deque, array, date, view of a dict | itself |
+| numpy scalar or array | a value with the same dtype |
+| iterator | its items, within the room of the wire; equal to no other value |
+| any other object equal to its `int()` or `float()` | the number |
 
-Classes are known by module and name, so that nothing is imported where a program runs. A class that borrows such a name
-only chooses the parts that are sent, and the reader checks those. Standard library only; both ends import it.
+- Classes are known by module and name, so nothing is imported in the program's process.
+- A class that borrows such a name only chooses its parts. The reader checks every part.
+
+Both ends import this module. It imports the standard library only.
 """
 
 from __future__ import annotations
@@ -23,19 +28,22 @@ else:  # in a sandbox, where there are modules and no packages
     import restored
 
 MAX_NUMPY_LIST = 100_000
-"""Numbers of numpy in a list that stay numpy's; in a longer list they become plain ones, which are equal."""
+"""Longest list of numpy numbers to keep its dtype; in a longer list they become plain numbers."""
 _PLAIN_MODULES = {"builtins", "solution", "check", "__main__", "tmp_sol"}
 
 Parts = tuple[str, Any]
-"""A tag and the body below it; without a tag, the body is the value that is sent instead."""
+"""A tag and its body. With an empty tag, the body is a value to send instead."""
 
 
 class UnsupportedValueError(Exception):
-    """A value that cannot cross: its type, or that it is too deep or too large."""
+    """A value that cannot cross: of an unsupported type, too deep or too large."""
 
 
 def type_name(value: object) -> str:
-    """The type of a value for a reader: `numpy.bool` or `collections.deque`, without the module of a program's own classes."""
+    """Return the name of a value's type, such as `numpy.bool` or `collections.deque`.
+
+    Builtins and classes of the program itself are named without their module.
+    """
     kind = type(value)
     try:
         module, name = str(kind.__module__), str(kind.__qualname__)
@@ -48,8 +56,8 @@ def parts(value: Any, room: int) -> Parts:
     """Take a value apart, into at most about `room` values.
 
     Raises:
-        UnsupportedValueError: its type has no form, or it is too large.
-        Exception: whatever the value's own methods raise.
+        UnsupportedValueError: The type has no form, or the value is too large.
+        Exception: Any error raised by the value's own methods.
     """
     for kind in type(value).__mro__:
         form = _FORMS.get((kind.__module__, kind.__qualname__))
@@ -58,18 +66,18 @@ def parts(value: Any, room: int) -> Parts:
     number = _claimed_number(value)
     if number is not None:
         return "", number
-    if any(
-        "__iter__" in vars(kind) for kind in type(value).__mro__
-    ):  # a metaclass's would be no member's
+    # In the dictionaries of the classes, because hasattr() would find a metaclass's method too.
+    if any("__iter__" in vars(kind) for kind in type(value).__mro__):
         return "iterator", [type_name(value), _read(value, room)]
     raise UnsupportedValueError(f"a value of type {type_name(value)}"[:100])
 
 
 def _claimed_number(value: Any) -> int | float | None:
-    """The int or float that an object of a class of its own turns into and says that it equals."""
+    """Return the int or float of an object that compares equal to it; None without one."""
     for kind in (int, float):
         try:
             number: int | float = kind(value)
+            # The object's own word, as `==` in a check would take it. The number alone is sent.
             if number == value:
                 return number
         except Exception:
@@ -78,7 +86,11 @@ def _claimed_number(value: Any) -> int | float | None:
 
 
 def _read(values: Iterable[object], room: int) -> list[object]:
-    """The items, no more than there is room for."""
+    """Return the items of an iterable.
+
+    Raises:
+        UnsupportedValueError: There are more than `room`.
+    """
     items = list(itertools.islice(values, room + 1))
     if len(items) > room:
         raise UnsupportedValueError(
@@ -88,7 +100,8 @@ def _read(values: Iterable[object], room: int) -> list[object]:
 
 
 def numpy_list(items: list[Any]) -> Parts | None:
-    """The parts of a list of numbers of one numpy type; None for any other list."""
+    """Return the parts of a list of numbers of one numpy type; None for any other list."""
+    # One tag for the list: a tag an item would make the line several times as long.
     kind = type(items[0])
     if not is_numpy(items[0]) or len(items) > MAX_NUMPY_LIST or set(map(type, items)) != {kind}:
         return None
@@ -97,7 +110,7 @@ def numpy_list(items: list[Any]) -> Parts | None:
 
 
 def is_numpy(value: object) -> bool:
-    """Return True if a value's class, or one that it extends, goes by the name of numpy's scalars."""
+    """Return True if a value's class or a base of it is named `numpy.generic`."""
     return any(
         (kind.__module__, kind.__qualname__) == ("numpy", "generic") for kind in type(value).__mro__
     )
@@ -111,22 +124,21 @@ def _numpy(value: Any, room: int) -> Parts:
     name = _dtype(value)
     if name in restored.KINDS:
         data = value.tolist()
-        return "numpy", [
-            name if restored.holds(data, restored.KINDS[name]) else "object",
-            data,
-        ]  # what is masked is None
+        # Masked items are None, so a masked array is of objects.
+        dtype = name if restored.holds(data, restored.KINDS[name]) else "object"
+        return "numpy", [dtype, data]
     if name == "longdouble" and not value.shape:
         number = float(value)
+        # A NaN differs from itself and has no ratio.
         if number == value or number != number:
             return "numpy", ["float64", number]
-        return "", Fraction(
-            *value.as_integer_ratio()
-        )  # exactly what it is, so that no rounding makes it equal
+        # The exact value: rounding to a double could make it equal to the expected one.
+        return "", Fraction(*value.as_integer_ratio())
     raise UnsupportedValueError(f"a value of type {type_name(value)} of {name}"[:100])
 
 
 def _dtype(value: Any) -> str:
-    """The name of a dtype, without the length of texts."""
+    """Return the name of a value's dtype, without the length of texts."""
     kind, size = value.dtype.kind, value.dtype.itemsize
     if kind in "SUO":
         return {"S": "bytes", "U": "str", "O": "object"}[kind]
@@ -136,22 +148,20 @@ def _dtype(value: Any) -> str:
 def _fraction(value: Any, room: int) -> Parts:
     terms = value.numerator, value.denominator
     if terms[1] != 1 and max(term.bit_length() for term in terms) > restored.MAX_FRACTION_BITS:
-        raise UnsupportedValueError(
-            f"a value of type {type_name(value)} with more than {restored.MAX_FRACTION_BITS:,} bits"[
-                :100
-            ]
+        reason = (
+            f"a value of type {type_name(value)} with more than {restored.MAX_FRACTION_BITS:,} bits"
         )
+        raise UnsupportedValueError(reason[:100])
     return "fraction", list(terms)
 
 
 def _decimal(value: Any, room: int) -> Parts:
     text = str(value)
     if not restored.DECIMAL.fullmatch(text):
-        raise UnsupportedValueError(
-            f"a value of type {type_name(value)} that is a signaling NaN or has too many digits"[
-                :100
-            ]
+        reason = (
+            f"a value of type {type_name(value)} that is a signaling NaN or has too many digits"
         )
+        raise UnsupportedValueError(reason[:100])
     return "decimal", text
 
 

@@ -1,10 +1,12 @@
-"""Values of foreign types as the reader of a line has them, made of parts that an untrusted writer sent.
+"""Values of foreign types, made by the reader of a line from parts of an untrusted writer.
 
-- The standard library's own types where they compare as they should: Fraction, Decimal, range, deque, dates, views.
-- `Numpy`, `SortedItems` and `Iterated` in the grader, which compare as numpy 2, sortedcontainers and an iterator do.
-- numpy's own values and real iterators in a sandboxed process, once `use_numpy_itself` was called there.
+- Fraction, Decimal, range, deque, dates and views are the standard library's own.
+- `Numpy`, `SortedItems` and `Iterated` take the place of other packages' types in the grader. They
+  compare like numpy 2, sortedcontainers and iterators.
+- A sandboxed process calls `use_numpy_itself` and gets numpy's values and real iterators.
 
-Whatever a maker raises makes the line malformed. Standard library only; both ends import it. foreign.py is the other direction.
+An error of a maker makes the line malformed. `foreign` is the other direction. Both ends import
+this module. It imports the standard library only.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from fractions import Fraction
 from typing import Any
 
 MAX_FRACTION_BITS = 16_384
-"""Of the terms of a fraction: reducing one takes quadratic time."""
+"""Limit for the terms of a fraction, because reducing one takes quadratic time."""
 MAX_DECIMAL_DIGITS = 20_000
 DATES = {
     "date": ("year", "month", "day"),
@@ -31,8 +33,10 @@ DATES = {
 }
 """The fields of each date type, in the order of its arguments."""
 DECIMAL = re.compile(
-    rf"-?(?:[0-9]{{1,{MAX_DECIMAL_DIGITS}}}(?:\.[0-9]{{1,{MAX_DECIMAL_DIGITS}}})?(?:E[+-]?[0-9]{{1,18}})?|Infinity|NaN)"
+    rf"-?(?:[0-9]{{1,{MAX_DECIMAL_DIGITS}}}(?:\.[0-9]{{1,{MAX_DECIMAL_DIGITS}}})?"
+    r"(?:E[+-]?[0-9]{1,18})?|Infinity|NaN)"
 )
+"""Texts of decimals in bounds: without signaling NaN, with at most MAX_DECIMAL_DIGITS a part."""
 NUMBERS: dict[str, type] = {
     "bool": bool,
     **{f"{sign}int{bits}": int for sign in ("", "u") for bits in (8, 16, 32, 64)},
@@ -45,14 +49,19 @@ _FLOAT_CODES = {"float16": "e", "float32": "f", "float64": "d"}
 
 
 class AmbiguousError(ValueError):
-    """numpy compares value by value, and of several comparisons, or none, it does not tell the truth."""
+    """A comparison of arrays with several results or none, whose truth numpy refuses to give."""
 
 
 class Numpy:
-    """A value of numpy as the grader holds it: its dtype, and a plain value or nested lists of them.
+    """A numpy value in the grader: its dtype, and a plain value or nested lists of plain values.
 
-    Compared as numpy 2 does: a Python number is first rounded to the dtype, and a list of one value is that value. Of another
-    type than any plain value, for rules that ask. Comparing several values raises AmbiguousError.
+    `==` follows numpy 2:
+
+    - A Python number is first rounded to the dtype.
+    - A list of one value equals the value.
+    - Comparing several values raises AmbiguousError.
+
+    It is no subclass of a plain type, for comparison rules that ask for the type.
     """
 
     __slots__ = ("data", "dtype")
@@ -82,7 +91,7 @@ class Numpy:
 
 
 class SortedItems(UserList[object]):
-    """A SortedList of the package sortedcontainers: equal to a list or tuple of the same items."""
+    """A `sortedcontainers.SortedList`: equal to a list or tuple of the same items."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, list | tuple | UserList) and self.data == list(other)
@@ -91,7 +100,10 @@ class SortedItems(UserList[object]):
 
 
 def _only(value: object) -> tuple[object] | None:
-    """The one plain value in a value of numpy or a nest of lists and tuples; None where there are none or several."""
+    """Return the only plain value in a numpy value or nested lists and tuples, as a 1-tuple.
+
+    None if it holds several values, or none.
+    """
     while isinstance(value, Numpy | list | tuple):
         if isinstance(value, Numpy):
             value = value.data
@@ -105,6 +117,7 @@ def _only(value: object) -> tuple[object] | None:
 def _same_number(dtype: str, actual: Any, expected: Any) -> bool:
     if isinstance(expected, bool) or not isinstance(expected, int | float):
         return bool(actual == expected)
+    # NEP 50: a Python number takes the dtype of the array, so 0.1 equals float32(0.1).
     try:
         if dtype in _FLOAT_CODES:
             code = _FLOAT_CODES[dtype]
@@ -117,7 +130,7 @@ def _same_number(dtype: str, actual: Any, expected: Any) -> bool:
 
 
 class Iterated:
-    """What came out of an iterator, and the name of its type; equal to nothing, as an iterator is."""
+    """Items and type name of an iterator; like an iterator, equal to itself alone."""
 
     __slots__ = ("items", "name")
 
@@ -133,7 +146,7 @@ class Iterated:
 
 
 def parts(value: object) -> tuple[str, Any] | None:
-    """The parts of what this module itself makes of a line; None of any other value."""
+    """Return the parts of a value of this module's own types; None for any other value."""
     if isinstance(value, SortedItems):
         return "sorted", value.data
     if isinstance(value, Numpy):
@@ -144,14 +157,15 @@ def parts(value: object) -> tuple[str, Any] | None:
 def _checked(body: list[Any]) -> tuple[str, Any]:
     name, data = body
     if name not in KINDS or not holds(data, KINDS[name]):
-        raise ValueError("values that are not of their dtype")
+        raise ValueError("a numpy value with items of another dtype")
     return name, data
 
 
 def holds(data: object, kind: type) -> bool:
-    """Return True if every plain value in nested lists is of a type."""
+    """Return True if every plain value in nested lists has the type `kind`."""
     if not isinstance(data, list):
         return kind is object or type(data) is kind
+    # A flat list of the type is decided by one pass in C.
     return set(map(type, data)) <= {kind} or all(holds(item, kind) for item in data)
 
 
@@ -189,8 +203,9 @@ def _make_date(body: list[Any]) -> object:
 
 
 def _make_decimal(text: str) -> Decimal:
+    # Checked before conversion, which takes quadratic time in the number of digits.
     if not DECIMAL.fullmatch(text):
-        raise ValueError("no decimal number that can be compared")
+        raise ValueError("a decimal that cannot be compared")
     return Decimal(text)
 
 
@@ -220,7 +235,7 @@ CONTAINERS: dict[str, Callable[[list[Any]], object]] = {
 
 
 def use_numpy_itself() -> None:
-    """From now on, in this process, make numpy's own values and real iterators."""
+    """Make numpy's own values and real iterators in this process from now on."""
     CONTAINERS.update(
         numpy=_real_numpy, numpys=lambda body: list(_real_numpy(body)), iterator=_real_iterator
     )
