@@ -168,8 +168,8 @@ class _Encoder:
             # False for nan and the infinities.
             return number if number - number == 0 else {"float": float.__repr__(number)}
         if isinstance(value, complex) and (type(value) is complex or not foreign.is_numpy(value)):
-            number = complex.__complex__(value)
-            return {"complex": [self.encode(number.real, depth), self.encode(number.imag, depth)]}
+            pair = complex.__complex__(value)
+            return {"complex": [self.encode(pair.real, depth), self.encode(pair.imag, depth)]}
         return self._container(value, depth + 1)
 
     def _container(self, value: object, depth: int) -> object:

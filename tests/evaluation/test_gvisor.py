@@ -1,6 +1,6 @@
 """Level L4: values that cross the border of gVisor's kernel, crashes, and hostile programs.
 
-The relay and its front also run without gVisor, so that machines that lack it test them.
+The guest agent and its client also run without gVisor, so that machines that lack it test them.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ SHORT = Limits(time_s=0.5, memory_mib=256, output_kib=64)
 PRESENT = levels.L4 in levels.candidates()
 needs_gvisor = pytest.mark.skipif(not PRESENT, reason="runsc and mkfs.erofs are not installed here")
 within_gvisor = pytest.param("gVisor", marks=[needs_gvisor, pytest.mark.real])
-RELAY_ALONE = ("ssd_ray.evaluation.sandbox.gvisor.guest_agent",)
+AGENT_ALONE = ("ssd_ray.evaluation.sandbox.gvisor.guest_agent",)
 BUNDLES = Path("/tmp/ray/sandbox")
 
 NOT_WITHIN = {"mmap", "/dev/stdout", "/dev/null"}
@@ -87,12 +87,12 @@ RIGHT = (
 WRONG = "def f(x):\n    return 'wrong'\nif __name__ == '__main__':\n    print('wrong')\n"
 
 
-@pytest.fixture(scope="module", params=["a relay without gVisor", within_gvisor])
+@pytest.fixture(scope="module", params=["a guest agent without gVisor", within_gvisor])
 def sandbox(request):
-    """Level L4 with a relay on this machine's own kernel, and with one in gVisor."""
+    """Level L4 with a guest agent on this machine's own kernel, and with one in gVisor."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "gVisor":
-            patch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, RELAY_ALONE))
+            patch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, AGENT_ALONE))
         with Sandbox(level=levels.L4) as made:
             yield made
 
@@ -184,31 +184,31 @@ def test_right_is_right_and_no_forgery_makes_wrong_right(sandbox, problem):
 
 
 def test_no_expected_output_goes_in(sandbox, monkeypatch):
-    told, tell = [], client.GVisor.tell
+    requests, send = [], client.GVisor.send
     monkeypatch.setattr(
         client.GVisor,
-        "tell",
-        lambda self, request, *rest: told.append(str(request)) or tell(self, request, *rest),
+        "send",
+        lambda self, request, *rest: requests.append(str(request)) or send(self, request, *rest),
     )
     for problem in PROBLEMS:
         assert grade(problem, RIGHT, sandbox).outcome == "accepted"
-    assert any("print(f(int(input())))" in text for text in told)
-    assert not any(SECRET in text for text in told)
+    assert any("print(f(int(input())))" in text for text in requests)
+    assert not any(SECRET in text for text in requests)
 
 
 def test_an_answer_that_comes_too_late_is_nobodys(monkeypatch):
-    monkeypatch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, RELAY_ALONE))
+    monkeypatch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, AGENT_ALONE))
     with (
         Sandbox(level=levels.L4) as sandbox,
         sandbox.converse("calls", ["f = abs"], LIMITS, entry_point="f") as before,
     ):
         assert call(before, [-1]).result == 1
-        relay = sandbox._zygote._keeper.pid
-        monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
+        agent = sandbox._zygote._launcher.pid
+        monkeypatch.setattr(client, "_GRACE_S", 2.0)
         monkeypatch.setattr(client, "_END_TIMEOUT_S", 1.0)
-        os.kill(relay, signal.SIGSTOP)
+        os.kill(agent, signal.SIGSTOP)
         assert sandbox.run_program("print(input())", "late", LIMITS).stdout == "late\n"
-        assert not os.path.exists(f"/proc/{relay}")
+        assert not os.path.exists(f"/proc/{agent}")
         with pytest.raises(InfrastructureError):
             call(before, [-2])
 
@@ -321,7 +321,7 @@ def test_a_sandbox_crash_under_a_program_changes_no_verdict(whose, others):
 def test_a_sandbox_that_does_not_answer_is_replaced(monkeypatch, others):
     with Sandbox(level=levels.L4) as sandbox:
         sandbox.run_program("", "", LIMITS)
-        monkeypatch.setattr(client, "_PATIENCE_S", 5.0)
+        monkeypatch.setattr(client, "_GRACE_S", 5.0)
         execution = _run_as(
             sandbox,
             _process("boot", others),

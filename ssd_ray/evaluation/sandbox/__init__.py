@@ -1,12 +1,14 @@
-"""The sandbox: untrusted programs in processes of their own, what they are kept from, and what came of them.
+"""The sandbox: untrusted programs, each in a confined process of its own.
 
     grader ─ supervisor.py ─ socket ─> zygote.py ─ fork ─> walls.py, then roles.py: the program
 
-Outside, trusted, and the only place that knows an expected output: `supervisor`, `spawning`, `child`, `handles`, `execution`,
-`levels`, `seccomp`, `bootstrap`.
-Inside, in a bare interpreter: `zygote`, `walls`, `roles`, `check_role`, `lcb_role`, `definitions`, `objects`, `wire`. What
-crosses is the text of `wire` and pipes.
-At L4 a kernel of its own stands between: `gvisor`, `keeper` and `image` outside, `relay` within, above a zygote of its own.
+- Outside and trusted: `supervisor`, `spawning`, `child`, `handles`, `execution`, `levels`,
+  `seccomp`, `bootstrap`. Expected outputs never leave this side.
+- Inside, in a bare interpreter: the modules of `inside` and `ssd_ray.wire`.
+- Only pipes with text of the wire cross the border, and sealed memory files on the way in.
+- At level L4, `gvisor` puts a kernel of its own around a zygote.
+
+docs/sandbox.md lists the levels, the claims and the tests.
 """
 
 from ssd_ray.evaluation.sandbox.child import Limits, printable

@@ -1,6 +1,10 @@
-"""The command that execs a zygote: a bare interpreter and, by a descriptor, its modules, compiled, and what it may read.
+"""The command of a zygote: a bare interpreter that loads its modules from a descriptor.
 
-Reads the sources of those modules and the places of the interpreter's files.
+- `command` and `environment` are the arguments and the environment of the interpreter.
+- `image` packs the configuration of a zygote and the compiled modules.
+- `readable_paths` and its neighbors list the files open to programs.
+
+Reads the sources of the modules and the directories of the interpreter.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("numpy", "sortedcontainers")
-"""What programs may import beside the standard library, where it is installed: what contest judges have."""
+"""Packages of contest judges. Programs may import them, where installed."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
+# Like -I, but PYTHONHASHSEED counts, because the environment is ours. Without site, no other
+# package of this environment is on the path.
 _FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8")
-"""Like -I, but heeding PYTHONHASHSEED: the environment is ours. Without site, no package of this environment is on the path."""
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "LANG": "C.UTF-8",
@@ -27,42 +32,38 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 PRELOADED = (
-    *(
-        "array",
-        "ast",
-        "bisect",
-        "collections",
-        "copy",
-        "datetime",
-        "decimal",
-        "fractions",
-        "functools",
-        "heapq",
-        "io",
-        "itertools",
-    ),
-    *(
-        "math",
-        "operator",
-        "queue",
-        "random",
-        "re",
-        "statistics",
-        "string",
-        "threading",
-        "traceback",
-        "typing",
-        "warnings",
-    ),
+    "array",
+    "ast",
+    "bisect",
+    "collections",
+    "copy",
+    "datetime",
+    "decimal",
+    "fractions",
+    "functools",
+    "heapq",
+    "io",
+    "itertools",
+    "math",
+    "operator",
+    "queue",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "threading",
+    "traceback",
+    "typing",
+    "warnings",
 )
-"""What programs import most; a module that is loaded in the zygote costs each of them nothing."""
+"""Modules imported by many programs. Loaded in the zygote, they cost a program no time."""
 _BOOTSTRAP = """
 import marshal, os, sys
 with open(int(sys.argv[1]), "rb") as file:
     config, codes, preloaded = marshal.load(file)
 os.environ.clear()
-# What threading and random would have every forked child do is half of a fork's cost. The zygote has one thread, so no lock
-# needs to be made anew, and roles.py seeds random where a program names it.
+# The fork handlers of threading and random are half of a fork's cost. The zygote has one thread, so
+# no lock needs to be replaced, and roles.py seeds random where a program names it.
 register, os.register_at_fork = os.register_at_fork, lambda **_: None
 for name in preloaded:
     __import__(name)
@@ -85,7 +86,7 @@ _MODULES = (
     ),
     *(_SANDBOX / f"inside/{name}.py" for name in ("lcb_stdin", "lcb_role", "roles", "zygote")),
 )
-"""In the order of their imports."""
+"""Modules of the zygote, each after its imports."""
 _SYSTEM_LIBRARIES = (
     "/lib",
     "/lib64",
@@ -99,17 +100,17 @@ _NOT_STANDARD = {"site-packages", "dist-packages", "__pycache__"}
 
 
 def command(fd: int) -> list[str]:
-    """The argument vector; `fd` holds what `image` returns."""
+    """Return the argument vector of an interpreter; it loads an `image` from a descriptor."""
     return [sys.executable, *_FLAGS, "-c", _BOOTSTRAP, str(fd)]
 
 
 def environment() -> dict[str, str]:
-    """Everything that the interpreter finds in its environment; programs find none of it."""
+    """Return the complete environment of the interpreter; it is cleared before programs run."""
     return dict(_ENVIRONMENT)
 
 
 def image(config: dict[str, Any]) -> bytes:
-    """What the interpreter loads: its configuration, and its modules' code."""
+    """Return the bytes for the interpreter to load: `levels.config` and the code of its modules."""
     return marshal.dumps((config, _codes(), PRELOADED))
 
 
@@ -121,9 +122,13 @@ def _codes() -> dict[str, Any]:
 
 @functools.cache
 def readable_paths() -> tuple[str, ...]:
-    """What a program may read: the standard library without installed packages, the PACKAGES, the system's libraries.
+    """Return the files and directories readable by a program.
 
-    Packages at large are left out, because benchmarks come as packages too, with their answers.
+    - the standard library without installed packages,
+    - the PACKAGES,
+    - the system's libraries.
+
+    Other packages are left out, because some of them are benchmarks with their answers.
     """
     standard = Path(sysconfig.get_path("stdlib"))
     entries = [entry for entry in standard.iterdir() if entry.name not in _NOT_STANDARD]
@@ -133,25 +138,26 @@ def readable_paths() -> tuple[str, ...]:
 
 
 def listable_paths() -> tuple[str, ...]:
-    """Directories whose names a program may list without reading all of it, so that imports work."""
+    """Return directories to list but not to read in full, so that imports work."""
     return (sysconfig.get_path("stdlib"),)
 
 
 @functools.cache
 def package_paths() -> tuple[str, ...]:
-    """Where the PACKAGES lie, shared libraries beside them included."""
-    found = []
+    """Return the directories of the PACKAGES and of their shared libraries."""
+    places: list[Path] = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
             place = Path(spec.submodule_search_locations[0])
-            found += [place, *place.parent.glob(f"{name}.libs")]
-    return tuple(map(str, found))
+            # Wheels repaired by auditwheel keep their libraries next to the package.
+            places += [place, *place.parent.glob(f"{name}.libs")]
+    return tuple(map(str, places))
 
 
 @functools.cache
 def interpreter_readable() -> bool:
-    """Whether any user may read this interpreter, its standard library and the packages."""
+    """Return True if any user may read this interpreter, its standard library and the packages."""
     paths = [Path(place).resolve() for place in (sys.executable, os.__file__, *package_paths())]
     parents = {parent for path in paths for parent in path.parents}
     return all(path.stat().st_mode & 0o4 for path in paths) and all(

@@ -1,6 +1,9 @@
-"""One sandboxed process seen from outside: fed, read, timed and killed by the grader; nothing here trusts what it says.
+"""One sandboxed process from outside: the grader feeds, reads, times and kills it.
 
-Reads and writes pipes and sealed memory files; no file system.
+- Nothing here trusts the process: streams have caps, and limits are measured in /proc.
+- A process is a `Process` wherever it runs: a `Child` on this kernel, or one within gVisor.
+
+Reads and writes pipes, sealed memory files and /proc.
 """
 
 from __future__ import annotations
@@ -20,43 +23,49 @@ from ssd_ray.evaluation.sandbox.handles import KillPipe, PidFd
 
 End = Literal["exited", "time_limit", "output_limit", "thread_limit"]
 START_TIMEOUT_S = 60.0
-"""Until the sandbox stands, which no program can influence."""
+"""Limit for a process to become confined. No program runs before, so none can exceed it."""
 _STOP_TIMEOUT_S = 10.0
 _MOST_STOLEN = 3.0
-"""Time limits are stretched by the time that a program waited for a core, at most by so many limits."""
+"""Bound on the extension of a time limit for waiting for a core, as a multiple of the limit."""
 _CHUNK_BYTES = 1 << 16
 MOST_THREADS = 512
-"""Threads of one process; made by hand they need no address space, only the kernel's memory and process ids."""
+"""Threads of one process.
+
+Address space does not bound them: made by hand, they take kernel memory and process ids only.
+"""
 _WATCH_S = 0.05
-"""Between two looks at the number of threads."""
+"""Seconds between two counts of the threads."""
 _QUICK_S = 0.01
-"""What comes sooner is not worth a look at how long it waited for a core."""
+"""Seconds before the first look at the time spent waiting for a core; most calls end earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one test may use: wall seconds, MiB of address space, KiB of each of its output streams and of its result.
-
-    Seconds that it was ready to run and other processes held the cores do not count.
-    """
+    """Resources of one test."""
 
     time_s: float
+    """Wall time. Seconds of waiting for a core, while ready to run, do not count."""
     memory_mib: int
+    """Address space."""
     output_kib: int
+    """Size of each output stream, and of the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How a process ended, as the zygote saw it: an exit status or a signal, peak RSS and CPU time."""
+    """The end of a process as reported by its zygote."""
 
     kind: str
+    """`exit` or `signal`."""
     number: int
+    """Exit status, or number of the signal."""
     peak_kib: int
+    """Peak resident size."""
     cpu_s: float
 
 
 def sealed_file(content: bytes) -> int:
-    """A descriptor of a memory file that can be read from its start and never changed."""
+    """Return a descriptor of an immutable memory file, positioned at its start."""
     fd = os.memfd_create("ssd-ray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(content)
     while view:
@@ -71,64 +80,73 @@ def sealed_file(content: bytes) -> int:
 
 
 class Process(Protocol):
-    """A confined process as the grader uses it, wherever it runs."""
+    """Interface of a confined process, wherever it runs."""
 
     cpu_s: float
+    """Limit of CPU time."""
     filtered: bool
+    """True if the process can neither send itself SIGKILL nor lower its limit of CPU time."""
 
     def run(self, time_s: float) -> End:
-        """Let it run to its end, for at most so long."""
+        """Let the process run to its end, for at most `time_s` seconds, and stop it."""
 
     def send(self, lines: str) -> None:
-        """Have whole lines sent as the process reads."""
+        """Queue complete lines, sent as the process reads."""
 
     def receive(self, time_s: float) -> bytes | End:
-        """The next line that comes back within so long, or why none came."""
+        """Return the next line within `time_s` seconds, or the reason why none came."""
 
     @property
     def stdout(self) -> bytes:
-        """What came of it, at most the cap."""
+        """Standard output, cut off at the cap."""
 
     @property
     def stderr(self) -> bytes:
-        """What came of it, at least its last lines, at most the cap."""
+        """Standard error, at least its last lines, cut off at the cap."""
 
     @property
     def report(self) -> Report:
-        """How the process ended; InfrastructureError where nobody lived to say."""
+        """The end of the process.
+
+        Raises:
+            InfrastructureError: The sandbox died before it reported one.
+        """
 
     def stop(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill the process if it is alive."""
 
     def close(self) -> None:
-        """Stop it and give back what it held."""
+        """Stop the process and release its resources."""
 
 
 class Child:
-    """The grader's ends of one process's pipes, to be used by one thread.
+    """A process of a zygote, by the grader's ends of its pipes; used by one thread.
 
-    `cpu_s` is the CPU time that it was given; `filtered` says that it cannot send itself SIGKILL, nor lower that limit.
+    Implements `Process`, with a cap of `output_bytes` for each stream and each reply.
     """
 
     def __init__(self, output_bytes: int, *, cpu_s: float, filtered: bool) -> None:
-        self.cpu_s, self.filtered = cpu_s, filtered
+        self.cpu_s = cpu_s
+        self.filtered = filtered
         self._most = output_bytes
         self._received = {name: bytearray() for name in ("stdout", "stderr", "status", "reply")}
         self._replies: deque[bytes] = deque()
         self._names: dict[int, str] = {}
         self._poll = select.poll()
-        self._outgoing, self._request_fd = memoryview(b""), -1
+        self._outgoing = memoryview(b"")
+        self._request_fd = -1
         self._process: PidFd | KillPipe | None = None
-        self._overflowed = self._ended = False
+        self._overflowed = False
+        self._ended = False
         self._began = 0.0
 
     def outlet(self, name: str) -> int:
-        """A pipe for `name`; returns the end to be given away."""
+        """Make a pipe from the process, to be collected as `name`, and return its write end."""
         ours, theirs = os.pipe()
-        with contextlib.suppress(
-            PermissionError
-        ):  # gVisor's pipes keep their mode; there, nothing can be opened for writing
-            os.fchmod(theirs, 0o666)  # whatever user the program is given may open /dev/stdout
+        # Any user id of a program may then open /dev/stdout. gVisor's pipes keep their mode, and
+        # nothing can be opened for writing there.
+        with contextlib.suppress(PermissionError):
+            os.fchmod(theirs, 0o666)
         self._listen(ours, name)
         return theirs
 
@@ -138,13 +156,13 @@ class Child:
         self._poll.register(fd, select.POLLIN)
 
     def inlet(self) -> int:
-        """A pipe for messages to the process; returns the end to be given away."""
+        """Make a pipe for messages to the process and return its read end."""
         theirs, self._request_fd = os.pipe()
         os.set_blocking(self._request_fd, False)
         return theirs
 
     def started(self, process: PidFd | KillPipe, status_fd: int) -> None:
-        """Take over the process."""
+        """Take over a process that was forked, by its handle and its status pipe."""
         self._process = process
         self._listen(status_fd, "status")
 
@@ -152,31 +170,33 @@ class Child:
         """Return when the process is confined and about to compile the program.
 
         Raises:
-            InfrastructureError: it did not get there. No program has run then, so none can bring this about.
+            InfrastructureError: It failed earlier. No program has run then, so none can cause this.
         """
         status = self._received["status"]
         self._pump(lambda: b"\n" in status, time.monotonic() + START_TIMEOUT_S)
         first = bytes(status.partition(b"\n")[0])
         if first != b"ready":
             self.close()
-            raise InfrastructureError(
-                f"a sandboxed process did not start: {first.decode(errors='replace') or 'no word from it'}"
-            )
+            reason = first.decode(errors="replace") or "no status received"
+            raise InfrastructureError(f"a sandboxed process did not start: {reason}")
         self._began = time.monotonic()
 
     def run(self, time_s: float) -> End:
-        """Let it run to its end, for at most so long."""
+        """Let the process run to its end, for at most `time_s` seconds, and stop it."""
         end = self._within(lambda: False, time_s)
         self.stop()
         return "output_limit" if self._overflowed and end == "exited" else end
 
     def send(self, lines: str) -> None:
-        """Have whole lines sent as the process reads."""
+        """Queue complete lines, sent as the process reads."""
         self._outgoing = memoryview(bytes(self._outgoing) + lines.encode())
         self._poll.register(self._request_fd, select.POLLOUT)
 
     def receive(self, time_s: float) -> bytes | End:
-        """The next line that comes back within so long, or why none came; never more than the output cap."""
+        """Return the next line within `time_s` seconds, or the reason why none came.
+
+        A line is never longer than the output cap.
+        """
         replies = self._replies
         if not replies:
             self._began = time.monotonic()
@@ -187,20 +207,20 @@ class Child:
 
     @property
     def stdout(self) -> bytes:
-        """What came so far, at most the cap."""
+        """Standard output so far, cut off at the cap."""
         return bytes(self._received["stdout"])
 
     @property
     def stderr(self) -> bytes:
-        """What came so far, at most the cap."""
+        """Standard error so far, cut off at the cap."""
         return bytes(self._received["stderr"])
 
     @property
     def report(self) -> Report:
-        """How the process ended.
+        """The end of the process.
 
         Raises:
-            InfrastructureError: the zygote did not live to say.
+            InfrastructureError: The zygote died before it reported one.
         """
         words = bytes(self._received["status"]).partition(b"\n")[2].split()
         if len(words) != 4:
@@ -211,7 +231,7 @@ class Child:
         )
 
     def stop(self) -> None:
-        """Kill whatever is left of it, and take what it had written."""
+        """Kill the process if it is alive, and collect its remaining output."""
         if self._process is not None and not self._ended:
             self._process.kill()
             self._pump(lambda: False, time.monotonic() + _STOP_TIMEOUT_S, drop=True)
@@ -220,7 +240,7 @@ class Child:
                 pass
 
     def close(self) -> None:
-        """Stop it and give back every descriptor."""
+        """Stop the process and close every descriptor."""
         self.stop()
         for fd in (*self._names, self._request_fd):
             if fd >= 0:
@@ -232,7 +252,7 @@ class Child:
             self._process = None
 
     def _within(self, done: Callable[[], bool], time_s: float) -> End:
-        """Pump for `time_s` seconds of the process's own: while it waits for a core, the clock stands."""
+        """Pump until `done` or for `time_s` seconds, without those of waiting for a core."""
         deadline = self._began + time_s
         self._pump(done, min(deadline, time.monotonic() + _QUICK_S))
         waited_before = 0.0 if done() else self._waited_s()
@@ -240,6 +260,8 @@ class Child:
             if self._num_threads() > MOST_THREADS:
                 return "thread_limit"
             if time.monotonic() >= deadline:
+                # A busy machine must not turn a slow right answer into a time-out. A program cannot
+                # gain time by it: sleeping is not waiting, and the extension is bounded.
                 stolen = min(self._waited_s() - waited_before, _MOST_STOLEN * time_s)
                 if time.monotonic() >= self._began + time_s + stolen:
                     return "time_limit"
@@ -248,7 +270,10 @@ class Child:
         return "output_limit" if self._overflowed else "exited"
 
     def _waited_s(self) -> float:
-        """Seconds that the process was ready to run and had no core (Linux, schedstat); 0 where the kernel does not say."""
+        """Return the seconds of being ready to run without a core; 0 where unknown.
+
+        Source: the second field of /proc/PID/schedstat (Linux, Documentation/scheduler).
+        """
         try:
             with open(f"/proc/{self._pid}/schedstat", "rb", buffering=0) as file:
                 return int(file.read().split()[1]) / 1e9
@@ -256,6 +281,7 @@ class Child:
             return 0.0
 
     def _num_threads(self) -> int:
+        # A directory has a link from each child, its own "." and its parent's entry.
         with contextlib.suppress(OSError):
             return os.stat(f"/proc/{self._pid}/task").st_nlink - 2
         return 0
@@ -265,10 +291,14 @@ class Child:
         return self._process.pid if self._process is not None else -1
 
     def _gone(self) -> bool:
+        # The zygote reports the end on a second line, after "ready".
         return bool(self._received["status"].count(b"\n") > 1)
 
     def _pump(self, done: Callable[[], bool], deadline: float, *, drop: bool = False) -> None:
-        """Move bytes until `done`, the end of the status pipe, too much output (unless `drop`) or the deadline."""
+        """Move bytes until `done`, the end of the status pipe or the deadline.
+
+        Too much output ends it as well, unless `drop`.
+        """
         while not done() and not self._ended and (drop or not self._overflowed):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -280,7 +310,7 @@ class Child:
                     self._take(fd, self._names[fd])
 
     def _take(self, fd: int, name: str) -> bool:
-        """Take what is there, up to the cap; False when there is nothing more for now or for good."""
+        """Read one chunk, up to the cap; return False if there is no more for now or forever."""
         try:
             chunk = os.read(fd, _CHUNK_BYTES)
         except BlockingIOError:
@@ -303,7 +333,7 @@ class Child:
         return True
 
     def _add_replies(self, chunk: bytes) -> bool:
-        """Whether an answer is larger than the cap, which each has for itself."""
+        """Add to the replies; return True if one of them exceeds the cap."""
         received = self._received["reply"]
         received += chunk
         if b"\n" in chunk:
@@ -330,13 +360,13 @@ class Child:
 
 
 def tail(output: bytes) -> str:
-    """The last line of an error stream that says something, printable and at most 300 characters."""
+    """Return the last line of an error stream, printable and at most 300 characters."""
     lines = output[-4096:].decode("utf-8", "backslashreplace").strip().split("\n")
     return printable(lines[-1])[:300] if lines else ""
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that could forge a line or move a terminal's cursor."""
+    """Return a text with escapes for characters that could forge a line or move a cursor."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

@@ -1,4 +1,9 @@
-"""What came of a program or of a message to one, judged by evidence from outside of its process. Reads and writes nothing."""
+"""Outcomes of programs and of messages to them, judged by evidence from outside the process.
+
+- `judge` turns the end of a process into a status.
+- A `Conversation` sends messages to one process and returns an `Execution` for each answer.
+- `call` has a process call its function with arguments.
+"""
 
 from __future__ import annotations
 
@@ -18,44 +23,46 @@ from ssd_ray.evaluation.sandbox.child import MOST_THREADS, End, Limits, Process,
 _SHORTAGE = re.compile(
     r"[\w.]*MemoryError\b|OSError: \[Errno 12\]|RuntimeError: can't start new thread"
 )
-"""The last line of a program, or of one of its threads, that ended for want of memory."""
+"""The last line on standard error after a shortage of memory, in any thread of a program."""
 Status = Literal[
     "ok", "runtime_error", "time_limit", "memory_limit", "output_limit", "infrastructure_error"
 ]
 _NEAR_LIMIT = 0.9
-"""Share of the memory limit that a program killed by a signal must have filled for memory to be blamed."""
+"""Share of the memory limit. A program killed by a signal above it counts as out of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    r"""What came of a program or a message: `result` is a conversation's answer, `stdout` a program's output, `time_s` wall time.
-
-    `detail` is one printable line for a reader. stdout is decoded as UTF-8, foreign bytes as `\xNN`. `peak_bytes` is the
-    resident size, known once the process has ended.
-    """
+    """The outcome of a program or of one message."""
 
     status: Status
     stdout: str = ""
+    r"""A program's standard output as UTF-8, other bytes as `\xNN`."""
     result: object = None
+    """The answer to a message."""
     detail: str = ""
+    """One printable line for a reader."""
     time_s: float = 0.0
+    """Wall time."""
     peak_bytes: int = 0
+    """Peak resident size of a program; 0 for a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unsupported:
-    """A returned value that cannot leave the sandbox, such as a generator; equal to no expected value."""
+    """A returned value that cannot leave the sandbox; equal to no expected value."""
 
     reason: str
 
 
 def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
-    """The status of a process that has ended, by evidence from outside of it, and a detail.
+    """Return the status of a process after its end, and a detail for a reader.
 
-    Of an end with status 0, the detail says whether the last error, of a thread perhaps, was a lack of memory.
+    With status "ok", the detail is empty unless the last error, in any thread, was a shortage of
+    memory.
 
     Raises:
-        InfrastructureError: the machine killed it, which a program that is filtered cannot bring about by itself.
+        InfrastructureError: The kernel killed a filtered process, which cannot send itself SIGKILL.
     """
     if end == "output_limit":
         return "output_limit", f"more than {limits.output_kib} KiB of output"
@@ -63,7 +70,8 @@ def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
         return "time_limit", f"not finished after {limits.time_s:g} s"
     if end == "thread_limit":
         return "runtime_error", f"more than {MOST_THREADS} threads"
-    report, last_line = child.report, tail(child.stderr)
+    report = child.report
+    last_line = tail(child.stderr)
     if report.kind == "signal":
         if report.number == signal.SIGXCPU or (
             report.number == signal.SIGKILL and report.cpu_s >= child.cpu_s
@@ -72,12 +80,14 @@ def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
         killed_at = f"killed at {report.peak_kib >> 10} MiB of {limits.memory_mib}"
         if report.peak_kib >= _NEAR_LIMIT * limits.memory_mib * 1024:
             return "memory_limit", killed_at
+        # A filtered program cannot send itself SIGKILL, and the grader did not: the OOM killer did.
         if report.number == signal.SIGKILL and child.filtered:
             raise InfrastructureError(
                 f"{killed_at} by this machine, which is short of memory: give graders more of it"
             )
         return "runtime_error", f"killed by {_signal_name(report.number)}"
     shortage = _shortage(last_line, limits)
+    # A thread may have died of it while the program went on and ended well.
     if report.number == 0:
         return "ok", shortage
     if last_line.startswith("MemoryError"):
@@ -86,14 +96,12 @@ def judge(end: End, child: Process, limits: Limits) -> tuple[Status, str]:
 
 
 def _shortage(last_line: str, limits: Limits) -> str:
-    """Return what a last line on standard error says of memory, empty where it is about something else."""
-    match = _SHORTAGE.match(last_line)
-    reason = last_line.partition(":")[2].strip() if match else ""
-    return (
-        f"MemoryError within {limits.memory_mib} MiB" + (f": {reason}" if reason else "")
-        if match
-        else ""
-    )
+    """Return a detail if the last line on standard error is a shortage of memory, else ""."""
+    if not _SHORTAGE.match(last_line):
+        return ""
+    reason = last_line.partition(":")[2].strip()
+    detail = f"MemoryError within {limits.memory_mib} MiB"
+    return f"{detail}: {reason}" if reason else detail
 
 
 def _signal_name(number: int) -> str:
@@ -101,14 +109,14 @@ def _signal_name(number: int) -> str:
 
 
 class Conversation:
-    """Messages to one confined process and its answers; a context manager, which ends the process."""
+    """Messages to one confined process and its answers; a context manager that ends the process."""
 
     def __init__(self, child: Process, limits: Limits) -> None:
-        self._child, self._limits = child, limits
-        self._ended: Execution | None = None
+        self._child = child
+        self._limits = limits
 
     def __enter__(self) -> Conversation:
-        """The process is there already."""
+        """Return the conversation; its process has started already."""
         return self
 
     def __exit__(
@@ -121,43 +129,43 @@ class Conversation:
 
     @property
     def peak_bytes(self) -> int:
-        """The process's resident size at its largest; ends the process.
+        """Peak resident size of the process; ends the process.
 
         Raises:
-            InfrastructureError: the sandbox died under it.
+            InfrastructureError: The sandbox died before it reported the end.
         """
         self._child.stop()
         return self._child.report.peak_kib << 10
 
     @property
     def shortage(self) -> str:
-        """What the process last wrote of a lack of memory, in one of its threads perhaps; ends the process."""
+        """Detail of a shortage of memory in any thread, empty without one; ends the process."""
         self._child.stop()
         return _shortage(tail(self._child.stderr), self._limits)
 
     def ask(self, message: object, time_s: float | None = None) -> Execution:
-        """Send a message; `result` of status "ok" is the answer, as the role defines it.
+        """Send a message and return its outcome; `result` is the answer as the role defines it.
 
-        After any other status the process is dead and there is nothing more to ask.
+        After any status but "ok" the process is dead and takes no more messages.
 
         Raises:
-            InfrastructureError: the sandbox died under the process.
-            wire.UnsupportedValueError: the message has no form on the wire.
+            InfrastructureError: The sandbox died under the process.
+            wire.UnsupportedValueError: The message has no form on the wire.
         """
         return self.ask_text(wire.dumps(message), time_s)
 
     def ask_text(self, text: str, time_s: float | None = None) -> Execution:
-        """As `ask`, with a message that is a text of the wire already."""
+        """Send a message that is a text of the wire already, as `ask` does."""
         self.send_texts([text])
         return self.answer(time_s)
 
     def send_texts(self, texts: Iterable[str]) -> None:
-        """Send messages, texts of the wire, ahead of their answers; the process may read them as it likes."""
-        # What the wire writes is one line; a text of somebody's file may have line ends where JSON may have white space.
+        """Send messages, texts of the wire, ahead of their answers."""
+        # The wire writes one line. A text of a user's file may have line ends as white space.
         self._child.send("".join(text.replace("\n", " ") + "\n" for text in texts))
 
     def answer(self, time_s: float | None = None) -> Execution:
-        """The answer to the first message that has none yet, as `ask` returns it."""
+        """Return the outcome of the first message without an answer, as `ask` does."""
         execution = self.answer_line(time_s)
         if not isinstance(execution.result, bytes):
             return execution
@@ -169,29 +177,38 @@ class Conversation:
             return Execution(status="runtime_error", detail=detail, time_s=execution.time_s)
 
     def answer_line(self, time_s: float | None = None) -> Execution:
-        """As `answer`, but `result` is the line as it came, for another process to read."""
+        """Return an outcome as `answer` does, with the unread line as `result`.
+
+        The grader passes such lines on from one process to another.
+        """
         limit_s = self._limits.time_s if time_s is None else time_s
         began = time.monotonic()
         line = self._child.receive(limit_s)
-        taken_s = time.monotonic() - began
+        time_s = time.monotonic() - began
         if isinstance(line, bytes):
-            return Execution(status="ok", result=line, time_s=taken_s)
+            return Execution(status="ok", result=line, time_s=time_s)
         self._child.stop()
         status, detail = judge(line, self._child, self._limits)
         if status == "ok":
             status, detail = "runtime_error", detail or "the program ended before it answered"
-        return Execution(status=status, detail=detail, time_s=taken_s)
+        return Execution(status=status, detail=detail, time_s=time_s)
 
 
 def call(
     conversation: Conversation, arguments: Sequence[object] | str, time_s: float | None = None
 ) -> Execution:
-    """Have a process of role "calls" call its function; `result` is the value, an `Unsupported` where it cannot leave.
+    """Have a process of role "calls" call its function, and return the outcome.
 
-    `arguments` are a list, or the wire text of one.
+    Args:
+        conversation: The process.
+        arguments: Positional arguments, or the wire text of a list of them.
+        time_s: Wall time, instead of the limit of the process.
+
+    Returns:
+        With status "ok", `result` is the value, or `Unsupported` if it cannot cross.
 
     Raises:
-        InfrastructureError, wire.UnsupportedValueError: as for `Conversation.ask`.
+        InfrastructureError, wire.UnsupportedValueError: As for `Conversation.ask`.
     """
     text = arguments if isinstance(arguments, str) else wire.dumps(list(arguments))
     execution = conversation.ask_text(text, time_s)

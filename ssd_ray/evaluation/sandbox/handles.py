@@ -1,4 +1,4 @@
-"""How a sandboxed process is held from outside: killed without mistaking another for it, and looked at.
+"""Handles of a sandboxed process: its process id, and a kill safe against reuse of the id.
 
 Reads /proc.
 """
@@ -12,39 +12,44 @@ import signal
 
 
 class PidFd:
-    """A process by a pidfd, from whatever process namespace it is."""
+    """A process by its pidfd, from any process namespace."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     @functools.cached_property
     def pid(self) -> int:
-        """Its number in our own namespace; -1 once it is gone."""
+        """Process id in our own namespace; -1 if the process had ended."""
         with open(f"/proc/self/fdinfo/{self._fd}") as file:
             return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
     def kill(self) -> None:
-        """Kill it, if it is still there."""
+        """Kill the process if it is alive."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         os.close(self._fd)
 
 
 class KillPipe:
-    """A process of our own namespace by a pipe to its zygote, which kills its child when the pipe is closed, or it ends."""
+    """A process of our own namespace by a pipe to its zygote, whose closing kills it.
+
+    For kernels without pidfds. Only the parent knows if a process id still belongs to its child.
+    """
 
     def __init__(self, fd: int, pid: int) -> None:
-        self._fd, self.pid = fd, pid
+        self._fd = fd
+        self.pid = pid
 
     def kill(self) -> None:
-        """Have it killed; its parent alone knows whether the number is still its own."""
+        """Have the zygote kill the process."""
         self.close()
 
     def close(self) -> None:
-        """Let go of it, which kills it."""
+        """Close the pipe, which kills the process."""
+        # The pipe also closes when its holder dies, so its programs die with it.
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

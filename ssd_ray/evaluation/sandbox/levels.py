@@ -1,6 +1,7 @@
-"""How well programs can be walled in: the levels, and what a zygote is told of each.
+"""Levels of isolation, and the configuration of a zygote for each.
 
-Which of them a machine offers is found out by starting one (supervisor.py). Writes the links to packages.
+`supervisor` finds the levels of a machine by starting a sandbox at each. Reads the interpreter's
+directories.
 """
 
 from __future__ import annotations
@@ -17,37 +18,48 @@ LEVELS = ("L0", "L1-", "L1", "L2", "L3", "L4")
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A set of walls. `L0` has limits on resources only: no claim of security.
-
-    `gvisor`: these walls stand within a kernel of their own, one that has no pidfds and no Landlock.
-    """
+    """A set of walls around programs. `L0` limits resources only and claims no security."""
 
     name: str
     filtered: bool
+    """A seccomp filter on system calls."""
     landlock: bool
     namespaces: bool
+    """Network, process and IPC namespaces of its own."""
     own_root: bool
+    """A file system of its own, with readable files only."""
     gvisor: bool = False
+    """The other walls are within gVisor's kernel, which has no pidfds and no Landlock."""
 
     @property
     def covers(self) -> str:
-        """What this level adds, in one line."""
+        """One line about the walls of this level."""
         return COVERS[self.name]
 
 
 COVERS = {
     "L0": "limits on time, memory and output only; no claim of security",
-    "L1-": "a filter on system calls: no processes, sockets, signals or writing; what the grader's user may read can be read",
+    "L1-": (
+        "a filter on system calls: no processes, sockets, signals or writing; "
+        "what the grader's user may read can be read"
+    ),
     "L1": "the filter, and Landlock: no file but the standard library can be read, none written",
-    "L2": "as L1, in namespaces of its own for network, processes, IPC, under a spare user id where started by root",
+    "L2": (
+        "as L1, in namespaces of its own for network, processes, IPC, "
+        "under a spare user id where started by root"
+    ),
     "L3": "as L2, in a file system that holds the standard library and nothing else",
-    "L4": "the filter, under a spare user id, in a kernel of its own (gVisor), whose file system holds the standard library",
+    "L4": (
+        "the filter, under a spare user id, in a kernel of its own (gVisor), "
+        "whose file system holds the standard library"
+    ),
 }
+"""One line about each level, for errors and for `ssd-ray sandbox`."""
 L4 = Level(name="L4", filtered=True, landlock=False, namespaces=False, own_root=False, gvisor=True)
 
 
 def candidates() -> list[Level]:
-    """The levels to be tried on this machine, the strongest first."""
+    """Return the levels to try on this machine, the strongest first."""
     filtered = seccomp.supported()
     strong = [
         ("L3", True, True, True),
@@ -69,10 +81,14 @@ def candidates() -> list[Level]:
 
 
 def config(level: Level, root: str) -> dict[str, object]:
-    """What a zygote at this level is told; `root` is an empty directory, over which it mounts a root that it alone sees."""
-    inherited, own = (
-        seccomp.compile_filters(deny_writing=not level.landlock) if level.filtered else (b"", b"")
-    )
+    """Return the configuration of a zygote at a level.
+
+    `root` is an empty directory. The zygote mounts its own root over it, invisible to others.
+    """
+    inherited = own = b""
+    if level.filtered:
+        # Landlock denies writing where it works; below it, the filter does.
+        inherited, own = seccomp.compile_filters(deny_writing=not level.landlock)
     return {
         "namespaces": level.namespaces,
         "own_root": level.own_root,
@@ -91,5 +107,5 @@ def config(level: Level, root: str) -> dict[str, object]:
 
 
 def rank(name: str) -> int:
-    """The place of a level's name in LEVELS."""
+    """Return the index of a level's name in LEVELS."""
     return LEVELS.index(name)

@@ -1,7 +1,10 @@
-"""The system calls that a sandboxed program may make, as a seccomp filter: threads yes, processes, sockets and signals no.
+"""A seccomp filter on system calls: it allows threads, and refuses processes and sockets.
 
-An allow-list, so that what a later kernel adds is refused too. `compile_filters` writes classic BPF (Linux,
-Documentation/userspace-api/seccomp_filter.rst) as bytes that the sandbox loads; pure, reads and writes nothing.
+- It is an allow-list, so calls of later kernels are refused too.
+- `compile_filters` returns classic BPF as bytes. The sandbox loads them.
+- Pure: the module reads and writes nothing.
+
+Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
 """
 
 from __future__ import annotations
@@ -12,13 +15,16 @@ import struct
 from collections.abc import Sequence
 
 OWN_PID = 0x7FFF_FFF1
-"""Stands in the filter for the program's own process id, which is known only in its process; no pid is that large."""
+"""Placeholder in the filter for the program's process id, filled in by its process.
+
+It is larger than any process id.
+"""
 OWN_PID_BYTES = struct.pack("<I", OWN_PID)
 
 _AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 _X32_BIT = 0x4000_0000
 _FIRST_UNKNOWN = 470
-"""Numbers from here on belong to kernels later than this list: "no such call", so that libraries fall back."""
+"""First call number of later kernels. They get ENOSYS, so that libraries fall back."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
 _GRANT, _REFUSE = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)
@@ -28,18 +34,15 @@ _CLONE_THREAD = 0x0001_0000
 _WRITING = 0o3 | 0o100 | 0o1000
 """O_WRONLY, O_RDWR, O_CREAT, O_TRUNC."""
 _VALUES = {
-    "fcntl": (
-        1,
-        (0, 1, 2, 3, 4, 1030, 1032, 1034),
-    ),  # duplicate, descriptor and status flags; no locks, leases or owners
-    "ioctl": (
-        1,
-        (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451),
-    ),  # what isatty, select and close-on-exec ask
-    "socketpair": (0, (1,)),  # a pipe to itself, which asyncio needs
+    # Duplicates, descriptor and status flags, pipe sizes and seals to look at; no locks or leases.
+    "fcntl": (1, (0, 1, 2, 3, 4, 1030, 1032, 1034)),
+    # Requests of isatty, window sizes, FIONREAD, FIONBIO and close-on-exec.
+    "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+    # AF_UNIX: asyncio wakes itself up by such a pair.
+    "socketpair": (0, (1,)),
     "prlimit64": (0, (0,)),
 }
-"""Calls that are allowed where one argument has one of these values: (argument's index, values)."""
+"""Calls allowed if one argument has one of some values: (index of the argument, values)."""
 _PATH_FLAGS = {"open": 1, "openat": 2}
 _ZYGOTE_ONLY = (
     "sendmsg",
@@ -52,11 +55,11 @@ _ZYGOTE_ONLY = (
     "capset",
 )
 _THREADS_NAME = (15, 16, 0x5356_4D41)
-"""What a program may ask of prctl: the thread's name, the name of a mapping."""
+"""Options of prctl open to a program: names of its threads and of its mappings."""
 _SIGKILL = 9
 _RLIMIT_CPU = 0
 _SIGNALS = {"kill": 1, "tgkill": 2}
-"""Calls that send a signal, to oneself only, and never SIGKILL; the index of the signal."""
+"""Calls to send oneself any signal but SIGKILL, with the index of the signal's argument."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "sendmsg": (46, 211),
@@ -199,25 +202,29 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "exit_group": (231, 94),
     "restart_syscall": (219, 128),
 }
-"""The calls that may be made, and their numbers on x86_64 and aarch64."""
+"""Allowed calls, with their numbers on x86_64 and aarch64."""
 
 
 def column() -> int:
-    """Where in NUMBERS this machine's numbers are."""
+    """Return the index of this machine's instruction set in the values of NUMBERS."""
     return list(_AUDIT_ARCH).index(platform.machine())
 
 
 def supported() -> bool:
-    """Whether there is a list for this machine's instruction set."""
+    """Return True if NUMBERS covers this machine's instruction set."""
     return platform.machine() in _AUDIT_ARCH
 
 
 def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
-    """The zygote's filter, which its children inherit, and what each of them adds, as arrays of `struct sock_filter`.
+    """Return the filters of a zygote and of its children, as arrays of `struct sock_filter`.
 
-    The first is the allow-list, with what a zygote needs to fork confined children; the second, small because every program
-    pays for it, takes that away, and every way to be killed by SIGKILL but those that are the grader's or the machine's.
-    `deny_writing` refuses to open files for writing (where there is no Landlock).
+    - A zygote's is the allow-list, with the calls to fork confined children. They inherit it.
+    - A child adds its own, which takes these calls away again. It also refuses SIGKILL to oneself
+      and a new limit of CPU time, so only the grader or the machine can cause a SIGKILL. It is
+      small because every program pays for it.
+
+    Args:
+        deny_writing: Refuse to open files for writing, for a zygote without Landlock.
     """
     start = [
         (_LOAD, 0, 0, _ARCH_OFFSET),
@@ -246,18 +253,21 @@ def compile_filters(*, deny_writing: bool) -> tuple[bytes, bytes]:
 
 
 def _when(number: int | None, body: list[Instruction]) -> list[Instruction]:
-    """The body for one call; the body always returns."""
+    """Return instructions to apply a body to one call; the body always returns."""
     return [] if number is None else [(_EQUAL, 0, len(body), number), *body]
 
 
 def _one_of(index: int, values: Sequence[int]) -> list[Instruction]:
-    """Granted where an argument has one of the values."""
+    """Return instructions to grant a call if an argument has one of the values."""
     tests = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
     return [_low_word(index), *tests, _REFUSE, _GRANT]
 
 
 def _own_signal(index: int) -> list[Instruction]:
-    """Granted to oneself, all but SIGKILL: a process that is killed by it was killed from outside."""
+    """Return instructions to grant any signal but SIGKILL to oneself.
+
+    So a process killed by SIGKILL was killed from outside.
+    """
     return [
         _low_word(0),
         (_EQUAL, 0, 2, OWN_PID),
@@ -269,7 +279,11 @@ def _own_signal(index: int) -> list[Instruction]:
 
 
 def _no_new_cpu_limit() -> list[Instruction]:
-    """Granted to ask for any limit, and to change all but that of CPU time, at whose end the kernel kills."""
+    """Return instructions to grant reading all limits, and changing any but that of CPU time.
+
+    The kernel sends SIGKILL at the hard limit of CPU time.
+    """
+    # The new limit is a pointer: null, in both words, for a call that only reads.
     asks = [_low_word(2), (_EQUAL, 0, 3, 0), _high_word(2), (_EQUAL, 0, 1, 0), _GRANT, _REFUSE]
     return [_low_word(1), (_EQUAL, 1, 0, _RLIMIT_CPU), _GRANT, *asks]
 
@@ -279,17 +293,19 @@ Instruction = tuple[int, int, int, int]
 
 
 def assemble(code: Sequence[Instruction]) -> bytes:
-    """The instructions as an array of `struct sock_filter`."""
+    """Return instructions as an array of `struct sock_filter`."""
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
 def _rule(name: str, *, deny_writing: bool) -> list[Instruction]:
-    """What is decided about one call; always returns, so the next rule is never reached."""
+    """Return the body for one call; it always returns, so the next rule is never reached."""
     if name in _VALUES:
         return _one_of(*_VALUES[name])
+    # Its flags are in memory, which a filter cannot read. The C library falls back to clone.
     if name == "clone3":
         return [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    if name == "sendto":  # to nowhere but the other end of a pair
+    # Without an address, it reaches only the other end of a pair.
+    if name == "sendto":
         return [_low_word(4), (_EQUAL, 0, 2, 0), _high_word(4), (_EQUAL, 1, 0, 0), _REFUSE, _GRANT]
     if name in _PATH_FLAGS and deny_writing:
         return [_low_word(_PATH_FLAGS[name]), (_ANY_BIT, 0, 1, _WRITING), _REFUSE, _GRANT]

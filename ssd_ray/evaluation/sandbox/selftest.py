@@ -1,6 +1,6 @@
-"""What `ssd-ray sandbox` shows: the levels of this machine, and every claim tried out with a small hostile program.
+"""Self-test of the sandbox for `ssd-ray sandbox`: a small hostile program for every claim.
 
-Each probe tries what its claim forbids and prints `got` when it succeeds. Reads and writes nothing itself.
+A probe attempts the forbidden act of its claim, and prints `got` on success.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ _PATIENT = Limits(time_s=20.0, memory_mib=512, output_kib=64)
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A claim, the level from which it is made, and a program that tries to break it (or, for `works`, to do honest work)."""
+    """A claim and a program that tries to break it."""
 
     claim: str
     since: str
+    """The weakest level with the claim."""
     code: str
     works: bool = False
+    """The program does honest work instead, and has to print `got`."""
     ends: str = ""
+    """Status of the program if the claim holds; else the output decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a probe came to: `held` is None where this level does not make the claim, and it was not tried."""
+    """The result of a probe."""
 
     probe: Probe
     held: bool | None
+    """None if the level does not make the claim; the probe was not run."""
     detail: str
 
 
@@ -50,7 +54,10 @@ PROBES = (
     Probe(
         claim="threads work",
         since="L0",
-        code="import threading; t = threading.Thread(target=print, args=('got',)); t.start(); t.join()",
+        code=(
+            "import threading\n"
+            "t = threading.Thread(target=print, args=('got',)); t.start(); t.join()"
+        ),
         works=True,
     ),
     Probe(claim="numpy imports", since="L0", code="import numpy; print('got')", works=True),
@@ -110,7 +117,11 @@ PROBES = (
     Probe(
         claim="no processes but the sandbox's are seen",
         since="L2",
-        code="import os\nif len([name for name in os.listdir('/proc') if name.isdecimal()]) > 6: print('got')",
+        # A few are the sandbox's own, such as the zygote and a spare child.
+        code=(
+            "import os\n"
+            "if len([name for name in os.listdir('/proc') if name.isdecimal()]) > 6: print('got')"
+        ),
     ),
     Probe(
         claim="foreign files are not seen",
@@ -121,7 +132,7 @@ PROBES = (
 
 
 def findings(level: levels.Level) -> Iterator[Finding]:
-    """Every probe, tried at a level."""
+    """Yield the result of every probe at a level."""
     with Sandbox(floor="L0", level=level) as sandbox:
         for probe in PROBES:
             if levels.rank(level.name) < levels.rank(probe.since):

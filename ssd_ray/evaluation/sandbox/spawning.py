@@ -1,6 +1,10 @@
-"""A zygote from outside: exec'ed at a level, and asked for one confined process after another.
+"""A zygote from outside: started at a level, then asked for confined processes one by one.
 
-An empty directory, over which a zygote mounts a root that it alone sees, is there while it starts; writes nothing else.
+- A spare child is forked ahead of its program, so no program waits for the fork.
+- Sources and standard input travel in sealed memory files, unread by the zygote.
+
+Writes nothing but an empty directory, removed once the zygote is up. The zygote mounts its root
+over it.
 """
 
 from __future__ import annotations
@@ -31,26 +35,31 @@ class DeniedError(InfrastructureError):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one process is to be: a role, the sources that it compiles, what it may use; without `stdin`, a conversation.
-
-    `cpu_s` is the CPU time that it is given.
-    """
+    """The work of one process."""
 
     role: str
     units: Sequence[str]
+    """Sources, compiled in their order."""
     limits: Limits
     stdin: str | None = None
+    """Standard input of a program; None for a conversation."""
     entry_point: str = ""
     cpu_s: float
+    """Limit of CPU time, over all threads."""
 
 
 class Zygote:
-    """The socket that asks it for children."""
+    """A zygote, by the socket for requests to it.
+
+    Raises:
+        DeniedError: The kernel or the container denies a wall of the level.
+        InfrastructureError: The zygote does not start within 60 s.
+    """
 
     def __init__(self, level: Level) -> None:
         self._level = level
         self.num_children = 0
-        self._ordered = False
+        self._spare_requested = False
         self._resources = contextlib.ExitStack()
         try:
             self._launch(level)
@@ -59,16 +68,13 @@ class Zygote:
             raise InfrastructureError(f"cannot start a sandbox: {error}") from error
 
     def _launch(self, level: Level) -> None:
-        with tempfile.TemporaryDirectory(
-            prefix="ssd-ray-", ignore_cleanup_errors=True
-        ) as root:  # gone once the zygote is up
+        with tempfile.TemporaryDirectory(prefix="ssd-ray-", ignore_cleanup_errors=True) as root:
             self._exec(levels.config(level, root))
             self._channel.settimeout(60)
-            said = json.loads(self._receive() or b"{}")
-        if "up" not in said:
-            reason = said.get("denied") or tail(
-                self._process.stderr.read() if self._process.stderr else b""
-            )
+            reply = json.loads(self._receive() or b"{}")
+        if "up" not in reply:
+            errors = self._process.stderr.read() if self._process.stderr else b""
+            reason = reply.get("denied") or tail(errors)
             raise DeniedError(f"a sandbox at level {level.name} does not start here: {reason}")
 
     def _exec(self, config: dict[str, object]) -> None:
@@ -76,8 +82,11 @@ class Zygote:
         self._resources.enter_context(self._channel)
         with theirs, contextlib.ExitStack() as files:
             config |= {"socket": theirs.fileno(), "parent": os.getpid()}
+            # Graders of one machine should start at different user ids, so that their programs
+            # rarely share one.
             config["first_user"] = os.getpid() * 67 + threading.get_native_id()
-            fd, empty = sealed_file(bootstrap.image(config)), sealed_file(b"")
+            fd = sealed_file(bootstrap.image(config))
+            empty = sealed_file(b"")
             files.callback(os.close, fd)
             files.callback(os.close, empty)
             self._process = subprocess.Popen(
@@ -86,7 +95,8 @@ class Zygote:
                 cwd="/",
                 pass_fds=(fd, theirs.fileno()),
                 start_new_session=True,
-                stdin=empty,  # its streams are of the kinds that programs get, who inherit them
+                # Of the kinds of a program's streams: children inherit Python's stream objects.
+                stdin=empty,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
@@ -101,10 +111,10 @@ class Zygote:
             return b""
 
     def start(self, task: Task) -> Child:
-        """A process that is confined and about to compile its sources.
+        """Return a process that is confined and about to compile its sources.
 
         Raises:
-            InfrastructureError: the zygote is dead or cannot fork, or descriptors have run out.
+            InfrastructureError: The zygote is dead or cannot fork, or descriptors have run out.
         """
         child = Child(task.limits.output_kib << 10, cpu_s=task.cpu_s, filtered=self._level.filtered)
         try:
@@ -116,14 +126,14 @@ class Zygote:
         return child
 
     def _fork(self, child: Child, task: Task) -> None:
-        """Turn the spare process into one that meets the task, and order the next; gives `child` its descriptors."""
+        """Give the task to the spare process, fill `child` in, and request the next spare."""
         self.num_children += 1
         with contextlib.ExitStack() as theirs:
             try:
-                if not self._ordered:
+                if not self._spare_requested:
                     self._channel.send(b"spare")
-                said, fds, _, _ = socket.recv_fds(self._channel, 64, 3)
-                word, _, pid = said.partition(b" ")
+                reply, fds, _, _ = socket.recv_fds(self._channel, 64, 3)
+                word, _, pid = reply.partition(b" ")
                 if word != b"spare" or len(fds) != 3:
                     raise InfrastructureError("a sandbox died as it was asked for a process")
                 handle_fd, channel_fd, status_fd = fds
@@ -135,7 +145,7 @@ class Zygote:
                     request, fds = self._request(child, task, theirs)
                     socket.send_fds(channel, [marshal.dumps(request)], fds)
                 self._channel.send(b"spare")
-                self._ordered = True
+                self._spare_requested = True
             except OSError as error:
                 raise InfrastructureError(
                     f"a sandbox could not start a process: {error}"
@@ -144,9 +154,12 @@ class Zygote:
     def _request(
         self, child: Child, task: Task, theirs: contextlib.ExitStack
     ) -> tuple[dict[str, object], list[int]]:
-        """What the process is told and given: its payload, its standard streams, and a pair of pipes for a conversation."""
+        """Return a request and its descriptors.
 
-        def given(fd: int) -> int:
+        The descriptors are the payload, the standard streams and, for a conversation, two pipes.
+        """
+
+        def closed_later(fd: int) -> int:
             theirs.callback(os.close, fd)
             return fd
 
@@ -161,21 +174,18 @@ class Zygote:
             "unit_ends": list(itertools.accumulate(len(source) for source in sources)),
             "payload_bytes": sum(len(source) for source in sources),
         }
-        payload = given(sealed_file(b"".join(sources)))
+        payload = closed_later(sealed_file(b"".join(sources)))
         if task.stdin is None:
-            null = given(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            pipes = [given(child.inlet()), given(child.outlet("reply"))]
-            return request, [payload, null, null, given(child.outlet("stderr")), *pipes]
-        text = given(sealed_file(task.stdin.encode("utf-8", "surrogatepass")))
-        return request, [
-            payload,
-            text,
-            given(child.outlet("stdout")),
-            given(child.outlet("stderr")),
-        ]
+            null = closed_later(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            pipes = [closed_later(child.inlet()), closed_later(child.outlet("reply"))]
+            return request, [payload, null, null, closed_later(child.outlet("stderr")), *pipes]
+        text = closed_later(sealed_file(task.stdin.encode("utf-8", "surrogatepass")))
+        stdout = closed_later(child.outlet("stdout"))
+        stderr = closed_later(child.outlet("stderr"))
+        return request, [payload, text, stdout, stderr]
 
     def close(self) -> None:
-        """Kill it, and with it its children; wait until it is gone."""
+        """Kill the zygote and its children, and wait for its end."""
         self._resources.close()
 
     def _end(self) -> None:

@@ -1,8 +1,10 @@
-"""Untrusted programs, run: a whole program on standard input, or a conversation with one, with what came of it.
+"""The sandbox of a grader: run a program on standard input, or send messages to one.
 
-A `Sandbox` owns a zygote, or a kernel of its own with one in it, which forks one confined process for every program. A
-program that misbehaves is data, an `Execution` with a status. Only a sandbox that does not come up, or dies under its program,
-is an `infrastructure_error`, after retries in a fresh sandbox; no program decides that. Used by one thread. Writes nothing.
+- A `Sandbox` owns a zygote, or a kernel of its own around one.
+- Every program gets a fresh process, forked from the zygote and confined.
+- A misbehaving program is data: an `Execution` with a status.
+- An `infrastructure_error` is a sandbox that did not start or died, after retries in fresh ones.
+  No program can cause it.
 """
 
 from __future__ import annotations
@@ -28,35 +30,42 @@ Role = Literal["calls", "objects", "check", "lcb"]
 Result = TypeVar("Result")
 
 _MOST_CHILDREN = 5000
-"""Programs that one zygote forks before a fresh one takes over."""
+"""Programs of one zygote, before a fresh one takes over."""
 _ATTEMPTS = 3
 
 
 class Sandbox:
-    """Confined processes on demand; a context manager, for one thread.
+    """Confined processes on demand; a context manager for one thread.
+
+    Starts nothing before its first program.
+
+    Args:
+        floor: The weakest acceptable level.
+        level: The level to use, instead of the strongest one of this machine.
 
     Raises:
-        UserError: this is not Linux, or the machine offers a level below `floor`.
-        InfrastructureError: no sandbox starts at all.
+        UserError: The system is not Linux, or the machine offers only levels below `floor`.
+        InfrastructureError: No sandbox starts at any level.
     """
 
     def __init__(self, *, floor: str = "L1", level: Level | None = None) -> None:
         self._level = level or best_level(floor)
         if levels.rank(self._level.name) < levels.rank(floor):
             raise UserError(
-                f"this machine sandboxes programs at {self._level.name} ({self._level.covers}), below the floor {floor}: "
-                "see docs/sandbox.md for what is missing, or lower evaluate.sandbox_floor for programs that you trust"
+                f"this machine sandboxes programs at {self._level.name} ({self._level.covers}), "
+                f"below the floor {floor}: see docs/sandbox.md for what is missing, "
+                "or lower evaluate.sandbox_floor for programs that you trust"
             )
         self._zygote: Zygote | GVisor | None = None
-        self._beside: Sandbox | None = None
+        self._check_sandbox: Sandbox | None = None
 
     @property
     def level(self) -> str:
-        """The name of the level, as recorded in verdicts."""
+        """Name of the level, as recorded in verdicts."""
         return self._level.name
 
     def __enter__(self) -> Sandbox:
-        """Nothing starts before the first program."""
+        """Return the sandbox."""
         return self
 
     def __exit__(
@@ -68,14 +77,18 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the zygote and with it everything in the sandbox."""
-        for held in (self._zygote, self._beside):
-            if held is not None:
-                held.close()
-        self._zygote = self._beside = None
+        """End the zygote and every process of the sandbox; a later program starts a fresh one."""
+        for resource in (self._zygote, self._check_sandbox):
+            if resource is not None:
+                resource.close()
+        self._zygote = None
+        self._check_sandbox = None
 
     def run_program(self, code: str, stdin: str, limits: Limits) -> Execution:
-        """Run a program as `__main__` with real standard streams; "ok" means that it ended with exit status 0 in its limits."""
+        """Run a program as `__main__` with real standard streams, and return its outcome.
+
+        Status "ok" means exit status 0 within the limits.
+        """
         try:
             return self._retried(lambda: self._run_once(code, stdin, limits))
         except InfrastructureError as error:
@@ -103,17 +116,25 @@ class Sandbox:
         entry_point: str = "",
         cpu_s: float | None = None,
     ) -> Conversation:
-        """Start a process that answers messages; the units (a preamble, the program) are compiled with its first one.
+        """Start a process that answers messages.
 
-        `cpu_s` is the CPU time that all messages together may take; the time limit's by default. A trusted check, which names
-        expected outputs, never goes where programs may see into other processes: beside gVisor it has a sandbox to itself.
+        Args:
+            role: Protocol of the messages; the modules of `inside` describe it.
+            units: Sources, such as a preamble and the program, compiled at the first message.
+            limits: Limits of the process. The time limit is a message's.
+            entry_point: Function of the program, as `definitions.entries` reads it.
+            cpu_s: CPU time of all messages together, by default the time limit.
 
         Raises:
-            InfrastructureError: it does not start, after retries.
+            InfrastructureError: The process does not start, after retries.
         """
+        # A trusted check names expected outputs, and programs in gVisor may see into processes
+        # next to them. So at L4 it has a sandbox of another level to itself.
         if self._level.gvisor and role == "check":
-            self._beside = self._beside or Sandbox(floor="L0")
-            return self._beside.converse(role, units, limits, entry_point=entry_point, cpu_s=cpu_s)
+            self._check_sandbox = self._check_sandbox or Sandbox(floor="L0")
+            return self._check_sandbox.converse(
+                role, units, limits, entry_point=entry_point, cpu_s=cpu_s
+            )
         task = Task(
             role=role,
             units=units,
@@ -124,7 +145,7 @@ class Sandbox:
         return Conversation(self._retried(lambda: self._start(task)), limits)
 
     def _retried(self, act: Callable[[], Result]) -> Result:
-        """The act's result, tried again in a fresh sandbox when this one failed."""
+        """Return the result of `act`, retried in a fresh sandbox after a failure of this one."""
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(InfrastructureError):
                 return act()
@@ -147,17 +168,19 @@ _probing = threading.Lock()
 
 
 def best_level(floor: str = "L1") -> Level:
-    """The strongest level at which a sandbox starts on this machine and runs a program, found once a process.
+    """Return the strongest level at which a sandbox runs a program on this machine.
 
-    L4 starts slowly and runs programs several times slower than the others: it is tried only where the floor asks for it.
+    The level is found by trial, once in the life of a process. L4 is tried only if `floor` is L4,
+    because it runs programs several times slower.
 
     Raises:
-        UserError: this is not Linux.
-        InfrastructureError: no sandbox starts at any level, or one fails for another reason than being denied.
+        UserError: The system is not Linux.
+        InfrastructureError: No sandbox starts at any level, or one fails without being denied.
     """
     if sys.platform != "linux":
         raise UserError(
-            f"programs can be graded on Linux only, not on {sys.platform}: run the grading stage there"
+            f"programs can be graded on Linux only, not on {sys.platform}: "
+            "run the grading stage there"
         )
     with _probing:
         return _probe(floor == levels.L4.name)
@@ -186,7 +209,10 @@ def _probe(gvisor: bool) -> Level:
 
 
 def working_levels() -> Iterator[tuple[Level, str]]:
-    """Every level, the strongest first, with why a sandbox does not start at it, or an empty text where it does."""
+    """Yield every level, the strongest first, with the reason why no sandbox starts at it.
+
+    The reason is empty if one starts.
+    """
     if levels.L4 not in levels.candidates():
         yield levels.L4, "runsc and mkfs.erofs (erofs-utils 1.7 or later) are not on the PATH"
     for level in levels.candidates():

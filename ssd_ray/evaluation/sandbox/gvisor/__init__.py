@@ -1,5 +1,7 @@
 """Level L4 of the sandbox: a kernel of its own (gVisor) around a zygote.
 
-- `client`: the grader's end; `launcher`: a process that makes the sandbox and ends it.
-- `image`: the file system within; `guest_agent`: the process within that serves the grader.
+- `client` is the grader's end.
+- `launcher` is a process that makes the gVisor sandbox and removes it.
+- `image` is the file system within.
+- `guest_agent` is the process within that serves the grader.
 """

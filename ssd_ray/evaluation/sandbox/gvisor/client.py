@@ -1,10 +1,10 @@
-"""A kernel of its own (gVisor) around a zygote: the front that a grader sees, with the interface of spawning.py.
+"""The grader's end of a gVisor sandbox, with the interface of `spawning`.
 
-    grader ─ client.py ─ pipes ─> runsc exec (launcher.py) ─> guest_agent.py ─> zygote.py ─ fork ─> the program
+    grader ─ client ─ pipes ─> runsc exec (launcher) ─> guest_agent ─> zygote ─ fork ─> the program
 
-Programs and their input go in, what came of them comes out, expected outputs stay here. What comes is bounded and is told by
-the relay, whom a program would have to break out of its own walls to reach. Time is kept here too: a relay that does not
-answer is killed with its sandbox.
+- Programs and their input go in, and outcomes come out. Expected outputs stay here.
+- Answers are bounded. The guest agent writes them, out of a program's reach.
+- Time is kept here too: a guest agent without an answer is killed with its sandbox.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from ssd_ray.evaluation.sandbox.child import End, Report, tail
 from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task
 
 _START_TIMEOUT_S = 240.0
-"""Until the relay is up, the making of an image included."""
-_PATIENCE_S = 60.0
-"""What a relay may take over the time that its process is given."""
+"""Time for a guest agent to start, making an image included."""
+_GRACE_S = 60.0
+"""Time for an answer, on top of the time of the process."""
 _END_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 16
-_MOST_WORDS_BYTES = 1 << 16
-"""What an answer may hold beside the bytes of a process."""
+_MAX_OVERHEAD_BYTES = 1 << 16
+"""Size of an answer without the output of a process."""
 
 
 class GVisor:
-    """A sandbox with a relay in it, made by a keeper, or by another `module` with its arguments.
+    """A gVisor sandbox with a guest agent.
+
+    Args:
+        module: A module to run and its arguments, instead of the launcher. Tests run the guest
+            agent itself.
 
     Raises:
-        DeniedError: none can be made here.
-        InfrastructureError: none came up in time.
+        DeniedError: This machine cannot make one.
+        InfrastructureError: The sandbox did not start in time.
     """
 
     def __init__(self, module: Sequence[str] = ()) -> None:
@@ -52,61 +56,62 @@ class GVisor:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         package = str(Path(__file__).parents[4])
         places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._keeper = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                *(module or ("ssd_ray.evaluation.sandbox.gvisor.launcher", str(os.getpid()))),
-            ],
+        launcher = ("ssd_ray.evaluation.sandbox.gvisor.launcher", str(os.getpid()))
+        self._launcher = subprocess.Popen(
+            [sys.executable, "-P", "-m", *(module or launcher)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,
         )
-        for stream in (self._keeper.stdin, self._keeper.stdout):
+        for stream in (self._launcher.stdin, self._launcher.stdout):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
         try:
-            match self._read(time.monotonic() + _START_TIMEOUT_S, _MOST_WORDS_BYTES):
-                case ["up"]:
-                    return
-                case ["denied" | "failed", str(reason)]:
-                    raise DeniedError(f"a sandbox at level L4 does not start here: {reason}")
-            raise InfrastructureError("a gVisor sandbox did not say that it is up")
+            self._wait_up()
         except BaseException:
             self.close()
             raise
 
-    def start(self, task: Task) -> RelayedProcess:
-        """A process that is confined and about to compile its sources.
+    def _wait_up(self) -> None:
+        match self._read(time.monotonic() + _START_TIMEOUT_S, _MAX_OVERHEAD_BYTES):
+            case ["up"]:
+                return
+            case ["denied" | "failed", str(reason)]:
+                raise DeniedError(f"a sandbox at level L4 does not start here: {reason}")
+        raise InfrastructureError("a gVisor sandbox did not report that it is up")
+
+    def start(self, task: Task) -> GuestProcess:
+        """Return a process that is confined and about to compile its sources.
 
         Raises:
-            InfrastructureError: the relay is gone, or could not start it.
+            InfrastructureError: The guest agent is gone, or could not start the process.
         """
         self.num_children += 1
-        process = RelayedProcess(self, next(self._numbers), task)
-        match self.ask(["start", process.number, dataclasses.asdict(task)], _PATIENCE_S, 0):
+        process = GuestProcess(self, next(self._numbers), task)
+        match self.ask(["start", process.number, dataclasses.asdict(task)], _GRACE_S, 0):
             case ["started"]:
                 return process
             case ["failed", str(reason)]:
                 raise InfrastructureError(f"in a gVisor sandbox: {reason}")
         raise _broken()
 
-    def tell(self, request: list[object], timeout_s: float = _PATIENCE_S) -> None:
-        """Send a request that has no answer."""
-        stream = self._keeper.stdin
+    def send(self, request: list[object], timeout_s: float = _GRACE_S) -> None:
+        """Send a request without an answer.
+
+        Raises:
+            InfrastructureError: The guest agent is gone, or does not read within `timeout_s`.
+        """
+        stream = self._launcher.stdin
         assert stream is not None
         if stream.closed:
             raise _broken()
-        rest, deadline = (
-            memoryview(json.dumps(request).encode() + b"\n"),
-            time.monotonic() + timeout_s,
-        )
+        rest = memoryview(json.dumps(request).encode() + b"\n")
+        deadline = time.monotonic() + timeout_s
         poll = select.poll()
         poll.register(stream, select.POLLOUT)
-        with self._whole():
+        with self._complete_or_closed():
             while rest:
                 if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     raise _broken()
@@ -116,15 +121,29 @@ class GVisor:
                     raise _broken() from error
 
     def ask(self, request: list[object], time_s: float, most_bytes: int) -> object:
-        """The answer to a request whose process may take `time_s` seconds and have written `most_bytes`."""
-        deadline = time.monotonic() + time_s + _PATIENCE_S
-        with self._whole():
-            self.tell(request, time_s + _PATIENCE_S)
-            return self._read(deadline, 2 * most_bytes + _MOST_WORDS_BYTES)
+        """Return the answer to a request.
+
+        Args:
+            request: The request, verb first.
+            time_s: Seconds that the process may take.
+            most_bytes: Output that the process may have written.
+
+        Raises:
+            InfrastructureError: No complete answer came in time and within the bound. The sandbox
+                is closed.
+        """
+        deadline = time.monotonic() + time_s + _GRACE_S
+        with self._complete_or_closed():
+            self.send(request, time_s + _GRACE_S)
+            # The wire writes a byte of output as two hexadecimal digits.
+            return self._read(deadline, 2 * most_bytes + _MAX_OVERHEAD_BYTES)
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """An exchange that ends the sandbox unless it is completed, so that no later request meets its answer."""
+    def _complete_or_closed(self) -> Iterator[None]:
+        """Close the sandbox unless the exchange is completed.
+
+        Otherwise a later request would read the answer to an earlier one.
+        """
         try:
             yield
         except BaseException:
@@ -132,7 +151,7 @@ class GVisor:
             raise
 
     def _read(self, deadline: float, most_bytes: int) -> object:
-        stream = self._keeper.stdout
+        stream = self._launcher.stdout
         assert stream is not None
         poll = select.poll()
         poll.register(stream, select.POLLIN)
@@ -156,52 +175,57 @@ class GVisor:
         return tail(self._log.read())
 
     def close(self) -> None:
-        """End the relay and with it the sandbox; return when its keeper has cleared it away."""
+        """End the guest agent and the sandbox; return when the launcher has removed it."""
         if self._log.closed:
             return
-        for stream in (self._keeper.stdin, self._keeper.stdout):
+        for stream in (self._launcher.stdin, self._launcher.stdout):
             assert stream is not None
             stream.close()
-        self._keeper.terminate()
+        self._launcher.terminate()
         try:
-            self._keeper.wait(_END_TIMEOUT_S)
+            self._launcher.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
+            self._launcher.kill()
+            self._launcher.wait()
         self._log.close()
 
 
 def _broken(last_words: str = "") -> InfrastructureError:
-    return InfrastructureError(
-        f"a gVisor sandbox died or does not answer{': ' * bool(last_words)}{last_words}"
-    )
+    reason = f": {last_words}" if last_words else ""
+    return InfrastructureError(f"a gVisor sandbox died or does not answer{reason}")
 
 
-class RelayedProcess:
-    """A confined process within, as child.py has it; known by what the relay tells."""
+class GuestProcess:
+    """A confined process within gVisor, by the guest agent's answers; implements `Process`."""
 
     def __init__(self, sandbox: GVisor, number: int, task: Task) -> None:
         self.number = number
-        self.cpu_s, self.filtered = task.cpu_s, True
-        self._sandbox, self._most_bytes = sandbox, task.limits.output_kib << 10
+        self.cpu_s = task.cpu_s
+        self.filtered = True
+        self._sandbox = sandbox
+        self._most_bytes = task.limits.output_kib << 10
         self._closed = False
         self._end: End | None = None
         self._report: Report | None = None
-        self.stdout = self.stderr = b""
+        self.stdout = b""
+        self.stderr = b""
 
     def run(self, time_s: float) -> End:
-        """Let it run to its end, for at most so long."""
+        """Let the process run to its end, for at most `time_s` seconds, and stop it."""
         return self._ended(
             self._sandbox.ask(["run", self.number, float(time_s)], time_s, 2 * self._most_bytes)
         )
 
     def send(self, lines: str) -> None:
-        """Have whole lines sent as the process reads."""
+        """Queue complete lines, sent as the process reads."""
         if self._end is None:
-            self._sandbox.tell(["send", self.number, lines])
+            self._sandbox.send(["send", self.number, lines])
 
     def receive(self, time_s: float) -> bytes | End:
-        """The next line that comes back within so long, or why none came; never more than the output cap."""
+        """Return the next line within `time_s` seconds, or the reason why none came.
+
+        A line is never longer than the output cap.
+        """
         if self._end is not None:
             return self._end
         match self._sandbox.ask(
@@ -217,12 +241,14 @@ class RelayedProcess:
             case [
                 "ended",
                 "exited" | "time_limit" | "output_limit" | "thread_limit" as end,
-                list(told),
-                bytes(out),
-                bytes(err),
+                list(report),
+                bytes(stdout),
+                bytes(stderr),
             ]:
-                self._end, self.stdout, self.stderr = end, out, err
-                match told:
+                self._end = end
+                self.stdout = stdout
+                self.stderr = stderr
+                match report:
                     case ["exit" | "signal" as kind, int(number), int(peak_kib), float(cpu_s)]:
                         self._report = Report(
                             kind=kind, number=number, peak_kib=peak_kib, cpu_s=cpu_s
@@ -232,23 +258,24 @@ class RelayedProcess:
 
     @property
     def report(self) -> Report:
-        """How the process ended.
+        """The end of the process.
 
         Raises:
-            InfrastructureError: the relay did not live to say.
+            InfrastructureError: The guest agent died before it reported one.
         """
         if self._report is None:
             raise _broken()
         return self._report
 
     def stop(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill the process if it is alive, and collect its remaining output."""
         if self._end is None and not self._closed:
             self._ended(self._sandbox.ask(["stop", self.number], 0, 2 * self._most_bytes))
 
     def close(self) -> None:
-        """Have the relay forget it."""
+        """Have the guest agent stop and forget the process."""
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(InfrastructureError):  # it went with its sandbox
-                self._sandbox.tell(["close", self.number])
+            # A sandbox that died took the process with it.
+            with contextlib.suppress(InfrastructureError):
+                self._sandbox.send(["close", self.number])

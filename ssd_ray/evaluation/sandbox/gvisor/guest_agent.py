@@ -1,7 +1,11 @@
-"""Within a gVisor sandbox: a zygote of its own, and a grader outside who has it fork processes by lines on standard streams.
+"""The agent within a gVisor sandbox: it serves a grader outside from a zygote of its own.
 
-A request is a line of JSON, the verb first; the grader's, so it is trusted. An answer is a line of `wire`. Processes have
-numbers that the grader gives them. Ends with its input. Runs from the image that image.py makes.
+- A request is a line of JSON on standard input, the verb first. It is the grader's, so trusted.
+- An answer is a line of the wire on standard output.
+- The grader numbers the processes.
+- The agent ends with its input.
+
+Runs from the files of `image`.
 """
 
 from __future__ import annotations
@@ -18,27 +22,27 @@ from ssd_ray.evaluation.sandbox.inside import walls
 from ssd_ray.evaluation.sandbox.spawning import Task, Zygote
 
 STDERR_BYTES = 4096
-"""Of a process's error stream, the last bytes are told."""
+"""Size of the end of a process's error stream in an answer."""
 
 
 def main() -> None:
-    """Say `up`, serve until the grader hangs up; say why where a zygote does not start or dies."""
+    """Answer `up` and serve until the grader hangs up; answer `failed` if the zygote fails."""
     walls.hide_memory()
     try:
-        relay = _Relay(Zygote(levels.L4))
-        _say(["up"])
+        agent = _GuestAgent(Zygote(levels.L4))
+        _answer(["up"])
         for line in sys.stdin.buffer:
-            relay.serve(json.loads(line))
+            agent.serve(json.loads(line))
     except InfrastructureError as error:
-        _say(["failed", str(error)])
+        _answer(["failed", str(error)])
 
 
-def _say(answer: list[object]) -> None:
+def _answer(answer: list[object]) -> None:
     sys.stdout.write(wire.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
-class _Relay:
+class _GuestAgent:
     """The processes alive, by the grader's numbers."""
 
     def __init__(self, zygote: Zygote) -> None:
@@ -46,34 +50,34 @@ class _Relay:
         self._children: dict[int, Child] = {}
 
     def serve(self, request: list[Any]) -> None:
-        """Do what is asked; every verb but `send` and `close` has an answer."""
+        """Carry out a request; every verb but `send` and `close` has an answer."""
         match request:
             case ["start", int(number), dict(task)]:
                 limits = Limits(**task.pop("limits"))
                 self._children[number] = self._zygote.start(Task(limits=limits, **task))
-                _say(["started"])
+                _answer(["started"])
             case ["run", int(number), float(time_s)]:
-                self._say_end(number, self._children[number].run(time_s))
+                self._answer_end(number, self._children[number].run(time_s))
             case ["send", int(number), str(lines)]:
                 self._children[number].send(lines)
             case ["receive", int(number), float(time_s)]:
                 line = self._children[number].receive(time_s)
                 if isinstance(line, bytes):
-                    _say(["line", line])
+                    _answer(["line", line])
                 else:
-                    self._say_end(number, line)
+                    self._answer_end(number, line)
             case ["stop", int(number)]:
-                self._say_end(number, "exited")
+                self._answer_end(number, "exited")
             case ["close", int(number)]:
                 self._children.pop(number).close()
 
-    def _say_end(self, number: int, end: str) -> None:
-        """How a process ended, after it is stopped: why, how the kernel reports it, and what it wrote."""
+    def _answer_end(self, number: int, end: str) -> None:
+        """Stop a process and answer with the reason of its end, its report and its output."""
         child = self._children[number]
         child.stop()
         report = child.report
-        told = [report.kind, report.number, report.peak_kib, report.cpu_s]
-        _say(["ended", end, told, child.stdout, child.stderr[-STDERR_BYTES:]])
+        fields = [report.kind, report.number, report.peak_kib, report.cpu_s]
+        _answer(["ended", end, fields, child.stdout, child.stderr[-STDERR_BYTES:]])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""The file system of a gVisor sandbox: this interpreter, what programs may import, and the modules that walk in with them.
+"""The file system of a gVisor sandbox, as a tar file made without a registry.
 
-One tar a state of those files, kept in the user's cache directory (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`) and made
-without any registry. Reads the interpreter's files and this package's sources.
+- It holds this interpreter, the modules that programs may import, and the sandbox's own modules.
+- Each state of those files has a tar of its own, named by a digest.
+
+Reads the interpreter's files and this package's sources. Writes to the user's cache directory
+(`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`).
 """
 
 from __future__ import annotations
@@ -21,32 +24,29 @@ from ssd_ray.evaluation.sandbox import bootstrap
 from ssd_ray.models import cache_directory
 
 SOURCES = "/opt/ssd-ray"
-"""Where the sandbox's own modules lie within."""
-_WHOLE_SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
-"""Of these, a sandbox of its own gets the libraries that its files name, and no more."""
+"""Directory of the sandbox's own modules within."""
+_SYSTEM_DIRECTORIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+"""Directories of the system's libraries. The image gets those linked with its files only."""
 _LINKER_CACHE = "/etc/ld.so.cache"
-"""Made anew when a library of the system is."""
+"""Rewritten when a library of the system changes, so it dates them in the digest."""
 _LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "ensurepip", "lib2to3", "turtledemo")
 
 
 def interpreter() -> str:
-    """The interpreter's own path, the same within."""
+    """Return the path of the interpreter, the same outside and within."""
     return os.path.realpath(sys.executable)
 
 
 def tar_file() -> Path:
-    """The image of this interpreter as it is now, made if it is not there yet.
+    """Return the path of the image of this interpreter as it is now, made if missing.
 
     Raises:
-        InfrastructureError: a file of it cannot be read, or the cache cannot be written.
+        InfrastructureError: A file of it cannot be read, or the cache cannot be written.
     """
     try:
         entries = dict(_own_entries())
-        place = (
-            cache_directory()
-            / "sandbox"
-            / f"ssd-ray-{_digest([*entries.values(), _LINKER_CACHE])}.tar"
-        )
+        digest = _digest([*entries.values(), _LINKER_CACHE])
+        place = cache_directory() / "sandbox" / f"ssd-ray-{digest}.tar"
         if not place.exists():
             libraries = _libraries(list(entries.values()))
             _write(place, entries | {name: path for path in libraries for name in _names(path)})
@@ -56,10 +56,11 @@ def tar_file() -> Path:
 
 
 def _own_entries() -> Iterator[tuple[str, str]]:
-    """Paths within the image and the files or directories outside that they hold, all but the system's libraries."""
-    sleep = shutil.which("sleep") or "/bin/sleep"  # what Ray has the sandbox's first process be
+    """Yield paths within and their sources outside, for all but the system's libraries."""
+    # Ray runs `sleep` as the first process of a sandbox.
+    sleep = shutil.which("sleep") or "/bin/sleep"
     for path in [*bootstrap.readable_paths(), interpreter(), sleep]:
-        if path not in _WHOLE_SYSTEM:
+        if path not in _SYSTEM_DIRECTORIES:
             yield from ((name, path) for name in _names(path))
     package = Path(__file__).parents[3]
     for pattern in (
@@ -74,7 +75,7 @@ def _own_entries() -> Iterator[tuple[str, str]]:
 
 
 def _names(path: str) -> set[str]:
-    """Where in the image a path lies, as its own directory and the last of its links are called without links."""
+    """Return the names of a path in the image: without links in its directory, and without any."""
     return {
         os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)),
         os.path.realpath(path),
@@ -82,17 +83,18 @@ def _names(path: str) -> set[str]:
 
 
 def _libraries(sources: list[str]) -> set[str]:
-    """The system's libraries that the interpreter, `sleep` and every extension module are linked with."""
+    """Return the system's libraries of the interpreter, `sleep` and every extension module."""
     modules = [str(file) for source in sources for file in Path(source).rglob("*.so*")]
     linked = [
         interpreter(),
         *(source for source in sources if os.path.basename(source) == "sleep"),
         *modules,
     ]
-    said = subprocess.run(["ldd", *linked], capture_output=True, text=True, check=False).stdout
+    listing = subprocess.run(["ldd", *linked], capture_output=True, text=True, check=False).stdout
+    # A line is "/path/of/file:" or "libname => /path/of/library (address)".
     return {
         word
-        for line in said.splitlines()
+        for line in listing.splitlines()
         if not line.endswith(":")
         for word in line.split()
         if os.path.isabs(word)
@@ -100,7 +102,7 @@ def _libraries(sources: list[str]) -> set[str]:
 
 
 def _digest(sources: list[str]) -> str:
-    """What tells this state of the files from another: names, sizes and times of all of them."""
+    """Return a digest of the state of all files: names, sizes, times and modes."""
     digest = hashlib.sha256()
     files = {
         file
@@ -119,12 +121,12 @@ def _digest(sources: list[str]) -> str:
 
 
 def _write(place: Path, entries: dict[str, str]) -> None:
-    """Each source under its name, after the links that stand for whole directories of the system, such as /lib."""
+    """Write the tar file: links for directories of the system such as /lib, then every source."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
         try:
             with tarfile.open(fileobj=file, mode="w") as tar:
-                for name in filter(os.path.islink, (*_WHOLE_SYSTEM, "/bin")):
+                for name in filter(os.path.islink, (*_SYSTEM_DIRECTORIES, "/bin")):
                     tar.add(name)
                 for name, source in sorted(entries.items()):
                     tar.add(
@@ -140,9 +142,10 @@ def _write(place: Path, entries: dict[str, str]) -> None:
 
 
 def _readable(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """A member as root's, readable by all; nothing for what programs are not to find, or need not."""
+    """Return a member as root's file, readable by all; None to leave it out."""
     if os.path.basename(member.name) in _LEFT_OUT and member.isdir():
         return None
+    # Owned by root within, and programs run under another user id.
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     member.mode |= 0o555 if member.isdir() or member.mode & 0o100 else 0o444

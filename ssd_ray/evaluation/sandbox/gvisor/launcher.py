@@ -1,7 +1,10 @@
-"""Makes a gVisor sandbox, runs the relay in it on the streams it was given, and clears it away when the relay has ended.
+"""The launcher of a gVisor sandbox: it makes one, runs the guest agent in it, and removes it.
 
-A process of its own beside a grader, so that nothing is left when the grader is killed: the kernel then tells it to terminate,
-as the grader does when it is done. Uses `ray.experimental.sandbox`, whose images and bundles lie in /tmp/ray/sandbox.
+- The guest agent serves on the launcher's own standard streams.
+- The launcher is a process of its own, so a killed grader leaves nothing. The kernel then sends
+  it SIGTERM, as the grader does to end it.
+
+Uses `ray.experimental.sandbox`, whose images and bundles are in /tmp/ray/sandbox.
 """
 
 from __future__ import annotations
@@ -24,34 +27,40 @@ from ssd_ray.evaluation.sandbox.inside import walls
 
 START_TIMEOUT_S = 120.0
 _CAPABILITIES = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_AUDIT_WRITE", "CAP_NET_BIND_SERVICE"]
-"""Towards the sandbox's own kernel: what the zygote needs to give programs user ids of their own, and the last two of runsc's
-three defaults, without which it does not start rootless. The zygote keeps none of those, and programs have none at all."""
+"""Capabilities in the sandbox's own kernel.
+
+- The zygote needs the first three to give programs user ids of their own.
+- The last two are defaults of runsc, which does not start rootless without them. The zygote keeps
+  neither.
+- Programs have no capability at all.
+"""
 
 _SERVE = """
 from ssd_ray.evaluation.sandbox.gvisor import guest_agent
 try:
     guest_agent.main()
 finally:
-    os.kill(1, 9)  # the sandbox's first process: all goes with it, also where no keeper is left
+    os.kill(1, 9)  # the sandbox's first process: all others end with it, even without a launcher
 """
 
 
-class _Keeper:
-    """The relay's process as this machine sees it."""
+class _Launcher:
+    """A sandbox and the process of its guest agent, as seen on this machine."""
 
     def __init__(self) -> None:
-        self._relay: subprocess.Popen[bytes] | None = None
+        self._agent: subprocess.Popen[bytes] | None = None
         signal.signal(signal.SIGTERM, self._end)
         walls.die_with_parent(signal.SIGTERM)
+        # A grader that died before the line above sends no signal.
         self._ended = os.getppid() != int(sys.argv[1])
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ended = True
-        if self._relay is not None:
-            self._relay.kill()
+        if self._agent is not None:
+            self._agent.kill()
 
-    def keep(self) -> None:
-        """Return when the relay has ended and its sandbox is gone."""
+    def run(self) -> None:
+        """Make a sandbox, run its guest agent to its end, and remove the sandbox."""
         if self._ended:
             return
         runtime = SandboxRuntime()
@@ -62,10 +71,11 @@ class _Keeper:
         )
         try:
             if not self._ended:
-                self._relay = subprocess.Popen([*_runsc(runtime, name), *_command()])
+                self._agent = subprocess.Popen([*_runsc(runtime, name), *_command()])
+                # The signal may have come before the assignment above.
                 if self._ended:
-                    self._relay.kill()
-                self._relay.wait()
+                    self._agent.kill()
+                self._agent.wait()
         finally:
             runtime.delete(name)
 
@@ -85,7 +95,7 @@ def _environment() -> list[str]:
 
 
 def _command() -> list[str]:
-    """The interpreter within, with the sources and the packages of the image on its path; at last it ends the sandbox."""
+    """Return the command of the guest agent, with the modules of the image on its path."""
     places = [
         image.SOURCES,
         *sorted({os.path.dirname(place) for place in bootstrap.package_paths()}),
@@ -95,9 +105,9 @@ def _command() -> list[str]:
 
 
 def main() -> None:
-    """Keep one sandbox; say why where none can be made."""
+    """Run one sandbox; answer `denied` with the reason if none can be made."""
     try:
-        _Keeper().keep()
+        _Launcher().run()
     except (SandboxError, InfrastructureError, OSError) as error:
         print(wire.dumps(["denied", one_line(error)]), flush=True)
         sys.exit(1)
