@@ -182,6 +182,7 @@ def best_level(floor: str = "L1") -> Level:
             f"programs can be graded on Linux only, not on {sys.platform}: "
             "run the grading stage there"
         )
+    # One probe at a time: threads of a process would otherwise start a sandbox each.
     with _probing:
         return _probe(floor == levels.L4.name)
 
@@ -194,6 +195,7 @@ def _probe(gvisor: bool) -> Level:
             continue
         try:
             with Sandbox(floor="L0", level=level) as sandbox:
+                # A zygote that starts is not enough: a program has to run and print.
                 execution = sandbox.run_program(
                     "import bisect; print(6 * 7)",
                     "",

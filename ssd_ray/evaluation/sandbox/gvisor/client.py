@@ -54,6 +54,7 @@ class GVisor:
         self._numbers = itertools.count()
         self._received = bytearray()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        # -P keeps the working directory off the path, so the package's own must be named.
         package = str(Path(__file__).parents[4])
         places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         launcher = ("ssd_ray.evaluation.sandbox.gvisor.launcher", str(os.getpid()))
@@ -155,6 +156,7 @@ class GVisor:
         assert stream is not None
         poll = select.poll()
         poll.register(stream, select.POLLIN)
+        # No data in time and a closed pipe both leave an empty chunk.
         while b"\n" not in self._received:
             chunk = (
                 os.read(stream.fileno(), _CHUNK_BYTES)
@@ -182,6 +184,7 @@ class GVisor:
             assert stream is not None
             stream.close()
         self._launcher.terminate()
+        # It takes a while where it is making an image, or deletes a sandbox.
         try:
             self._launcher.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -63,6 +63,7 @@ def _own_entries() -> Iterator[tuple[str, str]]:
         if path not in _SYSTEM_DIRECTORIES:
             yield from ((name, path) for name in _names(path))
     package = Path(__file__).parents[3]
+    # The sandbox and its imports, with the __init__ files of their packages.
     for pattern in (
         "__init__.py",
         "errors.py",
@@ -135,6 +136,7 @@ def _write(place: Path, entries: dict[str, str]) -> None:
                         filter=_readable,
                     )
             file.flush()
+            # By rename, so that other graders see a complete image or none.
             os.replace(file.name, place)
         except BaseException:
             os.unlink(file.name)

@@ -1,4 +1,4 @@
-"""The launcher of a gVisor sandbox: it makes one, runs the guest agent in it, and removes it.
+"""The launcher of a gVisor sandbox: it makes one, runs the guest agent in it, removes it.
 
 - The guest agent serves on the launcher's own standard streams.
 - The launcher is a process of its own, so a killed grader leaves nothing. The kernel then sends

@@ -1,9 +1,14 @@
-"""Code that runs in the sandbox: a bare interpreter without packages, which trusts no program.
+"""Code of the sandbox, for a bare interpreter without packages; it trusts no program.
 
-- `zygote` forks a process for each program; `walls` confines it; `roles` runs it.
-- `check_role` and `lcb_role` are the roles with rules of their own; `lcb_stdin` a stand-in for stdin.
-- `definitions`, `objects`, `kinds`, `shortage`: names that a program defines, values without its code, and
-  errors of a machine that lacks memory or threads.
+| module | subject |
+|---|---|
+| `zygote`, `walls` | fork a process for each program, confine it |
+| `roles` | run the program, or have it answer messages |
+| `check_role` | the trusted check of a HumanEval problem |
+| `lcb_role`, `lcb_stdin` | LiveCodeBench's rules, its stand-in for standard input |
+| `definitions` | names bound by a program |
+| `objects`, `kinds` | arguments with their identity, kinds of containers |
+| `shortage` | exceptions that mean a shortage of memory |
 
-`bootstrap` loads these files as top-level modules.
+`bootstrap` loads these files as top-level modules, so they import one another by bare names.
 """

@@ -1,20 +1,24 @@
-"""The trusted check of a problem, run in a process of its own with a stand-in for the program.
+"""The trusted check of a problem, in a process of its own, with a stand-in for the program.
 
     check(candidate) ─ a call with its arguments ─> grader ─> the program's process
                      <─ what it returned or raised, and the arguments that it changed ─
 
-- A call may have keyword arguments. Containers that the program changes are changed here as well.
-- What the program raises is raised here, so that a check may expect it.
+- A call may have keyword arguments. Containers changed by the program are changed here as well.
+- An exception of the program is raised here, so that a check may expect it.
 - A failure of the stand-in is never raised here: the check could take it for the program's.
 
-Messages are lists. In come `returned`, `raised`, and `awaited` around one of them. Out goes `call` and, at the end, one of
+Messages are lists. Those received are `returned`, `raised`, and `awaited` around one of them. Those
+sent are `call` and, at the end, one of
 
-- `passed`, `failed`, or `raised`, the program's own exception;
-- `broken`, where the check fails before it calls;
-- `unable`, where the stand-in cannot do what the check asks for;
-- `forged`, after an answer that no honest process sends.
+| message | meaning |
+|---|---|
+| `passed`, `failed` | the outcome of the check |
+| `raised` | the check ended by the program's own exception |
+| `broken` | the check failed before its first call |
+| `unable` | the stand-in lacks something that the check needs |
+| `forged` | no honest process sends the answer received |
 
-Runs in a bare interpreter.
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
     candidate = Candidate(entry_points, receive, send, text=text)
     try:
         namespace = definitions.lend(lent, {"check"}, "check")
-        candidate.take_the_place_of_the_reference(namespace)
+        candidate.replace_reference(namespace)
         definitions.execute([text], namespace)
         if any("random" in unit for unit in units):
             __import__("random").seed(0)
@@ -59,27 +63,24 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
         else:
             send(["failed" if candidate.num_calls else "broken", *definitions.describe(error)])
     else:
-        send(
-            ["passed"]
-            if candidate.num_calls
-            else ["broken", "Error", "it never calls the candidate"]
-        )
+        uncalled = ["broken", "Error", "it never calls the candidate"]
+        # A check without a call would accept every program.
+        send(["passed"] if candidate.num_calls else uncalled)
 
 
 class Candidate:
-    """The stand-in for the program's function; `num_calls` are those answered.
+    """The stand-in for the program's function.
 
-    `raised` is the exception that came back last, and `reason` what it was called and said.
+    - `num_calls` counts the calls answered.
+    - `raised` is the exception of the last answer, and `reason` its type and message.
     """
 
     def __init__(self, entry_points: str, receive: Receive, send: Send, *, text: str = "") -> None:
-        """`text` is the check's own."""
-        self._entry_points, self._receive, self._send, self._text = (
-            entry_points,
-            receive,
-            send,
-            text,
-        )
+        """Make a stand-in for a check with the source `text`."""
+        self._entry_points = entry_points
+        self._receive = receive
+        self._send = send
+        self._text = text
         self._lock = threading.Lock()  # a check may call from several threads
         self._lent: Namespace = {}
         self.__name__ = self.__qualname__ = entry_points.split()[0].rpartition("().")[2]
@@ -87,10 +88,10 @@ class Candidate:
         self.raised: Exception | None = None
         self.reason = ""
 
-    def take_the_place_of_the_reference(self, namespace: Namespace) -> None:
+    def replace_reference(self, namespace: Namespace) -> None:
         """Bind the entry points' names to the stand-in, as if check and program shared a module.
 
-        A check that says `abs` means the builtin, also where the entry point has that name.
+        A builtin such as `abs` stays itself in a check, even if the entry point has its name.
         """
         self._lent = dict(namespace)
         for place, entry in enumerate(definitions.entries(self._entry_points)):
@@ -105,7 +106,7 @@ class Candidate:
                 namespace[name] = self
 
     def __call__(self, /, *args: object, **kwargs: object) -> object:
-        """Have the program called; returns what it returned, or raises what it raised."""
+        """Have the program called, and return its value or raise its exception."""
         with self._lock:
             call = self._ask([*args, *kwargs.values()], list(kwargs))
             try:
@@ -114,7 +115,7 @@ class Candidate:
                 self._end(["forged", str(error)])
 
     def __getattr__(self, name: str) -> Any:
-        """Report that the check looks for more than a call; what Python looks for is missing."""
+        """End the check, which looks for more than a call; names with an underscore are missing."""
         if name.startswith("_"):
             raise AttributeError(name)
         self._end(["unable", f"it looks for an attribute {name!r} of the candidate"])
@@ -139,13 +140,14 @@ class Candidate:
                 return call
             except wire.UnsupportedValueError:
                 pass  # what is nested deeply crosses as objects only
+        # A fresh one, because `adopt` may have numbered some objects already.
         call = objects.Objects()
         slots, entries = call.write(values)
         self._send(["call", names, slots, entries])
         return call
 
     def _answer(self, call: objects.Objects, reply: object) -> object:
-        """Return what a reply says, or raise it; for `awaited`, return a coroutine that does."""
+        """Return the value of a reply, or raise its exception; for `awaited`, in a coroutine."""
         awaited, raised = False, None
         match reply:
             case ["awaited", list(inner)]:
@@ -170,12 +172,12 @@ class Candidate:
         return values[0]
 
     def _exception(self, names: list[object], message: str, arguments: list[object]) -> Exception:
-        """Make an exception of the first of the names, the type's and its bases', that is known.
+        """Make an exception of the first known name of the type and its bases.
 
-        Names that the check's own text binds do not count: the program cannot mean them.
+        Names bound by the check's own text do not count: the program cannot mean them.
         """
-        own = str(names[0] if names else "").rpartition(".")[2][:100]
-        self.reason = f"{own}: {message}"[:400]
+        type_name = str(names[0] if names else "").rpartition(".")[2][:100]
+        self.reason = f"{type_name}: {message}"[:400]
         for name in names:
             known = self._known(name) if isinstance(name, str) else None
             if not (isinstance(known, type) and issubclass(known, Exception)):
@@ -185,22 +187,22 @@ class Candidate:
                 and known.__name__ not in self._text
             ):
                 # It would end a loop over calls as if all of them had been made (PEP 479).
-                return RuntimeError(f"the program raised {own}")
+                return RuntimeError(f"the program raised {type_name}")
             try:
-                return _made(known, own, message, arguments)
+                return _made(known, type_name, message, arguments)
             except Exception:
                 continue
         return Exception(message)
 
     def _known(self, name: str) -> object:
-        """Return what a dotted name means here: a name lent, a builtin, or one of a library loaded here."""
+        """Return the object of a dotted name: one lent, a builtin, or one of a loaded library."""
         module, _, last = name.rpartition(".")
         if module.partition(".")[0] in _LIBRARIES:
             return getattr(sys.modules.get(module), last, None)
         return self._lent.get(last, getattr(builtins, last, None))
 
     def _end(self, message: list[object]) -> NoReturn:
-        """Say why and end the process: no code of the check sees it."""
+        """Send a message and end the process, unseen by the code of the check."""
         self._send(message)
         os._exit(0)
 
@@ -212,20 +214,25 @@ _LIBRARIES = (sys.stdlib_module_names | {"numpy"}) - {
     "doctest",
     "unittest",
 }
-"""Packages whose exceptions a program can mean; those of test runners would skip a check's tests."""
+"""Packages whose exceptions a program can raise here.
+
+Exceptions of test runners are left out, because they would skip tests of a check.
+"""
 
 
 def _made(known: type[Exception], name: str, message: str, arguments: list[object]) -> Exception:
-    """Make an exception with a text; of builtins alone is __init__ known to take these arguments."""
+    """Make an exception of a known class with a message."""
     plain = all(
         item is None or isinstance(item, bool | int | float | str | bytes) for item in arguments
     )
     used = arguments if arguments and plain else [message]
+    # A program's class keeps its name. Only a builtin's __init__ is known to take the arguments.
     kind: Any = known if known.__name__ == name else type(name, (known,), {})
     builtin = known.__module__ == "builtins" and used is arguments
     error: Exception = kind(*used) if builtin else kind.__new__(kind, *used)
     if str(error) == message:
         return error
+    # A check may compare the text, so a subclass gives it.
     worded: Any = type(name, (known,), {"__str__": lambda _: message})
     made: Exception = worded.__new__(worded, *used)
     return made

@@ -1,11 +1,11 @@
-"""Source texts run in one module, and the names that a program binds apart from those it is lent.
+"""Source texts in one module: names bound by a program, and names lent to it.
 
-- Only a name that the program's own text binds is its answer: by `def`, `class`, assignment or
+- Only a name bound by the program's own text is its answer: by `def`, `class`, assignment or
   import, starred or not.
-- A program may use names that other texts bind, such as a judge's imports and the helpers of
-  starter code. They are no answer of its own.
+- A program may use names bound by other texts, such as a judge's imports and the helpers of
+  starter code. They are no answer.
 
-Runs in a bare interpreter, inside the sandbox; imports the standard library.
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def new_module(name: str) -> Namespace:
     """Register a fresh module under `name` and return its dictionary."""
     import _sitebuiltins
 
+    # Without site, a bare interpreter lacks these two, and programs use them.
     for word in ("exit", "quit"):
         setattr(builtins, word, _sitebuiltins.Quitter(word, "Ctrl-D"))
     module = type(sys)(name)
@@ -50,8 +51,8 @@ def execute(units: Sequence[str], namespace: Namespace) -> None:
 def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace:
     """Run the texts before a program in a new module; return its dictionary without `names`.
 
-    The program finds what was bound to `names` where it finds builtins, and any other name as
-    usual. So a name of `names` that is in the dictionary later was bound by the program itself.
+    The program finds the values of `names` among its builtins, and any other name as usual. So
+    names of `names` in the dictionary later were bound by the program itself.
     """
     namespace = new_module(module)
     execute(units, namespace)
@@ -69,19 +70,19 @@ def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace
 
 
 def entries(entry_points: str) -> list[str]:
-    """Return functions, or methods as `Solution().f`, in the order in which they are looked for.
+    """Return functions, or methods as `Solution().f`, in the order of their lookup.
 
-    A bare `f` stands for the function `f`, or else a method of the class Solution.
+    A bare `f` means the function `f`, or else a method of the class Solution.
     """
     first, *others = entry_points.split()
     return [first, *others] if others or "()." in first else [first, f"Solution().{first}"]
 
 
 def find(namespace: Namespace, entry_points: str) -> Callable[..., object]:
-    """Return the first of the entry points that a program has bound in its module.
+    """Return the first entry point bound by a program in its module.
 
     Raises:
-        NameError: none of them.
+        NameError: The program binds none of them.
     """
     for entry in entries(entry_points):
         name, is_method, method = entry.partition("().")
@@ -89,19 +90,22 @@ def find(namespace: Namespace, entry_points: str) -> Callable[..., object]:
         if is_method and callable(function):
             function = _method(function(), method)
         if callable(function):
-            found: Callable[..., object] = function
-            return found
+            callee: Callable[..., object] = function
+            return callee
     raise NameError(f"no {entries(entry_points)[0]} is defined")
 
 
 def _method(instance: object, name: str) -> Any:
-    """Return a method that the program defines; what every object has is none."""
+    """Return a method defined by the program; None for one inherited from `object`."""
     inherited = getattr(type(instance), name, None) is getattr(object, name, _NOTHING)
     return None if inherited else getattr(instance, name, None)
 
 
 def describe(error: BaseException) -> list[str]:
-    """Return the type and the message of an exception, short; one that means a lack of memory is a MemoryError."""
+    """Return the type and the message of an exception, at most 100 and 300 characters.
+
+    The type is MemoryError for any exception that means a shortage of memory.
+    """
     try:
         message = str(error)
     except BaseException:

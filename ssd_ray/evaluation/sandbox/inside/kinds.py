@@ -1,6 +1,6 @@
-"""Kinds of mutable containers that cross into the sandbox, by names that a text can carry.
+"""Kinds of mutable containers that cross the border, by name.
 
-Runs in a bare interpreter too.
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS: dict[str, Any] = {
     "bytearray": bytearray,
     "array": array.array,
 }
-"""The kinds by name. numpy's `ndarray` is one more, known by its name to spare the import."""
+"""The kinds by name. numpy's `ndarray` is one more, known by its name to avoid the import."""
 _FACTORIES = (bool, bytes, dict, float, int, list, set, str, tuple)
 MAPPINGS: dict[str, Any] = {
     "Counter": Counter,
@@ -34,11 +34,11 @@ MAPPINGS: dict[str, Any] = {
     },
     "dict": dict,
 }
-"""The kinds of mappings and how one is made; a mapping of another class is a dict."""
+"""Constructors of mappings by kind; a mapping of another class counts as a dict."""
 BOUNDED = re.compile("deque ([0-9]{1,18})")
 """The kind of a deque with a `maxlen`."""
 PLAIN = frozenset({"", *KINDS})
-"""What `wire` carries without a kind."""
+"""Kinds that `wire` itself keeps."""
 BUFFERS = frozenset({"bytearray", "array", "ndarray"})
 """Kinds without slots: their items are the value itself, as the wire has it."""
 LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -50,18 +50,15 @@ _KIND_OF_TYPE: dict[type, str] = {
 
 def kind_of(value: object) -> str:
     """Return the kind of a mutable container, empty for any other value."""
+    # The fast path: exact types are most values by far.
     known = _KIND_OF_TYPE.get(type(value))
     if known is not None:
         return known
     for kind, base in KINDS.items():
         if issubclass(type(value), base):
-            return (
-                _kind_of_mapping(value)
-                if kind == "dict"
-                else _kind_of_deque(value)
-                if kind == "deque"
-                else kind
-            )
+            if kind == "dict":
+                return _kind_of_mapping(value)
+            return _kind_of_deque(value) if kind == "deque" else kind
     is_array = (type(value).__module__, type(value).__qualname__) == ("numpy", "ndarray")
     return "ndarray" if is_array and bool(getattr(value, "shape", None)) else ""
 
@@ -91,10 +88,11 @@ def empty(kind: str) -> Any:
 
 
 def methods_of(kind: str) -> Any:
-    """Return the class whose methods read and change a container of a kind, and no subclass of it.
+    """Return the built-in class whose methods read and change a container of a kind.
 
-    An OrderedDict keeps its order apart from the dict in it. A Counter adds what it is updated with.
+    A subclass's methods could run a program's code.
     """
+    # An OrderedDict keeps its order apart from the dict in it. A Counter's `update` would add.
     if kind in MAPPINGS:
         return OrderedDict if kind == "OrderedDict" else dict
     return KINDS[kind.partition(" ")[0]]

@@ -1,16 +1,30 @@
-"""What runs inside the sandbox under the `lcb-compat` profile: a program made to run as LiveCodeBench's own grader runs it.
+"""The role of the `lcb-compat` profile: run a program as LiveCodeBench's own grader does.
 
-One process runs all tests of one program, one message a test, and state stays between them. Official habits that change
-verdicts are kept: star imports before the program, its statements made the body of a function, a text in place of
-standard input that knows some of a file's methods, an alarm that the program can catch, functions set to None. What
-decides is not here: a reply carries what was printed or returned, and expected outputs stay outside.
-Described from LiveCodeBench 28fef95, lcb_runner/evaluation/testing_util.py. Standard library only; the descriptors 0 and 1
-must be /dev/null, as officially what does not go through sys.stdin and sys.stdout is.
+One process runs all tests of one program, one message a test, and keeps state between them. Nothing
+is decided here: replies carry printed or returned values, and expected outputs stay outside.
 
-The first message is a test's limit in whole seconds, and loads the program; every other is a text for standard input, or a
-list of arguments. Replies are `["loaded"]`, `["printed", text]`, `["value", value]`, `["unsupported", reason]`, or
-`["error", kind, name, message]` with kind "load", "time" or "run". A name of lcb_stdin.NOTES at the end of `printed` or
-`error` says how standard input was not what a file is.
+Official behavior that changes verdicts is kept:
+
+- star imports before the program,
+- the program's statements as the body of a function,
+- a text with some of a file's methods as standard input,
+- an alarm that the program can catch,
+- functions set to None.
+
+Messages:
+
+| message | replies |
+|---|---|
+| the time limit of a test in seconds, as an integer | `["loaded"]` |
+| a text for standard input | `["printed", text]` |
+| a list of arguments | `["value", value]`, `["unsupported", reason]` |
+| any | `["error", kind, name, message]`, with kind `load`, `time` or `run` |
+
+A last item of `printed` or `error` names a note of `lcb_stdin.NOTES`.
+
+Source: LiveCodeBench 28fef95, lcb_runner/evaluation/testing_util.py. Runs in a bare interpreter.
+Imports the standard library only. Descriptors 0 and 1 must be /dev/null: officially, only
+sys.stdin and sys.stdout count.
 """
 
 from __future__ import annotations
@@ -42,45 +56,48 @@ else:
     import shortage
 
 _BY_NAME = (
-    *(
-        "string",
-        "re",
-        "datetime",
-        "collections",
-        "heapq",
-        "bisect",
-        "copy",
-        "math",
-        "random",
-        "statistics",
-        "itertools",
-    ),
-    *("functools", "operator", "io", "sys", "json"),
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
 )
 _STARRED = (*_BY_NAME, "builtins", "typing")
 HEADER = "".join(
     [*(f"from {name} import *\n" for name in _STARRED), *(f"import {name}\n" for name in _BY_NAME)]
 )
-"""What every program may take for granted; the order decides which of two equal names it gets."""
+"""Imports before every program; their order decides between equal names."""
 _LAST_OF_HEADER = "sys.setrecursionlimit(50000)\n"
 _WRAPPER = "wrapped_function"
 _FUNCTION: Any = ast.parse(f"def {_WRAPPER}(): pass").body[0]
 _MAX_INT_DIGITS = 50_000
 
 _DISABLED = {
-    os: "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace unlink "
-    "fchmod fchown chmod chown chroot lchflags lchmod lchown getcwd chdir",
+    os: "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename "
+    "renames truncate replace unlink fchmod fchown chmod chown chroot lchflags lchmod lchown "
+    "getcwd chdir",
     shutil: "rmtree move chown",
     subprocess: "Popen",
     builtins: "quit help",
 }
 _CHANGED = {builtins: ("exit", "quit", "help"), sys: ("stdin", "stdout", "stderr")}
-"""Names of the header that mean something else in a program's process than where the header was run."""
+"""Names of the header whose values in a program's process differ from those in the zygote."""
 _HIDDEN_MODULES = ("ipdb", "joblib", "resource", "psutil", "tkinter")
 
 
 class TimeIsUpError(Exception):
-    """Raised by the alarm within the program; officially too an Exception, which the program can catch."""
+    """The alarm within a program; an Exception as officially, so the program can catch it."""
 
 
 def serve(
@@ -89,10 +106,16 @@ def serve(
     receive: Callable[[], Any],
     send: Callable[[object], None],
 ) -> None:
-    """Load the one unit and answer every message until `receive` returns None; an `entry_point` means functional tests.
+    """Load a program and answer messages until there are no more.
 
-    `send` raises, with nothing sent, for a value that has no form on the wire. Whatever is not an Exception (SystemExit
-    outside of a stdin test, KeyboardInterrupt) ends the process, as officially.
+    An error that is no Exception ends the process as officially, such as KeyboardInterrupt, or
+    SystemExit outside of a test of standard input.
+
+    Args:
+        units: The program alone.
+        entry_point: The function of functional tests; empty for tests of standard input.
+        receive: Return the next message, None at the end.
+        send: Send a reply. For a value without a form on the wire, raise and send nothing.
     """
     leave = os._exit
     try:
@@ -113,6 +136,7 @@ def _converse(
         # Officially it is there before the functions that its import needs are gone.
         with contextlib.suppress(ImportError):
             __import__("numpy")
+    # After numpy's import, which needs functions that this disables.
     _prepare()
     try:
         method = _load(code, entry_point, limit_s)
@@ -121,8 +145,8 @@ def _converse(
         return
     send(["loaded"])
     run = _call if entry_point else _feed
-    while (given := receive()) is not None:
-        reply = run(method, given, limit_s)
+    while (message := receive()) is not None:
+        reply = run(method, message, limit_s)
         if reply[0] == "value":
             _send_value(reply, send)
         else:
@@ -130,7 +154,10 @@ def _converse(
 
 
 def _prepare() -> None:
-    """The process as a program finds it officially: functions and modules gone, the alarm's handler, longer integers."""
+    """Prepare this process as officially.
+
+    Disable functions and modules, set the alarm's handler and allow longer integers.
+    """
     _signal.signal(_signal.SIGALRM, _on_alarm)
     if not hasattr(builtins, "exit"):
         builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
@@ -143,13 +170,17 @@ def _prepare() -> None:
 
 
 def _on_alarm(*_: object) -> None:
-    # Officially too a line goes to standard output: a program that swallows the exception has a wrong answer.
+    # A line goes to standard output as officially: a program that swallows the exception is wrong.
     print("the test's time is up")
     raise TimeIsUpError
 
 
 def _load(code: str, entry_point: str, limit_s: int) -> Callable[..., object]:
-    """The program as one callable; AttributeError where it has none of that name."""
+    """Return the program as one callable.
+
+    Raises:
+        AttributeError: The program has none of that name.
+    """
     _signal.alarm(limit_s)
     source = f"{_LAST_OF_HEADER}{code}" if entry_point else _wrapped(code)
     for owner, names in _CHANGED.items():
@@ -166,9 +197,10 @@ def _load(code: str, entry_point: str, limit_s: int) -> Callable[..., object]:
 
 
 def _wrapped(code: str) -> str:
-    """The program's imports, then the rest of it as a function; unchanged, without a header, where it cannot be parsed.
+    """Return a program's imports, and its other statements as the body of a function.
 
-    A last statement that is the usual guard, spelt one way, is first replaced by its body.
+    - A guard `if __name__ == '__main__'` as the last statement is replaced by its body.
+    - A program with a syntax error is returned as it is, without the last line of the header.
     """
     try:
         statements = ast.parse(code).body
@@ -194,9 +226,11 @@ def _unparsed(statements: Sequence[ast.stmt]) -> str:
 
 
 def _feed(method: Callable[[], object], text: str, limit_s: int) -> Reply:
-    """One stdin test: what the program printed, or how it failed."""
-    printed, stdout, notes = io.StringIO(), sys.stdout, lcb_stdin.Notes()
-    # Closing it is officially a TypeError, for want of an argument.
+    """Run one test of standard input; return a reply with the output or the failure."""
+    printed = io.StringIO()
+    stdout = sys.stdout
+    notes = lcb_stdin.Notes()
+    # Closing it is a TypeError as officially: the stand-in lacks an argument.
     printed.close = lambda _: None  # type: ignore[method-assign, assignment, misc]
     _signal.alarm(limit_s)
     try:
@@ -213,12 +247,17 @@ def _feed(method: Callable[[], object], text: str, limit_s: int) -> Reply:
 
 
 def noted(notes: lcb_stdin.Notes) -> list[str]:
-    """Return the name of a difference to a file, if there was one, to be appended to a reply."""
+    """Return the first note, as a list to append to a reply; empty without notes."""
     return [notes.first] if notes.first else []
 
 
 def _require_stderr() -> None:
-    """Fail as officially `faulthandler.enable()` does before a test where sys.stderr was replaced by what has no descriptor."""
+    """Fail as officially `faulthandler.enable()` does before a test if sys.stderr is unusable.
+
+    Raises:
+        RuntimeError: sys.stderr is None.
+        Exception: sys.stderr has no descriptor.
+    """
     if sys.stderr is None:
         raise RuntimeError("sys.stderr is None")
     sys.stderr.fileno()
@@ -227,12 +266,13 @@ def _require_stderr() -> None:
 
 
 def _run_on_text(method: Callable[[], object], text: str, notes: lcb_stdin.Notes) -> None:
-    """Call the program with `text` for standard input; any SystemExit is a success.
+    """Call the program with `text` as standard input; any SystemExit is a success.
 
-    Who took hold of the true sys.stdin while the program was loaded (`from sys import stdin`) reads the text through three
-    of its methods only, without line ends; everyone else gets the mock.
+    A program may have imported the true sys.stdin as it was loaded. It then reads the text by three
+    of its methods, without line ends. Any other program reads the stand-in.
     """
-    true_stdin, true_open = sys.stdin, builtins.open
+    true_stdin = sys.stdin
+    true_open = builtins.open
     patched = lcb_stdin.methods_of_the_true_stdin(text, notes)
     vars(true_stdin).update(patched)
     try:
@@ -248,7 +288,7 @@ def _run_on_text(method: Callable[[], object], text: str, notes: lcb_stdin.Notes
 
 
 def _call(method: Callable[..., object], arguments: list[object], limit_s: int) -> Reply:
-    """One functional test: the value returned, or how it failed."""
+    """Run one functional test; return a reply with the value or the failure."""
     _signal.alarm(limit_s)
     try:
         _require_stderr()
@@ -273,32 +313,28 @@ def _error(kind: str, error: Exception) -> Reply:
 
 
 def _send_value(reply: Reply, send: Callable[[object], None]) -> None:
-    """Send a returned value; one that cannot be sent, or read, is officially equal to nothing either."""
+    """Send a returned value, or the reason why it cannot be sent."""
+    # Officially, such a value is equal to no expected one either.
     unsupported = foreign.UnsupportedValueError
     try:
         send(reply)
     except unsupported as error:
         send(["unsupported", str(error)])
     except Exception as error:
-        send(
-            [
-                "unsupported",
-                f"a value of type {foreign.type_name(reply[1])}, which raises {type(error).__name__}"[
-                    :200
-                ],
-            ]
-        )
+        kind = foreign.type_name(reply[1])
+        send(["unsupported", f"a value of type {kind}, which raises {type(error).__name__}"[:200]])
 
 
 def _header_module() -> Any:
-    """The module that a program is to be run in, with the header run.
+    """Return the module of all programs, after the header.
 
-    One for all programs of a zygote: each has its own copy by the fork. To run the header in every one costs a millisecond.
+    Made once in the zygote, because the header takes a millisecond. A fork gives each program a
+    copy.
     """
     module = type(sys)("tmp_sol", "")
     exec(compile(HEADER, "<string>", "exec", dont_inherit=True), module.__dict__)
     for _ in range(20):
-        # What has run before the fork need not be specialised, and its pages not be copied, in every process after it.
+        # Code that ran before the fork is specialized once for all, on pages that stay shared.
         compile(
             _wrapped("import sys\nif __name__ == '__main__':\n    print(input())"),
             "<string>",

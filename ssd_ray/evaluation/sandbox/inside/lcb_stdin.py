@@ -1,8 +1,10 @@
-"""LiveCodeBench's stand-in for standard input: a text with some of a file's methods, which differ from a file's.
+"""LiveCodeBench's stand-in for standard input: a text with some of a file's methods.
 
-Each stand-in notes the first way in which the program got from it what no file would have given, by a name of `NOTES`. A
-program that fails then may be right: the verdict says so. Described from LiveCodeBench 28fef95, testing_util.py; the
-stand-in came with 16de2a1 of 23 May 2025, before which sys.stdin was a StringIO. Standard library only.
+The methods differ from a file's. A stand-in notes the first difference met by the program, by a
+name of `NOTES`. A program that fails then may be right, so the verdict's detail shows the note.
+
+Source: LiveCodeBench 28fef95, testing_util.py. The stand-in came with 16de2a1 of 23 May 2025.
+Before, sys.stdin was a StringIO. Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 NOTES = {
-    "whole": "read() gives the whole text again after part of it was read",
-    "size": "read() gives the whole text where some characters were asked for",
+    "whole": "read() gives the complete text again after part of it was read",
+    "size": "read() gives the complete text where some characters were asked for",
     "lines": "readlines() gives lines without their ends, and an empty last one",
     "iteration": "it cannot be iterated over",
     "buffer": "its buffer starts over at each call and knows no more than read() and readline()",
     "imported": "where it was imported before the run, its lines have no ends",
 }
-"""What a file would not have done, by the name under which it is noted."""
+"""Differences from a file, by name."""
 
 
 class Notes:
-    """The first name that was noted, empty where the program got what a file would have given."""
+    """The first difference met, as a name of `NOTES`; empty without one."""
 
     def __init__(self) -> None:
         self.first = ""
@@ -37,17 +39,19 @@ class Notes:
 
 
 class Stdin:
-    """Officially sys.stdin: lines come once, the whole text always comes whole, and there is nothing to iterate over."""
+    """The stand-in for sys.stdin: lines come once, `read` always gives the text from its start."""
 
     def __init__(self, text: str, notes: Notes) -> None:
-        self._text, self._lines, self._notes = text, io.StringIO(text), notes
+        self._text = text
+        self._lines = io.StringIO(text)
+        self._notes = notes
         self.buffer = Buffer(text, notes)
         self._read = False
-        # Asked for by name, these are officially those of a StringIO; what Python itself looks for is not there.
+        # By name, these are officially a StringIO's. Python looks for them in the class, in vain.
         vars(self).update(__iter__=self._lines.__iter__, __next__=self._lines.__next__)
 
     def read(self, *size: object) -> str:
-        """Return the whole text."""
+        """Return the complete text."""
         self._note_read(*size)
         return self._text
 
@@ -82,14 +86,15 @@ class Stdin:
 
 
 class Buffer:
-    """Officially sys.stdin.buffer: every line is the first one, and there are no other methods."""
+    """The stand-in for sys.stdin.buffer: every line is the first one; no other methods."""
 
     def __init__(self, text: str, notes: Notes) -> None:
-        self._bytes, self._notes = text.encode(), notes
+        self._bytes = text.encode()
+        self._notes = notes
         self._used = False
 
     def read(self, *size: object) -> bytes:
-        """Return the whole text."""
+        """Return the complete text."""
         self._note_use(*size)
         return self._bytes
 
@@ -116,15 +121,16 @@ class Buffer:
 
 
 class Opened(io.StringIO):
-    """What the builtins module's `open` gives for any name and mode: the input, with every method one may ask for."""
+    """The result of `builtins.open` for any name and mode: the input, with any method."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
 
 def methods_of_the_true_stdin(text: str, notes: Notes) -> dict[str, Callable[..., object]]:
-    """Return what replaces methods of the sys.stdin that a program took hold of while it was loaded."""
+    """Return stand-ins for methods of the true sys.stdin, for programs that imported it."""
     lines = iter(text.split("\n"))
+    # Officially, `read` and `readlines` start over, and `readline` goes on.
     started: list[str] = []
 
     def start(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Arguments on the wire as objects, with what they share and what a call changes in them.
+"""Arguments on the wire as objects, with shared parts and with changes by a call.
 
 A value becomes a slot:
 
@@ -9,12 +9,12 @@ Entries are three lists of the same length: numbers of objects, their kinds, the
 that share nothing need neither: both sides number their objects in the same order. Both sides of a
 call hold the same objects under the same numbers:
 
-- The check's side writes its arguments; the program's side makes objects of them.
-- The program's side writes what it returns, with entries of objects that changed or are new.
-- The check's side changes its own objects, so that it sees what it would see without a border.
+- The check's side writes its arguments. The program's side makes objects of them.
+- The program's side writes its result, with entries of objects that changed or are new.
+- The check's side changes its own objects accordingly, as if there were no border.
 
 Reading trusts nothing. An entry changes only an object of the call, and only one of its kind.
-Runs in a bare interpreter too.
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ else:  # in a sandbox, where there are modules and no packages
     from kinds import BOUNDED, BUFFERS, LEAVES, MAPPINGS, PLAIN, empty, kind_of, methods_of
 
 LOST = -1
-"""The number of a value that could not cross."""
+"""Number of a value without a form on the wire."""
 
 
 class Lost:
-    """A value that could not leave the program's process: equal to itself alone."""
+    """A value lost at the border of the program's process; equal to itself alone."""
 
     def __repr__(self) -> str:
         """Return the same text in every run."""
@@ -67,11 +67,12 @@ class Objects:
     def adopt(self, values: Sequence[object]) -> bool:
         """Number the objects in values, outer ones first; return False if values need slots.
 
-        They do if an object is met twice, or where another type may arrive on the other side.
+        They do if an object is met twice, or if another type might arrive on the other side.
         """
         numbers = {id(value) for value in self._objects}
         met = list(values)
-        for value in met:  # it grows
+        # The list grows in the loop. Both sides visit in this order, so their numbers agree.
+        for value in met:
             if type(value) in LEAVES:
                 continue
             kind = kind_of(value)
@@ -91,6 +92,7 @@ class Objects:
     def shows_nothing(self, values: Sequence[object]) -> bool:
         """Return True if no object has changed since `mark`, and values share nothing."""
         known = len(self._before)
+        # The fast path of most calls: no entries, and the value as the wire has it.
         if any(
             _differ(before, _members(value))
             for before, value in zip(self._before, self._objects, strict=False)
@@ -103,9 +105,9 @@ class Objects:
     def write(
         self, values: Iterable[object], *, lost: bool = False
     ) -> tuple[list[object], Entries]:
-        """Return slots of `values`, and entries of objects that are new or changed since `mark`.
+        """Return slots of `values`, and entries of objects new or changed since `mark`.
 
-        With `lost`, the contents of changed objects are given up, as they cannot cross.
+        With `lost`, the contents of changed objects are dropped, because they cannot cross.
         """
         del self._objects[len(self._before) :]
         writer = _Writer(self._objects)
@@ -118,15 +120,16 @@ class Objects:
             writer.add_entry(number, _lost_items(self._objects[number]))
         writer.met += [] if lost else changed
         slots = [writer.slot(value) for value in values]
-        for number in writer.met:  # it grows as objects are met
+        # The list grows as items are written, which numbers the objects among them.
+        for number in writer.met:
             writer.add_entry(number, writer.items(self._objects[number]))
         return slots, writer.entries
 
     def read(self, slots: Sequence[object], entries: Sequence[object]) -> list[object]:
-        """Return the values of slots, after the entries' contents were put into their objects.
+        """Put the contents of entries into their objects, and return the values of slots.
 
         Raises:
-            wire.MalformedError: slots or entries that `write` does not write. Nothing is changed.
+            wire.MalformedError: `write` makes no such slots or entries. Nothing is changed.
         """
         checked = _checked(entries)
         for number, kind, items in checked:
@@ -142,26 +145,27 @@ class Objects:
         except TypeError as error:
             raise wire.MalformedError(str(error)[:200]) from None
         values = self._values(slots)
+        # Only now, so that a malformed line changes no object of the check.
         for (number, kind, _), content in zip(checked, contents, strict=True):
             _fill(self._objects[number], kind, content)
         return values
 
     def mark(self) -> None:
-        """Remember what every object holds, so that `write` knows what has changed."""
+        """Remember the members of every object, for `write` to find changes."""
         self._before = [_members(value) for value in self._objects]
 
     def require_bounded(self, values: Iterable[object]) -> None:
-        """Refuse values that are large once shared objects are counted wherever they are.
+        """Refuse values that are large once shared objects are counted at every place.
 
-        A few lists that hold each other twice amount to more values than a comparison gets through.
+        A few lists that hold each other twice amount to more values than a comparison can visit.
 
         Raises:
-            wire.MalformedError: an object of more than MAX_NODES values.
+            wire.MalformedError: An object has more than MAX_NODES values.
         """
         _require_bounded([*values, *self._objects])
 
     def _contents(self, value: Any, kind: str, items: Any) -> Any:
-        """Return what an object is to hold."""
+        """Return the new content of an object."""
         if kind == "list":
             return self._values(items)
         if kind in MAPPINGS:
@@ -169,6 +173,7 @@ class Objects:
                 zip(wire.members(self._values(items[0])), self._values(items[1]), strict=True)
             )
         if kind in BUFFERS:
+            # An array keeps its type and an ndarray its shape, so neither can take other items.
             if kind != "bytearray" and _layout(items) != _layout(value):
                 raise wire.MalformedError(f"the items of an {kind} of another type or shape")
             return items
@@ -193,7 +198,7 @@ class Objects:
 
 
 class _Writer:
-    """Number objects as they are met; `met` are those that need an entry."""
+    """Numbers for objects as they are met; `met` are the objects in need of an entry."""
 
     def __init__(self, objects: list[Any]) -> None:
         self._objects = objects
@@ -241,8 +246,11 @@ class _Writer:
 
 
 def _lost_items(value: object) -> object:
-    kind, lost = kind_of(value), [LOST]
-    return value if kind in BUFFERS else [[lost], [lost]] if kind in MAPPINGS else [lost]
+    kind = kind_of(value)
+    lost = [LOST]
+    if kind in BUFFERS:
+        return value
+    return [[lost], [lost]] if kind in MAPPINGS else [lost]
 
 
 def _checked(entries: Sequence[object]) -> list[tuple[int, str, Any]]:
@@ -286,7 +294,7 @@ def _layout(value: Any) -> tuple[object, ...]:
 
 
 def _members(value: Any) -> list[object]:
-    """Return all that an object holds, to be compared one by one."""
+    """Return the members of an object, to be compared one by one."""
     if type(value) is list:
         return value[:]
     if isinstance(value, tuple):
@@ -302,15 +310,16 @@ def _members(value: Any) -> list[object]:
 def _differ(before: list[object], now: list[object]) -> bool:
     """Return True unless both hold the very same members.
 
-    Equality would miss that True took the place of 1.
+    Equality would miss a 1 replaced by True.
     """
+    # The bytes of a buffer are made for each comparison, so they are never identical.
     if len(before) == len(now) == 1 and type(before[0]) is type(now[0]) is bytes:
         return before != now
     return len(before) != len(now) or not all(map(operator.is_, before, now))
 
 
 def _fill(value: Any, kind: str, content: Any) -> None:
-    """Replace what an object holds, by the methods of its kind and not of a subclass."""
+    """Replace the content of an object, by the methods of its kind and not of a subclass."""
     if kind == "ndarray":
         value[...] = content
         return

@@ -1,7 +1,9 @@
-"""Roles of a confined process: a program, a function that answers calls, a role of another module.
+"""Roles of a confined process: a program, a function to call, a role of another module.
 
-A conversation is one line of wire text for a message and one for its answer. What a program does to this module in its
-own process harms only itself: nothing here decides anything. Runs in a bare interpreter; imports the standard library.
+- A conversation has one line of the wire for a message, and one for its answer.
+- Nothing is decided here, so a program gains nothing by changing this module in its process.
+
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -44,9 +46,11 @@ def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> No
         sys.modules["random"].seed()
     shortage.bound_stacks()
     if role == "program":
-        _be_program(units)
+        _run_program(units)
     restored.use_numpy_itself()
+    # Processes of a program on standard input never get here: _run_program does not return.
     receive, send = _conversation(*pipes)
+    # Each role loads the program at its first message, so errors of loading are answers too.
     match role:
         case "check":
             check_role.serve(units, entry_points, receive, send)
@@ -59,14 +63,16 @@ def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> No
     os._exit(0)
 
 
-def _be_program(units: list[str]) -> NoReturn:
-    """Run as `__main__` and end as the interpreter would: threads joined, exit handlers run, streams flushed."""
-    leave, write, threading, atexit = (
-        os._exit,
-        os.write,
-        sys.modules["threading"],
-        __import__("atexit"),
-    )
+def _run_program(units: list[str]) -> NoReturn:
+    """Run a program as `__main__`, and end as the interpreter would.
+
+    Join threads, run exit handlers, flush the streams.
+    """
+    # Bound before the program runs, because it may replace them.
+    leave = os._exit
+    write = os.write
+    threading = sys.modules["threading"]
+    atexit = __import__("atexit")
     namespace = definitions.new_module("__main__")
     namespace["__file__"] = "program.py"
     status = 0
@@ -85,7 +91,10 @@ def _be_program(units: list[str]) -> NoReturn:
 
 
 def _status_of(run: Callable[[], None]) -> int:
-    """The exit status of a program: that of its SystemExit, 1 after an exception, whose traceback is printed."""
+    """Return the exit status of a program: its SystemExit's, or 1 after an exception.
+
+    Prints the traceback of an exception, from the program's first frame on.
+    """
     try:
         run()
     except SystemExit as ending:
@@ -96,6 +105,7 @@ def _status_of(run: Callable[[], None]) -> int:
         return 1
     except BaseException as error:
         trace = error.__traceback__
+        # The sandbox's own frames come first, and are no business of a reader.
         while trace is not None and trace.tb_frame.f_code.co_filename != "program.py":
             trace = trace.tb_next
         try:
@@ -111,9 +121,15 @@ def _status_of(run: Callable[[], None]) -> int:
 def _conversation(
     request_fd: int, reply_fd: int
 ) -> tuple[Callable[[], Any], Callable[[object], None]]:
-    """`receive` the next message, None when there is none, and `send` an answer; UnsupportedValueError where it has no form."""
+    """Return `receive`, for the next message or None, and `send`, for an answer.
+
+    `send` raises UnsupportedValueError for an answer without a form on the wire.
+    """
     requests = open(request_fd, "rb")  # noqa: SIM115
-    write, dumps, loads = os.write, wire.dumps, wire.loads
+    # Bound before the program runs, because it may replace them.
+    write = os.write
+    dumps = wire.dumps
+    loads = wire.loads
 
     def receive() -> Any:
         line = requests.readline()
@@ -134,12 +150,14 @@ def _answer_calls(
     receive: Callable[[], Any],
     send: Callable[[object], None],
 ) -> None:
-    """Answer every message by the first of the replies to it that can cross.
+    """Answer every message by the first of its replies that can cross.
 
-    What the program raises is `["error", type, message]`. A value without a form on the wire is
+    An exception of the program is `["error", type, message]`. A value without a form on the wire is
     `["unsupported", reason]`.
     """
-    function, describe, unsupported = None, definitions.describe, wire.UnsupportedValueError
+    function = None
+    describe = definitions.describe
+    unsupported = wire.UnsupportedValueError
     while (message := receive()) is not None:
         try:
             if function is None:
@@ -152,7 +170,7 @@ def _answer_calls(
 
 
 def _send_one(replies: Iterator[object], send: Callable[[object], None]) -> None:
-    """Send the first reply that can be sent; raises what the last one raised."""
+    """Send the first reply that can be sent, or raise the error of the last."""
     failure: Exception | None = None
     for reply in replies:
         try:
@@ -181,11 +199,19 @@ def _call(function: Callable[..., object], arguments: list[object]) -> Iterator[
 def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Iterator[object]:
     """Call a function with objects, the last of them by name.
 
-    The replies are `["returned", value]` where nothing is shared or changed, else `["returned",
-    slots, entries]`, or `["raised", names, message, entries, arguments]`, with the names of an
-    exception's type and of its bases. A coroutine is run to its end; its reply is `["awaited",
-    reply]`. Whatever is not an Exception, and MemoryError, is raised. The last reply gives up what
-    changed arguments hold.
+    | outcome | reply |
+    |---|---|
+    | a value, nothing shared or changed | `["returned", value]` |
+    | any other value | `["returned", slots, entries]` |
+    | an exception | `["raised", names, message, entries, arguments]` |
+    | a coroutine, run to its end | `["awaited", reply]` |
+
+    - `names` are the exception's type and its bases.
+    - The last reply drops the contents of changed arguments.
+
+    Raises:
+        MemoryError: The program ran out of memory.
+        BaseException: The program raised it, and it is no Exception.
     """
     call = objects.Objects()
     _, names, values, *entries = message
@@ -211,13 +237,14 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
         return
     if not awaited and call.shows_nothing([value]):
         yield ["returned", value]
+    # The second reply is for arguments that were changed to hold a value without a form.
     for lost in (False, True):
         reply = ["returned", *call.write([value], lost=lost)]
         yield ["awaited", reply] if awaited else reply
 
 
 def _raised(error: Exception, entries: list[list[Any]]) -> list[Any]:
-    """Return the reply that names an exception: its bases, message, entries, and plain arguments."""
+    """Return the reply for an exception: its bases, message, entries and plain arguments."""
     bases = type(error).__mro__[:20]
     names = [f"{base.__module__}.{base.__name__}"[:200] for base in bases]
     arguments = error.args
@@ -236,40 +263,51 @@ def _raised(error: Exception, entries: list[list[Any]]) -> list[Any]:
 _PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 
-_REHEARSALS = 20
+_WARM_UP_RUNS = 20
 """Python 3.11 and later specialize code once it has run some times."""
 _PLAIN = b'["call",["b"],[[1,[2]],"x",2.5]]\n'
 _SHARED = (
     b'["call",["b"],[[0],{"tuple":[1,"x"]},2.5],[[0,1],["list","dict"],[[1,[1]],[["k"],[2]]]]]\n'
 )
 _RETURNED = b'["returned",[3]]\n["returned",[[2]],[[0,2],["list","list"],[[1,2],[3]]]]\n'
-_CHECK = "def check(candidate):\n    for _ in range(2):\n        candidate([1, {'k': 2}], (1, 'x'), b=2.5)\n"
-_PROGRAM = "def f(a, *_, **__):\n    if isinstance(a, list) and a[-1] != [2]:\n        a.append(2)\n    return [3]\n"
+_CHECK = (
+    "def check(candidate):\n"
+    "    for _ in range(2):\n"
+    "        candidate([1, {'k': 2}], (1, 'x'), b=2.5)\n"
+)
+_PROGRAM = (
+    "def f(a, *_, **__):\n"
+    "    if isinstance(a, list) and a[-1] != [2]:\n"
+    "        a.append(2)\n"
+    "    return [3]\n"
+)
 
 
-def rehearse() -> None:
+def warm_up() -> None:
     """Run short conversations before any process is forked.
 
-    What has run then need not be specialized, and its memory copied, in every process after it.
+    Code that ran before the fork is specialized once for all, on pages that stay shared.
     """
-    for _ in range(_REHEARSALS):
-        _rehearse(
+    for _ in range(_WARM_UP_RUNS):
+        _serve_lines(
             lambda *ends: _answer_calls(_call, ["", _PROGRAM], "f", *ends),
             b'[[1,2],"x"]\n[]\n[1]\n',
         )
-        _rehearse(
+        _serve_lines(
             lambda *ends: _answer_calls(_call_on_objects, ["", _PROGRAM], "f", *ends),
             _PLAIN + _SHARED,
         )
-        _rehearse(lambda *ends: check_role.serve(["", _CHECK], "f", *ends), b"null\n" + _RETURNED)
+        _serve_lines(
+            lambda *ends: check_role.serve(["", _CHECK], "f", *ends), b"null\n" + _RETURNED
+        )
     for name in ("solution", "check"):
         del sys.modules[name]
 
 
-def _rehearse(
+def _serve_lines(
     serve: Callable[[Callable[[], Any], Callable[[object], None]], None], lines: bytes
 ) -> None:
-    """Serve lines from a pipe, and drop the replies, which a pipe has room for."""
+    """Serve lines from a pipe and drop the replies; both fit into the buffer of a pipe."""
     requests, replies = os.pipe(), os.pipe()
     os.write(requests[1], lines)
     os.close(requests[1])

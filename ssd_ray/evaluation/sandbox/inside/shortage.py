@@ -1,7 +1,9 @@
-"""Shortage of memory as programs meet it: the exceptions that stand for it, and stacks that leave room for the rest.
+"""Shortage of memory: its exceptions, and a bound on the stacks of threads.
 
-What is limited is address space. A thread reserves its stack at once, so a program that asks for stacks of a gigabyte, as
-contest programs do, would have no thread under a limit of a gigabyte. Runs in a bare interpreter; imports the standard library.
+The limit is on address space, and a thread reserves its stack at once. Contest programs ask for
+stacks of a gigabyte. Under a limit of a gigabyte they could start no thread.
+
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import resource
 import sys
 
 _FEW_THREADS = 256
-"""Half of what a process may have: with fewer, it is not their number that keeps another one from starting."""
+"""Half the limit of threads. With fewer, a thread failed to start for want of memory."""
 _NOT_MAPPED = ("failed to map segment", "cannot allocate memory")
 _NO_THREAD = "can't start new thread"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an exception means that there was no memory, or no address space, for what was asked."""
+    """Return True if an exception means a shortage of memory or of address space."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -33,10 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def bound_stacks() -> None:
-    """Give threads of this process stacks of at most a third of its address space, whatever size they ask for.
-
-    A thread that has ended may hold its stack for a moment while the next one, of the next test, takes its own.
-    """
+    """Bound the stacks of this process's threads to a third of its address space."""
+    # A third and not all: a thread that ended may hold its stack while the next one takes its own.
     most = resource.getrlimit(resource.RLIMIT_AS)[0] // 3 & -4096
     if most <= 0:  # without a limit
         return

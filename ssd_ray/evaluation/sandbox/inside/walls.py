@@ -1,7 +1,10 @@
-"""The walls around an untrusted program, raised within the sandbox before any of its code is compiled.
+"""Walls around an untrusted program, raised before any of its code is compiled.
 
-Namespaces and a root of its own are raised once, by the zygote; limits, an unprivileged user id, Landlock and seccomp by
-every program's process. Runs in the sandbox's bare interpreter and imports the standard library only. Reads /proc/self.
+- Once, by the zygote: namespaces, a root of its own, Landlock, the allow-list of system calls.
+- By every program's process: limits, an unprivileged user id, a second filter.
+
+Calls the kernel by ctypes, and reads /proc/self. Runs in a bare interpreter. Imports the standard
+library only.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SEL
 _LANDLOCK_RULE_PATH_BENEATH = 1
 _LANDLOCK_WRITE_FILE, _LANDLOCK_READ_FILE, _LANDLOCK_READ_DIR = 1 << 1, 1 << 2, 1 << 3
 _LANDLOCK_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""How many file system rights each ABI knows; the last holds for later ones."""
+"""Number of file system rights by version of the ABI; later versions get those of version 5."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = (
     1,
     4,
@@ -93,7 +96,7 @@ def _syscall(what: str, number: int, *arguments: object) -> int:
 
 
 def permitted_capabilities() -> int:
-    """The capabilities that this process may use, as a bit mask."""
+    """Return the capabilities of this process, as a bit mask."""
     header, sets = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (_Capabilities * 2)()
     if _libc.capget(ctypes.byref(header), sets):
         _fail("capget")
@@ -111,7 +114,7 @@ _NOT_DUMPABLE = (_PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
 
 def die_with_parent(signal: int = SIGKILL) -> None:
-    """Have the kernel send this process a signal when the thread that started it ends."""
+    """Have the kernel send this process a signal at the end of the thread that started it."""
     _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal))
 
 
@@ -121,12 +124,17 @@ def hide_memory() -> None:
 
 
 def unshare(*, mounts: bool) -> None:
-    """Leave the network, IPC, UTS and (for children forked from now on) process namespace, and the mount namespace if asked.
+    """Move this process to new network, IPC and UTS namespaces.
 
-    Without CAP_SYS_ADMIN this goes through a user namespace in which the user and group id stay what they are.
+    Children forked later are in a new process namespace.
+
+    Without CAP_SYS_ADMIN, this makes a user namespace too. The user and group ids stay the same.
+
+    Args:
+        mounts: Move to a new mount namespace as well.
 
     Raises:
-        OSError: the kernel or the container forbids it.
+        OSError: The kernel or the container forbids it.
     """
     flags = (
         _CLONE_NEWPID
@@ -156,19 +164,19 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "
 
 
 def enter_root(directory: str, paths: Iterable[str], devices: Iterable[str]) -> None:
-    """Make `directory` the root of a file system that holds `paths`, read-only, `devices` and a /proc of our own processes.
+    """Make `directory` the root of a read-only file system of `paths`, `devices` and /proc.
 
-    Symbolic links on the way to a path (such as /lib) are made again. In a mount namespace of our own.
+    /proc shows the processes of our own namespace. Symbolic links on the way to a path, such as
+    /lib, are copied. Needs a mount namespace of our own.
 
     Raises:
-        OSError: the kernel or the container forbids it.
+        OSError: The kernel or the container forbids it.
     """
     os.umask(0o022)
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", directory, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=0755")
-    for path in sorted(
-        (*paths, *devices), key=os.path.islink
-    ):  # a link may point into what is bound whole
+    # Links last: their targets may be in a directory that is bound already.
+    for path in sorted((*paths, *devices), key=os.path.islink):
         _bind(path, directory)
     os.mkdir(f"{directory}/proc")
     _mount("proc", f"{directory}/proc", "proc", _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
@@ -193,7 +201,7 @@ def enter_root(directory: str, paths: Iterable[str], devices: Iterable[str]) -> 
 
 
 def _bind(path: str, root: str) -> None:
-    """Put `path` at the same place under `root`, directories and links on the way included."""
+    """Mount `path` at the same place under `root`, with the directories and links on the way."""
     place = ""
     for part in path.strip("/").split("/"):
         place = f"{place}/{part}"
@@ -217,10 +225,11 @@ def _bind(path: str, root: str) -> None:
 def limit_resources(
     *, memory_bytes: int, cpu_s: int, file_bytes: int, num_threads: int | None
 ) -> None:
-    """Hard limits, equal to the soft ones, on address space, CPU time and files.
+    """Set hard limits, equal to the soft ones, on address space, CPU time and files.
 
-    The stack gets room for deep recursion and no limit of its own: address space bounds it. Threads are counted over a
-    whole user id, so they can be limited here only where the program has one to itself.
+    - The stack gets room for deep recursion. Address space bounds it.
+    - The kernel counts threads over all processes of a user id. `num_threads` is None unless the
+      program has one to itself.
     """
     wanted = {
         resource.RLIMIT_AS: memory_bytes,
@@ -232,6 +241,7 @@ def limit_resources(
     }
     if num_threads is not None:
         wanted[resource.RLIMIT_NPROC] = num_threads
+    # A hard limit of the grader's own, of a container perhaps, cannot be raised.
     for kind, value in wanted.items():
         ceiling = resource.getrlimit(kind)[1]
         bounded = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
@@ -244,9 +254,10 @@ def limit_resources(
 
 
 def may_change_user(*, interpreter_readable: bool) -> bool:
-    """Whether programs can be given user ids of their own: started by root, with the rights, and other users are mapped.
+    """Return True if this process can give programs user ids of their own.
 
-    An interpreter that only root may read (below /root, say) needs CAP_DAC_READ_SEARCH to stay behind for late imports.
+    It has to run as root, with the capabilities, in a namespace that maps these user ids. If only
+    root may read the interpreter, late imports need CAP_DAC_READ_SEARCH.
     """
     needed = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] + (
         [] if interpreter_readable else [_CAP_DAC_READ_SEARCH]
@@ -262,10 +273,8 @@ def may_change_user(*, interpreter_readable: bool) -> bool:
 
 
 def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
-    """Keep no capability but those by which children become other users, and gain none by exec, for good.
-
-    To kill them too: the signal that a child gets at its parent's death is refused where the parent may not send it.
-    """
+    """Drop all capabilities but those to become another user, forever, and gain none by exec."""
+    # CAP_KILL, because the signal at a parent's death needs the parent's right to send it.
     kept = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] if own_users else []
     kept += [] if interpreter_readable or not own_users else [_CAP_DAC_READ_SEARCH]
     _keep_capabilities(sum(1 << capability for capability in kept))
@@ -273,9 +282,10 @@ def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
 
 
 def become(uid: int, *, interpreter_readable: bool) -> None:
-    """Become `uid` for good; the kernel takes the capabilities away, all but reading where the interpreter needs it."""
+    """Become another user forever, and lose all capabilities but, if needed, reading any file."""
     if not interpreter_readable:
         _prctl(_PR_SET_KEEPCAPS, ctypes.c_ulong(1))
+    # Groups first: after the user id they could no longer be changed.
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -284,7 +294,7 @@ def become(uid: int, *, interpreter_readable: bool) -> None:
 
 
 def landlock_abi() -> int:
-    """The version of Landlock that the kernel offers, 0 where it offers none."""
+    """Return the version of the kernel's Landlock ABI, 0 without Landlock."""
     return max(
         0,
         int(
@@ -301,12 +311,23 @@ def landlock_abi() -> int:
 def landlock_ruleset(
     readable: Iterable[str], listable: Iterable[str], writable: Iterable[str]
 ) -> int:
-    """A descriptor of the rules: read below `readable`, list `listable`, write `writable`; nothing else, and no TCP or signals.
+    """Return a descriptor of Landlock rules.
+
+    The rules also deny TCP from version 4 of the ABI, and signals and abstract sockets from
+    version 6.
+
+    Args:
+        readable: Files and directories to read, with everything below.
+        listable: Directories to list.
+        writable: Files to write.
 
     Raises:
-        OSError: there is no Landlock in this kernel.
+        OSError: The kernel has no Landlock.
+
+    Source: Linux, Documentation/userspace-api/landlock.rst.
     """
     abi = landlock_abi()
+    # The kernel refuses an attribute that it does not know, and a larger structure.
     rights = (1 << _LANDLOCK_FS_BITS.get(abi, 16)) - 1
     attributes = _RulesetAttributes(rights, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
@@ -327,8 +348,9 @@ def landlock_ruleset(
 def _allow(ruleset: int, path: str, access: int) -> None:
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        own = access if os.path.isdir(path) else access & ~_LANDLOCK_READ_DIR
-        rule = _PathBeneath(own, fd)
+        # The kernel refuses rights of directories for a file.
+        rights = access if os.path.isdir(path) else access & ~_LANDLOCK_READ_DIR
+        rule = _PathBeneath(rights, fd)
         _syscall(
             "landlock rule",
             _SYS_LANDLOCK_ADD_RULE,
@@ -342,12 +364,15 @@ def _allow(ruleset: int, path: str, access: int) -> None:
 
 
 def landlock_enter(ruleset: int) -> None:
-    """Live by the rules from now on; needs no new privileges."""
+    """Restrict this process by rules from now on; needs the bit against new privileges."""
     _syscall("landlock", _SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
 
 
 def seccomp_enter(instructions: bytes) -> None:
-    """Filter this process's system calls from now on; `instructions` are those of seccomp.py, the process id filled in."""
+    """Filter the system calls of this process from now on.
+
+    `instructions` are those of `seccomp.compile_filters`, with the process id filled in.
+    """
     program = _FilterProgram(len(instructions) // 8, instructions)
     if _libc.prctl(
         _PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(program), 0, 0

@@ -1,11 +1,19 @@
-"""The process that programs are forked from: exec'ed once by a grader, walled in, warmed up, and asked for one child at a time.
+"""The zygote: a confined and warmed-up process that forks a child for each program.
 
-It holds no expected output and no descriptor but its socket. A child is forked ahead of its program: it confines itself and
-waits on a socket for a request with its descriptors (payload, standard streams, a pair of pipes for a conversation). It says
-`ready` on its status pipe before the first byte of untrusted code is compiled, and closes it. How it ended, the zygote writes
-there afterwards: `exit` or `signal`, the number, peak memory in KiB, CPU seconds. The grader kills it by a pidfd or, where the
-kernel has none, by letting go of its leash, a pipe to the zygote, which then kills. Runs in a bare interpreter; imports the
-standard library.
+The life of a child:
+
+1. The zygote forks it ahead of its program, as a spare.
+2. It confines itself and waits on a socket for a request with its descriptors: payload, standard
+   streams, two pipes for a conversation.
+3. It writes `ready` to its status pipe and closes it. No untrusted code is compiled earlier.
+4. It plays its role.
+5. The zygote writes its end to the status pipe: `exit` or `signal`, the number, peak memory in KiB,
+   CPU seconds.
+
+The grader kills a child by its pidfd. Without pidfds it closes the child's kill pipe, and the
+zygote kills the child. The zygote holds no expected output, and no descriptor but its socket.
+
+Runs in a bare interpreter. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -32,24 +40,26 @@ else:
     import walls
 
 _OWN_MODULES = (
-    *(
-        "zygote",
-        "walls",
-        "roles",
-        "wire",
-        "foreign",
-        "restored",
-        "objects",
-        "definitions",
-        "check_role",
-    ),
-    *("shortage", "lcb_role", "lcb_stdin"),
+    "zygote",
+    "walls",
+    "roles",
+    "wire",
+    "foreign",
+    "restored",
+    "objects",
+    "definitions",
+    "check_role",
+    "shortage",
+    "lcb_role",
+    "lcb_stdin",
 )
-_MESSAGE_BYTES, _MAX_DESCRIPTORS = 1 << 16, 8
+"""Modules to hide from a program's imports."""
+_MESSAGE_BYTES = 1 << 16
+_MAX_DESCRIPTORS = 8
 
 
 def main(config: dict[str, Any]) -> None:
-    """Raise the walls, say `up` or `denied`, serve until the grader hangs up."""
+    """Raise the walls, report `up` or `denied`, and serve until the grader hangs up."""
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=config["socket"])
     try:
         walls.die_with_parent()
@@ -65,7 +75,10 @@ def main(config: dict[str, Any]) -> None:
 
 
 def _fork_below(channel: Any) -> None:
-    """Go on in a child, process 1 of the new process namespace, that cannot outlive this process, which only waits for it."""
+    """Continue in a child, process 1 of the new process namespace.
+
+    This process waits for the child, which dies with it.
+    """
     child = os.fork()
     if child:
         channel.close()
@@ -75,7 +88,7 @@ def _fork_below(channel: Any) -> None:
 
 
 class _Packages:
-    """Finds the packages that programs may import beside the standard library, and nothing that lies beside them."""
+    """An importer of the allowed packages alone, not of their neighbors in site-packages."""
 
     def __init__(self, places: dict[str, str]) -> None:
         self._places = places
@@ -90,12 +103,14 @@ class _Packages:
 
 
 class _Zygote:
-    """The walls that are raised once, and the children alive."""
+    """The walls raised once, and the children alive."""
 
     def __init__(self, channel: Any, config: dict[str, Any]) -> None:
-        self._channel, self._config = channel, config
+        self._channel = channel
+        self._config = config
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+        # Where memory runs out, the kernel shall kill programs before the grader.
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         if config["namespaces"]:
@@ -111,15 +126,16 @@ class _Zygote:
         self._own_filter = bytes.fromhex(config["own_filter"])
         self._own_pid = bytes.fromhex(config["own_pid"])
         self._num_children = 0
-        self._bell, bell_write = os.pipe()
-        os.set_blocking(bell_write, False)
+        # Python writes a byte to this pipe at each SIGCHLD, so one poll waits for ends too.
+        self._wakeup_fd, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
-        _signal.set_wakeup_fd(bell_write)
+        _signal.set_wakeup_fd(write_fd)
         self._poll = select.poll()
-        for fd in (channel.fileno(), self._bell):
+        for fd in (channel.fileno(), self._wakeup_fd):
             self._poll.register(fd, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}
-        self._leashes: dict[int, int] = {}
+        self._kill_pipes: dict[int, int] = {}
         os.umask(0o077)
         os.chdir("/")
         walls.bound_privileges(
@@ -131,25 +147,30 @@ class _Zygote:
             )
         if config["filter"]:
             walls.seccomp_enter(bytes.fromhex(config["filter"]))
-        roles.rehearse()
+        roles.warm_up()
+        # A collection in a child would write to every object's header and so copy its page.
         gc.collect()
         gc.freeze()
 
     def serve(self) -> None:
-        """Start a child for every request and report every end; returns when the grader hangs up."""
+        """Start a child for every request and report every end, until the grader hangs up."""
         channel_fd = self._channel.fileno()
         while True:
             ready = {fd for fd, _ in self._poll.poll()}
-            for leash in ready & self._leashes.keys():
-                self._poll.unregister(leash)
-                os.kill(self._leashes[leash], _signal.SIGKILL)
-            if self._bell in ready:
+            for kill_pipe in ready & self._kill_pipes.keys():
+                self._poll.unregister(kill_pipe)
+                os.kill(self._kill_pipes[kill_pipe], _signal.SIGKILL)
+            if self._wakeup_fd in ready:
                 self._report_ends()
             if channel_fd in ready and not self._start():
                 return
 
     def _start(self) -> bool:
-        """Fork a spare: a child that confines itself and waits on a socket of its own to be told which program it is."""
+        """Fork a spare child, and send the grader its handle, its socket and its status pipe.
+
+        Returns:
+            False if the grader hung up.
+        """
         if not self._channel.recv(_MESSAGE_BYTES):
             return False
         self._num_children += 1
@@ -160,11 +181,12 @@ class _Zygote:
         if pid == 0:
             self._become(ours, status_fd, own_pid)
         ours.close()
-        leash, handle = (-1, os.pidfd_open(pid)) if self._config["pidfds"] else os.pipe()
-        self._children[pid] = (status_fd, leash)
-        if leash >= 0:
-            self._leashes[leash] = pid
-            self._poll.register(leash, select.POLLIN)
+        # The grader's handle is a pidfd, or else the write end of a kill pipe.
+        kill_pipe, handle = (-1, os.pidfd_open(pid)) if self._config["pidfds"] else os.pipe()
+        self._children[pid] = (status_fd, kill_pipe)
+        if kill_pipe >= 0:
+            self._kill_pipes[kill_pipe] = pid
+            self._poll.register(kill_pipe, select.POLLIN)
         fds = array.array("i", [handle, theirs.fileno(), status_read])
         self._channel.sendmsg([b"spare %d" % pid], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         theirs.close()
@@ -173,34 +195,34 @@ class _Zygote:
         return True
 
     def _report_ends(self) -> None:
-        os.read(self._bell, _MESSAGE_BYTES)
+        os.read(self._wakeup_fd, _MESSAGE_BYTES)
+        # Signals of several ends may be merged into one, so all ends are collected.
         while self._children:
             pid, code, usage = os.wait4(-1, os.WNOHANG)
             if not pid:
                 return
-            status_fd, leash = self._children.pop(pid)
-            if leash >= 0:
-                with contextlib.suppress(KeyError):  # it was pulled already
-                    self._poll.unregister(leash)
-                del self._leashes[leash]
-                os.close(leash)
+            status_fd, kill_pipe = self._children.pop(pid)
+            if kill_pipe >= 0:
+                with contextlib.suppress(KeyError):  # the grader closed its end already
+                    self._poll.unregister(kill_pipe)
+                del self._kill_pipes[kill_pipe]
+                os.close(kill_pipe)
             how = (
                 f"signal {os.WTERMSIG(code)}"
                 if os.WIFSIGNALED(code)
                 else f"exit {os.WEXITSTATUS(code)}"
             )
-            with contextlib.suppress(BrokenPipeError):  # the grader waited long enough for its end
-                os.write(
-                    status_fd,
-                    f"{how} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.3f}\n".encode(),
-                )
+            cpu_s = usage.ru_utime + usage.ru_stime
+            with contextlib.suppress(BrokenPipeError):  # the grader no longer waits for this end
+                os.write(status_fd, f"{how} {usage.ru_maxrss} {cpu_s:.3f}\n".encode())
             os.close(status_fd)
 
     def _become(self, channel: Any, status_fd: int, parent: int) -> NoReturn:
-        """In the child: confine it, wait for a request, play its role; never returns."""
+        """Confine this process, a child, wait for a request and play its role; never returns."""
         try:
             self._close_all_but(channel.fileno(), status_fd)
             own_user = self._confine()
+            # A zygote that died before the child asked for its signal sends none.
             if os.getppid() != parent:
                 os._exit(1)
             request, fds = _receive(channel)
@@ -223,6 +245,7 @@ class _Zygote:
                 file_bytes=request["file_bytes"],
                 num_threads=request["num_threads"] if own_user else None,
             )
+            # Last, because it forbids calls needed above.
             if self._own_filter:
                 walls.seccomp_enter(
                     self._own_filter.replace(self._own_pid, os.getpid().to_bytes(4, "little"))
@@ -244,7 +267,11 @@ class _Zygote:
         os.closerange(low, 4096)
 
     def _confine(self) -> bool:
-        """What does not depend on the program; returns whether it has a user id to itself."""
+        """Raise the walls common to all programs.
+
+        Returns:
+            True if the process has a user id of its own.
+        """
         _signal.set_wakeup_fd(-1)
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         os.setsid()
@@ -254,16 +281,15 @@ class _Zygote:
             )
             walls.become(uid, interpreter_readable=self._config["interpreter_readable"])
         walls.hide_memory()
-        if not self._config[
-            "namespaces"
-        ]:  # there, the zygote is process 1 and takes everybody with it
+        # In a process namespace the zygote is process 1, whose end is the end of all.
+        if not self._config["namespaces"]:
             walls.die_with_parent()
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         return self._own_users
 
 
 def _receive(channel: Any) -> tuple[dict[str, Any], list[int]]:
-    """A request and its descriptors; ends the process where the grader needs no more of them."""
+    """Return a request and its descriptors, or end this process if the grader hung up."""
     message, ancillary, _, _ = channel.recvmsg(
         _MESSAGE_BYTES, _socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
     )
