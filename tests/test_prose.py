@@ -15,7 +15,6 @@ PENDING = {
     "planner.md",
     "prompts.md",
     "reproducing.md",
-    "sandbox.md",
     "statistics.md",
     "training.md",
     "watching.md",
