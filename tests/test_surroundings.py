@@ -223,7 +223,7 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
         (
             "raise MemoryError\n",
             1,
-            r"failed: samples: an engine died 1 times in a row without an answer \(MemoryError\)",
+            r"failed: samples: an engine crashed 1 times in a row without an answer \(MemoryError\)",
         ),
         (
             "",

@@ -1,4 +1,7 @@
-"""Who may use an engine when: calls take turns, units share it, and suspects have it alone. Threads only."""
+"""Locks of an engine: limited calls, shared use by work units, exclusive use by suspects.
+
+For threads of one process.
+"""
 
 from __future__ import annotations
 
@@ -8,76 +11,81 @@ from contextlib import contextmanager
 
 
 class ConcurrencyLimiter:
-    """ConcurrencyLimiter that are inside, of which `most` have their turn at a time."""
+    """A limit on calls at work; further calls wait inside until one ends."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         self._changed = threading.Condition()
-        self._inside, self._at_work, self._most, self._closed = 0, 0, most, False
+        self._limit = limit
+        self._inside = 0
+        self._at_work = 0
+        self._closed = False
 
     @contextmanager
     def one(self) -> Iterator[bool]:
-        """Count a call and wait for its turn; yields whether it came, which it does not any more once this is closed."""
+        """Wait for a place and yield True; yield False if the limiter was closed while waiting."""
         with self._changed:
             self._inside += 1
-            self._changed.wait_for(lambda: self._closed or self._at_work < self._most)
-            came = not self._closed
-            self._at_work += came
+            self._changed.wait_for(lambda: self._closed or self._at_work < self._limit)
+            admitted = not self._closed
+            self._at_work += admitted
         try:
-            yield came
+            yield admitted
         finally:
             with self._changed:
                 self._inside -= 1
-                self._at_work -= came
+                self._at_work -= admitted
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Give no more turns: who waits is told so."""
+        """Admit no further call; waiting calls return."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def wait_for_work(self) -> None:
-        """Return when no call is at work."""
+        """Return once no call is at work."""
         with self._changed:
             self._changed.wait_for(lambda: not self._at_work)
 
     def wait_for_all(self) -> None:
-        """Return when no call is inside."""
+        """Return once no call is inside."""
         with self._changed:
             self._changed.wait_for(lambda: not self._inside)
 
 
 class SharedExclusiveLock:
-    """Units share an engine, or one has it alone; who wants it alone is not kept waiting by those who come after."""
+    """A reader-writer lock; a waiting writer goes before later readers."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside, self._waiting, self._taken = 0, 0, False
+        self._readers = 0
+        self._waiting_writers = 0
+        self._written = False
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Use the engine beside others."""
+        """Hold the lock together with other shared holders."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken and not self._waiting)
-            self._inside += 1
+            self._changed.wait_for(lambda: not self._written and not self._waiting_writers)
+            self._readers += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._readers -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Use the engine when nobody else does."""
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock alone."""
         with self._changed:
-            self._waiting += 1
-            self._changed.wait_for(lambda: not self._taken and not self._inside)
-            self._waiting -= 1
-            self._taken = True
+            self._waiting_writers += 1
+            self._changed.wait_for(lambda: not self._written and not self._readers)
+            self._waiting_writers -= 1
+            self._written = True
         try:
             yield
         finally:
             with self._changed:
-                self._taken = False
+                self._written = False
                 self._changed.notify_all()

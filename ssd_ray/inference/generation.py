@@ -1,7 +1,8 @@
-"""Prompts through vLLM engines into shards of completions: the one act behind `sample` and `generate`.
+"""Draw answers to prompts with vLLM engines, into shards of completions.
 
-Sampling draws from the frozen model at T_train; generation draws from an arm's model at its own decoding. Reads Prompt
-shards, also while they are being written; writes Completion shards. docs/sampling.md says how nothing is lost or doubled.
+Sampling draws from the frozen model at T_train; generation draws from the model of an arm at its
+decoding. Reads Prompt shards, also while they grow; writes Completion shards. docs/sampling.md
+explains why no answer is lost or drawn twice.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SamplingJob:
     logs: Path
 
     def order(self) -> EngineSpec:
-        """Return what every engine needs to know."""
+        """Return the specification of every engine."""
         recipe = self.recipe
         make_engine = functools.partial(
             Engine,
@@ -91,10 +92,10 @@ class SamplingJob:
 def generate(job: SamplingJob, ended: Callable[[], bool], progress: Progress) -> dict[str, Any]:
     """Draw the answers of a job; return counts of rows, tokens, finish reasons, failures, losses.
 
-    Prompts may still be coming until `ended()`, which raises where they will not.
+    Prompts may still be coming until `ended()`. It raises once they cannot.
 
     Raises:
-        UserError: arguments that vLLM refuses, not one answer, or a full disk.
+        UserError: arguments refused by vLLM, not one answer, or a full disk.
         InfrastructureError: an engine crashed more than `cluster.max_failures` times in a row,
             without any answer between.
     """
@@ -128,8 +129,9 @@ class SamplingRun:
     """Engines start once all prompts exist, or two shards of them and this time has passed."""
 
     def draw(self) -> dict[str, Any]:
-        """Draw what is missing and return the facts; raises as `generate` does."""
+        """Draw missing answers and return the facts; raises as `generate` does."""
         out = self.order.out
+        # Temporary files of killed engines.
         for partial in out.glob(".*.partial"):
             partial.unlink(missing_ok=True)
         heartbeat.begin(out, self.order.attempt)
@@ -161,7 +163,7 @@ class SamplingRun:
             plan=self._plan,
             stage=self.stage,
             attempt=self.order.attempt,
-            before=audit.positions + _journalled(self.order.out, audit),
+            before=audit.positions + _journaled(self.order.out, audit),
             failed=len(audit.facts()["failed"]),
             max_failures=self.max_failures,
             logs=self.order.logs,
@@ -170,7 +172,7 @@ class SamplingRun:
         return Monitor(watch, self.ended, task, self.progress)
 
     def _wait_for_prompts(self) -> None:
-        """Wait a while, so that mistakes in early prompts are reported before an engine starts."""
+        """Wait a while, to report mistakes in early prompts before an engine starts."""
         until = time.monotonic() + self.patience_s
         while not self.ended() and (
             time.monotonic() < until or len(shards.shard_paths(self.order.prompts)) < 2
@@ -180,11 +182,12 @@ class SamplingRun:
     def _until_complete(self, audit: Audit, monitor: Monitor) -> Audit:
         """Run the pool until every position is on record.
 
-        A pool that ends early is started again, `max_failures` times in a row without new answers.
+        A pool ending early is started again, `max_failures` times in a row without new answers.
         """
         fruitless = 0
         while True:
             if self.ended() and audit.positions == monitor.total:
+                # All positions are on record. Digests prove it before the artifact is sealed.
                 audit = self._audit(digests=True)
                 if audit.positions == monitor.total:
                     return audit
@@ -195,7 +198,8 @@ class SamplingRun:
             if fruitless > self.max_failures:
                 missing = monitor.total - audit.positions
                 raise InfrastructureError(
-                    f"{self.stage}: {missing} answers are missing after {fruitless} attempts ({problem})"
+                    f"{self.stage}: {missing} answers are missing after {fruitless} attempts "
+                    f"({problem})"
                 )
 
     def _run_pool(self, audit: Audit, monitor: Monitor) -> str:
@@ -203,6 +207,7 @@ class SamplingRun:
         pool.check_room(self.engines, self.progress)
         try:
             pool.run(self._plan, audit.coverage, self.order, self.engines, monitor)
+        # Errors of engines arrive wrapped; the watch raises its own.
         except (UserError, InfrastructureError) as error:
             raise _plain(error) from error
         except Exception as error:
@@ -215,7 +220,7 @@ class SamplingRun:
         return "no reason given"
 
     def _audit(self, *, digests: bool = False) -> Audit:
-        """Audit the output directory and report each shard that was set aside."""
+        """Audit the output directory and report each shard moved to set-aside/."""
         audit = ledger.audit(self.order.out, digests=digests)
         for complaint in audit.moved:
             self.progress.say(
@@ -225,7 +230,7 @@ class SamplingRun:
 
 
 def _clear(directory: Path) -> None:
-    """Remove a directory into which engines that are about to end may write once more."""
+    """Remove a directory; engines about to end may write into it once more."""
     until = time.monotonic() + _CLEAR_S
     while directory.exists() and time.monotonic() < until:
         shutil.rmtree(directory, ignore_errors=True)
@@ -233,21 +238,25 @@ def _clear(directory: Path) -> None:
 
 
 def _plain(error: Exception) -> Exception:
-    """An error as it was raised; to one of an engine, Ray and Ray Data add lines of their own."""
+    """Return an error as it was raised, without the lines of Ray and Ray Data."""
     cause = getattr(error, "cause", None)
     return error if cause is None else type(cause)(str(cause).splitlines()[0])
 
 
 def _check_disk(out: Path) -> None:
-    """An engine that finds the disk full cannot write down that it did: try it from here, and say so."""
+    """Write a probe, because an engine with a full disk cannot record its reason.
+
+    Raises:
+        UserError: the disk is full or the directory is not writable.
+    """
     probe = out / ".probe"
     files.write_atomic(probe, bytes(_PROBE_BYTES))
     probe.unlink()
 
 
-def _journalled(out: Path, found: Audit) -> int:
-    """Answers that an earlier attempt finished in units that it did not."""
-    coverage = found.coverage
+def _journaled(out: Path, audit: Audit) -> int:
+    """Count the journaled answers of units not on record."""
+    coverage = audit.coverage
     return sum(
         len(journal.recover(out, piece))
         for span in journal.spans(out)
@@ -255,24 +264,26 @@ def _journalled(out: Path, found: Audit) -> int:
     )
 
 
-def _close(out: Path, found: Audit, stage: str, progress: Progress) -> dict[str, Any]:
-    """The facts, and no trace of what was needed on the way."""
-    losses = sum(one.dead for one in heartbeat.read(out))
-    facts = found.facts()
+def _close(out: Path, audit: Audit, stage: str, progress: Progress) -> dict[str, Any]:
+    """Return the facts, and remove files of a run in progress."""
+    losses = sum(status.crashed for status in heartbeat.read(out))
+    facts = audit.facts()
     if facts["failed"] and not facts["rows"]:
         reason = facts["failed"][0]["reason"]
         raise UserError(
-            f"{stage}: not one prompt was answered ({reason}): mend the recipe and delete {out}"
+            f"{stage}: not one prompt was answered ({reason}): correct the recipe and delete {out}"
         )
     if losses:
         progress.say(
-            f"{stage}: {losses} engine{'s were' if losses > 1 else ' was'} lost on the way; their units were done again"
+            f"{stage}: {losses} engine{'s' if losses > 1 else ''} crashed; their "
+            "units were drawn again"
         )
     if facts["failed"]:
         names = sorted({failure["prompt_id"] for failure in facts["failed"]})
         progress.say(
-            f"{stage}: {len(facts['failed'])} answers could not be drawn ({', '.join(names[:5])}); see manifest.json"
+            f"{stage}: {len(facts['failed'])} answers failed ({', '.join(names[:5])}); "
+            "reasons are in manifest.json"
         )
     for name in (".engines", ".journal", ".returned"):
         _clear(out / name)
-    return {**facts, "engine_losses": losses, manifests.SHARDS: found.shards}
+    return {**facts, "engine_losses": losses, manifests.SHARDS: audit.shards}

@@ -1,7 +1,8 @@
-"""Units through an autoscaled pool of engine actors, carried by Ray Data.
+"""Carry work units through an autoscaled pool of engine actors with Ray Data.
 
-Ray Data hands units to engines that have room, starts engines while more units wait than those can run, gives idle ones back,
-and starts one that died again wherever there is room. A watch runs within its scheduling loop and may stop it.
+- Ray Data hands units to engines with room, and starts engines while more units wait.
+- It releases idle engines, and restarts crashed ones wherever there is room.
+- A watch runs within its scheduling loop and may stop it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LONGEST_PAUSE_S = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """How many engines, how many units each draws at a time, and what each reserves."""
+    """The size of a pool, the units in progress of each engine, and the resources of each."""
 
     min_engines: int
     max_engines: int
@@ -43,54 +44,59 @@ class Pool:
 
     @property
     def units_in_hand(self) -> int:
-        """Units that an engine is given at a time: those that it draws, and a few that it goes on with."""
+        """Units held by an engine at a time: those in progress, and a few in advance."""
         return self.concurrent_units + self.concurrent_units // 4 + 1
 
     @property
     def window(self) -> int:
-        """Units in flight at most: as many as make Ray Data start all engines."""
+        """Units in flight at most: enough to make Ray Data start all engines."""
         return self.max_engines * self.units_in_hand + 1
 
 
 def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
-    """How many units an engine draws at a time so that its batch stays full to the last answer of each.
+    """Return the number of units in progress to keep an engine's batch full.
 
-    Answers of a unit end one after another. Where their lengths are spread as exponentially as reasoning's are, the longest of
-    n is 1 + 1/2 + ... + 1/n of the mean, about 1 + ln n: for so many times its turn a unit is in, and by then one answer is left.
+    Answers of a unit end one after another. With exponential lengths, as of reasoning, the longest of
+    n     is 1 + 1/2 + ... + 1/n of the mean, about 1 + ln n. A unit is in progress for so many times the
+    mean, and at its end one answer is left.
     """
     return 1 + ceil(max_num_seqs / shard_rows * (1 + log(shard_rows)))
 
 
 class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
-    """ConcurrencyLimiter the watch of this execution in every step of its loop; what that raises ends the execution.
+    """Call the watch in every step of the loop; an exception of it ends the execution.
 
-    Steps are ten a second where nothing comes back, at a fortieth of a core each time that an engine on a CPU lacks; so the
-    loop pauses the longer the less there is to do. Engines have units in hand that they have not begun.
+    Ray Data polls 10 times a second, at 1/40 of a core of a CPU engine. The loop backs off while
+    idle. Engines hold units in advance, so none waits for it.
     """
 
     def __init__(self) -> None:
-        self._done, self._pause, self._all_out, self._lost = -1, 0.0, False, False
+        self._done = -1
+        self._pause = 0.0
+        self._all_out = False
+        self._lost = False
 
     def on_execution_step(self, executor: Any) -> None:
         execution = Execution(executor)
-        found = _watches.get(execution.setting(_WATCH))
-        if found is None:
+        entry = _watches.get(execution.setting(_WATCH))
+        if entry is None:
             return
-        watch, end = found
+        watch, end = entry
         watch()
         self._all_out = self._all_out or end.exists()
         if self._all_out:
-            self._let_go(execution)
+            self._release_idle(execution)
         done = execution.num_results
         self._pause = min(self._pause + 0.05, _LONGEST_PAUSE_S) if done == self._done else 0.0
         self._done = done
         time.sleep(self._pause)
 
-    def _let_go(self, execution: Execution) -> None:
-        """Once all units are handed out and none waits, start no engine, and give back those that are idle or have not come up.
+    def _release_idle(self, execution: Execution) -> None:
+        """Once all units are handed out and none waits, start no engine and release idle ones.
 
-        Ray Data does so by itself where its input has ended; here it stays open for units that engines give back. Where an engine
-        was lost, another one stays, in case the first is no good.
+        Ray Data does so by itself where its input has ended. Here the input stays open for units
+        given back by engines. Where an engine was lost, another one stays, in case the
+        first is faulty.
         """
         execution.keep_idle_actors()
         for engines, waiting in execution.actor_pools():
@@ -107,27 +113,28 @@ def run(
     pool: Pool,
     watch: Callable[[], None],
 ) -> None:
-    """Draw whatever is not covered; `watch` is called several times a second, in another thread.
+    """Draw all uncovered positions; `watch` is called several times a second in another thread.
 
     Raises:
-        Exception: whatever `watch` raised, or what Ray Data makes of an exception in a worker.
+        Exception: an exception of `watch`, or of a worker as Ray Data wraps it.
     """
     import ray
     import ray.data
 
-    own, groups = uuid.uuid4().hex, pool.resources.groups
+    execution_id = uuid.uuid4().hex
+    groups = pool.resources.groups
     end = all_out(plan.out)
     end.unlink(missing_ok=True)
-    _watches[own] = (watch if groups is None else _reaping(groups, watch), end)
+    _watches[execution_id] = (watch if groups is None else _reaping(groups, watch), end)
     try:
-        context = _context(ray.data.DataContext.get_current().copy(), own, pool)
+        context = _context(ray.data.DataContext.get_current().copy(), execution_id, pool)
         with ray.data.DataContext.current(context):
             for _ in _drawn(plan, covered, order, pool).iter_batches(batch_size=None):
                 pass
     finally:
         if groups is not None:
             groups.release()
-        del _watches[own]
+        del _watches[execution_id]
 
 
 def _drawn(
@@ -145,7 +152,7 @@ def _drawn(
     # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     start = ray.data.from_items([{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1)
-    found = start.map_batches(
+    units = start.map_batches(
         emit,
         batch_format="pyarrow",
         batch_size=None,
@@ -153,7 +160,7 @@ def _drawn(
         scheduling_strategy=here,
         max_retries=0,
     )
-    return found.map_batches(
+    return units.map_batches(
         EngineWorker,
         fn_constructor_args=(order, pool.concurrent_units),
         batch_format="pyarrow",
@@ -167,7 +174,7 @@ def _drawn(
 
 
 def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[], None]:
-    """The watch, and now and then the groups of engines that are gone given back."""
+    """Return a watch with reaping of placement groups without an engine."""
     reaped = [time.monotonic()]
 
     def both() -> None:
@@ -179,13 +186,13 @@ def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[],
     return both
 
 
-def _context(context: Any, own: str, pool: Pool) -> Any:
-    """Ray Data as an engine pool needs it."""
+def _context(context: Any, execution_id: str, pool: Pool) -> Any:
+    """Configure Ray Data for a pool of engines."""
     context.enable_progress_bars = context.print_on_execution_start = False
     ray_log.leave_to_ray("ray.data")
-    # Otherwise a pool may not outgrow the nodes that are there, and a cluster that scales never sees its demand.
+    # Otherwise a pool cannot outgrow the present nodes, and an autoscaler never sees its demand.
     context.op_resource_reservation_enabled = False
-    # Blocks are units, handed on at once and never put together.
+    # Blocks are units, handed on at once and never merged.
     context.target_max_block_size = 1
     # A unit may take hours, and a cluster's next node as well.
     context.execution_no_progress_timeout_s = -1
@@ -193,13 +200,13 @@ def _context(context: Any, own: str, pool: Pool) -> Any:
         *context.custom_execution_callback_classes,
         _Watched,
     ]
-    # What an engine raises is the user's to read.
+    # Users read the exceptions of engines.
     context.raise_original_map_exception = True
-    # More engines as soon as units wait for the ones that are there; Ray Data holds what it gave them against what they take.
+    # Start more engines as soon as units wait: Ray Data compares units given with those in progress.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = (
         pool.concurrent_units + 1
     ) / pool.units_in_hand
-    context.set_config(_WATCH, own)
+    context.set_config(_WATCH, execution_id)
     return context
 
 
@@ -210,15 +217,21 @@ def _strategy(pool: Pool) -> Any:
         min_size=pool.min_engines,
         max_size=pool.max_engines,
         max_tasks_in_flight_per_actor=pool.units_in_hand,
-        # All that an engine is given: on notice it gives back at once what it has not begun.
+        # An engine takes all its units at once, so that on notice it can give back those not begun.
         max_concurrent_calls_per_actor=pool.units_in_hand,
-        # Without this, Ray Data lets one batch at a time into the worker, and an engine runs dry at every shard's end.
+        # Otherwise Ray Data runs one batch at a time, and an engine idles at the end of a shard.
         enable_true_multi_threading=True,
     )
 
 
 def check_room(pool: Pool, progress: Progress) -> None:
-    """Ray waits without a word for what a cluster does not have: refuse on this machine, say so on a cluster that may grow."""
+    """Check the room for an engine: refuse on this machine, report on a cluster that may grow.
+
+    Ray itself waits silently for resources lacking in a cluster.
+
+    Raises:
+        UserError: this machine has too few CPUs or GPUs.
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -235,7 +248,8 @@ def check_room(pool: Pool, progress: Progress) -> None:
         where = "the cluster" if spread else "the largest node"
         if wanted > have and not os.environ.get("RAY_ADDRESS"):
             raise UserError(
-                f"an engine reserves {wanted:g} {name} and this machine has {have:g}: lower {choice}"
+                f"an engine reserves {wanted:g} {name} and this machine has {have:g}: "
+                f"lower {choice}"
             )
         if wanted > have:
             progress.say(f"waiting for {wanted:g} {name} for an engine; {where} has {have:g} now")

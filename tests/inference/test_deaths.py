@@ -7,7 +7,7 @@ from pathlib import Path
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import worker
 from ssd_ray.inference.crashes import heartbeat
-from ssd_ray.inference.crashes.attribution import Deaths
+from ssd_ray.inference.crashes.attribution import CrashHistory
 from ssd_ray.inference.crashes.heartbeat import EngineStatus, Reporter
 from ssd_ray.inference.monitor import Streak
 
@@ -17,7 +17,7 @@ def _status(
     *,
     actor: str = "a",
     rows: int = 0,
-    dead: bool = False,
+    crashed: bool = False,
     alone: str = "",
     refused: int = 0,
     testing: bool = False,
@@ -31,7 +31,7 @@ def _status(
         began=0.0,
         ready=1.0,
         rows=rows,
-        dead=dead,
+        crashed=crashed,
         alone=alone,
         refused=refused,
         testing=testing or bool(alone),
@@ -39,8 +39,8 @@ def _status(
     )
 
 
-def _deaths(*statuses: EngineStatus, up: str = "abcdefgh") -> Deaths:
-    return Deaths(statuses, lambda: set(up))
+def _deaths(*statuses: EngineStatus, up: str = "abcdefgh") -> CrashHistory:
+    return CrashHistory(statuses, lambda: set(up))
 
 
 def _died(
@@ -49,7 +49,7 @@ def _died(
     """Deaths of an engine, each with the four positions from `at` on."""
     span = Span("p", at, at + 4)
     return [
-        _status(f"{actor}{n}", actor=actor, rows=rows, dead=True, alone=alone, drawing=(span,))
+        _status(f"{actor}{n}", actor=actor, rows=rows, crashed=True, alone=alone, drawing=(span,))
         for n in range(times)
     ]
 
@@ -62,7 +62,7 @@ def test_a_crash_is_known_by_the_successor_process(tmp_path: Path) -> None:
     drawing = first.drawing(Span("p", 0, 4), alone="p1")
     drawing.__enter__()  # and it never comes out
     Reporter(tmp_path, "actor").become("ended")
-    dead = [one for one in heartbeat.read(tmp_path) if one.dead]
+    dead = [one for one in heartbeat.read(tmp_path) if one.crashed]
     assert [(one.engine, one.drawing, one.alone) for one in dead] == [
         (first.engine, (Span("p", 0, 4),), "p1")
     ]
@@ -84,7 +84,7 @@ def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
         kept[-1].__enter__()  # and it never comes out
         Reporter(tmp_path, node, node="other", is_alive=lambda name: name != "gone").become("ended")
     assert [
-        (one.node, one.attempt, one.excused) for one in heartbeat.read(tmp_path) if one.dead
+        (one.node, one.attempt, one.unattributed) for one in heartbeat.read(tmp_path) if one.crashed
     ] == [
         ("gone", "one", True),
         ("there", "one", False),
@@ -92,7 +92,7 @@ def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
     deaths = _deaths(*heartbeat.read(tmp_path))
     assert deaths.suspicion(Span("p", 0, 4)) == 1
     assert deaths.was_begun(Span("p", 0, 4))
-    heartbeat.absolve(tmp_path, {one.engine for one in heartbeat.read(tmp_path) if one.dead})
+    heartbeat.disregard(tmp_path, {one.engine for one in heartbeat.read(tmp_path) if one.crashed})
     assert _deaths(*heartbeat.read(tmp_path)).suspicion(Span("p", 0, 4)) == 0
 
 
@@ -103,8 +103,8 @@ def test_suspects_that_ended_the_stage_stay_suspects(tmp_path: Path) -> None:
         kept.append(Reporter(tmp_path, "a").drawing(group, alone, testing=True))
         kept[-1].__enter__()  # and it never comes out
     Reporter(tmp_path, "a")
-    heartbeat.absolve(tmp_path, {one.engine for one in heartbeat.read(tmp_path)})
-    assert [one.excused for one in heartbeat.read(tmp_path) if one.dead] == [False, True]
+    heartbeat.disregard(tmp_path, {one.engine for one in heartbeat.read(tmp_path)})
+    assert [one.unattributed for one in heartbeat.read(tmp_path) if one.crashed] == [False, True]
 
 
 def test_starts_that_fail_in_a_row_are_tried_ever_more_rarely(tmp_path: Path) -> None:
@@ -119,29 +119,29 @@ def test_starts_that_fail_in_a_row_are_tried_ever_more_rarely(tmp_path: Path) ->
 
 
 def test_an_answer_ends_a_streak_of_crashes() -> None:
-    seen = [_status("earlier", dead=True)]
+    seen = [_status("earlier", crashed=True)]
     streak = Streak(_deaths(*seen))
     for number in range(3):
-        seen.append(_status(f"d{number}", dead=True))
-        streak.take(_deaths(*seen))
-    assert streak.deaths == 3
-    seen.append(_status("e", rows=1, dead=True))
-    streak.take(_deaths(*seen))
-    assert streak.deaths == 1
+        seen.append(_status(f"d{number}", crashed=True))
+        streak.update(_deaths(*seen))
+    assert streak.crashes == 3
+    seen.append(_status("e", rows=1, crashed=True))
+    streak.update(_deaths(*seen))
+    assert streak.crashes == 1
 
 
 def test_engines_lost_with_their_node_are_no_streak() -> None:
     streak, seen = Streak(_deaths()), []
     for times in (1, 2):
-        seen += [_status(f"{actor}-{times}", actor=actor, dead=True) for actor in "abcdefgh"]
-        streak.take(_deaths(*seen))
-        assert streak.deaths == times
+        seen += [_status(f"{actor}-{times}", actor=actor, crashed=True) for actor in "abcdefgh"]
+        streak.update(_deaths(*seen))
+        assert streak.crashes == times
 
 
 def test_an_answer_ends_a_streak_of_refusals() -> None:
     streak = Streak(_deaths(_status("earlier", refused=5)))
     for rows, refused, expected in ((0, 5, 0), (0, 7, 2), (0, 8, 3), (1, 9, 0), (1, 10, 1)):
-        streak.take(
+        streak.update(
             _deaths(_status("earlier", refused=5), _status("own", rows=rows, refused=refused - 5))
         )
         assert streak.refusals == expected
@@ -151,21 +151,21 @@ def test_a_prompt_alone_at_two_crashes_is_quarantined() -> None:
     streak, seen = Streak(_deaths()), list[EngineStatus]()
     for left_out in (set[str](), {"p"}):
         seen += _died("a", alone="p")
-        assert _deaths(*seen).left_out() == left_out
-        assert streak.take(_deaths(*seen)) == left_out
-    assert (streak.deaths, streak.prompts) == (0, 1)
-    assert streak.take(_deaths(*seen)) == frozenset()
+        assert _deaths(*seen).quarantined() == left_out
+        assert streak.update(_deaths(*seen)) == left_out
+    assert (streak.crashes, streak.prompts) == (0, 1)
+    assert streak.update(_deaths(*seen)) == frozenset()
 
 
 def test_finding_poison_prompts_is_no_streak_of_engines() -> None:
     """Two deaths with all, then one with a group of each of three units: with the default of three, the stage goes on."""
     streak, seen = Streak(_deaths()), list[EngineStatus]()
     for testing in (False, False, True, True, True):
-        seen.append(_status(f"d{len(seen)}", dead=True, testing=testing))
-        streak.take(_deaths(*seen))
-    assert streak.deaths == 3
-    streak.take(_deaths(*seen, *_died("a", times=2, alone="p")))
-    assert streak.deaths == 0, "a prompt that is left out is a step on"
+        seen.append(_status(f"d{len(seen)}", crashed=True, testing=testing))
+        streak.update(_deaths(*seen))
+    assert streak.crashes == 3
+    streak.update(_deaths(*seen, *_died("a", times=2, alone="p")))
+    assert streak.crashes == 0, "a prompt that is left out is a step on"
     assert streak.prompts == 1
 
 
@@ -173,41 +173,43 @@ def test_a_broken_engine_among_working_ones_blames_no_prompt() -> None:
     healthy = _status("h", actor="h", rows=9)
     seen = [*_died("a", times=3), *_died("a", times=4, alone="p1")]
     bad = _deaths(healthy, *seen)
-    assert bad.doubted == {"a": 7}
-    assert bad.left_out() == frozenset()
+    assert bad.faulty == {"a": 7}
+    assert bad.quarantined() == frozenset()
     assert bad.suspicion(Span("p", 0, 4)) == 0
     assert bad.fruitless_starts("a") == 7, "and is tried ever more rarely"
     assert bad.fruitless_starts("h") == 0
     streak = Streak(_deaths(healthy))
-    streak.take(bad)
-    assert streak.deaths == 0, (
+    streak.update(bad)
+    assert streak.crashes == 0, (
         "nor is it the end of the stage, however long the others take for their next answer"
     )
     for alone in (_deaths(*seen), _deaths(healthy, *seen, up="a")):
-        assert alone.doubted == {}, (
+        assert alone.faulty == {}, (
             "where no other engine answers, or is there, it may be the prompts"
         )
-        assert alone.left_out() == {"p1"}
+        assert alone.quarantined() == {"p1"}
         assert alone.suspicion(Span("p", 0, 4)) == 7
         assert alone.fruitless_starts("a") == 0
     recovered = _deaths(healthy, *seen, _status("a", rows=1))
-    assert recovered.doubted == {}
+    assert recovered.faulty == {}
 
 
 def test_a_quarantine_needs_crashes_of_engines_that_answer() -> None:
     others = [_status("h", actor="h", rows=9), _status("a", actor="a", rows=9)]
     twice = _died("a", times=2, alone="p1", rows=1)
-    assert _deaths(*others, *twice).left_out() == frozenset()
-    assert _deaths(*others, *twice, *_died("h", alone="p1", rows=1)).left_out() == {"p1"}
-    assert _deaths(*others, *twice, up="a").left_out() == {"p1"}, "nobody else is there to try it"
-    assert _deaths(*others, *twice, *twice).left_out() == {"p1"}, "nobody else came to try it"
+    assert _deaths(*others, *twice).quarantined() == frozenset()
+    assert _deaths(*others, *twice, *_died("h", alone="p1", rows=1)).quarantined() == {"p1"}
+    assert _deaths(*others, *twice, up="a").quarantined() == {"p1"}, (
+        "nobody else is there to try it"
+    )
+    assert _deaths(*others, *twice, *twice).quarantined() == {"p1"}, "nobody else came to try it"
     bad = [
         *_died("b", times=4),
         *_died("c", times=4),
         *_died("b", alone="p2"),
         *_died("c", alone="p2"),
     ]
-    assert _deaths(*others, *bad).left_out() == frozenset(), (
+    assert _deaths(*others, *bad).quarantined() == frozenset(), (
         "two machines that are no good are not two witnesses"
     )
 

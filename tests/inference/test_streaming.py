@@ -441,14 +441,14 @@ def test_an_engine_that_refuses_all_prompts_ends_each_attempt(source: Path, tmp_
         (
             breaks_at_start,
             InfrastructureError,
-            r"died 3 times in a row without an answer \(RuntimeError: no device\)",
+            r"crashed 3 times in a row without an answer \(RuntimeError: no device\)",
         ),
         (
             lacks_memory_at_start,
             InfrastructureError,
-            r"died 3 times in a row without an answer \(MemoryError\)",
+            r"crashed 3 times in a row without an answer \(MemoryError\)",
         ),
-        (hangs_at_start, InfrastructureError, "died 3 times in a row without an answer"),
+        (hangs_at_start, InfrastructureError, "crashed 3 times in a row without an answer"),
     ],
 )
 def test_an_engine_that_never_starts_ends_the_stage_with_why(

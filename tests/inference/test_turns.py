@@ -12,7 +12,7 @@ def test_exclusive_access_admits_one_caller() -> None:
     gate, inside, most = SharedExclusiveLock(), [], []
 
     def work(alone: bool) -> None:
-        with gate.alone() if alone else gate.shared():
+        with gate.exclusive() if alone else gate.shared():
             inside.append(alone)
             most.append(list(inside))
             threading.Event().wait(0.005)

@@ -20,7 +20,7 @@ from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import pool, worker
 from ssd_ray.inference.concurrency import SharedExclusiveLock
 from ssd_ray.inference.crashes import cluster_state, heartbeat
-from ssd_ray.inference.crashes.attribution import Deaths
+from ssd_ray.inference.crashes.attribution import CrashHistory
 from ssd_ray.inference.crashes.heartbeat import EngineStatus, Reporter
 from ssd_ray.inference.vllm.engine import Answer
 from ssd_ray.inference.vllm.placement import Resources
@@ -150,7 +150,7 @@ def test_suspects_are_tried_in_ever_smaller_groups() -> None:
     ]
     assert [len(group) for group in groups(missing, 2)] == [2, 2, 2]
     assert [len(group) for group in groups(missing, 3)] == [1] * 6
-    unit.leave_out(frozenset({"p2"}))
+    unit.quarantine(frozenset({"p2"}))
     assert [(failure.prompt_id, failure.sample_index) for failure in unit.failures()] == [
         ("p2", 0),
         ("p2", 2),
@@ -166,9 +166,9 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
     instant = types.SimpleNamespace(submit=lambda request: InstantEngine().submit(request))
     late = worker.EngineWorker.__new__(worker.EngineWorker)
     late.__dict__ |= {
-        "_order": order,
+        "_spec": order,
         "_actor": "a",
-        "_gate": SharedExclusiveLock(),
+        "_engine_lock": SharedExclusiveLock(),
         "_engine": instant,
         "_report": Reporter(out, "a"),
     }
@@ -210,10 +210,10 @@ def test_a_crashing_engine_retries_one_unit_if_others_answer(
     tried = Span("p", 0, 4)
     died = [
         EngineStatus(
-            engine="", actor="a", pid=1, state="ready", began=0.0, dead=True, drawing=(tried,)
+            engine="", actor="a", pid=1, state="ready", began=0.0, crashed=True, drawing=(tried,)
         )
     ] * 4
-    doubting = Deaths([healthy, *died], lambda: "ha")
+    doubting = CrashHistory([healthy, *died], lambda: "ha")
     for started in range(2):
         engine = worker.EngineWorker.__new__(worker.EngineWorker)
         engine.__dict__ |= {
@@ -227,7 +227,7 @@ def test_a_crashing_engine_retries_one_unit_if_others_answer(
         )
         assert engine._is_for_others(doubting, Span("p", 8, 12), ())
         assert not engine._is_for_others(
-            Deaths([healthy, *died, dataclasses.replace(healthy, actor="a")], lambda: "ha"),
+            CrashHistory([healthy, *died, dataclasses.replace(healthy, actor="a")], lambda: "ha"),
             tried,
             (),
         )

@@ -1,1 +1,1 @@
-"""Crashes of engines: heartbeats, which prompts are suspected, lost nodes, processes left behind."""
+"""Crashes of engines: heartbeats, attribution to prompts, lost nodes, leftover processes."""

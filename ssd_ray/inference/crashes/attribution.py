@@ -1,7 +1,9 @@
-"""What the deaths of engines say, of prompts and of the engines themselves.
+"""Attribute crashes of engines to prompts, or to the engines themselves.
 
-A prompt that was being drawn at two deaths is a suspect; one that was alone at two is left out. An engine that dies again and
-again without an answer, beside others that answer, is itself the suspect: its deaths speak against no prompt.
+- A prompt in flight at two crashes is a suspect: it gets an engine for itself.
+- A prompt alone in an engine at two crashes is quarantined: it is left out and reported.
+- An engine with several crashes in a row and no answer, while other engines answer, is faulty. Its
+  crashes count against no prompt.
 """
 
 from __future__ import annotations
@@ -13,106 +15,119 @@ from functools import cached_property
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference.crashes.heartbeat import EngineStatus
 
-SUSPECT_DEATHS = 2
-"""Deaths while a prompt was being drawn, after which it gets the engine for itself."""
-ALONE_DEATHS = 2
-"""Deaths while a prompt was alone in an engine, after which it is left out; of several engines where others answer."""
-_ALONE_AT_MOST = 4
-"""As `ALONE_DEATHS`, where no other engine came to try it."""
-DOUBTED_DEATHS = 4
-"""Deaths in a row without an answer, after which an engine beside others that answer is doubted."""
+SUSPECT_CRASHES = 2
+"""Crashes with a prompt in flight; then the prompt gets an engine for itself."""
+ALONE_CRASHES = 2
+"""Crashes with a prompt alone; then it is left out. Of several engines if others answer."""
+_MAX_ALONE_CRASHES = 4
+"""As `ALONE_CRASHES`, if no other engine came to try the prompt."""
+FAULTY_CRASHES = 4
+"""Crashes in a row without an answer; then an engine is faulty if others answer."""
 
 
-class Deaths:
-    """Everything that engines said, in the order in which they began, and, where it matters, which of them (actors) are up."""
+class CrashHistory:
+    """The statuses of all engine processes of a stage, by start time, read for attribution.
 
-    def __init__(self, statuses: Iterable[EngineStatus], up: Callable[[], Collection[str]]) -> None:
-        self.statuses, self._ask = list(statuses), up
+    `list_actors` returns the ids of live actors. It asks Ray, so it is called only if needed.
+    """
+
+    def __init__(
+        self, statuses: Iterable[EngineStatus], list_actors: Callable[[], Collection[str]]
+    ) -> None:
+        self.statuses = list(statuses)
+        self._list_actors = list_actors
         self._processes: dict[str, list[EngineStatus]] = defaultdict(list)
         for status in self.statuses:
             self._processes[status.actor].append(status)
 
     @cached_property
-    def _up(self) -> Collection[str]:
-        return self._ask()
+    def _alive(self) -> Collection[str]:
+        return self._list_actors()
 
     @cached_property
-    def doubted(self) -> Mapping[str, int]:
-        """Engines that died in a row without an answer while others answer, and how often."""
-        often = {
-            actor: deaths
-            for actor in self._processes
-            if (deaths := self._fruitless(actor)) >= DOUBTED_DEATHS
-        }
-        return often if often and self._answering else {}
+    def faulty(self) -> Mapping[str, int]:
+        """Actors with crashes in a row and no answer while others answer, and how many."""
+        crashes = {actor: self._fruitless(actor) for actor in self._processes}
+        candidates = {actor: count for actor, count in crashes.items() if count >= FAULTY_CRASHES}
+        return candidates if candidates and self._answering else {}
 
     @cached_property
     def _answering(self) -> frozenset[str]:
-        """Engines that are up and have answered, and did not die again and again since."""
-        answered = {one.actor for one in self.statuses if one.rows}
+        """Live actors with answers, without several crashes in a row since."""
+        answered = {status.actor for status in self.statuses if status.rows}
         return frozenset(
-            actor for actor in answered & set(self._up) if self._fruitless(actor) < DOUBTED_DEATHS
+            actor
+            for actor in answered & set(self._alive)
+            if self._fruitless(actor) < FAULTY_CRASHES
         )
 
     @cached_property
-    def _believed(self) -> list[EngineStatus]:
+    def _attributed(self) -> list[EngineStatus]:
+        """Crashes counting against the prompts in flight."""
         return [
-            one
-            for one in self.statuses
-            if one.dead and not one.excused and one.actor not in self.doubted
+            status
+            for status in self.statuses
+            if status.crashed and not status.unattributed and status.actor not in self.faulty
         ]
 
     def fruitless_starts(self, actor: str) -> int:
-        """How many processes of an engine died in a row: without an answer where others answer, else before they were ready."""
-        return self.doubted.get(actor) or self._in_a_row(actor, lambda one: not one.ready)
+        """Count crashes in a row of an actor: without an answer if it is faulty, else at start."""
+        return self.faulty.get(actor) or self._in_a_row(actor, lambda status: not status.ready)
 
     def _fruitless(self, actor: str) -> int:
-        return self._in_a_row(actor, lambda one: not one.rows and not one.excused)
+        return self._in_a_row(actor, lambda status: not status.rows and not status.unattributed)
 
     def _in_a_row(self, actor: str, holds: Callable[[EngineStatus], bool]) -> int:
-        deaths = 0
+        crashes = 0
         for process in reversed(self._processes[actor]):
             if not holds(process):
                 break
-            deaths += process.dead
-        return deaths
+            crashes += process.crashed
+        return crashes
 
     def suspicion(self, span: Span) -> int:
-        """At how many deaths any of these positions were being drawn."""
-        return sum(_drew(one, span) for one in self._believed)
+        """Count crashes with any of these positions in flight."""
+        return sum(_drew(status, span) for status in self._attributed)
 
     def was_begun(self, span: Span) -> bool:
-        """Whether any engine died while it was drawing any of these positions."""
-        return any(one.dead and _drew(one, span) for one in self.statuses)
+        """Return True if an engine crashed with any of these positions in flight."""
+        return any(status.crashed and _drew(status, span) for status in self.statuses)
 
-    def left_out(self) -> frozenset[str]:
-        """Prompts that were alone in an engine at `ALONE_DEATHS` deaths, of different engines where another one answers."""
-        alone: dict[str, list[str]] = defaultdict(list)
-        for one in self._believed:
-            if one.alone:
-                alone[one.alone].append(one.actor)
-        return frozenset(prompt for prompt, actors in alone.items() if self._is_enough(actors))
-
-    def _is_enough(self, actors: list[str]) -> bool:
-        if len(actors) < ALONE_DEATHS:
-            return False
-        return (
-            len(set(actors)) > 1 or len(actors) >= _ALONE_AT_MOST or self._answering <= set(actors)
+    def quarantined(self) -> frozenset[str]:
+        """Return the ids of prompts crashing an engine alone."""
+        actors_by_prompt: dict[str, list[str]] = defaultdict(list)
+        for status in self._attributed:
+            if status.alone:
+                actors_by_prompt[status.alone].append(status.actor)
+        return frozenset(
+            prompt for prompt, actors in actors_by_prompt.items() if self._is_enough(actors)
         )
 
+    def _is_enough(self, actors: list[str]) -> bool:
+        """Return True if crashes of these actors with a prompt alone prove it to be the cause."""
+        if len(actors) < ALONE_CRASHES:
+            return False
+        several_engines = len(set(actors)) > 1
+        others_left = not self._answering <= set(actors)
+        return several_engines or len(actors) >= _MAX_ALONE_CRASHES or not others_left
+
     def is_for_others(self, actor: str, span: Span, prompt_ids: Collection[str]) -> bool:
-        """Whether others should draw a unit with which this engine died: it is doubted, or died alone with a prompt of the unit
-        that not all of them have died with.
+        """Return True if other engines should draw a unit after crashes of this one.
+
+        Either this engine is faulty, or it crashed alone with a prompt of the unit, and another
+        answering engine has not tried the prompt yet.
         """
-        own = [
-            one
-            for one in self._processes[actor]
-            if one.dead and not one.excused and _drew(one, span)
+        crashes = [
+            status
+            for status in self._processes[actor]
+            if status.crashed and not status.unattributed and _drew(status, span)
         ]
-        if actor in self.doubted:
-            return bool(own)
-        alone = {one.alone for one in own} & set(prompt_ids)
-        tried = {one.actor for one in self.statuses if one.dead and one.alone in alone}
+        if actor in self.faulty:
+            return bool(crashes)
+        alone = {status.alone for status in crashes} & set(prompt_ids)
+        tried = {
+            status.actor for status in self.statuses if status.crashed and status.alone in alone
+        }
         return bool(alone) and bool(self._answering - tried)
 
 

@@ -1,6 +1,6 @@
-"""Which nodes and engines are there, as Ray's control service says; where it is away itself, none are known to be.
+"""Ask Ray's control service about live nodes and engines.
 
-Talks to Ray; writes nothing.
+While the service itself is away, no node and no engine is known to be alive. Writes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ssd_ray.cluster import ray_internals
 
 
 def has_node(node: str) -> bool:
-    """Whether a node is there."""
+    """Return True if a node is alive."""
     import ray
 
     try:
@@ -21,17 +21,16 @@ def has_node(node: str) -> bool:
 
 
 def is_draining(node: str) -> bool:
-    """Whether a node is about to go."""
+    """Return True if a node is about to be taken away."""
+    # Errors are of several kinds while the control service restarts. Callers ask again.
     try:
         return node in ray_internals.draining_nodes()
-    except (
-        Exception
-    ):  # of several kinds while the control service is started anew; whoever asks, asks again
+    except Exception:
         return False
 
 
 def actors() -> Collection[str]:
-    """The actors of this job that are up, by id."""
+    """Return the ids of this job's live actors."""
     try:
         return ray_internals.live_actors()
     except Exception:

@@ -1,4 +1,4 @@
-"""End an engine's process with its reason on record, whatever state its storage is in."""
+"""End an engine's process and record the reason, even if its storage hangs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _writers: list[Callable[[str], None]] = []
 
 
 def record_reasons(write: Callable[[str], None]) -> None:
-    """Have `write` called with the reason before this process is ended."""
+    """Register a function to be called with the reason before this process ends."""
     _writers.append(write)
 
 
 def end_process(reason: str) -> NoReturn:
     """End this process; Ray starts another in its place and the driver counts.
 
-    Writing the reason may hang, as on storage that does not answer, and must not keep the process.
+    Writing the reason may hang on storage without an answer. The process ends nevertheless.
     """
     print(f"engine: {reason}", file=sys.stderr, flush=True)
     writing = threading.Thread(target=lambda: [write(reason) for write in _writers], daemon=True)

@@ -1,8 +1,9 @@
-"""What every engine process says of itself on disk, and what a death leaves to be read.
+"""Heartbeats: a small file of each engine process with its progress and the spans in flight.
 
-A process keeps one small file in `.engines/`. Ray starts another process in the place of one that dies, which marks its
-predecessor's file as a death; so deaths, what was being drawn at each, and progress are known without asking anybody.
-`.engines/attempt` says which attempt of the stage is at work: engines of earlier ones, wherever they are, write nothing more.
+- A process rewrites its file in `.engines/` while there is news.
+- Ray replaces a crashed process. The replacement marks its predecessor's file as crashed.
+- So crashes, the spans in flight at each, and progress are known from files alone.
+- `.engines/attempt` names the attempt at work. Engines of earlier attempts write nothing more.
 """
 
 from __future__ import annotations
@@ -29,17 +30,12 @@ State = Literal["starting", "ready", "draining", "failed", "ended"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """One engine process: its actor, node and attempt of the stage, what it has done, and the spans that it is drawing.
-
-    `tokens` counts those of finished answers, `drawn` those of unfinished ones as well.
-    `refused` counts units of which no request was answered, although the engine lived, `failed` answers on record as such, and
-    `retries` answers that were asked for again. `testing` says that suspects have the engine for themselves, `alone` which
-    prompt if it is one; `reason` says what failed, and `mistake` that it is the user's to mend. A death is `excused` where
-    something else than the prompts ended the process. Times are seconds since the epoch on the engine's machine.
-    """
+    """One engine process. Times are seconds since the epoch on its machine."""
 
     engine: str
+    """Id of the process."""
     actor: str
+    """Id of Ray's actor; it outlives its processes."""
     pid: int
     state: State
     began: float
@@ -47,24 +43,41 @@ class EngineStatus:
     attempt: str = ""
     ready: float = 0.0
     last: float = 0.0
+    """Time of the last answer."""
     rows: int = 0
+    """Finished answers."""
     tokens: int = 0
+    """Tokens of finished answers."""
     drawn: int = 0
+    """Tokens of all answers, those in flight included."""
     refused: int = 0
+    """Units without a single answer, although the engine is alive."""
     failed: int = 0
+    """Answers on record as failed."""
     retries: int = 0
+    """Answers requested again."""
     drawing: tuple[Span, ...] = ()
+    """Spans in flight."""
     testing: bool = False
+    """True while suspects have the engine for themselves."""
     alone: str = ""
+    """The suspect, if it is one prompt."""
     niceness: int = 0
     reason: str = ""
+    """Cause of a failure."""
     mistake: bool = False
-    excused: bool = False
-    dead: bool = False
+    """True if the user has to correct the cause."""
+    unattributed: bool = False
+    """True if something else than the prompts ended the process (`excused` on disk)."""
+    crashed: bool = False
+    """True if the file is marked as crashed; not stored."""
 
 
 class Reporter:
-    """An engine process's own file; a thread rewrites it while there is news. `is_alive` tells of a node whether it is there."""
+    """The heartbeat file of this process, rewritten by a thread while there is news.
+
+    `is_alive` returns True for the id of a live node.
+    """
 
     def __init__(
         self,
@@ -78,14 +91,14 @@ class Reporter:
     ) -> None:
         self._directory = out / ".engines"
         self._directory.mkdir(exist_ok=True)
-        _bury(self._directory, actor, is_alive)
-        self.engine, began = uuid.uuid4().hex[:12], time.time()
+        _mark_crashed(self._directory, actor, is_alive)
+        self.engine = uuid.uuid4().hex[:12]
         self._status = EngineStatus(
             engine=self.engine,
             actor=actor,
             pid=os.getpid(),
             state="starting",
-            began=began,
+            began=time.time(),
             node=node,
             attempt=attempt,
             niceness=niceness,
@@ -98,7 +111,7 @@ class Reporter:
         threading.Thread(target=self._loop, name="status", daemon=True).start()
 
     def become(self, state: State, reason: str = "", *, mistake: bool = False) -> None:
-        """Take on a state, and write it down now."""
+        """Set the state and write the file now."""
         with self._lock:
             ready = time.time() if state == "ready" else self._status.ready
             self._status = replace(
@@ -118,17 +131,17 @@ class Reporter:
             self._news = True
 
     def follow(self, drawn: Callable[[], int]) -> None:
-        """Read tokens in flight from the engine as well, from now on."""
+        """Read tokens in flight from the engine from now on."""
         self._drawn = drawn
 
     def retried(self, answers: int) -> None:
-        """Count answers that are asked for again, on disk before they may crash the engine."""
+        """Count answers requested again, on disk before they may crash the engine."""
         with self._lock:
             self._status = replace(self._status, retries=self._status.retries + answers)
             self._write()
 
     def recorded(self, failed: int = 0) -> None:
-        """Note that a shard is on record now, and how many of its answers could not be drawn."""
+        """Count the failed answers of a shard on record."""
         with self._lock:
             self._status = replace(
                 self._status, last=time.time(), failed=self._status.failed + failed
@@ -136,14 +149,14 @@ class Reporter:
             self._write()
 
     def refused(self, reason: str) -> None:
-        """Count a unit of which no request was answered."""
+        """Count a unit without a single answer."""
         with self._lock:
             self._status = replace(self._status, refused=self._status.refused + 1, reason=reason)
             self._write()
 
     @contextmanager
     def drawing(self, span: Span, alone: str = "", *, testing: bool = False) -> Iterator[None]:
-        """Have it on disk, before and while these positions are drawn, that they are."""
+        """Record a span as in flight, before its first request until the last answer."""
         self._draw(span, 1, alone, testing)
         try:
             yield
@@ -175,76 +188,82 @@ class Reporter:
 
 
 def _put(path: Path, status: EngineStatus) -> None:
-    aside = path.with_name(f".{path.stem}.aside")
-    aside.write_text(
-        json.dumps({name: value for name, value in asdict(status).items() if name != "dead"})
-    )
-    aside.replace(path)
+    record = asdict(status)
+    del record["crashed"]
+    # The key of earlier versions, whose files a resumed run reads.
+    record["excused"] = record.pop("unattributed")
+    temporary = path.with_name(f".{path.stem}.tmp")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(path)
 
 
-def _bury(directory: Path, actor: str, is_alive: Callable[[str], bool]) -> None:
-    """Mark the earlier processes of an actor that did not end by themselves as dead; one that went with its node was not
-    ended by what it drew.
+def _mark_crashed(directory: Path, actor: str, is_alive: Callable[[str], bool]) -> None:
+    """Mark earlier processes of an actor as crashed, unless they ended in an orderly way.
+
+    A crash caused by node loss is not attributed to prompts.
     """
     for status in _read(directory):
-        if status.actor == actor and not status.dead and status.state != "ended":
+        if status.actor == actor and not status.crashed and status.state != "ended":
             path = directory / f"{status.engine}.json"
+            # The rename is the mark, so the file is rewritten before it.
             if status.node and not is_alive(status.node):
-                _put(path, replace(status, excused=True))
+                _put(path, replace(status, unattributed=True))
             path.rename(path.with_suffix(".dead"))
 
 
-def absolve(out: Path, engines: Collection[str]) -> None:
-    """Let deaths of these processes speak against no prompt: what ended them was not the prompts.
+def disregard(out: Path, engines: Collection[str]) -> None:
+    """Attribute the crashes of these processes to no prompt: something else ended them.
 
-    Those of groups of suspects still do, so that the next attempt goes on with finding the one among them.
+    Crashes of groups of suspects still count, and the next attempt continues the bisection.
     """
     for status in _read(out / ".engines"):
-        if status.engine in engines and status.dead and not (status.testing and not status.alone):
-            _put(out / ".engines" / f"{status.engine}.dead", replace(status, excused=True))
-    _buried.cache_clear()
+        bisecting = status.testing and not status.alone
+        if status.engine in engines and status.crashed and not bisecting:
+            path = out / ".engines" / f"{status.engine}.dead"
+            _put(path, replace(status, unattributed=True))
+    _crashed_status.cache_clear()
 
 
 def read(out: Path) -> list[EngineStatus]:
-    """What every engine process of this stage says, in the order in which they began."""
+    """Return the status of every engine process of a stage, by start time."""
     return sorted(_read(out / ".engines"), key=lambda status: status.began)
 
 
 def _read(directory: Path) -> Iterator[EngineStatus]:
     for path in (*directory.glob("*.json"), *directory.glob("*.dead")):
+        # A file may be renamed between listing and reading, replaced on NFS, or left empty by a
+        # power cut. The next look finds it.
         try:
-            yield _buried(path) if path.suffix == ".dead" else _parsed(path)
-        except (OSError, ValueError):  # gone, or on NFS replaced while it was read
-            continue  # it was marked as dead between the two, and the next look finds it; or a power cut left it empty
+            yield _crashed_status(path) if path.suffix == ".dead" else _parsed(path)
+        except (OSError, ValueError):
+            continue
 
 
 def _parsed(path: Path) -> EngineStatus:
-    value: dict[str, Any] = json.loads(path.read_text())
-    spans = tuple(Span(**span) for span in value.pop("drawing"))
-    return EngineStatus(**{**value, "drawing": spans, "dead": path.suffix == ".dead"})
+    record: dict[str, Any] = json.loads(path.read_text())
+    record["drawing"] = tuple(Span(**span) for span in record["drawing"])
+    record["unattributed"] = record.pop("excused")
+    return EngineStatus(**record, crashed=path.suffix == ".dead")
 
 
-_buried = functools.cache(_parsed)
-"""The file of a dead process has a name of its own and does not change, but for `absolve`."""
+_crashed_status = functools.cache(_parsed)
+"""Read the file of a crashed process; only `disregard` changes it."""
 
 
 def begin(out: Path, attempt: str) -> None:
-    """Before a new attempt: processes of the last one that had not died went with its driver, which is nobody's fault, and
-    those that nevertheless live learn that they have been replaced.
-    """
+    """Begin an attempt: forget processes ended with their driver, and replace survivors."""
     files.write_atomic(out / ".engines" / "attempt", attempt)
     for path in (out / ".engines").glob("*.json"):
         path.unlink(missing_ok=True)
 
 
 def is_current(out: Path, attempt: str) -> bool:
-    """Whether an attempt is the one at work; none is once the stage is whole."""
+    """Return True if an attempt is the one at work; none is once the stage is complete."""
     path = out / ".engines" / "attempt"
     try:
         return path.read_text() == attempt
     except FileNotFoundError:
         return False
-    except (
-        OSError
-    ):  # on NFS, a file that was replaced while it was read: the new one is there by now
+    except OSError:
+        # On NFS, a file that was replaced while it was read. The new one is complete.
         return path.read_text() == attempt

@@ -1,8 +1,9 @@
-"""A process that outlives an engine's owner by a moment, to end whatever the owner leaves running.
+"""End the worker processes left running by an engine's owner, however the owner ends.
 
-An engine with several devices starts worker processes that survive their parent by themselves. The owner leads a process
-group of its own; the guardian stands outside of it, waits for the end of the owner or of the owner's own parent (on Ray, the
-raylet), and kills the group. Nothing that the owner could do, or that could be done to it, keeps it from that.
+- An engine with several devices starts worker processes. They survive their parent.
+- The owner leads a process group. The reaper is a process outside of it.
+- The reaper waits for the end of the owner, or of its parent (on Ray, the raylet), and kills the
+  group. SIGKILL to the owner does not prevent it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import sys
 
 
 def guard() -> None:
-    """Lead a process group, and have a guardian watch over it until this process or its parent ends."""
+    """Lead a process group, and start a reaper to end it with this process or its parent."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
+    # A pidfd names one process, also after its number is used again.
     watched = [os.pidfd_open(pid) for pid in (os.getpid(), os.getppid())]
     subprocess.Popen(
         [sys.executable, "-P", "-S", "-E", __file__, str(os.getpid()), *map(str, watched)],
@@ -30,7 +32,7 @@ def guard() -> None:
 
 
 def main(group: int, *watched: int) -> None:
-    """Wait until any of the watched processes has ended, then kill the process group."""
+    """Wait until one of the watched processes has ended, then kill the process group."""
     select.select(watched, [], [])
     try:
         os.killpg(group, signal.SIGKILL)

@@ -3,8 +3,8 @@
 The cause decides, not the place: vLLM raises the same kinds of exception for both.
 
 - A mistake ends the run with exit code 2: another start of the same engine fails the same way.
-- A failure ends the process, and Ray starts the engine again: a device that is still in use, a
-  network file system that does not answer, memory.
+- A failure ends the process, and Ray starts the engine again: a device still in use, an
+  unresponsive network file system, memory.
 
 Reads headers and index of the model again, as they are seen from the engine's machine.
 """
@@ -40,7 +40,7 @@ _MISTAKEN_TYPES = (
     "StrictDataclassClassValidationError",
     "SafetensorError",
 )
-"""Of libraries that are not imported for this: a configuration or weights of the wrong form."""
+"""Of libraries not imported for this: a configuration or weights of the wrong form."""
 _NOT_THERE = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -60,9 +60,11 @@ _FULL = {
 def explain(error: BaseException, directory: Path) -> UserError | InfrastructureError:
     """Return a failed start of an engine as a mistake or a failure, with its type and text."""
     error = _cause(error)
+    # Our own errors are classified where they are raised.
     if isinstance(error, UserError | InfrastructureError):
         return error
     text = one_line(error)
+    # A predecessor may still be about to free the device.
     if any(beginning in text for beginning in _NOT_YET_FREE):
         return InfrastructureError(text)
     if fault := _confirmed_fault(directory):
@@ -77,13 +79,13 @@ def explain(error: BaseException, directory: Path) -> UserError | Infrastructure
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what a worker of another device raised; Ray puts its traceback into the text."""
+    """Return the exception of a worker of another device; Ray puts its traceback into the text."""
     is_from_worker = type(error).__name__.startswith("RayTaskError")
     return getattr(error, "cause", None) or error if is_from_worker else error
 
 
 def _confirmed_fault(directory: Path) -> str:
-    """Return the fault that the model's files still show after a pause, empty where none."""
+    """Return the fault still present in the model's files after a pause; empty if none."""
     for pause in (0.0, CONFIRM_S):
         time.sleep(pause)
         try:
@@ -102,7 +104,7 @@ def _of_storage(error: OSError, text: str) -> UserError | InfrastructureError:
         return UserError(f"an engine cannot write what it needs ({text}): {remedy}")
     if error.errno in _NOT_THERE and (error.filename is None or _is_refused(error.filename)):
         return UserError(f"an engine cannot start without a file that it does not get ({text})")
-    # transformers says so of a file that a model lacks; errors of a network have a number or a type.
+    # transformers raises it for a missing file of a model. Network errors have a number or a type.
     if type(error) is OSError and error.errno is None and "connect" not in text:
         return UserError(f"vLLM does not take this model or its arguments: {text}")
     return InfrastructureError(text)

@@ -1,6 +1,6 @@
-"""What a recipe's choices are to vLLM and to Ray: arguments, environment, and what one engine reserves.
+"""Translate a recipe into arguments and environment of vLLM.
 
-CPU and CUDA differ here and nowhere else. Pure functions; reads and writes nothing.
+CPU and CUDA differ here and nowhere else. Pure functions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ _EXACT_SAMPLER = "ssd_ray.inference.vllm.sampler:ExactTopKTopP"
 
 
 def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
-    """Environment that must stand before vLLM and torch load: threads, no child process for the core, no usage reports."""
+    """Return the environment for vLLM and torch, to be set before they load.
+
+    It sets threads, keeps the core in this process, and switches usage reports off.
+    """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
@@ -26,15 +29,15 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
         **import_path.SAFE,
     }
     if truncates_exactly(engine):
-        # The second model runner, which vLLM takes where Triton is, has another interface for logits processors.
+        # With Triton, vLLM takes its second model runner, with another interface for processors.
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if device == "cpu":
         environment |= {
             "OMP_NUM_THREADS": str(max(1, round(engine.cpus))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
-        # The logits of every step are megabytes: in a process of many threads glibc gives them back to the kernel after each
-        # step and has them mapped page by page in the next, which costs a tenth of the speed.
+        # The logits of a step are megabytes. With many threads, glibc returns them to the kernel
+        # after each step and maps them again page by page, at a tenth of the speed.
         environment |= {
             "MALLOC_ARENA_MAX": "1",
             "MALLOC_TRIM_THRESHOLD_": str(4 * _GIB),
@@ -46,7 +49,7 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
 def engine_arguments(
     directory: Path, model: ModelConfig, engine: EngineConfig, device: str
 ) -> dict[str, Any]:
-    """The arguments of vLLM's engine for a model directory."""
+    """Return the arguments of a vLLM engine for a model directory."""
     arguments: dict[str, Any] = {
         "model": str(directory),
         "dtype": model.dtype,
@@ -60,11 +63,11 @@ def engine_arguments(
     if truncates_exactly(engine):
         arguments["logits_processors"] = [_EXACT_SAMPLER]
     if device == "cpu":
-        # A per-request seed and a prompt prefilled in pieces do not go together on a CPU.
+        # On a CPU, chunked prefill does not work with per-request seeds.
         arguments |= {
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(model.max_model_len, 2048),
-            # vLLM's 128 on a CPU shares nothing of a prompt shorter than that between its samples; attention is as fast with 32.
+            # With vLLM's 128, samples of a shorter prompt share none of it. Attention is as fast.
             "block_size": 32,
             "kv_cache_memory_bytes": round((engine.kv_cache_gib or 4) * _GIB),
         }
@@ -82,12 +85,15 @@ def engine_arguments(
 
 
 def truncates_exactly(engine: EngineConfig) -> bool:
-    """Whether top-k and top-p are this package's; vLLM takes no logits processors beside speculative decoding."""
+    """Return True if this package truncates to top-k and top-p.
+
+    vLLM takes no logits processors together with speculative decoding.
+    """
     return engine.sampler == "exact" or (
         engine.sampler == "auto" and not engine.extra.keys() & REPLACES_SAMPLER
     )
 
 
 def num_workers(engine: EngineConfig, device: str) -> int:
-    """Devices of one engine."""
+    """Return the number of devices of one engine."""
     return engine.tensor_parallel_size * engine.pipeline_parallel_size if device == "cuda" else 1

@@ -1,7 +1,8 @@
-"""One vLLM engine in this process, stepped by one thread and fed by many.
+"""Run one vLLM engine in this process, stepped by one thread and fed by many.
 
-The engine lives and dies with its process, so nothing outlives a killed worker. Requests carry exact prompt token ids and a
-seed of their own; answers keep every sampled id, the end token included, and their text is those ids decoded once.
+- The engine ends with its process, so nothing outlives a killed worker.
+- Requests carry exact prompt token ids and a seed.
+- Answers keep every sampled id, the end token included. Their text is these ids decoded once.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _COUNT_PERIOD_S = 0.5
 
 
 class RefusedRequestError(UserError):
-    """One request that vLLM does not take; the engine and all other requests go on."""
+    """A request refused by vLLM; the engine and all other requests go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One answer to draw: its prompt ids and seed, and a decoding where it is not the engine's."""
+    """A request for one answer: prompt ids, seed, and a decoding unless it is the engine's."""
 
     prompt_token_ids: tuple[int, ...]
     seed: int
@@ -45,10 +46,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the engine drew; the end token, if the model ended by itself, is the last id.
+    """An answer; its last id is the end token, if the model ended by itself.
 
-    `text` is the ids decoded together, without the end token and without special tokens, neither stripped nor tidied. Of
-    special tokens only the names of those stay that mark reasoning; text between two of them is decoded together.
+    `text` is the ids decoded together, without the end token and without special tokens. Special
+    tokens marking reasoning keep their names; the text between two of them is decoded together.
     """
 
     output_token_ids: tuple[int, ...]
@@ -57,16 +58,19 @@ class Answer:
 
 
 def sample_seed(run_seed: int, prompt_id: str, sample_index: int) -> int:
-    """The seed of one sample, 63 bits, from the run's seed and the sample's key alone, so re-sharding changes nothing."""
+    """Return the seed of a sample, 63 bits.
+
+    It follows from the run's seed and the sample's key alone, so re-sharding changes nothing.
+    """
     digest = hashlib.sha256(f"{run_seed}\0{prompt_id}\0{sample_index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Engine:
-    """vLLM behind a queue: `submit` from any thread, a future comes back; a failing engine ends its process.
+    """vLLM behind a queue: `submit` from any thread returns a future.
 
-    Ending the process is deliberate: the pool restarts it with a clean device, and counts the crash.
-    `tokens_drawn` counts the tokens of all requests so far, those in flight included.
+    A failure of the engine ends its process, and the pool restarts it with a clean device and
+    counts the crash. `tokens_drawn` counts the tokens of all requests, those in flight included.
     """
 
     def __init__(
@@ -87,12 +91,14 @@ class Engine:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:
             raise explain(error, directory) from error
-        self._end_tokens = sorted(
-            ends.named(tokenizer, model.end_tokens)
-        )  # vLLM adds those of the model
-        self._decode, self._marks = answers.text_decoder(tokenizer), special_marks(tokenizer)
-        self._decoding, self._exactly = decoding, truncates_exactly(engine)
-        self._max_tokens, self._max_model_len = max_tokens, model.max_model_len
+        # vLLM adds the end tokens of the model.
+        self._end_tokens = sorted(ends.named(tokenizer, model.end_tokens))
+        self._decode = answers.text_decoder(tokenizer)
+        self._marks = special_marks(tokenizer)
+        self._decoding = decoding
+        self._exactly = truncates_exactly(engine)
+        self._max_tokens = max_tokens
+        self._max_model_len = model.max_model_len
         self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = (
             queue.SimpleQueue()
         )
@@ -101,7 +107,8 @@ class Engine:
         self._delivered = 0
         self._counted = 0.0
         self.tokens_drawn = 0
-        self._next_id, self._moved = 0, time.monotonic()
+        self._next_id = 0
+        self._moved = time.monotonic()
         threading.Thread(
             target=self._watch, args=(engine.stall_s,), name="stall", daemon=True
         ).start()
@@ -118,20 +125,21 @@ class Engine:
         print(f"engine ready at {time.time():.3f}", file=sys.stderr, flush=True)
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Queue a request; the future holds its answer, or a RefusedRequestError where vLLM does not take this one."""
+        """Queue a request; the future has its answer, or a RefusedRequestError."""
         future: Future[Answer] = Future()
         self._incoming.put((request, future))
         return future
 
     def close(self) -> None:
-        """Finish what was queued, stop the thread, and let go of memory and of worker processes on other devices."""
+        """Finish queued requests, stop the thread, and free memory and workers on other devices."""
         self._incoming.put(None)
         self._thread.join()
         self._engine.engine_core.shutdown()
 
     def _live(self, arguments: dict[str, Any], ready: Future[Any]) -> None:
-        """Build the engine and step it, both in this thread: each thread has a pool of OpenMP threads of its own, and two of
-        them on the same cores have those of the other wait asleep, which made every step on a CPU slower.
+        """Build the engine and step it, both in this thread.
+
+        Each thread has a pool of OpenMP threads. Two pools on the same cores make each step slower.
         """
         try:
             from vllm import EngineArgs
@@ -141,7 +149,8 @@ class Engine:
         except BaseException as error:
             ready.set_exception(error)
             return
-        self._moved, self._built = time.monotonic(), True
+        self._moved = time.monotonic()
+        self._built = True
         ready.set_result(self._engine)
         self._loop()
 
@@ -158,7 +167,10 @@ class Engine:
             end_process(one_line(error))
 
     def _count(self) -> None:
-        """Refresh `tokens_drawn` twice a second; vLLM is asked for final outputs only, so it is read from its states."""
+        """Refresh `tokens_drawn` twice a second.
+
+        vLLM returns final outputs only, so tokens in flight are read from its request states.
+        """
         if self._running and self._moved - self._counted < _COUNT_PERIOD_S:
             return
         self._counted = self._moved
@@ -168,19 +180,23 @@ class Engine:
         )
 
     def _watch(self, stall_s: float) -> None:
-        """End the process where a start or a step does not come back: a device or a network may hang for ever."""
+        """End the process if a start or a step hangs, as with a failing device or network."""
         while time.monotonic() - self._moved < stall_s or (self._built and not self._running):
             time.sleep(min(stall_s / 4, 30.0))
         end_process(f"nothing came back for {stall_s:g} s (engine.stall_s)")
 
     def _take_in(self) -> bool:
-        """Move waiting requests into the engine, blocking only when it has nothing to do; False when closed and empty."""
+        """Move queued requests into the engine, and block only while it has none.
+
+        Returns False once it is closed and has no request left.
+        """
         while True:
             try:
                 item = self._incoming.get(block=not self._running)
             except queue.Empty:
                 return True
             if item is None:
+                # Closed. The mark stays for the next look, until all requests have ended.
                 self._incoming.put(None)
                 return bool(self._running)
             self._moved = time.monotonic()
@@ -195,7 +211,8 @@ class Engine:
         try:
             if length >= self._max_model_len:
                 raise ValueError(
-                    f"its {length} tokens leave no room for an answer in model.max_model_len {self._max_model_len}"
+                    f"its {length} tokens leave no room for an answer in model.max_model_len "
+                    f"{self._max_model_len}"
                 )
             limit = min(self._max_tokens, self._max_model_len - length)
             drawn = decoding_params(request.decoding or self._decoding, exactly=self._exactly)
@@ -226,7 +243,10 @@ class Engine:
 
 
 def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
-    """A decoding as vLLM's sampling parameters; texts are not put together token by token, only finished answers come back."""
+    """Return the sampling parameters of a decoding.
+
+    vLLM returns finished answers only, and decodes no text.
+    """
     from vllm.sampling_params import RequestOutputKind
 
     params = {
@@ -242,11 +262,12 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
 
 
 def _bind_threads(cpus: float) -> None:
-    """Keep each OpenMP thread on a core of its own where this engine has all cores there are.
+    """Bind each OpenMP thread to a core, if this engine has all cores.
 
-    A daemon that wakes up would otherwise have two of them share a core for some milliseconds, and each waits for the other.
-    OpenMP reads its environment when torch is loaded: set later, it reaches some of its libraries and all threads share one core.
-    Engines that share a machine would all be bound to the same cores.
+    - Otherwise a daemon makes two threads share a core for milliseconds, and all others wait.
+    - OpenMP reads its environment when torch is loaded. Set later, it reaches some libraries only,
+      and all threads share one core.
+    - Engines sharing a machine would be bound to the same cores.
     """
     if "torch" not in sys.modules and round(cpus) >= len(os.sched_getaffinity(0)):
         os.environ.setdefault("OMP_PROC_BIND", "true")

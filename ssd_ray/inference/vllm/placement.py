@@ -1,8 +1,11 @@
-"""What Ray reserves for one engine: plain resources on one device, a placement group with one bundle a worker on several.
+"""Reserve resources of Ray for an engine: plain on one device, a placement group on several.
 
-A tensor- or pipeline-parallel engine is an actor in the first bundle and, in each bundle, a worker that vLLM starts as an actor
-of that actor: Ray ends them with it, and a restarted engine finds the same group. A group outlives its engine, so whoever
-starts engines calls `reap` now and then, and `release` at the end. Talks to Ray; writes nothing.
+- A parallel engine is an actor in the first bundle. vLLM starts a worker actor in each bundle.
+- The actor owns the workers: Ray ends them with it, and a restarted engine uses the same group.
+- A group outlives its engine. Whoever starts engines calls `reap` now and then, and `release`
+  at the end.
+
+Talks to Ray; writes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ _YOUNG_S = 60
 
 @dataclass(frozen=True)
 class Resources:
-    """`remote_args` are Ray Data's for the engine's actors, `cpus` and `gpus` what one engine takes in all."""
+    """Resources of one engine: CPUs, GPUs, and the options of its actor in Ray Data."""
 
     cpus: float
     gpus: float
@@ -29,7 +32,10 @@ class Resources:
 
 
 def engine_resources(engine: EngineConfig, device: str) -> Resources:
-    """What one engine needs; on several GPUs, `groups` has to be released when no engine is needed any more."""
+    """Return the resources of one engine.
+
+    On several GPUs, `groups` has to be released once no engine is needed.
+    """
     if device == "cpu":
         return Resources(engine.cpus, 0, {"num_cpus": engine.cpus})
     if (gpus := num_workers(engine, device)) == 1:
@@ -40,16 +46,19 @@ def engine_resources(engine: EngineConfig, device: str) -> Resources:
 
 @dataclass(frozen=True)
 class PlacementGroups:
-    """Called for each engine that is started: a new group, and the options of the actor that goes into its first bundle.
+    """Make a placement group for each starting engine, as an options function of Ray Data.
 
-    Groups and engines share names, by which copies of this object in other places find them.
+    Groups and engines share names, by which copies of this object elsewhere find them.
     """
 
     bundles: tuple[dict[str, float], ...]
     prefix: str = field(default_factory=lambda: f"engine-{uuid.uuid4().hex[:12]}")
 
     def __call__(self) -> dict[str, Any]:
-        """Reserve a group, which may wait for the cluster to grow, and return the engine's actor options."""
+        """Reserve a group and return the options of its engine.
+
+        Ray may wait for the cluster to grow.
+        """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -61,12 +70,13 @@ class PlacementGroups:
         return {"name": name, "scheduling_strategy": strategy}
 
     def reap(self, young_s: float = _YOUNG_S) -> int:
-        """Give back the groups whose engine is gone for good, except where it may not have started yet; returns how many."""
+        """Release groups without an engine, except young ones, and return their number."""
         import ray
 
         gone = 0
         for name in self._names():
             old = time.time() - int(name.rsplit("-", 2)[1]) >= young_s
+            # An engine that restarts keeps its name, so its group stays.
             try:
                 ray.get_actor(name)
             except ValueError:
@@ -76,7 +86,7 @@ class PlacementGroups:
         return gone
 
     def release(self) -> None:
-        """Give back every group, and end what still runs in them."""
+        """Release every group, and end processes still running in them."""
         for name in self._names():
             _remove(name)
 

@@ -1,8 +1,9 @@
-"""The exact sampler as vLLM's logits processor: top-k and top-p without the full sort, in vLLM's order and with its draws.
+"""Truncate to top-k and top-p as a logits processor of vLLM, without the full sort.
 
-vLLM divides by the temperature, then calls the processors that leave the largest logit in place, then truncates, then draws.
-A request that carries its k and p in `extra_args` is truncated by this processor and asks vLLM for no truncation, so the
-noise falls on the same survivors and the tokens are the same. Greedy requests are taken before it.
+- vLLM divides by the temperature, calls processors keeping the largest logit, truncates, draws.
+- A request carries its k and p in `extra_args`, and asks vLLM itself for no truncation.
+- So the noise falls on the same survivors, and the tokens are the same as vLLM's.
+- Greedy requests are taken before it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ _TOP_K, _TOP_P = "exact_top_k", "exact_top_p"
 
 
 def exact_arguments(top_k: int | None, top_p: float) -> dict[str, Any]:
-    """The arguments of a request's SamplingParams that leave truncation to this processor."""
+    """Return sampling arguments for truncation by this processor."""
     return {"top_k": 0, "top_p": 1.0, "extra_args": {_TOP_K: top_k, _TOP_P: top_p}}
 
 
 class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
-    """Truncates the rows of the batch whose requests ask for it, each with its own k and p."""
+    """Truncate the rows of requests with a k or p of their own."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a k or p that truncates nothing or everything.
+        """Refuse a k or p outside its range.
 
         Raises:
             ValueError: k below 1, or p outside of (0, 1].
@@ -36,7 +37,8 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         chosen = _choice(sampling_params)
         if chosen and ((chosen[0] is not None and chosen[0] < 1) or not 0 < chosen[1] <= 1):
             raise ValueError(
-                f"{_TOP_K} must be at least 1 and {_TOP_P} in (0, 1]; got {chosen[0]} and {chosen[1]}"
+                f"{_TOP_K} must be at least 1 and {_TOP_P} in (0, 1]; "
+                f"got {chosen[0]} and {chosen[1]}"
             )
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -45,11 +47,14 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         self._bounds: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def is_argmax_invariant(self) -> bool:
-        """The most likely token always survives; so vLLM calls this after the temperature, and not for greedy batches."""
+        """Return True: the most likely token survives.
+
+        So vLLM calls this after the temperature, and not for greedy batches.
+        """
         return True
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow requests as they enter, leave and change places in the batch."""
+        """Track requests as they enter, leave, and move in the batch."""
         if process_dict_updates(self._chosen, batch_update, lambda params, _, __: _choice(params)):
             self._bounds = None
 
@@ -71,8 +76,8 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
 
 
 def _choice(params: SamplingParams) -> tuple[int | None, float] | None:
-    """The k and p that a request leaves to this processor; None where it leaves none."""
-    asked = params.extra_args or {}
-    if _TOP_P not in asked:
+    """Return the k and p of a request for this processor; None if it has none."""
+    arguments = params.extra_args or {}
+    if _TOP_P not in arguments:
         return None
-    return asked[_TOP_K], asked[_TOP_P]
+    return arguments[_TOP_K], arguments[_TOP_P]

@@ -1,7 +1,7 @@
-"""Top-k, then top-p, of tempered logits, exactly and without sorting the vocabulary.
+"""Truncate tempered logits to top-k, then top-p, exactly and without sorting the vocabulary.
 
-One idea: what survives lies among a row's few largest logits, so those are fetched, ordered and cut, and everything else is
-masked. A row whose survivors cannot be told from so few is looked at again, wider, at last whole. Pure torch on tensors.
+One idea: survivors are among the few largest logits of a row. Those are fetched, sorted, and cut;
+all others are masked. A row whose survivors may lie beyond is repeated with more, at last with all.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ import torch
 from torch import Tensor
 
 _TIES = 32
-"""Places fetched beyond the k-th, for logits that equal it."""
+"""Logits fetched beyond the k-th, for its ties."""
 _NUCLEUS = 256
-"""Places fetched where there is no k."""
+"""Logits fetched if there is no k."""
 _WIDER = 8
 
 
 def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set every logit that does not survive to minus infinity, in place, and return the same tensor.
+    """Set every logit outside top-k and top-p to minus infinity, in place.
 
-    Keeps each row's k largest with all ties of the k-th, then of these the smallest set of the most likely whose mass is at
-    least p. The largest always stays. This is vLLM's operator (2604.01193, appendix A), except that where equal logits lie on
-    both sides of p those with the larger index stay, which vLLM's sort leaves open.
+    Keeps the k largest logits of a row with all ties of the k-th. Keeps of these the smallest
+    set of the most likely with a mass of at least p, and always the largest. This is vLLM's operator
+    (2604.01193, appendix A), except for equal logits on both sides of p: those with the larger
+    index survive; vLLM's sort leaves this open.
 
     Args:
         logits: float32, (rows, vocabulary), already divided by the temperature.
         top_k: int64, (rows,); the size of the vocabulary or more keeps all.
         top_p: float32, (rows,), in (0, 1]; 1 keeps all.
+
+    Returns:
+        The same tensor.
     """
     vocabulary = logits.shape[1]
     limited = top_k < vocabulary
@@ -53,13 +57,13 @@ def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 def _survivors(
     scores: Tensor, top_k: Tensor, top_p: Tensor, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `width` largest logits of each row with those that fall set to minus infinity, their ids, and which rows are sure."""
+    """Return the `width` largest logits of each row, masked, their ids, and the settled rows."""
     vocabulary = scores.shape[1]
     values, ids = scores.topk(width, dim=1)
     limited = top_k < vocabulary
     kth = values.gather(1, (top_k.clamp(max=width) - 1).unsqueeze(1)).squeeze(1)
     kth = torch.where(limited, kth, -torch.inf)
-    # Rising, equal logits by rising index: as a stable sort of the whole vocabulary would have them.
+    # Rising, and equal logits by rising index, as in a stable sort of the vocabulary.
     ids, order = ids.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, stable=True)
     ids = ids.gather(1, order)
@@ -67,7 +71,7 @@ def _survivors(
     if bool((top_p < 1).any()):
         kept &= ~_outside_nucleus(scores, values, kept, limited, top_p)
     smallest = values[:, 0]
-    # Sure are: a k-th above the smallest fetched; without a k, a nucleus that ends above it.
+    # A row is settled if its k-th, or the end of its nucleus, is above the smallest fetched.
     border = torch.where(limited, kth, torch.where(kept, values, torch.inf).amin(1))
     settled = border > smallest if width < vocabulary else torch.ones_like(limited)
     return values.masked_fill_(~kept, -torch.inf), ids, settled
@@ -76,7 +80,10 @@ def _survivors(
 def _outside_nucleus(
     scores: Tensor, values: Tensor, kept: Tensor, limited: Tensor, top_p: Tensor
 ) -> Tensor:
-    """Which of the rising `values` top-p drops: those up to which, from the least likely on, the mass is at most 1 - p."""
+    """Return a mask of the rising `values` dropped by top-p.
+
+    From the least likely on, values are dropped while their mass is at most 1 - p.
+    """
     total = values.masked_fill(~kept, -torch.inf).logsumexp(1)
     if not bool(limited.all()):
         total = torch.where(limited, total, scores.logsumexp(1))

@@ -1,1 +1,1 @@
-"""The work of an engine: the queue of prompts, units of it, the journal of drawn answers, shards."""
+"""The work of engines: the queue, work units, the journal of finished answers, shards."""

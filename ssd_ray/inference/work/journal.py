@@ -1,7 +1,9 @@
-"""Finished answers of unfinished units, one line each, so that a killed engine's work is taken over and not drawn again.
+"""Journal the finished answers of unfinished units, for another engine to take over.
 
-A journal belongs to one engine and one unit, and goes when the unit's shard is on record. A line is the CRC-32 of its JSON
-and the JSON; what does not check (a torn last line) was not finished. Reads and writes `.journal/` of the artifact.
+- A journal belongs to one engine and one unit. It is removed once the shard is on record.
+- A line is the CRC-32 of its JSON, and the JSON. A torn last line fails the check.
+
+Reads and writes `.journal/` of the artifact.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from ssd_ray.inference.vllm.engine import Answer
 
 
 def encode(position: int, answer: Answer) -> bytes:
-    """One line, without its end."""
+    """Encode one line, without its end."""
     text = json.dumps([position, vars(answer)], separators=(",", ":")).encode()
     return b"%08x %s" % (zlib.crc32(text), text)
 
 
 def decode(line: bytes) -> tuple[int, Answer] | None:
-    """Position and answer; None where the line is not what was written."""
+    """Decode a line into position and answer; None if its checksum differs."""
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
@@ -31,7 +33,7 @@ def decode(line: bytes) -> tuple[int, Answer] | None:
 
 
 class Journal:
-    """The answers of one unit that this engine has finished."""
+    """Answers of one unit, finished by this engine."""
 
     def __init__(self, out: Path, span: Span, engine: str) -> None:
         directory = out / ".journal"
@@ -39,33 +41,34 @@ class Journal:
         self._path = directory / f"{span.name}.{engine}.jsonl"
 
     def append(self, position: int, answer: Answer) -> None:
-        """Keep an answer; what is appended survives the death of this process."""
+        """Append an answer; it then survives a crash of this process."""
         append_line(self._path, encode(position, answer), durable=False)
 
     def remove(self) -> None:
-        """The unit is on record."""
+        """Remove the journal of a unit on record."""
         self._path.unlink(missing_ok=True)
 
 
 def recover(out: Path, span: Span) -> dict[int, Answer]:
-    """The answers at positions of `span` that any engine finished and that no shard has, by position."""
-    found = {}
+    """Return finished answers by position, of any engine, missing in all shards."""
+    answers = {}
     for path in (out / ".journal").glob(f"{span.source}.*.jsonl"):
         if span_of(path).overlaps(span):
             for line in path.read_bytes().splitlines():
+                # A torn line belongs to an answer that was not finished.
                 entry = decode(line)
                 if entry is not None and span.start <= entry[0] < span.stop:
-                    found[entry[0]] = entry[1]
-    return found
+                    answers[entry[0]] = entry[1]
+    return answers
 
 
 def span_of(path: Path) -> Span:
-    """The unit that a journal belongs to, from its name."""
+    """Return the unit of a journal, from its name."""
     source, positions, _, _ = path.name.rsplit(".", 3)
     start, _, stop = positions.partition("-")
     return Span(source, int(start), int(stop))
 
 
 def spans(out: Path) -> set[Span]:
-    """Units that have a journal."""
+    """Return the units with a journal."""
     return {span_of(path) for path in (out / ".journal").glob("*.jsonl")}

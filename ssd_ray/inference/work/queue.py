@@ -1,7 +1,9 @@
-"""Units of work from shards of prompts, handed on while the prompts are still being written.
+"""Hand out work units while their prompts are still being rendered.
 
-Runs in a Ray task beside the driver, which sees neither rows nor keys. Never more than `window` units are handed out and not
-yet on record, which bounds rows and bytes in flight whatever the number of prompts. Reads Parquet footers and the ledger.
+- Runs in a Ray task next to the driver. The driver sees neither rows nor keys.
+- At most `window` units are in flight. This bounds memory, whatever the number of prompts.
+
+Reads Parquet footers and the ledger.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """What is to be drawn: `samples` answers to every prompt in a directory, and how that is cut up."""
+    """Answers to draw to every prompt of a directory, and how they are cut into units."""
 
     prompts: Path
     out: Path
@@ -39,19 +41,23 @@ class SamplingPlan:
 
 
 def prompt_rows(path: Path) -> int:
-    """Rows of a prompt shard, from its footer."""
+    """Return the number of rows of a prompt shard, from its footer."""
     return sum(row_groups(path))
 
 
 def growing(prompts: Path) -> Iterator[Path | None]:
-    """The shards of a directory in order, as they appear, until its manifest stands; None while there is none to give."""
+    """Yield the shards of a growing directory in order, until its manifest exists.
+
+    Yields None while there is no new shard.
+    """
     seen: set[Path] = set()
     while True:
-        whole = (prompts / "manifest.json").exists()  # looked for first: shards come before it
+        # Checked before the shards are listed, since the manifest is written after them.
+        complete = (prompts / "manifest.json").exists()
         fresh = [path for path in shards.shard_paths(prompts) if path not in seen]
         seen.update(fresh)
         yield from fresh
-        if whole:
+        if complete:
             return
         yield None
 
@@ -59,30 +65,30 @@ def growing(prompts: Path) -> Iterator[Path | None]:
 def units(
     plan: SamplingPlan, covered: Mapping[str, list[tuple[int, int]]]
 ) -> Iterator[Span | None]:
-    """Every span that is not covered, at most `plan.shard_rows` long; None while there is none to give."""
+    """Yield every uncovered span, at most `plan.shard_rows` long; None while there is none."""
     for path in growing(plan.prompts):
         if path is None:
             yield None
             continue
-        whole = Span(path.stem, 0, prompt_rows(path) * plan.samples)
-        yield from ledger.uncovered(whole, covered.get(path.stem, ()), plan.shard_rows)
+        shard = Span(path.stem, 0, prompt_rows(path) * plan.samples)
+        yield from ledger.uncovered(shard, covered.get(path.stem, ()), plan.shard_rows)
 
 
-class _Out:
-    """Units that are handed out and not on record, at most as many as the window, and those that engines gave back."""
+class _InFlight:
+    """Units handed out and not on record yet, and units given back by engines."""
 
     def __init__(self, plan: SamplingPlan) -> None:
-        self._recorded, self._handed_back = (
-            ledger.tail(plan.out),
-            ledger.Tail(_returned(plan.out), _parse),
-        )
-        self._units, self._window = set[Span](), plan.window
+        self._recorded = ledger.tail(plan.out)
+        self._handed_back = ledger.Tail(_returned(plan.out), _parse)
+        self._units: set[Span] = set()
+        self._window = plan.window
         self.again: deque[Span] = deque()
+        # Earlier lines belong to earlier attempts.
         for _ in (*self._recorded.new(), *self._handed_back.new()):
-            pass  # what stood there before belongs to earlier attempts
+            pass
 
     def look(self) -> None:
-        """Take in what came on record and what was given back."""
+        """Read new records and units given back."""
         self._units.difference_update(record.span for record in self._recorded.new())
         for span in self._handed_back.new():
             if span in self._units:
@@ -91,57 +97,62 @@ class _Out:
 
     @property
     def is_full(self) -> bool:
-        """Whether no unit may be handed out."""
+        """True if no unit may be handed out."""
         return len(self._units) >= self._window
 
     def handed(self, unit: Span) -> Span:
-        """The unit, which is out from now on."""
+        """Count a unit as in flight and return it."""
         self._units.add(unit)
         return unit
 
     def rest(self) -> Iterator[None]:
-        """None until every unit is on record."""
+        """Yield None until every unit is on record."""
         while self._units or self.again:
             yield None
             self.look()
 
 
 def paced(plan: SamplingPlan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[Span]:
-    """Units as fast as they are drawn, and again those that engines give back, until all are on record."""
-    out, pause = _Out(plan), _SHORTEST_PAUSE_S
-    for span in chain(units(plan, covered), _end(plan.out), out.rest()):
-        out.look()
-        while out.again or (span is not None and out.is_full):
-            if out.again and not out.is_full:
+    """Yield units as fast as they are drawn, and those given back, until all are on record."""
+    in_flight = _InFlight(plan)
+    pause = _SHORTEST_PAUSE_S
+    for span in chain(units(plan, covered), _end(plan.out), in_flight.rest()):
+        in_flight.look()
+        # Units given back go first, and none goes out while the window is full.
+        while in_flight.again or (span is not None and in_flight.is_full):
+            if in_flight.again and not in_flight.is_full:
                 pause = _SHORTEST_PAUSE_S
-                yield out.handed(out.again.popleft())
+                yield in_flight.handed(in_flight.again.popleft())
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-            out.look()
+            in_flight.look()
         if span is None:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:
             pause = _SHORTEST_PAUSE_S
-            yield out.handed(span)
+            yield in_flight.handed(span)
 
 
 def _end(out: Path) -> Iterator[None]:
-    """Nothing, and the word that this was all."""
+    """Yield nothing, and mark all units as handed out."""
     (_returned(out) / all_out(out).name).touch()
     yield from ()
 
 
 def give_back(out: Path, engine: str, span: Span) -> None:
-    """An engine says that it does not draw a unit, so that another one may."""
+    """Give a unit back, for another engine to draw."""
     ledger.append_line(
         _returned(out) / f"{engine}.jsonl", json.dumps(asdict(span)).encode(), durable=False
     )
 
 
 def all_out(out: Path) -> Path:
-    """The file that is there once every unit was handed out: what comes after is only what engines give back."""
+    """Return the file marking all units as handed out.
+
+    Once it exists, only units given back by engines are handed out.
+    """
     return out / _RETURNED / "all-out"
 
 
@@ -156,7 +167,7 @@ def _parse(line: bytes) -> Span | None:
 
 
 def emit(batch: pa.Table) -> Iterator[pa.Table]:
-    """The task that Ray Data runs: a pickled plan and coverage in, one table of one row a unit out."""
+    """Run as a task of Ray Data: pickled plan and coverage in, one table row for each unit out."""
     import pyarrow as pa
 
     plan, covered = pickle.loads(batch.column("plan")[0].as_py())
@@ -165,6 +176,6 @@ def emit(batch: pa.Table) -> Iterator[pa.Table]:
 
 
 def span_of(batch: pa.Table) -> Span:
-    """The unit that a worker was handed."""
+    """Return the unit in a batch."""
     row: dict[str, Any] = batch.to_pylist()[0]
     return Span(row["source"], row["start"], row["stop"])

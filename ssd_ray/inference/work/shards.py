@@ -1,7 +1,6 @@
-"""Drawn answers as one shard of completions and its line in the ledger.
+"""Write the answers of a unit as one shard of completions, and its line in the ledger.
 
-Columns are put together directly, without a row object each, because at a million rows that is most of the time. Writes a
-Completion shard.
+Columns are built directly. At a million rows, an object for each row would take most of the time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ssd_ray.schema import Completion, Prompt, arrow_schema
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """An answer with the key that it belongs to."""
+    """An answer with its key."""
 
     prompt: Prompt
     sample_index: int
@@ -37,7 +36,9 @@ def write_completions(
     *,
     before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the shard of a unit whole, then put it on record; `before` is called before each of the two.
+    """Write the shard of a unit, then put it on record.
+
+    `before` is called before each of the two writes.
 
     Raises:
         UserError: the directory is not writable or the disk is full.
@@ -45,16 +46,17 @@ def write_completions(
     import pyarrow as pa
 
     columns = {
-        "prompt_id": [one.prompt.prompt_id for one in drawn],
-        "sample_index": [one.sample_index for one in drawn],
-        "seed": [one.seed for one in drawn],
-        "source": [one.prompt.source for one in drawn],
-        "difficulty": [one.prompt.difficulty for one in drawn],
-        "prompt_token_ids": [one.prompt.token_ids for one in drawn],
-        "output_token_ids": [one.answer.output_token_ids for one in drawn],
-        "text": [one.answer.text for one in drawn],
-        "finish_reason": [one.answer.finish_reason for one in drawn],
+        "prompt_id": [row.prompt.prompt_id for row in drawn],
+        "sample_index": [row.sample_index for row in drawn],
+        "seed": [row.seed for row in drawn],
+        "source": [row.prompt.source for row in drawn],
+        "difficulty": [row.prompt.difficulty for row in drawn],
+        "prompt_token_ids": [row.prompt.token_ids for row in drawn],
+        "output_token_ids": [row.answer.output_token_ids for row in drawn],
+        "text": [row.answer.text for row in drawn],
+        "finish_reason": [row.answer.finish_reason for row in drawn],
     }
+    # `before` ends the process if another attempt has taken over.
     before()
     path, data = shards.write_table(
         out, unit.name, pa.table(columns, schema=arrow_schema(Completion))
@@ -65,9 +67,9 @@ def write_completions(
         rows=len(drawn),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        prompt_tokens=sum(len(one.prompt.token_ids) for one in drawn),
-        output_tokens=sum(len(one.answer.output_token_ids) for one in drawn),
-        finish_reasons=dict(Counter(one.answer.finish_reason for one in drawn)),
+        prompt_tokens=sum(len(row.prompt.token_ids) for row in drawn),
+        output_tokens=sum(len(row.answer.output_token_ids) for row in drawn),
+        finish_reasons=dict(Counter(row.answer.finish_reason for row in drawn)),
         failed=failed,
     )
     before()

@@ -1,4 +1,7 @@
-"""One unit of work while it is drawn: its prompts, what is answered, what is missing, what cannot be. Reads Prompt shards."""
+"""A work unit in progress: its prompts, answers, missing positions, failures.
+
+Reads Prompt shards.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from pathlib import Path
 
 from ssd_ray.artifacts.ledger import Failure, Span
 from ssd_ray.artifacts.shards import read_table_of
-from ssd_ray.inference.crashes.attribution import ALONE_DEATHS, SUSPECT_DEATHS
+from ssd_ray.inference.crashes.attribution import ALONE_CRASHES, SUSPECT_CRASHES
 from ssd_ray.inference.vllm.engine import Answer, sample_seed
 from ssd_ray.inference.work.shards import Drawn
 from ssd_ray.schema import Prompt, from_table
 
 
 class WorkUnit:
-    """The answers of one unit while it is drawn, by position."""
+    """Answers of one unit by position, while they are drawn."""
 
     def __init__(
         self, span: Span, prompts: Mapping[int, Prompt], samples: int, answers: dict[int, Answer]
@@ -27,29 +30,29 @@ class WorkUnit:
         self._samples = samples
 
     def missing(self) -> Iterator[Span]:
-        """What is left, one span for each prompt that has positions without an answer."""
+        """Yield one span for each prompt with unanswered positions."""
         position = self.span.start
         while position < self.span.stop:
             end = min(self.span.stop, position - position % self._samples + self._samples)
-            there = [
+            open_positions = [
                 at
                 for at in range(position, end)
                 if at not in self.answers and at not in self.reasons
             ]
-            for start, stop in _runs(there):
+            for start, stop in _runs(open_positions):
                 yield Span(self.span.source, start, stop)
             position = end
 
-    def leave_out(self, prompt_ids: frozenset[str]) -> None:
-        """Give up on prompts that end engines."""
+    def quarantine(self, prompt_ids: frozenset[str]) -> None:
+        """Fail the open positions of prompts crashing engines."""
         for position, prompt in self.prompts.items():
             if prompt.prompt_id in prompt_ids and position not in self.answers:
                 self.reasons[position] = (
-                    f"the engine died {ALONE_DEATHS} times with this prompt alone in it"
+                    f"the engine crashed {ALONE_CRASHES} times with this prompt alone in it"
                 )
 
     def drawn(self, seed: int) -> list[Drawn]:
-        """Every answer with its key, in order."""
+        """Return every answer with its key, by position."""
         return [
             Drawn(
                 prompt=self.prompts[position],
@@ -61,7 +64,7 @@ class WorkUnit:
         ]
 
     def failures(self) -> tuple[Failure, ...]:
-        """Every answer that could not be drawn."""
+        """Return every failed answer with its reason."""
         return tuple(
             Failure(
                 prompt_id=self.prompts[position].prompt_id,
@@ -73,7 +76,7 @@ class WorkUnit:
 
 
 def read_prompts(directory: Path, unit: Span, samples: int) -> dict[int, Prompt]:
-    """The prompts of a unit, by position."""
+    """Read the prompts of a unit, by position."""
     first, last = unit.start // samples, (unit.stop - 1) // samples
     table = read_table_of(directory / f"{unit.source}.parquet", Prompt, memory_map=True).slice(
         first, last - first + 1
@@ -84,15 +87,16 @@ def read_prompts(directory: Path, unit: Span, samples: int) -> dict[int, Prompt]
     }
 
 
-def groups(suspects: list[Span], deaths: int) -> Iterator[list[Span]]:
-    """Suspects in groups of about the root of their number, one by one once that has not told."""
-    size = isqrt(len(suspects)) if deaths == SUSPECT_DEATHS else 1
+def groups(suspects: list[Span], crashes: int) -> Iterator[list[Span]]:
+    """Bisect suspects: groups of sqrt(n) first, single prompts once a group has crashed."""
+    # Groups of sqrt(n) need the fewest crashes to find one culprit, about 2 * sqrt(n).
+    size = isqrt(len(suspects)) if crashes == SUSPECT_CRASHES else 1
     for start in range(0, len(suspects), size):
         yield suspects[start : start + size]
 
 
 def _runs(positions: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring positions as (first, last + 1)."""
+    """Yield runs of neighboring positions as (first, last + 1)."""
     start = stop = -1
     for position in positions:
         if position != stop:
