@@ -56,9 +56,9 @@ class Pool:
 def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
     """Return the number of units in progress to keep an engine's batch full.
 
-    Answers of a unit end one after another. With exponential lengths, as of reasoning, the longest of
-    n     is 1 + 1/2 + ... + 1/n of the mean, about 1 + ln n. A unit is in progress for so many times the
-    mean, and at its end one answer is left.
+    Answers of a unit end one after another. With exponential lengths, as of reasoning, the longest
+    of n is 1 + 1/2 + ... + 1/n of the mean, about 1 + ln n. A unit is in progress for so many times
+    the mean, and at its end one answer is left.
     """
     return 1 + ceil(max_num_seqs / shard_rows * (1 + log(shard_rows)))
 
@@ -202,7 +202,7 @@ def _context(context: Any, execution_id: str, pool: Pool) -> Any:
     ]
     # Users read the exceptions of engines.
     context.raise_original_map_exception = True
-    # Start more engines as soon as units wait: Ray Data compares units given with those in progress.
+    # Start more engines as soon as units wait. Ray Data compares units given with those in work.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = (
         pool.concurrent_units + 1
     ) / pool.units_in_hand

@@ -121,7 +121,7 @@ class EngineWorker:
         threading.Thread(target=self._watch_notice, name="notice", daemon=True).start()
 
     def _others_started(self) -> bool:
-        """Return True if another engine of this attempt has started, so this machine is at fault."""
+        """Return True if another engine of this attempt has started: this machine is at fault."""
         engines = heartbeat.read(self._spec.out)
         attempt = [status for status in engines if status.attempt == self._spec.attempt]
         return any(status.ready and status.actor != self._actor for status in attempt)

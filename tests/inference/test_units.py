@@ -64,7 +64,7 @@ def test_at_most_a_window_of_units_is_in_flight(
             plan.out, Span("prompts-00000000", 4 * (len(waited) - 1), min(4 * len(waited), 10))
         )
 
-    monkeypatch.setattr("time.sleep", record)
+    monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=record))
     (plan.prompts / "manifest.json").touch()
     units = queue.paced(plan, {})
     assert _take(units, 2) == [("prompts-00000000", 0, 4), ("prompts-00000000", 4, 8)]
@@ -85,7 +85,7 @@ def test_units_come_before_the_prompts_are_complete(
         (plan.prompts / "manifest.json").touch()
 
     units = queue.units(plan, {"prompts-00000000": [(0, 9)]})
-    monkeypatch.setattr("time.sleep", render)
+    monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=render))
     assert next(units) == Span("prompts-00000000", 9, 10)
     assert next(units) is None
     render(0)
@@ -217,7 +217,7 @@ def test_a_crashing_engine_retries_one_unit_if_others_answer(
     for started in range(2):
         engine = worker.EngineWorker.__new__(worker.EngineWorker)
         engine.__dict__ |= {
-            "_order": types.SimpleNamespace(out=plan.out),
+            "_spec": types.SimpleNamespace(out=plan.out),
             "_actor": "a",
             "_trial": threading.Lock(),
         }
@@ -271,7 +271,7 @@ def test_a_unit_on_record_is_reported_again_to_move_the_window(
     records = ledger.tail(plan.out)
     list(records.new())
     late = types.SimpleNamespace(
-        _order=types.SimpleNamespace(out=plan.out), _report=types.SimpleNamespace(engine="late")
+        _spec=types.SimpleNamespace(out=plan.out), _report=types.SimpleNamespace(engine="late")
     )
     assert worker.EngineWorker._draw_unit(late, unit) == 0  # type: ignore[arg-type]
     assert [record.span for record in records.new()] == [unit]

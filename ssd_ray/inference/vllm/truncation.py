@@ -20,9 +20,9 @@ def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Set every logit outside top-k and top-p to minus infinity, in place.
 
     Keeps the k largest logits of a row with all ties of the k-th. Keeps of these the smallest
-    set of the most likely with a mass of at least p, and always the largest. This is vLLM's operator
-    (2604.01193, appendix A), except for equal logits on both sides of p: those with the larger
-    index survive; vLLM's sort leaves this open.
+    set of the most likely with a mass of at least p, and always the largest. This is vLLM's
+    operator (2604.01193, appendix A), except for equal logits on both sides of p: those with the
+    larger index survive; vLLM's sort leaves this open.
 
     Args:
         logits: float32, (rows, vocabulary), already divided by the temperature.
