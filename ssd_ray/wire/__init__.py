@@ -282,7 +282,8 @@ def members(items: list[object]) -> list[object]:
 
 
 def _dict(pairs: list[object]) -> dict[object, object]:
-    keys, values = [], []
+    keys: list[object] = []
+    values: list[object] = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise MalformedError("an item of a dict is not a pair")

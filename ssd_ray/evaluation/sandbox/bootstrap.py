@@ -64,7 +64,8 @@ with open(int(sys.argv[1]), "rb") as file:
 os.environ.clear()
 # The fork handlers of threading and random are half of a fork's cost. The zygote has one thread, so
 # no lock needs to be replaced, and roles.py seeds random where a program names it.
-register, os.register_at_fork = os.register_at_fork, lambda **_: None
+register = os.register_at_fork
+os.register_at_fork = lambda **_: None
 for name in preloaded:
     __import__(name)
 for name, code in codes.items():

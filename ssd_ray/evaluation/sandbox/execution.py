@@ -190,7 +190,8 @@ class Conversation:
         self._child.stop()
         status, detail = judge(line, self._child, self._limits)
         if status == "ok":
-            status, detail = "runtime_error", detail or "the program ended before it answered"
+            status = "runtime_error"
+            detail = detail or "the program ended before it answered"
         return Execution(status=status, detail=detail, time_s=time_s)
 
 

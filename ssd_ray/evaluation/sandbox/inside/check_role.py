@@ -139,7 +139,7 @@ class Candidate:
                 self._send(["call", names, values])
                 return call
             except wire.UnsupportedValueError:
-                pass  # what is nested deeply crosses as objects only
+                pass  # deeply nested values cross as objects only
         # A fresh one, because `adopt` may have numbered some objects already.
         call = objects.Objects()
         slots, entries = call.write(values)
@@ -148,7 +148,8 @@ class Candidate:
 
     def _answer(self, call: objects.Objects, reply: object) -> object:
         """Return the value of a reply, or raise its exception; for `awaited`, in a coroutine."""
-        awaited, raised = False, None
+        awaited = False
+        raised = None
         match reply:
             case ["awaited", list(inner)]:
                 awaited, reply = True, inner
@@ -164,7 +165,8 @@ class Candidate:
                 raised = self._exception(names, message, arguments)
             case _:
                 raise wire.MalformedError("an answer of no known form")
-        self.num_calls, self.raised = self.num_calls + 1, raised
+        self.num_calls += 1
+        self.raised = raised
         if awaited:
             return _awaited(values[0], raised)
         if raised is not None:

@@ -15,7 +15,7 @@ Messages:
 
 | message | replies |
 |---|---|
-| the time limit of a test in seconds, as an integer | `["loaded"]` |
+| first: the time limit of a test in seconds, an integer | `["loaded"]` |
 | a text for standard input | `["printed", text]` |
 | a list of arguments | `["value", value]`, `["unsupported", reason]` |
 | any | `["error", kind, name, message]`, with kind `load`, `time` or `run` |
@@ -133,10 +133,9 @@ def _converse(
     (code,) = units
     limit_s = receive()
     if "numpy" in code:
-        # Officially it is there before the functions that its import needs are gone.
+        # Its import needs functions that are disabled below. Officially it comes first as well.
         with contextlib.suppress(ImportError):
             __import__("numpy")
-    # After numpy's import, which needs functions that this disables.
     _prepare()
     try:
         method = _load(code, entry_point, limit_s)

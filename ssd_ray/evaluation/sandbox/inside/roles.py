@@ -105,7 +105,7 @@ def _status_of(run: Callable[[], None]) -> int:
         return 1
     except BaseException as error:
         trace = error.__traceback__
-        # The sandbox's own frames come first, and are no business of a reader.
+        # The sandbox's own frames come first, and mean nothing to a reader.
         while trace is not None and trace.tb_frame.f_code.co_filename != "program.py":
             trace = trace.tb_next
         try:
@@ -220,7 +220,8 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
     else:
         call.adopt(values)
     call.mark()
-    num_positional, awaited = len(values) - len(names), False
+    num_positional = len(values) - len(names)
+    awaited = False
     try:
         value = function(
             *values[:num_positional], **dict(zip(names, values[num_positional:], strict=True))
@@ -308,7 +309,8 @@ def _serve_lines(
     serve: Callable[[Callable[[], Any], Callable[[object], None]], None], lines: bytes
 ) -> None:
     """Serve lines from a pipe and drop the replies; both fit into the buffer of a pipe."""
-    requests, replies = os.pipe(), os.pipe()
+    requests = os.pipe()
+    replies = os.pipe()
     os.write(requests[1], lines)
     os.close(requests[1])
     serve(*_conversation(requests[0], replies[1]))

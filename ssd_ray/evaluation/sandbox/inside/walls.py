@@ -327,10 +327,10 @@ def landlock_ruleset(
     Source: Linux, Documentation/userspace-api/landlock.rst.
     """
     abi = landlock_abi()
-    # The kernel refuses an attribute that it does not know, and a larger structure.
+    # The kernel refuses rights and fields unknown to its version of the ABI.
     rights = (1 << _LANDLOCK_FS_BITS.get(abi, 16)) - 1
     attributes = _RulesetAttributes(rights, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0)
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    size = next(size for version, size in ((6, 24), (4, 16), (0, 8)) if abi >= version)
     ruleset = _syscall(
         "landlock", _SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0
     )
