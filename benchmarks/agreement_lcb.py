@@ -37,7 +37,7 @@ from ssd_ray.schema import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One program, what was said of it officially, and, once graded, what is said of it here."""
+    """One program with its official verdict and, once graded, ours."""
 
     problem: Problem
     code: str
@@ -54,7 +54,7 @@ def read_samples(problems: Path, verdicts: Path) -> Iterator[Sample]:
 
 
 def grade_all(samples: list[Sample], limits: Limits, workers: int) -> list[Result]:
-    """What lcb-compat says, in the order of the samples; one sandbox for each worker."""
+    """Return verdicts of lcb-compat in the order of the samples, one sandbox per worker."""
     local = threading.local()
 
     def grade(sample: Sample) -> Result:

@@ -31,7 +31,7 @@ MOST_SHARE, MOST_START_S = 0.05, 30.0
 
 
 def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
-    """One process: go on from a checkpoint if there is one, make steps with one after each, and print what they took."""
+    """Run one process: resume if possible, step, checkpoint after each step, print times."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     from ssd_ray.config import ClusterConfig, TrainConfig

@@ -61,7 +61,7 @@ CLUSTER = ClusterConfig(device="cpu", train_workers=1, cpus_per_train_worker=2)
 def draw(
     directory: Path, prompts: tuple[str, ...], samples: int, decoding: Decoding, max_tokens: int
 ) -> list[Example]:
-    """Samples of each prompt from the model itself, under the same operator that the floor is computed with."""
+    """Draw samples of each prompt under the operator of the floor."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = loading.load_tokenizer(directory)
@@ -102,7 +102,7 @@ def draw(
 
 
 def memorising_floor(rows: list[Example]) -> float:
-    """Nats a token that remain when all of the rows are known by heart: the entropy of what follows each beginning."""
+    """Return nats per token once all rows are memorized: the entropy after each prefix."""
     following: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for row in rows:
         for end in range(row.num_prompt_tokens, len(row.input_ids)):
@@ -117,7 +117,7 @@ def memorising_floor(rows: list[Example]) -> float:
 
 @torch.no_grad()
 def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decoding) -> torch.Tensor:
-    """Sums of the measures over each sequence, and its tokens in the last column: [sequences, measures + 1]."""
+    """Return sums of the measures per sequence: [sequences, measures + 1], tokens last."""
     from transformers import AutoModelForCausalLM
 
     ours, theirs = (
@@ -144,7 +144,10 @@ def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decodi
 def run(
     base: Path, rows: list[Example], decoding: Decoding, folder: Path, **choices: Any
 ) -> list[float]:
-    """Train on the rows in this process; the loss of each step. Held-out measures are in `folder`."""
+    """Train on the rows in this process and return the loss of each step.
+
+    Held-out measures are written to `folder`.
+    """
     from ssd_ray.training.job import Job
     from ssd_ray.training.loop import Worker
 
@@ -174,7 +177,7 @@ def run(
 
 
 def join_a_group_of_one() -> None:
-    """What Ray Train does for a worker, for this process alone."""
+    """Set up a process group of one, as Ray Train does for a worker."""
     from ssd_ray.training.model.engine import prepare_process
 
     with socket.socket() as probe:
@@ -194,7 +197,7 @@ def join_a_group_of_one() -> None:
 
 
 def memorise(base: Path, folder: Path, steps: int) -> dict[str, Any]:
-    """Loss of 32 samples over `steps` full batches, beside both floors."""
+    """Return losses of 32 samples over `steps` full batches, and both floors."""
     decoding = Decoding(temperature=1.0, top_k=20, top_p=0.95)
     rows = draw(base, PROMPTS[:8], 4, decoding, 16)
     schedule = {"learning_rate": 3e-4, "min_learning_rate": 3e-5, "warmup_steps": 2}
@@ -226,7 +229,7 @@ def memorise(base: Path, folder: Path, steps: int) -> dict[str, Any]:
 
 
 def one_pass(base: Path, folder: Path, decoding: Decoding, samples: int) -> dict[str, Any]:
-    """One pass over a model's own samples: how the likelihood of held-out ones moves, and the noise of measuring it."""
+    """Train one pass over own samples and measure the change of held-out likelihood."""
     rows = draw(base, PROMPTS, samples, decoding, 16)
     held = len(rows) // 4
     steps = (len(rows) - held) // 16

@@ -48,15 +48,18 @@ CHANGES = (
     (0.9, 0.95, 0.5),
     (0.1, 0.9, 0.2),
 )
-"""Mean chance before training, mean of the new chances, and the share of problems that get one."""
+"""Mean chance before training, mean of the new chances, share of problems with a new one."""
 KINDS = ("all better", "mostly better", "uncertain, better", "uncertain, equal")
-"""Kinds of the few problems: the trained model solves all of them, or four of five, and the base the others; or their
-chances are uniform for the base, and for the trained model higher or the same."""
+"""Kinds of the few problems.
+
+- The trained model solves all of them, or four of five, and the base the others.
+- Chances are uniform for the base, and the same or higher for the trained model.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Shares of right answers, float64[comparisons, problems], and the true difference of each comparison."""
+    """Shares of right answers, float64[comparisons, problems], and true differences."""
 
     trained: Array
     base: Array
@@ -78,7 +81,7 @@ class Case:
 def beta_chances(
     mean: float, likeness: float, shape: tuple[int, int], rng: np.random.Generator
 ) -> Array:
-    """Chances of problems with the given mean; `likeness` is the correlation of two answers to one problem."""
+    """Draw chances with the given mean; `likeness` correlates two answers to one problem."""
     size = 1 / likeness - 1
     return rng.beta(mean * size, (1 - mean) * size, shape)
 
@@ -105,7 +108,7 @@ def changed(
 def few(
     problems: int, answers: int, band: int, kind: str, rng: np.random.Generator, comparisons: int
 ) -> Data:
-    """Two models that differ on `band` to `band` + 1 problems on average, and are certain of all others."""
+    """Draw two models that differ on `band` to `band` + 1 problems on average."""
     shape = (comparisons, problems)
     share = rng.uniform(band, band + 1, (comparisons, 1)) / problems
     open_ones = rng.random(shape) < share
@@ -128,7 +131,7 @@ def few(
 
 
 def coverage(data: Data, answers: int) -> tuple[float, float]:
-    """The share of comparisons whose interval holds the truth, and the median effective number of differing problems."""
+    """Return the share of intervals with the truth, and the median effective number."""
     held, effective = [], []
     for trained, base, truth in zip(data.trained, data.base, data.truth.tolist(), strict=True):
         held.append(abs(score(discordance(trained, base, answers=answers), truth)) <= Z)

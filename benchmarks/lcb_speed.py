@@ -49,7 +49,7 @@ def row(kind: str, num_tests: int) -> Problem:
 
 
 def measure(acts: dict[str, Callable[[], bool]], rounds: int) -> dict[str, float]:
-    """The median seconds of each act, taken in turns after two rounds that do not count."""
+    """Return the median seconds of each act, alternating, after two rounds of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in acts}
     for number in range(-2, rounds):
         for name, act in acts.items():

@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def run_loss(kind: Kind, tokens: int, vocabulary: int, width: int) -> None:
-    """Forward and backward of the mean cross-entropy of `tokens` hidden states through an output head."""
+    """Run forward and backward of the mean cross-entropy of `tokens` hidden states."""
     from ssd_ray.training.model.loss import LogitTransform, ResponseHead
 
     head = torch.nn.Linear(width, vocabulary, bias=False)

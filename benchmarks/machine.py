@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, object]:
-    """CPU model, usable and installed cores, memory in GiB, GPUs, kernel, load before the run, and versions, as plain JSON."""
+    """Return CPU, cores, memory in GiB, GPUs, kernel, load and versions as plain JSON."""
     return {
         "cpu": _cpu_model(),
         "cores_usable": len(os.sched_getaffinity(0)),

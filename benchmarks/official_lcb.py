@@ -21,7 +21,10 @@ Check = Callable[[Problem, str], bool]
 
 
 def load(checkout: Path, timeout_s: int) -> Check:
-    """A function that grades a program as the official grader does, in a process of its own, each test within `timeout_s`."""
+    """Return the official grader as a function, each call in a separate process.
+
+    `timeout_s` limits each test.
+    """
     for name in ("lcb_runner", "lcb_runner.evaluation"):
         package = types.ModuleType(name)
         package.__path__ = [str(checkout / name.replace(".", "/"))]

@@ -52,7 +52,7 @@ def without_seeds(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
 
 
 def ray_data_llm(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
-    """ray.data.llm with all requests in one batch; seconds of the slowest request, all of which begin together."""
+    """Return seconds of the slowest request of ray.data.llm, with all in one batch."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 

@@ -39,7 +39,7 @@ from ssd_ray.schema import Example
 WORKERS = 2
 CLUSTER = ClusterConfig(device="cpu", train_workers=WORKERS, cpus_per_train_worker=1)
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 24)}
-"""An allocator that gives memory back at once, so that tensors are measured and not its holes."""
+"""Allocator settings that return memory at once, so that holes are not measured."""
 CASES: dict[str, dict[str, Any]] = {
     "qwen3": {"tokens": 512, "gradient_checkpointing": True},
     "qwen3, activations kept": {"tokens": 512, "gradient_checkpointing": False},
@@ -90,7 +90,7 @@ def make_dataset(out: Path, tokens: int) -> Path:
 
 
 def measured(model: Path, case: dict[str, Any], kind: str, folder: Path) -> tuple[int, int]:
-    """Bytes of the fullest worker while it trains two steps, and of a worker's libraries before it has a model."""
+    """Return peak bytes of a worker over two steps, and bytes of its libraries alone."""
     os.environ |= RETURNING
     dataset, context = (
         make_dataset(folder / "dataset", case["tokens"]),

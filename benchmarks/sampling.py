@@ -45,7 +45,7 @@ OURS = {"ssd_ray": "exact", "ssd_ray, vLLM's sampler": "vllm"}
 
 
 class Case(NamedTuple):
-    """How many requests, the longest answer in tokens, and whether prompts are short ones instead of the recipe's."""
+    """Number of requests, longest answer in tokens, and whether prompts are short ones."""
 
     requests: int
     max_tokens: int
@@ -63,7 +63,7 @@ LIMITS = [
 
 
 def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
-    """What the recipe is set to: at most 64 prompts, several samples of each where there are more requests."""
+    """Return recipe overrides: at most 64 prompts, with several samples for more requests."""
     prompts = min(case.requests, PROMPTS)
     sizes = {
         "prompts.limit": prompts,
@@ -116,7 +116,7 @@ def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
 
 
 def peer(name: str, recipe_name: str, chosen: list[str], run: Path) -> dict[str, Any]:
-    """Another program on the prompts of a run of ours, in a process of its own with the engine's environment."""
+    """Run a peer on the prompts of our run, in a fresh process with the engine's environment."""
     recipe = recipes.load(recipe_name, chosen)
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory, "result.json")
@@ -157,7 +157,7 @@ def measure(recipe_name: str, case: Case, rounds: int) -> Iterator[tuple[str, di
 
 
 def summary(measured: list[tuple[str, dict[str, Any]]], requests: int) -> dict[str, Any]:
-    """Tokens/s (median of the rounds) and seconds of each program, ratios with their limits, and how many sequences are equal."""
+    """Return median tokens/s and seconds per program, ratios, limits, and equal sequences."""
     rates: dict[str, list[float]] = {}
     for name, result in measured:
         tokens = sum(map(len, result["sequences"].values()))

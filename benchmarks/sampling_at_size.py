@@ -106,7 +106,7 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
 def watched(
     prompts: Path, out: Path, options: argparse.Namespace, kill_at: int = 0
 ) -> dict[str, float]:
-    """Run a driver in a process of its own; seconds to the first new shard and to the end, and its peak resident size."""
+    """Run a driver process; return seconds to the first shard and the end, and peak memory."""
     command = [sys.executable, __file__, "--drive", str(prompts), str(out)]
     command += ["--shard-rows", str(options.shard_rows), "--engines", str(options.engines)]
     there = set(out.glob("*.parquet")) if out.exists() else set()
@@ -145,7 +145,7 @@ def watched(
 
 
 def bare(out: Path, count: int, shard_rows: int) -> float:
-    """Rows/s of one process that asks the double and writes the same shards in a loop, with nothing around it."""
+    """Return rows/s of one process that asks the double and writes shards in a loop."""
     from ssd_ray.artifacts import files
     from ssd_ray.artifacts.ledger import Span
     from ssd_ray.inference.vllm.engine import Request

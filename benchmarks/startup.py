@@ -23,7 +23,10 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Time each command nine times, interleaved, and print medians, ratios and the limits of 0.5 s and 3 s."""
+    """Time each command nine times, interleaved, and print medians and ratios.
+
+    The limits are 0.5 s and 3 s.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out

@@ -201,7 +201,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, An
 
 
 def ratios_of(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What is claimed: speed and memory against TRL, speed against plain DeepSpeed."""
+    """Return the published ratios: speed and memory against TRL, speed against DeepSpeed."""
     ratios = {}
     for name in WANTED:
         setting, what = name.split()

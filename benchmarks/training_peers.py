@@ -22,7 +22,7 @@ import torch
 
 
 def trl(plan: dict[str, Any]) -> list[float]:
-    """Seconds of each step of SFTTrainer on pre-tokenised rows, in the plan's order, with the loss on completions."""
+    """Return seconds per step of SFTTrainer on tokenized rows in the plan's order."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -65,7 +65,7 @@ def trl(plan: dict[str, Any]) -> list[float]:
 
 
 def plain_deepspeed(plan: dict[str, Any]) -> list[float]:
-    """Seconds of each step of a plain ZeRO-3 loop: padded micro-batches in drawn order, the model's own loss."""
+    """Return seconds per step of a plain ZeRO-3 loop with padded micro-batches."""
     from ssd_ray.config import ClusterConfig
     from ssd_ray.training.model.engine import prepare_process
 

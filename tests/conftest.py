@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 LONGEST = ("test_run", "test_training", "test_resume", "test_heldout", "test_kills", "test_jobs")
-"""Files that take minutes each, the longest first: begun last, they would be waited for by one process alone."""
+"""Files that take minutes each, the longest first, so that no process waits for them alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def scripts_import_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo `import_path.keep_children_safe` of an earlier test that ran a command in this process."""
+    """Undo `import_path.keep_children_safe` of an earlier test in this process."""
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
 
 

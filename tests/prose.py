@@ -162,7 +162,7 @@ def measure(paths: Iterable[Path]) -> Prose:
 
 
 def docstrings_of(tree: ast.Module) -> Iterator[str]:
-    """Yield docstrings of modules, classes and functions, and strings under a field or a constant."""
+    """Yield docstrings, and strings under a field or a constant."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

@@ -176,7 +176,7 @@ def test_reasoning_that_the_prompt_opened_must_be_closed():
 
 
 def _official(text: str) -> str | None:
-    """LiveCodeBench's rule in other words: walk the lines from the end, collect between the first two fences met."""
+    """Return text between the last two fences, scanning lines from the end."""
     collected, num_fences = [], 0
     for line in reversed(text.split("\n")):
         if line.count("```"):

@@ -27,7 +27,7 @@ VARIANTS = {
         "prompts.over_length=truncate-left",
     ],
 }
-"""Overrides that reach the choices that shipped recipes leave out of their fingerprints."""
+"""Overrides of choices that shipped recipes omit from their fingerprints."""
 
 
 def fingerprints() -> dict[str, dict[str, str]]:

@@ -39,7 +39,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def head() -> Iterator[str]:
-    """A Ray head node of its own, and the address of its dashboard; its processes end with the test."""
+    """Start a Ray head node and yield its dashboard address; it ends with the test."""
     # Sockets have short names: the test's own directory is too deep.
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     dashboard = _free_port()

@@ -47,9 +47,9 @@ def _until(condition: Callable[[], bool], process: subprocess.Popen[str], what: 
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the driver alone, as a memory killer would; engines and workers must end by themselves.
+    """SIGKILL the driver alone; engines and workers must end by themselves.
 
-    Ray's own two agents notice later; they hold no engine and no core.
+    Ray's own two agents notice later. They hold no engine and no core.
     """
     family = psutil.Process(process.pid).children(recursive=True)
     working = [child for child in family if not is_agent(child)]

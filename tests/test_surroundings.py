@@ -189,7 +189,7 @@ pwd.getpwuid = getpwuid
 
 @pytest.mark.real
 def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    """Files like libraries, a batch system's TMPDIR, no entry in passwd, and a run directory of odd characters, at once."""
+    """Files named like libraries, a long TMPDIR, no passwd entry, and an odd run directory."""
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
     (tmp_path / LONG).mkdir(parents=True)
     (tmp_path / "path").mkdir()
@@ -239,7 +239,7 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
 def test_a_dead_engine_prints_one_sentence(
     tmp_path: Path, tiny_llama: Path, library: str, code: int, said: str
 ) -> None:
-    """Ray's paragraph for the process is in the logs; a library on PYTHONPATH is the user's choice."""
+    """Ray's own paragraph is in the logs; a library on PYTHONPATH is the user's choice."""
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "vllm.py").write_text(library)

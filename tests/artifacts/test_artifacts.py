@@ -143,7 +143,7 @@ def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
 def test_an_artifact_with_an_unknown_shard_is_not_complete(
     tmp_path: Path,
 ) -> None:
-    """One that a lost engine writes after the last look would otherwise be in the manifest and in no count."""
+    """A lost engine may write one late; the manifest would list it and no count include it."""
     out = tmp_path / "a"
     manifests.claim(out, IDENTITY)
     path = shards.write_shard(out, "one", [_completion("p")], Completion)

@@ -103,7 +103,7 @@ def _prepare_with(samples: Path, graded: Path) -> None:
 
 
 def _beside(damaged: Path, row_type: type[Row]) -> Path:
-    """A directory of good rows beside the damaged one."""
+    """Write a directory of good rows next to the damaged one."""
     out = damaged.parent / "good"
     shards.write_shard(out, "good", [MAKE[row_type](number) for number in range(NUMBER)], row_type)
     return out
@@ -231,7 +231,7 @@ def test_a_shard_without_checksums_is_read_as_before(tmp_path: Path) -> None:
 
 
 READS_USERS_FILES = {"problems/benchmarks/files.py"}
-"""Modules that read files which the user brings; they have sentences of their own (`test_benchmarks.py`)."""
+"""Modules that read the user's files, with their own messages (`test_benchmarks.py`)."""
 
 
 def test_shards_are_read_and_written_in_one_place() -> None:

@@ -103,7 +103,7 @@ def test_a_replacing_directory_takes_any_place(tmp_path: Path, there: str) -> No
 def test_a_directory_that_cannot_be_emptied_does_not_end_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On network storage a file that a process holds open is renamed by a removal, and its directory stays."""
+    """Network storage renames a removed file while a process holds it open."""
     import shutil
 
     monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
@@ -156,7 +156,7 @@ def test_files_moved_away_never_overwrite_earlier_ones(tmp_path: Path, kind: str
 
 
 MAY_RENAME = {"artifacts/files.py", "artifacts/ledger.py", "inference/crashes/heartbeat.py"}
-"""Modules that call `rename`: finished directories get their names in artifacts/files.py alone, the others move files."""
+"""Modules that call `rename`. Only artifacts/files.py publishes directories with it."""
 
 
 def test_directories_get_their_names_in_one_place() -> None:

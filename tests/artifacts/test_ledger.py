@@ -146,7 +146,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
 def test_a_redrawn_shard_is_checked_against_all_its_records(
     tmp_path: Path, writers: tuple[str, str], digests: bool
 ) -> None:
-    """Names of ledgers say nothing of their order, and an answer drawn again on another machine may be another one."""
+    """Ledgers have no order, and an answer redrawn on another machine may differ."""
     for writer, text in zip(writers, ("first", "second, and longer"), strict=True):
         write_unit(tmp_path, Span("p", 0, 4), writer=writer, text=text)
     found = ledger.audit(tmp_path, digests=digests)

@@ -82,7 +82,10 @@ def environment(container: Yaml) -> dict[str, Any]:
 
 
 def closed(schema: Any) -> Any:
-    """A custom resource's schema that refuses unknown fields, which a cluster would drop without a word."""
+    """Return a custom resource's schema that refuses unknown fields.
+
+    A cluster would drop them silently.
+    """
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):

@@ -136,7 +136,7 @@ LEAST = {
 def test_the_fields_that_are_printed_have_the_true_defaults(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A recipe that leaves out all that it may has exactly the values that are listed."""
+    """A recipe without optional fields has exactly the listed values."""
     listed = {field.name: field.value for field in config.defaults(Recipe)}
     resolved = config.fields(Recipe.model_validate(LEAST))
     left_out = {name.replace(".arms.base.", ".arms.NAME."): value for name, value, _ in resolved}

@@ -265,7 +265,7 @@ def test_no_answer_of_its_own_passes_a_check_of_arguments(message, sandbox):
 
 
 def test_no_program_makes_its_problem_one_that_cannot_be_graded(sandbox):
-    """Such a problem is left out of the score, so nothing that a program says may bring it about."""
+    """Ungradable problems leave the score, so no output of a program may cause one."""
     for message in (
         ["unable", "x"],
         ["broken", "x", "y"],
@@ -333,7 +333,7 @@ def test_a_zygote_that_always_crashes_yields_no_verdict():
 
 @contextlib.contextmanager
 def programs_killed(times):
-    """Until the end, processes that say that they sleep are killed by SIGKILL as the machine would; `times` of them."""
+    """SIGKILL the first `times` programs named `sleeper`, as an out-of-memory kill would."""
     stop, left = threading.Event(), [times]
 
     def sleeps(pid):

@@ -38,7 +38,7 @@ def _order(name: str) -> GradingSpec:
 
 
 class FakeCrew:
-    """Graders that take `seconds` for a slice; `outcome` says what a slice, or a start, ends in."""
+    """Graders that take `seconds` per slice; `outcome` sets the end of a slice or a start."""
 
     def __init__(
         self, cores: int, seconds: float = 0.002, outcome: Outcome = lambda name, number: None
@@ -237,7 +237,7 @@ def test_a_slice_that_ends_graders_ends_its_step_and_no_other() -> None:
 
 
 def test_a_lost_node_takes_many_graders_and_ends_nothing() -> None:
-    """At work or still starting: what went at once is no proof that the next ones will go."""
+    """Graders lost together, at work or starting, do not predict further losses."""
     lost: set[tuple[str, int]] = set()
 
     def outcome(name: str, number: int) -> Exception | None:
@@ -305,7 +305,7 @@ def test_closing_ends_graders_and_their_waiters() -> None:
 
 
 def _kinds_of_death() -> list[type[Exception]]:
-    """Every exception of Ray but that of the grader's own code, which Ray wraps."""
+    """List Ray's exceptions, except the one that wraps errors of the grader's own code."""
     every = [each for each in vars(ray.exceptions).values() if isinstance(each, type)]
     every = [each for each in every if issubclass(each, ray.exceptions.RayError)]
     return [each for each in every if not issubclass(each, ray.exceptions.RayTaskError)]

@@ -188,7 +188,7 @@ SWEEP_ROWS = 4
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> dict[str, GradingSpec]:
-    """Complete generations of eleven arms and their verdicts under two profiles, none of which is there yet."""
+    """Write generations of eleven arms; return the gradings of their missing verdicts."""
     tests = (Test(input="7\n", output="14\n"),)
     problem = Problem(
         problem_id="double", source="test", statement="Double it.", tests=tests, comparison="lcb"
@@ -225,7 +225,7 @@ def sweep(tmp_path: Path) -> dict[str, GradingSpec]:
 
 
 def _alive() -> int:
-    """Graders of this process's Ray; a child that one of them has just forked still bears its name and is none."""
+    """Count graders of this process's Ray, without their freshly forked children."""
     named = {
         process.pid: process
         for process in psutil.Process().children(recursive=True)
@@ -245,7 +245,7 @@ def _is_grader(process: psutil.Process) -> bool:
 def test_a_resumed_sweep_uses_every_core_and_keeps_verdicts(
     sweep: dict[str, GradingSpec], tmp_path: Path
 ) -> None:
-    """Its generations are complete, so all steps grade at once, and with `grader_cpus: 0` nothing is reserved."""
+    """Generations are complete, so all steps grade at once. `grader_cpus: 0` reserves nothing."""
     chosen, most, over = ClusterConfig(device="cpu", grader_cpus=0), [0], threading.Event()
 
     def watch() -> None:
@@ -307,7 +307,7 @@ def _graded_alone(order: GradingSpec, directory: Path) -> dict[int, str]:
 def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(
     order: GradingSpec, tmp_path: Path, evicted: str
 ) -> None:
-    """For real: their deaths arrive as OutOfMemoryError, which is no RayActorError."""
+    """Real evictions arrive as OutOfMemoryError, not as a RayActorError."""
     for number in range(SHARDS):
         shards.write_shard(
             tmp_path / "generations", f"part-{number:03}", _shard(number), Completion

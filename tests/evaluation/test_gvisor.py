@@ -43,7 +43,7 @@ AGENT_ALONE = ("ssd_ray.evaluation.sandbox.gvisor.guest_agent",)
 BUNDLES = Path("/tmp/ray/sandbox")
 
 NOT_WITHIN = {"mmap", "/dev/stdout", "/dev/null"}
-"""What L4 does not offer: mapping one's input, and opening any file for writing, be it a device."""
+"""Idioms that L4 does not support: mapping the input, and opening a file for writing."""
 SHOWN = {
     ("secrets", name)
     for name in (
@@ -53,7 +53,7 @@ SHOWN = {
         "descriptors",
     )
 }
-"""What these look at is gVisor's own: its /proc shows the sandbox's processes, and no process of the machine."""
+"""Programs that inspect gVisor itself: its /proc shows the sandbox's processes alone."""
 OTHERWISE = {("processes", "clone with namespaces"), ("output", "another opening")}
 """Refused too, but otherwise than elsewhere."""
 
@@ -241,7 +241,7 @@ def _words(pid):
 
 
 def _sandboxes():
-    """The names of sandboxes that have a process on this machine, a bundle, or a mark that keeps an image from being evicted."""
+    """Return names of sandboxes with a process, a bundle, or a lock on an image."""
     words = [word for entry in os.listdir("/proc") if entry.isdecimal() for word in _words(entry)]
     files = [*BUNDLES.glob("ray-sandbox-*"), *(BUNDLES / "images").glob("*/.users/ray-sandbox-*")]
     return {
@@ -332,7 +332,10 @@ def test_a_sandbox_that_does_not_answer_is_replaced(monkeypatch, others):
 
 
 def _process(verb, others):
-    """A process of this machine's that is not of those sandboxes: `runsc exec`, or `runsc boot`, which is the kernel."""
+    """Return a process of this machine outside those sandboxes.
+
+    Processes of gVisor are `runsc exec`, and `runsc boot`, the kernel.
+    """
     (name,) = _sandboxes() - others
     return min(pid for pid in descendants() if {verb, name} <= set(_words(pid)))
 

@@ -323,7 +323,7 @@ def test_the_official_grader_that_is_followed_is_named_once() -> None:
 
 
 class Eavesdropper:
-    """A sandbox that keeps what it is told and answers from a list."""
+    """A sandbox that records its calls and answers from a list."""
 
     level = "L0"
 

@@ -27,7 +27,7 @@ def sandbox():
 
 
 def lent_names() -> list[str]:
-    """Every public name that LeetCode's imports bring, and that a method can have."""
+    """Return public names of LeetCode's imports that can name a method."""
     namespace: dict[str, Any] = {}
     exec(strict._LEETCODE_IMPORTS, namespace)
     return sorted(
@@ -36,7 +36,7 @@ def lent_names() -> list[str]:
 
 
 def function(name: str, comparison: str = "lcb", **fields: Any) -> Problem:
-    """A problem whose answer is 71 more than its argument, which nothing that is lent returns."""
+    """A problem with the answer x + 71, which no provided function returns."""
     return Problem(
         problem_id=name,
         source="test",
@@ -68,7 +68,7 @@ def outcome(problem: Problem, code: str, sandbox: Sandbox, rules: Rules = STRICT
 
 @pytest.mark.slow
 def test_no_lent_name_is_the_programs_answer(sandbox):
-    """Every name of LeetCode's imports as a method's name, with a right, a wrong and an empty program."""
+    """Every name of LeetCode's imports, with a right, a wrong and an empty program."""
     names = lent_names()
     assert {"gcd", "mean", "prod", "comb", "fsum", "sum", "Counter", "List", "math"} <= set(names)
     assert len(names) > 400

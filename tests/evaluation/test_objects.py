@@ -64,7 +64,7 @@ def containers(draw: st.DrawFn) -> list[Any]:
 
 
 def act_on(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
-    """What a program may do to its arguments; returns one of them, a new list that holds it, and a copy."""
+    """Change arguments as a program may; return one, a list holding it, and a copy."""
     for first, second, act in acts:
         here, there = values[first % len(values)], values[second % len(values)]
         if isinstance(here, array.array):
@@ -113,7 +113,7 @@ def by_proxy(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
 
 
 def shape(values: list[Any]) -> str:
-    """Everything about values, what is shared and of which type each is included."""
+    """Describe values completely, with sharing and types."""
     slots, (numbers, kinds, contents) = Objects().write(values)
     items = [
         sorted(held, key=repr) if kind == "set" else held

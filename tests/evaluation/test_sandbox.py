@@ -140,7 +140,7 @@ def test_nothing_stays_from_one_program_to_the_next(best):
 
 
 def test_no_file_can_be_created(sandbox):
-    """There is no scratch space: a program that wants a file gets an error that it may handle."""
+    """There is no scratch space: creating a file raises an error."""
     for code in (
         "open('x', 'w')",
         "import tempfile; tempfile.TemporaryFile()",
@@ -238,7 +238,7 @@ def test_a_sleeper_gets_no_more_time(best):
 
 @pytest.mark.parametrize(("share", "limits"), [(0.5, 2), (1.0, 4)])
 def test_waiting_for_a_core_extends_the_limit_up_to_three_times(best, monkeypatch, share, limits):
-    """On a machine whose kernel says that the program waited for a core for so much of the time."""
+    """The kernel reports the time that the program waited for a core."""
     began = time.monotonic()
     monkeypatch.setattr(Child, "_waited_s", lambda self: share * (time.monotonic() - began))
     short = Limits(time_s=0.3, memory_mib=256, output_kib=64)

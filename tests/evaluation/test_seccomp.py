@@ -23,7 +23,10 @@ MACHINES = list(ARCHITECTURES)
 
 
 def evaluate(program, number, arguments=(), arch=None):
-    """What a filter returns for a call, as the kernel's classic BPF machine does (Documentation/networking/filter.rst)."""
+    """Return a filter's action for a call, as the kernel's classic BPF machine does.
+
+    Source: Documentation/networking/filter.rst.
+    """
     padded = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack(
         "<iIQ6Q", number, arch, 0, *(argument & (1 << 64) - 1 for argument in padded)
@@ -73,7 +76,7 @@ def decide(machine, name_or_number, *arguments, deny_writing=False):
 
 
 def both(filters, number, arguments, arch):
-    """What two filters come to: the kernel heeds the sterner, the numbers of actions being signed."""
+    """Combine two filters: the kernel takes the stricter action, as a signed number."""
     decisions = [evaluate(program, number, arguments, arch) for program in filters]
     return min(
         decisions, key=lambda decision: (decision & 0xFFFF_0000) - ((decision & 0x8000_0000) << 1)

@@ -37,7 +37,7 @@ def sandbox():
 
 
 def crossed(value):
-    """What the grader holds of a value that a program returned."""
+    """Return the grader's copy of a program's value."""
     return wire.loads(wire.dumps(value))
 
 
@@ -49,7 +49,7 @@ def judged(comparison, actual, expected):
 
 
 def by_python(actual, expected):
-    """What HumanEval's assertions and LiveCodeBench's grader decide: the truth of Python's own `==`."""
+    """Compare as HumanEval's assertions and LiveCodeBench do: by the truth of `==`."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:

@@ -46,7 +46,7 @@ def _deaths(*statuses: EngineStatus, up: str = "abcdefgh") -> CrashHistory:
 def _died(
     actor: str, *, times: int = 1, alone: str = "", rows: int = 0, at: int = 0
 ) -> list[EngineStatus]:
-    """Deaths of an engine, each with the four positions from `at` on."""
+    """Crashes of an engine, each with the four positions from `at` on."""
     span = Span("p", at, at + 4)
     return [
         _status(f"{actor}{n}", actor=actor, rows=rows, crashed=True, alone=alone, drawing=(span,))
@@ -97,7 +97,7 @@ def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
 
 
 def test_suspects_that_ended_the_stage_stay_suspects(tmp_path: Path) -> None:
-    """Else the next attempt would look for the one among them from the beginning, and end as this one did."""
+    """Otherwise the next attempt would restart the search and end in the same way."""
     kept = []
     for group, alone in ((Span("p", 0, 4), ""), (Span("p", 4, 5), "p4")):
         kept.append(Reporter(tmp_path, "a").drawing(group, alone, testing=True))
@@ -158,7 +158,7 @@ def test_a_prompt_alone_at_two_crashes_is_quarantined() -> None:
 
 
 def test_finding_poison_prompts_is_no_streak_of_engines() -> None:
-    """Two deaths with all, then one with a group of each of three units: with the default of three, the stage goes on."""
+    """Two crashes with all units, then one with each group: the default of three continues."""
     streak, seen = Streak(_deaths()), list[EngineStatus]()
     for testing in (False, False, True, True, True):
         seen.append(_status(f"d{len(seen)}", crashed=True, testing=testing))

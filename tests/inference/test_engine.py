@@ -96,7 +96,7 @@ def _drawn(
 
 @pytest.fixture(scope="module")
 def several_ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with marks of reasoning that ends on three tokens, one of them no special token."""
+    """A tiny model with reasoning marks and three end tokens, one of them not special."""
     from tests.support.tiny import tiny_model
 
     directory = tiny_model(tmp_path_factory.mktemp("ends") / "tiny-qwen3", "qwen3", marks=MARKS)
@@ -152,7 +152,7 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
 def test_end_tokens_of_the_recipe_end_answers(
     exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path
 ) -> None:
-    """The same weights, whose generation_config has one end token; the others are the recipe's, by text and by id."""
+    """generation_config has one end token; the recipe adds others by text and by id."""
     asked = _drawn(tiny_qwen3, tmp_path / "asked.json", "exact", 1, ("<|endoftext|>", 259))
     # Texts differ: only one of the two models has special marks of reasoning.
     ids_and_reasons = [
@@ -234,7 +234,7 @@ def test_both_samplers_draw_the_same_tokens(exact: dict[str, Any], vllm: dict[st
 
 
 def test_draws_match_the_support_and_frequencies_of_the_operator(exact: dict[str, Any]) -> None:
-    """Temperature, then top-k, then top-p: no token outside, and frequencies that a chi-square test does not tell apart."""
+    """No token is outside the support, and frequencies pass a chi-square test."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -91,7 +91,7 @@ class EngineDouble:
     """An engine that owns a worker in each bundle of its group, as vLLM's Ray executor does."""
 
     def __init__(self, meeting: Path | None = None, engines: int = 1) -> None:
-        """Answers only once `engines` of them have come to `meeting`, however long one takes to start."""
+        """Answer only once `engines` of them are at `meeting`, however slowly they start."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

@@ -146,7 +146,7 @@ end_process("nothing came back")
 
 
 def test_an_engine_that_ends_itself_records_the_reason(tmp_path: Path) -> None:
-    """Also on storage that hangs, which must not keep the process."""
+    """Hanging storage must not keep the process alive."""
     command = [sys.executable, "-c", ENDING, str(tmp_path / "reason")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert process.returncode == 70

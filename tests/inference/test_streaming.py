@@ -68,7 +68,7 @@ def source(tmp_path: Path) -> Path:
 
 
 class Said(LineProgress):
-    """Keeps what is said."""
+    """Progress that keeps its lines."""
 
     def __init__(self) -> None:
         super().__init__(period_s=0)
@@ -177,7 +177,7 @@ def _shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
 
 
 def _metrics(label: str) -> dict[str, float]:
-    """The gauges of this package at the metrics endpoint of the local Ray, as Prometheus reads them; of engines the highest."""
+    """Read this package's gauges at Ray's metrics endpoint, the highest of all engines."""
     import ray
 
     (node,) = ray.nodes()
@@ -461,7 +461,7 @@ def test_an_engine_that_never_starts_ends_the_stage_with_why(
 
 
 def test_finished_answers_of_a_killed_engine_are_taken_over(source: Path, tmp_path: Path) -> None:
-    """Prompt 12's engine dies once all others of its unit are answered: each prompt is asked for once, but for it."""
+    """Prompt 12 crashes its engine after the others answer; only it is asked for again."""
     asked = tmp_path / "asked"
     asked.mkdir()
     engine = functools.partial(Counting, asked=asked, marker=tmp_path / "died")
@@ -476,7 +476,7 @@ def test_finished_answers_of_a_killed_engine_are_taken_over(source: Path, tmp_pa
 
 
 class Counting(InstantEngine):
-    """Leaves a file for each request; ends its process once at prompt 12, a moment after all before it were answered."""
+    """Writes a file per request; crashes once at prompt 12, after all earlier answers."""
 
     def __init__(self, asked: Path, marker: Path) -> None:
         super().__init__()

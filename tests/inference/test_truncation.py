@@ -15,7 +15,7 @@ from tests.support.operator_reference import borderline, survivors
 
 
 def _kept(logits: np.ndarray, top_k: list[int], top_p: list[float]) -> list[set[int]]:
-    """What `truncate` lets through, row by row; what it lets through it must not change."""
+    """Return the ids that `truncate` keeps, row by row, and check their logits."""
     before = torch.tensor(logits, dtype=torch.float32)
     after = truncate(before.clone(), torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float32))
     kept = torch.isfinite(after)
@@ -77,7 +77,7 @@ def test_survivors_match_vllm(batch: tuple[np.ndarray, list[int], list[float]]) 
 def _unstable(
     scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort as a device may: of equal values the last comes first unless a stable sort is asked for."""
+    """Sort as a device may: among equal values the last comes first, unless stable."""
     if stable:
         return torch.sort(scores, dim=dim, stable=True)
     values, order = torch.sort(scores.flip(dim), dim=dim, stable=True)

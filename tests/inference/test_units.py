@@ -124,7 +124,7 @@ def test_enough_units_keep_the_batch_full_at_varied_lengths(
 
 
 def test_an_engine_with_all_its_units_has_the_pool_grow() -> None:
-    """Ray Data starts more engines where units in flight reach a share of those that engines take at a time."""
+    """Ray Data adds engines once units in flight reach a share of the capacity."""
     for number in range(1, 100):
         given = pool.Pool(
             min_engines=1, max_engines=2, concurrent_units=number, resources=Resources(1, 0, {})
@@ -160,7 +160,7 @@ def test_suspects_are_tried_in_ever_smaller_groups() -> None:
 def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
     plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that was cut off, or a machine that was paused, comes back while the next attempt is at work, or later."""
+    """A disconnected node or paused machine may return during the next attempt, or later."""
     unit, out = Span("prompts-00000000", 0, 4), plan.out
     order = types.SimpleNamespace(out=out, prompts=plan.prompts, samples=2, seed=0, attempt="one")
     instant = types.SimpleNamespace(submit=lambda request: InstantEngine().submit(request))
@@ -265,7 +265,7 @@ def test_storage_that_a_node_does_not_share_is_named(
 def test_a_unit_on_record_is_reported_again_to_move_the_window(
     plan: SamplingPlan,
 ) -> None:
-    """An engine that outlives its driver may put a unit on record after the next driver looked and before its source did."""
+    """An engine that outlives its driver may record a unit between two reads of the next."""
     unit = Span("prompts-00000000", 0, 4)
     write_unit(plan.out, unit)
     records = ledger.tail(plan.out)

@@ -118,7 +118,7 @@ def test_every_shipped_recipe_has_an_architecture_without_a_hub() -> None:
 
 @pytest.mark.parametrize("name", ["tiny llama", "tiny qwen3", "tiny qwen3-moe"])
 def test_flops_are_those_that_torch_counts(name: str) -> None:
-    """torch's own counter over a forward: its attention counts every pair of positions, ours the causal half."""
+    """torch counts attention over all pairs of positions, ours over the causal half."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -138,7 +138,7 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
 
 
 def test_flops_with_adapters_are_those_that_torch_counts() -> None:
-    """Frozen matrices have no gradient of their own; eager attention, every pair of positions, and no gradient of embeddings."""
+    """Frozen matrices and embeddings have no gradient; eager attention counts all pairs."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -68,7 +68,7 @@ def custom_tokenizer_alone(model: Path) -> None:
 def test_custom_code_is_refused_and_never_asked_for(
     tmp_path: Path, tiny_llama: Path, make: Any
 ) -> None:
-    """transformers would ask on the terminal, and then advise an option that does not exist here."""
+    """transformers would prompt on the terminal, and advise an option unknown here."""
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     make(model)
     code = (

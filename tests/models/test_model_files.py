@@ -394,7 +394,7 @@ def test_closed_files_are_named(model: Path, name: str, monkeypatch: pytest.Monk
 
 
 def test_a_refusal_states_what_the_path_holds(model: Path, tmp_path: Path) -> None:
-    """The error of a path that exists names what lies there, and what to give instead."""
+    """The error names the contents of the path, and a path to use instead."""
     weights_file = model / "model.safetensors"
     assert f"is one file of a model: give its directory, {model}" in refusal(weights_file)
     with tarfile.open(tmp_path / "model.tar", "w") as tar:
@@ -464,7 +464,7 @@ def test_an_adapter_is_no_model(model: Path) -> None:
 def test_a_stopped_download_is_named_with_the_cache(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link of the cache alone is not enough to delete: the hub's client would link to the same bytes again."""
+    """Deleting the link alone is not enough: the hub's client would link the same bytes."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

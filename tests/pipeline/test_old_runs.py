@@ -52,7 +52,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Played:
 
 
 def shards(out: Path, *names: str) -> dict[str, bytes]:
-    """What GPUs made, byte by byte."""
+    """Return bytes of all GPU results."""
     every = (
         path
         for name in names
@@ -63,7 +63,7 @@ def shards(out: Path, *names: str) -> dict[str, bytes]:
 
 
 def is_read(run: Run, verb: str = "report") -> bool:
-    """Make what a verb makes; False where that is refused, in one sentence that says what to do."""
+    """Make the artifacts of a verb; return False for a refusal in one sentence."""
     try:
         run.make(verb)
     except UserError as error:
@@ -156,7 +156,7 @@ def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: P
 
 
 def test_shards_without_recorded_columns_are_matched_by_rows(old: Path, played: Played) -> None:
-    """Another version of Parquet writes the same rows in other bytes: a model that was trained on them stays."""
+    """Another Parquet version writes the same rows in other bytes; trained models stay."""
     before = shards(old, "checkpoint-accepted")
     manifest = files.read_json(old / "sample-verdicts" / "manifest.json")
     manifest["facts"]["infrastructure_errors"] = 1  # graded again, whatever the revision

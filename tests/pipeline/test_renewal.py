@@ -91,7 +91,7 @@ def test_verdicts_that_change_no_data_set_cost_no_gpu_time(
 
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "report"])
 def test_a_changed_artifact_remakes_all_that_follow(new: New, name: str) -> None:
-    """Whatever was deleted, and came out otherwise on other hardware: the end is that of a run from the beginning."""
+    """Deleted and made differently on other hardware, a run ends like one from scratch."""
     world = new()
     calm = World(world.out.with_name("calm"))
     world.nature[name] = calm.nature[name] = "other hardware"
@@ -118,7 +118,7 @@ def test_an_unchanged_artifact_remakes_nothing_that_follows(new: New, name: str)
 
 
 def killed_while_followed(world: World, name: str) -> None:
-    """A run that ended while `name` had one part of two, and what follows it had made its own of that."""
+    """Leave a run with half of `name`, already used by its followers."""
 
     def die(made: str, part: str) -> None:
         if (made, part) == (name, "part-1"):
@@ -389,7 +389,7 @@ def test_gpu_work_is_refused_if_a_new_version_changes_its_inputs(
 def test_a_loss_under_a_new_version_costs_what_it_did_before(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the new version made as the old one is that of the new one from then on."""
+    """Artifacts that the new version reproduces belong to the new version."""
     world = new()
     raise_revision(monkeypatch, "verdicts")
     world.run().make()
@@ -403,7 +403,7 @@ def test_a_loss_under_a_new_version_costs_what_it_did_before(
 
 
 def outlooks(world: World) -> dict[str, str]:
-    """What a run would do, by step, and why."""
+    """Return the outlook of a run and its reason, by step."""
     return {
         step.name: f"{outlook} {reason}".strip()
         for step, _, outlook, reason in world.run().outlooks()
@@ -470,7 +470,10 @@ CHANGES = (retried, redrawn, regraded)
 
 
 def ends_as_calm(tmp_path: Path, new: New, change: Callable[[World], None], step: int) -> None:
-    """Kill a run after a change at every `step`th file operation, run again, and compare with a run from the beginning."""
+    """Kill a changed run at every `step`th file operation, rerun, and compare.
+
+    The reference is a run from scratch.
+    """
     world, calm = new(failing=True), World(tmp_path / "calm")
     ended = world.out.rename(tmp_path / "ended")
     shutil.copytree(ended, calm.out)

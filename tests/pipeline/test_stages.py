@@ -164,7 +164,7 @@ with cluster.connected(ClusterConfig(device="cpu")):
 def test_a_second_signal_ends_a_python_call_at_once(
     answer: str, signals: list[str], shown: str, status: int
 ) -> None:
-    """Without the command line nobody has set a handler, and the default is no function that could be called."""
+    """Without the command line no handler is set, and the default cannot be called."""
     command = [sys.executable, "-c", STARTS_RAY, answer, *signals]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ended.stdout, ended.returncode) == (shown, status), ended.stderr
@@ -269,7 +269,7 @@ def test_sampling_starts_once_a_few_prompts_are_checked(
 
 
 def _samples(run: Path, identity: manifests.Identity, text: str) -> Path:
-    """Whole samples of one answer."""
+    """Complete samples of one answer."""
 
     def write(out: Path) -> dict[str, int]:
         answer = {

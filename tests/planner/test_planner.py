@@ -48,7 +48,7 @@ def test_a_recipe_that_fits_nowhere_gets_advice() -> None:
 
 
 def test_every_advice_is_a_valid_recipe() -> None:
-    """The router's loss has no gradient at ZeRO-3 with recomputation, so the advice stays at the recipe's own stage."""
+    """The router's loss has no gradient at ZeRO-3 with recomputation: advice keeps the stage."""
     asked = ["train.router_aux_loss=0.01", "train.zero_stage=2", "cluster.train_workers=8"]
     plan = plan_of("qwen3-30b-instruct", *asked)
     assert plan.smallest is None

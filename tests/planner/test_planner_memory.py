@@ -27,7 +27,7 @@ from loss_memory import LiveBytes
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("gpus", "nodes"), [(8, 1), (8, 4), (1, 1)])
 def test_model_states_match_deepspeeds_estimator(name: str, gpus: int, nodes: int) -> None:
-    """Equal to the byte but for rounding; its margin of half for the host's buffers and its largest layer are left out."""
+    """Equal to the byte up to rounding, without the margins for buffers and largest layer."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as estimate
 
     model, setting = model_of(name), dataclasses.replace(SETTING, num_workers=gpus * nodes)
@@ -217,7 +217,7 @@ BUCKET = 1 << 19
 @pytest.mark.real
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_bucket_bytes_are_those_that_deepspeed_allocates(on_cpu: bool) -> None:
-    """Communication as on a GPU, overlapped, up to the collective, which is gloo's here; and as on a CPU, gloo's included."""
+    """Overlapped as on a GPU, with gloo as the collective; and as on a CPU."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -235,7 +235,10 @@ def test_bucket_bytes_are_those_that_deepspeed_allocates(on_cpu: bool) -> None:
 def _bytes_of_an_element(
     rank: int, port: int, on_cpu: bool
 ) -> dict[tuple[int, str], tuple[int, int]]:
-    """By stage and precision what stays of a bucket and what its reduction adds, for each element."""
+    """Return bytes per element that a bucket keeps and its reduction adds.
+
+    Keyed by stage and precision.
+    """
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -255,7 +258,7 @@ def _bytes_of_an_element(
 
 
 def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
-    """Of a stack of matrices whose halves do not end with a bucket, so that one bucket goes to two workers."""
+    """Reduce a stack of matrices with one bucket shared by two workers."""
     import deepspeed
     import torch
     from deepspeed.runtime.comm import coalesced_collectives

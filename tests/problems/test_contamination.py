@@ -365,7 +365,7 @@ def test_dropped_overlaps_are_counted_and_refuse_nothing() -> None:
 
 
 def test_the_built_in_sets_and_the_quick_start_pass_honestly() -> None:
-    """Every built-in training problem against its own evaluation split and HumanEval, and each is found against itself."""
+    """Built-in training problems against both benchmarks, and each against itself."""
     train, evaluated = (
         list(sources.builtin("train")),
         [*sources.builtin("eval"), *sources.humaneval()],
@@ -378,7 +378,7 @@ def test_the_built_in_sets_and_the_quick_start_pass_honestly() -> None:
 
 
 def test_the_check_precedes_sampling_and_changes_no_sample(tmp_path: Path) -> None:
-    """Allowing what was refused, or evaluating on something else, does not make the samples stale."""
+    """Allowing overlaps, or changing benchmarks, does not make samples stale."""
     runs = [
         {step.name: step for step in graph.steps(recipes.load("quickstart", overrides))}
         for overrides in (

@@ -43,7 +43,7 @@ FRAME = ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start
 def test_ordinary_statements_keep_the_ids_of_one_piece(
     kind: str, normalized: bool, rstrip: bool
 ) -> None:
-    """Both ways to encode agree where no statement holds a control token: the seams are the same."""
+    """Both encodings agree for statements without control tokens: the seams are the same."""
     tokenizer = tokenizer_of(kind, normalized=normalized, rstrip=rstrip)
     control = ControlTokens(tokenizer)
     nothing = Masked(values=None, originals={})
@@ -84,7 +84,7 @@ def test_control_tokens_in_a_statement_stay_text(kind: str, normalized: bool, to
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace-always"])
 def test_control_tokens_in_words_have_the_ids_of_their_pieces(kind: str) -> None:
-    """Against an oracle: each piece alone, by a tokenizer that takes special tokens in a text for text."""
+    """Each piece alone, by a tokenizer that reads special tokens as text, is the oracle."""
     tokenizer, bare = tokenizer_of(kind), tokenizer_of(kind).backend_tokenizer
     bare.encode_special_tokens = True
     for statement in (
@@ -177,7 +177,7 @@ def test_templates_find_no_control_token_in_a_message(
 @pytest.mark.parametrize("kind", ["unigram", "byte-level-nfc"])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_look_alikes_do_not_become_control_tokens(kind: str, normalized: bool) -> None:
-    """Full-width letters that a normalizer turns into the text of a token, which its model or its matching then finds."""
+    """A normalizer turns full-width letters into the text of a token."""
     tokenizer = tokenizer_of(kind, normalized=normalized)
     put = _put(tokenizer)
     for token in (*SPECIAL[1:], *MARKS):

@@ -267,7 +267,10 @@ def test_another_release_is_refused(release: str) -> None:
 
 
 def _release(directory: Path) -> Path:
-    """All six files with as many rows as they have; test6 has 44 contests in January 2025 and 131 from February to April."""
+    """Write all six files with their numbers of rows.
+
+    test6 has 44 contests in January 2025 and 131 from February to April.
+    """
     directory.mkdir()
     number = 0
     for name, count in zip(livecodebench.FILES, livecodebench.FILE_ROWS, strict=True):

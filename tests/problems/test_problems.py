@@ -271,7 +271,7 @@ def test_a_difficulty_may_be_a_number(tmp_path: Path) -> None:
 def test_a_run_keeps_its_first_commit_of_a_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """The hub moves on between two attempts: the positions that the first one sampled are the same prompts in the second."""
+    """The hub changes between two attempts; positions keep their prompts."""
     commits = {"first": ["Add.", "Halve."], "second": ["Print.", "Add."]}
     head, asked = ["first"], []
 
@@ -344,7 +344,7 @@ def test_a_hub_without_a_commit_is_one_sentence(
 
 
 def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -> None:
-    """A directory stands for the hub, which `datasets` reads alike."""
+    """A directory replaces the hub, since `datasets` reads both alike."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

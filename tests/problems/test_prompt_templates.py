@@ -93,7 +93,7 @@ def _noted(tokenizer: Any, ends: set[int], mode: Mode = "paper") -> list[str]:
 
 
 def _adding(tokenizer: Any, form: str) -> Any:
-    """Have a tokenizer add tokens as `form` says, with $A for the text, such as `<s> $A </s>`."""
+    """Make a tokenizer add tokens by `form`, with $A for the text, such as `<s> $A </s>`."""
     from tokenizers import processors
 
     special = [
@@ -141,7 +141,7 @@ def test_a_chat_prompt_has_its_templates_tokens_and_no_more(mode: Mode, form: st
 def test_the_field_case_of_an_end_token_behind_every_prompt(
     own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mode release with a tokenizer.json whose post-processor appends the end token, as add_eos_token has it made."""
+    """Mode release with a post-processor that appends the end token, as add_eos_token does."""
     path = own_model / "tokenizer.json"
     stated = json.loads(path.read_text())
     stated["post_processor"] = {
@@ -536,7 +536,7 @@ def test_an_end_of_turn_in_several_tokens_is_named() -> None:
 
 
 def test_ends_of_turns_of_other_templates() -> None:
-    """A turn of tools, a last message alone, a template that trims, one that refuses an assistant's turn."""
+    """Templates with tools, a last message alone, trimming, or no assistant turn."""
     tokenizer = _with_end("<|im_end|>\n")
     plain = tokenizer.chat_template
     tokenizer.chat_template = plain.replace(
@@ -570,7 +570,7 @@ def test_a_model_without_an_end_token_is_noted() -> None:
 
 
 def _base_model(directory: Path) -> Path:
-    """Make the tiny model one whose end token is <|endoftext|>, as base models have it, with a ChatML template."""
+    """Give the tiny model the end token <|endoftext|>, as base models have, and ChatML."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 0}))

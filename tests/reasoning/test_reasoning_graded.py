@@ -83,7 +83,7 @@ def _now(tokenizer: Any, row: Completion) -> Completion:
 
 
 def test_special_marks_are_read_from_the_ids(benchmark: Path, tmp_path: Path) -> None:
-    """Field report: the draft was graded, or no answer had code, as marks were dropped from the text."""
+    """Field report: text without marks had drafts graded, or no code in any answer."""
     rows = [
         answer(THINK, DRAFT, "</think>", PROGRAM, prompt="Q<think>"),
         answer(THINK, RIGHT_DRAFT, prompt="Q<think>", ended=False),
@@ -333,7 +333,7 @@ MAGISTRAL = (
 
 @pytest.fixture
 def rendered(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Prompt, ReasoningFormat]:
-    """A tokenizer and template, a benchmark's prompt as a recipe renders it, and how its answers are read."""
+    """Return tokenizer, template, a rendered benchmark prompt, and its answer format."""
     from tests.support.tiny import tiny_model
 
     tokenizer, template, recipe = request.param

@@ -39,7 +39,10 @@ def _prepared(
     text: str = "see\n```python\nprint({})\n```",
     failed: int = 0,
 ) -> Path:
-    """A run up to its data set, whose samples were written by hand in the place of an engine; of `failed` the engine died."""
+    """Run up to the data set, with samples written by hand.
+
+    The engine crashed at `failed` of them.
+    """
     path, out = tmp_path / "tiny.yaml", tmp_path / "run"
     path.write_text(RECIPE.format(model=model, prompts=prompts))
     run = Run(recipes.load(path), out, LineProgress())

@@ -56,7 +56,7 @@ def test_every_number_in_the_tables_is_from_scores_json(shown):
 
 
 class Page(HTMLParser):
-    """What an HTML page is made of; raises where tags are not nested."""
+    """Parts of an HTML page; raises for tags that are not nested."""
 
     VOID = frozenset({"meta", "img", "br", "hr", "link", "input", "line", "circle"})
 

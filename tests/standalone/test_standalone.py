@@ -165,7 +165,7 @@ def test_infrastructure_errors_are_graded_again(tmp_path: Path, problems: Path) 
 
 
 def _left_open(job: Job) -> None:
-    """Have the verdicts say that a machine failed for one of them."""
+    """Change one verdict to an infrastructure error."""
     path = job.out / "verdicts" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["facts"]["infrastructure_errors"] = 1

@@ -56,7 +56,7 @@ def test_one_answer_a_problem_gives_tangos_interval(better, worse, problems, low
 
 
 def likelihood_score(better, worse, problems, difference):
-    """Tango's statistic with the constrained maximum of the multinomial likelihood found by search."""
+    """Tango's statistic, with the constrained likelihood maximum found by search."""
     rest = problems - better - worse
     low, high = max(0.0, -difference), (1 - difference) / 2
 

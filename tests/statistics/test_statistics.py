@@ -28,7 +28,7 @@ SCORE_DATA_SETS = 3000
 
 
 def beta_problems(mean, likeness, shape, rng):
-    """Chances of problems with the given mean; `likeness` is the correlation of two answers to one problem."""
+    """Draw chances with the given mean; `likeness` correlates two answers to one problem."""
     if likeness == 0:
         return np.broadcast_to(mean, shape)
     size = 1 / likeness - 1
@@ -51,7 +51,10 @@ def score_coverage(problems, samples, likeness, mean, rng):
 
 
 def assert_near_95(shares, data_sets):
-    """Every case within 93 to 97 % but for the noise of the simulation, nearly all without that excuse, 94 to 96.5 % overall."""
+    """Assert coverage of 93 to 97 % in every case, within simulation noise.
+
+    Nearly all cases meet it without noise, and the mean is 94 to 96.5 %.
+    """
     values = np.array(list(shares.values()))
     outside = {
         case: share
@@ -81,7 +84,7 @@ def paired_data(problems, samples, likeness, change, rng, data_sets):
 
 
 FEW = 6
-"""Below so many effectively differing problems a count that small has no interval of exactly 95 %."""
+"""Least effective number of differing problems with intervals of about 95 %."""
 
 
 @pytest.mark.slow
@@ -186,7 +189,7 @@ def test_a_detectable_difference_is_found_in_8_of_10_runs(problems, samples):
 
 
 def sweeps(problems, gains, rng, data_sets, samples=10):
-    """Two models over len(gains) temperatures: the second is the first, better by gains[t]; all are near 0.5."""
+    """Two models over len(gains) temperatures, near 0.5; the second is better by gains[t]."""
     chances = rng.beta(1.2, 1.2, (data_sets, problems, 1)) * 0.8 + 0.1
     shapes = (data_sets, problems, len(gains))
     control = rng.binomial(samples, np.broadcast_to(chances, shapes)) / samples

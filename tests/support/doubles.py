@@ -16,7 +16,7 @@ from ssd_ray.inference.vllm.engine import Answer, Request
 
 
 def answer_to(request: Request) -> Answer:
-    """What every double answers: its text names the seed, so that a draw can be told from another."""
+    """Return the answer of every double; its text names the seed."""
     return Answer(
         output_token_ids=(*request.prompt_token_ids[-4:], 7),
         text=f"seed {request.seed}",
@@ -26,13 +26,13 @@ def answer_to(request: Request) -> Answer:
 
 @dataclass
 class InstantEngine:
-    """Answers at once, on the thread that asks; `seconds` is how long an answer takes where it takes time."""
+    """Answers at once in the calling thread, or after `seconds` in a timer's."""
 
     seconds: float = 0.0
     tokens_drawn: int = 0
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Answer now, or after a while."""
+        """Answer now, or after `seconds`."""
         future: Future[Answer] = Future()
         if self.seconds:
             threading.Timer(self.seconds, lambda: future.set_result(answer_to(request))).start()
@@ -42,7 +42,7 @@ class InstantEngine:
 
 
 class TimedEngine:
-    """Answers one request after another, each after `seconds` of wall time and none of the processor's."""
+    """Answers one request after another, each after `seconds` of wall time, idle."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -51,7 +51,7 @@ class TimedEngine:
         threading.Thread(target=self._loop, daemon=True).start()
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Stand in line."""
+        """Queue the request."""
         future: Future[Answer] = Future()
         self._waiting.put((request, future))
         return future
@@ -64,10 +64,12 @@ class TimedEngine:
 
 
 class MortalEngine(InstantEngine):
-    """Ends its process, refuses, or cannot start, as a test says by token ids.
+    """Crashes, refuses, or fails to start, by token ids.
 
-    `kills`: prompts (by first token) that end the process whenever they are asked for; `kills_once` the same, until `marker`
-    exists; `refuses`: prompts that raise. `start`: a call before anything else.
+    - `kills`: prompts (by first token) that crash the process at every request.
+    - `kills_once`: the same, until `marker` exists.
+    - `refuses`: prompts that raise.
+    - `start`: a call before anything else.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class MortalEngine(InstantEngine):
 
 
 class FaultyBesideGood(TimedEngine):
-    """The second actor of a stage dies at its first request, in each of its processes; all others answer."""
+    """The second actor crashes at its first request, in every process; others answer."""
 
     def __init__(self, directory: Path, seconds: float = 0.2) -> None:
         import ray
@@ -114,34 +116,34 @@ class FaultyBesideGood(TimedEngine):
         )
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Die, or stand in line."""
+        """Crash, or queue the request."""
         if self._faulty:
             os._exit(70)
         return super().submit(request)
 
 
 def loses_storage(directory: Path) -> None:
-    """A process that dies, and its successor finds itself on a node that does not see a directory."""
+    """Crash; the successor is on a node without the shared directory."""
     directory.rename(directory.with_name("elsewhere"))
     os._exit(9)
 
 
 def cannot_start() -> None:
-    """A model that is no good."""
+    """Fail as a broken model does."""
     raise UserError("vLLM does not take this model: it is no good")
 
 
 def breaks_at_start() -> None:
-    """A machine that is no good."""
+    """Fail as a broken machine does."""
     raise RuntimeError("no device")
 
 
 def lacks_memory_at_start() -> None:
-    """A machine whose exception has a type and no text."""
+    """Fail with an exception of a type and no text."""
     raise MemoryError
 
 
 def hangs_at_start() -> None:
-    """A process that dies before it can say why."""
+    """Crash before any reason is recorded."""
     time.sleep(0.1)
     os._exit(9)

@@ -44,7 +44,7 @@ def write_examples(out: Path) -> Path:
 
 
 def run_groups(groups: dict[int, dict[str, Any]], folder: Path, **shared: Any) -> None:
-    """Run each group of processes, keyed by its size, over its cases; groups run beside one another."""
+    """Run each group of processes, keyed by size, over its cases, all groups at once."""
     processes = []
     for world, cases in groups.items():
         plan = folder / f"plan-{world}.json"
@@ -114,7 +114,7 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
 
 
 def keep_state(engine: Any, path: Path) -> None:
-    """Write every trained parameter with its moments, whole, as DeepSpeed's own utilities tell them, and the steps and decays."""
+    """Write full parameters with moments, steps and decays, read by DeepSpeed's utilities."""
     import torch
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 

@@ -49,7 +49,7 @@ WITHIN = {
     "a writer of its own": "import sys\n    frame = sys._getframe()\n    while frame:\n        for name in ('send', 'objects', 'wire'):\n            if name in frame.f_globals: frame.f_globals[name] = None\n        frame = frame.f_back",
     "a reader of its own": "import sys\n    frame = sys._getframe()\n    while frame:\n        if 'receive' in frame.f_locals: frame.f_locals['receive'] = lambda: None\n        frame = frame.f_back",
 }
-"""What a program does within its call, with `given` and `beside`."""
+"""Bodies of a program's call, with `given` and `beside` in scope."""
 
 DEEP: Any = 0
 for _ in range(40):
@@ -161,7 +161,7 @@ MESSAGES: list[Any] = [
     [],
     7,
 ]
-"""Answers that no honest process sends, or that say nothing of use."""
+"""Replies that no honest process sends, or without content."""
 
 
 def within(act: str) -> str:
@@ -170,7 +170,7 @@ def within(act: str) -> str:
 
 
 def sending(message: Any) -> str:
-    """A program that writes an answer of its own to every pipe that there may be, twice, and then gives none."""
+    """A program that writes its own reply to every possible pipe, twice."""
     text = json.dumps(message, separators=(",", ":")).encode() + b"\n"
     return f"""
 import os, time

@@ -29,7 +29,7 @@ MESSAGES = (
     b"NaN\n",
     b'{"set":[{"list":[]}]}\n',
 )
-"""What may stand on a pipe of the sandbox, or be taken for it."""
+"""Messages that a pipe of the sandbox may carry, or look-alikes."""
 
 
 def forging(message: bytes) -> str:
@@ -69,7 +69,7 @@ FORGERIES = {
         b'{"dict":[["value",0]]}\n{"dict":[["passed",true]]}\n'
     ),
 }
-"""What stands before a wrong answer, for any kind of problem."""
+"""Preambles of a wrong answer, for any kind of problem."""
 
 PRETENDING = (
     "class Yes:\n    def __eq__(self, other): return True\n",

@@ -7,7 +7,7 @@ _NAMED = "class {name}:\n    __module__ = {module!r}\n    __qualname__ = {name!r
 
 
 def _named(module: str, name: str, body: str) -> str:
-    """A class that borrows the module and the name of one that the sandbox takes apart."""
+    """A class with the module and name of one that the sandbox unpacks."""
     return _NAMED.format(module=module, name=name, body=body) + f"Yes = {name}\n"
 
 
@@ -69,7 +69,7 @@ LIARS = {
     "        for name in ('parts', 'type_name', 'is_numpy', 'numpy_list'):\n            if hasattr(module, name):\n"
     "                setattr(module, name, lambda *_: ('', [9, 3]))\n    frame = frame.f_back\nYes = object\n",
 }
-"""What stands before `def f(x): return Yes()`: none of them is [3, 9], whatever it says."""
+"""Preambles of `def f(x): return Yes()`. None of them equals [3, 9]."""
 
 HEAVY = {
     "a generator without end": "def f(x):\n    while True:\n        yield x\n",
@@ -128,4 +128,4 @@ FORGED_LINES = tuple(
         '{"user-list":{"dict":[]}}',
     )
 )
-"""What a program may write on the pipe of its replies in place of a value."""
+"""Lines that a program may write on its reply pipe in place of a value."""

@@ -26,7 +26,7 @@ PROGRAM = "```python\nprint(2 * int(input()))\n```"
 
 
 def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, ...] = ()) -> Any:
-    """Bytes as tokens, marks as special tokens, and `plain` ones as added tokens that are not special."""
+    """Bytes as tokens, marks as special tokens, `plain` as added but not special tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as kinds
     from transformers import PreTrainedTokenizerFast
@@ -49,7 +49,7 @@ def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, .
 
 
 def ids_of(tokenizer: Any, *pieces: str | bytes) -> tuple[int, ...]:
-    """The ids of text in which names of marks are drawn marks; of a piece in bytes they are spelled out."""
+    """Return ids of text with names of marks as drawn marks; bytes are spelled out."""
     found: list[int] = []
     for piece in pieces:
         if isinstance(piece, bytes):
@@ -62,7 +62,7 @@ def ids_of(tokenizer: Any, *pieces: str | bytes) -> tuple[int, ...]:
 def answer(
     tokenizer: Any, *pieces: str | bytes, prompt: str = "", ended: bool = True, prompt_id: str = "p"
 ) -> Completion:
-    """What a model drew; its text is as engines of earlier versions wrote it, without any special token."""
+    """Return a model's answer, with text in the form of earlier engines (no special tokens)."""
     ids = ids_of(tokenizer, *pieces)
     return Completion(
         prompt_id=prompt_id,
@@ -78,7 +78,10 @@ def answer(
 
 
 def form_of(tokenizer: Any, directory: Path | None = None, opened: str = "") -> ReasoningFormat:
-    """How answers in a tokenizer's marks reason; with a directory, into which the tokenizer is saved."""
+    """Return the reasoning format of a tokenizer's marks.
+
+    With a directory, the tokenizer is saved there.
+    """
     if directory is not None:
         tokenizer.save_pretrained(directory)
     return ReasoningFormat(special=special_marks(tokenizer), tokenizer=directory, opened=opened)

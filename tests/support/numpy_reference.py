@@ -7,7 +7,7 @@ import numpy as np
 
 
 def evalplus_by_numpy(actual, expected, atol):
-    """What evalplus 0.3.1 decides about one output, as its assertions read."""
+    """Return the decision of evalplus 0.3.1 on one output."""
     if actual == expected:
         return True
     floats = (

@@ -11,7 +11,10 @@ def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def masses(scores: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that top-k leaves, ties of the k-th included, from the least likely on, and the mass up to each of them."""
+    """Return token ids kept by top-k, least likely first, and cumulative mass.
+
+    Ties of the k-th are included.
+    """
     kth = np.sort(scores)[-min(top_k, len(scores))]
     rising = [
         token for token in np.lexsort((np.arange(len(scores)), scores)) if scores[token] >= kth
@@ -28,13 +31,13 @@ def survivors(scores: np.ndarray, top_k: int, top_p: float) -> set[int]:
 
 
 def borderline(scores: np.ndarray, top_k: int, top_p: float) -> bool:
-    """Whether float32 rounding may put a token on either side of p."""
+    """Return True if float32 rounding may put a token on either side of p."""
     _, mass = masses(scores, top_k)
     return top_p < 1 and bool(np.min(np.abs(mass - (1 - top_p))) < 3e-6)
 
 
 def probabilities(scores: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    """What each token is drawn with: the tempered distribution restricted to the survivors, (vocabulary,)."""
+    """Return the tempered distribution restricted to the survivors, (vocabulary,)."""
     kept = sorted(survivors(scores, top_k, top_p))
     weights = np.zeros(len(scores))
     weights[kept] = np.exp(scores[kept].astype(np.float64) - scores.max())

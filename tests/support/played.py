@@ -114,7 +114,10 @@ class Played:
         )
 
     def verdicts(self, step: Grade, out: Path, context: RunContext) -> Facts:
-        """Every other program is right; the first ones come to no verdict while graders fail. Times are never the same."""
+        """Accept every other program; leave the first ones open while graders fail.
+
+        Times always differ.
+        """
         self.made.append(step.name)
         _wait(context.when_complete(step.inputs[-1]))
         answers = shards.read_rows(context.run / step.answers, Completion)
@@ -156,7 +159,7 @@ class Played:
         )
 
     def checkpoint(self, step: Checkpoint, out: Path, context: RunContext) -> Facts:
-        """Weights that follow from the sequences, written as training writes them: the facts last."""
+        """Write weights that follow from the sequences, as training does: facts last."""
         self.made.append(step.name)
         if not (out / "training.json").exists():
             text = repr(
@@ -184,7 +187,7 @@ class Played:
 
 
 def play(out: str, model: str, number: str) -> None:
-    """A run in a process of its own that is killed at its file operation `number`, counted from where it begins."""
+    """Run in a process that is killed at its file operation `number`."""
     run = Played(pytest.MonkeyPatch(), Path(model)).run(Path(out))
     die_at(int(number))
     run.make()

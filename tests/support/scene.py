@@ -52,7 +52,7 @@ _PLACES = (
 
 
 class Scene:
-    """Everything that a program might be after, made anew for a group of programs."""
+    """All targets of hostile programs, created for each group of programs."""
 
     def __init__(self, directory: Path) -> None:
         self.token, self.secret, self.left = (
@@ -109,7 +109,7 @@ class Scene:
         return text
 
     def damage(self) -> list[str]:
-        """What is not as it was."""
+        """List changes to the scene."""
         now = self._state()
         found = [
             f"{what}: {self._before[what]} is now {now[what]}"
@@ -180,7 +180,7 @@ class Scene:
 
 
 def _adopt(orphans: bool) -> None:
-    """Become the parent of every descendant whose own has died, so that none gets out of sight."""
+    """Become the parent of all orphaned descendants, to keep them in sight."""
     ctypes.CDLL(None).prctl(36, ctypes.c_ulong(orphans), 0, 0, 0)
 
 
@@ -203,7 +203,7 @@ def descendants(pid: int | None = None) -> set[int]:
 
 
 def trespasses(program: Hostile, sandbox: Sandbox, scene: Scene) -> list[str]:
-    """What a program did that it should not have been able to do, and what does not work after it."""
+    """List forbidden effects of a program, and services that fail after it."""
     limits = Limits(time_s=program.time_s, memory_mib=MEMORY_MIB, output_kib=OUTPUT_KIB)
     execution = sandbox.run_program(scene.source(program), program.stdin, limits)
     found = [line for line in execution.stdout.splitlines() if "ESCAPED" in line]
@@ -235,7 +235,7 @@ def _beyond(execution: Execution, limits: Limits) -> Iterator[str]:
 
 @contextlib.contextmanager
 def scene_and_sandbox(level: levels.Level) -> Iterator[tuple[Scene, Sandbox]]:
-    """A scene with a sandbox that is up and has run a program which leaves a mark in its own memory, if anywhere."""
+    """Yield a scene and a running sandbox with a mark in its memory."""
     with tempfile.TemporaryDirectory() as directory, Sandbox(floor="L0", level=level) as sandbox:
         scene = Scene(Path(directory))
         try:
@@ -251,7 +251,10 @@ def scene_and_sandbox(level: levels.Level) -> Iterator[tuple[Scene, Sandbox]]:
 
 
 def container_filter() -> bytes:
-    """A filter like the one that container runtimes install: no namespaces, mounts, tracing; clone3 is said not to exist."""
+    """Return a filter like those of container runtimes.
+
+    It forbids namespaces, mounts and tracing, and denies that clone3 exists.
+    """
     column = seccomp.column()
     refused = {
         *(
@@ -306,7 +309,7 @@ def lower_oneself(uid: int | None, container: bool) -> None:
 
 
 def main(order: dict[str, object]) -> None:
-    """Try programs as told and print what was found."""
+    """Try the programs of the order and print the results."""
     lower_oneself(order["uid"], bool(order["container"]))  # type: ignore[arg-type]
     by_name = {level.name: level for level in levels.candidates()}
     level = by_name[str(order["level"])] if order["level"] else best_level()

@@ -75,7 +75,12 @@ class Double(Step):
 
 
 class World:
-    """What the steps are made in: `choices` by step; `nature` shapes contents by step; `failing` graders leave errors open."""
+    """Inputs of the steps.
+
+    - `choices`: choices by step.
+    - `nature`: contents by step.
+    - `failing`: graders leave errors open.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -180,10 +185,10 @@ class World:
         return act
 
     def before(self, name: str, part: str) -> None:
-        """Called before a part is made; tests put deaths here."""
+        """Hook before each part; tests put crashes here."""
 
     def _essence(self, name: str, part: str, inputs: tuple[str, ...], followed: str | None) -> str:
-        """Digest of all that a part is made from: of what is followed, the same part."""
+        """Return a digest of all inputs of a part; followed inputs give the same part."""
         self._wait(
             [
                 self.out / each / (f"{part}.parquet" if each == followed else "manifest.json")
@@ -202,7 +207,7 @@ class World:
             time.sleep(0.002)
 
     def _content(self, verb: str, part: str, essence: str) -> str:
-        """A shard: verdicts hold measured times, which no two gradings share, behind what is read of them."""
+        """Return a shard; verdicts end in measured times, which always differ."""
         if verb == "grade":
             result = "failed" if self.failing and part == "part-1" else f"right {essence}"
             return f"{result}\n{os.urandom(4).hex()}"
@@ -219,7 +224,7 @@ class World:
         return (self.out / "report" / "scores.json").read_text()
 
     def contents(self) -> dict[str, str]:
-        """What every artifact holds that is there, but for measured times, and what is no part of one."""
+        """Return contents of all existing artifacts, without measured times."""
         names = {
             path.parent.relative_to(self.out).as_posix() for path in self.out.rglob("*.parquet")
         }
@@ -235,7 +240,7 @@ class World:
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runs believe that Ray is there, and do without what only takes time: installed versions, waiting for the disk."""
+    """Pretend that Ray runs, and skip slow checks of versions and disks."""
     monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(manifests, "versions", dict)
     monkeypatch.setattr(manifests, "column_digests", _first_lines)
@@ -244,7 +249,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _first_lines(paths: Iterable[Path]) -> dict[str, str]:
-    """The columns of doubles, whose shards are no Parquet: times measured and the last line's encoding apart."""
+    """Return columns of doubles, without measured times. Their shards are no Parquet."""
     return {"text": "".join(path.read_text() for path in paths)}
 
 
@@ -280,7 +285,7 @@ def die_at(number: int) -> None:
 
 
 def killed_at(act: Callable[[], object], number: int) -> bool:
-    """Do something in a child that is killed before its file operation `number`; False where it ended before."""
+    """Act in a child killed before file operation `number`; False if it ended earlier."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:

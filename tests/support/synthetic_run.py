@@ -67,7 +67,10 @@ class Made:
 def make_run(
     path, made_by=None, *, seed=0, evil="", outcome=None, mutate=lambda name, rows: rows, facts=True
 ):
-    """A whole run at `path`; `outcome(arm, problem, sample, rng)` decides, `mutate(directory, rows)` spoils rows."""
+    """Write a complete run at `path`.
+
+    `outcome(arm, problem, sample, rng)` sets verdicts; `mutate(directory, rows)` damages rows.
+    """
     chosen = made_by or recipe()
     steps = []
 
@@ -144,7 +147,7 @@ def make_run(
 
 
 def _regraded(verdicts):
-    """What another grader says, of the built-in benchmark alone: sample 0 of every third problem comes out the other way."""
+    """Return another grader's verdict: sample 0 of every third built-in problem flips."""
     other = {"accepted": "wrong_answer"}
     return [
         dataclasses.replace(verdict, outcome=other.get(verdict.outcome, "accepted"))
@@ -263,7 +266,7 @@ def _facts(prompts, samples, examples):
 
 
 def _measured(step):
-    """A measurement of held-out samples as training writes it: the entropy is the sum of its parts."""
+    """Return held-out measures as training writes them; entropy is the sum of its parts."""
     parts = {
         "entropy_gate": 0.3 - 0.004 * step,
         "entropy_head": 0.5,
@@ -324,7 +327,7 @@ def reported(made, name="report"):
 
 
 def printed(renderable):
-    """What a terminal of 200 columns shows."""
+    """Return the output on a terminal of 200 columns."""
     sink = io.StringIO()
     Console(file=sink, width=200).print(renderable)
     return sink.getvalue()

@@ -34,9 +34,9 @@ PROGRAMS = [
 
 
 def tiny_tokenizer(marks: Mapping[int, str] | None = None) -> Any:
-    """Bytes as tokens, three special tokens, three programs, a ChatML template: 262 entries, no training corpus.
+    """Return a tokenizer of 262 entries: bytes, three special tokens, three programs, ChatML.
 
-    `marks` are special tokens that take the places of bytes.
+    `marks` are special tokens that replace bytes.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -71,8 +71,9 @@ def tiny_model(
 ) -> Path:
     """Save a random model of about 200,000 parameters as a Hugging Face directory.
 
-    `llama` has tied embeddings, `llama3.1` its scaled positions, `qwen3` a norm on queries and keys, `qwen3_moe` 8 experts.
-    `marks` are special tokens, by id, in the places of bytes.
+    - `llama` has tied embeddings, `llama3.1` its scaled positions.
+    - `qwen3` has a norm on queries and keys, `qwen3_moe` 8 experts.
+    - `marks` are special tokens, by id, that replace bytes.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig

@@ -11,7 +11,10 @@ HIDDEN, LAYERS, HEADS, INNER = 64, 2, 2, 96
 def tiny_gguf(
     path: Path, *, architecture: str = "llama", kind: str = "Q8_0", seed: int = 0, **texts: str
 ) -> Path:
-    """Write a model with tensors of one type; `texts` are further metadata, dots as double underscores."""
+    """Write a model with tensors of one type.
+
+    `texts` are further metadata, with dots as double underscores.
+    """
     import gguf
     import numpy as np
 

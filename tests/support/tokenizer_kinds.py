@@ -19,7 +19,7 @@ CHATML = (
 
 @functools.cache
 def corpus() -> tuple[str, ...]:
-    """Every statement that comes with the package, and texts that strain a tokenizer."""
+    """Return every built-in statement, and texts that strain a tokenizer."""
     odd = [
         "  two  spaces,\ttabs\n\n\nand lines \n",
         "naïve café – 中文 русский ﬁ Ｆｕｌｌ ½ 🙂 e\u0301",
@@ -104,7 +104,7 @@ KINDS = (
 def tokenizer_of(
     kind: str, *, normalized: bool = False, rstrip: bool = False, template: str = CHATML
 ) -> Any:
-    """Make a tokenizer of a kind with the special tokens and marks above; `normalized` and `rstrip` as of AddedToken."""
+    """Make a tokenizer of a kind; `normalized` and `rstrip` are those of AddedToken."""
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 

@@ -165,7 +165,7 @@ if __name__ == "__main__":
 
 
 def drain(address: str, node: str, out: Path) -> None:
-    """Announce the end of a node, as a spot machine or Kubernetes does, and wait for the state that this is to leave."""
+    """Announce a node's end, as a spot machine does, and wait for the saved state."""
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 

@@ -244,7 +244,7 @@ def test_the_model_records_its_end_tokens(tiny_llama: Path, tmp_path: Path) -> N
 
 
 def test_end_tokens_of_config_json_alone_are_not_lost(tiny_llama: Path, tmp_path: Path) -> None:
-    """vLLM reads them from config.json where there is no generation_config.json; stating a decoding makes one."""
+    """vLLM reads config.json if generation_config.json is missing; a decoding creates it."""
     from ssd_ray.models.loading import end_tokens
 
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))

@@ -117,7 +117,7 @@ def test_cross_entropy_is_above_the_floor_and_entropy_adds_up(
 
 
 def test_the_floor_is_the_samplers_mean_loss_on_its_own_draws() -> None:
-    """The definition, by drawing: -log q averages to H(q), and -log p to the cross-entropy, which is above."""
+    """By drawing: -log q averages to H(q), and -log p to the higher cross-entropy."""
     generator = torch.Generator().manual_seed(0)
     base, model = torch.randn(2, 1, 50, generator=generator) * 2
     decoding = Decoding(temperature=1.6, top_k=20, top_p=0.8)
@@ -163,7 +163,10 @@ def _geometric(head: list[float], ratio: float, vocabulary: int = 16) -> torch.T
 
 
 def test_the_toys_published_distributions_come_out() -> None:
-    """2604.01193, C.4: T 0.9 and top-p 0.85 leave a lock 94.8 and 5.2 percent, and a fork 34.4 and 16.9 percent ahead."""
+    """2604.01193, C.4, with T 0.9 and top-p 0.85.
+
+    A lock has 94.8 and 5.2 percent, a fork 34.4 and 16.9 percent ahead.
+    """
     decoding = Decoding(temperature=0.9, top_p=0.85)
     lock = sampling_log_probabilities(
         _geometric([0.750, 0.055, 0.050, 0.037], 0.75), decoding
@@ -190,7 +193,7 @@ def test_ties_at_the_k_th_place_all_stay(order: tuple[int, ...]) -> None:
 def test_no_model_of_known_samples_is_below_the_memorising_floor(
     samples: list[list[int]], seed: int
 ) -> None:
-    """Against models that look at the whole beginning: counting what follows it attains the floor, random ones are above."""
+    """Counting next tokens per prefix attains the floor; random models are above it."""
     rows = [
         Example(prompt_id="p", sample_index=0, input_ids=(0, *answer), num_prompt_tokens=1)
         for answer in samples

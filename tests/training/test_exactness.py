@@ -129,7 +129,7 @@ def trained(
 
 
 def reference(model: Path, dataset: Path, train: TrainConfig) -> tuple[float, float, Any]:
-    """Loss, gradient norm and the network after one step of plain PyTorch on the first global batch."""
+    """Return loss, gradient norm and network after one plain PyTorch step."""
     network, examples = (
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         Examples(dataset),

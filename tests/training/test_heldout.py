@@ -137,7 +137,7 @@ TRAIN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    """The tiny model, trained by two workers with measurements at every fourth step, and with hardly any."""
+    """Train the tiny model on two workers, measured every fourth step, and hardly ever."""
     from ssd_ray.training.job import Job
     from ssd_ray.training.trainer import train
 

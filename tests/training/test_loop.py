@@ -28,11 +28,11 @@ SHARDS = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 class Machine:
-    """One worker of the real loop: an engine that counts its steps, and what happens to the process at which step."""
+    """One worker of the real loop with a counting engine and scheduled crashes."""
 
     def __init__(self, out: Path, **choices: Any) -> None:
         train = TrainConfig(steps=STEPS, warmup_steps=0, dtype="float32", zero_stage=2, **choices)

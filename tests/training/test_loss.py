@@ -58,7 +58,7 @@ def _model(config: Any) -> Any:
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, the ids that follow, and a weight a token: prompts of 4 tokens, a shorter second sequence."""
+    """Return ids, next ids and weights: prompts of 4 tokens, the second sequence shorter."""
     input_ids = torch.randint(3, 97, (3, 13), generator=torch.Generator().manual_seed(1))
     weights = torch.tensor([[0.5], [2.0], [1.0]]).repeat(1, 13)
     weights[:, :3] = weights[:, -1] = weights[1, 8:] = 0

@@ -38,7 +38,7 @@ def test_worker_crashes_count_since_the_last_state(allowed: int, tmp_path: Path)
 
 
 def _starting(kind: str) -> Any:
-    """What Ray Train makes of a failure while workers start."""
+    """Return Ray Train's error for a failure while workers start."""
     from ray import exceptions
     from ray.train import ControllerError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError

@@ -17,7 +17,7 @@ KEYS = (WEIGHTS, "exp_avg", "exp_avg_sq")
 
 
 def cut_flat(shapes: Shapes, rank: int, workers: int) -> dict[str, Span]:
-    """ZeRO-1 and 2: a group's parameters lie end to end and are cut into equal parts, wherever that falls."""
+    """Divide as ZeRO-1 and 2 do: parameters of a group end to end, in equal parts."""
     spans = {}
     for group, names in enumerate(shapes):
         part, at = part_of(names, workers), 0

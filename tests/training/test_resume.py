@@ -70,7 +70,7 @@ SAME: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each case undisturbed with two workers, and cut into two workers, one (or three, or two), and two again."""
+    """Run each case undisturbed on two workers, and as two, one (or three, or two), two."""
     out, dataset = (
         tmp_path_factory.mktemp("runs"),
         engine_cases.write_examples(tmp_path_factory.mktemp("dataset")),
