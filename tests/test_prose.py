@@ -11,7 +11,6 @@ from tests.prose import BANNED, COLUMNS, RELATIVE, measure_page
 
 ROOT = Path(__file__).parent.parent
 PENDING = {
-    "benchmarks.md",
     "planner.md",
     "prompts.md",
     "reproducing.md",
