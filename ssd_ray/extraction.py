@@ -6,9 +6,9 @@ of the reasoning (`reasoning`). Reads and writes nothing.
 Both read Markdown, more forgiving than its standard, because models write it:
 
 - A fence is a line of three or more backticks or tildes at any indentation, then any text.
-- A block ends at a bare fence of the same character, at least as long as the opening one and
-  indented less than four columns deeper. So a fence in an indented docstring is part of the
-  program.
+- A block ends at a bare fence of the same character, at least as long as the opening one.
+- A fence four columns deeper than the opening one is content. So a fence in an indented
+  docstring is part of the program.
 - A fence with a language, at the depth of an open block, starts over: the model forgot to close
   the former block.
 

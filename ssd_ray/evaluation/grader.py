@@ -149,7 +149,8 @@ class Grader:
             return verdict(problem, completion, None, result, self._sandbox)
 
     def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
-        rules, sandbox = self._spec.rules, self._sandbox
+        rules = self._spec.rules
+        sandbox = self._sandbox
         if self._spec.as_code and problem.kind != "numeric":
             require_gradable(problem)
             code = completion.text

@@ -94,7 +94,7 @@ class Work:
             self.ended = True
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Slices without a result."""
         return len(self.waiting) + self.at_work
 
@@ -113,7 +113,7 @@ class Work:
             InfrastructureError: graders of this step crashed too often, or the pool is closed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or not self.left, timeout_s)
+            self._changed.wait_for(lambda: self._error is not None or not self.remaining, timeout_s)
             if self._error is not None:
                 raise self._error
             return self._rows
@@ -236,7 +236,7 @@ class GraderPool:
             self._calls[reference] = _Call(actor=actor, began=time.monotonic())
 
     def _next(self) -> Work | None:
-        """Return the waiting step with the fewest graders, in turns among equals."""
+        """Return the waiting step with the fewest graders, round-robin among equals."""
         waiting = [work for work in self._works if work.waiting]
         return min(waiting, key=lambda work: (work.at_work, work.turn), default=None)
 
@@ -293,7 +293,7 @@ class GraderPool:
                 self._crew.end(self._calls.pop(reference).actor)
         while self._idle and now - self._idle[0][1] > _PATIENCE_S:
             self._crew.end(self._idle.popleft()[0])
-        self._works = [work for work in self._works if work.left or not work.ended]
+        self._works = [work for work in self._works if work.remaining or not work.ended]
 
     def _end_all(self) -> None:
         """End every grader and fail every work."""

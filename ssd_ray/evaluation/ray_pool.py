@@ -108,14 +108,14 @@ class _Source:
 
 def _follow(work: Work, source: _Source, task: Task, before: int) -> None:
     """Hand in slices as they appear, until the source is closed and all are graded."""
-    while work.left or not source.closed:
+    while work.remaining or not source.closed:
         if not source.closed:
             work.put(source.new())
         graded = work.wait(_POLL_S)
-        if not work.left and not source.closed:
+        if not work.remaining and not source.closed:
             task.wait("waiting for answers")
             time.sleep(_POLL_S)
-        elif work.left and not work.at_work:
+        elif work.remaining and not work.at_work:
             task.wait("waiting for graders")
         else:
             task.update(before + graded)

@@ -250,7 +250,8 @@ def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> b
 
 def _require_sound_check(problem: Problem, test: Test, sandbox: Sandbox, limits: Limits) -> None:
     """Raise an error if the reference fails a check, or the check fails by itself without one."""
-    check, entries = check_units(problem, test), entry_points(problem)
+    check = check_units(problem, test)
+    entries = entry_points(problem)
     if problem.reference is None:
         return try_check(check, entries, sandbox)
     result = run_check(check, program_units(problem, problem.reference), entries, limits, sandbox)

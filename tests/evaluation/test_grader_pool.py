@@ -113,7 +113,7 @@ def _graded(pool: GraderPool, name: str, slices: int) -> int:
     """As a step does it, in a thread of its own; the rows."""
     with pool.work(_order(name), name) as work:
         work.put(_pieces(slices))
-        while work.left:
+        while work.remaining:
             work.wait(1.0)
         return work.wait(0)
 
@@ -183,7 +183,7 @@ def test_idle_graders_end_and_come_back_when_there_is_work() -> None:
     with GraderPool(crew, 3) as pool, pool.work(_order("step"), "step") as work:
         for round_ in (1, 2):
             work.put(_pieces(9))
-            while work.left:
+            while work.remaining:
                 work.wait(1.0)
             assert work.wait(0) == 9 * 16 * round_
             deadline = time.monotonic() + 5
@@ -196,7 +196,7 @@ def test_a_trickle_keeps_one_grader_and_not_all() -> None:
     crew = FakeCrew(cores=4)
     with GraderPool(crew, 3) as pool, pool.work(_order("step"), "step") as work:
         work.put(_pieces(40))
-        while work.left:
+        while work.remaining:
             work.wait(1.0)
         assert len(crew.alive) == 4
         for _ in range(20):

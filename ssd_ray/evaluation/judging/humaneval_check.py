@@ -81,14 +81,14 @@ def try_check(check: Sequence[str], entry_points: str, sandbox: Sandbox) -> None
     """
     with sandbox.converse("check", check, CHECK_LIMITS, entry_point=entry_points) as checker:
         checker.send_texts(["null"])
-        asked = checker.answer_line(CHECK_LIMITS.time_s)
-        if not (isinstance(asked.result, bytes) and asked.result.startswith(_CALL)):
-            _require_sound(asked, called=False)
+        request = checker.answer_line(CHECK_LIMITS.time_s)
+        if not (isinstance(request.result, bytes) and request.result.startswith(_CALL)):
+            _require_sound(request, called=False)
 
 
-def _require_sound(asked: Execution, *, called: bool) -> None:
+def _require_sound(request: Execution, *, called: bool) -> None:
     """Raise an error if a check has failed by itself; `called` as for BrokenCheckError."""
-    match _loaded(asked):
+    match _loaded(request):
         case ["broken", str(name), str(message)]:
             raise BrokenCheckError(
                 f"the check itself fails, before it calls the program: {name}: {message}",
@@ -98,15 +98,15 @@ def _require_sound(asked: Execution, *, called: bool) -> None:
             raise BrokenCheckError(
                 f"the check cannot be run apart from the program: {reason}", called=called
             )
-    if asked.status == "output_limit":
+    if request.status == "output_limit":
         reason = f"it calls the program with more than {CHECK_LIMITS.output_kib} KiB"
         raise BrokenCheckError(
             f"the check cannot be run apart from the program: {reason}", called=called
         )
-    if asked.status != "ok" and not called:
+    if request.status != "ok" and not called:
         raise NoCallError(
             f"the check neither called the program nor ended within {CHECK_LIMITS.time_s:g} s "
-            f"({asked.status}, {asked.detail})"
+            f"({request.status}, {request.detail})"
         )
 
 
@@ -126,12 +126,12 @@ class _Exchange:
         answer = "null"
         while True:
             self._checker.send_texts([answer])
-            asked = self._checker.answer_line(self._check_left_s)
+            request = self._checker.answer_line(self._check_left_s)
             # The check has its own time, over all of its parts between calls.
-            self._check_left_s -= asked.time_s
-            if not isinstance(asked.result, bytes) or not asked.result.startswith(_CALL):
-                return self._end(asked)
-            self._caller.send_texts([asked.result.decode()])
+            self._check_left_s -= request.time_s
+            if not isinstance(request.result, bytes) or not request.result.startswith(_CALL):
+                return self._end(request)
+            self._caller.send_texts([request.result.decode()])
             execution = self._caller.answer_line(max(0.0, self._time_limit_s - self._time_s))
             self._time_s += execution.time_s
             line = execution.result
@@ -156,10 +156,10 @@ class _Exchange:
                 )
         return self._result("runtime_error", "a malformed result")
 
-    def _end(self, asked: Execution) -> Result:
+    def _end(self, request: Execution) -> Result:
         """Return the result by the last line of the check."""
-        _require_sound(asked, called=self._called)
-        match _loaded(asked):
+        _require_sound(request, called=self._called)
+        match _loaded(request):
             case ["passed"]:
                 return self._result("accepted", "")
             case ["failed", str(name), str(message)]:
