@@ -60,7 +60,7 @@ class RayCrew:
         self._placed: dict[Any, str] = {}
 
     def size(self) -> int:
-        """Return the number of graders for which the cluster has cores now.
+        """Return the number of graders allowed to run now.
 
         - A grader that reserves a core or more: Ray keeps graders to the cores. `max_graders` may
           exceed them, and then the cluster can grow.
@@ -96,7 +96,7 @@ class RayCrew:
         return actor.grade.remote(spec, piece)
 
     def finished(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Wait at most `timeout_s` for one of the calls; return the ended ones."""
+        """Wait at most `timeout_s` for a call to end; return the ended calls."""
         import ray
 
         first, _ = ray.wait(list(references), num_returns=1, timeout=timeout_s)

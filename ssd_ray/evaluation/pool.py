@@ -54,7 +54,7 @@ class Crew(Protocol):
         """Send a slice to a grader; return a reference to its number of rows."""
 
     def finished(self, references: list[Any], timeout_s: float) -> list[Any]:
-        """Wait at most `timeout_s` for one of the calls; return the ended ones."""
+        """Wait at most `timeout_s` for a call to end; return the ended calls."""
 
     def result(self, reference: Any) -> int:
         """Return the number of rows of an ended call, or raise its exception."""
