@@ -1,8 +1,11 @@
-"""The arms of a recipe: those that it names, or their sweep over temperatures, and the controls that belong beside them.
+"""Arms of a recipe: the named ones, their sweep over temperatures, and the controls.
 
-One idea: a comparison is fair when every model is decoded at the same temperatures and each is taken at its best, so a
-sweep turns each named arm into a family, one arm a temperature, and all families share one grid. Pure functions of the
-recipe; reads and writes nothing.
+A fair comparison decodes every model at the same temperatures and takes each at its best:
+
+- A sweep makes a family of each named arm, with one arm for each temperature.
+- All families share one grid of temperatures.
+
+Pure functions of the recipe; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +16,16 @@ from ssd_ray.config import Arm, PrepareConfig, Recipe, SampleConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Profile
 
-TEACHER, NAIVE, ACCEPTED = "teacher", "naive", "accepted"
+TEACHER = "teacher"
+NAIVE = "naive"
+ACCEPTED = "accepted"
 VERDICTS: dict[Profile, str] = {"strict": "verdicts", "lcb-compat": "verdicts-lcb"}
-"""Where the verdicts of each profile stand, under the run directory and over the arms."""
+"""Directories of the verdicts by profile, below the run directory and above the arms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model that is trained: its name among arms, how its samples are drawn, and what of them it is trained on."""
+    """A model to train: its name among arms, its sampling, and its selection of samples."""
 
     name: str
     samples: str
@@ -29,17 +34,17 @@ class TrainedModel:
 
     @property
     def dataset(self) -> str:
-        """The directory of its training sequences."""
+        """Directory of its training sequences."""
         return "dataset" if self.name == "ssd" else f"dataset-{self.name}"
 
     @property
     def checkpoint(self) -> str:
-        """The directory of the trained model."""
+        """Directory of the trained model."""
         return "checkpoint" if self.name == "ssd" else f"checkpoint-{self.name}"
 
     @property
     def verdicts(self) -> str | None:
-        """The directory of the verdicts on its samples, where only accepted ones are trained on."""
+        """Directory of the verdicts on its samples, or None if it is trained on all of them."""
         return (
             self.samples.replace("samples", "sample-verdicts")
             if self.prepare.select == "accepted"
@@ -48,7 +53,7 @@ class TrainedModel:
 
 
 def controls(recipe: Recipe) -> tuple[str, ...]:
-    """The controls that were asked for; where nothing was said, the teacher beside a sweep."""
+    """Return the controls of the recipe; by default, the teacher of a sweep."""
     evaluate = recipe.evaluate
     if evaluate.controls is None:
         return (TEACHER,) if evaluate.sweep else ()
@@ -56,7 +61,10 @@ def controls(recipe: Recipe) -> tuple[str, ...]:
 
 
 def temperatures(recipe: Recipe) -> tuple[float, ...]:
-    """The grid of every family in rising order: the sweep and the temperatures that the arms are written with; () without one."""
+    """Return the temperatures shared by all families, in rising order; () without a sweep.
+
+    The grid holds the sweep and the temperatures of the named arms.
+    """
     evaluate = recipe.evaluate
     if not evaluate.sweep:
         return ()
@@ -64,105 +72,110 @@ def temperatures(recipe: Recipe) -> tuple[float, ...]:
 
 
 def families(recipe: Recipe) -> dict[str, dict[float, str]]:
-    """For each swept name (`base`, `ssd`, `naive`), its arms by temperature, rising; empty where there is no sweep.
+    """Return the arms of each swept name (`base`, `ssd`, `naive`) by rising temperature.
+
+    The result is empty without a sweep.
 
     Raises:
-        UserError: as for `arms`.
+        UserError: As for `arms`.
     """
     grid = temperatures(recipe)
     return {name: {t: _point(name, t) for t in grid} for name in _named(recipe)} if grid else {}
 
 
 def arms(recipe: Recipe) -> dict[str, Arm]:
-    """Every arm that a run answers the benchmarks with, by name, in the order of the report.
+    """Return every arm of the run by name, in the order of the report.
 
     Raises:
-        UserError: an arm takes the name of a control or of a point of the sweep, or a control has nothing to be compared to.
+        UserError: An arm has the name of a control or of a point of the sweep, or a control lacks
+            an arm to be compared to.
     """
-    named, grid = _named(recipe), temperatures(recipe)
-    found: dict[str, Arm] = {}
-    for name, arm in named.items():
-        points = (
-            {_point(name, t): arm.model_copy(update={"temperature": t}) for t in grid}
-            if grid
-            else {name: arm}
-        )
-        for point, decoded in points.items():
-            _add(found, point, decoded)
+    grid = temperatures(recipe)
+    every: dict[str, Arm] = {}
+    for name, arm in _named(recipe).items():
+        if not grid:
+            _add(every, name, arm)
+        for temperature in grid:
+            point = arm.model_copy(update={"temperature": temperature})
+            _add(every, _point(name, temperature), point)
     if TEACHER in controls(recipe):
         sample = recipe.sample
-        _add(
-            found,
-            TEACHER,
-            Arm(
-                model="base", temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p
-            ),
+        teacher = Arm(
+            model="base", temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p
         )
-    return found
+        _add(every, TEACHER, teacher)
+    return every
 
 
 def baseline(recipe: Recipe) -> str:
-    """The arm that differences are taken against: in a sweep the point at the temperature that it is written with."""
+    """Return the arm that differences are taken against.
+
+    In a sweep this is the point at the arm's own temperature.
+    """
     name = recipe.evaluate.baseline
     return _point(name, recipe.evaluate.arms[name].temperature) if recipe.evaluate.sweep else name
 
 
 def branches(recipe: Recipe) -> tuple[TrainedModel, ...]:
-    """The models that a run trains: `ssd` always, the controls `naive` and `accepted` where an arm needs them.
+    """Return the models that a run trains: `ssd`, and the controls that an arm needs.
 
     Raises:
-        UserError: as for `arms`.
+        UserError: As for `arms`.
     """
-    sample, prepare = recipe.sample, recipe.prepare
+    sample = recipe.sample
+    prepare = recipe.prepare
     accepted = prepare.model_copy(update={"select": "accepted"})
-    every = (
+    models = (
         TrainedModel(name="ssd", samples="samples", sample=sample, prepare=prepare),
         TrainedModel(
             name=NAIVE, samples="samples-naive", sample=naive_sample(recipe), prepare=prepare
         ),
         TrainedModel(name=ACCEPTED, samples="samples", sample=sample, prepare=accepted),
     )
+    # `ssd` is trained even if no arm decodes it: `train` then still has its checkpoint to make.
     needed = {"ssd", *(arm.model for arm in arms(recipe).values())}
-    return tuple(branch for branch in every if branch.name in needed)
+    return tuple(model for model in models if model.name in needed)
 
 
 def decoding(recipe: Recipe, model: str) -> Arm | None:
-    """How the first arm of a trained model decodes it, in a sweep as it is written; None where the model has no arm."""
+    """Return the first arm of a trained model as named in the recipe, or None if it has none."""
     return next((arm for arm in _named(recipe).values() if arm.model == model), None)
 
 
 def naive_sample(recipe: Recipe) -> SampleConfig:
-    """How the naive control's training samples are drawn: as the run's, but at temperature 1 and without truncation."""
+    """Return the sampling of the naive control: the run's, at temperature 1 without truncation."""
     return recipe.sample.model_copy(update={"temperature": 1.0, "top_k": None, "top_p": 1.0})
 
 
 def _named(recipe: Recipe) -> dict[str, Arm]:
-    """The arms of the recipe, and the trained controls decoded as the first ssd arm."""
+    """Return the arms of the recipe, and the trained controls decoded as the first ssd arm."""
     named = dict(recipe.evaluate.arms)
     for control in (NAIVE, ACCEPTED):
         if control in controls(recipe):
+            # Controls differ from the run in their training alone, so they share its decoding.
             trained = [arm for arm in named.values() if arm.model == "ssd"]
             if not trained:
                 raise UserError(
-                    f"evaluate.controls holds {control}, but no arm has model ssd to compare it to: add one to evaluate.arms"
+                    f"evaluate.controls holds {control}, but no arm has model ssd to compare it "
+                    "to: add one to evaluate.arms"
                 )
             _add(named, control, trained[0].model_copy(update={"model": control}))
-    _refuse_twins(recipe, {arm.model for arm in named.values()})
+    _check_models(recipe, {arm.model for arm in named.values()})
     return named
 
 
-def _refuse_twins(recipe: Recipe, models: set[str]) -> None:
-    """Refuse a control that would be the run itself, and a selection by tests that there are none of."""
+def _check_models(recipe: Recipe, models: set[str]) -> None:
+    """Refuse a control equal to the run itself, and a selection by tests without tests."""
     if NAIVE in models and naive_sample(recipe) == recipe.sample:
         raise UserError(
-            "an arm is naive, but sample is already temperature 1 without truncation, so this run is its own naive control: "
-            "leave naive out"
+            "an arm is naive, but sample is already temperature 1 without truncation, so this run "
+            "is its own naive control: leave naive out"
         )
     selects = recipe.prepare.select == "accepted"
     if ACCEPTED in models and selects:
         raise UserError(
-            "an arm is accepted, but prepare.select is already accepted, so ssd would be trained on the same: set "
-            "prepare.select=all"
+            "an arm is accepted, but prepare.select is already accepted, so ssd would be trained "
+            "on the same: set prepare.select=all"
         )
     prompts = recipe.prompts
     if (
@@ -170,20 +183,22 @@ def _refuse_twins(recipe: Recipe, models: set[str]) -> None:
         and prompts.source != "builtin"
         and prompts.tests_column is None
     ):
-        what = "prepare.select is accepted" if selects else "an arm has model accepted"
+        reason = "prepare.select is accepted" if selects else "an arm has model accepted"
         raise UserError(
-            f"{what}, which needs prompts with tests, and those of {prompts.source!r} have none: use the built-in prompts, or "
-            "files with a column of tests and set prompts.tests_column"
+            f"{reason}, which needs prompts with tests, and those of {prompts.source!r} have none: "
+            "use the built-in prompts, or files with a column of tests and set prompts.tests_column"
         )
 
 
 def _point(name: str, temperature: float) -> str:
+    # The shortest decimal form, so that a point keeps its directory: 0.7, and 1 for 1.0.
     return f"{name}@T={temperature!r}".removesuffix(".0")
 
 
-def _add(found: dict[str, Arm], name: str, arm: Arm) -> None:
-    if name in found:
+def _add(every: dict[str, Arm], name: str, arm: Arm) -> None:
+    if name in every:
         raise UserError(
-            f"evaluate.arms names {name!r}, which evaluate.sweep or evaluate.controls also makes: rename that arm"
+            f"evaluate.arms names {name!r}, which evaluate.sweep or evaluate.controls also makes: "
+            "rename that arm"
         )
-    found[name] = arm
+    every[name] = arm

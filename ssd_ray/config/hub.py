@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, as `prompts.source` names it. Reads and writes nothing."""
+"""Data sets of the Hugging Face hub as named by `prompts.source`. Reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _FORM = re.compile(r"hub:([^:@#]+)(?::([^@#]+))?(?:@([^#]+))?(?:#(.+))?")
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource:
-    """Which rows: of a data set, one configuration, at a commit, tag or branch (`None`: the head of `main`), one split."""
+    """Rows of a data set: one configuration and one split, at a commit, tag or branch.
+
+    A `revision` of None is the head of `main`.
+    """
 
     name: str
     config: str | None = None
@@ -27,17 +30,18 @@ class HubSource:
         return ", ".join(
             [
                 f"{self.name} on the Hugging Face hub",
-                *(f"{what} {value}" for what, value in chosen if value),
+                *(f"{label} {value}" for label, value in chosen if value),
             ]
         )
 
 
 def hub_source(source: str) -> HubSource | None:
-    """What a `prompts.source` takes from the hub; None for any other source, and for another form."""
+    """Return the hub data set named by a `prompts.source`, or None for another source or form."""
+    # The configuration with a column `is_passed`, for `prompts.only_passed`.
     if source == "rstar-coder":
         return HubSource(name="microsoft/rStar-Coder", config="seed_sft")
-    found = _FORM.fullmatch(source)
-    if found is None:
+    match = _FORM.fullmatch(source)
+    if match is None:
         return None
-    name, config, revision, split = found.groups()
+    name, config, revision, split = match.groups()
     return HubSource(name=name, config=config, revision=revision, split=split or "train")

@@ -1,4 +1,8 @@
-"""A part of the recipe, and what is the same for all parts: refusal of unknown keys, documentation under each field, tuning.
+"""Base class of the sections of a recipe, and functions over their fields.
+
+- Unknown keys are refused.
+- The text under a field is its documentation.
+- A field marked `tuning` changes speed, not results.
 
 Reads and writes nothing.
 """
@@ -17,13 +21,14 @@ _NUMBERS = (int, float, int | None, float | None)
 
 
 def tuning(default: Any, **constraints: Any) -> Any:
-    """A field that changes speed, not results."""
+    """Return a field that changes speed, not results."""
     return Field(default, json_schema_extra={"tuning": True}, **constraints)
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, no unknown keys, field documentation taken from the text under each field."""
+    """Section of a recipe: frozen, without unknown keys, documented by the text under fields."""
 
+    # YAML's `.inf` and `.nan` are floats that no field has a use for.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -34,7 +39,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic would take `true` for 1.
         if (
             isinstance(value, bool)
             and cls.model_fields[str(info.field_name)].annotation in _NUMBERS
@@ -44,41 +50,47 @@ class Section(BaseModel):
 
 
 class Decoding(Section):
+    """Choice of the next token: temperature first, then top-k, then top-p."""
+
     temperature: float = 1.0
-    """Divides the logits, before truncation; 0 is greedy, else 0.01 to 2, which is what vLLM takes."""
+    """Sampling temperature, applied to the logits before truncation. 0 is greedy, else 0.01 to 2,
+    the range of vLLM.
+    """
     top_k: int | None = None
-    """Keep the k most likely tokens of the tempered distribution; `null` keeps all."""
+    """Keep the k most likely tokens of the tempered distribution. `null` keeps all."""
     top_p: float = 1.0
-    """Then keep the smallest set with this mass; 1.0 keeps all."""
+    """Then keep the smallest set of tokens with this probability mass. 1.0 keeps all."""
 
     @field_validator("temperature")
     @classmethod
-    def _temperature_that_vllm_takes(cls, value: float) -> float:
+    def _check_temperature(cls, value: float) -> float:
         if value != 0 and not 0.01 <= value <= 2:
             raise ValueError(
-                "use 0 for greedy decoding, or 0.01 to 2 (vLLM raises smaller ones to 0.01 and refuses larger)"
+                "use 0 for greedy decoding, or 0.01 to 2 (vLLM raises smaller ones to 0.01 and "
+                "refuses larger)"
             )
         return value
 
     @field_validator("top_k")
     @classmethod
-    def _top_k_that_keeps_something(cls, value: int | None) -> int | None:
+    def _check_top_k(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
             raise ValueError("use 1 or more, or null to keep all tokens")
         return value
 
     @field_validator("top_p")
     @classmethod
-    def _top_p_that_is_a_mass(cls, value: float) -> float:
+    def _check_top_p(cls, value: float) -> float:
         if not 0 < value <= 1:
             raise ValueError("use a mass above 0 and up to 1, where 1 keeps all tokens")
         return value
 
 
 def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every leaf of a section as (dotted name, value, documentation)."""
+    """Yield the leaves of a section as (dotted name, value, documentation)."""
     for name, info in type(section).model_fields.items():
-        value, path = getattr(section, name), f"{prefix}{name}"
+        value = getattr(section, name)
+        path = f"{prefix}{name}"
         if isinstance(value, Section):
             yield from fields(value, f"{path}.")
         elif (
@@ -94,12 +106,12 @@ def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Default:
-    """A field of a section's type as its class states it."""
+    """A field of a section's type, with the default of its class."""
 
     name: str
-    """Dotted name; `NAME` is the key of a mapping, `[]` an item of a list."""
+    """Dotted name. `NAME` is the key of a mapping, `[]` an item of a list."""
     value: Any
-    """The default; `REQUIRED` where there is none."""
+    """The default, or `REQUIRED` where there is none."""
     documentation: str
 
 
@@ -109,12 +121,13 @@ REQUIRED = "required"
 def defaults(
     section: type[Section], prefix: str = "", instance: Section | None = None
 ) -> Iterator[Default]:
-    """List every field of a section's type with its default, those of sections within it included.
+    """Yield every field of a section's type with its default, nested sections included.
 
     Args:
-        section: the type; a field without a default is listed as `REQUIRED`.
-        prefix: start of every dotted name.
-        instance: the default of the section itself where its parent states one; its values count then.
+        section: The type. A field without a default is listed as `REQUIRED`.
+        prefix: Start of every dotted name.
+        instance: The default of the section itself, if its parent states one. Its values then
+            count.
     """
     for name, info in section.model_fields.items():
         path = f"{prefix}{name}"
@@ -123,10 +136,13 @@ def defaults(
             if instance is None
             else getattr(instance, name)
         )
+        # The parent's default may differ from that of the section's own class.
         if isinstance(value, Section):
             yield from defaults(type(value), f"{path}.", value)
             continue
         nested, key = _nested(info.annotation)
+        # A section without a default is listed by its fields alone, unless a mapping or list
+        # holds it: the key is then a choice of its own.
         stated = value is not PydanticUndefined
         if stated or nested is None or key:
             documentation = " ".join((info.description or "").split())
@@ -138,22 +154,25 @@ def defaults(
 
 
 def _nested(annotation: Any) -> tuple[type[Section] | None, str]:
-    """Find the section that an annotation holds, and what names it there: `.NAME`, `[]` or nothing."""
+    """Return the section within an annotation, and its key: `.NAME`, `[]` or nothing."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, ""
     key = {dict: ".NAME", tuple: "[]", list: "[]"}.get(get_origin(annotation), "")
-    found = (_nested(argument)[0] for argument in get_args(annotation))
-    return next((section for section in found if section is not None), None), key
+    sections = (_nested(argument)[0] for argument in get_args(annotation))
+    return next((section for section in sections if section is not None), None), key
 
 
 def choices(section: Section) -> dict[str, Any]:
-    """The values of a section that shape results (no `tuning` fields, at any depth), as plain JSON."""
+    """Return the values of a section as plain JSON, without tuning fields at any depth."""
     dumped: dict[str, Any] = section.model_dump(mode="json", exclude=_tuning_fields(section))
     return dumped
 
 
 def _tuning_fields(value: Any) -> Any:
-    """Name the tuning fields of a value and of the sections within it, in the form of pydantic's `exclude`."""
+    """Return the tuning fields of a value, in the form of pydantic's `exclude`.
+
+    The fields of nested sections are included.
+    """
     if isinstance(value, Section):
         items: dict[Any, Any] = {name: getattr(value, name) for name in type(value).model_fields}
         tuned = {name for name, info in type(value).model_fields.items() if _is_tuning(info)}
@@ -162,6 +181,7 @@ def _tuning_fields(value: Any) -> Any:
         tuned = set()
     else:
         return {}
+    # `exclude` takes nested mappings, and True where a complete field is left out.
     within = {key: _tuning_fields(item) for key, item in items.items() if key not in tuned}
     return {key: inner for key, inner in within.items() if inner} | dict.fromkeys(tuned, True)
 

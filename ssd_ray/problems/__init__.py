@@ -1,1 +1,1 @@
-"""Problems: where they come from, and how they are put to the model."""
+"""Problems and benchmarks, and their rendering as prompts."""

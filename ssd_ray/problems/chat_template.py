@@ -1,8 +1,8 @@
-"""Render the turns of a chat as the text that a model expects, with one clock for all prompts.
+"""Rendering of chat messages by a model's chat template, with one clock for all prompts.
 
-- The template is the text that transformers takes: of several named ones, `default`.
+- The template is the one that transformers uses: of several named ones, `default`.
 - A template may read the clock (`strftime_now`). All prompts of a run read the same moment.
-- A template that draws at random is refused: its prompts do not follow from the recipe.
+- A template with random choices is refused, as its prompts do not follow from the recipe.
 
 Reads and writes nothing.
 """
@@ -18,6 +18,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.models import templates
 from ssd_ray.problems.published_prompts import Messages
 
+# Arguments of `apply_chat_template` that this module sets, or that would change its result's type.
 _DECIDED_HERE = {
     "add_generation_prompt",
     "chat_template",
@@ -34,14 +35,15 @@ _DECIDED_HERE = {
     "tokenizer_kwargs",
     "truncation",
 }
+# A tag of transformers' own, unknown to plain Jinja.
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 _ANSWER = "Answer4711"
 
 
 class Clock:
-    """The moment that chat templates read as now.
+    """The current moment as seen by chat templates.
 
-    `moment` is called once, when a template first reads the clock. `reading` is None until then.
+    `moment` is called once, at the first read of the clock. `reading` is None until then.
     """
 
     def __init__(self, moment: Callable[[], datetime] = datetime.now) -> None:
@@ -56,45 +58,49 @@ class Clock:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer with the arguments that a recipe gives it.
+    """The chat template of a tokenizer with its arguments from a recipe.
 
-    `field` is the recipe's field that chose the mode; error messages name it.
+    `field` is the recipe field with the mode, for error messages.
 
     Raises:
-        UserError: no template, none named `default`, an argument that is decided here, or a
-            template that draws at random.
+        UserError: There is no template or none named `default`, an argument is decided here, or the
+            template has random choices.
     """
 
     def __init__(
         self, tokenizer: Any, arguments: Mapping[str, Any], clock: Clock, *, mode: str, field: str
     ) -> None:
-        self._tokenizer, self._where = tokenizer, f"{field} {mode}"
+        self._tokenizer = tokenizer
+        self._where = f"{field} {mode}"
         another = "set model.chat_template to another template"
         self._remedy = another if mode == "chat" else f"use {field} chat, or {another}"
         if not tokenizer.chat_template:
             raise UserError(
-                f"{self._where} needs a chat template and the model directory holds none: set model.chat_template to a file, "
-                f"or use {field} release, the raw text of the authors' script"
+                f"{self._where} needs a chat template and the model directory holds none: set "
+                f"model.chat_template to a file, or use {field} release, the raw text of the "
+                "authors' script"
             )
         if clash := sorted(arguments.keys() & _DECIDED_HERE):
             raise UserError(
-                f"prompts.template_arguments holds {clash[0]!r}, which is decided here: leave it out"
+                f"prompts.template_arguments holds {clash[0]!r}, which ssd_ray sets: leave it out"
             )
         source = templates.in_use(tokenizer, arguments)
         if source is None:
             names = ", ".join(sorted(tokenizer.chat_template))
             raise UserError(
-                f"{self._where}: the model has several chat templates ({names}) and none is named default: "
-                "set model.chat_template to a file with one of them"
+                f"{self._where}: the model has several chat templates ({names}) and none is named "
+                "default: set model.chat_template to a file with one of them"
             )
         if drawing := _random_part(source):
             raise UserError(
-                f"{self._where}: the chat template draws at random ({drawing}), so prompts would not follow from the recipe: "
-                "set model.chat_template to a file with a copy that does not"
+                f"{self._where}: the chat template draws at random ({drawing}), so prompts would "
+                "not follow from the recipe: set model.chat_template to a file with a copy that "
+                "does not"
             )
         self.source = source
         self.arguments = dict(arguments)
-        self._clock, self._reads_clock = clock, False
+        self._clock = clock
+        self._reads_clock = False
 
     def _now(self, form: str) -> str:
         self._reads_clock = True
@@ -102,49 +108,61 @@ class ChatTemplate:
 
     @property
     def date(self) -> str | None:
-        """The moment that prompts read, in ISO form; None if the template reads no clock."""
+        """The moment that prompts show, in ISO form; None if the template reads no clock."""
         return (
             self._clock.reading.isoformat() if self._reads_clock and self._clock.reading else None
         )
 
     def text(
         self,
-        turns: Messages,
+        messages: Messages,
         name: str,
         arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the prompt of `turns`, up to where the assistant's answer begins.
+        """Return the prompt of `messages`, up to the start of the assistant's answer.
 
-        `name` is the problem's, for errors; `arguments` replace those of the recipe.
+        Args:
+            messages: Messages with `role` and `content`.
+            name: Name of the problem, for error messages.
+            arguments: Template arguments to use instead of those of the recipe.
 
         Raises:
-            UserError: a template that is no Jinja, fails, refuses the turns, or leaves one out.
+            UserError: The template is not valid Jinja, fails, refuses the messages, or leaves one
+                out.
         """
-        text = self._rendered(turns, name, self.arguments if arguments is None else arguments)
-        if lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]:
-            raise UserError(
-                f"{self._where}: the chat template leaves out the {lost[0]} message of {name}: {self._remedy}"
-            )
+        text = self._rendered(messages, name, self.arguments if arguments is None else arguments)
+        # Some templates skip a system message silently.
+        for message in messages:
+            if message["content"].strip() not in text:
+                raise UserError(
+                    f"{self._where}: the chat template leaves out the {message['role']} message of "
+                    f"{name}: {self._remedy}"
+                )
         return text
 
     def end_of_turn(self) -> str | None:
-        """Return the text behind an assistant's answer, None if the template shows none."""
-        turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": _ANSWER}]
+        """Return the text after an assistant's answer, or None if a template shows no answer."""
+        messages = [
+            {"role": "user", "content": "Question"},
+            {"role": "assistant", "content": _ANSWER},
+        ]
         try:
-            text = self._rendered(turns, "a turn of the assistant", self.arguments, answering=False)
+            text = self._rendered(
+                messages, "an answer of the assistant", self.arguments, answering=False
+            )
         except UserError:
             return None
         _, answer, end = text.rpartition(_ANSWER)
         return end if answer else None
 
     def _rendered(
-        self, turns: Messages, name: str, arguments: Mapping[str, Any], *, answering: bool = True
+        self, messages: Messages, name: str, arguments: Mapping[str, Any], *, answering: bool = True
     ) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
         try:
             text: str = self._tokenizer.apply_chat_template(
-                turns,
+                messages,
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=answering,
@@ -153,22 +171,26 @@ class ChatTemplate:
             )
         except TemplateSyntaxError as error:
             raise UserError(
-                f"the chat template is no Jinja ({error}): correct it, or set model.chat_template to another"
+                f"the chat template is no Jinja ({error}): correct it, or set model.chat_template "
+                "to another"
             ) from error
-        except Exception as error:  # a template is a program of the model's author
-            if type(error) is TemplateError:  # the template's own raise_exception
+        # A template is a program of the model's author: any error can come out of it. Its own
+        # `raise_exception` raises a bare TemplateError.
+        except Exception as error:
+            if type(error) is TemplateError:
                 raise UserError(
-                    f"{self._where}: the chat template refuses the prompt of {name} ({error}): {self._remedy}"
+                    f"{self._where}: the chat template refuses the prompt of {name} ({error}): "
+                    f"{self._remedy}"
                 ) from error
             raise UserError(
-                f"{self._where}: the chat template fails for {name} ({error}): correct it, or what "
-                "prompts.template_arguments gives it"
+                f"{self._where}: the chat template fails for {name} ({error}): correct it, or its "
+                "arguments in prompts.template_arguments"
             ) from error
         return text
 
 
 def _random_part(source: str) -> str | None:
-    """Return the part of a template that draws at random, None where there is none."""
+    """Return the random part of a template, or None if it has none."""
     import jinja2
     from jinja2 import nodes
 

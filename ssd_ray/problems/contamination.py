@@ -1,13 +1,16 @@
-"""Training prompts that give a benchmark away: runs of words that a prompt's statement shares with a benchmark problem's.
+"""Contamination of training prompts: runs of words shared with problems of a benchmark.
 
-- Words are runs of letters and digits, case folded. A script without spaces has no such runs, so each of its letters is a unit,
-  as in BERT's tokenizer and SacreBLEU's for Chinese, and counts as a part of a word (`LETTERS_PER_WORD`).
-- A shared run of 13 words (Brown et al. 2020, appendix C) marks the prompt. Where one of the two statements is shorter, all of it
-  counts from 8 words on; shorter statements mark the prompt where they are equal.
-- A run in more than three problems of one benchmark is a phrase of its format and marks nothing.
+- A word is a run of letters and digits, case folded. In a script without spaces each letter is a
+  unit, as in BERT's tokenizer and SacreBLEU's for Chinese, and counts as a part of a word
+  (`LETTERS_PER_WORD`).
+- A shared run of 13 words marks the prompt (Brown et al. 2020, appendix C).
+- If one of the statements is shorter than that, a match of all its words marks the prompt, from 8
+  words on.
+- Statements of fewer than 8 words mark the prompt if they are equal.
+- A run in more than three problems of one benchmark is a phrase of its format. It marks nothing.
 
-So a prompt is judged by itself and the benchmarks alone, whatever the other prompts are. Reads Prompt and Problem shards,
-writes `overlaps.jsonl`.
+The verdict on a prompt depends on that prompt and the benchmarks alone. Reads Prompt and Problem
+shards, writes `overlaps.jsonl`.
 """
 
 from __future__ import annotations
@@ -34,20 +37,25 @@ NUM_EXAMPLES = 10
 
 LETTERS_PER_WORD = {
     # Han with its radicals and iteration marks, kana, bopomofo, Hangul syllables and jamo, Yi
-    "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u318f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U000323af": 2,
+    "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u318f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7ff"
+    "\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U000323af": 2,
     # Thai, Lao, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Javanese
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\ua980-\ua9df\uaa60-\uaa7f": 3,
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\ua980-\ua9df"
+    "\uaa60-\uaa7f": 3,
 }
-"""Letters of scripts without spaces that stand for a word, by their ranges: 13 words are 26 Chinese characters.
+"""Number of letters equivalent to a word, by ranges of scripts without spaces.
 
-Two, because search engines index such text by its pairs of characters (Lucene's CJKBigramFilter) and most Chinese and Japanese
-words in running text have two. Thai words have three to four letters, vowel signs above and below not counted. Korean has
-spaces, but not everywhere; a run of 26 syllables is eight to ten of its words.
+- Two for Chinese, Japanese and Korean, so 13 words are 26 characters. Search engines index such
+  text by pairs of characters (Lucene's CJKBigramFilter), and most Chinese and Japanese words in
+  running text have two.
+- Three for Thai and its relatives. Thai words have three to four letters, not counting vowel signs
+  above and below.
+- Korean has spaces, but not everywhere. A run of 26 syllables is eight to ten of its words.
 """
 
 _PARTS = 6
-"""Parts of a word: the least number that the letters' shares of one divide."""
+"""Parts of a word: the least common multiple of the values of `LETTERS_PER_WORD`."""
 _SPACELESS = "".join(LETTERS_PER_WORD)
 _LETTER = re.compile(f"[{_SPACELESS}]")
 _WORD = re.compile(r"[^\W_]+")
@@ -57,7 +65,7 @@ _LINE_MARK = re.compile(r"^\s*(?:[-*+>]|#+)\s+", re.MULTILINE)
 _OPERATOR = re.compile(
     r"(?<=[\w)\]}])( ?)[-+*/%&|<>=^~!]+\1(?=[-\w(\[{])|(?<![\w)\]}])[-~!]+(?=\w)"
 )
-"""A sign between two operands, spaces on both sides or on neither, or one before an operand."""
+"""A sign between two operands, spaced on both sides or on neither, or a sign before an operand."""
 _HYPHEN = re.compile(r"[^\W\d_]-[^\W\d_]")
 _SYMBOLS = frozenset({"Sm", "Sc", "So"})
 _INNER_SPACE = re.compile(f"(?<=[{_SPACELESS}]) (?=[{_SPACELESS}])")
@@ -68,50 +76,57 @@ _WEIGHTS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """The benchmark problem that a statement overlaps most.
-
-    `share` is that of the problem's runs, `words` one run that both have, and `length` its length, such as `13 words`.
-    """
+    """The benchmark problem with the largest overlap with a statement."""
 
     benchmark: str
     problem_id: str
     share: float
+    """Share of the problem's runs that the statement has, 0 to 1."""
     words: str
+    """One shared run."""
     length: str
+    """Length of that run, such as `13 words`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """A statement's words and single letters in their order; `parts` are their weights, None where all are words."""
+    """Words and single letters of a statement, in order."""
 
     texts: Sequence[str]
     parts: Sequence[int] | None
+    """Weight of each unit in parts of a word; None if all are words."""
 
     @property
     def total(self) -> int:
-        """The length in parts of a word."""
+        """Length of the statement in parts of a word."""
         return _PARTS * len(self.texts) if self.parts is None else sum(self.parts)
 
     def runs(self, length: int) -> list[str]:
-        """All runs that reach `length` parts, one a start, in their order."""
+        """Return the shortest runs of at least `length` parts, one from each start, in order."""
         texts = self.texts
         if self.parts is None:
             size = -(-length // _PARTS)
             return [" ".join(texts[start : start + size]) for start in range(len(texts) - size + 1)]
-        found, end, held = [], 0, 0
-        for start, own in enumerate(self.parts):
-            while held < length and end < len(texts):
-                held += self.parts[end]
+        # A window whose two ends only move forward: `weight` is that of texts[start:end].
+        runs = []
+        end = 0
+        weight = 0
+        for start, first in enumerate(self.parts):
+            while weight < length and end < len(texts):
+                weight += self.parts[end]
                 end += 1
-            if held < length:
+            if weight < length:
                 break
-            found.append(" ".join(texts[start:end]))
-            held -= own
-        return found
+            runs.append(" ".join(texts[start:end]))
+            weight -= first
+        return runs
 
 
 def units(statement: str) -> Units:
-    """Cut a statement into words, and where its script has no spaces into letters, compatibility forms normalised."""
+    """Split a statement into words, or into letters where its script has no spaces.
+
+    Statements with such letters are normalized by NFKC first.
+    """
     if _LETTER.search(statement) is None:
         return Units(texts=_WORD.findall(statement.casefold()), parts=None)
     texts = _UNIT.findall(unicodedata.normalize("NFKC", statement).casefold())
@@ -123,7 +138,7 @@ def _weight(text: str) -> int:
 
 
 def _length(run: str) -> str:
-    """The length of a run in words, in letters, or in both: `13 words`, `26 characters`."""
+    """Return the length of a run in words, letters or both: `13 words`, `26 characters`."""
     texts = run.split(" ")
     letters = sum(_LETTER.match(text) is not None for text in texts)
     counts = ((len(texts) - letters, "word"), (letters, "character"))
@@ -133,7 +148,10 @@ def _length(run: str) -> str:
 
 
 class Benchmarks:
-    """The runs of words of benchmark problems, to look statements up in; under a kilobyte a word of them."""
+    """Index of the runs of words of benchmark problems, to look statements up in.
+
+    It takes less than a kilobyte for each word of the problems.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         """Index `problems` by their `source` and statement."""
@@ -141,20 +159,21 @@ class Benchmarks:
         self._sizes: list[int] = []
         self._units: list[Units] = []
         equal: dict[str, tuple[int, ...]] = defaultdict(tuple)
-        for place, problem in enumerate(problems):
-            found = units(problem.statement)
+        for number, problem in enumerate(problems):
+            words = units(problem.statement)
             self._problems.append((problem.source, problem.problem_id))
-            self._units.append(found)
-            self._sizes.append(max(1, len(found.runs(WORDS * _PARTS))))
-            if found.total < FEWEST_WORDS * _PARTS:
-                equal[_equality_key(found, problem.statement)] += (place,)
+            self._units.append(words)
+            self._sizes.append(max(1, len(words.runs(WORDS * _PARTS))))
+            if words.total < FEWEST_WORDS * _PARTS:
+                equal[_equality_key(words, problem.statement)] += (number,)
         self._equal = {
-            key: places for key, places in equal.items() if key and not self._is_phrase(places)
+            key: numbers for key, numbers in equal.items() if key and not self._is_phrase(numbers)
         }
-        self._short = {
-            found.total
-            for found in self._units
-            if FEWEST_WORDS * _PARTS <= found.total < WORDS * _PARTS
+        # Lengths of problems between 8 and 13 words: each needs an index by runs of its length.
+        self._short_lengths = {
+            words.total
+            for words in self._units
+            if FEWEST_WORDS * _PARTS <= words.total < WORDS * _PARTS
         }
         self._indices: dict[int, dict[str, tuple[int, ...]]] = {}
 
@@ -162,83 +181,88 @@ class Benchmarks:
         return len(self._problems)
 
     def find(self, statement: str) -> Overlap | None:
-        """Find the problem that a statement shares most with; None where that is nothing but phrases."""
-        found = units(statement)
-        if found.total < FEWEST_WORDS * _PARTS:
-            return self._find_equal(found, statement)
+        """Return the overlap with the problem that shares the largest share of its runs.
+
+        Return None if the statement shares nothing, or nothing but phrases.
+        """
+        words = units(statement)
+        if words.total < FEWEST_WORDS * _PARTS:
+            return self._find_equal(words, statement)
         shared: dict[int, list[str]] = defaultdict(list)
-        longest = min(WORDS * _PARTS, found.total)
-        for length in sorted({longest, *self._short}, reverse=True):
-            if length > found.total:
+        longest = min(WORDS * _PARTS, words.total)
+        for length in sorted({longest, *self._short_lengths}, reverse=True):
+            if length > words.total:
                 continue
+            # Below the longest length only problems of exactly that length count, as a full match.
             index = self._index(length, exact=length < longest)
-            for run in dict.fromkeys(found.runs(length)):
-                for place in index.get(run, ()):
-                    shared[place].append(run)
+            for run in dict.fromkeys(words.runs(length)):
+                for number in index.get(run, ()):
+                    shared[number].append(run)
         if not shared:
             return None
-        place = max(shared, key=lambda place: (len(shared[place]) / self._sizes[place], -place))
-        return self._overlap(
-            place, shared[place][0], min(1.0, len(shared[place]) / self._sizes[place])
-        )
+        shares = {number: len(runs) / self._sizes[number] for number, runs in shared.items()}
+        # The first problem wins a tie, so that the report does not depend on the order of runs.
+        best = max(shared, key=lambda number: (shares[number], -number))
+        return self._overlap(best, shared[best][0], min(1.0, shares[best]))
 
-    def _find_equal(self, found: Units, statement: str) -> Overlap | None:
-        """Find the first problem whose statement of under 8 words is the same."""
-        key = _equality_key(found, statement)
-        places = self._equal.get(key)
-        return self._overlap(places[0], key, 1.0) if places else None
+    def _find_equal(self, words: Units, statement: str) -> Overlap | None:
+        """Return the overlap with the first problem of the same statement, of under 8 words."""
+        key = _equality_key(words, statement)
+        numbers = self._equal.get(key)
+        return self._overlap(numbers[0], key, 1.0) if numbers else None
 
-    def _overlap(self, place: int, run: str, share: float) -> Overlap:
-        benchmark, problem_id = self._problems[place]
-        shown = _INNER_SPACE.sub("", run)
+    def _overlap(self, number: int, run: str, share: float) -> Overlap:
+        benchmark, problem_id = self._problems[number]
         return Overlap(
             benchmark=benchmark,
             problem_id=problem_id,
             share=round(share, 4),
-            words=shown,
+            words=_INNER_SPACE.sub("", run),
             length=_length(run),
         )
 
     def _index(self, length: int, *, exact: bool) -> dict[str, tuple[int, ...]]:
-        """Index the problems by run of that many parts; `exact` leaves longer problems out."""
+        """Return the numbers of problems by run of `length` parts, made on first use.
+
+        With `exact`, longer problems are left out.
+        """
         key = -length if exact else length
         if key not in self._indices:
             index: dict[str, tuple[int, ...]] = {}
-            for place, found in enumerate(self._units):
-                if not exact or found.total == length:
-                    own = (place,)
-                    for run in dict.fromkeys(found.runs(length)):
-                        index[run] = index[run] + own if run in index else own
-            for run in [run for run, places in index.items() if self._is_phrase(places)]:
+            for number, words in enumerate(self._units):
+                if not exact or words.total == length:
+                    # One tuple for all runs that only this problem has: most have one owner.
+                    owner = (number,)
+                    for run in dict.fromkeys(words.runs(length)):
+                        index[run] = index[run] + owner if run in index else owner
+            for run in [run for run, numbers in index.items() if self._is_phrase(numbers)]:
                 del index[run]
             self._indices[key] = index
         return self._indices[key]
 
-    def _is_phrase(self, places: tuple[int, ...]) -> bool:
-        return (
-            len(places) > PHRASE_PROBLEMS
-            and max(Counter(self._problems[place][0] for place in places).values())
-            > PHRASE_PROBLEMS
-        )
+    def _is_phrase(self, numbers: tuple[int, ...]) -> bool:
+        if len(numbers) <= PHRASE_PROBLEMS:
+            return False
+        counts = Counter(self._problems[number][0] for number in numbers)
+        return max(counts.values()) > PHRASE_PROBLEMS
 
 
-def _equality_key(found: Units, statement: str) -> str:
-    """Return what equal statements share: their words, and the signs that change what is asked.
+def _equality_key(words: Units, statement: str) -> str:
+    """Return the common part of equal statements: words, and signs that change the question.
 
-    Punctuation ends sentences and hides nothing: `a + b` is not `a - b`, and `Sum.` is `sum`.
+    `a + b` is not `a - b`. Punctuation does not count: `Sum.` is `sum`.
     """
-    return (
-        " ".join([*found.texts, _signs(statement)]).strip()
-        if found.texts
-        else " ".join(statement.split())
-    )
+    if not words.texts:
+        return " ".join(statement.split())
+    return " ".join([*words.texts, _signs(statement)]).strip()
 
 
 def _signs(statement: str) -> str:
-    """Return the operators and symbols of a statement, without its punctuation and Markdown."""
+    """Return the operators and symbols of a statement, without punctuation and Markdown."""
     plain = _LINE_MARK.sub(" ", unicodedata.normalize("NFC", statement)).translate(_MARKDOWN)
     text = " ".join(plain.split())
-    found = [
+    # A hyphen within a word is no minus.
+    operators = [
         match
         for match in _OPERATOR.finditer(text)
         if not _HYPHEN.match(text, max(0, match.start() - 1))
@@ -246,13 +270,13 @@ def _signs(statement: str) -> str:
     symbols = [
         sign for sign in text if not sign.isascii() and unicodedata.category(sign) in _SYMBOLS
     ]
-    return "".join([*(match[0].strip() for match in found), *symbols])
+    return "".join([*(match[0].strip() for match in operators), *symbols])
 
 
 def without_overlaps(
     problems: Iterable[Problem], benchmarks: Benchmarks, dropped: Counter[str]
 ) -> Iterator[Problem]:
-    """The problems that share nothing with the benchmarks; the others are counted by the benchmark that they overlap."""
+    """Yield the problems without an overlap. Count the others in `dropped`, by benchmark."""
     for problem in problems:
         overlap = benchmarks.find(problem.statement)
         if overlap is None:
@@ -269,17 +293,19 @@ def check(
     out: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Hold every prompt against the benchmark problems, and write the pairs that overlap to `out`.
+    """Look every prompt up in the benchmark problems, and write the overlaps to `out`.
 
-    Facts: rows, contaminated (prompts), policy, words, benchmarks (problems and contaminated prompts of each), examples (the
-    largest overlaps).
+    Returns:
+        Facts: rows, contaminated (prompts), policy, words, benchmarks (problems and contaminated
+            prompts of each) and examples
+        (the largest overlaps).
 
     Raises:
-        UserError: a prompt overlaps and the policy is `refuse`.
+        UserError: A prompt overlaps and the policy is `refuse`.
     """
     problems = Benchmarks(shards.read_rows(benchmark, Problem))
     counts = Counter(source for (source,) in shards.read_columns(benchmark, "source"))
-    found: list[tuple[str, Overlap]] = []
+    overlaps: list[tuple[str, Overlap]] = []
     num_prompts = 0
     total = int(manifests.load(prompts).facts["rows"]) if progress else 0
     rows = shards.read_columns(prompts, "prompt_id", "statement")
@@ -287,19 +313,19 @@ def check(
         num_prompts += 1
         overlap = problems.find(statement)
         if overlap is not None:
-            found.append((prompt_id, overlap))
-    found.sort(key=lambda pair: (-pair[1].share, pair[0]))
-    if found and policy == "refuse":
-        raise UserError(_refusal(found, num_prompts))
-    lines = [{"prompt_id": prompt_id, **asdict(overlap)} for prompt_id, overlap in found]
+            overlaps.append((prompt_id, overlap))
+    overlaps.sort(key=lambda pair: (-pair[1].share, pair[0]))
+    if overlaps and policy == "refuse":
+        raise UserError(_refusal(overlaps, num_prompts))
+    lines = [{"prompt_id": prompt_id, **asdict(overlap)} for prompt_id, overlap in overlaps]
     files.write_atomic(
         out / "overlaps.jsonl",
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     )
-    hits = Counter(overlap.benchmark for _, overlap in found)
+    hits = Counter(overlap.benchmark for _, overlap in overlaps)
     return {
         "rows": num_prompts,
-        "contaminated": len(found),
+        "contaminated": len(overlaps),
         "policy": policy,
         "words": WORDS,
         "benchmarks": {
@@ -310,15 +336,16 @@ def check(
     }
 
 
-def _refusal(found: list[tuple[str, Overlap]], num_prompts: int) -> str:
-    hits = Counter(overlap.benchmark for _, overlap in found)
-    told = ", ".join(f"{count} with {name}" for name, count in sorted(hits.items()))
-    shown = "; ".join(
-        f"{prompt_id} with {overlap.problem_id} ({overlap.share:.0%}, {overlap.length}: {overlap.words!r})"
-        for prompt_id, overlap in found[:3]
+def _refusal(overlaps: list[tuple[str, Overlap]], num_prompts: int) -> str:
+    hits = Counter(overlap.benchmark for _, overlap in overlaps)
+    counts = ", ".join(f"{count} with {name}" for name, count in sorted(hits.items()))
+    examples = "; ".join(
+        f"{prompt_id} with {overlap.problem_id} "
+        f"({overlap.share:.0%}, {overlap.length}: {overlap.words!r})"
+        for prompt_id, overlap in overlaps[:3]
     )
     return (
-        f"{len(found)} of {num_prompts} training prompts share a run of words with a problem of the evaluation "
-        f"({told}), such as {shown}: set prompts.contamination=drop to leave them out (in another --out), or =allow to train on "
-        "them and have it said in the report"
+        f"{len(overlaps)} of {num_prompts} training prompts share a run of words with a problem of "
+        f"the evaluation ({counts}), such as {examples}: set prompts.contamination=drop to leave "
+        "them out (in another --out), or =allow to train on them, which the report then states"
     )

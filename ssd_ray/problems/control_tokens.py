@@ -1,11 +1,12 @@
-"""Encode prompts so that control tokens come from the chat template alone.
+"""Encoding of prompts in which control tokens come from the chat template alone.
 
-- A control token is a special token, or another added token in the form of a mark: `<think>`.
-  HTML tags that are no special tokens are ordinary vocabulary.
-- A prompt whose words hold no control token is encoded in one piece, as transformers does it.
-- A copy of the tokenizer, in which control tokens have aliases, encodes any other. The tokens that
-  the template wrote are replaced by their aliases; those among the words then match nothing.
-- The copy has the same splits, normalizer and pre-tokenizer, so the seams are the same.
+- A control token is a special token, or another added token in the form of a mark: `<think>`. HTML
+  tags are ordinary vocabulary unless they are special tokens.
+- A prompt without control tokens in its words is encoded in one piece, as transformers does it.
+- Any other prompt is encoded by a copy of the tokenizer in which control tokens have aliases.
+  Tokens written by the template are replaced by their aliases. Tokens among the words then match
+  nothing.
+- The copy has the same splits, normalizer and pre-tokenizer, so pieces join as in the original.
 
 Reads and writes nothing.
 """
@@ -21,32 +22,34 @@ from typing import Any
 
 _MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\{[^{}\s]+\}", re.DOTALL)
 _HTML = re.compile(
-    r"</?(a|abbr|b|bbox|blockquote|body|br|caption|code|col|colgroup|dd|del|div|dl|dt|em|figcaption|figure|font|footer|form"
-    r"|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|kbd|li|link|main|mark|meta|nav|ol|option|p|pre|q|s|samp|script"
-    r"|section|select|small|span|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|title|tr|u|ul|var|video)/?>",
+    r"</?(a|abbr|b|bbox|blockquote|body|br|caption|code|col|colgroup|dd|del|div|dl|dt|em|figcaption"
+    r"|figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|kbd|li|link|main"
+    r"|mark|meta|nav|ol|option|p|pre|q|s|samp|script|section|select|small|span|strong|style|sub|sup"
+    r"|table|tbody|td|tfoot|th|thead|title|tr|u|ul|var|video)/?>",
     re.IGNORECASE,
 )
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_FIRST_PLACEHOLDER = 0x100000  # private use: no template changes its case, trims it or splits at it
+# Private use: no template changes the case of these characters, trims them or splits at them.
+_FIRST_PLACEHOLDER = 0x100000
 _PREFIX = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """Values with one character in the place of each control token, and the texts by character."""
+    """Values with one character in place of each control token, and the texts by character."""
 
     values: Any
     originals: Mapping[str, str]
 
     def restore(self, text: str) -> str:
-        """Put the texts back in the place of their characters."""
+        """Return a text with the characters replaced by their texts."""
         return text.translate(
             {ord(character): original for character, original in self.originals.items()}
         )
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer, and both ways to encode a text."""
+    """Control tokens of a tokenizer, and both ways to encode a text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -59,36 +62,37 @@ class ControlTokens:
             for text, (number, special) in tokens.items()
             if _controls(text, special=special)
         }
-        # The unknown token also is what characters outside of the vocabulary become: not counted.
+        # Characters outside of the vocabulary become the unknown token, so it is not counted.
         self._unknown: int | None = tokenizer.unk_token_id
         self._numbers = frozenset(self._ids.values())
         self._counted = self._numbers - {self._unknown}
         self._lengths = sorted({len(text) for text in self._ids}, reverse=True)
         beginnings = sorted({text[:_PREFIX] for text in self._ids})
         self._beginning = re.compile("|".join(map(re.escape, beginnings)) or r"(?!)")
+        # Improbable in any text: a problem that held an alias would gain a control token.
         self._aliases = {text: f"zqxj{number}jxqz" for number, text in enumerate(self._ids)}
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text in one piece, without what the tokenizer adds to it."""
+        """Return the ids of a text, encoded in one piece without added special tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def count(self, token_ids: list[int]) -> int:
-        """Count control tokens among ids, but for the unknown token."""
+        """Return the number of control tokens among ids, except the unknown token."""
         return sum(map(self._counted.__contains__, token_ids))
 
     def occur_in(self, values: Any) -> bool:
         """Return True if a control token occurs in a text, or in nested lists and mappings."""
         return any(next(self._places(text), None) is not None for text in _texts(values))
 
-    def mask(self, values: Any, *besides: str) -> Masked:
+    def mask(self, values: Any, *other_texts: str) -> Masked:
         """Replace each control token in nested `values` by a character.
 
-        The characters occur neither in `values` nor in the texts `besides`.
+        The characters occur neither in `values` nor in `other_texts`.
         """
         texts = [*_texts(values)]
-        present = set().union(*texts, *besides)
-        occurring = dict.fromkeys(found for text in texts for _, found in self._places(text))
+        present = set().union(*texts, *other_texts)
+        occurring = dict.fromkeys(token for text in texts for _, token in self._places(text))
         free = (
             chr(code) for code in range(_FIRST_PLACEHOLDER, 0x10FFFE) if chr(code) not in present
         )
@@ -99,29 +103,30 @@ class ControlTokens:
         )
 
     def encode_words(self, text: str, masked: Masked) -> list[int] | None:
-        """Encode a text that was rendered from masked values, its words as words.
+        """Return the ids of a text rendered from masked values, its words kept as text.
 
-        Return None if this tokenizer has no other ids for them.
+        Return None if the tokenizer has no other ids for these words.
         """
         copy = self._copy
         if copy is None or any(
             self._unknown in copy.encode(words).ids for words in masked.originals.values()
         ):
             return None
-        aliased, written = self._aliased(text)
+        aliased, num_written = self._aliased(text)
         ids: list[int] = copy.encode(masked.restore(aliased), add_special_tokens=False).ids
-        return ids if self.count(ids) == written else None
+        # More control tokens than the template wrote: a word still became one.
+        return ids if self.count(ids) == num_written else None
 
     def _places(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield start and text of the control tokens in a text, the longest at each place."""
+        """Yield start and text of the control tokens in a text, the longest at each start."""
         match = self._beginning.search(text)
         while match is not None:
             start = match.start()
             candidates = (text[start : start + length] for length in self._lengths)
-            found = next((candidate for candidate in candidates if candidate in self._ids), None)
-            if found is not None:
-                yield start, found
-            match = self._beginning.search(text, start + len(found or text[start]))
+            token = next((candidate for candidate in candidates if candidate in self._ids), None)
+            if token is not None:
+                yield start, token
+            match = self._beginning.search(text, start + len(token or text[start]))
 
     def _replaced(self, values: Any, names: Mapping[str, str]) -> Any:
         if isinstance(values, str):
@@ -133,23 +138,26 @@ class ControlTokens:
         return values
 
     def _aliased(self, text: str) -> tuple[str, int]:
-        """Return a text with its control tokens under their aliases, and how many of them count.
+        """Return a text with its control tokens as aliases, and the number of those that count.
 
-        Only tokens that the tokenizer finds are renamed. A tokenizer whose normalizer writes spaces
-        may find a token only behind a space.
+        Only tokens found by the tokenizer itself are renamed. If its normalizer writes spaces, it
+        may find a token only after a space.
         """
         encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         spans = [
             (number, *span) for number, span in zip(encoding.ids, encoding.offsets, strict=True)
         ]
-        at = {
+        # Offsets of a token may include a space before it, so its start is looked up in the span.
+        covered = {
             (number, place)
             for number, start, end in spans
             if number in self._numbers
             for place in range(start, end)
         }
         places = [
-            (start, token) for start, token in self._places(text) if (self._ids[token], start) in at
+            (start, token)
+            for start, token in self._places(text)
+            if (self._ids[token], start) in covered
         ]
         return _substituted(text, places, self._aliases), sum(
             self._ids[token] in self._counted for _, token in places
@@ -157,7 +165,7 @@ class ControlTokens:
 
     @functools.cached_property
     def _copy(self) -> Any:
-        """The tokenizer with aliases; None if it is not of the library tokenizers."""
+        """Copy of the tokenizer with aliases; None if it is not one of the library tokenizers."""
         from tokenizers import Tokenizer
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
@@ -165,6 +173,7 @@ class ControlTokens:
             return None
         copy = Tokenizer.from_str(json.dumps(_renamed(json.loads(backend.to_str()), self._aliases)))
         copy.encode_special_tokens = backend.encode_special_tokens
+        # A tokenizer that does not encode aliases as the tokens themselves has no usable copy.
         sample = "".join(f"a {token}\n{token} b " for token in [*self._ids][:8])
         aliased, _ = self._aliased(sample)
         return (
@@ -188,7 +197,8 @@ def _controls(text: str, *, special: bool) -> bool:
 
 def _substituted(text: str, places: Iterable[tuple[int, str]], names: Mapping[str, str]) -> str:
     """Return a text with the tokens at `places` renamed."""
-    pieces, end = [], 0
+    pieces = []
+    end = 0
     for start, token in places:
         pieces += [text[end:start], names[token]]
         end = start + len(token)
@@ -207,9 +217,9 @@ def _texts(values: Any) -> Iterator[str]:
 
 
 def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return tokenizer.json with tokens renamed wherever text could reach them.
+    """Return tokenizer.json with tokens renamed in added tokens, vocabulary and merges.
 
-    These places are the added tokens, the vocabulary and the merges.
+    A text can reach a token through these places only.
     """
     model = dict(document["model"])
     if isinstance(model["vocab"], dict):
@@ -218,6 +228,7 @@ def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, An
         }
     else:
         model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    # Merges could otherwise build a control token from the letters of a word.
     if model.get("merges"):
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [
@@ -229,7 +240,7 @@ def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, An
         {**token, "content": names.get(token["content"], token["content"])}
         for token in document["added_tokens"]
     ]
-    # What a post-processor adds is not asked for, and padding and truncation are not either.
+    # Prompts are encoded without added tokens, padding or truncation.
     return {
         **document,
         "model": model,

@@ -1,6 +1,6 @@
-"""Notes on a tokenizer and a chat template that a user should see while prompts are rendered.
+"""Notes on a tokenizer and a chat template, shown to the user while prompts are rendered.
 
-Each note is one line: the finding, its consequence, the remedy. Pure functions.
+Each note is one line: finding, consequence, remedy. Pure functions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from ssd_ray.problems.renderer import Renderer
 def before(
     renderer: Renderer, tokenizer: Any, ends: Collection[int], *, system: bool
 ) -> Iterator[str]:
-    """Yield what is known before the first prompt: the tokens at its ends, and the end of a turn.
+    """Yield the notes before the first prompt: on end tokens, and on both ends of a prompt.
 
-    `ends` are the ids that end an answer; `system` says that prompts begin with a system message.
+    `ends` are the ids that end an answer. With `system`, prompts begin with a system message.
     """
     if not ends:
-        yield "the model has no end token: every answer runs to its limit; model.end_tokens names tokens that end one"
+        yield (
+            "the model has no end token, so every answer runs to its limit: "
+            "set model.end_tokens to tokens that end one"
+        )
     if renderer.template is None:
         if renderer.after:
             tokens = _shown(tokenizer, renderer.after)
-            yield f"the tokenizer puts {tokens} behind a text: prompts are without it, since an answer continues them"
+            yield (
+                f"the tokenizer puts {tokens} after a text: prompts are without it, "
+                "since an answer continues them"
+            )
         return
     try:
         prompt = renderer.skeleton(("system", "user") if system else ("user",))
@@ -41,19 +47,23 @@ def before(
 
 
 def after(renderer: Renderer) -> Iterator[str]:
-    """Yield what rendering has counted."""
+    """Yield the notes after the last prompt: on control tokens in the words of prompts."""
     if renderer.kept_words:
         prompts = (
             "1 prompt holds"
             if renderer.kept_words == 1
             else f"{renderer.kept_words:,} prompts hold"
         )
-        yield f"{prompts} the text of control tokens ({renderer.first_kept} is the first): it stays text"
+        yield (
+            f"{prompts} the text of control tokens ({renderer.first_kept} is the first): "
+            "it stays text"
+        )
     if renderer.unwritable:
-        first, more = renderer.unwritable[0], len(renderer.unwritable) - 1
+        more = len(renderer.unwritable) - 1
         others = f" and {more:,} more" if more else ""
         yield (
-            f"the tokenizer has no other ids for the text of control tokens in {first}{others}: they stay control tokens there; "
+            "the tokenizer has no other ids for the text of control tokens in "
+            f"{renderer.unwritable[0]}{others}: they stay control tokens there; "
             "reword these statements or leave them out"
         )
 
@@ -61,9 +71,14 @@ def after(renderer: Renderer) -> Iterator[str]:
 def _beginning(renderer: Renderer, tokenizer: Any, prompt: list[int]) -> Iterator[str]:
     first = list(renderer.before)
     if first and prompt[: len(first)] != first:
-        yield f"the tokenizer puts {_shown(tokenizer, first)} before a text, the chat template does not: prompts lack it"
+        yield (
+            f"the tokenizer puts {_shown(tokenizer, first)} before a text, the chat template does "
+            "not: prompts lack it"
+        )
     elif first and prompt[: 2 * len(first)] == first * 2:
-        yield f"the chat template writes {_shown(tokenizer, first)} twice at the beginning of prompts"
+        yield (
+            f"the chat template writes {_shown(tokenizer, first)} twice at the beginning of prompts"
+        )
 
 
 def _end_of_turn(renderer: Renderer, tokenizer: Any, ends: Collection[int]) -> Iterator[str]:
@@ -74,19 +89,22 @@ def _end_of_turn(renderer: Renderer, tokenizer: Any, ends: Collection[int]) -> I
     if not set(ends).isdisjoint(ids):
         return
     if "<|end|>" in text and "<|channel|>" in tokenizer.get_vocab():
-        return  # GPT-OSS: it ends a message, and a turn goes on with the message of another channel
+        # GPT-OSS: the text ends one message, and the answer goes on in another channel.
+        return
     listed = ", ".join(map(str, sorted(ends)))
     number = next((number for number in ids if renderer.control.count([number])), None)
     if number is not None:
         token = tokenizer.convert_ids_to_tokens(number)
         yield (
-            f"the chat template ends an assistant's turn with {token}, which is none of the end tokens ({listed}): answers go "
-            f"on behind it; set model.end_tokens to ['{token}'] to end them there"
+            f"the chat template ends an assistant's turn with {token}, which is none of the end "
+            f"tokens ({listed}): answers go on after it; set model.end_tokens to ['{token}'] to "
+            "end them there"
         )
     else:
         yield (
-            f"the chat template ends an assistant's turn with the text {text.strip()[:40]!r} and with none of the end tokens "
-            f"({listed}): answers end only where the model writes one of these"
+            "the chat template ends an assistant's turn with the text "
+            f"{text.strip()[:40]!r} and with none of the end tokens ({listed}): "
+            "answers end only where the model writes one of these"
         )
 
 

@@ -1,11 +1,11 @@
-"""Read or refuse columns of prompt files that change which rows are prompts, or their words.
+"""Columns of prompt files that select rows or complete a statement.
 
-- `is_passed` says that a row's stored solution passed, as in rStar-Coder; `prompts.only_passed`
-  goes by it in every source.
-- A statement in several columns, as open-r1/codeforces has it, is refused: the model would lack a
+- `is_passed` states if the stored solution of a row passed, as in rStar-Coder.
+  `prompts.only_passed` reads it in every source.
+- A statement in several columns, as in open-r1/codeforces, is refused, as the prompt would lack a
   part of it.
-- A column that names the function to write makes it a problem of another kind, and the prompt
-  says so.
+- A column with the name of a function makes the problem one of kind `function`, and the prompt asks
+  for that function.
 
 Reads and writes nothing.
 """
@@ -28,19 +28,20 @@ _PARTS = tuple(
     for side in ("input", "output", "interaction")
     for part in ("format", "description", "spec", "specification")
 )
-"""Columns that hold a part of a statement."""
+"""Columns with a part of a statement."""
 _FUNCTIONS = ("entry_point", "fn_name", "func_name", "function_name", "test_entry_point")
-"""Columns that name the function to write."""
+"""Columns with the name of the function to write."""
 
 Placed = tuple[str, Row | RowError]
-"""The place of a row, for error messages, and the row."""
+"""Place of a row, for error messages, and the row."""
 
 
 def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
-    """Leave out rows whose stored solution did not pass, counted in `dropped`.
+    """Yield the rows whose stored solution passed. Count the others in `dropped`.
 
-    Without a column `is_passed` all rows stay. A row that lacks the column or a truth value while
-    others have it, or that says the same under another name, comes out as a RowError in its place.
+    - Without a column `is_passed` all rows stay.
+    - A row becomes a RowError if it lacks the column or a truth value while others have it.
+    - A row becomes a RowError if another column looks like `is_passed`.
     """
     has_column: bool | None = None
     for place, row in rows:
@@ -62,7 +63,8 @@ def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
 def _has_passed(row: Row, has_column: bool) -> bool:
     if (PASSED in row) != has_column:
         raise RowError(
-            f"field {PASSED!r} is in some rows and not in others; prompts.only_passed=false keeps all rows"
+            f"field {PASSED!r} is in some rows and not in others; "
+            "prompts.only_passed=false keeps all rows"
         )
     if not has_column:
         _refuse_alike(row)
@@ -71,12 +73,15 @@ def _has_passed(row: Row, has_column: bool) -> bool:
     verdict = _boolean(value)
     if value is not None and verdict is None:
         raise RowError(
-            f"field {PASSED!r} must say true or false, not {shown(value)}; prompts.only_passed=false keeps all rows"
+            f"field {PASSED!r} must be true or false, not {shown(value)}; "
+            "prompts.only_passed=false keeps all rows"
         )
+    # A null is no solution that passed.
     return verdict is True
 
 
 def _refuse_alike(row: Row) -> None:
+    # Without this, a misnamed column would let every wrong solution through.
     for column, value in row.items():
         if _ALIKE & set(_WORDS.split(column.lower())) and str(value).casefold() in (
             "true",
@@ -89,7 +94,7 @@ def _refuse_alike(row: Row) -> None:
 
 
 def _boolean(value: object) -> bool | None:
-    """A truth value in the forms of JSON, Parquet and CSV; None for anything else."""
+    """Return a truth value in the forms of JSON, Parquet and CSV, or None for any other value."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float) and value in (0, 1):
@@ -98,26 +103,26 @@ def _boolean(value: object) -> bool | None:
 
 
 def require_complete_statement(row: Row, statement: str, column: str) -> None:
-    """Refuse a row that has a part of its statement in a column of its own.
+    """Refuse a row with a part of its statement in a separate column.
 
     Raises:
-        RowError: there is such a part, and `statement`, of the column `column`, does not hold it.
+        RowError: Such a part is not contained in `statement`, which is from `column`.
     """
-    held = " ".join(statement.split())
+    present = " ".join(statement.split())
     for part in _PARTS:
         value = row.get(part)
-        if part != column and isinstance(value, str) and " ".join(value.split()) not in held:
+        if part != column and isinstance(value, str) and " ".join(value.split()) not in present:
             raise RowError(
-                f"field {part!r} holds a part of the statement that {column!r} lacks: join them into one column and name it "
-                "in prompts.statement_column"
+                f"field {part!r} holds a part of the statement that {column!r} lacks: join them "
+                "into one column and name it in prompts.statement_column"
             )
 
 
 def named_function(row: Row) -> str | None:
-    """The function that a row asks for by a column of that name; None where it names none.
+    """Return the name of the function to write, from a column of the row, or None.
 
     Raises:
-        RowError: the column holds what is no name.
+        RowError: The column does not hold a valid name.
     """
     for column in _FUNCTIONS:
         if optional_text(row, column) is not None:
@@ -126,7 +131,7 @@ def named_function(row: Row) -> str | None:
 
 
 def _kodcode_function(info: object) -> str | None:
-    """The function that KodCode's tests call: the first of `test_info`."""
+    """Return the function called by KodCode's tests: the first of `test_info`."""
     first = info[0] if isinstance(info, list) and info else None
     name = first.get("function_name") if isinstance(first, Mapping) else None
     return name if isinstance(name, str) and name.isidentifier() else None

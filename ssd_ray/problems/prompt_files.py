@@ -1,7 +1,7 @@
-"""Plain rows as training problems: which columns are read, and what is wrong with a row that cannot be one.
+"""Training problems from rows of files and of data sets of the hub.
 
-Every mistake names the file, the row and the column, and is found while prompts are rendered.
-Reads JSONL, JSONL.gz and Parquet files, and streams rStar-Coder and other data sets from the hub. Writes the note that keeps a
+Every mistake names the file, the row and the column, and is found while prompts are rendered. Reads
+JSONL, JSONL.gz and Parquet files, and streams data sets from the hub. Writes the note that pins a
 run to one commit of its data set.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from ssd_ray.artifacts import files
 from ssd_ray.config import HubSource, PromptsConfig, hub_source
 from ssd_ray.errors import UserError, one_line
-from ssd_ray.problems.benchmarks import native as own_rows
+from ssd_ray.problems.benchmarks import native
 from ssd_ray.problems.benchmarks.files import (
     Row,
     RowError,
@@ -31,15 +31,15 @@ from ssd_ray.problems.prompt_columns import Placed, named_function, require_comp
 from ssd_ray.schema import Problem
 
 LONGEST_LABEL = 512
-"""Characters of an id or a difficulty, which name rows and groups in messages, tables and other people's files."""
-_OWN = ("kind", "entry_point", "comparison", "atol")
+"""Maximum length in characters of an id or a difficulty, as both appear in messages and tables."""
+_NATIVE = ("kind", "entry_point", "comparison", "atol")
 
 
 def file_rows(source: str) -> Iterator[Placed]:
-    """The rows of a prompt file, or of every file of a directory.
+    """Yield the rows of a prompt file, or of every file of a directory.
 
     Raises:
-        UserError: no such file, or one that cannot be read.
+        UserError: The file does not exist or cannot be read.
     """
     for file in list_files(source, "prompts.source"):
         for number, row in read_rows(file):
@@ -47,67 +47,68 @@ def file_rows(source: str) -> Iterator[Placed]:
 
 
 def hub_rows(source: str, hub: HubSource) -> Iterator[Placed]:
-    """Rows of a data set of the hub, streamed; rStar-Coder's `is_passed` is a property of a row's stored solution.
+    """Yield the rows of a data set of the hub, streamed.
 
     Raises:
-        UserError: the hub does not give it.
+        UserError: The hub does not deliver the rows.
     """
     from datasets import load_dataset
 
-    only = (
-        {"columns": ["question", "starter_code", "question_id", "is_passed"]}
-        if source == "rstar-coder"
-        else {}
-    )
+    options: dict[str, Any] = {}
+    if source == "rstar-coder":
+        # No prompt needs the columns of solutions.
+        options["columns"] = ["question", "starter_code", "question_id", "is_passed"]
     try:
         rows = load_dataset(
-            hub.name, hub.config, split=hub.split, revision=hub.revision, streaming=True, **only
+            hub.name, hub.config, split=hub.split, revision=hub.revision, streaming=True, **options
         )
         for number, row in enumerate(rows, start=1):
             yield f"{source}, row {number}", row
-    except (
-        Exception
-    ) as error:  # datasets, the hub's client and two HTTP libraries each have their own
+    # datasets, the hub's client and two HTTP libraries raise errors without a common base.
+    except Exception as error:
         raise _not_streamed(source, error) from error
 
 
 def pinned(source: str, hub: HubSource, note: Path) -> HubSource:
-    """The data set at the commit that a run got first, noted in `note`: positions in the stream are what a resumed run goes by.
+    """Return the data set at the commit of the run's first read, recorded in the file `note`.
+
+    A resumed run skips rows by their position in the stream, which another commit would move.
 
     Raises:
-        UserError: the hub does not say which commit it has.
+        UserError: The hub does not name the commit.
     """
     from huggingface_hub import HfApi
 
-    noted = note.read_text().rstrip("\n").rpartition(" ") if note.exists() else ("", "", "")
-    if noted[0] == source:
-        return replace(hub, revision=noted[2])
+    if note.exists():
+        noted_source, _, commit = note.read_text().rstrip("\n").rpartition(" ")
+        if noted_source == source:
+            return replace(hub, revision=commit)
     try:
-        commit = HfApi().dataset_info(hub.name, revision=hub.revision).sha
-    except Exception as error:  # as above
+        head = HfApi().dataset_info(hub.name, revision=hub.revision).sha
+    except Exception as error:  # no common base here, either
         raise _not_streamed(source, error) from error
-    files.write_atomic(note, f"{source} {commit}\n")
-    return replace(hub, revision=commit)
+    files.write_atomic(note, f"{source} {head}\n")
+    return replace(hub, revision=head)
 
 
 def _not_streamed(source: str, error: Exception) -> UserError:
     return UserError(
-        f"prompts.source {source!r} could not be streamed from the hub ({one_line(error)}): check name and network, or give files"
+        f"prompts.source {source!r} could not be streamed from the hub ({one_line(error)}): check "
+        "name and network, or use files"
     )
 
 
 def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Problem]:
-    """Problems from plain rows; ids come from `id_column` or the row's place in the source, and are unique.
+    """Yield problems from rows, with ids from `id_column` or the row's place in the source.
 
     Raises:
-        UserError: a row that is no problem, with its file, number and column.
+        UserError: A row is no valid problem, or an id is not unique. The message has file, row and
+            column.
     """
     hub = hub_source(choices.source)
-    name = (
-        choices.source
-        if choices.source == "rstar-coder"
-        else Path(hub.name if hub else choices.source).stem
-    )
+    name = choices.source
+    if name != "rstar-coder":
+        name = Path(hub.name if hub else choices.source).stem
     seen: set[str] = set()
     for number, (place, row) in enumerate(placed):
         try:
@@ -116,10 +117,12 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
             problem = _problem(row, f"{name}/{number}", name, choices)
             if problem.problem_id in seen:
                 raise RowError(
-                    f"field {choices.id_column!r}: the id {problem.problem_id!r} was there before; ids must be unique"
+                    f"field {choices.id_column!r}: the id {problem.problem_id!r} occurs twice; "
+                    "ids must be unique"
                 )
         except RowError as error:
             raise UserError(f"{place}: {error}") from error
+        # Numbered rows are unique anyway: no set of ids for a source of millions.
         if choices.id_column is not None:
             seen.add(problem.problem_id)
         yield problem
@@ -149,12 +152,13 @@ def _problem(row: Row, problem_id: str, name: str, choices: PromptsConfig) -> Pr
             entry_point=function,
         )
     _require_column(row, choices.tests_column, "tests_column")
-    given: dict[str, Any] = {key: row[key] for key in _OWN if row.get(key) is not None}
-    kind = "function" if starter or "entry_point" in given else "stdin"
-    return own_rows.problem(
+    # Rows with tests are problems in the native format; its reader checks the remaining columns.
+    stated: dict[str, Any] = {key: row[key] for key in _NATIVE if row.get(key) is not None}
+    kind = "function" if starter or "entry_point" in stated else "stdin"
+    return native.problem(
         {
             "kind": kind,
-            **given,
+            **stated,
             "problem_id": problem_id,
             "source": name,
             "statement": statement,
@@ -173,8 +177,8 @@ def _required(row: Row, column: str, choice: str) -> str:
 
 def _require_column(row: Row, column: str, choice: str) -> None:
     if column not in row:
-        have = ", ".join(sorted(row)) or "none"
-        raise RowError(f"there is no column {column!r} (columns: {have}); set prompts.{choice}")
+        columns = ", ".join(sorted(row)) or "none"
+        raise RowError(f"there is no column {column!r} (columns: {columns}); set prompts.{choice}")
 
 
 def _difficulty(row: Row) -> str:
@@ -187,11 +191,12 @@ def _difficulty(row: Row) -> str:
 
 
 def _label(value: str, column: str) -> str:
-    """Text that names something: one short line."""
+    """Return a name, checked to be one short line."""
     _clean(value, column)
     if len(value) > LONGEST_LABEL:
         raise RowError(
-            f"field {column!r} holds {len(value):,} characters; at most {LONGEST_LABEL} can name something"
+            f"field {column!r} holds {len(value):,} characters; "
+            f"at most {LONGEST_LABEL} can name something"
         )
     for place, letter in enumerate(value):
         if unicodedata.category(letter) in {"Cc", "Zl", "Zp"}:
@@ -202,12 +207,13 @@ def _label(value: str, column: str) -> str:
 
 
 def _clean(value: str | None, column: str) -> str | None:
-    """Text that a tokenizer, Parquet and a program's input can hold."""
+    """Return a text, checked for use in a tokenizer, Parquet and a program's input."""
     try:
         (value or "").encode()
     except UnicodeEncodeError as error:
         raise RowError(
-            f"field {column!r} holds text that is no Unicode: {error.object[error.start : error.end]!a}"
+            f"field {column!r} holds text that is no Unicode: "
+            f"{error.object[error.start : error.end]!a}"
         ) from error
     if value and "\0" in value:
         raise RowError(f"field {column!r} holds a NUL character, at place {value.index(chr(0))}")

@@ -1,6 +1,6 @@
-"""Make the renderers of a run, which share a model, a clock and the notes on both.
+"""Renderers of a run, which share a model, a clock and the notes on both.
 
-Reads the model directory. Writes `template-date`, the moment that a run keeps, into its directory.
+Reads the model directory. Writes `template-date`, the moment of the run, into its directory.
 """
 
 from __future__ import annotations
@@ -24,22 +24,28 @@ MOMENT = "template-date"
 
 
 class Prompting:
-    """Make renderers for a recipe and its model; each note goes to `say` once."""
+    """Factory of renderers for a recipe and its model. Each note goes to `report` once."""
 
     def __init__(
-        self, recipe: Recipe, directory: Path, run: Path, say: Callable[[str], None]
+        self, recipe: Recipe, directory: Path, run: Path, report: Callable[[str], None]
     ) -> None:
-        self._recipe, self._directory, self._run, self._say = recipe, directory, run, say
+        self._recipe = recipe
+        self._directory = directory
+        self._run = run
+        self._report = report
         self._clock = Clock(self._moment)
         self._noted: set[str] = set()
 
     def renderer(self, mode: Mode, field: str) -> Renderer:
-        """Make the renderer of a mode, and note what a user should know before the first prompt.
+        """Return the renderer of a mode, and report the notes before the first prompt.
+
+        `field` is the recipe field with the mode, for error messages.
 
         Raises:
-            UserError: as for `rendering.renderer`; `model.end_tokens` with what is no token.
+            UserError: As for `rendering.renderer`, or `model.end_tokens` names an unknown token.
         """
-        model, prompts = self._recipe.model, self._recipe.prompts
+        model = self._recipe.model
+        prompts = self._recipe.prompts
         tokenizer = loading.load_tokenizer(self._directory, model.chat_template)
         prompt_renderer = renderer(
             tokenizer,
@@ -55,7 +61,7 @@ class Prompting:
         return prompt_renderer
 
     def facts(self, prompt_renderer: Renderer) -> dict[str, Any]:
-        """Return what the manifest records of a renderer that is done, and note what it counted."""
+        """Return the facts of a finished renderer for the manifest, and report its notes."""
         self._note(self._about_the_clock())
         self._note(notes.after(prompt_renderer))
         return {
@@ -68,7 +74,10 @@ class Prompting:
         }
 
     def _moment(self) -> datetime:
-        """Return the moment of the recipe, else the run's, which is now where it has none yet."""
+        """Return the moment of the recipe, else of the run.
+
+        The first call of a run records the current time.
+        """
         if self._recipe.prompts.template_date is not None:
             return datetime.fromisoformat(self._recipe.prompts.template_date)
         note = self._run / MOMENT
@@ -78,16 +87,19 @@ class Prompting:
             return datetime.fromisoformat(note.read_text().strip())
         except ValueError as error:
             raise UserError(
-                f"{note} holds no date: put back what it held, or delete the run's directory"
+                f"{note} holds no date: restore the file, or delete the run's directory"
             ) from error
 
     def _about_the_clock(self) -> Iterable[str]:
         if self._recipe.prompts.template_date is None and self._clock.reading is not None:
             moment = self._clock.reading.isoformat()
-            yield f"the chat template reads the clock: prompts of this run have {moment}; prompts.template_date pins it"
+            yield (
+                f"the chat template reads the clock: prompts of this run have {moment}; "
+                "prompts.template_date pins it"
+            )
 
     def _note(self, lines: Iterable[str]) -> None:
         for line in lines:
             if line not in self._noted:
                 self._noted.add(line)
-                self._say(line)
+                self._report(line)

@@ -1,6 +1,6 @@
-"""Put a problem to the model as one text and its token ids.
+"""Renderer of a problem as one text and its token ids.
 
-Reads and writes nothing; `ssd_ray.problems.rendering` says what each mode puts.
+Reads and writes nothing; `ssd_ray.problems.rendering` defines the modes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from ssd_ray.schema import Problem
 
 
 class Renderer:
-    """Turn a problem into its prompt text and token ids, and count prompts with control tokens.
+    """Render problems as prompt texts and token ids, and count prompts with control tokens.
 
     - `template` is None in mode `release`.
-    - `before` and `after` are the ids that the tokenizer puts around a text. Mode `release` takes the
-      first and never the second: an answer continues the prompt.
+    - `before` and `after` are the ids that the tokenizer adds around a text. Mode `release` uses
+      `before`, and never `after`, since an answer continues the prompt.
     - `kept_words` counts prompts in which a control token stayed text; `first_kept` is the first.
-    - `unwritable` are the ids of prompts whose control tokens this tokenizer cannot write as text.
+    - `unwritable` are the ids of prompts with control tokens that this tokenizer cannot write as
+      text.
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class Renderer:
         self.template = template
         self.control = ControlTokens(tokenizer)
         self.before, self.after = _added(tokenizer, required=template is None)
-        self.kept_words, self.first_kept = 0, ""
+        self.kept_words = 0
+        self.first_kept = ""
         self.unwritable: list[str] = []
         self._compose = compose
         self._arguments: Mapping[str, Any] = template.arguments if template else {}
@@ -43,40 +45,49 @@ class Renderer:
         """Return the text of a problem's prompt and its ids.
 
         Raises:
-            UserError: as for `ChatTemplate.text`; a mode without words for the problem.
+            UserError: As for `ChatTemplate.text`, or the mode has no words for the problem.
         """
-        turns, name = self._compose(problem), problem.problem_id
-        if self._masks_arguments or self.control.occur_in([turn["content"] for turn in turns]):
-            return self._with_words(turns, name)
-        text = self._text(turns, name)
+        messages = self._compose(problem)
+        name = problem.problem_id
+        contents = [message["content"] for message in messages]
+        if self._masks_arguments or self.control.occur_in(contents):
+            return self._with_words(messages, name)
+        text = self._text(messages, name)
         ids = self.control.encode(text)
-        written = self._written_by_template(turns)
+        written = self._written_by_template(messages)
+        # Words and template can also form a control token together, at their seam.
         if written is not None and self.control.count(ids) != written:
-            return self._with_words(turns, name)
+            return self._with_words(messages, name)
         return text, (*self._prefix, *ids)
 
     def skeleton(self, roles: tuple[str, ...]) -> list[int]:
-        """Return the ids of a prompt whose turns say nothing of note.
+        """Return the ids of a prompt with messages of these roles and neutral content.
 
         Raises:
-            UserError: as for `ChatTemplate.text`.
+            UserError: As for `ChatTemplate.text`.
         """
-        turns = [{"role": role, "content": f"Number {place}"} for place, role in enumerate(roles)]
-        return [*self._prefix, *self.control.encode(self._text(turns, "a problem"))]
+        messages = [
+            {"role": role, "content": f"Number {number}"} for number, role in enumerate(roles)
+        ]
+        return [*self._prefix, *self.control.encode(self._text(messages, "a problem"))]
 
     @property
     def _prefix(self) -> tuple[int, ...]:
         return () if self.template else self.before
 
-    def _text(self, turns: Messages, name: str, arguments: Mapping[str, Any] | None = None) -> str:
-        return self.template.text(turns, name, arguments) if self.template else turns[0]["content"]
+    def _text(
+        self, messages: Messages, name: str, arguments: Mapping[str, Any] | None = None
+    ) -> str:
+        if self.template is None:
+            return messages[0]["content"]
+        return self.template.text(messages, name, arguments)
 
-    def _written_by_template(self, turns: Messages) -> int | None:
-        """Return how many control tokens the template writes around turns of these roles.
+    def _written_by_template(self, messages: Messages) -> int | None:
+        """Return the number of control tokens that the template writes around such messages.
 
-        Return None if the template refuses such turns.
+        The number depends on the roles alone. Return None if the template refuses them.
         """
-        roles = tuple(turn["role"] for turn in turns)
+        roles = tuple(message["role"] for message in messages)
         if roles not in self._written:
             try:
                 ids = self.skeleton(roles)[len(self._prefix) :]
@@ -85,13 +96,13 @@ class Renderer:
                 self._written[roles] = None
         return self._written[roles]
 
-    def _with_words(self, turns: Messages, name: str) -> tuple[str, tuple[int, ...]]:
-        """As `__call__`, with control tokens in turns and template arguments encoded as words."""
+    def _with_words(self, messages: Messages, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return a prompt as `__call__` does, with control tokens among its words kept as text."""
         arguments = self._words_of_arguments()
-        besides = [self.template.source] if self.template else []
-        masked = self.control.mask([turns, arguments], *besides)
-        masked_turns, masked_arguments = masked.values
-        rendered = self._text(masked_turns, name, {**self._arguments, **masked_arguments})
+        source = [self.template.source] if self.template else []
+        masked = self.control.mask([messages, arguments], *source)
+        masked_messages, masked_arguments = masked.values
+        rendered = self._text(masked_messages, name, {**self._arguments, **masked_arguments})
         text = masked.restore(rendered)
         plain = self.control.encode(text)
         ids = self.control.encode_words(rendered, masked)
@@ -104,12 +115,13 @@ class Renderer:
         return text, (*self._prefix, *ids)
 
     def _words_of_arguments(self) -> dict[str, Any]:
-        """Return the template arguments that name no special token, such as `bos_token`."""
+        """Return the template arguments except special tokens such as `bos_token`."""
         return {key: value for key, value in self._arguments.items() if key not in self._named}
 
 
 def _added(tokenizer: Any, *, required: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that a tokenizer puts before and behind a text."""
+    """Return the ids that a tokenizer adds before and after a text."""
+    # Not by `bos_token`: a tokenizer may define it without adding it, or add others.
     plain = tokenizer.encode("a", add_special_tokens=False)
     added = tokenizer.encode("a")
     for start in range(len(added) - len(plain) + 1):
@@ -117,6 +129,7 @@ def _added(tokenizer: Any, *, required: bool) -> tuple[tuple[int, ...], tuple[in
             return tuple(added[:start]), tuple(added[start + len(plain) :])
     if required:
         raise UserError(
-            "mode release: the tokenizer changes a text where it adds tokens to it; use a mode with a chat template"
+            "mode release: the tokenizer changes a text where it adds tokens to it; "
+            "use a mode with a chat template"
         )
     return (), ()

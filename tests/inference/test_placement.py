@@ -82,7 +82,7 @@ def test_extra_arguments_cannot_contradict_the_recipe() -> None:
     )
     assert not truncates_exactly(EngineConfig(sampler="vllm"))
     with pytest.raises(
-        ValidationError, match="sampler 'exact' does not work beside 'speculative_config'"
+        ValidationError, match="sampler 'exact' does not work with 'speculative_config'"
     ):
         EngineConfig(sampler="exact", extra={"speculative_config": {}})
 

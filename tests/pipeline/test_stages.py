@@ -219,7 +219,7 @@ def test_a_prompt_file_with_ids_hints_once_how_to_use_them(
         Run(recipes.load("quickstart", chosen), tmp_path / "run", LineProgress()).make("render")
         assert capsys.readouterr().err.count(hint) == told
     with pytest.raises(
-        UserError, match=r"mine.jsonl, row 2: field 'id': the id 'same' was there before"
+        UserError, match=r"mine.jsonl, row 2: field 'id': the id 'same' occurs twice"
     ):
         Run(
             recipes.load("quickstart", [*chosen, "prompts.id_column=id"]),

@@ -311,7 +311,7 @@ def test_every_comparison_of_a_task_exists() -> None:
             },
             "own class Node",
         ),
-        ({**MBPP, "test_list": ["assert shared((1,), str) == ()"]}, "hands over str itself"),
+        ({**MBPP, "test_list": ["assert shared((1,), str) == ()"]}, "passes str itself"),
         ({**GSM8K, "answer": "18"}, "must end in '#### number'"),
         ({**GSM8K, "answer": "#### many"}, "must end in '#### number'"),
         ({**GSM8K, "answer": "#### nan"}, "must end in '#### number'"),

@@ -330,7 +330,7 @@ def test_is_passed_is_read_in_every_form_of_a_file(tmp_path: Path, value: Any, k
     [
         (
             [{"question": "A.", "is_passed": "perhaps"}],
-            "row 1: field 'is_passed' must say true or false, not 'perhaps'",
+            "row 1: field 'is_passed' must be true or false, not 'perhaps'",
         ),
         (
             [{"question": "A.", "is_passed": True}, {"question": "B."}],

@@ -377,7 +377,7 @@ def test_the_files_of_a_release_come_from_the_hub(
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(UserError, match="cannot be had from the hub"):
+    with pytest.raises(UserError, match="cannot be downloaded from the hub"):
         _count(name="livecodebench", release="v6")
 
 

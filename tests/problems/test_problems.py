@@ -148,7 +148,7 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
         (
             '{"question": "a", "k": 1}\n{"question": "b", "k": 1}\n',
             {"id_column": "k"},
-            "row 2: field 'k': the id '1' was there",
+            "row 2: field 'k': the id '1' occurs twice",
         ),
         (
             '{"question": "a", "k": null}\n',
@@ -552,7 +552,7 @@ def test_a_template_argument_that_is_decided_here_is_refused() -> None:
 
     for name in ("tokenize", "add_generation_prompt"):
         with pytest.raises(
-            UserError, match=f"template_arguments holds '{name}', which is decided here"
+            UserError, match=f"template_arguments holds '{name}', which ssd_ray sets"
         ):
             renderer(tiny_tokenizer(), "chat", "s", {name: False}, field="prompts.mode")
 

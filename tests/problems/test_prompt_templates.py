@@ -163,7 +163,7 @@ def test_the_field_case_of_an_end_token_behind_every_prompt(
         assert rows
         assert not any(2 in row.token_ids for row in rows)
     assert (
-        "the tokenizer puts <|im_end|> (2) behind a text: prompts are without it"
+        "the tokenizer puts <|im_end|> (2) after a text: prompts are without it"
         in capsys.readouterr().err
     )
 
@@ -351,7 +351,7 @@ def test_a_template_that_draws_at_random_is_refused(part: str) -> None:
 )
 def test_template_arguments_cannot_replace_what_is_decided_here(name: str) -> None:
     with pytest.raises(
-        UserError, match=f"template_arguments holds '{name}', which is decided here"
+        UserError, match=f"template_arguments holds '{name}', which ssd_ray sets"
     ):
         _put(tiny_tokenizer(), "chat", **{name: "x"})
 
@@ -513,7 +513,7 @@ def test_an_end_of_turn_that_is_no_end_token_is_named() -> None:
     (note,) = _noted(_with_end("<|im_end|>\n"), {0})
     assert note == (
         "the chat template ends an assistant's turn with <|im_end|>, which is none of the end "
-        "tokens (0): answers go on behind "
+        "tokens (0): answers go on after "
         "it; set model.end_tokens to ['<|im_end|>'] to end them there"
     )
 
@@ -565,7 +565,7 @@ def test_the_end_of_a_message_in_a_channel_is_no_end_of_turn() -> None:
 def test_a_model_without_an_end_token_is_noted() -> None:
     (note,) = _noted(tiny_tokenizer(), set(), "release")
     assert note.startswith(
-        "the model has no end token: every answer runs to its limit; model.end_tokens"
+        "the model has no end token, so every answer runs to its limit: set model.end_tokens"
     )
 
 

@@ -1,7 +1,7 @@
-"""Benchmarks in the formats that they are published in: one reader a format, found by the columns of the first row.
+"""Benchmarks in their published formats, one reader for each, detected by columns.
 
-`read_problems` streams `Problem`s from JSONL, JSONL.gz or Parquet. A row that cannot be read is an error that names the file,
-the row and the field, or, where asked for, one of the `bad_rows`; it is never left out in silence. Reads the files given.
+`read_problems` streams `Problem`s from JSONL, JSONL.gz or Parquet. An unreadable row is an error
+with file, row and field, or, on request, an entry of `bad_rows`. No row is left out silently.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ __all__ = ["FORMATS", "BadRow", "Format", "Loaded", "find_format", "open_problem
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A benchmark's row format: the columns that tell it, those that it never has, and its reader.
-
-    The reader takes a row and its number and raises `RowError`. `known` are all columns that it reads, or leaves out for a
-    reason in docs/benchmarks.md; `files` says which files have this form.
-    """
+    """Row format of a benchmark."""
 
     name: str
     columns: frozenset[str]
+    """Columns that every row has."""
     without: frozenset[str]
+    """Columns that no row has, to tell similar formats apart."""
     known: frozenset[str]
+    """Columns that the reader uses, or ignores for a reason in docs/benchmarks.md."""
     files: str
+    """Advice on published files of this format, for error messages."""
     read: Callable[[Row, int], Problem]
+    """Reader of a row and its number; it raises `RowError`."""
 
     def fits(self, row: Row) -> bool:
-        """Whether a row has the columns of this format."""
+        """Return True if a row has the columns of this format."""
         return self.columns <= row.keys() and not self.without & row.keys()
 
 
@@ -61,6 +62,7 @@ def _format(
     )
 
 
+# The columns of two formats never fit one row: `find_format` refuses it as ambiguous.
 FORMATS = (
     _format(
         "livecodebench",
@@ -104,7 +106,7 @@ FORMATS = (
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that was left out, as the reader was told to, and why."""
+    """A row that was left out on request, and the reason."""
 
     file: str
     row: int
@@ -113,11 +115,9 @@ class BadRow:
 
 @dataclass(kw_only=True)
 class Loaded:
-    """The problems of some files, read while iterating; each iteration starts over.
+    """Problems of some files, read while iterating. Each iteration starts over.
 
-    `num_read` counts all rows, `num_chosen` those that the choice holds, `bad_rows` lists those of them that were left out, and
-    `num_public_only` counts LiveCodeBench problems without private tests, whose scores are too high. `places` says by id in
-    which file and row a problem is. All are complete after the iteration.
+    Counts and lists are complete at the end of an iteration.
     """
 
     files: Sequence[Path]
@@ -126,18 +126,25 @@ class Loaded:
     source: str | None = None
     chosen: Callable[[Row], bool] | None = None
     num_read: int = 0
+    """All rows."""
     num_chosen: int = 0
+    """Rows selected by `chosen`, bad ones included."""
     num_public_only: int = 0
+    """LiveCodeBench problems without private tests. Their scores are too high."""
     bad_rows: list[BadRow] = field(default_factory=list)
+    """Rows that were left out as unreadable."""
     places: dict[str, str] = field(default_factory=dict)
+    """File and row of each problem, by id."""
 
     def __iter__(self) -> Iterator[Problem]:
-        """The problems in the order of their rows.
+        """Yield the problems in the order of their rows.
 
         Raises:
-            UserError: a bad row, unless they are skipped; a duplicate id; a file that cannot be read.
+            UserError: A row is bad and `skip_bad_rows` is false, or a file cannot be read.
         """
-        self.num_read, self.num_chosen, self.num_public_only = 0, 0, 0
+        self.num_read = 0
+        self.num_chosen = 0
+        self.num_public_only = 0
         self.bad_rows.clear()
         self.places.clear()
         for file in self.files:
@@ -147,9 +154,10 @@ class Loaded:
                     yield problem
 
     def _read(self, file: Path, number: int, row: Row | RowError) -> Problem | None:
-        """One row's problem; None where it is not chosen, or bad and skipped."""
+        """Return the problem of a row, or None for a row that is not chosen, or bad and skipped."""
         form = next(known for known in FORMATS if known.name == self.format)
         self.num_read += 1
+        # A row that cannot be read counts as chosen: its date or split is unknown.
         self.num_chosen += 1
         try:
             if isinstance(row, RowError):
@@ -157,22 +165,7 @@ class Loaded:
             if self.chosen is not None and not self.chosen(row):
                 self.num_chosen -= 1
                 return None
-            if not form.fits(row):
-                raise RowError(
-                    f"it is not of format {form.name}, as the first row is: columns {', '.join(sorted(row))}"
-                )
-            if form.name != "rows":  # which knows every column that a row may have
-                require_known(row, form.known, form.name, form.files)
-            problem = form.read(row, number)
-            problem = dataclasses.replace(
-                problem, source=self.source or problem.source or _stem(file)
-            )
-            _require_utf8(problem)
-            if problem.problem_id in self.places:
-                first = self.places[problem.problem_id]
-                raise RowError(
-                    f"id {problem.problem_id!r} occurs twice, first at {first}; ids must be unique"
-                )
+            problem = self._problem(form, file, number, row)
         except RowError as error:
             if not self.skip_bad_rows:
                 raise UserError(
@@ -186,13 +179,32 @@ class Loaded:
         )
         return problem
 
+    def _problem(self, form: Format, file: Path, number: int, row: Row) -> Problem:
+        if not form.fits(row):
+            raise RowError(
+                f"it is not of format {form.name}, as the first row is: "
+                f"columns {', '.join(sorted(row))}"
+            )
+        # The native reader refuses unknown columns itself.
+        if form.name != "rows":
+            require_known(row, form.known, form.name, form.files)
+        problem = form.read(row, number)
+        problem = dataclasses.replace(problem, source=self.source or problem.source or _stem(file))
+        _require_utf8(problem)
+        if problem.problem_id in self.places:
+            first = self.places[problem.problem_id]
+            raise RowError(
+                f"id {problem.problem_id!r} occurs twice, first at {first}; ids must be unique"
+            )
+        return problem
+
 
 def _stem(file: Path) -> str:
     return file.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def _require_utf8(problem: Problem) -> None:
-    """Refuse lone surrogates, which neither Parquet nor a program's standard input can hold."""
+    """Refuse lone surrogates: neither Parquet nor a program's standard input can hold them."""
     texts = [
         getattr(problem, name)
         for name in (
@@ -210,15 +222,16 @@ def _require_utf8(problem: Problem) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise RowError(
-                f"it holds text that is no Unicode ({error.reason}): {text[error.start : error.end]!a}"
+                f"it holds text that is no Unicode ({error.reason}): "
+                f"{text[error.start : error.end]!a}"
             ) from error
 
 
 def find_format(row: Row) -> Format:
-    """The one format whose columns a row has.
+    """Return the format of a row, detected by its columns.
 
     Raises:
-        UserError: none or several; the message lists the formats.
+        UserError: No format fits, or several do. The message lists the formats.
     """
     fitting = [known for known in FORMATS if known.fits(row)]
     if len(fitting) == 1:
@@ -226,15 +239,18 @@ def find_format(row: Row) -> Format:
     known = "; ".join(
         f"{known.name} ({', '.join(sorted(known.columns))})" for known in fitting or FORMATS
     )
-    told = "fit several formats" if fitting else "fit no known format"
-    raise UserError(f"columns {', '.join(sorted(row)) or 'none'} {told}: {known}")
+    problem = "fit several formats" if fitting else "fit no known format"
+    raise UserError(f"columns {', '.join(sorted(row)) or 'none'} {problem}: {known}")
 
 
 def read_problems(path: Path, *, skip_bad_rows: bool = False) -> Loaded:
-    """The problems of a JSONL, JSONL.gz or Parquet file, or of all such files of a directory, to iterate over.
+    """Return the problems of a file, or of all files of a directory, to iterate over.
+
+    Files are JSONL, JSONL.gz or Parquet.
 
     Raises:
-        UserError: no such file, no row in it, or a first row of no known format; the rest while iterating.
+        UserError: There is no such file, no row in it, or the first row has no known format.
+            Iterating raises the rest.
     """
     return open_problems(list_files(path, "problems"), skip_bad_rows=skip_bad_rows)
 
@@ -246,10 +262,16 @@ def open_problems(
     source: str | None = None,
     chosen: Callable[[Row], bool] | None = None,
 ) -> Loaded:
-    """As `read_problems`, from given files; `source` names the problems, `chosen` says which rows count.
+    """Return the problems of these files, to iterate over.
+
+    Args:
+        files: The files, in order.
+        skip_bad_rows: Leave out unreadable rows.
+        source: Name of the benchmark for its problems.
+        chosen: Predicate of the rows to count.
 
     Raises:
-        UserError: as there.
+        UserError: As for `read_problems`.
     """
     for file in files:
         for number, row in read_rows(file):
@@ -269,5 +291,6 @@ def open_problems(
                 chosen=chosen,
             )
     raise UserError(
-        f"{files[0] if len(files) == 1 else files[0].parent}: no row to read; a benchmark has at least one problem"
+        f"{files[0] if len(files) == 1 else files[0].parent}: no row to read; "
+        "a benchmark has at least one problem"
     )

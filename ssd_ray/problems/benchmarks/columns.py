@@ -1,7 +1,7 @@
-"""Refuse columns that change the meaning of a score and that no reader knows.
+"""Check for columns that no reader knows and that may change the meaning of a score.
 
 Published files exist in several forms under one name. A column such as `test` next to `test_list`
-decides the meaning of a score, so an unknown one is an error that names it. Reads and writes
+decides the meaning of a score, so an unknown one is an error with its name. Reads and writes
 nothing.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Set
 
 from ssd_ray.problems.benchmarks.files import Row, RowError
 
-_TELLING = frozenset(
+_GRADING_WORDS = frozenset(
     {
         *(
             "accepted",
@@ -44,7 +44,7 @@ _TELLING = frozenset(
         *("atol", "limit", "rtol", "timeout", "tolerance"),
     }
 )
-"""Words in the name of a column that say that it has a part in grading."""
+"""Words in the name of a column that indicate a part in grading."""
 _LANGUAGES = frozenset({"lang", "language", "programming_language"})
 _PYTHON = frozenset({"", "python", "python3", "py"})
 _WORDS = re.compile(r"[^a-z]+")
@@ -52,27 +52,32 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def require_known(row: Row, known: Set[str], name: str, instead: str) -> None:
-    """Refuse a row with something in a column that has a part in grading and is not in `known`.
+    """Refuse a row with a value in a column that affects grading and is not in `known`.
 
-    `name` is the format's, and `instead` says which files it is read from.
+    Args:
+        row: The row.
+        known: Columns that the format's reader handles.
+        name: Name of the format.
+        instead: Advice on published files of the format, for the message.
 
     Raises:
-        RowError: there is such a column, or the programs are in another language.
+        RowError: There is such a column, or the programs are in another language.
     """
     for column, value in row.items():
         if column in known or _is_nothing(value):
             continue
         if column in _LANGUAGES and str(value).casefold() not in _PYTHON:
             raise RowError(f"field {column!r} holds {str(value)[:40]!r}: only Python is graded")
-        if _TELLING & set(_WORDS.split(_CAMEL.sub("_", column).lower())):
+        if _GRADING_WORDS & set(_WORDS.split(_CAMEL.sub("_", column).lower())):
             raise RowError(
-                f"field {column!r} is not read in format {name}, and by its name it changes what is graded: "
-                f"{instead}, or drop the column to grade without it"
+                f"field {column!r} is not read in format {name}, and by its name it changes what "
+                f"is graded: {instead}, or drop the column to grade without it"
             )
 
 
 def _is_nothing(value: object) -> bool:
     """Return True for null, NaN, 0, and empty text, lists and objects."""
+    # Only NaN differs from itself.
     return value is None or (
         not isinstance(value, bool) and (value in ("", 0, [], {}) or value != value)
     )

@@ -1,9 +1,12 @@
-"""HumanEval+ and MBPP+ in EvalPlus's files (Liu et al. 2023, arXiv 2305.01210): inputs, and how each task's answers compare.
+"""HumanEval+ and MBPP+ in EvalPlus's files (Liu et al. 2023, arXiv 2305.01210).
 
-The files bring inputs only. The expected outputs are those of the reference solution, which
-`ssd_ray.evaluation.judging.expected_outputs` runs in the sandbox; until then they are empty. MBPP+
-stores tuples, sets and complex numbers as lists and text. The task's types are read from evalplus
-0.3.1 (`evalplus/data/mbpp.py`), the comparisons from `evalplus/eval`. Reads and writes nothing.
+- The files hold inputs only. Expected outputs are those of the reference solution, run in the
+  sandbox by `ssd_ray.evaluation.judging.expected_outputs`. Until then they are empty.
+- MBPP+ stores tuples, sets and complex numbers as lists and text. Types of a task's arguments are
+  those of evalplus 0.3.1 (`evalplus/data/mbpp.py`).
+- Comparisons of answers are those of `evalplus/eval`.
+
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ from ssd_ray import wire
 from ssd_ray.problems.benchmarks.files import Row, RowError, json_field, shown, text
 from ssd_ray.schema import Comparison, Problem, Test
 
-_SETS = "similar_elements find_char_long common_in_nested_lists extract_singly larg_nnum intersection_array find_dissimilar Diff"
+_SETS = (
+    "similar_elements find_char_long common_in_nested_lists extract_singly larg_nnum "
+    "intersection_array find_dissimilar Diff"
+)
 _NOT_NONE = "check_str text_match_three text_starta_endb"
 _MBPP_COMPARISONS: dict[str, Comparison] = {
     **dict.fromkeys(_SETS.split(), "evalplus-set"),
@@ -29,22 +35,23 @@ _HUMANEVAL_COMPARISONS: dict[str, Comparison] = {"find_zero": "evalplus-root"}
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row of HumanEval+ or MBPP+; base tests first, then plus tests, with outputs still empty.
+    """Return the problem of a row of HumanEval+ or MBPP+, with empty expected outputs.
+
+    Base tests come first, then plus tests.
 
     Raises:
-        RowError: a field is missing or of another form, or there are no base inputs.
+        RowError: A field is missing or has another form, or there are no base inputs.
     """
-    task_id, entry_point, prompt = (
-        text(row, "task_id"),
-        text(row, "entry_point"),
-        text(row, "prompt"),
-    )
+    task_id = text(row, "task_id")
+    entry_point = text(row, "entry_point")
+    prompt = text(row, "prompt")
     family, _, ordinal = task_id.partition("/")
     if family not in {"HumanEval", "Mbpp"} or not ordinal.isdecimal():
         raise RowError(f"field 'task_id' must be HumanEval/N or Mbpp/N, not {shown(task_id)}")
     comparisons = _MBPP_COMPARISONS if family == "Mbpp" else _HUMANEVAL_COMPARISONS
     shape = _MBPP_SHAPES.get(int(ordinal), list) if family == "Mbpp" else list
-    base, plus = _tests(row, "base_input", "base", shape), _tests(row, "plus_input", "plus", shape)
+    base = _tests(row, "base_input", "base", shape)
+    plus = _tests(row, "plus_input", "plus", shape)
     if not base:
         raise RowError("field 'base_input' is empty, so nothing could be graded")
     return Problem(
@@ -72,7 +79,7 @@ Shape = Callable[[list[Any]], list[Any]]
 
 def _tests(row: Row, field: str, group: str, shape: Shape) -> Iterable[Test]:
     tests = []
-    # Mbpp/793 of v0.2.0 has no plus inputs and says so by an empty object.
+    # Mbpp/793 of v0.2.0 has an empty object in place of a list of plus inputs.
     inputs = [] if row.get(field) == {} else json_field(row, field, list)
     for index, stored in enumerate(inputs, start=1):
         try:
@@ -84,7 +91,7 @@ def _tests(row: Row, field: str, group: str, shape: Shape) -> Iterable[Test]:
     return tests
 
 
-# What an argument becomes.
+# Conversions of one stored argument to its type in evalplus.
 
 
 def _as_is(value: Any) -> Any:
@@ -108,7 +115,7 @@ def _deep_tuples(value: Any) -> Any:
 
 
 def _sets_or_dicts(value: list[Any]) -> list[Any]:
-    # An empty list stands for an empty dict there, and so does whatever is no list.
+    # As evalplus does: only a filled list is a set, and anything else is an empty dict.
     return [set(item) if isinstance(item, list) and item else {} for item in value]
 
 
@@ -117,12 +124,12 @@ def _tuple_values(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _every(convert: Callable[[Any], Any]) -> Shape:
-    """All arguments the same way."""
+    """Return a shape that converts all arguments alike."""
     return lambda arguments: [convert(argument) for argument in arguments]
 
 
 def _each(*converts: Callable[[Any], Any]) -> Shape:
-    """Every argument its own way; there must be as many."""
+    """Return a shape with a conversion for each argument, as many as there are arguments."""
     return lambda arguments: [
         convert(argument) for convert, argument in zip(converts, arguments, strict=True)
     ]
@@ -132,6 +139,7 @@ def _table(rules: Iterable[tuple[str, Shape]]) -> dict[int, Shape]:
     return {int(ordinal): shape for ordinals, shape in rules for ordinal in ordinals.split()}
 
 
+# Task ids of MBPP+ by the shape of their arguments; the arguments of all others are as stored.
 _MBPP_SHAPES = _table(
     [
         (

@@ -1,7 +1,7 @@
-"""Plain rows from JSONL, JSONL.gz and Parquet files, one at a time, and typed access to their fields.
+"""Rows of JSONL, JSONL.gz and Parquet files, read one by one, with typed access to fields.
 
-A line that is no row does not end the file: it arrives as a `RowError` in its place, so that the reader can refuse it or
-count it. Reads the files that it is given.
+An unreadable line does not end the file: it arrives as a `RowError` in its place. The caller
+refuses or counts it.
 """
 
 from __future__ import annotations
@@ -22,49 +22,54 @@ from ssd_ray.file_kinds import refuse_pointer
 Row = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _MARK = "\ufeff"
-"""The byte order mark, which editors put before a file and spreadsheets before the name of the first column."""
+"""Byte order mark: editors write it at the start of a file, spreadsheets before the first column's
+name.
+"""
 MAX_INTEGER_DIGITS = 50_000
-"""Longest integer in a test; LiveCodeBench's grader sets the same figure for its own conversions."""
+"""Maximum number of digits of an integer in a test, as in LiveCodeBench's grader."""
 
 
 class RowError(ValueError):
-    """What is wrong with one row, naming the field; the file and the row's number are added by the reader."""
+    """Mistake in a row, with its field. The caller adds the file and the row's number."""
 
 
 def list_files(source: str | Path, where: str) -> list[Path]:
-    """The JSONL, JSONL.gz or Parquet file at a path, or every such file of a directory in the order of their names.
+    """Return the JSONL, JSONL.gz or Parquet file at a path, or those of a directory by name.
+
+    `where` is the recipe field or argument with the path, for error messages.
 
     Raises:
-        UserError: nothing of the kind is there; `where` says who asked.
+        UserError: There is no such file, or it cannot be read.
     """
     try:
         path = Path(source).expanduser()
-        files = (
-            sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-            if path.is_dir()
-            else [path]
-        )
-        there = bool(files) and all(file.is_file() for file in files)
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        are_files = bool(files) and all(file.is_file() for file in files)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{where} {str(source)[:200]!r} is no path that can be looked at ({one_line(error)})"
         ) from error
-    if not there:
+    if not are_files:
         raise UserError(
-            f"{where} {str(source)!r}: no JSONL or Parquet file there; give such a file or a directory of them"
+            f"{where} {str(source)!r}: no JSONL or Parquet file there; "
+            "give such a file or a directory of them"
         )
-    if closed := [file for file in files if not os.access(file, os.R_OK)]:
-        raise UserError(f"{where}: {closed[0]} cannot be read by this user: change its permissions")
+    if unreadable := [file for file in files if not os.access(file, os.R_OK)]:
+        raise UserError(
+            f"{where}: {unreadable[0]} cannot be read by this user: change its permissions"
+        )
     for file in files:
         refuse_pointer(file, where)
     return files
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
-    """Each row of a file with its number: the line of a JSONL file, the ordinal of a Parquet file, both from 1.
+    """Yield each row of a file with its number from 1: a line of JSONL, a row of Parquet.
 
     Raises:
-        UserError: the file as a whole cannot be read.
+        UserError: The file itself cannot be read.
     """
     return _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
 
@@ -78,8 +83,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
         # A LiveCodeBench row is megabytes of tests, so batches are small.
         parquet = pq.ParquetFile(file)
         names = [name.removeprefix(_MARK) for name in parquet.schema_arrow.names]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{file} has two columns named {twice[0]!r}: rename one")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{file} has two columns named {repeated[0]!r}: rename one")
         for batch in parquet.iter_batches(batch_size=16):
             for row in _batch_rows(batch.rename_columns(names)):
                 number += 1
@@ -92,6 +97,7 @@ def _batch_rows(batch: Any) -> list[Row | RowError]:
     try:
         rows: list[Row | RowError] = batch.to_pylist()
     except (ValueError, OverflowError):
+        # One bad value fails its complete batch, so the batch is read again row by row.
         if batch.num_rows > 1:
             return [
                 row for place in range(batch.num_rows) for row in _batch_rows(batch.slice(place, 1))
@@ -101,7 +107,7 @@ def _batch_rows(batch: Any) -> list[Row | RowError]:
 
 
 def _unreadable(batch: Any) -> RowError:
-    """What is wrong with the first column of a one-row batch that Python cannot hold."""
+    """Return the error of the first column of a one-row batch that Python cannot hold."""
     for name in batch.schema.names:
         try:
             batch.column(name).to_pylist()
@@ -118,9 +124,8 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row | RowError]]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                row = line.removeprefix(
-                    _MARK.encode()
-                )  # also where files with such marks were joined
+                # On any line: files with such marks may have been concatenated.
+                row = line.removeprefix(_MARK.encode())
                 if row.strip():
                     yield number, _jsonl_row(row)
     except (OSError, EOFError, zlib.error) as error:
@@ -140,10 +145,10 @@ def _jsonl_row(line: bytes) -> Row | RowError:
 
 
 def parse_json(document: str) -> Any:
-    """A JSON document with exact integers of up to MAX_INTEGER_DIGITS digits.
+    """Return a JSON document with exact integers of up to MAX_INTEGER_DIGITS digits.
 
     Raises:
-        ValueError: not JSON, or a longer integer.
+        ValueError: The text is not JSON, or an integer is longer.
     """
     return json.loads(document, parse_int=_integer)
 
@@ -153,12 +158,12 @@ def _integer(digits: str) -> int:
         return int(digits)
     if len(digits) > MAX_INTEGER_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits, more than {MAX_INTEGER_DIGITS}")
-    # Python's own limit on int(text) is below this and belongs to the whole process; Decimal has none.
+    # Python's own limit on int(text) is lower, and applies to all of the process. Decimal has none.
     return int(Decimal(digits))
 
 
 def text(row: Row, field: str) -> str:
-    """A field that must hold text with something in it."""
+    """Return a field that must hold text other than blanks."""
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"field {field!r} must hold text, not {shown(value)}")
@@ -166,7 +171,7 @@ def text(row: Row, field: str) -> str:
 
 
 def optional_text(row: Row, field: str) -> str | None:
-    """A field that holds text or nothing; blank text is nothing."""
+    """Return a field that holds text or nothing; blank text is nothing."""
     value = row.get(field)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -174,7 +179,7 @@ def optional_text(row: Row, field: str) -> str | None:
 
 
 def identifier(row: Row, field: str) -> str:
-    """A field that holds an id: text, or an integer, which becomes text."""
+    """Return a field that holds an id: text, or an integer as text."""
     value = row.get(field)
     return (
         str(value) if isinstance(value, int) and not isinstance(value, bool) else text(row, field)
@@ -182,7 +187,10 @@ def identifier(row: Row, field: str) -> str:
 
 
 def entry_point(row: Row, field: str) -> str:
-    """Return a field that names a function, or a method as `Solution().name`, where an instance is made first."""
+    """Return a field with the name of a function, or of a method as `Solution().name`.
+
+    A method is called on a new instance.
+    """
     name = row.get(field)
     owner, is_method, method = name.partition("().") if isinstance(name, str) else ("", "", "")
     if not all(
@@ -190,13 +198,14 @@ def entry_point(row: Row, field: str) -> str:
         for part in ([owner, method] if is_method else [owner])
     ):
         raise RowError(
-            f"field {field!r} must name a function, or a method as Solution().name, not {shown(name)}"
+            f"field {field!r} must name a function, or a method as Solution().name, not "
+            f"{shown(name)}"
         )
     return owner + is_method + method
 
 
 def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
-    """A field that holds a list or an object, or the JSON text of one, as Parquet files often do."""
+    """Return a field that holds a list or an object, or the JSON text of one."""
     value = row.get(field)
     if isinstance(value, str):
         try:
@@ -205,11 +214,14 @@ def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]
             raise RowError(f"field {field!r} is not JSON: {error}") from error
     if not isinstance(value, kind):
         raise RowError(
-            f"field {field!r} must hold a {'list' if kind is list else 'JSON object'}, not {shown(value)}"
+            f"field {field!r} must hold a {'list' if kind is list else 'JSON object'}, not "
+            f"{shown(value)}"
         )
     return value
 
 
 def shown(value: object) -> str:
-    """A value for an error message, short."""
-    return "nothing" if value is None else "empty text" if value == "" else ascii(value)[:80]
+    """Return a value in short form, for an error message."""
+    if value is None:
+        return "nothing"
+    return "empty text" if value == "" else ascii(value)[:80]

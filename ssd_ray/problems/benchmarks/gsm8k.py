@@ -1,6 +1,7 @@
-"""GSM8K rows (Cobbe et al. 2021, arXiv 2110.14168): a word problem and an answer that ends in `#### number`.
+"""GSM8K rows (Cobbe et al. 2021, arXiv 2110.14168): a word problem and its final number.
 
-Nothing is run: the last number of a completion is compared with the gold one. Reads and writes nothing.
+The answer ends in `#### number`. No program is run: the last number of a completion is compared
+with the gold number. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from ssd_ray.schema import Problem, Test
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row as a problem of kind `numeric`, named after its row; the gold number is the output of its one test.
+    """Return the problem of a row, of kind `numeric`, with the gold number as its one test.
 
     Raises:
-        RowError: a field is missing, or no number follows `####`.
+        RowError: A field is missing, or no number follows `####`.
     """
     answer = text(row, "answer")
     return Problem(
@@ -29,12 +30,13 @@ def problem(row: Row, number: int) -> Problem:
 
 
 def gold_number(answer: str) -> str:
-    """The number after the last `####`, without its thousands separators.
+    """Return the number after the last `####`, without thousands separators.
 
     Raises:
-        RowError: there is none.
+        RowError: There is none.
     """
     _, mark, tail = answer.rpartition("####")
+    # Published answers have 1,000 and $20; completions are normalized in the same way.
     digits = tail.strip().replace(",", "").removeprefix("$")
     try:
         finite = Decimal(digits).is_finite()

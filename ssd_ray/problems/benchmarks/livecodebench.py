@@ -1,8 +1,11 @@
-"""LiveCodeBench rows (Jain et al. 2024, arXiv 2403.07974): public and private tests, releases and windows of contest dates.
+"""LiveCodeBench rows (Jain et al. 2024, arXiv 2403.07974), releases and contest windows.
 
-The tests are those of the official grader: public ones first, then private ones. Private tests are JSON, or base64 of zlib of
-a pickle of JSON text; of the pickle only a text is read, by its opcodes, so that nothing in it can be called. Counts that
-people quote are named here and asserted. Reads files, or downloads them where the hub is asked for.
+- Tests are those of the official grader: public ones first, then private ones.
+- Private tests are JSON, or base64 of zlib of a pickle of JSON text.
+- A pickle is never run. Its one text is read from its opcodes.
+- Published numbers of problems are listed here and asserted.
+
+Reads files, or downloads them from the hub.
 """
 
 from __future__ import annotations
@@ -35,30 +38,34 @@ from ssd_ray.schema import Problem, Test
 HUB = "livecodebench/code_generation_lite"
 FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.jsonl", "test6.jsonl")
 FILE_ROWS = (400, 111, 101, 101, 167, 175)
-"""Rows of each file; their running totals are release_v1 (400) to release_v6 (1055)."""
+"""Rows of each file. The running totals are release_v1 (400) to release_v6 (1055)."""
 MAX_DECODED_BYTES = 1 << 29
-"""Largest private tests of one problem, unpacked; real ones stay well below (one of 6.3 MB unpacks to 9.9 MB)."""
+"""Maximum size of the unpacked private tests of one problem. Real ones are far smaller: one of 6.3
+MB unpacks to 9.9 MB.
+"""
 _TEXT_OPCODES = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _FRAMING_OPCODES = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Contest dates from `start` to `end`, both inclusive, as prefixes of ISO dates: a month is all of its days.
+    """Contest dates from `start` to `end`, both inclusive, as prefixes of ISO dates.
 
-    `rows` is how many problems a named window has in the release that it was published for.
+    A month includes all of its days.
     """
 
     start: str = ""
     end: str = "9999"
     rows: int | None = None
+    """Number of problems of a named window, in `release`."""
     release: str = ""
+    """Release that a named window was published for."""
 
     def holds(self, row: Row) -> bool:
-        """Whether a row's contest lies in the window.
+        """Return True if a row's contest is in the window.
 
         Raises:
-            RowError: no ISO date in `contest_date`.
+            RowError: `contest_date` holds no ISO date.
         """
         date = contest_date(row)
         return self.start <= date[: len(self.start)] and date[: len(self.end)] <= self.end
@@ -70,15 +77,20 @@ WINDOWS = {
     "nemo-v6": Window(start="2024-08", end="2025-05", rows=454, release="release_v6"),
     "nemo-v5": Window(start="2024-08", end="2025-01", rows=279, release="release_v5"),
 }
-"""The simple self-distillation paper's two (2604.01193; they share February 2025), and NVIDIA NeMo's `v6_2408_2505` and
-`v5_2408_2502`, whose published ends are exclusive."""
+"""Windows with known numbers of problems.
+
+The two of the simple self-distillation paper (2604.01193) share February 2025. The others are
+NVIDIA NeMo's `v6_2408_2505` and `v5_2408_2502`, published with exclusive ends.
+"""
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row as a problem: `function` where the metadata name one, `stdin` else; comparison `lcb` marks both kinds.
+    """Return the problem of a row, of kind `function` if its metadata name one, else `stdin`.
+
+    Comparison `lcb` marks both kinds.
 
     Raises:
-        RowError: a field is missing or cannot be decoded, or there are no tests.
+        RowError: A field is missing or cannot be decoded, or there are no tests.
     """
     metadata = json_field(row, "metadata", dict)
     function = optional_text(metadata, "func_name")
@@ -88,7 +100,8 @@ def problem(row: Row, number: int) -> Problem:
     cases = public + [_case(case, "private_test_cases") for case in _private(row)]
     if not cases:
         raise RowError(
-            "field 'public_test_cases': neither public nor private tests, so nothing could be graded"
+            "field 'public_test_cases': neither public nor private tests, "
+            "so nothing could be graded"
         )
     return Problem(
         problem_id=identifier(row, "question_id"),
@@ -106,7 +119,7 @@ def problem(row: Row, number: int) -> Problem:
 
 
 def has_private_tests(row: Row) -> bool:
-    """Whether a row brings any private tests; rebuilt files often have none."""
+    """Return True if a row has private tests; rebuilt files often have none."""
     raw = row.get("private_test_cases")
     return raw is not None and (
         raw.strip() not in {"", "[]"} if isinstance(raw, str) else bool(raw)
@@ -114,10 +127,10 @@ def has_private_tests(row: Row) -> bool:
 
 
 def contest_date(row: Row) -> str:
-    """The day of a row's contest, such as 2025-02-15.
+    """Return the day of a row's contest, such as 2025-02-15.
 
     Raises:
-        RowError: no ISO date in `contest_date`.
+        RowError: `contest_date` holds no ISO date.
     """
     value = row.get("contest_date")
     try:
@@ -136,17 +149,22 @@ def _case(case: Any, field: str) -> Test:
         isinstance(case.get(key), str) for key in ("input", "output")
     ):
         raise RowError(
-            f"field {field!r}: a test must be an object with text 'input' and 'output', not {shown(case)}"
+            f"field {field!r}: a test must be an object with text 'input' and 'output', not "
+            f"{shown(case)}"
         )
     if case.get("testtype") not in {"stdin", "functional"}:
         raise RowError(
-            f"field {field!r}: testtype must be stdin or functional, not {shown(case.get('testtype'))}"
+            f"field {field!r}: testtype must be stdin or functional, not "
+            f"{shown(case.get('testtype'))}"
         )
     return Test(input=case["input"], output=case["output"])
 
 
 def _call(case: Test, index: int) -> Test:
-    """A functional test, whose input has one JSON argument a line, as arguments and result on the wire."""
+    """Return a functional test with arguments and result in wire format.
+
+    Its input has one argument a line, as JSON.
+    """
     try:
         arguments = [parse_json(line) for line in case.input.split("\n")]
         return Test(input=wire.dumps(arguments), output=wire.dumps(parse_json(case.output)))
@@ -157,7 +175,7 @@ def _call(case: Test, index: int) -> Test:
 
 
 def _private(row: Row) -> list[Any]:
-    """The private tests, decoded; none where the field is empty."""
+    """Return the private tests, decoded; none if the field is empty."""
     if not has_private_tests(row):
         return []
     raw = row["private_test_cases"]
@@ -167,8 +185,9 @@ def _private(row: Row) -> list[Any]:
 
 
 def _unpack(blob: str) -> str:
-    """The JSON text in base64 of zlib of a pickle."""
+    """Return the JSON text in base64 of zlib of a pickle."""
     try:
+        # Bounded, since a few kilobytes can inflate to all of the memory.
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode(blob), MAX_DECODED_BYTES)
     except (binascii.Error, ValueError, zlib.error) as error:
@@ -187,12 +206,13 @@ def _unpack(blob: str) -> str:
 
 
 def pickled_text(data: bytes) -> str:
-    """The text in a pickle of one text, of any protocol, without running the pickle.
+    """Return the text in a pickle of one text, of any protocol, without running the pickle.
 
     Raises:
-        RowError: the pickle holds anything else (a global is named) or is broken.
+        RowError: The pickle holds anything else, such as a global, or is broken.
     """
     texts: list[str] = []
+    # An allow list: any other opcode can name or call something.
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in _TEXT_OPCODES and isinstance(argument, str):
@@ -200,7 +220,8 @@ def pickled_text(data: bytes) -> str:
             elif opcode.name not in _FRAMING_OPCODES:
                 named = f" {argument}" if opcode.name in {"GLOBAL", "INST"} else ""
                 raise RowError(
-                    f"field 'private_test_cases': its pickle holds {opcode.name}{named}, and only one text is allowed"
+                    f"field 'private_test_cases': its pickle holds {opcode.name}{named}, "
+                    "and only one text is allowed"
                 )
     except (ValueError, pickle.UnpicklingError, IndexError, UnicodeError) as error:
         if isinstance(error, RowError):
@@ -212,10 +233,14 @@ def pickled_text(data: bytes) -> str:
 
 
 def release_files(release: str) -> range:
-    """The indices (from 0) of the files of a release tag: release_vN is 1 to N, vN the N-th alone, vA_vB A to B.
+    """Return the indices (from 0) of the files of a release tag.
+
+    - release_vN: files 1 to N.
+    - vN: the N-th file alone.
+    - vA_vB: files A to B.
 
     Raises:
-        UserError: no such tag.
+        UserError: There is no such tag.
     """
     last = len(FILES)
     numbers = [
@@ -230,21 +255,24 @@ def release_files(release: str) -> range:
         return range(last)
     if release not in tags or not 1 <= tags[release] <= numbers[-1] <= last:
         raise UserError(
-            f"there is no LiveCodeBench release {release!r}: use release_v1 to release_v{last}, v1 to v{last}, or vA_vB"
+            f"there is no LiveCodeBench release {release!r}: use release_v1 to release_v{last}, "
+            f"v1 to v{last}, or vA_vB"
         )
     return range(tags[release] - 1, numbers[-1])
 
 
 def release_rows(release: str) -> int:
-    """How many rows a release tag has."""
+    """Return the number of rows of a release tag."""
     return sum(FILE_ROWS[index] for index in release_files(release))
 
 
 def choose_files(files: Sequence[Path], release: str) -> list[Path]:
-    """The files of a release among those of a directory; a file of another name is taken to be the release by itself.
+    """Return the files of a release among those of a directory.
+
+    Files of other names are taken to be the release itself.
 
     Raises:
-        UserError: official files are there, but not all that the release needs.
+        UserError: There are official files, but not all files of the release.
     """
     named = {path.name.removesuffix(".gz").rpartition(".")[0]: path for path in files}
     official = [name.removesuffix(".jsonl") for name in FILES]
@@ -254,16 +282,17 @@ def choose_files(files: Sequence[Path], release: str) -> list[Path]:
     missing = [name for name in wanted if name not in named]
     if missing:
         raise UserError(
-            f"release {release!r} needs {', '.join(wanted)} of LiveCodeBench; {', '.join(missing)} not found"
+            f"release {release!r} needs {', '.join(wanted)} of LiveCodeBench; "
+            f"{', '.join(missing)} not found"
         )
     return [named[name] for name in wanted]
 
 
 def download(release: str) -> list[Path]:
-    """The files of a release from the Hugging Face hub, from its local cache where they are there.
+    """Return the files of a release from the Hugging Face hub, or from its local cache.
 
     Raises:
-        UserError: the hub cannot be reached or refuses.
+        UserError: The hub cannot be reached or refuses.
     """
     from huggingface_hub import hf_hub_download
 
@@ -274,21 +303,25 @@ def download(release: str) -> list[Path]:
         ]
     except (OSError, ValueError) as error:
         raise UserError(
-            f"benchmark livecodebench: {HUB} cannot be had from the hub ({error}): give its files with `file`"
+            f"benchmark livecodebench: {HUB} cannot be downloaded from the hub ({error}): "
+            "give its files with `file`"
         ) from error
 
 
 def find_window(name: str) -> Window:
-    """A named window, or months or days as `2025-02..2025-05`, whose count nobody has stated.
+    """Return a window by name, or by months or days as `2025-02..2025-05`.
+
+    Only named windows have a known number of problems.
 
     Raises:
-        UserError: neither.
+        UserError: The name is neither.
     """
     if name in WINDOWS:
         return WINDOWS[name]
     start, dots, end = name.partition("..")
     if not dots:
         raise UserError(
-            f"there is no window {name!r}: use {', '.join(WINDOWS)}, or dates such as 2025-02..2025-05"
+            f"there is no window {name!r}: use {', '.join(WINDOWS)}, or dates such as "
+            "2025-02..2025-05"
         )
     return Window(start=start, end=end)

@@ -1,8 +1,10 @@
-"""MBPP rows, full or sanitised (Austin et al. 2021, arXiv 2108.07732): a sentence, a solution and three assertions.
+"""MBPP rows, full or sanitized (Austin et al. 2021, arXiv 2108.07732).
 
-- Each assertion becomes a test with a `check(candidate)` of its own, in which the function's name is the candidate.
-- The hub's form of MBPP+ (evalplus/mbppplus) has a script `test` with base and plus inputs; it is the one test there, since
-  `test_list` is MBPP's own.
+- A row has a sentence, a solution and three assertions.
+- Each assertion becomes a test with its own `check(candidate)`, in which the function's name is the
+  candidate.
+- The hub's form of MBPP+ (evalplus/mbppplus) has a script `test` with base and plus inputs. It is
+  the only test there, since `test_list` is MBPP's own.
 - The assertions are part of the statement, as published, since only they name the function.
 
 Reads and writes nothing.
@@ -33,15 +35,20 @@ SPLITS = {
     "validation": range(511, 601),
     "train": range(601, 975),
 }
-"""Task ids of the four splits of the full set (its README); their sizes are asserted where a recipe names one."""
+"""Task ids of the four splits of the full set (its README). A split named by a recipe has its size
+asserted.
+"""
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row as a problem of kind `asserts`, named mbpp/N.
+    """Return the problem of a row, of kind `asserts`, named mbpp/N.
+
+    Values in tests cross to the program's own process. Types, and objects of the solution's own
+    classes, cannot.
 
     Raises:
-        RowError: a field is missing, an assertion is no assertion of a function of the solution, or the tests hand over
-            what cannot cross to the program's own process: objects of a class that it is to define itself, or a type.
+        RowError: A field is missing, an assertion is not an assertion on a function of the
+            solution, or a test holds a value that cannot cross.
     """
     code = text(row, "code")
     sources = json_field(row, "test_list", list)
@@ -52,19 +59,12 @@ def problem(row: Row, number: int) -> Problem:
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     entry_point = _entry_point(assertions, defined)
     setup = "\n".join([*_imports(row), optional_text(row, "test_setup_code") or ""]).strip()
-    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    used = classes & {
-        name for piece in (*sources, setup) for name in _names(_parse(piece, "test_setup_code"))
-    }
-    if used:
+    _require_plain_values(tree, (*sources, setup))
+    callables = [name for node in assertions for name in _callable_arguments(node, entry_point)]
+    if callables:
         raise RowError(
-            f"field 'test_setup_code' builds objects of the solution's own class {min(used)}, which cannot cross to a program "
-            "in its own process"
-        )
-    handed = [name for node in assertions for name in _callables_handed_over(node, entry_point)]
-    if handed:
-        raise RowError(
-            f"field 'test_list' hands over {handed[0]} itself, which cannot cross to a program in its own process"
+            f"field 'test_list' passes {callables[0]} itself as an argument, which cannot cross "
+            "to a program in its own process"
         )
     statement = optional_text(row, "text") or text(row, "prompt")
     script = optional_text(row, "test")
@@ -86,10 +86,10 @@ def problem(row: Row, number: int) -> Problem:
 
 
 def in_split(row: Row, split: str) -> bool:
-    """Whether a row's task id belongs to a split of SPLITS.
+    """Return True if a row's task id belongs to a split of SPLITS.
 
     Raises:
-        RowError: the id is no number.
+        RowError: The id is no number.
     """
     task_id = identifier(row, "task_id")
     if not task_id.isdecimal():
@@ -101,10 +101,21 @@ def require_split(name: str) -> None:
     """Refuse a split that MBPP does not have.
 
     Raises:
-        UserError: no such split.
+        UserError: There is no such split.
     """
     if name not in SPLITS:
         raise UserError(f"MBPP has no split {name!r}: release is one of {', '.join(SPLITS)}")
+
+
+def _require_plain_values(solution: ast.Module, pieces: Sequence[str]) -> None:
+    """Refuse test code that names a class of the solution."""
+    classes = {node.name for node in solution.body if isinstance(node, ast.ClassDef)}
+    used = classes & {name for piece in pieces for name in _names(_parse(piece, "test_setup_code"))}
+    if used:
+        raise RowError(
+            "field 'test_setup_code' builds objects of the solution's own class "
+            f"{min(used)}, which cannot cross to a program in its own process"
+        )
 
 
 def _imports(row: Row) -> Sequence[str]:
@@ -135,7 +146,10 @@ def _names(tree: ast.AST) -> list[str]:
 
 
 def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
-    """The one function of the solution that every assertion names; of several, the first that the first one calls."""
+    """Return the function of the solution that every assertion names.
+
+    Of several, return the first one that the first assertion names.
+    """
     common = [
         name
         for name in _names(assertions[0])
@@ -146,7 +160,7 @@ def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
     return common[0]
 
 
-def _callables_handed_over(assertion: ast.Assert, entry_point: str) -> list[str]:
+def _callable_arguments(assertion: ast.Assert, entry_point: str) -> list[str]:
     calls = [node for node in ast.walk(assertion) if isinstance(node, ast.Call)]
     arguments = [
         argument for call in calls if entry_point in _names(call.func) for argument in call.args
@@ -172,7 +186,7 @@ def _check(setup: str, entry_point: str, assertion: ast.Assert) -> str:
 
 
 def _script(setup: str, entry_point: str, script: str) -> str:
-    """Run a script of tests as it is, with the function's name standing for the candidate."""
+    """Return a `check(candidate)` that runs a script of tests with the candidate under its name."""
     if entry_point not in _names(_parse(script, "test")):
         raise RowError(f"field 'test' never calls {entry_point}, so nothing could be graded")
     source = f"{setup}\n{script}" if setup else script
@@ -180,6 +194,7 @@ def _script(setup: str, entry_point: str, script: str) -> str:
         [
             "def check(candidate):",
             f"    names = dict(globals(), {entry_point}=candidate)",
+            # The candidate is a global there, since functions of the script look it up as one.
             f"    exec(compile({source!r}, 'test', 'exec'), names)",
             "",
         ]

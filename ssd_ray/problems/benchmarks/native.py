@@ -1,6 +1,7 @@
-"""One's own problems, one a row: the format that docs/benchmarks.md describes, and the Problem rows of a run's `benchmark/`.
+"""Native format: custom problems (docs/benchmarks.md), and the rows of a run's `benchmark/`.
 
-Strict, since a misspelt key would otherwise be a choice silently lost. Reads and writes nothing.
+Unknown keys are refused, since a misspelled one would silently lose a choice. Reads and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ _FIELDS = {field.name for field in dataclasses.fields(Problem)}
 
 
 def problem(row: Row, number: int) -> Problem:
-    """One row as a problem.
+    """Return the problem of a row.
 
     Raises:
-        RowError: an unknown key, a field of another form, no tests, or tests of another kind.
+        RowError: A key is unknown, a field has another form, there are no tests, or tests are of
+            another kind.
     """
     unknown = sorted(set(row) - _FIELDS)
     if unknown:
         raise RowError(f"field {unknown[0]!r} is unknown; a row has {', '.join(sorted(_FIELDS))}")
-    kind, comparison = text(row, "kind"), optional_text(row, "comparison") or "value"
+    kind = text(row, "kind")
+    comparison = optional_text(row, "comparison") or "value"
     if kind not in _TESTS:
         raise RowError(f"field 'kind' must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if comparison not in get_args(Comparison):
         raise RowError(
-            f"field 'comparison' must be one of {', '.join(get_args(Comparison))}, not {comparison!r}"
+            f"field 'comparison' must be one of {', '.join(get_args(Comparison))}, not "
+            f"{comparison!r}"
         )
     called = (
         entry_point(row, "entry_point")
@@ -86,11 +90,11 @@ def _test(test: Any, kind: str, index: int) -> Test:
         if not isinstance(test, Mapping):
             raise RowError(f"must be an object, not {shown(test)}")
         # A Parquet struct has every key; those that a test does not use are null.
-        given = {key: value for key, value in test.items() if value is not None}
-        group = given.pop("group", "")
+        values = {key: value for key, value in test.items() if value is not None}
+        group = values.pop("group", "")
         if group not in {"", "base", "plus"}:
             raise RowError(f"its group must be base or plus, not {shown(group)}")
-        return dataclasses.replace(_TESTS[kind](given), group=group)
+        return dataclasses.replace(_TESTS[kind](values), group=group)
     except RowError as error:
         raise RowError(f"field 'tests', test {index}: {error}") from error
 
@@ -109,9 +113,11 @@ def _function(test: Row) -> Test:
             return Test(input=wire.dumps(arguments), output=wire.dumps(test.get("expected")))
         except wire.UnsupportedValueError as error:
             raise RowError(f"it holds {error}") from error
+    # A row of a run's `benchmark/`: both are in wire format already.
     _require(test, {"input", "output"}, "arguments and expected")
     try:
-        arguments, _ = wire.loads(_string(test, "input")), wire.loads(_string(test, "output"))
+        arguments = wire.loads(_string(test, "input"))
+        wire.loads(_string(test, "output"))
     except wire.MalformedError as error:
         raise RowError(f"its input and output are not values on the wire: {error}") from error
     if not isinstance(arguments, list):

@@ -1,7 +1,9 @@
-"""A recipe's benchmark with files of its own: which of them, which rows, and how many there must be.
+"""Resolution of a recipe's benchmark to files, rows and an expected number of problems.
 
-A release or a named window stands for a count that others quote, so that count is asserted; dates without a name are not.
-Reads the files, or downloads LiveCodeBench's where none is named.
+- A release or a named window has a published number of problems, which is asserted.
+- Plain dates have none.
+
+Reads the files, or downloads LiveCodeBench's if the recipe has no file.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from ssd_ray.schema import Problem
 
 
 def identify(choice: Benchmark) -> str:
-    """Which problems a choice stands for, as a text that changes when they do; downloads nothing.
+    """Return a text that identifies the problems of a choice, for fingerprints.
+
+    Downloads nothing.
 
     Raises:
-        UserError: a file that is missing, or a release or window that does not exist.
+        UserError: A file is missing, or a release or window does not exist.
     """
     _window(choice)
     if choice.file is None:
@@ -30,22 +34,22 @@ def identify(choice: Benchmark) -> str:
             livecodebench.FILES[index]
             for index in livecodebench.release_files(_hub_release(choice))
         ]
-        held = f"hub {livecodebench.HUB} {' '.join(names)}"
+        origin = f"hub {livecodebench.HUB} {' '.join(names)}"
     else:
-        held = f"files {digest(_chosen_files(choice))}"
+        origin = f"files {digest(_chosen_files(choice))}"
     rows = [
         f"{key}={value}"
         for key in ("release", "window", "start", "end")
         if (value := getattr(choice, key)) is not None
     ]
-    return " ".join([held, *rows, *(["without bad rows"] if choice.skip_bad_rows else [])])
+    return " ".join([origin, *rows, *(["without bad rows"] if choice.skip_bad_rows else [])])
 
 
 def load(choice: Benchmark) -> Loaded:
-    """The rows of a choice, to iterate over with `counted`.
+    """Return the problems of a choice, to iterate over with `counted`.
 
     Raises:
-        UserError: no such file, release or window, or one that the format does not have.
+        UserError: A file, release or window does not exist, or the format does not have it.
     """
     files = (
         livecodebench.download(_hub_release(choice))
@@ -58,7 +62,8 @@ def load(choice: Benchmark) -> Loaded:
         loaded.chosen = window.holds if window else None
     elif window is not None:
         raise UserError(
-            f"benchmark {choice.name}: only LiveCodeBench has contest dates, and its format is {loaded.format}"
+            f"benchmark {choice.name}: only LiveCodeBench has contest dates, and its format is "
+            f"{loaded.format}"
         )
     elif choice.release is not None and loaded.format == "mbpp":
         split = choice.release
@@ -66,46 +71,46 @@ def load(choice: Benchmark) -> Loaded:
         loaded.chosen = lambda row: mbpp.in_split(row, split)
     elif choice.release is not None:
         raise UserError(
-            f"benchmark {choice.name}: format {loaded.format} has no releases; leave release {choice.release!r} out"
+            f"benchmark {choice.name}: format {loaded.format} has no releases; "
+            f"leave release {choice.release!r} out"
         )
     return loaded
 
 
 def counted(choice: Benchmark, loaded: Loaded) -> Iterator[Problem]:
-    """The problems of `load`; once all are read, their number is held against the published one.
+    """Yield the problems of `load`, and check their number against the published one at the end.
 
     Raises:
-        UserError: a release or a named window with another number of rows, no row at all, or a bad row.
+        UserError: A release or named window has another number of rows, there is no row, or a row
+            is bad.
     """
     yield from loaded
-    wanted: list[tuple[str, int, int]] = []
-    if choice.release is not None and loaded.format == "mbpp":
-        wanted.append(
-            (f"split {choice.release}", len(mbpp.SPLITS[choice.release]), loaded.num_chosen)
-        )
-    elif choice.release is not None:
-        wanted.append(
-            (
-                f"release {choice.release}",
-                livecodebench.release_rows(choice.release),
-                loaded.num_read,
-            )
-        )
-    window = _window(choice)
-    if window is not None and window.rows is not None:
-        wanted.append(
-            (f"window {choice.window} of {window.release}", window.rows, loaded.num_chosen)
-        )
-    for named, expected, found in wanted:
-        if expected != found:
+    for name, expected, actual in _published_counts(choice, loaded):
+        if expected != actual:
             raise UserError(
-                f"benchmark {choice.name}: {named} has {expected} problems and {found} were found; give the whole release, "
-                "or choose a part of it by dates (2025-02..2025-05) or by a file alone, which state no count"
+                f"benchmark {choice.name}: {name} has {expected} problems and {actual} were "
+                "found; give the complete release, or choose a part of it by dates "
+                "(2025-02..2025-05) or by a file alone, which state no count"
             )
     if not loaded.num_chosen:
         raise UserError(
-            f"benchmark {choice.name}: none of its {loaded.num_read} rows is in the window: choose other dates"
+            f"benchmark {choice.name}: none of its {loaded.num_read} rows is in the window: "
+            "choose other dates"
         )
+
+
+def _published_counts(choice: Benchmark, loaded: Loaded) -> Iterator[tuple[str, int, int]]:
+    """Yield name, published number and actual number of a choice's split, release and window."""
+    if choice.release is not None and loaded.format == "mbpp":
+        size = len(mbpp.SPLITS[choice.release])
+        yield f"split {choice.release}", size, loaded.num_chosen
+    elif choice.release is not None:
+        # Releases are counted before the window is applied.
+        size = livecodebench.release_rows(choice.release)
+        yield f"release {choice.release}", size, loaded.num_read
+    window = _window(choice)
+    if window is not None and window.rows is not None:
+        yield f"window {choice.window} of {window.release}", window.rows, loaded.num_chosen
 
 
 def _window(choice: Benchmark) -> Window | None:
@@ -126,5 +131,6 @@ def _chosen_files(choice: Benchmark) -> list[Path]:
     files = list_files(choice.file, f"benchmark {choice.name}: file")
     if choice.release is None or choice.release in mbpp.SPLITS:
         return files
+    # First, so that an unknown release is refused by its name.
     livecodebench.release_files(choice.release)
     return livecodebench.choose_files(files, choice.release)
