@@ -34,7 +34,7 @@ _REMEDIES = {
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader of YAML that refuses a repeated key."""
+    """Safe loader of YAML with an error for a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         # PyYAML itself silently keeps the last of two sections with one name. Only the merge key
@@ -147,7 +147,7 @@ def _remedy(kind: str, message: str) -> str:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section that contains a location."""
+    """Return the keys of the section of a location."""
     section: Any = Recipe
     for part in location[:-1]:
         if section is EvaluateConfig and part == "arms":

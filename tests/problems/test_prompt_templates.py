@@ -350,9 +350,7 @@ def test_a_template_that_draws_at_random_is_refused(part: str) -> None:
     ["strftime_now", "chat_template", "messages", "continue_final_message", "tokenizer_kwargs"],
 )
 def test_template_arguments_cannot_replace_what_is_decided_here(name: str) -> None:
-    with pytest.raises(
-        UserError, match=f"template_arguments holds '{name}', which ssd_ray sets"
-    ):
+    with pytest.raises(UserError, match=f"template_arguments holds '{name}', which ssd_ray sets"):
         _put(tiny_tokenizer(), "chat", **{name: "x"})
 
 
