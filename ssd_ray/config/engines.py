@@ -49,7 +49,7 @@ class EngineConfig(Section):
     tensor_parallel_size: int = tuning(1, ge=1)
     """Number of GPUs that share each layer of one engine; ignored on a CPU."""
     pipeline_parallel_size: int = tuning(1, ge=1)
-    """Number of pipeline stages, each a group of GPUs with some layers of one engine; ignored on a
+    """Pipeline stages of one engine, each a group of GPUs with some of its layers; ignored on a
     CPU.
     """
     expert_parallel: bool = tuning(False)
@@ -57,7 +57,8 @@ class EngineConfig(Section):
     of each; ignored on a CPU.
     """
     prefix_caching: bool = tuning(True)
-    """Compute a beginning shared by prompts, or by all samples of a prompt, only once."""
+    """Compute a beginning shared by prompts only once, and that of all samples of one prompt, too.
+    """
     sampler: Literal["auto", "exact", "vllm"] = "auto"
     """Implementation of top-k and top-p. `exact`: this package's code, which keeps all ties of the
     k-th token. `vllm`: vLLM's own. `auto`: `exact`, unless `extra` has arguments that exclude it.
@@ -83,8 +84,10 @@ class EngineConfig(Section):
                 raise ValueError(f"extra sets {name!r}, which {field} decides: change that")
         if self.extra.get("trust_remote_code"):
             raise ValueError(
-                "extra sets 'trust_remote_code': code of a model is never run, leave it out"
+                "extra sets 'trust_remote_code': code that comes with a model is never run, "
+                "leave it out"
             )
+        # Checked here for `exact` alone: `auto` gives way to these arguments.
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
             raise ValueError(

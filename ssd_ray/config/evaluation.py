@@ -73,6 +73,7 @@ class Benchmark(Section):
             return value
         for key in value.keys() - cls.model_fields.keys():
             raise ValueError(f"unknown key {key}; a benchmark has {', '.join(cls.model_fields)}")
+        # A file without a name is called by its stem: `my-set.jsonl.gz` is `my-set`.
         if isinstance(value.get("file"), str) and value.get("name") is None:
             stem = value["file"].rstrip("/").rpartition("/")[2].removesuffix(".gz")
             return {**value, "name": stem.rpartition(".")[0] or stem}

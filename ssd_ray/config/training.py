@@ -153,6 +153,7 @@ class TrainConfig(Section):
                 f"router_aux_loss {self.router_aux_loss} has no gradient where ZeRO-3 recomputes "
                 "activations: set gradient_checkpointing false or zero_stage 2"
             )
+        # The fused kernel returns one sum, from which no mean of a sequence can be recovered.
         if self.loss_kernel == "liger" and self.loss_mean == "sequence":
             raise ValueError(
                 "loss_kernel 'liger' sums over tokens: set loss_mean 'token' or loss_kernel "

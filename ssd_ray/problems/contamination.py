@@ -181,7 +181,7 @@ class Benchmarks:
         return len(self._problems)
 
     def find(self, statement: str) -> Overlap | None:
-        """Return the overlap with the problem that shares the largest share of its runs.
+        """Return the overlap with the problem of the largest share of shared runs.
 
         Return None if the statement shares nothing, or nothing but phrases.
         """
@@ -314,6 +314,7 @@ def check(
         overlap = problems.find(statement)
         if overlap is not None:
             overlaps.append((prompt_id, overlap))
+    # The largest overlaps first: they are the examples in the refusal and in the report.
     overlaps.sort(key=lambda pair: (-pair[1].share, pair[0]))
     if overlaps and policy == "refuse":
         raise UserError(_refusal(overlaps, num_prompts))

@@ -48,6 +48,7 @@ def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
         if isinstance(row, RowError):
             yield place, row
             continue
+        # The first row decides for the source; a row that differs is an error.
         has_column = PASSED in row if has_column is None else has_column
         try:
             kept = _has_passed(row, has_column)

@@ -1,4 +1,4 @@
-"""Renderers of a run, which share a model, a clock and the notes on both.
+"""Renderers of a run, with one model, one clock and the notes on both.
 
 Reads the model directory. Writes `template-date`, the moment of the run, into its directory.
 """

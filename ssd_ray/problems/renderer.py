@@ -120,7 +120,7 @@ class Renderer:
 
 
 def _added(tokenizer: Any, *, required: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that a tokenizer adds before and after a text."""
+    """Return the ids added by a tokenizer before and after a text."""
     # Not by `bos_token`: a tokenizer may define it without adding it, or add others.
     plain = tokenizer.encode("a", add_special_tokens=False)
     added = tokenizer.encode("a")

@@ -36,12 +36,12 @@ _RowT = TypeVar("_RowT")
 
 @dataclass
 class Tally:
-    """Counts of the problems that were read, and of those left out, by reason."""
+    """Counts of problems read, and of problems left out, by reason."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[BadRow] = field(default_factory=list)
-    """Rows of benchmarks that were left out."""
+    """Rows left out of benchmarks."""
     public_only: Counter[str] = field(default_factory=Counter)
     """LiveCodeBench problems without private tests, by benchmark. Their scores are too high."""
     places: dict[str, str] = field(default_factory=dict)
@@ -147,7 +147,7 @@ def _benchmark(benchmark: Benchmark, tally: Tally) -> Iterator[Problem]:
 
 
 def identify(source: str | Benchmark) -> str:
-    """Return a text that identifies the problems of a source or benchmark, for fingerprints.
+    """Return an identifier of the problems of a source or benchmark, for fingerprints.
 
     Raises:
         UserError: A path has no readable file, or a release or window does not exist.
@@ -173,6 +173,7 @@ def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
 
     Memory is a digest of 16 bytes and a set entry for each problem.
     """
+    # Digests instead of statements: a source may have millions of rows of kilobytes.
     seen: set[bytes] = set()
     for problem in problems:
         key = hashlib.blake2b(" ".join(problem.statement.split()).encode(), digest_size=16).digest()
@@ -186,7 +187,7 @@ def deduplicate(problems: Iterable[Problem], tally: Tally) -> Iterator[Problem]:
 def builtin(split: str) -> Iterator[Problem]:
     """Yield the problems written for this project. `split` is `train`, `eval` or `all`.
 
-    Tiers of difficulty are mixed evenly, so that a limit takes from each.
+    Tiers of difficulty are mixed evenly: a limit takes from each.
     """
     # Each problem is placed at its share of its tier, 0 to 1. Sorting by place mixes the tiers.
     placed = []

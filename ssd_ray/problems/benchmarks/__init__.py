@@ -27,11 +27,11 @@ class Format:
 
     name: str
     columns: frozenset[str]
-    """Columns that every row has."""
+    """Columns of every row."""
     without: frozenset[str]
-    """Columns that no row has, to tell similar formats apart."""
+    """Columns of no row, to tell similar formats apart."""
     known: frozenset[str]
-    """Columns that the reader uses, or ignores for a reason in docs/benchmarks.md."""
+    """Columns used by the reader, or ignored for a reason in docs/benchmarks.md."""
     files: str
     """Advice on published files of this format, for error messages."""
     read: Callable[[Row, int], Problem]
@@ -106,7 +106,7 @@ FORMATS = (
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that was left out on request, and the reason."""
+    """A row left out on request, and the reason."""
 
     file: str
     row: int
@@ -132,7 +132,7 @@ class Loaded:
     num_public_only: int = 0
     """LiveCodeBench problems without private tests. Their scores are too high."""
     bad_rows: list[BadRow] = field(default_factory=list)
-    """Rows that were left out as unreadable."""
+    """Rows left out as unreadable."""
     places: dict[str, str] = field(default_factory=dict)
     """File and row of each problem, by id."""
 
@@ -154,7 +154,7 @@ class Loaded:
                     yield problem
 
     def _read(self, file: Path, number: int, row: Row | RowError) -> Problem | None:
-        """Return the problem of a row, or None for a row that is not chosen, or bad and skipped."""
+        """Return the problem of a row, or None if the row is not chosen, or bad and skipped."""
         form = next(known for known in FORMATS if known.name == self.format)
         self.num_read += 1
         # A row that cannot be read counts as chosen: its date or split is unknown.

@@ -44,7 +44,7 @@ _GRADING_WORDS = frozenset(
         *("atol", "limit", "rtol", "timeout", "tolerance"),
     }
 )
-"""Words in the name of a column that indicate a part in grading."""
+"""Words in column names that indicate a part in grading."""
 _LANGUAGES = frozenset({"lang", "language", "programming_language"})
 _PYTHON = frozenset({"", "python", "python3", "py"})
 _WORDS = re.compile(r"[^a-z]+")
@@ -63,6 +63,7 @@ def require_known(row: Row, known: Set[str], name: str, instead: str) -> None:
     Raises:
         RowError: There is such a column, or the programs are in another language.
     """
+    # An empty column cannot change a score: exporters write null where others have tests.
     for column, value in row.items():
         if column in known or _is_nothing(value):
             continue

@@ -124,7 +124,7 @@ def _tuple_values(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _every(convert: Callable[[Any], Any]) -> Shape:
-    """Return a shape that converts all arguments alike."""
+    """Return a shape with one conversion for all arguments."""
     return lambda arguments: [convert(argument) for argument in arguments]
 
 

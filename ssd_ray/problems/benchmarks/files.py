@@ -107,7 +107,7 @@ def _batch_rows(batch: Any) -> list[Row | RowError]:
 
 
 def _unreadable(batch: Any) -> RowError:
-    """Return the error of the first column of a one-row batch that Python cannot hold."""
+    """Return the error of a one-row batch, for its first column with a value unknown to Python."""
     for name in batch.schema.names:
         try:
             batch.column(name).to_pylist()
@@ -163,7 +163,7 @@ def _integer(digits: str) -> int:
 
 
 def text(row: Row, field: str) -> str:
-    """Return a field that must hold text other than blanks."""
+    """Return a field with text other than blanks."""
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"field {field!r} must hold text, not {shown(value)}")
@@ -171,7 +171,7 @@ def text(row: Row, field: str) -> str:
 
 
 def optional_text(row: Row, field: str) -> str | None:
-    """Return a field that holds text or nothing; blank text is nothing."""
+    """Return an optional field with text; blank text is None."""
     value = row.get(field)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -179,7 +179,7 @@ def optional_text(row: Row, field: str) -> str | None:
 
 
 def identifier(row: Row, field: str) -> str:
-    """Return a field that holds an id: text, or an integer as text."""
+    """Return a field with an id: text, or an integer as text."""
     value = row.get(field)
     return (
         str(value) if isinstance(value, int) and not isinstance(value, bool) else text(row, field)
@@ -205,7 +205,7 @@ def entry_point(row: Row, field: str) -> str:
 
 
 def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
-    """Return a field that holds a list or an object, or the JSON text of one."""
+    """Return a field with a list or an object, or with the JSON text of one."""
     value = row.get(field)
     if isinstance(value, str):
         try:

@@ -37,7 +37,7 @@ def problem(row: Row, number: int) -> Problem:
 def _reference(prompt: str, solution: str) -> str:
     """Return prompt and solution joined, as published.
 
-    A solution that is a complete program is returned alone if the two do not join to a program.
+    If the two do not join to a program and the solution is one by itself, return the solution.
     """
     joined = prompt + solution
     # Some rebuilt files have complete functions as solutions, after a bare header as the prompt.

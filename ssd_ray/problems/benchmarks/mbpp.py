@@ -98,7 +98,7 @@ def in_split(row: Row, split: str) -> bool:
 
 
 def require_split(name: str) -> None:
-    """Refuse a split that MBPP does not have.
+    """Refuse a split unknown to MBPP.
 
     Raises:
         UserError: There is no such split.
@@ -108,7 +108,7 @@ def require_split(name: str) -> None:
 
 
 def _require_plain_values(solution: ast.Module, pieces: Sequence[str]) -> None:
-    """Refuse test code that names a class of the solution."""
+    """Refuse test code with a class of the solution."""
     classes = {node.name for node in solution.body if isinstance(node, ast.ClassDef)}
     used = classes & {name for piece in pieces for name in _names(_parse(piece, "test_setup_code"))}
     if used:
@@ -135,6 +135,7 @@ def _parse(source: str, field: str) -> ast.Module:
 def _assertion(source: Any) -> ast.Assert:
     if not isinstance(source, str):
         raise RowError(f"field 'test_list' must hold assertions, not {shown(source)}")
+    # Exactly one: a second statement of a published row would be lost from its test.
     body = _parse(source.strip(), "test_list").body
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
         raise RowError(f"field 'test_list': {shown(source)} is not one assertion")
@@ -186,7 +187,7 @@ def _check(setup: str, entry_point: str, assertion: ast.Assert) -> str:
 
 
 def _script(setup: str, entry_point: str, script: str) -> str:
-    """Return a `check(candidate)` that runs a script of tests with the candidate under its name."""
+    """Return a `check(candidate)` to run a script of tests with the candidate under its name."""
     if entry_point not in _names(_parse(script, "test")):
         raise RowError(f"field 'test' never calls {entry_point}, so nothing could be graded")
     source = f"{setup}\n{script}" if setup else script

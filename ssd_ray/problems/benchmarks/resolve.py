@@ -21,7 +21,7 @@ from ssd_ray.schema import Problem
 
 
 def identify(choice: Benchmark) -> str:
-    """Return a text that identifies the problems of a choice, for fingerprints.
+    """Return an identifier of the problems of a choice, for fingerprints.
 
     Downloads nothing.
 
