@@ -12,8 +12,6 @@ from tests.prose import BANNED, COLUMNS, RELATIVE, measure_page
 ROOT = Path(__file__).parent.parent
 PENDING = {
     "planner.md",
-    "prompts.md",
-    "reproducing.md",
     "statistics.md",
     "training.md",
     "watching.md",
