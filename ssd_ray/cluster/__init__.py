@@ -1,6 +1,6 @@
-"""The connection to Ray: an existing cluster where one is named, else one in this machine that ends with this process.
+"""Connection to Ray: the cluster at RAY_ADDRESS, else a local Ray for this process alone.
 
-Under `ray job submit` and with RAY_ADDRESS set, the cluster is the one named. Sends no usage reports.
+`ray job submit` sets RAY_ADDRESS. Ray is configured to send no usage reports.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ssd_ray.errors import InfrastructureError, UserError, one_line
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Else a call after the end of ours would start another Ray, or go to anybody's on this machine.
+    # Otherwise a call after `ray.shutdown` starts another Ray, or joins one on this machine.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    # Ray's C++ log goes to the screen of the driver otherwise, across the bars.
+    # Ray's C++ log would go to the screen of the driver, across the bars.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Ray runs workers at niceness 15: on a small machine an engine would wait for every driver and daemon beside it.
+    # Ray runs workers at niceness 15. On a small machine, drivers and daemons would delay engines.
     "RAY_worker_niceness": "0",
-    # Nobody looks at these: new log files twice a second, and the node's figures every 5 s.
+    # Unused here, but costly: a look for new log files twice a second, a node's figures every 5 s.
     "LOG_NAME_UPDATE_INTERVAL_S": "30",
     "REPORTER_UPDATE_INTERVAL_MS": "10000",
     # Driver and workers run one environment; Ray's hook for `uv run` would build another.
@@ -42,17 +42,17 @@ _ENVIRONMENT = {
 def connected(
     cluster: ClusterConfig, logs: Path | None = None, say: Callable[[str], None] = print
 ) -> Iterator[None]:
-    """Connect to Ray for the length of a block; what Ray says goes to `logs` where they are given.
+    """Connect to Ray for the length of a block, with its messages in `logs` if given.
 
     Raises:
-        UserError: the cluster has no device that the recipe asks for.
-        InfrastructureError: Ray did not start, or the named cluster did not answer.
+        UserError: the cluster has no GPU and the recipe needs one, or another Ray is installed.
+        InfrastructureError: Ray did not start, or the cluster did not answer.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import_path.keep_children_safe()
     with ExitStack() as stack:
-        with _signals_held():
+        with _signals_delayed():
             import ray
 
             ray_internals.require_pinned_version()
@@ -72,9 +72,9 @@ def _leave() -> None:
 
 
 def _start(say: Callable[[str], None]) -> None:
-    """Connect to the named cluster or start Ray here, leaving SIGTERM to the command line, which says how to resume.
+    """Connect to the cluster at RAY_ADDRESS, or start a local Ray.
 
-    A Ray of our own has no monitor of its log files, whose lines nobody is sent: it reads them all ten times a second.
+    SIGTERM stays with the command line, whose handler prints the command to resume.
     """
     import ray
 
@@ -96,7 +96,8 @@ def _start(say: Callable[[str], None]) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         try:
             ray.init(**options)
-        except Exception as error:  # a start that takes too long is a bare Exception to Ray
+        # Ray raises a bare Exception when a start takes too long.
+        except Exception as error:
             where = f"the cluster at RAY_ADDRESS={named}" if named else "a local Ray"
             raise InfrastructureError(
                 f"could not reach or start {where}: {one_line(error)}"
@@ -104,65 +105,72 @@ def _start(say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Answer Ctrl-C and SIGTERM at the end of the block, a second one at once.
+def _signals_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM to the end of the block; handle a second one at once.
 
-    An exception out of a signal's handler is lost where it meets one of Ray's callbacks, and then the run goes on.
+    An exception raised by a signal handler inside a callback of Ray is lost, and the run goes on.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    answers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    usual = {
-        number: answer for number, answer in answers.items() if answer is not None
-    }  # None: not Python's to restore
-    held: list[int] = []
+    current = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None is a handler of C code, which Python cannot restore.
+    handlers = {number: handler for number, handler in current.items() if handler is not None}
+    delayed: list[int] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append(number)
-        answer = usual[signal.Signals(number)]
-        if len(held) == 1:
+    def delay(number: int, frame: FrameType | None) -> None:
+        delayed.append(number)
+        if len(delayed) == 1:
             return
-        if callable(answer):
-            answer(number, frame)
-        else:  # the default, which ends the process, or to ignore it
-            signal.signal(number, answer)
+        handler = handlers[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+        else:
+            # SIG_DFL or SIG_IGN: the system acts on them, once they are set.
+            signal.signal(number, handler)
             signal.raise_signal(number)
 
-    for number in usual:
-        signal.signal(number, hold)
+    for number in handlers:
+        signal.signal(number, delay)
     try:
         yield
     finally:
-        for number, answer in usual.items():
-            signal.signal(number, answer)
-    if held:
-        signal.raise_signal(held[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if delayed:
+        signal.raise_signal(delayed[0])
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep what C++ code prints at start off the screen; failures come back as exceptions."""
+    """Keep messages of C++ code off the screen; failures still raise exceptions."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    # C++ writes to the descriptor, so replacing sys.stderr would not help.
+    saved = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _check_devices(cluster: ClusterConfig) -> None:
-    """Refuse a recipe for GPUs on a cluster that neither has nor can start one."""
+    """Refuse a recipe for GPUs on this machine if it has none.
+
+    Raises:
+        UserError: the local Ray has no GPU.
+    """
     import ray
 
+    # A cluster may start GPU nodes later, once there is demand.
     if (
         cluster.device == "cuda"
         and os.environ.get("RAY_ADDRESS") is None
         and ray.cluster_resources().get("GPU", 0) == 0
     ):
         raise UserError(
-            "cluster.device is 'cuda' and this machine has no GPU: use --set cluster.device=cpu, or a cluster with GPUs"
+            "cluster.device is 'cuda' and this machine has no GPU: "
+            "use --set cluster.device=cpu, or a cluster with GPUs"
         )

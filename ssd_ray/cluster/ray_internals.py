@@ -1,12 +1,10 @@
-"""Every use of Ray's private API in this package, behind names that say what is needed.
+"""All uses of Ray's private API in this package, each with the public API missing for it.
 
-- Each name states which public API is missing. With that API in Ray, the name can go.
-- The internals are those of one version of Ray, `PINNED`; `require_pinned_version` holds it.
-- No part of Ray loads with this module: each function imports what it needs, so that sampling
-  loads no part of Ray Train, nor training one of Ray Data.
-
-Base classes come from functions, as `class Policy(ray_internals.elastic_policy())`, because their
-own bases are classes of Ray.
+- The internals are those of one version of Ray, `PINNED`; `require_pinned_version` enforces it.
+- Importing this module loads no part of Ray: each function imports its own part. Sampling loads no
+  part of Ray Train, training no part of Ray Data.
+- Base classes come from functions, as `class Policy(ray_internals.elastic_policy())`, because their
+  own bases are classes of Ray.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from unittest import mock
 from ssd_ray.errors import UserError
 
 PINNED = "2.60.0"
-"""The version of Ray that pyproject.toml pins."""
+"""The version of Ray in pyproject.toml."""
 
 
 def require_pinned_version() -> None:
@@ -43,9 +41,9 @@ def require_pinned_version() -> None:
 
 
 def start_options(session_directory: str | None) -> dict[str, Any]:
-    """Return the option of `ray.init` for where a local Ray keeps its session.
+    """Return the option of `ray.init` for the session directory of a local Ray.
 
-    Missing: a public parameter; RAY_TMPDIR holds for every process that inherits it.
+    Missing: a public parameter. RAY_TMPDIR would apply to all child processes.
     """
     return {"_temp_dir": session_directory}
 
@@ -54,8 +52,8 @@ def start_options(session_directory: str | None) -> dict[str, Any]:
 def plain_start() -> Iterator[None]:
     """Let `ray.init` leave SIGTERM alone, and start no monitor of log files.
 
-    Missing: options for both. Ray's handler ends the process, and its monitor reads every log file
-    ten times a second for lines that no driver shows.
+    Missing: options for both. Ray's handler ends the process. Its monitor reads every log file ten
+    times a second, for lines without a reader.
     """
     import ray
     from ray._private.node import Node
@@ -71,7 +69,7 @@ def plain_start() -> Iterator[None]:
 def messages_sent_to(write: Callable[..., None]) -> Iterator[None]:
     """Hand messages of other Ray processes to `write` in place of the screen.
 
-    Missing: a hook for them. `write` takes a dict with `pid` and `lines`, and ignores the rest.
+    Missing: a hook for them. `write` receives a dict with `pid` and `lines`, and other arguments.
     """
     import ray._private.worker
 
@@ -80,7 +78,7 @@ def messages_sent_to(write: Callable[..., None]) -> Iterator[None]:
 
 
 def is_console(handler: logging.Handler) -> bool:
-    """Return True for the handler with which Ray logs to the screen.
+    """Return True for the handler of Ray's logs to the screen.
 
     Missing: an option against it; `configure_logging` has no effect on Ray Data's loggers.
     """
@@ -90,13 +88,14 @@ def is_console(handler: logging.Handler) -> bool:
 def job_config(import_path: Callable[[], list[str]]) -> Any:
     """Return a configuration of a Ray job whose workers import from `import_path()` alone.
 
-    Missing: an option against the driver's directories. Ray adds them while it connects, so they
-    are replaced at the last moment, when the configuration is sent.
+    Missing: an option against the driver's directories. Ray adds them during the connection, so
+    they are replaced at the last moment, before the configuration is sent.
     """
     from ray.job_config import JobConfig
 
     class FixedPath(JobConfig):  # type: ignore[misc]
         def _serialize(self) -> str:
+            # In place: Ray holds a reference to the list.
             self._py_driver_sys_path[:] = import_path()
             serialized: str = super()._serialize()
             return serialized
@@ -108,7 +107,7 @@ def job_config(import_path: Callable[[], list[str]]) -> Any:
 
 
 def draining_nodes() -> Mapping[str, Any]:
-    """Return the nodes that are about to leave, by id.
+    """Return the nodes about to leave, by id.
 
     Missing: draining in `ray.nodes()`.
     """
@@ -119,9 +118,9 @@ def draining_nodes() -> Mapping[str, Any]:
 
 
 def live_actors() -> frozenset[str]:
-    """Return the ids of this job's actors that are alive.
+    """Return the ids of this job's live actors.
 
-    Missing: such a question that needs no dashboard, as `ray.util.state.list_actors` does.
+    Missing: a query without the dashboard; `ray.util.state.list_actors` needs it.
     """
     import ray
 
@@ -137,7 +136,7 @@ def execution_callback() -> Any:
     """Return the base of callbacks into the scheduling loop of Ray Data.
 
     Missing: a public home for it; `DataContext.custom_execution_callback_classes` takes them. The
-    loop calls `on_execution_step(executor)`, whose executor `Execution` wraps.
+    loop calls `on_execution_step(executor)`; `Execution` wraps the executor.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -155,19 +154,20 @@ class Execution:
         self._context = executor._data_context
 
     def setting(self, name: str) -> Any:
-        """Return a setting of the data set's context, "" where it is not set."""
+        """Return a setting of the data set's context, "" if it is not set."""
         return self._context.get_config(name, "")
 
     @property
     def num_results(self) -> int:
-        """Blocks and tasks that have come out of all operators; it grows with every result."""
+        """Number of tasks and blocks out of all operators; it grows with every result."""
         return sum(
             operator.metrics.num_tasks_finished + operator.metrics.num_task_outputs_generated
             for operator in self._executor._topology
         )
 
     def keep_idle_actors(self) -> None:
-        """Keep Ray Data from giving actors back because few of them are busy."""
+        """Turn off Ray Data's own removal of idle actors."""
+        # Utilization is at least 0, so a negative threshold is never reached.
         self._executor._actor_autoscaler._actor_pool_scaling_down_threshold = -1
 
     def allow_more_actors(self, allowed: bool) -> None:
@@ -177,7 +177,7 @@ class Execution:
         self._executor._actor_autoscaler._actor_pool_scaling_up_threshold = threshold
 
     def actor_pools(self) -> Iterator[tuple[Any, int]]:
-        """Yield each pool of actors with the number of blocks that wait for it."""
+        """Yield each pool of actors with the number of its waiting blocks."""
         for operator, state in self._executor._topology.items():
             for pool in operator.get_autoscaling_actor_pools():
                 yield pool, state.total_enqueued_input_blocks()
@@ -199,7 +199,7 @@ def remove_actor(pool: Any, reason: str) -> None:
 def runsc_arguments(runtime: Any, name: str) -> list[str]:
     """Return runsc and its global options for a sandbox of `SandboxRuntime`.
 
-    Missing: an `exec` that gives the command a standard input.
+    Missing: an `exec` with standard input for the command.
     """
     backend = runtime.backend
     arguments: list[str] = backend._runsc_base_args(backend._sandbox_metadata[name]["config"])
@@ -214,7 +214,7 @@ def elastic_policy() -> Any:
     """Return the base of a policy for the size of an elastic group of workers.
 
     Missing: a list of permitted sizes. Subclasses define `largest_size(possible)`, the number of
-    workers to start where `possible` fit.
+    workers to start if `possible` fit.
     """
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
@@ -228,9 +228,9 @@ def elastic_policy() -> Any:
 
 @functools.cache
 def failure_policy() -> Any:
-    """Return the base of a policy for what follows a failure of training.
+    """Return the base of a policy for failures of training.
 
-    Missing: a public policy that can be extended. `forget_failures` starts the count again.
+    Missing: a public policy to extend. `forget_failures` starts the count again.
     """
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
@@ -243,7 +243,7 @@ def failure_policy() -> Any:
 
 @functools.cache
 def worker_callback() -> Any:
-    """Return the base of callbacks that run in the main thread of a training worker.
+    """Return the base of callbacks in the main thread of a training worker.
 
     Missing: a public home for it; `RunConfig.callbacks` takes them.
     """
@@ -257,7 +257,7 @@ def torch_trainer() -> Any:
     """Return the base of a TorchTrainer with policies of its own.
 
     Missing: parameters for the policies, and an option against a handler of Ctrl-C. Subclasses
-    define `policies()`, the keyword arguments of the controller that they replace.
+    define `policies()`, keyword arguments of the controller.
     """
     from ray.train.torch import TorchTrainer
 
@@ -272,7 +272,7 @@ def torch_trainer() -> Any:
 
 
 def is_startup_failure(failure: BaseException) -> bool:
-    """Return True if a failure of training is that of workers which did not start.
+    """Return True if training failed because workers did not start.
 
     Missing: a public name of this exception.
     """

@@ -1,7 +1,7 @@
-"""Keep what Ray says in the run's logs, so that the screen has this package's sentences alone.
+"""Write Ray's messages to the run's logs, and leave the screen to this package's own lines.
 
-Ray prints a paragraph for every worker that ends, and Ray Data logs and warns while it works. All
-of it goes to `logs/ray.log`, to be looked up where a reason on the screen is too short.
+Ray prints a paragraph for each ended worker, and Ray Data logs and warns during its work. All of
+it goes to `logs/ray.log`, for readers to whom the reason on the screen is too short.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def kept_in(logs: Path | None) -> Iterator[None]:
     """Send Ray's messages, log records and warnings of this process to a file of `logs`.
 
-    Without `logs` they go where Ray sends them.
+    Without `logs`, Ray prints them.
     """
     if logs is None:
         yield
@@ -48,9 +48,10 @@ def kept_in(logs: Path | None) -> Iterator[None]:
 
 
 def leave_to_ray(name: str) -> None:
-    """Have a logger that a part of Ray set up for itself write warnings where `ray` does."""
+    """Send warnings of a logger with its own handlers to the handlers of `ray`."""
     logger = logging.getLogger(name)
-    logger.setLevel(logging.WARNING)  # what it says in every step would cost time, too
+    # Formatting its debug records in every step of a data set costs time.
+    logger.setLevel(logging.WARNING)
     _take_consoles(logger)
     logger.propagate = True
 
@@ -63,7 +64,7 @@ def _take_consoles(logger: logging.Logger) -> list[logging.Handler]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that is made with the first record of a warning or more."""
+    """A log file of warnings and errors, made with its first record."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, delay=True)
@@ -77,15 +78,15 @@ class _LogFile(logging.FileHandler):
         super().emit(record)
 
     def write(self, name: str, text: str) -> None:
-        """Write a text that is no log record."""
+        """Write a text as a record of a warning."""
         self.handle(logging.LogRecord(name, logging.WARNING, "", 0, text, None, None))
 
     def write_message(self, data: dict[str, Any], *_: Any, **__: Any) -> None:
-        """Write a message of a raylet or another process, as Ray hands it to the screen."""
+        """Write a message of another process, in the form in which Ray prints it."""
         self.write(str(data["pid"]), "\n".join(data["lines"]))
 
     def or_else(self, show: Any) -> Any:
-        """Return a `warnings.showwarning` that writes warnings of Ray and shows all others."""
+        """Return a `warnings.showwarning` to write Ray's warnings and show all others."""
 
         def show_or_write(
             message: Any, category: Any, filename: str, lineno: int, *rest: Any

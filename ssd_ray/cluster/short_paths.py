@@ -1,7 +1,7 @@
-"""Find a directory whose path is short enough for sockets.
+"""Find a directory with a path short enough for sockets.
 
-A Unix socket's path has at most 107 bytes, and a batch system's TMPDIR leaves too little of them.
-A directory is tried by making a socket in it, which also finds file systems without sockets.
+A Unix socket's path has at most 107 bytes, and TMPDIR of a batch system may leave too few of them.
+Each directory is tested by making a socket in it; some file systems have no sockets at all.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ _PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def ray_directory(say: Callable[[str], None]) -> str | None:
-    """Return the directory for a Ray of this machine, None where Ray's own choice will do.
+    """Return the session directory of a local Ray, None if Ray's default has room.
+
+    A directory other than TMPDIR is reported through `say`.
 
     Raises:
-        UserError: RAY_TMPDIR is no good, or neither TMPDIR nor a usual place is.
+        UserError: RAY_TMPDIR cannot hold sockets, or TMPDIR and the usual places cannot.
     """
     _require_temporary_directory()
     if chosen := os.environ.get("RAY_TMPDIR"):
         place = os.path.join(os.path.abspath(chosen), "ray")
         if reason := _unfit(place, _RAY_SOCKET_BYTES):
             raise UserError(
-                f"RAY_TMPDIR={chosen} cannot hold Ray's sockets ({reason}): set it to a short path, as /tmp"
+                f"RAY_TMPDIR={chosen} cannot hold Ray's sockets ({reason}): "
+                "set it to a short path, as /tmp"
             )
         return None if os.path.isabs(chosen) else place
     usual = os.environ.get("TMPDIR", "/tmp")
@@ -44,24 +47,26 @@ def ray_directory(say: Callable[[str], None]) -> str | None:
     for place in filter(None, map(_own_directory, _PLACES)):
         if not _unfit(place, _RAY_SOCKET_BYTES):
             say(
-                f"Ray keeps its session in {place}: TMPDIR={usual} cannot hold its sockets ({reason})"
+                f"Ray keeps its session in {place}: "
+                f"TMPDIR={usual} cannot hold its sockets ({reason})"
             )
             return place
     raise UserError(
-        f"TMPDIR={usual} cannot hold Ray's sockets ({reason}), and neither can {', '.join(_PLACES)}: "
-        "set RAY_TMPDIR to a short path that can be written"
+        f"TMPDIR={usual} cannot hold Ray's sockets ({reason}), "
+        f"and neither can {', '.join(_PLACES)}: set RAY_TMPDIR to a short path that can be written"
     )
 
 
 def vllm_environment() -> dict[str, str]:
-    """Return the environment by which vLLM's sockets fit, empty where they do already."""
+    """Return the environment by which vLLM's sockets fit, empty if they fit without it."""
     usual = tempfile.gettempdir()
     if "VLLM_RPC_BASE_PATH" in os.environ or not _unfit(usual, _VLLM_SOCKET_BYTES):
         return {}
     for place in filter(None, map(_own_directory, _PLACES)):
         if not _unfit(place, _VLLM_SOCKET_BYTES):
             return {"VLLM_RPC_BASE_PATH": place}
-    return {}  # only several devices need it, and vLLM says what is wrong
+    # No error here: one device needs no such socket, and for several vLLM reports the failure.
+    return {}
 
 
 def _require_temporary_directory() -> None:
@@ -69,27 +74,29 @@ def _require_temporary_directory() -> None:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         raise UserError(
-            f"no directory for temporary files can be written (TMPDIR={os.environ.get('TMPDIR', '')}): set TMPDIR to one that can"
+            "no directory for temporary files can be written "
+            f"(TMPDIR={os.environ.get('TMPDIR', '')}): set TMPDIR to one that can"
         ) from error
 
 
 def _own_directory(place: str) -> str:
-    """Return a directory that only this user can enter, in a place that all users share."""
+    """Return a directory for this user alone within a shared place, "" if that is impossible."""
     own = Path(place) / f"ssd-ray-{os.getuid()}"
     try:
         own.mkdir(mode=0o700, exist_ok=True)
         status = own.lstat()
     except OSError:
         return ""
-    # Whoever made it first could put sockets of their own there.
+    # Another user may have made it first, and could put sockets of their own there.
     is_ours = own.is_dir() and not own.is_symlink() and status.st_uid == os.getuid()
     return str(own / "ray") if is_ours and not status.st_mode & 0o077 else ""
 
 
 def _unfit(directory: str, name_bytes: int) -> str:
-    """Return the reason why a directory cannot hold sockets with such names, empty where it can."""
+    """Return the reason why a directory cannot hold sockets of such names, "" if it can."""
     try:
-        directory.encode("ascii")  # Ray takes no other
+        # Ray accepts no other characters.
+        directory.encode("ascii")
         os.makedirs(directory, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="", dir=directory) as inner:
             name = "s" * (name_bytes - 1 - (len(inner) - len(directory)))
