@@ -1,6 +1,6 @@
-"""The two kinds of failure that a person meets, and the one-line text of any exception.
+"""The two kinds of failure for users, and the one-line text of any exception.
 
-A `UserError` is a mistake in the input; an `InfrastructureError` is a machine that failed.
+A `UserError` is a mistake in the input, an `InfrastructureError` a failure of a machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 class InfrastructureError(Exception):
-    """A crash of an engine, worker or node that outlived its retries.
+    """A crash of an engine, worker or node after all retries.
 
     The command line ends with exit code 1, and the same command resumes the run.
     """
@@ -35,8 +35,8 @@ def system_reason(error: Exception) -> str:
 def one_line(error: BaseException, longest: int = _LONGEST_LINE) -> str:
     """Return the type and the text of an exception as one line of at most `longest` characters.
 
-    Many exceptions say little without their type: the text of a bare MemoryError is empty, that of
-    a KeyError is a name. The text of this package's own errors is a sentence that needs no type.
+    The type comes first: the text of a MemoryError is empty, the text of a KeyError a bare name.
+    Errors of this package are sentences and have no type in front.
     """
     text = single_line(error)
     if not isinstance(error, UserError | InfrastructureError):

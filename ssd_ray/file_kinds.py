@@ -1,8 +1,7 @@
-"""Recognize what a file really is by its first bytes, whatever its name says.
+"""Recognize the kind of a file by its first bytes, independent of its name.
 
-A clone without git-lfs, a link whose target was not copied and a saved error page all have the
-names of the files that they replace. Readers that meet one name what they found instead of what a
-parser makes of it.
+A clone without git-lfs, a link without its target and a saved error page all have the names of the
+files in whose place they are. Readers report the kind, which helps more than a parser's error.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _TEXT_STARTS = (
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Return True if a file is the short text that git-lfs keeps in place of the content."""
+    """Return True if a file is a git-lfs pointer, a short text in place of the content."""
     try:
         if path.stat().st_size > _POINTER_BYTES:
             return False
@@ -53,10 +52,10 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def refuse_pointer(path: Path, field: str) -> None:
-    """Refuse a git-lfs pointer in the place of a file that `field` names.
+    """Refuse a git-lfs pointer in place of the file of `field`.
 
     Raises:
-        UserError: the file is a pointer, with the command that fetches the content.
+        UserError: the file is a pointer; the message has the command to fetch the content.
     """
     if is_lfs_pointer(path):
         raise UserError(f"{field}: {path} is {POINTER}: {fetch_command(path)}")
@@ -71,10 +70,11 @@ def fetch_command(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Return what a file is, with its article, or an empty string where its bytes do not say.
+    """Return the kind of a file with its article, "" if it is unknown.
 
-    Knows missing links, directories, pipes and devices, empty files, git-lfs, git-annex and git-xet pointers, HTML and
-    XML pages, archives, pickles, and GGUF, Parquet, HDF5 and NumPy files.
+    - Not a file: missing links, directories, pipes, devices.
+    - In place of a file: empty files, pointers of git-lfs, git-annex and git-xet, HTML, XML.
+    - Formats: archives, pickles, GGUF, Parquet, HDF5, NumPy.
     """
     if path.is_symlink() and not path.exists():
         return f"a link to {os.readlink(path)}, which is not there"
@@ -91,6 +91,7 @@ def kind_of(path: Path) -> str:
         return "empty"
     if start[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
         return "a tar archive"
+    # A byte order mark and blank lines may come before a text's first tag.
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     matches = [kind for magic, kind in _STARTS if start.startswith(magic)]
     matches += [kind for magic, kind in _TEXT_STARTS if text.startswith(magic)]
@@ -98,7 +99,8 @@ def kind_of(path: Path) -> str:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """Return the first bytes of a regular file; none where it cannot be read or is no file."""
+    """Return the first bytes of a regular file, none if it cannot be read."""
+    # Reading a pipe would block.
     try:
         if not path.is_file():
             return b""

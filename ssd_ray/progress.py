@@ -1,9 +1,9 @@
 """Show how far long work is: a bar per stage on a terminal, lines elsewhere.
 
-- A stage opens a task, updates it with totals, and names what it waits for.
+- A stage opens a task, updates it with totals, and names the reason of a wait.
 - Rates and time left count working time only. Waiting, such as for an engine to start, is counted
   apart and named in the last line.
-- Everything goes to standard error, so that standard output holds results alone.
+- All output goes to standard error; standard output holds results alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ssd_ray.throughput import Remaining, Throughput
 
 _FIRST_LINE_S = 5.0
 _QUICK_S = 3.0
-"""Steps without engines that take less show no task."""
+"""Shorter steps without engines show no task."""
 T = TypeVar("T")
 _TICK_S = 1.0
 _NAMED_WAIT_S = 1.0
@@ -42,29 +42,30 @@ class Task(Protocol):
         total: int | None = None,
         remaining: Remaining | None = None,
     ) -> None:
-        """Take the state of the work.
+        """Record the state of the work.
 
-        `done` counts units of all attempts, `tokens` those handled since the task began, units
-        that have not ended included. `total` replaces the one given before. `remaining` is the
-        work that is left, where the stage knows better than units times their mean length.
+        - `done` counts units of all attempts.
+        - `tokens` counts those handled since the task began, also of units in progress.
+        - `total` replaces the earlier total.
+        - `remaining` is a better estimate than units left times their mean length, if there is one.
         """
 
     def wait(self, reason: str) -> None:
-        """Show what the work waits for; time until the next update does not count as working."""
+        """Show the reason of a wait; until the next update, time does not count as working."""
 
 
 class Progress(Protocol):
     """The place where stages show how far they are."""
 
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Any:
-        """Return a context manager that yields a Task; `done` units were complete before."""
+        """Return a context manager of a Task; `done` units were complete before."""
 
     def say(self, text: str) -> None:
         """Print a line for the reader."""
 
 
 class Display:
-    """State of one task, and the text that a screen shows of it."""
+    """State of one task, and its text for a screen."""
 
     def __init__(self, stage: str, total: int, unit: str, done: int) -> None:
         self.total = total
@@ -89,7 +90,7 @@ class Display:
         total: int | None = None,
         remaining: Remaining | None = None,
     ) -> None:
-        """Take the state of the work, as `Task.update` says."""
+        """Record the state of the work; see `Task.update`."""
         self._end_wait()
         self.done = done
         self.total = self.total if total is None else total
@@ -114,7 +115,7 @@ class Display:
 
     @property
     def figures(self) -> str:
-        """Rate, time left and note; the reason where the work waits."""
+        """Rate, time left and note; during a wait, its reason."""
         if self._reason:
             return self._reason
         return ", ".join(
@@ -153,7 +154,7 @@ class Display:
 
     @property
     def last_line(self) -> str:
-        """The line that a log ends with."""
+        """Last line of a log."""
         return f"{self._stage}: done, {self._count} {self._unit} {self.summary}"
 
     @property
@@ -187,7 +188,7 @@ class LiveProgress:
 
     @contextmanager
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """Show one bar; it stays on the screen until the last stage that overlaps it ends."""
+        """Show one bar; it stays on the screen until the last overlapping stage ends."""
         bars = self._open()
         bar = bars.add_task(stage, total=total or None, completed=done, unit=unit, figures="")
         task = _Bar(Display(stage, total, unit, done), bars, bar)
@@ -334,9 +335,9 @@ class _Lines:
 def counted(
     rows: Iterable[T], progress: Progress | None, stage: str, unit: str, total: int = 0
 ) -> Iterator[T]:
-    """Yield rows, and show their count once it takes longer than some seconds.
+    """Yield rows, and show their count after the first few seconds.
 
-    For stages that are over at once in a small run, where a line would say nothing.
+    Short stages of a small run print no line then.
     """
     began = time.monotonic()
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""The rows on disk, and nothing else that two stages share.
+"""Rows on disk: the only data that stages share.
 
-Every stage reads and writes these frozen dataclasses as Parquet; `arrow_schema` derives the columns from the
-annotations, so a field is declared once. Reads and writes nothing itself.
+Stages read and write these frozen dataclasses as Parquet. `arrow_schema` derives columns from the
+annotations, so each field is declared once. Reads and writes nothing itself.
 """
 
 from __future__ import annotations
@@ -44,26 +44,29 @@ Outcome = Literal[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
-    """One test of a problem: `stdin` text and expected stdout, or arguments (a list) and result on the wire, or check source.
+    """One test of a problem; `Problem` describes `input` and `output` by kind."""
 
-    `group` is "base" or "plus" for EvalPlus, whose verdicts name both; the base tests come first.
-    """
-
+    # pytest would collect a class of this name.
     __test__ = False
     input: str
     output: str
     group: str = ""
+    """Group of EvalPlus, "base" (first) or "plus"; "" for other problems."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A programming task; `kind` says how it is called and compared.
+    """A programming task with its tests.
 
-    stdin: the program reads `test.input` and prints `test.output`. function: `entry_point(*loads(test.input))` returns
-    `loads(test.output)`, in the tagged JSON of the sandbox's wire, of which plain JSON without objects is a part; `comparison`
-    says what counts as equal, `atol` is EvalPlus's absolute tolerance. asserts: `test.input` is the source of a trusted
-    `check(candidate)` (HumanEval's form). numeric: the answer's final number is `test.output`; nothing is run.
-    Where the tests are kept in a store, `tests` is empty, `tests_digest` names them and `num_tests` counts them.
+    By `kind`, a correct answer is:
+
+    - stdin: a program to read `test.input` and print `test.output`.
+    - function: `entry_point(*loads(test.input))` returns `loads(test.output)`. Both are in the
+      tagged JSON of the sandbox's wire, a superset of plain JSON without objects.
+    - asserts: `check(candidate)` passes; `test.input` is its trusted source (HumanEval's form).
+    - numeric: the answer's final number is `test.output`; no program runs.
+
+    Tests kept in a store are named by `tests_digest`; `tests` is empty then.
     """
 
     problem_id: str
@@ -76,14 +79,17 @@ class Problem:
     reference: str | None = None
     tests: tuple[Test, ...] = ()
     comparison: Comparison = "value"
+    """Rule by which results are equal."""
     atol: float = 0.0
+    """EvalPlus's absolute tolerance."""
     num_tests: int = 0
+    """Number of tests in the store."""
     tests_digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model is shown: `text` for a reader, `token_ids` for the engine and for training, `statement` what it is about."""
+    """Input of the model: `token_ids` for engines and training, `text` for a reader."""
 
     prompt_id: str
     source: str
@@ -91,11 +97,15 @@ class Prompt:
     text: str
     token_ids: tuple[int, ...]
     statement: str = ""
+    """The statement of the problem alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One sampled answer, keyed by (`prompt_id`, `sample_index`); the end token, if drawn, is the last of `output_token_ids`."""
+    """One sampled answer, keyed by (`prompt_id`, `sample_index`).
+
+    The last of `output_token_ids` is the end token, if it was drawn.
+    """
 
     prompt_id: str
     sample_index: int
@@ -110,9 +120,10 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One training sequence: prompt and output ids as sampled; the loss covers `input_ids[num_prompt_tokens:]`.
+    """One training sequence: prompt and output ids as sampled.
 
-    A `masked` one has its place in the batches and none of its ids in the loss.
+    The loss covers `input_ids[num_prompt_tokens:]`. A masked example keeps its place in the batches
+    and adds nothing to the loss.
     """
 
     prompt_id: str
@@ -124,13 +135,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of one completion's program.
-
-    `time_s` is wall time over all of its tests, `failed_test` the index of the first that was not passed (-1 where none was
-    run or all were), `peak_bytes` the largest resident size of its processes, `sandbox_level` what it was kept from.
-    `outcome_base` is the outcome of EvalPlus's base tests alone, empty for other problems.
-    `reasoning` is "none", "ended" or "unfinished" (`ssd_ray.reasoning`), empty where a bare program was graded.
-    """
+    """Outcome of one completion's program."""
 
     prompt_id: str
     sample_index: int
@@ -140,13 +145,19 @@ class Verdict:
     num_tests: int
     num_passed: int
     time_s: float
+    """Wall time over all tests."""
     code: str
     detail: str
     failed_test: int = -1
+    """Index of the first test not passed; -1 if all passed or none ran."""
     peak_bytes: int = 0
+    """Largest resident size of the program's processes."""
     sandbox_level: str = ""
+    """Level of isolation, L0 to L4."""
     outcome_base: str = ""
+    """Outcome of EvalPlus's base tests alone, "" for other problems."""
     reasoning: str = ""
+    """State of its reasoning: "none", "ended" or "unfinished"; "" for a bare program."""
 
 
 Row = Problem | Prompt | Completion | Example | Verdict
@@ -158,6 +169,7 @@ def _arrow_type(annotation: Any) -> pa.DataType:
 
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
+        # Only `X | None` is in use; every column may hold null.
         (inner,) = [arg for arg in get_args(annotation) if arg is not type(None)]
         return _arrow_type(inner)
     if origin is Literal:
@@ -177,7 +189,10 @@ def _arrow_type(annotation: Any) -> pa.DataType:
 
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
-    """The Arrow schema of a row type: int is int64, a tuple of int is list<int32> (token ids), Literal is string."""
+    """Return the Arrow schema of a row type.
+
+    int becomes int64, a tuple of int list<int32> (token ids), a Literal string.
+    """
     import pyarrow as pa
 
     hints = get_type_hints(row_type)
@@ -187,7 +202,7 @@ def arrow_schema(row_type: type[Row]) -> pa.Schema:
 
 
 def to_table(rows: Iterable[RowT], row_type: type[RowT]) -> pa.Table:
-    """Rows as an Arrow table with exactly `arrow_schema(row_type)`."""
+    """Return rows as an Arrow table of `arrow_schema(row_type)`."""
     import pyarrow as pa
 
     return pa.Table.from_pylist(
@@ -196,10 +211,11 @@ def to_table(rows: Iterable[RowT], row_type: type[RowT]) -> pa.Table:
 
 
 def from_record(record: dict[str, Any], row_type: type[RowT]) -> RowT:
-    """One row from a plain mapping, lists made tuples again."""
+    """Return one row from a plain mapping, with lists as tuples."""
     values = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
     }
+    # Test is the only nested row.
     if row_type is Problem:
         values["tests"] = tuple(Test(**test) for test in values["tests"])
     make: Callable[..., RowT] = row_type
@@ -207,7 +223,7 @@ def from_record(record: dict[str, Any], row_type: type[RowT]) -> RowT:
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> Iterator[RowT]:
-    """The rows of a table, one after another."""
+    """Yield the rows of a table, converted in batches to bound memory."""
     for batch in table.to_batches(max_chunksize=1024):
         for record in batch.to_pylist():
             yield from_record(record, row_type)

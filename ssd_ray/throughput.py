@@ -13,19 +13,19 @@ _SHORTEST_S = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Remaining:
-    """Tokens that a task has yet to handle."""
+    """Tokens left to a task."""
 
     tokens: float
     at_most: bool = False
-    """The number is an upper bound: no unit has ended yet from which its length could be told."""
+    """True while `tokens` is an upper bound, as no unit has ended and lengths are unknown."""
 
 
 class Throughput:
     """Rates of one task over its last minute and over all of its working time.
 
     - `done` units were complete before; the clock starts `age_s` before now.
-    - A pause ends with the next mark, but for half a second: that mark's work began before it.
-    - Counts may fall, as where a crash costs steps: the window then starts again from there.
+    - A pause ends with the next mark. Half a second of it counts as work, the time between polls.
+    - Counts may fall, as after a crash that costs steps. The window then starts again.
     """
 
     def __init__(self, done: int = 0, age_s: float = 0.0) -> None:
@@ -34,11 +34,12 @@ class Throughput:
         self.working_s = 0.0
 
     def mark(self, done: int, tokens: int = 0) -> None:
-        """Take the counts so far."""
+        """Record the counts so far."""
         now = time.monotonic()
         last, last_done, last_tokens = self._marks[-1]
         elapsed_s = now - last
         if self._paused:
+            # Marks move forward by the pause, so that the window holds a minute of work.
             pause_s = max(0.0, elapsed_s - _POLL_S)
             self._marks = deque((at + pause_s, units, count) for at, units, count in self._marks)
             elapsed_s -= pause_s
@@ -51,12 +52,12 @@ class Throughput:
             self._marks.popleft()
 
     def pause(self) -> None:
-        """Leave the time from the last mark to the next one out."""
+        """Leave out the time from the last mark to the next one."""
         self._paused = True
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Units and tokens a second over the last minute; zeros where too little time has gone by."""
+        """Units and tokens per second over the last minute; zeros in the first 50 ms."""
         (began, first_done, first_tokens), (now, done, tokens) = self._marks[0], self._marks[-1]
         seconds = now - began
         if seconds < _SHORTEST_S:
