@@ -24,7 +24,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def engine(rows: int, tokens: int, drawn: int, *, dead: bool = False) -> EngineStatus:
+def engine(rows: int, tokens: int, drawn: int, *, crashed: bool = False) -> EngineStatus:
     return EngineStatus(
         engine="e",
         actor="a",
@@ -34,7 +34,7 @@ def engine(rows: int, tokens: int, drawn: int, *, dead: bool = False) -> EngineS
         rows=rows,
         tokens=tokens,
         drawn=drawn,
-        dead=dead,
+        crashed=crashed,
     )
 
 
@@ -143,7 +143,7 @@ def test_left_takes_the_mean_with_answers_in_flight() -> None:
     # Ten ended after 50 tokens each, others are in flight with 500: 100 tokens an answer.
     assert monitor._remaining([engine(10, 500, 1000)], 38, 4096) == Remaining(tokens=3800)
     # An engine that crashed has drawn what it has drawn, and has nothing in flight.
-    crashed = [engine(10, 500, 500), engine(0, 0, 100, dead=True)]
+    crashed = [engine(10, 500, 500), engine(0, 0, 100, crashed=True)]
     assert monitor._remaining(crashed, 1, 70) == Remaining(tokens=60)
 
 
