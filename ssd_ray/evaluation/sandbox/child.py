@@ -1,6 +1,6 @@
 """One sandboxed process from outside: the grader feeds, reads, times and kills it.
 
-- Nothing here trusts the process: streams have caps, and limits are measured in /proc.
+- Nothing here trusts the process: its output, time and threads are watched from outside.
 - A process is a `Process` wherever it runs: a `Child` on this kernel, or one within gVisor.
 
 Reads and writes pipes, sealed memory files and /proc.
@@ -36,7 +36,7 @@ Address space does not bound them: made by hand, they take kernel memory and pro
 _WATCH_S = 0.05
 """Seconds between two counts of the threads."""
 _QUICK_S = 0.01
-"""Seconds before the first look at the time spent waiting for a core; most calls end earlier."""
+"""Seconds before the first look at the time spent waiting for a core, to spare quick calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
