@@ -27,7 +27,7 @@ from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
 from ssd_ray.planner.assumptions import Assumptions
 from ssd_ray.planner.clusters import TrainingPlan, plan_training
-from ssd_ray.planner.tables import plain, shown
+from ssd_ray.planner.tables import plain, plan_tables
 from ssd_ray.progress import LineProgress
 
 _SHOWN = {"complete": "green", "partial": "yellow", "missing": "default", "stale": "red"}
@@ -140,7 +140,7 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
 def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> RenderableType:
     """The plan of the training as tables, or one line that says why there is none."""
     try:
-        return shown(training(recipe, out, assumed), recipe.name)
+        return plan_tables(training(recipe, out, assumed), recipe.name)
     except UserError as error:
         return Text(f"no plan for the training: {error}", "yellow")
 

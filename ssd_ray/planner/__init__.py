@@ -1,5 +1,10 @@
-"""The planner: what training a model costs in memory, time and money, by formula, before anything starts.
+"""Planner of a training: memory, time and money by formula, before anything starts.
 
-`architecture` counts parameters and floating-point operations from a config.json, `memory` bytes for each GPU, `clusters` which
-cluster fits and how long it takes. Loads neither torch nor transformers; tests hold every formula against the real models.
+- `models.architecture` counts parameters and floating-point operations from a config.json.
+- `work` counts steps, tokens and operations of a training.
+- `memory` counts bytes of each GPU.
+- `clusters` finds clusters to fit the training, with hours and money.
+- `tables` formats the plan.
+
+Loads neither torch nor transformers. Tests compare every formula with the real models.
 """

@@ -1,6 +1,6 @@
-"""What a plan takes for granted about machines, speeds and lengths; each is replaced with `--assume NAME=VALUE`.
+"""Assumptions of a plan about machines, speeds and lengths.
 
-Reads and writes nothing.
+`--assume NAME=VALUE` replaces one. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,64 +17,69 @@ from ssd_ray.models.architecture import Architecture
 
 
 class Assumptions(Section):
-    """What a plan takes for granted about machines, speeds and lengths."""
+    """Assumptions about machines, speeds and lengths."""
 
     gpu_memory_gib: float = Field(79.0, gt=0)
     """Memory of one GPU in GiB; an H100 sold as 80 GB reports 79.6."""
     context_gib: float = Field(1.5, ge=0)
-    """What CUDA and NCCL keep on a GPU before any tensor."""
+    """Memory of CUDA and NCCL on a GPU before any tensor, in GiB."""
     fragmentation: float = Field(0.1, ge=0, lt=1)
-    """Share that the allocator needs on top of what is in tensors."""
+    """Memory of the allocator beyond its tensors, as a share of these."""
     host_memory_gib: float = Field(1800.0, gt=0)
-    """Memory of one node's host for what is offloaded."""
+    """Memory of one node's host in GiB, for offloaded states and the export."""
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of one node."""
     peak_tflops: float = Field(989.0, gt=0)
-    """Peak of one GPU in TFLOP/s for train.dtype bfloat16: H100 SXM, dense, of its data sheet."""
+    """Peak of one GPU in TFLOP/s for train.dtype bfloat16: H100 SXM, dense, by its data sheet."""
     peak_tflops_float32: float = Field(67.0, gt=0)
-    """The same for train.dtype float32, which training computes without tensor cores (no TF32): H100 SXM, of its data sheet."""
+    """The same for train.dtype float32, computed without tensor cores (no TF32): H100 SXM, by
+    its data sheet."""
     mfu_dense: float = Field(0.35, gt=0, le=1)
-    """Share of the peak that a dense model reaches, recomputation not counted; torchtitan states 33 to 39 % (8B, 8 H100)."""
+    """Model FLOPs utilization of a dense model, recomputation not counted; torchtitan states
+    33 to 39 % (8B, 8 H100)."""
     mfu_moe: float = Field(0.14, gt=0, le=1)
-    """The same for a mixture of experts; prime-rl states 14 % for Qwen3-30B-A3B at 65,536 tokens. It takes grouped experts:
-    with a loop over experts ZeRO-3 was seen at a tenth of the speed of expert parallelism (ms-swift)."""
+    """The same for a mixture of experts; prime-rl states 14 % for Qwen3-30B-A3B at 65,536
+    tokens. It needs grouped experts: with a loop over experts, ZeRO-3 was seen at a tenth of the
+    speed of expert parallelism (ms-swift)."""
     node_gb_s: float = Field(300.0, gt=0)
-    """GB/s that a GPU exchanges with the others of its node; NVLink of an H100 has 450 each way."""
+    """GB/s between a GPU and the others of its node; NVLink of an H100 has 450 each way."""
     network_gb_s: float = Field(200.0, gt=0)
-    """GB/s of one node's network; eight adapters of 400 Gbit/s have 400. Exchange and computation overlap."""
+    """GB/s of one node's network; eight adapters of 400 Gbit/s have 400. Exchange and
+    computation overlap."""
     mean_prompt_tokens: float = Field(600, ge=0)
-    """Mean length of a prompt, where no data set says it yet."""
+    """Mean length of a prompt, until there is a data set."""
     mean_response_tokens: float = Field(2500, ge=1)
-    """Mean length of a sample, where no data set says it yet; of a 4B model's, 99 % are below 8,000 (ml-ssd, issue 7), and
-    thinking models write several times more."""
+    """Mean length of a sample, until there is a data set; of a 4B model's, 99 % are below 8,000
+    (ml-ssd, issue 7), and thinking models write several times more."""
     usd_per_gpu_hour: float = Field(2.5, ge=0)
     """Price of one GPU for an hour in USD; a round figure, not a quotation."""
 
     def peak_flops(self, precision: Literal["float32", "bfloat16"]) -> float:
-        """Peak of one GPU in FLOP/s at a training precision."""
+        """Return the peak of one GPU in FLOP/s at a training precision."""
         return 1e12 * (self.peak_tflops if precision == "bfloat16" else self.peak_tflops_float32)
 
     def mfu(self, model: Architecture) -> float:
-        """The share of the peak for a model."""
+        """Return the model FLOPs utilization of a model."""
         return self.mfu_moe if model.sparse_layers else self.mfu_dense
 
 
 def assumptions(overrides: Sequence[str]) -> Assumptions:
-    """The assumptions with `NAME=VALUE` overrides.
+    """Return the assumptions with `NAME=VALUE` overrides.
 
     Raises:
-        UserError: an unknown name, or a value that is none.
+        UserError: an unknown name, or an invalid value.
     """
-    given = {}
+    values = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name not in Assumptions.model_fields:
             raise UserError(
-                f"--assume {override!r} is not NAME=VALUE with one of {', '.join(Assumptions.model_fields)}"
+                f"--assume {override!r} is not NAME=VALUE with one of "
+                f"{', '.join(Assumptions.model_fields)}"
             )
-        given[name] = yaml.safe_load(text)
+        values[name] = yaml.safe_load(text)
     try:
-        return Assumptions.model_validate(given)
+        return Assumptions.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"--assume {first['loc'][0]}={first['input']}: {first['msg']}") from error

@@ -1,9 +1,11 @@
-"""Bytes that one training worker holds at its fullest, part by part.
+"""Peak memory of one training worker in bytes, by part.
 
-One idea: the peak is the states that are always there, plus the larger of the two moments that a step has: the backward pass,
-with its activations, one layer's or the head's working set and the buckets of gradients under way; or the optimiser's step.
-What DeepSpeed keeps is read from its source (version 0.19, `runtime/zero`), what autograd keeps from the layers of
-transformers; `benchmarks/planner.py` holds the sum against measurement, a test against DeepSpeed's own estimator.
+- The peak is the permanent states plus the larger of two moments of a step.
+- One moment is the backward pass: activations, the working set of one layer or of the head, and the
+  buckets of gradients in flight. The other is the optimizer's step.
+- DeepSpeed's share is read from its source (version 0.19, `runtime/zero`), autograd's from the
+  layers of transformers.
+- `benchmarks/planner.py` compares the sum with measurements, a test with DeepSpeed's own estimator.
 """
 
 from __future__ import annotations
@@ -25,25 +27,28 @@ Offload = Literal["none", "optimizer", "parameters"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a model is trained, as far as memory depends on it; `micro_batch_tokens` counts padding.
-
-    `lora_parameters` are those of adapters, None where all weights are trained; `mask_tokens` is the side of the square mask
-    that attention is given, 0 where it is told to be causal; `heldout_tokens` are those kept out of training at most.
-    """
+    """Choices of a training with an influence on memory."""
 
     num_workers: int
     zero_stage: int
     offload: Offload
     sequence_parallel: int
+    """Workers sharing a sequence."""
     micro_batch_tokens: int
+    """Tokens of a micro-batch, padding included."""
     precision: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
     chunk_tokens: int
+    """Positions of the output head computed at a time."""
     lora_parameters: int | None = None
+    """Parameters of adapters; None if all weights are trained."""
     mask_tokens: int = 0
+    """Side of the square mask of attention; 0 if attention is causal without a mask."""
     heldout_tokens: int = 0
+    """Upper bound of held-out tokens."""
     on_cpu: bool = False
     whole_gradient: bool = False
+    """True if a worker adds up a complete gradient of its micro-batches."""
 
     @property
     def width(self) -> int:
@@ -52,26 +57,26 @@ class Setting:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch that are on one worker."""
+        """Tokens of a micro-batch on one worker."""
         return -(-self.micro_batch_tokens // self.sequence_parallel)
 
     def trained(self, model: Architecture) -> int:
-        """Parameters that have a gradient."""
+        """Return the number of parameters with a gradient."""
         return model.parameters if self.lora_parameters is None else self.lora_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one worker: what is on the device by part, and what is in its host's memory beside a GPU.
-
-    `host` is offloaded, `kept` is for measuring held-out samples; `export` is the whole model, which the first worker has in
-    its host's memory while it is written.
-    """
+    """Bytes of one worker."""
 
     parts: dict[str, int]
+    """Bytes on the device, by part."""
     host: int
+    """Offloaded states in the memory of a GPU's host."""
     kept: int
+    """States for held-out samples in the memory of a GPU's host."""
     export: int
+    """Complete model in the host memory of the first worker during the export."""
 
     @property
     def device(self) -> int:
@@ -80,27 +85,27 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """Bytes of parameters, gradients and optimiser on device and host: what DeepSpeed's estimator calls model states."""
+        """Bytes of the model states of DeepSpeed's estimator: parameters, gradients, optimizer."""
         return (
             sum(self.parts[name] for name in ("parameters", "gradients", "optimiser")) + self.host
         )
 
 
 def memory(model: Architecture, setting: Setting) -> Memory:
-    """Bytes of one worker at its fullest moment."""
-    parameters, gradients, optimiser = _states(model, setting)
+    """Return the bytes of one worker at its fullest moment."""
+    parameters, gradients, optimizer = _states(model, setting)
     saved, layer, head = _activations(model, setting)
     buckets = _buckets(model, setting)
     backward = saved + max(layer, head) + buckets
-    extra = max(
-        0, _step(model, setting) - backward
-    )  # where short sequences make the optimiser's step the fullest moment
-    offloaded, kept = setting.offload != "none", _kept(model, setting)
+    # With short sequences, the optimizer's step is the fullest moment.
+    extra = max(0, _step(model, setting) - backward)
+    offloaded = setting.offload != "none"
+    kept = _kept(model, setting)
     parts = {
         "parameters": 0 if setting.offload == "parameters" else parameters,
         "gathered parameters": _gathered(model, setting),
         "gradients": 0 if offloaded else gradients,
-        "optimiser": 0 if offloaded else optimiser,
+        "optimiser": 0 if offloaded else optimizer,
         "activations": saved,
         "one layer at work" if layer >= head else "logits chunk": max(layer, head),
         "communication buffers": buckets,
@@ -109,7 +114,7 @@ def memory(model: Architecture, setting: Setting) -> Memory:
     }
     return Memory(
         parts=parts,
-        host=(optimiser + gradients if offloaded else 0)
+        host=(optimizer + gradients if offloaded else 0)
         + (parameters if setting.offload == "parameters" else 0),
         kept=0 if setting.on_cpu else kept,
         export=setting.width * model.parameters,
@@ -117,24 +122,29 @@ def memory(model: Architecture, setting: Setting) -> Memory:
 
 
 def _states(model: Architecture, setting: Setting) -> tuple[int, int, int]:
-    """Parameters in the working precision, gradients in float32, and the optimiser's float32 master copy and two moments."""
-    trained, share = setting.trained(model), setting.num_workers
+    """Return the bytes of parameters, gradients and optimizer.
+
+    - Parameters have the precision of the forward pass, gradients are float32.
+    - The optimizer holds a float32 master copy and two moments.
+    """
+    trained = setting.trained(model)
+    share = setting.num_workers
     parameters = (
         setting.width
         * (model.parameters + (setting.lora_parameters or 0))
         // (share if setting.zero_stage == 3 else 1)
     )
     gradients = 4 * trained // (share if setting.zero_stage >= 2 else 1)
-    if (
-        setting.whole_gradient
-    ):  # a CPU worker that adds its micro-batches up holds them beside its partition
+    if setting.whole_gradient:
+        # A CPU worker adds its micro-batches up in addition to its partition.
         gradients += setting.width * trained
-    kept = 8 if setting.zero_stage == 0 and setting.precision == "float32" else 12
-    return parameters, gradients, kept * trained // (share if setting.zero_stage >= 1 else 1)
+    # ZeRO-0 in float32 trains the parameters themselves, without a master copy.
+    width = 8 if setting.zero_stage == 0 and setting.precision == "float32" else 12
+    return parameters, gradients, width * trained // (share if setting.zero_stage >= 1 else 1)
 
 
 def _gathered(model: Architecture, setting: Setting) -> int:
-    """Parameters that ZeRO-3 has gathered at a time: all of them on a CPU, else those that DeepSpeed lets live."""
+    """Return the bytes of parameters gathered by ZeRO-3 at a time: on a CPU all of them."""
     if setting.zero_stage < 3:
         return 0
     if setting.on_cpu:
@@ -143,36 +153,41 @@ def _gathered(model: Architecture, setting: Setting) -> int:
 
 
 def _buckets(model: Architecture, setting: Setting) -> int:
-    """Gradients under way: DeepSpeed's buckets, which a GPU has whole from the start, and their copies while they are reduced."""
+    """Return the bytes of gradients in flight: DeepSpeed's buckets and copies of them.
+
+    Copies exist during reduction. A GPU allocates complete buckets at the start.
+    """
     trained = setting.trained(model)
     size = CPU_BUCKET if setting.on_cpu else REDUCE_BUCKET
     filled = min(trained, size)
     if setting.zero_stage == 0:
         return 0 if setting.num_workers == 1 else 4 * filled
     if setting.zero_stage == 1 and setting.width < 4 and setting.offload == "none":
-        return (
-            4 * trained if trained <= size else 0
-        )  # BF16_Optimizer's own gradient, reduced in place unless it is in parts
+        # BF16_Optimizer's own gradient, reduced in place unless it is in parts.
+        return 4 * trained if trained <= size else 0
     buffers, copies = bucket_bytes(setting)
     return buffers * (filled if setting.on_cpu else size) + copies * filled
 
 
 def bucket_bytes(setting: Setting) -> tuple[int, int]:
-    """Bytes of a bucket's element that stay, and of its copies while it is reduced, from ZeRO-1 on."""
+    """Return the bytes of a bucket's element: permanent ones, and copies during reduction.
+
+    Valid from ZeRO-1 on.
+    """
     if setting.zero_stage == 3:
-        return (
-            4,
-            8 if setting.on_cpu else 4,
-        )  # in float32: its parts by the workers that they go to, and gloo's copy of those
+        # Float32: a copy ordered by destination, and on a CPU gloo's copy of that.
+        return 4, 8 if setting.on_cpu else 4
     width = 4 if setting.zero_stage == 1 else setting.width
-    buffers = (
-        width if setting.on_cpu else 2 * width
-    )  # overlapping communication fills one while the other is reduced
+    # Overlapping communication fills one buffer while the other is reduced.
+    buffers = width if setting.on_cpu else 2 * width
     return buffers, width + (4 if width < 4 else 0)
 
 
 def _kept(model: Architecture, setting: Setting) -> int:
-    """What measuring held-out samples keeps of the base: its last hidden states, and its output head where that is trained."""
+    """Return the bytes of the base kept for held-out samples.
+
+    These are its last hidden states, and its output head if that is trained.
+    """
     if not setting.heldout_tokens:
         return 0
     head = model.vocabulary * model.hidden if setting.lora_parameters is None else 0
@@ -180,7 +195,7 @@ def _kept(model: Architecture, setting: Setting) -> int:
 
 
 def _step(model: Architecture, setting: Setting) -> int:
-    """The gradient of one sub-group laid flat for the optimiser."""
+    """Return the bytes of one sub-group's flat gradient in the optimizer's step."""
     group = CPU_BUCKET if setting.on_cpu else SUB_GROUP
     return 4 * min(
         setting.trained(model) // (setting.num_workers if setting.zero_stage else 1), group
@@ -188,16 +203,15 @@ def _step(model: Architecture, setting: Setting) -> int:
 
 
 def _activations(model: Architecture, setting: Setting) -> tuple[int, int, int]:
-    """What waits for the backward pass, what one layer at work adds, and what the output head at work adds."""
-    tokens, width = setting.tokens, setting.width
+    """Return bytes saved for the backward pass, of one layer at work, of the head at work."""
+    tokens = setting.tokens
+    width = setting.width
     inputs = tokens * model.hidden * width
-    layer = (
-        tokens * _kept_by_layer(model, setting) + width * setting.mask_tokens**2
-    )  # sdpa makes numbers of its mask
+    # sdpa converts its mask of flags to numbers.
+    layer = tokens * _kept_by_layer(model, setting) + width * setting.mask_tokens**2
     gradients = tokens * width * (2 * model.hidden + 3 * _mlp_width(model))
-    ends = 3 * inputs + (
-        tokens * model.hidden * 4 if width < 4 else 0
-    )  # embeddings, last norm, its gradient
+    # Embeddings, the last norm, and its gradient.
+    ends = 3 * inputs + (tokens * model.hidden * 4 if width < 4 else 0)
     ends += setting.mask_tokens**2
     if setting.gradient_checkpointing:
         saved = model.layers * inputs + ends
@@ -206,8 +220,13 @@ def _activations(model: Architecture, setting: Setting) -> tuple[int, int, int]:
 
 
 def _kept_by_layer(model: Architecture, setting: Setting) -> int:
-    """Bytes for a token that one layer keeps for its backward pass; attention holds no positions times positions but a mask."""
-    width, wide = setting.width, 4 if setting.width < 4 else 0
+    """Return the bytes a token that one layer keeps for its backward pass.
+
+    Attention keeps no [positions, positions] tensor except a mask, counted elsewhere.
+    """
+    width = setting.width
+    # Norms compute in float32, and keep their input in it if that is another type.
+    wide = 4 if width < 4 else 0
     norms = 2 * model.hidden * (wide + 2 * width) + model.hidden * width
     qkv = model.query + 2 * model.key_value
     attention = (
@@ -218,27 +237,27 @@ def _kept_by_layer(model: Architecture, setting: Setting) -> int:
     )
     if model.qk_norm:
         attention += (model.query + model.key_value) * (wide + width)
-    if setting.sequence_parallel > 1:  # Ulysses sends queries, keys, values and the output around
+    if setting.sequence_parallel > 1:
+        # Ulysses exchanges queries, keys, values and the output between workers.
         attention += (qkv + model.query) * width
-    routed = (
-        4 * model.experts + 2 * model.experts_per_token * model.hidden * width
-        if model.sparse_layers
-        else 0
-    )
+    routed = 0
+    if model.sparse_layers:
+        routed = 4 * model.experts + 2 * model.experts_per_token * model.hidden * width
     return norms + attention + routed + 4 * _mlp_width(model) * width
 
 
 def _mlp_width(model: Architecture) -> int:
-    """Width of the MLP that a token passes through: of its experts together, where it has some."""
-    return (
-        model.experts_per_token * model.expert_intermediate
-        if model.sparse_layers
-        else model.intermediate
-    )
+    """Return the width of a token's MLP: the sum over its experts if there are any."""
+    if model.sparse_layers:
+        return model.experts_per_token * model.expert_intermediate
+    return model.intermediate
 
 
 def _head(model: Architecture, setting: Setting) -> int:
-    """The output head at work on one chunk: logits, their log-probabilities and gradient, and the head's own gradient."""
+    """Return the bytes of the output head at work on one chunk.
+
+    These are logits, log-probabilities, their gradient, and the head's own gradient.
+    """
     chunk = min(setting.chunk_tokens, setting.tokens)
     logits = chunk * model.vocabulary * (12 + (setting.width if setting.width < 4 else 0))
     trained = model.vocabulary * model.hidden * (4 + (setting.width if setting.width < 4 else 0))

@@ -1,12 +1,12 @@
-"""The plan of a training as tables for a terminal, and as plain JSON.
+"""Plan of a training as tables for a terminal, and as plain JSON.
 
-The JSON holds everything that the tables show, in bytes, tokens, hours and USD. Writes nothing.
+The JSON holds all numbers of the tables, in bytes, tokens, hours and USD. Writes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -19,11 +19,11 @@ from ssd_ray.planner.clusters import GIB, Candidate, Time, TrainingPlan
 from ssd_ray.quantities import magnitude
 
 _ON_CPU = ("mean_prompt_tokens", "mean_response_tokens")
-"""Assumptions that a plan for CPU workers rests on."""
+"""Assumptions used by a plan for CPU workers."""
 
 
 def plain(plan: TrainingPlan) -> dict[str, Any]:
-    """The plan as JSON."""
+    """Return the plan as JSON."""
     return {
         "model": {
             **dataclasses.asdict(plan.model),
@@ -38,7 +38,8 @@ def plain(plan: TrainingPlan) -> dict[str, Any]:
         "work": dataclasses.asdict(plan.work),
         "clusters": [_plain(candidate) for candidate in plan.candidates],
         "smallest": plan.smallest and plan.smallest.num_workers,
-        "mend": plan.mend and {"set": plan.mend[0], "cluster": _plain(plan.mend[1])},
+        # The key of earlier versions, for programs that read it.
+        "mend": plan.remedy and {"set": plan.remedy[0], "cluster": _plain(plan.remedy[1])},
     }
 
 
@@ -61,31 +62,35 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def shown(plan: TrainingPlan, name: str) -> Group:
-    """The plan as tables: bytes by part and cluster with time and money under them, a verdict, the assumptions."""
+def plan_tables(plan: TrainingPlan, name: str) -> Group:
+    """Return the plan as tables.
+
+    A table of bytes by part and cluster, with time and money below, comes first. A verdict and a
+    table of assumptions follow.
+    """
     return Group(
         _heading(plan, name), _memory_table(plan), *_verdict(plan), Text(), _assumptions_table(plan)
     )
 
 
 def _heading(plan: TrainingPlan, name: str) -> Text:
-    model, work, setting = plan.model, plan.work, plan.own.setting
-    active = (
-        f", {_count(model.active_parameters)} active for a token" if model.sparse_layers else ""
-    )
-    adapters = (
-        ""
-        if setting.lora_parameters is None
-        else f"; trained are adapters of {_count(setting.lora_parameters)}"
-    )
-    text = Text.assemble((f"what training {name} takes\n", "italic"), f" {model.model_type}, ")
+    model = plan.model
+    work = plan.work
+    setting = plan.requested.setting
+    active = ""
+    if model.sparse_layers:
+        active = f", {_count(model.active_parameters)} active for a token"
+    adapters = ""
+    if setting.lora_parameters is not None:
+        adapters = f"; trained are adapters of {_count(setting.lora_parameters)}"
+    text = Text.assemble((f"plan of training {name}\n", "italic"), f" {model.model_type}, ")
     text.append(f"{_count(model.parameters)} parameters{active}{adapters}", style="bold")
     source = "counted in the data set" if work.measured else "assumed"
     tokens, most = (_count(work.steps * load.tokens) for load in (work.expected, work.at_most))
     mean = work.steps * work.expected.tokens / work.sequences
     text.append(
-        f"\n {work.steps:,} steps, {work.sequences:,} sequences of {mean:,.0f} tokens ({source}; at most {plan.length:,}), "
-        f"{tokens} tokens (at most {most})\n"
+        f"\n {work.steps:,} steps, {work.sequences:,} sequences of {mean:,.0f} tokens "
+        f"({source}; at most {plan.length:,}), {tokens} tokens (at most {most})\n"
     )
     where = "worker" if plan.device == "cpu" else "GPU"
     text.append(
@@ -120,83 +125,98 @@ def _memory_table(plan: TrainingPlan) -> Table:
     if plan.device == "cuda":
         row(
             "context, fragmentation",
-            (_gib(each.bytes_needed - each.memory.device) for each in plan.candidates),
+            (
+                _gib(candidate.bytes_needed - candidate.memory.device)
+                for candidate in plan.candidates
+            ),
         )
     table.add_section()
     limit = f", of {plan.assumed.gpu_memory_gib:g}" if plan.device == "cuda" else ""
     row(
         f"needed{limit}",
         (
-            Text(_gib(each.bytes_needed), "bold green" if each.fits else "red")
-            for each in plan.candidates
+            Text(_gib(candidate.bytes_needed), "bold green" if candidate.fits else "red")
+            for candidate in plan.candidates
         ),
     )
     if any(candidate.memory.host for candidate in plan.candidates):
         row("offloaded to the host", (_gib(candidate.memory.host) for candidate in plan.candidates))
     if plan.device == "cuda":
-        row("hours", (_fitting(each, _hours(each.time)) for each in plan.candidates))
-        row(
-            "bound by",
-            (_fitting(each, each.time.bound if each.time else "") for each in plan.candidates),
-        )
-        row("USD", (_fitting(each, _usd(each.usd)) for each in plan.candidates))
-        row("hours at most", (_fitting(each, _hours(each.most)) for each in plan.candidates))
-        row("USD at most", (_fitting(each, _usd(each.usd_at_most)) for each in plan.candidates))
+        for name, cells in _costs(plan.candidates):
+            row(name, cells)
     return table
 
 
+def _costs(candidates: Sequence[Candidate]) -> Iterator[tuple[str, Iterator[Text]]]:
+    """Yield rows of time and money, with a dash where the training does not fit."""
+    cells: dict[str, Callable[[Candidate], str]] = {
+        "hours": lambda candidate: _hours(candidate.time),
+        "bound by": lambda candidate: candidate.time.bound if candidate.time else "",
+        "USD": lambda candidate: _usd(candidate.usd),
+        "hours at most": lambda candidate: _hours(candidate.most),
+        "USD at most": lambda candidate: _usd(candidate.usd_at_most),
+    }
+    for name, cell in cells.items():
+        yield name, (Text(cell(each) if each.fits else "–") for each in candidates)
+
+
 def _verdict(plan: TrainingPlan) -> Iterator[RenderableType]:
-    export = _gib(plan.own.memory.export)
+    """Yield sentences about the smallest cluster that fits, the recipe's own, and the host."""
+    export = _gib(plan.requested.memory.export)
     if plan.warning:
         yield Text(f" {plan.warning}", "yellow")
     if plan.device == "cpu":
-        total = _gib(plan.asked * plan.own.bytes_needed)
+        total = _gib(plan.num_workers * plan.requested.bytes_needed)
+        workers = f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''}"
         yield Text(
-            f" {plan.asked} worker{'s' if plan.asked > 1 else ''} on a CPU: {total} GiB of tensors in all, and about 1 GiB of "
-            f"libraries a worker; while it writes the model, the first holds it whole besides, {export} GiB, but no activations; "
-            "no hours: a CPU's speed is not assumed"
+            f" {workers} on a CPU: {total} GiB of tensors in all, and about 1 GiB of libraries a "
+            "worker; while it writes the model, the first also holds the complete model, "
+            f"{export} GiB, but no activations; no hours: a CPU's speed is not assumed"
         )
         return
     if plan.smallest is None:
         reasons = ", ".join(dict.fromkeys(candidate.refusal for candidate in plan.candidates))
         yield Text(f" fits on none of these ({reasons})", "red")
     else:
-        also = ", and the recipe's own" if plan.smallest is plan.own else ""
-        yield Text(f" smallest cluster that fits{also}: {_told(plan.smallest, plan)}", "green")
-    yield from _as_it_is(plan)
-    best, kept = plan.smallest or (plan.mend[1] if plan.mend else plan.own), plan.own.memory.kept
+        also = ", and the recipe's own" if plan.smallest is plan.requested else ""
+        yield Text(f" smallest cluster that fits{also}: {_summary(plan.smallest, plan)}", "green")
+    yield from _requested(plan)
+    best = plan.smallest or (plan.remedy[1] if plan.remedy else plan.requested)
     if best.setting.offload != "none":
-        yield Text(" what the host's processor takes for offloaded states is not in the hours")
+        yield Text(" the hours leave out the host processor's time for offloaded states")
+    kept = plan.requested.memory.kept
+    measuring = f", and up to {_gib(kept)} GiB a GPU to measure held-out samples" if kept else ""
     yield Text(
-        f" a host also holds the whole model while it is written, {export} GiB"
-        + (f", and up to {_gib(kept)} GiB a GPU to measure held-out samples" if kept else "")
+        f" a host also holds the complete model while it is written, {export} GiB{measuring}"
     )
     yield Text(" training alone: sampling, evaluation and grading come on top")
 
 
-def _as_it_is(plan: TrainingPlan) -> Iterator[Text]:
-    """What the recipe's own number of workers takes, or what to change where it does not hold its training."""
-    own, asked = plan.own, f"cluster.train_workers={plan.asked}"
-    if own.fits:
-        if own is not plan.smallest:
-            yield Text(f" the recipe as it is, with {asked}: {_told(own, plan)}")
+def _requested(plan: TrainingPlan) -> Iterator[Text]:
+    """Yield sentences about the recipe's own cluster, with a remedy if it is too small."""
+    requested = plan.requested
+    setting = f"cluster.train_workers={plan.num_workers}"
+    if requested.fits:
+        if requested is not plan.smallest:
+            yield Text(f" the recipe as it is, with {setting}: {_summary(requested, plan)}")
         return
     if plan.smallest:
         yield Text(
-            f" not the recipe as it is, with {asked} ({own.refusal}): --set cluster.train_workers={plan.smallest.num_workers}",
+            f" not the recipe as it is, with {setting} ({requested.refusal}): "
+            f"--set cluster.train_workers={plan.smallest.num_workers}",
             "yellow",
         )
-    if plan.mend:
-        changes, best = plan.mend
-        if best.num_workers != plan.asked:
+    if plan.remedy:
+        changes, best = plan.remedy
+        if best.num_workers != plan.num_workers:
             changes += f" --set cluster.train_workers={best.num_workers}"
-        told = f"{_told(best, plan)}, {_gib(best.bytes_needed)} GiB a GPU"
-        yield Text(f" {'or' if plan.smallest else 'it would'} with {changes}: {told}", "yellow")
+        summary = f"{_summary(best, plan)}, {_gib(best.bytes_needed)} GiB a GPU"
+        yield Text(f" {'or' if plan.smallest else 'it would'} with {changes}: {summary}", "yellow")
     elif plan.smallest is None:
         yield Text(" nor with offloading or a sequence over up to 8 GPUs", "red")
 
 
-def _told(candidate: Candidate, plan: TrainingPlan) -> str:
+def _summary(candidate: Candidate, plan: TrainingPlan) -> str:
     gpus = f"{_cluster(candidate, plan)} GPU{'s' if candidate.num_workers > 1 else ''}"
     return (
         f"{gpus}, {_hours(candidate.time)} h, {_usd(candidate.usd)} USD "
@@ -211,32 +231,25 @@ def _assumptions_table(plan: TrainingPlan) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for heading, style in (("name", "bold"), ("value", "cyan"), ("what it is", "default")):
+    for heading, style in (("name", "bold"), ("value", "cyan"), ("meaning", "default")):
         table.add_column(heading, style=style, overflow="fold")
     for name, value, meaning in fields(plan.assumed):
         if plan.device == "cpu" and name not in _ON_CPU:
             continue
-        default = type(plan.assumed).model_fields[name].default
-        given = name in plan.assumed.model_fields_set
-        table.add_row(
-            name,
-            f"{value:g}",
-            Text(f"--assume, in place of {default:g}: {meaning}", "bold") if given else meaning,
-        )
+        text = Text(meaning)
+        if name in plan.assumed.model_fields_set:
+            default = type(plan.assumed).model_fields[name].default
+            text = Text(f"--assume, in place of {default:g}: {meaning}", "bold")
+        table.add_row(name, f"{value:g}", text)
     return table
 
 
 def _cluster(candidate: Candidate, plan: TrainingPlan) -> str:
-    nodes, left = divmod(candidate.num_workers, plan.assumed.gpus_per_node)
-    return (
-        f"{nodes}×{plan.assumed.gpus_per_node}"
-        if nodes > 1 and not left
-        else str(candidate.num_workers)
-    )
-
-
-def _fitting(candidate: Candidate, text: str) -> Text:
-    return Text(text if candidate.fits else "–")
+    """Return the number of GPUs, as nodes×GPUs for several full nodes."""
+    nodes, rest = divmod(candidate.num_workers, plan.assumed.gpus_per_node)
+    if nodes > 1 and not rest:
+        return f"{nodes}×{plan.assumed.gpus_per_node}"
+    return str(candidate.num_workers)
 
 
 def _gib(value: float) -> str:
@@ -245,7 +258,9 @@ def _gib(value: float) -> str:
 
 def _hours(time: Time | None) -> str:
     hours = time.hours if time else 0.0
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
+    if hours >= 100:
+        return f"{hours:,.0f}"
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
 def _usd(usd: float | None) -> str:

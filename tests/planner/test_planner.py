@@ -20,7 +20,7 @@ from ssd_ray.cli.plan import as_json, origin
 from ssd_ray.errors import UserError
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import GIB, plan_training
-from ssd_ray.planner.tables import plain, shown
+from ssd_ray.planner.tables import plain, plan_tables
 from ssd_ray.training.data.health import length_edges
 from ssd_ray.training.model.sequence_parallel import check_heads
 from tests.support.planner_cases import MODELS, model_of, plan_of
@@ -39,12 +39,12 @@ def test_the_papers_models_fit_on_the_clusters_that_are_named() -> None:
 def test_a_recipe_that_fits_nowhere_gets_advice() -> None:
     plan = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=40",))
     assert plan.smallest is None
-    assert plan.mend is not None
-    assert plan.mend[0].startswith("--set train.")
-    assert plan.mend[1].fits
+    assert plan.remedy is not None
+    assert plan.remedy[0].startswith("--set train.")
+    assert plan.remedy[1].fits
     hopeless = plan_of("qwen3-30b-instruct", assume=("gpu_memory_gib=4",))
     assert hopeless.smallest is None
-    assert hopeless.mend is None
+    assert hopeless.remedy is None
 
 
 def test_every_advice_is_a_valid_recipe() -> None:
@@ -52,16 +52,18 @@ def test_every_advice_is_a_valid_recipe() -> None:
     asked = ["train.router_aux_loss=0.01", "train.zero_stage=2", "cluster.train_workers=8"]
     plan = plan_of("qwen3-30b-instruct", *asked)
     assert plan.smallest is None
-    assert plan.mend is not None
-    changes, best = plan.mend
+    assert plan.remedy is not None
+    changes, best = plan.remedy
     advised = recipes.load("qwen3-30b-instruct", [*asked, *changes.split("--set ")[1:]])
     assert advised.train.zero_stage == 2
     assert (
-        plan_training(advised, model_of("qwen3-30b-instruct"), assumptions([])).own.bytes_needed
+        plan_training(
+            advised, model_of("qwen3-30b-instruct"), assumptions([])
+        ).requested.bytes_needed
         == best.bytes_needed
     )
     never = plan_of("qwen3-30b-instruct", *asked, assume=("gpu_memory_gib=40",))
-    assert never.mend is None
+    assert never.remedy is None
 
 
 @pytest.mark.parametrize(
@@ -83,9 +85,9 @@ def test_heads_that_training_refuses_to_share_out_fit_nowhere(
     try:
         check_heads(config, recipe.train)
     except UserError:
-        assert "cannot share" in plan_training(recipe, model, assumptions([])).own.refusal
+        assert "cannot share" in plan_training(recipe, model, assumptions([])).requested.refusal
     else:
-        assert "share" not in plan_training(recipe, model, assumptions([])).own.refusal
+        assert "share" not in plan_training(recipe, model, assumptions([])).requested.refusal
 
 
 def test_exceeding_the_models_context_names_a_remedy() -> None:
@@ -97,7 +99,7 @@ def test_exceeding_the_models_context_names_a_remedy() -> None:
         f"model.max_model_len 100000 is above the model's context of {context} tokens"
     )
     text = io.StringIO()
-    Console(file=text, width=300).print(shown(plan, "quickstart"))
+    Console(file=text, width=300).print(plan_tables(plan, "quickstart"))
     assert plan.warning in text.getvalue()
     assert plain(plan)["warning"] == plan.warning
     mended = plan_of("quickstart", *long, *mend.split("--set ")[1:])
@@ -140,7 +142,9 @@ def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
 def test_float32_has_a_peak_of_its_own() -> None:
     fast = ("node_gb_s=1e9", "network_gb_s=1e9")
     half, full, other = (
-        plan_of("llama-3.1-8b-instruct", f"train.dtype={dtype}", assume=(*fast, *more)).own.time
+        plan_of(
+            "llama-3.1-8b-instruct", f"train.dtype={dtype}", assume=(*fast, *more)
+        ).requested.time
         for dtype, more in (
             ("bfloat16", ()),
             ("float32", ()),
@@ -229,8 +233,8 @@ def test_adapters_save_less_than_a_third_of_the_time() -> None:
 def test_the_recipes_own_worker_count_is_always_planned() -> None:
     plan = plan_of("qwen3-4b-instruct", "cluster.train_workers=64", "train.global_batch_size=64")
     assert [candidate.num_workers for candidate in plan.candidates] == [1, 2, 4, 8, 16, 32, 64]
-    assert plan.own.num_workers == 64
-    assert plan.own.fits
+    assert plan.requested.num_workers == 64
+    assert plan.requested.fits
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
@@ -238,10 +242,10 @@ def test_every_paper_recipe_fits_as_shipped(
     name: str,
 ) -> None:
     plan = plan_of(name)
-    assert plan.own.fits
+    assert plan.requested.fits
     assert {8, 16, 32} <= {candidate.num_workers for candidate in plan.candidates}
     text = io.StringIO()
-    Console(file=text, width=160).print(shown(plan, name))
+    Console(file=text, width=160).print(plan_tables(plan, name))
     heading = next(
         line.split() for line in text.getvalue().splitlines() if line.startswith(" GPUs")
     )

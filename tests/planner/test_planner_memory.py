@@ -127,7 +127,7 @@ def test_lora_needs_no_states_for_frozen_weights() -> None:
 
 def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
     def needed(*overrides: str) -> int:
-        return plan_of("qwen3-4b-instruct", *overrides).own.memory.device
+        return plan_of("qwen3-4b-instruct", *overrides).requested.memory.device
 
     masked = needed("train.packing=true") - needed()
     assert masked == 65536**2 * (1 + 2)  # 4 GiB of flags, 8 GiB of bfloat16 in the layer at work
@@ -136,14 +136,15 @@ def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
 
 
 def test_host_memory_counts_held_out_samples_and_exports() -> None:
-    model, found = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").own.memory
+    model, found = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").requested.memory
     assert found.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
     assert found.export == 2 * model.parameters
-    assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").own.memory.kept == 0
+    assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").requested.memory.kept == 0
     small = plan_of("qwen3-4b-instruct", assume=("host_memory_gib=5",))
-    assert small.own.refusal == "too little host memory"
+    assert small.requested.refusal == "too little host memory"
     on_cpu = (
-        plan_of("quickstart", f"train.heldout_samples={number}").own.memory for number in (0, 4)
+        plan_of("quickstart", f"train.heldout_samples={number}").requested.memory
+        for number in (0, 4)
     )
     without, with_ = on_cpu
     assert with_.device - without.device == 4 * (49152 * 576 + 4 * 1024 * 576 // 2)
@@ -160,7 +161,9 @@ def test_host_memory_counts_held_out_samples_and_exports() -> None:
 )
 def test_a_cpu_holds_a_full_gradient_in_float32(change: str, held: bool) -> None:
     assert (
-        plan_of("quickstart", "train.accumulate_locally=true", change).own.setting.whole_gradient
+        plan_of(
+            "quickstart", "train.accumulate_locally=true", change
+        ).requested.setting.whole_gradient
         == held
     )
 
