@@ -88,7 +88,7 @@ def describe(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]
     ]
 
 
-def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Iterator[Ready]:
+def make_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Iterator[Ready]:
     """Make problems ready, a few at a time, and yield them in order.
 
     - `floor`: the weakest sandbox level allowed.
@@ -110,7 +110,7 @@ def made_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
                 ready = _ready_without_run(problem, record if tried else None)
                 if ready is None:
                     pending.append(
-                        pool.submit(_make_ready, problem, bench, record if tried else None)
+                        pool.submit(_make_one_ready, problem, bench, record if tried else None)
                     )
                 # A problem that is ready waits for those before it, which keeps the order.
                 while pending and (ready is not None or len(pending) > 2 * threads):
@@ -195,7 +195,7 @@ def _needs_trial(problem: Problem, record: _Record | None) -> bool:
     )
 
 
-def _make_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
+def _make_one_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
     """Compute expected values and try the tests of one problem, in the sandbox of this thread."""
     left_out: list[str] = []
     try:

@@ -21,7 +21,7 @@ from ssd_ray.artifacts import files
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.outcomes import UngradableError
 from ssd_ray.evaluation.judging.strict import ungradable
-from ssd_ray.evaluation.soundness import made_ready
+from ssd_ray.evaluation.soundness import make_ready
 from ssd_ray.schema import Problem, Test
 
 KEPT_BYTES = 256 << 20
@@ -104,7 +104,7 @@ class TestStore:
         return self._directory / digest[:2] / f"{digest}.json.zst"
 
 
-def stored(
+def store_problems(
     problems: Iterable[Problem],
     directory: Path,
     floor: str,
@@ -123,7 +123,7 @@ def stored(
             be graded while `ungradable` is None; or the sandbox is below the floor.
     """
     store = TestStore(directory)
-    for ready in made_ready(
+    for ready in make_ready(
         _on_the_wire(problems, ungradable), floor, tried=ungradable is not None
     ):
         left_out += ready.tests_left_out

@@ -67,13 +67,13 @@ class Benchmark(Step):
 
     def make(self, out: Path, context: RunContext) -> Facts:
         from ssd_ray.evaluation import soundness
-        from ssd_ray.evaluation.tests_on_disk import stored
+        from ssd_ray.evaluation.tests_on_disk import store_problems
 
         evaluate, tally = self.recipe.evaluate, sources.Tally()
         left_out: list[str] = []
         ungradable: dict[str, str] = {}
         chosen = sources.benchmark_problems(evaluate, tally)
-        kept = stored(chosen, out / "tests", evaluate.sandbox_floor, left_out, ungradable)
+        kept = store_problems(chosen, out / "tests", evaluate.sandbox_floor, left_out, ungradable)
         problems = list(counted(kept, context.progress, "benchmark", "problems"))
         problems_left_out = soundness.records(ungradable, tally.places)
         if not problems:
@@ -199,11 +199,11 @@ class TrainingProblems(Step):
         return "tests of the training problems"
 
     def make(self, out: Path, context: RunContext) -> Facts:
-        from ssd_ray.evaluation.tests_on_disk import stored
+        from ssd_ray.evaluation.tests_on_disk import store_problems
 
         left_out: list[str] = []
         problems = _training_problems(self.recipe, context, sources.Tally())
-        kept = stored(problems, out / "tests", self.recipe.evaluate.sandbox_floor, left_out)
+        kept = store_problems(problems, out / "tests", self.recipe.evaluate.sandbox_floor, left_out)
         rows = list(counted(kept, context.progress, "training-problems", "problems"))
         shards.write_shard(out, "problems", rows, Problem)
         num_tests = sum(problem.num_tests for problem in rows)

@@ -29,7 +29,7 @@ from ssd_ray.evaluation import soundness
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox.inside import walls
-from ssd_ray.evaluation.tests_on_disk import stored
+from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
 from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
@@ -164,7 +164,7 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
         )
     left_out: list[str] = []
     ungradable: dict[str, str] = {}
-    rows = list(stored(loaded, out / "tests", job.floor, left_out, ungradable))
+    rows = list(store_problems(loaded, out / "tests", job.floor, left_out, ungradable))
     problems_left_out = soundness.records(ungradable, loaded.places)
     if not rows:
         reasons = "; ".join(

@@ -803,9 +803,9 @@ def test_a_check_that_its_reference_passed_is_not_tried_again(tmp_path, monkeypa
     monkeypatch.setattr(soundness, "require_sound_tests", trial)
     rows = [row("one", GOOD), row("two", f"{GOOD}\n")]
     for _ in range(2):
-        assert len(list(soundness.made_ready(problems_of(tmp_path, rows), "L1", tried=True))) == 2
+        assert len(list(soundness.make_ready(problems_of(tmp_path, rows), "L1", tried=True))) == 2
     assert sorted(tried) == ["own/one", "own/two"]
-    list(soundness.made_ready(problems_of(tmp_path, [row("one", f"{GOOD}#")]), "L1", tried=True))
+    list(soundness.make_ready(problems_of(tmp_path, [row("one", f"{GOOD}#")]), "L1", tried=True))
     assert len(tried) == 3
 
 
@@ -821,7 +821,7 @@ def test_a_machine_that_fails_is_not_the_problems_fault(tmp_path, monkeypatch):
 
     monkeypatch.setattr(soundness, "run_check", fail)
     with pytest.raises(InfrastructureError, match="fire"):
-        list(soundness.made_ready(problems_of(tmp_path, [row("one", GOOD)]), "L1", tried=True))
+        list(soundness.make_ready(problems_of(tmp_path, [row("one", GOOD)]), "L1", tried=True))
 
 
 def test_an_oversized_output_spares_the_other_problems(tmp_path, monkeypatch):

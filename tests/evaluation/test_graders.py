@@ -25,7 +25,7 @@ from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.ray_pool import Answers, grade, pool_on_ray
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.tests_on_disk import stored
+from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Problem, Test, Verdict
 
@@ -45,7 +45,7 @@ def connected() -> Iterator[None]:
 def order(tmp_path: Path) -> GradingSpec:
     tests = tuple(Test(input=f"{number}\n", output=f"{2 * number}\n") for number in range(3))
     problem = Problem(problem_id="double", source="test", statement="Double it.", tests=tests)
-    problems = list(stored([problem], tmp_path / "benchmark" / "tests", "L1", []))
+    problems = list(store_problems([problem], tmp_path / "benchmark" / "tests", "L1", []))
     shards.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
     (tmp_path / "verdicts").mkdir()
     return GradingSpec(
@@ -196,7 +196,7 @@ def sweep(tmp_path: Path) -> dict[str, GradingSpec]:
     shards.write_shard(
         tmp_path / "benchmark",
         "problems",
-        list(stored([problem], tmp_path / "benchmark" / "tests", "L1", [])),
+        list(store_problems([problem], tmp_path / "benchmark" / "tests", "L1", [])),
         Problem,
     )
     codes = (

@@ -13,7 +13,7 @@ from ssd_ray.evaluation.judging import output_limit
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.judging.strict import require_gradable
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.evaluation.tests_on_disk import stored
+from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.schema import Problem, Test
 
 LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=16)
@@ -190,7 +190,7 @@ def test_a_problem_with_such_an_output_is_left_out_alone(monkeypatch, tmp_path):
         dataclasses.replace(stdin("y"), problem_id="fine"),
         wire_too_large,
     ]
-    kept = list(stored(problems, tmp_path, "L0", [], ungradable))
+    kept = list(store_problems(problems, tmp_path, "L0", [], ungradable))
     assert [problem.problem_id for problem in kept] == ["fine"]
     assert "its test 2 expects" in ungradable["p"]
     assert (

@@ -14,7 +14,7 @@ from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits
-from ssd_ray.evaluation.tests_on_disk import stored
+from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.models import answers
 from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
@@ -54,7 +54,7 @@ def benchmark(tmp_path: Path) -> Path:
         kind="numeric",
         tests=(Test(input="", output="4"),),
     )
-    problems = list(stored([double, number], tmp_path / "benchmark" / "tests", "L1", []))
+    problems = list(store_problems([double, number], tmp_path / "benchmark" / "tests", "L1", []))
     shards.write_shard(tmp_path / "benchmark", "problems", problems, Problem)
     return tmp_path / "benchmark"
 

@@ -18,7 +18,7 @@ _READS = re.compile(r"\binput[ \t]*[(,)]|\bstdin\b|\bfileinput\b|\b(?:open|read)
 """Signs of reading standard input."""
 
 
-def relabeled(result: Result, problem: Problem, extraction: Extraction, rule: Rule) -> Result:
+def relabel(result: Result, problem: Problem, extraction: Extraction, rule: Rule) -> Result:
     """Return the result with outcome `wrong_block` if its block was never meant as the program.
 
     A block with a passed test is the program.

@@ -59,7 +59,7 @@ def grade_completion(
             result = _no_code(content, "no code in the answer, by the rule of extraction")
         else:
             result = grade_code(problem, extraction.code, rules, sandbox)
-            result = blocks.relabeled(result, problem, extraction, rules.extract)
+            result = blocks.relabel(result, problem, extraction, rules.extract)
         row = verdict(problem, completion, extraction.code, result, sandbox)
     return dataclasses.replace(row, reasoning=content.reasoning)
 
