@@ -1,4 +1,4 @@
-"""Format quantities as short text: rates, times, and numbers with a prefix for their magnitude."""
+"""Format quantities as short text: rates, times, and numbers with a magnitude prefix."""
 
 from __future__ import annotations
 

@@ -78,13 +78,16 @@ def banned_words(source: str) -> list[str]:
     """List the banned words in the docstrings and comments of a Python source, sorted."""
     texts = [*docstrings_of(ast.parse(source)), *comments(source)]
     # Words in backticks are names.
-    words = _WORD.findall(" ".join(re.sub(r"`[^`]*`", " ", text) for text in texts))
+    words = _WORD.findall(" ".join(re.sub(r"`[^`]*`|\bset-aside\b", " ", text) for text in texts))
     return sorted(word.lower() for word in words if word.lower() in BANNED)
 
 
 def long_first_lines(source: str) -> list[str]:
-    """List the first lines of docstrings above `FIRST_LINE` characters."""
-    first_lines = (text.splitlines()[0] for text in docstrings_of(ast.parse(source)) if text)
+    """List the first lines above `FIRST_LINE` characters of docstrings of modules, classes, functions."""
+    tree = ast.parse(source)
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    first_lines = (text.splitlines()[0] for text in docstrings if text)
     return [line for line in first_lines if len(line) > FIRST_LINE]
 
 

@@ -90,7 +90,7 @@ class SamplingJob:
 
 
 def generate(job: SamplingJob, ended: Callable[[], bool], progress: Progress) -> dict[str, Any]:
-    """Draw the answers of a job; return counts of rows, tokens, finish reasons, failures, losses.
+    """Draw the answers of a job; return facts: rows, tokens, finish reasons, failures, losses.
 
     Prompts may still be coming until `ended()`. It raises once they cannot.
 

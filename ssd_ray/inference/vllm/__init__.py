@@ -1,1 +1,1 @@
-"""vLLM behind a small interface: the engine, its arguments, the exact sampler, and placement."""
+"""vLLM behind a small interface: engine, arguments, exact sampler, and placement."""
