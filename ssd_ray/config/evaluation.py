@@ -209,7 +209,7 @@ class EvaluateConfig(Section):
             set(self.pass_at)
         ) < len(self.pass_at):
             raise ValueError("benchmarks and pass_at name each entry once")
-        # Each entry names a directory of the run, so a second one would overwrite the first.
+        # Each entry names an arm or a directory of verdicts, so none can occur twice.
         for listed in (self.sweep, self.controls or (), self.profiles):
             if len(set(listed)) < len(listed):
                 raise ValueError(

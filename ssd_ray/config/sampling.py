@@ -67,9 +67,9 @@ class PromptsConfig(Section):
     uses the known license of `builtin` and `rstar-coder`, else `unknown`.
     """
     contamination: Contamination = "refuse"
-    """Treatment of prompts that share 13 words in a row (in scripts without spaces, 26 letters), or
-    a shorter statement, with a problem of `evaluate.benchmarks`. `refuse`: stop the run before
-    sampling. `drop`: leave them out. `allow`: keep them. All are counted and reported.
+    """Treatment of prompts that overlap with a problem of `evaluate.benchmarks`: by 13 words in a
+    row (in scripts without spaces, 26 letters), or by a shorter statement. `refuse`: stop the run
+    before sampling. `drop`: leave them out. `allow`: keep them. All are counted and reported.
     """
     limit: int | None = Field(None, ge=1)
     """Maximum number of prompts, taken from the start after filtering and deduplication."""

@@ -18,7 +18,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.models import templates
 from ssd_ray.problems.published_prompts import Messages
 
-# Arguments of `apply_chat_template` that this module sets, or that would change its result's type.
+# Arguments of `apply_chat_template` that this module sets, or that would change its result.
 _DECIDED_HERE = {
     "add_generation_prompt",
     "chat_template",

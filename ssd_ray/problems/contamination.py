@@ -1,8 +1,8 @@
 """Contamination of training prompts: runs of words shared with problems of a benchmark.
 
-- A word is a run of letters and digits, case folded. In a script without spaces each letter is a
-  unit, as in BERT's tokenizer and SacreBLEU's for Chinese, and counts as a part of a word
-  (`LETTERS_PER_WORD`).
+- A word is a run of letters and digits, case folded.
+- In a script without spaces each letter is a unit, as in BERT's tokenizer and SacreBLEU's for
+  Chinese. It counts as a part of a word (`LETTERS_PER_WORD`).
 - A shared run of 13 words marks the prompt (Brown et al. 2020, appendix C).
 - If one of the statements is shorter than that, a match of all its words marks the prompt, from 8
   words on.

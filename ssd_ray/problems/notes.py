@@ -93,7 +93,7 @@ def _end_of_turn(renderer: Renderer, tokenizer: Any, ends: Collection[int]) -> I
         return
     listed = ", ".join(map(str, sorted(ends)))
     number = next((number for number in ids if renderer.control.count([number])), None)
-    # A control token can be named in the recipe; plain text cannot end an answer.
+    # The recipe can name a control token as an end token, but not a piece of plain text.
     if number is not None:
         token = tokenizer.convert_ids_to_tokens(number)
         yield (

@@ -36,7 +36,7 @@ def gold_number(answer: str) -> str:
         RowError: There is none.
     """
     _, mark, tail = answer.rpartition("####")
-    # Published answers have 1,000 and $20; completions are normalized in the same way.
+    # Published answers are also written as 1,000 and $20.
     digits = tail.strip().replace(",", "").removeprefix("$")
     try:
         finite = Decimal(digits).is_finite()
