@@ -219,7 +219,7 @@ def test_an_ungradable_problem_is_refused_and_never_passed(sandbox: Sandbox) -> 
     for problem, reason in refused:
         with pytest.raises(UserError, match=reason):
             grade_lcb(problem, "def f(x): pass", LIMITS, sandbox)
-    with pytest.raises(UserError, match="whole seconds"):
+    with pytest.raises(UserError, match="full seconds"):
         grade_lcb(good, SUM, dataclasses.replace(LIMITS, time_s=0.9), sandbox)
 
 
