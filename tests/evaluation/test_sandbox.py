@@ -16,6 +16,7 @@ from ssd_ray.evaluation.sandbox import (
     Sandbox,
     Unsupported,
     best_level,
+    bootstrap,
     call,
     levels,
     supervisor,
@@ -137,6 +138,16 @@ def test_nothing_stays_from_one_program_to_the_next(best):
         "sys.path)"
     )
     assert run(best, code).stdout == "False False False\n"
+
+
+def test_a_program_finds_no_module_of_the_sandbox(best):
+    names = sorted(bootstrap._codes())
+    assert {"zygote", "kinds", "wire"} <= set(names)
+    code = f"""
+        import importlib.util
+        print([name for name in {names!r} if importlib.util.find_spec(name)])
+    """
+    assert run(best, code).stdout == "[]\n"
 
 
 def test_no_file_can_be_created(sandbox):

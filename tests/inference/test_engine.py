@@ -39,7 +39,7 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
-from ssd_ray.inference import engine as engine_module
+from ssd_ray.inference.vllm import engine as engine_module
 from ssd_ray.inference.vllm.engine import Engine, RefusedRequestError, Request, sample_seed
 directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 given = json.loads(sys.argv[4])

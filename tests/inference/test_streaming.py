@@ -287,7 +287,7 @@ def test_a_crashed_engine_is_replaced_and_counted(source: Path, tmp_path: Path) 
     facts = _draw(source, tmp_path / "out", engine, progress=said)
     _check_whole(tmp_path / "out")
     assert facts["engine_losses"] == 1
-    assert any("1 engine was lost on the way" in line for line in said.lines)
+    assert any("1 engine crashed" in line for line in said.lines)
 
 
 def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_a_node_that_does_not_see_the_storage_is_named(source: Path, tmp_path: P
 
 def test_engines_that_always_crash_end_the_stage_safely(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InfrastructureError, match=r"engines die|an engine died"):
+    with pytest.raises(InfrastructureError, match=r"crashes engines|an engine crashed"):
         _draw(source, out, functools.partial(MortalEngine, kills=frozenset(range(13, PROMPTS))))
     kept = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}
     assert kept

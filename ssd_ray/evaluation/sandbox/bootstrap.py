@@ -112,7 +112,8 @@ def environment() -> dict[str, str]:
 
 def image(config: dict[str, Any]) -> bytes:
     """Return the bytes for the interpreter to load: `levels.config` and the code of its modules."""
-    return marshal.dumps((config, _codes(), PRELOADED))
+    codes = _codes()
+    return marshal.dumps(({**config, "own_modules": list(codes)}, codes, PRELOADED))
 
 
 @functools.cache

@@ -39,21 +39,6 @@ else:
     import roles
     import walls
 
-_OWN_MODULES = (
-    "zygote",
-    "walls",
-    "roles",
-    "wire",
-    "foreign",
-    "restored",
-    "objects",
-    "definitions",
-    "check_role",
-    "shortage",
-    "lcb_role",
-    "lcb_stdin",
-)
-"""Modules to hide from a program's imports."""
 _MESSAGE_BYTES = 1 << 16
 _MAX_DESCRIPTORS = 8
 
@@ -255,7 +240,8 @@ class _Zygote:
             os._exit(1)
         os.write(status_fd, b"ready\n")
         os.close(status_fd)
-        for name in _OWN_MODULES:
+        # A program must not import the modules of the sandbox.
+        for name in self._config["own_modules"]:
             sys.modules.pop(name, None)
         roles.play(request["role"], units, request["entry_point"], pipes)
 
