@@ -200,6 +200,7 @@ def _candidate(
         None if on_cpu else _time(model, assumed, setting, work.steps, load, fewest)
         for load in (work.expected, work.at_most)
     )
+    # A CPU's speed is not assumed, so a plan for CPU workers has neither hours nor money.
     price = size * assumed.usd_per_gpu_hour
     return Candidate(
         num_workers=size,
@@ -294,6 +295,7 @@ def _remedies(
         stages, ("none", "optimizer", "parameters"), (1, 2, 4, 8)
     ):
         wanted = {"zero_stage": stage, "offload": offload, "sequence_parallel_size": shared}
+        # The recipe's own checks decide which combinations are valid.
         try:
             train = TrainConfig.model_validate({**recipe.train.model_dump(), **wanted})
         except ValidationError:

@@ -76,6 +76,7 @@ def count_work(
         steps=train.steps,
         sequences=train.steps * train.global_batch_size,
         expected=load(prompt, responses),
+        # All tokens but the prompt's are responses: a response costs more than a prompt's tokens.
         at_most=load(min(prompt, length), [(1.0, length - min(prompt, length))]),
         measured=bool(dataset),
     )

@@ -65,6 +65,7 @@ def work(config: dict[str, Job]) -> None:
     # Ray Train restarts the group also where a worker was lost after the model was complete.
     if (job.out / export.FINISHED).exists():
         return
+    # From here on the output, warnings of libraries included, goes to the worker's log.
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
     heartbeat = Heartbeat(job.logs, context.get_world_rank())
     heartbeat.phase("loading the model")
@@ -161,6 +162,7 @@ class Worker:
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
         if job.train.sequences_alone:
+            # A longer sequence than the budget goes alone.
             self._budget = 1
         held_out = None
         if self.held_out is not None:

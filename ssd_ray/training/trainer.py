@@ -95,7 +95,8 @@ def _first_step(job: Job) -> int:
             "first step"
         )
     if step and (state["zero_stage"] == 0) != (job.train.zero_stage == 0):
-        directory, before = job.out / resume.RESUME, state["zero_stage"]
+        directory = job.out / resume.RESUME
+        before = state["zero_stage"]
         raise UserError(
             f"{directory} holds a state that was written with train.zero_stage {before}, and "
             f"{job.train.zero_stage} cannot read it: "
@@ -157,12 +158,14 @@ def _run(job: Job, progress: Progress) -> None:
     )
     try:
         trainer.fit()
-    except KeyboardInterrupt:  # Ctrl-C, or SIGTERM to the run
+    except KeyboardInterrupt:
+        # Ctrl-C, or SIGTERM to the run.
         _await_state(job, progress)
         raise
     except TrainingFailedError as error:
         raise _explained(error, job) from error
-    except RayTaskError:  # a mistake of this package in the controller
+    except RayTaskError:
+        # An error of this package in the controller keeps its traceback.
         raise
     except RayError as error:
         raise InfrastructureError(

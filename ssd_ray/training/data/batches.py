@@ -53,7 +53,8 @@ class MicroBatch:
     """False on padding."""
 
 
-@lru_cache(maxsize=2)  # a batch may span two epochs
+# Two orders are cached, because a batch may span two epochs.
+@lru_cache(maxsize=2)
 def epoch_order(num_rows: int, seed: int, epoch: int) -> Ints:
     """Return a permutation of the rows, sorted by raw Philox draws keyed by (seed, epoch).
 

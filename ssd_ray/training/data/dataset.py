@@ -313,11 +313,13 @@ def _shards(judged: Judged) -> Iterator[Ints]:
     """Yield runs of kept rows with at most `SHARD_TOKENS` tokens, or a single longer row."""
     kept = np.flatnonzero(judged.kept)
     lengths = (judged.answers.num_prompt_tokens + judged.tokens)[kept]
-    begin, tokens = 0, 0
+    begin = 0
+    tokens = 0
     for end, length in enumerate(lengths.tolist()):
         if end > begin and tokens + length > SHARD_TOKENS:
             yield kept[begin:end]
-            begin, tokens = end, 0
+            begin = end
+            tokens = 0
         tokens += length
     yield kept[begin:]
 

@@ -108,7 +108,7 @@ def judge(shard: pa.Table, reading: ParseOptions) -> Answers:
     ended = np.zeros(len(texts), dtype=bool)
     filled = lengths[1] > 0
     ended[filled] = np.isin(tokens[offsets[1:][filled] - 1], sorted(reading.end_tokens))
-    found: dict[Class, Any] = {
+    members: dict[Class, Any] = {
         "empty": lines == 0,
         "stub": lines == 1,
         "no_code": [program.code is None for program in programs],
@@ -122,9 +122,10 @@ def judge(shard: pa.Table, reading: ParseOptions) -> Answers:
         num_prompt_tokens=lengths[0].astype(np.int64),
         num_output_tokens=lengths[1].astype(np.int64),
         stopped=stopped,
-        classes=np.column_stack([np.asarray(found[name], dtype=bool) for name in CLASSES]).reshape(
-            len(texts), len(CLASSES)
-        ),
+        # The reshape keeps [0, classes] for a shard without rows.
+        classes=np.column_stack(
+            [np.asarray(members[name], dtype=bool) for name in CLASSES]
+        ).reshape(len(texts), len(CLASSES)),
         reasoning=np.array(
             [STATES.index(content.reasoning) for content in contents], dtype=np.int64
         ),

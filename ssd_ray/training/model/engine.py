@@ -48,7 +48,8 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, An
         "eps": 1e-8,
         "weight_decay": train.weight_decay,
     }
-    if train.offload == "none":  # offloaded states are updated by DeepSpeed's own CPU kernel
+    # DeepSpeed's own CPU kernel updates offloaded states.
+    if train.offload == "none":
         optimizer |= {"torch_adam": True, "fused": True}
     return {
         "train_micro_batch_size_per_gpu": 1,

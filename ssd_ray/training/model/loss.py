@@ -176,6 +176,7 @@ class _ChunkedSum(torch.autograd.Function):
         into, factor = (grad_head, 1.0) if sink is None else sink
         for start in range(0, len(targets), constants.chunk_tokens):
             chunk = slice(start, start + constants.chunk_tokens)
+            # These logits and their gradient exist for one iteration only.
             logits = transform(product(hidden[chunk], head, bias).float())
             loss, grad_logits = _cross_entropy(logits, targets[chunk], weights[chunk])
             total += loss
@@ -333,12 +334,12 @@ class ResponseLoss(nn.Module):
         hidden = self.model.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        ours = self.transform(self.model.get_output_embeddings()(hidden).float())
-        theirs = self.model(
+        logits = self.transform(self.model.get_output_embeddings()(hidden).float())
+        expected = self.model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).logits.float()
         near = 1e-4 if hidden.dtype == torch.float32 else 0.02
-        if not torch.allclose(ours, theirs, rtol=near, atol=near * float(theirs.abs().max())):
+        if not torch.allclose(logits, expected, rtol=near, atol=near * float(expected.abs().max())):
             kind = type(self.model).__name__
             raise UserError(
                 f"cannot train {kind} exactly: its logits are not its output head's, "

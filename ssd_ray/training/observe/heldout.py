@@ -51,6 +51,7 @@ def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Exampl
     order = sorted(
         set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
     )
+    # A prompt is held out with all its samples, because they resemble one another.
     count = dict(zip(*np.unique(np.array(prompts), return_counts=True), strict=True))
     enough = np.cumsum([count[prompt] for prompt in order]) < samples
     chosen = set(order[: int(enough.sum()) + 1])
@@ -111,15 +112,16 @@ class HeldOut:
         head = self._engine.module.model.get_output_embeddings()
         for (states, drawn), base in zip(self._hidden(), self._base_states, strict=True):
             with self._gathered(), torch.no_grad():
-                ours = [head.weight, head.bias]
-                theirs = [
+                # Where the head is not trained, it still is the base's, and no copy was kept.
+                current_head = [head.weight, head.bias]
+                base_head = [
                     part if part is None else part.to(states.device)
-                    for part in self._base_head or ours
+                    for part in self._base_head or current_head
                 ]
                 for start in range(0, len(drawn), self._chunk_tokens):
                     chunk = slice(start, start + self._chunk_tokens)
-                    logits = self._logits(states[chunk], ours)
-                    base_logits = self._logits(base[chunk].to(states.device), theirs)
+                    logits = self._logits(states[chunk], current_head)
+                    base_logits = self._logits(base[chunk].to(states.device), base_head)
                     values = measure(logits, base_logits, drawn[chunk], self._sampling)
                     total += torch.cat(
                         [values.sum(0).cpu(), torch.tensor([len(values)], dtype=torch.float64)]

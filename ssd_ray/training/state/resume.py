@@ -1,7 +1,7 @@
 """Save and restore the resume state of an interrupted training.
 
 - A state is a DeepSpeed checkpoint, one shard a worker, on storage that all workers see.
-- It is renamed into place when all shards are there, so a partial one is never read.
+- It is renamed into place when all shards are on disk, so a partial one is never read.
 - Only the latest is kept.
 - As many workers as wrote it restore it bit for bit. Another number of workers, or another ZeRO
   stage, assembles its own shards (`resharding.py`).
