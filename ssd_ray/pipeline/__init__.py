@@ -1,1 +1,1 @@
-"""The pipeline: steps, the graph that connects them, and the run that makes them in a directory."""
+"""The pipeline: steps, their graph, and the run making them in a directory."""

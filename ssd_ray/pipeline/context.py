@@ -1,6 +1,6 @@
-"""What the steps of a run share while they are made: its directory, the model, graders, the screen.
+"""Surroundings shared by the steps of a run: its directory, the model, graders, progress.
 
-Reads the model. Writes `model-revision`, the commit that a run stays with.
+Reads the model. Writes `model-revision`, the commit of the model for all later steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RunContext:
-    """The surroundings of a run's steps; safe to use from the threads of steps that overlap."""
+    """The surroundings of a run's steps; safe to use from threads."""
 
     def __init__(self, recipe: Recipe, run: Path, progress: Progress) -> None:
         self.recipe = recipe
@@ -40,22 +40,22 @@ class RunContext:
 
     @functools.cached_property
     def graders(self) -> GraderPool:
-        """The graders of all steps; a run opens them once Ray is up."""
+        """The pool of graders of all steps; a run opens it once Ray has started."""
         from ssd_ray.evaluation.ray_pool import pool_on_ray
 
         return pool_on_ray(self.recipe.cluster, self.logs)
 
     @functools.cached_property
     def prompting(self) -> Prompting:
-        """The renderers of prompts, which share a model and a clock."""
+        """The renderers of prompts, sharing a model and a clock."""
         from ssd_ray.problems.prompting import Prompting
 
         return Prompting(self.recipe, self.model, self.run, self.progress.say)
 
     @property
     def model(self) -> Path:
-        """Directory of the base model, which is fetched once and checked."""
-        # Steps that overlap ask at the same time.
+        """Directory of the base model, fetched and checked at the first use."""
+        # Steps that overlap ask from several threads at once.
         with self._fetching:
             return self._model
 
@@ -64,8 +64,8 @@ class RunContext:
         model = self.recipe.model
         from_hub = "hub" in models.identify(model)
         if models.present(model) is None:
-            deed = "downloading" if from_hub else "converting"
-            self.progress.say(f"model: {deed} {model.source}, once on this machine")
+            action = "downloading" if from_hub else "converting"
+            self.progress.say(f"model: {action} {model.source}, once on this machine")
         if not from_hub or model.revision:
             return models.fetch(model)
         # A branch of the hub moves on; a run keeps the commit that it got first.
@@ -81,10 +81,9 @@ class RunContext:
         return int(manifests.load(self.run / stage).facts["rows"])
 
     def when_complete(self, *steps: Step) -> Callable[[], bool]:
-        """Return a function that returns True once all steps are complete.
+        """Return a function to poll: it returns True once all steps are complete.
 
-        The function raises InfrastructureError if the run has stopped, so that nobody waits for
-        steps that are not made any more.
+        The function raises InfrastructureError if the run has stopped: a caller would wait forever.
         """
 
         def are_complete() -> bool:

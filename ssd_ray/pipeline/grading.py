@@ -1,4 +1,4 @@
-"""Steps that run answers' programs in the sandbox and record verdicts.
+"""Steps of grading: run the programs of answers in the sandbox and record verdicts.
 
 benchmark/, generations/<arm>/ ─> verdicts/<arm>/
 training-problems/, samples/ ─> sample-verdicts/
@@ -21,7 +21,7 @@ _LIMITS = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grade(Step):
-    """Verdicts on answers, given while the answers are still being drawn."""
+    """Verdicts on answers, recorded while the answers are still being drawn."""
 
     verb = "grade"
     needs_ray = True
@@ -30,9 +30,9 @@ class Grade(Step):
     answers: str
     """Directory of the answers under the run."""
     problems: str
-    """Directory of the problems with their tests."""
+    """Directory of the problems with their tests, under the run."""
     prompts: str
-    """Directory of the prompts that were answered."""
+    """Directory of the answered prompts under the run."""
     samples_per_prompt: int
 
     def choices(self) -> Mapping[str, Any]:
@@ -50,13 +50,14 @@ class Grade(Step):
         from ssd_ray.evaluation.ray_pool import Answers, grade
         from ssd_ray.evaluation.sandbox import Limits
 
-        evaluate, run = self.recipe.evaluate, context.run
+        evaluate = self.recipe.evaluate
+        run = context.run
         limits = Limits(
             time_s=evaluate.time_limit_s,
             memory_mib=evaluate.memory_limit_mib,
             output_kib=evaluate.output_limit_kib,
         )
-        order = GradingSpec(
+        spec = GradingSpec(
             benchmark=(run / self.problems).resolve(),
             rules=Rules(limits=limits, profile=self.profile, extract=evaluate.extract),
             floor=evaluate.sandbox_floor,
@@ -69,4 +70,4 @@ class Grade(Step):
             total=context.num_rows(self.prompts) * self.samples_per_prompt,
             ended=context.when_complete(self.follows),
         )
-        return grade(answers, order, context.graders, stage=self.name, progress=context.progress)
+        return grade(answers, spec, context.graders, stage=self.name, progress=context.progress)

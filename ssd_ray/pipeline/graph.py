@@ -1,16 +1,16 @@
-"""The graph of a run: which artifact is made from which, and in what order.
+"""The graph of a run: its artifacts, their inputs and their order.
 
     problems ─render→ prompts/ ─sample→ samples/ ─prepare→ dataset/ ─train→ checkpoint/
     benchmark/, prompts/ ─render→ contamination/ (before samples are complete)
-    benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/ ─report→ report/
+    benchmark/ ─render→ eval-prompts/ ─generate→ generations/<arm>/ ─grade→ verdicts/<arm>/
+    verdicts/<arm>/ ─report→ report/
 
 - The naive control has samples-naive/, dataset-naive/ and checkpoint-naive/.
 - The control `accepted` shares the samples: training-problems/ with their tests, sample-verdicts/,
   dataset-accepted/, checkpoint-accepted/.
 - A second profile of grading fills verdicts-lcb/<arm>/.
 
-Every fingerprint follows from the recipe alone. So the state of each artifact is known before any
-work starts.
+Every fingerprint follows from the recipe alone. So the state of each artifact is known in advance.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ StepT = TypeVar("StepT", bound=Step)
 
 
 def steps(recipe: Recipe) -> list[Step]:
-    """List all steps of a recipe in the order in which a run makes them.
+    """List all steps of a recipe in the order of a run.
 
     Raises:
-        UserError: a file that the recipe names is missing.
+        UserError: a file named in the recipe is missing.
     """
     return Graph(recipe).steps
 
 
 class Graph:
-    """The steps of a recipe. This is the only list of them."""
+    """The steps of a recipe: the only list of them."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -78,7 +78,7 @@ class Graph:
 
     @property
     def steps(self) -> list[Step]:
-        """All steps in the order in which a run makes them."""
+        """All steps in the order of a run."""
         return list(self._steps.values())
 
     def _add(self, step: StepT) -> StepT:
@@ -87,9 +87,10 @@ class Graph:
         return step
 
     def _render(self) -> None:
-        recipe, model = self._recipe, self._model
+        recipe = self._recipe
+        model = self._model
         self._benchmark = self._add(Benchmark(name="benchmark", recipe=recipe))
-        # Evaluation prompts come first: engines that draw samples may wait for the training prompts.
+        # Evaluation prompts come first: sampling starts while the training prompts still grow.
         self._eval_prompts = self._add(
             EvalPrompts(name="eval-prompts", recipe=recipe, inputs=(self._benchmark,), model=model)
         )
@@ -118,7 +119,7 @@ class Graph:
         )
 
     def _samples(self, branch: TrainedModel) -> Step:
-        """Add the samples of a branch, which another branch may share."""
+        """Add the samples of a branch, or return those shared with an earlier branch."""
         if branch.samples in self._steps:
             return self._steps[branch.samples]
         return self._add(
@@ -127,7 +128,7 @@ class Graph:
                 recipe=self._recipe,
                 inputs=(self._prompts,),
                 after=(self._contamination, self._eval_prompts, *self._problems),
-                # The control's turn on the engines comes later.
+                # The control draws later, once the engines of `samples/` are free.
                 follows=self._prompts if branch.samples == "samples" else None,
                 sample=branch.sample,
                 model=self._answering,
@@ -135,7 +136,7 @@ class Graph:
         )
 
     def _sample_verdicts(self, branch: TrainedModel, samples: Step) -> Iterator[Step]:
-        """Add the verdicts on samples, where only accepted ones are trained on."""
+        """Add and yield the verdicts on samples, if only accepted ones are trained on."""
         if branch.verdicts is None:
             return
         yield self._add(

@@ -1,4 +1,4 @@
-"""Steps that render problems as prompts, and check that training and evaluation do not overlap.
+"""Steps of rendering: problems as prompts, and overlaps of training and evaluation.
 
 benchmark/ ─> eval-prompts/        problems ─> prompts/ ─> contamination/, training-problems/
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def model_choices(recipe: Recipe) -> dict[str, Any]:
-    """Return the choices of the model that shape prompts.
+    """Return the choices of the model behind its prompts.
 
     Raises:
-        UserError: the template that the recipe names is no file.
+        UserError: `model.chat_template` is not a file.
     """
     chosen = config.choices(recipe.model)
     template = recipe.model.chat_template
@@ -44,9 +44,9 @@ def model_choices(recipe: Recipe) -> dict[str, Any]:
 
 
 def answering_model_choices(recipe: Recipe, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the choices of the model where it answers or is trained.
+    """Return the choices of the model for answering and training.
 
-    Further end tokens shape answers, and no prompt.
+    They add the further end tokens: these shape answers, not prompts.
     """
     further = list(recipe.model.end_tokens)
     return {**model, "end_tokens": further} if further else dict(model)
@@ -69,7 +69,8 @@ class Benchmark(Step):
         from ssd_ray.evaluation import soundness
         from ssd_ray.evaluation.tests_on_disk import store_problems
 
-        evaluate, tally = self.recipe.evaluate, sources.Tally()
+        evaluate = self.recipe.evaluate
+        tally = sources.Tally()
         left_out: list[str] = []
         ungradable: dict[str, str] = {}
         chosen = sources.benchmark_problems(evaluate, tally)
@@ -100,7 +101,7 @@ class Prompts(Step):
     verb = "render"
 
     model: Mapping[str, Any]
-    """Choices of the model that shape prompts."""
+    """Choices of the model behind its prompts."""
 
     @property
     def begins_run(self) -> bool:
@@ -109,10 +110,12 @@ class Prompts(Step):
     def choices(self) -> Mapping[str, Any]:
         prompts = self.recipe.prompts
         shaping = config.choices(prompts)
+        # Recipes without a date have the fingerprints of a recipe without the field.
         if prompts.template_date is None:
             del shaping["template_date"]
+        # Refusing or allowing an overlap shapes no prompt.
         if prompts.contamination != "drop":
-            del shaping["contamination"]  # refusing or allowing an overlap shapes no prompt
+            del shaping["contamination"]
         source = sources.identify(prompts.source)
         chosen: dict[str, Any] = {"prompts": shaping, "source": source, "model": self.model}
         if prompts.over_length == "truncate-left":
@@ -129,8 +132,9 @@ class Prompts(Step):
     def make(self, out: Path, context: RunContext) -> Facts:
         from ssd_ray.problems.rendering import ContextBudget, render
 
-        prompts, tally = self.recipe.prompts, sources.Tally()
-        room = ContextBudget(
+        prompts = self.recipe.prompts
+        tally = sources.Tally()
+        budget = ContextBudget(
             max_model_len=self.recipe.model.max_model_len,
             answer_tokens=self.recipe.sample.max_tokens,
             over_length=prompts.over_length,
@@ -139,7 +143,7 @@ class Prompts(Step):
             _training_problems(self.recipe, context, tally), context.progress, "prompts", "prompts"
         )
         renderer = context.prompting.renderer(prompts.mode, "prompts.mode")
-        facts = render(problems, renderer, room, out=out)
+        facts = render(problems, renderer, budget, out=out)
         if facts["skipped"]:
             tally.dropped["too long for the context"] = facts["skipped"]
         return {
@@ -154,13 +158,13 @@ class Prompts(Step):
 
 
 def _training_problems(recipe: Recipe, context: RunContext, tally: sources.Tally) -> Any:
-    """Return an iterator of the training problems, without those that overlap, if asked."""
+    """Return an iterator of the training problems, without overlapping ones if so chosen."""
     note = context.run / "prompts-revision"
     return sources.training_problems(recipe.prompts, tally, _benchmarks(recipe, context), note)
 
 
 def _benchmarks(recipe: Recipe, context: RunContext) -> Benchmarks | None:
-    """Return the benchmarks if training problems that overlap with them are dropped."""
+    """Return the benchmarks if overlapping training problems are dropped, else None."""
     from ssd_ray.problems.contamination import Benchmarks
 
     if recipe.prompts.contamination != "drop":
@@ -183,7 +187,8 @@ class Contamination(Step):
         from ssd_ray.problems.contamination import check
 
         policy = self.recipe.prompts.contamination
-        prompts, benchmark = context.run / "prompts", context.run / "benchmark"
+        prompts = context.run / "prompts"
+        benchmark = context.run / "benchmark"
         return check(prompts, benchmark, policy, out=out, progress=context.progress)
 
 
@@ -217,7 +222,7 @@ class EvalPrompts(Step):
     verb = "render"
 
     model: Mapping[str, Any]
-    """Choices of the model that shape prompts."""
+    """Choices of the model behind its prompts."""
 
     def choices(self) -> Mapping[str, Any]:
         prompts = self.recipe.prompts
@@ -243,6 +248,6 @@ class EvalPrompts(Step):
         renderer = context.prompting.renderer(
             self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode"
         )
-        room = ContextBudget(max_model_len=self.recipe.model.max_model_len)
-        facts = render(problems, renderer, room, out=out)
+        budget = ContextBudget(max_model_len=self.recipe.model.max_model_len)
+        facts = render(problems, renderer, budget, out=out)
         return {**facts, **context.prompting.facts(renderer)}

@@ -1,12 +1,15 @@
-"""What of a run directory still holds: which artifacts are kept, resumed, made again or refused, and the acts that go with it.
+"""Upkeep of a run directory: keep, resume, remake or refuse each artifact.
 
-- Other choices: an artifact that took GPU time is refused, before anything is touched. What costs no GPU time is made again.
-- Other contents of an input: whatever was made from it is made again. What comes out as before changes nothing after it.
-- Another version of ssd_ray: as other choices for the artifact itself. What was made from it is looked at by content, and
-  refused where that took GPU time and the contents differ.
+- Other choices: an artifact is refused if it took GPU time, before anything is touched. Otherwise
+  it is made again.
+- Other contents of an input: everything made from it is made again. An input with equal
+  contents changes nothing after it.
+- Another version of ssd_ray: the artifact itself is treated as one with other choices. Artifacts
+  made from it are compared by content, and refused if they took GPU time and the contents differ.
 
-An artifact is looked at when its turn has come and its inputs are complete, or before it starts to follow one that grows.
-Reads fingerprints, manifests and `made-from.json`; moves, deletes or reopens artifacts. docs/design.md has the rules.
+An artifact is compared once its inputs are complete, or before it starts to follow a growing input.
+Reads fingerprints, manifests and `made-from.json`; moves, deletes or reopens artifacts.
+docs/design.md has the rules.
 """
 
 from __future__ import annotations
@@ -25,25 +28,31 @@ Outlook = Literal["keep", "resume", "make", "make again", "refuse"]
 
 
 class Renewal:
-    """The upkeep of a run directory while its steps are made, one after another; each step is settled once."""
+    """The upkeep of a run directory while its steps are made; each step is settled once."""
 
     def __init__(self, steps: Sequence[Step], out: Path, progress: Progress) -> None:
-        self._steps, self._out, self._progress = steps, out, progress
+        self._steps = steps
+        self._out = out
+        self._progress = progress
         self._settled: set[str] = set()
         self._made: set[str] = set()
 
     def state(self, step: Step) -> State:
-        """Where an artifact stands by its fingerprint, without touching it."""
+        """Return the state of an artifact by its fingerprint, without touching it."""
         return manifests.state_of(self._out / step.name, step.identity)
 
     def refuse(self, needed: Collection[Step]) -> None:
-        """Refuse to make steps for which work of GPUs would be thrown away, before anything is touched.
+        """Refuse to discard work of GPUs, before anything is touched.
 
-        That is work with other choices, if it is needed, or if something that it was made from is to be made again. Prompts
-        with other choices are refused too: they are those of another run.
+        Stale artifacts are refused if they took GPU time, and if one of these holds:
+
+        - the artifact itself is needed;
+        - one of its inputs is to be made again.
+
+        Prompts with other choices are refused too: they belong to another run.
 
         Raises:
-            UserError: names the directories, the choice that differs, and what to do.
+            UserError: names the directories, the differing choice, and the remedy.
         """
         replaced = {step.name for step in needed if self.state(step) == "stale"}
         refused = [
@@ -53,27 +62,31 @@ class Renewal:
             and (step in needed or any(before.name in replaced for before in _upstream(step)))
         ]
         if refused:
-            cause, them = self._cause(refused[0]), "it" if len(refused) == 1 else "them"
+            cause = self._cause(refused[0])
+            pronoun = "it"
             if len(refused) > 1:
                 cause = cause.replace("was made", "were made", 1)
+                pronoun = "them"
             if any(step.takes_gpu for step in refused):
                 cause += ", and took GPU time"
+            directories = _listed(str(self._out / step.name) for step in refused)
             raise UserError(
-                f"{_listed(str(self._out / step.name) for step in refused)} {cause}: choose another --out, or delete {them} to "
-                f"have {them} made again"
+                f"{directories} {cause}: choose another --out, or delete {pronoun} to have "
+                f"{pronoun} made again"
             )
 
     def _is_refused(self, step: Step) -> bool:
-        """Return True if an artifact is stale and is not made again for that."""
+        """Return True if an artifact is stale and must not be remade unasked."""
         if self.state(step) != "stale" or not (step.takes_gpu or step.begins_run):
             return False
         existing = files.read_json(self._out / step.name / "fingerprint.json")
         return step.takes_gpu or not identity.is_asked_for(existing, step.identity)
 
     def outlooks(self) -> Iterator[tuple[Step, Outlook, str]]:
-        """Say of every step what a run would do with it as things are, and why; nothing is touched.
+        """Yield every step, its outlook in a run now, and the reason; nothing is touched.
 
-        What is kept as things are may be made again once an input of it is; the reason then names those inputs.
+        A step to keep has a reason only if inputs of it are to be made: it is remade if their
+        contents change. The reason names those inputs.
         """
         remade: set[str] = set()
         for step in self._steps:
@@ -89,18 +102,23 @@ class Renewal:
         state = self.state(step)
         if state == "stale":
             return "refuse" if self._is_refused(step) else "make again", self._cause(step)
+        # Nothing was made yet, so there are no inputs to compare.
         if state == "missing":
             return "make", ""
         if changed := self._changed(step):
-            was = f"was made from other {_listed(changed)} than are there now"
-            return "make again" if all(changed.values()) or not step.takes_gpu else "refuse", was
-        return ("resume" if state == "partial" or self._is_open(step) else "keep"), ""
+            reason = f"was made from other {_listed(changed)} than are there now"
+            return "make again" if all(changed.values()) or not step.takes_gpu else "refuse", reason
+        is_open = state == "partial" or self._open_reason(step)
+        return ("resume" if is_open else "keep"), ""
 
     def settle(self, step: Step) -> State:
-        """Bring the directory of a step, all of whose inputs are complete, to where making it goes on; return its state.
+        """Prepare the directory of a step whose inputs are all complete, and return its state.
+
+        The directory is cleared if it is out of date, and reopened if a part of it was lost.
 
         Raises:
-            UserError: it took GPU time and was made from contents of another version of ssd_ray.
+            UserError: it took GPU time and was made with other choices, or from contents of another
+                version of ssd_ray.
         """
         if step.name not in self._settled:
             self._settled.add(step.name)
@@ -110,66 +128,77 @@ class Renewal:
         return self.state(step)
 
     def done(self, step: Step) -> None:
-        """Note that a step is complete."""
+        """Mark a step as complete."""
         self._made.add(step.name)
 
     def may_follow(self, step: Step, growing: Step) -> bool:
-        """Return True if a step can be made now that `growing` is; one that cannot waits for its turn.
+        """Return True if a step can be made while its input `growing` is being made.
 
-        Everything that it is made from has to be complete, but for `growing` itself. What the step has already must come from
-        `growing` as it grows now: of anything else nobody can say before it is complete.
+        - All its other inputs are complete.
+        - Existing rows of the step come from this making of `growing`. Rows of an earlier making
+          cannot be compared before `growing` is complete.
         """
-        waited = [before for before in step.inputs if before.name not in self._made]
+        incomplete = [before for before in step.inputs if before.name not in self._made]
         if step.follows is None or step.name in self._settled | self._made:
             return False
-        if not waited:
+        if not incomplete:
             return self.settle(step) != "complete"
-        if waited != [growing] or growing is not step.follows:
+        if incomplete != [growing] or growing is not step.follows:
             return False
         self._replace(step)
         state = self.state(step)
+        # Resume only rows of this very making: a claim tells one making from another.
         if state == "partial":
             return lineage.can_follow(self._out / step.name, growing.name, self._out / growing.name)
         return state == "missing"
 
     def record(self, step: Step) -> None:
-        """Put on record what a step is being made from, as it is now."""
+        """Record the current contents of the inputs of a step."""
         lineage.record(self._out / step.name, self._paths(step.sources()))
 
     def _replace(self, step: Step) -> None:
-        """Clear away what was made with other choices or by another version, where that cost no GPU time."""
+        """Clear a stale artifact.
+
+        Raises:
+            UserError: it took GPU time, or belongs to another run.
+        """
         if self.state(step) == "stale":
+            # Read the cause before the reset deletes its evidence.
             cause = self._cause(step)
             self.refuse([step])
             self._reset(step, cause)
 
     def _reopen(self, step: Step) -> None:
-        """Reopen shards of engines that were lost, and verdicts that a failing machine left open."""
-        if self.state(step) != "complete" or not (why := self._is_open(step)):
+        """Reopen answers with lost shards, and verdicts with infrastructure errors."""
+        if self.state(step) != "complete" or not (reason := self._open_reason(step)):
             return
         out = self._out / step.name
-        self._progress.say(f"{step.name}: {why}")
+        self._progress.say(f"{step.name}: {reason}")
         if manifests.lost_shards(out):
+            # Graders that followed the lost shards must not take the new ones for the same rows.
             lineage.renew_claim(out)
         manifests.reopen(out)
 
-    def _is_open(self, step: Step) -> str:
-        """Say why a complete artifact is to be resumed; empty where it is not."""
+    def _open_reason(self, step: Step) -> str:
+        """Return the reason to resume a complete artifact, or an empty text."""
         from ssd_ray.evaluation.verdicts import is_open
 
         out = self._out / step.name
         if (out / "ledger").is_dir() and manifests.damage(out):
-            return "shards are not as they were when it was whole; looking at all of them again"
-        return (
-            "grading again what a failing machine left without a verdict"
-            if step.verb == "grade" and is_open(out)
-            else ""
-        )
+            return "shards have changed since it was complete; checking all of them again"
+        if step.verb == "grade" and is_open(out):
+            return "grading again the answers without a verdict, after infrastructure errors"
+        return ""
 
     def _compare(self, step: Step) -> None:
-        """Clear away what was made from other contents than its inputs hold now."""
+        """Clear an artifact made from other contents than its inputs have now.
+
+        Raises:
+            UserError: it took GPU time, and the contents came from another version of ssd_ray.
+        """
         if self.state(step) not in ("complete", "partial"):
             return
+        # Equal contents: record this version's revisions, so that later ones compare with them.
         if not (changed := self._changed(step)):
             lineage.adopt(
                 self._out / step.name, self._paths(step.sources()), step.identity.revisions
@@ -180,19 +209,21 @@ class Renewal:
         ):
             out = self._out / step.name
             raise UserError(
-                f"{out} took GPU time and was made from {_listed(revised)} of another version of ssd_ray, which come out "
-                f"otherwise now: choose another --out, or delete {out} to have it made again"
+                f"{out} took GPU time and was made from {_listed(revised)} of another version of "
+                f"ssd_ray, which come out otherwise now: choose another --out, or delete {out} to "
+                "have it made again"
             )
         self._reset(step, f"was made from other {_listed(changed)} than are there now")
 
     def _reset(self, step: Step, cause: str) -> None:
-        """Clear away a step's artifact, once everything that was made from it has on record that it was."""
+        """Clear the artifact of a step, after everything made from it has recorded its contents."""
+        # Later steps are compared by contents, and these are about to be deleted.
         for other in self._steps:
             if step in other.sources() and self.state(other) != "missing":
                 lineage.record(self._out / other.name, self._paths([step]))
                 lineage.record_columns(self._out / other.name, step.name, self._out / step.name)
         place = step.reset(self._out)
-        kept = "" if place is None else f"; what was there is in {place}"
+        kept = "" if place is None else f"; the earlier one is in {place}"
         self._progress.say(f"{step.name} {cause}, and is made again{kept}")
 
     def _changed(self, step: Step) -> dict[str, bool]:
@@ -203,26 +234,27 @@ class Renewal:
         return {step.name: self._out / step.name for step in steps}
 
     def _cause(self, step: Step) -> str:
-        """Say in what a directory with another fingerprint differs, by the choice behind it: its own, or that of an input."""
+        """Return the difference behind another fingerprint: a choice of the step or of an input."""
         for before in _upstream(step):
             path = self._out / before.name / "fingerprint.json"
             if path.exists() and (
                 changes := identity.own_changes(files.read_json(path), before.identity)
             ):
-                return f"was made with other choices ({changes if before is step else f'{before.name}: {changes}'})"
+                origin = "" if before is step else f"{before.name}: "
+                return f"was made with other choices ({origin}{changes})"
         return identity.staleness(
             files.read_json(self._out / step.name / "fingerprint.json"), step.identity
         )
 
 
 def _upstream(step: Step) -> Iterator[Step]:
-    """A step and all that it is made from."""
+    """Yield a step and, recursively, its inputs."""
     yield step
     for before in step.inputs:
         yield from _upstream(before)
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names as a sentence holds them."""
+    """Join names as in a sentence: "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last

@@ -1,4 +1,4 @@
-"""The step that writes the report page and scores.json from everything before it."""
+"""Step of reporting: write the report page and scores.json from everything before it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Report(Step):
     reads_facts = True
 
     steps: tuple[str, ...]
-    """Names of all steps before it, whose cost it shows."""
+    """Names of all steps before it, to show their cost."""
 
     def choices(self) -> Mapping[str, Any]:
-        recipe, evaluate = self.recipe, config.choices(self.recipe.evaluate)
+        recipe = self.recipe
+        evaluate = config.choices(recipe.evaluate)
         families = {name: list(swept.values()) for name, swept in arms.families(recipe).items()}
         return {
             "name": recipe.name,

@@ -1,7 +1,10 @@
-"""Making a recipe's artifacts in a run directory: what is complete is left alone, what is partial is resumed.
+"""The run of a recipe: make the artifacts of a verb in a run directory.
 
-Ray starts only when a step needs it. One process at a time works in a run directory. Writes `recipe.yaml`, the resolved
-recipe, and into every artifact `timing.json`.
+- Complete artifacts are left alone, partial ones are resumed.
+- Ray starts at the first step in need of it.
+- One process at a time works in a run directory.
+
+Writes `recipe.yaml`, the resolved recipe, and `timing.json` in every artifact.
 """
 
 from __future__ import annotations
@@ -31,26 +34,28 @@ _STOP_TIMEOUT_S = 30.0
 
 
 class Run:
-    """A recipe and the directory that it fills."""
+    """A recipe and its run directory."""
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
-        self.recipe, self.out, self._progress = recipe, out, progress
+        self.recipe = recipe
+        self.out = out
+        self._progress = progress
         self._context = RunContext(recipe, out, progress)
         self._steps = graph.steps(recipe)
         self._seconds = Seconds()
 
     def states(self) -> Iterator[tuple[Step, State]]:
-        """Every step and where it stands, without touching anything."""
+        """Yield every step and its state, without touching anything."""
         for step in self._steps:
             yield step, manifests.state_of(self.out / step.name, step.identity)
 
     def outlooks(self) -> Iterator[tuple[Step, State, Outlook, str]]:
-        """Every step, where it stands, what `make` would do with it and why, without touching anything."""
+        """Yield every step, its state, its outlook in `make` and the reason; touch nothing."""
         for step, outlook, reason in Renewal(self._steps, self.out, self._progress).outlooks():
             yield step, self._state(step), outlook, reason
 
     def make(self, verb: str = "report") -> list[Artifact]:
-        """Make the artifacts of a verb, and first whatever they need that is not complete; returns the artifacts of the verb.
+        """Make and return the artifacts of a verb, after their incomplete inputs.
 
         Raises:
             UserError: a mistake in the recipe, its inputs, or the run directory.
@@ -62,63 +67,59 @@ class Run:
             renewal = Renewal(self._steps, self.out, self._progress)
             renewal.refuse(wanted)
             files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
-            for step in wanted:  # before hours of the steps that it is made from
+            # Mistakes show before hours are spent on the inputs of a step.
+            for step in wanted:
                 if self._state(step) != "complete":
                     step.check(self._context)
             followers = stack.enter_context(_Followers(self._context.stopped))
-            started = False
-            made = []
+            ray_started = False
+            artifacts = []
             for step in wanted:
                 followers.raise_failure()
-                whole = step.name not in followers and renewal.settle(step) == "complete"
-                if not whole and not started and self._needs_ray(step, wanted):
-                    self._progress.say("starting Ray")
-                    stack.enter_context(
-                        cluster.connected(
-                            self.recipe.cluster, self.out / "logs", self._progress.say
-                        )
-                    )
-                    stack.enter_context(self._context.graders)
-                    stack.callback(
-                        self._context.stopped.set
-                    )  # before Ray goes: what is under way must not look for another
-                    started = True
-                if started and not whole:
+                was_complete = step.name not in followers and renewal.settle(step) == "complete"
+                if not was_complete and not ray_started and self._needs_ray(step, wanted):
+                    self._start_ray(stack)
+                    ray_started = True
+                if ray_started and not was_complete:
                     self._follow(step, wanted, followers, renewal)
-                artifact = (
-                    followers.pop(step.name).result()
-                    if step.name in followers
-                    else self._make(step, renewal)
-                )
+                if step.name in followers:
+                    artifact = followers.pop(step.name).result()
+                else:
+                    artifact = self._make(step, renewal)
                 renewal.done(step)
-                if not whole:
+                if not was_complete:
                     self._progress.say(f"{step.name}: complete")
-                made += self._asked_for(step, artifact, verb, whole)
-            return made
+                elif step.verb == verb:
+                    step.describe(artifact.path, self._context, artifact.facts)
+                if step.verb == verb:
+                    artifacts.append(artifact)
+            return artifacts
 
-    def _asked_for(self, step: Step, artifact: Artifact, verb: str, whole: bool) -> list[Artifact]:
-        """The artifact, if its verb is the one that was asked for; the pages beside one that was whole are then written anew."""
-        if step.verb != verb:
-            return []
-        if whole:
-            step.describe(artifact.path, self._context, artifact.facts)
-        return [artifact]
+    def _start_ray(self, stack: ExitStack) -> None:
+        """Start Ray and the graders until the stack closes."""
+        self._progress.say("starting Ray")
+        logs = self.out / "logs"
+        stack.enter_context(cluster.connected(self.recipe.cluster, logs, self._progress.say))
+        stack.enter_context(self._context.graders)
+        # Stop the threads before Ray shuts down: a late call of theirs would start another Ray.
+        stack.callback(self._context.stopped.set)
 
     def _state(self, step: Step) -> State:
         return manifests.state_of(self.out / step.name, step.identity)
 
     def _needs_ray(self, step: Step, wanted: list[Step]) -> bool:
-        """Whether a step, or one that can be made while it is, works on Ray."""
-        follow = (
+        """Return True if a step, or an incomplete follower of it, works on Ray."""
+        following = (
             other for other in wanted if other.follows is step and self._state(other) != "complete"
         )
-        return step.needs_ray or any(other.needs_ray for other in follow)
+        return step.needs_ray or any(other.needs_ray for other in following)
 
     def _make(self, step: Step, renewal: Renewal, rank: Rank = Rank.LEADING) -> Artifact:
         def act(out: Path) -> Facts:
             renewal.record(step)
             facts = _timed(step, out, self._context, self._seconds, rank)
-            renewal.record(step)  # what it followed is complete by now
+            # The input that it followed is complete by now, and has contents to record.
+            renewal.record(step)
             return facts
 
         return manifests.make(self.out / step.name, step.identity, act)
@@ -126,24 +127,20 @@ class Run:
     def _follow(
         self, step: Step, wanted: list[Step], followers: _Followers, renewal: Renewal
     ) -> None:
-        """Start in threads what can be made while `step` is: the steps that read it, or a whole artifact, as it grows."""
+        """Start threads for the steps that can be made while `step` is."""
         if step.name not in followers:
-            manifests.claim(
-                self.out / step.name, step.identity
-            )  # those that follow it know it by its claim
+            # Followers recognize the growing artifact by its claim.
+            manifests.claim(self.out / step.name, step.identity)
         for other in wanted:
-            if (
-                other is not step
-                and other.name not in followers
-                and renewal.may_follow(other, step)
-            ):
+            is_new = other is not step and other.name not in followers
+            if is_new and renewal.may_follow(other, step):
                 manifests.claim(self.out / other.name, other.identity)
                 rank = Rank.DRAWING if other.takes_gpu else Rank.GRADING
                 followers.start(other.name, functools.partial(self._make, other, renewal, rank))
 
 
 class _Followers:
-    """Steps that are being made in threads, by name; a context manager that tells the rest to stop, and waits for them."""
+    """Steps in threads, by name; leaving the context stops those still at work."""
 
     def __init__(self, stopped: threading.Event) -> None:
         self._running: dict[str, Future[Artifact]] = {}
@@ -162,13 +159,14 @@ class _Followers:
         return name in self._running
 
     def start(self, name: str, act: Callable[[], Artifact]) -> None:
-        """Begin `act` in a thread of its own."""
+        """Start `act` in a new thread."""
         future: Future[Artifact] = Future()
 
         def run() -> None:
             try:
                 future.set_result(act())
-            except BaseException as error:  # handed on to the thread that asks for the result
+            except BaseException as error:
+                # The thread that asks for the result raises it.
                 future.set_exception(error)
 
         threading.Thread(target=run, name=name, daemon=True).start()
@@ -176,27 +174,28 @@ class _Followers:
         self._begun.append(future)
 
     def raise_failure(self) -> None:
-        """Raise what one of them failed of already, rather than after hours of other steps."""
+        """Raise the error of any failed step, without waiting for the others."""
         for future in self._running.values():
             if future.done():
                 future.result()
 
     def pop(self, name: str) -> Future[Artifact]:
-        """What `name` comes to; an exception where it failed."""
+        """Remove a step and return its future."""
         return self._running.pop(name)
 
 
 def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: Rank) -> Facts:
     """Make the step and add its wall time to `timing.json`.
 
-    A killed attempt leaves only its `versions` there. Time that steps share counts once.
+    A killed attempt adds only its `versions`. Shared time counts once.
     """
     path = out / "timing.json"
-    before: dict[str, Any] = (
-        files.read_json(path) if path.exists() else {"seconds": 0.0, "attempts": 0, "tokens": 0}
-    )
-    known, own = before.get("versions", []), manifests.versions()
-    before["versions"] = known if own in known else [*known, own]
+    before: dict[str, Any] = {"seconds": 0.0, "attempts": 0, "tokens": 0}
+    if path.exists():
+        before = files.read_json(path)
+    earlier = before.get("versions", [])
+    current = manifests.versions()
+    before["versions"] = earlier if current in earlier else [*earlier, current]
     files.write_atomic(path, json.dumps(before))
     facts: Facts = {}
     try:

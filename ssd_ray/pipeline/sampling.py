@@ -1,4 +1,4 @@
-"""Steps that draw answers with vLLM: samples of the frozen model, generations of each arm.
+"""Steps of sampling with vLLM: samples of the frozen model, generations of each arm.
 
 prompts/ ─> samples/, samples-naive/        eval-prompts/ (, checkpoint/) ─> generations/<arm>/
 """
@@ -42,7 +42,8 @@ class Samples(Step):
         return f"{drawn} at {_decoding(self.sample)}, {longest}"
 
     def check(self, context: RunContext) -> None:
-        _ = context.model  # fetching it checks its files
+        # Fetching the model checks its files.
+        _ = context.model
 
     def make(self, out: Path, context: RunContext) -> Facts:
         from ssd_ray.inference.generation import SamplingJob, generate
@@ -91,7 +92,8 @@ class Generations(Step):
 
     def check(self, context: RunContext) -> None:
         if self.checkpoint is None:
-            _ = context.model  # fetching it checks its files
+            # Fetching the model checks its files.
+            _ = context.model
         elif (context.run / self.checkpoint / "manifest.json").exists():
             _check_checkpoint(context.run / self.checkpoint)
 
@@ -130,17 +132,14 @@ def _check_checkpoint(directory: Path) -> None:
 
 
 def _longest(recipe: Recipe, max_tokens: int) -> str:
-    """Say how long an answer may become; a context within the limit holds the prompt too."""
+    """Describe the longest answer; the context limits answer and prompt together."""
     context = recipe.model.max_model_len
-    return (
-        f"up to {max_tokens:,} tokens each"
-        if max_tokens < context
-        else f"up to {context:,} tokens each with its prompt"
-    )
+    if max_tokens < context:
+        return f"up to {max_tokens:,} tokens each"
+    return f"up to {context:,} tokens each with its prompt"
 
 
 def _decoding(chosen: Decoding) -> str:
     top_k = "" if chosen.top_k is None else f", top-k {chosen.top_k}"
-    return f"T {chosen.temperature:g}{top_k}" + (
-        "" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}"
-    )
+    top_p = "" if chosen.top_p == 1 else f", top-p {chosen.top_p:g}"
+    return f"T {chosen.temperature:g}{top_k}{top_p}"

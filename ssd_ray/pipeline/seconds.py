@@ -1,8 +1,8 @@
-"""Attribute wall time to steps that overlap, so that the seconds of all steps add up to a run's.
+"""Wall time of overlapping steps: their seconds add up to those of the run.
 
-- Time belongs to the step of the lowest rank at work: the one that a run waits for, then one on the
-  engines, then one on the graders.
-- Of several steps of one rank, the first to end has the time that they share.
+- Time belongs to the step of the lowest rank at work: first the step of the run itself, then one on
+  the engines, then one on the graders.
+- Steps of one rank share no second: the first of them to end has the common time.
 
 Reads and writes nothing.
 """
@@ -19,19 +19,19 @@ from enum import IntEnum
 
 
 class Rank(IntEnum):
-    """Which of two overlapping steps has the time that they share: the lower one."""
+    """Order of overlapping steps: the lowest rank has the common time."""
 
     LEADING = 0
-    """The step that a run has come to."""
+    """The step at the current place of the run's order."""
     DRAWING = 1
-    """A step on the engines that follows another one."""
+    """A step on the engines, following a growing input."""
     GRADING = 2
-    """Any other step that follows one."""
+    """Any other step that follows a growing input."""
 
 
 @dataclass(kw_only=True)
 class Span:
-    """A step at work; `seconds` are those that belong to it, known at its end."""
+    """A step at work; `seconds` is its share of the wall time, set at its end."""
 
     rank: Rank
     began: float
@@ -40,7 +40,7 @@ class Span:
 
 
 class Seconds:
-    """The spans of all steps of a run; for several threads."""
+    """The spans of all steps of a run; safe for several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -58,18 +58,20 @@ class Seconds:
         finally:
             with self._lock:
                 ended = self._clock()
-                span.seconds = self._own(span, ended)
+                span.seconds = self._uncovered(span, ended)
                 span.ended = ended
 
-    def _own(self, span: Span, ended: float) -> float:
-        """Return the length of a span that belongs to no other."""
+    def _uncovered(self, span: Span, ended: float) -> float:
+        """Return the seconds of a span not covered by spans with precedence."""
+        # A span of the same rank has precedence once it has ended: this one ends later.
         others = [
             (other.began, min(other.ended, ended))
             for other in self._spans
             if other.rank < span.rank or (other.rank == span.rank and other.ended < math.inf)
         ]
-        own, reached = 0.0, span.began
+        uncovered = 0.0
+        reached = span.began
         for start, stop in sorted(others):
-            own += max(0.0, start - reached)
+            uncovered += max(0.0, start - reached)
             reached = max(reached, stop)
-        return own + max(0.0, ended - reached)
+        return uncovered + max(0.0, ended - reached)

@@ -1,8 +1,8 @@
-"""A step of a run: one artifact, the choices that shape it, and the act that makes it.
+"""A step of a run: one artifact, the choices behind it, and the act of making it.
 
 The steps of each subject are subclasses in `rendering`, `sampling`, `training`, `grading` and
-`reporting`; `graph` connects them. A step knows the recipe, and nothing of a run until it is made.
-`reset` moves or deletes the step's directory.
+`reporting`; `graph` connects them. A step knows the recipe alone; `make` gets the surroundings of
+the run. `reset` moves or deletes the directory of the step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, Any]
 SET_ASIDE = "set-aside"
-"""Directory of a run that keeps artifacts which took hours and are made again."""
+"""Directory of a run for replaced artifacts, each the work of hours."""
+# Artifacts of these verbs are never discarded unasked: GPU hours are the dearest.
 GPU_VERBS = frozenset({"sample", "train", "generate"})
 
 
@@ -32,26 +33,26 @@ class Step:
     """One artifact: its directory under the run, its inputs, its choices, its act."""
 
     verb: ClassVar[str]
-    """The command that makes the artifact."""
+    """The command to make the artifact."""
     needs_ray: ClassVar[bool] = False
     reads_facts: ClassVar[bool] = False
-    """True if it shows facts of everything that precedes it, not only rows of its inputs."""
+    """True if it shows facts of all steps before it, not only rows of its inputs."""
 
     name: str
     recipe: Recipe
     inputs: tuple[Step, ...] = ()
-    """Artifacts from whose contents it is made."""
+    """Artifacts to make it from; their contents shape it."""
     after: tuple[Step, ...] = ()
-    """Steps that are complete before it begins. Ordering only; not part of the fingerprint."""
+    """Steps to complete before it begins. Ordering only; not part of the fingerprint."""
     follows: Step | None = None
-    """Input that it reads while that input still grows."""
+    """Input to read while it is still being made."""
 
     def choices(self) -> Mapping[str, Any]:
-        """Return the choices of the recipe that shape the artifact, inputs apart."""
+        """Return the choices of the recipe behind the artifact, without those of its inputs."""
         raise NotImplementedError
 
     def make(self, out: Path, context: RunContext) -> Facts:
-        """Fill the directory `out` and return the facts for its manifest; resume what is there.
+        """Fill the directory `out`, resuming a partial one, and return the facts for its manifest.
 
         Raises:
             UserError: a mistake in the recipe or its inputs.
@@ -60,11 +61,11 @@ class Step:
         raise NotImplementedError
 
     def preview(self, run: Path) -> str:
-        """Say in a few words what making it does, for a plan."""
+        """Describe the work of `make` in a few words, for a plan."""
         raise NotImplementedError
 
     def check(self, context: RunContext) -> None:
-        """Check what can be checked before hours are spent on the inputs.
+        """Check the recipe and the model before hours are spent on the inputs.
 
         Raises:
             UserError: the step cannot succeed.
@@ -75,7 +76,7 @@ class Step:
 
     @property
     def takes_gpu(self) -> bool:
-        """Return True if making it costs GPU time, so that it is never discarded unasked."""
+        """Return True if making it costs GPU time: it is never discarded unasked."""
         return self.verb in GPU_VERBS
 
     @property
@@ -84,23 +85,24 @@ class Step:
         return False
 
     def sources(self) -> list[Step]:
-        """List the steps whose contents shape the artifact."""
+        """List the steps with contents behind the artifact."""
         if not self.reads_facts:
             return list(self.inputs)
         return list(dict.fromkeys(before for step in self.inputs for before in step.closure()))
 
     def closure(self) -> Iterator[Step]:
-        """Yield the step and every step that it is made from or comes after."""
+        """Yield the step and, recursively, its inputs and the steps before it."""
         yield self
         for step in (*self.inputs, *self.after):
             yield from step.closure()
 
     def reset(self, run: Path) -> Path | None:
-        """Clear the step's directory so that it can be made from the beginning.
+        """Clear the directory of the step, to make it from the beginning.
 
-        Artifacts that took hours, on GPUs or in graders, are moved to `set-aside/`, and their new
-        place is returned. Others are deleted. A crash leaves the artifact as it was, or nothing
-        that counts.
+        - Artifacts that took hours, on GPUs or in graders, move to `set-aside/`; their new path is
+          returned.
+        - Others are deleted, and None is returned.
+        - A crash on the way leaves the artifact as it was, or a directory without a fingerprint.
         """
         if self.takes_gpu or self.verb == "grade":
             return _set_aside(run, self.name)
@@ -109,7 +111,8 @@ class Step:
 
     @functools.cached_property
     def identity(self) -> Identity:
-        """Identity by choices, recipe digests of the inputs, and the revision of the stage."""
+        """Identity from choices, recipe digests of the inputs, and the revision of the stage."""
+        # An arm's artifact is generations/ARM: all arms share one stage and its revision.
         stage = self.name.split("/")[0]
         return Identity(
             stage=stage,
@@ -120,7 +123,7 @@ class Step:
         )
 
     def _revisions(self) -> Iterator[tuple[str, int]]:
-        """Yield the revisions of the step and of everything upstream, by stage."""
+        """Yield the revisions of the step and of all its inputs, recursively, by stage."""
         stage = self.name.split("/")[0]
         yield stage, revision_of(stage)
         for step in self.inputs:
@@ -128,7 +131,7 @@ class Step:
 
 
 def rows_of(artifact: Path) -> str:
-    """Return the number of rows of a complete artifact in words, or "the" while it is unknown."""
+    """Return the number of rows of a complete artifact as text, or "the" before completion."""
     if not (artifact / "manifest.json").exists():
         return "the"
     return f"{int(manifests.load(artifact).facts['rows']):,}"
@@ -136,9 +139,9 @@ def rows_of(artifact: Path) -> str:
 
 def _set_aside(run: Path, name: str) -> Path:
     """Move an artifact into `set-aside/` by one rename and return its new place."""
-    first = run / SET_ASIDE / name
-    first.parent.mkdir(parents=True, exist_ok=True)
-    numbered = (first.with_name(f"{first.name}.{number}") for number in itertools.count())
+    directory = run / SET_ASIDE / name
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    numbered = (directory.with_name(f"{directory.name}.{number}") for number in itertools.count())
     place = next(path for path in numbered if not path.exists())
     files.replace_directory(run / name, place)
     return place

@@ -1,4 +1,4 @@
-"""Steps that turn samples into training sequences and fine-tune the model on them.
+"""Steps of training: samples as training sequences, and the model fine-tuned on them.
 
 samples/ (, sample-verdicts/) ─> dataset/ ─> checkpoint/        the same for each control
 """
@@ -40,8 +40,9 @@ class Dataset(Step):
         from ssd_ray.training.data.dataset import prepare
         from ssd_ray.training.data.health import ParseOptions
 
-        branch, run = self.branch, context.run
-        reading = ParseOptions(
+        branch = self.branch
+        run = context.run
+        options = ParseOptions(
             extract=self.recipe.evaluate.extract,
             reasoning=reasoning_format(context.model, run / "prompts"),
             end_tokens=loading.end_tokens(context.model, self.recipe.model.end_tokens),
@@ -49,7 +50,7 @@ class Dataset(Step):
         facts = prepare(
             run / branch.samples,
             branch.prepare,
-            reading,
+            options,
             verdicts=run / branch.verdicts if branch.verdicts else None,
             out=out,
             progress=context.progress,
@@ -81,19 +82,21 @@ class Checkpoint(Step):
 
     branch: TrainedModel
     model: Mapping[str, Any]
-    """Choices of the model where it is trained."""
+    """Choices of the model for training."""
 
     def choices(self) -> Mapping[str, Any]:
         train = config.choices(self.recipe.train)
         return {"train": train, "model": self.model, "seed": self.recipe.seed}
 
     def preview(self, run: Path) -> str:
-        train, cluster = self.recipe.train, self.recipe.cluster
+        train = self.recipe.train
+        cluster = self.recipe.cluster
         longest = min(self.recipe.prepare.max_length, self.recipe.model.max_model_len)
-        workers = f"{cluster.train_workers} {cluster.device} worker"
+        plural = "s" if cluster.train_workers > 1 else ""
+        workers = f"{cluster.train_workers} {cluster.device} worker{plural}"
         return (
-            f"{train.steps:,} steps of {train.global_batch_size} sequences of up to {longest:,} tokens, "
-            f"ZeRO-{train.zero_stage} on {workers}{'s' if cluster.train_workers > 1 else ''}"
+            f"{train.steps:,} steps of {train.global_batch_size} sequences "
+            f"of up to {longest:,} tokens, ZeRO-{train.zero_stage} on {workers}"
         )
 
     def check(self, context: RunContext) -> None:
@@ -107,7 +110,8 @@ class Checkpoint(Step):
         from ssd_ray.training.state.export import Serving
         from ssd_ray.training.trainer import train
 
-        model, directory = self.recipe.model, context.model
+        model = self.recipe.model
+        directory = context.model
         arguments = self.recipe.prompts.template_arguments
         ends = loading.end_tokens(directory, model.end_tokens) if model.end_tokens else ()
         serving = Serving(
