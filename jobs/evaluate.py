@@ -1,9 +1,9 @@
-"""Generate, grade and report every arm of a recipe, training first where the checkpoint is missing.
+"""Generate, grade and report every arm of a recipe, after training if that is missing.
 
     ray job submit --working-dir . -- python jobs/evaluate.py RECIPE --out /mnt/shared/runs/NAME
 
-Takes what `ssd-ray report` takes. On a cluster the run directory must lie on shared storage:
-give --out, or set SSD_RAY_RUNS on the cluster. The same job, submitted again, resumes.
+Takes the arguments of `ssd-ray report`. On a cluster the run directory must be on storage shared by
+all nodes: give --out, or set SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
 """
 
 import sys

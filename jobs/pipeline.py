@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/pipeline.py RECIPE --out /mnt/shared/runs/NAME
 
-Takes what `ssd-ray run` takes. On a cluster the run directory must lie on shared storage:
-give --out, or set SSD_RAY_RUNS on the cluster. The same job, submitted again, resumes.
+Takes the arguments of `ssd-ray run`. On a cluster the run directory must be on storage shared by
+all nodes: give --out, or set SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Draw the samples of a recipe, and first their prompts.
+"""Draw the samples of a recipe, after rendering its prompts.
 
     ray job submit --working-dir . -- python jobs/sample.py RECIPE --out /mnt/shared/runs/NAME
 
-Takes what `ssd-ray sample` takes. On a cluster the run directory must lie on shared storage:
-give --out, or set SSD_RAY_RUNS on the cluster. The same job, submitted again, resumes.
+Takes the arguments of `ssd-ray sample`. On a cluster the run directory must be on storage shared by
+all nodes: give --out, or set SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Fine-tune on the samples of a recipe, drawing them first where they are missing.
+"""Fine-tune on the samples of a recipe, after drawing them if they are missing.
 
     ray job submit --working-dir . -- python jobs/train.py RECIPE --out /mnt/shared/runs/NAME
 
-Takes what `ssd-ray train` takes. On a cluster the run directory must lie on shared storage:
-give --out, or set SSD_RAY_RUNS on the cluster. The same job, submitted again, resumes.
+Takes the arguments of `ssd-ray train`. On a cluster the run directory must be on storage shared by
+all nodes: give --out, or set SSD_RAY_RUNS on the cluster. Submitting the same job again resumes it.
 """
 
 import sys

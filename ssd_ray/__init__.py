@@ -1,10 +1,10 @@
-"""Simple self-distillation of language models: the public names, in the order in which the data flows.
+"""Simple self-distillation of language models: the public names of the package.
 
     import ssd_ray
     recipe = ssd_ray.load_recipe("quickstart", ["seed=1"])
     (report,) = ssd_ray.Run(recipe, Path("runs/mine"), ssd_ray.LineProgress()).make()
 
-Names load on first use, so that importing the package costs nothing.
+Names load on first use: importing the package costs nothing.
 """
 
 from __future__ import annotations

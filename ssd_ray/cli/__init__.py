@@ -1,1 +1,1 @@
-"""Commands of `ssd-ray`: `app` holds the pipeline's, `plan` and `grading` those without a run directory."""
+"""Commands of `ssd-ray`: `app` defines them, `options`, `plan` and `grading` serve it."""

@@ -1,79 +1,93 @@
-"""What the command line shows of grading: the stand-alone door's table, the sandbox's levels and self-test.
+"""Jobs and tables of `ssd-ray grade` without a recipe, and tables of `ssd-ray sandbox`.
 
-Reads and writes what `standalone` does.
+Reads and writes nothing: `standalone` does.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from rich.table import Table
 
+from ssd_ray.cli.options import GradeOptions
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
 from ssd_ray.extraction import Rule
-from ssd_ray.progress import Progress
 from ssd_ray.reporting import words
 from ssd_ray.schema import Profile
-from ssd_ray.standalone.grade_files import Job, grade_files
+from ssd_ray.standalone.grade_files import Job
 
 _NAMED = 10
-"""Problems that a table names before it stops."""
+"""Most problems to name in the notes of a table."""
+
+T = TypeVar("T")
 
 
-def grade_from_command_line(
-    *,
-    problems: Path,
-    completions: Path,
-    out: Path,
-    progress: Progress,
-    profile: str = "strict",
-    extract: str = "last-block",
-    workers: int | None = None,
-    time_limit_s: float = 6.0,
-    memory_limit_mib: int = 1024,
-    output_limit_kib: int = 1024,
-    sandbox_floor: str = "L1",
-    skip_bad_rows: bool = False,
-    thinking: bool = False,
-) -> Table:
-    """Grade the files and return the table of scores.
+def files_job(options: GradeOptions) -> Job:
+    """Return the job of grading files, with a default for each option left out.
 
     Raises:
-        UserError: an unknown name of a profile, rule or level; the rest as `grade_files`.
+        UserError: an option is missing or has no use without a recipe, or the name of a profile,
+            rule or level is unknown.
     """
-    for option, value, known in (
-        ("--profile", profile, get_args(Profile)),
-        ("--extract", extract, get_args(Rule)),
-        ("--sandbox-floor", sandbox_floor, levels.LEVELS),
-    ):
-        if value not in known:
-            raise UserError(f"{option} {value!r} is unknown: use {', '.join(known)}")
-    limits = Limits(time_s=time_limit_s, memory_mib=memory_limit_mib, output_kib=output_limit_kib)
-    rules = Rules(limits=limits, profile=profile, extract=extract)  # type: ignore[arg-type]
-    job = Job(
+    problems, completions, out = _paths(options)
+    if options.overrides:
+        raise UserError("--set overrides a recipe's fields, and there is no recipe")
+    profile = _or_default(options.profile, "strict")
+    extract = _or_default(options.extract, "last-block")
+    floor = _or_default(options.sandbox_floor, "L1")
+    _require_known("--profile", profile, get_args(Profile))
+    _require_known("--extract", extract, get_args(Rule))
+    _require_known("--sandbox-floor", floor, levels.LEVELS)
+    limits = Limits(
+        time_s=_or_default(options.time_limit_s, 6.0),
+        memory_mib=_or_default(options.memory_limit_mib, 1024),
+        output_kib=_or_default(options.output_limit_kib, 1024),
+    )
+    return Job(
         problems=problems,
         completions=completions,
         out=out,
-        rules=rules,
-        floor=sandbox_floor,
-        workers=workers or os.cpu_count() or 1,
-        skip_bad_rows=skip_bad_rows,
-        thinking=thinking,
+        rules=Rules(limits=limits, profile=profile, extract=extract),  # type: ignore[arg-type]
+        floor=floor,
+        workers=options.workers or os.cpu_count() or 1,
+        skip_bad_rows=bool(options.skip_bad_rows),
+        thinking=bool(options.thinking),
     )
-    return scores_table(grade_files(job, progress))
+
+
+def _paths(options: GradeOptions) -> tuple[Path, Path, Path]:
+    """Return the paths of problems, completions and results, all of them required."""
+    problems, completions, out = options.problems, options.completions, options.out
+    if problems is None or completions is None or out is None:
+        paths = {"--problems": problems, "--completions": completions, "--out": out}
+        missing = ", ".join(option for option, path in paths.items() if path is None)
+        raise UserError(
+            f"without a recipe, --problems, --completions and --out are needed; missing: {missing}"
+        )
+    return problems, completions, out
+
+
+def _or_default(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _require_known(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(f"{option} {value!r} is unknown: use {', '.join(known)}")
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """Scores by benchmark and difficulty, and how the rest ended."""
+    """Return a table of scores by benchmark and difficulty, with the counts of outcomes below."""
     table = Table(
-        title=f"{scores['rows']} completions, profile {scores['profile']}, sandbox {scores['sandbox_level']}"
+        title=f"{scores['rows']} completions, profile {scores['profile']}, "
+        f"sandbox {scores['sandbox_level']}"
     )
     for column in ("benchmark", "problems", "score", "95 % interval"):
         table.add_column(column, justify="left" if column == "benchmark" else "right")
@@ -82,16 +96,14 @@ def scores_table(scores: dict[str, Any]) -> Table:
             f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items()
         )
     ]
-    for source, found in scores["benchmarks"].items():
-        for name, facts in (
-            (source, found["all"]),
-            *((f"  {name}", facts) for name, facts in found["difficulties"].items()),
-        ):
-            _add_rows(table, name, facts)
-        if found["without_completion"]:
-            whole = found["without_completion"] + found["all"]["problems"]
+    for source, benchmark in scores["benchmarks"].items():
+        _add_rows(table, source, benchmark["all"])
+        for difficulty, facts in benchmark["difficulties"].items():
+            _add_rows(table, f"  {difficulty}", facts)
+        if unanswered := benchmark["without_completion"]:
+            total = unanswered + benchmark["all"]["problems"]
             notes.append(
-                f"{source}: {found['without_completion']} of {whole} problems have no completion and are not counted"
+                f"{source}: {unanswered} of {total} problems have no completion and are not counted"
             )
     if scores["public_only"]:
         notes.append(
@@ -105,64 +117,63 @@ def scores_table(scores: dict[str, Any]) -> Table:
 
 
 def _left_out(scores: dict[str, Any]) -> list[str]:
-    """Name the problems that are no part of the score because no program can be graded on them."""
+    """Return a note on the problems without a score, as no program can be graded on them."""
     problems = [row["problem_id"] for row in scores["problems_left_out"]]
     if not problems:
         return []
     names = ", ".join(problems[:_NAMED]) + (", …" if problems[_NAMED:] else "")
-    completions = (
-        f"{scores['completions_left_out']} completions"
-        if scores["completions_left_out"] != 1
-        else "1 completion"
-    )
+    counted = words.counted(len(problems), "problem")
+    completions = words.counted(scores["completions_left_out"], "completion")
     return [
-        f"not in the score: {len(problems)} problem{'s' * (len(problems) > 1)} that cannot be graded ({names}), with "
-        f"{completions}; reasons in scores.json"
+        f"not in the score: {counted} that cannot be graded ({names}), with {completions}; "
+        "reasons in scores.json"
     ]
 
 
 def _add_rows(table: Table, name: str, facts: dict[str, Any]) -> None:
-    """Add one row a metric: percentages, or of few problems counts."""
+    """Add a row for each metric: a percentage, or a count if there are few problems."""
     if "refused" in facts:
         table.add_row(name, str(facts["problems"]), "refused", facts["refused"])
     for metric, interval in facts.items():
         if "pass@" in metric:
-            found = {**interval, "problems": facts["problems"]}
+            score = {**interval, "problems": facts["problems"]}
             table.add_row(
                 name,
                 str(facts["problems"]),
-                f"{metric} {words.score(found)}",
-                words.score_range(found, unit=""),
+                f"{metric} {words.score(score)}",
+                words.score_range(score, unit=""),
             )
 
 
 def sandbox_tables() -> Iterator[tuple[Table, bool]]:
-    """The levels of this machine, then the claims of its best ones, each with whether all is as it should be."""
+    """Yield tables, each with True if its claims hold: the levels, then the claims of the best."""
     best = best_level()
     table = Table(title=f"sandbox level {best.name}")
-    for column in ("level", "here", "what it covers"):
+    for column in ("level", "here", "covers"):
         table.add_column(column)
     tested = [best]
-    for level, why_not in working_levels():
-        table.add_row(level.name, f"no: {why_not[:90]}" if why_not else "yes", level.covers)
-        if level == levels.L4 and not why_not:
+    for level, obstacle in working_levels():
+        table.add_row(level.name, f"no: {obstacle[:90]}" if obstacle else "yes", level.covers)
+        # L4 is tested too, although it is never chosen as the best: it has to be asked for.
+        if level == levels.L4 and not obstacle:
             tested.insert(0, level)
-    table.caption = "L4, a kernel of its own (gVisor), is used only where evaluate.sandbox_floor asks for it: it is slower"
+    table.caption = (
+        "L4, a kernel of its own (gVisor), is used only where evaluate.sandbox_floor asks for it: "
+        "it is slower"
+    )
     yield table, True
     for level in tested:
         yield _claims(level)
 
 
 def _claims(level: levels.Level) -> tuple[Table, bool]:
-    """Every claim of a level, tried."""
+    """Return the table of a level's claims after a test of each, and True if none is broken."""
     claims = Table(title=f"self-test at {level.name}")
-    for column in ("claim", "holds", "what the probe saw"):
+    for column in ("claim", "holds", "probe's observation"):
         claims.add_column(column)
-    sound = True
+    answers = {None: "not claimed at this level", True: "yes", False: "NO"}
+    none_broken = True
     for finding in findings(level):
-        word = (
-            "not claimed at this level" if finding.held is None else "yes" if finding.held else "NO"
-        )
-        sound &= finding.held is not False
-        claims.add_row(finding.probe.claim, word, finding.detail)
-    return claims, sound
+        none_broken &= finding.held is not False
+        claims.add_row(finding.probe.claim, answers[finding.held], finding.detail)
+    return claims, none_broken

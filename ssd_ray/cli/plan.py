@@ -1,6 +1,7 @@
-"""What a run would do, without a cluster: every choice with its source, every artifact with its state, what training takes.
+"""The plan of a run: choices with sources, artifacts with states, the cost of training.
 
-Reads the recipe, the run directory's manifests and the model's config.json; writes nothing.
+Reads the recipe, the manifests of the run directory and config.json of the model; writes nothing.
+Needs no cluster.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.tables import plain, plan_tables
 from ssd_ray.progress import LineProgress
 
-_SHOWN = {"complete": "green", "partial": "yellow", "missing": "default", "stale": "red"}
+_STYLES = {"complete": "green", "partial": "yellow", "missing": "default", "stale": "red"}
 
 
 def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:
-    """Where the value of a dotted field comes from: the command line, a named source, the recipe file, or the default.
+    """Return the origin of a field's value: `--set`, a stated source, the recipe or the default.
 
-    A source that the recipe states for a whole section is that of the fields which it sets, not of those left at their default.
+    `name` is dotted, as in `sample.temperature`. A source stated for a section covers the fields
+    set in the recipe, not those left at their defaults.
     """
-    given, parents = (
-        _is_set(recipe, name),
-        [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)],
-    )
+    is_set = _is_set(recipe, name)
+    sections = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
     overridden = {override.partition("=")[0] for override in overrides}
-    if name in overridden or (given and overridden.intersection(parents)):
+    if name in overridden or (is_set and overridden.intersection(sections)):
         return "--set"
-    for stated in (name, *(parents if given else ())):
+    # The innermost statement counts: that of the field, then those of its sections outwards.
+    for stated in (name, *(sections if is_set else ())):
         if stated in recipe.sources:
             return recipe.sources[stated]
-    return "recipe" if given else "default"
+    return "recipe" if is_set else "default"
 
 
 def _is_set(recipe: Recipe, name: str) -> bool:
@@ -61,18 +62,18 @@ def _is_set(recipe: Recipe, name: str) -> bool:
 
 
 def choices_table(recipe: Recipe, overrides: Sequence[str]) -> Table:
-    """Every field of the recipe: its value, and where that comes from."""
+    """Return a table of every field of the recipe: its value and the value's origin."""
     table = _table(f"choices of {recipe.name}", "field", "value", "source")
     for name, value, source in _choices(recipe, overrides):
-        told = (
-            "none"
-            if value is None
-            else ", ".join(map(str, value))
-            if isinstance(value, tuple)
-            else str(value)
-        )
-        table.add_row(*(Text(cell) for cell in (name, told, source)))
+        # Text, not str: rich would take brackets in a value for markup.
+        table.add_row(*(Text(cell) for cell in (name, _value_text(value), source)))
     return table
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _choices(recipe: Recipe, overrides: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
@@ -82,15 +83,15 @@ def _choices(recipe: Recipe, overrides: Sequence[str]) -> Iterator[tuple[str, An
 
 
 def fields_table() -> Table:
-    """Show every field of a recipe, the default that counts where a recipe leaves it out, and what it does."""
-    table = _table("fields of a recipe", "field", "default", "what it does")
+    """Return a table of every field of a recipe: its default and its meaning."""
+    table = _table("fields of a recipe", "field", "default", "meaning")
     for field in config.defaults(Recipe):
         table.add_row(Text(field.name), Text(as_written(field.value)), Text(field.documentation))
     return table
 
 
 def as_written(value: Any) -> str:
-    """Write a value as a recipe's YAML and `--set` take it."""
+    """Format a value as a recipe's YAML and `--set` take it."""
     text = yaml.safe_dump(
         to_jsonable_python(value), default_flow_style=True, width=math.inf, allow_unicode=True
     )
@@ -105,40 +106,38 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def steps_table(recipe: Recipe, out: Path) -> Table:
-    """Every artifact of the run: its state and what would be done."""
-    table = _table(
-        f"what a run would do in {out}", "artifact", "verb", "state", "what would be done"
-    )
+    """Return a table of every artifact of the run: its state and the work of a run now."""
+    table = _table(f"work of a run in {out}", "artifact", "verb", "state", "work")
     for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks():
-        deed = _deed(out, step, outlook, reason)
-        table.add_row(Text(step.name), step.verb, Text(state, style=_SHOWN[state]), Text(deed))
+        work = Text(_work(out, step, outlook, reason))
+        table.add_row(Text(step.name), step.verb, Text(state, style=_STYLES[state]), work)
     return table
 
 
 def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
-    """What training the recipe's model takes: memory, clusters, time and money.
+    """Plan the training of the recipe's model: memory, clusters, time and money.
 
     Raises:
-        UserError: the model's configuration is not on this machine, or its architecture is none that the planner knows.
+        UserError: the model's configuration is not on this machine, or the planner does not know
+            its architecture.
     """
     model = architecture.shipped(recipe.model.source)
     if model is None and (directory := models.present(recipe.model)) is not None:
         model = architecture.read(directory)
     if model is None:
         source = recipe.model.source
-        remedy = (
-            "run `ssd-ray render`, which converts the file"
-            if source.endswith(".gguf")
-            else "give a directory as model.source"
-        )
+        remedy = "give a directory as model.source"
+        if source.endswith(".gguf"):
+            remedy = "run `ssd-ray render`, which converts the file"
         raise UserError(f"the configuration of {source} is not on this machine: {remedy}")
+    # A finished data set has the lengths of its sequences; before that the planner assumes them.
     dataset = out / "dataset"
     counted = manifests.load(dataset).facts if (dataset / "manifest.json").exists() else None
     return plan_training(recipe, model, assumed, counted)
 
 
 def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> RenderableType:
-    """The plan of the training as tables, or one line that says why there is none."""
+    """Return the plan of the training as tables, or a line with the reason for its absence."""
     try:
         return plan_tables(training(recipe, out, assumed), recipe.name)
     except UserError as error:
@@ -148,11 +147,14 @@ def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> Renderab
 def as_json(
     recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions
 ) -> dict[str, Any]:
-    """Everything that the tables show: choices, steps and the training, which is null with a reason where it is unknown."""
+    """Return choices, steps and the training as plain values.
+
+    An unknown training is None, with the reason as `training_unknown`.
+    """
     try:
-        told: dict[str, Any] = {"training": plain(training(recipe, out, assumed))}
+        planned: dict[str, Any] = {"training": plain(training(recipe, out, assumed))}
     except UserError as error:
-        told = {"training": None, "training_unknown": str(error)}
+        planned = {"training": None, "training_unknown": str(error)}
     choices = [
         {"field": name, "value": value, "source": source}
         for name, value, source in _choices(recipe, overrides)
@@ -162,19 +164,21 @@ def as_json(
             "artifact": step.name,
             "verb": step.verb,
             "state": state,
-            "deed": _deed(out, step, outlook, reason),
+            "deed": _work(out, step, outlook, reason),
         }
         for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks()
     ]
-    return {"recipe": recipe.name, "choices": choices, "steps": steps, **told}
+    return {"recipe": recipe.name, "choices": choices, "steps": steps, **planned}
 
 
-def _deed(out: Path, step: Step, outlook: Outlook, reason: str) -> str:
+def _work(out: Path, step: Step, outlook: Outlook, reason: str) -> str:
     if outlook == "keep":
         return f"nothing; made again {reason}" if reason else "nothing"
     if outlook == "refuse":
         return f"refused: it {reason}, and took GPU time; choose another --out or delete it"
-    begin = {"make": "", "resume": "go on with: ", "make again": f"made again, for it {reason}: "}[
-        outlook
-    ]
-    return begin + step.preview(out)
+    beginnings = {
+        "make": "",
+        "resume": "go on with: ",
+        "make again": f"made again, for it {reason}: ",
+    }
+    return beginnings[outlook] + step.preview(out)
