@@ -1,4 +1,4 @@
-"""Statistics of scores: pass@k, intervals, differences between arms, significance, selection.
+"""Statistics of scores: pass@k, intervals, differences, significance, selection.
 
-Pure functions of counts; docs/statistics.md says which method and why.
+Pure functions of counts. docs/statistics.md has the methods and the reasons for them.
 """

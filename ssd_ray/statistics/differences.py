@@ -1,7 +1,8 @@
-"""Two arms on the same problems: the paired difference with its interval, its p-value and the detectable effect.
+"""Two arms on the same problems: paired difference, interval, p-value and detectable effect.
 
-One idea: all three come from one score test, so they agree. Two arms are called different only when it rejects, over enough
-problems; otherwise the page says how large a difference would have been seen. Pure functions on arrays of per-problem pass@k.
+One idea: all of them come from one score test, so they agree. Two arms are called different only if
+the test rejects, over enough problems. Otherwise a report names the detectable effect. Pure
+functions on arrays of per-problem pass@k.
 """
 
 from __future__ import annotations
@@ -19,21 +20,19 @@ from ssd_ray.statistics.metrics import Values
 from ssd_ray.statistics.paired import Discordance
 
 MIN_PROBLEMS = 10
-"""Below this many problems reports print counts and call no two arms different: a convention of this report."""
+"""Below it, reports print counts and call no two arms different: a convention."""
 
 _ZERO = 1e-9
-"""Differences up to this are sums of rounding errors."""
+"""Smaller differences are sums of rounding errors."""
 
 Reading = Literal["higher", "lower", "cannot tell", "too few problems"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean of the per-problem differences to the baseline, as a share of one, over problems that both arms have graded.
+    """Mean of per-problem differences to the baseline, as a share of one.
 
-    `better` and `worse` count the problems on which the arm did better or worse. `p_value` is two-sided, of the score test
-    that the interval inverts. `standard_error` is the interval's longer side over the normal quantile, and
-    `smallest_detectable_effect` 2.8 of them at 95 %.
+    It is taken over the problems with graded answers in both arms.
     """
 
     estimate: float
@@ -41,15 +40,23 @@ class Difference:
     high: float
     problems: int
     better: int
+    """Problems on which the arm did better than the baseline."""
     worse: int
+    """Problems on which it did worse."""
     p_value: float
+    """Two-sided, of the score test behind the interval."""
     standard_error: float
+    """The longer side of the interval over the normal quantile."""
     smallest_detectable_effect: float
+    """2.8 standard errors at 95 % confidence."""
     reading: Reading
 
 
 def pass_at_values(counts: Sequence[tuple[int, int]], k: int) -> Values:
-    """pass@k of each problem from its (graded, accepted) answers, NaN where fewer than k were graded; shape (problems,)."""
+    """Return float64[num_problems] of pass@k from (graded, accepted) answers of each problem.
+
+    The value is NaN where fewer than k answers were graded.
+    """
     return np.array(
         [metrics.pass_at_k(n, c, k) if n >= k else math.nan for n, c in counts], dtype=np.float64
     )
@@ -58,24 +65,36 @@ def pass_at_values(counts: Sequence[tuple[int, int]], k: int) -> Values:
 def difference(
     recipe: Recipe, values: Values, baseline: Values, *, answers: int | None = None
 ) -> Difference | None:
-    """Subtract `baseline` from `values` problem by problem; both of shape (problems,) in one order, NaN where ungraded.
+    """Compare two arms problem by problem: `values` minus `baseline`.
 
-    `answers` is the largest number of answers behind a value, by default the recipe's samples per problem. None is returned
-    where no problem is graded in both.
+    Args:
+        recipe: gives the confidence, and the default of `answers`.
+        values: float64[num_problems] of pass@k, NaN where ungraded.
+        baseline: the same of the baseline, in the same order of problems.
+        answers: largest number of answers behind a value; default evaluate.samples_per_problem.
+
+    Returns:
+        The difference, or None if no problem is graded in both arms.
     """
     both = ~(np.isnan(values) | np.isnan(baseline))
     if not both.any():
         return None
-    here, there = values[both], baseline[both]
-    pair = paired.discordance(here, there, answers=answers or recipe.evaluate.samples_per_problem)
-    better, worse = int((here > there + _ZERO).sum()), int((here < there - _ZERO).sum())
-    return judged(pair, better, worse, problems=len(here), confidence=recipe.evaluate.confidence)
+    first = values[both]
+    second = baseline[both]
+    most = answers or recipe.evaluate.samples_per_problem
+    pair = paired.discordance(first, second, answers=most)
+    better = int((first > second + _ZERO).sum())
+    worse = int((first < second - _ZERO).sum())
+    return judged(pair, better, worse, problems=len(first), confidence=recipe.evaluate.confidence)
 
 
 def judged(
     pair: Discordance, better: int, worse: int, *, problems: int, confidence: float
 ) -> Difference:
-    """Attach interval, p-value, detectable effect and reading to a disagreement over `problems` problems."""
+    """Return the difference behind a disagreement: interval, p-value, effect and reading.
+
+    `better` and `worse` are counts of problems, out of `problems`.
+    """
     interval = paired.difference_interval(pair, confidence=confidence)
     error = significance.standard_error(interval, confidence=confidence)
     p_value = significance.p_value(pair)

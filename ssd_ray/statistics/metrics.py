@@ -1,8 +1,11 @@
-"""Compute unbiased pass@k for each problem and the interval of a score over problems; pure functions on arrays.
+"""Unbiased pass@k of each problem, and the interval of a score over problems.
 
-Problems are the unit, because the question is how the score would differ on other problems like these; samples of one
-problem are not independent of one another. The interval keeps a width where every problem came out the same; its coverage
-was simulated (docs/statistics.md, tests/statistics/test_statistics.py). Differences are in `paired`. Reads and writes nothing.
+- Problems are the unit: an interval is about scores on other problems like these. Samples of one
+  problem depend on one another.
+- The interval keeps its width if all problems have one outcome. Its coverage was simulated
+  (docs/statistics.md, tests/statistics/test_statistics.py).
+
+Differences are in `paired`. Pure functions on arrays; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -31,16 +34,18 @@ class Interval:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k answers, drawn without replacement from n of which c are right, is right.
+    """Return the chance of a right answer among k drawn from n answers, c of them right.
 
-    1 - C(n-c, k) / C(n, k), the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, equation 1), from exact integers.
+    Draws are without replacement: 1 - C(n-c, k) / C(n, k), the unbiased estimator of Chen et al.
+    2021 (arXiv:2107.03374, equation 1), from exact integers.
 
     Raises:
         UserError: k is not in 1..n, or c not in 0..n.
     """
     if not 1 <= k <= n:
         raise UserError(
-            f"pass@{k} needs 1 <= k <= n, but there are n={n} answers: draw more samples, or ask for a smaller k"
+            f"pass@{k} needs 1 <= k <= n, but there are n={n} answers: "
+            "draw more samples, or ask for a smaller k"
         )
     if not 0 <= c <= n:
         raise UserError(
@@ -53,14 +58,17 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def pass_at_k_matrix(
     num_samples: npt.NDArray[np.int64], num_correct: npt.NDArray[np.int64], ks: Sequence[int]
 ) -> Values:
-    """pass@k of every problem, float64[num_problems, len(ks)], from int[num_problems] counts of graded and right answers.
+    """Return float64[num_problems, len(ks)] of pass@k.
+
+    `num_samples` and `num_correct`, int64[num_problems], count graded and right answers.
 
     Raises:
         UserError: the counts differ in length, or a problem has fewer graded answers than a k.
     """
     if num_samples.ndim != 1 or num_samples.shape != num_correct.shape:
         raise UserError(
-            f"num_samples {num_samples.shape} and num_correct {num_correct.shape} must be one count a problem each"
+            f"num_samples {num_samples.shape} and num_correct {num_correct.shape} must have "
+            "one count for each problem"
         )
     counts = zip(num_samples.tolist(), num_correct.tolist(), strict=True)
     rows = [[pass_at_k(n, c, k) for k in ks] for n, c in counts]
@@ -68,13 +76,17 @@ def pass_at_k_matrix(
 
 
 def score_interval(values: Values, *, confidence: float) -> Interval:
-    """The mean of float64[num_problems] shares in 0..1, with Wilson's score interval at the effective number of answers.
+    """Return the mean of shares and Wilson's score interval at the effective number of answers.
 
-    Wilson 1927 for n/D Bernoulli draws, where the design effect D is the variance of the values over that of whole passes
-    and failures with the same mean (Kish 1965; Korn and Graubard 1998 for intervals): 1 for one answer a problem, towards
-    1/m for m answers that agree no more within a problem than between problems. D is drawn towards 1 by exp(-K/2), K the
-    effective number of problems that are not all failed (or not all passed, whichever is fewer), because a handful of
-    problems says little about their own variance; so 0 of n has the width of n single answers.
+    `values`, float64[num_problems], are shares in 0..1. The interval is Wilson's (1927) for n/D
+    Bernoulli draws. The design effect D is the variance of the values over that of plain passes and
+    failures with the same mean (Kish 1965; Korn and Graubard 1998 for intervals).
+
+    - D is 1 for one answer per problem.
+    - D is near 1/m for m answers with no more agreement within a problem than between problems.
+    - D is drawn towards 1 by exp(-K/2): few problems say little about their own variance. K is the
+      effective number of problems not all failed, or of those not all passed if these are fewer.
+    - So 0 of n has the width of n single answers.
 
     Raises:
         UserError: no problems, a value outside of 0..1, or a confidence not in (0, 1).
@@ -84,31 +96,36 @@ def score_interval(values: Values, *, confidence: float) -> Interval:
         raise UserError(f"confidence={confidence} must be between 0 and 1")
     if values.min() < 0 or values.max() > 1:
         raise UserError("a score interval needs shares between 0 and 1")
-    z, mean = NormalDist().inv_cdf((1 + confidence) / 2), float(values.mean())
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    mean = float(values.mean())
     spread = mean * (1 - mean)
     effect = float(values.var()) / spread if spread > 0 else 1.0
     known = min(effective_number(values), effective_number(1 - values))
     size = values.size / (effect + (1 - effect) * math.exp(-known / 2))
-    centre = (mean * size + z * z / 2) / (size + z * z)
+    # Wilson's interval at the effective size; rounding must not push the mean outside of it.
+    center = (mean * size + z * z / 2) / (size + z * z)
     half = z * math.sqrt(spread * size + z * z / 4) / (size + z * z)
     return Interval(
         estimate=mean,
-        low=max(0.0, min(mean, centre - half)),
-        high=min(1.0, max(mean, centre + half)),
+        low=max(0.0, min(mean, center - half)),
+        high=min(1.0, max(mean, center + half)),
     )
 
 
 def effective_number(values: Values) -> float:
-    """(sum |x|)^2 / sum x^2 of float64[n]: how many equal values would weigh as much; 0 where all are 0 (Kish 1965)."""
+    """Return (sum |x|)² / sum x² of float64[n]: the number of equal values of the same weight.
+
+    It is 0 if all values are 0 (Kish 1965).
+    """
     square = float((values**2).sum())
     return float(np.abs(values).sum()) ** 2 / square if square > 0 else 0.0
 
 
 @functools.lru_cache(maxsize=1)
 def problem_weights(problems: int, samples: int, seed: int) -> Values:
-    """Draw float64[samples, problems] weights of the Bayesian bootstrap (Rubin 1981), not yet divided by their sum.
+    """Draw float64[samples, problems] weights of the Bayesian bootstrap (Rubin 1981).
 
-    The last draw is kept for the next arm.
+    The weights are not divided by their sum. The last draw is cached for the next arm.
 
     Raises:
         UserError: fewer than one sample.
@@ -116,19 +133,21 @@ def problem_weights(problems: int, samples: int, seed: int) -> Values:
     if samples < 1:
         raise UserError(f"bootstrap samples={samples} must be at least 1")
     weights = np.random.default_rng([seed, 0]).standard_exponential((samples, problems))
+    # The array is cached and shared: an accidental write would change every later interval.
     weights.flags.writeable = False
     return weights
 
 
 def check_values(values: Values) -> None:
-    """Refuse what has no interval.
+    """Check that values have an interval.
 
     Raises:
-        UserError: not one finite value for each of at least one problem.
+        UserError: they are not one finite value for each of at least one problem.
     """
     if values.ndim != 1 or values.size == 0:
         raise UserError(
-            f"an interval needs one value for each of at least one problem, not an array of shape {values.shape}"
+            "an interval needs one value for each of at least one problem, "
+            f"not an array of shape {values.shape}"
         )
     if not np.isfinite(values).all():
         raise UserError("an interval needs finite values: leave out problems without a score first")

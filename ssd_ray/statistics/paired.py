@@ -1,7 +1,7 @@
-"""Compare two arms problem by problem: the score interval of a paired difference.
+"""Paired differences: the score interval of two arms compared problem by problem.
 
-- One answer: Tango's interval (1998) for paired proportions, from the problems that only one arm
-  solved.
+- One answer: Tango's interval (1998) for paired proportions, from the problems solved by one arm
+  only.
 - Several answers: the same interval at the effective number of problems, n / D. The design effect D
   is the variance of the differences over that of single answers (Rao and Scott 1992; Yang, Sun and
   Hardin 2012 for clustered pairs).
@@ -27,16 +27,14 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Discordance:
-    """Disagreement of two arms over the same problems.
-
-    `better` is the chance that the first arm alone solves a problem with one answer each, `worse`
-    that the second alone does. `size` is the effective number of problems: the number of pairs of
-    single answers with the same information.
-    """
+    """Disagreement of two arms over the same problems."""
 
     better: float
+    """Chance that the first arm alone solves a problem, with one answer of each arm."""
     worse: float
+    """Chance that the second arm alone does."""
     size: float
+    """Effective number of problems: pairs of single answers with the same information."""
 
     @property
     def estimate(self) -> float:
@@ -47,16 +45,17 @@ class Discordance:
 def discordance(first: Values, second: Values, *, answers: int) -> Discordance:
     """Measure the disagreement of two arms from float64[num_problems] shares in 0..1.
 
-    `answers` is the largest number of answers behind a share; it bounds the design effect from
-    below by 1 / answers.
+    `answers` is the largest number of answers behind a share. The design effect is at least
+    1 / answers.
 
     Raises:
         UserError: the arms differ in their number of problems, there is none, or a share is outside
-        of 0..1.
+            of 0..1.
     """
     if first.shape != second.shape:
         raise UserError(
-            f"arms to be compared need the same problems, not {first.shape} and {second.shape} of them"
+            "arms to be compared need the same problems, "
+            f"not {first.shape} and {second.shape} of them"
         )
     for values in (first, second):
         check_values(values)
@@ -93,7 +92,7 @@ def design_effect(differences: Values, disagreement: float, *, answers: int) -> 
 
 
 def difference_interval(pair: Discordance, *, confidence: float) -> Interval:
-    """Invert the score test: return the differences that it does not reject at 1 - confidence.
+    """Return the differences not rejected by the score test at 1 - confidence.
 
     Raises:
         UserError: a confidence not in (0, 1).
@@ -110,33 +109,34 @@ def difference_interval(pair: Discordance, *, confidence: float) -> Interval:
 def score(pair: Discordance, difference: float) -> float:
     """Return Tango's score statistic of a hypothetical difference: its distance to the estimate.
 
-    The distance is in standard errors. The standard error is that under the hypothesis, from the constrained maximum likelihood
+    The distance is in standard errors under the hypothesis, from the constrained maximum likelihood
     estimate of `worse`.
     """
     distance = pair.estimate - difference
     if distance == 0:
         return 0.0
     variance = 2 * _constrained_worse(pair, difference) + difference * (1 - difference)
-    return (
-        distance / math.sqrt(variance / pair.size)
-        if variance > 0
-        else math.copysign(math.inf, distance)
-    )
+    # Without variance the hypothesis allows no other estimate than itself.
+    if variance <= 0:
+        return math.copysign(math.inf, distance)
+    return distance / math.sqrt(variance / pair.size)
 
 
 def _constrained_worse(pair: Discordance, difference: float) -> float:
-    """Return the larger root of 2 q² + b q + c = 0 (Tango 1998), free of cancellation."""
+    """Return the larger root of 2 q² + b q + c = 0 (Tango 1998) without cancellation."""
     b = (2 - pair.estimate) * difference - pair.better - pair.worse
     c = -pair.worse * difference * (1 - difference)
     root = math.sqrt(max(0.0, b * b - 8 * c))
+    # Of both forms of the root, take the one without a difference of nearly equal numbers.
     if b <= 0:
         return (root - b) / 4
     return -2 * c / (root + b)
 
 
 def _lower_limit(pair: Discordance, z: float) -> float:
-    """Bisect for the smallest difference whose score, which falls as it grows, is at most z."""
-    rejected, kept = -1.0, pair.estimate
+    """Bisect for the smallest difference with a score of at most z; the score falls with it."""
+    rejected = -1.0
+    kept = pair.estimate
     if score(pair, rejected) <= z:
         return rejected
     for _ in range(_HALVINGS):

@@ -1,10 +1,14 @@
-"""A gain without selection: each model's temperature is chosen on one half of the problems and scored on the other.
+"""A gain without selection: temperatures chosen on half of the problems, scored on the rest.
 
-One idea: the best of many cells on the same problems is too good by the luck of the draw. So every model's temperature is
-chosen by its mean on half of the problems, the models are compared on the other half, the halves change places, and many
-splits are averaged. The estimate is the gain of one who tunes on half as many problems of this kind. The interval is
-that of any paired difference; the bootstrap, which repeats the choosing, says how much variance the choosing adds. Pure
-functions on arrays; reads and writes nothing.
+One idea: the best of many cells on the same problems is too good by luck.
+
+1. Each model's temperature is chosen by its mean on one half of the problems.
+2. The models are compared on the other half.
+3. The halves change places, and many splits are averaged.
+
+The estimate is the gain after tuning on half as many problems of this kind. Its interval is that of
+any paired difference. A bootstrap with the choosing in it measures the variance added by choosing.
+Pure functions on arrays; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,40 +25,42 @@ from ssd_ray.statistics.metrics import Values, problem_weights
 from ssd_ray.statistics.paired import Discordance, design_effect
 
 SPLITS = 24
-"""Random splits that are averaged: the spread that the split itself causes is then a fifth of that of a single one."""
+"""Splits to average: the spread due to splitting is a fifth of a single split's."""
 
 _TIE = 1e-9
+"""Means this close are equal: a difference is rounding."""
 _ROWS_AT_A_TIME = 500
+"""Bootstrap rows in one product of matrices, to bound memory."""
 Halves = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Treated minus control, each at a temperature chosen on other problems.
-
-    `pair` is their disagreement there, and its size allows for the choosing. `better` and `worse` count the problems on which
-    treated did better or worse, over all halves.
-    `best_cell` is the difference of the best means on all problems: selected on the problems that it is measured on.
-    `chosen_treated` and `chosen_control`, float64[temperatures], are the shares of halves that chose each temperature.
-    """
+    """Treated minus control, each at a temperature chosen on other problems."""
 
     pair: Discordance
+    """Their disagreement; its size allows for the choosing."""
     better: int
+    """Problems on which treated did better, over all halves."""
     worse: int
+    """Problems on which treated did worse, over all halves."""
     best_cell: float
+    """Difference of the best means, selected and measured on all problems."""
     chosen_treated: Values
+    """float64[temperatures]: share of halves that chose each temperature."""
     chosen_control: Values
+    """The same of the control."""
 
 
 def halves(
     problem_ids: Sequence[str], strata: Sequence[str], *, seed: int, splits: int = SPLITS
 ) -> Halves:
-    """bool[splits, num_problems]: which half each problem is in, every stratum cut in two; from hashes of seed, split and id.
+    """Return bool[splits, num_problems]: the half of each problem, every stratum cut in two.
 
-    A problem's place does not depend on the order of the problems. Of an odd stratum the hash of the stratum says which half
-    gets the one more.
+    The halves follow from hashes of seed, split and id, not from the order of the problems. The
+    hash of an odd stratum decides which half gets the extra problem.
     """
-    found = np.zeros((splits, len(problem_ids)), dtype=np.bool_)
+    cut = np.zeros((splits, len(problem_ids)), dtype=np.bool_)
     members: dict[str, list[int]] = defaultdict(list)
     for index, stratum in enumerate(strata):
         members[stratum].append(index)
@@ -65,8 +71,8 @@ def halves(
                 key=lambda index: (_hash(seed, split, problem_ids[index]), problem_ids[index]),
             )
             extra = _hash(seed, split, stratum)[0] & 1 if len(ranked) % 2 else 0
-            found[split, ranked[: len(ranked) // 2 + extra]] = True
-    return found
+            cut[split, ranked[: len(ranked) // 2 + extra]] = True
+    return cut
 
 
 def _hash(seed: int, split: int, text: str) -> bytes:
@@ -76,9 +82,12 @@ def _hash(seed: int, split: int, text: str) -> bytes:
 class Sweep:
     """Two models' values over the same problems and temperatures, cut into halves many times.
 
-    `treated` and `control` are float64[num_problems, temperatures], `cut` is bool[splits, num_problems]. `within`,
-    bool[num_problems], compares on those problems alone, some of which must be in every half; temperatures are still chosen on
-    all of a half.
+    Args:
+        treated: float64[num_problems, temperatures].
+        control: the same of the control.
+        cut: bool[splits, num_problems], as from `halves`.
+        within: bool[num_problems], the problems to compare on; some must be in every half.
+            Temperatures are still chosen on all problems of a half.
     """
 
     def __init__(
@@ -91,19 +100,25 @@ class Sweep:
         self._counted = self._compared.T.astype(np.float64)
 
     def gain(self, *, samples: int, answers: int, seed: int) -> Gain:
-        """Estimate the selection-free gain; `answers` is the largest number of answers behind a value.
+        """Estimate the selection-free gain.
 
-        The bootstrap's variance beyond that of fixed choices is added to that of the plain paired difference.
+        Args:
+            samples: bootstrap resamples.
+            answers: largest number of answers behind a value.
+            seed: seed of the bootstrap.
         """
-        inside, size = self._inside, len(self._inside)
+        inside = self._inside
+        size = len(inside)
         choices = [
             _choice(self._sums(np.ones((1, size)), *self._spread(values))[0])[0]
             for values in self._values
         ]
         contributions, better, worse = self._compare(choices)
+        # Choosing adds the variance of the bootstrap beyond that at fixed temperatures.
         weights = problem_weights(size, samples, seed)
         fixed = weights[:, inside] @ contributions / weights[:, inside].sum(axis=1)
         added = max(0.0, float(self._resampled(weights).var()) - float(fixed.var()))
+        # Splits choose several temperatures: a contribution averages up to this many answers.
         effect = design_effect(
             contributions, better + worse, answers=answers * self._values[0].shape[1]
         )
@@ -123,7 +138,7 @@ class Sweep:
         )
 
     def _resampled(self, weights: Values) -> Values:
-        """float64[rows]: the gain under float64[rows, num_problems] weights of the problems."""
+        """Return float64[rows]: the gain under float64[rows, num_problems] weights of problems."""
         spreads = [self._spread(values) for values in self._values]
         return _by_rows(
             lambda rows: self._difference(
@@ -133,7 +148,10 @@ class Sweep:
         )
 
     def _spread(self, values: Values) -> tuple[Values, Values]:
-        """float64[num_problems, halves x temperatures]: the values in each half, to choose by and to compare; zero elsewhere."""
+        """Return the values in each half, to choose by and to compare, zero elsewhere.
+
+        Both arrays are float64[num_problems, halves x temperatures].
+        """
         choosing, compared = (
             (halves.T[:, :, None] * values[:, None, :]).reshape(len(values), -1)
             for halves in (self._halves, self._compared)
@@ -141,13 +159,17 @@ class Sweep:
         return choosing, choosing if self._inside.all() else compared
 
     def _sums(self, rows: Values, choosing: Values, compared: Values) -> tuple[Values, Values]:
-        """Weighted sums over the problems of each half, to choose by and to compare: float64[rows, halves, temperatures] each."""
+        """Return weighted sums over the problems of each half, to choose by and to compare.
+
+        Both arrays are float64[rows, halves, temperatures].
+        """
         shape = (len(rows), len(self._halves), self._values[0].shape[1])
+        # One product serves both if all problems are compared: it is the costly part.
         sums = (rows @ choosing).reshape(shape)
         return sums, sums if compared is choosing else (rows @ compared).reshape(shape)
 
     def _difference(self, sums: Sequence[tuple[Values, Values]], counted: Values) -> Values:
-        """float64[rows]: each model's mean on the halves that did not choose, averaged, the first minus the second."""
+        """Return float64[rows]: mean scores on the halves not chosen on, first minus second."""
         sizes = self._opposite(counted)
         means = [
             (np.einsum("bht,bht->bh", _choice(choosing), self._opposite(compared)) / sizes).mean(
@@ -158,10 +180,12 @@ class Sweep:
         return np.asarray(means[0] - means[1])
 
     def _compare(self, choices: Sequence[Values]) -> tuple[Values, float, float]:
-        """Compare the models on the halves that did not choose, at the temperatures `choices` of those that did.
+        """Compare the models on each half, at the temperatures chosen on the other half.
 
-        Returns what each compared problem adds to the gain, scaled so that its mean is the gain, and the chances that one
-        answer of treated alone, or of control alone, is right.
+        Returns:
+            The contribution of each compared problem to the gain, scaled to have the gain as mean.
+            The chance that one answer of treated alone is right.
+            The same chance of control.
         """
         share = self._compared / self._compared.sum(axis=1)[:, None]
         weights = np.roll(share, len(share) // 2, axis=0).T
@@ -175,19 +199,20 @@ class Sweep:
         return gain[self._inside] * self._inside.sum(), float(better.sum()), float(worse.sum())
 
     @staticmethod
-    def _opposite(found: Values) -> Values:
-        """For each half along axis 1 what belongs to the other half of its split."""
-        return np.roll(found, found.shape[1] // 2, axis=1)
+    def _opposite(values: Values) -> Values:
+        """Exchange both halves of every split along axis 1."""
+        # Halves are stored as all first ones, then all second ones.
+        return np.roll(values, values.shape[1] // 2, axis=1)
 
 
 def _choice(sums: Values) -> Values:
-    """Weights over the last axis: all on the best, shared among equals so that no order decides."""
+    """Return weights over the last axis: all on the best, shared by equals so no order decides."""
     best = sums >= sums.max(axis=-1, keepdims=True) - _TIE
     return np.asarray(best / best.sum(axis=-1, keepdims=True))
 
 
 def _by_rows(statistic: Callable[[Values], Values], rows: Values) -> Values:
-    """A statistic of many rows, a bounded number at a time."""
+    """Compute a statistic of many rows, a bounded number at a time."""
     return np.concatenate(
         [
             statistic(rows[start : start + _ROWS_AT_A_TIME])

@@ -1,7 +1,7 @@
-"""Test a paired difference against chance, and give the smallest one that would be found.
+"""Significance of a paired difference: its p-value and the detectable effect.
 
-One idea: the p-value, the interval and the detectable effect come from one score test, so they
-cannot contradict one another. Pure functions; reads and writes nothing.
+One idea: p-value, interval and detectable effect come from one score test, so they cannot
+contradict one another. Pure functions; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ssd_ray.statistics.metrics import Interval
 from ssd_ray.statistics.paired import Discordance, score
 
 POWER = 0.8
-"""The share of such runs that find a true difference of the detectable size (Cohen 1988)."""
+"""Share of such runs that find a true difference of the detectable size (Cohen 1988)."""
 
 
 def p_value(pair: Discordance) -> float:
-    """Return the two-sided p-value of no difference, by the score test that the interval inverts.
+    """Return the two-sided p-value of no difference, by the score test behind the interval.
 
     With one answer per problem it is McNemar's asymptotic test (1947), without a continuity
     correction: (b - c)² / (b + c) is chi-square with one degree of freedom. Fagerland, Lydersen and
@@ -33,10 +33,10 @@ def standard_error(interval: Interval, *, confidence: float) -> float:
 
 
 def smallest_detectable_effect(error: float, *, confidence: float) -> float:
-    """Return the true difference, at most 1, that the test finds in 8 of 10 such runs.
+    """Return the true difference, at most 1, found by the test in 8 of 10 such runs.
 
-    At 95 % it is 2.80 standard errors, and so 1.43 times the longer side of the interval. An
-    estimate of this size therefore has an interval without zero.
+    At 95 % it is 2.80 standard errors: 1.43 times the longer side of the interval. So the interval
+    of an estimate of this size leaves out zero.
     """
     normal = NormalDist()
     return min(1.0, (normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)) * error)
