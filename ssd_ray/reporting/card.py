@@ -1,7 +1,7 @@
-"""A data set's papers: where it comes from, as facts for its manifest, and the card that the Hugging Face hub shows.
+"""Provenance of a data set, and its card for the Hugging Face hub.
 
-Reads the manifests of prompts/ and samples/; the card is README.md beside the shards, so that the directory can be uploaded
-as it is.
+Reads the manifests of prompts/ and samples/. The provenance goes into the manifest. The card is
+README.md next to the shards: the directory can be uploaded as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from ssd_ray.reporting.health import CLASS_WORDS
 from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.schema import Completion, Example, arrow_schema
 
+# Licenses of prompts that ssd_ray knows; a recipe states that of any others.
 LICENSES = {"builtin": "apache-2.0", "rstar-coder": "cc-by-4.0"}
+# Categories of the hub, each with the number of rows that it stays below.
 SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -32,9 +34,15 @@ SHARDS = "part-*.parquet"
 def provenance(
     recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path
 ) -> dict[str, Any]:
-    """Model, tokenizer, template, decoding, seed, prompts and versions behind a data set, as plain JSON."""
-    rendered, drawn = (files.read_json(path / "manifest.json") for path in (prompts, samples))
-    commit, timing = rendered["facts"].get("source_revision"), samples / "timing.json"
+    """Return model, tokenizer, template, decoding, seed, prompts and versions as plain JSON.
+
+    `prompts` and `samples` are the artifacts behind the data set.
+    """
+    rendered = files.read_json(prompts / "manifest.json")
+    drawn = files.read_json(samples / "manifest.json")
+    commit = rendered["facts"].get("source_revision")
+    # Attempts before a crash or a resume may have drawn with other versions.
+    timing = samples / "timing.json"
     attempts = files.read_json(timing).get("versions", []) if timing.exists() else []
     return {
         "recipe": recipe.name,
@@ -76,43 +84,44 @@ def provenance(
 
 
 def _home(source: str, commit: str | None) -> str:
-    """Where prompts come from, without the place where they lie on this machine."""
+    """Return the origin of the prompts, without paths of this machine."""
     if source == "builtin":
         return "the problems that come with ssd_ray"
     hub = hub_source(source)
-    return (
-        f"files ({Path(source).name})"
-        if hub is None
-        else str(replace(hub, revision=commit or hub.revision))
-    )
+    if hub is None:
+        return f"files ({Path(source).name})"
+    return str(replace(hub, revision=commit or hub.revision))
 
 
 def _every_version(attempts: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The version of each package; where attempts differ, all of them in their order."""
-    found: dict[str, dict[str, None]] = {}
+    """Return the version of each package; if attempts differ, all of them in their order."""
+    # Dictionaries as ordered sets: a version counts once, at its first attempt.
+    by_package: dict[str, dict[str, None]] = {}
     for attempt in attempts:
         for name, version in attempt.items():
-            found.setdefault(name, {})[version] = None
-    return {name: " and ".join(versions) for name, versions in found.items()}
+            by_package.setdefault(name, {})[version] = None
+    return {name: " and ".join(versions) for name, versions in by_package.items()}
 
 
 def _public(source: str) -> str:
-    """A model without the place where it lies on this machine."""
+    """Return the source of a model, without paths of this machine."""
     return Path(source).name if source.startswith((".", "/", "~")) else source
 
 
 def license_of(recipe: Recipe) -> str:
-    """The licence of the prompts, by its name on the hub."""
+    """Return the license of the prompts, by its name on the hub."""
     return recipe.prompts.license or LICENSES.get(recipe.prompts.source, "unknown")
 
 
 def card(recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """README.md of a data set, from the facts of `prompts`, `contamination` and `dataset`."""
+    """Return README.md of a data set, from facts of `prompts`, `contamination` and `dataset`."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     rows = facts["dataset"]["rows"]
     data = DatasetCardData(
-        pretty_name=f"Self-samples of {Path(recipe.model.source).name} ({recipe.name}, {branch.name})",
+        pretty_name=(
+            f"Self-samples of {Path(recipe.model.source).name} ({recipe.name}, {branch.name})"
+        ),
         license=license_of(recipe),
         task_categories=["text-generation"],
         size_categories=[next((name for limit, name in SIZES if rows < limit), "n>10M")],

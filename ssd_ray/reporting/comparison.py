@@ -1,8 +1,8 @@
-"""Two finished runs side by side: what differs in their recipes, their scores, and the difference problem by problem.
+"""Comparison of two finished runs: recipes, scores, and differences problem by problem.
 
-One idea: two runs that answered the same problems are compared like two arms of one run, paired by problem; where the
-problems differ there is no paired difference, and the reason stands in its place. Reads report/recipe.yaml and
-report/scores.json of both runs; writes nothing.
+One idea: two runs on the same problems are compared like two arms of one run, paired by problem.
+If the problems differ there is no paired difference, and its reason is given instead. Reads
+report/recipe.yaml and report/scores.json of both runs; writes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ssd_ray.statistics.differences import Difference, difference, pass_at_value
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A field of the recipe whose values differ; None where a run has no such field."""
+    """A field of the recipe with different values; None in a run without the field."""
 
     field: str
     first: Any
@@ -40,24 +40,26 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One arm and metric on one group of problems in both runs.
-
-    `difficulty` is None for all problems of the benchmark. `difference` is second minus first, or `unpaired` says why not.
-    """
+    """One arm and metric on one group of problems in both runs."""
 
     benchmark: str
     difficulty: str | None
+    """None for all problems of the benchmark."""
     arm: str
     metric: str
     first: Mapping[str, Any] | None
+    """Score in the first run, None without one."""
     second: Mapping[str, Any] | None
+    """Score in the second run, None without one."""
     difference: Difference | None
+    """Second minus first, None if there is none."""
     unpaired: str | None
+    """Reason for the absence of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two runs side by side; printing it on a rich console shows it as tables."""
+    """Two runs side by side; a rich console prints it as tables."""
 
     first: str
     second: str
@@ -66,12 +68,12 @@ class Comparison:
     pairs: tuple[Pair, ...]
 
     def plain(self) -> dict[str, Any]:
-        """The comparison as JSON-able values, floats at ten significant digits."""
-        found: dict[str, Any] = rounded_to_ten_digits(dataclasses.asdict(self))
-        return found
+        """Return the comparison as plain JSON, floats at ten significant digits."""
+        rounded: dict[str, Any] = rounded_to_ten_digits(dataclasses.asdict(self))
+        return rounded
 
     def __rich__(self) -> RenderableType:
-        """Tables of changes and scores, then one sentence for each paired difference."""
+        """Return tables of changes and scores, then one sentence for each paired difference."""
         return Group(_changes_table(self), _scores_table(self), *_sentences(self))
 
 
@@ -82,18 +84,18 @@ class _Run:
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two run directories; intervals use the first run's seed, confidence and number of resamples.
+    """Compare two run directories; intervals have the confidence of the first run.
 
     Raises:
         UserError: a run has no report, or no readable recipe.
     """
-    one, other = _load(first), _load(second)
+    runs = _load(first), _load(second)
     return Comparison(
         first=str(first),
         second=str(second),
-        confidence=one.recipe.evaluate.confidence,
-        changes=tuple(_changes(one.recipe, other.recipe)),
-        pairs=tuple(_pairs(one, other)),
+        confidence=runs[0].recipe.evaluate.confidence,
+        changes=tuple(_changes(runs[0].recipe, runs[1].recipe)),
+        pairs=tuple(_pairs(*runs)),
     )
 
 
@@ -102,17 +104,18 @@ def _load(path: Path) -> _Run:
         raise UserError(
             f"{path} has no report/scores.json: finish that run with `ssd-ray report` first"
         )
-    recipe = path / "report" / "recipe.yaml"  # which reports of earlier versions of ssd_ray lack
+    # Reports of earlier versions of ssd_ray hold no recipe.
+    recipe = path / "report" / "recipe.yaml"
     recipe = recipe if recipe.exists() else path / "recipe.yaml"
     return _Run(recipe=recipes.load(recipe), scores=read_json(path / "report" / "scores.json"))
 
 
 def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
-    here = {name: value for name, value, _ in fields(first)}
-    there = {name: value for name, value, _ in fields(second)}
-    for name in [*here, *(name for name in there if name not in here)]:
-        if name != "sources" and here.get(name) != there.get(name):
-            yield Change(field=name, first=here.get(name), second=there.get(name))
+    values = {name: value for name, value, _ in fields(first)}
+    others = {name: value for name, value, _ in fields(second)}
+    for name in dict.fromkeys([*values, *others]):
+        if name != "sources" and values.get(name) != others.get(name):
+            yield Change(field=name, first=values.get(name), second=others.get(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,55 +126,51 @@ class _Group:
     difficulty: str | None
 
     def table(self, scores: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
-        """An arm's table on this group in scores.json, empty where there is none."""
+        """Return the table of an arm on this group in scores.json, or an empty one."""
         groups = scores["benchmarks"].get(self.benchmark, {"all": {"arms": {}}, "difficulties": {}})
-        group = (
-            groups["all"]
-            if self.difficulty is None
-            else groups["difficulties"].get(self.difficulty, {"arms": {}})
-        )
-        found: Mapping[str, Any] = group["arms"].get(arm, {})
-        return found
+        group = groups["all"]
+        if self.difficulty is not None:
+            group = groups["difficulties"].get(self.difficulty, {"arms": {}})
+        table: Mapping[str, Any] = group["arms"].get(arm, {})
+        return table
 
     def score(self, scores: Mapping[str, Any], arm: str, metric: str) -> Mapping[str, Any] | None:
-        """An arm's score on this group, None where there is none."""
-        found: Mapping[str, Any] | None = self.table(scores, arm).get("score", {}).get(metric)
-        return found
+        """Return the score of an arm on this group, or None."""
+        value: Mapping[str, Any] | None = self.table(scores, arm).get("score", {}).get(metric)
+        return value
 
     def problems(self, scores: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The problems of this group by id, with each arm's graded and accepted answers."""
+        """Return the problems of this group by id, with graded and accepted answers of each arm."""
         problems = scores["problems"][self.benchmark]
         return {
-            name: found
-            for name, found in problems.items()
-            if self.difficulty in (None, found["difficulty"])
+            name: problem
+            for name, problem in problems.items()
+            if self.difficulty in (None, problem["difficulty"])
         }
 
 
 def _groups(first: _Run, second: _Run) -> Iterator[_Group]:
-    """Every benchmark of either run, and its difficulties where it has several, in the order of the first."""
-    benchmarks, difficulties = (
-        _either(first.scores["order"], second.scores["order"], key) for key in _GROUPED
-    )
+    """Yield every benchmark of either run, each followed by its difficulties if it has several."""
+    benchmarks = _either(first, second, "benchmarks")
+    difficulties = _either(first, second, "difficulties")
     for benchmark in benchmarks:
         yield _Group(benchmark=benchmark, difficulty=None)
-        held = [
+        by_difficulty = [
             run.scores["benchmarks"].get(benchmark, {"difficulties": {}})["difficulties"]
             for run in (first, second)
         ]
         for difficulty in difficulties:
-            if any(difficulty in groups for groups in held):
+            if any(difficulty in groups for groups in by_difficulty):
                 yield _Group(benchmark=benchmark, difficulty=difficulty)
 
 
 def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
-    """Every group of problems, arm and metric of either run, in the order of the first."""
-    arms, metrics = (
-        _either(first.scores["order"], second.scores["order"], key) for key in ("arms", "pass_at")
-    )
+    """Yield every group of problems, arm and metric of either run, in the order of the first."""
+    arms = _either(first, second, "arms")
+    metrics = _either(first, second, "pass_at")
     for group in _groups(first, second):
         for arm, metric in itertools.product(arms, metrics):
-            found, unpaired = _paired(first, second, group, arm, metric)
+            paired, unpaired = _paired(first, second, group, arm, metric)
             yield Pair(
                 benchmark=group.benchmark,
                 difficulty=group.difficulty,
@@ -179,41 +178,44 @@ def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
                 metric=metric,
                 first=group.score(first.scores, arm, metric),
                 second=group.score(second.scores, arm, metric),
-                difference=found,
+                difference=paired,
                 unpaired=unpaired,
             )
 
 
-_GROUPED = ("benchmarks", "difficulties")
-
-
-def _either(first: Mapping[str, list[str]], second: Mapping[str, list[str]], key: str) -> list[str]:
-    return list(dict.fromkeys([*first[key], *second[key]]))
+def _either(first: _Run, second: _Run, key: str) -> list[str]:
+    """Return the names of either run under a key of `order`, those of the first run first."""
+    return list(dict.fromkeys([*first.scores["order"][key], *second.scores["order"][key]]))
 
 
 def _paired(
     first: _Run, second: _Run, group: _Group, arm: str, metric: str
 ) -> tuple[Difference | None, str | None]:
-    """The difference of second minus first by problem, or why there is none."""
+    """Return the difference of second minus first by problem, or the reason for its absence."""
     for name, run in (("first", first), ("second", second)):
         table = group.table(run.scores, arm)
         if metric not in table.get("score", {}):
             return None, f"absent from the {name} run"
         if table["refused"]:
             return None, f"no score in the {name} run: {table['refused']}"
-    here, there = group.problems(first.scores), group.problems(second.scores)
-    if here.keys() != there.keys():
-        lost, new = len(here.keys() - there.keys()), len(there.keys() - here.keys())
+    baseline = group.problems(first.scores)
+    treated = group.problems(second.scores)
+    # Pairs need the same problems: a difference over the common ones would hide the others.
+    if baseline.keys() != treated.keys():
+        lost = len(baseline.keys() - treated.keys())
+        new = len(treated.keys() - baseline.keys())
         return None, f"the problems differ: {lost} only in the first run, {new} only in the second"
-    answers = max(run.recipe.evaluate.samples_per_problem for run in (first, second))
-    found = difference(
-        first.recipe, _values(there, arm, metric), _values(here, arm, metric), answers=answers
+    paired = difference(
+        first.recipe,
+        _values(treated, arm, metric),
+        _values(baseline, arm, metric),
+        answers=max(run.recipe.evaluate.samples_per_problem for run in (first, second)),
     )
-    return found, None if found else "no problem has enough graded answers in both"
+    return paired, None if paired else "no problem has enough graded answers in both"
 
 
 def _values(problems: Mapping[str, Any], arm: str, metric: str) -> np.ndarray[Any, Any]:
-    """pass@k of each problem in the order of their ids, NaN where fewer than k answers were graded; shape (problems,)."""
+    """Return float64[num_problems] of pass@k in the order of problem ids, NaN where ungraded."""
     counts = [
         (problems[name]["graded"][arm], problems[name]["accepted"][arm])
         for name in sorted(problems)
@@ -224,7 +226,7 @@ def _values(problems: Mapping[str, Any], arm: str, metric: str) -> np.ndarray[An
 def _changes_table(comparison: Comparison) -> RenderableType:
     if not comparison.changes:
         return Text("The recipes are the same.")
-    table = Table(title="What differs in the recipes", title_justify="left")
+    table = Table(title="Differences of the recipes", title_justify="left")
     for heading in ("field", "first", "second"):
         table.add_column(heading, overflow="fold")
     for change in comparison.changes:
@@ -247,17 +249,19 @@ def _scores_table(comparison: Comparison) -> RenderableType:
 
 
 def _short(pair: Pair) -> str:
-    """A difference with its interval as a cell, of few problems their counts."""
+    """Return the cell of a difference: estimate and interval, or counts of few problems."""
     if pair.difference is None:
         return "not compared"
-    found = dataclasses.asdict(pair.difference)
-    digits = decimals(found["problems"])
-    estimate, low, high = (points(found[key], digits) for key in ("estimate", "low", "high"))
-    return tally(found) if is_few(found["problems"]) else f"{estimate} ({low} to {high})"
+    paired = dataclasses.asdict(pair.difference)
+    if is_few(paired["problems"]):
+        return tally(paired)
+    digits = decimals(paired["problems"])
+    estimate, low, high = (points(paired[key], digits) for key in ("estimate", "low", "high"))
+    return f"{estimate} ({low} to {high})"
 
 
 def _sentences(comparison: Comparison) -> Iterator[Text]:
-    """One sentence for each benchmark, arm and metric; difficulties are in the table alone."""
+    """Yield a sentence for each benchmark, arm and metric; difficulties are in the table alone."""
     for pair in comparison.pairs:
         if pair.difficulty is not None:
             continue

@@ -1,8 +1,14 @@
-"""Five example answers, chosen by rule and not by hand, so that a reader sees what the numbers stand for.
+"""Five example answers behind the numbers, chosen by rule and not by hand.
 
-The rules, in this order, each taking the first answer (by benchmark, problem and sample) that no earlier rule took: the
-shortest accepted answer, one that gave a wrong answer, one that failed another way, one that was cut off or held no code,
-and the shortest accepted answer of the baseline. Reads eval-prompts/, generations/ and verdicts/; writes nothing.
+Each rule takes the first fitting answer (by benchmark, problem and sample) left by earlier rules:
+
+1. the shortest accepted answer;
+2. a wrong answer;
+3. a failure of another kind;
+4. an answer cut off or without code;
+5. the shortest accepted answer of the baseline.
+
+Reads eval-prompts/, generations/ and verdicts/; writes nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +25,14 @@ from ssd_ray.schema import Verdict
 MAX_EXAMPLES = 5
 MAX_CHARACTERS = 6000
 
-FAILED_ANOTHER_WAY = ("runtime_error", "time_limit", "memory_limit", "output_limit")
+OTHER_FAILURES = ("runtime_error", "time_limit", "memory_limit", "output_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One answer with its problem and verdict, its texts cut to about 6,000 characters.
 
-    An answer keeps its beginning and its end: its program comes after its reasoning.
+    An answer keeps its beginning and its end, since its program follows its reasoning.
     """
 
     title: str
@@ -54,7 +60,7 @@ class _Choice:
 
 
 def shown_arm(recipe: Recipe) -> str:
-    """The arm whose answers are shown: the first with the model fine-tuned by SSD, else the baseline."""
+    """Return the arm to show answers of: the first with the ssd model, else the baseline."""
     return next(
         (name for name, arm in arms.arms(recipe).items() if arm.model == "ssd"),
         arms.baseline(recipe),
@@ -64,15 +70,16 @@ def shown_arm(recipe: Recipe) -> str:
 def examples(
     recipe: Recipe, run: Path, results: Mapping[str, Mapping[str, ProblemResult]]
 ) -> list[Example]:
-    """Up to five answers by the rules above."""
-    arm, baseline = shown_arm(recipe), arms.baseline(recipe)
+    """Return up to five answers by the rules above."""
+    arm = shown_arm(recipe)
+    baseline = arms.baseline(recipe)
     rules: list[tuple[str, str, Callable[[Answer], bool], bool]] = [
         ("Shortest accepted answer", arm, lambda answer: answer.outcome == "accepted", True),
         ("A wrong answer", arm, lambda answer: answer.outcome == "wrong_answer", False),
         (
             "A failure of another kind",
             arm,
-            lambda answer: answer.outcome in FAILED_ANOTHER_WAY,
+            lambda answer: answer.outcome in OTHER_FAILURES,
             False,
         ),
         (
@@ -82,20 +89,21 @@ def examples(
             False,
         ),
         ("Shortest accepted answer", baseline, lambda answer: answer.outcome == "accepted", True),
+        # Fill up from a run without such failures.
         ("Another answer", arm, lambda answer: True, False),
         ("Another answer", baseline, lambda answer: True, False),
     ]
     chosen: list[_Choice] = []
     for title, name, wanted, shortest in rules:
-        found = [
+        candidates = [
             choice
             for choice in _candidates(title, name, results[name], wanted)
             if not _taken(choice, chosen)
         ]
-        if found and len(chosen) < MAX_EXAMPLES:
-            chosen.append(
-                min(found, key=lambda choice: choice.answer.tokens) if shortest else found[0]
-            )
+        if shortest:
+            candidates.sort(key=lambda choice: choice.answer.tokens)
+        if candidates and len(chosen) < MAX_EXAMPLES:
+            chosen.append(candidates[0])
     return _with_texts(run, arms.VERDICTS[recipe.evaluate.profiles[0]], chosen)
 
 
@@ -118,7 +126,7 @@ def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
 
 
 def _with_texts(run: Path, directory: str, chosen: list[_Choice]) -> list[Example]:
-    """The chosen answers with the texts of problem, answer and verdict, read in one pass over each directory."""
+    """Return the chosen answers with their texts, read in one pass over each directory."""
     wanted = {choice.problem.problem_id for choice in chosen}
     columns = shards.read_columns(run / "eval-prompts", "prompt_id", "text")
     prompts = {prompt_id: text for prompt_id, text in columns if prompt_id in wanted}
@@ -168,10 +176,10 @@ def _example(
 
 
 def _shortened(text: str, *, keep_end: bool = False) -> str:
-    left_out = len(text) - MAX_CHARACTERS
-    if left_out <= 0:
+    excess = len(text) - MAX_CHARACTERS
+    if excess <= 0:
         return text
     if not keep_end:
-        return f"{text[:MAX_CHARACTERS]}\n[… {left_out:,} more characters, not shown here]"
+        return f"{text[:MAX_CHARACTERS]}\n[… {excess:,} more characters, not shown here]"
     half = MAX_CHARACTERS // 2
-    return f"{text[:half]}\n[… {left_out:,} characters, not shown here …]\n{text[-half:]}"
+    return f"{text[:half]}\n[… {excess:,} characters, not shown here …]\n{text[-half:]}"

@@ -1,7 +1,7 @@
-"""Data health for a reader: health.html beside a data set, and the same figures for the report's own section.
+"""Data health for a reader: health.html of a data set, and the section of the report on it.
 
-One idea: the page computes nothing but shares; it shows the facts of dataset/, contamination/ and prompts/. It opens without a
-network and holds no script. Reads the templates beside it.
+One idea: the page computes nothing but shares. It shows the facts of dataset/, contamination/ and
+prompts/. It opens without a network and holds no script.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.reporting.words import count, counted, decimals, percent
 
 WARN_SHARE = 0.05
-"""Share of the tokens above which a class is marked."""
+"""Largest share of the tokens that a class has without a warning."""
 
 CLASS_WORDS = {
     "empty": "no text",
@@ -30,49 +30,58 @@ CLASS_WORDS = {
 }
 
 
+_CLASS_NOTES = {
+    "cut_off": (
+        "Cut off",
+        "They teach the model nothing about ending; a policy of mask or drop takes them out of the "
+        "loss.",
+    ),
+    "loop": (
+        "Loops",
+        "A few long loops can outweigh all other answers, since the loss counts tokens.",
+    ),
+    "no_code": ("No code", "The paper keeps them: it trains on raw answers."),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HealthReading:
-    """One finding in words; `warns` where it deserves a look before training."""
+    """One finding in words."""
 
     where: str
     what: str
     note: str
     warns: bool
+    """True if it deserves a look before training."""
 
 
 def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
-    """What a person should know of the samples, most important first."""
-    rows, ended = health["rows"], sum(found["end_token"] for found in health["ends"].values())
+    """Yield findings on the samples, most important first."""
+    rows = health["rows"]
+    classes = health["classes"]
+    ended = sum(end["end_token"] for end in health["ends"].values())
+    unended = health["ends"]["stop"]["no_end_token"]
     yield HealthReading(
         where="End token",
         what=f"{count(ended)} of {counted(rows, 'answer')} end by an end token",
-        note=f"{counted(health['ends']['stop']['no_end_token'], 'answer')} stopped by themselves without one.",
-        warns=health["ends"]["stop"]["no_end_token"] > 0,
+        note=f"{counted(unended, 'answer')} stopped by themselves without one.",
+        warns=unended > 0,
     )
-    for name, where, note in (
-        (
-            "cut_off",
-            "Cut off",
-            "They teach the model nothing about ending, and a policy of mask or drop takes them out of the loss.",
-        ),
-        (
-            "loop",
-            "Loops",
-            "A few long loops can outweigh all other answers, since the loss counts tokens.",
-        ),
-        ("no_code", "No code", "The paper keeps them: it trains on raw answers."),
-    ):
-        answers, tokens = shares(health, name)
+    for name, (where, note) in _CLASS_NOTES.items():
+        answers, tokens = (percent(share, decimals(rows)) for share in shares(health, name))
         yield HealthReading(
             where=where,
-            what=f"{percent(answers, decimals(rows))} of the answers, {percent(tokens, decimals(rows))} of the tokens",
-            note=f"{counted(health['classes'][name]['rows'], 'answer')}. {note}",
-            warns=name != "no_code" and tokens > WARN_SHARE,
+            what=f"{answers} of the answers, {tokens} of the tokens",
+            note=f"{counted(classes[name]['rows'], 'answer')}. {note}",
+            # Answers without code are the paper's own data: no reason to warn.
+            warns=name != "no_code" and shares(health, name)[1] > WARN_SHARE,
         )
     yield from _reasoning(health)
+    empty = count(classes["empty"]["rows"])
+    stubs = count(classes["stub"]["rows"])
     yield HealthReading(
         where="Empty and stubs",
-        what=f"{count(health['classes']['empty']['rows'])} empty, {count(health['classes']['stub']['rows'])} of a single line",
+        what=f"{empty} empty, {stubs} of a single line",
         note="The paper's filter leaves these out, and nothing else.",
         warns=False,
     )
@@ -85,27 +94,40 @@ def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
 
 
 def _reasoning(health: Mapping[str, Any]) -> Iterator[HealthReading]:
-    """Describe reasoning and blocks of other languages, which data sets of earlier versions do not count."""
-    rows, states = health["rows"], health.get("reasoning", {})
+    """Yield findings on reasoning and other languages, if there is any.
+
+    Data sets of earlier versions of ssd_ray lack these counts.
+    """
+    rows = health["rows"]
+    states = health.get("reasoning", {})
     if reasoned := sum(states.values()) - states.get("none", 0):
         ended = states["ended"] / reasoned
         yield HealthReading(
             where="Reasoning",
-            what=f"{percent(ended, decimals(reasoned))} of {counted(reasoned, 'answer')} that reason end it",
+            what=(
+                f"{percent(ended, decimals(reasoned))} of {counted(reasoned, 'answer')} "
+                "that reason end it"
+            ),
             note="One that does not end it has no code: a draft is no program.",
             warns=False,
         )
     if foreign := health.get("other_language", {}).get("rows", 0):
         yield HealthReading(
             where="Other languages",
-            what=f"the program of {percent(foreign / rows, decimals(rows))} of the answers is marked as no Python",
-            note=f"{counted(foreign, 'answer')}, such as a shell command or an output behind the program. They count as code.",
+            what=(
+                f"the program of {percent(foreign / rows, decimals(rows))} of the answers is "
+                "marked as another language"
+            ),
+            note=(
+                f"{counted(foreign, 'answer')}, such as a shell command or an output after the "
+                "program. They count as code."
+            ),
             warns=foreign > WARN_SHARE * rows,
         )
 
 
 def section(health: Mapping[str, Any]) -> dict[str, Any]:
-    """What health_section.html.j2 shows."""
+    """Return the variables of health_section.html.j2."""
     return {
         "health": health,
         "health_readings": list(readings(health)),
@@ -117,7 +139,7 @@ def section(health: Mapping[str, Any]) -> dict[str, Any]:
 def health_page(
     recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """health.html of a trained model's data, from the facts of `prompts`, `contamination` and `dataset`."""
+    """Return health.html of a data set, from facts of `prompts`, `contamination` and `dataset`."""
     template = environment().get_template("health.html.j2")
     return template.render(
         recipe=recipe,
@@ -133,7 +155,7 @@ def health_page(
 
 
 def _leaves(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
-    """Nested facts as rows of a table."""
+    """Yield nested facts as rows of a table."""
     for key, value in node.items():
         name = f"{at}{key.replace('_', ' ')}"
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""What was run, and what that does not show, in plain words.
+"""Sentences of the report page on the run, and on its limits.
 
-One idea: the limits of a run follow from its own recipe and counts, so the page derives them instead of leaving them to the
-reader's care. Statements about the paper (arXiv 2604.01193) name what they rest on. Pure functions of the recipe,
+One idea: the limits of a run follow from its recipe and counts, so the page derives them.
+Statements about the paper (arXiv 2604.01193) name their place in it. Pure functions of the recipe,
 scores.json and timings.json; each statement is a (lead, sentences) pair.
 """
 
@@ -26,15 +26,17 @@ from ssd_ray.statistics.selection import SPLITS
 PAPER_SMALLEST = 4e9
 """Parameters of the smallest model in the paper (table 2)."""
 _NAMED = 10
-"""Problems that a sentence names before it stops."""
+"""Most problems to name in a sentence."""
 PAPER_FEWEST_SEQUENCES = 300 * 32
-"""Training sequences of its shortest stated runs: 300 steps of 32 (section 3.1)."""
+"""Training sequences of the paper's shortest stated runs: 300 steps of 32 (section 3.1)."""
 
 
 def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The run in plain words, act by act."""
-    data, sample, train = scores["training"], recipe.sample, recipe.train
+    """Return the run in plain words, a statement for each stage."""
+    data = scores["training"]
+    sample = recipe.sample
     dropped = sum((data["dataset"]["dropped"] or {}).values())
+    right_or_wrong = ", right or wrong" if recipe.prepare.select == "all" else ""
     sizes = (
         f"{scores['benchmarks'][name]['all']['problems']} of {name}"
         for name in scores["order"]["benchmarks"]
@@ -42,42 +44,47 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
     return [
         (
             "Sample",
-            f"The frozen model {recipe.model.source} gave {counted(sample.samples_per_prompt, 'answer')} to each of "
-            f"{count(data['prompts']['rows'])} prompts, at {decoding(sample)}, cut off after {count(sample.max_tokens)} tokens."
-            f"{_not_drawn(data)}",
+            f"The frozen model {recipe.model.source} gave "
+            f"{counted(sample.samples_per_prompt, 'answer')} to each of "
+            f"{count(data['prompts']['rows'])} prompts, at {decoding(sample)}, "
+            f"cut off after {count(sample.max_tokens)} tokens.{_not_drawn(data)}",
         ),
         (
             "Prepare",
-            f"{_chosen(recipe)} {count(dropped)} of {count(data['samples']['rows'])} were left out; the other "
-            f"{count(data['dataset']['rows'])} stayed{', right or wrong' if recipe.prepare.select == 'all' else ''}.",
+            f"{_chosen(recipe)} {count(dropped)} of {count(data['samples']['rows'])} were left "
+            f"out; the other {count(data['dataset']['rows'])} stayed{right_or_wrong}.",
         ),
         (
             "Train",
-            f"The same model was fine-tuned on those raw answers, {count(_steps(recipe, scores))} steps of "
-            f"{train.global_batch_size} sequences, with the loss on answer tokens only. That gave the model called "
-            f"ssd.{_controls(recipe)}",
+            f"The same model was fine-tuned on those raw answers, {count(_steps(recipe, scores))} "
+            f"steps of {recipe.train.global_batch_size} sequences, with the loss on answer tokens "
+            f"only. That gave the model called ssd.{_controls(recipe)}",
         ),
         (
             "Evaluate",
-            f"{_swept(recipe)}Each arm, which is a model with its own decoding, gave "
-            f"{counted(recipe.evaluate.samples_per_problem, 'answer')} to "
-            f"each problem ({', '.join(sizes)}), and their programs ran against the tests.",
+            f"{_swept(recipe)}Each arm, a model with its own decoding, gave "
+            f"{counted(recipe.evaluate.samples_per_problem, 'answer')} to each problem "
+            f"({', '.join(sizes)}), and their programs ran against the tests.",
         ),
     ]
 
 
 def _not_drawn(data: Mapping[str, Any]) -> str:
     missing = data["samples"].get("not_drawn", 0)
+    if not missing:
+        return ""
     return (
-        f" {counted(missing, 'answer')} could not be drawn; the manifest of samples names each, and why."
-        if missing
-        else ""
+        f" {counted(missing, 'answer')} could not be drawn; the manifest of samples names each "
+        "with its reason."
     )
 
 
 def _chosen(recipe: Recipe) -> str:
     if recipe.prepare.select == "accepted":
-        return "Answers were graded, and those that failed a test were left out, which is no longer self-distillation."
+        return (
+            "Answers were graded, and those that failed a test were left out, which is no longer "
+            "self-distillation."
+        )
     return "Nothing was run or graded to choose among the answers, only rules on their form."
 
 
@@ -97,7 +104,7 @@ def _swept(recipe: Recipe) -> str:
 def limits(
     recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """What the run does not show, the weightiest first."""
+    """Return the limits of the run, the weightiest first."""
     return [
         *_scale(recipe, scores),
         *_decodings(recipe),
@@ -120,15 +127,17 @@ def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str
     small_model = number is not None and number < PAPER_SMALLEST
     if recipe.name != "quickstart" and not small_model and sequences >= PAPER_FEWEST_SEQUENCES:
         return
-    model = (
-        f"The model has {parameters(number)} parameters; the smallest in the paper has 4 billion. "
-        if small_model
-        else ""
-    )
+    model = ""
+    if small_model:
+        model = (
+            f"The model has {parameters(number)} parameters; "
+            "the smallest in the paper has 4 billion. "
+        )
     yield (
         "It proves the pipeline, not the method.",
-        f"{model}Training saw {count(sequences)} sequences; the paper's shortest stated runs {count(PAPER_FEWEST_SEQUENCES)}. "
-        "At this size neither a gain nor its absence speaks for or against simple self-distillation.",
+        f"{model}Training saw {count(sequences)} sequences; the paper's shortest stated runs saw "
+        f"{count(PAPER_FEWEST_SEQUENCES)}. At this size neither a gain nor its absence speaks for "
+        "or against simple self-distillation.",
     )
 
 
@@ -143,13 +152,15 @@ def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if alone:
         yield (
             "Two things change at once.",
-            f"No arm decodes the base model in the way of {' or '.join(alone)}. A difference mixes what training did with what "
-            "another temperature or truncation does, which is why each arm's decoding stands beside it.",
+            f"No arm decodes the base model in the way of {' or '.join(alone)}. A difference mixes "
+            "the effect of training with that of another temperature or truncation. So each arm is "
+            "shown with its decoding.",
         )
 
 
-def _alike(one: Decoding, other: Decoding) -> bool:
-    return (one.temperature, one.top_k, one.top_p) == (other.temperature, other.top_k, other.top_p)
+def _alike(first: Decoding, second: Decoding) -> bool:
+    keys = ("temperature", "top_k", "top_p")
+    return all(getattr(first, key) == getattr(second, key) for key in keys)
 
 
 def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -159,65 +170,70 @@ def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if sample.temperature == 1 and sample.top_k is None and sample.top_p == 1:
         yield (
             "This run is the control.",
-            "Samples at temperature 1 without truncation are naive self-training: their expected gradient is zero at the start, "
-            "so what changes is noise or a side effect of fine-tuning.",
+            "Samples at temperature 1 without truncation are naive self-training: their expected "
+            "gradient is zero at the start, so changes are noise or a side effect of fine-tuning.",
         )
         return
     yield (
         "There is no control of training in it.",
-        "Training on samples at temperature 1 without truncation has zero expected gradient at the start, yet such cells of the "
-        "paper's figure 10 score 44.1 to 45.7 beside a base of 42.4. Before a gain is put down to temperature and truncation it "
-        "needs that control next to it: evaluate.controls: [teacher, naive].",
+        "Training on samples at temperature 1 without truncation has zero expected gradient at the "
+        "start, yet such cells of the paper's figure 10 score 44.1 to 45.7 against a base of 42.4. "
+        "Before a gain is put down to temperature and truncation it needs that control next to it: "
+        "evaluate.controls: [teacher, naive].",
     )
 
 
 def _uncertainty(scores: Mapping[str, Any]) -> tuple[str, str]:
     confidence = scores["confidence"]
+    # Few problems are shown as counts, without an interval.
     paired = sum(
-        found is not None and not is_few(found["problems"])
+        difference is not None and not is_few(difference["problems"])
         for benchmark in scores["benchmarks"].values()
         for group in (benchmark["all"], *benchmark["difficulties"].values())
         for arm in group["arms"].values()
-        for found in arm["difference"].values()
+        for difference in arm["difference"].values()
     )
     return (
         "The intervals cover problems, not training.",
-        f"A {percent(confidence, 0)} interval says how a score moves with other problems of the same kind. It does not cover "
-        "another seed: this is one set of samples and one training run. "
+        f"A {percent(confidence, 0)} interval covers other problems of the same kind. It does not "
+        "cover another seed: this is one set of samples and one training run. "
         f"Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
         "would miss zero by chance alone.",
     )
 
 
 def _selection(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    every = arms.arms(recipe)
+    num_arms = len(arms.arms(recipe))
     if recipe.evaluate.sweep:
         yield (
             "Only one number here is free of selection.",
-            f"{len(every)} arms answered the same problems, and the best of many cells is too good by luck. The gain with "
-            "temperatures chosen on other problems is not: each model's temperature is the best on one half of the problems, the "
-            f"models meet on the other half, the halves change places, and {SPLITS} splits are averaged. It is the gain of one "
-            "who tunes on half as many problems as there are. What was chosen in training, such as the sampling temperature, "
-            "the steps or the checkpoint, may have been chosen on these problems too; this page cannot know.",
+            f"{num_arms} arms answered the same problems, and the best of many cells is too good "
+            "by luck. The gain with temperatures chosen on other problems is not: each model's "
+            "temperature is the best on one half of the problems, the models are compared on the "
+            f"other half, the halves change places, and {SPLITS} splits are averaged. It is the "
+            "gain after tuning on half as many problems as there are. Choices of training, such as "
+            "the sampling temperature, the steps or the checkpoint, may have been made on these "
+            "problems too; this page cannot know.",
         )
-    elif len(every) > 2:
+    elif num_arms > 2:
         yield (
             "Picking the best arm overstates it.",
-            f"{len(every)} arms answered the same problems. A decoding chosen by these scores has to be "
-            "confirmed on other problems; evaluate.sweep does so.",
+            f"{num_arms} arms answered the same problems. A decoding chosen by these scores has to "
+            "be confirmed on other problems; evaluate.sweep does so.",
         )
 
 
 def _paper() -> tuple[str, str]:
     return (
         "The paper's numbers are the paper's.",
-        "Nothing here reproduces arXiv 2604.01193. When this version of ssd-ray was written no independent reproduction of its "
-        "gains was known; apple/ml-ssd issue 14 reports 51.3 for a released checkpoint that the paper puts at 57.8.",
+        "Nothing here reproduces arXiv 2604.01193. When this version of ssd-ray was written no "
+        "independent reproduction of its gains was known; apple/ml-ssd issue 14 reports 51.3 for a "
+        "released checkpoint that the paper puts at 57.8.",
     )
 
 
 def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str, str]:
-    told = sorted({isolation(found) for found in timings["isolation"].values()})
+    levels = sorted({isolation(facts) for facts in timings["isolation"].values()})
     ungraded = sum(
         arm["infrastructure_errors"]
         for benchmark in scores["benchmarks"].values()
@@ -225,16 +241,20 @@ def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str
     )
     return (
         "Grading is as good as its tests and its sandbox.",
-        "A program that passes the tests may still be wrong, and what meets a time limit depends on the machine. "
-        f"Not graded, and so neither right nor wrong: {counted(ungraded, 'answer')}. {_problems_left_out(scores)}"
-        f"Isolation of the programs: {'; '.join(told)}.",
+        "A program that passes the tests may still be wrong, and time limits depend on the "
+        "machine. Not graded, and so neither right nor wrong: "
+        f"{counted(ungraded, 'answer')}. {_problems_left_out(scores)}"
+        f"Isolation of the programs: {'; '.join(levels)}.",
     )
 
 
 def _problems_left_out(scores: Mapping[str, Any]) -> str:
-    """Name the problems that no program can be graded on, which no score covers."""
+    """Return a sentence on the problems without a score, as no program can be graded on them."""
     names = [row["problem_id"] for row in scores.get("problems_left_out", ())]
     if not names:
         return ""
     some = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")
-    return f"Left out, because their own tests fail: {counted(len(names), 'problem')} ({some}), with reasons in scores.json. "
+    return (
+        f"Left out, because their own tests fail: {counted(len(names), 'problem')} ({some}), "
+        "with reasons in scores.json. "
+    )

@@ -1,8 +1,13 @@
-"""The verb `report`: from the artifacts of a run to scores.json, timings.json and report.html.
+"""The verb `report`: scores.json, timings.json and report.html from the artifacts of a run.
 
-One idea: the page computes nothing. It shows scores.json, every result and the same bytes for the same artifacts, and
-timings.json, what never repeats. It opens without a network, holds no script, and its template engine escapes every string
-that comes from a model, a recipe or a problem. Reads the run, and the templates.
+One idea: the page computes nothing.
+
+- scores.json holds every result: equal artifacts give equal bytes.
+- timings.json holds times and the machine, never equal twice.
+- The page opens without a network and holds no script. Its template engine escapes every string
+  from a model, a recipe or a problem.
+
+Reads the run, and the templates.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from ssd_ray.reporting.templates.environment import environment
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One leaf of the recipe as it was resolved."""
+    """One field of the resolved recipe."""
 
     name: str
     value: str
@@ -39,12 +44,17 @@ class Choice:
 
 
 def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dict[str, Any]:
-    """Fill the claimed directory `out` and return its facts: the headline estimates, by benchmark and arm, None if refused.
+    """Fill the claimed directory `out` and return its facts, the headline estimates.
 
-    `steps` are the names of all steps before the report, whose cost is shown.
+    Args:
+        recipe: the recipe of the run.
+        run: the run directory.
+        steps: names of all steps before the report, to show their cost.
+        out: directory of the report.
 
     Raises:
-        UserError: an artifact of the run is missing or incomplete, or its rows contradict each other.
+        UserError: an artifact of the run is missing or incomplete, or its rows contradict each
+            other.
     """
     scores, results = measure(recipe, run)
     cost = timings(recipe, run, steps)
@@ -58,12 +68,13 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dic
 
 
 def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
-    """The contents of scores.json, and the counted answers of each arm behind them.
+    """Return the contents of scores.json, and the counted answers of each arm behind them.
 
     Raises:
         UserError: as for `report`.
     """
-    evaluate, asked = recipe.evaluate, counts.problems_asked(run)
+    evaluate = recipe.evaluate
+    asked = counts.problems_asked(run)
     by_profile: dict[str, tables.Results] = {
         profile: {
             arm: counts.arm_results(
@@ -71,6 +82,7 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
                 run / arms.VERDICTS[profile] / arm,
                 asked,
                 evaluate.samples_per_problem,
+                # A second profile may have no rules for a benchmark.
                 partly=profile != evaluate.profiles[0],
             )
             for arm in arms.arms(recipe)
@@ -87,7 +99,7 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
 
 
 def _trained(run: Path, branch: TrainedModel) -> tables.Trained:
-    """Samples, loss, held-out measures and facts of a trained model."""
+    """Return samples, loss, held-out measures and facts of a trained model."""
     named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
     facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
     facts["checkpoint"] = manifests.load(run / branch.checkpoint).facts
@@ -101,13 +113,16 @@ def _trained(run: Path, branch: TrainedModel) -> tables.Trained:
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The estimates of the headline metric: {metric: {benchmark: {arm: share or None}}}."""
+    """Return the estimates of the headline metric: {metric: {benchmark: {arm: share or None}}}.
+
+    An estimate is None if the score is refused.
+    """
     metric = scores["headline"]
     return {
         metric: {
             benchmark: {
-                arm: None if found["score"][metric] is None else found["score"][metric]["estimate"]
-                for arm, found in groups["all"]["arms"].items()
+                arm: None if table["score"][metric] is None else table["score"][metric]["estimate"]
+                for arm, table in groups["all"]["arms"].items()
             }
             for benchmark, groups in scores["benchmarks"].items()
         }
@@ -121,7 +136,7 @@ def render(
     answers: Sequence[Example],
     drawn: Mapping[str, Picture],
 ) -> str:
-    """The whole page as HTML."""
+    """Return the page as HTML."""
     template = environment().get_template("page.html.j2")
     return template.render(
         recipe=recipe,
@@ -142,13 +157,16 @@ def render(
 
 
 def choices(recipe: Recipe) -> Iterator[Choice]:
-    """Every field of the recipe with its value, meaning and the source that `recipe.sources` gives for it or its section."""
+    """Yield every field of the recipe with its value, its meaning and its stated source.
+
+    The source is that of `recipe.sources` for the field or the innermost section around it.
+    """
     for name, value, meaning in fields(recipe):
         if name == "sources":
             continue
         named = [known for known in recipe.sources if name == known or name.startswith(f"{known}.")]
         source = recipe.sources[max(named, key=len)] if named else ""
-        plain = (
-            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        )
-        yield Choice(name=name, value=plain, meaning=meaning, source=source)
+        text = value
+        if not isinstance(value, str):
+            text = json.dumps(value, ensure_ascii=False, default=str)
+        yield Choice(name=name, value=text, meaning=meaning, source=source)

@@ -1,6 +1,7 @@
-"""The short table at the end of `ssd-ray run`: each arm's scores, and each difference in plain words.
+"""The table at the end of `ssd-ray run`: scores of each arm, and differences in plain words.
 
-Reads scores.json as a mapping and writes nothing; names from a recipe or a problem are shown as they are, never as markup.
+Reads scores.json as a mapping; writes nothing. Names from a recipe or a problem are never taken for
+markup.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ STYLES = {
 
 
 def summary(scores: Mapping[str, Any]) -> RenderableType:
-    """The scores of every arm on every benchmark with their intervals, then one sentence for each difference."""
+    """Return a table of scores and intervals of every arm, then a sentence for each difference."""
     table = Table(
         title=Text(
             f"{scores['recipe']}, {percent(scores['confidence'], 0)} intervals over problems"
@@ -40,13 +41,11 @@ def summary(scores: Mapping[str, Any]) -> RenderableType:
     for benchmark in scores["order"]["benchmarks"]:
         group = scores["benchmarks"][benchmark]["all"]
         for number, arm in enumerate(scores["order"]["arms"]):
-            found = group["arms"][arm]
-            where = (
-                f"{benchmark} ({group['problems']} × {group['samples_per_problem']})"
-                if number == 0
-                else ""
-            )
-            chosen = {
+            # The first row of a benchmark names it.
+            where = ""
+            if number == 0:
+                where = f"{benchmark} ({group['problems']} × {group['samples_per_problem']})"
+            choices = {
                 key: value
                 for key, value in scores["arms"][arm].items()
                 if key in Decoding.model_fields
@@ -54,8 +53,8 @@ def summary(scores: Mapping[str, Any]) -> RenderableType:
             cells = [
                 where,
                 arm,
-                decoding(Decoding(**chosen)),
-                *(score(found["score"][name]) for name in scores["order"]["pass_at"]),
+                decoding(Decoding(**choices)),
+                *(score(group["arms"][arm]["score"][name]) for name in scores["order"]["pass_at"]),
             ]
             table.add_row(
                 *(Text(cell) for cell in cells),
@@ -65,17 +64,17 @@ def summary(scores: Mapping[str, Any]) -> RenderableType:
 
 
 def _sentences(scores: Mapping[str, Any]) -> Iterator[Text]:
-    for found in readings(scores):
-        where = f"{found['benchmark']}, {found['how']}" if found["how"] else found["benchmark"]
-        yield Text(f"{where}: {found['text']}", style=STYLES[found["reading"]])
-        if found["note"]:
-            yield Text(f"  {found['note']}")
+    for reading in readings(scores):
+        where = reading["benchmark"]
+        if reading["how"]:
+            where = f"{where}, {reading['how']}"
+        yield Text(f"{where}: {reading['text']}", style=STYLES[reading["reading"]])
+        if reading["note"]:
+            yield Text(f"  {reading['note']}")
 
 
-def score(found: Mapping[str, Any] | None) -> str:
-    """A score with its interval, as `24.3 % (18.0 to 31.2)`, or of few problems `2.3 of 9 (0.9 to 4.6)`."""
-    return (
-        "no score"
-        if found is None
-        else f"{words.score(found)} ({words.score_range(found, unit='')})"
-    )
+def score(value: Mapping[str, Any] | None) -> str:
+    """Format a score and its interval: `24.3 % (18.0 to 31.2)`, or `2.3 of 9 (0.9 to 4.6)`."""
+    if value is None:
+        return "no score"
+    return f"{words.score(value)} ({words.score_range(value, unit='')})"

@@ -1,7 +1,6 @@
-"""Numbers as a person reads them, and differences in plain words.
+"""Numbers as text, and differences in plain words.
 
-One idea: a reader should not have to know what an interval is to learn whether a run shows anything, so each difference
-ends in words. Pure functions.
+One idea: each difference ends in words, for readers who do not know intervals. Pure functions.
 """
 
 from __future__ import annotations
@@ -17,35 +16,43 @@ NBSP = "\u00a0"
 MINUS = "\u2212"
 NOT_RECORDED = "not recorded"
 CONTROLS = {
-    "naive": "trained in the same way on the model's own samples at temperature 1 without truncation.",
-    "accepted": "trained in the same way on those of the same samples alone whose program passed its problem's tests.",
+    "naive": (
+        "trained in the same way on the model's own samples at temperature 1 without truncation."
+    ),
+    "accepted": (
+        "trained in the same way on only those of the same samples whose program passed its "
+        "problem's tests."
+    ),
 }
-"""What each trained control is."""
+"""Description of each trained control."""
 
 
 def decimals(size: int) -> int:
-    """The decimals of a percentage that a sample deserves: 0 below 100 problems or answers, 1 below 10,000, else 2.
+    """Return the decimals of a percentage over `size` problems or answers: 0, 1 or 2.
 
-    A 95 % interval reaches up to 98 / sqrt(size) points to each side, so a further digit would say nothing.
+    It has 0 below 100 and 1 below 10,000. A 95 % interval reaches up to 98 / sqrt(size) points to
+    each side, so a further digit is noise.
     """
-    return 0 if size < 100 else 1 if size < 10_000 else 2
+    if size < 100:
+        return 0
+    return 1 if size < 10_000 else 2
 
 
 def rounded(value: float, digits: int) -> str:
-    """A number with so many decimals, halves away from zero as people round: 6.25 is `6.3`."""
-    # Ten significant digits first: 100 * 0.145 is a little below 14.5, and scores.json holds no more.
+    """Round to `digits` decimals, halves away from zero: 6.25 is `6.3`."""
+    # Ten significant digits first, as in scores.json: 100 * 0.145 is a little below 14.5.
     return str(
         Decimal(f"{value:.10g}").quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
     )
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share of one as `24.3 %`."""
+    """Format a share of one: `24.3 %`."""
     return NOT_RECORDED if share is None else f"{rounded(100 * share, digits)}{NBSP}%"
 
 
 def points(share: float | None, digits: int = 1, *, signed: bool = True) -> str:
-    """A difference of shares in percentage points, as `+1.2` or `−0.4`."""
+    """Format a difference of shares in percentage points: `+1.2` or `−0.4`."""
     if share is None:
         return NOT_RECORDED
     text = rounded(100 * share, digits)
@@ -55,108 +62,111 @@ def points(share: float | None, digits: int = 1, *, signed: bool = True) -> str:
 
 
 def is_few(problems: int) -> bool:
-    """Return True if there are too few problems for percentages, so that counts are printed."""
+    """Return True if there are too few problems for percentages: counts are printed."""
     return problems < MIN_PROBLEMS
 
 
 def solved(share: float, problems: int) -> str:
-    """A share of few problems as their expected number, `3` or `2.3`."""
+    """Format a share of few problems as their expected number: `3` or `2.3`."""
     return rounded(share * problems, 1).removesuffix(".0")
 
 
-def score(found: Mapping[str, Any]) -> str:
-    """An estimate without its interval, as `24.3 %`, or of few problems `2.3 of 9`."""
-    problems = found["problems"]
+def score(value: Mapping[str, Any]) -> str:
+    """Format an estimate without its interval: `24.3 %`, or `2.3 of 9` of few problems."""
+    problems = value["problems"]
     if is_few(problems):
-        return f"{solved(found['estimate'], problems)} of {problems}"
-    return percent(found["estimate"], decimals(problems))
+        return f"{solved(value['estimate'], problems)} of {problems}"
+    return percent(value["estimate"], decimals(problems))
 
 
-def score_range(found: Mapping[str, Any], unit: str = f"{NBSP}%") -> str:
-    """The interval of a score, as `18.0 % to 31.2 %`, or of few problems `0.9 to 4.6`."""
-    problems = found["problems"]
+def score_range(value: Mapping[str, Any], unit: str = f"{NBSP}%") -> str:
+    """Format the interval of a score: `18.0 % to 31.2 %`, or `0.9 to 4.6` of few problems."""
+    problems = value["problems"]
     if is_few(problems):
-        return f"{solved(found['low'], problems)} to {solved(found['high'], problems)}"
-    low, high = (rounded(100 * found[end], decimals(problems)) for end in ("low", "high"))
+        return f"{solved(value['low'], problems)} to {solved(value['high'], problems)}"
+    low, high = (rounded(100 * value[end], decimals(problems)) for end in ("low", "high"))
     return f"{low}{unit} to {high}{unit}"
 
 
 def gain(share: float, problems: int) -> str:
-    """A difference with its unit: `+1.2 points`, or of few problems `+0.4 of 9 problems`."""
+    """Format a difference: `+1.2 points`, or `+0.4 of 9 problems` of few problems."""
     if not is_few(problems):
         return f"{points(share, decimals(problems))} points"
-    return (
-        f"{points(share * problems / 100, 1).removesuffix('.0')} of {counted(problems, 'problem')}"
-    )
+    # `points` multiplies by 100 and signs the number; here the unit is a problem.
+    number = points(share * problems / 100, 1).removesuffix(".0")
+    return f"{number} of {counted(problems, 'problem')}"
 
 
 def rate(share: float | None, size: int) -> str:
-    """A share of `size` answers as a percentage, or of few answers as `2 of 9`."""
+    """Format a share of `size` answers: a percentage, or `2 of 9` of few answers."""
     if share is None or not is_few(size):
         return percent(share, decimals(size))
     return f"{solved(share, size)} of {size}"
 
 
-def tally(found: Mapping[str, Any]) -> str:
-    """The problems behind a difference, as `3 better, 1 worse, 5 equal` or `all 9 equal`."""
-    better, worse = found["better"], found["worse"]
-    equal = found["problems"] - better - worse
+def tally(difference: Mapping[str, Any]) -> str:
+    """Count the problems of a difference: `3 better, 1 worse, 5 equal` or `all 9 equal`."""
+    better = difference["better"]
+    worse = difference["worse"]
+    equal = difference["problems"] - better - worse
     if better == worse == 0:
         return f"all {equal:,} equal"
     return f"{better:,} better, {worse:,} worse, {equal:,} equal"
 
 
-def probability(found: Mapping[str, Any]) -> str:
-    """The p-value of a difference with two digits, as `0.032` or `below 0.001`."""
-    value = found["p_value"]
-    return f"below{NBSP}0.001" if value < 0.001 else f"{value:.2g}" if value < 0.995 else "1.0"
+def probability(difference: Mapping[str, Any]) -> str:
+    """Format the p-value of a difference with two digits: `0.032` or `below 0.001`."""
+    value = difference["p_value"]
+    if value < 0.001:
+        return f"below{NBSP}0.001"
+    # Two digits of 0.997 would be `1`.
+    return f"{value:.2g}" if value < 0.995 else "1.0"
 
 
-def doubt(found: Mapping[str, Any]) -> str:
-    """The p-value of a difference and the smallest effect that so many problems could show."""
-    least = points(found["smallest_detectable_effect"], decimals(found["problems"]), signed=False)
-    return f"p{NBSP}{probability(found)}, detectable ±{least}"
+def doubt(difference: Mapping[str, Any]) -> str:
+    """Format the p-value of a difference and the effect detectable on so many problems."""
+    digits = decimals(difference["problems"])
+    least = points(difference["smallest_detectable_effect"], digits, signed=False)
+    return f"p{NBSP}{probability(difference)}, detectable ±{least}"
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands separated."""
+    """Format an integer with thousands separated."""
     return NOT_RECORDED if value is None else f"{value:,.0f}"
 
 
 def counted(value: int, noun: str) -> str:
-    """A number with its noun, as `1 answer` or `1,200 answers`."""
+    """Format a number with its noun: `1 answer` or `1,200 answers`."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with so many significant digits."""
+    """Format a number with `digits` significant digits."""
     return NOT_RECORDED if value is None else f"{value:,.{digits}g}"
 
 
 def plain(name: str) -> str:
-    """An identifier as words: `wrong_answer` as `wrong answer`."""
+    """Return an identifier as words: `wrong_answer` as `wrong answer`."""
     return name.replace("_", " ")
 
 
-def told(counts: Mapping[str, float] | None) -> str:
-    """Counts by name in one line, zeros left out: `12 empty, 3 stub`."""
+def listed(counts: Mapping[str, float] | None) -> str:
+    """List counts by name in one line, zeros left out: `12 empty, 3 stub`."""
     if counts is None:
         return NOT_RECORDED
-    return (
-        ", ".join(f"{count(value)} {plain(name)}" for name, value in counts.items() if value)
-        or "none"
-    )
+    nonzero = (f"{count(value)} {plain(name)}" for name, value in counts.items() if value)
+    return ", ".join(nonzero) or "none"
 
 
 def size(value: float | None) -> str:
-    """Bytes as GiB or MiB."""
+    """Format bytes as GiB or MiB."""
     if value is None:
         return NOT_RECORDED
     return f"{value / 2**30:.1f}{NBSP}GiB" if value >= 2**30 else f"{value / 2**20:.0f}{NBSP}MiB"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `41 s`, `12 min 5 s` or `3 h 20 min`."""
+    """Format seconds: `41 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds is None:
         return NOT_RECORDED
     if seconds < 60:
@@ -167,79 +177,87 @@ def duration(seconds: float | None) -> str:
 
 
 def parameters(number: float | None) -> str:
-    """A number of parameters as `135 million` or `4.0 billion`."""
+    """Format a number of parameters: `135 million` or `4.0 billion`."""
     if number is None:
         return NOT_RECORDED
     return f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
 
 
 def decoding(choice: Decoding) -> str:
-    """Temperature and truncation, as `T 0.7, top-k 20, top-p 0.8`."""
+    """Format temperature and truncation: `T 0.7, top-k 20, top-p 0.8`."""
     if choice.temperature == 0:
         return "greedy"
     top_k = "" if choice.top_k is None else f", top-k{NBSP}{choice.top_k}"
     top_p = "" if choice.top_p == 1 else f", top-p{NBSP}{choice.top_p:g}"
-    return f"T{NBSP}{choice.temperature:g}{top_k}{top_p}" + (
-        "" if top_k or top_p else ", no truncation"
-    )
+    truncation = f"{top_k}{top_p}" or ", no truncation"
+    return f"T{NBSP}{choice.temperature:g}{truncation}"
 
 
-def interval(found: Mapping[str, Any], confidence: float) -> str:
-    """The interval of a difference, as `95 % interval −3.1 to +5.4`."""
-    digits = decimals(found["problems"])
-    return f"{100 * confidence:g}{NBSP}% interval {points(found['low'], digits)} to {points(found['high'], digits)}"
+def interval(difference: Mapping[str, Any], confidence: float) -> str:
+    """Format the interval of a difference: `95 % interval −3.1 to +5.4`."""
+    digits = decimals(difference["problems"])
+    low, high = (points(difference[end], digits) for end in ("low", "high"))
+    return f"{100 * confidence:g}{NBSP}% interval {low} to {high}"
 
 
 def reading(
-    arm: str, baseline: str, found: Mapping[str, Any], confidence: float, seen_by: str = "this run"
+    arm: str,
+    baseline: str,
+    difference: Mapping[str, Any],
+    confidence: float,
+    seen_by: str = "this run",
 ) -> str:
-    """A difference in plain words with its interval, p-value and detectable effect, or of few problems with their counts."""
+    """Return a difference in plain words, with its statistics or the counts of few problems."""
+    problems = difference["problems"]
     endings = {
         "higher": f"{arm} did better than {baseline} in {seen_by}",
         "lower": f"{arm} did worse than {baseline} in {seen_by}",
         "cannot tell": f"{seen_by} cannot tell them apart",
-        "too few problems": f"too few problems ({found['problems']}) to tell them apart",
+        "too few problems": f"too few problems ({problems}) to tell them apart",
     }
-    names, ending = f"{arm} {MINUS} {baseline}", endings[found["reading"]]
-    if is_few(found["problems"]):
-        return f"{names}: {tally(found)} of {counted(found['problems'], 'problem')}: {ending}"
-    size = gain(found["estimate"], found["problems"])
-    return (
-        f"{names}: {size}, {interval(found, confidence)}, {doubt(found)}: {ending} ({tally(found)})"
-    )
+    names = f"{arm} {MINUS} {baseline}"
+    ending = endings[difference["reading"]]
+    if is_few(problems):
+        return f"{names}: {tally(difference)} of {counted(problems, 'problem')}: {ending}"
+    estimate = gain(difference["estimate"], problems)
+    statistics = f"{interval(difference, confidence)}, {doubt(difference)}"
+    return f"{names}: {estimate}, {statistics}: {ending} ({tally(difference)})"
 
 
 def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The comparisons that a reader should see first, each with `benchmark`, `arm`, `how`, `reading`, `text` and `note`.
+    """Return the main comparisons: `benchmark`, `arm`, `how`, `reading`, `text` and `note` each.
 
-    In a sweep the gains whose temperatures were chosen on other problems, with the best cell's gain only as a note, and the
-    arms that no sweep made; else every arm but the baseline.
+    - Without a sweep: every arm but the baseline.
+    - In a sweep: gains at temperatures chosen on other problems, the best cell's gain only as a
+      note, and the arms outside of the sweep.
     """
     swept = {arm for points in scores["families"].values() for arm in points}
-    found = []
+    comparisons = []
     for benchmark in scores["order"]["benchmarks"]:
-        found += [
-            _free_reading(scores, benchmark, gain)
-            for gain in scores["selection"].get(benchmark, ())
+        comparisons += [
+            _free_reading(scores, benchmark, pair)
+            for pair in scores["selection"].get(benchmark, ())
         ]
         arms = scores["benchmarks"][benchmark]["all"]["arms"]
-        found += [
+        # A swept arm has no sentence of its own: a reader would pick the best of them.
+        comparisons += [
             _reading(scores, benchmark, arms, arm)
             for arm in arms_in_order(scores)
             if arm not in swept
         ]
-    return found
+    return comparisons
 
 
 def arms_in_order(scores: Mapping[str, Any]) -> list[str]:
-    """The arms but the baseline."""
+    """Return the arms without the baseline."""
     return [arm for arm in scores["order"]["arms"] if arm != scores["baseline"]]
 
 
 def _reading(
     scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any], arm: str
 ) -> dict[str, str]:
-    baseline, paired = scores["baseline"], arms[arm]["difference"][scores["headline"]]
+    baseline = scores["baseline"]
+    paired = arms[arm]["difference"][scores["headline"]]
     if paired is not None:
         text = reading(arm, baseline, paired, scores["confidence"])
         return {
@@ -250,9 +268,9 @@ def _reading(
             "note": "",
             "how": "",
         }
-    which = arm if arms[arm]["refused"] else baseline
-    reason = arms[which]["refused"] or "no problem has enough graded answers in both"
-    text = f"No score for {which}: {reason}"
+    unscored = arm if arms[arm]["refused"] else baseline
+    reason = arms[unscored]["refused"] or "no problem has enough graded answers in both"
+    text = f"No score for {unscored}: {reason}"
     return {
         "benchmark": benchmark,
         "arm": arm,
@@ -264,46 +282,50 @@ def _reading(
 
 
 def _free_reading(
-    scores: Mapping[str, Any], benchmark: str, found: Mapping[str, Any]
+    scores: Mapping[str, Any], benchmark: str, pair: Mapping[str, Any]
 ) -> dict[str, str]:
-    """One gain without selection in words; the best cell's gain is a note and says what it is."""
-    kept = {
+    """Return a gain without selection in words, with the best cell's gain as a note."""
+    treated = pair["treated"]
+    control = pair["control"]
+    common = {
         "benchmark": benchmark,
-        "arm": found["treated"],
+        "arm": treated,
         "how": "temperatures chosen on other problems",
     }
-    best = found["metrics"][scores["headline"]]
-    if best is None:
-        text = f"{found['treated']} {MINUS} {found['control']}: no gain can be given, {found['refused']}"
-        return {**kept, "reading": "refused", "text": text, "note": ""}
-    free = best["selection_free"]
-    told = reading(found["treated"], found["control"], free, scores["confidence"])
+    gains = pair["metrics"][scores["headline"]]
+    if gains is None:
+        text = f"{treated} {MINUS} {control}: no gain can be given, {pair['refused']}"
+        return {**common, "reading": "refused", "text": text, "note": ""}
+    free = gains["selection_free"]
     return {
-        **kept,
+        **common,
         "reading": free["reading"],
-        "text": told,
-        "note": f"Best cell against best cell: {gain(best['best_cell'], free['problems'])}, "
+        "text": reading(treated, control, free, scores["confidence"]),
+        "note": f"Best cell against best cell: {gain(gains['best_cell'], free['problems'])}, "
         "selected on the test problems themselves, with the luck of that in it.",
     }
 
 
 def chosen(shares: Sequence[float], temperatures: Sequence[float]) -> str:
-    """Which temperatures the halves chose, the most frequent first: `T 0.9 (63 %), T 0.7 (37 %)`."""
+    """List the chosen temperatures, the most frequent first: `T 0.9 (63 %), T 0.7 (37 %)`."""
     ranked = sorted(zip(shares, temperatures, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    shown = [f"T{NBSP}{t:g} ({percent(share, 0)})" for share, t in ranked[:2] if share >= 0.005]
-    return ", ".join(shown) + (", others" if sum(share for share, _ in ranked[2:]) >= 0.005 else "")
+    # Less than half a percent would be printed as 0 %.
+    names = [f"T{NBSP}{t:g} ({percent(share, 0)})" for share, t in ranked[:2] if share >= 0.005]
+    if sum(share for share, _ in ranked[2:]) >= 0.005:
+        names.append("others")
+    return ", ".join(names)
 
 
 def official(grader: Mapping[str, str]) -> str:
-    """Name the state of a benchmark's own grader, as `LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)`."""
+    """Name the commit of an official grader: `LiveCodeBench/LiveCodeBench at 28fef95 (…)`."""
     return f"{grader['repository']} at {grader['commit'][:7]} ({grader['date']})"
 
 
-def isolation(found: Mapping[str, Any] | None) -> str:
-    """The level of a sandbox and what else is isolated, as `separate process, limits; network isolated`."""
-    if not found:
+def isolation(facts: Mapping[str, Any] | None) -> str:
+    """List the level and isolation of a sandbox: `separate process, limits; network isolated`."""
+    if not facts:
         return NOT_RECORDED
-    return "; ".join(_isolated(key, value) for key, value in found.items())
+    return "; ".join(_isolated(key, value) for key, value in facts.items())
 
 
 def _isolated(key: str, value: Any) -> str:

@@ -1,1 +1,1 @@
-"""Numbers of the report: what the page and scores.json show, computed from artifacts."""
+"""Numbers of the report: contents of scores.json and timings.json, computed from artifacts."""

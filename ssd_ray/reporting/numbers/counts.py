@@ -1,8 +1,9 @@
-"""Counting rows: what the answers and verdicts of an arm, and the samples of a run, add up to.
+"""Counts of rows: answers and verdicts of an arm, samples of a run.
 
-One idea: shards stream past, and what stays is a few numbers for each answer, never its text. Rows that contradict each
-other (an answer without a verdict, a problem short of answers) are refused, because every score would be wrong by them.
-Reads samples/, eval-prompts/, generations/<arm>/, verdicts/<arm>/ and checkpoint/loss.jsonl; writes nothing.
+One idea: shards stream past, and a few numbers of each answer are kept, never its text.
+Contradictory rows (an answer without a verdict, a problem short of answers) are refused: they would
+make every score wrong. Reads samples/, eval-prompts/, generations/<arm>/, verdicts/<arm>/ and
+checkpoint/loss.jsonl; writes nothing.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ class Answer:
     finish_reason: str
     outcome: str
     outcome_base: str = ""
-    """On EvalPlus's base tests alone; empty elsewhere, and where none was run."""
+    """On EvalPlus's base tests alone; empty for other benchmarks, and if none was run."""
     reason: str = ""
-    """What in a rejection is owed to the official grader that a profile follows, and not to the program."""
+    """Cause of a rejection by the official grader, not by the program."""
     thought_ended: bool | None = None
-    """Whether its reasoning was ended; None for an answer without one."""
+    """True if its reasoning ended; None without reasoning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One problem that every arm was to answer."""
+    """One problem posed to every arm."""
 
     benchmark: str
     difficulty: str
@@ -58,17 +59,17 @@ class ProblemResult:
 
     @property
     def graded(self) -> int:
-        """Answers that were graded: an infrastructure error says nothing about an answer."""
+        """Number of graded answers: an infrastructure error says nothing about an answer."""
         return sum(answer.outcome != "infrastructure_error" for answer in self.answers)
 
     @property
     def accepted(self) -> int:
-        """Answers that passed every test."""
+        """Number of answers with every test passed."""
         return sum(answer.outcome == "accepted" for answer in self.answers)
 
     @property
     def accepted_base(self) -> int:
-        """Graded answers that passed EvalPlus's base tests, whatever came after."""
+        """Number of graded answers with all of EvalPlus's base tests passed."""
         return sum(
             answer.outcome_base == "accepted"
             for answer in self.answers
@@ -78,9 +79,10 @@ class ProblemResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCounts:
-    """The self-samples: how many answers have each length in tokens, by finish reason."""
+    """Lengths of the self-samples."""
 
     lengths: Mapping[str, Counter[int]]
+    """Number of answers of each length in tokens, by finish reason."""
 
     @property
     def rows(self) -> int:
@@ -90,7 +92,7 @@ class SampleCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The loss of each optimiser step; a step that was repeated after a crash counts once, as last written."""
+    """The loss of each optimizer step; one repeated after a crash counts once, as last written."""
 
     steps: tuple[int, ...]
     losses: tuple[float, ...]
@@ -106,7 +108,7 @@ class _Gathered:
 
 
 def load(path: Path, rows: int | None = None) -> manifests.Artifact:
-    """A whole artifact whose manifest counts `rows` rows, where both are known.
+    """Return a complete artifact after checking the rows of its manifest against `rows`.
 
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
@@ -115,13 +117,14 @@ def load(path: Path, rows: int | None = None) -> manifests.Artifact:
     stated = artifact.facts.get("rows")
     if rows is not None and stated is not None and stated != rows:
         raise UserError(
-            f"{path}: the manifest counts {stated} rows, the shards hold {rows}; delete that directory and run again"
+            f"{path}: the manifest counts {stated} rows, the shards hold {rows}; "
+            "delete that directory and run again"
         )
     return artifact
 
 
 def facts(path: Path) -> Mapping[str, Any]:
-    """The facts of a whole artifact, its rows counted against its manifest.
+    """Return the facts of a complete artifact after counting its rows against its manifest.
 
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
@@ -130,23 +133,24 @@ def facts(path: Path) -> Mapping[str, Any]:
 
 
 def problems_asked(run: Path) -> dict[str, Asked]:
-    """The problems that every arm was to answer, by id.
+    """Return the problems posed to every arm, by id.
 
     Raises:
         UserError: eval-prompts/ is not complete or names a problem twice.
     """
     path = run / "eval-prompts"
-    found: dict[str, Asked] = {}
+    problems: dict[str, Asked] = {}
     for problem_id, source, difficulty in shards.read_columns(
         path, "prompt_id", "source", "difficulty"
     ):
-        if problem_id in found:
+        if problem_id in problems:
             raise UserError(
-                f"{path} holds the problem {problem_id!r} twice; delete that directory and run again"
+                f"{path} holds the problem {problem_id!r} twice; "
+                "delete that directory and run again"
             )
-        found[problem_id] = Asked(benchmark=source, difficulty=difficulty)
-    load(path, len(found))
-    return found
+        problems[problem_id] = Asked(benchmark=source, difficulty=difficulty)
+    load(path, len(problems))
+    return problems
 
 
 def arm_results(
@@ -157,23 +161,23 @@ def arm_results(
     *,
     partly: bool = False,
 ) -> dict[str, ProblemResult]:
-    """What became of every answer of an arm, by problem id in sorted order.
+    """Return the answers and verdicts of an arm, by problem id in sorted order.
 
-    `partly` lets verdicts leave out whole benchmarks, which a second profile need not be able to grade.
+    Args:
+        generations: answers of the arm.
+        verdicts: their verdicts.
+        asked: the problems posed to every arm.
+        samples_per_problem: answers that each problem must have.
+        partly: allow verdicts to leave out benchmarks, as a second profile may.
 
     Raises:
-        UserError: answers and verdicts do not match one to one, the problems are not those of `asked`, or a problem has
-            another number of answers than `samples_per_problem`.
+        UserError: answers and verdicts do not match one to one, the problems are not those of
+            `asked`, or a problem has another number of answers than `samples_per_problem`.
     """
     answered = _answered(generations)
     load(generations, len(answered))
     if partly:
-        covered = {source for (source,) in shards.read_columns(verdicts, "source")}
-        asked = {
-            problem_id: problem
-            for problem_id, problem in asked.items()
-            if problem.benchmark in covered
-        }
+        asked = _covered(verdicts, asked)
         answered = {key: answer for key, answer in answered.items() if key[0] in asked}
     gathered, rows = _graded(verdicts, answered)
     load(verdicts, rows)
@@ -181,22 +185,31 @@ def arm_results(
         prompt_id, sample_index = min(answered)
         raise _mismatch(
             verdicts,
-            f"answers without a verdict: {len(answered)}, such as {prompt_id!r} sample {sample_index}",
+            f"answers without a verdict: {len(answered)}, "
+            f"such as {prompt_id!r} sample {sample_index}",
         )
     _check_problems(verdicts, gathered, asked, samples_per_problem)
     return {
         problem_id: ProblemResult(
             problem_id=problem_id,
-            benchmark=found.benchmark,
-            difficulty=found.difficulty,
-            answers=tuple(found.answers[index] for index in sorted(found.answers)),
+            benchmark=problem.benchmark,
+            difficulty=problem.difficulty,
+            answers=tuple(problem.answers[index] for index in sorted(problem.answers)),
         )
-        for problem_id, found in sorted(gathered.items())
+        for problem_id, problem in sorted(gathered.items())
     }
 
 
-def _mismatch(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; delete that directory and run again")
+def _covered(verdicts: Path, asked: Mapping[str, Asked]) -> dict[str, Asked]:
+    """Return the problems of benchmarks with verdicts; those of others are not missing."""
+    covered = {source for (source,) in shards.read_columns(verdicts, "source")}
+    return {
+        problem_id: problem for problem_id, problem in asked.items() if problem.benchmark in covered
+    }
+
+
+def _mismatch(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: {problem}; delete that directory and run again")
 
 
 _Answered = tuple[int, str]
@@ -204,22 +217,25 @@ _Answered = tuple[int, str]
 
 
 def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
-    """What is counted of each answer."""
-    found: dict[tuple[str, int], _Answered] = {}
+    """Return length and finish reason of each answer, by prompt id and sample index."""
+    answers: dict[tuple[str, int], _Answered] = {}
     columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason")
     for prompt_id, sample_index, token_ids, finish_reason in shards.read_columns(path, *columns):
-        if (prompt_id, sample_index) in found:
+        if (prompt_id, sample_index) in answers:
             raise _mismatch(path, f"sample {sample_index} of {prompt_id!r} is there twice")
         if finish_reason not in FINISH_REASONS:
             raise _mismatch(path, f"unknown finish_reason {finish_reason!r} at {prompt_id!r}")
-        found[prompt_id, sample_index] = (len(token_ids), finish_reason)
-    return found
+        answers[prompt_id, sample_index] = (len(token_ids), finish_reason)
+    return answers
 
 
 def _graded(
     path: Path, answered: dict[tuple[str, int], _Answered]
 ) -> tuple[dict[str, _Gathered], int]:
-    """Verdicts joined with their answers, which are taken out of `answered`; and the number of verdicts."""
+    """Join verdicts with their answers, and return them with the number of verdicts.
+
+    Joined answers are removed from `answered`: the rest has no verdict.
+    """
     gathered: dict[str, _Gathered] = {}
     columns = (
         "prompt_id",
@@ -271,31 +287,32 @@ def _check_problems(
     asked: Mapping[str, Asked],
     samples_per_problem: int,
 ) -> None:
-    odd = sorted(gathered.keys() ^ asked.keys())
-    if odd:
-        where = "verdicts" if odd[0] in gathered else "eval-prompts"
+    unmatched = sorted(gathered.keys() ^ asked.keys())
+    if unmatched:
+        where = "verdicts" if unmatched[0] in gathered else "eval-prompts"
         raise _mismatch(
             path,
-            f"its problems are not those of eval-prompts: {odd[0]!r} is only in {where} (such problems: {len(odd)})",
+            f"its problems are not those of eval-prompts: {unmatched[0]!r} is only in {where} "
+            f"(such problems: {len(unmatched)})",
         )
-    for problem_id, found in gathered.items():
-        if (found.benchmark, found.difficulty) != (
-            asked[problem_id].benchmark,
-            asked[problem_id].difficulty,
-        ):
+    for problem_id, problem in gathered.items():
+        posed = asked[problem_id]
+        if (problem.benchmark, problem.difficulty) != (posed.benchmark, posed.difficulty):
             raise _mismatch(
                 path,
-                f"{problem_id!r} is {found.benchmark}/{found.difficulty} here, not as in eval-prompts",
+                f"{problem_id!r} is {problem.benchmark}/{problem.difficulty} here, "
+                "not as in eval-prompts",
             )
-        if len(found.answers) != samples_per_problem:
+        if len(problem.answers) != samples_per_problem:
             raise _mismatch(
                 path,
-                f"{problem_id!r} has {len(found.answers)} answers, not evaluate.samples_per_problem {samples_per_problem}",
+                f"{problem_id!r} has {len(problem.answers)} answers, "
+                f"not evaluate.samples_per_problem {samples_per_problem}",
             )
 
 
 def sample_counts(path: Path) -> SampleCounts:
-    """The lengths of the self-samples in a directory by finish reason.
+    """Count the lengths of the self-samples in a directory, by finish reason.
 
     Raises:
         UserError: it is not complete or its rows contradict its manifest.
@@ -311,21 +328,23 @@ def sample_counts(path: Path) -> SampleCounts:
 
 
 def loss(checkpoint: Path) -> Loss | None:
-    """The loss of each step from loss.jsonl in a checkpoint's directory; None when it was not recorded.
+    """Return the loss of each step from loss.jsonl of a checkpoint; None if not recorded.
 
     Raises:
-        UserError: the file holds something else than one JSON object with `step` and `loss` a line.
+        UserError: a line of the file is no JSON object with `step` and `loss`.
     """
     path = checkpoint / "loss.jsonl"
     if not path.exists():
         return None
-    found: dict[int, float] = {}
+    by_step: dict[int, float] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             record: dict[str, Any] = json.loads(line)
-            found[int(record["step"])] = float(record["loss"])
+            by_step[int(record["step"])] = float(record["loss"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}:{number} is not a line with step and loss; delete {path.parent} and train again"
+                f"{path}:{number} is not a line with step and loss; "
+                f"delete {path.parent} and train again"
             ) from error
-    return Loss(steps=tuple(sorted(found)), losses=tuple(found[step] for step in sorted(found)))
+    steps = tuple(sorted(by_step))
+    return Loss(steps=steps, losses=tuple(by_step[step] for step in steps))

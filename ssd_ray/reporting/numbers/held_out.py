@@ -1,7 +1,7 @@
-"""Collect the held-out measurements of a training: likelihood against its floor, distance to the base, entropy by part.
+"""Held-out measurements of a training: likelihood and floor, distance to the base, entropy.
 
-Reads `heldout.jsonl` in a checkpoint's directory into the `held_out` part of scores.json. The measures
-are defined in `ssd_ray/training/observe/distributions.py`.
+Reads `heldout.jsonl` in the directory of a checkpoint into the `held_out` part of scores.json. The
+measures are defined in `ssd_ray/training/observe/distributions.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWN = (
 
 
 def held_out(checkpoint: Path) -> dict[str, Any] | None:
-    """The measurements of a training as columns by step, and the tokens they are over; None when nothing was held out.
+    """Return measurements as columns by step, and their number of tokens; None without any.
 
     Raises:
         UserError: a line of the file is not a measurement.
@@ -36,15 +36,17 @@ def held_out(checkpoint: Path) -> dict[str, Any] | None:
     path = checkpoint / "heldout.jsonl"
     if not path.exists() or not path.read_text().strip():
         return None
-    found: dict[int, Mapping[str, Any]] = {}
+    # A step repeated after a crash counts once, as last written.
+    by_step: dict[int, Mapping[str, Any]] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             record = json.loads(line)
-            found[int(record["step"])] = {name: float(record[name]) for name in (*SHOWN, "tokens")}
+            values = {name: float(record[name]) for name in (*SHOWN, "tokens")}
+            by_step[int(record["step"])] = values
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}:{number} is not a measurement; delete {path.parent} and train again"
             ) from error
-    steps = sorted(found)
-    columns = {name: [found[step][name] for step in steps] for name in SHOWN}
-    return {"tokens": int(found[steps[0]]["tokens"]), "step": steps, **columns}
+    steps = sorted(by_step)
+    columns = {name: [by_step[step][name] for step in steps] for name in SHOWN}
+    return {"tokens": int(by_step[steps[0]]["tokens"]), "step": steps, **columns}

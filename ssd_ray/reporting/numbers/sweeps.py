@@ -1,7 +1,8 @@
-"""Families of arms over a sweep of temperatures: what each gains over another when nobody peeks.
+"""Gains of one family of arms over another, in a sweep of temperatures.
 
-One idea: the number to believe has its temperatures chosen on problems that it is not measured on; the best cell against the
-best cell stands beside it, called what it is. Pure functions of counted results: the part `selection` of scores.json.
+One idea: believe a gain only if its temperatures were chosen on other problems. The gain of best
+cell over best cell is reported next to it, under that name. Pure functions of counted results: the
+part `selection` of scores.json.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ Results = Mapping[str, Mapping[str, ProblemResult]]
 
 
 def pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Which families are compared: each with the baseline's, and SSD with the trained controls."""
-    families, models = arms.families(recipe), arms.arms(recipe)
+    """Yield the families to compare: each with the baseline's, and SSD with trained controls."""
+    families = arms.families(recipe)
+    models = arms.arms(recipe)
     control = recipe.evaluate.baseline
     yield from ((name, control) for name in families if name != control)
     model = {name: models[next(iter(points.values()))].model for name, points in families.items()}
@@ -38,12 +40,13 @@ def pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def selections(
     recipe: Recipe, results: Results, refusals: Mapping[str, str | None]
 ) -> list[dict[str, Any]]:
-    """Every compared pair of families on the problems of one benchmark, as plain values; empty without a sweep."""
+    """Return every pair of families on one benchmark as plain values; empty without a sweep."""
     families = arms.families(recipe)
     if not families:
         return []
-    found = []
+    compared = []
     for treated, control in pairs(recipe):
+        # A gain needs scores at every temperature: one refused arm refuses it.
         refused = next(
             (
                 refusals[arm]
@@ -53,7 +56,7 @@ def selections(
             ),
             None,
         )
-        found.append(
+        compared.append(
             {
                 "treated": treated,
                 "control": control,
@@ -65,18 +68,20 @@ def selections(
                 },
             }
         )
-    return found
+    return compared
 
 
 def _gain(
     recipe: Recipe, results: Results, treated: str, control: str, k: int
 ) -> dict[str, Any] | None:
-    """One pair and metric: the selection-free gain on all problems and by difficulty, and the best cell's gain."""
+    """Return the gains of a pair by one metric, on all problems and by difficulty.
+
+    It is None with fewer than two problems graded at every temperature.
+    """
     families = arms.families(recipe)
-    here, there = (
-        _values(results, list(families[name].values()), k) for name in (treated, control)
-    )
-    kept = np.isfinite(np.concatenate([here, there], axis=1)).all(axis=1)
+    first = _values(results, list(families[treated].values()), k)
+    second = _values(results, list(families[control].values()), k)
+    kept = np.isfinite(np.concatenate([first, second], axis=1)).all(axis=1)
     problems = [
         problem
         for problem, known in zip(_ordered(results, families[treated]), kept.tolist(), strict=True)
@@ -88,17 +93,17 @@ def _gain(
     cut = selection.halves(
         [problem.problem_id for problem in problems], difficulties, seed=recipe.seed
     )
-    whole = _compared(recipe, here[kept], there[kept], cut, None)
+    # A group of one problem would be missing in one half of every split.
     groups = sorted({name for name in difficulties if 1 < difficulties.count(name) < len(problems)})
     return {
-        **whole,
+        **_compared(recipe, first[kept], second[kept], cut, None),
         "difficulties": {
             name: _compared(
                 recipe,
-                here[kept],
-                there[kept],
+                first[kept],
+                second[kept],
                 cut,
-                np.array([own == name for own in difficulties]),
+                np.array([difficulty == name for difficulty in difficulties]),
             )
             for name in groups
         },
@@ -106,13 +111,13 @@ def _gain(
 
 
 def _compared(
-    recipe: Recipe, here: Values, there: Values, cut: Halves, within: Halves | None
+    recipe: Recipe, treated: Values, control: Values, cut: Halves, within: Halves | None
 ) -> dict[str, Any]:
     evaluate = recipe.evaluate
-    gain = selection.Sweep(here, there, cut, within).gain(
+    gain = selection.Sweep(treated, control, cut, within).gain(
         samples=evaluate.bootstrap_samples, answers=evaluate.samples_per_problem, seed=recipe.seed
     )
-    problems = len(here) if within is None else int(within.sum())
+    problems = len(treated) if within is None else int(within.sum())
     free = judged(
         gain.pair, gain.better, gain.worse, problems=problems, confidence=evaluate.confidence
     )
@@ -131,7 +136,7 @@ def _ordered(results: Results, points: Mapping[float, str]) -> list[ProblemResul
 
 
 def _values(results: Results, names: list[str], k: int) -> Values:
-    """float64[problems, temperatures] of pass@k, problems in the order of their ids."""
+    """Return float64[problems, temperatures] of pass@k, problems in the order of their ids."""
     columns = [
         pass_at_values(
             [(problem.graded, problem.accepted) for _, problem in sorted(results[name].items())], k

@@ -1,8 +1,13 @@
-"""The numbers of a report: pass@k with intervals, paired differences, outcomes, training data; all of scores.json.
+"""The numbers of a report: all of scores.json, from counts and facts.
 
-One idea: a problem is the unit. Each problem gives one value per arm, intervals are over problems, and a difference is
-taken problem by problem. An answer that could not be graded is neither right nor wrong: it is left out and counted, and
-too many of them refuse the score. Pure functions: they read counts and facts, and write nothing.
+One idea: a problem is the unit.
+
+- Each problem gives one value per arm. Intervals are over problems; differences are taken problem
+  by problem.
+- An ungraded answer is neither right nor wrong: it is left out and counted. Too many of them refuse
+  the score.
+
+Pure functions.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,26 +49,24 @@ Trained = tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Mean pass@k over problems with its interval, as shares of one; `problems` is how many had k graded answers."""
+    """Mean pass@k over problems with its interval, as shares of one."""
 
     estimate: float
     low: float
     high: float
     problems: int
+    """Problems with at least k graded answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmTable:
-    """One arm on one group of problems; rates are shares of one.
-
-    `base_score` is the score on EvalPlus's base tests alone, beside `score` on all tests; empty where no tests are so called.
-    `no_code_rate` and `time_limit_rate` are of graded answers, `cap_hit_rate` (cut off at the token limit) of all answers,
-    and `think_close_rate` (their reasoning ended) of those that reason; None where there are none.
-    """
+    """One arm on one group of problems; rates are shares of one, None without answers."""
 
     refused: str | None
+    """Reason for the absence of a score."""
     score: Mapping[str, Score | None]
     base_score: Mapping[str, Score | None]
+    """On EvalPlus's base tests alone; empty for benchmarks without such tests."""
     difference: Mapping[str, Difference | None]
     answers: int
     graded: int
@@ -72,10 +75,15 @@ class ArmTable:
     outcomes: Mapping[str, int]
     finish_reasons: Mapping[str, int]
     no_code_rate: float | None
+    """Of the graded answers."""
     time_limit_rate: float | None
+    """Of the graded answers."""
     cap_hit_rate: float | None
+    """Answers cut off at the token limit, of all answers."""
     thinking: int
+    """Answers with reasoning."""
     think_close_rate: float | None
+    """Answers with ended reasoning, of those with reasoning."""
     mean_answer_tokens: float | None
     median_answer_tokens: float | None
 
@@ -95,18 +103,22 @@ def scores(
     trained: Mapping[str, Trained],
     contamination: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Every result number of the page as plain JSON, the same for the same artifacts.
+    """Return every result number of the page as plain JSON, equal for equal artifacts.
 
-    `by_profile` holds for each profile of grading each arm's problems by id, the same ids for every arm; the first profile
-    gives the scores. `trained` holds for each trained model (`ssd`, and the controls) its samples, loss, held-out measures and
-    facts by stage name; `contamination` is what the training prompts share with the benchmarks.
+    Args:
+        recipe: the recipe of the run.
+        by_profile: results of each profile of grading, with the same problems for every arm. The
+            first profile gives the scores.
+        trained: samples, loss, held-out measures and facts by stage of each trained model: `ssd`
+            and the controls.
+        contamination: facts on the overlaps of training prompts and benchmarks.
     """
-    evaluate, every, baseline = recipe.evaluate, arms.arms(recipe), arms.baseline(recipe)
+    evaluate = recipe.evaluate
+    every = arms.arms(recipe)
+    baseline = arms.baseline(recipe)
     results = by_profile[evaluate.profiles[0]]
-    present = {result.benchmark for result in results[baseline].values()}
-    named = [benchmark.name for benchmark in evaluate.benchmarks]
-    benchmarks = [name for name in named if name in present] + sorted(present - set(named))
-    seen = {result.difficulty for result in results[baseline].values()}
+    order = _order(recipe, results[baseline].values())
+    benchmarks = order["benchmarks"]
     plain = {
         "format": FORMAT,
         "recipe": recipe.name,
@@ -115,12 +127,7 @@ def scores(
         "confidence": evaluate.confidence,
         "bootstrap_samples": evaluate.bootstrap_samples,
         "headline": f"pass@{min(evaluate.pass_at)}",
-        "order": {
-            "arms": list(every),
-            "benchmarks": benchmarks,
-            "difficulties": sorted(seen, key=_difficulty_order),
-            "pass_at": [f"pass@{k}" for k in sorted(evaluate.pass_at)],
-        },
+        "order": order,
         "arms": {name: arm.model_dump(mode="json") for name, arm in every.items()},
         "families": {name: list(points.values()) for name, points in arms.families(recipe).items()},
         "selection": {
@@ -132,11 +139,24 @@ def scores(
         "profiles": _profiles(recipe, by_profile, benchmarks),
         "contamination": contamination,
         "training": training(*trained["ssd"]),
-        "controls": {name: training(*given) for name, given in trained.items() if name != "ssd"},
+        "controls": {name: training(*model) for name, model in trained.items() if name != "ssd"},
         "problems": {name: _problems(_only(results, benchmark=name)) for name in benchmarks},
     }
     rounded: dict[str, Any] = rounded_to_ten_digits(plain)
     return rounded
+
+
+def _order(recipe: Recipe, problems: Collection[ProblemResult]) -> dict[str, list[str]]:
+    """Return the names of arms, benchmarks, difficulties and metrics in the order of the page."""
+    # Benchmarks in the order of the recipe, then any others by name.
+    present = {problem.benchmark for problem in problems}
+    stated = [benchmark.name for benchmark in recipe.evaluate.benchmarks]
+    return {
+        "arms": list(arms.arms(recipe)),
+        "benchmarks": [name for name in stated if name in present] + sorted(present - set(stated)),
+        "difficulties": sorted({found.difficulty for found in problems}, key=_difficulty_order),
+        "pass_at": [f"pass@{k}" for k in sorted(recipe.evaluate.pass_at)],
+    }
 
 
 def _difficulty_order(name: str) -> tuple[int, str]:
@@ -169,7 +189,10 @@ def _selection(recipe: Recipe, results: Results) -> list[dict[str, Any]]:
 def _profiles(
     recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Sequence[str]
 ) -> dict[str, Any]:
-    """The scores of every arm under each profile, on the benchmarks that it graded, and the answers whose verdict flips."""
+    """Return scores of every arm under each profile, and the answers with flipping verdicts.
+
+    A profile has scores on the benchmarks that it graded.
+    """
     first, *others = recipe.evaluate.profiles
     return {
         "order": [first, *others],
@@ -188,19 +211,21 @@ def _profiles(
 
 
 def _scores(recipe: Recipe, results: Results) -> dict[str, Any]:
-    """The headline pass@k of every arm on one benchmark, None where it is refused."""
-    refusals, k = _refusals(recipe, results), min(recipe.evaluate.pass_at)
-    values = {
-        arm: pass_at_values([(p.graded, p.accepted) for p in problems.values()], k)
-        for arm, problems in results.items()
-    }
-    found = {arm: None if refusals[arm] else _score(recipe, each) for arm, each in values.items()}
-    return {arm: score and dataclasses.asdict(score) for arm, score in found.items()}
+    """Return the headline pass@k of every arm on one benchmark, None if it is refused."""
+    refusals = _refusals(recipe, results)
+    k = min(recipe.evaluate.pass_at)
+    by_arm: dict[str, Any] = {}
+    for arm, problems in results.items():
+        values = pass_at_values([(p.graded, p.accepted) for p in problems.values()], k)
+        score = None if refusals[arm] else _score(recipe, values)
+        by_arm[arm] = None if score is None else dataclasses.asdict(score)
+    return by_arm
 
 
 def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
-    """All problems of a benchmark, and each difficulty where it has more than one."""
-    refusals, baseline = _refusals(recipe, results), arms.baseline(recipe)
+    """Return the tables of a benchmark, and of each difficulty if it has more than one."""
+    refusals = _refusals(recipe, results)
+    baseline = arms.baseline(recipe)
     difficulties = sorted(
         {problem.difficulty for problem in results[baseline].values()}, key=_difficulty_order
     )
@@ -215,7 +240,7 @@ def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
 
 
 def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str | None:
-    """Why an arm gets no score on a benchmark, or None."""
+    """Return the reason to refuse an arm a score on a benchmark, or None."""
     answers = sum(len(problem.answers) for problem in problems)
     ungraded = answers - sum(problem.graded for problem in problems)
     if ungraded <= evaluate.max_infrastructure_errors * answers:
@@ -227,28 +252,17 @@ def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str
 
 
 def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) -> Group:
-    """Every arm on the problems in `results`, scored unless `refusals` says why not."""
+    """Return tables of every arm on the problems of `results`; `refusals` are reasons by arm."""
     baseline = arms.baseline(recipe)
     values = {
         arm: _values(recipe, [(problem.graded, problem.accepted) for problem in problems.values()])
         for arm, problems in results.items()
     }
-    every = (
-        answer
-        for problems in results.values()
-        for problem in problems.values()
-        for answer in problem.answers
-    )
-    has_base = any(answer.outcome_base for answer in every)
+    has_base = _has_base(results)
     tables = {}
     for arm, problems in results.items():
-        base = (
-            _values(
-                recipe, [(problem.graded, problem.accepted_base) for problem in problems.values()]
-            )
-            if has_base
-            else {}
-        )
+        base_counts = [(problem.graded, problem.accepted_base) for problem in problems.values()]
+        base = _values(recipe, base_counts) if has_base else {}
         unpaired = arm == baseline or refusals[arm] is not None or refusals[baseline] is not None
         tables[arm] = _arm_table(
             list(problems.values()),
@@ -274,16 +288,28 @@ def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) 
 
 
 def _values(recipe: Recipe, counts: Sequence[tuple[int, int]]) -> dict[str, Values]:
-    """Every pass@k of a recipe, of each problem from its (graded, accepted) answers."""
+    """Return every pass@k of a recipe, of each problem from its (graded, accepted) answers."""
     return {f"pass@{k}": pass_at_values(counts, k) for k in sorted(recipe.evaluate.pass_at)}
+
+
+def _has_base(results: Results) -> bool:
+    """Return True if any answer of any arm ran EvalPlus's base tests."""
+    return any(
+        answer.outcome_base
+        for problems in results.values()
+        for problem in problems.values()
+        for answer in problem.answers
+    )
 
 
 def _score(recipe: Recipe, values: Values) -> Score | None:
     kept = values[~np.isnan(values)]
     if not len(kept):
         return None
-    found = metrics.score_interval(kept, confidence=recipe.evaluate.confidence)
-    return Score(estimate=found.estimate, low=found.low, high=found.high, problems=len(kept))
+    interval = metrics.score_interval(kept, confidence=recipe.evaluate.confidence)
+    return Score(
+        estimate=interval.estimate, low=interval.low, high=interval.high, problems=len(kept)
+    )
 
 
 def _arm_table(
@@ -321,30 +347,35 @@ def _arm_table(
 
 
 def _problems(results: Results) -> dict[str, Any]:
-    """Accepted and graded answers of every arm, problem by problem."""
-    found: dict[str, Any] = {}
+    """Return accepted and graded answers of every arm, problem by problem."""
+    by_id: dict[str, Any] = {}
     for arm, problems in results.items():
         for problem_id, problem in problems.items():
-            entry = found.setdefault(
+            entry = by_id.setdefault(
                 problem_id, {"difficulty": problem.difficulty, "accepted": {}, "graded": {}}
             )
-            entry["accepted"][arm], entry["graded"][arm] = problem.accepted, problem.graded
-    return found
+            entry["accepted"][arm] = problem.accepted
+            entry["graded"][arm] = problem.graded
+    return by_id
 
 
 def rounded_to_ten_digits(value: Any) -> Any:
-    """Nested plain values with floats at ten significant digits and None for what is no finite number."""
+    """Round the floats of nested plain values to ten significant digits; None if not finite."""
     if isinstance(value, Mapping):
         return {str(key): rounded_to_ten_digits(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [rounded_to_ten_digits(item) for item in value]
     if isinstance(value, float):
+        # Adding zero turns -0.0 into 0.0: equal results give equal bytes.
         return float(f"{value:.10g}") + 0.0 if math.isfinite(value) else None
     return value
 
 
 def canonical(value: Any, indent: int = 0) -> str:
-    """JSON with sorted keys, one key a line and lists of numbers on one line: the same bytes for the same value."""
+    """Return JSON with sorted keys, a key a line and a list of numbers a line.
+
+    Equal values give equal bytes.
+    """
     pad = " " * (indent + 1)
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         rows = (f"{pad}{json.dumps(item, sort_keys=True, allow_nan=False)}" for item in value)

@@ -1,8 +1,10 @@
-"""What a run cost and where it ran: the contents of timings.json, kept apart from the results because they never repeat.
+"""Cost and machine of a run: the contents of timings.json.
 
-Reads timing.json and manifest.json of every artifact; writes nothing. Wall seconds are over all attempts of a stage that
-ended in an orderly way; one that was killed outright is not in them. Time that steps share counts once
-(`ssd_ray.pipeline.seconds`).
+They are apart from the results because they never repeat. Reads timing.json and manifest.json of
+every artifact; writes nothing.
+
+- Wall seconds of a stage are over all its attempts, without those killed outright.
+- Shared time of steps counts once (`ssd_ray.pipeline.seconds`).
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
     Args:
         recipe: the recipe of the run.
         run: the run directory.
-        steps: names of all steps that precede the report, in the order in which they are made.
+        steps: names of all steps before the report, in the order of a run.
 
     Raises:
         UserError: a stage of the run is not complete.
     """
+    # Scores are those of the first profile, so its isolation is the one to report.
     first = arms.VERDICTS[recipe.evaluate.profiles[0]]
     loaded = {stage: _manifest(run / stage) for stage in steps}
     rows = [_stage(run / stage, stage, manifest) for stage, manifest in loaded.items()]
@@ -49,7 +52,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _stage(path: Path, stage: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     timing = files.read_json(path / "timing.json") if (path / "timing.json").exists() else {}
-    seconds, tokens = timing.get("seconds"), timing.get("tokens")
+    seconds = timing.get("seconds")
+    tokens = timing.get("tokens")
     return {
         "stage": stage,
         "seconds": seconds,
@@ -66,16 +70,16 @@ def _total(values: Iterable[float | None]) -> float | None:
 
 
 def _versions(loaded: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The versions of each package over all stages; more than one means that the stages differ."""
-    found: dict[str, set[str]] = {}
+    """Return the versions of each package over all stages; several if stages differ."""
+    by_package: dict[str, set[str]] = {}
     for manifest in loaded:
         for name, version in manifest.get("versions", {}).items():
-            found.setdefault(name, set()).add(version)
-    return {name: sorted(versions) for name, versions in sorted(found.items())}
+            by_package.setdefault(name, set()).add(version)
+    return {name: sorted(versions) for name, versions in sorted(by_package.items())}
 
 
 def machine() -> dict[str, Any]:
-    """The machine that this runs on, without its name."""
+    """Describe this machine, without its name."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -85,7 +89,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """The processor's model name, where the kernel tells."""
+    """Return the processor's model name, or None if the kernel does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

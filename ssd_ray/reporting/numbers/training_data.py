@@ -1,7 +1,7 @@
-"""What the model was trained on and how that went: the `training` part of scores.json.
+"""Training data and training of a model: the `training` part of scores.json.
 
-Prompts, samples and training set form a funnel; each step says how many rows it read, dropped and why, and kept. Facts that
-a manifest may leave out are None, which the page shows as "not recorded". Pure functions.
+Prompts, samples and training set form a funnel: each step counts its rows read, dropped by reason,
+and kept. Facts missing in a manifest are None, shown as "not recorded". Pure functions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def training(
     held_out: Mapping[str, Any] | None,
     facts: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The training part of scores.json: counted samples, the loss by step, held-out measures, the manifests' facts by stage."""
+    """Return the training part of scores.json.
+
+    It holds the counted samples, the loss by step, the held-out measures, and `facts`, those of
+    manifests by stage.
+    """
     return {
         "prompts": {name: facts["prompts"].get(name) for name in PROMPTS},
         "samples": _samples(samples, facts["samples"]),
@@ -65,7 +69,7 @@ def training(
 
 
 def _health(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The health of the samples; examples of answers stay in the data set's own page."""
+    """Return the health of the samples without examples, shown on the data set's page alone."""
     return {name: value for name, value in facts["health"].items() if name != "examples"}
 
 
@@ -93,13 +97,14 @@ def _samples(samples: SampleCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lengths_total(lengths: Counter[int]) -> int:
-    """Tokens in all of counted lengths."""
+    """Return the number of tokens in all answers of counted lengths."""
     return sum(length * number for length, number in lengths.items())
 
 
 def _median(lengths: Counter[int]) -> float | None:
     if not lengths:
         return None
+    # Both middle answers, found by the number of answers up to each length.
     ordered = np.array(sorted(lengths))
     reached = np.cumsum([lengths[int(length)] for length in ordered])
     middle = [(reached[-1] - 1) // 2, reached[-1] // 2]
@@ -109,14 +114,18 @@ def _median(lengths: Counter[int]) -> float | None:
 
 
 def histogram(samples: SampleCounts) -> dict[str, list[int]]:
-    """Samples by length in tokens: `edges` (bins + 1, the last one included) and counts for each finish reason (bins)."""
+    """Count samples by length in tokens.
+
+    Returns:
+        `edges` of bins + 1 lengths, and a list of bins counts for each finish reason.
+    """
     longest = max((length for lengths in samples.lengths.values() for length in lengths), default=0)
     width = next(width for width in BIN_WIDTHS if width * MAX_BINS > longest)
     edges = list(range(0, longest + width + 1, width))
-    found: dict[str, list[int]] = {"edges": edges}
+    bins: dict[str, list[int]] = {"edges": edges}
     for reason in FINISH_REASONS:
         counts = [0] * (len(edges) - 1)
         for length, number in samples.lengths[reason].items():
             counts[length // width] += number
-        found[reason] = counts
-    return found
+        bins[reason] = counts
+    return bins

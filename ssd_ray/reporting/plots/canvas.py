@@ -1,8 +1,9 @@
-"""Paper and ink of the pictures: size, style, colours, and how a drawing becomes SVG.
+"""Size, style and colors of the pictures, and their SVG.
 
-One idea: the same numbers give the same bytes, so nothing of the day or of the process goes into the file. Colours are Okabe
-and Ito's, which colour-blind readers tell apart; each arm also has its own marker. The machine's matplotlibrc plays no part,
-and matplotlib's state is left as it was.
+One idea: equal numbers give equal bytes, so no date and no state of the process goes into a file.
+
+- Colors are Okabe and Ito's, distinct for color-blind readers. Each arm also has its own marker.
+- The machine's matplotlibrc is ignored, and matplotlib's state is restored.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ INK, QUIET, RULE, PAPER = "#1f2328", "#59636e", "#d8dde3", "#ffffff"
 COLORS = ("#59636e", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 STYLE: Any = {
+    # Paths, not text: the page looks the same without the font.
     "svg.fonttype": "path",
     "svg.hashsalt": "ssd_ray",
     "text.parse_math": False,
@@ -49,24 +51,29 @@ STYLE: Any = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One figure: SVG source, size in CSS pixels, what it shows for one who cannot see it, and a caption of one sentence."""
+    """One figure with its texts."""
 
     name: str
     svg: str
+    """Source of the SVG."""
     width: int
+    """CSS pixels."""
     height: int
+    """CSS pixels."""
     alt: str
+    """The figure in words, for a reader who cannot see it."""
     caption: str
+    """One sentence."""
 
     @property
     def data_uri(self) -> str:
-        """The SVG as an address that needs no network; inside an image no script of it could run."""
+        """The SVG as an address without a network; in an image no script of it can run."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the style of the report, whatever the machine's matplotlibrc says."""
+    """Draw in the style of the report, independent of the machine's matplotlibrc."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -74,34 +81,34 @@ def style() -> Iterator[None]:
 
 
 def style_of(scores: Mapping[str, Any], arm: str) -> int:
-    """The place of an arm among COLORS and MARKERS: 0 for the baseline, then 1, 2, ... in the recipe's order.
+    """Return the index of an arm in COLORS and MARKERS: 0 for the baseline, then recipe order.
 
-    The arms of a sweep that share a model share its place.
+    The arms of a family in a sweep share an index.
     """
     family = {point: name for name, points in scores["families"].items() for point in points}
-    own = family.get(scores["baseline"], scores["baseline"])
-    others = [
-        name
-        for name in dict.fromkeys(family.get(each, each) for each in scores["order"]["arms"])
-        if name != own
-    ]
+    baseline = family.get(scores["baseline"], scores["baseline"])
+    names = dict.fromkeys(family.get(each, each) for each in scores["order"]["arms"])
+    others = [name for name in names if name != baseline]
     name = family.get(arm, arm)
-    return 0 if name == own else 1 + others.index(name) % (len(COLORS) - 1)
+    if name == baseline:
+        return 0
+    # Colors repeat in a recipe of many arms, but never that of the baseline.
+    return 1 + others.index(name) % (len(COLORS) - 1)
 
 
 def short(text: str, characters: int = 24) -> str:
-    """A label that leaves room for the drawing."""
+    """Shorten a label to leave room for the drawing."""
     return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
-    """An empty drawing of the common width and a height in inches."""
+    """Return an empty drawing of the common width and a height in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def finish(name: str, figure: Figure, alt: str, caption: str) -> Picture:
-    """The drawing as SVG without a date."""
+    """Return the drawing as a picture: SVG without a date."""
     sink = io.StringIO()
     figure.savefig(
         sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

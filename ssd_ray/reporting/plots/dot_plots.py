@@ -1,4 +1,4 @@
-"""Dot plots: scores and paired differences, each with its interval, under a heading for each benchmark or difficulty."""
+"""Dot plots of scores and paired differences with intervals, by benchmark or difficulty."""
 
 from __future__ import annotations
 
@@ -26,45 +26,48 @@ from ssd_ray.reporting.words import MINUS, decimals, is_few, percent, points, ro
 
 @dataclass(frozen=True, kw_only=True)
 class _Mark:
-    """One row of a dot plot: a share with its interval, or None where there is no score."""
+    """One row of a dot plot."""
 
     section: str
     label: str
     style: int
-    found: Mapping[str, Any] | None
+    value: Mapping[str, Any] | None
+    """A share with its interval, None without a score."""
 
 
 def score_plot(scores: Mapping[str, Any]) -> Picture:
-    """The headline pass@k of each arm on each benchmark, with its interval."""
+    """Draw the headline pass@k of each arm on each benchmark, with its interval."""
     marks = [
         _Mark(
             section=benchmark,
             label=arm,
             style=style_of(scores, arm),
-            found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["score"][scores["headline"]],
+            value=scores["benchmarks"][benchmark]["all"]["arms"][arm]["score"][scores["headline"]],
         )
         for benchmark in scores["order"]["benchmarks"]
         for arm in scores["order"]["arms"]
     ]
-    what = f"{scores['headline']} of each arm with its {percent(scores['confidence'], 0)} interval"
+    content = (
+        f"{scores['headline']} of each arm with its {percent(scores['confidence'], 0)} interval"
+    )
     return _dots(
         "scores",
         marks,
         f"{scores['headline']} (%)",
-        f"Dot plot of {what}.",
-        f"{_capital(what)} over problems.",
+        f"Dot plot of {content}.",
+        f"{_capital(content)} over problems.",
     )
 
 
 def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """The paired difference of each arm to the baseline, in points, around a line at zero."""
+    """Draw the paired difference of each arm to the baseline, in points, around a zero line."""
     baseline = scores["baseline"]
     marks = [
         _Mark(
             section=benchmark,
             label=arm if scores["families"] else f"{arm} {MINUS} {baseline}",
             style=style_of(scores, arm),
-            found=scores["benchmarks"][benchmark]["all"]["arms"][arm]["difference"][
+            value=scores["benchmarks"][benchmark]["all"]["arms"][arm]["difference"][
                 scores["headline"]
             ],
         )
@@ -74,26 +77,29 @@ def difference_plot(scores: Mapping[str, Any]) -> Picture | None:
     ]
     if not marks:
         return None
-    what = f"Paired difference of {scores['headline']} to {baseline}, problem by problem"
-    caption = f"{what}: an interval that crosses the line at zero is a difference this run cannot tell from none."
+    content = f"Paired difference of {scores['headline']} to {baseline}, problem by problem"
+    caption = (
+        f"{content}: an interval that crosses the line at zero is a difference this run cannot "
+        "tell from none."
+    )
     return _dots(
         "differences",
         marks,
         "difference (percentage points)",
-        f"Dot plot. {what}.",
+        f"Dot plot. {content}.",
         caption,
         signed=True,
     )
 
 
 def difficulty_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """The headline pass@k by difficulty, for benchmarks that have more than one."""
+    """Draw the headline pass@k by difficulty; None if every benchmark has only one."""
     marks = [
         _Mark(
             section=f"{benchmark}, {difficulty}",
             label=arm,
             style=style_of(scores, arm),
-            found=scores["benchmarks"][benchmark]["difficulties"][difficulty]["arms"][arm]["score"][
+            value=scores["benchmarks"][benchmark]["difficulties"][difficulty]["arms"][arm]["score"][
                 scores["headline"]
             ],
         )
@@ -104,10 +110,10 @@ def difficulty_plot(scores: Mapping[str, Any]) -> Picture | None:
     ]
     if not marks:
         return None
-    what = f"{scores['headline']} by difficulty"
-    caption = f"{_capital(what)}: fewer problems to a group, so wider intervals."
+    content = f"{scores['headline']} by difficulty"
+    caption = f"{_capital(content)}: fewer problems to a group, so wider intervals."
     return _dots(
-        "difficulties", marks, f"{scores['headline']} (%)", f"Dot plot of {what}.", caption
+        "difficulties", marks, f"{scores['headline']} (%)", f"Dot plot of {content}.", caption
     )
 
 
@@ -118,7 +124,7 @@ def _capital(text: str) -> str:
 def _dots(
     name: str, marks: Sequence[_Mark], xlabel: str, alt: str, caption: str, *, signed: bool = False
 ) -> Picture:
-    """Rows of points with intervals under a heading for each section."""
+    """Draw rows of points with intervals, under a heading for each section."""
     labels: list[str] = []
     headings: list[int] = []
     rows: list[tuple[int, _Mark]] = []
@@ -135,36 +141,36 @@ def _dots(
     for y in headings:
         axes.get_yticklabels()[y].set_fontweight("bold")
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    _limits(
-        axes,
-        [
-            mark.found
-            for mark in marks
-            if mark.found and not (signed and is_few(mark.found["problems"]))
-        ],
-        signed,
-    )
+    # Differences over few problems are written as counts, and need no room on the axis.
+    drawn = [
+        mark.value
+        for mark in marks
+        if mark.value and not (signed and is_few(mark.value["problems"]))
+    ]
+    _limits(axes, drawn, signed)
     axes.set_xlabel(xlabel)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    return finish(name, figure, f"{alt} {' '.join(_told(mark, signed) for mark in marks)}", caption)
+    values = " ".join(_in_words(mark, signed) for mark in marks)
+    return finish(name, figure, f"{alt} {values}", caption)
 
 
 def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
-    if mark.found is None:
+    if mark.value is None:
         axes.text(0, y, " no score", va="center", color=QUIET, style="italic")
         return
-    few = is_few(mark.found["problems"])
+    few = is_few(mark.value["problems"])
     if few and signed:
-        axes.text(0, y, f" {words.tally(mark.found)}", va="center", color=QUIET, style="italic")
+        axes.text(0, y, f" {words.tally(mark.value)}", va="center", color=QUIET, style="italic")
         return
-    color, marker = COLORS[mark.style], MARKERS[mark.style]
-    low, middle, high = (100 * mark.found[key] for key in ("low", "estimate", "high"))
+    color = COLORS[mark.style]
+    marker = MARKERS[mark.style]
+    low, middle, high = (100 * mark.value[key] for key in ("low", "estimate", "high"))
     axes.plot([low, high], [y, y], color=color, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
     axes.plot([middle], [y], marker=marker, color=color, markersize=6, clip_on=False, zorder=3)
-    digits = decimals(mark.found["problems"])
-    score = words.score(mark.found) if few else rounded(middle, digits)
-    text = points(mark.found["estimate"], digits) if signed else score
+    digits = decimals(mark.value["problems"])
+    score = words.score(mark.value) if few else rounded(middle, digits)
+    text = points(mark.value["estimate"], digits) if signed else score
     axes.annotate(
         text,
         (high, y),
@@ -177,10 +183,13 @@ def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
     )
 
 
-def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> None:
-    """From zero for shares, around zero for differences, with room for the value to the right of each interval."""
-    low = min((100 * item["low"] for item in found), default=0.0)
-    high = max((100 * item["high"] for item in found), default=0.0)
+def _limits(axes: Axes, values: Sequence[Mapping[str, Any]], signed: bool) -> None:
+    """Set the limits of the axis: from zero for shares, around zero for differences.
+
+    Both leave room for the number to the right of each interval.
+    """
+    low = min((100 * value["low"] for value in values), default=0.0)
+    high = max((100 * value["high"] for value in values), default=0.0)
     if signed:
         axes.axvline(0, color=INK, linewidth=1.0)
         reach = max(-low, high, 5.0)
@@ -192,13 +201,15 @@ def _limits(axes: Axes, found: Sequence[Mapping[str, Any]], signed: bool) -> Non
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
-def _told(mark: _Mark, signed: bool) -> str:
-    if mark.found is None:
-        return f"{mark.section}, {mark.label}: no score."
-    if signed and is_few(mark.found["problems"]):
-        return f"{mark.section}, {mark.label}: {words.tally(mark.found)}."
+def _in_words(mark: _Mark, signed: bool) -> str:
+    """Return a row as a sentence, for the alternative text."""
+    name = f"{mark.section}, {mark.label}"
+    if mark.value is None:
+        return f"{name}: no score."
+    if signed and is_few(mark.value["problems"]):
+        return f"{name}: {words.tally(mark.value)}."
     if not signed:
-        return f"{mark.section}, {mark.label}: {words.score(mark.found)}, {words.score_range(mark.found)}."
-    digits = decimals(mark.found["problems"])
-    told = [points(mark.found[key], digits) for key in ("estimate", "low", "high")]
-    return f"{mark.section}, {mark.label}: {told[0]}, {told[1]} to {told[2]}."
+        return f"{name}: {words.score(mark.value)}, {words.score_range(mark.value)}."
+    digits = decimals(mark.value["problems"])
+    estimate, low, high = (points(mark.value[key], digits) for key in ("estimate", "low", "high"))
+    return f"{name}: {estimate}, {low} to {high}."

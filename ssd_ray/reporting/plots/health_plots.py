@@ -1,4 +1,4 @@
-"""The two pictures of data health: what each class of answers weighs, and where in length the answers and the tokens lie.
+"""The two pictures of data health: weights of the classes, and lengths of the answers.
 
 Pure functions of the `health` facts of a data set (`training/data/health.py`).
 """
@@ -39,19 +39,19 @@ GROUP_COLORS = {
 
 
 def health_pictures(health: Mapping[str, Any]) -> dict[str, Picture]:
-    """Both figures by name."""
+    """Draw both figures, by name."""
     with style():
         return {picture.name: picture for picture in (class_plot(health), token_plot(health))}
 
 
 def shares(health: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """A class's share of the answers and of all sampled tokens."""
-    found = health["classes"][name]
-    return found["rows"] / health["rows"], found["tokens"] / max(health["tokens"], 1)
+    """Return the shares of a class of the answers and of all sampled tokens."""
+    counts = health["classes"][name]
+    return counts["rows"] / health["rows"], counts["tokens"] / max(health["tokens"], 1)
 
 
 def class_plot(health: Mapping[str, Any]) -> Picture:
-    """For each class its share of the answers and its share of the tokens, a line between them."""
+    """Draw the shares of each class of the answers and of the tokens, a line between them."""
     rows = [(name, *shares(health, name)) for name in health["classes"]]
     figure, axes = canvas(0.85 + 0.34 * len(rows))
     for place, (_, answers, tokens) in enumerate(rows):
@@ -64,28 +64,16 @@ def class_plot(health: Mapping[str, Any]) -> Picture:
             zorder=1,
         )
     places = range(len(rows))
-    axes.scatter(
-        [100 * row[1] for row in rows],
-        places,
-        s=42,
-        color=COLORS[0],
-        label="of the answers",
-        zorder=2,
-    )
-    axes.scatter(
-        [100 * row[2] for row in rows],
-        places,
-        s=42,
-        marker="D",
-        color=COLORS[2],
-        label="of the tokens",
-        zorder=3,
-    )
-    farthest = max(1.0, *(100 * max(row[1:]) for row in rows))
+    of_answers = [100 * answers for _, answers, _ in rows]
+    of_tokens = [100 * tokens for _, _, tokens in rows]
+    dots: dict[str, Any] = {"s": 42, "zorder": 2}
+    axes.scatter(of_answers, places, color=COLORS[0], label="of the answers", **dots)
+    axes.scatter(of_tokens, places, color=COLORS[2], label="of the tokens", marker="D", **dots)
+    farthest = max(1.0, *of_answers, *of_tokens)
     for place, (_, answers, tokens) in enumerate(rows):
         end = 100 * max(answers, tokens) + 0.035 * farthest
-        told = f"{percent(answers)} → {percent(tokens)}" if answers or tokens else "none"
-        axes.text(end, place, told, va="center", fontsize=8.0, color=INK if answers else QUIET)
+        label = f"{percent(answers)} → {percent(tokens)}" if answers or tokens else "none"
+        axes.text(end, place, label, va="center", fontsize=8.0, color=INK if answers else QUIET)
     axes.set_yticks(places, [plain(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-0.02 * farthest, 1.34 * farthest)
@@ -96,16 +84,19 @@ def class_plot(health: Mapping[str, Any]) -> Picture:
     figure.legend(
         loc="outside upper right", ncols=2, fontsize=8.5, handletextpad=0.2, columnspacing=1.2
     )
-    told = "; ".join(
+    values = "; ".join(
         f"{plain(name)}: {percent(answers)} of the answers, {percent(tokens)} of the tokens"
         for name, answers, tokens in rows
     )
-    caption = "What each class weighs: its share of the answers, and its share of the tokens that training would see."
-    return finish("classes", figure, f"Dot plot. {told}.", caption)
+    caption = (
+        "Weight of each class: its share of the answers, and its share of the tokens that training "
+        "would see."
+    )
+    return finish("classes", figure, f"Dot plot. {values}.", caption)
 
 
 def token_plot(health: Mapping[str, Any]) -> Picture:
-    """Answers by length above, the tokens that they hold below, on one logarithmic axis."""
+    """Draw answers by length above and their tokens below, on one logarithmic axis."""
     lengths = health["lengths"]
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -117,7 +108,9 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: magnitude(value)))
         axes.grid(axis="y")
     below.set_xscale("log", base=2)
-    first, last = lengths["edges"][0], lengths["edges"][-1]
+    # At most ten powers of two as ticks, or the labels overlap.
+    first = lengths["edges"][0]
+    last = lengths["edges"][-1]
     powers = [2**power for power in range(64) if first <= 2**power <= last]
     below.xaxis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 9] or [max(first, 1)]))
     below.xaxis.set_minor_locator(NullLocator())
@@ -137,16 +130,17 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
         fontsize=8.5,
         handlelength=1.0,
     )
-    told = "; ".join(
-        f"{plain(group)}: {count(sum(lengths['counts'][group]))} answers, {count(sum(lengths['tokens'][group]))} tokens"
+    values = "; ".join(
+        f"{plain(group)}: {count(sum(lengths['counts'][group]))} answers, "
+        f"{count(sum(lengths['tokens'][group]))} tokens"
         for group in present
     )
     caption = (
-        f"Above, answers by length; below, the tokens that they hold. Median {count(lengths['p50'])}, longest "
-        f"{count(lengths['max'])}. An answer stands once, in the topmost class that it is of."
+        f"Above, answers by length; below, their tokens. Median {count(lengths['p50'])}, longest "
+        f"{count(lengths['max'])}. An answer counts once, in the topmost of its classes."
     )
     return finish(
-        "health-lengths", figure, f"Two histograms over length in tokens. {told}.", caption
+        "health-lengths", figure, f"Two histograms over length in tokens. {values}.", caption
     )
 
 

@@ -1,4 +1,4 @@
-"""Draw the held-out measurements of a training by step."""
+"""Pictures of the held-out measurements of a training, by step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from ssd_ray.reporting.plots.canvas import COLORS, PAPER, Picture, canvas, finis
 
 
 def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """Held-out likelihood by step, its expectation, and the floor below them."""
-    found = scores["training"]["held_out"]
-    if found is None:
+    """Draw the held-out likelihood, its expectation and their floor; None without held-out data."""
+    columns = scores["training"]["held_out"]
+    if columns is None:
         return None
     figure, axes = canvas(2.6)
-    steps = found["step"]
-    axes.plot(steps, found["nll"], color=COLORS[1], linewidth=1.6, label="negative log-likelihood")
+    steps = columns["step"]
     axes.plot(
-        steps, found["cross_entropy"], color=COLORS[5], linewidth=1.4, label="its expectation"
+        steps, columns["nll"], color=COLORS[1], linewidth=1.6, label="negative log-likelihood"
+    )
+    axes.plot(
+        steps, columns["cross_entropy"], color=COLORS[5], linewidth=1.4, label="its expectation"
     )
     axes.plot(
         steps,
-        found["floor"],
+        columns["floor"],
         color=COLORS[0],
         linewidth=1.2,
         linestyle="--",
@@ -36,35 +38,42 @@ def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
         loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.4, columnspacing=1.2
     )
     alt = (
-        f"Lines of the negative log-likelihood of {found['tokens']} held-out tokens, from {_ends(found['nll'])} nats, its "
-        f"expectation, from {_ends(found['cross_entropy'])}, and the floor at {found['floor'][-1]:.3f}."
+        f"Lines of the negative log-likelihood of {columns['tokens']} held-out tokens, from "
+        f"{_ends(columns['nll'])} nats, its expectation, from {_ends(columns['cross_entropy'])}, "
+        f"and the floor at {columns['floor'][-1]:.3f}."
     )
-    caption = "Samples kept out of training: no model can cost them less, on average, than the entropy they were drawn with."
+    caption = (
+        "Samples kept out of training: no model can cost them less, on average, than the entropy "
+        "they were drawn with."
+    )
     return finish("likelihood", figure, alt, caption)
 
 
 def drift_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """The distance to the base by step."""
-    found = scores["training"]["held_out"]
-    if found is None:
+    """Draw the distance to the base by step; None without held-out data."""
+    columns = scores["training"]["held_out"]
+    if columns is None:
         return None
     figure, axes = canvas(2.2)
-    axes.plot(found["step"], found["kl_to_base"], color=COLORS[2], linewidth=1.6)
+    axes.plot(columns["step"], columns["kl_to_base"], color=COLORS[2], linewidth=1.6)
     _by_step(axes, "KL to the base (nats)")
     axes.set_ylim(bottom=0)
-    alt = f"Line of the divergence from the base at held-out positions, from {_ends(found['kl_to_base'])} nats."
+    alt = (
+        "Line of the divergence from the base at held-out positions, from "
+        f"{_ends(columns['kl_to_base'])} nats."
+    )
     return finish(
         "drift",
         figure,
         alt,
-        "How far the model has moved from the base, over the whole vocabulary.",
+        "Distance of the model from the base, over the full vocabulary.",
     )
 
 
 def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """The entropy by step as the sum of its three parts."""
-    found = scores["training"]["held_out"]
-    if found is None:
+    """Draw the entropy by step as the sum of three parts; None without held-out data."""
+    columns = scores["training"]["held_out"]
+    if columns is None:
         return None
     figure, axes = canvas(2.6)
     parts = {
@@ -74,8 +83,8 @@ def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
     }
     colors = [COLORS[1], COLORS[5], COLORS[4]]
     axes.stackplot(
-        found["step"],
-        *(found[name] for name in parts),
+        columns["step"],
+        *(columns[name] for name in parts),
         labels=list(parts.values()),
         colors=colors,
         edgecolor=PAPER,
@@ -85,9 +94,15 @@ def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
     figure.legend(
         loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.0, columnspacing=1.2
     )
-    told = ", ".join(f"{label} {_ends(found[name])}" for name, label in parts.items())
-    alt = f"Stacked areas of the model's entropy at held-out positions, from {_ends(found['entropy'])} nats: {told}."
-    caption = "The model's entropy: within the tokens that sampling could draw, of being among them, and outside of them."
+    ranges = ", ".join(f"{label} {_ends(columns[name])}" for name, label in parts.items())
+    alt = (
+        "Stacked areas of the model's entropy at held-out positions, from "
+        f"{_ends(columns['entropy'])} nats: {ranges}."
+    )
+    caption = (
+        "The model's entropy: within the tokens that sampling could draw, of being among them, and "
+        "outside of them."
+    )
     return finish("entropy", figure, alt, caption)
 
 

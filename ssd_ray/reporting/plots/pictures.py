@@ -1,7 +1,8 @@
-"""The pictures of a report: scores, differences, outcomes, loss and cost, as SVG; data health has its own.
+"""The pictures of a report as SVG: scores, differences, outcomes, loss and cost.
 
-One idea: every picture shows numbers that stand in scores.json or timings.json, and says in its alt text what it shows. Pure
-functions of those two; a picture without anything to show is None.
+One idea: every picture shows numbers of scores.json or timings.json, and repeats them in its alt
+text. Pure functions of both; a picture is None without data. Those of data health are in
+`health_plots`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ OUTCOME_COLORS = {
 
 
 def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Picture]:
-    """Every figure that has something to show, by name."""
+    """Draw every figure with data, by name."""
     with style():
         drawn = (
             sweep_plot(scores),
@@ -60,7 +61,7 @@ def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str,
 
 
 def outcome_plot(scores: Mapping[str, Any]) -> Picture:
-    """What became of the answers of each arm on each benchmark, as shares."""
+    """Draw the outcomes of the answers of each arm on each benchmark, as shares."""
     rows = [
         (f"{benchmark}, {arm}", scores["benchmarks"][benchmark]["all"]["arms"][arm])
         for benchmark in scores["order"]["benchmarks"]
@@ -90,20 +91,20 @@ def outcome_plot(scores: Mapping[str, Any]) -> Picture:
     figure.legend(
         loc="outside lower center", ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.2
     )
-    told = "; ".join(
+    values = "; ".join(
         f"{label}: " + ", ".join(f"{name} {arm['outcomes'][name]}" for name in present)
         for label, arm in rows
     )
     return finish(
         "outcomes",
         figure,
-        f"Stacked bars of outcomes. {told}.",
-        "What became of the answers of each arm.",
+        f"Stacked bars of outcomes. {values}.",
+        "Outcomes of the answers of each arm.",
     )
 
 
 def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """The training loss by step."""
+    """Draw the training loss by step."""
     loss = scores["training"]["loss"]
     if not loss or not loss["step"]:
         return None
@@ -116,6 +117,7 @@ def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
         return None
     steps, values = (list(column) for column in zip(*known, strict=True))
     figure, axes = canvas(2.4)
+    # Single steps are noisy in a long run: a running mean over a twentieth of it is drawn bold.
     window = len(values) // 20 if len(values) >= 80 else 1
     axes.plot(
         steps,
@@ -132,13 +134,19 @@ def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
     smooth = f" (bold: mean of the last {window} steps)" if window > 1 else ""
-    alt = f"Line of the training loss from {values[0]:.3f} at step {steps[0]} to {values[-1]:.3f} at step {steps[-1]}."
-    caption = f"Training loss on the model's own answers{smooth}; a low or falling loss is no sign of a better model."
+    alt = (
+        f"Line of the training loss from {values[0]:.3f} at step {steps[0]} to {values[-1]:.3f} "
+        f"at step {steps[-1]}."
+    )
+    caption = (
+        f"Training loss on the model's own answers{smooth}; "
+        "a low or falling loss is no sign of a better model."
+    )
     return finish("loss", figure, alt, caption)
 
 
 def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
-    """Wall time and tokens of each stage, side by side."""
+    """Draw wall time and tokens of each stage, side by side."""
     rows = [row for row in timings["stages"] if row["seconds"] is not None]
     if not rows:
         return None
@@ -158,12 +166,12 @@ def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
         axes.spines["left"].set_visible(False)
     left.set_yticks(range(len(rows)), [short(row["stage"], 22) for row in rows])
     left.set_ylim(len(rows) - 0.4, -0.6)
-    told = "; ".join(
+    values_in_words = "; ".join(
         f"{row['stage']}: {duration(row['seconds'])}, {count(row['tokens'])} tokens" for row in rows
     )
     return finish(
         "cost",
         figure,
-        f"Bars of wall time and tokens. {told}.",
-        "Where the time and the tokens went, stage by stage.",
+        f"Bars of wall time and tokens. {values_in_words}.",
+        "Wall time and tokens of each stage.",
     )

@@ -1,4 +1,4 @@
-"""The sweep: the score of every model over the temperatures that it was decoded at, with bands for the intervals."""
+"""The picture of a sweep: scores of every model by evaluation temperature, with intervals."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ TEACHER = "teacher"
 
 
 def sweep_plot(scores: Mapping[str, Any]) -> Picture | None:
-    """Headline pass@k by temperature, a panel a benchmark; None where nothing was swept."""
+    """Draw headline pass@k by temperature, a panel for each benchmark; None without a sweep."""
     families = scores["families"]
     if not families:
         return None
     benchmarks = scores["order"]["benchmarks"]
     figure = Figure(figsize=(WIDTH, 0.35 + 2.15 * len(benchmarks)), layout="constrained")
     panels = figure.subplots(len(benchmarks), 1, squeeze=False)[:, 0]
-    told = []
+    lines = []
     for axes, benchmark in zip(panels, benchmarks, strict=True):
         arms = scores["benchmarks"][benchmark]["all"]["arms"]
         for name, points in families.items():
-            told.append(f"{benchmark}, {name}: {_drawn(axes, scores, name, points, arms)}")
+            lines.append(f"{benchmark}, {name}: {_draw(axes, scores, name, points, arms)}")
+        # The teacher has one temperature, that of sampling: a point, not a line.
         if TEACHER in scores["arms"] and arms[TEACHER]["score"][scores["headline"]]:
             _teacher(axes, scores, arms[TEACHER]["score"][scores["headline"]])
         axes.set_title(benchmark, loc="left", fontsize=9.0, fontweight="bold")
@@ -40,31 +41,37 @@ def sweep_plot(scores: Mapping[str, Any]) -> Picture | None:
     figure.legend(
         handles, labels, loc="outside upper right", ncols=4, fontsize=8.5, handlelength=1.4
     )
-    what = f"{scores['headline']} by evaluation temperature with {percent(scores['confidence'], 0)} intervals"
-    caption = f"{what}. The peaks are selected on these problems; the gain with temperatures chosen on other problems is not."
-    return finish("sweep", figure, f"Line plot of {what}. {'; '.join(told)}.", caption)
+    content = (
+        f"{scores['headline']} by evaluation temperature with {percent(scores['confidence'], 0)} "
+        "intervals"
+    )
+    caption = (
+        f"{content}. The peaks are selected on these problems; the gain with temperatures chosen "
+        "on other problems is not."
+    )
+    return finish("sweep", figure, f"Line plot of {content}. {'; '.join(lines)}.", caption)
 
 
 def _floor(scores: Mapping[str, Any], benchmark: str) -> float:
-    """Ten percent or so below the lowest interval, and never below zero."""
+    """Return the multiple of 10 % below the lowest interval, at least zero."""
     arms = scores["benchmarks"][benchmark]["all"]["arms"].values()
-    lows = [100 * found["low"] for arm in arms if (found := arm["score"][scores["headline"]])]
+    lows = [100 * value["low"] for arm in arms if (value := arm["score"][scores["headline"]])]
     return max(0.0, 10 * ((min(lows, default=0.0) - 2) // 10))
 
 
-def _drawn(
+def _draw(
     axes: Axes, scores: Mapping[str, Any], name: str, points: list[str], arms: Mapping[str, Any]
 ) -> str:
-    """Draw one model's line and band; returns what it shows."""
+    """Draw the line and band of a model, and return them in words."""
     known = [
-        (scores["arms"][arm]["temperature"], found)
+        (scores["arms"][arm]["temperature"], value)
         for arm in points
-        if (found := arms[arm]["score"][scores["headline"]])
+        if (value := arms[arm]["score"][scores["headline"]])
     ]
     style = style_of(scores, points[0])
     temperatures = [temperature for temperature, _ in known]
     low, middle, high = (
-        [100 * found[key] for _, found in known] for key in ("low", "estimate", "high")
+        [100 * value[key] for _, value in known] for key in ("low", "estimate", "high")
     )
     axes.fill_between(temperatures, low, high, color=COLORS[style], alpha=0.13, linewidth=0)
     axes.plot(
@@ -76,17 +83,18 @@ def _drawn(
         linewidth=1.6,
         label=name,
     )
-    return ", ".join(f"T {t:g} {score(found)}" for t, found in known) or "no score"
+    return ", ".join(f"T {t:g} {score(value)}" for t, value in known) or "no score"
 
 
-def _teacher(axes: Axes, scores: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _teacher(axes: Axes, scores: Mapping[str, Any], value: Mapping[str, Any]) -> None:
     temperature = scores["arms"][TEACHER]["temperature"]
     place = style_of(scores, TEACHER)
-    span = [[100 * (found["estimate"] - found["low"])], [100 * (found["high"] - found["estimate"])]]
+    below = 100 * (value["estimate"] - value["low"])
+    above = 100 * (value["high"] - value["estimate"])
     axes.errorbar(
         [temperature],
-        [100 * found["estimate"]],
-        yerr=span,
+        [100 * value["estimate"]],
+        yerr=[[below], [above]],
         color=COLORS[place],
         marker=MARKERS[place],
         linestyle="",

@@ -1,6 +1,6 @@
-"""The template engine of the pages: it escapes every string, knows no missing value, and writes numbers as `words` does.
+"""The template engine of the pages, with the numbers of `words` as filters.
 
-Reads the templates beside it.
+It escapes every string, and a missing variable is an error. Reads the templates of this folder.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ssd_ray.reporting.numbers import profiles
 from ssd_ray.statistics import differences
 
 MAX_FLIPS = 100
-"""Flipped verdicts that the page lists; scores.json holds all of them."""
+"""Most flipped verdicts to list on the page; scores.json holds all of them."""
 
 
 def environment(*, escape: bool = True) -> jinja2.Environment:
-    """The environment of report.html, health.html and the sections that they share; a Markdown card is not escaped."""
-    made = jinja2.Environment(
+    """Return the template engine of report.html and health.html; `escape=False` for Markdown."""
+    engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
+    engine.filters.update(
         percent=words.percent,
         points=words.points,
         count=words.count,
@@ -42,7 +42,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         size=words.size,
         duration=words.duration,
         number=words.number,
-        told=words.told,
+        listed=words.listed,
         isolation=words.isolation,
         official=words.official,
         plain=words.plain,
@@ -51,8 +51,8 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         chosen=words.chosen,
         versions=_versions,
     )
-    made.tests["few"] = words.is_few
-    made.globals.update(
+    engine.tests["few"] = words.is_few
+    engine.globals.update(
         decoding=words.decoding,
         NOT_RECORDED=words.NOT_RECORDED,
         CONTROLS=words.CONTROLS,
@@ -60,18 +60,18 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         MAX_FLIPS=MAX_FLIPS,
         KNOWN_FLIPS=profiles.KNOWN_FLIPS,
     )
-    return made
+    return engine
 
 
-def _shares(found: Mapping[str, float] | None) -> list[tuple[str, str]]:
+def _shares(shares: Mapping[str, float] | None) -> list[tuple[str, str]]:
     return [
         (f"Share of answer tokens: {words.plain(name)}", words.percent(share))
-        for name, share in (found or {}).items()
+        for name, share in (shares or {}).items()
     ]
 
 
-def _versions(found: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+def _versions(by_package: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
     return [
         (name, " and ".join(versions) + (" (stages differ)" if len(versions) > 1 else ""))
-        for name, versions in found.items()
+        for name, versions in by_package.items()
     ]
