@@ -195,8 +195,9 @@ def _uncertainty(scores: Mapping[str, Any]) -> tuple[str, str]:
     )
     return (
         "The intervals cover problems, not training.",
-        f"A {percent(confidence, 0)} interval covers other problems of the same kind. It does not "
-        "cover another seed: this is one set of samples and one training run. "
+        f"A {percent(confidence, 0)} interval shows how a score may move on other problems of the "
+        "same kind. It does not cover another seed: this is one set of samples and one training "
+        "run. "
         f"Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
         "would miss zero by chance alone.",
     )
