@@ -242,8 +242,8 @@ def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str
     )
     return (
         "Grading is as good as its tests and its sandbox.",
-        "A program that passes the tests may still be wrong, and time limits depend on the "
-        "machine. Not graded, and so neither right nor wrong: "
+        "A program that passes the tests may still be wrong, and more programs exceed the time "
+        "limit on a slower machine. Not graded, and so neither right nor wrong: "
         f"{counted(ungraded, 'answer')}. {_problems_left_out(scores)}"
         f"Isolation of the programs: {'; '.join(levels)}.",
     )

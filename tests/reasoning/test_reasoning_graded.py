@@ -290,7 +290,10 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
         reading.where: reading.what.replace("\xa0", " ") for reading in readings(found[0]["health"])
     }
     assert said["Reasoning"] == "50 % of 4 answers that reason end it"
-    assert said["Other languages"] == "the program of 20 % of the answers is marked as another language"
+    assert (
+        said["Other languages"]
+        == "the program of 20 % of the answers is marked as another language"
+    )
     before = {
         name: value
         for name, value in found[0]["health"].items()
