@@ -42,6 +42,7 @@ app = typer.Typer(
 def _make(
     verb: str, recipe: str, out: Path | None, overrides: list[str] | None, quiet: bool
 ) -> Path:
+    # Imported here: help and mistakes need not wait for heavy libraries.
     from ssd_ray import recipes
     from ssd_ray.pipeline.run import Run
     from ssd_ray.progress import progress
@@ -116,6 +117,7 @@ def grade(options: GradeOptions) -> None:
     given --problems, --completions and --out.
     """
     if options.recipe is not None:
+        # Refused rather than ignored: the recipe's values would silently win.
         if names := options.only_for_files():
             raise UserError(
                 f"with a recipe, {', '.join(names)} come from the recipe: use --set "
@@ -141,6 +143,7 @@ def sandbox() -> None:
     from ssd_ray.cli.grading import sandbox_tables
 
     all_hold = True
+    # Print every table before failing, so that all broken claims show.
     for table, claims_hold in sandbox_tables():
         _console().print(table)
         all_hold &= claims_hold
@@ -231,6 +234,7 @@ def _console() -> Any:
     from rich.console import Console
 
     console = Console()
+    # A pipe has 80 columns by default, too few for the tables.
     if not console.is_terminal:
         console.width = max(console.width, 120)
     return console
@@ -246,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     import_path.keep_children_safe()
     if arguments is not None:
+        # The hint to resume prints the command from here.
         sys.argv = ["ssd-ray", *arguments]
     try:
         app()

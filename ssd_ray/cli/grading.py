@@ -100,6 +100,7 @@ def scores_table(scores: dict[str, Any]) -> Table:
         _add_rows(table, source, benchmark["all"])
         for difficulty, facts in benchmark["difficulties"].items():
             _add_rows(table, f"  {difficulty}", facts)
+        # A score over the other problems would hide these.
         if unanswered := benchmark["without_completion"]:
             total = unanswered + benchmark["all"]["problems"]
             notes.append(

@@ -66,6 +66,7 @@ class GradeOptions:
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default is one per core.")
     ] = None
+    # Names are those of the fields under `evaluate`: a recipe's error message lists them.
     time_limit_s: Annotated[
         float | None,
         typer.Option("--timeout-s", min=0.1, max=86400, help="Time limit of a test; default 6."),

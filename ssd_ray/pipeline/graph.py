@@ -94,6 +94,7 @@ class Graph:
         self._eval_prompts = self._add(
             EvalPrompts(name="eval-prompts", recipe=recipe, inputs=(self._benchmark,), model=model)
         )
+        # Dropping overlaps needs the benchmark; otherwise prompts do not depend on it.
         overlaps = (self._benchmark,) if recipe.prompts.contamination == "drop" else ()
         self._prompts = self._add(
             Prompts(name="prompts", recipe=recipe, inputs=overlaps, model=model)

@@ -118,6 +118,7 @@ class Prompts(Step):
             del shaping["contamination"]
         source = sources.identify(prompts.source)
         chosen: dict[str, Any] = {"prompts": shaping, "source": source, "model": self.model}
+        # Only truncation depends on the tokens reserved for the answer.
         if prompts.over_length == "truncate-left":
             chosen["room"] = self.recipe.sample.max_tokens
         return chosen

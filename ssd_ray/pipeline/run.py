@@ -193,6 +193,7 @@ def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: R
     before: dict[str, Any] = {"seconds": 0.0, "attempts": 0, "tokens": 0}
     if path.exists():
         before = files.read_json(path)
+    # Written before the work: a killed attempt leaves its versions.
     earlier = before.get("versions", [])
     current = manifests.versions()
     before["versions"] = earlier if current in earlier else [*earlier, current]

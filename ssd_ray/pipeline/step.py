@@ -141,6 +141,7 @@ def _set_aside(run: Path, name: str) -> Path:
     """Move an artifact into `set-aside/` by one rename and return its new place."""
     directory = run / SET_ASIDE / name
     directory.parent.mkdir(parents=True, exist_ok=True)
+    # An artifact may be replaced several times; none of the earlier ones is overwritten.
     numbered = (directory.with_name(f"{directory.name}.{number}") for number in itertools.count())
     place = next(path for path in numbered if not path.exists())
     files.replace_directory(run / name, place)

@@ -38,6 +38,7 @@ def provenance(
 
     `prompts` and `samples` are the artifacts behind the data set.
     """
+    # Manifests, not the recipe: they state what the artifacts were really made with.
     rendered = files.read_json(prompts / "manifest.json")
     drawn = files.read_json(samples / "manifest.json")
     commit = rendered["facts"].get("source_revision")
@@ -105,6 +106,7 @@ def _every_version(attempts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 def _public(source: str) -> str:
     """Return the source of a model, without paths of this machine."""
+    # A path means nothing to others, and may be private.
     return Path(source).name if source.startswith((".", "/", "~")) else source
 
 

@@ -23,7 +23,7 @@ from ssd_ray import recipes
 from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import Recipe, fields
 from ssd_ray.errors import UserError
-from ssd_ray.reporting.numbers.tables import rounded_to_ten_digits
+from ssd_ray.reporting.numbers.json_bytes import rounded_to_ten_digits
 from ssd_ray.reporting.terminal import STYLES, score
 from ssd_ray.reporting.words import MINUS, decimals, is_few, points, reading, tally
 from ssd_ray.statistics.differences import Difference, difference, pass_at_values
@@ -114,6 +114,7 @@ def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
     values = {name: value for name, value, _ in fields(first)}
     others = {name: value for name, value, _ in fields(second)}
     for name in dict.fromkeys([*values, *others]):
+        # Sources explain values; they shape nothing.
         if name != "sources" and values.get(name) != others.get(name):
             yield Change(field=name, first=values.get(name), second=others.get(name))
 
@@ -192,6 +193,7 @@ def _paired(
     first: _Run, second: _Run, group: _Group, arm: str, metric: str
 ) -> tuple[Difference | None, str | None]:
     """Return the difference of second minus first by problem, or the reason for its absence."""
+    # An arm may be new in one run, or refused there.
     for name, run in (("first", first), ("second", second)):
         table = group.table(run.scores, arm)
         if metric not in table.get("score", {}):
@@ -209,6 +211,7 @@ def _paired(
         first.recipe,
         _values(treated, arm, metric),
         _values(baseline, arm, metric),
+        # The bound of the design effect is that of the run with more answers.
         answers=max(run.recipe.evaluate.samples_per_problem for run in (first, second)),
     )
     return paired, None if paired else "no problem has enough graded answers in both"
@@ -263,6 +266,7 @@ def _short(pair: Pair) -> str:
 def _sentences(comparison: Comparison) -> Iterator[Text]:
     """Yield a sentence for each benchmark, arm and metric; difficulties are in the table alone."""
     for pair in comparison.pairs:
+        # Difficulties would add dozens of sentences.
         if pair.difficulty is not None:
             continue
         where = f"{pair.benchmark}, {pair.arm}, {pair.metric}"

@@ -73,6 +73,7 @@ def examples(
     """Return up to five answers by the rules above."""
     arm = shown_arm(recipe)
     baseline = arms.baseline(recipe)
+    # Title, arm, condition, and True for the shortest answer instead of the first.
     rules: list[tuple[str, str, Callable[[Answer], bool], bool]] = [
         ("Shortest accepted answer", arm, lambda answer: answer.outcome == "accepted", True),
         ("A wrong answer", arm, lambda answer: answer.outcome == "wrong_answer", False),
@@ -119,6 +120,7 @@ def _candidates(
 
 
 def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
+    # A problem is shown once for an arm: examples should differ.
     return any(
         (choice.arm, choice.problem.problem_id) == (other.arm, other.problem.problem_id)
         for other in chosen
@@ -127,6 +129,7 @@ def _taken(choice: _Choice, chosen: list[_Choice]) -> bool:
 
 def _with_texts(run: Path, directory: str, chosen: list[_Choice]) -> list[Example]:
     """Return the chosen answers with their texts, read in one pass over each directory."""
+    # Texts are large: keep those of the chosen answers alone.
     wanted = {choice.problem.problem_id for choice in chosen}
     columns = shards.read_columns(run / "eval-prompts", "prompt_id", "text")
     prompts = {prompt_id: text for prompt_id, text in columns if prompt_id in wanted}

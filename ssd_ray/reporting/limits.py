@@ -118,6 +118,7 @@ def limits(
 
 def _steps(recipe: Recipe, scores: Mapping[str, Any]) -> int:
     steps: int | None = scores["training"]["checkpoint"]["steps"]
+    # A manifest may lack the number; the recipe has the planned one.
     return recipe.train.steps if steps is None else steps
 
 
@@ -125,6 +126,7 @@ def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str
     number = scores["training"]["checkpoint"]["parameters"]
     sequences = _steps(recipe, scores) * recipe.train.global_batch_size
     small_model = number is not None and number < PAPER_SMALLEST
+    # The quickstart is a demonstration at any size.
     if recipe.name != "quickstart" and not small_model and sequences >= PAPER_FEWEST_SEQUENCES:
         return
     model = ""
@@ -142,6 +144,7 @@ def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    # An ssd arm needs a base arm with the same decoding to be compared with.
     every = arms.arms(recipe)
     bases = [arm for arm in every.values() if arm.model == "base"]
     alone = [
@@ -167,6 +170,7 @@ def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if arms.NAIVE in {branch.name for branch in arms.branches(recipe)}:
         return
     sample = recipe.sample
+    # Then ssd itself is the missing control.
     if sample.temperature == 1 and sample.top_k is None and sample.top_p == 1:
         yield (
             "This run is the control.",

@@ -27,6 +27,7 @@ from ssd_ray.reporting.examples import Example, examples
 from ssd_ray.reporting.limits import limits, what_was_run
 from ssd_ray.reporting.numbers import counts, tables
 from ssd_ray.reporting.numbers.held_out import held_out
+from ssd_ray.reporting.numbers.json_bytes import canonical
 from ssd_ray.reporting.numbers.timings import timings
 from ssd_ray.reporting.plots.canvas import Picture, style_of
 from ssd_ray.reporting.plots.pictures import pictures
@@ -56,11 +57,12 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dic
         UserError: an artifact of the run is missing or incomplete, or its rows contradict each
             other.
     """
+    # Compute everything first: an error leaves no half report.
     scores, results = measure(recipe, run)
     cost = timings(recipe, run, steps)
     html = render(recipe, scores, cost, examples(recipe, run, results), pictures(scores, cost))
-    files.write_atomic(out / "scores.json", tables.canonical(scores) + "\n")
-    files.write_atomic(out / "timings.json", tables.canonical(cost) + "\n")
+    files.write_atomic(out / "scores.json", canonical(scores) + "\n")
+    files.write_atomic(out / "timings.json", canonical(cost) + "\n")
     files.write_atomic(out / "report.html", html)
     # The run's recipe.yaml is that of the latest call, which may have made something else since.
     files.write_atomic(out / "recipe.yaml", recipes.dump(recipe))
@@ -164,6 +166,7 @@ def choices(recipe: Recipe) -> Iterator[Choice]:
     for name, value, meaning in fields(recipe):
         if name == "sources":
             continue
+        # The longest of the stated names is the innermost section.
         named = [known for known in recipe.sources if name == known or name.startswith(f"{known}.")]
         source = recipe.sources[max(named, key=len)] if named else ""
         text = value

@@ -45,6 +45,7 @@ def summary(scores: Mapping[str, Any]) -> RenderableType:
             where = ""
             if number == 0:
                 where = f"{benchmark} ({group['problems']} × {group['samples_per_problem']})"
+            # An arm has more fields than those of its decoding.
             choices = {
                 key: value
                 for key, value in scores["arms"][arm].items()

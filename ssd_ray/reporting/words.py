@@ -56,6 +56,7 @@ def points(share: float | None, digits: int = 1, *, signed: bool = True) -> str:
     if share is None:
         return NOT_RECORDED
     text = rounded(100 * share, digits)
+    # A difference that rounds to zero has no sign.
     if float(text) == 0:
         return text.removeprefix("-")
     return text.replace("-", MINUS) if share < 0 or not signed else f"+{text}"
@@ -268,6 +269,7 @@ def _reading(
             "note": "",
             "how": "",
         }
+    # Name the arm without a score: it may be the baseline.
     unscored = arm if arms[arm]["refused"] else baseline
     reason = arms[unscored]["refused"] or "no problem has enough graded answers in both"
     text = f"No score for {unscored}: {reason}"

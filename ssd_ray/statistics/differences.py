@@ -76,6 +76,7 @@ def difference(
     Returns:
         The difference, or None if no problem is graded in both arms.
     """
+    # A problem ungraded in one arm has no difference.
     both = ~(np.isnan(values) | np.isnan(baseline))
     if not both.any():
         return None
@@ -115,6 +116,7 @@ def judged(
 
 
 def _reading(estimate: float, unlikely: bool, problems: int) -> Reading:
+    # Checked first: few problems get no verdict, not even a significant one.
     if problems < MIN_PROBLEMS:
         return "too few problems"
     if not unlikely:

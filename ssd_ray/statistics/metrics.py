@@ -100,6 +100,7 @@ def score_interval(values: Values, *, confidence: float) -> Interval:
     mean = float(values.mean())
     spread = mean * (1 - mean)
     effect = float(values.var()) / spread if spread > 0 else 1.0
+    # The rarer of failure and success limits the knowledge of the variance.
     known = min(effective_number(values), effective_number(1 - values))
     size = values.size / (effect + (1 - effect) * math.exp(-known / 2))
     # Wilson's interval at the effective size; rounding must not push the mean outside of it.

@@ -122,6 +122,7 @@ class Sweep:
         effect = design_effect(
             contributions, better + worse, answers=answers * self._values[0].shape[1]
         )
+        # Keep the divisor from zero where both models agree on every problem.
         single = max(better + worse - (better - worse) ** 2, 1 / contributions.size)
         best = [
             _choice(values.sum(axis=0)) @ values[inside].mean(axis=0) for values in self._values

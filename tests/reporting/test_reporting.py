@@ -14,7 +14,7 @@ from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import UserError
 from ssd_ray.reporting import words
 from ssd_ray.reporting.comparison import compare
-from ssd_ray.reporting.numbers import counts, tables
+from ssd_ray.reporting.numbers import counts, json_bytes
 from ssd_ray.reporting.numbers.timings import timings
 from ssd_ray.reporting.page import headline, measure, report
 from ssd_ray.reporting.terminal import summary
@@ -146,7 +146,7 @@ def test_scores_are_the_same_bytes_at_any_place_and_time(made, shown, tmp_path):
     again = make_run(tmp_path / "elsewhere")
     for timing in again.path.glob("**/timing.json"):
         timing.write_text('{"seconds": 12345.6, "attempts": 7, "tokens": 9}')
-    text = tables.canonical(measure(again.recipe, again.path)[0]) + "\n"
+    text = json_bytes.canonical(measure(again.recipe, again.path)[0]) + "\n"
     assert text == (shown[0] / "scores.json").read_text()
     assert timings(again.recipe, again.path, again.steps)["stages"][0]["seconds"] == 12345.6
     assert not re.search(r"\d{4}-\d\d-\d\d|seconds|time_s|/tmp|/work", text)
@@ -349,7 +349,7 @@ def test_a_step_repeated_after_a_crash_counts_once(tmp_path):
     )
     found = counts.loss(tmp_path / "checkpoint")
     assert found.steps == (1, 2)
-    assert tables.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
+    assert json_bytes.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def stored(made):
     from ssd_ray.recipes import dump
 
     scores, _ = measure(made.recipe, made.path)
-    files.write_atomic(made.path / "report" / "scores.json", tables.canonical(scores))
+    files.write_atomic(made.path / "report" / "scores.json", json_bytes.canonical(scores))
     files.write_atomic(made.path / "recipe.yaml", dump(made.recipe))
     return made
 

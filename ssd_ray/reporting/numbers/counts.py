@@ -143,6 +143,7 @@ def problems_asked(run: Path) -> dict[str, Asked]:
     for problem_id, source, difficulty in shards.read_columns(
         path, "prompt_id", "source", "difficulty"
     ):
+        # A repeated problem would count double in every score.
         if problem_id in problems:
             raise UserError(
                 f"{path} holds the problem {problem_id!r} twice; "
@@ -214,6 +215,17 @@ def _mismatch(path: Path, problem: str) -> UserError:
 
 _Answered = tuple[int, str]
 """Length in tokens, and finish reason."""
+# The programs and outputs of verdicts stay on disk: they are large, and no count needs them.
+_VERDICT_COLUMNS = (
+    "prompt_id",
+    "sample_index",
+    "source",
+    "difficulty",
+    "outcome",
+    "outcome_base",
+    "reasoning",
+    "detail",
+)
 
 
 def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
@@ -237,16 +249,6 @@ def _graded(
     Joined answers are removed from `answered`: the rest has no verdict.
     """
     gathered: dict[str, _Gathered] = {}
-    columns = (
-        "prompt_id",
-        "sample_index",
-        "source",
-        "difficulty",
-        "outcome",
-        "outcome_base",
-        "reasoning",
-        "detail",
-    )
     for (
         prompt_id,
         index,
@@ -256,7 +258,8 @@ def _graded(
         outcome_base,
         reasoning,
         detail,
-    ) in shards.read_columns(path, *columns):
+    ) in shards.read_columns(path, *_VERDICT_COLUMNS):
+        # A second verdict on an answer finds none either: it was removed with the first.
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
             raise _mismatch(

@@ -13,8 +13,6 @@ Pure functions.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from ssd_ray.reporting.numbers.counts import (
     ProblemResult,
     SampleCounts,
 )
+from ssd_ray.reporting.numbers.json_bytes import rounded_to_ten_digits
 from ssd_ray.reporting.numbers.profiles import flips
 from ssd_ray.reporting.numbers.sweeps import selections
 from ssd_ray.reporting.numbers.training_data import training
@@ -202,6 +201,7 @@ def _profiles(
                 for name in benchmarks
                 if (only := _only(by_profile[profile], benchmark=name))[arms.baseline(recipe)]
             }
+            # A single profile has nothing to be compared with.
             for profile in (first, *others)
             if others
         },
@@ -233,6 +233,7 @@ def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
         "all": dataclasses.asdict(group(recipe, results, refusals)),
         "difficulties": {
             name: dataclasses.asdict(group(recipe, _only(results, difficulty=name), refusals))
+            # A single difficulty would repeat the table of all problems.
             for name in difficulties
             if len(difficulties) > 1
         },
@@ -241,6 +242,7 @@ def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
 
 def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str | None:
     """Return the reason to refuse an arm a score on a benchmark, or None."""
+    # Ungraded answers are no random sample: many of them would bias a score.
     answers = sum(len(problem.answers) for problem in problems)
     ungraded = answers - sum(problem.graded for problem in problems)
     if ungraded <= evaluate.max_infrastructure_errors * answers:
@@ -263,6 +265,7 @@ def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) 
     for arm, problems in results.items():
         base_counts = [(problem.graded, problem.accepted_base) for problem in problems.values()]
         base = _values(recipe, base_counts) if has_base else {}
+        # The baseline has no difference to itself, and a refused score none to any other.
         unpaired = arm == baseline or refusals[arm] is not None or refusals[baseline] is not None
         tables[arm] = _arm_table(
             list(problems.values()),
@@ -357,32 +360,3 @@ def _problems(results: Results) -> dict[str, Any]:
             entry["accepted"][arm] = problem.accepted
             entry["graded"][arm] = problem.graded
     return by_id
-
-
-def rounded_to_ten_digits(value: Any) -> Any:
-    """Round the floats of nested plain values to ten significant digits; None if not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): rounded_to_ten_digits(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded_to_ten_digits(item) for item in value]
-    if isinstance(value, float):
-        # Adding zero turns -0.0 into 0.0: equal results give equal bytes.
-        return float(f"{value:.10g}") + 0.0 if math.isfinite(value) else None
-    return value
-
-
-def canonical(value: Any, indent: int = 0) -> str:
-    """Return JSON with sorted keys, a key a line and a list of numbers a line.
-
-    Equal values give equal bytes.
-    """
-    pad = " " * (indent + 1)
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        rows = (f"{pad}{json.dumps(item, sort_keys=True, allow_nan=False)}" for item in value)
-        return "[\n" + ",\n".join(rows) + "\n" + " " * indent + "]"
-    if not isinstance(value, Mapping) or not value:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
-    lines = (
-        f"{pad}{json.dumps(key)}: {canonical(value[key], indent + 1)}" for key in sorted(value)
-    )
-    return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"

@@ -46,6 +46,7 @@ def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    # Raises if the artifact is not complete.
     manifests.load(path)
     return files.read_json(path / "manifest.json")
 

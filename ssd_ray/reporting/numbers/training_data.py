@@ -15,6 +15,7 @@ import numpy as np
 from ssd_ray.reporting.numbers.counts import FINISH_REASONS, Loss, SampleCounts
 
 MAX_BINS = 24
+# Widths of one digit give edges that are easy to read.
 BIN_WIDTHS = tuple(step * 10**power for power in range(7) for step in (1, 2, 4, 5))
 
 PROMPTS = ("rows", "read", "dropped", "tokens")
@@ -120,6 +121,7 @@ def histogram(samples: SampleCounts) -> dict[str, list[int]]:
         `edges` of bins + 1 lengths, and a list of bins counts for each finish reason.
     """
     longest = max((length for lengths in samples.lengths.values() for length in lengths), default=0)
+    # The smallest width with at most MAX_BINS bins.
     width = next(width for width in BIN_WIDTHS if width * MAX_BINS > longest)
     edges = list(range(0, longest + width + 1, width))
     bins: dict[str, list[int]] = {"edges": edges}

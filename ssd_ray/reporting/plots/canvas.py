@@ -75,6 +75,7 @@ class Picture:
 def style() -> Iterator[None]:
     """Draw in the style of the report, independent of the machine's matplotlibrc."""
     with mpl.rc_context():
+        # Defaults first, or the machine's matplotlibrc would change the page.
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         yield
@@ -109,6 +110,7 @@ def canvas(height: float) -> tuple[Figure, Axes]:
 
 def finish(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     """Return the drawing as a picture: SVG without a date."""
+    # Without these keys matplotlib writes the date and its version into the file.
     sink = io.StringIO()
     figure.savefig(
         sink, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}

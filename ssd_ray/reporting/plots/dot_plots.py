@@ -159,6 +159,7 @@ def _dot(axes: Axes, y: int, mark: _Mark, signed: bool) -> None:
     if mark.value is None:
         axes.text(0, y, " no score", va="center", color=QUIET, style="italic")
         return
+    # A difference over few problems has counts, and no interval to draw.
     few = is_few(mark.value["problems"])
     if few and signed:
         axes.text(0, y, f" {words.tally(mark.value)}", va="center", color=QUIET, style="italic")
@@ -192,6 +193,7 @@ def _limits(axes: Axes, values: Sequence[Mapping[str, Any]], signed: bool) -> No
     high = max((100 * value["high"] for value in values), default=0.0)
     if signed:
         axes.axvline(0, color=INK, linewidth=1.0)
+        # At least 5 points, or tiny differences would fill the width.
         reach = max(-low, high, 5.0)
         axes.set_xlim(
             min(low, -0.15 * reach) - 0.05 * reach, max(high, 0.15 * reach) + 0.32 * reach

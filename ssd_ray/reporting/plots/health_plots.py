@@ -100,6 +100,7 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
     lengths = health["lengths"]
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
+    # A logarithmic axis has no zero: empty answers are drawn next to one token.
     edges = [max(edge, 0.75) for edge in lengths["edges"]]
     for axes, key, unit in ((above, "counts", "answers"), (below, "tokens", "tokens")):
         _stack(axes, edges, lengths[key])

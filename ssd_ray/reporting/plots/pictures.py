@@ -67,6 +67,7 @@ def outcome_plot(scores: Mapping[str, Any]) -> Picture:
         for benchmark in scores["order"]["benchmarks"]
         for arm in scores["order"]["arms"]
     ]
+    # The legend names only outcomes that occurred.
     present = [name for name in OUTCOME_COLORS if any(arm["outcomes"][name] for _, arm in rows)]
     figure, axes = canvas(0.95 + 0.3 * len(rows) + 0.2 * (len(present) // 3))
     lefts = [0.0] * len(rows)

@@ -37,6 +37,7 @@ def sweep_plot(scores: Mapping[str, Any]) -> Picture | None:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
     panels[-1].set_xlabel("evaluation temperature")
+    # One legend serves all panels: they show the same models.
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper right", ncols=4, fontsize=8.5, handlelength=1.4

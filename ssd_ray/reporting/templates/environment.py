@@ -23,6 +23,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=escape,
+        # A missing variable must fail, not print as nothing.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
