@@ -41,6 +41,7 @@ def provenance(
     # Manifests, not the recipe: they state what the artifacts were really made with.
     rendered = files.read_json(prompts / "manifest.json")
     drawn = files.read_json(samples / "manifest.json")
+    weights = drawn["choices"]["model"]["weights"]
     commit = rendered["facts"].get("source_revision")
     # Attempts before a crash or a resume may have drawn with other versions.
     timing = samples / "timing.json"
@@ -50,9 +51,7 @@ def provenance(
         "model": {
             "source": _public(recipe.model.source),
             "revision": rendered["facts"].get("model"),
-            "weights": " ".join(
-                f"{kind} {value}" for kind, value in drawn["choices"]["model"]["weights"].items()
-            ),
+            "weights": " ".join(f"{kind} {value}" for kind, value in weights.items()),
             "dtype": recipe.model.dtype,
         },
         "tokenizer_sha256": rendered["facts"].get("tokenizer"),

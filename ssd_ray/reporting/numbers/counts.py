@@ -215,7 +215,7 @@ def _mismatch(path: Path, problem: str) -> UserError:
 
 _Answered = tuple[int, str]
 """Length in tokens, and finish reason."""
-# The programs and outputs of verdicts stay on disk: they are large, and no count needs them.
+# The programs of verdicts are not read: they are large, and no count needs them.
 _VERDICT_COLUMNS = (
     "prompt_id",
     "sample_index",
