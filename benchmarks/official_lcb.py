@@ -32,7 +32,7 @@ def load(checkout: Path, timeout_s: int) -> Check:
     grader = importlib.import_module("lcb_runner.evaluation.compute_code_generation_metrics")
 
     def check(problem: Problem, code: str) -> bool:
-        # A program's process that died has left no metadata, which officially is an IndexError and then a failure.
+        # A crashed program leaves no metadata: officially an IndexError, which counts as a failure.
         try:
             results, _ = grader.check_correctness(
                 sample(problem), code, timeout=timeout_s, debug=False

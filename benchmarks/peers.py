@@ -59,7 +59,7 @@ def ray_data_llm(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
     reserved = (
         {"CPU": recipe.engine.cpus} if recipe.cluster.device == "cpu" else {"GPU": 1, "CPU": 1}
     )
-    # Its own tasks need a core beside the engine's.
+    # Its own tasks need one more core than the engine.
     spare = recipe.engine.cpus + 2 if recipe.cluster.device == "cpu" else None
     ray.init(address="local", num_cpus=spare, include_dashboard=False, log_to_driver=False)
     arguments = _arguments(recipe)

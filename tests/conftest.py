@@ -13,10 +13,10 @@ from hypothesis import settings
 settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
 
-# A shell that runs tests in the background has them ignore Ctrl-C, and what they start inherits that.
+# Background jobs of a shell ignore Ctrl-C, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Ray's workers, and programs that tests start, import `tests.support` and the workers that tests define.
+# Ray's workers and child processes import `tests.support` and classes of test modules.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
 )

@@ -26,7 +26,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
-# Clusters ask for a token: anybody who reaches a dashboard without one can run programs on its machine.
+# Clusters require a token: a dashboard without one lets everyone run programs on its machine.
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 
 
@@ -61,7 +61,7 @@ def head() -> Iterator[str]:
     ]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = open(f"{temporary}/head.log", "w+")  # noqa: SIM115 - it lives as long as the head
-    # Other tests of this process connected to a Ray of their own, which leaves that in the environment.
+    # Other tests of this process used their own Ray and left its address in the environment.
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
     process = psutil.Popen(
         command,

@@ -143,7 +143,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(
     kept = _digests(samples)
 
     process = _start(recipe, out)
-    # An engine dies too: the pool restarts it and the run goes on.
+    # An engine crashes too: the pool restarts it and the run continues.
     _until(
         lambda: len(shards.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples"
     )

@@ -156,7 +156,7 @@ def test_workers_of_a_checkout_that_is_not_installed_get_it(tmp_path: Path) -> N
         "repr(finder).lower()]\n"
     )
     script.write_text(without_installation + code)
-    # -E: the script's own directory is on the path, whatever the environment says.
+    # -E: the script's own directory is on the path, whatever the environment holds.
     alone = run([sys.executable, "-E", str(script)], tmp_path)
     assert alone.stdout == f"['{PACKAGE.parent}']\n", alone.stderr
 
@@ -166,7 +166,8 @@ name: field
 model: {{source: {model}, dtype: float32, max_model_len: 1024}}
 prompts: {{source: builtin, limit: 4, contamination: allow}}
 sample: {{temperature: 1.0, top_k: 20, max_tokens: 16}}
-train: {{steps: 1, global_batch_size: 2, warmup_steps: 0, dtype: float32, zero_stage: 0, checkpoint_every: 1}}
+train: {{steps: 1, global_batch_size: 2, warmup_steps: 0, dtype: float32, zero_stage: 0,
+  checkpoint_every: 1}}
 evaluate:
   benchmarks: [builtin]
   limit: 2
@@ -223,7 +224,10 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
         (
             "raise MemoryError\n",
             1,
-            r"failed: samples: an engine crashed 1 times in a row without an answer \(MemoryError\)",
+            (
+                r"failed: samples: an engine crashed 1 times in a row without an answer "
+                r"\(MemoryError\)"
+            ),
         ),
         (
             "",

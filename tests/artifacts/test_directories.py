@@ -147,7 +147,7 @@ def test_files_moved_away_never_overwrite_earlier_ones(tmp_path: Path, kind: str
         else:
             _full(tmp_path / "a.parquet", str(number))
         ledger._move_away(tmp_path / "a.parquet")
-        if number == 1:  # somebody looked at the first one and took it away
+        if number == 1:  # the user looked at the first one and took it away
             first = tmp_path / "set-aside" / "a.parquet.0"
             first.unlink() if kind == "file" else first.rename(tmp_path / "taken")
     assert {path.name for path in (tmp_path / "set-aside").iterdir()} == {

@@ -49,7 +49,8 @@ PAPER = {
     ),
     "gpt-oss-20b-high": ("openai/gpt-oss-20b", (1.2, None, 1.0), (1.0, 20, 0.95), (1.0, None, 1.0)),
 }
-# Section 3.1: steps, warm-up, checkpoint interval; GPT-OSS is not stated and takes the thinking group's.
+# Section 3.1: steps, warm-up, checkpoint interval. GPT-OSS is not stated there: it takes the values
+# of the thinking models.
 SCHEDULES = {
     "llama-3.1-8b-instruct": (2500, 250, 250),
     "qwen3-4b-instruct": (2500, 250, 250),

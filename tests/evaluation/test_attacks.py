@@ -117,7 +117,7 @@ def test_an_ordinary_user_is_kept_as_safe(container):
     assert levels.rank(said["level"]) >= levels.rank("L1")
 
 
-# What it says about itself
+# Forged reports
 
 STDIN = Problem(
     problem_id="s", source="t", statement="", tests=(Test(input="3\n", output="9-right\n"),)
@@ -294,7 +294,7 @@ def test_memory_is_not_blamed_for_what_it_did_not_do(sandbox):
         assert sandbox.run_program(code, "", LIMITS).status == "runtime_error"
 
 
-# The sandbox's own death
+# Crashes of the sandbox
 
 
 def test_a_zygote_crash_under_a_program_changes_no_verdict():
@@ -402,7 +402,8 @@ from ssd_ray.evaluation.sandbox import Limits, Sandbox, levels
 level = next(level for level in levels.candidates() if level.name == sys.argv[1])
 threading.Timer(1, print, ("running",), dict(flush=True)).start()
 with Sandbox(level=level) as sandbox:
-    sandbox.run_program("import time; time.sleep(60)", "", Limits(time_s=60, memory_mib=256, output_kib=1))
+    limits = Limits(time_s=60, memory_mib=256, output_kib=1)
+    sandbox.run_program("import time; time.sleep(60)", "", limits)
 """
 
 
@@ -416,8 +417,11 @@ def test_nothing_outlives_a_killed_grader(level, user, tmp_path):
     python = sys.executable if user is None else ordinary_python()
     grader = subprocess.Popen(
         [python, "-B", "-c", GRADE_FOR_EVER, level],
-        cwd=ROOT, user=user, stdout=subprocess.PIPE, env={"TMPDIR": str(tmp_path), "PATH": os.defpath},
-    )  # fmt: skip
+        cwd=ROOT,
+        user=user,
+        stdout=subprocess.PIPE,
+        env={"TMPDIR": str(tmp_path), "PATH": os.defpath},
+    )
     try:
         assert grader.stdout.readline() == b"running\n"
         before = descendants(grader.pid)

@@ -124,7 +124,7 @@ def test_a_last_block_that_is_no_program_is_a_wrong_block(
             SUM,
             ADD.replace("python", "text"),
             "accepted",
-        ),  # the rule runs a block whatever its fence says
+        ),  # the rule runs a block of any fence
         (SUM, f"```python\nprint(0)\n```\n{ADD}", "accepted"),
         (SUM, f"{ADD}Better:\n```python\nx = input()\nprint(x)\n```\n", "wrong_answer"),
         (

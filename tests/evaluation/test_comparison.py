@@ -230,7 +230,7 @@ arrays = st.recursive(
 @settings(max_examples=1000)
 @given(arrays, arrays, st.sampled_from([0.0, 1e-6, 1e-4]))
 def test_evalplus_decides_as_numpy_does(actual, expected, atol):
-    # numpy stretches one member over none, whatever it is: [[None]] is "close" to [[]]. Here it is not.
+    # numpy broadcasts one member over none: [[None]] is "close" to [[]]. Here it is not.
     assume(not any(empty in repr((actual, expected)) for empty in ("[]", "()", "set()")))
     assert same("evalplus", actual, expected, atol, []) == evalplus_by_numpy(actual, expected, atol)
 

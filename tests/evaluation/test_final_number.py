@@ -213,8 +213,9 @@ def test_no_text_breaks_the_reader(text):
 
 @pytest.mark.parametrize(
     "piece",
-    [*"1.,-_^{}\\$ a/x*", "1,", "-.", "{}", "^{", "_{", "\\text{", "\\boxed{", "\\frac", "\\frac{1}", "1 ", "1/", "#### ",
-     "#### 1+", "answer is ", "1^", "1 x 10^", "a1", "\\sqrt", "1\\sqrt{", "\u00b2", "\\times", "=1", "\\text{a}^"],
+    [*"1.,-_^{}\\$ a/x*", "1,", "-.", "{}", "^{", "_{", "\\text{", "\\boxed{", "\\frac",
+     "\\frac{1}", "1 ", "1/", "#### ", "#### 1+", "answer is ", "1^", "1 x 10^", "a1",
+     "\\sqrt", "1\\sqrt{", "\u00b2", "\\times", "=1", "\\text{a}^"],
 )  # fmt: skip
 def test_a_long_answer_takes_no_longer_than_its_length(piece):
     began = time.process_time()

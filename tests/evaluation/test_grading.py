@@ -37,7 +37,10 @@ PAIR = Problem(
     tests=(Test(input="[3]", output="[3, 9]"), Test(input="[-2]", output="[-2, 4]")),
     reference="def pair(x: int) -> List[int]:\n    return [x, x * x]",
 )
-PROMPT = 'from typing import List\n\ndef helper(x):\n    return x + 1\n\n\ndef grow(xs: List[int]):\n    """Add one to each."""\n'
+PROMPT = (
+    "from typing import List\n\ndef helper(x):\n    return x + 1\n\n\n"
+    'def grow(xs: List[int]):\n    """Add one to each."""\n'
+)
 CHECK = (
     "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n"
     "    assert candidate([]) == []\n    assert helper(1) == 2\n"

@@ -358,7 +358,8 @@ from ssd_ray.evaluation.sandbox import Limits, Sandbox, levels
 with Sandbox(level=levels.L4) as sandbox:
     sandbox.run_program("", "", Limits(time_s=60, memory_mib=256, output_kib=1))
     print("running", flush=True)
-    sandbox.run_program("import time; time.sleep(60)", "", Limits(time_s=60, memory_mib=256, output_kib=1))
+    limits = Limits(time_s=60, memory_mib=256, output_kib=1)
+    sandbox.run_program("import time; time.sleep(60)", "", limits)
 """
 
 

@@ -80,7 +80,8 @@ def test_a_program_is_main_and_ends_as_programs_do(sandbox):
             total += 1
         atexit.register(lambda: print("atexit"))
         if __name__ == "__main__":
-            threading.Thread(target=lambda: (__import__("time").sleep(0.05), print("thread"))).start()
+            late = lambda: (__import__("time").sleep(0.05), print("thread"))
+            threading.Thread(target=late).start()
             add()
             print(total, sys.argv, __import__("__main__").total)
             exit()

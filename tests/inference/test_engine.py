@@ -34,7 +34,7 @@ END_TOKENS = [2, 259, 0]
 MARKS = {83: "[THINK]", 204: "[/THINK]"}
 """Bytes that the tiny model draws often, made marks of reasoning."""
 
-# One engine in a process of its own, as in a worker. Every request of the second part has one of the decodings above.
+# One engine in a separate process, as in a worker. Later requests use the decodings above.
 SCRIPT = """
 import json, sys, time
 from pathlib import Path
@@ -43,14 +43,22 @@ from ssd_ray.inference.vllm import engine as engine_module
 from ssd_ray.inference.vllm.engine import Engine, RefusedRequestError, Request, sample_seed
 directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 given = json.loads(sys.argv[4])
-model = ModelConfig(source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"])
+model = ModelConfig(
+    source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"]
+)
 knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=128, sampler=sampler)
 decoding = Decoding(temperature=1.5, top_k=3, top_p=0.9)
-engine = Engine(directory, model=model, engine=knobs, decoding=decoding, max_tokens=64, device="cpu")
+engine = Engine(
+    directory, model=model, engine=knobs, decoding=decoding, max_tokens=64, device="cpu"
+)
 prompts = [tuple(range(3 + number, 30 + 2 * number)) for number in range(12)]
 def draw(numbers, **more):
-    futures = [engine.submit(Request(prompt_token_ids=prompts[n], seed=sample_seed(1, f"p{n}", 0), **more)) for n in numbers]
-    return [[list(f.result().output_token_ids), f.result().text, f.result().finish_reason] for f in futures]
+    seeds = {n: sample_seed(1, f"p{n}", 0) for n in numbers}
+    futures = [
+        engine.submit(Request(prompt_token_ids=prompts[n], seed=seeds[n], **more)) for n in numbers
+    ]
+    answers = [future.result() for future in futures]
+    return [[list(each.output_token_ids), each.text, each.finish_reason] for each in answers]
 together = draw(range(12))
 alone = [draw([n])[0] for n in (0, 5, 11)]
 long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3)).result()
@@ -70,12 +78,19 @@ def refusal(ids):
 refused = [refusal(tuple([9] * 256)), refusal(()), refusal((5, 10**6))]
 prompt = prompts[4] + (9,) * (255 - len(prompts[4]))  # room for one token
 chosen = [Decoding(temperature=t, top_k=k, top_p=p) for t, k, p in given["decodings"]]
-futures = [[engine.submit(Request(prompt_token_ids=prompt, seed=sample_seed(i, "draw", n), decoding=each))
-            for i, each in enumerate(chosen)] for n in range(given["draws"])]
+def request(i, n):
+    seed = sample_seed(i, "draw", n)
+    return Request(prompt_token_ids=prompt, seed=seed, decoding=chosen[i])
+futures = [
+    [engine.submit(request(i, n)) for i in range(len(chosen))] for n in range(given["draws"])
+]
 draws = [[future.result().output_token_ids[0] for future in column] for column in zip(*futures)]
 engine.close()
-found = {"prompts": prompts, "together": together, "alone": alone, "long": [len(long.output_token_ids), long.finish_reason],
-         "refused": refused, "prompt": prompt, "draws": draws, "counts": counts, "before": before, "lengths": lengths}
+found = {
+    "prompts": prompts, "together": together, "alone": alone,
+    "long": [len(long.output_token_ids), long.finish_reason], "refused": refused,
+    "prompt": prompt, "draws": draws, "counts": counts, "before": before, "lengths": lengths,
+}
 out.write_text(json.dumps(found))
 """
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-# A parent (the raylet's part), its child (the actor's part) with a guardian, and what the child starts as vLLM would.
+# A parent as the raylet, its child as the actor with a guardian, and workers as those of vLLM.
 ACTOR = """
 import signal, subprocess, sys, time
 from pathlib import Path
 from ssd_ray.inference.crashes import reaper
 reaper.guard()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-workers = [subprocess.Popen([sys.executable, "-c", stubborn + "; time.sleep(600)"]) for _ in range(2)]
+ignore = "for each in (signal.SIGTERM, signal.SIGHUP): signal.signal(each, signal.SIG_IGN)"
+stubborn = f"import signal, time\\n{ignore}\\ntime.sleep(600)"
+workers = [subprocess.Popen([sys.executable, "-c", stubborn]) for _ in range(2)]
 Path(sys.argv[1]).write_text(" ".join(str(worker.pid) for worker in workers))
 time.sleep(600)
 """

@@ -66,9 +66,11 @@ def test_survivors_match_vllm(batch: tuple[np.ndarray, list[int], list[float]]) 
     for scores, k_row, p, kept, other in zip(
         logits, top_k, top_p, _kept(*batch), torch.isfinite(theirs).numpy(), strict=True
     ):
-        if p == 1:  # vLLM in a batch with a smaller p drops what float32 rounds to no mass at all
+        # vLLM in a batch with a smaller p drops tokens whose mass float32 rounds to zero.
+        if p == 1:
             assert set(np.flatnonzero(other)) <= kept
-        else:  # its sort leaves open which of several equal logits at the border of p stay, but not how many
+        # Its sort fixes the number of equal logits at the border of p, but not which of them stay.
+        else:
             assert sorted(scores[list(kept)]) == sorted(scores[other]) or borderline(
                 scores, k_row, p
             )

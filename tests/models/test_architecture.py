@@ -66,7 +66,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "tiny gpt-oss": {"model_type": "gpt_oss", **TINY, **OSS, "tie_word_embeddings": False},
 }
-# Totals that the publishers state (model cards): 8.03B, 4.0B, 30.5B with 3.3B active, 21B with 3.6B active.
+# Totals of the model cards: 8.03B, 4.0B, 30.5B with 3.3B active, 21B with 3.6B active.
 STATED = {
     "llama-3.1-8b": 8_030_261_248,
     "qwen3-4b-2507": 4_022_468_096,

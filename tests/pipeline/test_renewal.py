@@ -47,7 +47,7 @@ def test_a_finished_run_makes_nothing(new: New) -> None:
     assert snapshot(world.out) == before
 
 
-# Verdicts that a failing machine left open, and everything else whose contents change under one recipe.
+# Verdicts with infrastructure errors, and all other contents that change under one recipe.
 
 
 def test_all_that_was_made_from_failed_verdicts_is_made_again(new: New) -> None:
@@ -399,7 +399,7 @@ def test_a_loss_under_a_new_version_costs_what_it_did_before(
     assert (world.out / "set-aside" / "checkpoint-accepted.0").exists()
 
 
-# What a plan says.
+# Plans of a run.
 
 
 def outlooks(world: World) -> dict[str, str]:

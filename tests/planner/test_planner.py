@@ -171,7 +171,7 @@ def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
     parameters = model_of("qwen3-4b-instruct").parameters
     assert together.hours == pytest.approx(
         2500 * 8 * parameters * 7 / 8 / 1e9 / 3600
-    )  # one micro-step holds the whole batch
+    )  # one micro-step holds the complete batch
     assert alone.hours == pytest.approx(
         16 * together.hours
     )  # two groups of four workers, sixteen sequences each

@@ -52,7 +52,7 @@ def test_stages_two_and_one_match_deepspeeds_estimator() -> None:
     model = model_of("qwen3-4b-instruct")
     _, whole = estimate(model.parameters, num_gpus_per_node=8, num_nodes=1, cpu_offload=False)
     ours = memory(model, dataclasses.replace(SETTING, zero_stage=2)).states
-    # It counts half-precision gradients beside the float32 ones, which this project accumulates in float32 alone.
+    # It counts half-precision gradients too. This project accumulates in float32 alone.
     assert ours == pytest.approx(whole - 2 * model.parameters / 8, rel=1e-6)
     assert memory(model, dataclasses.replace(SETTING, zero_stage=1)).states > ours
 

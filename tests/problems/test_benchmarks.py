@@ -46,7 +46,10 @@ HUMANEVAL_PLUS = {
 }
 MBPP_PLUS = {
     "task_id": "Mbpp/2",
-    "prompt": '"""\nFind the shared elements.\nassert set(similar_elements((3, 4),(4, 5))) == set((4,))\n"""\n',
+    "prompt": (
+        '"""\nFind the shared elements.\n'
+        'assert set(similar_elements((3, 4),(4, 5))) == set((4,))\n"""\n'
+    ),
     "entry_point": "similar_elements",
     "canonical_solution": "\ndef similar_elements(a, b):\n    return tuple(set(a) & set(b))\n",
     "base_input": [[[3, 4], [4, 5]]],

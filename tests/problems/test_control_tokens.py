@@ -77,7 +77,7 @@ def test_control_tokens_in_a_statement_stay_text(kind: str, normalized: bool, to
         assert _controls(tokenizer, ids) == frame
         if kind in ("byte-level", "byte-level-nfc"):
             assert tokenizer.decode(ids) == text
-    # This normalizer writes the marks of spaces, so that the tokenizer finds a token only behind a space.
+    # This normalizer writes marks of spaces: the tokenizer finds a token only after a space.
     found = 1 if kind == "prepend" and normalized else 5
     assert (put.kept_words, put.first_kept, put.unwritable) == (found, "x/1", [])
 

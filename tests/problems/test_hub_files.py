@@ -26,7 +26,8 @@ HELPERS = """
 import numpy as np
 
 def is_floats(x) -> bool:
-    return isinstance(x, float) or (isinstance(x, (list, tuple)) and all(isinstance(i, float) for i in x))
+    many = isinstance(x, (list, tuple)) and all(isinstance(i, float) for i in x)
+    return isinstance(x, float) or many
 
 def assertion(out, exp, atol):
     if atol == 0 and is_floats(exp):

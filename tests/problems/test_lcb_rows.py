@@ -211,7 +211,7 @@ def test_nothing_but_a_text_or_an_error_comes_out_of_a_pickle(data: bytes) -> No
 
 
 def test_a_pickle_with_forged_lengths_is_refused() -> None:
-    # 4 GiB claimed by a length, a memo of 2**32 entries, a frame beyond the end: nothing is allocated for them.
+    # A length of 4 GiB, a memo of 2**32 entries, a frame beyond the end: none may be allocated.
     for data in (
         b"\x80\x04\x8d\xff\xff\xff\xff\x00\x00\x00\x00a.",
         b"\x80\x04\x95" + b"\xff" * 8,

@@ -305,9 +305,10 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
     }
 
 
-# What the recipes of reasoning models say.
+# Recipes of reasoning models.
 
-GPT_OSS_TEMPLATE = """<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.
+GPT_OSS_TEMPLATE = """<|start|>system<|message|>You are ChatGPT, \
+a large language model trained by OpenAI.
 
 Reasoning: {{ reasoning_effort }}
 
@@ -325,7 +326,8 @@ Reasoning: {{ reasoning_effort }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}
 """
-CHATML = """{%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}
+CHATML = """{%- for message in messages %}<|im_start|>{{ message.role }}\n\
+{{ message.content }}<|im_end|>\n{% endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant\nTAIL{% endif %}"""
 QWEN3_THINKING = CHATML.replace("TAIL", "<think>\n")
 MAGISTRAL = (

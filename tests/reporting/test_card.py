@@ -27,7 +27,9 @@ model: {{source: {model}, dtype: float32, max_model_len: 4096}}
 prompts: {{limit: 12{prompts}}}
 sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, max_tokens: 96}}
 prepare: {{policies: {{loop: mask}}}}
-evaluate: {{benchmarks: [builtin], limit: 5, arms: {{base: {{model: base}}}}, samples_per_problem: 1, pass_at: [1]}}
+evaluate:
+  {{benchmarks: [builtin], limit: 5, arms: {{base: {{model: base}}}}, samples_per_problem: 1,
+   pass_at: [1]}}
 """
 LOOP = (10, 11, 12) * 20
 

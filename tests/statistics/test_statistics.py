@@ -288,9 +288,8 @@ def test_selection_free_intervals_cover_the_true_gain(gains):
     truth = np.mean([pair.estimate for pair in pairs])
     intervals = [difference_interval(pair, confidence=0.95) for pair in pairs]
     covered = np.mean([found.low <= truth <= found.high for found in intervals])
-    assert (
-        covered >= LOW
-    )  # and more where the temperatures are alike, since resampling chooses more erratically than the data
+    # Coverage is higher for equal temperatures: resamples choose more erratically than the data.
+    assert covered >= LOW
     if not any(gains):
         assert np.mean([p_value(pair) <= 0.05 for pair in pairs]) <= 0.05 + noise(300)
 

@@ -1,4 +1,4 @@
-"""A GGUF file of a few thousand random parameters with a byte-level tokenizer, written for tests."""
+"""A GGUF file of a few thousand random parameters with a byte-level tokenizer."""
 
 from __future__ import annotations
 

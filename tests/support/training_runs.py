@@ -143,7 +143,8 @@ from ssd_ray.progress import LineProgress
 from ssd_ray.training.job import Job
 from ssd_ray.training.trainer import train
 if __name__ == "__main__":
-    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0, "include_dashboard": False}})
+    head = {{"num_cpus": 0, "include_dashboard": False}}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     doomed = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     out = Path({out!r})
@@ -154,10 +155,19 @@ if __name__ == "__main__":
             training_runs.drain(nodes.address, doomed.node_id, out)
         nodes.remove_node(doomed, allow_graceful=False)
     threading.Thread(target=take_away, daemon=True).start()
-    choices = ClusterConfig(device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3)
+    choices = ClusterConfig(
+        device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3
+    )
     out.mkdir()
-    job = Job(dataset=Path({dataset!r}), model=Path({model!r}), out=out, logs=out.parent / f"{{out.name}}-logs",
-              train=TrainConfig(**training_runs.TRAIN), cluster=choices, seed=training_runs.SEED)
+    job = Job(
+        dataset=Path({dataset!r}),
+        model=Path({model!r}),
+        out=out,
+        logs=out.parent / f"{{out.name}}-logs",
+        train=TrainConfig(**training_runs.TRAIN),
+        cluster=choices,
+        seed=training_runs.SEED,
+    )
     train(job, LineProgress())
     ray.shutdown()
     nodes.shutdown()
@@ -170,7 +180,7 @@ def drain(address: str, node: str, out: Path) -> None:
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     held = training_workers(out)[0]
-    held.suspend()  # forty small steps would be over before anybody looks
+    held.suspend()  # forty small steps would end too soon
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 20) * 1000))
     time.sleep(4)

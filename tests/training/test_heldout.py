@@ -85,7 +85,7 @@ def test_measurements_after_the_resume_state_are_cut(tmp_path: Path) -> None:
     assert [line["step"] for line in read_held_out(tmp_path)] == [0, 4, 8]
     cut_held_out(tmp_path, 4)
     assert [line["step"] for line in read_held_out(tmp_path)] == [0, 4]
-    cut_held_out(tmp_path, 0)  # without a state the base is measured anew
+    cut_held_out(tmp_path, 0)  # without a state the base is measured again
     assert read_held_out(tmp_path) == []
 
 

@@ -84,10 +84,10 @@ def test_there_and_back_is_the_same_to_the_bit(
         name: {key: torch.randn(torch.Size(shape).numel()) for key in KEYS}
         for name, shape in shapes.items()
     }
-    origin = [
-        Shard({name: Span(number, 0, whole[name][WEIGHTS].numel()) for number, name in enumerate(whole)},
-              [{**tensors, "step": torch.tensor(7.0)} for tensors in whole.values()])
-    ]  # fmt: skip
+    spans = {
+        name: Span(number, 0, whole[name][WEIGHTS].numel()) for number, name in enumerate(whole)
+    }
+    origin = [Shard(spans, [{**tensors, "step": torch.tensor(7.0)} for tensors in whole.values()])]
     written = reshard(origin, before, first, cut)
     read = reshard(written, after, second, cut)
     again = reshard(read, before, first, cut)

@@ -14,7 +14,7 @@ def test_warm_up_rises_to_the_peak_and_cosine_ends_at_minimum() -> None:
     train = TrainConfig(steps=10, warmup_steps=2, learning_rate=8e-6, min_learning_rate=2e-6)
     assert learning_rate(train, 0) == pytest.approx(4e-6)
     assert learning_rate(train, 1) == pytest.approx(8e-6)
-    # A quarter, a half and all of the way down: 2e-6 + 6e-6 * (1 + cos(pi/4)) / 2, the middle, the minimum.
+    # A quarter, a half and all of the way down: 2e-6 + 6e-6 * (1 + cos(pi/4)) / 2, middle, minimum.
     assert learning_rate(train, 3) == pytest.approx(2e-6 + 3e-6 * (1 + math.sqrt(0.5)))
     assert learning_rate(train, 5) == pytest.approx(5e-6)
     assert learning_rate(train, 9) == pytest.approx(2e-6)

@@ -175,7 +175,8 @@ def test_killed_workers_and_drivers_change_no_result(
     wait_for(lambda: len(log_lines(out)) >= 12)
     stopped = training_workers(out)[0]
     wait_for(lambda: len(log_lines(out)) >= 22)
-    stopped.suspend()  # the other worker waits for it: training cannot end before the driver is dead
+    # The other worker waits for this one: training cannot end before the driver is killed.
+    stopped.suspend()
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     stopped.kill()
@@ -237,7 +238,8 @@ def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
     driver = start_driver(dataset, model, out)
     wait_for(lambda: len(log_lines(out)) >= 12)
     told, other = training_workers(out)
-    other.suspend()  # steps stand still until the notice has been taken, which is when the worker is next asked how it is
+    # No step ends until the worker has taken the notice, at its next health check.
+    other.suspend()
     told.terminate()
     time.sleep(8)
     assert told.is_running()
@@ -277,7 +279,7 @@ def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
         "model": str(model),
         "out": str(out),
     }
-    # The first new group may still ask for the lost node, in vain; nobody need wait a minute for that.
+    # The first new group may still ask for the lost node. The default would wait a minute for it.
     impatient = {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",

@@ -220,7 +220,7 @@ def test_options_that_need_a_gpu_are_refused_on_a_cpu(tiny_llama: Path, tmp_path
         )
 
 
-# What shows in the model's configuration and in the packages alone, so that it can be told before hours of sampling.
+# Problems visible in the model's configuration and in packages, found before hours of sampling.
 EARLY: dict[str, tuple[dict[str, Any], str]] = {
     "liger": (
         {"loss_kernel": "liger"},
