@@ -37,8 +37,8 @@ name: kills
 description: a random model, killed again and again
 model: {{source: {model}, dtype: float32, max_model_len: 1024}}
 prompts: {{source: {problems}, statement_column: statement, contamination: allow}}
-sample:
-  {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 2, max_tokens: {tokens}, shard_rows: 8}}
+sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 2,
+  max_tokens: {tokens}, shard_rows: 8}}
 evaluate: {{benchmarks: [builtin], limit: 1, arms: {{base: {{model: base, temperature: 0.7}}}}}}
 engine: {{enforce_eager: true, kv_cache_gib: 0.25, max_num_seqs: 8, cpus: 1}}
 cluster: {{device: cpu, min_engines: 2, max_engines: 2}}
