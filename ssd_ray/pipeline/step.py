@@ -99,13 +99,13 @@ class Step:
     def reset(self, run: Path) -> Path | None:
         """Clear the directory of the step, to make it from the beginning.
 
-        - Artifacts that took hours, on GPUs or in graders, move to `set-aside/`; their new path is
-          returned.
+        - Artifacts that took hours, on GPUs or in graders, move to another directory of the run. Their
+          new path is returned.
         - Others are deleted, and None is returned.
         - A crash on the way leaves the artifact as it was, or a directory without a fingerprint.
         """
         if self.takes_gpu or self.verb == "grade":
-            return _set_aside(run, self.name)
+            return _move_away(run, self.name)
         manifests.remove(run / self.name)
         return None
 
@@ -137,8 +137,8 @@ def rows_of(artifact: Path) -> str:
     return f"{int(manifests.load(artifact).facts['rows']):,}"
 
 
-def _set_aside(run: Path, name: str) -> Path:
-    """Move an artifact into `set-aside/` by one rename and return its new place."""
+def _move_away(run: Path, name: str) -> Path:
+    """Move an artifact to the replaced ones by one rename, and return its new path."""
     directory = run / SET_ASIDE / name
     directory.parent.mkdir(parents=True, exist_ok=True)
     # An artifact may be replaced several times; none of the earlier ones is overwritten.
