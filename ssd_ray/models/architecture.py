@@ -1,7 +1,8 @@
-"""A model's shape, its parameters and its floating-point operations, counted from config.json alone.
+"""Shape, parameters and floating-point operations of a model, from config.json alone.
 
-One idea: the architectures that the paper trains differ in a handful of switches, so one closed formula covers them; a test
-proves it equal to the model built on torch's meta device. Reads a model directory, or a configuration that ships here.
+The architectures of the paper differ in a few switches, so one closed formula covers them all. A
+test compares it with models built on torch's meta device. Reads a model directory, or one of the
+configurations in `configs/`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from ssd_ray.errors import UserError, one_line
 
 SHIPPED = Path(__file__).parent / "configs"
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt_oss")
+_HEAD_DIM = {"gpt_oss": 64, "qwen3": 128}
+"""Head dimension of a config.json without one; other kinds divide the hidden size by heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The numbers of a decoder that memory and time follow from; widths and counts, no weights."""
+    """Widths and counts of a decoder, from which memory and time follow."""
 
     model_type: str
     hidden: int
@@ -58,7 +61,7 @@ class Architecture:
 
     @cached_property
     def parts(self) -> dict[str, int]:
-        """Parameters of the whole model by part; a tied head counts as embedding only."""
+        """Parameters by part of the model; a tied head counts as embedding alone."""
         return {
             "embedding": self.vocabulary * self.hidden,
             "head": 0 if self.tied else self.vocabulary * self.hidden,
@@ -76,13 +79,14 @@ class Architecture:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token passes through: of the experts only those that it is sent to."""
+        """Parameters used for one token: of the experts, those of its route."""
         idle = self.sparse_layers * (self.experts - self.experts_per_token) * self._expert
         return self.parameters - idle
 
     @property
     def largest_module(self) -> int:
-        """Parameters of the largest module with weights of its own, which ZeRO-3 gathers in one piece."""
+        """Parameters of the largest module with weights of its own; ZeRO-3 gathers it at once."""
+        # transformers fuses all experts of a layer into one module.
         matrices = [self.vocabulary * self.hidden, self.hidden * max(self.query, self.intermediate)]
         return max([*matrices, self.experts * self._expert] if self.sparse_layers else matrices)
 
@@ -93,10 +97,12 @@ class Architecture:
         return self._attention + mlp + 2 * self.hidden
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of adapters of a rank on the linear layers of these names, or on all but the head; experts have none.
+        """Return the parameters of LoRA adapters of a rank on the linear layers `targets`.
+
+        Without targets, all linear layers but the head have adapters. Experts never do.
 
         Raises:
-            UserError: the model has no linear layer of one of the names.
+            UserError: a target is not a linear layer of the model.
         """
         dense = self.layers - self.sparse_layers
         linear = {
@@ -108,11 +114,11 @@ class Architecture:
             "up_proj": (dense, self.hidden + self.intermediate),
             "down_proj": (dense, self.intermediate + self.hidden),
         }
-        there = [name for name, (count, _) in linear.items() if count]
-        if missing := sorted(set(targets) - set(there)):
+        names = [name for name, (count, _) in linear.items() if count]
+        if missing := sorted(set(targets) - set(names)):
             raise UserError(
-                f"train.lora.target_modules {missing[0]!r} is no linear layer of this {self.model_type} model below its output "
-                f"head: those are {', '.join(there)}"
+                f"train.lora.target_modules {missing[0]!r} is no linear layer of this "
+                f"{self.model_type} model below its output head: those are {', '.join(names)}"
                 + ("; experts get no adapter" if self.sparse_layers else "")
             )
         return rank * sum(
@@ -122,11 +128,13 @@ class Architecture:
         )
 
     def flops(self, prompt: int, response: int, adapters: int | None = None) -> float:
-        """Floating-point operations of training on one sequence: forward and backward, recomputation not counted.
+        """Return floating-point operations of one training sequence, forward and backward.
 
-        Two for each multiply-add and three passes' worth (the backward costs two forwards); with `adapters`, so many trained
-        parameters beside frozen matrices, which have no gradient of their own and cost two. The head sees the response only;
-        attention sees (n + 1) / 2 positions on average, or its window.
+        - A multiply-add counts as two operations. Recomputation is not counted.
+        - The backward pass costs two forward passes, one of them for gradients of weights.
+        - With `adapters` trained parameters, the model's own matrices are frozen and save that one.
+        - The head runs over the response alone.
+        - Attention covers (n + 1) / 2 positions on average, or its window.
         """
         tokens = prompt + response
         matrices = (
@@ -167,40 +175,42 @@ class Architecture:
 
 
 def shipped(source: str) -> Architecture | None:
-    """The architecture of a `model.source` whose configuration ships with the planner."""
+    """Return the architecture of a `model.source` with a configuration in this package."""
     for path in sorted(SHIPPED.glob("*.json")):
-        found = json.loads(path.read_text())
-        if source in found["models"]:
-            return parse(found["config"], str(path))
+        entry = json.loads(path.read_text())
+        if source in entry["models"]:
+            return parse(entry["config"], str(path))
     return None
 
 
 def read(directory: Path) -> Architecture:
-    """The architecture of a model directory.
+    """Return the architecture of a model directory.
 
     Raises:
-        UserError: a config.json that is not one, lacks a number, or is of a model type that the planner does not know.
+        UserError: config.json is damaged, lacks a number, or has an unknown model type.
     """
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read as a model configuration ({one_line(error)}): download the model again"
+            f"{path} cannot be read as a model configuration ({one_line(error)}): "
+            "download the model again"
         ) from error
     return parse(config, str(path))
 
 
 def parse(config: Mapping[str, Any], where: str) -> Architecture:
-    """The architecture that a config.json describes.
+    """Return the architecture described by the contents of a config.json.
 
     Raises:
-        UserError: a model type that the planner does not know, or a number that is missing.
+        UserError: the model type is unknown, or a number is missing.
     """
     kind = config.get("model_type")
     if kind not in KNOWN:
         raise UserError(
-            f"{where}: the planner has no formula for model_type {kind!r}; it knows {', '.join(KNOWN)}"
+            f"{where}: the planner has no formula for model_type {kind!r}; "
+            f"it knows {', '.join(KNOWN)}"
         )
     try:
         return _parse(config, str(kind))
@@ -211,16 +221,15 @@ def parse(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
-    layers, heads, hidden = (
-        config["num_hidden_layers"],
-        config["num_attention_heads"],
-        config["hidden_size"],
-    )
-    oss, moe = kind == "gpt_oss", kind in {"gpt_oss", "qwen3_moe"}
-    bias = bool(config.get("attention_bias", oss))
-    head_dim = config.get("head_dim") or (
-        64 if oss else 128 if kind == "qwen3" else hidden // heads
-    )
+    layers = config["num_hidden_layers"]
+    heads = config["num_attention_heads"]
+    hidden = config["hidden_size"]
+    is_gpt_oss = kind == "gpt_oss"
+    is_moe = kind in {"gpt_oss", "qwen3_moe"}
+    bias = bool(config.get("attention_bias", is_gpt_oss))
+    # Absent fields have the defaults of transformers' configuration classes.
+    head_dim = config.get("head_dim") or _HEAD_DIM.get(kind, hidden // heads)
+    expert_width = "moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"
     window, windowed = _windows(config, kind, layers)
     return Architecture(
         model_type=kind,
@@ -236,16 +245,12 @@ def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
         output_bias=bias and kind != "qwen2",
         mlp_bias=bool(config.get("mlp_bias", False)),
         qk_norm=kind in {"qwen3", "qwen3_moe"},
-        sinks=oss,
-        experts=_experts(config) if moe else 0,
-        experts_per_token=config["num_experts_per_tok"] if moe else 0,
-        expert_intermediate=config[
-            "moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"
-        ]
-        if moe
-        else 0,
-        expert_bias=oss,
-        sparse_layers=_sparse_layers(config, layers) if moe else 0,
+        sinks=is_gpt_oss,
+        experts=_experts(config) if is_moe else 0,
+        experts_per_token=config["num_experts_per_tok"] if is_moe else 0,
+        expert_intermediate=config[expert_width] if is_moe else 0,
+        expert_bias=is_gpt_oss,
+        sparse_layers=_sparse_layers(config, layers) if is_moe else 0,
         max_positions=config["max_position_embeddings"],
         window=window,
         windowed_layers=windowed,
@@ -259,23 +264,23 @@ def _experts(config: Mapping[str, Any]) -> int:
 
 
 def _sparse_layers(config: Mapping[str, Any], layers: int) -> int:
-    """Layers whose MLP is a mixture of experts."""
-    dense, every = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
+    """Return the number of layers with a mixture of experts as MLP."""
+    dense = config.get("mlp_only_layers") or []
+    every = config.get("decoder_sparse_step", 1)
     return sum(
         index not in dense and every > 0 and (index + 1) % every == 0 for index in range(layers)
     )
 
 
 def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, int]:
-    """The sliding window in tokens and the layers that have it."""
+    """Return the sliding window in tokens, and the number of layers with it."""
     window = config.get("sliding_window")
     if window is None or (kind.startswith("qwen") and not config.get("use_sliding_window", False)):
         return None, 0
     if types := config.get("layer_types"):
         return int(window), sum(each == "sliding_attention" for each in types)
-    if kind in {
-        "qwen2",
-        "qwen3",
-    }:  # from this layer on; transformers' own number where the file has none
+    if kind in {"qwen2", "qwen3"}:
+        # Layers from this one on; 28 is transformers' default.
         return int(window), max(0, layers - config.get("max_window_layers", 28))
+    # gpt-oss alternates, beginning with a windowed layer; all layers of mistral are windowed.
     return int(window), (layers + 1) // 2 if kind == "gpt_oss" else layers

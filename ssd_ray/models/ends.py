@@ -1,4 +1,4 @@
-"""Find the tokens that end an answer: those of a model, and further ones of a recipe.
+"""End tokens of answers: those of a model, and further ones of a recipe.
 
 Reads a model directory.
 """
@@ -14,11 +14,12 @@ from ssd_ray.errors import UserError
 
 
 def stated(directory: Path, tokenizer: Any) -> frozenset[int]:
-    """Return the end tokens that a model directory states, as vLLM reads them.
+    """Return the end tokens of a model directory as vLLM reads them.
 
     These are the tokenizer's and those of generation_config.json, or of config.json without one.
     """
     ids: list[int | None] = [tokenizer.eos_token_id]
+    # transformers makes a generation configuration from config.json if the file is absent.
     path = directory / "generation_config.json"
     path = path if path.exists() else directory / "config.json"
     if path.exists():
@@ -28,10 +29,10 @@ def stated(directory: Path, tokenizer: Any) -> frozenset[int]:
 
 
 def named(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
-    """Return the ids of tokens that `model.end_tokens` gives by text or by id.
+    """Return the ids of tokens given by text or by id in `model.end_tokens`.
 
     Raises:
-        UserError: a text that is no token, an id that is out of the vocabulary.
+        UserError: a text is no token, or an id is not in the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
     ids = set()
@@ -39,7 +40,8 @@ def named(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
         number = vocabulary.get(name, -1) if isinstance(name, str) else name
         if not 0 <= number <= max(vocabulary.values()):
             raise UserError(
-                f"model.end_tokens has {name!r}, which is no token of the model: give a token's text or its id"
+                f"model.end_tokens has {name!r}, which is no token of the model: "
+                "give a token's text or its id"
             )
         ids.add(number)
     return frozenset(ids)

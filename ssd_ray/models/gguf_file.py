@@ -1,6 +1,6 @@
-"""Check a GGUF file before hours are spent on it: complete, one file, and of a kind that converts.
+"""Check a GGUF file before its conversion: one complete file, of a convertible kind.
 
-Reads the file's metadata; tensors stay on disk, but for one row of each type.
+Reads the file's metadata, and one row of a tensor of each type.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _OTHER = "give a file of a text model, in a type such as Q4_0, Q8_0 or F16"
 
 
 def check(file: Path) -> None:
-    """Check that a file holds a complete GGUF model whose tensors can be converted.
+    """Check that a file holds a complete GGUF model of convertible tensors.
 
     Raises:
-        FaultError: it does not, with what it holds.
+        FaultError: the file holds something else, or only a part of a model.
     """
     kind = kind_of(file)
     if kind != "a GGUF file":
@@ -30,15 +30,17 @@ def check(file: Path) -> None:
         raise FaultError(f"is {kind or 'something else'}, no GGUF file", remedy)
     if (match := _PART.search(file.name)) and int(match["parts"]) > 1:
         raise FaultError(
-            f"is part {int(match['number'])} of {int(match['parts'])}, and parts cannot be converted",
+            f"is part {int(match['number'])} of {int(match['parts'])}, "
+            "and parts cannot be converted",
             "join them with `llama-gguf-split --merge FIRST-PART OUT.gguf`",
         )
     reader = _read(file)
     if not reader.tensors:
         raise FaultError("holds no weights", _OTHER)
-    held = _text(reader, "general.type") or "model"
-    if held != "model":
-        raise FaultError(f"holds no model, its general.type is {held!r}", _OTHER)
+    # Adapters, vocabularies and image projectors are GGUF files as well.
+    content = _text(reader, "general.type") or "model"
+    if content != "model":
+        raise FaultError(f"holds no model, its general.type is {content!r}", _OTHER)
     _check_types(reader)
 
 
@@ -57,10 +59,10 @@ def _text(reader: Any, name: str) -> str:
 
 
 def _check_types(reader: Any) -> None:
-    """Check that each type of tensor can be converted, by a row of one tensor of it.
+    """Check that each type of tensor can be converted, by converting one row of each.
 
     Raises:
-        FaultError: one cannot.
+        FaultError: a type cannot be converted.
     """
     from gguf import dequantize
 

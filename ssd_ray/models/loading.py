@@ -1,4 +1,4 @@
-"""Load the configuration and the tokenizer of a model directory, without code of its own."""
+"""Load the configuration and the tokenizer of a model directory, without its own code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CUSTOM_CODE = (
 def refuse_custom_code(directory: Path) -> None:
     """Refuse a model or tokenizer that only its own Python code can load.
 
-    An `auto_map` beside a class that transformers has is fine: that class is taken.
+    An `auto_map` does no harm if transformers has a class for the model, which is loaded instead.
 
     Raises:
-        UserError: the model is of that kind.
+        UserError: transformers has no class for the model or its tokenizer.
     """
     if any(_names_code(directory / name) for name in ("config.json", "tokenizer_config.json")):
         load_config(directory)
@@ -38,7 +38,7 @@ def _names_code(path: Path) -> bool:
 
 
 def load_config(directory: Path) -> Any:
-    """Return the transformers configuration of a model directory; code that comes with it is not run.
+    """Return the transformers configuration of a model directory, without running its code.
 
     Raises:
         UserError: transformers has no class for it, or the file is damaged.
@@ -47,14 +47,16 @@ def load_config(directory: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and the hub's client have their own kinds
+    # transformers, tokenizers and the hub's client raise exceptions of many types.
+    except Exception as error:
         raise _not_loaded(directory, "configuration", error) from error
 
 
 def _not_loaded(directory: Path, part: str, error: Exception) -> Exception:
-    """Return the refusal of a part of a model; transformers names an option that is not ours."""
+    """Return the error for a part of a model that does not load."""
     if isinstance(error, MemoryError):
         return error
+    # The message of transformers advises an option that does not exist here.
     if "trust_remote_code" in str(error):
         return UserError(f"the {part} of {directory}: {CUSTOM_CODE}")
     return UserError(
@@ -63,12 +65,12 @@ def _not_loaded(directory: Path, part: str, error: Exception) -> Exception:
 
 
 def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
-    """The tokenizer of a model directory, with another chat template where one is given.
+    """Return the tokenizer of a model directory, with `chat_template` in place of its own.
 
-    Byte order marks at the beginning of templates are left out.
+    Byte order marks at the beginning of templates are removed.
 
     Raises:
-        UserError: an unreadable template or tokenizer.
+        UserError: the template or the tokenizer cannot be read.
     """
     tokenizer = _tokenizer(directory)
     if chat_template is not None:
@@ -86,8 +88,10 @@ def _tokenizer(directory: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # as for a configuration
+    # Exceptions of many types, as for a configuration.
+    except Exception as error:
         raise _not_loaded(directory, "tokenizer", error) from error
+    # Without its files, some classes of transformers load as an empty tokenizer.
     if not tokenizer.encode("a", add_special_tokens=False):
         raise UserError(
             f"{directory} holds no tokenizer: add its tokenizer.json and tokenizer_config.json"
@@ -98,19 +102,23 @@ def _tokenizer(directory: Path) -> Any:
 def template_to_export(
     model: ModelConfig, directory: Path, arguments: Mapping[str, Any]
 ) -> str | None:
-    """Return the template in use, None where copies of the model's own files say the same."""
+    """Return the template in use, None if the model's own files have the same."""
     used = templates.in_use(load_tokenizer(directory, model.chat_template), arguments)
     return None if used == _tokenizer(directory).chat_template else used
 
 
 def end_tokens(directory: Path, further: Iterable[str | int] = ()) -> frozenset[int]:
-    """The ids that end an answer in the engine: the tokenizer's, all of the generation configuration's, and `further` ones."""
+    """Return the ids of the end tokens in the engine: those of the model and `further` ones.
+
+    Raises:
+        UserError: one of `further` is no token of the model.
+    """
     tokenizer = load_tokenizer(directory)
     return ends.stated(directory, tokenizer) | ends.named(tokenizer, further)
 
 
 def tokenizer_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file that a tokenizer is made of, by name."""
+    """Return the SHA-256 of each file of a tokenizer by name."""
     names = (
         "tokenizer.json",
         "tokenizer_config.json",

@@ -1,9 +1,9 @@
-"""Say what lies at a model's path, and check a Hugging Face directory before anything loads it.
+"""Check a Hugging Face directory before it is loaded, and describe other files in its place.
 
 - Weights are safetensors. Pickled weights run code when they are loaded, so they are refused.
-- Code that comes with a model is never run, and nobody is asked for permission to.
-- A message names the file, what was found in its place, and the remedy. The remedy depends on the
-  origin: a directory of the user, a download, or a checkpoint that this package made.
+- Code of a model is never run, and no option permits it.
+- A message names the file, its content and the remedy. The remedy depends on the origin: a
+  directory of the user, a download, or a checkpoint of this package.
 
 Reads configuration files, and the headers and index of weights (`weights.py`).
 """
@@ -36,12 +36,12 @@ _UNFINISHED = (".aria2", ".incomplete", ".part", ".crdownload")
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a model directory comes from."""
+    """Origin of a model directory, for messages."""
 
     name: str
-    """The directory's name in messages, with the field of the recipe that names it."""
+    """Name of the directory in messages, with the field of the recipe."""
     remedy: str
-    """What to do about a file that is missing or damaged."""
+    """Remedy for a missing or damaged file."""
 
 
 def check(directory: Path, origin: Origin) -> None:
@@ -65,27 +65,28 @@ def check(directory: Path, origin: Origin) -> None:
 
 
 def require_model(path: Path) -> None:
-    """Check that a path is a directory with a configuration and safetensors weights, by names.
+    """Check by names that a path is a directory with a configuration and safetensors weights.
 
     Raises:
-        FaultError: the path is something else, with what it is.
+        FaultError: the path is something else; the message names it.
     """
     _require_directory(path)
-    complete = os.path.lexists(path / weights.INDEX)
-    complete |= any(not name.startswith("adapter_") for name in _match(path, (WEIGHTS,)))
-    if not complete and (path / "adapter_config.json").exists():
+    # `lexists`: a broken link counts here, and is named by the later checks.
+    has_weights = os.path.lexists(path / weights.INDEX)
+    has_weights |= any(not name.startswith("adapter_") for name in _match(path, (WEIGHTS,)))
+    if not has_weights and (path / "adapter_config.json").exists():
         raise FaultError(
             "holds an adapter (adapter_config.json) and no model",
             "merge the adapter into its base (merge_and_unload of peft) and give that directory",
         )
     if not os.path.lexists(path / "config.json"):
         raise FaultError(*_without_config(path))
-    if not complete:
+    if not has_weights:
         raise FaultError(*_without_weights(path))
 
 
 def describe_file(path: Path) -> FaultError:
-    """Return what a file is that was given in the place of a model directory."""
+    """Return the fault of a file given in place of a model directory."""
     if path.suffix == ".safetensors":
         return FaultError("is one file of a model", f"give its directory, {path.parent}")
     kind = kind_of(path)
@@ -174,10 +175,10 @@ _OTHER_WEIGHTS = {
 
 
 def _check_files(directory: Path) -> None:
-    """Check the small files of a model: each readable, none a pointer, JSON where it must be.
+    """Check the small files of a model: readable, no pointers, JSON by their names.
 
     Raises:
-        FaultError: one is not.
+        FaultError: a file is unreadable, a pointer or damaged, or a download is unfinished.
     """
     for name in _SMALL_JSON:
         if os.path.lexists(directory / name):
@@ -193,7 +194,7 @@ def _check_files(directory: Path) -> None:
         if is_lfs_pointer(path):
             raise FaultError(f"{name} is {POINTER}", fetch_command(path))
     if unfinished := _match(directory, tuple(f"{WEIGHTS}{suffix}" for suffix in _UNFINISHED)):
-        raise FaultError(f"{unfinished[0]} is what an unfinished download leaves")
+        raise FaultError(f"{unfinished[0]} is a file of an unfinished download")
     quantization = weights.read_json_object(directory / "config.json").get("quantization")
     if isinstance(quantization, dict) and "group_size" in quantization:
         raise FaultError(

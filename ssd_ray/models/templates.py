@@ -20,10 +20,10 @@ _MARK = "\ufeff"  # the byte order mark
 
 
 def read(name: str) -> str:
-    """Read a recipe's chat template, which is Jinja in UTF-8.
+    """Read a recipe's chat template: Jinja in UTF-8.
 
     Raises:
-        UserError: another encoding, JSON, an empty file, a file that cannot be read.
+        UserError: the file is unreadable, empty, JSON, or in another encoding.
     """
     try:
         text = Path(name).read_text(encoding="utf-8-sig")
@@ -32,20 +32,19 @@ def read(name: str) -> str:
         raise UserError(f"model.chat_template {name!r} cannot be read: {reason}") from error
     if not text.strip():
         raise UserError(
-            f"model.chat_template {name!r} is empty: give a file with a template, or leave the field out"
+            f"model.chat_template {name!r} is empty: "
+            "give a file with a template, or leave the field out"
         )
     if "\0" in text:
         raise UserError(f"model.chat_template {name!r} cannot be read: it is not UTF-8")
     try:
-        stated = json.loads(text)
+        parsed = json.loads(text)
     except ValueError:
         return text
-    holds = isinstance(stated, dict) and "chat_template" in stated
-    remedy = (
-        "give a file with the text of its chat_template alone"
-        if holds
-        else "give a file with a template"
-    )
+    # tokenizer_config.json is a frequent mistake here.
+    remedy = "give a file with a template"
+    if isinstance(parsed, dict) and "chat_template" in parsed:
+        remedy = "give a file with the text of its chat_template alone"
     raise UserError(f"model.chat_template {name!r} is JSON and no template: {remedy}")
 
 
@@ -53,8 +52,8 @@ def of_model(directory: Path, loaded: Any) -> Any:
     """Return the template, or the templates by name, of a model whose tokenizer has `loaded`.
 
     Raises:
-        UserError: a template that is no text; a chat_template.json that holds none, where the
-            tokenizer has none.
+        UserError: a template is no text, or chat_template.json, read for a tokenizer without
+            templates, holds none.
     """
     if not loaded and (directory / PROCESSOR).is_file():
         loaded = _of_processor(directory / PROCESSOR)
@@ -62,9 +61,10 @@ def of_model(directory: Path, loaded: Any) -> Any:
         return None
     texts = loaded if isinstance(loaded, dict) else {"default": loaded}
     if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
-        found = type(texts[wrong]).__name__
+        kind = type(texts[wrong]).__name__
         raise UserError(
-            f"{directory}: its chat template {wrong!r} is no text ({found}): set model.chat_template to a file"
+            f"{directory}: its chat template {wrong!r} is no text ({kind}): "
+            "set model.chat_template to a file"
         )
     texts = {name: text.removeprefix(_MARK) for name, text in texts.items()}
     return texts if isinstance(loaded, dict) else texts["default"]
@@ -73,20 +73,20 @@ def of_model(directory: Path, loaded: Any) -> Any:
 def _of_processor(path: Path) -> Any:
     """Read the template of a processor, or its templates by name."""
     try:
-        stated = json.loads(path.read_text(encoding="utf-8-sig"))["chat_template"]
-        return (
-            {row["name"]: row["template"] for row in stated} if isinstance(stated, list) else stated
-        )
+        content = json.loads(path.read_text(encoding="utf-8-sig"))["chat_template"]
+        if isinstance(content, list):
+            return {row["name"]: row["template"] for row in content}
+        return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} holds no chat template that can be read ({error}): correct it or take it away"
+            f"{path} holds no chat template that can be read ({error}): correct or remove it"
         ) from error
 
 
 def in_use(tokenizer: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Return the text of the template that transformers takes for these template arguments.
+    """Return the text of the template chosen by transformers for these template arguments.
 
-    None where there is no template, or where several have names and none is `default`.
+    None if there is no template, or if none of several is named `default`.
     """
     templates = tokenizer.chat_template
     if not isinstance(templates, dict):

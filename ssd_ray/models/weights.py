@@ -1,8 +1,8 @@
 """Check safetensors weights by their headers and index, without reading a tensor.
 
-A file's header says how long the file is and which tensors it holds; the index says which file
-holds which tensor. Both are a few kilobytes, so a stopped download, a git-lfs pointer or a missing
-shard is found in milliseconds, before an engine or a training worker starts. Reads headers and
+A file's header has the file's length and tensors, the index has the file of each tensor. Both are
+a few kilobytes. So a stopped download, a git-lfs pointer or a missing shard is found in
+milliseconds, before an engine or a training worker starts. Reads headers and
 `model.safetensors.index.json`.
 """
 
@@ -37,7 +37,7 @@ _BITS = {
 
 
 class FaultError(Exception):
-    """A fault of a model's files, with the remedy where it is not that of the model's origin."""
+    """A fault of a model's files, with a remedy; without one, that of the model's origin holds."""
 
     def __init__(self, text: str, remedy: str = "") -> None:
         super().__init__(text)
@@ -45,11 +45,11 @@ class FaultError(Exception):
 
 
 def check(directory: Path) -> None:
-    """Check that the weights of a model directory are complete, as far as headers and index say.
+    """Check by headers and index that the weights of a model directory are complete.
 
     Raises:
-        FaultError: a file that is missing, cut short, closed to this user, or no safetensors file.
-        OSError: the storage fails, which says nothing about the file.
+        FaultError: a file is missing, cut short, unreadable, or no safetensors file.
+        OSError: the storage fails, and the state of the file is unknown.
     """
     index = read_index(directory)
     if index is None:
@@ -67,15 +67,16 @@ def check(directory: Path) -> None:
         if lacking := sorted(expected - tensors):
             shown = ", ".join(lacking[:_NUM_NAMED])
             raise FaultError(
-                f"{name} lacks {len(lacking)} of the {len(expected)} tensors that {INDEX} has in it ({shown})"
+                f"{name} lacks {len(lacking)} of the {len(expected)} tensors "
+                f"that {INDEX} has in it ({shown})"
             )
 
 
 def read_index(directory: Path) -> dict[str, str] | None:
-    """Return the file of each tensor as the index has it, None where there is no index.
+    """Return the file of each tensor by the index, None if there is no index.
 
     Raises:
-        FaultError: the index is no JSON, or names files that cannot be in the directory.
+        FaultError: the index is no JSON, or names files outside of the directory.
     """
     path = directory / INDEX
     if not os.path.lexists(path):
@@ -84,6 +85,7 @@ def read_index(directory: Path) -> dict[str, str] | None:
     if not isinstance(files, dict) or not files:
         raise FaultError(f"{INDEX} holds no weight_map")
     for name in files.values():
+        # A path would lead a reader out of the directory.
         if not isinstance(name, str) or name != os.path.basename(name):
             raise FaultError(f"{INDEX} names {name!r}, which is no file of the directory")
         if not name.endswith(".safetensors"):
@@ -95,8 +97,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object of a model's configuration file.
 
     Raises:
-        FaultError: the file cannot be read, is a git-lfs pointer, holds no JSON object, or begins
-            with a byte order mark, which transformers and vLLM cannot read.
+        FaultError: the file is unreadable, a git-lfs pointer, or no JSON object, or it begins with
+            a byte order mark, on which transformers and vLLM fail.
     """
     _require_content(path)
     try:
@@ -117,7 +119,7 @@ def read_header(path: Path) -> Mapping[str, Any]:
     """Return the entry of each tensor in the header of a safetensors file.
 
     Raises:
-        FaultError: the header is none, or the file is not as long as the header says.
+        FaultError: there is no header, or the file's length differs from the header's.
     """
     _require_content(path)
     size = path.stat().st_size
@@ -127,6 +129,7 @@ def read_header(path: Path) -> Mapping[str, Any]:
             raise _no_such_file(path, "a safetensors file", "its header has no length")
         header = handle.read(length)
     if len(header) < length:
+        # Eight bytes of another format may look like a length.
         if not header.lstrip().startswith(b"{"):
             raise _no_such_file(path, "a safetensors file", "its header is no JSON")
         raise FaultError(f"{path.name} is cut short within its header: {size:,} bytes are there")
@@ -147,7 +150,7 @@ def _parsed_header(path: Path, header: bytes) -> dict[str, Any]:
 
 
 def _check_size(path: Path, tensors: Mapping[str, Any], data_bytes: int, size: int) -> None:
-    """Check that the tensors lie end to end and end where the file does."""
+    """Check that the tensors fill the file without gaps."""
     end = 0
     try:
         for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"]):
@@ -163,19 +166,21 @@ def _check_size(path: Path, tensors: Mapping[str, Any], data_bytes: int, size: i
             f"{path.name} is cut short: {size:,} of {size + missing:,} bytes are there"
         )
     if data_bytes > end:
-        raise FaultError(f"{path.name} is damaged: {data_bytes - end:,} bytes more than it says")
+        surplus = data_bytes - end
+        raise FaultError(f"{path.name} is damaged: {surplus:,} bytes more than in its header")
 
 
 def _tensor_bytes(entry: Mapping[str, Any]) -> int | None:
-    """Return the size of a tensor by its entry, None where its type is not known here."""
-    bits, shape = _BITS.get(entry["dtype"]), entry["shape"]
+    """Return the size of a tensor by its entry in bytes, None if its type is unknown."""
+    bits = _BITS.get(entry["dtype"])
+    shape = entry["shape"]
     if not all(isinstance(length, int) for length in shape):
         raise ValueError(f"{shape!r} is no shape")
     return None if bits is None else -(-math.prod(shape) * bits // 8)
 
 
 def _check_parts(names: list[str]) -> None:
-    """Check by their names that no part is missing where there is no index."""
+    """Check by file names that no part is missing; used without an index."""
     parts: dict[tuple[str, str], set[int]] = {}
     for name in names:
         if match := _PART.fullmatch(name):
@@ -183,6 +188,7 @@ def _check_parts(names: list[str]) -> None:
             numbers.add(int(match["number"]))
     for (stem, total), numbers in parts.items():
         missing = sorted(set(range(1, int(total) + 1)) - numbers)
+        # Some publishers number from 0.
         if missing and 0 not in numbers:
             raise FaultError(f"{stem}-{missing[0]:05d}-of-{total}.safetensors is missing")
 
@@ -194,10 +200,10 @@ def _require_content(path: Path) -> None:
 
 
 def require_regular_file(path: Path) -> None:
-    """Check that a path is a file that this user can read.
+    """Check that a path is a regular file, readable by this user.
 
     Raises:
-        FaultError: the path is something else, with what it is.
+        FaultError: the path is something else; the message names it.
     """
     if path.is_symlink() and not path.exists():
         raise FaultError(f"{path.name} is {kind_of(path)}", "copy the model with `cp -rL`")
@@ -210,7 +216,7 @@ def require_regular_file(path: Path) -> None:
 
 
 def _no_such_file(path: Path, expected: str, reason: str) -> FaultError:
-    """Return the fault of a file that is something else than its name says."""
+    """Return the fault of a file with other content than its name suggests."""
     kind = kind_of(path)
     if kind == POINTER:
         return FaultError(f"{path.name} is {kind}", fetch_command(path))

@@ -116,7 +116,7 @@ def test_a_single_part_of_one_is_a_complete_model(tmp_path: Path, cache: Path) -
 def test_a_gguf_of_an_unknown_kind_is_named(tmp_path: Path, cache: Path) -> None:
     other = tiny_gguf(tmp_path / "other.gguf", architecture="wavtokenizer-dec")
     with pytest.raises(
-        UserError, match=r"other.gguf.*wavtokenizer-dec.*give a file of an architecture"
+        UserError, match=r"other.gguf.*wavtokenizer-dec.*give a file of a supported architecture"
     ):
         models.fetch(source(other))
     projector = tiny_gguf(tmp_path / "mmproj.gguf", general__type="mmproj")

@@ -315,7 +315,7 @@ DAMAGE = [
     (
         "an_unfinished_download",
         write("model.safetensors.aria2", "x"),
-        "model.safetensors.aria2 is what an unfinished",
+        "model.safetensors.aria2 is a file of an unfinished",
     ),
     ("mlx_weights", mlx, "quantized for MLX"),
 ]
