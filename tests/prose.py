@@ -83,7 +83,7 @@ def banned_words(source: str) -> list[str]:
 
 
 def long_first_lines(source: str) -> list[str]:
-    """List the first lines above `FIRST_LINE` characters of docstrings of modules, classes, functions."""
+    """List first lines of docstrings above `FIRST_LINE` characters."""
     tree = ast.parse(source)
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
