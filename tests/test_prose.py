@@ -10,11 +10,6 @@ import pytest
 from tests.prose import BANNED, COLUMNS, RELATIVE, measure_page
 
 ROOT = Path(__file__).parent.parent
-PENDING = {
-    "statistics.md",
-    "watching.md",
-}
-"""Pages that are not rewritten yet."""
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 RELATIVE_LIMIT = 12.0
 """That, which and what per 1,000 words."""
@@ -22,8 +17,6 @@ RELATIVE_LIMIT = 12.0
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_has_short_sentences_and_plain_words(page: Path) -> None:
-    if page.name in PENDING:
-        pytest.skip("not rewritten yet")
     measured = measure_page(page)
     assert measured.per_thousand(RELATIVE) <= RELATIVE_LIMIT
     assert measured.per_thousand(BANNED) == 0

@@ -45,7 +45,10 @@ class Benchmark(Section):
     """
     window: str | None = Field(
         None,
-        pattern=r"^([a-z]+-v[0-9]+|[0-9]{4}-[0-9]{2}(-[0-9]{2})?\.\.[0-9]{4}-[0-9]{2}(-[0-9]{2})?)$",
+        pattern=(
+            r"^([a-z]+-v[0-9]+"
+            r"|[0-9]{4}-[0-9]{2}(-[0-9]{2})?\.\.[0-9]{4}-[0-9]{2}(-[0-9]{2})?)$"
+        ),
     )
     """Contest dates of LiveCodeBench: `paper-v6`, `paper-v5`, `nemo-v6` or `nemo-v5`, with asserted
     numbers of problems, or a range such as `2025-02..2025-05`, both ends included.
