@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.prose import BANNED, COLUMNS, RELATIVE, measure_page
+from tests.prose import (
+    BANNED,
+    COLUMNS,
+    RELATIVE,
+    banned_words,
+    long_first_lines,
+    measure,
+    measure_page,
+)
 
 ROOT = Path(__file__).parent.parent
+MODULES = tuple(sorted((ROOT / "ssd_ray").rglob("*.py")))
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 RELATIVE_LIMIT = 12.0
 """That, which and what per 1,000 words."""
+OPENING_LIMIT = 0.03
+"""Share of docstrings that open with What, Whether or How."""
+COMMENT_SHARE = 0.02
+"""Least share of lines that hold nothing but a comment."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -31,6 +45,37 @@ def test_links_of_a_page_lead_to_files(page: Path) -> None:
 
 
 def test_pages_named_in_the_package_exist() -> None:
-    sources = [path.read_text() for path in sorted((ROOT / "ssd_ray").rglob("*.py"))]
-    named = set(re.findall(r"docs/\w+\.md", "".join(sources)))
+    named = set(re.findall(r"docs/\w+\.md", "".join(path.read_text() for path in MODULES)))
     assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
+def test_docstrings_have_short_sentences_and_state_the_subject() -> None:
+    prose = measure(MODULES)
+    assert prose.per_thousand(RELATIVE) <= RELATIVE_LIMIT
+    assert prose.question_openings <= OPENING_LIMIT
+
+
+def test_docstrings_and_comments_have_plain_words() -> None:
+    assert _by_module(banned_words) == {}
+
+
+def test_first_lines_of_docstrings_are_short() -> None:
+    assert _by_module(long_first_lines) == {}
+
+
+def test_hard_places_have_comments() -> None:
+    assert measure(MODULES).comment_share >= COMMENT_SHARE
+
+
+def test_lines_of_the_package_fit_the_columns() -> None:
+    assert _by_module(_long_lines) == {}
+
+
+def _by_module(complaints: Callable[[str], list[str]]) -> dict[str, list[str]]:
+    """Return the complaints about each module that has any."""
+    found = {str(path.relative_to(ROOT)): complaints(path.read_text()) for path in MODULES}
+    return {name: each for name, each in found.items() if each}
+
+
+def _long_lines(source: str) -> list[str]:
+    return [line for line in source.splitlines() if len(line) > COLUMNS]

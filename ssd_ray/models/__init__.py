@@ -68,7 +68,7 @@ def cache_directory() -> Path:
 
 
 def identify(model: ModelConfig) -> Mapping[str, str]:
-    """Return the identity of a recipe's weights as JSON, equal on all machines with these weights.
+    """Return the identity of a recipe's weights as JSON, equal on all machines with them.
 
     - A hub id is identified by name and revision.
     - A directory or a GGUF file is identified by its contents: sizes, and a digest of the first and

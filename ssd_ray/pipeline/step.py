@@ -99,8 +99,8 @@ class Step:
     def reset(self, run: Path) -> Path | None:
         """Clear the directory of the step, to make it from the beginning.
 
-        - Artifacts that took hours, on GPUs or in graders, move to another directory of the run. Their
-          new path is returned.
+        - Artifacts that took hours, on GPUs or in graders, move to another directory of the run.
+          Their new path is returned.
         - Others are deleted, and None is returned.
         - A crash on the way leaves the artifact as it was, or a directory without a fingerprint.
         """
