@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -170,3 +171,34 @@ def test_another_version_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ray, "__version__", "2.99.0")
     with pytest.raises(UserError, match=r"ray 2\.99\.0 is installed .* pip install"):
         ray_internals.require_pinned_version()
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, also within functions."""
+    names = {_name(module) for module in _modules()}
+    tree = ast.parse(path.read_text())
+    guards = (node for node in ast.walk(tree) if isinstance(node, ast.If))
+    typing_only = {
+        id(inner)
+        for guard in guards
+        if "TYPE_CHECKING" in ast.unparse(guard.test)
+        for inner in ast.walk(guard)
+    }
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only or not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}"
+            imported.add(full if full in names else node.module)
+    return imported & names
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    imports = {_name(path): _imported_modules(path) - {_name(path)} for path in _modules()}
+    graphlib.TopologicalSorter(imports).prepare()
