@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
 from ssd_ray.models import ends, templates
 
+# Steps overlap in threads, and the first import of a name from transformers is not safe there.
+_LOADING = threading.Lock()
 DOWNLOAD_AGAIN = "download the model again"
 CUSTOM_CODE = (
     "it can only be loaded by Python code that comes with it (auto_map), which is never run here: "
@@ -43,10 +46,13 @@ def load_config(directory: Path) -> Any:
     Raises:
         UserError: transformers has no class for it, or the file is damaged.
     """
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        with _LOADING:
+            from transformers import AutoConfig
+
+            return AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
     # transformers, tokenizers and the hub's client raise exceptions of many types.
     except Exception as error:
         raise _not_loaded(directory, "configuration", error) from error
@@ -82,12 +88,13 @@ def load_tokenizer(directory: Path, chat_template: str | None = None) -> Any:
 
 
 def _tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        with _LOADING:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
     # Exceptions of many types, as for a configuration.
     except Exception as error:
         raise _not_loaded(directory, "tokenizer", error) from error

@@ -259,11 +259,13 @@ def test_a_resumed_sweep_uses_every_core_and_keeps_verdicts(
         steps = {
             name: threads.submit(
                 grade,
-                tmp_path / "generations" / name,
+                Answers(
+                    directory=tmp_path / "generations" / name,
+                    total=SWEEP_ROWS,
+                    ended=lambda: True,
+                ),
                 order,
                 pool,
-                total=SWEEP_ROWS,
-                ended=lambda: True,
                 stage=name,
                 progress=LineProgress(),
             )
@@ -326,6 +328,7 @@ def test_graders_that_rays_memory_monitor_evicts_lose_no_verdict(
     assert shown["lost"]
     assert set(shown["lost"]) == {"OutOfMemoryError"}
     if evicted == "once":
+        assert shown["failed"] == ""
         assert _outcomes(order) == EXPECTED
     else:
         assert shown["failed"].startswith("graders kept crashing (OutOfMemoryError: ")

@@ -166,3 +166,31 @@ def test_every_loader_runs_no_code() -> None:
             ):
                 names = {keyword.arg for keyword in node.keywords}
                 assert names & {"trust_remote_code", None}, f"{path.name}:{node.lineno}"
+
+
+RACE = """
+import sys, threading
+from pathlib import Path
+from ssd_ray.models import loading
+sys.setswitchinterval(1e-6)
+barrier, errors = threading.Barrier(8), []
+def load():
+    barrier.wait()
+    try:
+        loading.load_tokenizer(Path(sys.argv[1]))
+    except BaseException as error:
+        errors.append(repr(error))
+threads = [threading.Thread(target=load) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(errors)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_steps_in_threads_may_load_a_tokenizer_at_once(tiny_llama: Path, attempt: int) -> None:
+    """As two grading steps of a resumed run do; only the first import in a process can fail."""
+    command = [sys.executable, "-c", RACE, str(tiny_llama)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout == "[]\n"

@@ -336,7 +336,7 @@ def test_damaged_shards_of_complete_samples_reopen_the_ledger(
     else:
         shutil.copy(shard, there / "foreign.parquet")
     assert _settled(run, samples) == "partial"
-    assert "samples: shards are not as they were" in "".join(capsys.readouterr())
+    assert "samples: shards have changed since it was complete" in "".join(capsys.readouterr())
 
 
 def test_a_model_without_a_template_runs_in_release_mode(

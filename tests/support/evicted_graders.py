@@ -30,15 +30,16 @@ from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.progress import LineProgress
 
 ROWS = 12 * 32
-ROOM = 2 << 30
-CLUSTER = ClusterConfig(device="cpu", grader_cpus=1, max_failures=3)
+ROOM = 4 << 30
+# Other processes of the machine may take memory too, and cause further evictions.
+FAILURES = {"once": 50, "always": 3}
 
 
 class Watched(RayCrew):
     """Notes why graders were lost, and when the first slice was given out."""
 
-    def __init__(self, logs: Path) -> None:
-        super().__init__(CLUSTER, logs)
+    def __init__(self, settings: ClusterConfig, logs: Path) -> None:
+        super().__init__(settings, logs)
         self.lost: list[str] = []
         self.at_work = threading.Event()
 
@@ -77,10 +78,12 @@ def main() -> None:
     order = GradingSpec(
         benchmark=directory / "benchmark", rules=rules, floor="L1", out=directory / "verdicts"
     )
-    crew, failed = Watched(directory / "logs"), ""
+    settings = ClusterConfig(device="cpu", grader_cpus=1, max_failures=FAILURES[evicted])
+    crew = Watched(settings, directory / "logs")
+    failed = ""
     if evicted == "once":
         threading.Thread(target=fill, args=(crew,), daemon=True).start()
-    with cluster.connected(CLUSTER), GraderPool(crew, CLUSTER.max_failures) as pool:
+    with cluster.connected(settings), GraderPool(crew, settings.max_failures) as pool:
         try:
             grade(
                 Answers(directory=directory / "generations", total=ROWS, ended=lambda: True),
