@@ -30,7 +30,7 @@ from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.progress import LineProgress
 
 ROWS = 12 * 32
-ROOM = 4 << 30
+ROOM = 2 << 30
 # Other processes of the machine may take memory too, and cause further evictions.
 FAILURES = {"once": 50, "always": 3}
 
