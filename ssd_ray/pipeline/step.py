@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ GPU_VERBS = frozenset({"sample", "train", "generate"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
+class Step(ABC):
     """One artifact: its directory under the run, its inputs, its choices, its act."""
 
     verb: ClassVar[str]
@@ -47,10 +48,11 @@ class Step:
     follows: Step | None = None
     """Input to read while it is still being made."""
 
+    @abstractmethod
     def choices(self) -> Mapping[str, Any]:
         """Return the choices of the recipe behind the artifact, without those of its inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, out: Path, context: RunContext) -> Facts:
         """Fill the directory `out`, resuming a partial one, and return the facts for its manifest.
 
@@ -58,20 +60,21 @@ class Step:
             UserError: a mistake in the recipe or its inputs.
             InfrastructureError: crashes that outlived their retries.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def preview(self, run: Path) -> str:
         """Describe the work of `make` in a few words, for a plan."""
-        raise NotImplementedError
 
-    def check(self, context: RunContext) -> None:
+    def check(self, context: RunContext) -> None:  # noqa: B027 - optional
         """Check the recipe and the model before hours are spent on the inputs.
 
         Raises:
             UserError: the step cannot succeed.
         """
 
-    def describe(self, out: Path, context: RunContext, facts: Facts) -> None:
+    def describe(  # noqa: B027 - optional
+        self, out: Path, context: RunContext, facts: Facts
+    ) -> None:
         """Write the pages of a complete artifact again, from its facts."""
 
     @property
