@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.processes import descendants, kill_all
 from tests.support.tiny_run import RECIPE
 
 pytestmark = pytest.mark.real
@@ -78,11 +79,10 @@ def head() -> Iterator[str]:
             time.sleep(0.2)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        family = [process, *(process.children(recursive=True) if process.poll() is None else [])]
+        family = [process, *descendants(process.pid)]
         process.terminate()
         _, alive = psutil.wait_procs(family, timeout=5)
-        for left in alive:
-            left.kill()
+        kill_all(alive)
         log.close()
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -17,7 +17,8 @@ import pytest
 
 from ssd_ray.artifacts import shards
 from ssd_ray.schema import Completion, Example, Prompt
-from tests.support.tiny_run import RECIPE, command_of, is_agent
+from tests.support.processes import command_of, workers_of
+from tests.support.tiny_run import RECIPE
 
 pytestmark = pytest.mark.real
 
@@ -51,8 +52,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
     Ray's own two agents notice later. They hold no engine and no core.
     """
-    family = psutil.Process(process.pid).children(recursive=True)
-    working = [child for child in family if not is_agent(child)]
+    working = workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(working, timeout=20)
@@ -185,11 +185,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(
 def test_ctrl_c_ends_cleanly_and_prints_how_to_resume(recipe: Path, tmp_path: Path) -> None:
     process = _start(recipe, tmp_path / "run")
     _until(lambda: len(shards.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
-    family = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if not is_agent(child)
-    ]
+    family = workers_of(process.pid)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr

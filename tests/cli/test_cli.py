@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.tiny_run import is_agent
+from tests.support.processes import workers_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,11 +155,7 @@ def test_sigterm_while_ray_starts_leaves_no_process(
     assert process.stderr is not None
     told = next(line for line in process.stderr if line == "starting Ray\n")
     time.sleep(delay_s)
-    family = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if not is_agent(child)
-    ]
+    family = workers_of(process.pid)
     process.send_signal(signal.SIGTERM)
     told += process.communicate(timeout=120)[1]
     assert process.returncode == 130, told

@@ -28,6 +28,7 @@ from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Problem, Test, Verdict
+from tests.support.processes import kill
 
 pytestmark = pytest.mark.real
 CLUSTER = ClusterConfig(device="cpu", grader_cpus=1, max_failures=3)
@@ -125,17 +126,14 @@ def test_killed_graders_and_zygotes_change_no_verdict(order: GradingSpec, tmp_pa
     writer = _Writer(tmp_path / "generations", pause_s=0.3)
     killed = []
 
-    def kill() -> None:
+    def kill_each() -> None:
         for name in ("ray::GraderActor", "python"):
-            while not (
-                found := [process for process in psutil.process_iter() if _is(process, name)]
-            ):
+            while not any(kill(one) for one in psutil.process_iter() if _is(one, name)):
                 time.sleep(0.02)
             killed.append(name)
-            found[0].kill()
             time.sleep(1)
 
-    threading.Thread(target=kill, daemon=True).start()
+    threading.Thread(target=kill_each, daemon=True).start()
     _grade(order, tmp_path / "generations", writer)
     assert killed == ["ray::GraderActor", "python"]
     assert _outcomes(order) == EXPECTED

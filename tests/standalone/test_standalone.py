@@ -30,6 +30,7 @@ from ssd_ray.lcb_official import GRADER
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Verdict, from_table
 from ssd_ray.standalone.grade_files import Job, grade_files
+from tests.support.processes import command_of, descendants, kill_all
 
 RULES = Rules(limits=Limits(time_s=2, memory_mib=256, output_kib=64))
 DOUBLE = "print(2 * int(input()))"
@@ -338,13 +339,6 @@ def test_the_entry_point_imports_no_model_library() -> None:
     )
 
 
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
 @pytest.mark.slow
 def test_killed_workers_zygotes_and_drivers_change_no_verdict(
     tmp_path: Path, problems: Path
@@ -385,17 +379,17 @@ def test_killed_workers_zygotes_and_drivers_change_no_verdict(
     driver = start()
     _until(lambda: len(list((out / "verdicts").glob("*.parquet"))) >= 1)
     for wanted in ("zygote", "worker"):
-        for process in _descendants(driver):
-            words = " ".join(process.cmdline())
+        for process in descendants(driver.pid):
+            words = command_of(process)
             if ("sys.modules" in words) == (wanted == "zygote") and ("spawn_main" in words) == (
                 wanted == "worker"
             ):
-                process.kill()
+                kill_all([process])
                 break
     _until(
         lambda: len(list((out / "verdicts").glob("*.parquet"))) >= 4 or driver.poll() is not None
     )
-    below = _descendants(driver)
+    below = descendants(driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     _until(

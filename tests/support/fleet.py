@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import ray
 
+from tests.support.processes import command_of, descendants, kill_all
+
 IDLE_MINUTES = 0.1
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 
@@ -82,12 +84,8 @@ class Fleet:
         Ray's own two agents of a node notice later; they hold no device and no core.
         """
         victim = self.raylets()[0]
-        engines = [
-            child for child in victim.children() if "ray::MapWorker" in " ".join(child.cmdline())
-        ]
-        family = [
-            process for engine in engines for process in (engine, *engine.children(recursive=True))
-        ]
+        engines = [child for child in victim.children() if "ray::MapWorker" in command_of(child)]
+        family = [process for engine in engines for process in (engine, *descendants(engine.pid))]
         victim.kill()
         return family
 
@@ -99,10 +97,7 @@ class Fleet:
     ) -> None:
         assert self._head is not None
         family = [*self._head.children(recursive=True), self._head]
-        for process in family:
-            if process.is_running():
-                process.kill()
-        psutil.wait_procs(family, timeout=20)
+        kill_all(family)
         self._temporary.cleanup()
 
 

@@ -1,8 +1,6 @@
-"""A run of the complete pipeline on a tiny model, and the processes that it starts."""
+"""A run of the complete pipeline on a tiny model."""
 
 from __future__ import annotations
-
-import psutil
 
 RECIPE = """
 name: tiny
@@ -27,16 +25,3 @@ evaluate:
 engine: {{enforce_eager: true, kv_cache_gib: 0.25, max_num_seqs: 4, cpus: 2}}
 cluster: {{device: cpu, train_workers: 2}}
 """
-
-AGENTS = ("DashboardAgent", "RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent")
-
-
-def is_agent(process: psutil.Process) -> bool:
-    return any(name in command_of(process) for name in AGENTS)
-
-
-def command_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has ended
-        return ""
