@@ -34,6 +34,7 @@ _ENVIRONMENT = {
 PRELOADED = (
     "array",
     "ast",
+    "atexit",
     "bisect",
     "collections",
     "copy",

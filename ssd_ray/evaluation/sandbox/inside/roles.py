@@ -44,7 +44,6 @@ def play(role: str, units: list[str], entry_points: str, pipes: list[int]) -> No
     sys.argv[:] = ["program.py"]
     if any("random" in unit for unit in units):
         sys.modules["random"].seed()
-    shortage.bound_stacks()
     if role == "program":
         _run_program(units)
     restored.use_numpy_itself()
@@ -72,7 +71,7 @@ def _run_program(units: list[str]) -> NoReturn:
     leave = os._exit
     write = os.write
     threading = sys.modules["threading"]
-    atexit = __import__("atexit")
+    atexit = sys.modules["atexit"]
     namespace = definitions.new_module("__main__")
     namespace["__file__"] = "program.py"
     status = 0
@@ -285,10 +284,12 @@ _PROGRAM = (
 
 
 def warm_up() -> None:
-    """Run short conversations before any process is forked.
+    """Prepare the builtins and run short conversations before any process is forked.
 
     Code that ran before the fork is specialized once for all, on pages that stay shared.
     """
+    definitions.add_quitters()
+    shortage.bound_stacks()
     for _ in range(_WARM_UP_RUNS):
         _serve_lines(
             lambda *ends: _answer_calls(_call, ["", _PROGRAM], "f", *ends),

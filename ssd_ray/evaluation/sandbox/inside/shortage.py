@@ -34,17 +34,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, ImportError) and any(words in message.lower() for words in _NOT_MAPPED)
 
 
-def bound_stacks() -> None:
-    """Bound the stacks of this process's threads to a third of its address space."""
+_set_stack_size = _thread.stack_size
+
+
+def stack_size(size: int = 0, /) -> int:
+    """Set the size of stacks as threading.stack_size does, and return the size until now."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     # A third and not all: a thread that ended may hold its stack while the next one takes its own.
-    most = resource.getrlimit(resource.RLIMIT_AS)[0] // 3 & -4096
-    if most <= 0:  # without a limit
-        return
-    set_size = _thread.stack_size
+    return _set_stack_size(size if limit <= 0 else min(size, limit // 3 & -4096))
 
-    def stack_size(size: int = 0, /) -> int:
-        """Set the size of stacks as threading.stack_size does, and return the size until now."""
-        return set_size(min(size, most))
 
+def bound_stacks() -> None:
+    """Bound the stacks of threads to a third of the address space of their process.
+
+    Called once in the zygote, it costs no child a copied page.
+    """
     for module in (_thread, sys.modules["threading"]):
         vars(module)["stack_size"] = stack_size
