@@ -28,7 +28,7 @@ _NOTHING = object()
 
 
 def add_quitters() -> None:
-    """Add `exit` and `quit` to the builtins: a bare interpreter lacks both, and programs use them.
+    """Add `exit` and `quit` to the builtins; a bare interpreter lacks both.
 
     Called once in the zygote, it costs no child a copied page.
     """
