@@ -1,0 +1,91 @@
+"""Pages print links, anchors, commands, fields and paths that exist."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from ssd_ray import config, recipes
+from ssd_ray.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = tuple(page for page in (*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))))
+CURRENT = tuple(page for page in PAGES if page.name != "CHANGELOG.md")
+"""Pages about the present code. The changelog also names what is gone."""
+FIELDS = frozenset(field.name for field in config.defaults(config.Recipe))
+SECTIONS = frozenset(name.split(".")[0] for name in FIELDS if "." in name)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_to_headings(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text())
+    assert [
+        (target, anchor)
+        for target, anchor in links
+        if anchor not in anchors(page.parent / target if target else page)
+    ] == []
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_a_page_names_fields_of_a_recipe(page: Path) -> None:
+    assert [name for name in _named_fields(page) if not _is_field(name)] == []
+
+
+def _named_fields(page: Path) -> Iterator[str]:
+    """Yield the spans such as `sample.top_k`, without values; files such as `cluster.yaml` too."""
+    for span in re.findall(r"`([^`\n]+)`", page.read_text()):
+        match = re.fullmatch(r"(\w+)\.([a-z][\w.]*)(:.*|=.*)?", span)
+        if match and match[1] in SECTIONS and not (ROOT / span).exists():
+            yield f"{match[1]}.{match[2]}"
+
+
+def _is_field(name: str) -> bool:
+    return name in FIELDS or any(field.startswith(f"{name}.") for field in FIELDS)
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_modules_named_on_a_page_exist(page: Path) -> None:
+    spans = re.findall(r"`([\w/]+/[\w/]+\.(?:py|yaml))`", page.read_text())
+    foreign = {"evaluation/benchmark.py", "lcb_runner/prompts/code_generation.py"}
+    placeholders = {"ssd_ray/problems/benchmarks/NAME.py"}
+    paths = set(spans) - foreign - placeholders
+    assert {path for path in paths if not _exists(path)} == set()
+
+
+def _exists(path: str) -> bool:
+    return (ROOT / path).exists() or any((ROOT / "ssd_ray").rglob(path))
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_commands_on_a_page_are_accepted(page: Path) -> None:
+    parser = get_command(app)
+    assert isinstance(parser, TyperGroup)
+    for command in _commands(page):
+        verb, *arguments = shlex.split(command, comments=True)[1:]
+        assert verb in parser.commands, command
+        options = {name for each in parser.commands[verb].params for name in each.opts}
+        assert {name for name in arguments if name.startswith("--")} <= options, command
+        overrides = [value for name, value in itertools.pairwise(arguments) if name == "--set"]
+        if overrides:
+            recipes.load(arguments[0], overrides)
+
+
+def _commands(page: Path) -> Iterator[str]:
+    """Yield the printed commands of `ssd-ray`, in code blocks and in spans of code."""
+    text = page.read_text().replace("\\\n", " ")
+    yield from re.findall(r"^    (?:\$ )?(?:\.venv/bin/)?(ssd-ray \w.*)$", text, re.MULTILINE)
+    yield from re.findall(r"`(ssd-ray \w[^`\n]*)`", text)
