@@ -101,7 +101,7 @@ def draw(
     return rows
 
 
-def memorising_floor(rows: list[Example]) -> float:
+def memorizing_floor(rows: list[Example]) -> float:
     """Return nats per token once all rows are memorized: the entropy after each prefix."""
     following: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for row in rows:
@@ -196,7 +196,7 @@ def join_a_group_of_one() -> None:
     deepspeed.init_distributed("gloo", verbose=False)
 
 
-def memorise(base: Path, folder: Path, steps: int) -> dict[str, Any]:
+def memorize(base: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Return losses of 32 samples over `steps` full batches, and both floors."""
     decoding = Decoding(temperature=1.0, top_k=20, top_p=0.95)
     rows = draw(base, PROMPTS[:8], 4, decoding, 16)
@@ -218,7 +218,7 @@ def memorise(base: Path, folder: Path, steps: int) -> dict[str, Any]:
         "tokens": int(sums[-1]),
         "base_nll": losses[0],
         "sampling_entropy": entropy,
-        "memorising_floor": memorising_floor(rows),
+        "memorizing_floor": memorizing_floor(rows),
         "final_nll": losses[-1],
         "least_nll": min(losses),
         "first_step_below_the_entropy": next(
@@ -277,7 +277,7 @@ def main() -> None:
         "--model", type=Path, help="a Hugging Face model directory (default: the quick start's)"
     )
     parser.add_argument(
-        "--steps", type=int, default=40, help="steps of memorising (default: %(default)s)"
+        "--steps", type=int, default=40, help="steps of memorizing (default: %(default)s)"
     )
     parser.add_argument(
         "--samples",
@@ -293,8 +293,8 @@ def main() -> None:
         folder = Path(name)
         figures = {"fixed point": one_pass(base, folder / "plain", PLAIN, arguments.samples)}
         _print_pass("T 1, no truncation", figures["fixed point"])
-        figures["memorising"] = found = memorise(base, folder / "memorise", arguments.steps)
-        _print_memorising(found)
+        figures["memorizing"] = found = memorize(base, folder / "memorize", arguments.steps)
+        _print_memorizing(found)
         figures["contrast"] = one_pass(base, folder / "sharp", SHARP, arguments.samples)
         _print_pass("T 0.6, top-k 20, top-p 0.8", figures["contrast"])
     arguments.out.write_text(json.dumps({"machine": around, "figures": figures}, indent=1) + "\n")
@@ -315,14 +315,14 @@ def _print_pass(name: str, found: dict[str, Any]) -> None:
     )
 
 
-def _print_memorising(found: dict[str, Any]) -> None:
+def _print_memorizing(found: dict[str, Any]) -> None:
     print(
-        f"memorising {found['sequences']} samples ({found['tokens']} tokens): "
+        f"memorizing {found['sequences']} samples ({found['tokens']} tokens): "
         f"{found['base_nll']:.3f} nats at first, "
         f"below their sampling entropy of {found['sampling_entropy']:.3f} from step "
         f"{found['first_step_below_the_entropy']}, "
         f"{found['final_nll']:.4f} at the end\n"
-        f"  least {found['least_nll']:.4f}; no model can go below {found['memorising_floor']:.4f}",
+        f"  least {found['least_nll']:.4f}; no model can go below {found['memorizing_floor']:.4f}",
         flush=True,
     )
 

@@ -87,7 +87,7 @@ class Memory:
     def states(self) -> int:
         """Bytes of the model states of DeepSpeed's estimator: parameters, gradients, optimizer."""
         return (
-            sum(self.parts[name] for name in ("parameters", "gradients", "optimiser")) + self.host
+            sum(self.parts[name] for name in ("parameters", "gradients", "optimizer")) + self.host
         )
 
 
@@ -105,11 +105,11 @@ def memory(model: Architecture, setting: Setting) -> Memory:
         "parameters": 0 if setting.offload == "parameters" else parameters,
         "gathered parameters": _gathered(model, setting),
         "gradients": 0 if offloaded else gradients,
-        "optimiser": 0 if offloaded else optimizer,
+        "optimizer": 0 if offloaded else optimizer,
         "activations": saved,
         "one layer at work" if layer >= head else "logits chunk": max(layer, head),
         "communication buffers": buckets,
-        "optimiser's step": extra,
+        "optimizer's step": extra,
         "base for held-out samples": kept if setting.on_cpu else 0,
     }
     return Memory(

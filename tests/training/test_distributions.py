@@ -18,7 +18,7 @@ from ssd_ray.schema import Example
 from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from fixed_point import memorising_floor
+from fixed_point import memorizing_floor
 
 
 def _softmax(logits: list[float]) -> list[float]:
@@ -190,7 +190,7 @@ def test_ties_at_the_k_th_place_all_stay(order: tuple[int, ...]) -> None:
     st.lists(st.lists(st.integers(1, 3), min_size=3, max_size=3), min_size=1, max_size=8),
     st.integers(0, 2**31),
 )
-def test_no_model_of_known_samples_is_below_the_memorising_floor(
+def test_no_model_of_known_samples_is_below_the_memorizing_floor(
     samples: list[list[int]], seed: int
 ) -> None:
     """Counting next tokens per prefix attains the floor; random models are above it."""
@@ -208,6 +208,6 @@ def test_no_model_of_known_samples_is_below_the_memorising_floor(
         guess = torch.rand(3, generator=draw).softmax(0).tolist()
         counted -= sum(math.log(tokens.count(token) / len(tokens)) for token in tokens)
         random -= sum(math.log(guess[token - 1]) for token in tokens)
-    floor = memorising_floor(rows) * 3 * len(samples)
+    floor = memorizing_floor(rows) * 3 * len(samples)
     assert floor == pytest.approx(counted, abs=1e-9)
     assert random >= floor - 1e-9
