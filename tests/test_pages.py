@@ -7,8 +7,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -82,6 +84,28 @@ def test_commands_on_a_page_are_accepted(page: Path) -> None:
         overrides = [value for name, value in itertools.pairwise(arguments) if name == "--set"]
         if overrides:
             recipes.load(arguments[0], overrides)
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_parts_of_recipes_on_a_page_are_valid(page: Path, tmp_path: Path) -> None:
+    shipped = yaml.safe_load((ROOT / "ssd_ray/recipes/quickstart.yaml").read_text())
+    for part in _parts_of_recipes(page):
+        recipe = tmp_path / "recipe.yaml"
+        merged = {
+            name: {**section, **part.get(name, {})} if isinstance(section, dict) else section
+            for name, section in {**{key: {} for key in part}, **shipped}.items()
+        }
+        recipe.write_text(yaml.safe_dump(merged if "name" not in part else part))
+        recipes.load(str(recipe))
+
+
+def _parts_of_recipes(page: Path) -> Iterator[dict[str, Any]]:
+    """Yield the code blocks with sections of a recipe."""
+    for block in re.findall(r"(?:^    .*\n)+", page.read_text(), re.MULTILINE):
+        if re.match(r"    (name|\w+): ", block) or re.match(r"    \w+:\n", block):
+            part = yaml.safe_load(block)
+            if isinstance(part, dict) and part.keys() <= SECTIONS | {"name"}:
+                yield part
 
 
 def _commands(page: Path) -> Iterator[str]:

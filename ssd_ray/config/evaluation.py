@@ -6,9 +6,10 @@ Reads and writes nothing.
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from ssd_ray.config.section import Decoding, Section
 
@@ -59,6 +60,12 @@ class Benchmark(Section):
     """Last contest date of LiveCodeBench, or its month; the end is included."""
     skip_bad_rows: bool = False
     """Leave out unreadable rows, counted and listed, instead of refusing the file."""
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _iso_date(cls, value: Any) -> Any:
+        # YAML parses a bare day itself, but not a bare month.
+        return value.isoformat() if isinstance(value, date) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -417,3 +417,14 @@ def test_a_date_that_no_calendar_has_is_one_sentence(tmp_path: Path) -> None:
     path.write_text("prompts: {template_date: 2024-02-30}\n")
     with pytest.raises(UserError, match=r"r.yaml is not valid YAML: day is out of range for month"):
         recipes.load(path)
+
+
+def test_contest_dates_need_no_quotes() -> None:
+    def dates(end: str) -> tuple[str | None, str | None]:
+        chosen = f"evaluate.benchmarks=[{{name: lcb, file: lcb/, start: 2024-08, end: {end}}}]"
+        (benchmark,) = recipes.load("quickstart", [chosen]).evaluate.benchmarks
+        return benchmark.start, benchmark.end
+
+    assert dates("2025-02-15") == dates("'2025-02-15'") == ("2024-08", "2025-02-15")
+    with pytest.raises(UserError, match="end='2025-02-15T10:00:00'"):
+        dates("2025-02-15 10:00:00")
