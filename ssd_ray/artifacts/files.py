@@ -13,11 +13,13 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from ssd_ray.errors import UserError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
+Json: TypeAlias = dict[str, Any]
+"""A JSON object as read, or as about to be written."""
 _COMPLETE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 
@@ -130,7 +132,7 @@ def read_complete_lines(handle: BinaryIO) -> list[bytes]:
     return data[:size].splitlines()
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[Json]:
     """Read the complete lines of a growing file, one JSON object each; none if it is missing."""
     if not path.exists():
         return []
@@ -138,7 +140,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in read_complete_lines(handle)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """Read the JSON object of a file of this package.
 
     Raises:

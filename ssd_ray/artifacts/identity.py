@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT = 1
+"""Format of fingerprints; another one makes every artifact stale."""
 REVISIONS: Mapping[str, int] = {
     "benchmark": 1,
     "prompts": 1,

@@ -21,11 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from ssd_ray.artifacts.files import read_complete_lines
+from ssd_ray.artifacts.shards import ShardFile
 from ssd_ray.errors import UserError, system_reason
 
 _MAGIC = b"PAR1"
@@ -205,28 +206,25 @@ class Audit:
         return sum(record.span.rows for record in self.records)
 
     @property
-    def shards(self) -> list[dict[str, Any]]:
-        """Entries of all shards for a manifest."""
-        return [
-            {"name": record.file, "bytes": record.bytes, "sha256": record.sha256}
+    def shards(self) -> tuple[ShardFile, ...]:
+        """All shards, for a manifest."""
+        return tuple(
+            ShardFile(name=record.file, bytes=record.bytes, sha256=record.sha256)
             for record in self.records
-        ]
+        )
 
-    def facts(self) -> dict[str, Any]:
-        """Return sums over the records: rows, tokens, finish reasons, failed answers."""
+    @property
+    def failed(self) -> tuple[Failure, ...]:
+        """Answers without a row."""
+        return tuple(failure for record in self.records for failure in record.failed)
+
+    @property
+    def finish_reasons(self) -> dict[str, int]:
+        """Rows by finish reason, in the order of their names."""
         reasons: Counter[str] = Counter()
         for record in self.records:
             reasons.update(record.finish_reasons)
-        failed = [
-            dataclasses.asdict(failure) for record in self.records for failure in record.failed
-        ]
-        return {
-            "rows": sum(record.rows for record in self.records),
-            "prompt_tokens": sum(record.prompt_tokens for record in self.records),
-            "output_tokens": sum(record.output_tokens for record in self.records),
-            "finish_reasons": dict(sorted(reasons.items())),
-            "failed": failed,
-        }
+        return dict(sorted(reasons.items()))
 
 
 def audit(out: Path, *, digests: bool = False) -> Audit:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts.files import digest, read_json, write_atomic
-from ssd_ray.artifacts.manifests import MADE_FROM, new_claim
+from ssd_ray.artifacts.manifests import MADE_FROM, new_claim, read_manifest
 from ssd_ray.artifacts.shards import column_digests, shard_paths
 
 
@@ -75,17 +75,14 @@ def source(path: Path) -> Source | None:
     known = Source(claim=record.get("claim", ""), revisions=record.get("revisions", {}))
     if not (path / "manifest.json").exists():
         return known
-    manifest = read_json(path / "manifest.json")
+    manifest = read_manifest(path)
     # Manifests hold no digests of weights, only their sizes.
     held = sorted(
-        [shard["name"], shard.get("sha256") or _weights(path / shard["name"], known.claim)]
-        for shard in manifest["shards"]
+        [shard.name, shard.sha256 or _weights(path / shard.name, known.claim)]
+        for shard in manifest.shards
     )
     return replace(
-        known,
-        files=_digest(held),
-        columns=manifest.get("columns", {}),
-        facts=_digest(manifest["facts"]),
+        known, files=_digest(held), columns=manifest.columns, facts=_digest(manifest.facts)
     )
 
 

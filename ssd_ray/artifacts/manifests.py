@@ -17,17 +17,22 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ssd_ray.artifacts.files import read_json, write_atomic
-from ssd_ray.artifacts.identity import FORMAT, Identity, staleness
-from ssd_ray.artifacts.shards import column_digests, shard_paths
+from ssd_ray.artifacts.facts import Facts, FactsT
+from ssd_ray.artifacts.files import Json, read_json, write_atomic
+from ssd_ray.artifacts.identity import Identity, staleness
+from ssd_ray.artifacts.shards import ShardFile, column_digests, shard_paths
 from ssd_ray.errors import InfrastructureError, UserError
 
-SHARDS = "shards"
+FORMAT = 1
+"""Format of manifests.
+
+Raise it when their layout changes, other than by keys that an earlier reader may ignore.
+"""
 MADE_FROM = "made-from.json"
 """File with the contents of an artifact's inputs (`lineage.py`)."""
 _NOTHING_MADE = frozenset(
@@ -39,11 +44,27 @@ State = Literal["missing", "partial", "complete", "stale"]
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A complete artifact: its directory, its fingerprint and the facts counted by its stage."""
+    """A complete artifact: its directory and its fingerprint."""
 
     path: Path
     fingerprint: str
-    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contents of a `manifest.json`."""
+
+    fingerprint: str
+    choices: Json
+    """Choices of the recipe behind the artifact."""
+    facts: Json
+    """Facts as written; `load_facts` reads them."""
+    shards: tuple[ShardFile, ...]
+    columns: Mapping[str, str]
+    """Digest of each column over all shards; empty with a ledger."""
+    versions: Mapping[str, str]
+    """Version of each package at the end of the stage."""
+    finished_at: str | None
 
 
 def state_of(out: Path, identity: Identity) -> State:
@@ -63,21 +84,69 @@ def load(out: Path) -> Artifact:
     """Load a complete artifact from its manifest.
 
     Raises:
-        UserError: the directory holds no manifest, or its shards differ from the manifest.
+        UserError: as for `read_manifest`, or its shards differ from the manifest.
     """
-    if not (out / "manifest.json").exists():
+    return Artifact(path=out, fingerprint=_undamaged(out).fingerprint)
+
+
+def load_facts(out: Path, kind: type[FactsT]) -> FactsT:
+    """Load the facts of a complete artifact.
+
+    Args:
+        out: its directory.
+        kind: the class of its stage, or a smaller one with some of its facts.
+
+    Raises:
+        UserError: as for `load`, or a fact is missing.
+    """
+    return kind.parse(_undamaged(out).facts, str(out / "manifest.json"))
+
+
+def read_manifest(out: Path) -> Manifest:
+    """Read the manifest of a complete artifact, without a look at its shards.
+
+    Raises:
+        UserError: the directory holds no manifest, or one that this version cannot read.
+    """
+    path = out / "manifest.json"
+    if not path.exists():
         raise UserError(
             f"{out} is not complete: it has no manifest.json; run the stage that makes it first"
         )
-    manifest = read_json(out / "manifest.json")
-    if not {"fingerprint", "facts", "shards"} <= manifest.keys():
+    document = read_json(path)
+    # The format comes first: in another one, the other keys mean nothing.
+    if (form := document.get("format", FORMAT)) != FORMAT:
+        version = document.get("versions", {}).get("ssd-ray")
+        maker = f"ssd_ray {version}" if version else "the version that wrote it"
         raise UserError(
-            f"{out / 'manifest.json'} is not a manifest of this program; "
+            f"{path} has format {form}, and this version of ssd_ray reads format {FORMAT}: "
+            f"use {maker}, or choose another --out"
+        )
+    if not {"fingerprint", "facts", "shards"} <= document.keys():
+        raise UserError(
+            f"{path} is not a manifest of this program; "
             f"delete {out} and run again, which makes it again"
         )
-    if complaint := damage(out):
+    return Manifest(
+        fingerprint=document["fingerprint"],
+        choices=document.get("choices", {}),
+        facts=document["facts"],
+        shards=tuple(
+            ShardFile(name=entry["name"], bytes=entry["bytes"], sha256=entry.get("sha256"))
+            for entry in document["shards"]
+        ),
+        columns=document.get("columns", {}),
+        versions=document.get("versions", {}),
+        finished_at=document.get("finished_at"),
+    )
+
+
+def _undamaged(out: Path) -> Manifest:
+    """Read the manifest of a complete artifact, and compare its shards with it."""
+    manifest = read_manifest(out)
+    if complaint := _damage(out, manifest.shards):
         raise UserError(complaint)
-    return Artifact(path=out, fingerprint=manifest["fingerprint"], facts=manifest["facts"])
+    return manifest
 
 
 def damage(out: Path) -> str:
@@ -85,12 +154,16 @@ def damage(out: Path) -> str:
 
     Only names and sizes are compared.
     """
-    if lost := lost_shards(out):
+    return _damage(out, read_manifest(out).shards)
+
+
+def _damage(out: Path, shards: Sequence[ShardFile]) -> str:
+    if lost := _lost(out, shards):
         return (
             f"{out / lost[0]} is missing or was changed since it was made; "
             f"delete {out} and run again, which makes it again"
         )
-    known = {shard["name"] for shard in read_json(out / "manifest.json")["shards"]}
+    known = {shard.name for shard in shards}
     if unknown := [path for path in shard_paths(out) if path.name not in known]:
         return (
             f"{unknown[0]} is not in the manifest: it was added after {out.name} was complete; "
@@ -101,11 +174,14 @@ def damage(out: Path) -> str:
 
 def lost_shards(out: Path) -> list[str]:
     """Return the names of a complete artifact's missing files, and those of another size."""
-    shards = {shard["name"]: shard["bytes"] for shard in read_json(out / "manifest.json")["shards"]}
+    return _lost(out, read_manifest(out).shards)
+
+
+def _lost(out: Path, shards: Sequence[ShardFile]) -> list[str]:
     return [
-        name
-        for name, size in shards.items()
-        if not (out / name).exists() or (out / name).stat().st_size != size
+        shard.name
+        for shard in shards
+        if not (path := out / shard.name).exists() or path.stat().st_size != shard.bytes
     ]
 
 
@@ -153,30 +229,31 @@ def _names(out: Path) -> set[str]:
     return {path.name for path in out.iterdir() if path.suffix != ".partial"}
 
 
-def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
+def seal(out: Path, identity: Identity, facts: Facts) -> Artifact:
     """Declare an artifact complete: write its manifest, the last file, and return it.
 
     The manifest lists names, sizes and digests of all shards. A stage with a ledger passes its own
-    list as `facts[SHARDS]`, and the list does not become a fact. Without a ledger, columns are
-    digested too: another version of Parquet may write the same rows in other bytes.
+    list as `facts.shards`. Without a ledger, columns are digested too: another version of Parquet
+    may write the same rows in other bytes.
 
     Raises:
         InfrastructureError: a shard is not in the stage's list.
     """
-    facts = dict(facts)
-    shards = facts.pop(SHARDS, None)
+    shards: Sequence[ShardFile]
     columns: dict[str, str] = {}
-    if shards is None:
-        shards = _described(shard_paths(out))
+    if facts.shards is None:
+        shards = [_described(path) for path in shard_paths(out)]
         columns = column_digests(shard_paths(out))
-    listed = {shard["name"] for shard in shards}
+    else:
+        shards = facts.shards
+    listed = {shard.name for shard in shards}
     if unknown := {path.name for path in shard_paths(out)} - listed:
         raise InfrastructureError(
             f"{min(unknown)} appeared in {out} while it was sealed; run again, which moves it away"
         )
     # Weights are many GiB: their sizes are recorded, their bytes are not read again.
-    shards += [
-        {"name": path.name, "bytes": path.stat().st_size}
+    weights = [
+        ShardFile(name=path.name, bytes=path.stat().st_size)
         for path in sorted(out.glob("*.safetensors"))
     ]
     manifest = {
@@ -185,26 +262,28 @@ def seal(out: Path, identity: Identity, facts: Mapping[str, Any]) -> Artifact:
         "fingerprint": identity.fingerprint,
         "choices": identity.choices,
         "inputs": identity.inputs,
-        "facts": facts,
-        "shards": shards,
+        "facts": facts.document(),
+        "shards": [_entry(shard) for shard in (*shards, *weights)],
         "columns": columns,
         "versions": versions(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_atomic(out / "manifest.json", json.dumps(manifest, indent=1))
-    return Artifact(path=out, fingerprint=identity.fingerprint, facts=facts)
+    return Artifact(path=out, fingerprint=identity.fingerprint)
 
 
-def _described(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return the entries of shards in a manifest."""
-    return [
-        {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in paths
-    ]
+def _described(path: Path) -> ShardFile:
+    return ShardFile(
+        name=path.name,
+        bytes=path.stat().st_size,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _entry(shard: ShardFile) -> Json:
+    """Return the entry of a shard in a manifest; weights have no digest."""
+    digest = {} if shard.sha256 is None else {"sha256": shard.sha256}
+    return {"name": shard.name, "bytes": shard.bytes, **digest}
 
 
 def reopen(out: Path) -> None:
@@ -230,7 +309,7 @@ def remove(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def make(out: Path, identity: Identity, act: Callable[[Path], Mapping[str, Any]]) -> Artifact:
+def make(out: Path, identity: Identity, act: Callable[[Path], Facts]) -> Artifact:
     """Claim `out`, fill it by `act(out)`, and seal it with the facts returned.
 
     A complete artifact is returned untouched.

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,16 @@ from ssd_ray.schema import Row, RowT, from_table, to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """A file of an artifact as its manifest lists it."""
+
+    name: str
+    bytes: int
+    sha256: str | None = None
+    """None for weights: they are many GiB, and only their sizes are recorded."""
 
 
 def read_table(

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ssd_ray import config, models
 from ssd_ray.artifacts import manifests
+from ssd_ray.artifacts.dataset_facts import SequenceFacts
 from ssd_ray.config import Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
@@ -132,7 +133,9 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
         raise UserError(f"the configuration of {source} is not on this machine: {remedy}")
     # A finished data set has the lengths of its sequences; before that the planner assumes them.
     dataset = out / "dataset"
-    counted = manifests.load(dataset).facts if (dataset / "manifest.json").exists() else None
+    counted = None
+    if (dataset / "manifest.json").exists():
+        counted = manifests.load_facts(dataset, SequenceFacts)
     return plan_training(recipe, model, assumed, counted)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts import ledger, manifests, slices
+from ssd_ray.artifacts.facts import AnswerFacts, VerdictFacts
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import RayCrew
@@ -49,7 +50,7 @@ class Answers:
 
 def grade(
     answers: Answers, spec: GradingSpec, pool: GraderPool, *, stage: str, progress: Progress
-) -> dict[str, Any]:
+) -> VerdictFacts:
     """Grade all completions, including those still to arrive until `answers.ended()`.
 
     Returns:
@@ -69,7 +70,7 @@ def grade(
         # Counted on disk: a slice graded twice, after a crash, is one shard.
         task.update(len(slices.keys_on_disk(spec.out)))
     result = facts(spec)
-    if missing := total - result["rows"] - _num_undrawn(answers.directory):
+    if missing := total - result.rows - _num_undrawn(answers.directory):
         raise InfrastructureError(
             f"{stage}: {missing} of {total} completions came to no verdict; run again to resume"
         )
@@ -80,7 +81,7 @@ def _num_undrawn(generations: Path) -> int:
     """Return the number of answers that engines failed to draw, by the manifest."""
     if not (generations / "manifest.json").exists():
         return 0
-    return len(manifests.load(generations).facts.get("failed", ()))
+    return len(manifests.load_facts(generations, AnswerFacts).failed)
 
 
 class _Source:

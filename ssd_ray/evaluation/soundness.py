@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssd_ray.artifacts.facts import ProblemLeftOut
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.judging.expected_outputs import needs_expected, with_expected
 from ssd_ray.evaluation.judging.humaneval_check import (
@@ -68,19 +69,18 @@ class Ready:
     """Tests whose expected value no grader could hold, in words."""
 
 
-def records(reasons: Mapping[str, str], places: Mapping[str, str]) -> list[dict[str, str]]:
+def records(reasons: Mapping[str, str], places: Mapping[str, str]) -> tuple[ProblemLeftOut, ...]:
     """Return records of the problems left out: id, file and row, reason."""
-    return [
-        {"problem_id": name, "place": places.get(name, ""), "reason": reason}
+    return tuple(
+        ProblemLeftOut(problem_id=name, place=places.get(name, ""), reason=reason)
         for name, reason in reasons.items()
-    ]
+    )
 
 
-def describe(left_out: Sequence[Mapping[str, str]], most: int = 10) -> list[str]:
+def describe(left_out: Sequence[ProblemLeftOut], most: int = 10) -> list[str]:
     """Return a line for each problem left out, at most `most` and a count of the rest."""
     lines = [
-        f"left out: {row['reason']}" + (f" ({row['place']})" if row["place"] else "")
-        for row in left_out
+        f"left out: {row.reason}" + (f" ({row.place})" if row.place else "") for row in left_out
     ]
     return [
         *lines[:most],

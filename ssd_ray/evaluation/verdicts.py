@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import manifests, shards, slices
+from ssd_ray.artifacts.facts import Isolation, VerdictFacts
 from ssd_ray.artifacts.shards import read_table
 from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.outcomes import UNGRADABLE
@@ -47,11 +47,11 @@ def is_open(out: Path) -> bool:
     Grading again may settle those.
     """
     return (out / "manifest.json").exists() and bool(
-        manifests.load(out).facts["infrastructure_errors"]
+        manifests.load_facts(out, VerdictFacts).infrastructure_errors
     )
 
 
-def facts(spec: GradingSpec) -> dict[str, Any]:
+def facts(spec: GradingSpec) -> VerdictFacts:
     """Return facts for the manifest: counts of outcomes and reasoning, rules, weakest sandbox.
 
     `infrastructure_errors` counts the errors of the machine. Errors of a problem are left out,
@@ -68,15 +68,17 @@ def facts(spec: GradingSpec) -> dict[str, Any]:
     sandboxes = (spec.out / "sandbox").glob("*.json")
     reached = sorted((path.stem for path in sandboxes), key=levels.rank)
     weakest = reached[0] if reached else ""
-    return {
-        "rows": outcomes.total(),
-        "outcomes": dict(sorted(outcomes.items())),
-        "reasoning": {state: reasoning[state] for state in sorted(reasoning) if state},
-        "infrastructure_errors": unsettled,
-        "profile": spec.rules.profile,
-        **({"official_grader": dict(GRADER)} if spec.rules.profile == "lcb-compat" else {}),
-        "sandbox_level": weakest,
-        "isolation": {"level": f"{weakest}: {levels.COVERS[weakest]}", "network": weakest != "L0"}
-        if weakest
-        else None,
-    }
+    isolation = None
+    if weakest:
+        level = f"{weakest}: {levels.COVERS[weakest]}"
+        isolation = Isolation(level=level, network=weakest != "L0")
+    return VerdictFacts(
+        rows=outcomes.total(),
+        outcomes=dict(sorted(outcomes.items())),
+        reasoning={state: reasoning[state] for state in sorted(reasoning) if state},
+        infrastructure_errors=unsettled,
+        profile=spec.rules.profile,
+        official_grader=dict(GRADER) if spec.rules.profile == "lcb-compat" else None,
+        sandbox_level=weakest,
+        isolation=isolation,
+    )

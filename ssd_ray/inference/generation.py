@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ssd_ray.artifacts import files, ledger, manifests, shards
+from ssd_ray.artifacts import files, ledger, shards
+from ssd_ray.artifacts.facts import AnswerFacts
 from ssd_ray.artifacts.ledger import Audit
 from ssd_ray.config import Decoding, Recipe
 from ssd_ray.errors import InfrastructureError, UserError, first_line
@@ -89,7 +89,7 @@ class SamplingJob:
         )
 
 
-def generate(job: SamplingJob, ended: Callable[[], bool], progress: Progress) -> dict[str, Any]:
+def generate(job: SamplingJob, ended: Callable[[], bool], progress: Progress) -> AnswerFacts:
     """Draw the answers of a job; return facts: rows, tokens, finish reasons, failures, losses.
 
     Prompts may still be coming until `ended()`. It raises once they cannot.
@@ -128,7 +128,7 @@ class SamplingRun:
     patience_s: float = 0.0
     """Engines start once all prompts exist, or two shards of them and this time has passed."""
 
-    def draw(self) -> dict[str, Any]:
+    def draw(self) -> AnswerFacts:
         """Draw missing answers and return the facts; raises as `generate` does."""
         out = self.order.out
         # Temporary files of killed engines.
@@ -164,7 +164,7 @@ class SamplingRun:
             stage=self.stage,
             attempt=self.order.attempt,
             before=audit.positions + _journaled(self.order.out, audit),
-            failed=len(audit.facts()["failed"]),
+            failed=len(audit.failed),
             max_failures=self.max_failures,
             logs=self.order.logs,
             max_tokens=self.order.max_tokens,
@@ -264,12 +264,12 @@ def _journaled(out: Path, audit: Audit) -> int:
     )
 
 
-def _close(out: Path, audit: Audit, stage: str, progress: Progress) -> dict[str, Any]:
+def _close(out: Path, audit: Audit, stage: str, progress: Progress) -> AnswerFacts:
     """Return the facts, and remove files of a run in progress."""
     losses = sum(status.crashed for status in heartbeat.read(out))
-    facts = audit.facts()
-    if facts["failed"] and not facts["rows"]:
-        reason = facts["failed"][0]["reason"]
+    facts = AnswerFacts.of(audit, engine_losses=losses)
+    if facts.failed and not facts.rows:
+        reason = facts.failed[0].reason
         raise UserError(
             f"{stage}: not one prompt was answered ({reason}): correct the recipe and delete {out}"
         )
@@ -278,12 +278,12 @@ def _close(out: Path, audit: Audit, stage: str, progress: Progress) -> dict[str,
             f"{stage}: {losses} engine{'s' if losses > 1 else ''} crashed; their "
             "units were drawn again"
         )
-    if facts["failed"]:
-        names = sorted({failure["prompt_id"] for failure in facts["failed"]})
+    if facts.failed:
+        names = sorted({failure.prompt_id for failure in facts.failed})
         progress.say(
-            f"{stage}: {len(facts['failed'])} answers failed ({', '.join(names[:5])}); "
+            f"{stage}: {len(facts.failed)} answers failed ({', '.join(names[:5])}); "
             "reasons are in manifest.json"
         )
     for name in (".engines", ".journal", ".returned"):
         _clear(out / name)
-    return {**facts, "engine_losses": losses, manifests.SHARDS: audit.shards}
+    return facts

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ssd_ray import models
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.config import Recipe
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.pipeline.step import Step
@@ -78,7 +79,7 @@ class RunContext:
 
     def num_rows(self, stage: str) -> int:
         """Return the number of rows of a complete artifact."""
-        return int(manifests.load(self.run / stage).facts["rows"])
+        return manifests.load_facts(self.run / stage, RowFacts).rows
 
     def when_complete(self, *steps: Step) -> Callable[[], bool]:
         """Return a function to poll: it returns True once all steps are complete.

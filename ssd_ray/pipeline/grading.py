@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_ray.artifacts.facts import VerdictFacts
 from ssd_ray.models.answers import reasoning_format
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Facts, Step
+from ssd_ray.pipeline.step import Step
 from ssd_ray.schema import Profile
 
 _LIMITS = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
@@ -44,7 +45,7 @@ class Grade(Step):
         limits = f"{evaluate.time_limit_s:g} s and {evaluate.memory_limit_mib} MiB a test"
         return f"{self.profile}: run the programs, {limits}"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> VerdictFacts:
         from ssd_ray.evaluation.grader import GradingSpec
         from ssd_ray.evaluation.judging.judge import Rules
         from ssd_ray.evaluation.ray_pool import Answers, grade

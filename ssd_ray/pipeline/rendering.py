@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_ray import config, models
 from ssd_ray.artifacts import files, shards
+from ssd_ray.artifacts.facts import (
+    BenchmarkFacts,
+    ContaminationFacts,
+    EvalPromptFacts,
+    PromptFacts,
+    TrainingProblemFacts,
+)
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Facts, Step
+from ssd_ray.pipeline.step import Step
 from ssd_ray.problems import sources
 from ssd_ray.progress import counted
 from ssd_ray.schema import Problem
@@ -65,7 +72,7 @@ class Benchmark(Step):
     def preview(self, run: Path) -> str:
         return f"problems and tests of {', '.join(map(str, self.recipe.evaluate.benchmarks))}"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> BenchmarkFacts:
         from ssd_ray.evaluation import soundness
         from ssd_ray.evaluation.tests_on_disk import store_problems
 
@@ -83,15 +90,15 @@ class Benchmark(Step):
         for line in soundness.describe(problems_left_out):
             context.progress.say(line)
         shards.write_shard(out, "problems", problems, Problem)
-        return {
-            "rows": len(problems),
-            "tests": sum(problem.num_tests for problem in problems),
-            "tests_left_out": left_out,
-            "problems_left_out": problems_left_out,
-            "public_only": dict(tally.public_only),
-            "dropped": dict(tally.dropped),
-            "bad_rows": [dataclasses.asdict(bad) for bad in tally.bad_rows],
-        }
+        return BenchmarkFacts(
+            rows=len(problems),
+            tests=sum(problem.num_tests for problem in problems),
+            tests_left_out=tuple(left_out),
+            problems_left_out=problems_left_out,
+            public_only=dict(tally.public_only),
+            dropped=dict(tally.dropped),
+            bad_rows=tuple(tally.bad_rows),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,7 +137,7 @@ class Prompts(Step):
     def preview(self, run: Path) -> str:
         return f"prompts of {self.recipe.prompts.source} in mode {self.recipe.prompts.mode}"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> PromptFacts:
         from ssd_ray.problems.rendering import ContextBudget, render
 
         prompts = self.recipe.prompts
@@ -144,18 +151,18 @@ class Prompts(Step):
             _training_problems(self.recipe, context, tally), context.progress, "prompts", "prompts"
         )
         renderer = context.prompting.renderer(prompts.mode, "prompts.mode")
-        facts = render(problems, renderer, budget, out=out)
-        if facts["skipped"]:
-            tally.dropped["too long for the context"] = facts["skipped"]
-        return {
-            **facts,
-            **context.prompting.facts(renderer),
-            "read": tally.read,
-            "source_revision": tally.revision,
-            "dropped": dict(tally.dropped),
-            "model": context.model.name,
-            "tokenizer": loading.tokenizer_digests(context.model),
-        }
+        counts = render(problems, renderer, budget, out=out)
+        if counts.skipped:
+            tally.dropped["too long for the context"] = counts.skipped
+        rendered = context.prompting.complete(counts, renderer)
+        return PromptFacts(
+            **vars(rendered),
+            read=tally.read,
+            source_revision=tally.revision,
+            dropped=dict(tally.dropped),
+            model=context.model.name,
+            tokenizer=loading.tokenizer_digests(context.model),
+        )
 
 
 def _training_problems(recipe: Recipe, context: RunContext, tally: sources.Tally) -> Any:
@@ -184,7 +191,7 @@ class Contamination(Step):
     def preview(self, run: Path) -> str:
         return f"prompts that overlap the benchmarks: {self.recipe.prompts.contamination}"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> ContaminationFacts:
         from ssd_ray.problems.contamination import check
 
         policy = self.recipe.prompts.contamination
@@ -204,7 +211,7 @@ class TrainingProblems(Step):
     def preview(self, run: Path) -> str:
         return "tests of the training problems"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> TrainingProblemFacts:
         from ssd_ray.evaluation.tests_on_disk import store_problems
 
         left_out: list[str] = []
@@ -213,7 +220,7 @@ class TrainingProblems(Step):
         rows = list(counted(kept, context.progress, "training-problems", "problems"))
         shards.write_shard(out, "problems", rows, Problem)
         num_tests = sum(problem.num_tests for problem in rows)
-        return {"rows": len(rows), "tests": num_tests, "tests_left_out": left_out}
+        return TrainingProblemFacts(rows=len(rows), tests=num_tests, tests_left_out=tuple(left_out))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,7 +247,7 @@ class EvalPrompts(Step):
     def preview(self, run: Path) -> str:
         return f"benchmark prompts in mode {self.recipe.evaluate.prompt_mode}"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> EvalPromptFacts:
         from ssd_ray.problems.rendering import ContextBudget, render
 
         rows = shards.read_rows(context.run / "benchmark", Problem)
@@ -250,5 +257,5 @@ class EvalPrompts(Step):
             self.recipe.evaluate.prompt_mode, "evaluate.prompt_mode"
         )
         budget = ContextBudget(max_model_len=self.recipe.model.max_model_len)
-        facts = render(problems, renderer, budget, out=out)
-        return {**facts, **context.prompting.facts(renderer)}
+        counts = render(problems, renderer, budget, out=out)
+        return context.prompting.complete(counts, renderer)

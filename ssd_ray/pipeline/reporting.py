@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import config
+from ssd_ray.artifacts.facts import ReportFacts
 from ssd_ray.config import arms
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Facts, Step
+from ssd_ray.pipeline.step import Step
 
 _EVALUATE = ("pass_at", "bootstrap_samples", "confidence", "max_infrastructure_errors", "profiles")
 
@@ -40,7 +41,7 @@ class Report(Step):
     def preview(self, run: Path) -> str:
         return "report.html and scores.json"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> ReportFacts:
         from ssd_ray.reporting.page import report
 
         return report(self.recipe, context.run, self.steps, out=out)

@@ -21,13 +21,14 @@ from typing import Any
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.directory_lock import locked
+from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.config import Recipe
 from ssd_ray.pipeline import graph
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Outlook, Renewal
 from ssd_ray.pipeline.seconds import Rank, Seconds
-from ssd_ray.pipeline.step import Facts, Step
+from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import Progress
 
 _STOP_TIMEOUT_S = 30.0
@@ -90,7 +91,7 @@ class Run:
                 if not was_complete:
                     self._progress.say(f"{step.name}: complete")
                 elif step.verb == verb:
-                    step.describe(artifact.path, self._context, artifact.facts)
+                    step.describe(artifact.path, self._context)
                 if step.verb == verb:
                     artifacts.append(artifact)
             return artifacts
@@ -198,16 +199,16 @@ def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: R
     current = manifests.versions()
     before["versions"] = earlier if current in earlier else [*earlier, current]
     files.write_atomic(path, json.dumps(before))
-    facts: Facts = {}
+    # A failed attempt has no facts.
+    facts = Facts()
     try:
         with seconds.of(rank) as spent:
             facts = step.make(out, context)
     finally:
-        tokens = facts.get("output_tokens", facts.get("tokens", 0)) if step.takes_gpu else 0
         record = {
             "seconds": before["seconds"] + spent.seconds,
             "attempts": before["attempts"] + 1,
-            "tokens": tokens,
+            "tokens": facts.gpu_tokens,
         }
         files.write_atomic(path, json.dumps({**before, **record}))
     return facts

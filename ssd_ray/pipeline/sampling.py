@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import config
+from ssd_ray.artifacts.facts import AnswerFacts
 from ssd_ray.config import Arm, Decoding, Recipe, SampleConfig
 from ssd_ray.models import model_files
 from ssd_ray.models.model_files import Origin
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Facts, Step, rows_of
+from ssd_ray.pipeline.step import Step, rows_of
 
 
 def _engine_choices(recipe: Recipe, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class Samples(Step):
         # Fetching the model checks its files.
         _ = context.model
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> AnswerFacts:
         from ssd_ray.inference.generation import SamplingJob, generate
 
         job = SamplingJob(
@@ -97,7 +98,7 @@ class Generations(Step):
         elif (context.run / self.checkpoint / "manifest.json").exists():
             _check_checkpoint(context.run / self.checkpoint)
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> AnswerFacts:
         from ssd_ray.inference.generation import SamplingJob, generate
 
         if self.checkpoint is None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.facts import Facts, RowFacts
 from ssd_ray.artifacts.identity import Identity, revision_of
 from ssd_ray.config import Recipe
 
 if TYPE_CHECKING:
     from ssd_ray.pipeline.context import RunContext
 
-Facts = Mapping[str, Any]
 SET_ASIDE = "set-aside"
 """Directory of a run for replaced artifacts, each the work of hours."""
 # Artifacts of these verbs are never discarded unasked: GPU hours are the dearest.
@@ -72,9 +72,7 @@ class Step(ABC):
             UserError: the step cannot succeed.
         """
 
-    def describe(  # noqa: B027 - optional
-        self, out: Path, context: RunContext, facts: Facts
-    ) -> None:
+    def describe(self, out: Path, context: RunContext) -> None:  # noqa: B027 - optional
         """Write the pages of a complete artifact again, from its facts."""
 
     @property
@@ -137,7 +135,7 @@ def rows_of(artifact: Path) -> str:
     """Return the number of rows of a complete artifact as text, or "the" before completion."""
     if not (artifact / "manifest.json").exists():
         return "the"
-    return f"{int(manifests.load(artifact).facts['rows']):,}"
+    return f"{manifests.load_facts(artifact, RowFacts).rows:,}"
 
 
 def _move_away(run: Path, name: str) -> Path:

@@ -6,18 +6,20 @@ samples/ (, sample-verdicts/) ─> dataset/ ─> checkpoint/        the same for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssd_ray import config
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.dataset_facts import DatasetFacts
+from ssd_ray.artifacts.facts import CheckpointFacts, ContaminationFacts, PromptFacts
 from ssd_ray.config import arms
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.models import loading
 from ssd_ray.models.answers import reasoning_format
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Facts, Step
+from ssd_ray.pipeline.step import Step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +37,7 @@ class Dataset(Step):
     def preview(self, run: Path) -> str:
         return "training sequences from the sampled ids"
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> DatasetFacts:
         from ssd_ray.reporting.card import provenance
         from ssd_ray.training.data.dataset import prepare
         from ssd_ray.training.data.health import ParseOptions
@@ -47,7 +49,7 @@ class Dataset(Step):
             reasoning=reasoning_format(context.model, run / "prompts"),
             end_tokens=loading.end_tokens(context.model, self.recipe.model.end_tokens),
         )
-        facts = prepare(
+        counts = prepare(
             run / branch.samples,
             branch.prepare,
             options,
@@ -55,22 +57,26 @@ class Dataset(Step):
             out=out,
             progress=context.progress,
         )
-        facts["provenance"] = provenance(
-            self.recipe, branch.sample, run / "prompts", run / branch.samples
-        )
-        self.describe(out, context, facts)
+        origin = provenance(self.recipe, branch.sample, run / "prompts", run / branch.samples)
+        facts = replace(counts, provenance=origin)
+        self._write_pages(out, context, facts)
         return facts
 
-    def describe(self, out: Path, context: RunContext, facts: Facts) -> None:
-        from ssd_ray.reporting.card import card
-        from ssd_ray.reporting.health import health_page
+    def describe(self, out: Path, context: RunContext) -> None:
+        self._write_pages(out, context, manifests.load_facts(out, DatasetFacts))
 
-        of_run = {
-            name: manifests.load(context.run / name).facts for name in ("prompts", "contamination")
-        }
-        known = {**of_run, "dataset": facts}
-        files.write_atomic(out / "health.html", health_page(self.recipe, self.branch, known))
-        files.write_atomic(out / "README.md", card(self.recipe, self.branch, known))
+    def _write_pages(self, out: Path, context: RunContext, facts: DatasetFacts) -> None:
+        """Write the health page and the card of the data set."""
+        from ssd_ray.reporting.card import card
+        from ssd_ray.reporting.health import DataFacts, health_page
+
+        shown = DataFacts(
+            prompts=manifests.load_facts(context.run / "prompts", PromptFacts),
+            contamination=manifests.load_facts(context.run / "contamination", ContaminationFacts),
+            dataset=facts,
+        )
+        files.write_atomic(out / "health.html", health_page(self.recipe, self.branch, shown))
+        files.write_atomic(out / "README.md", card(self.recipe, self.branch, shown))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +111,7 @@ class Checkpoint(Step):
         check_weight_names(context.model)
         check_model(context.model, self.recipe.train, self.recipe.cluster)
 
-    def make(self, out: Path, context: RunContext) -> Facts:
+    def make(self, out: Path, context: RunContext) -> CheckpointFacts:
         from ssd_ray.training.job import Job
         from ssd_ray.training.state.export import Serving
         from ssd_ray.training.trainer import train

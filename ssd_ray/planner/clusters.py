@@ -7,13 +7,14 @@ and `--assume NAME=VALUE` overrides them. Pure functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
+from ssd_ray.artifacts.dataset_facts import SequenceFacts
 from ssd_ray.config import Recipe, TrainConfig
 from ssd_ray.models.architecture import Architecture
 from ssd_ray.planner.assumptions import Assumptions
@@ -98,11 +99,11 @@ def plan_training(
     recipe: Recipe,
     model: Architecture,
     assumed: Assumptions,
-    dataset: Mapping[str, Any] | None = None,
+    dataset: SequenceFacts | None = None,
 ) -> TrainingPlan:
     """Plan memory, clusters, time and money of a recipe's training.
 
-    `dataset` are the facts of the data set's manifest. Without them, lengths are assumed.
+    `dataset` are facts of the data set's manifest. Without them, lengths are assumed.
     """
     work = count_work(recipe, model, assumed, dataset)
     num_workers = recipe.cluster.train_workers

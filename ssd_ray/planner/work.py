@@ -5,11 +5,11 @@ Lengths come from a data set's manifest, or from the assumptions. Pure functions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+from ssd_ray.artifacts.dataset_facts import SequenceFacts
 from ssd_ray.config import Recipe
 from ssd_ray.models.architecture import Architecture
 from ssd_ray.planner.assumptions import Assumptions
@@ -49,14 +49,14 @@ def adapter_parameters(recipe: Recipe, model: Architecture) -> int | None:
 
 
 def count_work(
-    recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: Mapping[str, Any] | None
+    recipe: Recipe, model: Architecture, assumed: Assumptions, dataset: SequenceFacts | None
 ) -> Work:
     """Count the work of a recipe's training; `dataset` are the facts of its data set, if any."""
     train = recipe.train
     length = max_tokens(recipe)
     adapters = adapter_parameters(recipe, model)
     if dataset:
-        prompt = dataset["prompt_tokens"] / dataset["rows"]
+        prompt = dataset.prompt_tokens / dataset.rows
         responses = _responses(dataset)
     else:
         response = min(assumed.mean_response_tokens, recipe.sample.max_tokens, length)
@@ -82,16 +82,16 @@ def count_work(
     )
 
 
-def _responses(dataset: Mapping[str, Any]) -> list[tuple[float, float]]:
+def _responses(dataset: SequenceFacts) -> list[tuple[float, float]]:
     """Return shares and lengths of a data set's responses, a pair for each bin of its histogram.
 
     - Lengths are the middles of bins, scaled to the counted mean.
     - Attention grows with the square of a length, so unequal lengths cost more than equal ones of
       the same mean.
     """
-    edges, counts = (dataset["length_histogram"][name] for name in ("edges", "counts"))
-    shares = [count / sum(counts) for count in counts]
-    middles = [(low + high) / 2 for low, high in pairwise(edges)]
+    histogram = dataset.length_histogram
+    shares = [count / sum(histogram.counts) for count in histogram.counts]
+    middles = [(low + high) / 2 for low, high in pairwise(histogram.edges)]
     mean = sum(share * middle for share, middle in zip(shares, middles, strict=True))
-    scale = dataset["response_tokens"] / dataset["rows"] / mean
+    scale = dataset.response_tokens / dataset.rows / mean
     return [(share, scale * middle) for share, middle in zip(shares, middles, strict=True) if share]

@@ -22,9 +22,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import files, manifests, shards
+from ssd_ray.artifacts.facts import (
+    BenchmarkOverlaps,
+    ContaminationFacts,
+    OverlapExample,
+    RowFacts,
+)
 from ssd_ray.config import Contamination
 from ssd_ray.errors import UserError
 from ssd_ray.progress import Progress, counted
@@ -292,13 +297,8 @@ def check(
     *,
     out: Path,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> ContaminationFacts:
     """Look every prompt up in the benchmark problems, and write the overlaps to `out`.
-
-    Returns:
-        Facts: rows, contaminated (prompts), policy, words, benchmarks (problems and contaminated
-            prompts of each) and examples
-        (the largest overlaps).
 
     Raises:
         UserError: A prompt overlaps and the policy is `refuse`.
@@ -307,7 +307,7 @@ def check(
     counts = Counter(source for (source,) in shards.read_columns(benchmark, "source"))
     overlaps: list[tuple[str, Overlap]] = []
     num_prompts = 0
-    total = int(manifests.load(prompts).facts["rows"]) if progress else 0
+    total = manifests.load_facts(prompts, RowFacts).rows if progress else 0
     rows = shards.read_columns(prompts, "prompt_id", "statement")
     for prompt_id, statement in counted(rows, progress, "contamination", "prompts", total):
         num_prompts += 1
@@ -318,23 +318,21 @@ def check(
     overlaps.sort(key=lambda pair: (-pair[1].share, pair[0]))
     if overlaps and policy == "refuse":
         raise UserError(_refusal(overlaps, num_prompts))
-    lines = [{"prompt_id": prompt_id, **asdict(overlap)} for prompt_id, overlap in overlaps]
-    files.write_atomic(
-        out / "overlaps.jsonl",
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
-    )
+    examples = [OverlapExample(prompt_id=name, **vars(overlap)) for name, overlap in overlaps]
+    lines = (json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples)
+    files.write_atomic(out / "overlaps.jsonl", "".join(lines))
     hits = Counter(overlap.benchmark for _, overlap in overlaps)
-    return {
-        "rows": num_prompts,
-        "contaminated": len(overlaps),
-        "policy": policy,
-        "words": WORDS,
-        "benchmarks": {
-            name: {"problems": count, "contaminated": hits[name]}
+    return ContaminationFacts(
+        rows=num_prompts,
+        contaminated=len(overlaps),
+        policy=policy,
+        words=WORDS,
+        benchmarks={
+            name: BenchmarkOverlaps(problems=count, contaminated=hits[name])
             for name, count in sorted(counts.items())
         },
-        "examples": lines[:NUM_EXAMPLES],
-    }
+        examples=tuple(examples[:NUM_EXAMPLES]),
+    )
 
 
 def _refusal(overlaps: list[tuple[str, Overlap]], num_prompts: int) -> str:

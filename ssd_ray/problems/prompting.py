@@ -5,13 +5,14 @@ Reads the model directory. Writes `template-date`, the moment of the run, into i
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import files
+from ssd_ray.artifacts.facts import EvalPromptFacts
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading
@@ -60,18 +61,19 @@ class Prompting:
         self._note(self._about_the_clock())
         return prompt_renderer
 
-    def facts(self, prompt_renderer: Renderer) -> dict[str, Any]:
-        """Return the facts of a finished renderer for the manifest, and report its notes."""
+    def complete(self, counts: EvalPromptFacts, prompt_renderer: Renderer) -> EvalPromptFacts:
+        """Add the facts of a finished renderer to the counts of its prompts; report its notes."""
         self._note(self._about_the_clock())
         self._note(notes.after(prompt_renderer))
-        return {
-            "chat_template": hashlib.sha256(prompt_renderer.template.source.encode()).hexdigest()
-            if prompt_renderer.template
-            else None,
-            "template_date": prompt_renderer.template.date if prompt_renderer.template else None,
-            "control_words": prompt_renderer.kept_words,
-            "control_words_unwritable": list(prompt_renderer.unwritable),
-        }
+        template = prompt_renderer.template
+        digest = hashlib.sha256(template.source.encode()).hexdigest() if template else None
+        return dataclasses.replace(
+            counts,
+            chat_template=digest,
+            template_date=template.date if template else None,
+            control_words=prompt_renderer.kept_words,
+            control_words_unwritable=tuple(prompt_renderer.unwritable),
+        )
 
     def _moment(self) -> datetime:
         """Return the moment of the recipe, else of the run.

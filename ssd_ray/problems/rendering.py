@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.facts import EvalPromptFacts
 from ssd_ray.errors import UserError
 from ssd_ray.problems.chat_template import ChatTemplate, Clock
 from ssd_ray.problems.published_prompts import Messages, published, released_evaluation
@@ -180,25 +181,23 @@ def render(
     budget: ContextBudget,
     *,
     out: Path,
-) -> dict[str, int]:
-    """Write the prompts of `problems` as shards.
-
-    Returns:
-        Facts: numbers of `rows`, `tokens`, `skipped` and `truncated` prompts, and the `longest`
-            prompt in tokens.
+) -> EvalPromptFacts:
+    """Write the prompts of `problems` as shards; return their counts.
 
     Raises:
         UserError: As for `renderer` and `ContextBudget.fit`, or no prompt is left.
     """
     rows: list[Prompt] = []
-    facts = dict.fromkeys(("rows", "tokens", "longest", "skipped", "truncated"), 0)
+    lengths: list[int] = []
+    skipped = 0
+    truncated = 0
     for problem in problems:
         text, token_ids = render_prompt(problem)
         kept = budget.fit(problem.problem_id, token_ids)
         if kept is None:
-            facts["skipped"] += 1
+            skipped += 1
             continue
-        facts["truncated"] += len(kept) < len(token_ids)
+        truncated += len(kept) < len(token_ids)
         rows.append(
             Prompt(
                 prompt_id=problem.problem_id,
@@ -209,19 +208,23 @@ def render(
                 statement=problem.statement,
             )
         )
-        facts["rows"] += 1
-        facts["tokens"] += len(kept)
-        facts["longest"] = max(facts["longest"], len(kept))
+        lengths.append(len(kept))
         if len(rows) == SHARD_ROWS:
-            _flush(out, rows, facts["rows"])
+            _flush(out, rows, len(lengths))
     if rows:
-        _flush(out, rows, facts["rows"])
-    if not facts["rows"] and facts["skipped"]:
+        _flush(out, rows, len(lengths))
+    if not lengths and skipped:
         raise UserError(
-            f"all {facts['skipped']} prompts are too long for model.max_model_len "
+            f"all {skipped} prompts are too long for model.max_model_len "
             f"{budget.max_model_len}: raise it"
         )
-    return facts
+    return EvalPromptFacts(
+        rows=len(lengths),
+        tokens=sum(lengths),
+        longest=max(lengths, default=0),
+        skipped=skipped,
+        truncated=truncated,
+    )
 
 
 def _flush(out: Path, rows: list[Prompt], end: int) -> None:

@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ssd_ray.artifacts import files
+from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.dataset_facts import (
+    ModelOrigin,
+    PromptOrigin,
+    Provenance,
+    SampleDecoding,
+)
+from ssd_ray.artifacts.facts import AnswerFacts, PromptFacts
 from ssd_ray.config import Recipe, SampleConfig, hub_source
 from ssd_ray.config.arms import TrainedModel
-from ssd_ray.reporting.health import CLASS_WORDS
+from ssd_ray.reporting.health import CLASS_WORDS, DataFacts
 from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.schema import Completion, Example, arrow_schema
 
@@ -31,56 +37,53 @@ SIZES = (
 SHARDS = "part-*.parquet"
 
 
-def provenance(
-    recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path
-) -> dict[str, Any]:
-    """Return model, tokenizer, template, decoding, seed, prompts and versions as plain JSON.
+def provenance(recipe: Recipe, sample: SampleConfig, prompts: Path, samples: Path) -> Provenance:
+    """Return the origin of a data set.
 
     `prompts` and `samples` are the artifacts behind the data set.
     """
     # Manifests, not the recipe: they state what the artifacts were really made with.
-    rendered = files.read_json(prompts / "manifest.json")
-    drawn = files.read_json(samples / "manifest.json")
-    weights = drawn["choices"]["model"]["weights"]
-    commit = rendered["facts"].get("source_revision")
+    rendered = manifests.read_manifest(prompts)
+    drawn = manifests.read_manifest(samples)
+    prompt_facts = PromptFacts.parse(rendered.facts, str(prompts / "manifest.json"))
+    answer_facts = AnswerFacts.parse(drawn.facts, str(samples / "manifest.json"))
+    weights = drawn.choices["model"]["weights"]
+    commit = prompt_facts.source_revision
     # Attempts before a crash or a resume may have drawn with other versions.
     timing = samples / "timing.json"
     attempts = files.read_json(timing).get("versions", []) if timing.exists() else []
-    return {
-        "recipe": recipe.name,
-        "model": {
-            "source": _public(recipe.model.source),
-            "revision": rendered["facts"].get("model"),
-            "weights": " ".join(f"{kind} {value}" for kind, value in weights.items()),
-            "dtype": recipe.model.dtype,
-        },
-        "tokenizer_sha256": rendered["facts"].get("tokenizer"),
-        "chat_template_sha256": rendered["facts"].get("chat_template"),
-        "template_date": rendered["facts"].get("template_date"),
-        "prompts": {
-            "source": _home(recipe.prompts.source, commit),
-            "identity": rendered["choices"]["source"],
-            "revision": commit,
-            "license": license_of(recipe),
-            "mode": recipe.prompts.mode,
-            "rows": rendered["facts"]["rows"],
-        },
-        "decoding": {
-            "temperature": sample.temperature,
-            "top_k": sample.top_k,
-            "top_p": sample.top_p,
-            "max_tokens": sample.max_tokens,
-            "samples_per_prompt": sample.samples_per_prompt,
-        },
-        "not_drawn": len(drawn["facts"].get("failed", ())),
-        "seed": recipe.seed,
-        "fingerprints": {
-            path.name: manifest["fingerprint"]
-            for path, manifest in ((prompts, rendered), (samples, drawn))
-        },
-        "versions": _every_version([*attempts, drawn["versions"]]),
-        "sampled_at": drawn["finished_at"],
-    }
+    return Provenance(
+        recipe=recipe.name,
+        model=ModelOrigin(
+            source=_public(recipe.model.source),
+            revision=prompt_facts.model,
+            weights=" ".join(f"{kind} {value}" for kind, value in weights.items()),
+            dtype=recipe.model.dtype,
+        ),
+        tokenizer_sha256=prompt_facts.tokenizer,
+        chat_template_sha256=prompt_facts.chat_template,
+        template_date=prompt_facts.template_date,
+        prompts=PromptOrigin(
+            source=_home(recipe.prompts.source, commit),
+            identity=rendered.choices["source"],
+            revision=commit,
+            license=license_of(recipe),
+            mode=recipe.prompts.mode,
+            rows=prompt_facts.rows,
+        ),
+        decoding=SampleDecoding(
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            max_tokens=sample.max_tokens,
+            samples_per_prompt=sample.samples_per_prompt,
+        ),
+        not_drawn=len(answer_facts.failed),
+        seed=recipe.seed,
+        fingerprints={prompts.name: rendered.fingerprint, samples.name: drawn.fingerprint},
+        versions=_every_version([*attempts, drawn.versions]),
+        sampled_at=drawn.finished_at,
+    )
 
 
 def _home(source: str, commit: str | None) -> str:
@@ -114,11 +117,11 @@ def license_of(recipe: Recipe) -> str:
     return recipe.prompts.license or LICENSES.get(recipe.prompts.source, "unknown")
 
 
-def card(recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return README.md of a data set, from facts of `prompts`, `contamination` and `dataset`."""
+def card(recipe: Recipe, branch: TrainedModel, facts: DataFacts) -> str:
+    """Return README.md of a data set."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    rows = facts["dataset"]["rows"]
+    rows = facts.dataset.rows
     data = DatasetCardData(
         pretty_name=(
             f"Self-samples of {Path(recipe.model.source).name} ({recipe.name}, {branch.name})"
@@ -136,11 +139,11 @@ def card(recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, 
             recipe=recipe,
             branch=branch,
             sample=branch.sample,
-            prompts=facts["prompts"],
-            dataset=facts["dataset"],
-            health=facts["dataset"]["health"],
-            provenance=facts["dataset"]["provenance"],
-            contamination=facts["contamination"],
+            prompts=facts.prompts,
+            dataset=facts.dataset,
+            health=facts.dataset.health,
+            provenance=facts.dataset.provenance,
+            contamination=facts.contamination,
             license=license_of(recipe),
             shards=SHARDS,
             columns={"dataset": arrow_schema(Example), "samples": arrow_schema(Completion)},

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ssd_ray.artifacts.dataset_facts import DatasetFacts
+from ssd_ray.artifacts.facts import ContaminationFacts, PromptFacts
 from ssd_ray.config import Recipe
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting.plots.health_plots import health_pictures, shares
@@ -136,21 +138,28 @@ def section(health: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def health_page(
-    recipe: Recipe, branch: TrainedModel, facts: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """Return health.html of a data set, from facts of `prompts`, `contamination` and `dataset`."""
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """Facts on a data set, for its pages."""
+
+    prompts: PromptFacts
+    contamination: ContaminationFacts
+    dataset: DatasetFacts
+
+
+def health_page(recipe: Recipe, branch: TrainedModel, facts: DataFacts) -> str:
+    """Return health.html of a data set."""
     template = environment().get_template("health.html.j2")
     return template.render(
         recipe=recipe,
         branch=branch,
         sample=branch.sample,
-        dataset=facts["dataset"],
-        contamination=facts["contamination"],
-        prompts=facts["prompts"],
-        prompts_dropped=facts["prompts"]["dropped"],
-        provenance=list(_leaves(facts["dataset"]["provenance"])),
-        **section(facts["dataset"]["health"]),
+        dataset=facts.dataset,
+        contamination=facts.contamination,
+        prompts=facts.prompts,
+        prompts_dropped=facts.prompts.dropped or {},
+        provenance=list(_leaves(facts.dataset.document()["provenance"])),
+        **section(facts.dataset.document()["health"]),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.facts import ReportFacts
 from ssd_ray.config import Recipe, arms, fields
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting import health, words
@@ -44,7 +45,7 @@ class Choice:
     source: str
 
 
-def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> dict[str, Any]:
+def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> ReportFacts:
     """Fill the claimed directory `out` and return its facts, the headline estimates.
 
     Args:
@@ -92,9 +93,9 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
         for profile in evaluate.profiles
     }
     trained = {branch.name: _trained(run, branch) for branch in arms.branches(recipe)}
-    contamination = manifests.load(run / "contamination").facts
+    contamination = manifests.read_manifest(run / "contamination").facts
     scores = tables.scores(recipe, by_profile, trained, contamination)
-    scores["problems_left_out"] = manifests.load(run / "benchmark").facts.get(
+    scores["problems_left_out"] = manifests.read_manifest(run / "benchmark").facts.get(
         "problems_left_out", []
     )
     return scores, by_profile[evaluate.profiles[0]]
@@ -104,7 +105,7 @@ def _trained(run: Path, branch: TrainedModel) -> tables.Trained:
     """Return samples, loss, held-out measures and facts of a trained model."""
     named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
     facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
-    facts["checkpoint"] = manifests.load(run / branch.checkpoint).facts
+    facts["checkpoint"] = manifests.read_manifest(run / branch.checkpoint).facts
     checkpoint = run / branch.checkpoint
     return (
         counts.sample_counts(run / branch.samples),
@@ -114,21 +115,17 @@ def _trained(run: Path, branch: TrainedModel) -> tables.Trained:
     )
 
 
-def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the estimates of the headline metric: {metric: {benchmark: {arm: share or None}}}.
-
-    An estimate is None if the score is refused.
-    """
+def headline(scores: Mapping[str, Any]) -> ReportFacts:
+    """Return the estimates of the headline metric; None if the score is refused."""
     metric = scores["headline"]
-    return {
-        metric: {
-            benchmark: {
-                arm: None if table["score"][metric] is None else table["score"][metric]["estimate"]
-                for arm, table in groups["all"]["arms"].items()
-            }
-            for benchmark, groups in scores["benchmarks"].items()
+    estimates = {
+        benchmark: {
+            arm: None if table["score"][metric] is None else table["score"][metric]["estimate"]
+            for arm, table in groups["all"]["arms"].items()
         }
+        for benchmark, groups in scores["benchmarks"].items()
     }
+    return ReportFacts(metric=metric, estimates=estimates)
 
 
 def render(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ssd_ray.artifacts.facts import BadRow
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks.files import Row, RowError, list_files, read_rows
 from ssd_ray.schema import Completion, Problem
@@ -34,7 +35,7 @@ class Completions:
     """Collect bad rows in `bad_rows`, instead of raising a UserError at the first."""
     num_left_out: int = 0
     """Completions of `left_out` problems; complete after the iteration."""
-    bad_rows: list[tuple[str, int, str]] = field(default_factory=list)
+    bad_rows: list[BadRow] = field(default_factory=list)
     """File, row and reason; complete after the iteration."""
 
     def __iter__(self) -> Iterator[Completion]:
@@ -63,7 +64,8 @@ class Completions:
                         raise UserError(
                             f"{file}, row {number}: {error} (--skip-bad-rows leaves such rows out)"
                         ) from error
-                    self.bad_rows.append((str(file), number, str(error)))
+                    bad = BadRow(file=str(file), row=number, reason=str(error))
+                    self.bad_rows.append(bad)
                     continue
                 seen.add(key)
                 yield completion

@@ -21,6 +21,7 @@ from typing import Any
 
 from ssd_ray.artifacts import files, manifests, slices
 from ssd_ray.artifacts.directory_lock import locked
+from ssd_ray.artifacts.facts import CompletionFileFacts, ProblemFileFacts, VerdictFacts
 from ssd_ray.artifacts.identity import Identity, revision_of, staleness
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
 from ssd_ray.cluster import import_path
@@ -85,29 +86,23 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         manifests.make(
             benchmark, identities["benchmark"], lambda out: _benchmark(job, out, progress)
         )
-        made = manifests.make(
-            completions, identities["completions"], lambda out: _completions(job, out)
-        )
-        total = int(made.facts["rows"])
+        manifests.make(completions, identities["completions"], lambda out: _completions(job, out))
+        completion_facts = manifests.load_facts(completions, CompletionFileFacts)
+        total = completion_facts.rows
         if manifests.state_of(verdicts, identities["verdicts"]) == "complete" and is_open(verdicts):
             manifests.reopen(verdicts)
-        graded = manifests.make(
+        manifests.make(
             verdicts,
             identities["verdicts"],
             lambda out: _verdicts(job, out, total, content, progress),
         )
-        problems = {
-            **manifests.load(benchmark).facts,
-            "completions_left_out": made.facts.get("left_out", 0),
-        }
-        bad_rows = [*problems["bad_rows"], *made.facts["bad_rows"]]
+        counted = scores.Counted(
+            problems=manifests.load_facts(benchmark, ProblemFileFacts),
+            completions=completion_facts,
+            verdicts=manifests.load_facts(verdicts, VerdictFacts),
+        )
         return scores.write(
-            job.out,
-            graded.facts,
-            problems,
-            bad_rows,
-            rules,
-            max_infrastructure_errors=job.max_infrastructure_errors,
+            job.out, counted, rules, max_infrastructure_errors=job.max_infrastructure_errors
         )
 
 
@@ -154,7 +149,7 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
         )
 
 
-def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
+def _benchmark(job: Job, out: Path, progress: Progress) -> ProblemFileFacts:
     """Write the problems with sound tests; return facts with the others."""
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
     if loaded.format == "evalplus":
@@ -175,7 +170,7 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
         progress.say(line)
     for start in range(0, len(rows), _SHARD_ROWS):
         write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
-    bad_rows = [asdict(bad) for bad in loaded.bad_rows]
+    bad_rows = tuple(loaded.bad_rows)
     progress.say(
         f"{len(rows)} problems, format {'your own' if loaded.format == 'rows' else loaded.format}"
         + (f", {len(bad_rows)} bad rows left out" if bad_rows else "")
@@ -184,25 +179,23 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> dict[str, Any]:
         progress.say(
             f"{loaded.num_public_only} problems have public tests only: their scores are too high"
         )
-    return {
-        "rows": len(rows),
-        "format": loaded.format,
-        "public_only": loaded.num_public_only,
-        "bad_rows": bad_rows,
-        "tests_left_out": left_out,
-        "problems_left_out": problems_left_out,
-    }
+    return ProblemFileFacts(
+        rows=len(rows),
+        format=loaded.format,
+        public_only=loaded.num_public_only,
+        bad_rows=bad_rows,
+        tests_left_out=tuple(left_out),
+        problems_left_out=problems_left_out,
+    )
 
 
-def _completions(job: Job, out: Path) -> dict[str, Any]:
+def _completions(job: Job, out: Path) -> CompletionFileFacts:
     """Write the completions in shards; return facts with the bad rows."""
     problems = {
         problem.problem_id: problem for problem in read_rows(job.out / "benchmark", Problem)
     }
-    left_out = [
-        row["problem_id"]
-        for row in manifests.load(job.out / "benchmark").facts.get("problems_left_out", ())
-    ]
+    benchmark = manifests.load_facts(job.out / "benchmark", ProblemFileFacts)
+    left_out = [problem.problem_id for problem in benchmark.problems_left_out]
     loaded = open_completions(
         job.completions, problems, skip_bad_rows=job.skip_bad_rows, left_out=left_out
     )
@@ -221,18 +214,15 @@ def _completions(job: Job, out: Path) -> dict[str, Any]:
             f"{job.completions}: no completion in it that can be graded "
             f"({len(loaded.bad_rows)} bad rows)"
         )
-    bad_rows = [
-        {"file": file, "row": row, "reason": reason} for file, row, reason in loaded.bad_rows
-    ]
-    return {
-        "rows": count,
-        "content": loaded.content,
-        "bad_rows": bad_rows,
-        "left_out": loaded.num_left_out,
-    }
+    return CompletionFileFacts(
+        rows=count,
+        content=loaded.content,
+        bad_rows=tuple(loaded.bad_rows),
+        left_out=loaded.num_left_out,
+    )
 
 
-def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> dict[str, Any]:
+def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress) -> VerdictFacts:
     """Grade the completions without a verdict; return facts."""
     spec = GradingSpec(
         benchmark=(job.out / "benchmark").resolve(),

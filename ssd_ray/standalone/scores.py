@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssd_ray.artifacts import files, shards
+from ssd_ray.artifacts.facts import CompletionFileFacts, ProblemFileFacts, VerdictFacts
 from ssd_ray.artifacts.shards import read_table
 from ssd_ray.schema import Verdict
 from ssd_ray.statistics.metrics import pass_at_k_matrix, score_interval
@@ -38,11 +40,18 @@ _COLUMNS = {
 """Columns of verdicts.parquet, by their fields of Verdict."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Facts of the three artifacts behind the scores."""
+
+    problems: ProblemFileFacts
+    completions: CompletionFileFacts
+    verdicts: VerdictFacts
+
+
 def write(
     out: Path,
-    facts: Mapping[str, Any],
-    benchmark: Mapping[str, Any],
-    bad_rows: Sequence[Mapping[str, Any]],
+    counted: Counted,
     rules: Mapping[str, Any],
     *,
     max_infrastructure_errors: float,
@@ -57,18 +66,25 @@ def write(
       with their completions.
     """
     _write_table(out)
+    graded = counted.verdicts
+    problems = counted.problems
+    bad_rows = (*problems.bad_rows, *counted.completions.bad_rows)
     scores: dict[str, Any] = {
-        key: facts[key] for key in ("rows", "outcomes", "reasoning", "profile", "sandbox_level")
+        "rows": graded.rows,
+        "outcomes": graded.outcomes,
+        "reasoning": graded.reasoning,
+        "profile": graded.profile,
+        "sandbox_level": graded.sandbox_level,
+        "rules": dict(rules),
+        "confidence": CONFIDENCE,
+        "bad_rows": [asdict(bad) for bad in bad_rows],
+        "public_only": problems.public_only,
+        "tests_left_out": list(problems.tests_left_out),
+        "problems_left_out": [asdict(problem) for problem in problems.problems_left_out],
+        "completions_left_out": counted.completions.left_out,
     }
-    scores |= {key: facts[key] for key in ("official_grader",) if key in facts}
-    scores |= {"rules": dict(rules), "confidence": CONFIDENCE, "bad_rows": list(bad_rows)}
-    scores |= {
-        "public_only": benchmark["public_only"],
-        "tests_left_out": benchmark["tests_left_out"],
-    }
-    # Directories of older versions lack this fact.
-    scores |= {"problems_left_out": benchmark.get("problems_left_out", [])}
-    scores |= {"completions_left_out": benchmark["completions_left_out"]}
+    if graded.official_grader is not None:
+        scores["official_grader"] = graded.official_grader
     scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
     files.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
     return scores

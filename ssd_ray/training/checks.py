@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssd_ray.artifacts.dataset_facts import TokenizerFacts
 from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
@@ -175,8 +177,10 @@ def check_samples(dataset: Path, model: Path, train: TrainConfig, seed: int) -> 
     split(examples, train.heldout_samples, seed)
 
 
-def _tokenizer_of(dataset: Path) -> dict[str, str]:
+def _tokenizer_of(dataset: Path) -> Mapping[str, str]:
     """Return digests of tokenizer files from a data set's manifest; empty without a manifest."""
     manifest = dataset / "manifest.json"
-    provenance = read_json(manifest)["facts"].get("provenance", {}) if manifest.exists() else {}
-    return provenance.get("tokenizer_sha256") or {}
+    if not manifest.exists():
+        return {}
+    facts = TokenizerFacts.parse(read_json(manifest)["facts"], str(manifest))
+    return facts.provenance.tokenizer_sha256 or {}

@@ -26,6 +26,7 @@ import ray.train
 import torch
 from torch import distributed
 
+from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import write_atomic
 from ssd_ray.cluster import niceness
 from ssd_ray.config import TrainConfig
@@ -287,22 +288,22 @@ def _finish(engine: Any, worker: Worker, job: Job) -> None:
     """Write the facts as `training.json`, the last file of a complete model."""
     lines = read_log(job.out)
     held_out = worker.held_out
-    facts = {
-        "steps": job.train.steps,
-        "first_loss": lines[0]["loss"],
-        "final_loss": lines[-1]["loss"],
-        "response_tokens": sum(line["response_tokens"] for line in lines),
-        "tokens": sum(line["tokens"] for line in lines),
-        "epochs": job.train.steps * job.train.global_batch_size / len(worker.examples),
-        "num_workers": engine.world_size,
-        "heldout_rows": 0 if held_out is None else len(held_out),
-        "heldout_response_tokens": 0 if held_out is None else int(held_out.response_lengths.sum()),
-        "parameters": sum(_size(parameter) for parameter in engine.module.parameters()),
-        "trained_parameters": sum(
+    facts = CheckpointFacts(
+        steps=job.train.steps,
+        first_loss=lines[0]["loss"],
+        final_loss=lines[-1]["loss"],
+        response_tokens=sum(line["response_tokens"] for line in lines),
+        tokens=sum(line["tokens"] for line in lines),
+        epochs=job.train.steps * job.train.global_batch_size / len(worker.examples),
+        num_workers=engine.world_size,
+        heldout_rows=0 if held_out is None else len(held_out),
+        heldout_response_tokens=0 if held_out is None else int(held_out.response_lengths.sum()),
+        parameters=sum(_size(parameter) for parameter in engine.module.parameters()),
+        trained_parameters=sum(
             _size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad
         ),
-    }
-    write_atomic(job.out / export.FINISHED, json.dumps(facts, indent=1))
+    )
+    write_atomic(job.out / export.FINISHED, json.dumps(facts.document(), indent=1))
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -31,6 +31,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig
 
+from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import digest, read_json
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
@@ -49,14 +50,12 @@ from ssd_ray.training.worker_group import GracefulStop, SizedTrainer, sizes
 POLL_S = 0.5
 
 
-def train(job: Job, progress: Progress) -> dict[str, Any]:
+def train(job: Job, progress: Progress) -> CheckpointFacts:
     """Fine-tune `job.model` on `job.dataset` into `job.out` and return the facts.
 
     - Training resumes from the latest state of an earlier attempt. Ray must be initialized.
     - Afterwards `job.out` is a Hugging Face directory with `loss.jsonl` (a line a step) and
       `training.json` (the facts).
-    - Facts: steps, first_loss, final_loss, response_tokens, tokens, epochs, num_workers,
-      heldout_rows, heldout_response_tokens, parameters, trained_parameters.
 
     Raises:
         UserError: the model, the data or a choice makes training impossible.
@@ -78,7 +77,8 @@ def train(job: Job, progress: Progress) -> dict[str, Any]:
         ):
             _run(job, progress)
     shutil.rmtree(job.out / resume.RESUME, ignore_errors=True)
-    return read_json(job.out / export.FINISHED)
+    path = job.out / export.FINISHED
+    return CheckpointFacts.parse(read_json(path), str(path))
 
 
 def _first_step(job: Job) -> int:

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray.artifacts import files, manifests, shards
+from ssd_ray.artifacts.facts import Facts, RowFacts
 from ssd_ray.artifacts.manifests import Identity
+from ssd_ray.artifacts.shards import ShardFile
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.schema import Completion, Problem, Test, arrow_schema, from_table, to_table
 
@@ -39,7 +41,7 @@ def test_an_artifact_goes_from_missing_over_partial_to_complete(tmp_path: Path) 
     assert manifests.state_of(out, IDENTITY) == "missing"
     assert manifests.claim(out, IDENTITY) is None
     assert manifests.state_of(out, IDENTITY) == "partial"
-    sealed = manifests.seal(out, IDENTITY, {"rows": 0})
+    sealed = manifests.seal(out, IDENTITY, RowFacts(rows=0))
     assert manifests.state_of(out, IDENTITY) == "complete"
     assert manifests.claim(out, IDENTITY) == sealed == manifests.load(out)
 
@@ -48,10 +50,10 @@ def test_a_complete_artifact_is_not_remade(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):
         artifact = manifests.make(
-            tmp_path / "a", IDENTITY, lambda out: calls.append(out) or {"rows": 3}
+            tmp_path / "a", IDENTITY, lambda out: calls.append(out) or RowFacts(rows=3)
         )
     assert len(calls) == 1
-    assert artifact.facts == {"rows": 3}
+    assert manifests.load_facts(artifact.path, RowFacts) == RowFacts(rows=3)
 
 
 def test_leftovers_of_a_killed_write_do_not_block_a_claim(
@@ -65,9 +67,9 @@ def test_leftovers_of_a_killed_write_do_not_block_a_claim(
 
 
 def test_a_shard_added_to_a_complete_artifact_is_refused(tmp_path: Path) -> None:
-    def write(out: Path) -> dict[str, int]:
+    def write(out: Path) -> RowFacts:
         shards.write_shard(out, "one", [_completion("p")], Completion)
-        return {"rows": 1}
+        return RowFacts(rows=1)
 
     manifests.make(tmp_path / "a", IDENTITY, write)
     shards.write_shard(tmp_path / "a", "two", [_completion("q")], Completion)
@@ -98,7 +100,7 @@ def test_an_attempt_that_made_nothing_leaves_no_claim(tmp_path: Path) -> None:
 def test_a_shard_cut_in_half_is_named(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
     path = shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    manifests.seal(tmp_path / "a", IDENTITY, {})
+    manifests.seal(tmp_path / "a", IDENTITY, Facts())
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"one\.parquet is missing or was changed"):
         manifests.load(tmp_path / "a")
@@ -133,7 +135,7 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(
 def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
     shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
-    manifests.seal(tmp_path / "a", IDENTITY, {})
+    manifests.seal(tmp_path / "a", IDENTITY, Facts())
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert [shard["name"] for shard in manifest["shards"]] == ["one.parquet"]
     assert len(manifest["shards"][0]["sha256"]) == 64
@@ -147,19 +149,15 @@ def test_an_artifact_with_an_unknown_shard_is_not_complete(
     out = tmp_path / "a"
     manifests.claim(out, IDENTITY)
     path = shards.write_shard(out, "one", [_completion("p")], Completion)
-    facts = {
-        "rows": 1,
-        manifests.SHARDS: [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": "as recorded"}
-        ],
-    }
+    recorded = ShardFile(name=path.name, bytes=path.stat().st_size, sha256="as recorded")
+    facts = RowFacts(rows=1, shards=(recorded,))
     shards.write_shard(out, "two", [_completion("p")], Completion)
     with pytest.raises(InfrastructureError, match=r"two\.parquet appeared in .* run again"):
         manifests.seal(out, IDENTITY, facts)
     assert manifests.state_of(out, IDENTITY) == "partial"
     (out / "two.parquet").unlink()
     assert manifests.seal(out, IDENTITY, facts) == manifests.load(out)
-    assert manifests.load(out).facts == {"rows": 1}
+    assert manifests.read_manifest(out).facts == {"rows": 1}
     assert json.loads((out / "manifest.json").read_text())["shards"][0]["sha256"] == "as recorded"
 
 

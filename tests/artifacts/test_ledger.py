@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_ray.artifacts import ledger, manifests, shards
+from ssd_ray.artifacts.facts import AnswerFacts
 from ssd_ray.artifacts.ledger import Arrivals, Failure, Span
 from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import UserError
@@ -53,12 +54,13 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
     assert found.coverage == {"prompts-0": [(0, 6)]}
     assert found.positions == 6
     assert found.moved == ()
-    assert found.facts() == {
+    assert AnswerFacts.of(found, engine_losses=0).document() == {
         "rows": 5,
         "prompt_tokens": 10,
         "output_tokens": 5,
         "finish_reasons": {"stop": 5},
-        "failed": [{"prompt_id": "p", "sample_index": 5, "reason": "refused"}],
+        "failed": ({"prompt_id": "p", "sample_index": 5, "reason": "refused"},),
+        "engine_losses": 0,
     }
     assert [row.seed for row in shards.read_rows(tmp_path, Completion)] == [0, 1, 2, 3, 4]
 

@@ -4,6 +4,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.facts import Facts
 from ssd_ray.cli import plan
 from ssd_ray.config import arms
 from ssd_ray.errors import UserError
@@ -164,7 +165,7 @@ def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch
     )
     *steps, report = graph.steps(recipe)
     for step in steps:
-        manifests.make(tmp_path / step.name, step.identity, lambda out: {})
+        manifests.make(tmp_path / step.name, step.identity, lambda out: Facts())
         files.write_atomic(
             tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}'
         )

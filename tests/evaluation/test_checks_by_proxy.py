@@ -746,7 +746,7 @@ def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
     names = [row["task_id"] for row in rows]
     job, scores = grade(tmp_path, rows, [*names, *names])
     assert scores["outcomes"] == {"accepted": 4}
-    assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == names[1:-1]
+    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == names[1:-1]
     for number, left_out in enumerate(scores["problems_left_out"], start=2):
         assert left_out["problem_id"] in left_out["reason"]
         assert left_out["place"] == f"{job.problems}, row {number}"
@@ -761,9 +761,7 @@ def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
 def test_rows_without_references_are_tried_to_the_first_call(bad, tmp_path):
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     _, scores = grade(tmp_path, [good, bad], ["good", bad["problem_id"]])
-    assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == [
-        bad["problem_id"]
-    ]
+    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == [bad["problem_id"]]
     assert scores["outcomes"] == {"accepted": 1}
 
 
@@ -791,7 +789,7 @@ def test_an_endless_check_is_tried_once_and_left_out(tmp_path, monkeypatch):
     )
     endless = row("endless", "def check(candidate):\n    while True: pass\n")
     _, scores = grade(tmp_path, [row("good", GOOD), endless], ["own/good", "own/endless"])
-    assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == ["own/endless"]
+    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == ["own/endless"]
 
 
 def test_a_check_that_its_reference_passed_is_not_tried_again(tmp_path, monkeypatch):
@@ -834,7 +832,7 @@ def test_an_oversized_output_spares_the_other_problems(tmp_path, monkeypatch):
     }
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     _, scores = grade(tmp_path, [large, good], ["large", "good"])
-    assert [left_out["problem_id"] for left_out in scores["problems_left_out"]] == ["large"]
+    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == ["large"]
 
 
 @pytest.mark.parametrize(
@@ -878,12 +876,12 @@ def test_a_run_leaves_broken_problems_out_and_reports_them(tmp_path, capsys):
     facts = step.make(
         tmp_path / "run" / "benchmark", RunContext(recipe, tmp_path / "run", LineProgress())
     )
-    assert facts["rows"] == 1
-    assert [left_out["problem_id"] for left_out in facts["problems_left_out"]] == [
+    assert facts.rows == 1
+    assert [left_out.problem_id for left_out in facts.problems_left_out] == [
         "own/no-call",
         "own/import",
     ]
-    assert all(left_out["place"].startswith(str(path)) for left_out in facts["problems_left_out"])
+    assert all(left_out.place.startswith(str(path)) for left_out in facts.problems_left_out)
     assert "left out: problem own/no-call cannot be graded" in capsys.readouterr().err
     path.write_text(json.dumps(BROKEN["import"]) + "\n")
     with pytest.raises(UserError, match=r"no problem can be graded.*own/import"):

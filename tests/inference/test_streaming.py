@@ -138,10 +138,10 @@ def test_every_key_comes_out_once(
     shown = _shown(monkeypatch)
     facts = _draw(source, tmp_path / "out")
     _check_whole(tmp_path / "out")
-    assert [shard["name"] for shard in facts.pop("shards")] == [
+    assert [shard.name for shard in facts.shards] == [
         path.name for path in shards.shard_paths(tmp_path / "out")
     ]
-    assert facts == {
+    assert facts.document() == {
         "rows": 40,
         "prompt_tokens": 80,
         "output_tokens": 120,
@@ -286,7 +286,7 @@ def test_a_crashed_engine_is_replaced_and_counted(source: Path, tmp_path: Path) 
     said = Said()
     facts = _draw(source, tmp_path / "out", engine, progress=said)
     _check_whole(tmp_path / "out")
-    assert facts["engine_losses"] == 1
+    assert facts.engine_losses == 1
     assert any("1 engine crashed" in line for line in said.lines)
 
 
@@ -311,7 +311,7 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
     facts = _draw(source, out, functools.partial(TimedEngine, 0.1), engines=1)
     thread.join(5)
     _check_whole(out)
-    assert facts["engine_losses"] == 0, "it ended by itself"
+    assert facts.engine_losses == 0, "it ended by itself"
     assert len(ended) == 1
     assert 4 <= ended[0].rows < 40
 
@@ -346,7 +346,7 @@ def test_units_returned_late_by_a_draining_engine_go_to_others(
     facts = _draw(source, out, functools.partial(TimedEngine, 0.4), shard_rows=7)
     thread.join(5)
     _check_whole(out)
-    assert facts["engine_losses"] == 0
+    assert facts.engine_losses == 0
     assert len(noted) == 1
     assert len(runs) == 1, "the pool was not started again"
     assert units_of(noted[0]) <= drawn[0] + 2, (
@@ -361,16 +361,16 @@ def test_prompts_that_crash_engines_are_left_out_alone(
     engine = functools.partial(MortalEngine, kills=frozenset({7}), refuses=frozenset({3}))
     facts = _draw(source, tmp_path / "out", engine, progress=said)
     _check_whole(tmp_path / "out", without=frozenset({3, 7}))
-    keys = [(failure["prompt_id"], failure["sample_index"]) for failure in facts["failed"]]
+    keys = [(failure.prompt_id, failure.sample_index) for failure in facts.failed]
     assert keys == [("p3", 0), ("p3", 1), ("p7", 0), ("p7", 1)]
-    assert {failure["reason"] for failure in facts["failed"][:2]} == {
+    assert {failure.reason for failure in facts.failed[:2]} == {
         "refused 3 times: ValueError: no answer to 3"
     }
-    assert "alone" in facts["failed"][2]["reason"]
-    assert facts["rows"] == 36
+    assert "alone" in facts.failed[2].reason
+    assert facts.rows == 36
     assert any("prompt 'p7' is left out" in line for line in said.lines)
     assert shown["ssd_ray_answers_failed"][-1] == 4
-    assert shown["ssd_ray_retries"][-1] >= 2 * 2 + facts["engine_losses"], (
+    assert shown["ssd_ray_retries"][-1] >= 2 * 2 + facts.engine_losses, (
         "two more tries of each refused answer, and p7's"
     )
 
@@ -387,8 +387,8 @@ def test_a_crash_at_the_first_step_loses_no_prompt(source: Path, tmp_path: Path)
     )
     _check_whole(tmp_path / "out")
     assert len(list((tmp_path / "actors").iterdir())) == 2
-    assert facts["failed"] == []
-    assert 4 <= facts["engine_losses"] <= 6
+    assert facts.failed == ()
+    assert 4 <= facts.engine_losses <= 6
     assert any(
         "times in a row without an answer while others answer" in line for line in said.lines
     )

@@ -18,6 +18,7 @@ import pytest
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, identity, lineage, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
+from ssd_ray.artifacts.facts import EvalPromptFacts, Facts, PromptFacts
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline.context import RunContext
@@ -78,8 +79,9 @@ def test_prompts_record_and_keep_the_commit_of_their_data_set(
         tmp_path,
         LineProgress(),
     )
-    facts = {made.path.name: made.facts for made in run.make("render")}["prompts"]
-    assert facts["source_revision"] == "first"
+    run.make("render")
+    facts = manifests.load_facts(run.out / "prompts", PromptFacts)
+    assert facts.source_revision == "first"
     assert (tmp_path / "prompts-revision").read_text() == "rstar-coder first\n"
     assert [row.statement for row in shards.read_rows(tmp_path / "prompts", Prompt)] == [
         "Print first."
@@ -261,7 +263,7 @@ def test_sampling_starts_once_a_few_prompts_are_checked(
     assert not ended()
     for name in ("benchmark", "prompts", "contamination", "eval-prompts"):
         assert not ended()
-        manifests.make(tmp_path / name, steps[name].identity, lambda out: {})
+        manifests.make(tmp_path / name, steps[name].identity, lambda out: Facts())
     assert ended()
     run._context.stopped.set()
     with pytest.raises(InfrastructureError, match="the run was stopped"):
@@ -271,7 +273,7 @@ def test_sampling_starts_once_a_few_prompts_are_checked(
 def _samples(run: Path, identity: manifests.Identity, text: str) -> Path:
     """Complete samples of one answer."""
 
-    def write(out: Path) -> dict[str, int]:
+    def write(out: Path) -> Facts:
         answer = {
             "prompt_token_ids": (1,),
             "output_token_ids": (2,),
@@ -282,7 +284,7 @@ def _samples(run: Path, identity: manifests.Identity, text: str) -> Path:
         shards.write_shard(
             out, "prompts-00000000.00000000-00000001", [Completion(**key, **answer)], Completion
         )
-        return {}
+        return Facts()
 
     return manifests.make(run / "samples", identity, write).path
 
@@ -304,7 +306,7 @@ def test_a_data_set_is_remade_only_for_other_samples(tmp_path: Path, tiny_llama:
         assert manifests.claim(tmp_path / "dataset", dataset.identity) is None
         lineage.record(tmp_path / "dataset", {"samples": there})
         if state == "complete":
-            manifests.seal(tmp_path / "dataset", dataset.identity, {})
+            manifests.seal(tmp_path / "dataset", dataset.identity, Facts())
         shutil.rmtree(there)
         _samples(tmp_path, samples.identity, "one")  # drawn again, to the same
         assert _settled(run, dataset) == state
@@ -366,7 +368,8 @@ def test_a_model_without_a_template_runs_in_release_mode(
         tmp_path / "whole",
         LineProgress(),
     )
-    assert {made.path.name: made.facts["rows"] for made in run.make("render")}["eval-prompts"] == 8
+    run.make("render")
+    assert manifests.load_facts(run.out / "eval-prompts", EvalPromptFacts).rows == 8
     assert [step.name for step, _ in run.states()][:3] == [
         "benchmark",
         "eval-prompts",

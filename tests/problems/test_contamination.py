@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from ssd_ray import progress, recipes
 from ssd_ray.artifacts import manifests, shards
+from ssd_ray.artifacts.facts import BenchmarkOverlaps
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import graph
 from ssd_ray.problems import sources
@@ -317,8 +317,8 @@ def test_an_overlap_is_refused_by_default_with_a_remedy(tmp_path: Path) -> None:
         check(*places, "refuse", out=tmp_path / "out")
     assert "prompts.contamination=drop" in str(e.value)
     facts = check(*places, "allow", out=tmp_path / "out")
-    assert (facts["rows"], facts["contaminated"]) == (2, 1)
-    assert facts["benchmarks"] == {"bench": {"problems": 2, "contaminated": 1}}
+    assert (facts.rows, facts.contaminated) == (2, 1)
+    assert facts.benchmarks == {"bench": BenchmarkOverlaps(problems=2, contaminated=1)}
     (line,) = map(json.loads, (tmp_path / "out" / "overlaps.jsonl").read_text().splitlines())
     assert (line["prompt_id"], line["problem_id"], line["share"]) == ("p1", "bench/7", 1.0)
     assert line["length"] == "13 words"
@@ -340,7 +340,7 @@ def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     prompts, benchmark = _artifacts(
         tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)]
     )
-    monkeypatch.setattr(manifests, "load", lambda path: SimpleNamespace(facts={"rows": 3}))
+    monkeypatch.setattr(manifests, "load_facts", lambda path, kind: kind(rows=3))
     monkeypatch.setattr(progress, "_QUICK_S", 0.0)
     said: list[str] = []
     lines = progress.LineProgress()

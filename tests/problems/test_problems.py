@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.facts import EvalPromptFacts
 from ssd_ray.config import EvaluateConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.problems import sources
@@ -489,7 +490,8 @@ def test_the_token_ids_are_those_of_the_text(tmp_path: Path) -> None:
     (prompt,) = shards.read_rows(tmp_path, Prompt)
     assert tiny_tokenizer().decode(prompt.token_ids) == prompt.text
     length = len(prompt.token_ids)
-    assert facts == {"rows": 1, "tokens": length, "longest": length, "skipped": 0, "truncated": 0}
+    counts = {"rows": 1, "tokens": length, "longest": length, "skipped": 0, "truncated": 0}
+    assert facts == EvalPromptFacts(**counts)
 
 
 def test_a_prompt_without_room_for_an_answer_is_named(
@@ -517,7 +519,8 @@ def test_a_long_prompt_is_skipped_or_cut_and_counted(
                 max_model_len=20, answer_tokens=answer_tokens, over_length="truncate-left"
             ),
         )
-        assert facts == {"rows": 1, "tokens": kept, "longest": kept, "skipped": 0, "truncated": 1}
+        counts = {"rows": 1, "tokens": kept, "longest": kept, "skipped": 0, "truncated": 1}
+        assert facts == EvalPromptFacts(**counts)
         (cut,) = shards.read_rows(out, Prompt)
         assert cut.token_ids == whole.token_ids[-kept:]
     with pytest.raises(UserError, match=r"all 1 prompts are too long for model.max_model_len 20"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ssd_ray import models, recipes
-from ssd_ray.artifacts import shards
+from ssd_ray.artifacts import manifests, shards
 from ssd_ray.config import ModelConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading, templates
@@ -71,8 +71,8 @@ def _recipe(model: Path, *chosen: str) -> Any:
 
 def _rendered(model: Path, out: Path, *chosen: str) -> dict[str, Any]:
     """Render the prompts of a run; return the facts of each artifact."""
-    made = Run(_recipe(model, *chosen), out, LineProgress()).make("render")
-    return {artifact.path.name: artifact.facts for artifact in made}
+    artifacts = Run(_recipe(model, *chosen), out, LineProgress()).make("render")
+    return {made.path.name: manifests.read_manifest(made.path).facts for made in artifacts}
 
 
 def _prompts(out: Path) -> list[Prompt]:

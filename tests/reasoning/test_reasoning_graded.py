@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.dataset_facts import DatasetFacts
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
@@ -243,8 +245,8 @@ def test_no_forged_text_has_a_draft_graded(benchmark: Path) -> None:
 # Data health.
 
 
-def _kinds(facts: dict[str, Any]) -> dict[str, int]:
-    return {name: found["rows"] for name, found in facts["health"]["classes"].items()}
+def _kinds(facts: DatasetFacts) -> dict[str, int]:
+    return {name: found.rows for name, found in facts.health.classes.items()}
 
 
 def test_health_counts_from_the_ids(tmp_path: Path) -> None:
@@ -274,17 +276,17 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
     for name, made in (("before", rows), ("now", [_now(GPT_OSS, row) for row in rows])):
         shards.write_shard(tmp_path / name, "a", made, Completion)
         facts = prepare(tmp_path / name, choices, reading, out=tmp_path / f"{name}-out")
-        del facts["health"]["examples"]  # texts, which hold the marks since they are kept
-        found.append(facts)
-        assert facts["health"]["reasoning"] == {"none": 1, "ended": 2, "unfinished": 2}
-        assert facts["health"]["other_language"]["rows"] == 1
+        # Examples are texts, which hold the marks since they are kept.
+        found.append(replace(facts, health=replace(facts.health, examples={})))
+        assert facts.health.reasoning == {"none": 1, "ended": 2, "unfinished": 2}
+        assert facts.health.other_language.rows == 1
         assert {name: rows for name, rows in _kinds(facts).items() if rows} == {
             "empty": 1,
             "no_code": 2,
             "cut_off": 2,
             "no_end_token": 2,
         }
-        assert (facts["dropped"]["no_code"], facts["dropped"]["shortest"]) == (2, 1)
+        assert (facts.dropped["no_code"], facts.dropped["shortest"]) == (2, 1)
     assert found[0] == found[1]
     said = {
         reading.where: reading.what.replace("\xa0", " ") for reading in readings(found[0]["health"])

@@ -13,6 +13,9 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.dataset_facts import ClassCount, DatasetFacts, SampleDecoding
+from ssd_ray.artifacts.facts import AnswerFacts
+from ssd_ray.artifacts.ledger import Failure
 from ssd_ray.artifacts.shards import read_rows, shard_paths
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline.run import Run
@@ -49,10 +52,10 @@ def _prepared(
     path.write_text(RECIPE.format(model=model, prompts=prompts))
     run = Run(recipes.load(path), out, LineProgress())
     run.make("render")
-    failures = [
-        {"prompt_id": f"builtin/{number}", "sample_index": 0, "reason": "alone"}
+    failures = tuple(
+        Failure(prompt_id=f"builtin/{number}", sample_index=0, reason="alone")
         for number in range(failed)
-    ]
+    )
     rows = [
         completion(
             row.prompt_id,
@@ -66,7 +69,7 @@ def _prepared(
     step = next(step for step, _ in run.states() if step.name == "samples")
     manifests.claim(out / "samples", step.identity)
     write_samples(out / "samples", rows)
-    manifests.seal(out / "samples", step.identity, {"rows": len(rows), "failed": failures})
+    manifests.seal(out / "samples", step.identity, AnswerFacts(rows=len(rows), failed=failures))
     run.make("prepare")
     return out
 
@@ -168,44 +171,35 @@ def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
 
 
 def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_llama: Path) -> None:
-    facts = manifests.load(prepared / "dataset").facts
-    found = facts["provenance"]
+    found = manifests.load_facts(prepared / "dataset", DatasetFacts).provenance
     digest = hashlib.sha256((tiny_llama / "tokenizer.json").read_bytes()).hexdigest()
-    assert found["tokenizer_sha256"]["tokenizer.json"] == digest
+    assert found.tokenizer_sha256["tokenizer.json"] == digest
     template = json.loads((tiny_llama / "tokenizer_config.json").read_text()).get("chat_template")
     template = template or (tiny_llama / "chat_template.jinja").read_text()
-    assert found["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest()
-    assert found["decoding"] == {
-        "temperature": 1.2,
-        "top_k": 20,
-        "top_p": 0.95,
-        "max_tokens": 96,
-        "samples_per_prompt": 1,
-    }
-    assert found["seed"] == 0
-    assert {"python", "torch", "transformers", "ray", "ssd-ray"} <= set(found["versions"])
-    assert found["fingerprints"]["samples"] == manifests.load(prepared / "samples").fingerprint
+    assert found.chat_template_sha256 == hashlib.sha256(template.encode()).hexdigest()
+    assert found.decoding == SampleDecoding(
+        temperature=1.2, top_k=20, top_p=0.95, max_tokens=96, samples_per_prompt=1
+    )
+    assert found.seed == 0
+    assert {"python", "torch", "transformers", "ray", "ssd-ray"} <= set(found.versions)
+    assert found.fingerprints["samples"] == manifests.load(prepared / "samples").fingerprint
     text = (prepared / "dataset" / "README.md").read_text()
     assert digest in text
-    assert found["chat_template_sha256"] in text
+    assert found.chat_template_sha256 in text
 
 
 def test_the_health_page_is_self_contained_and_shows_the_facts(prepared: Path) -> None:
     page = (prepared / "dataset" / "health.html").read_text()
-    health = manifests.load(prepared / "dataset").facts["health"]
+    health = manifests.load_facts(prepared / "dataset", DatasetFacts).health
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
     assert page.count("data:image/svg+xml;base64,") == 2
-    for name, found in health["classes"].items():
+    for name, found in health.classes.items():
         row = re.search(rf'<tr><th scope="row">{name.replace("_", " ")} .*?</tr>', page)
         assert row is not None
-        assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0])[0] == str(found["rows"])
-    assert health["classes"]["loop"] == {
-        "rows": 1,
-        "tokens": 60,
-        "policy": "mask",
-        "dropped": 0,
-        "masked": 1,
-    }
+        assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0])[0] == str(found.rows)
+    assert health.classes["loop"] == ClassCount(
+        rows=1, tokens=60, policy="mask", dropped=0, masked=1
+    )
     assert "11 of 12 answers end by an end token" in page
 
 
@@ -256,8 +250,8 @@ def test_the_card_names_the_source_of_prompts(
     rendered = files.read_json(prepared / "prompts" / "manifest.json")
     rendered["facts"]["source_revision"] = commit
     files.write_atomic(tmp_path / "manifest.json", json.dumps(rendered))
-    found = provenance(recipe, recipe.sample, tmp_path, prepared / "samples")["prompts"]
-    assert (found["source"], found["revision"]) == (told, commit)
+    found = provenance(recipe, recipe.sample, tmp_path, prepared / "samples").prompts
+    assert (found.source, found.revision) == (told, commit)
 
 
 def test_samples_of_several_versions_list_all_of_them(prepared: Path, tmp_path: Path) -> None:
@@ -276,7 +270,7 @@ def test_samples_of_several_versions_list_all_of_them(prepared: Path, tmp_path: 
     }
     files.write_atomic(tmp_path / "timing.json", json.dumps(timing))
     found = provenance(recipe, recipe.sample, prepared / "prompts", tmp_path)
-    assert found["versions"] == {"vllm": "1 and 2", "ray": "5"}
+    assert found.versions == {"vllm": "1 and 2", "ray": "5"}
 
 
 def test_skipped_and_cut_prompts_are_on_card_and_page(tmp_path: Path, tiny_llama: Path) -> None:

@@ -88,7 +88,7 @@ def test_scores_equal_an_enumeration_of_all_answers(made, shown):
             assert error < found["standard_error"] < 2 * error
         assert arms["base"]["difference"][name] is None
     assert (
-        facts["pass@1"]["builtin"]["ssd"]
+        facts.estimates["builtin"]["ssd"]
         == scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]["estimate"]
     )
 

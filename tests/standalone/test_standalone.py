@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ssd_ray.artifacts import files, identity, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
+from ssd_ray.artifacts.facts import VerdictFacts
 from ssd_ray.cli.app import main
 from ssd_ray.cli.grading import _add_rows
 from ssd_ray.errors import UserError
@@ -458,7 +459,7 @@ def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -
     job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
     scores = grade_files(job, LineProgress())
     assert scores["official_grader"] == dict(GRADER)
-    assert manifests.load(job.out / "verdicts").facts["official_grader"] == dict(GRADER)
+    assert manifests.load_facts(job.out / "verdicts", VerdictFacts).official_grader == dict(GRADER)
     (verdict,) = _verdicts(job)
     assert (
         "official -4, by the stand-in for sys.stdin: it cannot be iterated over;"

@@ -78,7 +78,7 @@ def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
         (out.parent / "facts.json").write_text(
             json.dumps(
                 {
-                    **facts,
+                    **facts.document(),
                     "gpus_free_after": free,
                     "most_nodes": max(noted),
                     "nodes_at_end": nodes(),

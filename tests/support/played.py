@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ import pytest
 
 from ssd_ray import cluster, models, recipes
 from ssd_ray.artifacts import files, shards
+from ssd_ray.artifacts.facts import (
+    AnswerFacts,
+    CheckpointFacts,
+    Facts,
+    Isolation,
+    VerdictFacts,
+)
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.grading import Grade
 from ssd_ray.pipeline.run import Run
@@ -41,7 +48,6 @@ CHOICES = (
     "evaluate.bootstrap_samples=100",
     "train.heldout_samples=0",
 )
-Facts = Mapping[str, Any]
 
 
 class Played:
@@ -92,12 +98,13 @@ class Played:
             if not (out / f"part-{number:05}.parquet").exists():
                 shards.write_shard(out, f"part-{number:05}", part, Completion)
         tokens = sum(len(row.output_token_ids) for row in rows)
-        counts = {
-            "rows": len(rows),
-            "prompt_tokens": sum(len(row.prompt_token_ids) for row in rows),
-            "output_tokens": tokens,
-        }
-        return {**counts, "finish_reasons": {"stop": len(rows)}, "failed": [], "engine_losses": 0}
+        return AnswerFacts(
+            rows=len(rows),
+            prompt_tokens=sum(len(row.prompt_token_ids) for row in rows),
+            output_tokens=tokens,
+            finish_reasons={"stop": len(rows)},
+            engine_losses=0,
+        )
 
     def _answer(self, prompt: Prompt, seed: str) -> Completion:
         number = hashlib.sha256(f"{seed} {self.hardware} {prompt.prompt_id}".encode()).digest()
@@ -130,17 +137,14 @@ class Played:
             if not path.exists() or (spoilt and not number):
                 shards.write_shard(out, path.stem, part, Verdict)
         outcomes = Counter(outcome for (outcome,) in shards.read_columns(out, "outcome"))
-        facts = {
-            "rows": outcomes.total(),
-            "outcomes": dict(outcomes),
-            "profile": step.profile,
-            "sandbox_level": "L1",
-        }
-        return {
-            **facts,
-            "infrastructure_errors": outcomes["infrastructure_error"],
-            "isolation": {"level": "L1", "network": True},
-        }
+        return VerdictFacts(
+            rows=outcomes.total(),
+            outcomes=dict(outcomes),
+            profile=step.profile,
+            sandbox_level="L1",
+            infrastructure_errors=outcomes["infrastructure_error"],
+            isolation=Isolation(level="L1", network=True),
+        )
 
     def _verdict(self, row: Completion, number: int) -> Verdict:
         right = number % 3 == 0 or row.output_token_ids[0] % 2 == 0
@@ -174,16 +178,20 @@ class Played:
                 out / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
             )
             files.write_atomic(out / "model.safetensors", weights)
-            facts = {
-                "steps": 1,
-                "first_loss": 1.0,
-                "final_loss": 0.5 + weights[0] / 512,
-                "response_tokens": 9,
-                "tokens": 9,
-            }
-            facts |= {"epochs": 1.0, "num_workers": 1, "parameters": 9, "trained_parameters": 9}
-            files.write_atomic(out / "training.json", json.dumps(facts))
-        return files.read_json(out / "training.json")
+            facts = CheckpointFacts(
+                steps=1,
+                first_loss=1.0,
+                final_loss=0.5 + weights[0] / 512,
+                response_tokens=9,
+                tokens=9,
+                epochs=1.0,
+                num_workers=1,
+                parameters=9,
+                trained_parameters=9,
+            )
+            files.write_atomic(out / "training.json", json.dumps(facts.document()))
+        path = out / "training.json"
+        return CheckpointFacts.parse(files.read_json(path), str(path))
 
 
 def play(out: str, model: str, number: str) -> None:

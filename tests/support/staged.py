@@ -23,6 +23,7 @@ import pytest
 
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, lineage, manifests, shards
+from ssd_ray.artifacts.facts import Facts, RowFacts, VerdictFacts
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
@@ -45,9 +46,6 @@ ORDER = (
     "report",
 )
 GPU = ("samples", "checkpoint-accepted", "generations/base", "generations/accepted")
-
-
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,7 +178,9 @@ class World:
                 files.write_atomic(out / "scores.json", "\n".join(self._read(name)))
             self._wait([self.out / each / "manifest.json" for each in inputs])
             failed = sum(path.read_text().startswith("failed") for path in shards.shard_paths(out))
-            return {"rows": 2} | ({"infrastructure_errors": failed} if verb == "grade" else {})
+            if verb == "grade":
+                return VerdictFacts(rows=2, infrastructure_errors=failed)
+            return RowFacts(rows=2)
 
         return act
 

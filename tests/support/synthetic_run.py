@@ -11,6 +11,20 @@ from pathlib import Path
 from rich.console import Console
 
 from ssd_ray.artifacts import files, manifests, shards
+from ssd_ray.artifacts.dataset_facts import DatasetFacts, LengthHistogram, Masked
+from ssd_ray.artifacts.facts import (
+    AnswerFacts,
+    BenchmarkFacts,
+    BenchmarkOverlaps,
+    CheckpointFacts,
+    ContaminationFacts,
+    EvalPromptFacts,
+    Isolation,
+    OverlapExample,
+    PromptFacts,
+    TrainingProblemFacts,
+    VerdictFacts,
+)
 from ssd_ray.config import PrepareConfig, Recipe, arms
 from ssd_ray.reporting.page import report
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
@@ -110,23 +124,24 @@ def make_run(
         for source, difficulties in PROBLEMS.items()
         for i, difficulty in enumerate(difficulties)
     ]
-    known = _facts(prompts, samples, examples) if facts else {}
-    health = {"masked": {"rows": 0, "response_tokens": 0}, "health": _health(samples)}
-    write("benchmark", [], Example, {}, 1.5)
-    write("prompts", mutate("prompts", prompts), Prompt, known.get("prompts", {}), 3.2)
+    known = _facts(prompts, samples, examples, _health(samples))
+    if not facts:
+        known = _uncounted(known)
+    write("benchmark", [], Example, BenchmarkFacts(rows=0), 1.5)
+    write("prompts", mutate("prompts", prompts), Prompt, known["prompts"], 3.2)
     write("contamination", [], Example, _contamination(evil), 0.1)
     for branch in arms.branches(chosen):
         names = (branch.samples, branch.dataset, branch.checkpoint)
         if not (path / names[0]).exists():
-            write(names[0], mutate(names[0], samples), Completion, known.get("samples", {}), 80.5)
+            write(names[0], mutate(names[0], samples), Completion, known["samples"], 80.5)
         if branch.verdicts:
-            write("training-problems", [], Example, {}, 0.5)
-            write(branch.verdicts, [], Example, {}, 4.0)
-        write(
-            names[1], mutate(names[1], examples), Example, known.get("dataset", {}) | health, 0.0257
-        )
-        write(names[2], [], Example, known.get("checkpoint", {}), 120.0, losses=True)
-    write("eval-prompts", mutate("eval-prompts", problems), Prompt, {}, 2.0)
+            write("training-problems", [], Example, TrainingProblemFacts(rows=0, tests=0), 0.5)
+            graded = VerdictFacts(rows=0, infrastructure_errors=0)
+            write(branch.verdicts, [], Example, graded, 4.0)
+        write(names[1], mutate(names[1], examples), Example, known["dataset"], 0.0257)
+        write(names[2], [], Example, known["checkpoint"], 120.0, losses=True)
+    posed = mutate("eval-prompts", problems)
+    write("eval-prompts", posed, Prompt, EvalPromptFacts(rows=len(posed)), 2.0)
     made = Made(path=path, recipe=chosen, steps=steps, verdicts={}, completions={})
     decide = outcome or usual_outcome
     for arm in arms.arms(chosen):
@@ -137,12 +152,16 @@ def make_run(
         ]
         verdicts = [_verdict(answer, decide(arm, answer, rng), evil) for answer in answers]
         made.completions[arm], made.verdicts[arm] = answers, verdicts
-        sandbox = {"isolation": {"level": f"namespaces{evil}", "network": False}} if facts else {}
-        write(f"generations/{arm}", mutate(f"generations/{arm}", answers), Completion, {}, 300.0)
+        name = f"generations/{arm}"
+        drawn = mutate(name, answers)
+        write(name, drawn, Completion, AnswerFacts(rows=len(drawn)), 300.0)
+        isolation = Isolation(level=f"namespaces{evil}", network=False) if facts else None
         for profile in chosen.evaluate.profiles:
             name = f"{arms.VERDICTS[profile]}/{arm}"
-            rows = verdicts if profile == chosen.evaluate.profiles[0] else _regraded(verdicts)
-            write(name, mutate(name, rows), Verdict, sandbox, 30.0)
+            regraded = profile != chosen.evaluate.profiles[0]
+            rows = mutate(name, _regraded(verdicts) if regraded else verdicts)
+            counted = VerdictFacts(rows=len(rows), infrastructure_errors=0, isolation=isolation)
+            write(name, rows, Verdict, counted, 30.0)
     return made
 
 
@@ -202,66 +221,85 @@ def _health(samples):
     with tempfile.TemporaryDirectory() as place:
         shards.write_shard(Path(place) / "in", "a", samples, Completion)
         reading = ParseOptions(end_tokens=frozenset(range(50)))
-        return prepare(Path(place) / "in", PrepareConfig(), reading, out=Path(place) / "out")[
-            "health"
-        ]
+        return prepare(Path(place) / "in", PrepareConfig(), reading, out=Path(place) / "out").health
 
 
 def _contamination(evil):
-    example = {
-        "prompt_id": f"{evil}train-001",
-        "benchmark": "builtin",
-        "problem_id": "builtin/01",
-        "share": 0.4,
-        "words": f"a b {evil}",
-        "length": "3 words",
-    }
-    benchmarks = {
-        "builtin": {"problems": 12, "contaminated": 1},
-        "humaneval": {"problems": 12, "contaminated": 0},
-    }
-    counts = {"rows": 40, "contaminated": 1, "policy": "allow", "words": 13}
-    return {**counts, "benchmarks": benchmarks, "examples": [example]}
+    example = OverlapExample(
+        prompt_id=f"{evil}train-001",
+        benchmark="builtin",
+        problem_id="builtin/01",
+        share=0.4,
+        words=f"a b {evil}",
+        length="3 words",
+    )
+    return ContaminationFacts(
+        # The directory of this run holds no shard.
+        rows=40,
+        contaminated=1,
+        policy="allow",
+        words=13,
+        benchmarks={
+            "builtin": BenchmarkOverlaps(problems=12, contaminated=1),
+            "humaneval": BenchmarkOverlaps(problems=12, contaminated=0),
+        },
+        examples=(example,),
+    )
 
 
-def _facts(prompts, samples, examples):
+def _uncounted(known):
+    """The facts of stages that counted only what every version counts."""
+    return {
+        "prompts": PromptFacts(rows=known["prompts"].rows),
+        "samples": AnswerFacts(rows=known["samples"].rows),
+        "dataset": DatasetFacts(
+            rows=known["dataset"].rows,
+            masked=known["dataset"].masked,
+            health=known["dataset"].health,
+        ),
+        "checkpoint": CheckpointFacts(),
+    }
+
+
+def _facts(prompts, samples, examples, health):
     reasons = Counter(sample.finish_reason for sample in samples)
     tokens = sum(len(sample.output_token_ids) for sample in samples)
     return {
-        "prompts": {
-            "rows": len(prompts),
-            "read": 52,
-            "dropped": {"duplicate": 10, "too_long": 2},
-            "tokens": 9 * len(prompts),
-        },
-        "samples": {
-            "rows": len(samples),
-            "prompt_tokens": 9 * len(samples),
-            "output_tokens": tokens,
-            "finish_reasons": reasons,
-            "retries": 1,
-        },
-        "dataset": {
-            "rows": len(examples),
-            "read": len(samples),
-            "dropped": {"empty": 2, "stub": 1},
-            "truncated": 0,
-            "prompt_tokens": 9 * len(examples),
-            "response_tokens": sum(len(e.input_ids) - e.num_prompt_tokens for e in examples),
-            "finish_reasons": {"stop": 30, "length": 7},
-            "token_share": {"stop": 0.7, "length": 0.3},
-            "length_histogram": {"edges": [0, 50, 100], "counts": [20, 17]},
-        },
-        "checkpoint": {
-            "steps": 40,
-            "first_loss": 0.9,
-            "final_loss": 0.7,
-            "response_tokens": 4000,
-            "tokens": 5500,
-            "epochs": 4.3,
-            "num_workers": 1,
-            "parameters": 134_515_008,
-        },
+        "prompts": PromptFacts(
+            rows=len(prompts),
+            read=52,
+            dropped={"duplicate": 10, "too_long": 2},
+            tokens=9 * len(prompts),
+        ),
+        "samples": AnswerFacts(
+            rows=len(samples),
+            prompt_tokens=9 * len(samples),
+            output_tokens=tokens,
+            finish_reasons=dict(reasons),
+        ),
+        "dataset": DatasetFacts(
+            rows=len(examples),
+            read=len(samples),
+            dropped={"empty": 2, "stub": 1},
+            masked=Masked(rows=0, response_tokens=0),
+            truncated=0,
+            prompt_tokens=9 * len(examples),
+            response_tokens=sum(len(e.input_ids) - e.num_prompt_tokens for e in examples),
+            finish_reasons={"stop": 30, "length": 7},
+            token_share={"stop": 0.7, "length": 0.3},
+            length_histogram=LengthHistogram(edges=(0, 50, 100), counts=(20, 17)),
+            health=health,
+        ),
+        "checkpoint": CheckpointFacts(
+            steps=40,
+            first_loss=0.9,
+            final_loss=0.7,
+            response_tokens=4000,
+            tokens=5500,
+            epochs=4.3,
+            num_workers=1,
+            parameters=134_515_008,
+        ),
     }
 
 

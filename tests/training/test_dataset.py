@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ssd_ray.artifacts.dataset_facts import DatasetFacts
 from ssd_ray.artifacts.shards import read_rows, write_shard
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
@@ -26,8 +27,8 @@ def prepare(samples: Path, choices: PrepareConfig, *, out: Path) -> dict[str, An
     return prepare_reading(samples, choices, ParseOptions(end_tokens=frozenset({2})), out=out)
 
 
-def _dropped(facts: dict[str, Any]) -> dict[str, int]:
-    return {reason: count for reason, count in facts["dropped"].items() if count}
+def _dropped(facts: DatasetFacts) -> dict[str, int]:
+    return {reason: count for reason, count in facts.dropped.items() if count}
 
 
 completions = st.builds(
@@ -72,10 +73,10 @@ def test_sampled_ids_are_trained_ids_byte_for_byte(
         row = sampled[example.prompt_id, example.sample_index]
         assert example.input_ids == row.prompt_token_ids + row.output_token_ids
         assert example.num_prompt_tokens == len(row.prompt_token_ids)
-    assert facts["rows"] + sum(facts["dropped"].values()) == facts["read"] == len(rows)
-    assert facts["response_tokens"] == sum(len(row.output_token_ids) for row in sampled.values())
-    assert sum(facts["length_histogram"]["counts"]) == facts["rows"]
-    assert set(facts["dropped"]) == set(REASONS)
+    assert facts.rows + sum(facts.dropped.values()) == facts.read == len(rows)
+    assert facts.response_tokens == sum(len(row.output_token_ids) for row in sampled.values())
+    assert sum(facts.length_histogram.counts) == facts.rows
+    assert set(facts.dropped) == set(REASONS)
 
 
 def test_nothing_is_appended_to_an_answer_that_was_cut(tmp_path: Path) -> None:
@@ -87,9 +88,9 @@ def test_nothing_is_appended_to_an_answer_that_was_cut(tmp_path: Path) -> None:
         (1, 2, 3, 10, 11),
         (1, 2, 3, 10, 11, 2),
     ]
-    assert facts["finish_reasons"] == {"stop": 1, "length": 1}
-    assert facts["token_share"] == {"stop": 0.6, "length": 0.4}
-    assert facts["prompt_tokens"] == 6
+    assert facts.finish_reasons == {"stop": 1, "length": 1}
+    assert facts.token_share == {"stop": 0.6, "length": 0.4}
+    assert facts.prompt_tokens == 6
 
 
 def test_empty_answers_and_stubs_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -135,16 +136,16 @@ def test_over_long_sequences_are_cut_or_dropped_as_chosen(tmp_path: Path) -> Non
     ]
     samples = write_samples(tmp_path / "samples", rows)
     facts = prepare(samples, PrepareConfig(max_length=5), out=tmp_path / "cut")
-    assert (facts["truncated"], _dropped(facts)) == (1, {"over_length": 1})
+    assert (facts.truncated, _dropped(facts)) == (1, {"over_length": 1})
     assert [row.input_ids for row in read_rows(tmp_path / "cut", Example)] == [
         (1, 2, 3, 10, 11),
         (1, 2, 3, 10, 2),
     ]
-    assert facts["finish_reasons"] == {"stop": 1, "length": 1}
+    assert facts.finish_reasons == {"stop": 1, "length": 1}
     facts = prepare(
         samples, PrepareConfig(max_length=5, over_length="drop"), out=tmp_path / "dropped"
     )
-    assert (facts["truncated"], _dropped(facts)) == (0, {"over_length": 2})
+    assert (facts.truncated, _dropped(facts)) == (0, {"over_length": 2})
 
 
 def test_the_order_does_not_depend_on_how_samples_are_sharded(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_only_accepted_answers_are_kept_where_that_is_chosen(tmp_path: Path) -> 
     )
     assert [row.sample_index for row in read_rows(tmp_path / "out", Example)] == [1, 4]
     assert _dropped(facts) == {"not_accepted": 4}
-    assert facts["health"]["rows"] == 6
+    assert facts.health.rows == 6
     write_shard(tmp_path / "half", "a", verdicts[:3], Verdict)
     with pytest.raises(UserError, match="has no verdict"):
         prepare_reading(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ssd_ray.artifacts.dataset_facts import Masked
 from ssd_ray.artifacts.shards import read_rows
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
@@ -127,7 +128,7 @@ def test_every_figure_is_that_of_a_plain_recount(
             prepare(samples, PrepareConfig(policies=chosen), READING, out=out)
         return
     facts = prepare(samples, PrepareConfig(policies=chosen), READING, out=out)
-    health: dict[str, Any] = facts["health"]
+    health: dict[str, Any] = facts.document()["health"]
     for name in CLASSES:
         members = [place for place, found in enumerate(classes) if name in found]
         counted = health["classes"][name]
@@ -159,8 +160,8 @@ def test_every_figure_is_that_of_a_plain_recount(
         for row, left, masked in zip(ordered, gone, out_of_loss, strict=True)
         if not left
     ]
-    assert facts["masked"]["rows"] == sum(row.masked for row in examples)
-    assert facts["rows"] == len(examples) == facts["read"] - sum(facts["dropped"].values())
+    assert facts.masked.rows == sum(row.masked for row in examples)
+    assert facts.rows == len(examples) == facts.read - sum(facts.dropped.values())
 
 
 def test_the_default_is_the_papers_filter() -> None:
@@ -175,7 +176,7 @@ def test_a_masked_answer_stays_in_the_batch_without_loss(tmp_path: Path) -> None
     facts = prepare(
         write_samples(tmp_path / "samples", rows), choices, READING, out=tmp_path / "out"
     )
-    assert facts["masked"] == {"rows": 1, "response_tokens": len(LOOP)}
+    assert facts.masked == Masked(rows=1, response_tokens=len(LOOP))
     examples = Examples(tmp_path / "out")
     assert examples.lengths.tolist() == [3 + len(LOOP), 6]
     assert examples.response_lengths.tolist() == [0, 3]
@@ -199,7 +200,7 @@ def test_code_inside_reasoning_is_not_extracted(
         ]
     ):
         facts = prepare(samples, PrepareConfig(), reading, out=tmp_path / str(number))
-        assert facts["health"]["classes"]["no_code"]["rows"] == without, reading
+        assert facts.health.classes["no_code"].rows == without, reading
 
 
 def test_end_tokens_come_from_tokenizer_and_generation_config(

@@ -78,9 +78,9 @@ def uninterrupted(
 ) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "checkpoint"
     facts = train(dataset, model, out)
-    assert facts["steps"] == STEPS
-    assert facts["epochs"] == STEPS * 8 / 30
-    assert facts["num_workers"] == 2
+    assert facts.steps == STEPS
+    assert facts.epochs == STEPS * 8 / 30
+    assert facts.num_workers == 2
     return out
 
 
@@ -217,7 +217,7 @@ def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
         "the state is that of the last step, not of the last interval"
     )
     facts = train(dataset, model, out, workers=1, micro_batch_tokens=1, gradient_checkpointing=True)
-    assert facts["num_workers"] == 1
+    assert facts.num_workers == 1
     for ours, theirs in zip(loss_log(out), loss_log(uninterrupted), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
         assert (ours["step"], ours["tokens"], ours["response_tokens"]) == (
@@ -313,7 +313,7 @@ def test_bfloat16_keeps_the_precision_of_the_base(
     facts = train(
         dataset, base, tmp_path / "out", steps=12, dtype="bfloat16", gradient_checkpointing=True
     )
-    assert facts["final_loss"] < facts["first_loss"]
+    assert facts.final_loss < facts.first_loss
     trained = weights_of(tmp_path / "out")
     assert {value.dtype for value in trained.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"

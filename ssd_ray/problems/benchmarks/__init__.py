@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssd_ray.artifacts.facts import BadRow
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks import evalplus, gsm8k, humaneval, livecodebench, mbpp, native
 from ssd_ray.problems.benchmarks.columns import require_known
@@ -102,15 +103,6 @@ FORMATS = (
     ),
     _format("rows", native.problem, "problem_id statement tests", "see docs/benchmarks.md"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadRow:
-    """A row left out on request, and the reason."""
-
-    file: str
-    row: int
-    reason: str
 
 
 @dataclass(kw_only=True)

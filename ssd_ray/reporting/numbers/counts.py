@@ -107,20 +107,21 @@ class _Gathered:
     answers: dict[int, Answer] = field(default_factory=dict)
 
 
-def load(path: Path, rows: int | None = None) -> manifests.Artifact:
-    """Return a complete artifact after checking the rows of its manifest against `rows`.
+def load(path: Path, rows: int | None = None) -> Mapping[str, Any]:
+    """Return the facts of a complete artifact after checking their rows against `rows`.
 
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
     """
-    artifact = manifests.load(path)
-    stated = artifact.facts.get("rows")
+    manifests.load(path)
+    recorded = manifests.read_manifest(path).facts
+    stated = recorded.get("rows")
     if rows is not None and stated is not None and stated != rows:
         raise UserError(
             f"{path}: the manifest counts {stated} rows, the shards hold {rows}; "
             "delete that directory and run again"
         )
-    return artifact
+    return recorded
 
 
 def facts(path: Path) -> Mapping[str, Any]:
@@ -129,7 +130,7 @@ def facts(path: Path) -> Mapping[str, Any]:
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
     """
-    return load(path, sum(1 for _ in shards.read_columns(path, "prompt_id"))).facts
+    return load(path, sum(1 for _ in shards.read_columns(path, "prompt_id")))
 
 
 def problems_asked(run: Path) -> dict[str, Asked]:

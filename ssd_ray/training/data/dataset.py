@@ -17,10 +17,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssd_ray.artifacts.dataset_facts import (
+    DatasetFacts,
+    Excerpt,
+    Health,
+    LengthHistogram,
+    Masked,
+)
 from ssd_ray.artifacts.shards import read_table, read_table_of, shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
@@ -73,16 +80,14 @@ def prepare(
     verdicts: Path | None = None,
     out: Path,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> DatasetFacts:
     """Write the training sequences of `samples` to `out` and return the facts.
 
-    - rows: sequences written; read: samples; dropped: samples by reason.
-    - masked: rows and response_tokens without loss; truncated: rows cut to `prepare.max_length`.
-    - prompt_tokens, response_tokens; token_share: response tokens by finish reason.
-    - finish_reasons of the sequences as trained. An answer cut by `over_length=truncate` has lost
-      its end token and counts as "length".
-    - length_histogram: response tokens, four bins an octave.
-    - health of the samples as drawn: `health.count`, and examples of each class.
+    - Provenance is not among the facts yet.
+    - `finish_reasons` are those of the sequences as trained. An answer cut by
+      `over_length=truncate` has lost its end token and counts as "length".
+    - `length_histogram` has four bins an octave.
+    - `health` is that of the samples as drawn.
 
     Raises:
         UserError: nothing is left to train on, or `choices.select` is "accepted" and a sample has
@@ -100,13 +105,8 @@ def prepare(
         raise UserError(_nothing_left(samples, judged, dropped))
     _write(samples, judged, out)
     counts = health.count(judged.answers, judged.kept, judged.masked, choices.policies, reading)
-    return {
-        "rows": int(judged.kept.sum()),
-        "read": len(judged.dropped),
-        "dropped": dropped,
-        **_count(judged),
-        "health": {**counts, "examples": _class_examples(samples, judged)},
-    }
+    examples = _class_examples(samples, judged)
+    return _facts(judged, dropped, Health(**vars(counts), examples=examples))
 
 
 def _judge(samples: Path, reading: ParseOptions, progress: Progress | None) -> Judged:
@@ -251,33 +251,37 @@ def _nothing_left(samples: Path, judged: Judged, dropped: dict[str, int]) -> str
     )
 
 
-def _count(judged: Judged) -> dict[str, Any]:
+def _facts(judged: Judged, dropped: dict[str, int], counts: Health) -> DatasetFacts:
     kept = judged.kept
     response = judged.tokens[kept]
     stopped = (judged.answers.stopped & ~judged.truncated)[kept]
     total = int(response.sum())
     edges = health.length_edges(response)
-    return {
-        "masked": {
-            "rows": int(judged.masked.sum()),
-            "response_tokens": int(judged.tokens[judged.masked].sum()),
-        },
-        "truncated": int(judged.truncated[kept].sum()),
-        "prompt_tokens": int(judged.answers.num_prompt_tokens[kept].sum()),
-        "response_tokens": total,
-        "finish_reasons": {"stop": int(stopped.sum()), "length": int((~stopped).sum())},
-        "token_share": {
+    masked = Masked(
+        rows=int(judged.masked.sum()), response_tokens=int(judged.tokens[judged.masked].sum())
+    )
+    histogram = LengthHistogram(
+        edges=tuple(edges), counts=tuple(np.histogram(response, bins=edges)[0].tolist())
+    )
+    return DatasetFacts(
+        rows=int(kept.sum()),
+        read=len(judged.dropped),
+        dropped=dropped,
+        masked=masked,
+        truncated=int(judged.truncated[kept].sum()),
+        prompt_tokens=int(judged.answers.num_prompt_tokens[kept].sum()),
+        response_tokens=total,
+        finish_reasons={"stop": int(stopped.sum()), "length": int((~stopped).sum())},
+        token_share={
             "stop": int(response[stopped].sum()) / total,
             "length": int(response[~stopped].sum()) / total,
         },
-        "length_histogram": {
-            "edges": edges,
-            "counts": np.histogram(response, bins=edges)[0].tolist(),
-        },
-    }
+        length_histogram=histogram,
+        health=counts,
+    )
 
 
-def _class_examples(samples: Path, judged: Judged) -> dict[str, list[dict[str, Any]]]:
+def _class_examples(samples: Path, judged: Judged) -> dict[str, tuple[Excerpt, ...]]:
     """Return the first samples of each class by key, with beginning and end of their texts."""
     first = {
         name: np.flatnonzero(judged.answers.classes[:, place])[:NUM_EXAMPLES]
@@ -285,21 +289,22 @@ def _class_examples(samples: Path, judged: Judged) -> dict[str, list[dict[str, A
     }
     rows = dict(_completions(samples, judged, np.unique(np.concatenate(list(first.values())))))
     return {
-        name: [_excerpt(rows[place]) for place in places.tolist()] for name, places in first.items()
+        name: tuple(_excerpt(rows[place]) for place in places.tolist())
+        for name, places in first.items()
     }
 
 
-def _excerpt(row: Completion) -> dict[str, Any]:
+def _excerpt(row: Completion) -> Excerpt:
     text = row.text
     if len(text) > 2 * EXCERPT:
         text = f"{text[:EXCERPT]}\n[… {len(text) - 2 * EXCERPT:,} characters …]\n{text[-EXCERPT:]}"
-    return {
-        "prompt_id": row.prompt_id,
-        "sample_index": row.sample_index,
-        "tokens": len(row.output_token_ids),
-        "finish_reason": row.finish_reason,
-        "text": text,
-    }
+    return Excerpt(
+        prompt_id=row.prompt_id,
+        sample_index=row.sample_index,
+        tokens=len(row.output_token_ids),
+        finish_reason=row.finish_reason,
+        text=text,
+    )
 
 
 def _write(samples: Path, judged: Judged, out: Path) -> None:

@@ -25,6 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ssd_ray.artifacts.dataset_facts import (
+    ClassCount,
+    EndCount,
+    HealthCounts,
+    Lengths,
+    RowsAndTokens,
+)
 from ssd_ray.config import Policies
 from ssd_ray.extraction import Rule, extract, names_other_language
 from ssd_ray.models import answers
@@ -218,60 +225,55 @@ def take(answers: Answers, order: Ints) -> Answers:
 
 def count(
     answers: Answers, kept: Bools, masked: Bools, policies: Policies, reading: ParseOptions
-) -> dict[str, Any]:
-    """Count the health of samples, as plain JSON.
+) -> HealthCounts:
+    """Count the health of samples.
 
-    - rows, tokens.
-    - classes: for each its rows, tokens and policy, and its rows dropped or masked for any reason.
-    - ends: rows by finish reason, with and without an end token.
-    - lengths: quantiles, and histograms of rows and tokens by GROUPS. Each row counts in the first
-      group to match.
-    - distinct: distinct answers; most_copies: occurrences of the most frequent one.
-    - reasoning: answers by State, such as without reasoning or with unfinished reasoning.
-    - other_language: rows and tokens of programs with a fence of another language than Python.
-    - extract, end_tokens: the options of parsing.
+    - `lengths` has histograms by GROUPS. Each row counts in the first group to match.
+    - `reasoning` has answers by State, such as without reasoning or with unfinished reasoning.
+    - `other_language` has programs with a fence of another language than Python.
     """
     tokens = answers.num_output_tokens
     copies = np.unique(answers.digests, return_counts=True)[1]
-    classes = {}
+    classes: dict[str, ClassCount] = {}
     for place, name in enumerate(CLASSES):
         members = answers.classes[:, place]
-        classes[name] = {
-            "rows": int(members.sum()),
-            "tokens": int(tokens[members].sum()),
-            "policy": getattr(policies, name),
-            "dropped": int((members & ~kept).sum()),
-            "masked": int((members & masked).sum()),
-        }
-    return {
-        "rows": len(tokens),
-        "tokens": int(tokens.sum()),
-        "classes": classes,
-        "ends": _ends(answers),
-        "lengths": _lengths(answers),
-        "distinct": len(copies),
-        "most_copies": int(copies.max()),
-        "reasoning": {
+        classes[name] = ClassCount(
+            rows=int(members.sum()),
+            tokens=int(tokens[members].sum()),
+            policy=getattr(policies, name),
+            dropped=int((members & ~kept).sum()),
+            masked=int((members & masked).sum()),
+        )
+    return HealthCounts(
+        rows=len(tokens),
+        tokens=int(tokens.sum()),
+        classes=classes,
+        ends=_ends(answers),
+        lengths=_lengths(answers),
+        distinct=len(copies),
+        most_copies=int(copies.max()),
+        reasoning={
             state: int((answers.reasoning == place).sum()) for place, state in enumerate(STATES)
         },
-        "other_language": {
-            "rows": int(answers.foreign.sum()),
-            "tokens": int(tokens[answers.foreign].sum()),
-        },
-        "extract": reading.extract,
-        "end_tokens": sorted(reading.end_tokens),
-    }
+        other_language=RowsAndTokens(
+            rows=int(answers.foreign.sum()), tokens=int(tokens[answers.foreign].sum())
+        ),
+        extract=reading.extract,
+        end_tokens=tuple(sorted(reading.end_tokens)),
+    )
 
 
-def _ends(answers: Answers) -> dict[str, dict[str, int]]:
+def _ends(answers: Answers) -> dict[str, EndCount]:
     ended = ~answers.classes[:, CLASSES.index("no_end_token")]
     return {
-        reason: {"end_token": int((rows & ended).sum()), "no_end_token": int((rows & ~ended).sum())}
+        reason: EndCount(
+            end_token=int((rows & ended).sum()), no_end_token=int((rows & ~ended).sum())
+        )
         for reason, rows in (("stop", answers.stopped), ("length", ~answers.stopped))
     }
 
 
-def _lengths(answers: Answers) -> dict[str, Any]:
+def _lengths(answers: Answers) -> Lengths:
     tokens = answers.num_output_tokens
     classes = {name: answers.classes[:, place] for place, name in enumerate(CLASSES)}
     left = np.ones(len(tokens), dtype=bool)
@@ -283,16 +285,22 @@ def _lengths(answers: Answers) -> dict[str, Any]:
             members = left & (classes["empty"] | classes["stub"])
         else:
             members = left & classes.get(group, left)  # type: ignore[call-overload]
-        counts[group] = np.histogram(tokens[members], bins=edges)[0].tolist()
-        weights[group] = np.histogram(tokens[members], bins=edges, weights=tokens[members])[
-            0
-        ].tolist()
+        lengths = tokens[members]
+        counts[group] = tuple(np.histogram(lengths, bins=edges)[0].tolist())
+        weights[group] = tuple(np.histogram(lengths, bins=edges, weights=lengths)[0].tolist())
         left &= ~members
     quantiles = {
         f"p{share}": float(np.percentile(tokens, share)) for share in (1, 10, 25, 50, 75, 90, 99)
     }
-    limits = {"min": int(tokens.min()), "mean": float(tokens.mean()), "max": int(tokens.max())}
-    return {**limits, **quantiles, "edges": edges, "counts": counts, "tokens": weights}
+    return Lengths(
+        min=int(tokens.min()),
+        mean=float(tokens.mean()),
+        max=int(tokens.max()),
+        **quantiles,
+        edges=tuple(edges),
+        counts=counts,
+        tokens=weights,
+    )
 
 
 def length_edges(tokens: Ints) -> list[int]:
