@@ -1,4 +1,4 @@
-"""Facts of data sets: what was kept and left out, the health of the samples, their provenance.
+"""Facts of data sets: sequences kept and left out, health of the samples, provenance.
 
 They follow the rules of `facts.py`. Reads and writes nothing.
 """

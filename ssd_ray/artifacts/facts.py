@@ -12,8 +12,7 @@ Facts of data sets are in `dataset_facts.py`. Reads and writes nothing.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -61,7 +60,7 @@ class Facts:
             UserError: a fact is missing or has another type.
         """
         try:
-            facts: Self = _adapter(cls).validate_python(document)
+            facts: Self = _validator(cls).validate_python(document)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
@@ -75,10 +74,14 @@ class Facts:
 FactsT = TypeVar("FactsT", bound=Facts)
 
 
-@functools.cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    """Return the validator of a class, made once."""
-    return TypeAdapter(kind)
+_validators: dict[type[Facts], TypeAdapter[Any]] = {}
+
+
+def _validator(kind: type[Facts]) -> TypeAdapter[Any]:
+    """Return the validator of a class; each is built once, at the first use."""
+    if kind not in _validators:
+        _validators[kind] = TypeAdapter(kind)
+    return _validators[kind]
 
 
 @dataclass(frozen=True, kw_only=True)

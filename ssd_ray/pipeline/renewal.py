@@ -49,11 +49,15 @@ class Renewal:
         - the artifact itself is needed;
         - one of its inputs is to be made again.
 
-        Prompts with other choices are refused too: they belong to another run.
+        Prompts with other choices are refused too: they belong to another run. So is a directory
+        with a manifest of another format.
 
         Raises:
             UserError: names the directories, the differing choice, and the remedy.
         """
+        for step in self._steps:
+            if (self._out / step.name / "manifest.json").exists():
+                manifests.read_manifest(self._out / step.name)
         replaced = {step.name for step in needed if self.state(step) == "stale"}
         refused = [
             step

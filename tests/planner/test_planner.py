@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from ssd_ray import recipes
+from ssd_ray.artifacts.dataset_facts import LengthHistogram, SequenceFacts
 from ssd_ray.cli.plan import as_json, origin
 from ssd_ray.errors import UserError
 from ssd_ray.planner.assumptions import assumptions
@@ -179,8 +180,10 @@ def test_sequences_that_go_alone_cost_an_exchange_each() -> None:
 
 def test_a_finished_data_set_replaces_what_was_assumed() -> None:
     recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
-    counted = {"rows": 10, "prompt_tokens": 1000, "response_tokens": 50_000}
-    counted["length_histogram"] = {"edges": [4000, 5000, 6000], "counts": [5, 5]}
+    histogram = LengthHistogram(edges=(4000, 5000, 6000), counts=(5, 5))
+    counted = SequenceFacts(
+        rows=10, prompt_tokens=1000, response_tokens=50_000, length_histogram=histogram
+    )
     work = plan_training(recipe, model, assumptions([]), counted).work
     assert work.measured
     assert work.expected.tokens == pytest.approx(32 * 5100)
@@ -191,11 +194,13 @@ def test_lengths_that_differ_cost_what_each_of_them_costs() -> None:
     recipe, model = recipes.load("qwen3-4b-instruct"), model_of("qwen3-4b-instruct")
     lengths = np.random.default_rng(0).lognormal(8.5, 1.0, 2000).clip(1, 60_000).astype(np.int64)
     edges = length_edges(lengths)
-    counted = {"rows": 2000, "prompt_tokens": 2000 * 100, "response_tokens": int(lengths.sum())}
-    counted["length_histogram"] = {
-        "edges": edges,
-        "counts": np.histogram(lengths, bins=edges)[0].tolist(),
-    }
+    counts = np.histogram(lengths, bins=edges)[0].tolist()
+    counted = SequenceFacts(
+        rows=2000,
+        prompt_tokens=2000 * 100,
+        response_tokens=int(lengths.sum()),
+        length_histogram=LengthHistogram(edges=tuple(edges), counts=tuple(counts)),
+    )
     work = plan_training(recipe, model, assumptions([]), counted).work
     exact = 32 * np.mean([model.flops(100, length) for length in lengths.tolist()])
     assert work.expected.flops == pytest.approx(exact, rel=0.02)

@@ -101,7 +101,7 @@ def test_empty_answers_and_stubs_are_dropped_and_counted(tmp_path: Path) -> None
     assert _dropped(facts) == {"empty": 1, "stub": 1}
     assert [row.prompt_id for row in read_rows(tmp_path / "out", Example)] == ["kept"]
     kept = prepare(samples, PrepareConfig(policies=KEEP), out=tmp_path / "all")
-    assert kept["rows"] == 3
+    assert kept.rows == 3
 
 
 def test_an_answer_without_tokens_is_never_trained_on(tmp_path: Path) -> None:
