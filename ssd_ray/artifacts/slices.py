@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssd_ray.artifacts import shards
 from ssd_ray.artifacts.shards import read_table, read_table_of
@@ -38,22 +39,30 @@ def shard_name(keys: list[Key]) -> str:
     return hashlib.blake2b(json.dumps(keys).encode(), digest_size=10).hexdigest()
 
 
-def slices_of(path: Path, done: set[Key], shard_rows: int) -> Iterator[dict[str, Any]]:
-    """Yield the work left in one file, a record per shard: the file and the rows to read."""
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Rows of one file: the work of a worker, and the rows of its shard."""
+
+    file: Path
+    rows: tuple[int, ...]
+    """Numbers of the rows in the file."""
+
+
+def slices_of(path: Path, done: set[Key], shard_rows: int) -> Iterator[Slice]:
+    """Yield the work left in one file, a slice per shard."""
     table = read_table(path, ["prompt_id", "sample_index"])
     keys = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
     missing = [row for row, key in enumerate(keys) if key not in done]
     for start in range(0, len(missing), shard_rows):
-        yield {"file": str(path.resolve()), "rows": missing[start : start + shard_rows]}
+        yield Slice(file=path.resolve(), rows=tuple(missing[start : start + shard_rows]))
 
 
-def read_slice(record: Mapping[str, Any]) -> pa.Table:
+def read_slice(piece: Slice) -> pa.Table:
     """Read the completions of one slice. Runs in workers."""
     import pyarrow as pa
 
-    return read_table_of(Path(record["file"]), Completion).take(
-        pa.array(record["rows"], type=pa.int64())
-    )
+    rows = pa.array(piece.rows, type=pa.int64())
+    return read_table_of(piece.file, Completion).take(rows)
 
 
 def log_to_file(directory: Path, name: str) -> None:

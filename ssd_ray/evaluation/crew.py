@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts import slices
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.cluster import niceness
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
@@ -42,7 +43,7 @@ class GraderActor:
         """Return 0 once the process is up."""
         return 0
 
-    def grade(self, spec: GradingSpec, piece: Mapping[str, Any]) -> int:
+    def grade(self, spec: GradingSpec, piece: Slice) -> int:
         """Grade a slice; see `Grader.grade`."""
         if spec.out not in self._graders:
             self._graders[spec.out] = Grader(spec, self._tools)
@@ -91,7 +92,7 @@ class RayCrew:
         self._placed[actor] = node or ""
         return actor, actor.start.remote()
 
-    def grade(self, actor: Any, spec: GradingSpec, piece: Mapping[str, Any]) -> Any:
+    def grade(self, actor: Any, spec: GradingSpec, piece: Slice) -> Any:
         """Send a slice to a grader; return a reference to its number of rows."""
         return actor.grade.remote(spec, piece)
 

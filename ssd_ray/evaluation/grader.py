@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import files, shards, slices
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules, grade_code, grade_completion, verdict
 from ssd_ray.evaluation.judging.outcomes import MAX_DETAIL, Result, UngradableError
@@ -115,7 +114,7 @@ class Grader:
             json.dumps({"level": self._sandbox.level}),
         )
 
-    def grade(self, piece: Mapping[str, Any]) -> int:
+    def grade(self, piece: Slice) -> int:
         """Grade the completions of one slice, write their shard and return their number.
 
         Raises:

@@ -18,11 +18,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import LostGraderError
 from ssd_ray.evaluation.grader import GradingSpec
@@ -36,8 +37,7 @@ _END_TIMEOUT_S = 10.0
 class Piece:
     """A slice of completions and the number of graders lost on it."""
 
-    record: Mapping[str, Any]
-    """A slice, as `slices.slices_of` cuts them."""
+    slice: Slice
     crashes: int = 0
 
 
@@ -50,7 +50,7 @@ class Crew(Protocol):
     def start(self) -> tuple[Any, Any]:
         """Start a grader; return it and a reference to its readiness."""
 
-    def grade(self, actor: Any, spec: GradingSpec, piece: Mapping[str, Any]) -> Any:
+    def grade(self, actor: Any, spec: GradingSpec, piece: Slice) -> Any:
         """Send a slice to a grader; return a reference to its number of rows."""
 
     def finished(self, references: list[Any], timeout_s: float) -> list[Any]:
@@ -98,11 +98,11 @@ class Work:
         """Slices without a result."""
         return len(self.waiting) + self.at_work
 
-    def put(self, pieces: Iterable[Mapping[str, Any]]) -> None:
+    def put(self, pieces: Iterable[Slice]) -> None:
         """Hand in more slices; after a failure they are dropped."""
         with self._changed:
             if self._error is None:
-                self.waiting.extend(Piece(record=piece) for piece in pieces)
+                self.waiting.extend(Piece(slice=piece) for piece in pieces)
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> int:
@@ -228,7 +228,7 @@ class GraderPool:
             self._turns += 1
             work.turn = self._turns
             call = _Call(actor=actor, began=time.monotonic(), work=work, piece=piece)
-            self._calls[self._crew.grade(actor, work.spec, piece.record)] = call
+            self._calls[self._crew.grade(actor, work.spec, piece.slice)] = call
         lacking = sum(len(work.waiting) for work in self._works) - len(self._starting)
         room = self._crew.size() - len(self._calls) - len(self._idle) if lacking > 0 else 0
         for _ in range(min(lacking, room)):

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import ledger, manifests, slices
 from ssd_ray.artifacts.facts import AnswerFacts, VerdictFacts
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.crew import RayCrew
@@ -93,7 +93,7 @@ class _Source:
         self._ended = answers.ended
         self.closed = False
 
-    def new(self) -> list[dict[str, Any]]:
+    def new(self) -> list[Slice]:
         """Return slices of the shards new since the last call.
 
         `closed` is True once these are the last.

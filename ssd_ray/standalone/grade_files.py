@@ -24,6 +24,7 @@ from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import CompletionFileFacts, ProblemFileFacts, VerdictFacts
 from ssd_ray.artifacts.identity import Identity, revision_of, staleness
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import soundness
@@ -258,13 +259,13 @@ def _set_up(spec: GradingSpec, parent: int) -> None:
     _grader = Grader(spec)
 
 
-def _grade(piece: Mapping[str, Any]) -> int:
+def _grade(piece: Slice) -> int:
     """Grade a slice in a worker process; return its number of rows."""
     assert _grader is not None
     return _grader.grade(piece)
 
 
-def _grade_slices(spec: GradingSpec, pieces: list[dict[str, Any]], workers: int) -> Iterator[int]:
+def _grade_slices(spec: GradingSpec, pieces: list[Slice], workers: int) -> Iterator[int]:
     """Yield the number of rows of each slice as it is graded.
 
     A pool with a crashed process is replaced, at most `_MAX_FAILURES` times.
@@ -278,7 +279,7 @@ def _grade_slices(spec: GradingSpec, pieces: list[dict[str, Any]], workers: int)
     failures = 0
     while waiting:
         with _pool(spec, min(workers, len(waiting))) as pool:
-            running: dict[Future[int], dict[str, Any]] = {}
+            running: dict[Future[int], Slice] = {}
             try:
                 while waiting or running:
                     while waiting and len(running) < 2 * workers:
@@ -300,7 +301,7 @@ def _grade_slices(spec: GradingSpec, pieces: list[dict[str, Any]], workers: int)
                 waiting += [piece for piece in running.values() if not _finished(piece, done)]
 
 
-def _finished(piece: Mapping[str, Any], done: set[slices.Key]) -> bool:
+def _finished(piece: Slice, done: set[slices.Key]) -> bool:
     """Return True if every completion of a slice has a verdict on disk."""
     table = slices.read_slice(piece)
     keys = zip(

@@ -17,6 +17,7 @@ import ray.exceptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import pool as pools
@@ -65,10 +66,11 @@ class FakeCrew:
             lambda: self._result("start", number, 0), 1e9 if self.starts_hang else self.seconds
         )
 
-    def grade(self, actor: int, order: GradingSpec, piece: Mapping[str, Any]) -> int:
+    def grade(self, actor: int, order: GradingSpec, piece: Slice) -> int:
         assert actor in self.alive
         return self._call(
-            lambda: self._result(str(order.out), piece["number"], piece["rows"]), self.seconds
+            lambda: self._result(str(order.out), int(piece.file.name), len(piece.rows)),
+            self.seconds,
         )
 
     def _call(self, result: Result, seconds: float) -> int:
@@ -105,8 +107,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "_PATIENCE_S", 0.1)
 
 
-def _pieces(count: int) -> list[dict[str, int]]:
-    return [{"number": number, "rows": 16} for number in range(count)]
+def _pieces(count: int) -> list[Slice]:
+    return [Slice(file=Path(str(number)), rows=tuple(range(16))) for number in range(count)]
 
 
 def _graded(pool: GraderPool, name: str, slices: int) -> int:
