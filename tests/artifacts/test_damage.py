@@ -14,6 +14,7 @@ import pytest
 
 from ssd_ray.artifacts import shards, slices
 from ssd_ray.artifacts.ledger import Span
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import verdicts
@@ -109,8 +110,8 @@ def _beside(damaged: Path, row_type: type[Row]) -> Path:
     return out
 
 
-def _slice(path: Path) -> dict[str, Any]:
-    return {"file": str(path / "shard.parquet"), "rows": [0, NUMBER - 1]}
+def _slice(path: Path) -> Slice:
+    return Slice(file=path / "shard.parquet", rows=(0, NUMBER - 1))
 
 
 READERS: dict[str, tuple[type[Row], Callable[[Path], Any]]] = {

@@ -18,7 +18,7 @@ import pytest
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, identity, lineage, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
-from ssd_ray.artifacts.facts import EvalPromptFacts, Facts, PromptFacts
+from ssd_ray.artifacts.facts import AnswerFacts, EvalPromptFacts, Facts, PromptFacts
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline.context import RunContext
@@ -190,7 +190,12 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(
         with pytest.raises(InfrastructureError):
             attempt(killed)
     monkeypatch.setattr(manifests, "versions", lambda: {"vllm": "3"})
-    attempt(lambda out: {"output_tokens": len(files.read_json(out / "timing.json")["versions"])})
+
+    def drawn(out: Path) -> AnswerFacts:
+        versions = files.read_json(out / "timing.json")["versions"]
+        return AnswerFacts(rows=1, output_tokens=len(versions))
+
+    attempt(drawn)
     timing = files.read_json(tmp_path / "samples" / "timing.json")
     assert timing["versions"] == [{"vllm": "1"}, {"vllm": "2"}, {"vllm": "3"}]
     assert (timing["attempts"], timing["tokens"]) == (4, 3), (
