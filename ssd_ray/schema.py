@@ -9,11 +9,23 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Record: TypeAlias = dict[str, Any]
+"""A row by column, as Arrow gives it."""
 Kind = Literal["stdin", "function", "asserts", "numeric"]
 Comparison = Literal[
     "value",
@@ -210,7 +222,7 @@ def to_table(rows: Iterable[RowT], row_type: type[RowT]) -> pa.Table:
     )
 
 
-def from_record(record: dict[str, Any], row_type: type[RowT]) -> RowT:
+def from_record(record: Record, row_type: type[RowT]) -> RowT:
     """Return one row from a plain mapping, with lists as tuples."""
     values = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record.items()

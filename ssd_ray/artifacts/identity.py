@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssd_ray.artifacts.files import Json
+
 FORMAT = 1
 """Format of fingerprints; another one makes every artifact stale."""
 REVISIONS: Mapping[str, int] = {
@@ -63,7 +65,7 @@ class Identity:
     """
 
     stage: str
-    choices: Mapping[str, Any]
+    choices: Mapping[str, object]
     inputs: Mapping[str, str] = field(default_factory=dict)
     revision: int = 0
     revisions: Mapping[str, int] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class Identity:
         # Revision 0 adds nothing, so artifacts from before there were revisions stay valid.
         return _digest_of([*parts, self.revision] if self.revision else parts)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """Return the contents of `fingerprint.json`."""
         names = ("fingerprint", "revision", "revisions", "stage", "choices", "inputs")
         return {name: getattr(self, name) for name in names}
@@ -91,13 +93,13 @@ def _digest_of(parts: list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_asked_for(existing: Mapping[str, Any], identity: Identity) -> bool:
+def is_asked_for(existing: Json, identity: Identity) -> bool:
     """Return True if a directory's record has the recipe digest of `identity`."""
     parts = {name: existing.get(name) for name in ("stage", "choices", "inputs")}
     return _digest_of([FORMAT, *parts.values()]) == identity.recipe_digest
 
 
-def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
+def staleness(existing: Json, identity: Identity) -> str:
     """Describe how a directory's record differs from an identity, as `was made …`.
 
     `existing` is the contents of its `fingerprint.json`.
@@ -118,7 +120,7 @@ def staleness(existing: Mapping[str, Any], identity: Identity) -> str:
     return f"was made with other choices (stage {existing.get('stage')})"
 
 
-def own_changes(existing: Mapping[str, Any], identity: Identity) -> str:
+def own_changes(existing: Json, identity: Identity) -> str:
     """Describe up to three differing choices of a directory's record and an identity."""
     return "; ".join(list(differences(existing.get("choices", {}), identity.choices))[:3])
 

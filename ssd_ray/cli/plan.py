@@ -21,6 +21,7 @@ from rich.text import Text
 from ssd_ray import config, models
 from ssd_ray.artifacts import manifests
 from ssd_ray.artifacts.dataset_facts import SequenceFacts
+from ssd_ray.artifacts.files import Json
 from ssd_ray.config import Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
@@ -147,15 +148,13 @@ def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> Renderab
         return Text(f"no plan for the training: {error}", "yellow")
 
 
-def as_json(
-    recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions
-) -> dict[str, Any]:
+def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions) -> Json:
     """Return choices, steps and the training as plain values.
 
     An unknown training is None, with the reason as `training_unknown`.
     """
     try:
-        planned: dict[str, Any] = {"training": plain(training(recipe, out, assumed))}
+        planned: Json = {"training": plain(training(recipe, out, assumed))}
     except UserError as error:
         planned = {"training": None, "training_unknown": str(error)}
     choices = [

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from ssd_ray.cluster import import_path, ray_internals, ray_log, short_paths
 from ssd_ray.config import ClusterConfig
@@ -78,7 +77,7 @@ def _start(say: Callable[[str], None]) -> None:
     """
     import ray
 
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,

@@ -40,7 +40,7 @@ def require_pinned_version() -> None:
 # The connection: used by ssd_ray.cluster.
 
 
-def start_options(session_directory: str | None) -> dict[str, Any]:
+def start_options(session_directory: str | None) -> dict[str, object]:
     """Return the option of `ray.init` for the session directory of a local Ray.
 
     Missing: a public parameter. RAY_TMPDIR would apply to all child processes.
@@ -106,14 +106,14 @@ def job_config(import_path: Callable[[], list[str]]) -> Any:
 # The state of the cluster: used by ssd_ray.inference.crashes.
 
 
-def draining_nodes() -> Mapping[str, Any]:
+def draining_nodes() -> Mapping[str, object]:
     """Return the nodes about to leave, by id.
 
     Missing: draining in `ray.nodes()`.
     """
     import ray
 
-    nodes: Mapping[str, Any] = ray._private.state.state.get_draining_nodes()
+    nodes: Mapping[str, object] = ray._private.state.state.get_draining_nodes()
     return nodes
 
 

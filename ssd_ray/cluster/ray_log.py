@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest import mock
 
 from ssd_ray.cluster import ray_internals
 
+Message: TypeAlias = dict[str, Any]
+"""A message of another process, as Ray sends it."""
 NAME = "ray.log"
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -81,7 +83,7 @@ class _LogFile(logging.FileHandler):
         """Write a text as a record of a warning."""
         self.handle(logging.LogRecord(name, logging.WARNING, "", 0, text, None, None))
 
-    def write_message(self, data: dict[str, Any], *_: Any, **__: Any) -> None:
+    def write_message(self, data: Message, *_: Any, **__: Any) -> None:
         """Write a message of another process, in the form in which Ray prints it."""
         self.write(str(data["pid"]), "\n".join(data["lines"]))
 

@@ -5,7 +5,7 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -72,7 +72,7 @@ class EngineConfig(Section):
     """Timeout in seconds for the start of an engine and for each step. After it the engine is
     restarted.
     """
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: dict[str, object] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, passed through; they override the fields above. Arguments
     that shape prompts, reservations of devices or provenance are refused.
     """

@@ -111,7 +111,7 @@ class Benchmark(Section):
 
     # Fields at their defaults are left out, so that a new field changes no fingerprint.
     @model_serializer
-    def _shorten(self) -> str | dict[str, Any]:
+    def _shorten(self) -> str | dict[str, object]:
         chosen = {
             name: getattr(self, name)
             for name, info in type(self).model_fields.items()

@@ -36,7 +36,7 @@ class PromptsConfig(Section):
         "Solve the problem in Python. Put the complete program in one ```python code block."
     )
     """System message of mode `paper`. The paper describes its purpose but does not quote it."""
-    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    template_arguments: dict[str, object] = Field(default_factory=dict)
     """Further arguments of the chat template, for training and evaluation alike (GPT-OSS:
     `reasoning_effort: high`).
     """

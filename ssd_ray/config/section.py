@@ -162,9 +162,9 @@ def _nested(annotation: Any) -> tuple[type[Section] | None, str]:
     return next((section for section in sections if section is not None), None), key
 
 
-def choices(section: Section) -> dict[str, Any]:
+def choices(section: Section) -> dict[str, object]:
     """Return the values of a section as plain JSON, without tuning fields at any depth."""
-    dumped: dict[str, Any] = section.model_dump(mode="json", exclude=_tuning_fields(section))
+    dumped: dict[str, object] = section.model_dump(mode="json", exclude=_tuning_fields(section))
     return dumped
 
 

@@ -8,12 +8,11 @@ configurations in `configs/`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from ssd_ray.artifacts.files import Json
 from ssd_ray.errors import UserError, one_line
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -200,7 +199,7 @@ def read(directory: Path) -> Architecture:
     return parse(config, str(path))
 
 
-def parse(config: Mapping[str, Any], where: str) -> Architecture:
+def parse(config: Json, where: str) -> Architecture:
     """Return the architecture described by the contents of a config.json.
 
     Raises:
@@ -220,7 +219,7 @@ def parse(config: Mapping[str, Any], where: str) -> Architecture:
         ) from error
 
 
-def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
+def _parse(config: Json, kind: str) -> Architecture:
     layers = config["num_hidden_layers"]
     heads = config["num_attention_heads"]
     hidden = config["hidden_size"]
@@ -257,13 +256,13 @@ def _parse(config: Mapping[str, Any], kind: str) -> Architecture:
     )
 
 
-def _experts(config: Mapping[str, Any]) -> int:
+def _experts(config: Json) -> int:
     return int(
         config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
     )
 
 
-def _sparse_layers(config: Mapping[str, Any], layers: int) -> int:
+def _sparse_layers(config: Json, layers: int) -> int:
     """Return the number of layers with a mixture of experts as MLP."""
     dense = config.get("mlp_only_layers") or []
     every = config.get("decoder_sparse_step", 1)
@@ -272,7 +271,7 @@ def _sparse_layers(config: Mapping[str, Any], layers: int) -> int:
     )
 
 
-def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, int]:
+def _windows(config: Json, kind: str, layers: int) -> tuple[int | None, int]:
     """Return the sliding window in tokens, and the number of layers with it."""
     window = config.get("sliding_window")
     if window is None or (kind.startswith("qwen") and not config.get("use_sliding_window", False)):

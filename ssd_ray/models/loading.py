@@ -107,7 +107,7 @@ def _tokenizer(directory: Path) -> Any:
 
 
 def template_to_export(
-    model: ModelConfig, directory: Path, arguments: Mapping[str, Any]
+    model: ModelConfig, directory: Path, arguments: Mapping[str, object]
 ) -> str | None:
     """Return the template in use, None if the model's own files have the same."""
     used = templates.in_use(load_tokenizer(directory, model.chat_template), arguments)

@@ -83,7 +83,7 @@ def _of_processor(path: Path) -> Any:
         ) from error
 
 
-def in_use(tokenizer: Any, arguments: Mapping[str, Any]) -> str | None:
+def in_use(tokenizer: Any, arguments: Mapping[str, object]) -> str | None:
     """Return the text of the template chosen by transformers for these template arguments.
 
     None if there is no template, or if none of several is named `default`.

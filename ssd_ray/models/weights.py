@@ -12,10 +12,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from ssd_ray.artifacts.files import Json
 from ssd_ray.errors import one_line
 from ssd_ray.file_kinds import POINTER, fetch_command, kind_of
 
@@ -93,7 +92,7 @@ def read_index(directory: Path) -> dict[str, str] | None:
     return files
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> Json:
     """Return the JSON object of a model's configuration file.
 
     Raises:
@@ -115,7 +114,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_header(path: Path) -> Mapping[str, Any]:
+def read_header(path: Path) -> Json:
     """Return the entry of each tensor in the header of a safetensors file.
 
     Raises:
@@ -138,7 +137,7 @@ def read_header(path: Path) -> Mapping[str, Any]:
     return tensors
 
 
-def _parsed_header(path: Path, header: bytes) -> dict[str, Any]:
+def _parsed_header(path: Path, header: bytes) -> Json:
     try:
         tensors = json.loads(header.decode())
     except (ValueError, RecursionError) as error:
@@ -149,7 +148,7 @@ def _parsed_header(path: Path, header: bytes) -> dict[str, Any]:
     return tensors
 
 
-def _check_size(path: Path, tensors: Mapping[str, Any], data_bytes: int, size: int) -> None:
+def _check_size(path: Path, tensors: Json, data_bytes: int, size: int) -> None:
     """Check that the tensors fill the file without gaps."""
     end = 0
     try:
@@ -170,7 +169,7 @@ def _check_size(path: Path, tensors: Mapping[str, Any], data_bytes: int, size: i
         raise FaultError(f"{path.name} is damaged: {surplus:,} bytes more than in its header")
 
 
-def _tensor_bytes(entry: Mapping[str, Any]) -> int | None:
+def _tensor_bytes(entry: Json) -> int | None:
     """Return the size of a tensor by its entry in bytes, None if its type is unknown."""
     bits = _BITS.get(entry["dtype"])
     shape = entry["shape"]

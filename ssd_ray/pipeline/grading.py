@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts.facts import VerdictFacts
 from ssd_ray.models.answers import reasoning_format
@@ -36,7 +35,7 @@ class Grade(Step):
     """Directory of the answered prompts under the run."""
     samples_per_prompt: int
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         limits = {limit: getattr(self.recipe.evaluate, limit) for limit in _LIMITS}
         return {"profile": self.profile, **limits}
 

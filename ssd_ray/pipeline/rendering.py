@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ssd_ray.problems.contamination import Benchmarks
 
 
-def model_choices(recipe: Recipe) -> dict[str, Any]:
+def model_choices(recipe: Recipe) -> dict[str, object]:
     """Return the choices of the model behind its prompts.
 
     Raises:
@@ -50,7 +50,7 @@ def model_choices(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def answering_model_choices(recipe: Recipe, model: Mapping[str, Any]) -> dict[str, Any]:
+def answering_model_choices(recipe: Recipe, model: Mapping[str, object]) -> dict[str, object]:
     """Return the choices of the model for answering and training.
 
     They add the further end tokens: these shape answers, not prompts.
@@ -64,7 +64,7 @@ class Benchmark(Step):
 
     verb = "render"
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         evaluate = self.recipe.evaluate
         names = {benchmark.name: sources.identify(benchmark) for benchmark in evaluate.benchmarks}
         return {"benchmarks": names, "limit": evaluate.limit}
@@ -107,14 +107,14 @@ class Prompts(Step):
 
     verb = "render"
 
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     """Choices of the model behind its prompts."""
 
     @property
     def begins_run(self) -> bool:
         return True
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         prompts = self.recipe.prompts
         shaping = config.choices(prompts)
         # Recipes without a date have the fingerprints of a recipe without the field.
@@ -124,7 +124,7 @@ class Prompts(Step):
         if prompts.contamination != "drop":
             del shaping["contamination"]
         source = sources.identify(prompts.source)
-        chosen: dict[str, Any] = {"prompts": shaping, "source": source, "model": self.model}
+        chosen: dict[str, object] = {"prompts": shaping, "source": source, "model": self.model}
         # Only truncation depends on the tokens reserved for the answer.
         if prompts.over_length == "truncate-left":
             chosen["room"] = self.recipe.sample.max_tokens
@@ -185,7 +185,7 @@ class Contamination(Step):
 
     verb = "render"
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         return {"policy": self.recipe.prompts.contamination}
 
     def preview(self, run: Path) -> str:
@@ -205,7 +205,7 @@ class TrainingProblems(Step):
 
     verb = "render"
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         return {}
 
     def preview(self, run: Path) -> str:
@@ -229,12 +229,12 @@ class EvalPrompts(Step):
 
     verb = "render"
 
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     """Choices of the model behind its prompts."""
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         prompts = self.recipe.prompts
-        chosen: dict[str, Any] = {
+        chosen: dict[str, object] = {
             "mode": self.recipe.evaluate.prompt_mode,
             "system_message": prompts.system_message,
             "template_arguments": prompts.template_arguments,

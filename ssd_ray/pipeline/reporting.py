@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray import config
 from ssd_ray.artifacts.facts import ReportFacts
@@ -26,7 +25,7 @@ class Report(Step):
     steps: tuple[str, ...]
     """Names of all steps before it, to show their cost."""
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         recipe = self.recipe
         evaluate = config.choices(recipe.evaluate)
         families = {name: list(swept.values()) for name, swept in arms.families(recipe).items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray import config
 from ssd_ray.artifacts.facts import AnswerFacts
@@ -19,7 +18,7 @@ from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.step import Step, rows_of
 
 
-def _engine_choices(recipe: Recipe, model: Mapping[str, Any]) -> dict[str, Any]:
+def _engine_choices(recipe: Recipe, model: Mapping[str, object]) -> dict[str, object]:
     return {"model": model, "engine": config.choices(recipe.engine), "seed": recipe.seed}
 
 
@@ -31,10 +30,10 @@ class Samples(Step):
     needs_ray = True
 
     sample: SampleConfig
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     """Choices of the model where it answers."""
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         return {"sample": config.choices(self.sample), **_engine_choices(self.recipe, self.model)}
 
     def preview(self, run: Path) -> str:
@@ -71,12 +70,12 @@ class Generations(Step):
     needs_ray = True
 
     arm: Arm
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     """Choices of the model where it answers."""
     checkpoint: str | None
     """Directory of the trained model under the run; None where the base answers."""
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         evaluate = self.recipe.evaluate
         return {
             "arm": config.choices(self.arm),

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.facts import Facts, RowFacts
@@ -49,7 +49,7 @@ class Step(ABC):
     """Input to read while it is still being made."""
 
     @abstractmethod
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         """Return the choices of the recipe behind the artifact, without those of its inputs."""
 
     @abstractmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ssd_ray import config
 from ssd_ray.artifacts import files, manifests
@@ -30,7 +29,7 @@ class Dataset(Step):
 
     branch: TrainedModel
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         extract = self.recipe.evaluate.extract
         return {"prepare": config.choices(self.branch.prepare), "extract": extract}
 
@@ -87,10 +86,10 @@ class Checkpoint(Step):
     needs_ray = True
 
     branch: TrainedModel
-    model: Mapping[str, Any]
+    model: Mapping[str, object]
     """Choices of the model for training."""
 
-    def choices(self) -> Mapping[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         train = config.choices(self.recipe.train)
         return {"train": train, "model": self.model, "seed": self.recipe.seed}
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ssd_ray.artifacts.files import Json
 from ssd_ray.config import fields
 from ssd_ray.planner.clusters import GIB, Candidate, Time, TrainingPlan
 from ssd_ray.quantities import magnitude
@@ -22,7 +22,7 @@ _ON_CPU = ("mean_prompt_tokens", "mean_response_tokens")
 """Assumptions used by a plan for CPU workers."""
 
 
-def plain(plan: TrainingPlan) -> dict[str, Any]:
+def plain(plan: TrainingPlan) -> Json:
     """Return the plan as JSON."""
     return {
         "model": {
@@ -43,7 +43,7 @@ def plain(plan: TrainingPlan) -> dict[str, Any]:
     }
 
 
-def _plain(candidate: Candidate) -> dict[str, Any]:
+def _plain(candidate: Candidate) -> Json:
     return {
         "workers": candidate.num_workers,
         "setting": dataclasses.asdict(candidate.setting),

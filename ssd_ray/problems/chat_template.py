@@ -68,7 +68,13 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, tokenizer: Any, arguments: Mapping[str, Any], clock: Clock, *, mode: str, field: str
+        self,
+        tokenizer: Any,
+        arguments: Mapping[str, object],
+        clock: Clock,
+        *,
+        mode: str,
+        field: str,
     ) -> None:
         self._tokenizer = tokenizer
         self._where = f"{field} {mode}"
@@ -117,7 +123,7 @@ class ChatTemplate:
         self,
         messages: Messages,
         name: str,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, object] | None = None,
     ) -> str:
         """Return the prompt of `messages`, up to the start of the assistant's answer.
 
@@ -156,7 +162,12 @@ class ChatTemplate:
         return end if answer else None
 
     def _rendered(
-        self, messages: Messages, name: str, arguments: Mapping[str, Any], *, answering: bool = True
+        self,
+        messages: Messages,
+        name: str,
+        arguments: Mapping[str, object],
+        *,
+        answering: bool = True,
     ) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 

@@ -36,7 +36,7 @@ class Renderer:
         self.first_kept = ""
         self.unwritable: list[str] = []
         self._compose = compose
-        self._arguments: Mapping[str, Any] = template.arguments if template else {}
+        self._arguments: Mapping[str, object] = template.arguments if template else {}
         self._named = frozenset(tokenizer.special_tokens_map)
         self._masks_arguments = self.control.occur_in(self._words_of_arguments())
         self._written: dict[tuple[str, ...], int | None] = {}
@@ -76,7 +76,7 @@ class Renderer:
         return () if self.template else self.before
 
     def _text(
-        self, messages: Messages, name: str, arguments: Mapping[str, Any] | None = None
+        self, messages: Messages, name: str, arguments: Mapping[str, object] | None = None
     ) -> str:
         if self.template is None:
             return messages[0]["content"]
@@ -114,7 +114,7 @@ class Renderer:
             self.first_kept = self.first_kept or name
         return text, (*self._prefix, *ids)
 
-    def _words_of_arguments(self) -> dict[str, Any]:
+    def _words_of_arguments(self) -> dict[str, object]:
         """Return the template arguments except special tokens such as `bos_token`."""
         return {key: value for key, value in self._arguments.items() if key not in self._named}
 

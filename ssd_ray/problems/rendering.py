@@ -121,7 +121,7 @@ def renderer(
     tokenizer: Any,
     mode: Mode,
     system_message: str,
-    template_arguments: Mapping[str, Any],
+    template_arguments: Mapping[str, object],
     *,
     field: str,
     clock: Clock | None = None,

@@ -17,7 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import files, manifests, slices
 from ssd_ray.artifacts.directory_lock import locked
@@ -64,7 +63,7 @@ class Job:
     """Largest share of ungraded completions in a group with a score."""
 
 
-def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
+def grade_files(job: Job, progress: Progress) -> dict[str, object]:
     """Grade a file of completions; return the content of `scores.json`.
 
     Raises:
@@ -107,13 +106,13 @@ def grade_files(job: Job, progress: Progress) -> dict[str, Any]:
         )
 
 
-def _identities(job: Job, rules: Mapping[str, Any]) -> dict[str, Identity]:
+def _identities(job: Job, rules: Mapping[str, object]) -> dict[str, Identity]:
     """Return the identities of the artifacts in the order of their making.
 
     Inputs hand their revision on, unlike those of a run: here no step compares contents.
     """
     options = {"skip_bad_rows": job.skip_bad_rows}
-    choices: dict[str, Mapping[str, Any]] = {
+    choices: dict[str, Mapping[str, object]] = {
         "benchmark": {"problems": files.digest(list_files(job.problems, "problems")), **options},
         "completions": {
             "completions": files.digest(list_files(job.completions, "completions")),

@@ -27,7 +27,7 @@ import torch
 from torch import distributed
 
 from ssd_ray.artifacts.facts import CheckpointFacts
-from ssd_ray.artifacts.files import write_atomic
+from ssd_ray.artifacts.files import Json, write_atomic
 from ssd_ray.cluster import niceness
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
@@ -170,7 +170,7 @@ class Worker:
             held_out = HeldOut(self.engine, self.held_out, job.train, job.sampling, self._budget)
         self.observer = Observer(job, self.engine, self.examples, held_out, heartbeat)
 
-    def step(self, step: int) -> dict[str, Any]:
+    def step(self, step: int) -> Json:
         """Train global batch `step` (from 0) and return its line for the loss log.
 
         The line is the same on every worker.

@@ -105,7 +105,7 @@ class SizedTrainer(ray_internals.torch_trainer()):  # type: ignore[misc]
         self._out = out
         super().__init__(*arguments, **choices)
 
-    def policies(self) -> dict[str, Any]:
+    def policies(self) -> dict[str, object]:
         """Return the policies for failures, and for sizes where the group is elastic."""
         failures = ConsecutiveFailures(self.run_config.failure_config, self._out)
         if not self.scaling_config.elasticity_enabled:

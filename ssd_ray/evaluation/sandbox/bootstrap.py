@@ -16,7 +16,6 @@ import os
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
 
 PACKAGES = ("numpy", "sortedcontainers")
 """Packages of contest judges. Programs may import them, where installed."""
@@ -111,14 +110,14 @@ def environment() -> dict[str, str]:
     return dict(_ENVIRONMENT)
 
 
-def image(config: dict[str, Any]) -> bytes:
+def image(config: dict[str, object]) -> bytes:
     """Return the bytes for the interpreter to load: `levels.config` and the code of its modules."""
     codes = _codes()
     return marshal.dumps(({**config, "own_modules": list(codes)}, codes, PRELOADED))
 
 
 @functools.cache
-def _codes() -> dict[str, Any]:
+def _codes() -> dict[str, object]:
     names = {file: file.parent.name if file.stem == "__init__" else file.stem for file in _MODULES}
     return {name: compile(file.read_bytes(), str(file), "exec") for file, name in names.items()}
 

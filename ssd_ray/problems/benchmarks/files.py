@@ -11,15 +11,16 @@ import json
 import keyword
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ssd_ray.artifacts.files import Json
 from ssd_ray.errors import UserError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
-Row = Mapping[str, Any]
+Row = Json
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _MARK = "\ufeff"
 """Byte order mark: editors write it at the start of a file, spreadsheets before the first column's
@@ -204,7 +205,7 @@ def entry_point(row: Row, field: str) -> str:
     return owner + is_method + method
 
 
-def json_field(row: Row, field: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+def json_field(row: Row, field: str, kind: type[list[Any]] | type[Json]) -> Any:
     """Return a field with a list or an object, or with the JSON text of one."""
     value = row.get(field)
     if isinstance(value, str):

@@ -37,7 +37,7 @@ _BUCKET = 20_000_000
 """Elements reduced at a time on a CPU; their copy takes 80 MB."""
 
 
-def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, object]:
     """Return the DeepSpeed configuration of a run.
 
     The loop sets the learning rate and the end of accumulation at every step.
@@ -65,8 +65,8 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, An
     }
 
 
-def _zero(train: TrainConfig, *, on_cpu: bool) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": train.zero_stage}
+def _zero(train: TrainConfig, *, on_cpu: bool) -> dict[str, object]:
+    zero: dict[str, object] = {"stage": train.zero_stage}
     if train.zero_stage:
         zero |= {"contiguous_gradients": True, "overlap_comm": not on_cpu, "reduce_scatter": True}
     if on_cpu and train.zero_stage:
@@ -193,7 +193,7 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
     return engine
 
 
-def _load(directory: Path, train: TrainConfig, config: dict[str, Any]) -> Any:
+def _load(directory: Path, train: TrainConfig, config: dict[str, object]) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -233,7 +233,7 @@ def switch_noise_off(config: Any) -> None:
             setattr(config, name, type(value)(0))
 
 
-def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Split trainable parameters: matrices with weight decay, vectors (norms, biases) without.
 
     - Shapes are those before partitioning by ZeRO-3.

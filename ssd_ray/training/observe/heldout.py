@@ -22,7 +22,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from ssd_ray.artifacts.files import read_json_lines, write_atomic
+from ssd_ray.artifacts.files import Json, read_json_lines, write_atomic
 from ssd_ray.config import Decoding, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.data import batches
@@ -196,7 +196,7 @@ def _groups(lengths: Ints, budget: int) -> list[Ints]:
     return [np.array(group, dtype=np.int64) for group in groups]
 
 
-def read_held_out(out: Path) -> list[dict[str, Any]]:
+def read_held_out(out: Path) -> list[Json]:
     """Return the measurements of a training so far, by step; the first is the base's."""
     return read_json_lines(out / HELD_OUT_LOG)
 

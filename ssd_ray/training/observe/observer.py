@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from ssd_ray import config
+from ssd_ray.artifacts.files import Json
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
@@ -99,7 +100,7 @@ class Observer:
         if step == 0:
             self._measure(0)
 
-    def step(self, line: dict[str, Any], batch: GlobalBatch) -> dict[str, Any]:
+    def step(self, line: Json, batch: GlobalBatch) -> Json:
         """Return a step's line for the loss log with the measurements added; measure if due."""
         step = line["step"]
         seconds = line["seconds"]

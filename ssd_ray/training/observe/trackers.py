@@ -43,7 +43,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def trackers(
-    names: Sequence[str], run: str, directory: Path, choices: Mapping[str, Any], begin: int
+    names: Sequence[str], run: str, directory: Path, choices: Mapping[str, object], begin: int
 ) -> list[Tracker]:
     """Open trackers for a training.
 
@@ -68,7 +68,9 @@ class TensorBoard:
     Numbers of an earlier attempt after step `begin` are hidden, and all of them if `begin` is 0.
     """
 
-    def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
+    def __init__(
+        self, run: str, directory: Path, choices: Mapping[str, object], begin: int
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # From step 0 the base is measured again, so its old measurement is hidden too.
@@ -93,7 +95,9 @@ class TensorBoard:
 class WeightsAndBiases:
     """W&B run, named after the run directory and resumed with the training."""
 
-    def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
+    def __init__(
+        self, run: str, directory: Path, choices: Mapping[str, object], begin: int
+    ) -> None:
         import wandb
 
         identity = hashlib.sha256(f"{directory}/{run}".encode()).hexdigest()[:16]
@@ -119,7 +123,9 @@ class WeightsAndBiases:
 class MLflow:
     """MLflow run in the experiment `ssd-ray`, a new one for each attempt."""
 
-    def __init__(self, run: str, directory: Path, choices: Mapping[str, Any], begin: int) -> None:
+    def __init__(
+        self, run: str, directory: Path, choices: Mapping[str, object], begin: int
+    ) -> None:
         import mlflow
 
         self._mlflow: Any = mlflow

@@ -6,14 +6,13 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
-from ssd_ray.artifacts.files import read_complete_lines, read_json_lines, write_atomic
+from ssd_ray.artifacts.files import Json, read_complete_lines, read_json_lines, write_atomic
 
 LOSS_LOG = "loss.jsonl"
 
 
-def read_log(out: Path) -> list[dict[str, Any]]:
+def read_log(out: Path) -> list[Json]:
     """Return the complete lines of the loss log, one a step."""
     return read_json_lines(out / LOSS_LOG)
 
@@ -57,7 +56,7 @@ def cut_log(out: Path, steps: int) -> None:
     write_atomic(out / LOSS_LOG, "".join(lines))
 
 
-def append_log(out: Path, line: dict[str, Any]) -> None:
+def append_log(out: Path, line: Json) -> None:
     """Append one step's line to the loss log."""
     with (out / LOSS_LOG).open("a") as handle:
         handle.write(json.dumps(line) + "\n")

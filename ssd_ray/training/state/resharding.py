@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import distributed
@@ -26,6 +26,10 @@ from ssd_ray.errors import UserError, one_line
 
 WEIGHTS = "weights"
 _STAGE3, _STAGE12 = "fp32_flat_groups", "single_partition_of_fp32_groups"
+
+
+Group: TypeAlias = dict[str, Any]
+"""Flat weights and optimizer state of a parameter group: tensors, and numbers such as the step."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Shard:
 
     spans: Mapping[str, Span]
     """Spans by parameter name."""
-    groups: Sequence[Mapping[str, Any]]
+    groups: Sequence[Group]
     """Flat weights and optimizer state, by parameter group."""
 
 
@@ -88,9 +92,7 @@ def load(engine: Any, directory: Path, num_workers: int) -> None:
     _load(optimizer, rank, fresh, groups)
 
 
-def _load(
-    optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[dict[str, Any]]
-) -> None:
+def _load(optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[Group]) -> None:
     """Load filled groups through DeepSpeed, as if this worker had saved them itself."""
     weights = [group.pop(WEIGHTS) for group in groups]
     state = dict(enumerate(groups))
@@ -209,7 +211,7 @@ def fill(
     group: int,
     numel: int,
     shards: Sequence[Shard],
-) -> dict[str, Any]:
+) -> Group:
     """Return flat weights and optimizer state of one parameter group of a worker.
 
     Tensors have `numel` elements, with zeros as padding.
@@ -221,7 +223,7 @@ def fill(
         numel: elements of the group's flat tensors.
         shards: saved state of each worker.
     """
-    filled: dict[str, Any] = {}
+    filled: Group = {}
     for key, example in shards[0].groups[0].items():
         # Scalars, such as the step counter, are the same in every shard.
         if not (torch.is_tensor(example) and example.dim()):

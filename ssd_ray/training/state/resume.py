@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ssd_ray.artifacts.files import read_json, replace_directory, sync, write_atomic
+from ssd_ray.artifacts.files import Json, read_json, replace_directory, sync, write_atomic
 from ssd_ray.errors import UserError
 from ssd_ray.training.state import resharding
 from ssd_ray.training.state.export import STEPS
@@ -27,7 +27,7 @@ STOP = "leave"
 """Name of the file that requests a stop."""
 
 
-def latest(out: Path) -> tuple[int, dict[str, Any]]:
+def latest(out: Path) -> tuple[int, Json]:
     """Return step and record of the latest complete resume state; 0 and {} without one.
 
     Raises:

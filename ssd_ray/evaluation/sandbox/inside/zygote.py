@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from ssd_ray.evaluation.sandbox.inside import roles, walls
+
+    # As `levels.config` makes it, in an image of its own.
+    Config = dict[str, Any]
 else:
     import roles
     import walls
@@ -43,7 +46,7 @@ _MESSAGE_BYTES = 1 << 16
 _MAX_DESCRIPTORS = 8
 
 
-def main(config: dict[str, Any]) -> None:
+def main(config: Config) -> None:
     """Raise the walls, report `up` or `denied`, and serve until the grader hangs up."""
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fileno=config["socket"])
     try:
@@ -90,7 +93,7 @@ class _Packages:
 class _Zygote:
     """The walls raised once, and the children alive."""
 
-    def __init__(self, channel: Any, config: dict[str, Any]) -> None:
+    def __init__(self, channel: Any, config: Config) -> None:
         self._channel = channel
         self._config = config
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
