@@ -7,7 +7,7 @@ A stage's revision separates its artifacts from those of earlier versions of ssd
 - It is part of the fingerprints of the stage's own artifacts alone. Later stages compare contents
   (`lineage.py`), so they stay valid if a new revision makes the same contents.
 
-docs/design.md has the rules. Reads and writes nothing.
+docs/design.md has the rules. `fingerprint.json` records an identity. Reads and writes nothing.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
   number of workers and micro-batches.
 - A node about to be removed, or SIGTERM to a worker or to the run, makes all workers save their
   state after the step.
-- Reads a data set and a model directory. Writes the loss log, resume states and the model into the
-  artifact's directory.
+- Reads a data set and a model directory. Writes the log `loss.jsonl`, resume states and the model
+  into the artifact's directory.
 """
 
 from __future__ import annotations

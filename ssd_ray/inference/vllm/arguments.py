@@ -6,7 +6,6 @@ CPU and CUDA differ here and nowhere else. Pure functions.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.cluster import import_path
 from ssd_ray.config import REPLACES_SAMPLER, EngineConfig, ModelConfig
@@ -48,9 +47,9 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
 
 def engine_arguments(
     directory: Path, model: ModelConfig, engine: EngineConfig, device: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the arguments of a vLLM engine for a model directory."""
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "model": str(directory),
         "dtype": model.dtype,
         "max_model_len": model.max_model_len,

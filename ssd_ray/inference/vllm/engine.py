@@ -242,7 +242,7 @@ class Engine:
         future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))
 
 
-def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, Any]:
+def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, object]:
     """Return the sampling parameters of a decoding.
 
     vLLM returns finished answers only, and decodes no text.

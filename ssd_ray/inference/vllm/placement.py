@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
 
 from ssd_ray.config import EngineConfig
 from ssd_ray.inference.vllm.arguments import num_workers
@@ -27,7 +26,7 @@ class Resources:
 
     cpus: float
     gpus: float
-    remote_args: dict[str, Any]
+    remote_args: dict[str, object]
     groups: PlacementGroups | None = None
 
 
@@ -54,7 +53,7 @@ class PlacementGroups:
     bundles: tuple[dict[str, float], ...]
     prefix: str = field(default_factory=lambda: f"engine-{uuid.uuid4().hex[:12]}")
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> dict[str, object]:
         """Reserve a group and return the options of its engine.
 
         Ray may wait for the cluster to grow.

@@ -19,7 +19,7 @@ from ssd_ray.inference.vllm.truncation import truncate
 _TOP_K, _TOP_P = "exact_top_k", "exact_top_p"
 
 
-def exact_arguments(top_k: int | None, top_p: float) -> dict[str, Any]:
+def exact_arguments(top_k: int | None, top_p: float) -> dict[str, object]:
     """Return sampling arguments for truncation by this processor."""
     return {"top_k": 0, "top_p": 1.0, "extra_args": {_TOP_K: top_k, _TOP_P: top_p}}
 

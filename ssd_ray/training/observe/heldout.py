@@ -6,7 +6,7 @@
 - Every measurement needs the base's distribution. Its logits or a second model would take too much
   memory. Its last hidden states are kept instead, and a copy of the output head if that is trained.
 - Both are taken before the latest state is restored: a resumed run measures against the same base.
-- Reads a data set; writes the log of measurements.
+- Reads a data set; writes the log of measurements, `heldout.jsonl`.
 """
 
 from __future__ import annotations

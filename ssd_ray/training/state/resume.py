@@ -2,7 +2,7 @@
 
 - A state is a DeepSpeed checkpoint, one shard a worker, on storage that all workers see.
 - It is renamed into place when all shards are on disk, so a partial one is never read.
-- Only the latest is kept.
+- Only the latest is kept. Its record is `state.json`.
 - As many workers as wrote it restore it bit for bit. Another number of workers, or another ZeRO
   stage, assembles its own shards (`resharding.py`).
 """
