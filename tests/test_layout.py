@@ -7,6 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,49 @@ def _name(path: Path) -> str:
 def test_no_module_imports_itself_in_a_circle() -> None:
     imports = {_name(path): _imported_modules(path) - {_name(path)} for path in _modules()}
     graphlib.TopologicalSorter(imports).prepare()
+
+
+def _public_annotations(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield names and annotations of public functions, methods and fields."""
+    bodies = [("", tree.body)]
+    while bodies:
+        owner, body = bodies.pop()
+        for node in body:
+            name = getattr(node, "name", "")
+            if name.startswith("_") and name != "__init__":
+                continue
+            if isinstance(node, ast.ClassDef):
+                bodies.append((f"{name}.", node.body))
+            elif isinstance(node, ast.AnnAssign) and owner:
+                yield owner + ast.unparse(node.target), ast.unparse(node.annotation)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for part in ast.walk(node.args):
+                    if isinstance(part, ast.arg) and part.annotation is not None:
+                        yield f"{owner}{name}({part.arg})", ast.unparse(part.annotation)
+                yield f"{owner}{name}()", ast.unparse(node.returns) if node.returns else ""
+
+
+def test_no_dictionary_of_anything_crosses_a_border() -> None:
+    """It is a dataclass, or has a name: `Json` for a document, another for a library's values."""
+    anything = re.compile(r"\b(dict|Mapping|MutableMapping)\[str, Any\]")
+    bare = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in _modules()
+        for name, annotation in _public_annotations(ast.parse(path.read_text()))
+        if anything.search(annotation)
+    ]
+    assert bare == []
+
+
+def test_a_module_with_json_says_which_document_it_is() -> None:
+    names_one = re.compile(r"JSON|YAML|\.jsonl?\b|\.yaml\b")
+    silent = []
+    for path in _modules():
+        tree = ast.parse(path.read_text())
+        holds_json = any(
+            re.search(r"\bJson\b", annotation) for _, annotation in _public_annotations(tree)
+        )
+        is_alias = "artifacts.files.Json" in _imports(path)
+        if holds_json and is_alias and not names_one.search(ast.get_docstring(tree) or ""):
+            silent.append(path.relative_to(PACKAGE))
+    assert silent == []
