@@ -87,11 +87,11 @@ def run(
     recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False
 ) -> None:
     """Make everything from prompts to report; a finished run is a no-op."""
-    from ssd_ray.artifacts.files import read_json
+    from ssd_ray.reporting.numbers.scores_file import read_scores
     from ssd_ray.reporting.terminal import summary
 
     directory = _make("report", recipe, out, overrides, quiet)
-    _console().print(summary(read_json(directory / "report" / "scores.json")))
+    _console().print(summary(read_scores(directory / "report" / "scores.json")))
     typer.echo(f"report: {(directory / 'report' / 'report.html').resolve()}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from rich.table import Table
 
@@ -22,6 +22,8 @@ from ssd_ray.extraction import Rule
 from ssd_ray.reporting import words
 from ssd_ray.schema import Profile
 from ssd_ray.standalone.grade_files import Job
+from ssd_ray.standalone.scores import FileScores, GroupScores
+from ssd_ray.statistics.metrics import Score
 
 _NAMED = 10
 """Most problems to name in the notes of a table."""
@@ -83,67 +85,68 @@ def _require_known(option: str, value: str, known: Iterable[str]) -> None:
         raise UserError(f"{option} {value!r} is unknown: use {', '.join(known)}")
 
 
-def scores_table(scores: dict[str, Any]) -> Table:
+def scores_table(scores: FileScores) -> Table:
     """Return a table of scores by benchmark and difficulty, with the counts of outcomes below."""
     table = Table(
-        title=f"{scores['rows']} completions, profile {scores['profile']}, "
-        f"sandbox {scores['sandbox_level']}"
+        title=f"{scores.rows} completions, profile {scores.profile}, sandbox {scores.sandbox_level}"
     )
     for column in ("benchmark", "problems", "score", "95 % interval"):
         table.add_column(column, justify="left" if column == "benchmark" else "right")
     notes = [
         ", ".join(
-            f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores["outcomes"].items()
+            f"{count} {outcome.replace('_', ' ')}" for outcome, count in scores.outcomes.items()
         )
     ]
-    for source, benchmark in scores["benchmarks"].items():
-        _add_rows(table, source, benchmark["all"])
-        for difficulty, facts in benchmark["difficulties"].items():
-            _add_rows(table, f"  {difficulty}", facts)
+    for source, benchmark in scores.benchmarks.items():
+        _add_rows(table, source, benchmark.all)
+        for difficulty, group in benchmark.difficulties.items():
+            _add_rows(table, f"  {difficulty}", group)
         # A score over the other problems would hide these.
-        if unanswered := benchmark["without_completion"]:
-            total = unanswered + benchmark["all"]["problems"]
+        if unanswered := benchmark.without_completion:
+            total = unanswered + benchmark.all.problems
             notes.append(
                 f"{source}: {unanswered} of {total} problems have no completion and are not counted"
             )
-    if scores["public_only"]:
-        notes.append(
-            f"{scores['public_only']} problems have public tests only: scores are too high"
-        )
+    if scores.public_only:
+        notes.append(f"{scores.public_only} problems have public tests only: scores are too high")
     notes += _left_out(scores)
-    if scores["bad_rows"]:
-        notes.append(f"{len(scores['bad_rows'])} bad rows were left out, listed in scores.json")
+    if scores.bad_rows:
+        notes.append(f"{len(scores.bad_rows)} bad rows were left out, listed in scores.json")
     table.caption = "\n".join(notes)
     return table
 
 
-def _left_out(scores: dict[str, Any]) -> list[str]:
+def _left_out(scores: FileScores) -> list[str]:
     """Return a note on the problems without a score, as no program can be graded on them."""
-    problems = [row["problem_id"] for row in scores["problems_left_out"]]
+    problems = [problem.problem_id for problem in scores.problems_left_out]
     if not problems:
         return []
     names = ", ".join(problems[:_NAMED]) + (", …" if problems[_NAMED:] else "")
     counted = words.counted(len(problems), "problem")
-    completions = words.counted(scores["completions_left_out"], "completion")
+    completions = words.counted(scores.completions_left_out, "completion")
     return [
         f"not in the score: {counted} that cannot be graded ({names}), with {completions}; "
         "reasons in scores.json"
     ]
 
 
-def _add_rows(table: Table, name: str, facts: dict[str, Any]) -> None:
+def _add_rows(table: Table, name: str, group: GroupScores) -> None:
     """Add a row for each metric: a percentage, or a count if there are few problems."""
-    if "refused" in facts:
-        table.add_row(name, str(facts["problems"]), "refused", facts["refused"])
-    for metric, interval in facts.items():
-        if "pass@" in metric:
-            score = {**interval, "problems": facts["problems"]}
-            table.add_row(
-                name,
-                str(facts["problems"]),
-                f"{metric} {words.score(score)}",
-                words.score_range(score, unit=""),
-            )
+    if group.refused is not None:
+        table.add_row(name, str(group.problems), "refused", group.refused)
+    for metric, interval in group.metrics.items():
+        score = Score(
+            estimate=interval.estimate,
+            low=interval.low,
+            high=interval.high,
+            problems=group.problems,
+        )
+        table.add_row(
+            name,
+            str(group.problems),
+            f"{metric} {words.score(score)}",
+            words.score_range(score, unit=""),
+        )
 
 
 def sandbox_tables() -> Iterator[tuple[Table, bool]]:

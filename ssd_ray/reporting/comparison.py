@@ -7,26 +7,27 @@ report/recipe.yaml and report/scores.json of both runs; writes nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ssd_ray import recipes
-from ssd_ray.artifacts.files import read_json
+from ssd_ray.artifacts.files import Json
 from ssd_ray.config import Recipe, fields
 from ssd_ray.errors import UserError
-from ssd_ray.reporting.numbers.json_bytes import rounded_to_ten_digits
+from ssd_ray.reporting.numbers.json_bytes import plain, rounded_to_ten_digits
+from ssd_ray.reporting.numbers.scores import Order, ProblemCounts
+from ssd_ray.reporting.numbers.scores_file import read_part
+from ssd_ray.reporting.readings import reading
 from ssd_ray.reporting.terminal import STYLES, score
-from ssd_ray.reporting.words import MINUS, decimals, is_few, points, reading, tally
+from ssd_ray.reporting.words import MINUS, decimals, is_few, points, tally
 from ssd_ray.statistics.differences import Difference, difference, pass_at_values
+from ssd_ray.statistics.metrics import Score, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Change:
     """A field of the recipe with different values; None in a run without the field."""
 
     field: str
-    first: Any
-    second: Any
+    first: object
+    second: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,9 @@ class Pair:
     """None for all problems of the benchmark."""
     arm: str
     metric: str
-    first: Mapping[str, Any] | None
+    first: Score | None
     """Score in the first run, None without one."""
-    second: Mapping[str, Any] | None
+    second: Score | None
     """Score in the second run, None without one."""
     difference: Difference | None
     """Second minus first, None if there is none."""
@@ -67,10 +68,10 @@ class Comparison:
     changes: tuple[Change, ...]
     pairs: tuple[Pair, ...]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Json:
         """Return the comparison as plain JSON, floats at ten significant digits."""
-        rounded: dict[str, Any] = rounded_to_ten_digits(dataclasses.asdict(self))
-        return rounded
+        document: Json = rounded_to_ten_digits(plain(self))
+        return document
 
     def __rich__(self) -> RenderableType:
         """Return tables of changes and scores, then one sentence for each paired difference."""
@@ -78,16 +79,56 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredArm:
+    """The part of an arm's table to compare."""
+
+    refused: str | None
+    score: Mapping[str, Score | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroup:
+    """The part of a group's tables to compare."""
+
+    arms: Mapping[str, ScoredArm]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBenchmark:
+    """The part of a benchmark's tables to compare."""
+
+    all: ScoredGroup
+    difficulties: Mapping[str, ScoredGroup]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedScores:
+    """The part of scores.json to compare, alike since format 3."""
+
+    order: Order
+    benchmarks: Mapping[str, ScoredBenchmark]
+    problems: Mapping[str, Mapping[str, ProblemCounts]]
+
+    def benchmark(self, name: str) -> ScoredBenchmark:
+        """Return the tables of a benchmark, empty ones if the run lacks it."""
+        return self.benchmarks.get(name, _NO_TABLES)
+
+
+_NO_ARMS = ScoredGroup(arms={})
+_NO_TABLES = ScoredBenchmark(all=_NO_ARMS, difficulties={})
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     recipe: Recipe
-    scores: Mapping[str, Any]
+    scores: ComparedScores
 
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two run directories; intervals have the confidence of the first run.
 
     Raises:
-        UserError: a run has no report, or no readable recipe.
+        UserError: a run has no report, no readable recipe, or scores of an earlier format.
     """
     runs = _load(first), _load(second)
     return Comparison(
@@ -100,14 +141,15 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def _load(path: Path) -> _Run:
-    if not (path / "report" / "scores.json").exists():
+    scores = path / "report" / "scores.json"
+    if not scores.exists():
         raise UserError(
             f"{path} has no report/scores.json: finish that run with `ssd-ray report` first"
         )
     # Reports of earlier versions of ssd_ray hold no recipe.
     recipe = path / "report" / "recipe.yaml"
     recipe = recipe if recipe.exists() else path / "recipe.yaml"
-    return _Run(recipe=recipes.load(recipe), scores=read_json(path / "report" / "scores.json"))
+    return _Run(recipe=recipes.load(recipe), scores=read_part(scores, ComparedScores))
 
 
 def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
@@ -126,40 +168,36 @@ class _Group:
     benchmark: str
     difficulty: str | None
 
-    def table(self, scores: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
-        """Return the table of an arm on this group in scores.json, or an empty one."""
-        groups = scores["benchmarks"].get(self.benchmark, {"all": {"arms": {}}, "difficulties": {}})
-        group = groups["all"]
+    def table(self, scores: ComparedScores, arm: str) -> ScoredArm | None:
+        """Return the table of an arm on this group, or None."""
+        benchmark = scores.benchmark(self.benchmark)
+        group = benchmark.all
         if self.difficulty is not None:
-            group = groups["difficulties"].get(self.difficulty, {"arms": {}})
-        table: Mapping[str, Any] = group["arms"].get(arm, {})
-        return table
+            group = benchmark.difficulties.get(self.difficulty, _NO_ARMS)
+        return group.arms.get(arm)
 
-    def score(self, scores: Mapping[str, Any], arm: str, metric: str) -> Mapping[str, Any] | None:
+    def score(self, scores: ComparedScores, arm: str, metric: str) -> Score | None:
         """Return the score of an arm on this group, or None."""
-        value: Mapping[str, Any] | None = self.table(scores, arm).get("score", {}).get(metric)
-        return value
+        table = self.table(scores, arm)
+        return None if table is None else table.score.get(metric)
 
-    def problems(self, scores: Mapping[str, Any]) -> Mapping[str, Any]:
+    def problems(self, scores: ComparedScores) -> dict[str, ProblemCounts]:
         """Return the problems of this group by id, with graded and accepted answers of each arm."""
-        problems = scores["problems"][self.benchmark]
         return {
             name: problem
-            for name, problem in problems.items()
-            if self.difficulty in (None, problem["difficulty"])
+            for name, problem in scores.problems[self.benchmark].items()
+            if self.difficulty in (None, problem.difficulty)
         }
 
 
 def _groups(first: _Run, second: _Run) -> Iterator[_Group]:
     """Yield every benchmark of either run, each followed by its difficulties if it has several."""
-    benchmarks = _either(first, second, "benchmarks")
-    difficulties = _either(first, second, "difficulties")
+    orders = first.scores.order, second.scores.order
+    benchmarks = _united(*(order.benchmarks for order in orders))
+    difficulties = _united(*(order.difficulties for order in orders))
     for benchmark in benchmarks:
         yield _Group(benchmark=benchmark, difficulty=None)
-        by_difficulty = [
-            run.scores["benchmarks"].get(benchmark, {"difficulties": {}})["difficulties"]
-            for run in (first, second)
-        ]
+        by_difficulty = [run.scores.benchmark(benchmark).difficulties for run in (first, second)]
         for difficulty in difficulties:
             if any(difficulty in groups for groups in by_difficulty):
                 yield _Group(benchmark=benchmark, difficulty=difficulty)
@@ -167,8 +205,9 @@ def _groups(first: _Run, second: _Run) -> Iterator[_Group]:
 
 def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
     """Yield every group of problems, arm and metric of either run, in the order of the first."""
-    arms = _either(first, second, "arms")
-    metrics = _either(first, second, "pass_at")
+    orders = first.scores.order, second.scores.order
+    arms = _united(*(order.arms for order in orders))
+    metrics = _united(*(order.pass_at for order in orders))
     for group in _groups(first, second):
         for arm, metric in itertools.product(arms, metrics):
             paired, unpaired = _paired(first, second, group, arm, metric)
@@ -184,9 +223,9 @@ def _pairs(first: _Run, second: _Run) -> Iterator[Pair]:
             )
 
 
-def _either(first: _Run, second: _Run, key: str) -> list[str]:
-    """Return the names of either run under a key of `order`, those of the first run first."""
-    return list(dict.fromkeys([*first.scores["order"][key], *second.scores["order"][key]]))
+def _united(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Return the names of either run, those of the first run first."""
+    return list(dict.fromkeys([*first, *second]))
 
 
 def _paired(
@@ -196,10 +235,10 @@ def _paired(
     # An arm may be new in one run, or refused there.
     for name, run in (("first", first), ("second", second)):
         table = group.table(run.scores, arm)
-        if metric not in table.get("score", {}):
+        if table is None or metric not in table.score:
             return None, f"absent from the {name} run"
-        if table["refused"]:
-            return None, f"no score in the {name} run: {table['refused']}"
+        if table.refused:
+            return None, f"no score in the {name} run: {table.refused}"
     baseline = group.problems(first.scores)
     treated = group.problems(second.scores)
     # Pairs need the same problems: a difference over the common ones would hide the others.
@@ -217,11 +256,10 @@ def _paired(
     return paired, None if paired else "no problem has enough graded answers in both"
 
 
-def _values(problems: Mapping[str, Any], arm: str, metric: str) -> np.ndarray[Any, Any]:
+def _values(problems: Mapping[str, ProblemCounts], arm: str, metric: str) -> Values:
     """Return float64[num_problems] of pass@k in the order of problem ids, NaN where ungraded."""
     counts = [
-        (problems[name]["graded"][arm], problems[name]["accepted"][arm])
-        for name in sorted(problems)
+        (problem.graded[arm], problem.accepted[arm]) for _, problem in sorted(problems.items())
     ]
     return pass_at_values(counts, int(metric.removeprefix("pass@")))
 
@@ -255,11 +293,13 @@ def _short(pair: Pair) -> str:
     """Return the cell of a difference: estimate and interval, or counts of few problems."""
     if pair.difference is None:
         return "not compared"
-    paired = dataclasses.asdict(pair.difference)
-    if is_few(paired["problems"]):
+    paired = pair.difference
+    if is_few(paired.problems):
         return tally(paired)
-    digits = decimals(paired["problems"])
-    estimate, low, high = (points(paired[key], digits) for key in ("estimate", "low", "high"))
+    digits = decimals(paired.problems)
+    estimate, low, high = (
+        points(share, digits) for share in (paired.estimate, paired.low, paired.high)
+    )
     return f"{estimate} ({low} to {high})"
 
 
@@ -274,10 +314,6 @@ def _sentences(comparison: Comparison) -> Iterator[Text]:
             yield Text(f"{where}: not compared, {pair.unpaired}", style="yellow")
         else:
             sentence = reading(
-                "second",
-                "first",
-                dataclasses.asdict(pair.difference),
-                comparison.confidence,
-                "these runs",
+                "second", "first", pair.difference, comparison.confidence, "these runs"
             )
             yield Text(f"{where}: {sentence}", style=STYLES[pair.difference.reading])

@@ -7,10 +7,9 @@ prompts/. It opens without a network and holds no script.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
-from ssd_ray.artifacts.dataset_facts import DatasetFacts
+from ssd_ray.artifacts.dataset_facts import DatasetFacts, HealthCounts, Provenance
 from ssd_ray.artifacts.facts import ContaminationFacts, PromptFacts
 from ssd_ray.config import Recipe
 from ssd_ray.config.arms import TrainedModel
@@ -57,12 +56,12 @@ class HealthReading:
     """True if it deserves a look before training."""
 
 
-def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
+def readings(health: HealthCounts) -> Iterator[HealthReading]:
     """Yield findings on the samples, most important first."""
-    rows = health["rows"]
-    classes = health["classes"]
-    ended = sum(end["end_token"] for end in health["ends"].values())
-    unended = health["ends"]["stop"]["no_end_token"]
+    rows = health.rows
+    classes = health.classes
+    ended = sum(end.end_token for end in health.ends.values())
+    unended = health.ends["stop"].no_end_token
     yield HealthReading(
         where="End token",
         what=f"{count(ended)} of {counted(rows, 'answer')} end by an end token",
@@ -74,13 +73,13 @@ def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
         yield HealthReading(
             where=where,
             what=f"{answers} of the answers, {tokens} of the tokens",
-            note=f"{counted(classes[name]['rows'], 'answer')}. {note}",
+            note=f"{counted(classes[name].rows, 'answer')}. {note}",
             # Answers without code are the paper's own data: no reason to warn.
             warns=name != "no_code" and shares(health, name)[1] > WARN_SHARE,
         )
     yield from _reasoning(health)
-    empty = count(classes["empty"]["rows"])
-    stubs = count(classes["stub"]["rows"])
+    empty = count(classes["empty"].rows)
+    stubs = count(classes["stub"].rows)
     yield HealthReading(
         where="Empty and stubs",
         what=f"{empty} empty, {stubs} of a single line",
@@ -89,19 +88,19 @@ def readings(health: Mapping[str, Any]) -> Iterator[HealthReading]:
     )
     yield HealthReading(
         where="Duplicates",
-        what=f"{counted(health['distinct'], 'different answer')} of {count(rows)}",
-        note=f"The most frequent one occurs {counted(health['most_copies'], 'time')}.",
+        what=f"{counted(health.distinct, 'different answer')} of {count(rows)}",
+        note=f"The most frequent one occurs {counted(health.most_copies, 'time')}.",
         warns=shares(health, "duplicate")[0] > WARN_SHARE,
     )
 
 
-def _reasoning(health: Mapping[str, Any]) -> Iterator[HealthReading]:
+def _reasoning(health: HealthCounts) -> Iterator[HealthReading]:
     """Yield findings on reasoning and other languages, if there is any.
 
     Data sets of earlier versions of ssd_ray lack these counts.
     """
-    rows = health["rows"]
-    states = health.get("reasoning", {})
+    rows = health.rows
+    states = health.reasoning or {}
     if reasoned := sum(states.values()) - states.get("none", 0):
         ended = states["ended"] / reasoned
         yield HealthReading(
@@ -113,7 +112,8 @@ def _reasoning(health: Mapping[str, Any]) -> Iterator[HealthReading]:
             note="One that does not end it has no code: a draft is no program.",
             warns=False,
         )
-    if foreign := health.get("other_language", {}).get("rows", 0):
+    foreign = 0 if health.other_language is None else health.other_language.rows
+    if foreign:
         yield HealthReading(
             where="Other languages",
             what=(
@@ -128,7 +128,7 @@ def _reasoning(health: Mapping[str, Any]) -> Iterator[HealthReading]:
         )
 
 
-def section(health: Mapping[str, Any]) -> dict[str, Any]:
+def section(health: HealthCounts) -> dict[str, object]:
     """Return the variables of health_section.html.j2."""
     return {
         "health": health,
@@ -158,12 +158,17 @@ def health_page(recipe: Recipe, branch: TrainedModel, facts: DataFacts) -> str:
         contamination=facts.contamination,
         prompts=facts.prompts,
         prompts_dropped=facts.prompts.dropped or {},
-        provenance=list(_leaves(facts.dataset.document()["provenance"])),
-        **section(facts.dataset.document()["health"]),
+        provenance=_origin(facts.dataset.provenance),
+        **section(facts.dataset.health),
     )
 
 
-def _leaves(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+def _origin(provenance: Provenance | None) -> list[tuple[str, str]]:
+    """Return the provenance as rows of a table."""
+    return [] if provenance is None else list(_leaves(asdict(provenance)))
+
+
+def _leaves(node: Mapping[str, object], at: str = "") -> Iterator[tuple[str, str]]:
     """Yield nested facts as rows of a table."""
     for key, value in node.items():
         name = f"{at}{key.replace('_', ' ')}"

@@ -7,10 +7,12 @@ scores.json and timings.json; each statement is a (lead, sentences) pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ssd_ray.config import Decoding, Recipe, arms
+from ssd_ray.reporting.numbers.scores import Scores
+from ssd_ray.reporting.numbers.timings import Timings
+from ssd_ray.reporting.numbers.training_data import Training
 from ssd_ray.reporting.words import (
     CONTROLS,
     count,
@@ -31,28 +33,27 @@ PAPER_FEWEST_SEQUENCES = 300 * 32
 """Training sequences of the paper's shortest stated runs: 300 steps of 32 (section 3.1)."""
 
 
-def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+def what_was_run(recipe: Recipe, scores: Scores) -> list[tuple[str, str]]:
     """Return the run in plain words, a statement for each stage."""
-    data = scores["training"]
+    data = scores.training
     sample = recipe.sample
-    dropped = sum((data["dataset"]["dropped"] or {}).values())
+    dropped = sum((data.dataset.dropped or {}).values())
     right_or_wrong = ", right or wrong" if recipe.prepare.select == "all" else ""
     sizes = (
-        f"{scores['benchmarks'][name]['all']['problems']} of {name}"
-        for name in scores["order"]["benchmarks"]
+        f"{scores.benchmarks[name].all.problems} of {name}" for name in scores.order.benchmarks
     )
     return [
         (
             "Sample",
             f"The frozen model {recipe.model.source} gave "
             f"{counted(sample.samples_per_prompt, 'answer')} to each of "
-            f"{count(data['prompts']['rows'])} prompts, at {decoding(sample)}, "
+            f"{count(data.prompts.rows)} prompts, at {decoding(sample)}, "
             f"cut off after {count(sample.max_tokens)} tokens.{_not_drawn(data)}",
         ),
         (
             "Prepare",
-            f"{_chosen(recipe)} {count(dropped)} of {count(data['samples']['rows'])} were left "
-            f"out; the other {count(data['dataset']['rows'])} stayed{right_or_wrong}.",
+            f"{_chosen(recipe)} {count(dropped)} of {count(data.samples.rows)} were left "
+            f"out; the other {count(data.dataset.rows)} stayed{right_or_wrong}.",
         ),
         (
             "Train",
@@ -69,8 +70,8 @@ def what_was_run(recipe: Recipe, scores: Mapping[str, Any]) -> list[tuple[str, s
     ]
 
 
-def _not_drawn(data: Mapping[str, Any]) -> str:
-    missing = data["samples"].get("not_drawn", 0)
+def _not_drawn(data: Training) -> str:
+    missing = data.samples.not_drawn
     if not missing:
         return ""
     return (
@@ -101,9 +102,7 @@ def _swept(recipe: Recipe) -> str:
     return f"Each of {names} was decoded at T {', '.join(f'{t:g}' for t in grid)}. " if grid else ""
 
 
-def limits(
-    recipe: Recipe, scores: Mapping[str, Any], timings: Mapping[str, Any]
-) -> list[tuple[str, str]]:
+def limits(recipe: Recipe, scores: Scores, timings: Timings) -> list[tuple[str, str]]:
     """Return the limits of the run, the weightiest first."""
     return [
         *_scale(recipe, scores),
@@ -116,14 +115,14 @@ def limits(
     ]
 
 
-def _steps(recipe: Recipe, scores: Mapping[str, Any]) -> int:
-    steps: int | None = scores["training"]["checkpoint"]["steps"]
+def _steps(recipe: Recipe, scores: Scores) -> int:
+    steps = scores.training.checkpoint.steps
     # A manifest may lack the number; the recipe has the planned one.
     return recipe.train.steps if steps is None else steps
 
 
-def _scale(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    number = scores["training"]["checkpoint"]["parameters"]
+def _scale(recipe: Recipe, scores: Scores) -> Iterator[tuple[str, str]]:
+    number = scores.training.checkpoint.parameters
     sequences = _steps(recipe, scores) * recipe.train.global_batch_size
     small_model = number is not None and number < PAPER_SMALLEST
     # The quickstart is a demonstration at any size.
@@ -187,15 +186,15 @@ def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
     )
 
 
-def _uncertainty(scores: Mapping[str, Any]) -> tuple[str, str]:
-    confidence = scores["confidence"]
+def _uncertainty(scores: Scores) -> tuple[str, str]:
+    confidence = scores.confidence
     # Few problems are shown as counts, without an interval.
     paired = sum(
-        difference is not None and not is_few(difference["problems"])
-        for benchmark in scores["benchmarks"].values()
-        for group in (benchmark["all"], *benchmark["difficulties"].values())
-        for arm in group["arms"].values()
-        for difference in arm["difference"].values()
+        difference is not None and not is_few(difference.problems)
+        for benchmark in scores.benchmarks.values()
+        for group in (benchmark.all, *benchmark.difficulties.values())
+        for arm in group.arms.values()
+        for difference in arm.difference.values()
     )
     return (
         "The intervals cover problems, not training.",
@@ -237,12 +236,12 @@ def _paper() -> tuple[str, str]:
     )
 
 
-def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str, str]:
-    levels = sorted({isolation(facts) for facts in timings["isolation"].values()})
+def _grading(scores: Scores, timings: Timings) -> tuple[str, str]:
+    levels = sorted({isolation(facts) for facts in timings.isolation.values()})
     ungraded = sum(
-        arm["infrastructure_errors"]
-        for benchmark in scores["benchmarks"].values()
-        for arm in benchmark["all"]["arms"].values()
+        arm.infrastructure_errors
+        for benchmark in scores.benchmarks.values()
+        for arm in benchmark.all.arms.values()
     )
     return (
         "Grading is as good as its tests and its sandbox.",
@@ -253,9 +252,9 @@ def _grading(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> tuple[str
     )
 
 
-def _problems_left_out(scores: Mapping[str, Any]) -> str:
+def _problems_left_out(scores: Scores) -> str:
     """Return a sentence on the problems without a score, as no program can be graded on them."""
-    names = [row["problem_id"] for row in scores.get("problems_left_out", ())]
+    names = [problem.problem_id for problem in scores.problems_left_out]
     if not names:
         return ""
     some = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")

@@ -16,22 +16,34 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
-from ssd_ray.artifacts.facts import ReportFacts
+from ssd_ray.artifacts.dataset_facts import DatasetFacts
+from ssd_ray.artifacts.facts import (
+    AnswerFacts,
+    BenchmarkFacts,
+    CheckpointFacts,
+    ContaminationFacts,
+    PromptFacts,
+    ReportFacts,
+)
 from ssd_ray.config import Recipe, arms, fields
 from ssd_ray.config.arms import TrainedModel
-from ssd_ray.reporting import health, words
+from ssd_ray.reporting import health
 from ssd_ray.reporting.examples import Example, examples
 from ssd_ray.reporting.limits import limits, what_was_run
-from ssd_ray.reporting.numbers import counts, tables
-from ssd_ray.reporting.numbers.held_out import held_out
-from ssd_ray.reporting.numbers.json_bytes import canonical
-from ssd_ray.reporting.numbers.timings import timings
+from ssd_ray.reporting.numbers import counts, logs
+from ssd_ray.reporting.numbers.counts import Results
+from ssd_ray.reporting.numbers.json_bytes import canonical, plain
+from ssd_ray.reporting.numbers.samples import sample_counts
+from ssd_ray.reporting.numbers.scores import Artifacts, Scores, scores
+from ssd_ray.reporting.numbers.scores_file import scores_text
+from ssd_ray.reporting.numbers.timings import Timings, timings
+from ssd_ray.reporting.numbers.training_data import TrainedModelFacts
 from ssd_ray.reporting.plots.canvas import Picture, style_of
 from ssd_ray.reporting.plots.pictures import pictures
+from ssd_ray.reporting.readings import readings
 from ssd_ray.reporting.templates.environment import environment
 
 
@@ -59,18 +71,18 @@ def report(recipe: Recipe, run: Path, steps: Sequence[str], *, out: Path) -> Rep
             other.
     """
     # Compute everything first: an error leaves no half report.
-    scores, results = measure(recipe, run)
+    numbers, results = measure(recipe, run)
     cost = timings(recipe, run, steps)
-    html = render(recipe, scores, cost, examples(recipe, run, results), pictures(scores, cost))
-    files.write_atomic(out / "scores.json", canonical(scores) + "\n")
-    files.write_atomic(out / "timings.json", canonical(cost) + "\n")
+    html = render(recipe, numbers, cost, examples(recipe, run, results), pictures(numbers, cost))
+    files.write_atomic(out / "scores.json", scores_text(numbers))
+    files.write_atomic(out / "timings.json", canonical(plain(cost)) + "\n")
     files.write_atomic(out / "report.html", html)
     # The run's recipe.yaml is that of the latest call, which may have made something else since.
     files.write_atomic(out / "recipe.yaml", recipes.dump(recipe))
-    return headline(scores)
+    return headline(numbers)
 
 
-def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
+def measure(recipe: Recipe, run: Path) -> tuple[Scores, Results]:
     """Return the contents of scores.json, and the counted answers of each arm behind them.
 
     Raises:
@@ -78,7 +90,7 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
     """
     evaluate = recipe.evaluate
     asked = counts.problems_asked(run)
-    by_profile: dict[str, tables.Results] = {
+    by_profile: dict[str, Results] = {
         profile: {
             arm: counts.arm_results(
                 run / "generations" / arm,
@@ -92,46 +104,48 @@ def measure(recipe: Recipe, run: Path) -> tuple[dict[str, Any], tables.Results]:
         }
         for profile in evaluate.profiles
     }
-    trained = {branch.name: _trained(run, branch) for branch in arms.branches(recipe)}
-    contamination = manifests.read_manifest(run / "contamination").facts
-    scores = tables.scores(recipe, by_profile, trained, contamination)
-    scores["problems_left_out"] = manifests.read_manifest(run / "benchmark").facts.get(
-        "problems_left_out", []
+    artifacts = Artifacts(
+        by_profile=by_profile,
+        trained={branch.name: _trained(run, branch) for branch in arms.branches(recipe)},
+        contamination=manifests.load_facts(run / "contamination", ContaminationFacts),
+        problems_left_out=manifests.load_facts(run / "benchmark", BenchmarkFacts).problems_left_out,
     )
-    return scores, by_profile[evaluate.profiles[0]]
+    return scores(recipe, artifacts), by_profile[evaluate.profiles[0]]
 
 
-def _trained(run: Path, branch: TrainedModel) -> tables.Trained:
-    """Return samples, loss, held-out measures and facts of a trained model."""
-    named = {"prompts": "prompts", "samples": branch.samples, "dataset": branch.dataset}
-    facts = {stage: counts.facts(run / directory) for stage, directory in named.items()}
-    facts["checkpoint"] = manifests.read_manifest(run / branch.checkpoint).facts
+def _trained(run: Path, branch: TrainedModel) -> TrainedModelFacts:
+    """Return facts, lengths of samples and logs of a trained model."""
     checkpoint = run / branch.checkpoint
-    return (
-        counts.sample_counts(run / branch.samples),
-        counts.loss(checkpoint),
-        held_out(checkpoint),
-        facts,
+    return TrainedModelFacts(
+        prompts=counts.checked_facts(run / "prompts", PromptFacts),
+        samples=counts.checked_facts(run / branch.samples, AnswerFacts),
+        dataset=counts.checked_facts(run / branch.dataset, DatasetFacts),
+        checkpoint=manifests.load_facts(checkpoint, CheckpointFacts),
+        lengths=sample_counts(run / branch.samples),
+        loss=logs.loss(checkpoint),
+        held_out=logs.held_out(checkpoint),
     )
 
 
-def headline(scores: Mapping[str, Any]) -> ReportFacts:
+def headline(numbers: Scores) -> ReportFacts:
     """Return the estimates of the headline metric; None if the score is refused."""
-    metric = scores["headline"]
-    estimates = {
-        benchmark: {
-            arm: None if table["score"][metric] is None else table["score"][metric]["estimate"]
-            for arm, table in groups["all"]["arms"].items()
-        }
-        for benchmark, groups in scores["benchmarks"].items()
-    }
-    return ReportFacts(metric=metric, estimates=estimates)
+    metric = numbers.headline
+    return ReportFacts(
+        metric=metric,
+        estimates={
+            name: {
+                arm: None if (value := table.score[metric]) is None else value.estimate
+                for arm, table in benchmark.all.arms.items()
+            }
+            for name, benchmark in numbers.benchmarks.items()
+        },
+    )
 
 
 def render(
     recipe: Recipe,
-    scores: Mapping[str, Any],
-    cost: Mapping[str, Any],
+    numbers: Scores,
+    cost: Timings,
     answers: Sequence[Example],
     drawn: Mapping[str, Picture],
 ) -> str:
@@ -140,18 +154,18 @@ def render(
     return template.render(
         recipe=recipe,
         arms=arms.arms(recipe),
-        scores=scores,
+        scores=numbers,
         timings=cost,
         examples=answers,
         pictures=drawn,
-        readings=words.readings(scores),
-        acts=what_was_run(recipe, scores),
-        limits=limits(recipe, scores, cost),
+        readings=readings(numbers),
+        acts=what_was_run(recipe, numbers),
+        limits=limits(recipe, numbers, cost),
         choices=list(choices(recipe)),
-        contamination=scores["contamination"],
-        prompts_dropped=scores["training"]["prompts"]["dropped"] or {},
-        **health.section(scores["training"]["dataset"]["health"]),
-        style_of={arm: style_of(scores, arm) for arm in scores["order"]["arms"]},
+        contamination=numbers.contamination,
+        prompts_dropped=numbers.training.prompts.dropped or {},
+        **health.section(numbers.training.dataset.health),
+        style_of={arm: style_of(numbers, arm) for arm in numbers.order.arms},
     )
 
 

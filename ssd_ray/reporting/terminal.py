@@ -1,21 +1,21 @@
 """The table at the end of `ssd-ray run`: scores of each arm, and differences in plain words.
 
-Reads scores.json as a mapping; writes nothing. Names from a recipe or a problem are never taken for
-markup.
+Reads and writes nothing. Names from a recipe or a problem are never taken for markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ssd_ray.config import Decoding
 from ssd_ray.reporting import words
-from ssd_ray.reporting.words import decoding, percent, readings
+from ssd_ray.reporting.numbers.scores import Scores
+from ssd_ray.reporting.readings import readings
+from ssd_ray.reporting.words import decoding, percent
+from ssd_ray.statistics.metrics import Score
 
 STYLES = {
     "higher": "bold blue",
@@ -26,55 +26,47 @@ STYLES = {
 }
 
 
-def summary(scores: Mapping[str, Any]) -> RenderableType:
+def summary(scores: Scores) -> RenderableType:
     """Return a table of scores and intervals of every arm, then a sentence for each difference."""
     table = Table(
-        title=Text(
-            f"{scores['recipe']}, {percent(scores['confidence'], 0)} intervals over problems"
-        ),
+        title=Text(f"{scores.recipe}, {percent(scores.confidence, 0)} intervals over problems"),
         title_justify="left",
     )
     for heading in ("benchmark", "arm", "decoding"):
         table.add_column(heading)
-    for metric in scores["order"]["pass_at"]:
+    for metric in scores.order.pass_at:
         table.add_column(metric, justify="right")
-    for benchmark in scores["order"]["benchmarks"]:
-        group = scores["benchmarks"][benchmark]["all"]
-        for number, arm in enumerate(scores["order"]["arms"]):
+    for benchmark in scores.order.benchmarks:
+        group = scores.benchmarks[benchmark].all
+        for number, arm in enumerate(scores.order.arms):
             # The first row of a benchmark names it.
             where = ""
             if number == 0:
-                where = f"{benchmark} ({group['problems']} × {group['samples_per_problem']})"
-            # An arm has more fields than those of its decoding.
-            choices = {
-                key: value
-                for key, value in scores["arms"][arm].items()
-                if key in Decoding.model_fields
-            }
+                where = f"{benchmark} ({group.problems} × {group.samples_per_problem})"
             cells = [
                 where,
                 arm,
-                decoding(Decoding(**choices)),
-                *(score(group["arms"][arm]["score"][name]) for name in scores["order"]["pass_at"]),
+                decoding(scores.arms[arm]),
+                *(score(group.arms[arm].score[name]) for name in scores.order.pass_at),
             ]
             table.add_row(
                 *(Text(cell) for cell in cells),
-                end_section=number == len(scores["order"]["arms"]) - 1,
+                end_section=number == len(scores.order.arms) - 1,
             )
     return Group(table, *_sentences(scores))
 
 
-def _sentences(scores: Mapping[str, Any]) -> Iterator[Text]:
+def _sentences(scores: Scores) -> Iterator[Text]:
     for reading in readings(scores):
-        where = reading["benchmark"]
-        if reading["how"]:
-            where = f"{where}, {reading['how']}"
-        yield Text(f"{where}: {reading['text']}", style=STYLES[reading["reading"]])
-        if reading["note"]:
-            yield Text(f"  {reading['note']}")
+        where = reading.benchmark
+        if reading.how:
+            where = f"{where}, {reading.how}"
+        yield Text(f"{where}: {reading.text}", style=STYLES[reading.reading])
+        if reading.note:
+            yield Text(f"  {reading.note}")
 
 
-def score(value: Mapping[str, Any] | None) -> str:
+def score(value: Score | None) -> str:
     """Format a score and its interval: `24.3 % (18.0 to 31.2)`, or `2.3 of 9 (0.9 to 4.6)`."""
     if value is None:
         return "no score"

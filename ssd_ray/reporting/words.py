@@ -1,16 +1,14 @@
-"""Numbers as text, and differences in plain words.
-
-One idea: each difference ends in words, for readers who do not know intervals. Pure functions.
-"""
+"""Numbers as text, in the digits that the size of a sample supports. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
 
+from ssd_ray.artifacts.facts import Isolation
 from ssd_ray.config import Decoding
-from ssd_ray.statistics.differences import MIN_PROBLEMS
+from ssd_ray.statistics.differences import MIN_PROBLEMS, Difference
+from ssd_ray.statistics.metrics import Score
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -72,20 +70,20 @@ def solved(share: float, problems: int) -> str:
     return rounded(share * problems, 1).removesuffix(".0")
 
 
-def score(value: Mapping[str, Any]) -> str:
+def score(value: Score) -> str:
     """Format an estimate without its interval: `24.3 %`, or `2.3 of 9` of few problems."""
-    problems = value["problems"]
+    problems = value.problems
     if is_few(problems):
-        return f"{solved(value['estimate'], problems)} of {problems}"
-    return percent(value["estimate"], decimals(problems))
+        return f"{solved(value.estimate, problems)} of {problems}"
+    return percent(value.estimate, decimals(problems))
 
 
-def score_range(value: Mapping[str, Any], unit: str = f"{NBSP}%") -> str:
+def score_range(value: Score, unit: str = f"{NBSP}%") -> str:
     """Format the interval of a score: `18.0 % to 31.2 %`, or `0.9 to 4.6` of few problems."""
-    problems = value["problems"]
+    problems = value.problems
     if is_few(problems):
-        return f"{solved(value['low'], problems)} to {solved(value['high'], problems)}"
-    low, high = (rounded(100 * value[end], decimals(problems)) for end in ("low", "high"))
+        return f"{solved(value.low, problems)} to {solved(value.high, problems)}"
+    low, high = (rounded(100 * end, decimals(problems)) for end in (value.low, value.high))
     return f"{low}{unit} to {high}{unit}"
 
 
@@ -105,29 +103,29 @@ def rate(share: float | None, size: int) -> str:
     return f"{solved(share, size)} of {size}"
 
 
-def tally(difference: Mapping[str, Any]) -> str:
+def tally(difference: Difference) -> str:
     """Count the problems of a difference: `3 better, 1 worse, 5 equal` or `all 9 equal`."""
-    better = difference["better"]
-    worse = difference["worse"]
-    equal = difference["problems"] - better - worse
+    better = difference.better
+    worse = difference.worse
+    equal = difference.problems - better - worse
     if better == worse == 0:
         return f"all {equal:,} equal"
     return f"{better:,} better, {worse:,} worse, {equal:,} equal"
 
 
-def probability(difference: Mapping[str, Any]) -> str:
+def probability(difference: Difference) -> str:
     """Format the p-value of a difference with two digits: `0.032` or `below 0.001`."""
-    value = difference["p_value"]
+    value = difference.p_value
     if value < 0.001:
         return f"below{NBSP}0.001"
     # Two digits of 0.997 would be `1`.
     return f"{value:.2g}" if value < 0.995 else "1.0"
 
 
-def doubt(difference: Mapping[str, Any]) -> str:
+def doubt(difference: Difference) -> str:
     """Format the p-value of a difference and the effect detectable on so many problems."""
-    digits = decimals(difference["problems"])
-    least = points(difference["smallest_detectable_effect"], digits, signed=False)
+    digits = decimals(difference.problems)
+    least = points(difference.smallest_detectable_effect, digits, signed=False)
     return f"p{NBSP}{probability(difference)}, detectable ±{least}"
 
 
@@ -194,120 +192,6 @@ def decoding(choice: Decoding) -> str:
     return f"T{NBSP}{choice.temperature:g}{truncation}"
 
 
-def interval(difference: Mapping[str, Any], confidence: float) -> str:
-    """Format the interval of a difference: `95 % interval −3.1 to +5.4`."""
-    digits = decimals(difference["problems"])
-    low, high = (points(difference[end], digits) for end in ("low", "high"))
-    return f"{100 * confidence:g}{NBSP}% interval {low} to {high}"
-
-
-def reading(
-    arm: str,
-    baseline: str,
-    difference: Mapping[str, Any],
-    confidence: float,
-    seen_by: str = "this run",
-) -> str:
-    """Return a difference in plain words, with its statistics or the counts of few problems."""
-    problems = difference["problems"]
-    endings = {
-        "higher": f"{arm} did better than {baseline} in {seen_by}",
-        "lower": f"{arm} did worse than {baseline} in {seen_by}",
-        "cannot tell": f"{seen_by} cannot tell them apart",
-        "too few problems": f"too few problems ({problems}) to tell them apart",
-    }
-    names = f"{arm} {MINUS} {baseline}"
-    ending = endings[difference["reading"]]
-    if is_few(problems):
-        return f"{names}: {tally(difference)} of {counted(problems, 'problem')}: {ending}"
-    estimate = gain(difference["estimate"], problems)
-    statistics = f"{interval(difference, confidence)}, {doubt(difference)}"
-    return f"{names}: {estimate}, {statistics}: {ending} ({tally(difference)})"
-
-
-def readings(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the main comparisons: `benchmark`, `arm`, `how`, `reading`, `text` and `note` each.
-
-    - Without a sweep: every arm but the baseline.
-    - In a sweep: gains at temperatures chosen on other problems, the best cell's gain only as a
-      note, and the arms outside of the sweep.
-    """
-    swept = {arm for points in scores["families"].values() for arm in points}
-    comparisons = []
-    for benchmark in scores["order"]["benchmarks"]:
-        comparisons += [
-            _free_reading(scores, benchmark, pair)
-            for pair in scores["selection"].get(benchmark, ())
-        ]
-        arms = scores["benchmarks"][benchmark]["all"]["arms"]
-        # A swept arm has no sentence of its own: a reader would pick the best of them.
-        comparisons += [
-            _reading(scores, benchmark, arms, arm)
-            for arm in arms_in_order(scores)
-            if arm not in swept
-        ]
-    return comparisons
-
-
-def arms_in_order(scores: Mapping[str, Any]) -> list[str]:
-    """Return the arms without the baseline."""
-    return [arm for arm in scores["order"]["arms"] if arm != scores["baseline"]]
-
-
-def _reading(
-    scores: Mapping[str, Any], benchmark: str, arms: Mapping[str, Any], arm: str
-) -> dict[str, str]:
-    baseline = scores["baseline"]
-    paired = arms[arm]["difference"][scores["headline"]]
-    if paired is not None:
-        text = reading(arm, baseline, paired, scores["confidence"])
-        return {
-            "benchmark": benchmark,
-            "arm": arm,
-            "reading": paired["reading"],
-            "text": text,
-            "note": "",
-            "how": "",
-        }
-    # Name the arm without a score: it may be the baseline.
-    unscored = arm if arms[arm]["refused"] else baseline
-    reason = arms[unscored]["refused"] or "no problem has enough graded answers in both"
-    text = f"No score for {unscored}: {reason}"
-    return {
-        "benchmark": benchmark,
-        "arm": arm,
-        "reading": "refused",
-        "text": text,
-        "note": "",
-        "how": "",
-    }
-
-
-def _free_reading(
-    scores: Mapping[str, Any], benchmark: str, pair: Mapping[str, Any]
-) -> dict[str, str]:
-    """Return a gain without selection in words, with the best cell's gain as a note."""
-    treated = pair["treated"]
-    control = pair["control"]
-    common = {
-        "benchmark": benchmark,
-        "arm": treated,
-        "how": "temperatures chosen on other problems",
-    }
-    gains = pair["metrics"][scores["headline"]]
-    if gains is None:
-        text = f"{treated} {MINUS} {control}: no gain can be given, {pair['refused']}"
-        return {**common, "reading": "refused", "text": text, "note": ""}
-    free = gains["selection_free"]
-    return {
-        **common,
-        "reading": free["reading"],
-        "text": reading(treated, control, free, scores["confidence"]),
-        "note": f"Best cell against best cell: {gain(gains['best_cell'], free['problems'])}, "
-        "selected on the test problems themselves, with the luck of that in it.",
-    }
-
-
 def chosen(shares: Sequence[float], temperatures: Sequence[float]) -> str:
     """List the chosen temperatures, the most frequent first: `T 0.9 (63 %), T 0.7 (37 %)`."""
     ranked = sorted(zip(shares, temperatures, strict=True), key=lambda pair: (-pair[0], pair[1]))
@@ -323,14 +207,8 @@ def official(grader: Mapping[str, str]) -> str:
     return f"{grader['repository']} at {grader['commit'][:7]} ({grader['date']})"
 
 
-def isolation(facts: Mapping[str, Any] | None) -> str:
-    """List the level and isolation of a sandbox: `separate process, limits; network isolated`."""
-    if not facts:
+def isolation(sandbox: Isolation | None) -> str:
+    """Describe the isolation of programs: `separate process, limits; network isolated`."""
+    if sandbox is None:
         return NOT_RECORDED
-    return "; ".join(_isolated(key, value) for key, value in facts.items())
-
-
-def _isolated(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"{plain(key)} {'isolated' if value else 'not isolated'}"
-    return str(value) if key == "level" else f"{plain(key)} {value}"
+    return f"{sandbox.level}; network {'isolated' if sandbox.network else 'not isolated'}"

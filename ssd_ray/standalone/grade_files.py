@@ -63,8 +63,8 @@ class Job:
     """Largest share of ungraded completions in a group with a score."""
 
 
-def grade_files(job: Job, progress: Progress) -> dict[str, object]:
-    """Grade a file of completions; return the content of `scores.json`.
+def grade_files(job: Job, progress: Progress) -> scores.FileScores:
+    """Grade a file of completions; return the contents of `scores.json`.
 
     Raises:
         UserError: a bad row, a problem without sound tests, or a sandbox below the floor.
@@ -99,7 +99,7 @@ def grade_files(job: Job, progress: Progress) -> dict[str, object]:
         counted = scores.Counted(
             problems=manifests.load_facts(benchmark, ProblemFileFacts),
             completions=completion_facts,
-            verdicts=manifests.load_facts(verdicts, VerdictFacts),
+            verdicts=manifests.load_facts(verdicts, scores.GradedFacts),
         )
         return scores.write(
             job.out, counted, rules, max_infrastructure_errors=job.max_infrastructure_errors

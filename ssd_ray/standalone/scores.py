@@ -5,23 +5,32 @@ Reads shards of verdicts. Writes `verdicts.parquet` and `scores.json` next to th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ssd_ray.artifacts import files, shards
-from ssd_ray.artifacts.facts import CompletionFileFacts, ProblemFileFacts, VerdictFacts
+from ssd_ray.artifacts.facts import (
+    BadRow,
+    CompletionFileFacts,
+    ProblemFileFacts,
+    ProblemLeftOut,
+    RowFacts,
+)
+from ssd_ray.artifacts.files import Json
 from ssd_ray.artifacts.shards import read_table
 from ssd_ray.schema import Verdict
-from ssd_ray.statistics.metrics import pass_at_k_matrix, score_interval
+from ssd_ray.statistics.metrics import Interval, pass_at_k_matrix, score_interval
 
 CONFIDENCE = 0.95
 """Level of the intervals."""
+_KS = (1, 5, 10)
 _COLUMNS = {
     "prompt_id": "problem_id",
     "sample_index": "index",
@@ -41,52 +50,141 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupScores:
+    """Scores on the problems of a benchmark, or of one difficulty in it."""
+
+    problems: int
+    infrastructure_error_rate: float
+    """Ungraded completions, of all completions."""
+    refused: str | None = None
+    """Reason for the absence of scores."""
+    metrics: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
+    """By metric: `pass@1`, and `base pass@1` on EvalPlus's base tests alone."""
+
+    def document(self) -> Json:
+        """Return the scores as plain JSON, each metric under its name."""
+        refused = {} if self.refused is None else {"refused": self.refused}
+        metrics = {name: dataclasses.asdict(interval) for name, interval in self.metrics.items()}
+        return {
+            "problems": self.problems,
+            "infrastructure_error_rate": self.infrastructure_error_rate,
+            **refused,
+            **metrics,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkScores:
+    """Scores and outcomes on a benchmark."""
+
+    outcomes: Mapping[str, int]
+    all: GroupScores
+    difficulties: Mapping[str, GroupScores]
+    """Empty if all problems have one difficulty."""
+    without_completion: int
+    """Problems without a completion, which are in no score."""
+
+    def document(self) -> Json:
+        """Return the scores as plain JSON."""
+        return {
+            "outcomes": dict(self.outcomes),
+            "all": self.all.document(),
+            "difficulties": {name: group.document() for name, group in self.difficulties.items()},
+            "without_completion": self.without_completion,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileScores:
+    """The contents of scores.json."""
+
+    rows: int
+    """Completions with a verdict."""
+    outcomes: Mapping[str, int]
+    reasoning: Mapping[str, int]
+    """Completions with reasoning, by its state."""
+    profile: str
+    sandbox_level: str
+    """The weakest of all graders."""
+    official_grader: Mapping[str, str] | None
+    """Repository, commit and date of the grader behind `lcb-compat`; None without that profile."""
+    rules: Json
+    """Rules of grading as in the fingerprint."""
+    confidence: float
+    """Level of the intervals."""
+    bad_rows: tuple[BadRow, ...]
+    public_only: int
+    """Problems with public tests only: their scores are too high."""
+    tests_left_out: tuple[str, ...]
+    problems_left_out: tuple[ProblemLeftOut, ...]
+    """Problems on which no program can be graded."""
+    completions_left_out: int
+    """Completions of those problems."""
+    benchmarks: Mapping[str, BenchmarkScores]
+
+    def document(self) -> Json:
+        """Return the scores as plain JSON; the key `official_grader` is left out if it is None."""
+        document = dataclasses.asdict(self)
+        document["benchmarks"] = {
+            name: benchmark.document() for name, benchmark in self.benchmarks.items()
+        }
+        if self.official_grader is None:
+            del document["official_grader"]
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradedFacts(RowFacts):
+    """Facts of the verdicts that the scores hold."""
+
+    outcomes: Mapping[str, int]
+    reasoning: Mapping[str, int]
+    profile: str
+    sandbox_level: str
+    official_grader: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counted:
     """Facts of the three artifacts behind the scores."""
 
     problems: ProblemFileFacts
     completions: CompletionFileFacts
-    verdicts: VerdictFacts
+    verdicts: GradedFacts
 
 
 def write(
-    out: Path,
-    counted: Counted,
-    rules: Mapping[str, Any],
-    *,
-    max_infrastructure_errors: float,
-) -> dict[str, Any]:
+    out: Path, counted: Counted, rules: Json, *, max_infrastructure_errors: float
+) -> FileScores:
     """Write both files into `out` from `out/verdicts`; return the scores.
 
     - Scores have intervals of level CONFIDENCE.
     - A group has no score if more than `max_infrastructure_errors` of its completions are
       ungraded.
     - EvalPlus's scores come twice; `base` is for the base tests alone.
-    - Counts follow: problems without a completion, and problems on which no program can be graded,
-      with their completions.
     """
     _write_table(out)
-    graded = counted.verdicts
     problems = counted.problems
-    bad_rows = (*problems.bad_rows, *counted.completions.bad_rows)
-    scores: dict[str, Any] = {
-        "rows": graded.rows,
-        "outcomes": graded.outcomes,
-        "reasoning": graded.reasoning,
-        "profile": graded.profile,
-        "sandbox_level": graded.sandbox_level,
-        "rules": dict(rules),
-        "confidence": CONFIDENCE,
-        "bad_rows": [asdict(bad) for bad in bad_rows],
-        "public_only": problems.public_only,
-        "tests_left_out": list(problems.tests_left_out),
-        "problems_left_out": [asdict(problem) for problem in problems.problems_left_out],
-        "completions_left_out": counted.completions.left_out,
-    }
-    if graded.official_grader is not None:
-        scores["official_grader"] = graded.official_grader
-    scores["benchmarks"] = _benchmarks(out, max_infrastructure_errors)
-    files.write_atomic(out / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    completions = counted.completions
+    verdicts = counted.verdicts
+    scores = FileScores(
+        rows=verdicts.rows,
+        outcomes=verdicts.outcomes,
+        reasoning=verdicts.reasoning,
+        profile=verdicts.profile,
+        sandbox_level=verdicts.sandbox_level,
+        official_grader=verdicts.official_grader,
+        rules=rules,
+        confidence=CONFIDENCE,
+        bad_rows=(*problems.bad_rows, *completions.bad_rows),
+        public_only=problems.public_only,
+        tests_left_out=problems.tests_left_out,
+        problems_left_out=problems.problems_left_out,
+        completions_left_out=completions.left_out,
+        benchmarks=_benchmarks(out, max_infrastructure_errors),
+    )
+    text = json.dumps(scores.document(), indent=1, sort_keys=True)
+    files.write_atomic(out / "scores.json", text + "\n")
     return scores
 
 
@@ -105,7 +203,7 @@ Counts = dict[str, list[int]]
 """By problem: completions graded, accepted, accepted on the base tests, not graded."""
 
 
-def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
+def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, BenchmarkScores]:
     """Return scores and outcomes by benchmark, in all and by difficulty."""
     groups: dict[str, dict[str, Counts]] = defaultdict(lambda: defaultdict(dict))
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -122,7 +220,7 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
             counts[3] += failed
         evalplus |= {verdict.source} if verdict.outcome_base else set()
     num_problems = Counter(source for (source,) in shards.read_columns(out / "benchmark", "source"))
-    benchmarks: dict[str, Any] = {}
+    benchmarks: dict[str, BenchmarkScores] = {}
     for source, by_group in sorted(groups.items()):
         scored = {
             group: _scores(
@@ -131,48 +229,46 @@ def _benchmarks(out: Path, max_infrastructure_errors: float) -> dict[str, Any]:
             for group, counts in sorted(by_group.items())
         }
         total = scored.pop("")
-        benchmarks[source] = {
-            "outcomes": dict(sorted(outcomes[source].items())),
-            "all": total,
-            "difficulties": scored if len(scored) > 1 else {},
-            "without_completion": num_problems[source] - total["problems"],
-        }
+        benchmarks[source] = BenchmarkScores(
+            outcomes=dict(sorted(outcomes[source].items())),
+            all=total,
+            difficulties=scored if len(scored) > 1 else {},
+            without_completion=num_problems[source] - total.problems,
+        )
     return benchmarks
 
 
 def _scores(
     counts: list[list[int]], max_infrastructure_errors: float, *, base: bool
-) -> dict[str, Any]:
-    """Return pass@1, and pass@5 and pass@10 if every problem has so many graded completions.
-
-    Each has its interval.
-    """
+) -> GroupScores:
+    """Return pass@1, and pass@5 and pass@10 if every problem has so many graded completions."""
     # Columns as in `Counts`.
     table = np.array(counts, dtype=np.int64)
     ungraded = float(table[:, 3].sum() / table[:, [0, 3]].sum())
-    facts: dict[str, Any] = {"problems": len(counts), "infrastructure_error_rate": ungraded}
     if ungraded > max_infrastructure_errors:
-        return {
-            **facts,
-            "refused": (
+        return GroupScores(
+            problems=len(counts),
+            infrastructure_error_rate=ungraded,
+            refused=(
                 f"{ungraded:.1%} of the completions could not be graded, "
                 f"more than {max_infrastructure_errors:.1%}"
             ),
-        }
+        )
     # A problem without graded completions has no estimate. It is in `problems` all the same.
     table = table[table[:, 0] > 0]
-    for name, column in (("", 1), ("base ", 2)):
-        if name and not base:
-            continue
-        for k in (1, 5, 10):
-            if k <= table[:, 0].min():
-                interval = score_interval(
-                    pass_at_k_matrix(table[:, 0], table[:, column], [k])[:, 0],
-                    confidence=CONFIDENCE,
-                )
-                facts[f"{name}pass@{k}"] = {
-                    "estimate": interval.estimate,
-                    "low": interval.low,
-                    "high": interval.high,
-                }
-    return facts
+    metrics = _metrics(table[:, 0], table[:, 1])
+    if base:
+        on_base = _metrics(table[:, 0], table[:, 2])
+        metrics |= {f"base {name}": interval for name, interval in on_base.items()}
+    return GroupScores(problems=len(counts), infrastructure_error_rate=ungraded, metrics=metrics)
+
+
+def _metrics(graded: npt.NDArray[np.int64], accepted: npt.NDArray[np.int64]) -> dict[str, Interval]:
+    """Return the intervals of pass@k, for every k that each problem has enough completions for."""
+    return {
+        f"pass@{k}": score_interval(
+            pass_at_k_matrix(graded, accepted, [k])[:, 0], confidence=CONFIDENCE
+        )
+        for k in _KS
+        if k <= graded.min()
+    }

@@ -33,6 +33,14 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Score(Interval):
+    """Mean pass@k over problems with its interval, as shares of one."""
+
+    problems: int
+    """Problems with at least k graded answers."""
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Return the chance of a right answer among k drawn from n answers, c of them right.
 

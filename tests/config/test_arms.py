@@ -4,7 +4,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
-from ssd_ray.artifacts.facts import Facts
+from ssd_ray.artifacts.facts import VerdictFacts
 from ssd_ray.cli import plan
 from ssd_ray.config import arms
 from ssd_ray.errors import UserError
@@ -12,7 +12,7 @@ from ssd_ray.pipeline import graph
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.progress import LineProgress
-from ssd_ray.reporting.numbers.timings import timings
+from ssd_ray.reporting.numbers.timings import Total, timings
 from tests.support.synthetic_run import recipe
 
 
@@ -164,16 +164,17 @@ def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch
         lambda recipe, run, steps, out: passed.append((recipe, run, steps)) or {},
     )
     *steps, report = graph.steps(recipe)
+    graded = VerdictFacts(rows=0, infrastructure_errors=0)
     for step in steps:
-        manifests.make(tmp_path / step.name, step.identity, lambda out: Facts())
+        manifests.make(tmp_path / step.name, step.identity, lambda out: graded)
         files.write_atomic(
             tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}'
         )
     report.make(tmp_path / "report", RunContext(recipe, tmp_path, LineProgress()))
     cost = timings(*passed[0])
-    assert [row["stage"] for row in cost["stages"]] == [step.name for step in steps]
-    assert "benchmark" in {row["stage"] for row in cost["stages"]}
-    assert cost["total"] == {"seconds": 2.0 * len(steps), "tokens": 3 * len(steps)}
+    assert [row.stage for row in cost.stages] == [step.name for step in steps]
+    assert "benchmark" in {row.stage for row in cost.stages}
+    assert cost.total == Total(seconds=2.0 * len(steps), tokens=3 * len(steps))
 
 
 @pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])

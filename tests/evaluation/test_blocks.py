@@ -267,7 +267,7 @@ def test_standalone_scores_count_wrong_blocks_and_reasoning(tmp_path: Path) -> N
         rules=RULES,
     )
     scores = grade_files(job, LineProgress())
-    assert scores["outcomes"] == {"accepted": 1, "no_code": 1, "wrong_block": 2}
-    assert scores["reasoning"] == {"ended": 1, "none": 2, "unfinished": 1}
+    assert scores.outcomes == {"accepted": 1, "no_code": 1, "wrong_block": 2}
+    assert scores.reasoning == {"ended": 1, "none": 2, "unfinished": 1}
     rows = pq.read_table(job.out / "verdicts.parquet").to_pylist()
     assert sorted(row["reasoning"] for row in rows) == ["ended", "none", "none", "unfinished"]

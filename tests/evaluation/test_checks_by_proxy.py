@@ -22,6 +22,7 @@ from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Problem, Test
 from ssd_ray.standalone.grade_files import Job, grade_files
+from ssd_ray.standalone.scores import FileScores
 from tests.support.synthetic_run import recipe as synthetic_recipe
 
 RULES = Rules(limits=Limits(time_s=20, memory_mib=512, output_kib=64))
@@ -727,7 +728,7 @@ STARTER = {
 
 def grade(
     tmp_path: Path, rows: list[dict[str, Any]], names: list[str], **options: Any
-) -> tuple[Job, dict[str, Any]]:
+) -> tuple[Job, FileScores]:
     problems, completions = tmp_path / "problems.jsonl", tmp_path / "completions.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     completions.write_text(
@@ -745,13 +746,13 @@ def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
     rows = [row("first", GOOD), *BROKEN.values(), row("last", GOOD)]
     names = [row["task_id"] for row in rows]
     job, scores = grade(tmp_path, rows, [*names, *names])
-    assert scores["outcomes"] == {"accepted": 4}
-    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == names[1:-1]
-    for number, left_out in enumerate(scores["problems_left_out"], start=2):
-        assert left_out["problem_id"] in left_out["reason"]
-        assert left_out["place"] == f"{job.problems}, row {number}"
-    assert scores["completions_left_out"] == 2 * len(BROKEN)
-    assert scores["benchmarks"]["humaneval"]["all"]["problems"] == 2
+    assert scores.outcomes == {"accepted": 4}
+    assert [left_out.problem_id for left_out in scores.problems_left_out] == names[1:-1]
+    for number, left_out in enumerate(scores.problems_left_out, start=2):
+        assert left_out.problem_id in left_out.reason
+        assert left_out.place == f"{job.problems}, row {number}"
+    assert scores.completions_left_out == 2 * len(BROKEN)
+    assert scores.benchmarks["humaneval"].all.problems == 2
     said = capsys.readouterr().err
     assert all(f"left out: problem {name} cannot be graded" in said for name in names[1:-1])
     assert grade_files(job, LineProgress()) == scores
@@ -761,8 +762,8 @@ def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
 def test_rows_without_references_are_tried_to_the_first_call(bad, tmp_path):
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     _, scores = grade(tmp_path, [good, bad], ["good", bad["problem_id"]])
-    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == [bad["problem_id"]]
-    assert scores["outcomes"] == {"accepted": 1}
+    assert [left_out.problem_id for left_out in scores.problems_left_out] == [bad["problem_id"]]
+    assert scores.outcomes == {"accepted": 1}
 
 
 def test_a_file_of_ungradable_problems_is_refused_with_reasons(tmp_path):
@@ -779,7 +780,7 @@ def test_a_check_that_breaks_late_spares_the_other_verdicts(tmp_path):
     job, scores = grade(
         tmp_path, [late, good], ["late", "good", "good"], max_infrastructure_errors=0.5
     )
-    assert scores["outcomes"] == {"accepted": 2, "infrastructure_error": 1}
+    assert scores.outcomes == {"accepted": 2, "infrastructure_error": 1}
     assert not is_open(job.out / "verdicts")
 
 
@@ -789,7 +790,7 @@ def test_an_endless_check_is_tried_once_and_left_out(tmp_path, monkeypatch):
     )
     endless = row("endless", "def check(candidate):\n    while True: pass\n")
     _, scores = grade(tmp_path, [row("good", GOOD), endless], ["own/good", "own/endless"])
-    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == ["own/endless"]
+    assert [left_out.problem_id for left_out in scores.problems_left_out] == ["own/endless"]
 
 
 def test_a_check_that_its_reference_passed_is_not_tried_again(tmp_path, monkeypatch):
@@ -832,7 +833,7 @@ def test_an_oversized_output_spares_the_other_problems(tmp_path, monkeypatch):
     }
     good = {**OWN, "problem_id": "good", "tests": [{"check": GOOD}]}
     _, scores = grade(tmp_path, [large, good], ["large", "good"])
-    assert [left_out.problem_id for left_out in scores["problems_left_out"]] == ["large"]
+    assert [left_out.problem_id for left_out in scores.problems_left_out] == ["large"]
 
 
 @pytest.mark.parametrize(

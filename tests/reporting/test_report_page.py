@@ -10,7 +10,10 @@ import pytest
 from ssd_ray.lcb_official import GRADER, with_reason
 from ssd_ray.reasoning import content_of_text
 from ssd_ray.reporting import words
+from ssd_ray.reporting.numbers.scores_file import read_scores
+from ssd_ray.reporting.readings import reading, readings
 from ssd_ray.reporting.terminal import summary
+from ssd_ray.statistics.differences import Difference
 from tests.support.synthetic_run import EVIL, make_run, printed, recipe, reported
 
 
@@ -136,12 +139,12 @@ def test_text_of_models_recipes_and_problems_is_escaped(tmp_path):
     chosen = chosen.model_copy(
         update={"evaluate": chosen.evaluate.model_copy(update={"arms": arms})}
     )
-    out, _, scores = reported(make_run(tmp_path, chosen, evil=EVIL))
+    out, _, _ = reported(make_run(tmp_path, chosen, evil=EVIL))
     html = (out / "report.html").read_text()
     page = assert_safe(html)
     assert "<script" not in html
     assert "".join(page.text).count(EVIL) > 30
-    text = printed(summary(scores))
+    text = printed(summary(read_scores(out / "scores.json")))
     assert EVIL in text
 
 
@@ -190,24 +193,36 @@ def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
     ],
 )
 def test_a_difference_ends_in_plain_words(found, told):
-    names = ("estimate", "low", "high", "p_value", "reading")
-    counts = {"problems": 400, "better": 12, "worse": 9}
-    values = dict(zip(names, found, strict=True)) | counts | {"smallest_detectable_effect": 0.04}
-    text = words.reading("ssd", "base", values, 0.95).replace("\u00a0", " ")
+    text = reading("ssd", "base", difference(*found), 0.95).replace("\u00a0", " ")
     assert text.startswith(f"ssd − base: {told}")
     assert text.endswith("(12 better, 9 worse, 379 equal)")
 
 
+def difference(estimate, low, high, p_value, reading, *, problems=400, better=12, worse=9):
+    """A difference of two arms; its effect and error are the same for all."""
+    return Difference(
+        estimate=estimate,
+        low=low,
+        high=high,
+        problems=problems,
+        better=better,
+        worse=worse,
+        p_value=p_value,
+        standard_error=0.014,
+        smallest_detectable_effect=0.04,
+        reading=reading,
+    )
+
+
 def test_a_difference_over_few_problems_is_given_in_counts():
-    few = {"problems": 9, "better": 2, "worse": 1, "reading": "too few problems"}
-    text = words.reading("ssd", "base", few, 0.95)
+    few = difference(0.1, -0.3, 0.5, 0.6, "too few problems", problems=9, better=2, worse=1)
+    text = reading("ssd", "base", few, 0.95)
     assert text == (
         "ssd − base: 2 better, 1 worse, 6 equal of 9 problems: too few problems (9) to tell "
         "them apart"
     )
-    assert "all 1 equal of 1 problem:" in words.reading(
-        "ssd", "base", few | {"problems": 1, "better": 0, "worse": 0}, 0.95
-    )
+    single = dataclasses.replace(few, problems=1, better=0, worse=0)
+    assert "all 1 equal of 1 problem:" in reading("ssd", "base", single, 0.95)
 
 
 def few_problems(monkeypatch, tmp_path, samples):
@@ -223,8 +238,8 @@ def few_problems(monkeypatch, tmp_path, samples):
         "sweep": [0.9],
         "bootstrap_samples": 200,
     }
-    out, _, scores = reported(make_run(tmp_path, recipe(evaluate=evaluate)))
-    return scores, (out / "report.html").read_text()
+    out, _, _ = reported(make_run(tmp_path, recipe(evaluate=evaluate)))
+    return read_scores(out / "scores.json"), (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize("samples", [1, 6])
@@ -270,9 +285,9 @@ def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_pat
             "accepted" if answer.prompt_id in solved else "wrong_answer"
         ),
     )
-    _, _, scores = reported(run)
-    (found,) = words.readings(scores)
-    assert found["text"].replace("\u00a0", " ") == (
+    out, _, _ = reported(run)
+    (found,) = readings(read_scores(out / "scores.json"))
+    assert found.text.replace("\u00a0", " ") == (
         "ssd − base: 0 points, 95 % interval −11 to +11, p 1.0, detectable ±15: this run cannot "
         "tell them apart (all 32 equal)"
     )
@@ -306,68 +321,67 @@ def swept(tmp_path_factory):
     made = make_run(
         tmp_path_factory.mktemp("swept"), recipe(evaluate=SWEEP | {"bootstrap_samples": 200})
     )
-    out, _, scores = reported(made)
-    return made, scores, (out / "report.html").read_text()
+    out, _, _ = reported(made)
+    return made, read_scores(out / "scores.json"), (out / "report.html").read_text()
 
 
 def test_a_sweep_states_the_selection_free_gain_first(swept):
     _, scores, html = swept
     page = assert_safe(html)
     text = " ".join("".join(page.text).split())
-    assert scores["families"]["ssd"] == [f"ssd@T={t}" for t in ("0.7", "0.9", "1.1", "1.3")]
-    assert scores["baseline"] == "base@T=0.7"
-    assert [(found["treated"], found["control"]) for found in scores["selection"]["builtin"]] == [
+    assert scores.families["ssd"] == tuple(f"ssd@T={t}" for t in ("0.7", "0.9", "1.1", "1.3"))
+    assert scores.baseline == "base@T=0.7"
+    assert [(found.treated, found.control) for found in scores.selection["builtin"]] == [
         ("ssd", "base"),
         ("naive", "base"),
         ("ssd", "naive"),
     ]
-    first = words.readings(scores)[0]
-    assert first["how"] == "temperatures chosen on other problems"
-    gain = scores["selection"]["builtin"][0]["metrics"]["pass@1"]
-    assert words.points(gain["selection_free"]["estimate"], 0) in first["text"]
-    assert "selected on the test problems themselves" in first["note"]
-    assert text.index(first["text"].replace("\u00a0", " ")) < text.index(first["note"])
-    assert {found["arm"] for found in words.readings(scores)} == {"ssd", "naive", "teacher"}
+    first = readings(scores)[0]
+    assert first.how == "temperatures chosen on other problems"
+    gain = scores.selection["builtin"][0].metrics["pass@1"]
+    assert words.points(gain.selection_free.estimate, 0) in first.text
+    assert "selected on the test problems themselves" in first.note
+    assert text.index(first.text.replace("\u00a0", " ")) < text.index(first.note)
+    assert {found.arm for found in readings(scores)} == {"ssd", "naive", "teacher"}
     assert "Only one number here is free of selection." in text
     assert "There is no control of training in it." not in text
     assert "The control naive" in text
     assert "selected on the test problems" in printed(summary(scores))
-    for pair in scores["selection"]["builtin"]:
-        for found in pair["metrics"].values():
-            assert sum(found["chosen"]["treated"]) == pytest.approx(1)
-            assert set(found["difficulties"]) == {"easy", "medium", "hard"}
+    for pair in scores.selection["builtin"]:
+        for found in pair.metrics.values():
+            assert sum(found.chosen.treated) == pytest.approx(1)
+            assert set(found.difficulties) == {"easy", "medium", "hard"}
 
 
 def test_the_best_cell_is_the_difference_of_the_best_means(swept):
     _, scores, _ = swept
-    arms = scores["benchmarks"]["humaneval"]["all"]["arms"]
+    arms = scores.benchmarks["humaneval"].all.arms
     best = {
-        name: max(arms[arm]["score"]["pass@1"]["estimate"] for arm in points)
-        for name, points in scores["families"].items()
+        name: max(arms[arm].score["pass@1"].estimate for arm in points)
+        for name, points in scores.families.items()
     }
-    for pair in scores["selection"]["humaneval"]:
-        assert pair["metrics"]["pass@1"]["best_cell"] == pytest.approx(
-            best[pair["treated"]] - best[pair["control"]]
+    for pair in scores.selection["humaneval"]:
+        assert pair.metrics["pass@1"].best_cell == pytest.approx(
+            best[pair.treated] - best[pair.control]
         )
 
 
 def test_both_profiles_are_scored_and_flips_listed(swept):
     made, scores, html = swept
-    flips = scores["profiles"]["flips"]["lcb-compat"]
-    assert scores["profiles"]["order"] == ["strict", "lcb-compat"]
-    assert set(scores["profiles"]["scores"]["lcb-compat"]) == {
+    flips = scores.profiles.flips["lcb-compat"]
+    assert scores.profiles.order == ("strict", "lcb-compat")
+    assert set(scores.profiles.scores["lcb-compat"]) == {
         "builtin"
     }  # the other profile graded no other benchmark
     assert len(flips) == 4 * len(made.verdicts)
     for flip in flips:
         strict = next(
             verdict
-            for verdict in made.verdicts[flip["arm"]]
-            if (verdict.prompt_id, verdict.sample_index)
-            == (flip["problem_id"], flip["sample_index"])
+            for verdict in made.verdicts[flip.arm]
+            if (verdict.prompt_id, verdict.sample_index) == (flip.problem_id, flip.sample_index)
         )
-        assert flip["first"] == strict.outcome
-        assert (flip["second"] == "accepted") == (strict.outcome != "accepted")
+        assert flip.first == strict.outcome
+        assert (flip.second == "accepted") == (strict.outcome != "accepted")
     assert "Under both ways of grading" in html
     assert html.count('<tr><th scope="row" class="fit">builtin/') >= len(flips)
 

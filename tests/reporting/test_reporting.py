@@ -12,11 +12,12 @@ import pytest
 
 from ssd_ray.artifacts import files, shards
 from ssd_ray.errors import UserError
-from ssd_ray.reporting import words
 from ssd_ray.reporting.comparison import compare
-from ssd_ray.reporting.numbers import counts, json_bytes
+from ssd_ray.reporting.numbers import json_bytes, logs
+from ssd_ray.reporting.numbers.scores_file import scores_text
 from ssd_ray.reporting.numbers.timings import timings
 from ssd_ray.reporting.page import headline, measure, report
+from ssd_ray.reporting.readings import readings
 from ssd_ray.reporting.terminal import summary
 from ssd_ray.statistics import differences, metrics, paired, significance
 from tests.support.synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_outcome
@@ -146,9 +147,9 @@ def test_scores_are_the_same_bytes_at_any_place_and_time(made, shown, tmp_path):
     again = make_run(tmp_path / "elsewhere")
     for timing in again.path.glob("**/timing.json"):
         timing.write_text('{"seconds": 12345.6, "attempts": 7, "tokens": 9}')
-    text = json_bytes.canonical(measure(again.recipe, again.path)[0]) + "\n"
+    text = scores_text(measure(again.recipe, again.path)[0])
     assert text == (shown[0] / "scores.json").read_text()
-    assert timings(again.recipe, again.path, again.steps)["stages"][0]["seconds"] == 12345.6
+    assert timings(again.recipe, again.path, again.steps).stages[0].seconds == 12345.6
     assert not re.search(r"\d{4}-\d\d-\d\d|seconds|time_s|/tmp|/work", text)
 
 
@@ -200,12 +201,12 @@ def test_an_infrastructure_error_is_counted_and_not_wrong(tmp_path):
 
     made = make_run(tmp_path, outcome=sometimes)
     scores, _ = measure(made.recipe, made.path)
-    found = scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]
-    assert (found["infrastructure_errors"], found["graded"], found["refused"]) == (2, 70, None)
+    found = scores.benchmarks["builtin"].all.arms["ssd"]
+    assert (found.infrastructure_errors, found.graded, found.refused) == (2, 70, None)
     right = per_problem(made.verdicts["ssd"], "builtin", 1)
-    assert found["score"]["pass@1"]["estimate"] == near(np.mean(list(right.values())))
-    assert found["score"]["pass@1"]["problems"] == 12
-    assert found["score"]["pass@5"]["problems"] == found["difference"]["pass@5"]["problems"] == 11
+    assert found.score["pass@1"].estimate == near(np.mean(list(right.values())))
+    assert found.score["pass@1"].problems == 12
+    assert found.score["pass@5"].problems == found.difference["pass@5"].problems == 11
 
 
 @pytest.mark.parametrize(("broken", "spared"), [("ssd", "base"), ("base", "ssd")])
@@ -219,15 +220,15 @@ def test_too_many_infrastructure_errors_withhold_the_score(tmp_path, broken, spa
 
     made = make_run(tmp_path, outcome=often)
     scores, _ = measure(made.recipe, made.path)
-    arms = scores["benchmarks"]["builtin"]["all"]["arms"]
+    arms = scores.benchmarks["builtin"].all.arms
     assert (
         "12 of 72 answers could not be graded, 16.7 %, above "
         "evaluate.max_infrastructure_errors 10 %"
-    ) in arms[broken]["refused"]
-    assert set(arms[broken]["score"].values()) == set(arms["ssd"]["difference"].values()) == {None}
-    assert arms[spared]["score"]["pass@1"]["estimate"] > 0
+    ) in arms[broken].refused
+    assert set(arms[broken].score.values()) == set(arms["ssd"].difference.values()) == {None}
+    assert arms[spared].score["pass@1"].estimate > 0
     assert headline(scores).estimates["builtin"][broken] is None
-    assert f"No score for {broken}: 12 of 72" in words.readings(scores)[0]["text"]
+    assert f"No score for {broken}: 12 of 72" in readings(scores)[0].text
     assert "no score" in printed(summary(scores))
     if broken == "ssd":
         html = (reported(made)[0] / "report.html").read_text()
@@ -347,9 +348,9 @@ def test_a_step_repeated_after_a_crash_counts_once(tmp_path):
     files.write_atomic(
         tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
     )
-    found = counts.loss(tmp_path / "checkpoint")
-    assert found.steps == (1, 2)
-    assert json_bytes.rounded_to_ten_digits(list(found.losses)) == [0.5, None]
+    found = logs.loss(tmp_path / "checkpoint")
+    assert found.step == (1, 2)
+    assert json_bytes.rounded_to_ten_digits(found.loss) == (0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def stored(made):
     from ssd_ray.recipes import dump
 
     scores, _ = measure(made.recipe, made.path)
-    files.write_atomic(made.path / "report" / "scores.json", json_bytes.canonical(scores))
+    files.write_atomic(made.path / "report" / "scores.json", scores_text(scores))
     files.write_atomic(made.path / "recipe.yaml", dump(made.recipe))
     return made
 
@@ -403,7 +404,7 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
         )
         assert pair.difference.problems == len(here)
         assert pair.difference.estimate == near((there - here).mean())
-        assert pair.first["estimate"] == near(here.mean())
+        assert pair.first.estimate == near(here.mean())
     assert json.loads(json.dumps(found.plain()))["pairs"]
     text = printed(found)
     assert "train.steps" in text

@@ -83,10 +83,12 @@ def test_programs_are_graded_and_scored_with_intervals(tmp_path: Path, problems:
         row["peak_bytes"] > 1 << 20 and row["seconds"] > 0 and row["sandbox_level"] >= "L1"
         for row in rows
     )
-    found = scores["benchmarks"]["problems"]["all"]["pass@1"]
-    assert found["estimate"] == 0.25
-    assert 0 < found["low"] < 0.25 < found["high"] < 1
-    assert json.loads((job.out / "scores.json").read_text()) == scores
+    found = scores.benchmarks["problems"].all.metrics["pass@1"]
+    assert found.estimate == 0.25
+    assert 0 < found.low < 0.25 < found.high < 1
+    stored = json.loads((job.out / "scores.json").read_text())
+    assert stored == json.loads(json.dumps(scores.document()))
+    assert stored["benchmarks"]["problems"]["all"]["pass@1"]["estimate"] == 0.25
 
 
 def test_answers_are_extracted_by_the_rule_that_is_named(tmp_path: Path, problems: Path) -> None:
@@ -113,7 +115,7 @@ def test_text_inside_open_reasoning_is_no_answer(tmp_path: Path, problems: Path)
     )
     scores = grade_files(job, LineProgress())
     assert [row["outcome"] for row in _verdicts(job)] == ["no_code", "accepted"]
-    assert scores["rules"]["thinking"]
+    assert scores.rules["thinking"]
     with pytest.raises(UserError, match="thinking"):
         grade_files(dataclasses.replace(job, thinking=False), LineProgress())
     programs = _write(tmp_path / "programs.jsonl", [{"task_id": "p0", "code": DOUBLE}])
@@ -229,7 +231,7 @@ def test_a_refused_call_leaves_a_directory_as_it_was(
     assert {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()} == before
     for path in str(error.value).rpartition("or delete ")[2].split(" and "):
         shutil.rmtree(path)
-    assert grade_files(other(job), LineProgress())["rows"] == 1, "what the sentence says is enough"
+    assert grade_files(other(job), LineProgress()).rows == 1, "what the sentence says is enough"
 
 
 def test_verdicts_of_an_earlier_version_are_refused_as_such(
@@ -273,8 +275,8 @@ def test_a_bad_completion_is_named_by_row_or_counted(
     assert "completions.jsonl, row 2" in str(error.value)
     job = _job(tmp_path, problems, rows, skip_bad_rows=True)
     scores = grade_files(Job(**{**vars(job), "out": tmp_path / "skipping"}), LineProgress())
-    assert [bad["row"] for bad in scores["bad_rows"]] == [2]
-    assert scores["rows"] == 1
+    assert [bad.row for bad in scores.bad_rows] == [2]
+    assert scores.rows == 1
 
 
 def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(
@@ -458,7 +460,7 @@ def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -
     rows = [{"question_id": "q", "code": "import sys\nprint(sum(map(int, sys.stdin)))"}]
     job = _job(tmp_path, problems, rows, rules=Rules(limits=RULES.limits, profile="lcb-compat"))
     scores = grade_files(job, LineProgress())
-    assert scores["official_grader"] == dict(GRADER)
+    assert scores.official_grader == dict(GRADER)
     assert manifests.load_facts(job.out / "verdicts", VerdictFacts).official_grader == dict(GRADER)
     (verdict,) = _verdicts(job)
     assert (

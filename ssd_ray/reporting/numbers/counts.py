@@ -1,21 +1,19 @@
-"""Counts of rows: answers and verdicts of an arm, samples of a run.
+"""Counts of rows: answers and verdicts of each arm, problem by problem.
 
 One idea: shards stream past, and a few numbers of each answer are kept, never its text.
 Contradictory rows (an answer without a verdict, a problem short of answers) are refused: they would
-make every score wrong. Reads samples/, eval-prompts/, generations/<arm>/, verdicts/<arm>/ and
-checkpoint/loss.jsonl; writes nothing.
+make every score wrong. Reads eval-prompts/, generations/<arm>/ and verdicts/<arm>/; writes nothing.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ssd_ray.artifacts import manifests, shards
+from ssd_ray.artifacts.facts import FactsT, RowFacts
 from ssd_ray.errors import UserError
 from ssd_ray.lcb_official import reason_of
 from ssd_ray.schema import FinishReason, Outcome
@@ -77,25 +75,8 @@ class ProblemResult:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleCounts:
-    """Lengths of the self-samples."""
-
-    lengths: Mapping[str, Counter[int]]
-    """Number of answers of each length in tokens, by finish reason."""
-
-    @property
-    def rows(self) -> int:
-        """Number of samples."""
-        return sum(sum(lengths.values()) for lengths in self.lengths.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """The loss of each optimizer step; one repeated after a crash counts once, as last written."""
-
-    steps: tuple[int, ...]
-    losses: tuple[float, ...]
+Results = Mapping[str, Mapping[str, ProblemResult]]
+"""Results by arm and problem id."""
 
 
 @dataclass
@@ -107,30 +88,25 @@ class _Gathered:
     answers: dict[int, Answer] = field(default_factory=dict)
 
 
-def load(path: Path, rows: int | None = None) -> Mapping[str, Any]:
-    """Return the facts of a complete artifact after checking their rows against `rows`.
+def check_rows(path: Path, rows: int) -> None:
+    """Check the rows in the manifest of a complete artifact against `rows`.
 
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
     """
-    manifests.load(path)
-    recorded = manifests.read_manifest(path).facts
-    stated = recorded.get("rows")
-    if rows is not None and stated is not None and stated != rows:
-        raise UserError(
-            f"{path}: the manifest counts {stated} rows, the shards hold {rows}; "
-            "delete that directory and run again"
-        )
-    return recorded
+    stated = manifests.load_facts(path, RowFacts).rows
+    if stated != rows:
+        raise mismatch(path, f"the manifest counts {stated} rows, the shards hold {rows}")
 
 
-def facts(path: Path) -> Mapping[str, Any]:
+def checked_facts(path: Path, kind: type[FactsT]) -> FactsT:
     """Return the facts of a complete artifact after counting its rows against its manifest.
 
     Raises:
         UserError: it is not complete, or its manifest and its rows disagree.
     """
-    return load(path, sum(1 for _ in shards.read_columns(path, "prompt_id")))
+    check_rows(path, sum(1 for _ in shards.read_columns(path, "prompt_id")))
+    return manifests.load_facts(path, kind)
 
 
 def problems_asked(run: Path) -> dict[str, Asked]:
@@ -151,7 +127,7 @@ def problems_asked(run: Path) -> dict[str, Asked]:
                 "delete that directory and run again"
             )
         problems[problem_id] = Asked(benchmark=source, difficulty=difficulty)
-    load(path, len(problems))
+    check_rows(path, len(problems))
     return problems
 
 
@@ -177,15 +153,15 @@ def arm_results(
             `asked`, or a problem has another number of answers than `samples_per_problem`.
     """
     answered = _answered(generations)
-    load(generations, len(answered))
+    check_rows(generations, len(answered))
     if partly:
         asked = _covered(verdicts, asked)
         answered = {key: answer for key, answer in answered.items() if key[0] in asked}
     gathered, rows = _graded(verdicts, answered)
-    load(verdicts, rows)
+    check_rows(verdicts, rows)
     if answered:
         prompt_id, sample_index = min(answered)
-        raise _mismatch(
+        raise mismatch(
             verdicts,
             f"answers without a verdict: {len(answered)}, "
             f"such as {prompt_id!r} sample {sample_index}",
@@ -210,7 +186,8 @@ def _covered(verdicts: Path, asked: Mapping[str, Asked]) -> dict[str, Asked]:
     }
 
 
-def _mismatch(path: Path, problem: str) -> UserError:
+def mismatch(path: Path, problem: str) -> UserError:
+    """Return the error for rows of a directory that contradict each other or others."""
     return UserError(f"{path}: {problem}; delete that directory and run again")
 
 
@@ -235,9 +212,9 @@ def _answered(path: Path) -> dict[tuple[str, int], _Answered]:
     columns = ("prompt_id", "sample_index", "output_token_ids", "finish_reason")
     for prompt_id, sample_index, token_ids, finish_reason in shards.read_columns(path, *columns):
         if (prompt_id, sample_index) in answers:
-            raise _mismatch(path, f"sample {sample_index} of {prompt_id!r} is there twice")
+            raise mismatch(path, f"sample {sample_index} of {prompt_id!r} is there twice")
         if finish_reason not in FINISH_REASONS:
-            raise _mismatch(path, f"unknown finish_reason {finish_reason!r} at {prompt_id!r}")
+            raise mismatch(path, f"unknown finish_reason {finish_reason!r} at {prompt_id!r}")
         answers[prompt_id, sample_index] = (len(token_ids), finish_reason)
     return answers
 
@@ -263,15 +240,15 @@ def _graded(
         # A second verdict on an answer finds none either: it was removed with the first.
         answer = answered.pop((prompt_id, index), None)
         if answer is None:
-            raise _mismatch(
+            raise mismatch(
                 path,
                 f"the verdict on sample {index} of {prompt_id!r} has no answer, or is there twice",
             )
         if outcome not in OUTCOMES:
-            raise _mismatch(path, f"unknown outcome {outcome!r} at {prompt_id!r}")
+            raise mismatch(path, f"unknown outcome {outcome!r} at {prompt_id!r}")
         problem = gathered.setdefault(prompt_id, _Gathered(source, difficulty))
         if (problem.benchmark, problem.difficulty) != (source, difficulty):
-            raise _mismatch(path, f"{prompt_id!r} has more than one source or difficulty")
+            raise mismatch(path, f"{prompt_id!r} has more than one source or difficulty")
         tokens, finish_reason = answer
         problem.answers[index] = Answer(
             sample_index=index,
@@ -294,7 +271,7 @@ def _check_problems(
     unmatched = sorted(gathered.keys() ^ asked.keys())
     if unmatched:
         where = "verdicts" if unmatched[0] in gathered else "eval-prompts"
-        raise _mismatch(
+        raise mismatch(
             path,
             f"its problems are not those of eval-prompts: {unmatched[0]!r} is only in {where} "
             f"(such problems: {len(unmatched)})",
@@ -302,53 +279,14 @@ def _check_problems(
     for problem_id, problem in gathered.items():
         posed = asked[problem_id]
         if (problem.benchmark, problem.difficulty) != (posed.benchmark, posed.difficulty):
-            raise _mismatch(
+            raise mismatch(
                 path,
                 f"{problem_id!r} is {problem.benchmark}/{problem.difficulty} here, "
                 "not as in eval-prompts",
             )
         if len(problem.answers) != samples_per_problem:
-            raise _mismatch(
+            raise mismatch(
                 path,
                 f"{problem_id!r} has {len(problem.answers)} answers, "
                 f"not evaluate.samples_per_problem {samples_per_problem}",
             )
-
-
-def sample_counts(path: Path) -> SampleCounts:
-    """Count the lengths of the self-samples in a directory, by finish reason.
-
-    Raises:
-        UserError: it is not complete or its rows contradict its manifest.
-    """
-    lengths: dict[str, Counter[int]] = defaultdict(Counter)
-    for token_ids, finish_reason in shards.read_columns(path, "output_token_ids", "finish_reason"):
-        if finish_reason not in FINISH_REASONS:
-            raise _mismatch(path, f"unknown finish_reason {finish_reason!r}")
-        lengths[finish_reason][len(token_ids)] += 1
-    counts = SampleCounts(lengths={reason: lengths[reason] for reason in FINISH_REASONS})
-    load(path, counts.rows)
-    return counts
-
-
-def loss(checkpoint: Path) -> Loss | None:
-    """Return the loss of each step from loss.jsonl of a checkpoint; None if not recorded.
-
-    Raises:
-        UserError: a line of the file is no JSON object with `step` and `loss`.
-    """
-    path = checkpoint / "loss.jsonl"
-    if not path.exists():
-        return None
-    by_step: dict[int, float] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            record: dict[str, Any] = json.loads(line)
-            by_step[int(record["step"])] = float(record["loss"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}:{number} is not a line with step and loss; "
-                f"delete {path.parent} and train again"
-            ) from error
-    steps = tuple(sorted(by_step))
-    return Loss(steps=steps, losses=tuple(by_step[step] for step in steps))

@@ -7,20 +7,55 @@ part `selection` of scores.json.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ssd_ray.config import Recipe, arms
-from ssd_ray.reporting.numbers.counts import ProblemResult
+from ssd_ray.reporting.numbers.counts import ProblemResult, Results
 from ssd_ray.statistics import selection
-from ssd_ray.statistics.differences import judged, pass_at_values
+from ssd_ray.statistics.differences import Difference, judged, pass_at_values
 from ssd_ray.statistics.metrics import Values
 from ssd_ray.statistics.selection import Halves
 
-Results = Mapping[str, Mapping[str, ProblemResult]]
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Shares of the halves that chose each temperature, in the order of the temperatures."""
+
+    treated: tuple[float, ...]
+    control: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedGain:
+    """Treated minus control, each at its best temperature."""
+
+    selection_free: Difference
+    """Temperatures chosen on other problems."""
+    best_cell: float
+    """Difference of the best cells, selected on the test problems themselves."""
+    chosen: Chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricGain(TunedGain):
+    """The gain by one metric, on all problems and by difficulty."""
+
+    difficulties: Mapping[str, TunedGain]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyGain:
+    """Gains of one family of arms over another on a benchmark."""
+
+    treated: str
+    control: str
+    temperatures: tuple[float, ...]
+    refused: str
+    """Reason for the absence of a gain, given for the metrics without one."""
+    metrics: Mapping[str, MetricGain | None]
 
 
 def pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -39,11 +74,11 @@ def pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def selections(
     recipe: Recipe, results: Results, refusals: Mapping[str, str | None]
-) -> list[dict[str, Any]]:
-    """Return every pair of families on one benchmark as plain values; empty without a sweep."""
+) -> tuple[FamilyGain, ...]:
+    """Return the gains of every pair of families on one benchmark; empty without a sweep."""
     families = arms.families(recipe)
     if not families:
-        return []
+        return ()
     compared = []
     for treated, control in pairs(recipe):
         # A gain needs scores at every temperature: one refused arm refuses it.
@@ -57,23 +92,23 @@ def selections(
             None,
         )
         compared.append(
-            {
-                "treated": treated,
-                "control": control,
-                "temperatures": list(arms.temperatures(recipe)),
-                "refused": refused or "no problem has enough graded answers at every temperature",
-                "metrics": {
+            FamilyGain(
+                treated=treated,
+                control=control,
+                temperatures=arms.temperatures(recipe),
+                refused=refused or "no problem has enough graded answers at every temperature",
+                metrics={
                     f"pass@{k}": None if refused else _gain(recipe, results, treated, control, k)
                     for k in sorted(recipe.evaluate.pass_at)
                 },
-            }
+            )
         )
-    return compared
+    return tuple(compared)
 
 
 def _gain(
     recipe: Recipe, results: Results, treated: str, control: str, k: int
-) -> dict[str, Any] | None:
+) -> MetricGain | None:
     """Return the gains of a pair by one metric, on all problems and by difficulty.
 
     It is None with fewer than two problems graded at every temperature.
@@ -95,9 +130,12 @@ def _gain(
     )
     # A group of one problem would be missing in one half of every split.
     groups = sorted({name for name in difficulties if 1 < difficulties.count(name) < len(problems)})
-    return {
-        **_compared(recipe, first[kept], second[kept], cut, None),
-        "difficulties": {
+    gain = _compared(recipe, first[kept], second[kept], cut, None)
+    return MetricGain(
+        selection_free=gain.selection_free,
+        best_cell=gain.best_cell,
+        chosen=gain.chosen,
+        difficulties={
             name: _compared(
                 recipe,
                 first[kept],
@@ -107,12 +145,12 @@ def _gain(
             )
             for name in groups
         },
-    }
+    )
 
 
 def _compared(
     recipe: Recipe, treated: Values, control: Values, cut: Halves, within: Halves | None
-) -> dict[str, Any]:
+) -> TunedGain:
     evaluate = recipe.evaluate
     gain = selection.Sweep(treated, control, cut, within).gain(
         samples=evaluate.bootstrap_samples, answers=evaluate.samples_per_problem, seed=recipe.seed
@@ -121,14 +159,13 @@ def _compared(
     free = judged(
         gain.pair, gain.better, gain.worse, problems=problems, confidence=evaluate.confidence
     )
-    return {
-        "selection_free": dataclasses.asdict(free),
-        "best_cell": gain.best_cell,
-        "chosen": {
-            "treated": gain.chosen_treated.tolist(),
-            "control": gain.chosen_control.tolist(),
-        },
-    }
+    return TunedGain(
+        selection_free=free,
+        best_cell=gain.best_cell,
+        chosen=Chosen(
+            treated=tuple(gain.chosen_treated.tolist()), control=tuple(gain.chosen_control.tolist())
+        ),
+    )
 
 
 def _ordered(results: Results, points: Mapping[float, str]) -> list[ProblemResult]:

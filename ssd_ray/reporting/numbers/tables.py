@@ -1,4 +1,4 @@
-"""The numbers of a report: all of scores.json, from counts and facts.
+"""Tables of arms on a group of problems: scores, differences, counts of answers.
 
 One idea: a problem is the unit.
 
@@ -7,54 +7,24 @@ One idea: a problem is the unit.
 - An ungraded answer is neither right nor wrong: it is left out and counted. Too many of them refuse
   the score.
 
-Pure functions.
+Pure functions of counted results: the part `benchmarks` of scores.json.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ssd_ray.config import EvaluateConfig, Recipe, arms
-from ssd_ray.lcb_official import GRADER
-from ssd_ray.reporting.numbers.counts import (
-    FINISH_REASONS,
-    OUTCOMES,
-    Loss,
-    ProblemResult,
-    SampleCounts,
-)
-from ssd_ray.reporting.numbers.json_bytes import rounded_to_ten_digits
-from ssd_ray.reporting.numbers.profiles import flips
-from ssd_ray.reporting.numbers.sweeps import selections
-from ssd_ray.reporting.numbers.training_data import training
+from ssd_ray.reporting.numbers.counts import FINISH_REASONS, OUTCOMES, ProblemResult, Results
 from ssd_ray.statistics import metrics
 from ssd_ray.statistics.differences import Difference, difference, pass_at_values
-from ssd_ray.statistics.metrics import Values
+from ssd_ray.statistics.metrics import Score, Values
 
-FORMAT = 4
 DIFFICULTIES = ("warmup", "easy", "medium", "hard")
-
-Results = Mapping[str, Mapping[str, ProblemResult]]
-Trained = tuple[
-    SampleCounts, Loss | None, Mapping[str, Any] | None, Mapping[str, Mapping[str, Any]]
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Mean pass@k over problems with its interval, as shares of one."""
-
-    estimate: float
-    low: float
-    high: float
-    problems: int
-    """Problems with at least k graded answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +34,11 @@ class ArmTable:
     refused: str | None
     """Reason for the absence of a score."""
     score: Mapping[str, Score | None]
+    """By metric, such as `pass@1`."""
     base_score: Mapping[str, Score | None]
     """On EvalPlus's base tests alone; empty for benchmarks without such tests."""
     difference: Mapping[str, Difference | None]
+    """To the baseline, by metric; None for the baseline itself."""
     answers: int
     graded: int
     accepted: int
@@ -96,75 +68,20 @@ class Group:
     arms: Mapping[str, ArmTable]
 
 
-def scores(
-    recipe: Recipe,
-    by_profile: Mapping[str, Results],
-    trained: Mapping[str, Trained],
-    contamination: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return every result number of the page as plain JSON, equal for equal artifacts.
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkTables:
+    """The tables of a benchmark."""
 
-    Args:
-        recipe: the recipe of the run.
-        by_profile: results of each profile of grading, with the same problems for every arm. The
-            first profile gives the scores.
-        trained: samples, loss, held-out measures and facts by stage of each trained model: `ssd`
-            and the controls.
-        contamination: facts on the overlaps of training prompts and benchmarks.
-    """
-    evaluate = recipe.evaluate
-    every = arms.arms(recipe)
-    baseline = arms.baseline(recipe)
-    results = by_profile[evaluate.profiles[0]]
-    order = _order(recipe, results[baseline].values())
-    benchmarks = order["benchmarks"]
-    plain = {
-        "format": FORMAT,
-        "recipe": recipe.name,
-        "model": recipe.model.source,
-        "baseline": baseline,
-        "confidence": evaluate.confidence,
-        "bootstrap_samples": evaluate.bootstrap_samples,
-        "headline": f"pass@{min(evaluate.pass_at)}",
-        "order": order,
-        "arms": {name: arm.model_dump(mode="json") for name, arm in every.items()},
-        "families": {name: list(points.values()) for name, points in arms.families(recipe).items()},
-        "selection": {
-            name: _selection(recipe, _only(results, benchmark=name)) for name in benchmarks
-        },
-        "benchmarks": {
-            name: _benchmark(recipe, _only(results, benchmark=name)) for name in benchmarks
-        },
-        "profiles": _profiles(recipe, by_profile, benchmarks),
-        "contamination": contamination,
-        "training": training(*trained["ssd"]),
-        "controls": {name: training(*model) for name, model in trained.items() if name != "ssd"},
-        "problems": {name: _problems(_only(results, benchmark=name)) for name in benchmarks},
-    }
-    rounded: dict[str, Any] = rounded_to_ten_digits(plain)
-    return rounded
+    all: Group
+    """All of its problems."""
+    difficulties: Mapping[str, Group]
+    """Empty if all problems have one difficulty."""
 
 
-def _order(recipe: Recipe, problems: Collection[ProblemResult]) -> dict[str, list[str]]:
-    """Return the names of arms, benchmarks, difficulties and metrics in the order of the page."""
-    # Benchmarks in the order of the recipe, then any others by name.
-    present = {problem.benchmark for problem in problems}
-    stated = [benchmark.name for benchmark in recipe.evaluate.benchmarks]
-    return {
-        "arms": list(arms.arms(recipe)),
-        "benchmarks": [name for name in stated if name in present] + sorted(present - set(stated)),
-        "difficulties": sorted({found.difficulty for found in problems}, key=_difficulty_order),
-        "pass_at": [f"pass@{k}" for k in sorted(recipe.evaluate.pass_at)],
-    }
-
-
-def _difficulty_order(name: str) -> tuple[int, str]:
-    return (DIFFICULTIES.index(name) if name in DIFFICULTIES else len(DIFFICULTIES), name)
-
-
-def _only(
+def only(
     results: Results, *, benchmark: str | None = None, difficulty: str | None = None
 ) -> Results:
+    """Return the results on the problems of a benchmark or a difficulty."""
     return {
         arm: {
             problem_id: problem
@@ -175,73 +92,19 @@ def _only(
     }
 
 
-def _refusals(recipe: Recipe, results: Results) -> dict[str, str | None]:
+def difficulty_order(name: str) -> tuple[int, str]:
+    """Return the key to sort difficulties by: the known ones by rank, then any others by name."""
+    return (DIFFICULTIES.index(name) if name in DIFFICULTIES else len(DIFFICULTIES), name)
+
+
+def refusals(recipe: Recipe, results: Results) -> dict[str, str | None]:
+    """Return, for each arm, the reason to refuse it a score on a benchmark, or None."""
     return {
         arm: _refusal(recipe.evaluate, list(problems.values())) for arm, problems in results.items()
     }
 
 
-def _selection(recipe: Recipe, results: Results) -> list[dict[str, Any]]:
-    return selections(recipe, results, _refusals(recipe, results))
-
-
-def _profiles(
-    recipe: Recipe, by_profile: Mapping[str, Results], benchmarks: Sequence[str]
-) -> dict[str, Any]:
-    """Return scores of every arm under each profile, and the answers with flipping verdicts.
-
-    A profile has scores on the benchmarks that it graded.
-    """
-    first, *others = recipe.evaluate.profiles
-    return {
-        "order": [first, *others],
-        "scores": {
-            profile: {
-                name: _scores(recipe, only)
-                for name in benchmarks
-                if (only := _only(by_profile[profile], benchmark=name))[arms.baseline(recipe)]
-            }
-            # A single profile has nothing to be compared with.
-            for profile in (first, *others)
-            if others
-        },
-        "official_grader": dict(GRADER) if "lcb-compat" in recipe.evaluate.profiles else None,
-        "flips": {profile: flips(by_profile[first], by_profile[profile]) for profile in others},
-    }
-
-
-def _scores(recipe: Recipe, results: Results) -> dict[str, Any]:
-    """Return the headline pass@k of every arm on one benchmark, None if it is refused."""
-    refusals = _refusals(recipe, results)
-    k = min(recipe.evaluate.pass_at)
-    by_arm: dict[str, Any] = {}
-    for arm, problems in results.items():
-        values = pass_at_values([(p.graded, p.accepted) for p in problems.values()], k)
-        score = None if refusals[arm] else _score(recipe, values)
-        by_arm[arm] = None if score is None else dataclasses.asdict(score)
-    return by_arm
-
-
-def _benchmark(recipe: Recipe, results: Results) -> dict[str, Any]:
-    """Return the tables of a benchmark, and of each difficulty if it has more than one."""
-    refusals = _refusals(recipe, results)
-    baseline = arms.baseline(recipe)
-    difficulties = sorted(
-        {problem.difficulty for problem in results[baseline].values()}, key=_difficulty_order
-    )
-    return {
-        "all": dataclasses.asdict(group(recipe, results, refusals)),
-        "difficulties": {
-            name: dataclasses.asdict(group(recipe, _only(results, difficulty=name), refusals))
-            # A single difficulty would repeat the table of all problems.
-            for name in difficulties
-            if len(difficulties) > 1
-        },
-    }
-
-
 def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str | None:
-    """Return the reason to refuse an arm a score on a benchmark, or None."""
     # Ungraded answers are no random sample: many of them would bias a score.
     answers = sum(len(problem.answers) for problem in problems)
     ungraded = answers - sum(problem.graded for problem in problems)
@@ -253,8 +116,26 @@ def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str
     )
 
 
-def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) -> Group:
-    """Return tables of every arm on the problems of `results`; `refusals` are reasons by arm."""
+def benchmark_tables(recipe: Recipe, results: Results) -> BenchmarkTables:
+    """Return the tables of a benchmark, and of each difficulty if it has more than one."""
+    refused = refusals(recipe, results)
+    baseline = arms.baseline(recipe)
+    difficulties = sorted(
+        {problem.difficulty for problem in results[baseline].values()}, key=difficulty_order
+    )
+    return BenchmarkTables(
+        all=_group(recipe, results, refused),
+        difficulties={
+            name: _group(recipe, only(results, difficulty=name), refused)
+            # A single difficulty would repeat the table of all problems.
+            for name in difficulties
+            if len(difficulties) > 1
+        },
+    )
+
+
+def _group(recipe: Recipe, results: Results, refused: Mapping[str, str | None]) -> Group:
+    """Return tables of every arm on the problems of `results`; `refused` holds reasons by arm."""
     baseline = arms.baseline(recipe)
     values = {
         arm: _values(recipe, [(problem.graded, problem.accepted) for problem in problems.values()])
@@ -266,18 +147,15 @@ def group(recipe: Recipe, results: Results, refusals: Mapping[str, str | None]) 
         base_counts = [(problem.graded, problem.accepted_base) for problem in problems.values()]
         base = _values(recipe, base_counts) if has_base else {}
         # The baseline has no difference to itself, and a refused score none to any other.
-        unpaired = arm == baseline or refusals[arm] is not None or refusals[baseline] is not None
+        unpaired = arm == baseline or refused[arm] is not None or refused[baseline] is not None
         tables[arm] = _arm_table(
             list(problems.values()),
-            refusals[arm],
+            refused[arm],
             {
-                name: None if refusals[arm] else _score(recipe, value)
+                name: None if refused[arm] else score(recipe, value)
                 for name, value in values[arm].items()
             },
-            {
-                name: None if refusals[arm] else _score(recipe, value)
-                for name, value in base.items()
-            },
+            {name: None if refused[arm] else score(recipe, value) for name, value in base.items()},
             {
                 name: None if unpaired else difference(recipe, value, values[baseline][name])
                 for name, value in values[arm].items()
@@ -305,7 +183,8 @@ def _has_base(results: Results) -> bool:
     )
 
 
-def _score(recipe: Recipe, values: Values) -> Score | None:
+def score(recipe: Recipe, values: Values) -> Score | None:
+    """Return the score over float64[num_problems] of pass@k, or None if all of them are NaN."""
     kept = values[~np.isnan(values)]
     if not len(kept):
         return None
@@ -318,8 +197,8 @@ def _score(recipe: Recipe, values: Values) -> Score | None:
 def _arm_table(
     problems: Sequence[ProblemResult],
     refused: str | None,
-    score: Mapping[str, Score | None],
-    base_score: Mapping[str, Score | None],
+    scores: Mapping[str, Score | None],
+    base_scores: Mapping[str, Score | None],
     paired: Mapping[str, Difference | None],
 ) -> ArmTable:
     answers = [answer for problem in problems for answer in problem.answers]
@@ -330,8 +209,8 @@ def _arm_table(
     thinking = [answer.thought_ended for answer in answers if answer.thought_ended is not None]
     return ArmTable(
         refused=refused,
-        score=score,
-        base_score=base_score,
+        score=scores,
+        base_score=base_scores,
         difference=paired,
         answers=len(answers),
         graded=graded,
@@ -347,16 +226,3 @@ def _arm_table(
         mean_answer_tokens=float(np.mean(tokens)) if tokens else None,
         median_answer_tokens=float(np.median(tokens)) if tokens else None,
     )
-
-
-def _problems(results: Results) -> dict[str, Any]:
-    """Return accepted and graded answers of every arm, problem by problem."""
-    by_id: dict[str, Any] = {}
-    for arm, problems in results.items():
-        for problem_id, problem in problems.items():
-            entry = by_id.setdefault(
-                problem_id, {"difficulty": problem.difficulty, "accepted": {}, "graded": {}}
-            )
-            entry["accepted"][arm] = problem.accepted
-            entry["graded"][arm] = problem.graded
-    return by_id

@@ -12,15 +12,66 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.facts import Isolation, VerdictFacts
+from ssd_ray.artifacts.manifests import Manifest
 from ssd_ray.config import Recipe, arms
 
+Number = TypeVar("Number", int, float)
 
-def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
-    """Collect time, tokens, isolation, versions and the machine as plain JSON.
+
+@dataclass(frozen=True, kw_only=True)
+class StageTiming:
+    """Cost of one stage; None where it was not recorded."""
+
+    stage: str
+    seconds: float | None
+    attempts: int | None
+    tokens: int | None
+    tokens_per_second: float | None
+    """None also for a stage without tokens."""
+    finished_at: str | None
+    """In UTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Cost of all stages, without those of unknown cost."""
+
+    seconds: float | None
+    tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The machine that wrote the report, without its name."""
+
+    system: str
+    processor: str | None
+    """None if the kernel does not report it."""
+    cpus: int | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """The contents of timings.json."""
+
+    stages: tuple[StageTiming, ...]
+    total: Total
+    isolation: Mapping[str, Isolation | None]
+    """Isolation of the programs of each arm; None if it was not recorded."""
+    versions: Mapping[str, tuple[str, ...]]
+    """Versions of each package over all stages; several if stages differ."""
+    machine: Machine
+
+
+def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> Timings:
+    """Collect time, tokens, isolation, versions and the machine.
 
     Args:
         recipe: the recipe of the run.
@@ -33,60 +84,65 @@ def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> dict[str, Any]:
     # Scores are those of the first profile, so its isolation is the one to report.
     first = arms.VERDICTS[recipe.evaluate.profiles[0]]
     loaded = {stage: _manifest(run / stage) for stage in steps}
-    rows = [_stage(run / stage, stage, manifest) for stage, manifest in loaded.items()]
-    return {
-        "stages": rows,
-        "total": {name: _total(row[name] for row in rows) for name in ("seconds", "tokens")},
-        "isolation": {
-            arm: loaded[f"{first}/{arm}"]["facts"].get("isolation") for arm in arms.arms(recipe)
+    stages = tuple(_stage(run / stage, stage, manifest) for stage, manifest in loaded.items())
+    return Timings(
+        stages=stages,
+        total=Total(
+            seconds=_total(stage.seconds for stage in stages),
+            tokens=_total(stage.tokens for stage in stages),
+        ),
+        isolation={
+            arm: manifests.load_facts(run / first / arm, VerdictFacts).isolation
+            for arm in arms.arms(recipe)
         },
-        "versions": _versions(loaded.values()),
-        "machine": machine(),
-    }
+        versions=_versions(loaded.values()),
+        machine=machine(),
+    )
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> Manifest:
     # Raises if the artifact is not complete.
     manifests.load(path)
-    return files.read_json(path / "manifest.json")
+    return manifests.read_manifest(path)
 
 
-def _stage(path: Path, stage: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _stage(path: Path, stage: str, manifest: Manifest) -> StageTiming:
     timing = files.read_json(path / "timing.json") if (path / "timing.json").exists() else {}
     seconds = timing.get("seconds")
     tokens = timing.get("tokens")
-    return {
-        "stage": stage,
-        "seconds": seconds,
-        "attempts": timing.get("attempts"),
-        "tokens": tokens,
-        "tokens_per_second": tokens / seconds if tokens and seconds else None,
-        "finished_at": manifest.get("finished_at"),
-    }
+    return StageTiming(
+        stage=stage,
+        seconds=seconds,
+        attempts=timing.get("attempts"),
+        tokens=tokens,
+        tokens_per_second=tokens / seconds if tokens and seconds else None,
+        finished_at=manifest.finished_at,
+    )
 
 
-def _total(values: Iterable[float | None]) -> float | None:
+def _total(values: Iterable[Number | None]) -> Number | None:
     known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    # The start has the type of the values: seconds are no integers.
+    return sum(known[1:], start=known[0]) if known else None
 
 
-def _versions(loaded: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _versions(loaded: Iterable[Manifest]) -> dict[str, tuple[str, ...]]:
     """Return the versions of each package over all stages; several if stages differ."""
     by_package: dict[str, set[str]] = {}
     for manifest in loaded:
-        for name, version in manifest.get("versions", {}).items():
+        for name, version in manifest.versions.items():
             by_package.setdefault(name, set()).add(version)
-    return {name: sorted(versions) for name, versions in sorted(by_package.items())}
+    return {name: tuple(sorted(versions)) for name, versions in sorted(by_package.items())}
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine, without its name."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
+def machine() -> Machine:
+    """Describe this machine."""
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cpus=os.cpu_count(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
 
 
 def _processor() -> str | None:

@@ -1,133 +1,110 @@
-"""Training data and training of a model: the `training` part of scores.json.
+"""Training data and training of a model: the part `training` of scores.json.
 
 Prompts, samples and training set form a funnel: each step counts its rows read, dropped by reason,
-and kept. Facts missing in a manifest are None, shown as "not recorded". Pure functions.
+and kept. Numbers missing in a manifest are None, shown as "not recorded". Pure functions.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ssd_ray.reporting.numbers.counts import FINISH_REASONS, Loss, SampleCounts
-
-MAX_BINS = 24
-# Widths of one digit give edges that are easy to read.
-BIN_WIDTHS = tuple(step * 10**power for power in range(7) for step in (1, 2, 4, 5))
-
-PROMPTS = ("rows", "read", "dropped", "tokens")
-DATASET = (
-    "rows",
-    "read",
-    "dropped",
-    "masked",
-    "truncated",
-    "prompt_tokens",
-    "response_tokens",
-    "finish_reasons",
-    "token_share",
-    "length_histogram",
-)
-CHECKPOINT = (
-    "steps",
-    "first_loss",
-    "final_loss",
-    "response_tokens",
-    "tokens",
-    "epochs",
-    "num_workers",
-    "parameters",
-    "heldout_rows",
-    "heldout_response_tokens",
-)
+from ssd_ray.artifacts.dataset_facts import DatasetFacts, HealthCounts, LengthHistogram, Masked
+from ssd_ray.artifacts.facts import AnswerFacts, CheckpointFacts, PromptFacts
+from ssd_ray.reporting.numbers.logs import HeldOut, Loss
+from ssd_ray.reporting.numbers.samples import SampleCounts, SampleTable, sample_table
 
 
-def training(
-    samples: SampleCounts,
-    loss: Loss | None,
-    held_out: Mapping[str, Any] | None,
-    facts: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Return the training part of scores.json.
+@dataclass(frozen=True, kw_only=True)
+class TrainedModelFacts:
+    """Facts of a trained model's stages, its counted samples and its logs."""
 
-    It holds the counted samples, the loss by step, the held-out measures, and `facts`, those of
-    manifests by stage.
-    """
-    return {
-        "prompts": {name: facts["prompts"].get(name) for name in PROMPTS},
-        "samples": _samples(samples, facts["samples"]),
-        "dataset": {
-            **{name: facts["dataset"].get(name) for name in DATASET},
-            "health": _health(facts["dataset"]),
-        },
-        "checkpoint": {name: facts["checkpoint"].get(name) for name in CHECKPOINT},
-        "loss": None if loss is None else {"step": list(loss.steps), "loss": list(loss.losses)},
-        "held_out": held_out,
-    }
+    prompts: PromptFacts
+    samples: AnswerFacts
+    dataset: DatasetFacts
+    checkpoint: CheckpointFacts
+    lengths: SampleCounts
+    loss: Loss | None
+    held_out: HeldOut | None
 
 
-def _health(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the health of the samples without examples, shown on the data set's page alone."""
-    return {name: value for name, value in facts["health"].items() if name != "examples"}
+@dataclass(frozen=True, kw_only=True)
+class PromptCounts:
+    """Prompts: rows read, dropped by reason, and kept, with their tokens."""
+
+    rows: int | None
+    read: int | None
+    dropped: Mapping[str, int] | None
+    tokens: int | None
 
 
-def _samples(samples: SampleCounts, facts: Mapping[str, Any]) -> dict[str, Any]:
-    lengths: Counter[int] = Counter()
-    for counted in samples.lengths.values():
-        lengths.update(counted)
-    tokens = lengths_total(lengths)
-    cut = samples.lengths["length"]
-    return {
-        "rows": samples.rows,
-        "not_drawn": len(facts.get("failed", ())),
-        "prompt_tokens": facts.get("prompt_tokens"),
-        "output_tokens": tokens,
-        "finish_reasons": {
-            reason: sum(samples.lengths[reason].values()) for reason in FINISH_REASONS
-        },
-        "cap_hit_rate": sum(cut.values()) / samples.rows if samples.rows else None,
-        "cap_hit_token_share": lengths_total(cut) / tokens if tokens else None,
-        "mean_answer_tokens": tokens / samples.rows if samples.rows else None,
-        "median_answer_tokens": _median(lengths),
-        "longest_answer_tokens": max(lengths, default=None),
-        "histogram": histogram(samples),
-    }
+@dataclass(frozen=True, kw_only=True)
+class DatasetCounts:
+    """Training sequences: samples read, dropped by reason, and kept, and their health as drawn."""
+
+    rows: int | None
+    read: int | None
+    dropped: Mapping[str, int] | None
+    masked: Masked | None
+    truncated: int | None
+    prompt_tokens: int | None
+    response_tokens: int | None
+    finish_reasons: Mapping[str, int] | None
+    token_share: Mapping[str, float] | None
+    """Share of the response tokens, by finish reason."""
+    length_histogram: LengthHistogram | None
+    health: HealthCounts
 
 
-def lengths_total(lengths: Counter[int]) -> int:
-    """Return the number of tokens in all answers of counted lengths."""
-    return sum(length * number for length, number in lengths.items())
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCounts:
+    """Size and course of the training."""
+
+    steps: int | None
+    first_loss: float | None
+    final_loss: float | None
+    response_tokens: int | None
+    tokens: int | None
+    epochs: float | None
+    num_workers: int | None
+    parameters: int | None
+    heldout_rows: int | None
+    heldout_response_tokens: int | None
 
 
-def _median(lengths: Counter[int]) -> float | None:
-    if not lengths:
-        return None
-    # Both middle answers, found by the number of answers up to each length.
-    ordered = np.array(sorted(lengths))
-    reached = np.cumsum([lengths[int(length)] for length in ordered])
-    middle = [(reached[-1] - 1) // 2, reached[-1] // 2]
-    return float(
-        np.mean([ordered[np.searchsorted(reached, index, side="right")] for index in middle])
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training data and training of one model."""
+
+    prompts: PromptCounts
+    samples: SampleTable
+    dataset: DatasetCounts
+    checkpoint: CheckpointCounts
+    loss: Loss | None
+    """None if it was not recorded."""
+    held_out: HeldOut | None
+    """None without held-out samples."""
+
+
+def training(model: TrainedModelFacts) -> Training:
+    """Return the numbers on a trained model; examples of texts are on the data set's page alone."""
+    health = HealthCounts(**_fields_of(HealthCounts, model.dataset.health))
+    return Training(
+        prompts=PromptCounts(**_fields_of(PromptCounts, model.prompts)),
+        samples=sample_table(
+            model.lengths,
+            not_drawn=len(model.samples.failed),
+            prompt_tokens=model.samples.prompt_tokens,
+        ),
+        dataset=DatasetCounts(**_fields_of(DatasetCounts, model.dataset) | {"health": health}),
+        checkpoint=CheckpointCounts(**_fields_of(CheckpointCounts, model.checkpoint)),
+        loss=model.loss,
+        held_out=model.held_out,
     )
 
 
-def histogram(samples: SampleCounts) -> dict[str, list[int]]:
-    """Count samples by length in tokens.
-
-    Returns:
-        `edges` of bins + 1 lengths, and a list of bins counts for each finish reason.
-    """
-    longest = max((length for lengths in samples.lengths.values() for length in lengths), default=0)
-    # The smallest width with at most MAX_BINS bins.
-    width = next(width for width in BIN_WIDTHS if width * MAX_BINS > longest)
-    edges = list(range(0, longest + width + 1, width))
-    bins: dict[str, list[int]] = {"edges": edges}
-    for reason in FINISH_REASONS:
-        counts = [0] * (len(edges) - 1)
-        for length, number in samples.lengths[reason].items():
-            counts[length // width] += number
-        bins[reason] = counts
-    return bins
+def _fields_of(kind: type[Any], facts: object) -> dict[str, Any]:
+    """Return the values of a dataclass's fields in facts with more fields."""
+    return {field.name: getattr(facts, field.name) for field in dataclasses.fields(kind)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ssd_ray.reporting.numbers.scores import Scores
 
 WIDTH = 5.0
 INK, QUIET, RULE, PAPER = "#1f2328", "#59636e", "#d8dde3", "#ffffff"
@@ -81,14 +83,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def style_of(scores: Mapping[str, Any], arm: str) -> int:
+def style_of(scores: Scores, arm: str) -> int:
     """Return the index of an arm in COLORS and MARKERS: 0 for the baseline, then recipe order.
 
     The arms of a family in a sweep share an index.
     """
-    family = {point: name for name, points in scores["families"].items() for point in points}
-    baseline = family.get(scores["baseline"], scores["baseline"])
-    names = dict.fromkeys(family.get(each, each) for each in scores["order"]["arms"])
+    family = {point: name for name, points in scores.families.items() for point in points}
+    baseline = family.get(scores.baseline, scores.baseline)
+    names = dict.fromkeys(family.get(each, each) for each in scores.order.arms)
     others = [name for name in names if name != baseline]
     name = family.get(arm, arm)
     if name == baseline:

@@ -6,13 +6,13 @@ Pure functions of the `health` facts of a data set (`training/data/health.py`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from ssd_ray.artifacts.dataset_facts import HealthCounts
 from ssd_ray.quantities import magnitude
 from ssd_ray.reporting.plots.canvas import (
     COLORS,
@@ -38,21 +38,21 @@ GROUP_COLORS = {
 """Drawn from the bottom to the top."""
 
 
-def health_pictures(health: Mapping[str, Any]) -> dict[str, Picture]:
+def health_pictures(health: HealthCounts) -> dict[str, Picture]:
     """Draw both figures, by name."""
     with style():
         return {picture.name: picture for picture in (class_plot(health), token_plot(health))}
 
 
-def shares(health: Mapping[str, Any], name: str) -> tuple[float, float]:
+def shares(health: HealthCounts, name: str) -> tuple[float, float]:
     """Return the shares of a class of the answers and of all sampled tokens."""
-    counts = health["classes"][name]
-    return counts["rows"] / health["rows"], counts["tokens"] / max(health["tokens"], 1)
+    members = health.classes[name]
+    return members.rows / health.rows, members.tokens / max(health.tokens, 1)
 
 
-def class_plot(health: Mapping[str, Any]) -> Picture:
+def class_plot(health: HealthCounts) -> Picture:
     """Draw the shares of each class of the answers and of the tokens, a line between them."""
-    rows = [(name, *shares(health, name)) for name in health["classes"]]
+    rows = [(name, *shares(health, name)) for name in health.classes]
     figure, axes = canvas(0.85 + 0.34 * len(rows))
     for place, (_, answers, tokens) in enumerate(rows):
         axes.plot(
@@ -66,9 +66,11 @@ def class_plot(health: Mapping[str, Any]) -> Picture:
     places = range(len(rows))
     of_answers = [100 * answers for _, answers, _ in rows]
     of_tokens = [100 * tokens for _, _, tokens in rows]
-    dots: dict[str, Any] = {"s": 42, "zorder": 2}
-    axes.scatter(of_answers, places, color=COLORS[0], label="of the answers", **dots)
-    axes.scatter(of_tokens, places, color=COLORS[2], label="of the tokens", marker="D", **dots)
+    for shares_of, color, marker, label in (
+        (of_answers, COLORS[0], "o", "of the answers"),
+        (of_tokens, COLORS[2], "D", "of the tokens"),
+    ):
+        axes.scatter(shares_of, places, s=42, zorder=2, color=color, marker=marker, label=label)
     farthest = max(1.0, *of_answers, *of_tokens)
     for place, (_, answers, tokens) in enumerate(rows):
         end = 100 * max(answers, tokens) + 0.035 * farthest
@@ -95,29 +97,32 @@ def class_plot(health: Mapping[str, Any]) -> Picture:
     return finish("classes", figure, f"Dot plot. {values}.", caption)
 
 
-def token_plot(health: Mapping[str, Any]) -> Picture:
+def token_plot(health: HealthCounts) -> Picture:
     """Draw answers by length above and their tokens below, on one logarithmic axis."""
-    lengths = health["lengths"]
+    lengths = health.lengths
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     # A logarithmic axis has no zero: empty answers are drawn next to one token.
-    edges = [max(edge, 0.75) for edge in lengths["edges"]]
-    for axes, key, unit in ((above, "counts", "answers"), (below, "tokens", "tokens")):
-        _stack(axes, edges, lengths[key])
+    edges = [max(edge, 0.75) for edge in lengths.edges]
+    for axes, groups, unit in (
+        (above, lengths.counts, "answers"),
+        (below, lengths.tokens, "tokens"),
+    ):
+        _stack(axes, edges, groups)
         axes.set_ylabel(unit)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: magnitude(value)))
         axes.grid(axis="y")
     below.set_xscale("log", base=2)
     # At most ten powers of two as ticks, or the labels overlap.
-    first = lengths["edges"][0]
-    last = lengths["edges"][-1]
+    first = lengths.edges[0]
+    last = lengths.edges[-1]
     powers = [2**power for power in range(64) if first <= 2**power <= last]
     below.xaxis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 9] or [max(first, 1)]))
     below.xaxis.set_minor_locator(NullLocator())
     below.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: magnitude(value)))
     below.set_xlabel("answer tokens")
-    present = [group for group in GROUP_COLORS if any(lengths["counts"][group])]
+    present = [group for group in GROUP_COLORS if any(lengths.counts[group])]
     handles, labels = above.get_legend_handles_labels()
     chosen = [
         (handle, label)
@@ -132,20 +137,20 @@ def token_plot(health: Mapping[str, Any]) -> Picture:
         handlelength=1.0,
     )
     values = "; ".join(
-        f"{plain(group)}: {count(sum(lengths['counts'][group]))} answers, "
-        f"{count(sum(lengths['tokens'][group]))} tokens"
+        f"{plain(group)}: {count(sum(lengths.counts[group]))} answers, "
+        f"{count(sum(lengths.tokens[group]))} tokens"
         for group in present
     )
     caption = (
-        f"Above, answers by length; below, their tokens. Median {count(lengths['p50'])}, longest "
-        f"{count(lengths['max'])}. An answer counts once, in the topmost of its classes."
+        f"Above, answers by length; below, their tokens. Median {count(lengths.p50)}, longest "
+        f"{count(lengths.max)}. An answer counts once, in the topmost of its classes."
     )
     return finish(
         "health-lengths", figure, f"Two histograms over length in tokens. {values}.", caption
     )
 
 
-def _stack(axes: Axes, edges: list[float], groups: Mapping[str, list[int]]) -> None:
+def _stack(axes: Axes, edges: list[float], groups: Mapping[str, Sequence[int]]) -> None:
     widths = [end - begin for begin, end in itertools.pairwise(edges)]
     bottoms = [0.0] * len(widths)
     for group, color in GROUP_COLORS.items():

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ssd_ray.reporting.numbers.logs import Series
+from ssd_ray.reporting.numbers.scores import Scores
 from ssd_ray.reporting.plots.canvas import COLORS, PAPER, Picture, canvas, finish
 
 
-def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
+def likelihood_plot(scores: Scores) -> Picture | None:
     """Draw the held-out likelihood, its expectation and their floor; None without held-out data."""
-    columns = scores["training"]["held_out"]
+    columns = scores.training.held_out
     if columns is None:
         return None
     figure, axes = canvas(2.6)
-    steps = columns["step"]
+    steps = columns.step
     axes.plot(
-        steps, columns["nll"], color=COLORS[1], linewidth=1.6, label="negative log-likelihood"
-    )
-    axes.plot(
-        steps, columns["cross_entropy"], color=COLORS[5], linewidth=1.4, label="its expectation"
+        steps,
+        _heights(columns.nll),
+        color=COLORS[1],
+        linewidth=1.6,
+        label="negative log-likelihood",
     )
     axes.plot(
         steps,
-        columns["floor"],
+        _heights(columns.cross_entropy),
+        color=COLORS[5],
+        linewidth=1.4,
+        label="its expectation",
+    )
+    axes.plot(
+        steps,
+        _heights(columns.floor),
         color=COLORS[0],
         linewidth=1.2,
         linestyle="--",
@@ -38,9 +47,9 @@ def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
         loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.4, columnspacing=1.2
     )
     alt = (
-        f"Lines of the negative log-likelihood of {columns['tokens']} held-out tokens, from "
-        f"{_ends(columns['nll'])} nats, its expectation, from {_ends(columns['cross_entropy'])}, "
-        f"and the floor at {columns['floor'][-1]:.3f}."
+        f"Lines of the negative log-likelihood of {columns.tokens} held-out tokens, from "
+        f"{_ends(columns.nll)} nats, its expectation, from {_ends(columns.cross_entropy)}, "
+        f"and the floor at {_nats(columns.floor[-1])}."
     )
     caption = (
         "Samples kept out of training: no model can cost them less, on average, than the entropy "
@@ -49,18 +58,18 @@ def likelihood_plot(scores: Mapping[str, Any]) -> Picture | None:
     return finish("likelihood", figure, alt, caption)
 
 
-def drift_plot(scores: Mapping[str, Any]) -> Picture | None:
+def drift_plot(scores: Scores) -> Picture | None:
     """Draw the distance to the base by step; None without held-out data."""
-    columns = scores["training"]["held_out"]
+    columns = scores.training.held_out
     if columns is None:
         return None
     figure, axes = canvas(2.2)
-    axes.plot(columns["step"], columns["kl_to_base"], color=COLORS[2], linewidth=1.6)
+    axes.plot(columns.step, _heights(columns.kl_to_base), color=COLORS[2], linewidth=1.6)
     _by_step(axes, "KL to the base (nats)")
     axes.set_ylim(bottom=0)
     alt = (
         "Line of the divergence from the base at held-out positions, from "
-        f"{_ends(columns['kl_to_base'])} nats."
+        f"{_ends(columns.kl_to_base)} nats."
     )
     return finish(
         "drift",
@@ -70,9 +79,9 @@ def drift_plot(scores: Mapping[str, Any]) -> Picture | None:
     )
 
 
-def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
+def entropy_plot(scores: Scores) -> Picture | None:
     """Draw the entropy by step as the sum of three parts; None without held-out data."""
-    columns = scores["training"]["held_out"]
+    columns = scores.training.held_out
     if columns is None:
         return None
     figure, axes = canvas(2.6)
@@ -83,8 +92,8 @@ def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
     }
     colors = [COLORS[1], COLORS[5], COLORS[4]]
     axes.stackplot(
-        columns["step"],
-        *(columns[name] for name in parts),
+        columns.step,
+        *(_heights(getattr(columns, name)) for name in parts),
         labels=list(parts.values()),
         colors=colors,
         edgecolor=PAPER,
@@ -94,10 +103,10 @@ def entropy_plot(scores: Mapping[str, Any]) -> Picture | None:
     figure.legend(
         loc="outside upper right", ncols=3, fontsize=8.0, handlelength=1.0, columnspacing=1.2
     )
-    ranges = ", ".join(f"{label} {_ends(columns[name])}" for name, label in parts.items())
+    ranges = ", ".join(f"{label} {_ends(getattr(columns, name))}" for name, label in parts.items())
     alt = (
         "Stacked areas of the model's entropy at held-out positions, from "
-        f"{_ends(columns['entropy'])} nats: {ranges}."
+        f"{_ends(columns.entropy)} nats: {ranges}."
     )
     caption = (
         "The model's entropy: within the tokens that sampling could draw, of being among them, and "
@@ -113,5 +122,14 @@ def _by_step(axes: Axes, ylabel: str) -> None:
     axes.grid(axis="y")
 
 
-def _ends(values: Sequence[float]) -> str:
-    return f"{values[0]:.3f} to {values[-1]:.3f}"
+def _ends(values: Series) -> str:
+    return f"{_nats(values[0])} to {_nats(values[-1])}"
+
+
+def _nats(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.3f}"
+
+
+def _heights(values: Series) -> list[float]:
+    """Return a series to draw, with gaps for None."""
+    return [math.nan if value is None else value for value in values]

@@ -7,13 +7,12 @@ text. Pure functions of both; a picture is None without data. Those of data heal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.quantities import magnitude
+from ssd_ray.reporting.numbers.scores import Scores
+from ssd_ray.reporting.numbers.timings import Timings
 from ssd_ray.reporting.plots.canvas import (
     COLORS,
     PAPER,
@@ -42,7 +41,7 @@ OUTCOME_COLORS = {
 }
 
 
-def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Picture]:
+def pictures(scores: Scores, timings: Timings) -> dict[str, Picture]:
     """Draw every figure with data, by name."""
     with style():
         drawn = (
@@ -60,19 +59,19 @@ def pictures(scores: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str,
     return {picture.name: picture for picture in drawn if picture is not None}
 
 
-def outcome_plot(scores: Mapping[str, Any]) -> Picture:
+def outcome_plot(scores: Scores) -> Picture:
     """Draw the outcomes of the answers of each arm on each benchmark, as shares."""
     rows = [
-        (f"{benchmark}, {arm}", scores["benchmarks"][benchmark]["all"]["arms"][arm])
-        for benchmark in scores["order"]["benchmarks"]
-        for arm in scores["order"]["arms"]
+        (f"{benchmark}, {arm}", scores.benchmarks[benchmark].all.arms[arm])
+        for benchmark in scores.order.benchmarks
+        for arm in scores.order.arms
     ]
     # The legend names only outcomes that occurred.
-    present = [name for name in OUTCOME_COLORS if any(arm["outcomes"][name] for _, arm in rows)]
+    present = [name for name in OUTCOME_COLORS if any(arm.outcomes[name] for _, arm in rows)]
     figure, axes = canvas(0.95 + 0.3 * len(rows) + 0.2 * (len(present) // 3))
     lefts = [0.0] * len(rows)
     for name in present:
-        shares = [100 * arm["outcomes"][name] / max(arm["answers"], 1) for _, arm in rows]
+        shares = [100 * arm.outcomes[name] / max(arm.answers, 1) for _, arm in rows]
         label = name.replace("_", " ")
         axes.barh(
             range(len(rows)),
@@ -93,7 +92,7 @@ def outcome_plot(scores: Mapping[str, Any]) -> Picture:
         loc="outside lower center", ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.2
     )
     values = "; ".join(
-        f"{label}: " + ", ".join(f"{name} {arm['outcomes'][name]}" for name in present)
+        f"{label}: " + ", ".join(f"{name} {arm.outcomes[name]}" for name in present)
         for label, arm in rows
     )
     return finish(
@@ -104,19 +103,18 @@ def outcome_plot(scores: Mapping[str, Any]) -> Picture:
     )
 
 
-def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
+def loss_plot(scores: Scores) -> Picture | None:
     """Draw the training loss by step."""
-    loss = scores["training"]["loss"]
-    if not loss or not loss["step"]:
+    loss = scores.training.loss
+    if loss is None:
         return None
     known = [
-        (step, value)
-        for step, value in zip(loss["step"], loss["loss"], strict=True)
-        if value is not None
+        (step, value) for step, value in zip(loss.step, loss.loss, strict=True) if value is not None
     ]
     if not known:
         return None
-    steps, values = (list(column) for column in zip(*known, strict=True))
+    steps = [step for step, _ in known]
+    values = [value for _, value in known]
     figure, axes = canvas(2.4)
     # Single steps are noisy in a long run: a running mean over a twentieth of it is drawn bold.
     window = len(values) // 20 if len(values) >= 80 else 1
@@ -146,18 +144,17 @@ def loss_plot(scores: Mapping[str, Any]) -> Picture | None:
     return finish("loss", figure, alt, caption)
 
 
-def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
+def cost_plot(timings: Timings) -> Picture | None:
     """Draw wall time and tokens of each stage, side by side."""
-    rows = [row for row in timings["stages"] if row["seconds"] is not None]
+    rows = [row for row in timings.stages if row.seconds is not None]
     if not rows:
         return None
     figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key, color, title in (
-        (left, "seconds", COLORS[1], "wall time (s)"),
-        (right, "tokens", COLORS[3], "tokens"),
+    for axes, values, color, title in (
+        (left, [row.seconds or 0 for row in rows], COLORS[1], "wall time (s)"),
+        (right, [row.tokens or 0 for row in rows], COLORS[3], "tokens"),
     ):
-        values = [row[key] or 0 for row in rows]
         axes.barh(range(len(rows)), values, height=0.62, color=color)
         axes.set_xlabel(title)
         axes.set_xlim(0, max([*values, 1]) * 1.05)
@@ -165,10 +162,10 @@ def cost_plot(timings: Mapping[str, Any]) -> Picture | None:
         axes.xaxis.set_major_formatter(lambda value, _place: magnitude(value, digits=6))
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-    left.set_yticks(range(len(rows)), [short(row["stage"], 22) for row in rows])
+    left.set_yticks(range(len(rows)), [short(row.stage, 22) for row in rows])
     left.set_ylim(len(rows) - 0.4, -0.6)
     values_in_words = "; ".join(
-        f"{row['stage']}: {duration(row['seconds'])}, {count(row['tokens'])} tokens" for row in rows
+        f"{row.stage}: {duration(row.seconds)}, {count(row.tokens)} tokens" for row in rows
     )
     return finish(
         "cost",
