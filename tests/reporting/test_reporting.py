@@ -423,6 +423,15 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     assert compare(first.path, first.path).changes == ()
 
 
+def test_runs_with_other_benchmarks_are_compared_as_json(tmp_path):
+    first = stored(make_run(tmp_path / "a"))
+    second = stored(make_run(tmp_path / "b", recipe(evaluate={"benchmarks": ["humaneval"]})))
+    (change,) = json.loads(json.dumps(compare(first.path, second.path).plain()))["changes"]
+    assert change["field"] == "evaluate.benchmarks"
+    assert change["first"] == ["builtin", "humaneval"]
+    assert change["second"] == ["humaneval"]
+
+
 def test_runs_on_other_problems_are_not_paired(tmp_path, made):
     first = stored(make_run(tmp_path / "a"))
     second = stored(
