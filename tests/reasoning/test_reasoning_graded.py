@@ -288,19 +288,14 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
         }
         assert (facts.dropped["no_code"], facts.dropped["shortest"]) == (2, 1)
     assert found[0] == found[1]
-    said = {
-        reading.where: reading.what.replace("\xa0", " ") for reading in readings(found[0]["health"])
-    }
+    health = found[0].health
+    said = {reading.where: reading.what.replace("\xa0", " ") for reading in readings(health)}
     assert said["Reasoning"] == "50 % of 4 answers that reason end it"
     assert (
         said["Other languages"]
         == "the program of 20 % of the answers is marked as another language"
     )
-    before = {
-        name: value
-        for name, value in found[0]["health"].items()
-        if name not in ("reasoning", "other_language")
-    }
+    before = replace(health, reasoning=None, other_language=None)
     assert {reading.where for reading in readings(before)} == set(said) - {
         "Reasoning",
         "Other languages",
