@@ -31,6 +31,8 @@ from ssd_ray.lcb_official import GRADER
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Verdict, from_table
 from ssd_ray.standalone.grade_files import Job, grade_files
+from ssd_ray.standalone.scores import GroupScores
+from ssd_ray.statistics.metrics import Interval
 from tests.support.processes import command_of, descendants, kill_all
 
 RULES = Rules(limits=Limits(time_s=2, memory_mib=256, output_kib=64))
@@ -311,18 +313,14 @@ def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(
 def test_scores_of_few_problems_are_printed_as_counts(
     problems: int, score: str, interval: str
 ) -> None:
-    found = {"estimate": 0.25, "low": 0.1, "high": 0.51}
-    table = Table("benchmark", "problems", "score", "interval")
-    _add_rows(
-        table,
-        "b",
-        {
-            "problems": problems,
-            "infrastructure_error_rate": 0.0,
-            "pass@1": found,
-            "base pass@1": found,
-        },
+    found = Interval(estimate=0.25, low=0.1, high=0.51)
+    group = GroupScores(
+        problems=problems,
+        infrastructure_error_rate=0.0,
+        metrics={"pass@1": found, "base pass@1": found},
     )
+    table = Table("benchmark", "problems", "score", "interval")
+    _add_rows(table, "b", group)
     assert [[*column.cells] for column in table.columns[2:]] == [
         [score, f"base {score}"],
         [interval, interval],
