@@ -37,7 +37,7 @@ from ssd_ray.reporting.numbers import counts, logs
 from ssd_ray.reporting.numbers.counts import Results
 from ssd_ray.reporting.numbers.json_bytes import canonical, plain
 from ssd_ray.reporting.numbers.samples import sample_counts
-from ssd_ray.reporting.numbers.scores import Artifacts, Scores, scores
+from ssd_ray.reporting.numbers.scores import RunCounts, Scores, scores
 from ssd_ray.reporting.numbers.scores_file import scores_text
 from ssd_ray.reporting.numbers.timings import Timings, timings
 from ssd_ray.reporting.numbers.training_data import TrainedModelFacts
@@ -104,13 +104,13 @@ def measure(recipe: Recipe, run: Path) -> tuple[Scores, Results]:
         }
         for profile in evaluate.profiles
     }
-    artifacts = Artifacts(
+    counted = RunCounts(
         by_profile=by_profile,
         trained={branch.name: _trained(run, branch) for branch in arms.branches(recipe)},
         contamination=manifests.load_facts(run / "contamination", ContaminationFacts),
         problems_left_out=manifests.load_facts(run / "benchmark", BenchmarkFacts).problems_left_out,
     )
-    return scores(recipe, artifacts), by_profile[evaluate.profiles[0]]
+    return scores(recipe, counted), by_profile[evaluate.profiles[0]]
 
 
 def _trained(run: Path, branch: TrainedModel) -> TrainedModelFacts:

@@ -83,7 +83,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifacts:
+class RunCounts:
     """Counts and facts of the artifacts behind a report."""
 
     by_profile: Mapping[str, Results]
@@ -97,14 +97,14 @@ class Artifacts:
     problems_left_out: tuple[ProblemLeftOut, ...]
 
 
-def scores(recipe: Recipe, artifacts: Artifacts) -> Scores:
+def scores(recipe: Recipe, counted: RunCounts) -> Scores:
     """Return every result number of the page, equal for equal artifacts."""
     evaluate = recipe.evaluate
     baseline = arms.baseline(recipe)
-    results = artifacts.by_profile[evaluate.profiles[0]]
+    results = counted.by_profile[evaluate.profiles[0]]
     order = _order(recipe, results[baseline].values())
     by_benchmark = {name: only(results, benchmark=name) for name in order.benchmarks}
-    trained = {name: training(model) for name, model in artifacts.trained.items()}
+    trained = {name: training(model) for name, model in counted.trained.items()}
     return rounded_to_ten_digits(
         Scores(
             format=FORMAT,
@@ -126,12 +126,12 @@ def scores(recipe: Recipe, artifacts: Artifacts) -> Scores:
             benchmarks={
                 name: benchmark_tables(recipe, graded) for name, graded in by_benchmark.items()
             },
-            profiles=profiles(recipe, artifacts.by_profile, order.benchmarks),
-            contamination=artifacts.contamination,
+            profiles=profiles(recipe, counted.by_profile, order.benchmarks),
+            contamination=counted.contamination,
             training=trained["ssd"],
             controls={name: model for name, model in trained.items() if name != "ssd"},
             problems={name: _problems(graded) for name, graded in by_benchmark.items()},
-            problems_left_out=artifacts.problems_left_out,
+            problems_left_out=counted.problems_left_out,
         )
     )
 
