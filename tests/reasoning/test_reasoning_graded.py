@@ -12,6 +12,7 @@ import pytest
 from ssd_ray import recipes
 from ssd_ray.artifacts import shards
 from ssd_ray.artifacts.dataset_facts import DatasetFacts
+from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
@@ -72,7 +73,7 @@ def _graded(benchmark: Path, form: ReasoningFormat, rows: list[Completion]) -> l
         GradingSpec(benchmark=benchmark, rules=RULES, floor="L1", out=out, reasoning=form)
     )
     (path,) = shards.shard_paths(folder / "answers")
-    grader.grade({"file": str(path), "rows": list(range(len(rows)))})
+    grader.grade(Slice(file=path, rows=tuple(range(len(rows)))))
     grader.close()
     return sorted(shards.read_rows(out, Verdict), key=lambda verdict: verdict.sample_index)
 

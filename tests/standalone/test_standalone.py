@@ -466,5 +466,5 @@ def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -
         in verdict["detail"]
     )
     job = dataclasses.replace(job, out=tmp_path / "strict", rules=RULES)
-    assert "official_grader" not in grade_files(job, LineProgress())
+    assert "official_grader" not in grade_files(job, LineProgress()).document()
     assert _verdicts(job)[0]["outcome"] == "accepted"
