@@ -42,8 +42,8 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
     import deepspeed
 
     from ssd_ray.training.job import Job
-    from ssd_ray.training.loop import Worker
     from ssd_ray.training.state import resume
+    from ssd_ray.training.worker import Worker
 
     deepspeed.init_distributed("gloo", verbose=False)
     paths = {name: Path(plan[name]) for name in ("dataset", "model", "out")}

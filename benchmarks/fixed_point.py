@@ -149,7 +149,7 @@ def run(
     Held-out measures are written to `folder`.
     """
     from ssd_ray.training.job import Job
-    from ssd_ray.training.loop import Worker
+    from ssd_ray.training.worker import Worker
 
     write_shard(folder / "dataset", "part-00000", rows, Example)
     chosen = TrainConfig(

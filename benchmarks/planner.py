@@ -115,8 +115,8 @@ def _work(
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORKERS), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     from ssd_ray.training.job import Job
-    from ssd_ray.training.loop import Worker
     from ssd_ray.training.model.engine import prepare_process
+    from ssd_ray.training.worker import Worker
 
     prepare_process(CLUSTER)
     import deepspeed

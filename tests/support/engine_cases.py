@@ -91,8 +91,8 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
     from torch import distributed
 
     from ssd_ray.training.data import batches
-    from ssd_ray.training.loop import Worker
     from ssd_ray.training.state import export, logs, resume
+    from ssd_ray.training.worker import Worker
 
     job = job_of(plan, name, world)
     job.out.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ from ssd_ray.config import Policies, PrepareConfig
 from ssd_ray.errors import UserError
 from ssd_ray.schema import Completion, Example, Outcome, Verdict
 from ssd_ray.training.data import dataset
-from ssd_ray.training.data.dataset import REASONS
 from ssd_ray.training.data.dataset import prepare as prepare_reading
 from ssd_ray.training.data.health import ParseOptions
+from ssd_ray.training.data.selection import REASONS
 from tests.support.sample_rows import completion, write_samples
 
 KEEP = Policies(empty="keep", stub="keep")

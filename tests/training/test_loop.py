@@ -18,9 +18,9 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import loop
 from ssd_ray.training.job import Job
-from ssd_ray.training.loop import Worker
 from ssd_ray.training.state import export
 from ssd_ray.training.state.export import step_directory
+from ssd_ray.training.worker import Worker
 from ssd_ray.training.worker_group import STOP_REQUESTED
 
 STEPS = 8

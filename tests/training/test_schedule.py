@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ssd_ray.config import TrainConfig
-from ssd_ray.training.loop import learning_rate
+from ssd_ray.training.worker import learning_rate
 
 
 def test_warm_up_rises_to_the_peak_and_cosine_ends_at_minimum() -> None:

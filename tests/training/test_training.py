@@ -92,7 +92,7 @@ def test_the_engine_trains_what_a_bare_torch_loop_trains(
 
     from ssd_ray.training.data.batches import global_rows
     from ssd_ray.training.data.examples import Examples
-    from ssd_ray.training.loop import learning_rate
+    from ssd_ray.training.worker import learning_rate
 
     torch.set_num_threads(1)
     train, examples = TrainConfig(**TRAIN), Examples(dataset)

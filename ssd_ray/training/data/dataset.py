@@ -1,10 +1,10 @@
-"""Training sequences from samples: answers kept, masked or dropped, tokens exactly as drawn.
+"""Training sequences from samples, tokens exactly as drawn.
 
 - `input_ids` is the prompt's ids followed by the output's, as reported by the engine. Nothing is
   decoded and encoded again.
 - Nothing is appended. An answer that stopped by itself ends with its end token; an answer cut at
   `max_tokens` does not.
-- A first pass judges every row, one shard in memory at a time. About 100 bytes a row remain.
+- A first pass selects rows (`selection.py`).
 - A second pass writes the kept rows, sorted by (prompt, sample), in shards of bounded size.
 - Shards are a function of samples and choices, so a rerun keeps those on disk.
 - Reads Completion shards, and Verdict shards for `prepare.select` "accepted".
@@ -13,11 +13,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,48 +25,16 @@ from ssd_ray.artifacts.dataset_facts import (
     LengthHistogram,
     Masked,
 )
-from ssd_ray.artifacts.shards import read_table, read_table_of, shard_paths, write_shard
+from ssd_ray.artifacts.shards import read_table_of, shard_paths, write_shard
 from ssd_ray.config import PrepareConfig
-from ssd_ray.errors import UserError
-from ssd_ray.progress import Progress, counted
+from ssd_ray.progress import Progress
 from ssd_ray.schema import Completion, Example, from_table
 from ssd_ray.training.data import health
-from ssd_ray.training.data.health import CLASSES, Answers, Bools, Ints, ParseOptions
+from ssd_ray.training.data.health import CLASSES, Ints, ParseOptions
+from ssd_ray.training.data.selection import Judged, select
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-REASONS = ("no_tokens", "not_accepted", *CLASSES, "shortest", "over_length")
-KEPT = -1
-KEY = ["prompt_id", "sample_index"]
-BY_KEY = [(name, "ascending") for name in KEY]
 SHARD_TOKENS = 2_000_000
 NUM_EXAMPLES, EXCERPT = 2, 400
-
-
-@dataclass(kw_only=True)
-class Judged:
-    """All samples in the order of their keys: address, measures and decision; arrays are [rows]."""
-
-    keys: pa.Table
-    """The columns KEY."""
-    shards: Ints
-    """Shard of each sample."""
-    rows: Ints
-    """Row of each sample in its shard."""
-    answers: Answers
-    dropped: Ints
-    """KEPT, or the place of the reason in REASONS."""
-    masked: Bools
-    truncated: Bools
-    tokens: Ints
-    """Output tokens, trained on or masked."""
-
-    @property
-    def kept(self) -> Bools:
-        """Rows to write."""
-        kept: Bools = self.dropped == KEPT
-        return kept
 
 
 def prepare(
@@ -93,165 +58,14 @@ def prepare(
         UserError: nothing is left to train on, or `choices.select` is "accepted" and a sample has
             no verdict.
     """
-    judged = _judge(samples, reading, progress)
-    accepted = None
-    if choices.select == "accepted":
-        accepted = _accepted(judged, verdicts)
-    _choose(judged, choices, accepted)
-    _drop_shortest(judged, choices.drop_shortest_percent)
-    _limit_length(judged, choices)
-    dropped = {reason: int((judged.dropped == place).sum()) for place, reason in enumerate(REASONS)}
-    if not (judged.kept & ~judged.masked).any():
-        raise UserError(_nothing_left(samples, judged, dropped))
+    judged = select(samples, choices, reading, verdicts=verdicts, progress=progress)
     _write(samples, judged, out)
     counts = health.count(judged.answers, judged.kept, judged.masked, choices.policies, reading)
     examples = _class_examples(samples, judged)
-    return _facts(judged, dropped, Health(**vars(counts), examples=examples))
+    return _facts(judged, Health(**vars(counts), examples=examples))
 
 
-def _judge(samples: Path, reading: ParseOptions, progress: Progress | None) -> Judged:
-    """Measure all samples, shard by shard, and sort them by key."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    keys = []
-    answers = []
-    shards = []
-    paths = shard_paths(samples)
-    for place, path in enumerate(counted(paths, progress, "dataset", "shards", len(paths))):
-        table = read_table(path)
-        if table.num_rows:
-            keys.append(table.select(KEY))
-            answers.append(health.judge(table, reading))
-            shards.append((place, table.num_rows))
-    if not keys:
-        raise UserError(
-            f"{samples} holds no samples to train on; run the stage that makes them first"
-        )
-    key = pa.concat_tables(keys).combine_chunks()
-    order = pc.sort_indices(key, sort_keys=BY_KEY).to_numpy()
-    ordered = health.take(health.concatenate(answers), order)
-    places = np.concatenate([np.full(rows, place) for place, rows in shards])[order]
-    return Judged(
-        keys=key.take(order),
-        shards=places,
-        rows=np.concatenate([np.arange(rows) for _, rows in shards])[order],
-        answers=ordered,
-        dropped=np.full(len(order), KEPT),
-        masked=np.zeros(len(order), dtype=bool),
-        truncated=np.zeros(len(order), dtype=bool),
-        tokens=ordered.num_output_tokens.copy(),
-    )
-
-
-def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
-    """Return, for each sample, True if it passed every test of its problem.
-
-    Verdicts are sorted by key like the samples, and compared as columns of Arrow. They take the
-    text of their keys and 17 bytes a row.
-
-    Raises:
-        UserError: a sample has no verdict or two, or a verdict has no sample.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if verdicts is None:
-        raise UserError(
-            "prepare.select is 'accepted' and the samples were not graded: run ssd-ray grade first"
-        )
-    # The empty first table gives a schema to a directory without shards.
-    tables = [judged.keys.slice(0, 0).append_column("accepted", pa.array([], pa.bool_()))]
-    for path in shard_paths(verdicts):
-        table = read_table(path, columns=[*KEY, "outcome"])
-        tables.append(
-            table.select(KEY).append_column(
-                "accepted", pc.equal(table.column("outcome"), "accepted")
-            )
-        )
-    graded = pa.concat_tables(tables).combine_chunks()
-    graded = graded.take(pc.sort_indices(graded, sort_keys=BY_KEY))
-    if mismatch := _first_mismatch(judged.keys, graded.select(KEY)):
-        (prompt_id, index), problem = mismatch
-        raise UserError(
-            f"{verdicts}: sample {index} of {prompt_id!r} has {problem}; "
-            "delete that directory and run again"
-        )
-    accepted: Bools = graded.column("accepted").to_numpy()
-    return accepted
-
-
-def _first_mismatch(samples: pa.Table, verdicts: pa.Table) -> tuple[tuple[str, int], str] | None:
-    """Return the first key missing or repeated in one of two sorted tables, and the problem."""
-    import pyarrow.compute as pc
-
-    both = min(samples.num_rows, verdicts.num_rows)
-    same = [
-        pc.equal(samples.column(name)[:both], verdicts.column(name)[:both]).to_numpy()
-        for name in KEY
-    ]
-    place = int(np.argmin(np.append(same[0] & same[1], False)))
-    sample, verdict = (
-        [tuple(row.values()) for row in table.slice(place, 1).to_pylist()]
-        for table in (samples, verdicts)
-    )
-    if not sample and not verdict:
-        return None
-    if sample and (not verdict or sample < verdict):
-        return sample[0], "no verdict"
-    return verdict[0], "two verdicts, or was not drawn"
-
-
-def _choose(judged: Judged, choices: PrepareConfig, accepted: Bools | None) -> None:
-    """Apply the policies.
-
-    Of several reasons to drop a row, the first in REASONS counts. Dropping outweighs masking.
-    """
-    reasons = {"no_tokens": judged.answers.num_output_tokens == 0}
-    if accepted is not None:
-        reasons["not_accepted"] = ~accepted
-    for place, name in enumerate(CLASSES):
-        policy, members = getattr(choices.policies, name), judged.answers.classes[:, place]
-        if policy == "drop":
-            reasons[name] = members
-        elif policy == "mask":
-            judged.masked |= members
-    for reason, members in reasons.items():
-        judged.dropped[judged.kept & members] = REASONS.index(reason)
-    judged.masked &= judged.kept
-
-
-def _drop_shortest(judged: Judged, percent: float) -> None:
-    """Drop the shortest `percent` of the kept rows, rounded down; ties by key."""
-    left = np.flatnonzero(judged.kept)
-    shortest = left[np.argsort(judged.answers.characters[left], kind="stable")]
-    judged.dropped[shortest[: math.floor(len(left) * percent / 100)]] = REASONS.index("shortest")
-    judged.masked &= judged.kept
-
-
-def _limit_length(judged: Judged, choices: PrepareConfig) -> None:
-    room = choices.max_length - judged.answers.num_prompt_tokens
-    over = judged.kept & (judged.tokens > room)
-    cut = over & (room >= 1) & (choices.over_length == "truncate")
-    judged.dropped[over & ~cut] = REASONS.index("over_length")
-    judged.tokens[cut], judged.truncated[cut] = room[cut], True
-    judged.masked &= judged.kept
-
-
-def _nothing_left(samples: Path, judged: Judged, dropped: dict[str, int]) -> str:
-    reasons = [f"{count} {reason}" for reason, count in dropped.items() if count]
-    if judged.masked.any():
-        reasons.append(f"{int(judged.masked.sum())} masked")
-    remedy = "set a policy of prepare.policies to keep"
-    if dropped["not_accepted"]:
-        remedy = "set prepare.select=all"
-    return (
-        f"prepare found nothing to train on among {len(judged.dropped)} samples of {samples} "
-        f"({', '.join(reasons)}): raise sample.max_tokens or prepare.max_length, or {remedy}"
-    )
-
-
-def _facts(judged: Judged, dropped: dict[str, int], counts: Health) -> DatasetFacts:
+def _facts(judged: Judged, counts: Health) -> DatasetFacts:
     kept = judged.kept
     response = judged.tokens[kept]
     stopped = (judged.answers.stopped & ~judged.truncated)[kept]
@@ -266,7 +80,7 @@ def _facts(judged: Judged, dropped: dict[str, int], counts: Health) -> DatasetFa
     return DatasetFacts(
         rows=int(kept.sum()),
         read=len(judged.dropped),
-        dropped=dropped,
+        dropped=judged.num_dropped,
         masked=masked,
         truncated=int(judged.truncated[kept].sum()),
         prompt_tokens=int(judged.answers.num_prompt_tokens[kept].sum()),

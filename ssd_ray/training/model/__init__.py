@@ -1,1 +1,1 @@
-"""The model in training: engine, loss, adapters, experts, CPU kernels, sequence parallelism."""
+"""The model in training: engine, loss, output head, adapters, experts, CPU kernels, sequence parallelism."""
