@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray.artifacts import ledger, manifests, slices
+from ssd_ray.artifacts import audit, manifests, slices
 from ssd_ray.artifacts.facts import AnswerFacts, VerdictFacts
 from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import ClusterConfig
@@ -88,7 +88,7 @@ class _Source:
     """Slices of the shards on disk and of later ones."""
 
     def __init__(self, answers: Answers, done: set[slices.Key]) -> None:
-        self._arrivals = ledger.Arrivals(answers.directory)
+        self._arrivals = audit.Arrivals(answers.directory)
         self._done = done
         self._ended = answers.ended
         self.closed = False

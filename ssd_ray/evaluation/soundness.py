@@ -31,15 +31,14 @@ from ssd_ray.evaluation.judging.humaneval_check import (
     run_check,
     try_check,
 )
-from ssd_ray.evaluation.judging.outcomes import UngradableError
-from ssd_ray.evaluation.judging.strict import (
+from ssd_ray.evaluation.judging.outcomes import UngradableError, ungradable
+from ssd_ray.evaluation.judging.source_texts import (
     check_units,
     entry_points,
     program_units,
-    require_gradable,
     starter_preamble,
-    ungradable,
 )
+from ssd_ray.evaluation.judging.strict import require_gradable
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.models import cache_directory
 from ssd_ray.schema import Problem, Test

@@ -19,8 +19,7 @@ from pathlib import Path
 from ssd_ray import wire
 from ssd_ray.artifacts import files
 from ssd_ray.errors import UserError
-from ssd_ray.evaluation.judging.outcomes import UngradableError
-from ssd_ray.evaluation.judging.strict import ungradable
+from ssd_ray.evaluation.judging.outcomes import UngradableError, ungradable
 from ssd_ray.evaluation.soundness import make_ready
 from ssd_ray.schema import Problem, Test
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_ray.artifacts import files, ledger, shards
+from ssd_ray.artifacts.audit import Audit, audit
 from ssd_ray.artifacts.facts import AnswerFacts
-from ssd_ray.artifacts.ledger import Audit
 from ssd_ray.config import Decoding, Recipe
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.inference import pool
@@ -221,12 +221,12 @@ class SamplingRun:
 
     def _audit(self, *, digests: bool = False) -> Audit:
         """Audit the output directory and report each shard moved to set-aside/."""
-        audit = ledger.audit(self.order.out, digests=digests)
-        for complaint in audit.moved:
+        audited = audit(self.order.out, digests=digests)
+        for complaint in audited.moved:
             self.progress.say(
                 f"{self.stage}: {complaint}; moved to set-aside/, its rows are drawn again"
             )
-        return audit
+        return audited
 
 
 def _clear(directory: Path) -> None:

@@ -9,12 +9,7 @@ or transformers.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,13 +18,10 @@ from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import CompletionFileFacts, ProblemFileFacts, VerdictFacts
 from ssd_ray.artifacts.identity import Identity, revision_of, staleness
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
-from ssd_ray.artifacts.slices import Slice
-from ssd_ray.cluster import import_path
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import UserError
 from ssd_ray.evaluation import soundness
-from ssd_ray.evaluation.grader import Grader, GradingSpec
+from ssd_ray.evaluation.grader import GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
-from ssd_ray.evaluation.sandbox.inside import walls
 from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
 from ssd_ray.problems.benchmarks import read_problems
@@ -39,9 +31,9 @@ from ssd_ray.reasoning import ANY, ReasoningFormat
 from ssd_ray.schema import Completion, Problem
 from ssd_ray.standalone import scores
 from ssd_ray.standalone.completions import content_of, open_completions
+from ssd_ray.standalone.workers import grade_slices
 
 _SHARD_ROWS = 1024
-_MAX_FAILURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,85 +231,7 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
     pieces = [piece for path in shards for piece in slices.slices_of(path, done, rows)]
     with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
         graded = len(done)
-        for count in _grade_slices(spec, pieces, job.workers):
+        for count in grade_slices(spec, pieces, job.workers):
             graded += count
             task.update(graded)
     return facts(spec)
-
-
-_grader: Grader | None = None
-
-
-def _set_up(spec: GradingSpec, parent: int) -> None:
-    """Make the grader of a worker process, and end the process with its parent."""
-    global _grader
-    walls.die_with_parent()
-    # The parent may have ended before the kernel was asked.
-    if os.getppid() != parent:
-        os._exit(1)
-    _grader = Grader(spec)
-
-
-def _grade(piece: Slice) -> int:
-    """Grade a slice in a worker process; return its number of rows."""
-    assert _grader is not None
-    return _grader.grade(piece)
-
-
-def _grade_slices(spec: GradingSpec, pieces: list[Slice], workers: int) -> Iterator[int]:
-    """Yield the number of rows of each slice as it is graded.
-
-    A pool with a crashed process is replaced, at most `_MAX_FAILURES` times.
-
-    Raises:
-        InfrastructureError: processes crashed more often.
-    """
-    # A faulty machine or benchmark is reported here, before any process starts.
-    Grader(spec).close()
-    waiting = list(pieces)
-    failures = 0
-    while waiting:
-        with _pool(spec, min(workers, len(waiting))) as pool:
-            running: dict[Future[int], Slice] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < 2 * workers:
-                        # Popped only once it was submitted: a broken pool raises in `submit`.
-                        running[pool.submit(_grade, waiting[-1])] = waiting[-1]
-                        waiting.pop()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        rows = future.result()
-                        del running[future]
-                        yield rows
-            except BrokenProcessPool as error:
-                failures += 1
-                if failures > _MAX_FAILURES:
-                    raise InfrastructureError(
-                        "grading processes kept crashing; run again to resume"
-                    ) from error
-                # A shard may be on disk although its process crashed before it answered.
-                done = slices.keys_on_disk(spec.out)
-                waiting += [piece for piece in running.values() if not _finished(piece, done)]
-
-
-def _finished(piece: Slice, done: set[slices.Key]) -> bool:
-    """Return True if every completion of a slice has a verdict on disk."""
-    table = slices.read_slice(piece)
-    keys = zip(
-        table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True
-    )
-    return done.issuperset(keys)
-
-
-@contextmanager
-def _pool(spec: GradingSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Start worker processes and end them with the block."""
-    import_path.keep_children_safe()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_set_up, initargs=(spec, os.getpid())
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

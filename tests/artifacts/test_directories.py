@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_ray.artifacts import files, ledger
+from ssd_ray.artifacts import audit, files
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.state import export, resume
@@ -146,7 +146,7 @@ def test_files_moved_away_never_overwrite_earlier_ones(tmp_path: Path, kind: str
             (tmp_path / "a.parquet").write_text(str(number))
         else:
             _full(tmp_path / "a.parquet", str(number))
-        ledger._move_away(tmp_path / "a.parquet")
+        audit._move_away(tmp_path / "a.parquet")
         if number == 1:  # the user looked at the first one and took it away
             first = tmp_path / "set-aside" / "a.parquet.0"
             first.unlink() if kind == "file" else first.rename(tmp_path / "taken")

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_ray.artifacts import ledger, manifests, shards
+from ssd_ray.artifacts import audit, ledger, manifests, shards
+from ssd_ray.artifacts.audit import Arrivals
 from ssd_ray.artifacts.facts import AnswerFacts
-from ssd_ray.artifacts.ledger import Arrivals, Failure, Span
+from ssd_ray.artifacts.ledger import Failure, Span
 from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import UserError
 from ssd_ray.inference.generation import _check_disk
@@ -50,7 +51,7 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
         writer="v",
         failed=(Failure(prompt_id="p", sample_index=5, reason="refused"),),
     )
-    found = ledger.audit(tmp_path, digests=True)
+    found = audit.audit(tmp_path, digests=True)
     assert found.coverage == {"prompts-0": [(0, 6)]}
     assert found.positions == 6
     assert found.moved == ()
@@ -98,7 +99,7 @@ def test_shards_arrive_once_and_only_what_is_new_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    complaint = ledger._problem
+    complaint = audit._problem
 
     def look(path: Path, *arguments: Any) -> str | None:
         looked.append(path.name)
@@ -130,7 +131,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     wrong.write_bytes(b"\0" * wrong.stat().st_size)
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     write_unit(tmp_path, Span("p", 9, 11))
-    found = ledger.audit(tmp_path)
+    found = audit.audit(tmp_path)
     assert found.coverage == {"p": [(6, 10), (10, 12)]} or found.coverage == {"p": [(6, 12)]}
     told = "\n".join(found.moved)
     assert f"{cut.name} has" in told
@@ -140,7 +141,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     assert lost.name not in told
     assert not (tmp_path / cut.name).exists()
     assert len(list((tmp_path / "set-aside").iterdir())) == 4
-    assert ledger.audit(tmp_path).moved == ()
+    assert audit.audit(tmp_path).moved == ()
 
 
 @pytest.mark.parametrize("digests", [True, False])
@@ -151,7 +152,7 @@ def test_a_redrawn_shard_is_checked_against_all_its_records(
     """Ledgers have no order, and an answer redrawn on another machine may differ."""
     for writer, text in zip(writers, ("first", "second, and longer"), strict=True):
         write_unit(tmp_path, Span("p", 0, 4), writer=writer, text=text)
-    found = ledger.audit(tmp_path, digests=digests)
+    found = audit.audit(tmp_path, digests=digests)
     assert (found.positions, found.moved) == (4, ())
     assert Arrivals(tmp_path).new() == shards.shard_paths(tmp_path)
 
@@ -165,7 +166,7 @@ def test_a_shard_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> No
     foreign = Span("p", 4, 8).name + ".parquet"
     shutil.copy(tmp_path / "other" / foreign, tmp_path / "own")
     assert Arrivals(tmp_path / "own").new() == [tmp_path / "own" / "p.00000000-00000004.parquet"]
-    found = ledger.audit(tmp_path / "own")
+    found = audit.audit(tmp_path / "own")
     assert found.coverage == {"p": [(0, 4)]}
     assert found.moved == (f"{foreign} was drawn for another run",)
 
@@ -191,7 +192,7 @@ def test_a_line_that_does_not_add_up_is_no_record(
     path.write_text(
         json.dumps({**json.loads(path.read_text()), **change}) + "\n[" + "[" * 9999 + "\n\0\n"
     )
-    assert ledger.audit(tmp_path).moved == ("p.00000000-00000004.parquet is in no ledger",)
+    assert audit.audit(tmp_path).moved == ("p.00000000-00000004.parquet is in no ledger",)
 
 
 def test_only_a_digest_reveals_a_changed_byte(tmp_path: Path) -> None:
@@ -200,8 +201,8 @@ def test_only_a_digest_reveals_a_changed_byte(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert ledger.audit(tmp_path).positions == 2
-    assert ledger.audit(tmp_path, digests=True).positions == 0
+    assert audit.audit(tmp_path).positions == 2
+    assert audit.audit(tmp_path, digests=True).positions == 0
 
 
 def test_a_full_disk_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ssd_ray.evaluation.judging import strict
+from ssd_ray.evaluation.judging import source_texts, strict
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
@@ -29,7 +29,7 @@ def sandbox():
 def lent_names() -> list[str]:
     """Return public names of LeetCode's imports that can name a method."""
     namespace: dict[str, Any] = {}
-    exec(strict._LEETCODE_IMPORTS, namespace)
+    exec(source_texts._LEETCODE_IMPORTS, namespace)
     return sorted(
         name for name in namespace if not name.startswith("_") and not keyword.iskeyword(name)
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ssd_ray.artifacts import ledger, shards
+from ssd_ray.artifacts import audit, shards
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import pool
 from ssd_ray.inference.crashes import heartbeat
@@ -429,7 +429,7 @@ def test_an_engine_that_refuses_all_prompts_ends_each_attempt(source: Path, tmp_
             UserError, match=r"refused 3 times: ValueError: no answer to \d+.*delete"
         ):
             _draw(source, out, engine)
-    assert ledger.audit(out).positions == PROMPTS * SAMPLES, (
+    assert audit.audit(out).positions == PROMPTS * SAMPLES, (
         "six attempts are enough to refuse them all"
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ssd_ray.artifacts import ledger, shards
+from ssd_ray.artifacts import audit, ledger, shards
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import pool, worker
 from ssd_ray.inference.concurrency import SharedExclusiveLock
@@ -195,11 +195,11 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
     monkeypatch.setattr(shards, "write_table", replaced_meanwhile)
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
-    assert ledger.audit(out).moved == (f"{unit.name}.parquet is in no ledger",)
+    assert audit.audit(out).moved == (f"{unit.name}.parquet is in no ledger",)
     monkeypatch.setattr(shards, "write_table", write_table)
     heartbeat.begin(out, "one")
     assert late._draw_unit(unit) == 4
-    assert ledger.audit(out).positions == 4
+    assert audit.audit(out).positions == 4
 
 
 def test_a_crashing_engine_retries_one_unit_if_others_answer(
@@ -275,4 +275,4 @@ def test_a_unit_on_record_is_reported_again_to_move_the_window(
     )
     assert worker.EngineWorker._draw_unit(late, unit) == 0  # type: ignore[arg-type]
     assert [record.span for record in records.new()] == [unit]
-    assert ledger.audit(plan.out).positions == 4
+    assert audit.audit(plan.out).positions == 4

@@ -22,8 +22,8 @@ from ssd_ray.problems.contamination import (
     WORDS,
     Benchmarks,
     check,
-    units,
 )
+from ssd_ray.problems.word_runs import units
 from ssd_ray.schema import Problem, Prompt
 
 LONG = (

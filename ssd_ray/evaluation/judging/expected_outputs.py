@@ -10,7 +10,8 @@ import dataclasses
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.judging.strict import entry_points, ungradable
+from ssd_ray.evaluation.judging.outcomes import ungradable
+from ssd_ray.evaluation.judging.source_texts import entry_points
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox, Unsupported, call
 from ssd_ray.schema import Problem, Test
 from ssd_ray.wire import restored

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation.sandbox import Status
-from ssd_ray.schema import Outcome
+from ssd_ray.schema import Outcome, Problem
 
 MAX_DETAIL = 300
 """Characters of a verdict's detail."""
@@ -47,3 +47,10 @@ class Result:
     """Index of the first failed test, -1 if none failed or none ran."""
     outcome_base: str = ""
     """Outcome of EvalPlus's base tests alone, empty for other problems."""
+
+
+def ungradable(problem: Problem, reason: str) -> UngradableError:
+    """Return the error for a problem with tests no program can pass."""
+    return UngradableError(
+        f"problem {problem.problem_id} {UNGRADABLE} {reason}; correct it or leave it out"
+    )

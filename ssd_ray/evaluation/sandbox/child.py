@@ -1,122 +1,34 @@
 """One sandboxed process from outside: the grader feeds, reads, times and kills it.
 
 - Nothing here trusts the process: its output, time and threads are watched from outside.
-- A process is a `Process` wherever it runs: a `Child` on this kernel, or one within gVisor.
+- A `Child` is the `Process` of this kernel.
 
-Reads and writes pipes, sealed memory files and /proc.
+Reads and writes pipes, and reads /proc.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox.handles import KillPipe, PidFd
+from ssd_ray.evaluation.sandbox.process import MOST_THREADS, End, Report
 
-End = Literal["exited", "time_limit", "output_limit", "thread_limit"]
 START_TIMEOUT_S = 60.0
 """Limit for a process to become confined. No program runs before, so none can exceed it."""
 _STOP_TIMEOUT_S = 10.0
 _MOST_STOLEN = 3.0
 """Bound on the extension of a time limit for waiting for a core, as a multiple of the limit."""
 _CHUNK_BYTES = 1 << 16
-MOST_THREADS = 512
-"""Threads of one process.
-
-Address space does not bound them: made by hand, they take kernel memory and process ids only.
-"""
 _WATCH_S = 0.05
 """Seconds between two counts of the threads."""
 _QUICK_S = 0.01
 """Seconds before the first look at the time spent waiting for a core, to spare quick calls."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Resources of one test."""
-
-    time_s: float
-    """Wall time. Seconds of waiting for a core, while ready to run, do not count."""
-    memory_mib: int
-    """Address space."""
-    output_kib: int
-    """Size of each output stream, and of the result."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The end of a process as reported by its zygote."""
-
-    kind: str
-    """`exit` or `signal`."""
-    number: int
-    """Exit status, or number of the signal."""
-    peak_kib: int
-    """Peak resident size."""
-    cpu_s: float
-
-
-def sealed_file(content: bytes) -> int:
-    """Return a descriptor of an immutable memory file, positioned at its start."""
-    fd = os.memfd_create("ssd-ray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(
-        fd,
-        fcntl.F_ADD_SEALS,
-        fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
-    )
-    return fd
-
-
-class Process(Protocol):
-    """Interface of a confined process, wherever it runs."""
-
-    cpu_s: float
-    """Limit of CPU time."""
-    filtered: bool
-    """True if the process can neither send itself SIGKILL nor lower its limit of CPU time."""
-
-    def run(self, time_s: float) -> End:
-        """Let the process run to its end, for at most `time_s` seconds, and stop it."""
-
-    def send(self, lines: str) -> None:
-        """Queue complete lines, sent as the process reads."""
-
-    def receive(self, time_s: float) -> bytes | End:
-        """Return the next line within `time_s` seconds, or the reason why none came."""
-
-    @property
-    def stdout(self) -> bytes:
-        """Standard output, cut off at the cap."""
-
-    @property
-    def stderr(self) -> bytes:
-        """Standard error, at least its last lines, cut off at the cap."""
-
-    @property
-    def report(self) -> Report:
-        """The end of the process.
-
-        Raises:
-            InfrastructureError: The sandbox died before it reported one.
-        """
-
-    def stop(self) -> None:
-        """Kill the process if it is alive."""
-
-    def close(self) -> None:
-        """Stop the process and release its resources."""
 
 
 class Child:

@@ -18,7 +18,8 @@ from typing import Literal
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox.child import MOST_THREADS, End, Limits, Process, printable, tail
+from ssd_ray.evaluation.sandbox.child import printable, tail
+from ssd_ray.evaluation.sandbox.process import MOST_THREADS, End, Limits, Process
 
 _SHORTAGE = re.compile(
     r"[\w.]*MemoryError\b|OSError: \[Errno 12\]|RuntimeError: can't start new thread"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ssd_ray.evaluation.sandbox import levels
-from ssd_ray.evaluation.sandbox.child import Limits
 from ssd_ray.evaluation.sandbox.execution import Execution
+from ssd_ray.evaluation.sandbox.process import Limits
 from ssd_ray.evaluation.sandbox.supervisor import Sandbox
 
 _LIMITS = Limits(time_s=1.0, memory_mib=512, output_kib=64)

@@ -10,6 +10,7 @@ over it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import marshal
@@ -24,9 +25,10 @@ from dataclasses import dataclass
 
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import bootstrap, levels
-from ssd_ray.evaluation.sandbox.child import MOST_THREADS, Child, Limits, sealed_file, tail
+from ssd_ray.evaluation.sandbox.child import Child, tail
 from ssd_ray.evaluation.sandbox.handles import KillPipe, PidFd
 from ssd_ray.evaluation.sandbox.levels import Level
+from ssd_ray.evaluation.sandbox.process import MOST_THREADS, Limits
 
 
 class DeniedError(InfrastructureError):
@@ -85,8 +87,8 @@ class Zygote:
             # Graders of one machine should start at different user ids, so that their programs
             # rarely share one.
             config["first_user"] = os.getpid() * 67 + threading.get_native_id()
-            fd = sealed_file(bootstrap.image(config))
-            empty = sealed_file(b"")
+            fd = _sealed_file(bootstrap.image(config))
+            empty = _sealed_file(b"")
             files.callback(os.close, fd)
             files.callback(os.close, empty)
             self._process = subprocess.Popen(
@@ -174,12 +176,12 @@ class Zygote:
             "unit_ends": list(itertools.accumulate(len(source) for source in sources)),
             "payload_bytes": sum(len(source) for source in sources),
         }
-        payload = closed_later(sealed_file(b"".join(sources)))
+        payload = closed_later(_sealed_file(b"".join(sources)))
         if task.stdin is None:
             null = closed_later(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             pipes = [closed_later(child.inlet()), closed_later(child.outlet("reply"))]
             return request, [payload, null, null, closed_later(child.outlet("stderr")), *pipes]
-        text = closed_later(sealed_file(task.stdin.encode("utf-8", "surrogatepass")))
+        text = closed_later(_sealed_file(task.stdin.encode("utf-8", "surrogatepass")))
         stdout = closed_later(child.outlet("stdout"))
         stderr = closed_later(child.outlet("stderr"))
         return request, [payload, text, stdout, stderr]
@@ -195,3 +197,18 @@ class Zygote:
         for stream in (self._process.stdout, self._process.stderr):
             if stream:
                 stream.close()
+
+
+def _sealed_file(content: bytes) -> int:
+    """Return a descriptor of an immutable memory file, positioned at its start."""
+    fd = os.memfd_create("ssd-ray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(
+        fd,
+        fcntl.F_ADD_SEALS,
+        fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
+    )
+    return fd

@@ -20,10 +20,10 @@ from typing import Literal, TypeVar
 
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation.sandbox import levels
-from ssd_ray.evaluation.sandbox.child import Limits, Process
 from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, judge
 from ssd_ray.evaluation.sandbox.gvisor.client import GVisor
 from ssd_ray.evaluation.sandbox.levels import Level
+from ssd_ray.evaluation.sandbox.process import Limits, Process
 from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task, Zygote
 
 Role = Literal["calls", "objects", "check", "lcb"]

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.sandbox.child import End, Report, tail
+from ssd_ray.evaluation.sandbox.child import tail
+from ssd_ray.evaluation.sandbox.process import End, Report
 from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task
 
 _START_TIMEOUT_S = 240.0

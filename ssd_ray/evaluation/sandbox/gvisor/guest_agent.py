@@ -17,8 +17,9 @@ from typing import Any
 from ssd_ray import wire
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.sandbox import levels
-from ssd_ray.evaluation.sandbox.child import Child, Limits
+from ssd_ray.evaluation.sandbox.child import Child
 from ssd_ray.evaluation.sandbox.inside import walls
+from ssd_ray.evaluation.sandbox.process import Limits
 from ssd_ray.evaluation.sandbox.spawning import Task, Zygote
 
 STDERR_BYTES = 4096
