@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ssd_ray.inference import monitor
 from ssd_ray.inference.crashes.heartbeat import EngineStatus
-from ssd_ray.progress import Display, LineProgress, LiveProgress, counted
+from ssd_ray.progress import LineProgress, LiveProgress, counted
+from ssd_ray.progress.display import Display
 from ssd_ray.quantities import magnitude
 from ssd_ray.throughput import Remaining, Throughput
 
@@ -96,7 +97,7 @@ def test_steps_that_are_computed_again_are_no_negative_speed(now: list[float]) -
 
 
 def test_no_two_lines_are_equal_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssd_ray.progress._TICK_S", 0.02)
+    monkeypatch.setattr("ssd_ray.progress.lines._TICK_S", 0.02)
     lines: list[str] = []
     lines_of = LineProgress(period_s=1.0)
     monkeypatch.setattr(lines_of, "say", lines.append)
