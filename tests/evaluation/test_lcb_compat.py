@@ -17,7 +17,7 @@ from ssd_ray.evaluation.judging import lcb_compat
 from ssd_ray.evaluation.judging.comparison import first_difference, same
 from ssd_ray.evaluation.judging.lcb_compat import grade_lcb
 from ssd_ray.evaluation.sandbox import Execution, Limits, Sandbox
-from ssd_ray.evaluation.sandbox.inside import lcb_role, lcb_stdin
+from ssd_ray.evaluation.sandbox.inside import lcb_program, lcb_stdin
 from ssd_ray.lcb_official import GRADER, reason_of
 from ssd_ray.schema import Problem, Test
 from tests.support.lcb_idioms import (
@@ -233,7 +233,7 @@ def test_the_header_equals_one_run_in_the_programs_process(
         "    return sorted(name for name in {*fresh, *mine} if mine.get(name, 0) is not "
         "fresh.get(name, 1))"
     )
-    graded = grade_lcb(function_problem([([lcb_role.HEADER], [])]), code, LIMITS, sandbox)
+    graded = grade_lcb(function_problem([([lcb_program.HEADER], [])]), code, LIMITS, sandbox)
     assert graded.outcome == "accepted", graded
 
 

@@ -297,14 +297,14 @@ def container_filter() -> bytes:
 
 def lower_oneself(uid: int | None, container: bool) -> None:
     """Become an ordinary user, without a capability, as in a container of an unprivileged pod."""
-    from ssd_ray.evaluation.sandbox.inside import walls
+    from ssd_ray.evaluation.sandbox.inside import kernel, walls
 
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     if container:
-        walls._prctl(38, walls.ctypes.c_ulong(1))
+        kernel.prctl(38, ctypes.c_ulong(1))
         walls.seccomp_enter(container_filter())
 
 

@@ -76,16 +76,19 @@ sys.modules["zygote"].main(config)
 """
 _SANDBOX = Path(__file__).parent
 _MODULES = (
-    _SANDBOX / "inside/walls.py",
+    *(_SANDBOX / f"inside/{name}.py" for name in ("kernel", "mounts", "landlock", "walls")),
     *(
         _SANDBOX.parent.parent / "wire" / name
         for name in ("restored.py", "foreign.py", "__init__.py")
     ),
     *(
         _SANDBOX / f"inside/{name}.py"
-        for name in ("kinds", "objects", "shortage", "definitions", "check_role")
+        for name in ("kinds", "contents", "objects", "shortage", "definitions", "check_role")
     ),
-    *(_SANDBOX / f"inside/{name}.py" for name in ("lcb_stdin", "lcb_role", "roles", "zygote")),
+    *(
+        _SANDBOX / f"inside/{name}.py"
+        for name in ("lcb_stdin", "lcb_program", "lcb_role", "roles", "zygote")
+    ),
 )
 """Modules of the zygote, each after its imports."""
 _SYSTEM_LIBRARIES = (

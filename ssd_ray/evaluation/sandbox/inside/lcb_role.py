@@ -5,8 +5,7 @@ is decided here: replies carry printed or returned values, and expected outputs 
 
 Official behavior that changes verdicts is kept:
 
-- star imports before the program,
-- the program's statements as the body of a function,
+- the program loaded as in `lcb_program`,
 - a text with some of a file's methods as standard input,
 - an alarm that the program can catch,
 - functions set to None.
@@ -31,7 +30,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import _sitebuiltins
-import ast
 import builtins
 import contextlib
 import faulthandler
@@ -48,39 +46,14 @@ if TYPE_CHECKING:
 
     Reply = list[Any]
 if TYPE_CHECKING or __name__ != "lcb_role":
-    from ssd_ray.evaluation.sandbox.inside import lcb_stdin, shortage
+    from ssd_ray.evaluation.sandbox.inside import lcb_program, lcb_stdin, shortage
     from ssd_ray.wire import foreign
 else:
     import foreign
+    import lcb_program
     import lcb_stdin
     import shortage
 
-_BY_NAME = (
-    "string",
-    "re",
-    "datetime",
-    "collections",
-    "heapq",
-    "bisect",
-    "copy",
-    "math",
-    "random",
-    "statistics",
-    "itertools",
-    "functools",
-    "operator",
-    "io",
-    "sys",
-    "json",
-)
-_STARRED = (*_BY_NAME, "builtins", "typing")
-HEADER = "".join(
-    [*(f"from {name} import *\n" for name in _STARRED), *(f"import {name}\n" for name in _BY_NAME)]
-)
-"""Imports before every program; their order decides between equal names."""
-_LAST_OF_HEADER = "sys.setrecursionlimit(50000)\n"
-_WRAPPER = "wrapped_function"
-_FUNCTION: Any = ast.parse(f"def {_WRAPPER}(): pass").body[0]
 _MAX_INT_DIGITS = 50_000
 
 _DISABLED = {
@@ -91,8 +64,6 @@ _DISABLED = {
     subprocess: "Popen",
     builtins: "quit help",
 }
-_CHANGED = {builtins: ("exit", "quit", "help"), sys: ("stdin", "stdout", "stderr")}
-"""Names of the header whose values in a program's process differ from those in the zygote."""
 _HIDDEN_MODULES = ("ipdb", "joblib", "resource", "psutil", "tkinter")
 
 
@@ -138,7 +109,7 @@ def _converse(
             __import__("numpy")
     _prepare()
     try:
-        method = _load(code, entry_point, limit_s)
+        method = lcb_program.load(code, entry_point, limit_s)
     except Exception as error:
         send(_error("load", error))
         return
@@ -172,56 +143,6 @@ def _on_alarm(*_: object) -> None:
     # A line goes to standard output as officially: a program that swallows the exception is wrong.
     print("the test's time is up")
     raise TimeIsUpError
-
-
-def _load(code: str, entry_point: str, limit_s: int) -> Callable[..., object]:
-    """Return the program as one callable.
-
-    Raises:
-        AttributeError: The program has none of that name.
-    """
-    _signal.alarm(limit_s)
-    source = f"{_LAST_OF_HEADER}{code}" if entry_point else _wrapped(code)
-    for owner, names in _CHANGED.items():
-        for name in names:
-            setattr(_MODULE, name, getattr(owner, name))
-    _signal.alarm(limit_s)
-    try:
-        exec(compile(source, "<string>", "exec", dont_inherit=True), _MODULE.__dict__)
-        program = _MODULE.Solution() if "class Solution" in source else _MODULE
-    finally:
-        _signal.alarm(0)
-    function: Callable[..., object] = getattr(program, entry_point or _WRAPPER)
-    return function
-
-
-def _wrapped(code: str) -> str:
-    """Return a program's imports, and its other statements as the body of a function.
-
-    - A guard `if __name__ == '__main__'` as the last statement is replaced by its body.
-    - A program with a syntax error is returned as it is, without the last line of the header.
-    """
-    try:
-        statements = ast.parse(code).body
-        if (
-            statements
-            and isinstance(statements[-1], ast.If)
-            and ast.unparse(statements[-1].test) == "__name__ == '__main__'"
-        ):
-            statements = [*statements[:-1], *statements[-1].body]
-        imports = [
-            statement
-            for statement in statements
-            if isinstance(statement, ast.Import | ast.ImportFrom)
-        ]
-        _FUNCTION.body = [statement for statement in statements if statement not in imports]
-        return f"{_LAST_OF_HEADER}{_unparsed(imports)}\n{_unparsed([_FUNCTION])}"
-    except Exception:
-        return code
-
-
-def _unparsed(statements: Sequence[ast.stmt]) -> str:
-    return ast.unparse(ast.Module(body=list(statements), type_ignores=[]))
 
 
 def _feed(method: Callable[[], object], text: str, limit_s: int) -> Reply:
@@ -322,24 +243,3 @@ def _send_value(reply: Reply, send: Callable[[object], None]) -> None:
     except Exception as error:
         kind = foreign.type_name(reply[1])
         send(["unsupported", f"a value of type {kind}, which raises {type(error).__name__}"[:200]])
-
-
-def _header_module() -> Any:
-    """Return the module of all programs, after the header.
-
-    Made once in the zygote, because the header takes a millisecond. A fork gives each program a
-    copy.
-    """
-    module = type(sys)("tmp_sol", "")
-    exec(compile(HEADER, "<string>", "exec", dont_inherit=True), module.__dict__)
-    for _ in range(20):
-        # Code that ran before the fork is specialized once for all, on pages that stay shared.
-        compile(
-            _wrapped("import sys\nif __name__ == '__main__':\n    print(input())"),
-            "<string>",
-            "exec",
-        )
-    return module
-
-
-_MODULE = _header_module()

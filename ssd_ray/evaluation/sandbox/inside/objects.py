@@ -19,18 +19,23 @@ Runs in a bare interpreter. Imports the standard library only.
 
 from __future__ import annotations
 
-import array
 import operator
-from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     Entries = list[list[Any]]
 if TYPE_CHECKING or __name__ != "objects":
     from ssd_ray import wire
+    from ssd_ray.evaluation.sandbox.inside.contents import (
+        differ,
+        fill,
+        layout,
+        members,
+        require_bounded,
+    )
     from ssd_ray.evaluation.sandbox.inside.kinds import (
         BOUNDED,
         BUFFERS,
@@ -43,6 +48,7 @@ if TYPE_CHECKING or __name__ != "objects":
     )
 else:  # in a sandbox, where there are modules and no packages
     import wire
+    from contents import differ, fill, layout, members, require_bounded
     from kinds import BOUNDED, BUFFERS, LEAVES, MAPPINGS, PLAIN, empty, kind_of, methods_of
 
 LOST = -1
@@ -86,7 +92,7 @@ class Objects:
                 numbers.add(id(value))
                 self._objects.append(value)
             if kind not in BUFFERS and not isinstance(value, set | frozenset):
-                met += _members(value)
+                met += members(value)
         return True
 
     def shows_nothing(self, values: Sequence[object]) -> bool:
@@ -94,7 +100,7 @@ class Objects:
         known = len(self._before)
         # The fast path of most calls: no entries, and the value as the wire has it.
         if any(
-            _differ(before, _members(value))
+            differ(before, members(value))
             for before, value in zip(self._before, self._objects, strict=False)
         ):
             return False
@@ -114,7 +120,7 @@ class Objects:
         changed = [
             number
             for number, before in enumerate(self._before)
-            if _differ(before, _members(self._objects[number]))
+            if differ(before, members(self._objects[number]))
         ]
         for number in changed if lost else ():
             writer.add_entry(number, _lost_items(self._objects[number]))
@@ -147,22 +153,20 @@ class Objects:
         values = self._values(slots)
         # Only now, so that a malformed line changes no object of the check.
         for (number, kind, _), content in zip(checked, contents, strict=True):
-            _fill(self._objects[number], kind, content)
+            fill(self._objects[number], kind, content)
         return values
 
     def mark(self) -> None:
         """Remember the members of every object, for `write` to find changes."""
-        self._before = [_members(value) for value in self._objects]
+        self._before = [members(value) for value in self._objects]
 
     def require_bounded(self, values: Iterable[object]) -> None:
-        """Refuse values that are large once shared objects are counted at every place.
-
-        A few lists that hold each other twice amount to more values than a comparison can visit.
+        """Refuse values and objects that are large once shared ones are counted at every place.
 
         Raises:
             wire.MalformedError: An object has more than MAX_NODES values.
         """
-        _require_bounded([*values, *self._objects])
+        require_bounded([*values, *self._objects])
 
     def _contents(self, value: Any, kind: str, items: Any) -> Any:
         """Return the new content of an object."""
@@ -174,7 +178,7 @@ class Objects:
             )
         if kind in BUFFERS:
             # An array keeps its type and an ndarray its shape, so neither can take other items.
-            if kind != "bytearray" and _layout(items) != _layout(value):
+            if kind != "bytearray" and layout(items) != layout(value):
                 raise wire.MalformedError(f"the items of an {kind} of another type or shape")
             return items
         values = self._values(items)
@@ -283,86 +287,3 @@ def _fits(kind: object, items: object) -> bool:
                 return len(keys) == len(values)
         return False
     return isinstance(kind, str) and kind in BUFFERS and kind_of(items) == kind
-
-
-def _layout(value: Any) -> tuple[object, ...]:
-    return (
-        getattr(value, "typecode", None),
-        getattr(value, "dtype", None),
-        getattr(value, "shape", None),
-    )
-
-
-def _members(value: Any) -> list[object]:
-    """Return the members of an object, to be compared one by one."""
-    if type(value) is list:
-        return value[:]
-    if isinstance(value, tuple):
-        return list(tuple.__iter__(value))
-    kind = kind_of(value)
-    if kind in MAPPINGS:
-        return [*methods_of(kind).keys(value), *methods_of(kind).values(value)]
-    if kind not in BUFFERS:
-        return list(methods_of(kind).__iter__(value))
-    return [bytes(value) if kind == "bytearray" else value.tobytes()]
-
-
-def _differ(before: list[object], now: list[object]) -> bool:
-    """Return True unless both hold the very same members.
-
-    Equality would miss a 1 replaced by True.
-    """
-    # The bytes of a buffer are made for each comparison, so they are never identical.
-    if len(before) == len(now) == 1 and type(before[0]) is type(now[0]) is bytes:
-        return before != now
-    return len(before) != len(now) or not all(map(operator.is_, before, now))
-
-
-def _fill(value: Any, kind: str, content: Any) -> None:
-    """Replace the content of an object, by the methods of its kind and not of a subclass."""
-    if kind == "ndarray":
-        value[...] = content
-        return
-    base = methods_of(kind)
-    if base in (list, bytearray, array.array):
-        base.__setitem__(value, slice(None), content)
-        return
-    base.clear(value)
-    (deque.extend if base is deque else base.update)(value, content)
-
-
-def _parts(value: Any) -> Iterator[object]:
-    """Yield the containers directly within one."""
-    members = _members(value)
-    flat = LEAVES.issuperset(map(type, members))
-    return iter(
-        ()
-        if flat
-        else [member for member in members if isinstance(member, tuple | list | dict | set | deque)]
-    )
-
-
-def _require_bounded(values: list[object]) -> None:
-    """Add up sizes depth first, without recursion.
-
-    An object within itself adds nothing: Python's own comparisons end at such a place.
-    """
-    sizes: dict[int, int] = {}
-    path: list[list[Any]] = [[values, _parts(values), 0]]
-    on_path = {id(values)}
-    while path:
-        value, parts, size = path[-1]
-        part = next(parts, None)
-        if part is None:
-            if size > wire.MAX_NODES and len(path) > 1:
-                raise wire.MalformedError("an object of too many values")
-            path.pop()
-            on_path.discard(id(value))
-            sizes[id(value)] = size
-            if path:
-                path[-1][2] += size
-        elif id(part) in sizes:
-            path[-1][2] += sizes[id(part)]
-        elif id(part) not in on_path:
-            path.append([part, _parts(part), len(part)])
-            on_path.add(id(part))

@@ -34,11 +34,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from ssd_ray.evaluation.sandbox.inside import roles, walls
+    from ssd_ray.evaluation.sandbox.inside import landlock, mounts, roles, walls
 
     # As `levels.config` makes it, in an image of its own.
     Config = dict[str, Any]
 else:
+    import landlock
+    import mounts
     import roles
     import walls
 
@@ -108,7 +110,7 @@ class _Zygote:
         if config["namespaces"]:
             _fork_below(channel)
         if config["own_root"]:
-            walls.enter_root(config["root"], config["readable"], config["devices"])
+            mounts.enter_root(config["root"], config["readable"], config["devices"])
             self._config["interpreter_readable"] = True
         sys.meta_path.append(_Packages(config["packages"]))
         self._own_filter = bytes.fromhex(config["own_filter"])
@@ -130,8 +132,8 @@ class _Zygote:
             own_users=self._own_users, interpreter_readable=config["interpreter_readable"]
         )
         if config["landlock"]:
-            walls.landlock_enter(
-                walls.landlock_ruleset(config["readable"], config["listable"], config["devices"])
+            landlock.enter(
+                landlock.make_ruleset(config["readable"], config["listable"], config["devices"])
             )
         if config["filter"]:
             walls.seccomp_enter(bytes.fromhex(config["filter"]))
