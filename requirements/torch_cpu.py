@@ -42,7 +42,8 @@ def main() -> None:
     ):
         return
     print(
-        f"no CPU build of torch {VERSION} was found; installing the ordinary build, which is several gigabytes larger"
+        f"no CPU build of torch {VERSION} was found; installing the ordinary build, "
+        "which is several gigabytes larger"
     )
     if not pip(f"torch=={VERSION}"):
         sys.exit(f"torch {VERSION} could not be installed: see pip's message above")

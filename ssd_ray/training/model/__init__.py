@@ -1,1 +1,4 @@
-"""The model in training: engine, loss, output head, adapters, experts, CPU kernels, sequence parallelism."""
+"""The model in training.
+
+Engine, loss and output head; adapters, experts, CPU kernels, sequence parallelism.
+"""

@@ -1,7 +1,7 @@
 """Contents of containers by kind: read, compared, replaced and counted.
 
-No method of a subclass is called: it could run a program's code. Runs in a bare interpreter. Imports
-the standard library only.
+No method of a subclass is called: it could run a program's code. Runs in a bare interpreter.
+Imports the standard library only.
 """
 
 from __future__ import annotations
