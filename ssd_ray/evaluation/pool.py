@@ -252,6 +252,7 @@ class GraderPool:
             self._crew.end(call.actor)
             self._count_crash(call, lost)
             return
+        # Any error of grading belongs to the step with this slice, whose thread raises it.
         except Exception as error:
             if call.work is None:
                 raise

@@ -207,9 +207,10 @@ class SamplingRun:
         pool.check_room(self.engines, self.progress)
         try:
             pool.run(self._plan, audit.coverage, self.order, self.engines, monitor)
-        # Errors of engines arrive wrapped; the watch raises its own.
+        # The watch raises its own errors.
         except (UserError, InfrastructureError) as error:
             raise _plain(error) from error
+        # Ray Data wraps errors of engines, in types without a common base.
         except Exception as error:
             self.ended()  # raises if the run is stopping
             monitor.look()  # an engine may have left the reason

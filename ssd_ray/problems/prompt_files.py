@@ -85,7 +85,8 @@ def pinned(source: str, hub: HubSource, note: Path) -> HubSource:
             return replace(hub, revision=commit)
     try:
         head = HfApi().dataset_info(hub.name, revision=hub.revision).sha
-    except Exception as error:  # no common base here, either
+    # No common base here, either.
+    except Exception as error:
         raise _not_streamed(source, error) from error
     files.write_atomic(note, f"{source} {head}\n")
     return replace(hub, revision=head)

@@ -47,6 +47,7 @@ def type_name(value: object) -> str:
     kind = type(value)
     try:
         module, name = str(kind.__module__), str(kind.__qualname__)
+    # A class of the program may raise anything as its attributes are read.
     except Exception:
         return type.__name__
     return name if module in _PLAIN_MODULES else f"{module}.{name}"
@@ -80,6 +81,7 @@ def _claimed_number(value: Any) -> int | float | None:
             # The object's own word, as `==` in a check would take it. The number alone is sent.
             if number == value:
                 return number
+        # Conversion and comparison are the object's own code.
         except Exception:
             continue
     return None

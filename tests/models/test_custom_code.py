@@ -178,6 +178,7 @@ def load():
     barrier.wait()
     try:
         loading.load_tokenizer(Path(sys.argv[1]))
+    # A thread has no caller: its error is printed below.
     except BaseException as error:
         errors.append(repr(error))
 threads = [threading.Thread(target=load) for _ in range(8)]

@@ -288,6 +288,7 @@ def killed_at(act: Callable[[], object], number: int) -> bool:
     """Act in a child killed before file operation `number`; False if it ended earlier."""
     child = os.fork()
     if child == 0:
+        # A child must never return into the tests of its parent, whatever its act raises.
         with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
             sys.stdout = sys.stderr = nowhere
             die_at(number)

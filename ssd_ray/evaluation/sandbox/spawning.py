@@ -122,6 +122,7 @@ class Zygote:
         try:
             self._fork(child, task)
             child.wait_ready()
+        # Also at Ctrl-C: the caller has no handle yet to close the process by.
         except BaseException:
             child.close()
             raise

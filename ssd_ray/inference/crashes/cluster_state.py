@@ -5,33 +5,37 @@ While the service itself is away, no node and no engine is known to be alive. Wr
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from ssd_ray.cluster import ray_internals
+
+T = TypeVar("T")
 
 
 def has_node(node: str) -> bool:
     """Return True if a node is alive."""
     import ray
 
-    try:
-        return any(there["NodeID"] == node and there["Alive"] for there in ray.nodes())
-    except Exception:
-        return False
+    return _answer(
+        lambda: any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes()), False
+    )
 
 
 def is_draining(node: str) -> bool:
     """Return True if a node is about to be taken away."""
-    # Errors are of several kinds while the control service restarts. Callers ask again.
-    try:
-        return node in ray_internals.draining_nodes()
-    except Exception:
-        return False
+    return _answer(lambda: node in ray_internals.draining_nodes(), False)
 
 
 def actors() -> Collection[str]:
     """Return the ids of this job's live actors."""
+    return _answer(ray_internals.live_actors, frozenset())
+
+
+def _answer(ask: Callable[[], T], otherwise: T) -> T:
+    """Return an answer of the control service, `otherwise` while the service is away."""
     try:
-        return ray_internals.live_actors()
+        return ask()
+    # Errors are of several types while the service restarts. Callers ask again.
     except Exception:
-        return frozenset()
+        return otherwise

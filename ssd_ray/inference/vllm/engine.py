@@ -89,6 +89,7 @@ class Engine:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        # transformers and tokenizers raise exceptions of many types.
         except Exception as error:
             raise explain(error, directory) from error
         # vLLM adds the end tokens of the model.
@@ -120,6 +121,7 @@ class Engine:
         self._thread.start()
         try:
             self._engine = ready.result()
+        # The error of the engine's thread, of any type.
         except BaseException as error:
             raise explain(error, directory) from error
         print(f"engine ready at {time.time():.3f}", file=sys.stderr, flush=True)
@@ -146,6 +148,7 @@ class Engine:
             from vllm.v1.engine.llm_engine import LLMEngine
 
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        # The thread that waits for `ready` raises it.
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -162,6 +165,7 @@ class Engine:
                     if output.finished:
                         self._deliver(output)
                 self._count()
+        # This thread has no caller. Without it no request would ever be answered.
         except Exception as error:
             traceback.print_exc()
             end_process(one_line(error))

@@ -72,6 +72,7 @@ class GVisor:
             os.set_blocking(stream.fileno(), False)
         try:
             self._wait_up()
+        # Also at Ctrl-C: without an object nothing else would close the sandbox.
         except BaseException:
             self.close()
             raise
@@ -148,6 +149,7 @@ class GVisor:
         """
         try:
             yield
+        # Also at Ctrl-C, for the same reason.
         except BaseException:
             self.close()
             raise

@@ -138,6 +138,7 @@ def _write(place: Path, entries: dict[str, str]) -> None:
             file.flush()
             # By rename, so that other graders see a complete image or none.
             os.replace(file.name, place)
+        # Also at Ctrl-C: no half image is left in the cache.
         except BaseException:
             os.unlink(file.name)
             raise

@@ -57,6 +57,7 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
         if any("random" in unit for unit in units):
             __import__("random").seed(0)
         namespace["check"](candidate)
+    # A check is code of a benchmark: any error can come out of it, SystemExit included.
     except BaseException as error:
         if error is candidate.raised:
             send(["raised", candidate.reason])
@@ -128,6 +129,7 @@ class Candidate:
             reason = str(error)
         except RecursionError:
             reason = "a value that is nested too deeply"
+        # The check's own class may raise anything as its object is read.
         except Exception as error:
             reason = f"a value that raises {type(error).__name__} as it is read"
         return self._end(["unable", f"it calls the program with {reason}"])
@@ -192,6 +194,7 @@ class Candidate:
                 return RuntimeError(f"the program raised {type_name}")
             try:
                 return _made(known, type_name, message, arguments)
+            # The constructor of an unknown class may raise anything; the next candidate counts.
             except Exception:
                 continue
         return Exception(message)

@@ -114,6 +114,7 @@ def describe(error: BaseException) -> list[str]:
     """
     try:
         message = str(error)
+    # An exception of the program's own class may raise anything here.
     except BaseException:
         message = ""
     name = "MemoryError" if shortage.is_out_of_memory(error) else type(error).__name__[:100]

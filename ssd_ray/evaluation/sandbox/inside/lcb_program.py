@@ -91,6 +91,7 @@ def _wrapped(code: str) -> str:
         ]
         _FUNCTION.body = [statement for statement in statements if statement not in imports]
         return f"{_LAST_OF_HEADER}{_unparsed(imports)}\n{_unparsed([_FUNCTION])}"
+    # As officially: a program that cannot be parsed runs, and fails, as it is.
     except Exception:
         return code
 

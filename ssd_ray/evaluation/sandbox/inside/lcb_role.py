@@ -91,6 +91,7 @@ def serve(
     leave = os._exit
     try:
         _converse(units, entry_point, receive, send)
+    # As officially: a program may end its process by any error that is no Exception.
     except BaseException:
         leave(1)
 
@@ -110,6 +111,7 @@ def _converse(
     _prepare()
     try:
         method = lcb_program.load(code, entry_point, limit_s)
+    # The program's own code: any error can come out of it, here and in the tests below.
     except Exception as error:
         send(_error("load", error))
         return
@@ -157,6 +159,7 @@ def _feed(method: Callable[[], object], text: str, limit_s: int) -> Reply:
         _require_stderr()
         sys.stdout = printed
         _run_on_text(method, text, notes)
+    # The program's own code.
     except Exception as error:
         _signal.alarm(0)
         return [*_error("run", error), *noted(notes)]
@@ -181,6 +184,7 @@ def _require_stderr() -> None:
     if sys.stderr is None:
         raise RuntimeError("sys.stderr is None")
     sys.stderr.fileno()
+    # The program may have replaced it by an object of its own.
     with contextlib.suppress(Exception):
         sys.stderr.flush()
 
@@ -213,6 +217,7 @@ def _call(method: Callable[..., object], arguments: list[object], limit_s: int) 
     try:
         _require_stderr()
         value = method(*arguments)
+    # The program's own code.
     except Exception as error:
         _signal.alarm(0)
         return _error("run", error)
@@ -224,6 +229,7 @@ def _call(method: Callable[..., object], arguments: list[object], limit_s: int) 
 def _error(kind: str, error: Exception) -> Reply:
     try:
         message = str(error)[:300]
+    # An exception of the program's own class may raise anything here.
     except Exception:
         message = ""
     if kind == "run" and isinstance(error, TimeIsUpError):
@@ -240,6 +246,7 @@ def _send_value(reply: Reply, send: Callable[[object], None]) -> None:
         send(reply)
     except unsupported as error:
         send(["unsupported", str(error)])
+    # Reading a value of the program's own class may run its code.
     except Exception as error:
         kind = foreign.type_name(reply[1])
         send(["unsupported", f"a value of type {kind}, which raises {type(error).__name__}"[:200]])

@@ -83,6 +83,7 @@ def _run_program(units: list[str]) -> NoReturn:
             sys.stdout.flush()
         if sys.stderr is not None:
             sys.stderr.flush()
+    # Exit handlers and streams are the program's own: any error can come out of them.
     except BaseException as error:
         write(2, f"\n{type(error).__name__} as the program ended\n".encode())
         status = status or 120
@@ -102,6 +103,7 @@ def _status_of(run: Callable[[], None]) -> int:
             return int(code or 0) & 0xFF
         print(code, file=sys.stderr)
         return 1
+    # As at the end of an interpreter: every other error has a traceback and status 1.
     except BaseException as error:
         trace = error.__traceback__
         # The sandbox's own frames come first, and mean nothing to a reader.
@@ -109,6 +111,7 @@ def _status_of(run: Callable[[], None]) -> int:
             trace = trace.tb_next
         try:
             sys.excepthook(type(error), error.with_traceback(trace), trace)
+        # The program may have replaced the hook.
         except BaseException:
             os.write(2, f"\n{type(error).__name__}\n".encode())
         if shortage.is_out_of_memory(error):
@@ -164,6 +167,7 @@ def _answer_calls(
             _send_one(replies(function, message), send)
         except unsupported as error:
             send(["unsupported", str(error)])
+        # The program's own code: SystemExit and KeyboardInterrupt are answers of a call, too.
         except BaseException as error:
             send(["error", *describe(error)])
 
@@ -174,6 +178,7 @@ def _send_one(replies: Iterator[object], send: Callable[[object], None]) -> None
     for reply in replies:
         try:
             return send(reply)
+        # Reading a value of the program's own class may run its code.
         except Exception as error:
             failure = error
     if failure is not None:
@@ -228,6 +233,7 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
         awaited = type(value) is types.CoroutineType
         if awaited:
             value = __import__("asyncio").run(value)
+    # The program's own code.
     except Exception as error:
         if shortage.is_out_of_memory(error):
             raise

@@ -27,6 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     try:
         message = str(error)
+    # An exception of the program's own class may raise anything here.
     except BaseException:
         return False
     if isinstance(error, RuntimeError):
