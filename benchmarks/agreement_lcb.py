@@ -135,9 +135,9 @@ def compare_to_grader(
     for sample, ours in zip(samples, graded, strict=True):
         official = check(sample.problem, sample.code)
         if official != (ours.outcome == "accepted"):
-            said = "accepted" if official else "rejected"
+            verdict = "accepted" if official else "rejected"
             differences[sample.problem.problem_id] = (
-                f"officially {said}, here {ours.outcome}: {ours.detail}"
+                f"officially {verdict}, here {ours.outcome}: {ours.detail}"
             )
             print(f"{sample.problem.problem_id}: {differences[sample.problem.problem_id]}")
     return {"same_as_grader": len(samples) - len(differences), "differences": differences}

@@ -64,7 +64,7 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
     state = paths["out"] / resume.RESUME / f"step-{begin + plan['steps']}"
     size = sum(path.stat().st_size for path in state.iterdir()) / 2**30 if state.exists() else 0
     if rank == 0:
-        told = {
+        figures = {
             "begin": begin,
             "begins_s": begins_s,
             "start_s": start_s,
@@ -72,7 +72,7 @@ def work(rank: int, world: int, port: str, plan: dict[str, Any]) -> None:
             "saves_s": saves,
             "state_gib": size,
         }
-        print(json.dumps(told))
+        print(json.dumps(figures))
 
 
 def run(plan: dict[str, Any], world: int, folder: Path, name: str) -> dict[str, Any]:

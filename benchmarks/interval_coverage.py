@@ -179,9 +179,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, nargs="+", default=[30, 131, 500])
     parser.add_argument("--comparisons", type=int, default=COMPARISONS)
     chosen = parser.parse_args()
-    start, found = time.perf_counter(), []
+    start, rows = time.perf_counter(), []
     for case in cases(tuple(chosen.problems), chosen.comparisons):
-        found.append(case)
+        rows.append(case)
         print(
             (
                 f"{case.problems:4} {case.answers:2} {case.family:18} {case.name:40} "
@@ -189,20 +189,20 @@ def main() -> None:
             ),
             flush=True,
         )
-    groups = itertools.groupby(sorted(found, key=_row), key=_row)
+    groups = itertools.groupby(sorted(rows, key=_row), key=_row)
     for row, members in groups:
         shares = [100 * case.coverage for case in members]
         print(
             f"| {row[1]} | {row[0]} | {len(shares)} | {min(shares):.1f} | {np.mean(shares):.1f} "
             f"| {max(shares):.1f} |"
         )
-    low = [case for case in found if case.coverage < LOWEST]
-    wide = [case for case in found if case.coverage > HIGHEST and case.effective >= 3]
+    low = [case for case in rows if case.coverage < LOWEST]
+    wide = [case for case in rows if case.coverage > HIGHEST and case.effective >= 3]
     figures = {
         "machine": machine(),
         "seconds": time.perf_counter() - start,
         "comparisons": chosen.comparisons,
-        "cases": [asdict(case) for case in found],
+        "cases": [asdict(case) for case in rows],
     }
     if chosen.out:
         chosen.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -52,8 +52,8 @@ def _gpus() -> list[str]:
         "--query-gpu=name,memory.total,driver_version",
         "--format=csv,noheader",
     ]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip().splitlines() if found.returncode == 0 else []
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    return process.stdout.strip().splitlines() if process.returncode == 0 else []
 
 
 def _version(package: str) -> str | None:

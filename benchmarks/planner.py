@@ -104,8 +104,8 @@ def measured(model: Path, case: dict[str, Any], kind: str, folder: Path) -> tupl
             pool.submit(_work, rank, port, model, dataset, folder, case, kind)
             for rank in range(WORKERS)
         ]
-        found = [future.result() for future in futures]
-    return max(peak for peak, _ in found), max(bare for _, bare in found)
+        results = [future.result() for future in futures]
+    return max(peak for peak, _ in results), max(bare for _, bare in results)
 
 
 def _work(

@@ -108,7 +108,9 @@ def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
     ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     logs = "".join(path.read_text(errors="replace") for path in (run / "logs").glob("*.log"))
-    ready = [float(told) for told in re.findall(r"^engine ready at ([0-9.]+)$", logs, re.MULTILINE)]
+    ready = [
+        float(seconds) for seconds in re.findall(r"^engine ready at ([0-9.]+)$", logs, re.MULTILINE)
+    ]
     rows = list(shards.read_rows(run / "samples", Completion))
     ended = max(path.stat().st_mtime for path in shards.shard_paths(run / "samples"))
     sequences = {f"{row.prompt_id} {row.sample_index}": list(row.output_token_ids) for row in rows}
@@ -202,23 +204,23 @@ def main() -> None:
     record: dict[str, Any] = {"machine": machine(), "recipe": options.recipe, "decoding": DECODING}
     for name in options.cases:
         case = CASES[name]
-        found = summary(list(measure(options.recipe, case, options.rounds)), case.requests)
-        record[name] = {**case._asdict(), **found}
+        figures = summary(list(measure(options.recipe, case, options.rounds)), case.requests)
+        record[name] = {**case._asdict(), **figures}
         print(
             f"{case.requests} requests of up to {case.max_tokens} "
             f"tokens{', short prompts' if case.short else ''}"
         )
-        for program, rate in found["tokens_per_s"].items():
+        for program, rate in figures["tokens_per_s"].items():
             same = (
-                f"   {found['equal'][program]} of {found['of']} sequences as bare vLLM's"
-                if program in found["equal"]
+                f"   {figures['equal'][program]} of {figures['of']} sequences as bare vLLM's"
+                if program in figures["equal"]
                 else ""
             )
             print(f"  {program:24} {rate:8.1f} tok/s{same}")
-        for row in found["ratios"]:
+        for row in figures["ratios"]:
             limit = f" (at least {row['limit']:g})" if row["limit"] else ""
             print(f"  {row['of']} / {row['to']}: {row['ratio']:.3f}{limit}")
-        print(f"  per-request seeds cost bare vLLM {found['cost_of_seeds']:.1%}", flush=True)
+        print(f"  per-request seeds cost bare vLLM {figures['cost_of_seeds']:.1%}", flush=True)
         options.out.write_text(json.dumps(record, indent=1))
 
 

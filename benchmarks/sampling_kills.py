@@ -80,15 +80,15 @@ class Victims:
 
     def engines(self) -> list[psutil.Process]:
         """The engine processes that are there, with whatever they have started."""
-        found = []
+        processes = []
         for path in (self.out / ".engines").glob("*.json"):
             try:
                 process = psutil.Process(json.loads(path.read_text())["pid"])
                 if "ray::" in " ".join(process.cmdline()):
-                    found += [process, *process.children(recursive=True)]
+                    processes += [process, *process.children(recursive=True)]
             except (psutil.Error, FileNotFoundError):
                 continue
-        return found
+        return processes
 
     def kill(self, victim: str, chance: random.Random) -> list[psutil.Process]:
         """Kill one; returns what has to be gone soon."""
@@ -151,7 +151,7 @@ def disturb(
     victims: Victims, kills: int, total: int, chance: random.Random
 ) -> list[dict[str, object]]:
     """Kill in turn, at moments spread over the work, and see what is left of each victim."""
-    told = []
+    events = []
     for number in range(kills):
         victims.drive()
         deadline = time.monotonic() + WAIT_S
@@ -170,7 +170,7 @@ def disturb(
         done = rows_done(victims.out)
         _, alive = psutil.wait_procs(victims.kill(victim, chance), timeout=3 * LIMIT_S)
         gone = time.monotonic() - began
-        told.append({"victim": victim, "at_row": done, "gone_after_s": gone, "left": len(alive)})
+        events.append({"victim": victim, "at_row": done, "gone_after_s": gone, "left": len(alive)})
         print(
             f"kill {number + 1}: {victim} at {done} of {total} answers, gone after {gone:.1f} s",
             flush=True,
@@ -179,7 +179,7 @@ def disturb(
     assert victims.driver is not None
     if victims.driver.wait(WAIT_S):
         sys.exit(f"the run failed: {victims.log.read_text()[-3000:]}")
-    return told
+    return events
 
 
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -212,23 +212,23 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
     victims = Victims(recipe, directory / "killed", directory / "driver.log")
     began = time.monotonic()
     try:
-        told = disturb(victims, options.kills, len(calm), random.Random(options.seed))
+        events = disturb(victims, options.kills, len(calm), random.Random(options.seed))
     finally:
         victims.close()
     killed = rows_of(directory / "killed" / "samples")
     facts = json.loads((directory / "killed" / "samples" / "manifest.json").read_text())["facts"]
     return {
         "answers": len(calm),
-        "kills": len(told),
+        "kills": len(events),
         "missing": len(calm.keys() - killed.keys()),
         "doubled": 0,
         "different": sum(killed[key] != row for key, row in calm.items() if key in killed),
         "failed": len(facts["failed"]),
         "engine_losses_counted": facts["engine_losses"],
-        "slowest_to_go_s": max(float(str(each["gone_after_s"])) for each in told),
-        "left_running": sum(int(str(each["left"])) for each in told),
+        "slowest_to_go_s": max(float(str(each["gone_after_s"])) for each in events),
+        "left_running": sum(int(str(each["left"])) for each in events),
         "seconds": time.monotonic() - began,
-        "each": told,
+        "each": events,
     }
 
 

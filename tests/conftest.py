@@ -24,11 +24,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 LONGEST = ("test_run", "test_training", "test_resume", "test_heldout", "test_kills", "test_jobs")
-"""Files that take minutes each, the longest first, so that no process waits for them alone."""
+"""Files of minutes each, the longest first, or one process would run them alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then those that start something real, then all others."""
+    """The longest files first, then those with real engines, then all others."""
 
     def place(item: pytest.Item) -> tuple[int, bool]:
         name = item.path.stem

@@ -1,8 +1,8 @@
-"""Measure the language of code and pages: `python tests/prose.py FOLDER_OR_PAGE...`, a row each.
+"""Measure the language of code and pages: `python tests/prose.py PLACE...`, a row each.
 
 - Functions: lines of the median, the 90th percentile and the longest.
-- Docstrings: that, which and what per 1,000 words; share that opens with What, Whether or How.
-- Banned words: dialect that a new reader has to learn, per 1,000 words of docstrings.
+- Docstrings: relative words (`RELATIVE`) per 1,000 words; share of interrogative openings.
+- Banned words: dialect foreign to a new reader, per 1,000 words of docstrings.
 - Markdown: the same counts over the text, without code; and lines of prose above 100 columns.
 """
 
@@ -63,14 +63,14 @@ class Prose:
 
     @property
     def question_openings(self) -> float:
-        """Share of docstrings that open with What, Whether or How."""
+        """Share of docstrings with an interrogative opening."""
         return sum(bool(_OPENING.match(text)) for text in self.docstrings) / max(
             1, len(self.docstrings)
         )
 
     @property
     def comment_share(self) -> float:
-        """Share of lines that hold nothing but a comment."""
+        """Share of lines with nothing but a comment."""
         return self.comment_lines / max(1, self.lines)
 
 
@@ -189,7 +189,7 @@ def comments(source: str) -> Iterator[str]:
 
 
 def comment_lines(source: str) -> Iterator[str]:
-    """Yield comments that have a line to themselves, directives to tools left out."""
+    """Yield comments on a line of their own, directives to tools left out."""
     for token in _comment_tokens(source):
         if token.line.strip() == token.string:
             yield token.string

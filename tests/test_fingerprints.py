@@ -1,4 +1,4 @@
-"""Fingerprints of shipped recipes stay byte-equal, so that existing runs resume.
+"""Fingerprints of shipped recipes stay byte-equal: existing runs resume.
 
 `python tests/test_fingerprints.py` writes the golden file. Every change of it affects all
 users: a stage's revision was raised, or a choice was added (docs/design.md).
@@ -27,7 +27,7 @@ VARIANTS = {
         "prompts.over_length=truncate-left",
     ],
 }
-"""Overrides of choices that shipped recipes omit from their fingerprints."""
+"""Overrides of choices omitted from the fingerprints of shipped recipes."""
 
 
 def fingerprints() -> dict[str, dict[str, str]]:

@@ -128,7 +128,7 @@ with cluster.connected(ClusterConfig(device="cpu")):
 
 
 def test_workers_of_a_ray_started_without_niceness_0_take_it(head: str) -> None:
-    """A raylet has it from its own environment, so a driver that sets it comes too late."""
+    """A raylet has it from its own environment, so a driver would set it too late."""
     command = [
         RAY,
         "job",

@@ -1,4 +1,4 @@
-"""Kills of real engines, a node and the driver: a short run of `benchmarks/sampling_kills.py`."""
+"""Kills of engines, a node and the driver: a short run of `benchmarks/sampling_kills.py`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_kills_of_engine_node_and_driver_change_no_row(
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert figures.exists(), done.stdout + done.stderr[-4000:]
-    found = json.loads(figures.read_text())
-    assert [each["victim"] for each in found["each"]] == ["engine", "node", "driver"]
+    results = json.loads(figures.read_text())
+    assert [each["victim"] for each in results["each"]] == ["engine", "node", "driver"]
     assert (
-        found["answers"],
-        found["missing"],
-        found["doubled"],
-        found["different"],
-        found["failed"],
+        results["answers"],
+        results["missing"],
+        results["doubled"],
+        results["different"],
+        results["failed"],
     ) == (120, 0, 0, 0, 0)
-    assert found["left_running"] == 0
-    assert found["slowest_to_go_s"] <= 10
+    assert results["left_running"] == 0
+    assert results["slowest_to_go_s"] <= 10

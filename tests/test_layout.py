@@ -41,18 +41,18 @@ def _modules() -> list[Path]:
 
 
 def _imports(path: Path) -> set[str]:
-    found = set()
+    targets = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ssd_ray"):
             inner = node.module.removeprefix("ssd_ray").removeprefix(".")
-            found |= {f"{inner}.{alias.name}".removeprefix(".") for alias in node.names}
+            targets |= {f"{inner}.{alias.name}".removeprefix(".") for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {
+            targets |= {
                 alias.name.removeprefix("ssd_ray.")
                 for alias in node.names
                 if alias.name.startswith("ssd_ray")
             }
-    return found
+    return targets
 
 
 def _layer(name: str) -> int:
@@ -176,7 +176,7 @@ def test_another_version_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _imported_modules(path: Path) -> set[str]:
-    """Modules of the package that a file imports, also within functions."""
+    """Imports of a file from the package, also within functions."""
     names = {_name(module) for module in _modules()}
     tree = ast.parse(path.read_text())
     guards = (node for node in ast.walk(tree) if isinstance(node, ast.If))

@@ -22,11 +22,11 @@ ROOT = Path(__file__).parent.parent
 MODULES = tuple(sorted((ROOT / "ssd_ray").rglob("*.py")))
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 RELATIVE_LIMIT = 12.0
-"""That, which and what per 1,000 words."""
+"""Relative words (`RELATIVE`) per 1,000 words."""
 OPENING_LIMIT = 0.03
-"""Share of docstrings that open with What, Whether or How."""
+"""Share of docstrings with an interrogative opening."""
 COMMENT_SHARE = 0.02
-"""Least share of lines that hold nothing but a comment."""
+"""Least share of lines with nothing but a comment."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,9 +72,9 @@ def test_lines_of_the_package_fit_the_columns() -> None:
 
 
 def _by_module(complaints: Callable[[str], list[str]]) -> dict[str, list[str]]:
-    """Return the complaints about each module that has any."""
-    found = {str(path.relative_to(ROOT)): complaints(path.read_text()) for path in MODULES}
-    return {name: each for name, each in found.items() if each}
+    """Return the complaints about each module with any."""
+    by_module = {str(path.relative_to(ROOT)): complaints(path.read_text()) for path in MODULES}
+    return {name: each for name, each in by_module.items() if each}
 
 
 def _long_lines(source: str) -> list[str]:

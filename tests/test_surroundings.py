@@ -51,7 +51,7 @@ LONG = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of files named like libraries, each of which would end whoever imports it."""
+    """A folder of files named like libraries; each would end its importer."""
     folder = tmp_path / "notes"
     (folder / "transformers").mkdir(parents=True)
     for name in (*LIBRARIES, "transformers/__init__"):
@@ -81,7 +81,7 @@ def run(
 
 
 def test_grading_imports_nothing_from_the_folder(folder: Path, tmp_path: Path) -> None:
-    """Its processes are started with `python -c`, which puts the folder first on their path."""
+    """Its processes start with `python -c`: the folder is first on their path."""
     problem = {
         "problem_id": "p",
         "kind": "stdin",
@@ -219,7 +219,7 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    ("library", "code", "said"),
+    ("library", "code", "message"),
     [
         (
             "raise MemoryError\n",
@@ -241,7 +241,7 @@ def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llam
     ids=["failure", "mistake"],
 )
 def test_a_dead_engine_prints_one_sentence(
-    tmp_path: Path, tiny_llama: Path, library: str, code: int, said: str
+    tmp_path: Path, tiny_llama: Path, library: str, code: int, message: str
 ) -> None:
     """Ray's own paragraph is in the logs; a library on PYTHONPATH is the user's choice."""
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
@@ -259,7 +259,7 @@ def test_a_dead_engine_prints_one_sentence(
     ]
     process = run(command, tmp_path, 400, PYTHONPATH=str(tmp_path / "path"))
     assert process.returncode == code, process.stderr
-    assert re.search(said, process.stderr), process.stderr
+    assert re.search(message, process.stderr), process.stderr
     shown = process.stdout + process.stderr
     for word in ("raylet", "A worker died", "OOM", "Traceback"):
         assert word not in shown

@@ -232,7 +232,7 @@ def test_a_shard_without_checksums_is_read_as_before(tmp_path: Path) -> None:
 
 
 READS_USERS_FILES = {"problems/benchmarks/files.py"}
-"""Modules that read the user's files, with their own messages (`test_benchmarks.py`)."""
+"""Readers of the user's files, with their own messages (`test_benchmarks.py`)."""
 
 
 def test_shards_are_read_and_written_in_one_place() -> None:

@@ -155,8 +155,8 @@ def test_files_moved_away_never_overwrite_earlier_ones(tmp_path: Path, kind: str
     }
 
 
-MAY_RENAME = {"artifacts/files.py", "artifacts/ledger.py", "inference/crashes/heartbeat.py"}
-"""Modules that call `rename`. Only artifacts/files.py publishes directories with it."""
+MAY_RENAME = {"artifacts/files.py", "artifacts/audit.py", "inference/crashes/heartbeat.py"}
+"""Callers of `rename`. Only artifacts/files.py publishes directories with it."""
 
 
 def test_directories_get_their_names_in_one_place() -> None:

@@ -1,4 +1,4 @@
-"""A git-lfs pointer in place of a file is named, with the command that fetches it."""
+"""A git-lfs pointer in place of a file is named, with the command to fetch it."""
 
 from __future__ import annotations
 

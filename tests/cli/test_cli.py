@@ -56,7 +56,7 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["run", "nothing"], "there is no recipe 'nothing'"),
         (
@@ -80,11 +80,11 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_exits_2_with_one_sentence(
-    tmp_path: Path, arguments: list[str], told: str
+    tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     result = ssd_ray(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
-    assert told in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
 
@@ -153,12 +153,12 @@ def test_sigterm_while_ray_starts_leaves_no_process(
     command += [part for choice in chosen for part in ("--set", choice)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    told = next(line for line in process.stderr if line == "starting Ray\n")
+    log = next(line for line in process.stderr if line == "starting Ray\n")
     time.sleep(delay_s)
     family = workers_of(process.pid)
     process.send_signal(signal.SIGTERM)
-    told += process.communicate(timeout=120)[1]
-    assert process.returncode == 130, told
-    assert "interrupted; what is on disk stays. To resume: ssd-ray sample quickstart" in told
-    assert "Traceback" not in told
+    log += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, log
+    assert "interrupted; what is on disk stays. To resume: ssd-ray sample quickstart" in log
+    assert "Traceback" not in log
     assert not psutil.wait_procs(family, timeout=40)[1]

@@ -2,7 +2,7 @@
 
 - Kubernetes' schemas come with kubernetes-validate, and Ray's launcher schema with Ray.
 - KubeRay's schemas are read from the folder in KUBERAY_CRDS (`ray.io_rayclusters.yaml`,
-  `ray.io_rayjobs.yaml`). Without the variable that test skips.
+  `ray.io_rayjobs.yaml`). Without the variable their test skips.
 - Schemas cover neither CEL rules nor the behavior of a cluster.
 """
 
@@ -72,9 +72,9 @@ def containers() -> list[Yaml]:
 
 
 def pods_of(role: str) -> list[Yaml]:
-    found = [pod for pod in pods() if pod["metadata"]["labels"]["ssd-ray/role"] == role]
-    assert found, f"no pod has the role {role}"
-    return found
+    matches = [pod for pod in pods() if pod["metadata"]["labels"]["ssd-ray/role"] == role]
+    assert matches, f"no pod has the role {role}"
+    return matches
 
 
 def environment(container: Yaml) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def environment(container: Yaml) -> dict[str, Any]:
 
 
 def closed(schema: Any) -> Any:
-    """Return a custom resource's schema that refuses unknown fields.
+    """Return a custom resource's schema, with unknown fields refused.
 
     A cluster would drop them silently.
     """
@@ -133,10 +133,10 @@ def test_every_ray_resource_is_valid_for_kuberay() -> None:
 
 
 def test_the_launcher_file_is_valid_for_ray() -> None:
-    found = importlib.util.find_spec("ray")
-    assert found is not None
-    assert found.submodule_search_locations
-    schema = Path(found.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json"
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    schema = Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json"
     jsonschema.Draft7Validator(json.loads(schema.read_text())).validate(launcher())
     types = launcher()["available_node_types"]
     assert launcher()["head_node_type"] in types

@@ -19,7 +19,7 @@ LONG = "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it"
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A short directory in the place of /tmp, and an environment that names none."""
+    """A short directory in the place of /tmp, and an environment without one."""
     for name in ("TMPDIR", "RAY_TMPDIR", "VLLM_RPC_BASE_PATH"):
         monkeypatch.delenv(name, raising=False)
     short = Path(os.path.realpath(f"/tmp/sp{os.getpid()}"))
@@ -51,24 +51,24 @@ def test_a_tmpdir_that_cannot_hold_sockets_is_worked_around(
         "not utf-8": str(place / "\udcff"),
     }
     monkeypatch.setenv("TMPDIR", values[kind])
-    said: list[str] = []
-    assert ray_directory(said.append) == f"{place}/ssd-ray-{os.getuid()}/ray"
-    (line,) = said
+    messages: list[str] = []
+    assert ray_directory(messages.append) == f"{place}/ssd-ray-{os.getuid()}/ray"
+    (line,) = messages
     assert f"TMPDIR={values[kind]} cannot hold its sockets (" in line
     assert (place / f"ssd-ray-{os.getuid()}").stat().st_mode & 0o077 == 0
 
 
 def test_a_usual_tmpdir_is_left_to_ray(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    assert ray_directory(said.append) is None
+    messages: list[str] = []
+    assert ray_directory(messages.append) is None
     monkeypatch.setenv("TMPDIR", str(place))
-    assert ray_directory(said.append) is None
+    assert ray_directory(messages.append) is None
     monkeypatch.setenv("RAY_TMPDIR", str(place / "new"))
-    assert ray_directory(said.append) is None
+    assert ray_directory(messages.append) is None
     monkeypatch.chdir(place)
     monkeypatch.setenv("RAY_TMPDIR", "relative")
-    assert ray_directory(said.append) == str(place / "relative" / "ray")
-    assert said == []
+    assert ray_directory(messages.append) == str(place / "relative" / "ray")
+    assert messages == []
 
 
 @pytest.mark.parametrize("value", [f"/tmp/{LONG}", "/proc/x", "/tmp/ü", "/dev/null"])

@@ -30,19 +30,19 @@ def test_without_a_sweep_the_arms_are_those_named():
 
 def test_a_sweep_changes_temperatures_and_keeps_truncation():
     chosen = recipe(evaluate={"sweep": [1.3, 0.5]})
-    found = arms.arms(chosen)
+    swept = arms.arms(chosen)
     grid = (0.5, 0.7, 1.1, 1.3)  # the sweep, and what base and ssd are written with
     assert arms.temperatures(chosen) == grid
-    assert list(found) == [*(f"base@T={t}" for t in grid), *(f"ssd@T={t}" for t in grid), "teacher"]
+    assert list(swept) == [*(f"base@T={t}" for t in grid), *(f"ssd@T={t}" for t in grid), "teacher"]
     for name, points in arms.families(chosen).items():
         for t, arm in points.items():
             assert (
-                found[arm].model,
-                found[arm].temperature,
-                found[arm].top_k,
-                found[arm].top_p,
+                swept[arm].model,
+                swept[arm].temperature,
+                swept[arm].top_k,
+                swept[arm].top_p,
             ) == (name, t, 20, 0.8)
-    teacher, sample = found["teacher"], chosen.sample
+    teacher, sample = swept["teacher"], chosen.sample
     assert (teacher.model, teacher.temperature, teacher.top_k, teacher.top_p) == (
         "base",
         sample.temperature,
@@ -73,16 +73,20 @@ def test_the_naive_control_trains_on_samples_at_temperature_1(tmp_path):
         "generations/naive",
         "verdicts/naive",
     } <= set(names)
-    found = {step.name: step for step in graph.steps(chosen)}
-    assert [step.name for step in found["generations/naive"].inputs] == [
+    by_name = {step.name: step for step in graph.steps(chosen)}
+    assert [step.name for step in by_name["generations/naive"].inputs] == [
         "eval-prompts",
         "checkpoint-naive",
     ]
-    assert [step.name for step in found["generations/ssd"].inputs] == ["eval-prompts", "checkpoint"]
-    assert found["checkpoint-naive"].choices() == found["checkpoint"].choices()
-    assert found["samples-naive"].identity.fingerprint != found["samples"].identity.fingerprint
+    assert [step.name for step in by_name["generations/ssd"].inputs] == [
+        "eval-prompts",
+        "checkpoint",
+    ]
+    assert by_name["checkpoint-naive"].choices() == by_name["checkpoint"].choices()
+    assert by_name["samples-naive"].identity.fingerprint != by_name["samples"].identity.fingerprint
     assert (
-        found["verdicts/naive"].identity.fingerprint != found["verdicts/ssd"].identity.fingerprint
+        by_name["verdicts/naive"].identity.fingerprint
+        != by_name["verdicts/ssd"].identity.fingerprint
     )
 
 
@@ -111,27 +115,27 @@ def test_the_accepted_control_trains_on_samples_that_pass(tmp_path):
     assert arms.arms(chosen)["accepted"].model_dump() == chosen.evaluate.arms[
         "ssd"
     ].model_dump() | {"model": "accepted"}
-    found = {step.name: step for step in graph.steps(chosen)}
+    steps = {step.name: step for step in graph.steps(chosen)}
     plain = {step.name: step for step in graph.steps(recipes.load("quickstart"))}
-    assert found.keys() - plain.keys() == {
+    assert steps.keys() - plain.keys() == {
         *("training-problems", "sample-verdicts", "dataset-accepted", "checkpoint-accepted"),
         *("generations/accepted", "verdicts/accepted"),
     }
-    assert {name for name in plain if plain[name].identity != found[name].identity} == {"report"}
-    assert [step.name for step in found["sample-verdicts"].inputs] == [
+    assert {name for name in plain if plain[name].identity != steps[name].identity} == {"report"}
+    assert [step.name for step in steps["sample-verdicts"].inputs] == [
         "training-problems",
         "samples",
     ]
-    assert found["sample-verdicts"].follows is found["samples"]
-    assert [step.name for step in found["dataset-accepted"].inputs] == [
+    assert steps["sample-verdicts"].follows is steps["samples"]
+    assert [step.name for step in steps["dataset-accepted"].inputs] == [
         "samples",
         "sample-verdicts",
     ]
-    assert [step.name for step in found["generations/accepted"].inputs] == [
+    assert [step.name for step in steps["generations/accepted"].inputs] == [
         "eval-prompts",
         "checkpoint-accepted",
     ]
-    assert "training-problems" in {step.name for step in found["samples"].after}, (
+    assert "training-problems" in {step.name for step in steps["samples"].after}, (
         "no tests is found out before sampling"
     )
 
@@ -191,13 +195,13 @@ def test_selection_by_tests_happens_only_on_request(tmp_path):
         assert shipped.prepare.select == "all"
         assert "accepted" not in {arm.model for arm in arms.arms(shipped).values()}
     chosen = recipes.load("quickstart", ["prepare.select=accepted", "evaluate.controls=[naive]"])
-    found = {step.name: step for step in graph.steps(chosen)}
-    assert {"sample-verdicts", "sample-verdicts-naive"} <= found.keys()
-    assert found["dataset-naive"].inputs == (found["samples-naive"], found["sample-verdicts-naive"])
+    steps = {step.name: step for step in graph.steps(chosen)}
+    assert {"sample-verdicts", "sample-verdicts-naive"} <= steps.keys()
+    assert steps["dataset-naive"].inputs == (steps["samples-naive"], steps["sample-verdicts-naive"])
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["prompts.source=rstar-coder", "prepare.select=accepted"],
@@ -210,8 +214,8 @@ def test_selection_by_tests_happens_only_on_request(tmp_path):
         (["prepare.select=accepted", "evaluate.controls=[accepted]"], "set prepare.select=all"),
     ],
 )
-def test_selection_without_tests_is_refused_before_any_work(overrides, told):
-    with pytest.raises(UserError, match=told):
+def test_selection_without_tests_is_refused_before_any_work(overrides, message):
+    with pytest.raises(UserError, match=message):
         recipes.load("quickstart", overrides)
 
 
@@ -227,11 +231,11 @@ def test_the_quick_start_stays_as_small_as_it_was(tmp_path):
 
 def test_a_second_profile_is_graded_next_to_the_first(tmp_path):
     chosen = recipes.load("quickstart", ["evaluate.profiles=[strict, lcb-compat]"])
-    found = {step.name: step for step in graph.steps(chosen)}
-    assert found["verdicts/ssd"].choices()["profile"] == "strict"
-    assert found["verdicts-lcb/ssd"].choices()["profile"] == "lcb-compat"
-    assert found["generations/ssd"] in found["verdicts-lcb/ssd"].inputs
-    assert {"verdicts/base", "verdicts-lcb/ssd"} <= {step.name for step in found["report"].inputs}
+    steps = {step.name: step for step in graph.steps(chosen)}
+    assert steps["verdicts/ssd"].choices()["profile"] == "strict"
+    assert steps["verdicts-lcb/ssd"].choices()["profile"] == "lcb-compat"
+    assert steps["generations/ssd"] in steps["verdicts-lcb/ssd"].inputs
+    assert {"verdicts/base", "verdicts-lcb/ssd"} <= {step.name for step in steps["report"].inputs}
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name != "quickstart"])
@@ -246,7 +250,7 @@ def test_a_paper_recipe_sweeps_both_models_and_the_teacher(name):
 
 
 @pytest.mark.parametrize(
-    ("evaluate", "told"),
+    ("evaluate", "message"),
     [
         ({"controls": ["naive"], "arms": {"base": {"model": "base"}}}, "no arm has model ssd"),
         (
@@ -269,11 +273,11 @@ def test_a_paper_recipe_sweeps_both_models_and_the_teacher(name):
         ),
     ],
 )
-def test_arms_that_cannot_be_are_refused_in_one_sentence(evaluate, told):
-    if told is None:
+def test_arms_that_cannot_be_are_refused_in_one_sentence(evaluate, message):
+    if message is None:
         assert arms.arms(recipe(evaluate=evaluate))
         return
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         arms.arms(recipe(evaluate=evaluate))
 
 

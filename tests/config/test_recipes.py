@@ -141,13 +141,13 @@ def test_the_fields_that_are_printed_have_the_true_defaults(
     listed = {field.name: field.value for field in config.defaults(Recipe)}
     resolved = config.fields(Recipe.model_validate(LEAST))
     left_out = {name.replace(".arms.base.", ".arms.NAME."): value for name, value, _ in resolved}
-    given = {"name", "model.source", "evaluate.arms.NAME.model"}
-    assert {name for name, value in listed.items() if value is config.REQUIRED} == given | {
+    required = {"name", "model.source", "evaluate.arms.NAME.model"}
+    assert {name for name, value in listed.items() if value is config.REQUIRED} == required | {
         "evaluate.arms",
         "evaluate.benchmarks[].name",
     }
-    assert {name: listed[name] for name in left_out.keys() - given} == {
-        name: left_out[name] for name in left_out.keys() - given
+    assert {name: listed[name] for name in left_out.keys() - required} == {
+        name: left_out[name] for name in left_out.keys() - required
     }
     within = ("train.lora.", "evaluate.benchmarks[].")
     assert {name for name in listed.keys() - left_out.keys() if not name.startswith(within)} == {
@@ -261,11 +261,11 @@ def test_all_mistakes_are_reported_unknown_keys_first(tmp_path: Path) -> None:
     ):
         recipes.load(recipe)
     recipe.write_text("name: mine\nextends: quickstart\nsample: {temperature: 9, top_p: 3}\n")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as failure:
         recipes.load(recipe)
-    assert str(told.value).startswith("recipe mine: unknown key extends, known here: ")
+    assert str(failure.value).startswith("recipe mine: unknown key extends, known here: ")
     for each in ("model is required", "sample.temperature=9", "sample.top_p=3"):
-        assert each in str(told.value)
+        assert each in str(failure.value)
 
 
 def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("sample.temprature=1", "did you mean temperature"),
         ("evaluate.arms.ssd.temprature=1", "did you mean temperature"),
@@ -358,19 +358,19 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ),
     ],
 )
-def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, told: str) -> None:
+def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         recipes.load("quickstart", [override])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_benchmark_is_a_name_a_path_or_a_mapping() -> None:
-    given = (
+    override = (
         "evaluate.benchmarks=[builtin, data/HumanEvalPlus.jsonl.gz, {name: lcb, file: lcb/, "
         "release: release_v6, end: 2025-04}]"
     )
-    recipe = recipes.load("quickstart", [given])
+    recipe = recipes.load("quickstart", [override])
     first, second, third = recipe.evaluate.benchmarks
     assert (first.name, first.file) == ("builtin", None)
     assert (second.name, second.file) == ("HumanEvalPlus", "data/HumanEvalPlus.jsonl.gz")

@@ -1,4 +1,4 @@
-"""Every attack on the sandbox fails at every level that claims to stop it."""
+"""Every attack on the sandbox fails at every level with a claim to stop it."""
 
 import contextlib
 import dataclasses
@@ -53,10 +53,10 @@ def sandbox():
 )
 def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
     scene, sandbox = place
-    found = trespasses(program, sandbox, scene)
-    if found:
+    effects = trespasses(program, sandbox, scene)
+    if effects:
         scene.refresh()
-    assert found == []
+    assert effects == []
 
 
 def test_without_landlock_the_other_claims_hold():
@@ -68,7 +68,7 @@ def test_without_landlock_the_other_claims_hold():
 
 
 def ordinary_python():
-    """An interpreter that any user may run, and a reason where there is none."""
+    """An interpreter open to any user, and a reason where there is none."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         words = [
             candidate,
@@ -108,13 +108,13 @@ def test_an_ordinary_user_is_kept_as_safe(container):
         check=False,
     )
     assert helper.returncode == 0, helper.stderr
-    said = json.loads(helper.stdout)
-    assert said["uid"] == NOBODY
-    assert {name: found for name, found in said["found"].items() if found} == {}
-    assert len(said["found"]) > 50
+    report = json.loads(helper.stdout)
+    assert report["uid"] == NOBODY
+    assert {name: effects for name, effects in report["found"].items() if effects} == {}
+    assert len(report["found"]) > 50
     if container:
-        assert said["level"] == "L1"
-    assert levels.rank(said["level"]) >= levels.rank("L1")
+        assert report["level"] == "L1"
+    assert levels.rank(report["level"]) >= levels.rank("L1")
 
 
 # Forged reports

@@ -230,8 +230,8 @@ def test_fences_of_other_languages_are_known(word: str) -> None:
 def test_signs_of_a_program_are_found_in_no_time(unit: str) -> None:
     started, long = time.monotonic(), unit * (300_000 // len(unit))
     for problem in (SUM, GCD):
-        found = Extraction(code=long, others=(long, long))
-        assert wrong_block(problem, found, "last-block") == ""
+        extraction = Extraction(code=long, others=(long, long))
+        assert wrong_block(problem, extraction, "last-block") == ""
     assert time.monotonic() - started < 5
 
 

@@ -1,4 +1,4 @@
-"""Outputs, values and numbers that count as right."""
+"""Right outputs, values and numbers."""
 
 import json
 import math

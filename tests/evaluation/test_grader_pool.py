@@ -1,4 +1,4 @@
-"""The pool of graders without Ray: bounded by cores, fair to every step, tolerant of crashes."""
+"""The pool of graders without Ray: bounded by cores, fair to steps, tolerant of crashes."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_closing_ends_graders_and_their_waiters() -> None:
 
 
 def _kinds_of_death() -> list[type[Exception]]:
-    """List Ray's exceptions, except the one that wraps errors of the grader's own code."""
+    """List Ray's exceptions, except the wrapper of errors of the grader's own code."""
     every = [each for each in vars(ray.exceptions).values() if isinstance(each, type)]
     every = [each for each in every if issubclass(each, ray.exceptions.RayError)]
     return [each for each in every if not issubclass(each, ray.exceptions.RayTaskError)]
@@ -344,10 +344,10 @@ def test_an_exception_of_the_grader_is_no_crash(
         raise ray.exceptions.RayTaskError("grade", "Traceback", cause).as_instanceof_cause()
 
     monkeypatch.setattr(ray, "get", get)
-    told = {UserError: "^a mistake$", InfrastructureError: "^no sandbox$"}.get(
+    message = {UserError: "^a mistake$", InfrastructureError: "^no sandbox$"}.get(
         type(cause), "^a grader failed: ValueError(: |$)"
     )
-    with pytest.raises((UserError, InfrastructureError), match=told):
+    with pytest.raises((UserError, InfrastructureError), match=message):
         RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
 
 

@@ -73,7 +73,7 @@ def _shard(number: int) -> list[Completion]:
 
 
 class _Writer:
-    """A generation that takes its time: a shard every `pause_s`."""
+    """A slow generation: a shard every `pause_s`."""
 
     def __init__(self, out: Path, pause_s: float) -> None:
         self._out, self._pause_s, self.ended_at = out, pause_s, 0.0
@@ -274,12 +274,12 @@ def test_a_resumed_sweep_uses_every_core_and_keeps_verdicts(
     over.set()
     watching.join()
     assert 1 <= max(most) <= (os.cpu_count() or 1)
-    found = {name: _verdicts(order.out) for name, order in sweep.items()}
+    verdicts = {name: _verdicts(order.out) for name, order in sweep.items()}
     alone = {
         profile: _graded_alone(sweep[f"{profile}/arm0"], tmp_path)
         for profile in ("strict", "lcb-compat")
     }
-    assert found == {name: alone[profile] for name, profile in SWEEP.items()}
+    assert verdicts == {name: alone[profile] for name, profile in SWEEP.items()}
     assert alone["strict"] == {
         0: "accepted",
         1: "wrong_answer",

@@ -1,6 +1,6 @@
-"""Level L4: values that cross the border of gVisor's kernel, crashes, and hostile programs.
+"""Level L4: values across the border of gVisor's kernel, crashes, and hostile programs.
 
-The guest agent and its client also run without gVisor, so that machines that lack it test them.
+The guest agent and its client also run without gVisor, so any machine tests them.
 """
 
 import contextlib
@@ -251,7 +251,7 @@ def _sandboxes():
 
 @pytest.fixture
 def others():
-    """The sandboxes that were there before; no other is left in the end."""
+    """The sandboxes before a test; no other is left in the end."""
     before = _sandboxes()
     yield before
     assert _sandboxes() - before == set()
@@ -300,9 +300,9 @@ def test_honest_programs_work_within(place):
 )
 def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
     scene, sandbox = place
-    found = trespasses(program, sandbox, scene)
+    effects = trespasses(program, sandbox, scene)
     assert [
-        line for line in found if " processes where there were " not in line
+        line for line in effects if " processes where there were " not in line
     ] == []  # gVisor's own come and go
 
 

@@ -40,7 +40,7 @@ def limits_of(name: str) -> Limits:
 
 
 def stdin_problem(tests: list[tuple[str, str]], **fields: Any) -> Problem:
-    made = tuple(Test(input=given, output=wanted) for given, wanted in tests)
+    made = tuple(Test(input=text, output=output) for text, output in tests)
     return Problem(
         problem_id="sum",
         source="lcb",

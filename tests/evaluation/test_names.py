@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ssd_ray.evaluation.judging import source_texts, strict
+from ssd_ray.evaluation.judging import outcomes, source_texts
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
@@ -27,7 +27,7 @@ def sandbox():
 
 
 def lent_names() -> list[str]:
-    """Return public names of LeetCode's imports that can name a method."""
+    """Return public names of LeetCode's imports, each fit to name a method."""
     namespace: dict[str, Any] = {}
     exec(source_texts._LEETCODE_IMPORTS, namespace)
     return sorted(
@@ -36,7 +36,7 @@ def lent_names() -> list[str]:
 
 
 def function(name: str, comparison: str = "lcb", **fields: Any) -> Problem:
-    """A problem with the answer x + 71, which no provided function returns."""
+    """A problem with the answer x + 71, returned by no provided function."""
     return Problem(
         problem_id=name,
         source="test",
@@ -128,9 +128,9 @@ def gcd_problem() -> Problem:
     ],
 )
 def test_a_name_that_the_program_binds_is_its_answer(code, accepted, sandbox):
-    found = outcome(gcd_problem(), code, sandbox)
-    assert (found == "accepted") == accepted, found
-    assert accepted or found in NOT_ACCEPTED
+    result = outcome(gcd_problem(), code, sandbox)
+    assert (result == "accepted") == accepted, result
+    assert accepted or result in NOT_ACCEPTED
 
 
 def test_the_compatible_profile_accepts_provided_names(sandbox):
@@ -248,7 +248,7 @@ def test_a_check_is_the_tests_own_and_not_a_helper(sandbox):
     problem = dataclasses.replace(
         asserts("target", starter_code=lent), tests=(Test(input=nested, output=""),)
     )
-    with pytest.raises(strict.UngradableError, match="target"):
+    with pytest.raises(outcomes.UngradableError, match="target"):
         grade_code(problem, "def target(x): return 0", STRICT, sandbox)
 
 

@@ -41,7 +41,7 @@ KIND_NAMES = [*MAPPINGS, "list", "set", "deque", "bounded", "bytearray", "array"
 
 @st.composite
 def containers(draw: st.DrawFn) -> list[Any]:
-    """A few containers that hold leaves, and one another."""
+    """A few containers of leaves, and of one another."""
     made: list[Any] = []
     for kind in draw(st.lists(st.sampled_from(KIND_NAMES), min_size=1, max_size=5)):
         leaves = draw(st.lists(LEAVES, max_size=3))

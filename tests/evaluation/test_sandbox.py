@@ -250,7 +250,7 @@ def test_a_sleeper_gets_no_more_time(best):
 
 @pytest.mark.parametrize(("share", "limits"), [(0.5, 2), (1.0, 4)])
 def test_waiting_for_a_core_extends_the_limit_up_to_three_times(best, monkeypatch, share, limits):
-    """The kernel reports the time that the program waited for a core."""
+    """The kernel reports the program's time of waiting for a core."""
     began = time.monotonic()
     monkeypatch.setattr(Child, "_waited_s", lambda self: share * (time.monotonic() - began))
     short = Limits(time_s=0.3, memory_mib=256, output_kib=64)

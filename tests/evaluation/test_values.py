@@ -1,4 +1,4 @@
-"""Values of types that the wire lacks count exactly where the official graders count them."""
+"""Values of types foreign to the wire count exactly where the official graders count them."""
 
 import array
 import collections
@@ -148,7 +148,7 @@ expected_values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3),
 
 @st.composite
 def numpy_values(draw):
-    """Scalars and small arrays whose members lie near what is expected."""
+    """Scalars and small arrays with members near the expected ones."""
     members = draw(st.lists(st.integers(0, 120) | st.floats(-4, 120), min_size=1, max_size=3))
     with np.errstate(all="ignore"):
         values = np.abs(np.array(members)).astype(draw(st.sampled_from(DTYPES)))

@@ -32,7 +32,7 @@ DECODINGS = [
 ]
 END_TOKENS = [2, 259, 0]
 MARKS = {83: "[THINK]", 204: "[/THINK]"}
-"""Bytes that the tiny model draws often, made marks of reasoning."""
+"""Frequent bytes of the tiny model, made marks of reasoning."""
 
 # One engine in a separate process, as in a worker. Later requests use the decodings above.
 SCRIPT = """
@@ -102,8 +102,8 @@ def _drawn(
     from ssd_ray.inference.vllm.arguments import engine_environment
 
     environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
-    given = json.dumps({"decodings": DECODINGS, "draws": draws, "end_tokens": end_tokens})
-    command = [sys.executable, "-c", SCRIPT, str(directory), str(out), sampler, given]
+    choices = json.dumps({"decodings": DECODINGS, "draws": draws, "end_tokens": end_tokens})
+    command = [sys.executable, "-c", SCRIPT, str(directory), str(out), sampler, choices]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return {**json.loads(out.read_text()), "directory": directory}
@@ -135,8 +135,8 @@ def drawn(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     if request.param == "ends":
-        found: dict[str, Any] = request.getfixturevalue("exact")
-        return {**found, "ends": END_TOKENS}
+        draws: dict[str, Any] = request.getfixturevalue("exact")
+        return {**draws, "ends": END_TOKENS}
     directory = request.getfixturevalue("tiny_llama")
     return {
         **_drawn(directory, tmp_path_factory.mktemp("drawn") / "llama.json", "exact", 1),
@@ -206,7 +206,7 @@ def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str,
         assert [
             piece for piece in re.split(r"(\[/?THINK\])", text) if piece in MARKS.values()
         ] == drawn
-        said = parser.content(
+        content = parser.content(
             Completion(
                 prompt_id="p",
                 sample_index=0,
@@ -219,10 +219,10 @@ def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str,
                 finish_reason=reason,
             )
         )
-        assert (said.text is None) == (drawn[-1:] == ["[THINK]"])
-        if said.text is not None and drawn:
-            assert said.text.endswith(text.rpartition(drawn[-1])[2])
-        states.add(said.reasoning)
+        assert (content.text is None) == (drawn[-1:] == ["[THINK]"])
+        if content.text is not None and drawn:
+            assert content.text.endswith(text.rpartition(drawn[-1])[2])
+        states.add(content.reasoning)
     assert states == {"none", "ended", "unfinished"}, "the tiny model must show them all"
 
 
@@ -239,7 +239,7 @@ def test_a_request_that_vllm_refuses_is_an_exception_of_its_own(drawn: dict[str,
     full, empty, foreign = drawn["refused"]
     assert "256 tokens leave no room for an answer in model.max_model_len 256" in full
     assert all(
-        told.startswith("vLLM does not take this prompt: ") for told in (full, empty, foreign)
+        message.startswith("vLLM does not take this prompt: ") for message in (full, empty, foreign)
     )
 
 

@@ -50,8 +50,8 @@ def test_journaled_answers_are_reused_by_position(tmp_path: Path) -> None:
         handle.write(journal.encode(5, _answer(5))[:-4])
     Journal(tmp_path, Span("prompts-0.x", 8, 12), "b").append(9, _answer(9))
     Journal(tmp_path, Span("prompts-1", 4, 8), "b").append(5, _answer(50))
-    found = journal.recover(tmp_path, Span("prompts-0.x", 6, 10))
-    assert found == {position: _answer(position) for position in (6, 7, 9)}
+    recovered = journal.recover(tmp_path, Span("prompts-0.x", 6, 10))
+    assert recovered == {position: _answer(position) for position in (6, 7, 9)}
     assert journal.spans(tmp_path) == {
         Span("prompts-0.x", 4, 8),
         Span("prompts-0.x", 8, 12),

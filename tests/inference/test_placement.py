@@ -88,7 +88,7 @@ def test_extra_arguments_cannot_contradict_the_recipe() -> None:
 
 
 class EngineDouble:
-    """An engine that owns a worker in each bundle of its group, as vLLM's Ray executor does."""
+    """An engine with a worker in each bundle of its group, as vLLM's Ray executor does."""
 
     def __init__(self, meeting: Path | None = None, engines: int = 1) -> None:
         """Answer only once `engines` of them are at `meeting`, however slowly they start."""
@@ -155,10 +155,10 @@ def four_gpus() -> Iterator[None]:
 
 @pytest.fixture
 def groups(four_gpus: None) -> Iterator[PlacementGroups]:
-    found = engine_resources(EngineConfig(tensor_parallel_size=2), "cuda").groups
-    assert found is not None
-    yield found
-    found.release()
+    groups = engine_resources(EngineConfig(tensor_parallel_size=2), "cuda").groups
+    assert groups is not None
+    yield groups
+    groups.release()
 
 
 def _free() -> float:

@@ -85,16 +85,16 @@ FAILURES = [
 
 @pytest.mark.parametrize("error", MISTAKES, ids=str)
 def test_a_start_that_fails_alike_each_time_is_a_mistake(model: Path, error: Exception) -> None:
-    found = explain(error, model)
-    assert isinstance(found, UserError)
-    assert one_line(error)[:40] in str(found)
+    explanation = explain(error, model)
+    assert isinstance(explanation, UserError)
+    assert one_line(error)[:40] in str(explanation)
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=str)
 def test_a_start_that_may_come_up_later_is_tried_again(model: Path, error: Exception) -> None:
-    found = explain(error, model)
-    assert isinstance(found, InfrastructureError)
-    assert one_line(error)[:40] in str(found)
+    explanation = explain(error, model)
+    assert isinstance(explanation, InfrastructureError)
+    assert one_line(error)[:40] in str(explanation)
 
 
 def test_a_file_that_comes_late_on_a_network_is_no_mistake(model: Path, tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_a_file_that_comes_late_on_a_network_is_no_mistake(model: Path, tmp_path
 
 def test_damage_since_the_check_is_the_mistake_that_is_named(model: Path) -> None:
     os.truncate(model / "model.safetensors", 5000)
-    found = explain(MemoryError(), model)
-    assert isinstance(found, UserError)
-    assert "model.safetensors is cut short" in str(found)
+    explanation = explain(MemoryError(), model)
+    assert isinstance(explanation, UserError)
+    assert "model.safetensors is cut short" in str(explanation)
 
 
 def test_a_model_that_comes_late_on_a_network_is_no_mistake(

@@ -15,7 +15,7 @@ from tests.support.operator_reference import borderline, survivors
 
 
 def _kept(logits: np.ndarray, top_k: list[int], top_p: list[float]) -> list[set[int]]:
-    """Return the ids that `truncate` keeps, row by row, and check their logits."""
+    """Return the ids kept by `truncate`, row by row, and check their logits."""
     before = torch.tensor(logits, dtype=torch.float32)
     after = truncate(before.clone(), torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float32))
     kept = torch.isfinite(after)

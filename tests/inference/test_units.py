@@ -126,10 +126,10 @@ def test_enough_units_keep_the_batch_full_at_varied_lengths(
 def test_an_engine_with_all_its_units_has_the_pool_grow() -> None:
     """Ray Data adds engines once units in flight reach a share of the capacity."""
     for number in range(1, 100):
-        given = pool.Pool(
+        in_hand = pool.Pool(
             min_engines=1, max_engines=2, concurrent_units=number, resources=Resources(1, 0, {})
         ).units_in_hand
-        assert number < (number + 1) <= given
+        assert number < (number + 1) <= in_hand
 
 
 def test_suspects_are_tried_in_ever_smaller_groups() -> None:
@@ -265,7 +265,7 @@ def test_storage_that_a_node_does_not_share_is_named(
 def test_a_unit_on_record_is_reported_again_to_move_the_window(
     plan: SamplingPlan,
 ) -> None:
-    """An engine that outlives its driver may record a unit between two reads of the next."""
+    """An engine may outlive its driver, and record a unit between two reads of the next."""
     unit = Span("prompts-00000000", 0, 4)
     write_unit(plan.out, unit)
     records = ledger.tail(plan.out)

@@ -156,7 +156,7 @@ def test_a_tokenizer_that_does_not_load_is_one_sentence(
 
 
 def test_every_loader_runs_no_code() -> None:
-    """A call that leaves `trust_remote_code` out asks on the terminal."""
+    """A call without `trust_remote_code` asks on the terminal."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if (

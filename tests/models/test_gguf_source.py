@@ -102,9 +102,9 @@ def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path: Path, cache: Pa
             "is part 1 of 3, .*llama-gguf-split --merge",
         ),
     }
-    for name, (content, said) in cases.items():
+    for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"model.source '.*{name}'.*{said}"):
+        with pytest.raises(UserError, match=rf"model.source '.*{name}'.*{message}"):
             models.fetch(source(tmp_path / name))
     assert not cache.exists() or not list(cache.iterdir())
 

@@ -327,7 +327,7 @@ def model(tmp_path: Path, tiny_llama: Path) -> Path:
 
 
 def opened(directory: Path | str) -> Path:
-    """Open a model as a run does, which names it by its content before anything is checked."""
+    """Open a model as a run does: its content names it before anything is checked."""
     model = ModelConfig(source=str(directory))
     models.identify(model)
     return models.fetch(model)
@@ -343,13 +343,13 @@ def refusal(source: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE]
+    ("change", "message"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE]
 )
 def test_damaged_files_are_named_with_a_remedy(
-    model: Path, change: Callable[[Path], object], said: str
+    model: Path, change: Callable[[Path], object], message: str
 ) -> None:
     change(model)
-    with pytest.raises(UserError, match=said) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         opened(model)
     assert str(raised.value).startswith(f"model.source {str(model)!r}")
     assert "\n" not in str(raised.value)
@@ -417,7 +417,7 @@ def test_a_refusal_states_what_the_path_holds(model: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("model.onnx", "holds ONNX weights"),
         ("weights.npz", "holds MLX weights"),
@@ -428,10 +428,10 @@ def test_a_refusal_states_what_the_path_holds(model: Path, tmp_path: Path) -> No
         ("pytorch_model.bin.index.json", "holds no .*config.json, generation_config.json"),
     ],
 )
-def test_other_formats_are_named(model: Path, name: str, said: str) -> None:
+def test_other_formats_are_named(model: Path, name: str, message: str) -> None:
     (model / "model.safetensors").unlink()
     (model / name).write_bytes(b"GGUF")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         models.fetch(ModelConfig(source=str(model)))
 
 
@@ -475,9 +475,9 @@ def test_a_stopped_download_is_named_with_the_cache(
     shutil.copytree(tiny_llama, snapshot)
     assert models.fetch(ModelConfig(source="own/tiny")) == snapshot
     os.truncate(snapshot / "model.safetensors", 5000)
-    said = refusal("own/tiny")
-    assert "model.safetensors is cut short" in said
-    assert f"delete {repository} and run again, which downloads the model again" in said
+    message = refusal("own/tiny")
+    assert "model.safetensors is cut short" in message
+    assert f"delete {repository} and run again, which downloads the model again" in message
     (snapshot / "model.safetensors").unlink()
     assert "holds no *.safetensors" in refusal("own/tiny")
 
@@ -496,7 +496,7 @@ cluster: {{device: cpu, grader_cpus: 0}}
 
 @pytest.mark.parametrize("verb", ["render", "sample", "generate", "run"])
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (write("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer"),
         (with_shards(remove(SECOND)), f"{SECOND} is missing"),
@@ -504,7 +504,7 @@ cluster: {{device: cpu, grader_cpus: 0}}
     ids=["pointer", "missing_shard"],
 )
 def test_a_mistake_exits_2_before_ray(
-    model: Path, tmp_path: Path, verb: str, change: Callable[[Path], object], said: str
+    model: Path, tmp_path: Path, verb: str, change: Callable[[Path], object], message: str
 ) -> None:
     change(model)
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=model))
@@ -514,7 +514,7 @@ def test_a_mistake_exits_2_before_ray(
     )
     assert process.returncode == 2, process.stderr
     assert process.stderr.splitlines()[-1].startswith(f"error: model.source {str(model)!r}: ")
-    assert said in process.stderr
+    assert message in process.stderr
     for word in ("starting Ray", "To resume", "Traceback"):
         assert word not in process.stdout + process.stderr
 

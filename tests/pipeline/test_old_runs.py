@@ -47,7 +47,7 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Played:
-    """The machine that played the old run."""
+    """The machine of the old run."""
     return Played(monkeypatch, tiny_llama)
 
 
@@ -140,9 +140,9 @@ def test_an_old_run_and_a_new_one_are_compared(old: Path, tmp_path: Path, played
     from ssd_ray.reporting.comparison import compare
 
     played.run(tmp_path / "new", "evaluate.confidence=0.9").make()
-    found = compare(old, tmp_path / "new")
-    assert "evaluate.confidence" in [change.field for change in found.changes]
-    assert found.pairs
+    comparison = compare(old, tmp_path / "new")
+    assert "evaluate.confidence" in [change.field for change in comparison.changes]
+    assert comparison.pairs
 
 
 def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: Played) -> None:

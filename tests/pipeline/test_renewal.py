@@ -266,7 +266,7 @@ def test_gpu_work_of_other_choices_is_refused_untouched(new: New, name: str, ver
 
 
 def inputs_of(step: Step) -> list[Step]:
-    """A step and all that it is made from."""
+    """A step and all its inputs."""
     return [step, *(before for each in step.inputs for before in inputs_of(each))]
 
 
@@ -389,7 +389,7 @@ def test_gpu_work_is_refused_if_a_new_version_changes_its_inputs(
 def test_a_loss_under_a_new_version_costs_what_it_did_before(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Artifacts that the new version reproduces belong to the new version."""
+    """Artifacts reproduced by the new version belong to it."""
     world = new()
     raise_revision(monkeypatch, "verdicts")
     world.run().make()
@@ -417,34 +417,36 @@ def test_a_plan_predicts_the_run_and_touches_nothing(
     before = snapshot(world.out)
     assert set(outlooks(world).values()) == {"keep"}
     world.choices |= {"verdicts/base": 2, "samples": 2}
-    told = outlooks(world)
+    outlook = outlooks(world)
     assert (
-        told["verdicts/base"]
+        outlook["verdicts/base"]
         == "make again was made with other choices (chosen: null there, 2 here)"
     )
-    assert told["samples"] == "refuse was made with other choices (chosen: null there, 2 here)"
+    assert outlook["samples"] == "refuse was made with other choices (chosen: null there, 2 here)"
     assert (
-        told["checkpoint-accepted"]
+        outlook["checkpoint-accepted"]
         == "refuse was made with other choices (samples: chosen: null there, 2 here)"
     )
-    assert told["generations/base"] == "keep"
-    assert told["verdicts/accepted"].startswith("make again was made with other choices (samples:")
+    assert outlook["generations/base"] == "keep"
+    assert outlook["verdicts/accepted"].startswith(
+        "make again was made with other choices (samples:"
+    )
     world.choices.clear()
     raise_revision(monkeypatch, "prompts")
-    told = outlooks(world)
-    assert told["prompts"].startswith(
+    outlook = outlooks(world)
+    assert outlook["prompts"].startswith(
         "make again was made by an earlier version of ssd_ray (revision "
     )
-    assert told["samples"] == "keep if prompts come out otherwise"
+    assert outlook["samples"] == "keep if prompts come out otherwise"
     assert snapshot(world.out) == before
 
 
 def test_a_plan_lists_verdicts_to_grade_again(new: New) -> None:
     world = new(failing=True)
-    told = outlooks(world)
-    assert told["sample-verdicts"] == told["verdicts/base"] == "resume"
-    assert told["dataset-accepted"] == "keep if sample-verdicts come out otherwise"
-    assert told["generations/accepted"] == "keep if checkpoint-accepted come out otherwise"
+    outlook = outlooks(world)
+    assert outlook["sample-verdicts"] == outlook["verdicts/base"] == "resume"
+    assert outlook["dataset-accepted"] == "keep if sample-verdicts come out otherwise"
+    assert outlook["generations/accepted"] == "keep if checkpoint-accepted come out otherwise"
 
 
 # Kills.
@@ -513,7 +515,7 @@ def test_a_kill_at_any_file_operation_keeps_the_same_bytes(
 def test_a_run_killed_at_random_ends_with_the_same_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 ) -> None:
-    """With the real steps that need neither GPUs nor graders: prompts, data set, report."""
+    """With the real steps without GPUs and graders: prompts, data set, report."""
     played, rng = Played(monkeypatch, tiny_llama), random.Random(0)
     played.run(tmp_path / "calm").make()
     played.failing = True

@@ -46,16 +46,16 @@ def test_grading_steps_that_overlap_count_each_second_once() -> None:
 
 
 def test_grading_costs_what_it_adds_to_drawing() -> None:
-    found = spent({"generations": (Rank.LEADING, 0, 100), "verdicts": (Rank.GRADING, 1, 103)})
-    assert found == {"generations": 100, "verdicts": 3}
-    found = spent(
+    result = spent({"generations": (Rank.LEADING, 0, 100), "verdicts": (Rank.GRADING, 1, 103)})
+    assert result == {"generations": 100, "verdicts": 3}
+    result = spent(
         {
             "prompts": (Rank.LEADING, 0, 2),
             "samples": (Rank.DRAWING, 0, 50),
             "verdicts": (Rank.GRADING, 1, 40),
         }
     )
-    assert found == {"prompts": 2, "samples": 48, "verdicts": 0}, (
+    assert result == {"prompts": 2, "samples": 48, "verdicts": 0}, (
         "grading that fails takes nothing from drawing"
     )
 
@@ -96,5 +96,5 @@ def test_timings_of_a_run_with_followers_add_up(tmp_path: Path) -> None:
     thread.start()
     run._make(made[0], renewal)
     thread.join()
-    found = [files.read_json(tmp_path / step.name / "timing.json")["seconds"] for step in made]
-    assert sum(found) == pytest.approx(3.0), json.dumps(found)
+    seconds = [files.read_json(tmp_path / step.name / "timing.json")["seconds"] for step in made]
+    assert sum(seconds) == pytest.approx(3.0), json.dumps(seconds)

@@ -117,7 +117,7 @@ def test_a_second_signal_while_ray_starts_ends_at_once(
         raise KeyboardInterrupt
 
     def init(**_: Any) -> None:
-        """As Ray's, whose first act is that SIGTERM ends the process."""
+        """As Ray's: its first act is a handler of SIGTERM to end the process."""
         ray._private.utils.set_sigterm_handler(lambda number, _: sys.exit(number))
         for _ in range(times):
             signal.raise_signal(number)
@@ -222,9 +222,9 @@ def test_a_prompt_file_with_ids_hints_once_how_to_use_them(
     hint = (
         f"{source} has a column 'id' and prompts are numbered: set prompts.id_column=id to use it"
     )
-    for told in (1, 0):
+    for count in (1, 0):
         Run(recipes.load("quickstart", chosen), tmp_path / "run", LineProgress()).make("render")
-        assert capsys.readouterr().err.count(hint) == told
+        assert capsys.readouterr().err.count(hint) == count
     with pytest.raises(
         UserError, match=r"mine.jsonl, row 2: field 'id': the id 'same' occurs twice"
     ):

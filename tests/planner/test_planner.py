@@ -95,28 +95,28 @@ def test_exceeding_the_models_context_names_a_remedy() -> None:
     long = ["model.max_model_len=100000", "prepare.max_length=100000", "sample.max_tokens=90000"]
     plan = plan_of("quickstart", *long)
     context = model_of("quickstart").max_positions
-    told, mend = plan.warning.split(": ")
-    assert told.startswith(
+    warning, remedy = plan.warning.split(": ")
+    assert warning.startswith(
         f"model.max_model_len 100000 is above the model's context of {context} tokens"
     )
     text = io.StringIO()
     Console(file=text, width=300).print(plan_tables(plan, "quickstart"))
     assert plan.warning in text.getvalue()
     assert plain(plan)["warning"] == plan.warning
-    mended = plan_of("quickstart", *long, *mend.split("--set ")[1:])
-    assert (mended.warning, mended.length) == ("", context)
+    repaired = plan_of("quickstart", *long, *remedy.split("--set ")[1:])
+    assert (repaired.warning, repaired.length) == ("", context)
 
 
 def test_no_advice_exceeds_the_context(tmp_path: Path) -> None:
     short = ["model.max_model_len=512", "evaluate.max_tokens=32768", "prepare.max_length=4096"]
     recipe = recipes.load("quickstart", short)
-    told = {
+    deeds = {
         each["verb"]: each["deed"]
         for each in as_json(recipe, short, tmp_path / "run", assumptions([]))["steps"]
     }
-    assert told["generate"].endswith(", up to 512 tokens each with its prompt")
-    assert told["sample"].endswith(f", up to {recipe.sample.max_tokens} tokens each")
-    assert "sequences of up to 512 tokens" in told["train"]
+    assert deeds["generate"].endswith(", up to 512 tokens each with its prompt")
+    assert deeds["sample"].endswith(f", up to {recipe.sample.max_tokens} tokens each")
+    assert "sequences of up to 512 tokens" in deeds["train"]
 
 
 def test_time_is_operations_over_speed_or_bytes_over_bandwidth() -> None:
@@ -283,7 +283,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
     eight = ("--set", "cluster.train_workers=8", "--set", "train.zero_stage=2")
-    told = _run(
+    text = _run(
         "plan",
         "qwen3-30b-instruct",
         *eight,
@@ -292,39 +292,39 @@ def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
         "--assume",
         "usd_per_gpu_hour=3",
     ).stdout
-    assert "fits on none of these (too little memory)" in told
-    assert "it would with --set train.zero_stage=3 --set train.offload=optimizer: 8 GPUs" in told
-    assert "ZeRO-2 on 8 cuda workers" in " ".join(told.split())
-    assert "--assume, in place of 2.5: Price of one GPU" in told
-    told = _run("plan", "qwen3-30b-instruct", *eight[:2], "--out", str(tmp_path / "run")).stdout
-    assert "smallest cluster that fits: 2×8 GPUs" in told
+    assert "fits on none of these (too little memory)" in text
+    assert "it would with --set train.zero_stage=3 --set train.offload=optimizer: 8 GPUs" in text
+    assert "ZeRO-2 on 8 cuda workers" in " ".join(text.split())
+    assert "--assume, in place of 2.5: Price of one GPU" in text
+    text = _run("plan", "qwen3-30b-instruct", *eight[:2], "--out", str(tmp_path / "run")).stdout
+    assert "smallest cluster that fits: 2×8 GPUs" in text
     assert (
-        "with cluster.train_workers=8 (too little memory): --set cluster.train_workers=16" in told
+        "with cluster.train_workers=8 (too little memory): --set cluster.train_workers=16" in text
     )
-    assert "or with --set train.offload=optimizer: 8 GPUs" in told
-    assert "30.5 B parameters, 3.35 B active" in told
-    found: dict[str, Any] = json.loads(
+    assert "or with --set train.offload=optimizer: 8 GPUs" in text
+    assert "30.5 B parameters, 3.35 B active" in text
+    plan_as_json: dict[str, Any] = json.loads(
         _run("plan", "qwen3-30b-instruct", "--json", "--assume", "mfu_moe=0.2").stdout
     )
-    assert found["training"]["assumptions"]["mfu_moe"] == 0.2
-    assert found["training"]["smallest"] == 16
-    clusters = {each["workers"]: each for each in found["training"]["clusters"]}
+    assert plan_as_json["training"]["assumptions"]["mfu_moe"] == 0.2
+    assert plan_as_json["training"]["smallest"] == 16
+    clusters = {each["workers"]: each for each in plan_as_json["training"]["clusters"]}
     assert sum(clusters[8]["bytes"].values()) < clusters[8]["bytes_needed"]
     assert clusters[8]["bytes_needed"] > 79 * GIB
-    assert {step["verb"] for step in found["steps"]} >= {"sample", "train", "report"}
+    assert {step["verb"] for step in plan_as_json["steps"]} >= {"sample", "train", "report"}
     plan = plain(plan_of("quickstart"))
     assert plan["clusters"][0]["hours"] is None
     json.dumps(plan)
 
 
 def test_an_unknown_model_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
-    found = _run(
+    process = _run(
         "plan", "quickstart", "--set", "model.source=nobody/nothing", "--out", str(tmp_path / "run")
     )
-    assert found.returncode == 0
+    assert process.returncode == 0
     assert (
         "no plan for the training: the configuration of nobody/nothing is not on this machine"
-        in " ".join(found.stdout.split())
+        in " ".join(process.stdout.split())
     )
 
 
@@ -335,7 +335,7 @@ def test_a_plan_loads_no_engine() -> None:
         "finally: print([name for name in ('torch', 'ray', 'transformers', 'deepspeed', 'numpy') "
         "if name in sys.modules])"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
-    assert found.stdout.strip().endswith("[]")
+    assert process.stdout.strip().endswith("[]")

@@ -85,18 +85,19 @@ def test_memory_falls_with_sharding_and_grows_with_tokens(
         micro_batch_tokens=tokens,
         gradient_checkpointing=checkpointing,
     )
-    found = memory(model, chosen)
-    assert min(found.parts.values()) >= 0
+    estimate = memory(model, chosen)
+    assert min(estimate.parts.values()) >= 0
     assert (
         memory(model, dataclasses.replace(chosen, micro_batch_tokens=2 * tokens)).device
-        >= found.device
+        >= estimate.device
     )
     assert (
-        memory(model, dataclasses.replace(chosen, num_workers=2 * workers)).states <= found.states
+        memory(model, dataclasses.replace(chosen, num_workers=2 * workers)).states
+        <= estimate.states
     )
     assert (
         memory(model, dataclasses.replace(chosen, zero_stage=min(3, stage + 1))).states
-        <= found.states
+        <= estimate.states
     )
     split = memory(model, dataclasses.replace(chosen, sequence_parallel=2 * shared))
     assert (
@@ -121,8 +122,8 @@ def test_lora_needs_no_states_for_frozen_weights() -> None:
     assert adapters == 16 * 36 * sum(
         (2560 + 4096, 2 * (2560 + 1024), 4096 + 2560, 3 * (2560 + 9728))
     )
-    found = memory(model, dataclasses.replace(SETTING, num_workers=1, lora_parameters=adapters))
-    assert found.states == 2 * (model.parameters + adapters) + 16 * adapters
+    estimate = memory(model, dataclasses.replace(SETTING, num_workers=1, lora_parameters=adapters))
+    assert estimate.states == 2 * (model.parameters + adapters) + 16 * adapters
 
 
 def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
@@ -136,9 +137,9 @@ def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
 
 
 def test_host_memory_counts_held_out_samples_and_exports() -> None:
-    model, found = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").requested.memory
-    assert found.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
-    assert found.export == 2 * model.parameters
+    model, estimate = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").requested.memory
+    assert estimate.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
+    assert estimate.export == 2 * model.parameters
     assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").requested.memory.kept == 0
     small = plan_of("qwen3-4b-instruct", assume=("host_memory_gib=5",))
     assert small.requested.refusal == "too little host memory"
@@ -225,20 +226,20 @@ def test_bucket_bytes_are_those_that_deepspeed_allocates(on_cpu: bool) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        found, _ = pool.map(_bytes_of_an_element, range(2), [port] * 2, [on_cpu] * 2)
+        measured, _ = pool.map(_bytes_of_an_element, range(2), [port] * 2, [on_cpu] * 2)
     planned = {
         (stage, precision): bucket_bytes(
             dataclasses.replace(SETTING, zero_stage=stage, precision=precision, on_cpu=on_cpu)
         )
-        for stage, precision in found
+        for stage, precision in measured
     }
-    assert found == planned
+    assert measured == planned
 
 
 def _bytes_of_an_element(
     rank: int, port: int, on_cpu: bool
 ) -> dict[tuple[int, str], tuple[int, int]]:
-    """Return bytes per element that a bucket keeps and its reduction adds.
+    """Return bytes per element: kept by a bucket, and added by its reduction.
 
     Keyed by stage and precision.
     """
@@ -337,13 +338,13 @@ def test_the_layers_with_a_window_are_those_of_transformers(
 
     config = {"num_hidden_layers": layers, "sliding_window": 64, "use_sliding_window": True}
     config |= {} if first is None else {"max_window_layers": first}
-    given = {
+    fields = {
         "hidden_size": 64,
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "vocab_size": 9,
         **config,
     }
-    given |= {"num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 99}
+    fields |= {"num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 99}
     theirs = AutoConfig.for_model(kind, **config).layer_types.count("sliding_attention")
-    assert parse({"model_type": kind, **given}, "here").windowed_layers == theirs
+    assert parse({"model_type": kind, **fields}, "here").windowed_layers == theirs

@@ -132,7 +132,7 @@ def test_every_format_is_distinguished_from_every_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "no row to read"),
         (b'{"a": 1}\n', "row 1: columns a fit no known format"),
@@ -151,25 +151,25 @@ def test_every_format_is_distinguished_from_every_other() -> None:
     ],
 )
 def test_a_file_of_something_else_is_one_sentence(
-    tmp_path: Path, content: bytes, told: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         list(read_problems(path))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_file_that_is_cut_off_or_missing_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(OWN).encode())[:-9])
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
-    for name, told in (
+    for name, message in (
         ("p.jsonl.gz", "cannot be read"),
         ("p.parquet", "not a readable Parquet file"),
         ("q", "no JSONL or Parquet"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             list(read_problems(tmp_path / name))
 
 
@@ -231,9 +231,12 @@ def test_a_not_none_comparison_stores_only_presence() -> None:
 def test_a_reference_that_fails_is_never_an_expected_value() -> None:
     reference = "def f(x):\n    return 1 / x if x else (i for i in ())"
     with Sandbox(floor="L0") as sandbox:
-        for bad, told in (("0.0 + 's'", "runtime_error"), ("iter(())", "returns a value of type")):
+        for bad, message in (
+            ("0.0 + 's'", "runtime_error"),
+            ("iter(())", "returns a value of type"),
+        ):
             problem = _function(f"def f(x):\n    return {bad}", [[1]])
-            with pytest.raises(UserError, match=told):
+            with pytest.raises(UserError, match=message):
                 with_expected(problem, sandbox, LIMITS)
         left_out: list[str] = []
         known = with_expected(
@@ -279,7 +282,7 @@ def test_every_comparison_of_a_task_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({**HUMANEVAL_PLUS, "task_id": "Other/1"}, "field 'task_id' must be HumanEval/N or Mbpp/N"),
         ({**HUMANEVAL_PLUS, "base_input": []}, "field 'base_input' is empty"),
@@ -362,12 +365,12 @@ def test_every_comparison_of_a_task_exists() -> None:
     ],
 )
 def test_a_bad_row_is_refused_with_its_field(
-    tmp_path: Path, row: dict[str, Any], told: str
+    tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         _read(tmp_path, row)
     assert "p.jsonl, row 1: " in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     loaded = read_problems(tmp_path / "p.jsonl", skip_bad_rows=True)
     assert list(loaded) == []
     assert [bad.row for bad in loaded.bad_rows] == [1]
@@ -509,11 +512,11 @@ def test_a_problem_that_two_benchmarks_share_is_refused(tmp_path: Path) -> None:
 
 def test_releases_and_dates_belong_to_formats_that_have_them(tmp_path: Path) -> None:
     file = str(_write(tmp_path / "g.jsonl", GSM8K))
-    for chosen, told in (
+    for chosen, message in (
         ({"window": "paper-v6"}, "only LiveCodeBench has contest dates"),
         ({"release": "v6"}, "has no releases"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             list(sources.benchmark_problems(_evaluate({"file": file, **chosen})))
 
 

@@ -341,7 +341,7 @@ def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
         tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)]
     )
     monkeypatch.setattr(manifests, "load_facts", lambda path, kind: kind(rows=3))
-    monkeypatch.setattr(progress, "_QUICK_S", 0.0)
+    monkeypatch.setattr("ssd_ray.progress.tasks._QUICK_S", 0.0)
     said: list[str] = []
     lines = progress.LineProgress()
     monkeypatch.setattr(lines, "say", said.append)

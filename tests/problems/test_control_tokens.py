@@ -78,13 +78,13 @@ def test_control_tokens_in_a_statement_stay_text(kind: str, normalized: bool, to
         if kind in ("byte-level", "byte-level-nfc"):
             assert tokenizer.decode(ids) == text
     # This normalizer writes marks of spaces: the tokenizer finds a token only after a space.
-    found = 1 if kind == "prepend" and normalized else 5
-    assert (put.kept_words, put.first_kept, put.unwritable) == (found, "x/1", [])
+    kept_words = 1 if kind == "prepend" and normalized else 5
+    assert (put.kept_words, put.first_kept, put.unwritable) == (kept_words, "x/1", [])
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace-always"])
 def test_control_tokens_in_words_have_the_ids_of_their_pieces(kind: str) -> None:
-    """Each piece alone, by a tokenizer that reads special tokens as text, is the oracle."""
+    """The oracle is each piece alone, by a tokenizer with special tokens as text."""
     tokenizer, bare = tokenizer_of(kind), tokenizer_of(kind).backend_tokenizer
     bare.encode_special_tokens = True
     for statement in (
@@ -253,7 +253,7 @@ def test_html_tags_of_a_vocabulary_are_ordinary_words() -> None:
 
 
 def test_a_merge_does_not_bring_a_control_token_back() -> None:
-    """A vocabulary whose merges spell the token, and one that looks words up as they are."""
+    """Two vocabularies: merges spell the token, or words are looked up as they are."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -344,7 +344,7 @@ def test_rows_of_a_benchmark_keep_their_words_too(tmp_path: Path) -> None:
 
 
 def test_every_pair_of_neighbours_keeps_its_seams() -> None:
-    """No token of the template changes by what a statement begins or ends with."""
+    """No token of the template changes by the first or last character of a statement."""
     tokenizer = tokenizer_of("metaspace-first", rstrip=True)
     put = _put(tokenizer, "chat")
     for first, last in itertools.product(["\n", " ", "<s>", "▁", ">", "a"], repeat=2):

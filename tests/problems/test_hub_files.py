@@ -1,4 +1,4 @@
-"""Files in the hub's own formats: every column that changes the meaning is read or refused."""
+"""Files in the hub's own formats: every column with a meaning is read or refused."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def test_mbpp_plus_of_the_hub_is_graded_by_its_test(tmp_path: Path) -> None:
         "def spread(values):\n    return 1\n",
         "x = 1\n",
     )
-    found = _outcomes(tmp_path, MBPP_PLUS, *map(str, programs))
-    assert found[:3] == ["accepted", "wrong_answer", "wrong_answer"]
-    assert found[3] != "accepted"
+    outcomes = _outcomes(tmp_path, MBPP_PLUS, *map(str, programs))
+    assert outcomes[:3] == ["accepted", "wrong_answer", "wrong_answer"]
+    assert outcomes[3] != "accepted"
 
 
 def test_mbpp_plus_of_the_hub_is_named_and_stated(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_mbpp_rows_without_a_script_keep_their_assertions(
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("assert other([1]) == 0", "field 'test' never calls spread"),
         ("assert spread([1]) ==", "field 'test' is not Python"),
@@ -152,9 +152,9 @@ def test_mbpp_rows_without_a_script_keep_their_assertions(
     ],
 )
 def test_a_script_that_cannot_grade_is_refused_by_name(
-    tmp_path: Path, script: Any, told: str
+    tmp_path: Path, script: Any, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         _read(tmp_path, {**MBPP_PLUS, "test": script})
 
 
@@ -327,7 +327,7 @@ def test_is_passed_is_read_in_every_form_of_a_file(tmp_path: Path, value: Any, k
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (
             [{"question": "A.", "is_passed": "perhaps"}],
@@ -353,10 +353,10 @@ def test_is_passed_is_read_in_every_form_of_a_file(tmp_path: Path, value: Any, k
     ],
 )
 def test_a_verdict_that_cannot_be_gone_by_is_refused(
-    tmp_path: Path, rows: list[dict[str, Any]], told: str
+    tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
     path = _write(tmp_path / "p.jsonl", *rows)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         _prompts(path)
     assert len(_prompts(path, only_passed=False)[0]) == len(rows)
 

@@ -123,10 +123,10 @@ def test_parquet_gives_the_same_problems_also_with_real_dates(tmp_path: Path) ->
     ]
     pq.write_table(pa.Table.from_pylist(dated), tmp_path / "t.parquet")
     assert list(read_problems(tmp_path / "a")) == list(read_problems(tmp_path / "t.parquet"))
-    found = resolve.load(
+    loaded = resolve.load(
         Benchmark(name="x", file=str(tmp_path / "t.parquet"), start="2025-02-08", end="2025-02-08")
     )
-    assert len(list(found)) == 2
+    assert len(list(loaded)) == 2
 
 
 def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"question_id": ""}, "field 'question_id'"),
         ({"question_content": None}, "field 'question_content' must hold text, not nothing"),
@@ -176,9 +176,9 @@ def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_an_undecodable_row_is_refused_by_number_and_field(
-    tmp_path: Path, changes: dict[str, Any], told: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    assert told in _complaint(tmp_path, **changes)
+    assert message in _complaint(tmp_path, **changes)
 
 
 class _Run:

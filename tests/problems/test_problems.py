@@ -126,7 +126,7 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("content", "choices", "told"),
+    ("content", "choices", "message"),
     [
         ("", {}, "gave no prompt"),
         (
@@ -217,11 +217,11 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
     ],
 )
 def test_a_bad_prompt_file_is_one_sentence(
-    tmp_path: Path, content: str, choices: dict[str, str], told: str
+    tmp_path: Path, content: str, choices: dict[str, str], message: str
 ) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         _load(source=str(path), **choices)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
@@ -230,7 +230,7 @@ def test_a_bad_prompt_file_is_one_sentence(
 def test_a_late_mistake_in_a_file_is_reported_before_any_prompt(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     rows = [{"question": f"Add {number}.", "k": number} for number in range(3000)]
-    for spoilt, told in (
+    for spoilt, message in (
         ({"question": ""}, "row 3001: field 'question'"),
         ({"question": "a", "k": 7}, "row 3001: field 'k': the id"),
     ):
@@ -239,7 +239,7 @@ def test_a_late_mistake_in_a_file_is_reported_before_any_prompt(tmp_path: Path) 
             sources.Tally(),
             PromptsConfig(source=str(path), id_column="k" if "k" in spoilt else None),
         )
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             next(sources.training_problems(chosen, tally))
         assert tally.read == 0
         limited = list(sources.training_problems(chosen.model_copy(update={"limit": 2000}), tally))
@@ -248,11 +248,11 @@ def test_a_late_mistake_in_a_file_is_reported_before_any_prompt(tmp_path: Path) 
 
 def test_a_difficulty_may_be_a_number(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    given = [None, "", 0, 1400, 2.5, "hard"]
+    difficulties = [None, "", 0, 1400, 2.5, "hard"]
     path.write_text(
         "".join(
             json.dumps({"question": f"Add {n}.", "difficulty": each}) + "\n"
-            for n, each in enumerate(given)
+            for n, each in enumerate(difficulties)
         )
     )
     assert [problem.difficulty for problem in _load(source=str(path))[0]] == [
@@ -303,8 +303,10 @@ def test_a_run_keeps_its_first_commit_of_a_data_set(
 
     def attempt(source: str, run: str) -> tuple[list[str], str | None]:
         tally, chosen = sources.Tally(), PromptsConfig(source=source)
-        found = sources.training_problems(chosen, tally, note=tmp_path / run / "prompts-revision")
-        return [problem.statement for problem in found], tally.revision
+        problems = sources.training_problems(
+            chosen, tally, note=tmp_path / run / "prompts-revision"
+        )
+        return [problem.statement for problem in problems], tally.revision
 
     assert attempt(source, "run") == (["Add.", "Halve."], "first")
     assert (tmp_path / "run" / "prompts-revision").read_text() == f"{source} first\n"
@@ -331,11 +333,11 @@ def test_a_hub_without_a_commit_is_one_sentence(
             raise OSError("no\nnetwork")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    told = (
+    message = (
         r"'rstar-coder' could not be streamed from the hub \(OSError: no network\): check name "
         r"and network"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         next(
             sources.training_problems(
                 PromptsConfig(source="rstar-coder"), sources.Tally(), note=tmp_path / "note"
@@ -359,12 +361,12 @@ def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -
         "Halve.",
     ]
     assert (tally.read, tally.dropped["duplicate statement"]) == (3, 1)
-    for source, told in (
+    for source, message in (
         ("hub:@main", r"is not of the form hub:OWNER/NAME"),
         (f"hub:{tmp_path}@main#nowhere", "could not be streamed"),
         (f"hub:{tmp_path / 'none'}@main", "could not be streamed"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             list(sources.training_problems(PromptsConfig(source=source), sources.Tally()))
 
 
@@ -563,18 +565,18 @@ def test_a_template_argument_that_is_decided_here_is_refused() -> None:
 def test_a_failing_template_names_the_right_remedy() -> None:
     from tests.support.tiny import tiny_tokenizer
 
-    for template, told in (
+    for template, message in (
         ("{% if %}", "the chat template is no Jinja"),
         ("{{ 1 + 'a' }}", "the chat template fails for x/1"),
     ):
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = template
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             renderer(tokenizer, "chat", "s", {}, field="prompts.mode")(PROBLEM)
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         (
             "{{ raise_exception('no system role') }}",
@@ -586,10 +588,10 @@ def test_a_failing_template_names_the_right_remedy() -> None:
         ),
     ],
 )
-def test_a_template_without_a_system_role_names_the_field(template: str, told: str) -> None:
+def test_a_template_without_a_system_role_names_the_field(template: str, message: str) -> None:
     from tests.support.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match=f"prompts.mode paper: the chat template {told}"):
+    with pytest.raises(UserError, match=f"prompts.mode paper: the chat template {message}"):
         renderer(tokenizer, "paper", "Use a block.", {}, field="prompts.mode")(PROBLEM)

@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_model(model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that a test may change."""
+    """A copy of the tiny model, for a test to change."""
     return Path(shutil.copytree(model, tmp_path / "model"))
 
 
@@ -141,7 +141,7 @@ def test_a_chat_prompt_has_its_templates_tokens_and_no_more(mode: Mode, form: st
 def test_the_field_case_of_an_end_token_behind_every_prompt(
     own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mode release with a post-processor that appends the end token, as add_eos_token does."""
+    """Mode release, and a post-processor appends the end token, as add_eos_token does."""
     path = own_model / "tokenizer.json"
     stated = json.loads(path.read_text())
     stated["post_processor"] = {
@@ -289,7 +289,7 @@ def test_a_pinned_date_gives_the_same_prompts_at_any_time(
 
 
 def test_without_a_pinned_date_recipe_digests_are_as_before(model: Path, tmp_path: Path) -> None:
-    """So that samples of a run from before there was such a field are those of the same recipe."""
+    """Samples of a run from before this field are those of the same recipe."""
     steps = {step.name: step for step, _ in Run(_recipe(model), tmp_path, LineProgress()).states()}
     assert "template_date" not in steps["prompts"].choices()["prompts"]
     assert "template_date" not in steps["eval-prompts"].choices()
@@ -633,7 +633,7 @@ NAMED = [
 
 
 def _name(directory: Path, form: str, names: list[dict[str, str]]) -> None:
-    """State templates by name in one of the forms that models have them in."""
+    """State templates by name in one of the forms of models."""
     (directory / "chat_template.jinja").unlink()
     if form == "list":
         _state(directory, names)

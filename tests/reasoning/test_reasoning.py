@@ -45,8 +45,8 @@ words = st.text(
 )
 
 
-def _said(tokenizer: Any, *pieces: str | bytes, **given: Any) -> Content:
-    return parser_of(tokenizer).content(answer(tokenizer, *pieces, **given))
+def _content(tokenizer: Any, *pieces: str | bytes, **options: Any) -> Content:
+    return parser_of(tokenizer).content(answer(tokenizer, *pieces, **options))
 
 
 # Marks that are special tokens.
@@ -61,46 +61,46 @@ def test_special_marks_hide_a_draft_and_show_the_program(pair: Any, prefilled: s
         ("Q", f"{prefilled}{pair.opening}"),
     ):
         assert (
-            _said(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).reasoning
+            _content(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).reasoning
             == "ended"
         )
-        said = _said(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).text
-        assert said is not None
-        assert said.removeprefix(prefilled).strip() == PROGRAM
-        assert _said(tokenizer, begin, DRAFT, prompt=prompt, ended=False) == Content(
+        content = _content(tokenizer, begin, DRAFT, pair.closing, PROGRAM, prompt=prompt).text
+        assert content is not None
+        assert content.removeprefix(prefilled).strip() == PROGRAM
+        assert _content(tokenizer, begin, DRAFT, prompt=prompt, ended=False) == Content(
             text=None, reasoning="unfinished"
         )
 
 
 def test_an_answer_without_special_marks_is_as_it_is() -> None:
-    assert _said(SPECIAL, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
-    assert _said(GPT_OSS, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
-    assert _said(SPECIAL, "", prompt="Q") == Content(text="", reasoning="none")
+    assert _content(SPECIAL, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
+    assert _content(GPT_OSS, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
+    assert _content(SPECIAL, "", prompt="Q") == Content(text="", reasoning="none")
 
 
 def test_an_end_that_the_answer_did_not_open_ends_a_reasoning() -> None:
-    assert _said(MAGISTRAL, DRAFT, "[/THINK]", PROGRAM, prompt="Q") == Content(
+    assert _content(MAGISTRAL, DRAFT, "[/THINK]", PROGRAM, prompt="Q") == Content(
         text=PROGRAM, reasoning="ended"
     )
 
 
 def test_a_reasoning_that_is_opened_again_has_to_end_again() -> None:
     begin = ("[THINK]hm[/THINK]", "Sure.")
-    assert _said(MAGISTRAL, *begin, "[THINK]", DRAFT, ended=False).text is None
-    said = _said(MAGISTRAL, *begin, "[THINK]", DRAFT, "[/THINK]", "No program.")
-    assert said.text is not None
-    assert extract(said.text, said).code is None
+    assert _content(MAGISTRAL, *begin, "[THINK]", DRAFT, ended=False).text is None
+    content = _content(MAGISTRAL, *begin, "[THINK]", DRAFT, "[/THINK]", "No program.")
+    assert content.text is not None
+    assert extract(content.text, content).code is None
 
 
 def test_marks_that_change_nothing_are_text() -> None:
-    assert _said(MAGISTRAL, "[THINK]a[THINK]b[/THINK]", PROGRAM).text == PROGRAM
-    assert _said(MAGISTRAL, "[THINK]a[/THINK]x[/THINK]y").text == "x[/THINK]y"
+    assert _content(MAGISTRAL, "[THINK]a[THINK]b[/THINK]", PROGRAM).text == PROGRAM
+    assert _content(MAGISTRAL, "[THINK]a[/THINK]x[/THINK]y").text == "x[/THINK]y"
 
 
 def test_a_system_prompt_that_shows_the_marks_opens_nothing() -> None:
     shown = "Reason like this: [THINK]your thoughts[/THINK] and then answer.\nQ"
-    assert _said(MAGISTRAL, PROGRAM, prompt=shown).reasoning == "none"
-    assert _said(MAGISTRAL, "[THINK]", DRAFT, prompt=shown, ended=False).text is None
+    assert _content(MAGISTRAL, PROGRAM, prompt=shown).reasoning == "none"
+    assert _content(MAGISTRAL, "[THINK]", DRAFT, prompt=shown, ended=False).text is None
 
 
 def test_an_end_token_that_is_no_special_token_is_no_text() -> None:
@@ -117,10 +117,12 @@ def test_an_end_token_that_is_no_special_token_is_no_text() -> None:
 
 def test_the_final_channel_is_the_answer() -> None:
     drawn = (ANALYSIS, DRAFT, "<|end|>", FINAL, PROGRAM)
-    assert _said(GPT_OSS, *drawn, prompt=ASKED) == Content(text=PROGRAM, reasoning="ended")
+    assert _content(GPT_OSS, *drawn, prompt=ASKED) == Content(text=PROGRAM, reasoning="ended")
     alone = "<|channel|>final<|message|>"
-    assert _said(GPT_OSS, alone, PROGRAM, prompt=ASKED) == Content(text=PROGRAM, reasoning="none")
-    assert _said(GPT_OSS, "<|message|>", PROGRAM, prompt=ASKED) == Content(
+    assert _content(GPT_OSS, alone, PROGRAM, prompt=ASKED) == Content(
+        text=PROGRAM, reasoning="none"
+    )
+    assert _content(GPT_OSS, "<|message|>", PROGRAM, prompt=ASKED) == Content(
         text=PROGRAM, reasoning="none"
     )
 
@@ -155,8 +157,8 @@ def test_an_answer_without_a_final_channel_has_no_content(
     drawn: tuple[str | bytes, ...],
 ) -> None:
     for ended in (True, False):
-        said = _said(GPT_OSS, *drawn, prompt=ASKED, ended=ended)
-        assert said == Content(text=None, reasoning="unfinished")
+        content = _content(GPT_OSS, *drawn, prompt=ASKED, ended=ended)
+        assert content == Content(text=None, reasoning="unfinished")
 
 
 @pytest.mark.parametrize(
@@ -184,16 +186,16 @@ def test_an_answer_without_a_final_channel_has_no_content(
 def test_contents_of_the_final_channel_are_the_answer(
     drawn: tuple[str | bytes, ...], text: str
 ) -> None:
-    assert _said(GPT_OSS, *drawn, prompt=ASKED, ended=False) == Content(
+    assert _content(GPT_OSS, *drawn, prompt=ASKED, ended=False) == Content(
         text=text, reasoning="ended"
     )
 
 
 def test_a_prompt_may_begin_the_message() -> None:
     begun = f"{ASKED}{ANALYSIS}First"
-    assert _said(GPT_OSS, DRAFT, prompt=begun, ended=False).text is None
-    assert _said(GPT_OSS, DRAFT, "<|end|>", FINAL, PROGRAM, prompt=begun).text == PROGRAM
-    assert _said(GPT_OSS, PROGRAM, prompt=f"{ASKED}<|channel|>final<|message|>") == Content(
+    assert _content(GPT_OSS, DRAFT, prompt=begun, ended=False).text is None
+    assert _content(GPT_OSS, DRAFT, "<|end|>", FINAL, PROGRAM, prompt=begun).text == PROGRAM
+    assert _content(GPT_OSS, PROGRAM, prompt=f"{ASKED}<|channel|>final<|message|>") == Content(
         text=PROGRAM, reasoning="none"
     )
 
@@ -217,7 +219,7 @@ def test_marks_that_are_no_special_tokens_are_text() -> None:
         ("<think>", DRAFT, "</think>", PROGRAM),
         (b"<think>", DRAFT, b"</think>", PROGRAM),
     ):
-        assert _said(QWEN3, *pieces) == Content(text=PROGRAM, reasoning="ended")
+        assert _content(QWEN3, *pieces) == Content(text=PROGRAM, reasoning="ended")
     assert parser_of(QWEN3, "<think>").content(answer(QWEN3, DRAFT)).text is None
 
 
@@ -232,18 +234,18 @@ pieces = st.lists(
 
 @settings(deadline=None)
 @given(pieces)
-def test_no_answer_makes_the_parsers_fail(given: list[str | bytes]) -> None:
+def test_no_answer_makes_the_parsers_fail(drawn_pieces: list[str | bytes]) -> None:
     drawn = [
         piece if isinstance(piece, str) else bytes(byte for byte in piece if byte < 128)
-        for piece in given
+        for piece in drawn_pieces
     ]
     for tokenizer, prompt in ((GPT_OSS, ASKED), (GPT_OSS, "Q"), (SPECIAL, "<think>")):
-        said = _said(tokenizer, *drawn, prompt=prompt)
-        assert (said.text is None) == (said.reasoning == "unfinished")
-    said = content_of_text(
+        content = _content(tokenizer, *drawn, prompt=prompt)
+        assert (content.text is None) == (content.reasoning == "unfinished")
+    content = content_of_text(
         "".join(piece if isinstance(piece, str) else piece.decode() for piece in drawn)
     )
-    assert (said.text is None) == (said.reasoning == "unfinished")
+    assert (content.text is None) == (content.reasoning == "unfinished")
 
 
 @settings(deadline=None)
@@ -255,9 +257,9 @@ def test_text_and_ids_agree_where_names_are_no_text(draft: str, program: str, re
         f"{ANALYSIS}{draft}{program}",
         f"<|channel|>final<|message|>{program}",
     ):
-        assert content_of_text(text) == _said(GPT_OSS, text, prompt=ASKED, ended=False)
+        assert content_of_text(text) == _content(GPT_OSS, text, prompt=ASKED, ended=False)
     for text in (f"[THINK]{draft}[/THINK]{program}", f"[THINK]{draft}{rest}"):
-        assert content_of_text(text) == _said(MAGISTRAL, text, prompt="Q", ended=False)
+        assert content_of_text(text) == _content(MAGISTRAL, text, prompt="Q", ended=False)
 
 
 channels = st.sampled_from(["analysis", "commentary", "final", ""])
@@ -266,24 +268,24 @@ messages = st.lists(
 )
 
 
-def _rendered(said: list[tuple[str, str]], first: str = "") -> str:
+def _rendered(turns: list[tuple[str, str]], first: str = "") -> str:
     """Messages as the format has them; the first header begins with `first`."""
-    headers = [f"<|channel|>{name}<|message|>" if name else "<|message|>" for name, _ in said]
-    starts = [first, *["<|start|>assistant"] * (len(said) - 1)]
-    parts = zip(starts, headers, said, strict=True)
+    headers = [f"<|channel|>{name}<|message|>" if name else "<|message|>" for name, _ in turns]
+    starts = [first, *["<|start|>assistant"] * (len(turns) - 1)]
+    parts = zip(starts, headers, turns, strict=True)
     return "<|end|>".join(f"{start}{header}{text}" for start, header, (_, text) in parts)
 
 
 @settings(deadline=None)
 @given(messages, st.booleans())
-def test_messages_for_the_user_are_the_content(said: list[tuple[str, str]], ended: bool) -> None:
-    to_user = [text for name, text in said if name in ("final", "")]
-    reasoned = len(to_user) < len(said)
+def test_messages_for_the_user_are_the_content(turns: list[tuple[str, str]], ended: bool) -> None:
+    to_user = [text for name, text in turns if name in ("final", "")]
+    reasoned = len(to_user) < len(turns)
     expected = Content(text="\n".join(to_user), reasoning="ended" if reasoned else "none")
-    if said[-1][0] not in ("final", ""):
+    if turns[-1][0] not in ("final", ""):
         expected = Content(text=None, reasoning="unfinished")
-    assert _said(GPT_OSS, _rendered(said), prompt=ASKED, ended=ended) == expected
-    assert content_of_text(_rendered(said, "<|start|>assistant")) == expected
+    assert _content(GPT_OSS, _rendered(turns), prompt=ASKED, ended=ended) == expected
+    assert content_of_text(_rendered(turns, "<|start|>assistant")) == expected
 
 
 @settings(deadline=None)
@@ -294,11 +296,11 @@ def test_text_outside_of_pairs_is_the_content(parts: list[str], opened: bool) ->
     marks = [("[/THINK]", "[THINK]")[(place + opened) % 2 == 1] for place in range(1, len(parts))]
     drawn = parts[0] + "".join(mark + part for mark, part in zip(marks, parts[1:], strict=True))
     outside = [part for place, part in enumerate(parts) if (place + opened) % 2 == 0]
-    said = _said(MAGISTRAL, drawn, prompt="[THINK]" if opened else "Q", ended=False)
+    content = _content(MAGISTRAL, drawn, prompt="[THINK]" if opened else "Q", ended=False)
     if (len(parts) - 1 + opened) % 2:
-        assert said.text is None
+        assert content.text is None
     else:
-        assert said.text == "\n".join(filter(None, outside))
+        assert content.text == "\n".join(filter(None, outside))
 
 
 @settings(deadline=None)
@@ -306,9 +308,9 @@ def test_text_outside_of_pairs_is_the_content(parts: list[str], opened: bool) ->
 def test_spelled_out_marks_open_and_end_nothing(before: str, after: str) -> None:
     draft = before.encode().decode("ascii", "ignore").encode()
     forged = (draft, b"</think>", b"<|end|>" + FINAL.encode(), PROGRAM, after)
-    assert _said(SPECIAL, *forged, prompt="<think>", ended=False).text is None
-    assert _said(GPT_OSS, ANALYSIS, *forged, prompt=ASKED, ended=False).text is None
-    assert _said(SPECIAL, b"<think>", PROGRAM, prompt="Q").reasoning == "none"
+    assert _content(SPECIAL, *forged, prompt="<think>", ended=False).text is None
+    assert _content(GPT_OSS, ANALYSIS, *forged, prompt=ASKED, ended=False).text is None
+    assert _content(SPECIAL, b"<think>", PROGRAM, prompt="Q").reasoning == "none"
 
 
 # Text alone.
@@ -340,7 +342,7 @@ def test_an_answer_that_only_mentions_marks_does_not_reason() -> None:
     ):
         assert content_of_text(text) == Content(text=text, reasoning="none")
         assert (
-            _said(
+            _content(
                 SPECIAL, text.replace("<think>", "<b>").replace("</think>", "</b>"), prompt="Q"
             ).reasoning
             == "none"

@@ -70,7 +70,7 @@ def page(shown):
 
 @pytest.fixture
 def browse(tmp_path):
-    """Open a page and return its DOM and what the browser logged."""
+    """Open a page and return its DOM and the browser's log."""
 
     def opened(path, *flags):
         profile = tmp_path / f"profile-{len(list(tmp_path.glob('profile-*')))}"
@@ -114,7 +114,7 @@ def test_figures_load_and_nothing_sticks_out_at(width, shown, browse, tmp_path):
     assert seen["needed"] <= width
     assert len(seen["images"]) == figures
     assert all(natural > 100 for natural in seen["images"])
-    assert width < 1000 or all(needed <= given for needed, given in seen["scrolled"])
+    assert width < 1000 or all(needed <= room for needed, room in seen["scrolled"])
 
 
 def test_a_screenshot_is_not_blank(page, browse, tmp_path):

@@ -48,11 +48,11 @@ def binary(better, worse, problems):
     ],
 )
 def test_one_answer_a_problem_gives_tangos_interval(better, worse, problems, low, high):
-    found = difference_interval(
+    result = difference_interval(
         discordance(*binary(better, worse, problems), answers=1), confidence=0.95
     )
-    assert [100 * found.low, 100 * found.high] == pytest.approx([low, high], abs=0.005)
-    assert found.estimate == pytest.approx((better - worse) / problems)
+    assert [100 * result.low, 100 * result.high] == pytest.approx([low, high], abs=0.005)
+    assert result.estimate == pytest.approx((better - worse) / problems)
 
 
 def likelihood_score(better, worse, problems, difference):
@@ -90,8 +90,8 @@ def test_the_score_is_that_of_the_constrained_likelihood(counts):
 def test_brute_force_inversion_gives_the_same_interval(counts):
     grid = np.linspace(-1, 1, 20_001)
     kept = grid[[abs(score(pair(*counts), float(difference))) <= Z for difference in grid]]
-    found = interval(*counts)
-    assert [found.low, found.high] == pytest.approx([kept.min(), kept.max()], abs=1.01e-4)
+    result = interval(*counts)
+    assert [result.low, result.high] == pytest.approx([kept.min(), kept.max()], abs=1.01e-4)
 
 
 def quartic_roots(better, worse, problems):
@@ -106,24 +106,24 @@ def quartic_roots(better, worse, problems):
 
 @pytest.mark.parametrize("counts", [case for case in SMALL[::97] if case[0] + case[1] > 0])
 def test_the_closed_solution_gives_the_same_interval(counts):
-    found, roots = interval(*counts), quartic_roots(*counts)
-    for limit in (found.low, found.high):
+    result, roots = interval(*counts), quartic_roots(*counts)
+    for limit in (result.low, result.high):
         assert abs(limit) == 1 or np.abs(roots - limit).min() < 1e-6
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 def test_interval_p_value_and_detectable_effect_never_contradict(confidence):
     for counts in itertools.chain(SMALL, LARGE):
-        found = interval(*counts, confidence)
+        result = interval(*counts, confidence)
         p = p_value(pair(*counts))
         effect = smallest_detectable_effect(
-            standard_error(found, confidence=confidence), confidence=confidence
+            standard_error(result, confidence=confidence), confidence=confidence
         )
-        assert (found.low > 0 or found.high < 0) == (p < 1 - confidence), counts
+        assert (result.low > 0 or result.high < 0) == (p < 1 - confidence), counts
         assert effect == 1 or effect > max(
-            found.high - found.estimate, found.estimate - found.low
+            result.high - result.estimate, result.estimate - result.low
         ), counts
-        if effect < 1 and abs(found.estimate) >= effect:
+        if effect < 1 and abs(result.estimate) >= effect:
             assert p < 1 - confidence, counts
 
 
@@ -167,34 +167,34 @@ def test_exchanging_the_arms_mirrors_the_interval(case, confidence):
 
 @given(counts)
 def test_limits_stay_between_minus_1_and_1_around_the_estimate(case):
-    found = interval(*case)
-    assert -1 <= found.low <= found.estimate + 1e-12
-    assert found.estimate - 1e-12 <= found.high <= 1
-    assert found.low < found.high
+    result = interval(*case)
+    assert -1 <= result.low <= result.estimate + 1e-12
+    assert result.estimate - 1e-12 <= result.high <= 1
+    assert result.low < result.high
 
 
 @given(counts)
 def test_another_problem_solved_better_moves_both_limits_up(case):
     better, worse, problems = case
     if better + worse < problems:
-        found, more = interval(better, worse, problems), interval(better + 1, worse, problems)
-        assert more.low > found.low - 1e-12
-        assert more.high > found.high - 1e-12
+        result, more = interval(better, worse, problems), interval(better + 1, worse, problems)
+        assert more.low > result.low - 1e-12
+        assert more.high > result.high - 1e-12
 
 
 @given(counts, st.integers(2, 9))
 def test_more_problems_of_the_same_kind_narrow_the_interval(case, times):
-    found, more = interval(*case), interval(*(times * count for count in case))
-    assert found.low - 1e-12 <= more.low
-    assert more.high <= found.high + 1e-12
-    assert more.high - more.low < found.high - found.low
+    result, more = interval(*case), interval(*(times * count for count in case))
+    assert result.low - 1e-12 <= more.low
+    assert more.high <= result.high + 1e-12
+    assert more.high - more.low < result.high - result.low
 
 
 @given(counts)
 def test_a_lower_confidence_narrows_the_interval(case):
-    found, narrow = interval(*case), interval(*case, 0.8)
-    assert found.low - 1e-12 <= narrow.low
-    assert narrow.high <= found.high + 1e-12
+    result, narrow = interval(*case), interval(*case, 0.8)
+    assert result.low - 1e-12 <= narrow.low
+    assert narrow.high <= result.high + 1e-12
 
 
 shares = st.integers(1, 10).flatmap(
@@ -209,15 +209,15 @@ shares = st.integers(1, 10).flatmap(
 def test_intervals_of_several_answers_are_no_wider_than_tango(case):
     answers, rows = case
     first, second = np.array(rows).T / answers
-    found = discordance(first, second, answers=answers)
-    limits, p = difference_interval(found, confidence=0.95), p_value(found)
+    result = discordance(first, second, answers=answers)
+    limits, p = difference_interval(result, confidence=0.95), p_value(result)
     assert (limits.low > 0 or limits.high < 0) == (p < 0.05)
     assert -1 <= limits.low < limits.high <= 1
     single = difference_interval(
-        Discordance(better=found.better, worse=found.worse, size=first.size), confidence=0.95
+        Discordance(better=result.better, worse=result.worse, size=first.size), confidence=0.95
     )
     assert limits.high - limits.low <= single.high - single.low + 1e-9
-    assert len(rows) <= found.size <= answers * len(rows) * (1 + 1e-9)
+    assert len(rows) <= result.size <= answers * len(rows) * (1 + 1e-9)
 
 
 @given(shares)
@@ -228,11 +228,11 @@ def test_exchanging_arms_of_several_answers_mirrors_the_interval(case):
         discordance(*arms, answers=answers) for arms in ((first, second), (second, first))
     )
     assert one.size == pytest.approx(other.size)
-    found, mirrored = (
+    result, mirrored = (
         difference_interval(one, confidence=0.95),
         difference_interval(other, confidence=0.95),
     )
-    assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low), abs=1e-9)
+    assert (result.low, result.high) == pytest.approx((-mirrored.high, -mirrored.low), abs=1e-9)
 
 
 def test_answers_that_all_agree_count_as_one():
@@ -248,8 +248,8 @@ def test_answers_that_all_agree_count_as_one():
 def test_answers_that_do_not_agree_count_as_single_ones():
     rng = np.random.default_rng(0)
     first, second = rng.binomial(10, 0.5, (2, 300)) / 10
-    found = discordance(first, second, answers=10)
-    assert found.size == pytest.approx(3000, rel=0.25)
+    result = discordance(first, second, answers=10)
+    assert result.size == pytest.approx(3000, rel=0.25)
     alike = discordance(np.full(300, 0.6), np.full(300, 0.5), answers=10)
     assert alike.size == pytest.approx(3000, rel=0.02), (
         "never more than the answers that were drawn"
@@ -259,9 +259,9 @@ def test_answers_that_do_not_agree_count_as_single_ones():
 def test_no_difference_is_no_certainty():
     for problems, value in itertools.product((1, 2, 10, 30, 500), (0.0, 0.4, 1.0)):
         same = np.full(problems, value)
-        found = difference_interval(discordance(same, same, answers=10), confidence=0.95)
-        assert found.low < -1 / problems / 2 or found.low == -1
-        assert found.high == -found.low
+        result = difference_interval(discordance(same, same, answers=10), confidence=0.95)
+        assert result.low < -1 / problems / 2 or result.low == -1
+        assert result.high == -result.low
 
 
 def test_pairing_removes_what_the_problems_have_in_common():

@@ -45,8 +45,8 @@ def score_coverage(problems, samples, likeness, mean, rng):
     chances = beta_problems(means[:, None], likeness, (SCORE_DATA_SETS, problems), rng)
     covered = 0
     for truth, values in zip(means, rng.binomial(samples, chances) / samples, strict=True):
-        found = score_interval(values, confidence=0.95)
-        covered += found.low <= truth <= found.high
+        result = score_interval(values, confidence=0.95)
+        covered += result.low <= truth <= result.high
     return covered / SCORE_DATA_SETS
 
 
@@ -137,13 +137,13 @@ def test_zero_of_n_and_n_of_n_are_no_certainty():
 def test_one_answer_a_problem_gives_wilsons_interval():
     for right, problems in ((3, 30), (50, 131), (499, 500)):
         values = np.array([1.0] * right + [0.0] * (problems - right))
-        found = score_interval(values, confidence=0.95)
+        result = score_interval(values, confidence=0.95)
         p, z = right / problems, 1.959963984540054
         half = z * (p * (1 - p) / problems + z * z / (4 * problems**2)) ** 0.5
         ends = [
             (p + z * z / (2 * problems) + way * half) / (1 + z * z / problems) for way in (-1, 1)
         ]
-        assert [found.low, found.high] == pytest.approx(ends, rel=1e-9)
+        assert [result.low, result.high] == pytest.approx(ends, rel=1e-9)
 
 
 def test_only_independent_answers_narrow_the_interval():
@@ -181,11 +181,11 @@ def test_a_detectable_difference_is_found_in_8_of_10_runs(problems, samples):
     after, before = paired_data(
         problems, samples, 0.4, (chances[1], chances[1] + effect / 0.6, 0.6), rng, 400
     )
-    found = [
+    rejections = [
         p_value(discordance(a, b, answers=samples)) <= 0.05
         for a, b in zip(after, before, strict=True)
     ]
-    assert 0.72 < np.mean(found) < 0.88
+    assert 0.72 < np.mean(rejections) < 0.88
 
 
 def sweeps(problems, gains, rng, data_sets, samples=10):
@@ -204,7 +204,7 @@ def cut(problems, seed=0, splits=12):
 
 def brute_gain(treated, control, split):
     """The same estimate in plain loops."""
-    found = []
+    gains = []
     for mask in split:
         for choosing in (mask, ~mask):
             score = []
@@ -212,8 +212,8 @@ def brute_gain(treated, control, split):
                 sums = [round(sum(values[choosing, t]), 9) for t in range(values.shape[1])]
                 best = [t for t, total in enumerate(sums) if total == max(sums)]
                 score.append(np.mean([values[~choosing, t].mean() for t in best]))
-            found.append(score[0] - score[1])
-    return np.mean(found)
+            gains.append(score[0] - score[1])
+    return np.mean(gains)
 
 
 def test_the_selection_free_gain_is_what_plain_loops_give():
@@ -221,30 +221,30 @@ def test_the_selection_free_gain_is_what_plain_loops_give():
     treated, control = sweeps(31, [0.0, 0.05, 0.02], rng, 4, samples=2)
     for one, other in zip(treated, control, strict=True):
         split = cut(31, splits=5)
-        found = selection.Sweep(one, other, split).gain(samples=200, answers=2, seed=0)
-        assert found.pair.estimate == pytest.approx(brute_gain(one, other, split))
-        assert found.best_cell == pytest.approx(one.mean(axis=0).max() - other.mean(axis=0).max())
-        assert found.chosen_treated.sum() == pytest.approx(1.0)
+        gain = selection.Sweep(one, other, split).gain(samples=200, answers=2, seed=0)
+        assert gain.pair.estimate == pytest.approx(brute_gain(one, other, split))
+        assert gain.best_cell == pytest.approx(one.mean(axis=0).max() - other.mean(axis=0).max())
+        assert gain.chosen_treated.sum() == pytest.approx(1.0)
 
 
 def test_a_one_temperature_sweep_is_the_paired_difference():
     rng = np.random.default_rng(1)
     treated, control = (values[0] for values in sweeps(60, [0.1], rng, 1))
-    found = selection.Sweep(treated, control, cut(60)).gain(samples=4000, answers=10, seed=0)
+    gain = selection.Sweep(treated, control, cut(60)).gain(samples=4000, answers=10, seed=0)
     plain = discordance(treated[:, 0], control[:, 0], answers=10)
     for name in ("better", "worse", "size"):
-        assert getattr(found.pair, name) == pytest.approx(getattr(plain, name))
-    assert found.best_cell == pytest.approx(plain.estimate)
-    assert found.better == (treated > control).sum()
-    assert found.worse == (treated < control).sum()
+        assert getattr(gain.pair, name) == pytest.approx(getattr(plain, name))
+    assert gain.best_cell == pytest.approx(plain.estimate)
+    assert gain.better == (treated > control).sum()
+    assert gain.worse == (treated < control).sum()
 
 
 @pytest.mark.parametrize("problems", [9, 32, 131])
 def test_a_sweep_in_which_nothing_differs_keeps_tangos_interval(problems):
     same = np.repeat((np.arange(problems) % 2).astype(float)[:, None], 4, axis=1)
-    found = selection.Sweep(same, same, cut(problems)).gain(samples=200, answers=1, seed=0)
+    gain = selection.Sweep(same, same, cut(problems)).gain(samples=200, answers=1, seed=0)
     plain = difference_interval(discordance(same[:, 0], same[:, 0], answers=1), confidence=0.95)
-    swept = difference_interval(found.pair, confidence=0.95)
+    swept = difference_interval(gain.pair, confidence=0.95)
     assert (swept.low, swept.high) == pytest.approx((plain.low, plain.high))
 
 
@@ -254,7 +254,7 @@ def test_group_gains_choose_the_temperature_on_all_problems():
     inside = np.arange(40) < 10
     strata = ["a" if chosen else "b" for chosen in inside]
     split = selection.halves([str(index) for index in range(40)], strata, seed=0, splits=8)
-    found = selection.Sweep(treated, control, split, inside).gain(samples=200, answers=10, seed=0)
+    gain = selection.Sweep(treated, control, split, inside).gain(samples=200, answers=10, seed=0)
     gains = []
     for mask in [*split, *~split]:
         best = [values[mask].mean(axis=0) for values in (treated, control)]
@@ -263,7 +263,7 @@ def test_group_gains_choose_the_temperature_on_all_problems():
             treated[~mask & inside][:, cells[0]].mean()
             - control[~mask & inside][:, cells[1]].mean()
         )
-    assert found.pair.estimate == pytest.approx(np.mean(gains))
+    assert gain.pair.estimate == pytest.approx(np.mean(gains))
 
 
 def test_selection_inflates_the_best_cell_and_not_the_gain():
@@ -287,7 +287,7 @@ def test_selection_free_intervals_cover_the_true_gain(gains):
     ]
     truth = np.mean([pair.estimate for pair in pairs])
     intervals = [difference_interval(pair, confidence=0.95) for pair in pairs]
-    covered = np.mean([found.low <= truth <= found.high for found in intervals])
+    covered = np.mean([each.low <= truth <= each.high for each in intervals])
     # Coverage is higher for equal temperatures: resamples choose more erratically than the data.
     assert covered >= LOW
     if not any(gains):
@@ -297,15 +297,15 @@ def test_selection_free_intervals_cover_the_true_gain(gains):
 def test_halves_are_even_in_every_stratum_and_reproducible():
     names = [f"p{index}" for index in range(47)]
     strata = ["easy"] * 10 + ["medium"] * 15 + ["hard"] * 22
-    found = selection.halves(names, strata, seed=3)
+    halves = selection.halves(names, strata, seed=3)
     for stratum in set(strata):
         inside = np.array([name == stratum for name in strata])
-        assert set(found[:, inside].sum(axis=1)) <= {inside.sum() // 2, (inside.sum() + 1) // 2}
+        assert set(halves[:, inside].sum(axis=1)) <= {inside.sum() // 2, (inside.sum() + 1) // 2}
     order = np.random.default_rng(0).permutation(47)
     again = selection.halves([names[i] for i in order], [strata[i] for i in order], seed=3)
-    assert (again == found[:, order]).all()
-    assert (selection.halves(names, strata, seed=4) != found).any()
-    assert len({tuple(row) for row in found}) == selection.SPLITS
+    assert (again == halves[:, order]).all()
+    assert (selection.halves(names, strata, seed=4) != halves).any()
+    assert len({tuple(row) for row in halves}) == selection.SPLITS
 
 
 def test_the_detectable_effect_is_2_8_standard_errors():

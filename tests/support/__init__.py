@@ -1,1 +1,1 @@
-"""Doubles, made-up runs and hostile programs that several tests share."""
+"""Doubles, made-up runs and hostile programs, shared by tests."""

@@ -22,7 +22,7 @@ SEED = 3
 
 
 def write_examples(out: Path) -> Path:
-    """Twelve sequences of 8 to 40 tokens, one of which has no response, as a data set."""
+    """Twelve sequences of 8 to 40 tokens, one without a response, as a data set."""
     from ssd_ray.artifacts.shards import write_shard
     from ssd_ray.schema import Example
 

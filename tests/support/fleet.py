@@ -1,7 +1,7 @@
 """A local cluster of nodes started by Ray's autoscaler, isolated from any other Ray.
 
-`ray.cluster_utils.AutoscalingCluster` calls `ray stop --force`, which ends every Ray process
-on the machine. `Fleet` starts the same pieces and ends only its own processes.
+`ray.cluster_utils.AutoscalingCluster` calls `ray stop --force`. It ends every Ray process on
+the machine. `Fleet` starts the same pieces and ends only its own processes.
 """
 
 from __future__ import annotations
@@ -73,10 +73,12 @@ class Fleet:
         return self
 
     def raylets(self) -> list[psutil.Process]:
-        """The raylets of the nodes, without the head's, in the order in which they started."""
+        """The raylets of the nodes, without the head's, in the order of their start."""
         assert self._head is not None
-        found = [process for process in self._head.children(recursive=True) if _is_raylet(process)]
-        return sorted(found, key=lambda process: process.create_time())[1:]
+        raylets = [
+            process for process in self._head.children(recursive=True) if _is_raylet(process)
+        ]
+        return sorted(raylets, key=lambda process: process.create_time())[1:]
 
     def take_away_a_node(self) -> list[psutil.Process]:
         """SIGKILL to a raylet; returns the engines of its node, with whatever they had started.

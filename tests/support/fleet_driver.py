@@ -1,4 +1,4 @@
-"""A driver that samples with doubles on the cluster at RAY_ADDRESS and counts nodes.
+"""Sample with doubles on the cluster at RAY_ADDRESS, and count its nodes.
 
 python tests/support/fleet_driver.py PROMPTS OUT MAX_ENGINES SECONDS_AN_ANSWER
 """
@@ -27,7 +27,7 @@ IDLE_PATIENCE_S = 60
 
 
 def nodes() -> int:
-    """Nodes with a GPU that are alive."""
+    """Live nodes with a GPU."""
     return sum(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
 
 

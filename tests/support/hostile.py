@@ -1,11 +1,10 @@
 """Programs that try to break out of the sandbox, as data; run nowhere but inside it.
 
-- `attempt(what, act)` wraps everything that must not succeed; ESCAPED reports a success.
+- `attempt(what, act)` wraps every act that must not succeed; ESCAPED reports a success.
 - The scene fills in every @WORD@ (scene.py).
 - This module defines a program, and holds those that look for secrets.
-- hostile_reaching.py holds those for processes, network, files and the kernel.
-- hostile_exhausting.py holds those that exhaust resources, hostile_forging.py those that
-  forge a verdict.
+- hostile_reaching.py: processes, network, files and the kernel.
+- hostile_exhausting.py: resources. hostile_forging.py: verdicts.
 """
 
 # ruff: noqa: E501
@@ -40,7 +39,7 @@ def attempt(what, act):
 
 @dataclass(frozen=True, kw_only=True)
 class Hostile:
-    """One program; `ends` are the statuses that it may come to."""
+    """One program; `ends` are its possible statuses."""
 
     name: str
     category: str

@@ -1,4 +1,4 @@
-"""Hostile programs that change arguments, or claim it, to pass a check that reads them.
+"""Hostile programs that change arguments, or claim it, to pass a check of them.
 
 See hostile.py. The check passes [0, 1, 0, 3] twice and expects [1, 3, 0, 0] in its own list.
 No program here produces it.

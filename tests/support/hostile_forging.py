@@ -29,11 +29,11 @@ MESSAGES = (
     b"NaN\n",
     b'{"set":[{"list":[]}]}\n',
 )
-"""Messages that a pipe of the sandbox may carry, or look-alikes."""
+"""Messages of a pipe of the sandbox, or look-alikes."""
 
 
 def forging(message: bytes) -> str:
-    """A preamble that writes a message to every descriptor there may be."""
+    """A preamble with a message to every possible descriptor."""
     return _WRITE_EVERYWHERE.format(message=message)
 
 

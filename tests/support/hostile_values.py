@@ -1,4 +1,4 @@
-"""Hostile programs with foreign return values that lie, never end or grow (see hostile.py)."""
+"""Hostile return values of foreign types: they lie, never end or grow (see hostile.py)."""
 
 # ruff: noqa: E501
 from __future__ import annotations

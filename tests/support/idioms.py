@@ -131,4 +131,4 @@ MODULES = (
     "traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse urllib.request uuid warnings wave weakref "
     "xml.etree.ElementTree zipfile zipimport zlib zoneinfo"
 )
-"""Modules of the standard library that programs may import at any moment."""
+"""Modules of the standard library, importable at any moment."""

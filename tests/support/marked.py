@@ -50,13 +50,13 @@ def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, .
 
 def ids_of(tokenizer: Any, *pieces: str | bytes) -> tuple[int, ...]:
     """Return ids of text with names of marks as drawn marks; bytes are spelled out."""
-    found: list[int] = []
+    ids: list[int] = []
     for piece in pieces:
         if isinstance(piece, bytes):
-            found += (token for byte in piece for token in tokenizer.encode(chr(byte)))
+            ids += (token for byte in piece for token in tokenizer.encode(chr(byte)))
         else:
-            found += tokenizer.encode(piece)
-    return tuple(found)
+            ids += tokenizer.encode(piece)
+    return tuple(ids)
 
 
 def answer(

@@ -24,7 +24,7 @@ def masses(scores: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def survivors(scores: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """The tokens that top-k and then top-p leave of tempered logits."""
+    """The tokens left of tempered logits by top-k and then top-p."""
     rising, mass = masses(scores, top_k)
     kept = rising[mass > 1 - np.float32(top_p)] if top_p < 1 else rising
     return set((kept if len(kept) else rising[-1:]).tolist())

@@ -1,7 +1,7 @@
-"""A recipe's own steps, with those for GPUs or graders replaced by instant deterministic rows.
+"""A recipe's own steps; those for GPUs or graders make instant deterministic rows.
 
-Benchmark, prompts, data set and report are real. `Played` sets what no recipe determines:
-hardware, and graders that fail.
+Benchmark, prompts, data set and report are real. `Played` sets the facts outside of a recipe:
+hardware, and failing graders.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CHOICES = (
 
 
 class Played:
-    """The machine that a run is played on."""
+    """The machine of a played run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
         self.failing = False
@@ -80,7 +80,7 @@ class Played:
         )
 
     def generations(self, step: Generations, out: Path, context: RunContext) -> Facts:
-        """One answer a problem, which another model answers otherwise."""
+        """One answer a problem; another model answers otherwise."""
         trained = (
             step.checkpoint
             and (context.run / step.checkpoint / "model.safetensors").read_bytes().hex()
@@ -163,7 +163,7 @@ class Played:
         )
 
     def checkpoint(self, step: Checkpoint, out: Path, context: RunContext) -> Facts:
-        """Write weights that follow from the sequences, as training does: facts last."""
+        """Write weights derived from the sequences, as training does: facts last."""
         self.made.append(step.name)
         if not (out / "training.json").exists():
             text = repr(
@@ -195,7 +195,7 @@ class Played:
 
 
 def play(out: str, model: str, number: str) -> None:
-    """Run in a process that is killed at its file operation `number`."""
+    """Run in a process killed at its file operation `number`."""
     run = Played(pytest.MonkeyPatch(), Path(model)).run(Path(out))
     die_at(int(number))
     run.make()

@@ -111,7 +111,7 @@ class Scene:
     def damage(self) -> list[str]:
         """List changes to the scene."""
         now = self._state()
-        found = [
+        changes = [
             f"{what}: {self._before[what]} is now {now[what]}"
             for what in now
             if now[what] != self._before[what]
@@ -123,8 +123,8 @@ class Scene:
             time.sleep(0.01)
             processes = descendants()
         if len(processes) != self._num_processes:
-            found.append(f"{len(processes)} processes where there were {self._num_processes}")
-        found += [
+            changes.append(f"{len(processes)} processes where there were {self._num_processes}")
+        changes += [
             f"left behind: {place}/{self.token}"
             for place in _PLACES
             if os.path.lexists(f"{place}/{self.token}")
@@ -135,8 +135,8 @@ class Scene:
         ):
             with contextlib.suppress(BlockingIOError):
                 act()
-                found.append(f"the server got a {name}")
-        return found
+                changes.append(f"the server got a {name}")
+        return changes
 
     def _state(self) -> dict[str, object]:
         pid, stat = self._victim.pid, self._mine.stat()
@@ -173,7 +173,7 @@ class Scene:
         }
 
     def refresh(self) -> None:
-        """Take what is now as the state to be compared with: a sandbox has come up."""
+        """Take the present as the state to be compared with: a sandbox has come up."""
         self._before = self._state()
         time.sleep(0.1)
         self._num_processes = len(descendants())
@@ -185,7 +185,7 @@ def _adopt(orphans: bool) -> None:
 
 
 def descendants(pid: int | None = None) -> set[int]:
-    """The living processes that stem from one, this one by default."""
+    """The living descendants of a process, this one by default."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
@@ -195,31 +195,31 @@ def descendants(pid: int | None = None) -> set[int]:
                 )
                 if state != "Z":
                     parents[int(entry)] = int(parent)
-    found, fresh = set(), {pid or os.getpid()}
+    family, fresh = set(), {pid or os.getpid()}
     while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
+        fresh = {child for child, parent in parents.items() if parent in fresh} - family
+        family |= fresh
+    return family
 
 
 def trespasses(program: Hostile, sandbox: Sandbox, scene: Scene) -> list[str]:
-    """List forbidden effects of a program, and services that fail after it."""
+    """List forbidden effects of a program, and failing services after it."""
     limits = Limits(time_s=program.time_s, memory_mib=MEMORY_MIB, output_kib=OUTPUT_KIB)
     execution = sandbox.run_program(scene.source(program), program.stdin, limits)
-    found = [line for line in execution.stdout.splitlines() if "ESCAPED" in line]
+    effects = [line for line in execution.stdout.splitlines() if "ESCAPED" in line]
     if execution.status not in program.ends:
-        found.append(f"it came to {execution.status}: {execution.detail}")
+        effects.append(f"it came to {execution.status}: {execution.detail}")
     if program.prelude and program.category not in ("kernel", "counted") and not execution.stdout:
-        found.append(f"it got nowhere: {execution.status} {execution.detail}")
-    found += [f"the secret is in {execution}"] * (
+        effects.append(f"it got nowhere: {execution.status} {execution.detail}")
+    effects += [f"the secret is in {execution}"] * (
         scene.secret in f"{execution.stdout}{execution.detail}"
     )
-    found += _beyond(execution, limits)
+    effects += _beyond(execution, limits)
     control = sandbox.run_program(
         _CONTROL, "40 2", Limits(time_s=20, memory_mib=MEMORY_MIB, output_kib=OUTPUT_KIB)
     )
-    found += [f"the next program came to {control}"] * (control.stdout != "42\n")
-    return found + scene.damage()
+    effects += [f"the next program came to {control}"] * (control.stdout != "42\n")
+    return effects + scene.damage()
 
 
 def _beyond(execution: Execution, limits: Limits) -> Iterator[str]:
@@ -253,7 +253,7 @@ def scene_and_sandbox(level: levels.Level) -> Iterator[tuple[Scene, Sandbox]]:
 def container_filter() -> bytes:
     """Return a filter like those of container runtimes.
 
-    It forbids namespaces, mounts and tracing, and denies that clone3 exists.
+    It forbids namespaces, mounts and tracing, and hides clone3.
     """
     column = seccomp.column()
     refused = {
@@ -316,8 +316,8 @@ def main(order: dict[str, object]) -> None:
     names: Iterable[str] = order["names"]  # type: ignore[assignment]
     with scene_and_sandbox(level) as (scene, sandbox):
         chosen = [program for program in PROGRAMS if program.name in set(names)]
-        found = {program.name: trespasses(program, sandbox, scene) for program in chosen}
-    print(json.dumps({"level": level.name, "uid": os.getuid(), "found": found}))
+        effects = {program.name: trespasses(program, sandbox, scene) for program in chosen}
+    print(json.dumps({"level": level.name, "uid": os.getuid(), "found": effects}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A run of doubles: steps that derive bytes from their inputs, without Ray or models.
+"""A run of doubles: steps derive bytes from their inputs, without Ray or models.
 
-The graph is that of a recipe with the control `accepted` and one benchmark. The contents of
-a double follow from its choices, its inputs and `world`. `world` holds what no recipe
-determines: hardware, failing graders, hidden state.
+The graph belongs to a recipe with the control `accepted` and one benchmark. The contents of
+a double follow from its choices, its inputs and `world`. `world` holds facts outside of
+a recipe: hardware, failing graders, hidden state.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class World:
         self.made: list[str] = []
 
     def run(self) -> Run:
-        """A run of these steps, which is never to start Ray (`without_ray`)."""
+        """A run of these steps, never to start Ray (`without_ray`)."""
         run = Run(recipes.load("quickstart"), self.out, LineProgress())
         run._steps = self.steps()
         return run
@@ -220,7 +220,7 @@ class World:
         ]
 
     def scores(self) -> str:
-        """The bytes that the run comes to."""
+        """The bytes of the completed run."""
         return (self.out / "report" / "scores.json").read_text()
 
     def contents(self) -> dict[str, str]:

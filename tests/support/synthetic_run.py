@@ -69,7 +69,7 @@ def recipe(**changes):
 
 @dataclasses.dataclass(kw_only=True)
 class Made:
-    """A synthetic run: where it is, and the rows that went into it."""
+    """A synthetic run: its directory, and its rows."""
 
     path: Path
     recipe: Recipe

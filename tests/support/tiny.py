@@ -18,7 +18,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-"""The sizes of a model of any architecture that is made for one test."""
+"""The sizes of a model of any architecture, made for one test."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -36,7 +36,7 @@ PROGRAMS = [
 def tiny_tokenizer(marks: Mapping[int, str] | None = None) -> Any:
     """Return a tokenizer of 262 entries: bytes, three special tokens, three programs, ChatML.
 
-    `marks` are special tokens that replace bytes.
+    `marks` are special tokens in place of bytes.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -73,7 +73,7 @@ def tiny_model(
 
     - `llama` has tied embeddings, `llama3.1` its scaled positions.
     - `qwen3` has a norm on queries and keys, `qwen3_moe` 8 experts.
-    - `marks` are special tokens, by id, that replace bytes.
+    - `marks` are special tokens, by id, in place of bytes.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig

@@ -10,7 +10,7 @@ from ssd_ray.problems.sources import builtin
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<think>", "</think>", "<tool_call>"]
-"""Added tokens that are no special tokens."""
+"""Added tokens, none of them special."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -19,7 +19,7 @@ CHATML = (
 
 @functools.cache
 def corpus() -> tuple[str, ...]:
-    """Return every built-in statement, and texts that strain a tokenizer."""
+    """Return every built-in statement, and hard texts for a tokenizer."""
     odd = [
         "  two  spaces,\ttabs\n\n\nand lines \n",
         "naïve café – 中文 русский ﬁ Ｆｕｌｌ ½ 🙂 e\u0301",

@@ -60,7 +60,7 @@ def train(
 
 
 def loss_log(out: Path) -> list[dict[str, Any]]:
-    """The loss log without the time and the memory that steps took."""
+    """The loss log without time and memory of steps."""
     costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
     return [
         {key: value for key, value in json.loads(line).items() if key not in costs}
@@ -111,25 +111,25 @@ def start_driver(dataset: Path, model: Path, out: Path) -> subprocess.Popen[byte
 def wait_for(condition: Any, timeout_s: float = 300) -> Any:
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.01)
     raise AssertionError("waited in vain")
 
 
 def training_workers(out: Path) -> list[psutil.Process]:
     """The training processes whose output goes to the run's logs."""
-    found = []
+    workers = []
     for process in psutil.process_iter():
         try:
             if any(
                 "-logs/train-worker-" in file.path and file.path.startswith(str(out))
                 for file in process.open_files()
             ):
-                found.append(process)
+                workers.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return workers
 
 
 ELASTIC = """

@@ -98,16 +98,16 @@ def test_shards_are_recombined_for_other_workers_or_stages(
     (tmp_path / "resume").mkdir()
     layout = {"workers": 2, "stage": 3}
     resume.save(_engine(**layout), tmp_path, 5)
-    engine, found = _engine(**layout | changed), []
+    engine, loaded = _engine(**layout | changed), []
     engine.module, engine.zero_optimization = torch.nn.Linear(1, 1), lambda: True
-    engine.load_checkpoint = lambda *_, tag, **__: found.append(("as it is", tag))
+    engine.load_checkpoint = lambda *_, tag, **__: loaded.append(("as it is", tag))
     monkeypatch.setattr(
         resharding,
         "load",
-        lambda _, directory, wrote: found.append(("anew", directory.name)) or wrote,
+        lambda _, directory, wrote: loaded.append(("anew", directory.name)) or wrote,
     )
     assert resume.restore(engine, tmp_path) == 5
-    assert found == [(read, "step-5")]
+    assert loaded == [(read, "step-5")]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_a_damaged_state_names_the_directory_to_delete(
     engine.zero_optimization = lambda: True
     directory = tmp_path / "resume" / "step-5"
     damage(directory / name)
-    told = rf"{re.escape(message)}.*: delete .*/resume to train from the first step"
-    with pytest.raises(UserError, match=told):
+    refusal = rf"{re.escape(message)}.*: delete .*/resume to train from the first step"
+    with pytest.raises(UserError, match=refusal):
         resume.restore(engine, tmp_path)
     if name == SHARD.format(0):  # what another number of workers reads
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=refusal):
             resharding._read(directory, 0, 2)
 
 
@@ -217,8 +217,8 @@ def test_the_model_records_its_decoding(
     }
     (tmp_path / "generation_config.json").write_text(json.dumps(base))
     export.state_decoding(tmp_path, decoding)
-    found = json.loads((tmp_path / "generation_config.json").read_text())
-    assert found == {"eos_token_id": [2, 5], "pad_token_id": 0, "do_sample": True, **stated}
+    stored = json.loads((tmp_path / "generation_config.json").read_text())
+    assert stored == {"eos_token_id": [2, 5], "pad_token_id": 0, "do_sample": True, **stated}
     read = GenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(read, name) for name in stated} == stated
     read.save_pretrained(tmp_path)  # refuses what it holds for inconsistent

@@ -100,7 +100,7 @@ def test_every_measure_is_what_brute_force_finds(
 def test_cross_entropy_is_above_the_floor_and_entropy_adds_up(
     model: list[float], base: list[float], decoding: Decoding
 ) -> None:
-    found = dict(
+    measured = dict(
         zip(
             MEASURES,
             measure(torch.tensor([model]), torch.tensor([base]), torch.tensor([0]), decoding)[
@@ -109,10 +109,10 @@ def test_cross_entropy_is_above_the_floor_and_entropy_adds_up(
             strict=True,
         )
     )
-    assert found["cross_entropy"] >= found["floor"] - 1e-6
-    assert found["kl_to_base"] >= -1e-6
-    assert found["entropy"] == pytest.approx(
-        sum(found[f"entropy_{part}"] for part in ("gate", "head", "tail")), abs=1e-9
+    assert measured["cross_entropy"] >= measured["floor"] - 1e-6
+    assert measured["kl_to_base"] >= -1e-6
+    assert measured["entropy"] == pytest.approx(
+        sum(measured[f"entropy_{part}"] for part in ("gate", "head", "tail")), abs=1e-9
     )
 
 
@@ -123,10 +123,10 @@ def test_the_floor_is_the_samplers_mean_loss_on_its_own_draws() -> None:
     decoding = Decoding(temperature=1.6, top_k=20, top_p=0.8)
     log_q = sampling_log_probabilities(base, decoding)
     drawn = torch.multinomial(log_q.exp()[0], 40_000, replacement=True, generator=generator)
-    found = measure(
+    means = measure(
         model.expand(len(drawn), -1), base.expand(len(drawn), -1), drawn, decoding
     ).mean(0)
-    named = dict(zip(MEASURES, found.tolist(), strict=True))
+    named = dict(zip(MEASURES, means.tolist(), strict=True))
     assert float(-log_q[0, drawn].mean()) == pytest.approx(named["floor"], abs=0.02)
     assert named["nll"] == pytest.approx(named["cross_entropy"], abs=0.03)
     assert named["outside_support"] == 0

@@ -1,4 +1,4 @@
-"""The engine optimizes what ten lines of PyTorch optimize, however a step is divided."""
+"""The engine and ten lines of PyTorch take the same step, however it is divided."""
 
 from __future__ import annotations
 
@@ -249,11 +249,11 @@ def test_an_export_draws_the_same_tokens_in_vllm(name: str, trained: Path, tmp_p
     network = AutoModelForCausalLM.from_pretrained(trained / name, dtype=torch.float32)
     for prompt, drawn in json.loads((tmp_path / "drawn.json").read_text()):
         ids = torch.tensor([prompt])
-        told = network.generate(
+        generated = network.generate(
             ids,
             max_new_tokens=24,
             do_sample=False,
             eos_token_id=2,
             attention_mask=torch.ones_like(ids),
         )
-        assert told[0, len(prompt) :].tolist() == drawn
+        assert generated[0, len(prompt) :].tolist() == drawn

@@ -90,7 +90,7 @@ policies = st.builds(
 
 def _classes(row: Completion, earlier: set[tuple[int, ...]]) -> set[str]:
     lines = sum(bool(line.strip()) for line in row.text.splitlines())
-    told = {
+    marks = {
         "empty": lines == 0,
         "stub": lines == 1,
         "no_code": extract_code(row.text) is None,
@@ -99,7 +99,7 @@ def _classes(row: Completion, earlier: set[tuple[int, ...]]) -> set[str]:
         "loop": _naive_share(list(row.output_token_ids)) >= LOOP_SHARE,
         "duplicate": row.output_token_ids in earlier,
     }
-    return {name for name, holds in told.items() if holds}
+    return {name for name, holds in marks.items() if holds}
 
 
 @settings(
@@ -115,10 +115,10 @@ def test_every_figure_is_that_of_a_plain_recount(
         for place, row in enumerate(ordered)
     ]
     gone = [
-        not row.output_token_ids or any(getattr(chosen, name) == "drop" for name in found)
-        for row, found in zip(ordered, classes, strict=True)
+        not row.output_token_ids or any(getattr(chosen, name) == "drop" for name in kinds)
+        for row, kinds in zip(ordered, classes, strict=True)
     ]
-    out_of_loss = [any(getattr(chosen, name) == "mask" for name in found) for found in classes]
+    out_of_loss = [any(getattr(chosen, name) == "mask" for name in kinds) for kinds in classes]
     samples, out = (
         write_samples(tmp_path_factory.mktemp("samples"), rows, 3),
         tmp_path_factory.mktemp("dataset"),
@@ -130,7 +130,7 @@ def test_every_figure_is_that_of_a_plain_recount(
     facts = prepare(samples, PrepareConfig(policies=chosen), READING, out=out)
     health: dict[str, Any] = facts.document()["health"]
     for name in CLASSES:
-        members = [place for place, found in enumerate(classes) if name in found]
+        members = [place for place, kinds in enumerate(classes) if name in kinds]
         counted = health["classes"][name]
         assert counted["rows"] == len(members)
         assert counted["tokens"] == sum(len(ordered[place].output_token_ids) for place in members)
@@ -150,7 +150,7 @@ def test_every_figure_is_that_of_a_plain_recount(
     assert health["most_copies"] == max(Counter(row.output_token_ids for row in rows).values())
     assert sum(sum(ends.values()) for ends in health["ends"].values()) == len(rows)
     assert health["ends"]["stop"]["no_end_token"] == sum(
-        {"no_end_token"} <= found and "cut_off" not in found for found in classes
+        {"no_end_token"} <= kinds and "cut_off" not in kinds for kinds in classes
     )
     assert sum(health["lengths"]["counts"]["loop"]) == health["classes"]["loop"]["rows"]
     assert set(health["lengths"]["counts"]) == set(GROUPS)

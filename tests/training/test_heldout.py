@@ -174,7 +174,7 @@ def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
     ours, theirs = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (trained, base)
     )
-    held, found = split(Examples(dataset), 5, SEED)[1], []
+    held, expected = split(Examples(dataset), 5, SEED)[1], []
     assert held is not None
     for row in range(len(held)):
         ids, start = torch.tensor(held.row(row).astype("int64")), int(held.num_prompt_tokens[row])
@@ -182,10 +182,10 @@ def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
             logits, base_logits = (
                 model(input_ids=ids[None]).logits[0, start - 1 : -1] for model in (ours, theirs)
             )
-        found.append(measure(logits, base_logits, ids[start:], SAMPLING))
+        expected.append(measure(logits, base_logits, ids[start:], SAMPLING))
     return {
-        "tokens": sum(map(len, found)),
-        **dict(zip(MEASURES, torch.cat(found).mean(0).tolist(), strict=True)),
+        "tokens": sum(map(len, expected)),
+        **dict(zip(MEASURES, torch.cat(expected).mean(0).tolist(), strict=True)),
     }
 
 

@@ -209,9 +209,9 @@ def test_a_non_finite_loss_names_a_remedy_that_works(machine: Machine) -> None:
         job=machine.job, examples=SimpleNamespace(name=lambda row: f"p{row}/0")
     )
     batch: Any = SimpleNamespace(rows=np.arange(9))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as failure:
         Worker._check(worker, math.nan, batch, 6, "gradient")
-    message = str(told.value)
+    message = str(failure.value)
     assert message.startswith(
         "training stopped at step 7: the gradient of its batch is nan; the batch was samples "
         "p0/0, p1/0"

@@ -124,11 +124,11 @@ def test_a_controller_that_is_lost_is_no_traceback(
 
     monkeypatch.setattr(trainer.SizedTrainer, "__init__", lambda self, *_, **__: None)
     monkeypatch.setattr(trainer.SizedTrainer, "fit", fit)
-    told = (
+    message = (
         rf"training's controller was lost \({kind}: gone\); the workers' logs are in .*, and "
         r"running again resumes from step 0"
     )
-    with pytest.raises(InfrastructureError, match=told):
+    with pytest.raises(InfrastructureError, match=message):
         trainer._run(_job(tmp_path), LineProgress())
 
 
@@ -142,9 +142,10 @@ def test_the_report_names_the_cause_of_a_crash(tmp_path: Path) -> None:
     failure = WorkerHealthCheckFailedError(
         "A worker health check failed.", OutOfMemoryError("1 worker(s) were killed\nmore")
     )
-    told = str(trainer._explained(WorkerGroupError("gone", {1: failure}), _job(tmp_path)))
+    message = str(trainer._explained(WorkerGroupError("gone", {1: failure}), _job(tmp_path)))
     assert (
-        "without a new state (OutOfMemoryError: 1 worker(s) were killed); the workers' logs" in told
+        "without a new state (OutOfMemoryError: 1 worker(s) were killed); the workers' logs"
+        in message
     )
 
 

@@ -237,14 +237,14 @@ def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
     out = tmp_path / "checkpoint"
     driver = start_driver(dataset, model, out)
     wait_for(lambda: len(log_lines(out)) >= 12)
-    told, other = training_workers(out)
+    notified, other = training_workers(out)
     # No step ends until the worker has taken the notice, at its next health check.
     other.suspend()
-    told.terminate()
+    notified.terminate()
     time.sleep(8)
-    assert told.is_running()
+    assert notified.is_running()
     other.resume()
-    wait_for(lambda: not told.is_running() or told.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not notified.is_running() or notified.status() == psutil.STATUS_ZOMBIE)
     (state,) = (out / "resume").glob("step-*/state.json")
     saved = json.loads(state.read_text())["step"]
     assert saved not in (0, 10)

@@ -298,11 +298,11 @@ def test_quantized_weights_show_without_samples(tiny_llama: Path, tmp_path: Path
 def test_flash_attention_may_come_from_prebuilt_kernels(
     bare: None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = importlib.util.find_spec("json")
+    spec = importlib.util.find_spec("json")
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name: found if name in ("kernels", "tensorboard") else None,
+        lambda name: spec if name in ("kernels", "tensorboard") else None,
     )
     check_model(tiny_llama, TrainConfig(attention="flash_attention_2"), ClusterConfig())
 
