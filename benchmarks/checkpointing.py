@@ -1,4 +1,4 @@
-"""The cost of checkpoints: their share of training, and the time from start to first new step.
+"""The cost of checkpoints: their share of training, and the time to the first new step.
 
     python benchmarks/checkpointing.py --out figures.json
 

@@ -1,4 +1,4 @@
-"""Peak memory of the chunked loss relative to the plain loss: 16,384 tokens, 151,936 classes.
+"""Peak memory of the chunked loss over the plain loss's: 16,384 tokens, 151,936 classes.
 
     python benchmarks/loss_memory.py [--measured-tokens 2048] --out figures.json
 

@@ -25,7 +25,7 @@ TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Whole programs as single tokens, so that a random model answers with code: quick, slow and broken.
+# Programs as single tokens, so that a random model answers with code: quick, slow and broken.
 PROGRAMS = [
     "\n```python\nprint(input())\n```\n",
     "\n```python\nimport time\ntime.sleep(0.3)\nprint(sum(map(int, input().split())))\n```\n",

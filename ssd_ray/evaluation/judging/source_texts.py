@@ -1,6 +1,7 @@
-"""Source texts of a program and of a check, each compiled alone, and the names to call in them.
+"""Source texts of a program and of a check, and the names to call in them.
 
-Starter code, imports and references of a problem come before the program. Reads and writes nothing.
+Each text is compiled alone. Starter code, imports and references of a problem come before the
+program. Reads and writes nothing.
 """
 
 from __future__ import annotations
