@@ -77,10 +77,10 @@ def test_hard_places_have_comments() -> None:
     assert measure(MODULES).comment_share >= COMMENT_SHARE
 
 
-def test_lines_of_code_fit_the_columns() -> None:
-    # Programs of the sandbox's tests are data, kept as they were written.
+def test_lines_of_the_package_fit_the_columns() -> None:
+    # In tests ruff holds them, with exceptions for data: hostile programs, other scripts.
     complaints = _by_file(_long_lines)
-    assert {name for name in complaints if not name.startswith("tests/support/")} == set()
+    assert {name for name in complaints if name.startswith("ssd_ray/")} == set()
 
 
 def _by_file(complaints: Callable[[str], list[str]]) -> dict[str, list[str]]:
