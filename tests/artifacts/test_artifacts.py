@@ -16,24 +16,11 @@ from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.artifacts.shards import ShardFile
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.schema import Completion, Problem, Test, arrow_schema, from_table, to_table
+from tests.support.sample_rows import completion
 
 IDENTITY = Identity(
     stage="samples", choices={"temperature": 1.6, "top_k": 20}, inputs={"prompts": "abc"}
 )
-
-
-def _completion(prompt_id: str, index: int = 0, ids: tuple[int, ...] = (1, 2)) -> Completion:
-    return Completion(
-        prompt_id=prompt_id,
-        sample_index=index,
-        seed=5,
-        source="s",
-        difficulty="easy",
-        prompt_token_ids=(7,),
-        output_token_ids=ids,
-        text="t",
-        finish_reason="stop",
-    )
 
 
 def test_an_artifact_goes_from_missing_over_partial_to_complete(tmp_path: Path) -> None:
@@ -68,18 +55,18 @@ def test_leftovers_of_a_killed_write_do_not_block_a_claim(
 
 def test_a_shard_added_to_a_complete_artifact_is_refused(tmp_path: Path) -> None:
     def write(out: Path) -> RowFacts:
-        shards.write_shard(out, "one", [_completion("p")], Completion)
+        shards.write_shard(out, "one", [completion("p")], Completion)
         return RowFacts(rows=1)
 
     manifests.make(tmp_path / "a", IDENTITY, write)
-    shards.write_shard(tmp_path / "a", "two", [_completion("q")], Completion)
+    shards.write_shard(tmp_path / "a", "two", [completion("q")], Completion)
     with pytest.raises(UserError, match=r"two\.parquet is not in the manifest"):
         manifests.load(tmp_path / "a")
 
 
 def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
-    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    shards.write_shard(tmp_path / "a", "one", [completion("p")], Completion)
     other = Identity(
         stage="samples", choices={"temperature": 1.1, "top_k": 20}, inputs={"prompts": "abc"}
     )
@@ -99,7 +86,7 @@ def test_an_attempt_that_made_nothing_leaves_no_claim(tmp_path: Path) -> None:
 
 def test_a_shard_cut_in_half_is_named(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
-    path = shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    path = shards.write_shard(tmp_path / "a", "one", [completion("p")], Completion)
     manifests.seal(tmp_path / "a", IDENTITY, Facts())
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"one\.parquet is missing or was changed"):
@@ -128,13 +115,13 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        shards.write_shard(tmp_path, "one", [_completion("p")], Completion)
+        shards.write_shard(tmp_path, "one", [completion("p")], Completion)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
-    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    shards.write_shard(tmp_path / "a", "one", [completion("p")], Completion)
     manifests.seal(tmp_path / "a", IDENTITY, Facts())
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert [shard["name"] for shard in manifest["shards"]] == ["one.parquet"]
@@ -148,10 +135,10 @@ def test_an_artifact_with_an_unknown_shard_is_not_complete(
     """A lost engine may write one late; the manifest would list it and no count include it."""
     out = tmp_path / "a"
     manifests.claim(out, IDENTITY)
-    path = shards.write_shard(out, "one", [_completion("p")], Completion)
+    path = shards.write_shard(out, "one", [completion("p")], Completion)
     recorded = ShardFile(name=path.name, bytes=path.stat().st_size, sha256="as recorded")
     facts = RowFacts(rows=1, shards=(recorded,))
-    shards.write_shard(out, "two", [_completion("p")], Completion)
+    shards.write_shard(out, "two", [completion("p")], Completion)
     with pytest.raises(InfrastructureError, match=r"two\.parquet appeared in .* run again"):
         manifests.seal(out, IDENTITY, facts)
     assert manifests.state_of(out, IDENTITY) == "partial"
@@ -203,7 +190,7 @@ def test_an_artifact_of_another_version_is_refused_as_such(
     tmp_path: Path, there: int, here: int, version: str
 ) -> None:
     manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=there))
-    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    shards.write_shard(tmp_path / "a", "one", [completion("p")], Completion)
     with pytest.raises(
         UserError, match=rf"made by {version} version of ssd_ray .*another --out, or delete"
     ):
@@ -215,7 +202,7 @@ def test_an_artifact_older_than_revisions_has_revision_0(tmp_path: Path) -> None
     record = files.read_json(tmp_path / "a" / "fingerprint.json")
     del record["revision"]
     (tmp_path / "a" / "fingerprint.json").write_text(json.dumps(record))
-    shards.write_shard(tmp_path / "a", "one", [_completion("p")], Completion)
+    shards.write_shard(tmp_path / "a", "one", [completion("p")], Completion)
     assert manifests.state_of(tmp_path / "a", IDENTITY) == "partial"
     with pytest.raises(UserError, match=r"an earlier version of ssd_ray \(revision 0, 1 here\)"):
         manifests.claim(tmp_path / "a", dataclasses.replace(IDENTITY, revision=1))
@@ -251,13 +238,13 @@ def test_a_problem_with_tests_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_columns_are_read_without_the_rest(tmp_path: Path) -> None:
-    shards.write_shard(tmp_path, "b", [_completion("q", 1)], Completion)
-    shards.write_shard(tmp_path, "a", [_completion("p")], Completion)
+    shards.write_shard(tmp_path, "b", [completion("q", sample_index=1)], Completion)
+    shards.write_shard(tmp_path, "a", [completion("p")], Completion)
     assert list(shards.read_columns(tmp_path, "prompt_id", "sample_index")) == [("p", 0), ("q", 1)]
 
 
 def test_a_leftover_of_a_crash_is_not_a_shard(tmp_path: Path) -> None:
-    shards.write_shard(tmp_path, "a", [_completion("p")], Completion)
+    shards.write_shard(tmp_path, "a", [completion("p")], Completion)
     (tmp_path / ".b.parquet.1.partial").write_bytes(b"half")
     assert [path.name for path in shards.shard_paths(tmp_path)] == ["a.parquet"]
 

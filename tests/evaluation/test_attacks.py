@@ -24,6 +24,7 @@ from tests.support.hostile_arguments import MESSAGES as ANSWERS
 from tests.support.hostile_arguments import WITHIN, sending, within
 from tests.support.hostile_forging import FORGERIES, MESSAGES, PRETENDING, forging
 from tests.support.hostile_values import FORGED_LINES, HEAVY, LIARS
+from tests.support.processes import is_alive
 from tests.support.scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +39,6 @@ LEVELS = sorted({"L1", best_level().name}, key=levels.rank)
 def place(request):
     """A scene and a sandbox, for each of the levels."""
     with scene_and_sandbox(BY_NAME[request.param]) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
         yield made
 
 
@@ -431,17 +426,10 @@ def test_nothing_outlives_a_killed_grader(level, user, tmp_path):
         grader.wait()
         grader.stdout.close()
     deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() and not _is_dead(pid) for pid in before):
+    while any(map(is_alive, before)):
         assert time.monotonic() < deadline, before
         time.sleep(0.02)
     assert list(tmp_path.iterdir()) == []
-
-
-def _is_dead(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_the_machine_is_one_that_the_suite_was_written_for():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.extraction import Extraction, extract, names_other_language
 from ssd_ray.progress import LineProgress
 from ssd_ray.reasoning import content_of_text
-from ssd_ray.schema import Completion, Problem, Test, Verdict
+from ssd_ray.schema import Problem, Test, Verdict
 from ssd_ray.standalone.grade_files import Job, grade_files
+from tests.support.sample_rows import completion
 
 RULES = Rules(limits=Limits(time_s=5, memory_mib=512, output_kib=64))
 SUM = Problem(
@@ -46,27 +46,8 @@ METHOD = (
 )
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as made:
-        yield made
-
-
-def _completion(problem: Problem, text: str) -> Completion:
-    key = {
-        "prompt_id": problem.problem_id,
-        "sample_index": 0,
-        "seed": 0,
-        "source": "t",
-        "difficulty": "",
-    }
-    return Completion(
-        **key, prompt_token_ids=(), output_token_ids=(), text=text, finish_reason="stop"
-    )  # type: ignore[arg-type]
-
-
 def _graded(problem: Problem, text: str, sandbox: Sandbox, rules: Rules = RULES) -> Verdict:
-    return grade_completion(problem, _completion(problem, text), rules, sandbox)
+    return grade_completion(problem, completion(problem.problem_id, text=text), rules, sandbox)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,6 @@ from tests.support.synthetic_run import recipe as synthetic_recipe
 RULES = Rules(limits=Limits(time_s=20, memory_mib=512, output_kib=64))
 
 
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
-        yield made
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SSD_RAY_CACHE", str(tmp_path / "cache"))

@@ -11,7 +11,8 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging import humaneval_check
 from ssd_ray.evaluation.judging.judge import Rules, check_references, grade_code, grade_completion
 from ssd_ray.evaluation.sandbox import Limits, Sandbox, best_level
-from ssd_ray.schema import Completion, Problem, Test
+from ssd_ray.schema import Problem, Test
+from tests.support.sample_rows import completion
 
 RULES = Rules(limits=Limits(time_s=20, memory_mib=512, output_kib=256))
 SHORT = Rules(limits=Limits(time_s=0.5, memory_mib=512, output_kib=256))
@@ -57,24 +58,8 @@ GROW = Problem(
 )
 
 
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
-        yield made
-
-
-def completion(text, problem=DOUBLE):
-    return Completion(
-        prompt_id=problem.problem_id,
-        sample_index=3,
-        seed=1,
-        source="test",
-        difficulty="easy",
-        prompt_token_ids=(1,),
-        output_token_ids=(2,),
-        text=text,
-        finish_reason="stop",
-    )
+def drawn(text, problem=DOUBLE):
+    return completion(problem.problem_id, sample_index=3, text=text)
 
 
 def human_eval():
@@ -97,7 +82,7 @@ def test_all_164_reference_solutions_of_humaneval_are_accepted(sandbox):
     problems = human_eval()
     verdicts = [
         grade_completion(
-            problem, completion(f"```python\n{problem.reference}\n```", problem), RULES, sandbox
+            problem, drawn(f"```python\n{problem.reference}\n```", problem), RULES, sandbox
         )
         for problem in problems
     ]
@@ -139,7 +124,7 @@ def test_references_are_checked_and_complaints_named(sandbox):
 
 def test_a_verdict_identifies_its_completion(sandbox):
     verdict = grade_completion(
-        DOUBLE, completion("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox
+        DOUBLE, drawn("Sure:\n```python\nprint(int(input()) + 1)\n```"), RULES, sandbox
     )
     assert (verdict.prompt_id, verdict.sample_index, verdict.source, verdict.difficulty) == (
         "double",
@@ -154,7 +139,7 @@ def test_a_verdict_identifies_its_completion(sandbox):
 
 
 def test_an_answer_without_a_program_is_no_code(sandbox):
-    verdict = grade_completion(DOUBLE, completion("I would print the double."), RULES, sandbox)
+    verdict = grade_completion(DOUBLE, drawn("I would print the double."), RULES, sandbox)
     assert (verdict.outcome, verdict.code, verdict.num_tests, verdict.num_passed) == (
         "no_code",
         "",
@@ -164,7 +149,7 @@ def test_an_answer_without_a_program_is_no_code(sandbox):
 
 
 def test_an_ungradable_problem_is_an_error_and_never_a_pass(sandbox):
-    answer = completion("```python\nprint(1)\n```")
+    answer = drawn("```python\nprint(1)\n```")
     unready = [
         dataclasses.replace(DOUBLE, tests=()),
         dataclasses.replace(PAIR, entry_point=None),
@@ -176,7 +161,7 @@ def test_an_ungradable_problem_is_an_error_and_never_a_pass(sandbox):
         with pytest.raises(UserError, match=problem.problem_id):
             grade_completion(problem, answer, RULES, sandbox)
     with pytest.raises(UserError, match="double"):
-        grade_completion(unready[0], completion("no code at all"), RULES, sandbox)
+        grade_completion(unready[0], drawn("no code at all"), RULES, sandbox)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +205,9 @@ def test_a_grader_without_a_sandbox_is_an_error(monkeypatch):
 
 def test_grading_can_be_sent_to_another_process(sandbox):
     grade, verdict = pickle.loads(
-        pickle.dumps((grade_completion, grade_completion(DOUBLE, completion(""), RULES, sandbox)))
+        pickle.dumps((grade_completion, grade_completion(DOUBLE, drawn(""), RULES, sandbox)))
     )
-    assert grade(DOUBLE, completion(""), pickle.loads(pickle.dumps(RULES)), sandbox) == verdict
+    assert grade(DOUBLE, drawn(""), pickle.loads(pickle.dumps(RULES)), sandbox) == verdict
 
 
 # Standard input
@@ -263,7 +248,7 @@ def test_nothing_is_carried_from_one_test_to_the_next(sandbox):
 
 
 def test_a_verdict_records_first_failure_memory_and_sandbox(sandbox):
-    answer = completion(
+    answer = drawn(
         "```python\nn = int(input())\nx = b'x' * (50 << 20)\nprint(n * 2 if n > 0 else n)\n```"
     )
     verdict = grade_completion(DOUBLE, answer, RULES, sandbox)
@@ -271,7 +256,7 @@ def test_a_verdict_records_first_failure_memory_and_sandbox(sandbox):
     assert verdict.peak_bytes > 50 << 20
     assert verdict.sandbox_level == sandbox.level
     accepted = grade_completion(
-        DOUBLE, completion(f"```python\n{DOUBLE.reference}\n```"), RULES, sandbox
+        DOUBLE, drawn(f"```python\n{DOUBLE.reference}\n```"), RULES, sandbox
     )
     assert (accepted.failed_test, accepted.detail) == (-1, "")
 

@@ -13,17 +13,12 @@ from ssd_ray.evaluation.judging import outcomes, source_texts
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.sandbox import Limits, Sandbox
 from ssd_ray.schema import Problem, Test
+from tests.support.problems import condition_problem, function_problem
 
 LIMITS = Limits(time_s=20, memory_mib=512, output_kib=256)
 STRICT = Rules(limits=LIMITS)
 COMPATIBLE = Rules(limits=LIMITS, profile="lcb-compat")
 NOT_ACCEPTED = {"runtime_error", "wrong_answer"}
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
-        yield made
 
 
 def lent_names() -> list[str]:
@@ -37,29 +32,13 @@ def lent_names() -> list[str]:
 
 def function(name: str, comparison: str = "lcb", **fields: Any) -> Problem:
     """A problem with the answer x + 71, returned by no provided function."""
-    return Problem(
-        problem_id=name,
-        source="test",
-        statement="",
-        kind="function",
-        entry_point=name,
-        comparison=comparison,  # type: ignore[arg-type]
-        tests=(Test(input="[6]", output="77"),),
-        **fields,
-    )
+    names = {"problem_id": name, "entry_point": name}
+    return function_problem(6, 77, comparison=comparison, **names, **fields)
 
 
 def asserts(name: str, **fields: Any) -> Problem:
-    check = "def check(candidate):\n    assert candidate(6) == 77\n"
-    return Problem(
-        problem_id=name,
-        source="test",
-        statement="",
-        kind="asserts",
-        entry_point=name,
-        tests=(Test(input=check, output=""),),
-        **fields,
-    )
+    """The same problem with a check."""
+    return condition_problem("candidate(6) == 77", problem_id=name, entry_point=name, **fields)
 
 
 def outcome(problem: Problem, code: str, sandbox: Sandbox, rules: Rules = STRICT) -> str:

@@ -12,18 +12,13 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging import output_limit
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
 from ssd_ray.evaluation.judging.strict import require_gradable
-from ssd_ray.evaluation.sandbox import Limits, Sandbox
+from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.schema import Problem, Test
+from tests.support.problems import check_problem, function_problem
 
 LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=16)
 RULES = {profile: Rules(limits=LIMITS, profile=profile) for profile in ("strict", "lcb-compat")}
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
-        yield made
 
 
 def stdin(output, comparison="value"):
@@ -32,27 +27,7 @@ def stdin(output, comparison="value"):
 
 
 def function(expected, comparison="value"):
-    tests = (Test(input="[9]", output=wire.dumps(expected)),)
-    return Problem(
-        problem_id="p",
-        source="t",
-        statement="",
-        kind="function",
-        entry_point="f",
-        tests=tests,
-        comparison=comparison,
-    )
-
-
-def asserts(check):
-    return Problem(
-        problem_id="p",
-        source="t",
-        statement="",
-        kind="asserts",
-        entry_point="f",
-        tests=(Test(input=check, output=""),),
-    )
+    return function_problem(9, expected, comparison=comparison)
 
 
 PRINTED = {
@@ -113,7 +88,7 @@ def test_an_expected_value_above_the_limit_can_be_returned(name, sandbox):
 def test_a_value_that_a_check_spells_out_can_be_returned(sandbox):
     check = f"def check(candidate):\n    assert candidate(9) == {['ab'] * 20_000!r}\n"
     graded = grade_code(
-        asserts(check), "def f(n):\n    return ['ab'] * 20_000\n", RULES["strict"], sandbox
+        check_problem(check), "def f(n):\n    return ['ab'] * 20_000\n", RULES["strict"], sandbox
     )
     assert graded.outcome == "accepted", graded
 
@@ -121,7 +96,7 @@ def test_a_value_that_a_check_spells_out_can_be_returned(sandbox):
 def test_arguments_that_a_check_spells_out_can_be_given(sandbox):
     check = f"def check(candidate):\n    assert candidate({'x' * 100_000!r}) == 100_000\n"
     graded = grade_code(
-        asserts(check), "def f(text):\n    return len(text)\n", RULES["strict"], sandbox
+        check_problem(check), "def f(text):\n    return len(text)\n", RULES["strict"], sandbox
     )
     assert graded.outcome == "accepted", graded
 

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
-from ssd_ray.evaluation.sandbox import Limits, Sandbox
+from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.schema import Problem, Test
+from tests.support.problems import condition_problem, function_problem
 
 LIMITS = Limits(time_s=20, memory_mib=1024, output_kib=1024)
 RULES = {profile: Rules(limits=LIMITS, profile=profile) for profile in ("strict", "lcb-compat")}
@@ -17,30 +18,8 @@ STDIN = Problem(
     tests=(Test(input="3\n1 2 3\n", output="6\n"),),
     comparison="lcb",
 )
-FUNCTION = Problem(
-    problem_id="f",
-    source="t",
-    statement="",
-    kind="function",
-    entry_point="f",
-    tests=(Test(input="[3]", output="3"),),
-)
-ASSERTS = Problem(
-    problem_id="a",
-    source="t",
-    statement="",
-    kind="asserts",
-    entry_point="f",
-    tests=(Test(input="def check(candidate):\n    assert candidate(3) == 3\n", output=""),),
-)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
-        yield made
-
-
+FUNCTION = function_problem(3, 3)
+ASSERTS = condition_problem("candidate(3) == 3")
 IDIOM = """
 import sys, threading
 sys.setrecursionlimit(10**9)

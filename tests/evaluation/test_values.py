@@ -19,21 +19,15 @@ from sortedcontainers import SortedDict, SortedList, SortedSet
 from ssd_ray import wire
 from ssd_ray.evaluation.judging.comparison import same
 from ssd_ray.evaluation.judging.judge import Rules, grade_code
-from ssd_ray.evaluation.sandbox import Limits, Sandbox
-from ssd_ray.schema import Problem, Test
+from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.wire import foreign, restored
 from tests.support.numpy_reference import evalplus_by_numpy
+from tests.support.problems import condition_problem, function_problem
 
 RULES = {
     profile: Rules(limits=Limits(time_s=20, memory_mib=1024, output_kib=1024), profile=profile)
     for profile in ("strict", "lcb-compat")
 }
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as made:
-        yield made
 
 
 def crossed(value):
@@ -261,28 +255,7 @@ def test_evalplus_rules_for_single_tasks_accept_other_types(
 
 
 def function(expected, comparison="value"):
-    tests = (Test(input="[3]", output=wire.dumps(expected)),)
-    return Problem(
-        problem_id="f",
-        source="t",
-        statement="",
-        kind="function",
-        entry_point="f",
-        tests=tests,
-        comparison=comparison,
-    )
-
-
-def asserts(condition):
-    check = f"def check(candidate):\n    assert {condition}\n"
-    return Problem(
-        problem_id="f",
-        source="t",
-        statement="",
-        kind="asserts",
-        entry_point="f",
-        tests=(Test(input=check, output=""),),
-    )
+    return function_problem(3, expected, comparison=comparison)
 
 
 ENDINGS = {
@@ -318,10 +291,11 @@ def test_equal_values_of_other_types_are_accepted_everywhere(ending, sandbox):
         )
         assert wrong.outcome in ("wrong_answer", "runtime_error")
     graded = grade_code(
-        asserts(f"candidate(3) == {ENDINGS[ending]!r}"), code, RULES["strict"], sandbox
+        condition_problem(f"candidate(3) == {ENDINGS[ending]!r}"), code, RULES["strict"], sandbox
     )
     assert graded.outcome == "accepted", graded
-    graded = grade_code(asserts("candidate(3) == 'wrong'"), code, RULES["strict"], sandbox)
+    refuted = condition_problem("candidate(3) == 'wrong'")
+    graded = grade_code(refuted, code, RULES["strict"], sandbox)
     assert graded.outcome == "wrong_answer", graded
 
 
@@ -362,9 +336,8 @@ def test_equal_values_of_other_types_are_accepted_everywhere(ending, sandbox):
     ],
 )
 def test_a_check_sees_what_the_program_returned(condition, ending, outcome, sandbox):
-    graded = grade_code(
-        asserts(condition), f"{IMPORTS}def f(n):\n    return {ending}\n", RULES["strict"], sandbox
-    )
+    code = f"{IMPORTS}def f(n):\n    return {ending}\n"
+    graded = grade_code(condition_problem(condition), code, RULES["strict"], sandbox)
     assert graded.outcome == outcome, graded
 
 

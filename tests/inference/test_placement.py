@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from ssd_ray.config import EngineConfig
 from ssd_ray.inference.vllm.arguments import engine_arguments, truncates_exactly
 from ssd_ray.inference.vllm.placement import PlacementGroups, engine_resources
+from tests.support.processes import is_alive
 
 EIGHT = EngineConfig(tensor_parallel_size=4, pipeline_parallel_size=2, expert_parallel=True)
 
@@ -137,13 +138,6 @@ def _within(seconds: float, true: Callable[[], bool]) -> bool:
     return True
 
 
-def _alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def four_gpus() -> Iterator[None]:
     import ray
@@ -205,7 +199,7 @@ def test_a_killed_engines_successor_inherits_its_group(
     )
     pid, workers, group = ray.get(engine.processes.remote())
     os.kill(pid, signal.SIGKILL)
-    assert _within(10, lambda: not any(map(_alive, [pid, *workers])))
+    assert _within(10, lambda: not any(map(is_alive, [pid, *workers])))
     _, successors, same = ray.get(engine.processes.remote())
     assert same == group
     assert not set(successors) & set(workers)

@@ -39,6 +39,7 @@ from tests.support.doubles import (
     lacks_memory_at_start,
     loses_storage,
 )
+from tests.support.sample_rows import completion
 
 pytestmark = pytest.mark.real
 PROMPTS, SAMPLES = 20, 2
@@ -211,7 +212,7 @@ def test_a_rerun_draws_only_missing_or_broken_samples(source: Path, tmp_path: Pa
     middle[len(middle) // 2] ^= 1
     changed.write_bytes(middle)
     garbled.write_bytes(b"x" * garbled.stat().st_size)
-    shards.write_shard(out, "foreign", [_completion()], Completion)
+    shards.write_shard(out, "foreign", [completion("p0")], Completion)
     (out / ".half.parquet.1.partial").write_bytes(b"PAR1")
     said = Said()
     _draw(source, out, progress=said, shard_rows=2)
@@ -233,20 +234,6 @@ def test_a_rerun_draws_only_missing_or_broken_samples(source: Path, tmp_path: Pa
         <= {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(out)}.items()
     )
     assert not list(out.glob(".*"))
-
-
-def _completion() -> Completion:
-    return Completion(
-        prompt_id="p0",
-        sample_index=0,
-        seed=1,
-        source="s",
-        difficulty="d",
-        prompt_token_ids=(1,),
-        output_token_ids=(1,),
-        text="",
-        finish_reason="stop",
-    )
 
 
 def test_the_first_shard_is_written_before_the_last_prompt(tmp_path: Path) -> None:

@@ -17,17 +17,6 @@ from ssd_ray.statistics.differences import Difference
 from tests.support.synthetic_run import EVIL, make_run, printed, recipe, reported
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def shown(made):
-    out, facts, scores = reported(made)
-    return out, facts, scores, (out / "report.html").read_text()
-
-
 def all_numbers(value):
     if isinstance(value, dict):
         return set().union(*map(all_numbers, value.values())) if value else set()

@@ -23,17 +23,6 @@ from ssd_ray.statistics import differences, metrics, paired, significance
 from tests.support.synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_outcome
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def shown(made):
-    out, facts, scores = reported(made)
-    return out, facts, scores, (out / "report.html").read_text()
-
-
 def brute_pass_at_k(accepted, k):
     """The share of all choices of k answers that hold an accepted one."""
     choices = list(itertools.combinations(accepted, k))

@@ -36,6 +36,14 @@ def is_agent(process: psutil.Process) -> bool:
     return any(name in command_of(process) for name in AGENTS)
 
 
+def is_alive(pid: int) -> bool:
+    """Return True while a process runs; False once it has ended, also before it is waited for."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill(process: psutil.Process) -> bool:
     """Kill a process; return False if it had ended before."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ssd_ray.artifacts.ledger import Failure, Span
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.inference.vllm.engine import Answer
 from ssd_ray.inference.work.shards import Drawn, write_completions
-from ssd_ray.schema import Completion, Prompt
+from ssd_ray.schema import Completion, Example, Prompt
 
 PROGRAM = "```python\nprint(1)\n```"
 
@@ -31,6 +32,26 @@ def completion(prompt_id: str, **values: Any) -> Completion:
 def write_samples(out: Path, rows: list[Completion], shard_rows: int = 2) -> Path:
     for start in range(0, len(rows), shard_rows):
         write_shard(out, f"part-{start:05}", rows[start : start + shard_rows], Completion)
+    return out
+
+
+def write_sequences(out: Path, *, samples: int = 1) -> Path:
+    """Write thirty random training sequences, `samples` of each prompt, in two shards."""
+    draw = random.Random(0)
+    rows = []
+    for index in range(30):
+        length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
+        ids = tuple(draw.randrange(3, 260) for _ in range(length))
+        rows.append(
+            Example(
+                prompt_id=f"p{index // samples:02}",
+                sample_index=index % samples,
+                input_ids=ids,
+                num_prompt_tokens=num_prompt,
+            )
+        )
+    write_shard(out, "part-00000", rows[:19], Example)
+    write_shard(out, "part-00001", rows[19:], Example)
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ssd_ray.schema import Example
 from ssd_ray.training.data.examples import Examples
 from ssd_ray.training.observe.heldout import cut_held_out, read_held_out, split
 from tests.support.engine_cases import run_groups
+from tests.support.sample_rows import write_sequences
 from tests.support.tiny import tiny_model
 
 SAMPLING = Decoding(temperature=1.3, top_k=20, top_p=0.9)
@@ -28,22 +28,7 @@ SEED = 3
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifteen prompts with two samples each, in two shards."""
-    out, draw = tmp_path_factory.mktemp("dataset"), random.Random(0)
-    rows = []
-    for index in range(30):
-        length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
-        ids = tuple(draw.randrange(3, 260) for _ in range(length))
-        rows.append(
-            Example(
-                prompt_id=f"p{index // 2:02}",
-                sample_index=index % 2,
-                input_ids=ids,
-                num_prompt_tokens=num_prompt,
-            )
-        )
-    write_shard(out, "part-00000", rows[:19], Example)
-    write_shard(out, "part-00001", rows[19:], Example)
-    return out
+    return write_sequences(tmp_path_factory.mktemp("dataset"), samples=2)
 
 
 def test_held_out_prompts_and_the_rest_are_the_data_set(dataset: Path) -> None:

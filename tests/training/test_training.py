@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,10 +16,9 @@ import psutil
 import pytest
 
 from ssd_ray import cluster as ray_cluster
-from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.schema import Example
+from tests.support.sample_rows import write_sequences
 from tests.support.tiny import tiny_model
 from tests.support.training_runs import (
     ELASTIC,
@@ -43,22 +41,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out, draw = tmp_path_factory.mktemp("dataset"), random.Random(0)
-    rows = []
-    for index in range(30):
-        length, num_prompt = draw.randint(8, 40), draw.randint(2, 6)
-        ids = tuple(draw.randrange(3, 260) for _ in range(length))
-        rows.append(
-            Example(
-                prompt_id=f"p{index:02}",
-                sample_index=0,
-                input_ids=ids,
-                num_prompt_tokens=num_prompt,
-            )
-        )
-    write_shard(out, "part-00000", rows[:20], Example)
-    write_shard(out, "part-00001", rows[20:], Example)
-    return out
+    return write_sequences(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")
