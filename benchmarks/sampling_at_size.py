@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,8 @@ PROMPT_TOKENS, ANSWER_TOKENS = 64, 64
 
 class Echo:
     """An engine double: answers at once with as many tokens as a short program has."""
+
+    tokens_drawn = types.MappingProxyType({})
 
     def submit(self, request):
         """A future that is done."""
@@ -73,33 +76,42 @@ def render(out: Path, count: int) -> None:
 def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     """Draw one answer to each prompt; this is the driver whose memory is measured."""
     from ssd_ray import cluster
-    from ssd_ray.config import ClusterConfig
+    from ssd_ray.config import ClusterConfig, Decoding
+    from ssd_ray.inference.engine_pool import EnginePool
     from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
     from ssd_ray.inference.vllm.placement import Resources
+    from ssd_ray.inference.work.jobs import JobSpec
     from ssd_ray.inference.worker import EngineSpec
     from ssd_ray.progress import LineProgress
 
     out.mkdir(exist_ok=True)
-    order = EngineSpec(
-        make_engine=Echo, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs"
+    job = JobSpec(
+        stage="samples",
+        key="samples",
+        prompts=prompts,
+        out=out,
+        samples=1,
+        seed=0,
+        decoding=Decoding(),
+        max_tokens=ANSWER_TOKENS,
+        shard_rows=shard_rows,
     )
-    pool = Pool(
+    spec = EngineSpec(
+        make_engine=Echo, control=out.with_name(f".{out.name}"), logs=out.parent / "logs"
+    )
+    size = Pool(
         min_engines=engines,
         max_engines=engines,
         concurrent_units=2,
         resources=Resources(1, 0, {"num_cpus": 1}),
     )
-    with cluster.connected(ClusterConfig(device="cpu")):
-        facts = SamplingRun(
-            order=order,
-            engines=pool,
-            shard_rows=shard_rows,
-            max_failures=3,
-            ended=lambda: True,
-            stage="samples",
-            progress=LineProgress(10),
-        ).draw()
+    progress = LineProgress(10)
+    with (
+        cluster.connected(ClusterConfig(device="cpu")),
+        EnginePool(spec, size, max_failures=3, progress=progress) as pool,
+    ):
+        facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
     (out / "facts.json").write_text(json.dumps(facts))
 
 
@@ -148,6 +160,7 @@ def bare(out: Path, count: int, shard_rows: int) -> float:
     """Return rows/s of one process that asks the double and writes shards in a loop."""
     from ssd_ray.artifacts import files
     from ssd_ray.artifacts.ledger import Span
+    from ssd_ray.config import Decoding
     from ssd_ray.inference.vllm.engine import Request
     from ssd_ray.inference.work.shards import Drawn, write_completions
     from ssd_ray.schema import Prompt
@@ -164,7 +177,13 @@ def bare(out: Path, count: int, shard_rows: int) -> float:
         drawn = []
         for number in range(start, start + shard_rows):
             prompt = prompts[number % len(prompts)]
-            answer = engine.submit(Request(prompt_token_ids=prompt.token_ids, seed=number)).result()
+            request = Request(
+                prompt_token_ids=prompt.token_ids,
+                seed=number,
+                decoding=Decoding(),
+                max_tokens=ANSWER_TOKENS,
+            )
+            answer = engine.submit(request).result()
             drawn.append(Drawn(prompt=prompt, sample_index=0, seed=number, answer=answer))
         write_completions(out, "bare", Span("prompts", start, start + shard_rows), drawn, ())
     files.make_directory(out)

@@ -81,7 +81,7 @@ class Victims:
     def engines(self) -> list[psutil.Process]:
         """The engine processes that are there, with whatever they have started."""
         processes = []
-        for path in (self.out / ".engines").glob("*.json"):
+        for path in (self.run / ".engines").glob("*/*.json"):
             try:
                 process = psutil.Process(json.loads(path.read_text())["pid"])
                 if "ray::" in " ".join(process.cmdline()):

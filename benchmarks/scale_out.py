@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from pathlib import Path
 
 from machine import machine
@@ -26,6 +27,8 @@ SLOTS, ANSWER_S = 8, 1.0
 
 class Slots:
     """An engine double with a number of slots, each busy for a while with a request."""
+
+    tokens_drawn = types.MappingProxyType({})
 
     def __init__(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -51,21 +54,24 @@ class Slots:
 def drive(prompts: Path, out: Path, engines: int) -> None:
     """Draw on the cluster at RAY_ADDRESS, and write the rate down."""
     from ssd_ray import cluster
-    from ssd_ray.config import ClusterConfig
+    from ssd_ray.config import ClusterConfig, Decoding
     from ssd_ray.inference.crashes import heartbeat
+    from ssd_ray.inference.engine_pool import EnginePool
     from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
     from ssd_ray.inference.vllm.placement import Resources
+    from ssd_ray.inference.work.jobs import JobSpec
     from ssd_ray.inference.worker import EngineSpec
     from ssd_ray.progress import LineProgress
 
     out.mkdir()
+    control = out.parent / f"engines-{engines}"
     seen: list[tuple[float, int, int]] = []
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.25):
-            there = heartbeat.read(out)
+            there = heartbeat.read(control)
             seen.append(
                 (
                     time.monotonic(),
@@ -74,26 +80,29 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
                 )
             )
 
-    order = EngineSpec(
-        make_engine=Slots, prompts=prompts, samples=1, seed=0, out=out, logs=out.parent / "logs"
+    job = JobSpec(
+        stage="samples",
+        key="samples",
+        prompts=prompts,
+        out=out,
+        samples=1,
+        seed=0,
+        decoding=Decoding(),
+        max_tokens=8,
+        shard_rows=8,
     )
-    pool = Pool(
+    spec = EngineSpec(make_engine=Slots, control=control, logs=out.parent / "logs")
+    size = Pool(
         min_engines=engines,
         max_engines=engines,
         concurrent_units=3,
         resources=Resources(0, 1, {"num_gpus": 1}),
     )
+    progress = LineProgress(10)
     with cluster.connected(ClusterConfig(device="cuda")):
         threading.Thread(target=watch, daemon=True).start()
-        facts = SamplingRun(
-            order=order,
-            engines=pool,
-            shard_rows=8,
-            max_failures=0,
-            ended=lambda: True,
-            stage="samples",
-            progress=LineProgress(10),
-        ).draw()
+        with EnginePool(spec, size, max_failures=0, progress=progress) as pool:
+            facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
         done.set()
     steady = [
         (when, rows)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray.inference import monitor
-from ssd_ray.inference.crashes.heartbeat import EngineStatus
+from ssd_ray.inference.crashes.engine_status import EngineStatus
 from ssd_ray.progress import LineProgress, LiveProgress, counted
 from ssd_ray.progress.display import Display
 from ssd_ray.quantities import magnitude

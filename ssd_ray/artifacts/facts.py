@@ -18,8 +18,9 @@ from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ssd_ray.artifacts.audit import Audit
 from ssd_ray.artifacts.files import Json
-from ssd_ray.artifacts.ledger import Audit, Failure
+from ssd_ray.artifacts.ledger import Failure
 from ssd_ray.artifacts.shards import ShardFile
 from ssd_ray.errors import UserError
 

@@ -1,208 +1,119 @@
-"""Watch engines from the driver: progress, gauges for Prometheus, and when to stop.
+"""Show the progress of one job of a pool: its bar, its gauges, its pace.
 
-Reads heartbeat files twice a second and asks no engine. Writes `pace.json`.
+Reads the heartbeats of the pool. Writes `pace.json`.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import files, shards
-from ssd_ray.cluster import niceness
-from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.inference.crashes import cluster_state, heartbeat
+from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
-from ssd_ray.inference.crashes.heartbeat import EngineStatus
-from ssd_ray.inference.work.queue import SamplingPlan, prompt_rows
-from ssd_ray.progress import Progress, Task
+from ssd_ray.inference.crashes.engine_status import EngineStatus
+from ssd_ray.inference.gauges import Gauges
+from ssd_ray.inference.work.jobs import JobSpec
+from ssd_ray.inference.work.queue import prompt_rows
+from ssd_ray.progress import Task
 from ssd_ray.throughput import Remaining, Throughput
-
-_GAUGES = {
-    "answers": "Answers on disk or finished, failed ones included.",
-    "answers_left": "Unfinished answers to the prompts rendered so far.",
-    "answers_failed": "Failed answers.",
-    "retries": "Answers that were requested again.",
-    "seconds_left": "Answers left times their mean length, over the rate of the last minute.",
-    "tokens_per_second": "Output tokens a second over the last minute, answers in flight included.",
-    "engines": "Engines that drew tokens in the last minute.",
-    "engine_losses": "Engine processes that crashed; their units were drawn again.",
-    "prompts_left_out": "Prompts left out because they crash engines.",
-}
-_ENGINE_GAUGE = "engine_tokens_per_second"
-_NO_REASON = "no reason recorded, as for a process killed for its memory"
-_NAMED_NODES: set[str] = set()
-"""Nodes whose niceness was reported, in any stage of this process."""
-
-
-class Streak:
-    """Failures in a row, without any finished answer between them.
-
-    - `crashes`: crashes of the engine with the most. A lost node crashes many engines once each.
-      Groups of suspects count for themselves, faulty engines not at all.
-    - `prompts`: quarantined prompts.
-    - `refusals`: units without a single answer.
-    """
-
-    def __init__(self, history: CrashHistory) -> None:
-        self._known = {status.engine for status in history.statuses if status.crashed}
-        self._quarantined = history.quarantined()
-        self._answers = sum(status.rows for status in history.statuses)
-        self._refused = sum(status.refused for status in history.statuses)
-        self.prompts = 0
-        self.refusals = 0
-        self._crashes: Counter[tuple[str, bool]] = Counter()
-        self.engines: set[str] = set()
-
-    @property
-    def crashes(self) -> int:
-        """Crashes of the engine with the most."""
-        return max(self._crashes.values(), default=0)
-
-    def update(self, history: CrashHistory) -> frozenset[str]:
-        """Count new failures and return the newly quarantined prompts."""
-        statuses, quarantined = history.statuses, history.quarantined()
-        crashed = [
-            status for status in statuses if status.crashed and status.engine not in self._known
-        ]
-        added = quarantined - self._quarantined
-        # Any finished answer ends the streak: engines and prompts work in principle.
-        answers = sum(status.rows for status in statuses)
-        refused = sum(status.refused for status in statuses)
-        if answers > self._answers:
-            self.prompts = 0
-            self.refusals = 0
-            self._crashes.clear()
-            self.engines.clear()
-            self._refused = refused
-        self.refusals += refused - self._refused
-        self.engines |= {status.engine for status in crashed}
-        # A quarantined prompt explains the crashes before it.
-        if added:
-            self._crashes.clear()
-        self._crashes.update(
-            (status.actor, status.testing) for status in crashed if not status.alone
-        )
-        # A faulty engine must not stop the stage while others answer.
-        for actor in history.faulty:
-            self._crashes.pop((actor, False), None)
-            self._crashes.pop((actor, True), None)
-        self.prompts += len(added)
-        self._known |= {status.engine for status in crashed}
-        self._quarantined = quarantined
-        self._answers = answers
-        self._refused = refused
-        return added
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
-    """The stage of a monitor, and the counts at the beginning of an attempt."""
+class Watched:
+    """A job, and its counts at the beginning of an attempt."""
 
-    plan: SamplingPlan
-    stage: str
+    job: JobSpec
     attempt: str
     before: int
     """Answers finished by earlier attempts."""
     failed: int
     """Answers failed in earlier attempts."""
-    max_failures: int
-    logs: Path
-    max_tokens: int | None = None
 
 
 class Monitor:
-    """Show the progress of engines, and raise the error ending a stage.
+    """The progress of a job.
 
-    The pool calls it several times a second. It looks twice a second.
+    `read` returns the engines of the pool, read now if its argument is True. `is_next` returns True
+    for the job opened first.
     """
 
     def __init__(
-        self, watch: Watch, ended: Callable[[], bool], task: Task, progress: Progress
+        self,
+        watched: Watched,
+        task: Task,
+        *,
+        read: Callable[[bool], CrashHistory],
+        is_next: Callable[[], bool],
     ) -> None:
-        self._watch = watch
-        self._ended = ended
+        self._watched = watched
         self._task = task
-        self._progress = progress
-        self._looked_at = 0.0
-        self._warned: set[str] = set()
-        self._shown: set[str] = set()
-        self._streak = Streak(self._read())
+        self._read = read
+        self._is_next = is_next
+        self._gauges = Gauges(watched.job.stage)
         self._throughputs: dict[str, Throughput] = {}
         self._rows: dict[Path, int] = {}
-        self._lock = threading.Lock()
+        self.engine_losses = 0
 
     @property
     def total(self) -> int:
         """Answers to draw, for the prompts rendered so far."""
-        for path in shards.shard_paths(self._watch.plan.prompts):
+        for path in shards.shard_paths(self._watched.job.prompts):
             if path not in self._rows:
                 self._rows[path] = prompt_rows(path)
-        return sum(self._rows.values()) * self._watch.plan.samples
-
-    def __call__(self) -> None:
-        """Look, if half a second has passed since the last look.
-
-        Raises:
-            UserError: an engine found a mistake.
-            InfrastructureError: engines crash without answers, or the stage before has failed.
-        """
-        with self._lock:
-            if time.monotonic() - self._looked_at >= heartbeat.PERIOD_S:
-                self._looked_at = time.monotonic()
-                self._ended()
-                self.look()
+        return sum(self._rows.values()) * self._watched.job.samples
 
     def look(self, on_record: int | None = None) -> None:
-        """Read heartbeats, publish them, and stop a hopeless stage.
+        """Read heartbeats and publish the progress of the job.
 
         `on_record` is the number of answers on record, once an audit has counted them.
         """
-        history = self._read()
-        attempt = self._of_attempt(history)
-        self._warn_of_faulty(attempt, history.faulty)
-        self._warn_of_niceness(attempt)
-        self._stop(attempt, history)
+        key = self._watched.job.key
+        history = self._read(on_record is not None)
+        statuses = [status.of(key) for status in history.statuses]
+        self.engine_losses = sum(map(_is_lost, statuses))
+        attempt = [status for status in statuses if status.attempt == self._watched.attempt]
         failed, total = sum(status.failed for status in attempt), self.total
         if on_record is None:
-            done = self._watch.before + sum(status.rows for status in attempt) + failed
+            done = self._watched.before + sum(status.rows for status in attempt) + failed
         else:
             done = on_record
         drawn = sum(_drawn(status) for status in attempt)
         rates = {
             status.engine: self._rate(status.engine, status.rows, _drawn(status))
             for status in attempt
-            if _is_at_work(status)
+            if _is_at_work(status) and status.first
         }
         rate = self._rate("", done, drawn) if rates else 0.0
-        remaining = _remaining(attempt, total - done, self._watch.max_tokens)
+        remaining = _remaining(attempt, total - done, self._watched.job.max_tokens)
         figures = {
             "answers": done,
             "answers_left": max(0, total - done),
-            "answers_failed": self._watch.failed + failed,
+            "answers_failed": self._watched.failed + failed,
             "retries": sum(status.retries for status in attempt),
             "tokens_per_second": rate,
             "engines": sum(1 for value in rates.values() if value > 0),
-            "engine_losses": sum(status.crashed for status in attempt),
-            "prompts_left_out": len(history.quarantined()),
+            "engine_losses": sum(map(_is_lost, attempt)),
+            "prompts_left_out": len(history.quarantined_in(key)),
         }
         if total <= done:
             figures["seconds_left"] = 0
         elif rate > 0 and remaining is not None:
             figures["seconds_left"] = remaining.tokens / rate
-        self._publish(figures, rates)
+        self._gauges.publish(figures, rates)
         # Without an engine at work there is no rate, and a time left would be a guess.
         if rates or done >= total:
             self._task.update(min(done, total), drawn, _note(attempt, rates), total, remaining)
         else:
-            self._task.wait("starting engines")
+            self._task.wait(self._reason(attempt))
+
+    def _reason(self, attempt: list[EngineStatus]) -> str:
+        """Return the reason of a wait; one job alone names the start of the engines."""
+        if any(map(_is_at_work, attempt)) or not self._is_next():
+            return "waiting for engines"
+        return "starting engines"
 
     def _rate(self, engine: str, rows: int, tokens: int) -> float:
         """Mark the counts of an engine, or of all under "", and return tokens a second."""
@@ -213,107 +124,37 @@ class Monitor:
         return throughput.rates[1]
 
     def close(self) -> None:
-        """Set rates and time left to zero, since no engine is at work any more."""
-        self._publish(dict.fromkeys(("tokens_per_second", "engines", "seconds_left"), 0.0), {})
-
-    def _read(self) -> CrashHistory:
-        """Read crashes of all attempts, and the engines of this one.
-
-        Engines of a lost driver may take some seconds to end.
-        """
-        statuses = (
-            status
-            for status in heartbeat.read(self._watch.plan.out)
-            if status.crashed or status.attempt == self._watch.attempt
-        )
-        return CrashHistory(statuses, cluster_state.actors)
-
-    def _of_attempt(self, history: CrashHistory) -> list[EngineStatus]:
-        return [status for status in history.statuses if status.attempt == self._watch.attempt]
-
-    def _warn_of_faulty(self, attempt: list[EngineStatus], faulty: Mapping[str, int]) -> None:
-        """Report each faulty engine once."""
-        for status in attempt:
-            if status.actor in faulty and status.actor not in self._warned:
-                self._warned.add(status.actor)
-                self._progress.say(
-                    f"{self._watch.stage}: an engine on node {status.node[:12]} crashed "
-                    f"{faulty[status.actor]} times in a row without an answer while others answer; "
-                    "it is retried less and less often"
-                )
-
-    def _warn_of_niceness(self, attempt: list[EngineStatus]) -> None:
-        """Report each node once a run where engines give way to all other processes."""
-        for status in attempt:
-            if status.niceness > 0 and status.node not in _NAMED_NODES:
-                _NAMED_NODES.add(status.node)
-                self._progress.say(
-                    f"{self._watch.stage}: engines on node {status.node[:12]} run at niceness "
-                    f"{status.niceness}, behind every other process there: {niceness.REMEDY}"
-                )
-
-    def _stop(self, attempt: list[EngineStatus], history: CrashHistory) -> None:
-        """Raise the error ending the stage, if there is one."""
-        watch, streak = self._watch, self._streak
-        mistake = next((status.reason for status in attempt if status.mistake), None)
-        if mistake is not None:
-            raise UserError(mistake)
-        for prompt in sorted(streak.update(history)):
-            self._progress.say(
-                f"{watch.stage}: prompt {prompt!r} is left out, because it crashes engines"
-            )
-        reason = next((status.reason for status in reversed(attempt) if status.reason), _NO_REASON)
-        if streak.crashes > watch.max_failures:
-            heartbeat.disregard(watch.plan.out, streak.engines)
-            raise InfrastructureError(
-                f"{watch.stage}: an engine crashed {streak.crashes} times in a row without an "
-                f"answer ({reason}); logs are in {watch.logs}"
-            )
-        if streak.prompts > watch.max_failures:
-            heartbeat.disregard(watch.plan.out, streak.engines)
-            raise InfrastructureError(
-                f"{watch.stage}: every prompt crashes engines ({streak.prompts} in a row, "
-                f"{reason}); logs are in {watch.logs}; if the prompts are the cause, raise "
-                "cluster.max_failures"
-            )
-        if streak.refusals > watch.max_failures:
-            raise UserError(
-                f"{watch.stage}: the engine refuses every prompt ({streak.refusals} units in a "
-                f"row, {reason}): correct the recipe and delete {watch.plan.out}"
-            )
-
-    def _publish(self, figures: dict[str, float], rates: dict[str, float]) -> None:
-        """Set the gauges; the rate of an engine without a heartbeat becomes zero."""
-        for name, value in figures.items():
-            _gauge(name, _GAUGES[name], ("stage",)).set(value, tags={"stage": self._watch.stage})
-        gauge = _gauge(
-            _ENGINE_GAUGE,
-            "Output tokens a second of one engine process over the last minute.",
-            ("stage", "engine"),
-        )
-        for engine, rate in {**dict.fromkeys(self._shown - rates.keys(), 0.0), **rates}.items():
-            gauge.set(rate, tags={"stage": self._watch.stage, "engine": engine})
-        self._shown = set(rates)
+        """Set rates and time left to zero, since no engine draws the job any more."""
+        self._gauges.end()
 
     def pace(self) -> None:
         """Write rows, tokens and seconds of this attempt.
 
-        Seconds are from the first ready engine to the last shard.
+        Seconds are from the first request to the last shard.
         """
-        attempt = [status for status in self._of_attempt(self._read()) if status.last]
+        attempt = [
+            status
+            for status in (status.of(self._watched.job.key) for status in self._read(True).statuses)
+            if status.attempt == self._watched.attempt and status.last
+        ]
         if attempt:
-            began = min(status.ready for status in attempt)
             pace = {
                 "rows": sum(status.rows for status in attempt),
                 "tokens": sum(status.tokens for status in attempt),
-                "seconds": max(status.last for status in attempt) - began,
+                "seconds": max(status.last for status in attempt)
+                - min(status.first for status in attempt),
             }
-            files.write_atomic(self._watch.plan.out / "pace.json", json.dumps(pace))
+            files.write_atomic(self._watched.job.out / "pace.json", json.dumps(pace))
 
 
 def _is_at_work(engine: EngineStatus) -> bool:
     """Return True for an engine taking or finishing requests."""
     return not engine.crashed and engine.state in ("ready", "draining")
+
+
+def _is_lost(engine: EngineStatus) -> bool:
+    """Return True for an engine that crashed with answers of the job in flight."""
+    return engine.crashed and bool(engine.drawing)
 
 
 def _drawn(engine: EngineStatus) -> int:
@@ -349,14 +190,7 @@ def _note(attempt: list[EngineStatus], rates: Mapping[str, float]) -> str:
     busy = sorted(rate for rate in rates.values() if rate > 0)
     if len(busy) > 1:
         parts.append(f"{len(busy)} engines at {busy[0]:,.0f} to {busy[-1]:,.0f} tok/s")
-    lost = sum(engine.crashed for engine in attempt)
+    lost = sum(_is_lost(engine) for engine in attempt)
     if lost:
         parts.append(f"{lost} engine{'s' if lost > 1 else ''} lost")
     return ", ".join(parts)
-
-
-@functools.cache
-def _gauge(name: str, description: str, tags: tuple[str, ...]) -> Any:
-    from ray.util.metrics import Gauge
-
-    return Gauge(f"ssd_ray_{name}", description=description, tag_keys=tags)

@@ -22,7 +22,8 @@ from ssd_ray.cluster import ray_internals, ray_log
 from ssd_ray.cluster.ray_internals import Execution
 from ssd_ray.errors import UserError
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
-from ssd_ray.inference.work.queue import SamplingPlan, all_out, emit
+from ssd_ray.inference.work import queue
+from ssd_ray.inference.work.queue import QueuePlan, all_out, emit
 from ssd_ray.inference.worker import EngineSpec, EngineWorker
 from ssd_ray.progress import Progress
 
@@ -106,14 +107,10 @@ class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
                 ray_internals.remove_actor(engines, "all units are handed out")
 
 
-def run(
-    plan: SamplingPlan,
-    covered: Mapping[str, list[tuple[int, int]]],
-    order: EngineSpec,
-    pool: Pool,
-    watch: Callable[[], None],
-) -> None:
-    """Draw all uncovered positions; `watch` is called several times a second in another thread.
+def run(order: EngineSpec, pool: Pool, watch: Callable[[], None]) -> None:
+    """Draw the missing positions of all jobs, until the pool is closed and all are on record.
+
+    `watch` is called several times a second in another thread.
 
     Raises:
         Exception: an exception of `watch`, or of a worker as Ray Data wraps it.
@@ -123,13 +120,13 @@ def run(
 
     execution_id = uuid.uuid4().hex
     groups = pool.resources.groups
-    end = all_out(plan.out)
-    end.unlink(missing_ok=True)
+    queue.begin(order.control)
+    end = all_out(order.control)
     _watches[execution_id] = (watch if groups is None else _reaping(groups, watch), end)
     try:
         context = _context(ray.data.DataContext.get_current().copy(), execution_id, pool)
         with ray.data.DataContext.current(context):
-            for _ in _drawn(plan, covered, order, pool).iter_batches(batch_size=None):
+            for _ in _drawn(order, pool).iter_batches(batch_size=None):
                 pass
     finally:
         if groups is not None:
@@ -137,12 +134,7 @@ def run(
         del _watches[execution_id]
 
 
-def _drawn(
-    plan: SamplingPlan,
-    covered: Mapping[str, list[tuple[int, int]]],
-    order: EngineSpec,
-    pool: Pool,
-) -> Any:
+def _drawn(order: EngineSpec, pool: Pool) -> Any:
     """Return the lazy data set whose execution draws all units."""
     import ray
     import ray.data
@@ -151,7 +143,8 @@ def _drawn(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    start = ray.data.from_items([{"plan": pickle.dumps((plan, covered))}], override_num_blocks=1)
+    plan = QueuePlan(control=order.control, window=pool.window)
+    start = ray.data.from_items([{"plan": pickle.dumps(plan)}], override_num_blocks=1)
     units = start.map_batches(
         emit,
         batch_format="pyarrow",

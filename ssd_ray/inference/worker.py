@@ -1,5 +1,6 @@
 """Run an engine in a Ray actor: a work unit comes in, one shard of completions goes to disk.
 
+- Units of several jobs are in progress at a time. Each has the decoding and output of its job.
 - Each finished answer is journaled, and another engine takes over an unfinished unit from there.
 - Positions in flight at crashes are tried apart from all others (docs/sampling.md).
 
@@ -17,10 +18,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ssd_ray.artifacts import ledger
 from ssd_ray.artifacts.ledger import Record, Span
@@ -31,43 +31,35 @@ from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLoc
 from ssd_ray.inference.crashes import cluster_state, heartbeat, reaper
 from ssd_ray.inference.crashes.attribution import FAULTY_CRASHES, SUSPECT_CRASHES, CrashHistory
 from ssd_ray.inference.crashes.ending import CRASH_EXIT_CODE, record_reasons
-from ssd_ray.inference.vllm.engine import Answer, RefusedRequestError, Request, sample_seed
-from ssd_ray.inference.work import journal, queue
+from ssd_ray.inference.drawing import Drawing, EngineProtocol
+from ssd_ray.inference.work import jobs, journal, queue
+from ssd_ray.inference.work.jobs import JobSpan, JobSpec
 from ssd_ray.inference.work.shards import write_completions
 from ssd_ray.inference.work.unit import WorkUnit, groups, read_prompts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TRIES = 3
 _NOTICE_PERIOD_S = 5.0
 _LAST_WORDS_S = 1.0
+_HOLD_S = 2.0
+"""Longer than a unit given back takes to another engine."""
 _LONGEST_PAUSE_S = 30.0
-
-
-class EngineProtocol(Protocol):
-    """An engine as a worker uses it."""
-
-    tokens_drawn: int
-    """Tokens of all requests, those in flight included."""
-
-    def submit(self, request: Request) -> Future[Answer]:
-        """Queue a request; the future has its answer, or the reason of its failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """Everything needed by an engine of a stage: how to make it, its input and output."""
+    """Everything needed by an engine of a pool, except for its jobs."""
 
     make_engine: Callable[[], EngineProtocol]
-    prompts: Path
-    samples: int
-    seed: int
-    out: Path
+    control: Path
+    """Directory of heartbeats, of the attempt, and of jobs."""
     logs: Path
-    max_tokens: int | None = None
-    """Longest answer, for the estimate of time left."""
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class ClosedJobError(Exception):
+    """A unit of a job that the driver has closed meanwhile; nothing is written for it."""
 
 
 class EngineWorker:
@@ -88,13 +80,14 @@ class EngineWorker:
         self._node = context.get_node_id()
         self._actor = context.get_actor_id()
         self._report = heartbeat.Reporter(
-            spec.out,
+            spec.control,
             self._actor,
             node=self._node,
             attempt=spec.attempt,
             is_alive=cluster_state.has_node,
             niceness=niceness.settle(),
         )
+        self._jobs: dict[str, JobSpec] = {}
         self._engine_lock = SharedExclusiveLock()
         self._calls = ConcurrencyLimiter(concurrent_units)
         self._prompt_returns = 2 * concurrent_units
@@ -122,7 +115,7 @@ class EngineWorker:
 
     def _others_started(self) -> bool:
         """Return True if another engine of this attempt has started: this machine is at fault."""
-        engines = heartbeat.read(self._spec.out)
+        engines = heartbeat.read(self._spec.control)
         attempt = [status for status in engines if status.attempt == self._spec.attempt]
         return any(status.ready and status.actor != self._actor for status in attempt)
 
@@ -139,56 +132,82 @@ class EngineWorker:
             try:
                 rows = self._draw_unit(unit) if admitted else self._give_back(unit)
                 return pa.table({"rows": [rows]})
+            except ClosedJobError:
+                return pa.table({"rows": [0]})
             except UserError as error:
                 self._report.become("failed", str(error), mistake=True)
                 raise
 
-    def _draw_unit(self, unit: Span) -> int:
-        spec = self._spec
-        if (record := _on_record(spec.out, unit)) is not None:
+    def _draw_unit(self, unit: JobSpan) -> int:
+        job = self._job(unit.job)
+        if (record := _on_record(job.out, unit.span)) is not None:
             # The engine before crashed after its last line, or outlived its driver. The queue may
             # not know of the record.
-            ledger.append(spec.out, self._report.engine, record)
+            ledger.append(job.out, self._report.engine, record)
             return 0
-        prompts = read_prompts(spec.prompts, unit, spec.samples)
+        prompts = read_prompts(job.prompts, unit.span, job.samples)
         history = self._history()
-        quarantined = history.quarantined()
+        quarantined = history.quarantined_in(unit.job)
         prompt_ids = {prompt.prompt_id for prompt in prompts.values()} - quarantined
         if self._is_for_others(history, unit, prompt_ids):
             return self._give_back(unit)
-        drawing = WorkUnit(unit, prompts, spec.samples, journal.recover(spec.out, unit))
-        unit_journal = journal.Journal(spec.out, unit, self._report.engine)
-        drawing.quarantine(quarantined)
-        begun = [span for span in drawing.missing() if history.was_begun(span)]
-        self._report.retried(sum(span.rows for span in begun))
-        suspects = [
-            span for span in drawing.missing() if history.suspicion(span) >= SUSPECT_CRASHES
-        ]
+        drawing = Drawing(
+            engine=self._engine,
+            report=self._report,
+            job=job,
+            unit=WorkUnit(unit.span, prompts, job.samples, journal.recover(job.out, unit.span)),
+        )
+        drawing.unit.quarantine(quarantined)
+        self._draw_missing(drawing, history)
+        self._write(drawing)
+        return unit.span.rows
+
+    def _job(self, key: str) -> JobSpec:
+        """Return an open job.
+
+        Raises:
+            ClosedJobError: the driver has closed it.
+        """
+        if not jobs.is_open(self._spec.control, key):
+            raise ClosedJobError(key)
+        if key not in self._jobs:
+            self._jobs.update({spec.key: spec for spec in jobs.specs(self._spec.control)})
+        return self._jobs[key]
+
+    def _draw_missing(self, drawing: Drawing, history: CrashHistory) -> None:
+        """Draw the missing answers of a unit, suspects first and apart from all others."""
+        unit = drawing.unit
+        begun = [span for span in unit.missing() if history.was_begun(drawing.span(span))]
+        self._report.retried(drawing.job.key, sum(span.rows for span in begun))
+        suspicion = {span: history.suspicion(drawing.span(span)) for span in unit.missing()}
+        suspects = [span for span, crashes in suspicion.items() if crashes >= SUSPECT_CRASHES]
         if suspects:
             # Alone in the engine, so that a crash says which group it was.
-            for group in groups(suspects, max(history.suspicion(span) for span in suspects)):
-                alone = prompts[group[0].start].prompt_id if len(group) == 1 else ""
+            for group in groups(suspects, max(suspicion[span] for span in suspects)):
+                alone = unit.prompts[group[0].start].prompt_id if len(group) == 1 else ""
                 with self._engine_lock.exclusive():
-                    self._answer(drawing, group, unit_journal, alone, testing=True)
+                    drawing.answer(group, alone, testing=True)
         with self._engine_lock.shared():
-            self._answer(drawing, list(drawing.missing()), unit_journal)
-        failures = drawing.failures()
+            drawing.answer(list(unit.missing()))
+
+    def _write(self, drawing: Drawing) -> None:
+        """Write the shard of a unit and put it on record."""
+        job, failures = drawing.job, drawing.unit.failures()
         write_completions(
-            spec.out,
+            job.out,
             self._report.engine,
-            unit,
-            drawing.drawn(spec.seed),
+            drawing.unit.span,
+            drawing.unit.drawn(job.seed),
             failures,
-            before=self._end_if_replaced,
+            before=lambda: self._check_open(job.key),
         )
-        unit_journal.remove()
-        self._report.recorded(len(failures))
-        if not drawing.answers:
-            self._report.refused(failures[-1].reason)
-        return unit.rows
+        drawing.journal.remove()
+        self._report.recorded(job.key, len(failures))
+        if not drawing.unit.answers:
+            self._report.refused(job.key, failures[-1].reason)
 
     def _is_for_others(
-        self, history: CrashHistory, unit: Span, prompt_ids: Collection[str]
+        self, history: CrashHistory, unit: JobSpan, prompt_ids: Collection[str]
     ) -> bool:
         """Return True if other engines should draw a unit.
 
@@ -199,23 +218,24 @@ class EngineWorker:
             return True
         if self._actor not in history.faulty:
             return False
-        if queue.all_out(self._spec.out).exists() or not self._trial.acquire(blocking=False):
+        if queue.all_out(self._spec.control).exists() or not self._trial.acquire(blocking=False):
             return True
         # This unit may crash the engine as well. Units given back have to arrive before that.
         time.sleep(_LAST_WORDS_S)
         return False
 
     def _history(self) -> CrashHistory:
-        return CrashHistory(heartbeat.read(self._spec.out), cluster_state.actors)
+        return CrashHistory(heartbeat.read(self._spec.control), cluster_state.actors)
 
-    def _give_back(self, unit: Span) -> int:
-        """Give a unit to another engine: at once those at hand, later ones more and more slowly.
+    def _give_back(self, unit: JobSpan) -> int:
+        """Give a unit to another engine, and stay busy for a while, longer with each one.
 
-        An engine without work is handed the next unit, so it would get this one again.
+        Ray Data hands a unit to an engine with the fewest calls; of several, to the one that ended
+        a call last. Idle at once, this engine would get the unit again.
         """
         self._prompt_returns -= 1
-        self._leaving.wait(min(max(0.0, -self._prompt_returns), _LONGEST_PAUSE_S))
-        queue.give_back(self._spec.out, self._report.engine, unit)
+        queue.give_back(self._spec.control, self._report.engine, unit)
+        self._leaving.wait(min(max(_HOLD_S, -self._prompt_returns), _LONGEST_PAUSE_S))
         return 0
 
     def _end_if_replaced(self) -> None:
@@ -223,60 +243,20 @@ class EngineWorker:
 
         A disconnected node or a paused machine may come back then.
         """
-        if not heartbeat.is_current(self._spec.out, self._spec.attempt):
-            reason = "engine: another attempt is at work, or the stage is complete"
+        if not heartbeat.is_current(self._spec.control, self._spec.attempt):
+            reason = "engine: another attempt is at work, or the pool has ended"
             print(reason, file=sys.stderr, flush=True)
             os._exit(0)
 
-    def _answer(
-        self,
-        drawing: WorkUnit,
-        spans: list[Span],
-        unit_journal: journal.Journal,
-        alone: str = "",
-        *,
-        testing: bool = False,
-    ) -> None:
-        """Draw these positions; a request refused `_TRIES` times without a crash has failed."""
-        if not spans:
-            return
-        in_flight = Span(drawing.span.source, spans[0].start, spans[-1].stop)
-        with self._report.drawing(in_flight, alone, testing=testing):
-            waiting = [position for span in spans for position in range(span.start, span.stop)]
-            for attempt in range(1, _TRIES + 1):
-                futures = {
-                    position: self._submit(drawing, position, unit_journal) for position in waiting
-                }
-                waiting = []
-                for position, future in futures.items():
-                    error = future.exception()
-                    if error is None:
-                        drawing.answers[position] = future.result()
-                    # A refusal is final; other errors may pass.
-                    elif isinstance(error, RefusedRequestError):
-                        drawing.reasons[position] = str(error)
-                    elif isinstance(error, UserError):
-                        raise error
-                    elif attempt == _TRIES:
-                        drawing.reasons[position] = f"refused {_TRIES} times: {one_line(error)}"
-                    else:
-                        waiting.append(position)
-                self._report.retried(len(waiting))
+    def _check_open(self, key: str) -> None:
+        """End the process if another attempt is at work; see `_end_if_replaced`.
 
-    def _submit(
-        self, drawing: WorkUnit, position: int, unit_journal: journal.Journal
-    ) -> Future[Answer]:
-        prompt = drawing.prompts[position]
-        seed = sample_seed(self._spec.seed, prompt.prompt_id, position % self._spec.samples)
-        future = self._engine.submit(Request(prompt_token_ids=prompt.token_ids, seed=seed))
-
-        def finished(done: Future[Answer]) -> None:
-            if done.exception() is None:
-                unit_journal.append(position, done.result())
-                self._report.answered(len(done.result().output_token_ids))
-
-        future.add_done_callback(finished)
-        return future
+        Raises:
+            ClosedJobError: the job is complete, or its step has failed.
+        """
+        self._end_if_replaced()
+        if not jobs.is_open(self._spec.control, key):
+            raise ClosedJobError(key)
 
     def _watch_notice(self) -> None:
         """On notice (SIGTERM, or a draining node), take no new work, finish, and end."""
@@ -296,9 +276,8 @@ class EngineWorker:
 
 def _misplaced(spec: EngineSpec) -> str:
     """Return the fault of this node's storage; empty if there is none."""
-    missing = next(
-        (path for path in (spec.prompts, spec.out / ".engines") if not path.is_dir()), None
-    )
+    needed = (spec.control, *(job.prompts for job in jobs.specs(spec.control)))
+    missing = next((path for path in needed if not path.is_dir()), None)
     if missing is None:
         return ""
     node = socket.gethostname()

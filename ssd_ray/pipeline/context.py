@@ -1,4 +1,4 @@
-"""Surroundings shared by the steps of a run: its directory, the model, graders, progress.
+"""Surroundings shared by the steps of a run: directory, model, engines, graders, progress.
 
 Reads the model. Writes `model-revision`, the commit of the model for all later steps.
 """
@@ -21,6 +21,7 @@ from ssd_ray.progress import Progress
 
 if TYPE_CHECKING:
     from ssd_ray.evaluation.pool import GraderPool
+    from ssd_ray.inference.engines import EnginePools
     from ssd_ray.problems.prompting import Prompting
 
 
@@ -38,6 +39,13 @@ class RunContext:
     def logs(self) -> Path:
         """Directory of the logs of engines, workers and Ray."""
         return self.run / "logs"
+
+    @functools.cached_property
+    def engines(self) -> EnginePools:
+        """The pools of engines of all steps; a run opens them once Ray has started."""
+        from ssd_ray.inference.engines import EnginePools
+
+        return EnginePools(self.run / ".engines", self.logs, self.progress)
 
     @functools.cached_property
     def graders(self) -> GraderPool:

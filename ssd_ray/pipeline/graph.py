@@ -15,7 +15,7 @@ Every fingerprint follows from the recipe alone. So the state of each artifact i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from ssd_ray.config import Arm, Recipe, arms
@@ -31,7 +31,7 @@ from ssd_ray.pipeline.rendering import (
     model_choices,
 )
 from ssd_ray.pipeline.reporting import Report
-from ssd_ray.pipeline.sampling import Generations, Samples
+from ssd_ray.pipeline.sampling import BASE, Generations, Samples
 from ssd_ray.pipeline.step import Step
 from ssd_ray.pipeline.training import Checkpoint, Dataset
 from ssd_ray.schema import Profile
@@ -61,17 +61,18 @@ class Graph:
         self._render()
         # All data comes before any training, so that a mistake shows early.
         datasets = {branch.name: self._training_data(branch) for branch in branches}
+        every = arms.arms(recipe)
+        base = {name: arm for name, arm in every.items() if arm.model == BASE}
+        # So do the arms of the base: its engines draw them together with the samples, and are gone
+        # before training needs their devices.
+        graded = self._evaluate(base, {})
         checkpoints = {
             branch.name: self._checkpoint(branch, datasets[branch.name]) for branch in branches
         }
-        answers = {
-            name: self._generations(name, arm, checkpoints.get(arm.model))
-            for name, arm in arms.arms(recipe).items()
-        }
+        trained_arms = {name: arm for name, arm in every.items() if name not in base}
+        graded |= self._evaluate(trained_arms, checkpoints)
         profiles = recipe.evaluate.profiles
-        verdicts = [
-            self._verdicts(name, profile, answers[name]) for profile in profiles for name in answers
-        ]
+        verdicts = [graded[profile, name] for profile in profiles for name in every]
         trained = (step for name in datasets for step in (datasets[name], checkpoints[name]))
         inputs = (self._contamination, *trained, *verdicts)
         self._add(Report(name="report", recipe=recipe, inputs=inputs, steps=tuple(self._steps)))
@@ -129,8 +130,9 @@ class Graph:
                 recipe=self._recipe,
                 inputs=(self._prompts,),
                 after=(self._contamination, self._eval_prompts, *self._problems),
-                # The control draws later, once the engines of `samples/` are free.
+                # The control joins the engines of `samples/` once all prompts are there.
                 follows=self._prompts if branch.samples == "samples" else None,
+                engines=BASE,
                 sample=branch.sample,
                 model=self._answering,
             )
@@ -175,8 +177,23 @@ class Graph:
                 arm=arm,
                 model=self._answering,
                 checkpoint=None if checkpoint is None else checkpoint.name,
+                engines=BASE if checkpoint is None else checkpoint.name,
             )
         )
+
+    def _evaluate(
+        self, evaluated: Mapping[str, Arm], checkpoints: Mapping[str, Checkpoint]
+    ) -> dict[tuple[Profile, str], Grade]:
+        """Add the generations of some arms, then their verdicts, by profile and name."""
+        answers = {
+            name: self._generations(name, arm, checkpoints.get(arm.model))
+            for name, arm in evaluated.items()
+        }
+        return {
+            (profile, name): self._verdicts(name, profile, answers[name])
+            for profile in self._recipe.evaluate.profiles
+            for name in answers
+        }
 
     def _verdicts(self, name: str, profile: Profile, answers: Generations) -> Grade:
         return self._add(

@@ -156,6 +156,19 @@ class Renewal:
             return lineage.can_follow(self._out / step.name, growing.name, self._out / growing.name)
         return state == "missing"
 
+    def may_join(self, step: Step, drawing: Step) -> bool:
+        """Return True if a step can be drawn together with `drawing`, by the same engines.
+
+        Everything before it has to be complete.
+        """
+        if step.engines is None or step.engines != drawing.engines:
+            return False
+        if step.name in self._settled | self._made:
+            return False
+        if any(before.name not in self._made for before in (*step.inputs, *step.after)):
+            return False
+        return self.settle(step) != "complete"
+
     def record(self, step: Step) -> None:
         """Record the current contents of the inputs of a step."""
         lineage.record(self._out / step.name, self._paths(step.sources()))

@@ -79,7 +79,7 @@ class Run:
                 followers.raise_failure()
                 was_complete = step.name not in followers and renewal.settle(step) == "complete"
                 if not was_complete and not ray_started and self._needs_ray(step, wanted):
-                    self._start_ray(stack)
+                    self._start_ray(stack, wanted)
                     ray_started = True
                 if ray_started and not was_complete:
                     self._follow(step, wanted, followers, renewal)
@@ -96,12 +96,18 @@ class Run:
                     artifacts.append(artifact)
             return artifacts
 
-    def _start_ray(self, stack: ExitStack) -> None:
-        """Start Ray and the graders until the stack closes."""
+    def _start_ray(self, stack: ExitStack, wanted: list[Step]) -> None:
+        """Start Ray, the graders and the pools of engines until the stack closes."""
         self._progress.say("starting Ray")
         logs = self.out / "logs"
         stack.enter_context(cluster.connected(self.recipe.cluster, logs, self._progress.say))
         stack.enter_context(self._context.graders)
+        stack.enter_context(self._context.engines)
+        # Engines stay between the steps of their model, and end before a later step needs the
+        # devices.
+        for step in wanted:
+            if step.engines is not None and self._state(step) != "complete":
+                self._context.engines.expect(step.engines, step.name)
         # Stop the threads before Ray shuts down: a late call of theirs would start another Ray.
         stack.callback(self._context.stopped.set)
 
@@ -132,12 +138,20 @@ class Run:
         if step.name not in followers:
             # Followers recognize the growing artifact by its claim.
             manifests.claim(self.out / step.name, step.identity)
-        for other in wanted:
-            is_new = other is not step and other.name not in followers
-            if is_new and renewal.may_follow(other, step):
-                manifests.claim(self.out / other.name, other.identity)
-                rank = Rank.DRAWING if other.takes_gpu else Rank.GRADING
-                followers.start(other.name, functools.partial(self._make, other, renewal, rank))
+        new = [other for other in wanted if other is not step and other.name not in followers]
+        joined = [other for other in new if renewal.may_join(other, step)]
+        for growing in (step, *joined):
+            if growing is not step:
+                self._start(growing, followers, renewal)
+            for other in new:
+                if other.name not in followers and renewal.may_follow(other, growing):
+                    self._start(other, followers, renewal)
+
+    def _start(self, step: Step, followers: _Followers, renewal: Renewal) -> None:
+        """Make a step in a thread."""
+        manifests.claim(self.out / step.name, step.identity)
+        rank = Rank.DRAWING if step.takes_gpu else Rank.GRADING
+        followers.start(step.name, functools.partial(self._make, step, renewal, rank))
 
 
 class _Followers:

@@ -1,6 +1,8 @@
 """Steps of sampling with vLLM: samples of the frozen model, generations of each arm.
 
 prompts/ ─> samples/, samples-naive/        eval-prompts/ (, checkpoint/) ─> generations/<arm>/
+
+Steps of one model share a pool of engines: samples and arms of the base, arms of each checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from ssd_ray.models import model_files
 from ssd_ray.models.model_files import Origin
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.step import Step, rows_of
+
+BASE = "base"
+"""Name of the frozen model among the models of a run."""
 
 
 def _engine_choices(recipe: Recipe, model: Mapping[str, object]) -> dict[str, object]:
@@ -52,14 +57,15 @@ class Samples(Step):
             recipe=self.recipe,
             stage=self.name,
             prompts=context.run / "prompts",
+            model=self.engines or BASE,
             model_directory=context.model,
             decoding=self.sample,
             samples=self.sample.samples_per_prompt,
             max_tokens=self.sample.max_tokens,
             out=out,
-            logs=context.logs,
         )
-        return generate(job, context.when_complete(*self.after), context.progress)
+        ended = context.when_complete(*self.after)
+        return generate(job, ended, context.engines, context.progress)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,15 +116,16 @@ class Generations(Step):
             recipe=self.recipe,
             stage=self.name,
             prompts=context.run / "eval-prompts",
+            model=self.engines or BASE,
             model_directory=directory,
             decoding=self.arm,
             samples=evaluate.samples_per_problem,
             max_tokens=evaluate.max_tokens,
             out=out,
-            logs=context.logs,
         )
         (eval_prompts, *_) = self.inputs
-        return generate(job, context.when_complete(eval_prompts), context.progress)
+        ended = context.when_complete(eval_prompts)
+        return generate(job, ended, context.engines, context.progress)
 
 
 def _check_checkpoint(directory: Path) -> None:

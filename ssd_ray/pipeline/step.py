@@ -47,6 +47,8 @@ class Step(ABC):
     """Steps to complete before it begins. Ordering only; not part of the fingerprint."""
     follows: Step | None = None
     """Input to read while it is still being made."""
+    engines: str | None = None
+    """Model whose engines draw it; steps of one model are drawn together. None: no engine."""
 
     @abstractmethod
     def choices(self) -> Mapping[str, object]:

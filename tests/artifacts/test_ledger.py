@@ -18,7 +18,7 @@ from ssd_ray.artifacts.facts import AnswerFacts
 from ssd_ray.artifacts.ledger import Failure, Span
 from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import UserError
-from ssd_ray.inference.generation import _check_disk
+from ssd_ray.inference.engine_pool import check_disk
 from ssd_ray.schema import Completion
 from tests.support.sample_rows import write_unit
 
@@ -223,7 +223,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_driver_notices_a_full_disk_that_silences_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _check_disk(tmp_path)
+    check_disk(tmp_path)
     assert not list(tmp_path.iterdir())
 
     def full(handle: int) -> None:
@@ -231,5 +231,5 @@ def test_the_driver_notices_a_full_disk_that_silences_engines(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"No space left on device.*make room"):
-        _check_disk(tmp_path)
+        check_disk(tmp_path)
     assert not list(tmp_path.iterdir())

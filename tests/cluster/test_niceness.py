@@ -6,16 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ssd_ray.cluster import niceness
-from ssd_ray.inference import monitor
+from ssd_ray.inference import watch
 from ssd_ray.inference.crashes.heartbeat import Reporter
-from ssd_ray.inference.monitor import Monitor, Watch
-from ssd_ray.inference.work.queue import SamplingPlan
+from ssd_ray.inference.watch import PoolWatch
+from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import LineProgress
+from tests.support.doubles import InstantEngine
 
 NICE = """
 import os, pathlib, threading, time
@@ -50,31 +50,14 @@ def test_a_worker_without_permission_reports_its_niceness(monkeypatch: pytest.Mo
 def test_a_run_reports_once_where_engines_yield(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(monitor, "_NAMED_NODES", set())
-    monkeypatch.setattr(monitor, "_gauge", lambda *_: _Gauge())
-    progress = LineProgress()
-    for _ in range(2):  # two stages of a run
+    monkeypatch.setattr(watch, "_NAMED_NODES", set())
+    spec = EngineSpec(make_engine=InstantEngine, control=tmp_path, logs=tmp_path, attempt="one")
+    for _ in range(2):  # two pools of a run
         Reporter(tmp_path, "actor", node="abcdef0123456789", attempt="one", niceness=15)
-        plan = SamplingPlan(prompts=tmp_path, out=tmp_path, samples=1, shard_rows=4, window=1)
-        with progress.task("samples", total=0, unit="answers") as task:
-            watch = Watch(
-                plan=plan,
-                stage="samples",
-                attempt="one",
-                before=0,
-                failed=0,
-                max_failures=3,
-                logs=tmp_path,
-            )
-            driver = Monitor(watch, lambda: True, task, progress)
-            driver.look()
-            driver.look()
+        driver = PoolWatch(spec, 3, LineProgress(), dict)
+        driver.look()
+        driver.look()
     lines = [line for line in capsys.readouterr().err.splitlines() if "niceness" in line]
     assert len(lines) == 1
     assert "engines on node abcdef012345 run at niceness 15" in lines[0]
     assert "start Ray on its nodes with RAY_worker_niceness=0" in lines[0]
-
-
-class _Gauge:
-    def set(self, *_: Any, **__: Any) -> None:
-        """Ray's figures need a Ray."""

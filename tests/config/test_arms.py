@@ -223,8 +223,8 @@ def test_the_quick_start_stays_as_small_as_it_was(tmp_path):
     names = steps(recipes.load("quickstart"), tmp_path)
     assert [name for name in names if "/" in name] == [
         "generations/base",
-        "generations/ssd",
         "verdicts/base",
+        "generations/ssd",
         "verdicts/ssd",
     ]
 

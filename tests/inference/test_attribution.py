@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import worker
 from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
-from ssd_ray.inference.crashes.heartbeat import EngineStatus, Reporter
-from ssd_ray.inference.monitor import Streak
+from ssd_ray.inference.crashes.engine_status import Counts, EngineStatus, Suspect
+from ssd_ray.inference.crashes.heartbeat import Reporter
+from ssd_ray.inference.crashes.streak import Refusals, Streak
+from ssd_ray.inference.work.jobs import JobSpan
+
+JOB = "samples"
+
+
+def _at(start: int, stop: int, source: str = "p", job: str = JOB) -> JobSpan:
+    return JobSpan(job, Span(source, start, stop))
 
 
 def _status(
@@ -21,7 +30,7 @@ def _status(
     alone: str = "",
     refused: int = 0,
     testing: bool = False,
-    drawing: tuple[Span, ...] = (),
+    drawing: tuple[JobSpan, ...] = (),
 ) -> EngineStatus:
     return EngineStatus(
         engine=engine,
@@ -33,7 +42,7 @@ def _status(
         rows=rows,
         crashed=crashed,
         alone=alone,
-        refused=refused,
+        jobs={JOB: Counts(rows=rows, refused=refused)},
         testing=testing or bool(alone),
         drawing=drawing,
     )
@@ -47,7 +56,7 @@ def _died(
     actor: str, *, times: int = 1, alone: str = "", rows: int = 0, at: int = 0
 ) -> list[EngineStatus]:
     """Crashes of an engine, each with the four positions from `at` on."""
-    span = Span("p", at, at + 4)
+    span = _at(at, at + 4)
     return [
         _status(f"{actor}{n}", actor=actor, rows=rows, crashed=True, alone=alone, drawing=(span,))
         for n in range(times)
@@ -57,20 +66,18 @@ def _died(
 def test_a_crash_is_known_by_the_successor_process(tmp_path: Path) -> None:
     first = Reporter(tmp_path, "actor")
     other = Reporter(tmp_path, "other")
-    with other.drawing(Span("p", 8, 12)):
+    with other.drawing(_at(8, 12)):
         pass
-    drawing = first.drawing(Span("p", 0, 4), alone="p1")
+    drawing = first.drawing(_at(0, 4), alone="p1")
     drawing.__enter__()  # and it never comes out
     Reporter(tmp_path, "actor").become("ended")
     dead = [one for one in heartbeat.read(tmp_path) if one.crashed]
     assert [(one.engine, one.drawing, one.alone) for one in dead] == [
-        (first.engine, (Span("p", 0, 4),), "p1")
+        (first.engine, (_at(0, 4),), "p1")
     ]
-    assert _deaths(*dead).suspicion(Span("p", 3, 5)) == 1
-    assert (
-        _deaths(*dead).suspicion(Span("p", 4, 5)) == _deaths(*dead).suspicion(Span("q", 0, 4)) == 0
-    )
-    assert _deaths(*dead).was_begun(Span("p", 3, 5))
+    assert _deaths(*dead).suspicion(_at(3, 5)) == 1
+    assert _deaths(*dead).suspicion(_at(4, 5)) == _deaths(*dead).suspicion(_at(0, 4, "q")) == 0
+    assert _deaths(*dead).was_begun(_at(3, 5))
     heartbeat.begin(tmp_path, "next")
     assert [one.engine for one in heartbeat.read(tmp_path)] == [first.engine]
 
@@ -79,7 +86,7 @@ def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
     kept = []
     for node in ("gone", "there"):
         kept.append(
-            Reporter(tmp_path, node, node=node, attempt="one").drawing(Span("p", 0, 4), alone="p1")
+            Reporter(tmp_path, node, node=node, attempt="one").drawing(_at(0, 4), alone="p1")
         )
         kept[-1].__enter__()  # and it never comes out
         Reporter(tmp_path, node, node="other", is_alive=lambda name: name != "gone").become("ended")
@@ -90,16 +97,16 @@ def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
         ("there", "one", False),
     ]
     deaths = _deaths(*heartbeat.read(tmp_path))
-    assert deaths.suspicion(Span("p", 0, 4)) == 1
-    assert deaths.was_begun(Span("p", 0, 4))
+    assert deaths.suspicion(_at(0, 4)) == 1
+    assert deaths.was_begun(_at(0, 4))
     heartbeat.disregard(tmp_path, {one.engine for one in heartbeat.read(tmp_path) if one.crashed})
-    assert _deaths(*heartbeat.read(tmp_path)).suspicion(Span("p", 0, 4)) == 0
+    assert _deaths(*heartbeat.read(tmp_path)).suspicion(_at(0, 4)) == 0
 
 
 def test_suspects_that_ended_the_stage_stay_suspects(tmp_path: Path) -> None:
     """Otherwise the next attempt would restart the search and end in the same way."""
     kept = []
-    for group, alone in ((Span("p", 0, 4), ""), (Span("p", 4, 5), "p4")):
+    for group, alone in ((_at(0, 4), ""), (_at(4, 5), "p4")):
         kept.append(Reporter(tmp_path, "a").drawing(group, alone, testing=True))
         kept[-1].__enter__()  # and it never comes out
     Reporter(tmp_path, "a")
@@ -139,17 +146,54 @@ def test_engines_lost_with_their_node_are_no_streak() -> None:
 
 
 def test_an_answer_ends_a_streak_of_refusals() -> None:
-    streak = Streak(_deaths(_status("earlier", refused=5)))
+    refusals = Refusals([_status("earlier", refused=5)])
     for rows, refused, expected in ((0, 5, 0), (0, 7, 2), (0, 8, 3), (1, 9, 0), (1, 10, 1)):
-        streak.update(
-            _deaths(_status("earlier", refused=5), _status("own", rows=rows, refused=refused - 5))
+        refusals.update(
+            [_status("earlier", refused=5), _status("own", rows=rows, refused=refused - 5)]
         )
-        assert streak.refusals == expected
+        assert refusals.in_a_row[JOB] == expected
+
+
+def test_answers_of_another_job_end_no_streak_of_refusals() -> None:
+    """Another job has another decoding, and the engine may refuse this one alone."""
+    refusals = Refusals([])
+    for number in range(1, 4):
+        counts = {JOB: Counts(refused=number), "other": Counts(rows=number)}
+        refusals.update([dataclasses.replace(_status("e"), jobs=counts)])
+    assert refusals.in_a_row == {JOB: 3, "other": 0}
+
+
+def test_crashes_of_one_job_suspect_no_rows_of_another() -> None:
+    """Two arms draw answers to the same prompts, at the same positions."""
+    died = _deaths(*_died("a", times=2, alone="p1"))
+    assert died.quarantined_in(JOB) == {"p1"}
+    assert died.quarantined_in("other") == frozenset()
+    assert died.suspicion(_at(0, 4)) == 2
+    assert died.suspicion(_at(0, 4, job="other")) == 0
+    assert not died.was_begun(_at(0, 4, job="other"))
+    healthy = _status("h", actor="h", rows=9)
+    once = _deaths(healthy, *_died("a", rows=1), *_died("a", alone="p1"))
+    assert once.is_for_others("a", _at(0, 4), {"p1"})
+    assert not once.is_for_others("a", _at(0, 4, job="other"), {"p1"})
+
+
+def test_counts_of_an_engine_are_sums_over_its_jobs(tmp_path: Path) -> None:
+    report = Reporter(tmp_path, "a")
+    with report.drawing(_at(0, 4)), report.drawing(_at(0, 2, job="other")):
+        for job, tokens in ((JOB, 5), (JOB, 6), ("other", 7)):
+            report.answered(job, tokens)
+        report.recorded("other", failed=2)
+        (status,) = heartbeat.read(tmp_path)
+        assert status.of("other").drawing == (_at(0, 2, job="other"),)
+    assert (status.rows, status.tokens, status.failed) == (3, 18, 2)
+    assert (status.of(JOB).rows, status.of(JOB).tokens, status.of(JOB).failed) == (2, 11, 0)
+    assert (status.of("other").rows, status.of("other").failed) == (1, 2)
+    assert (status.of("third").rows, status.of("third").drawing) == (0, ())
 
 
 def test_a_prompt_alone_at_two_crashes_is_quarantined() -> None:
     streak, seen = Streak(_deaths()), list[EngineStatus]()
-    for left_out in (set[str](), {"p"}):
+    for left_out in (set[Suspect](), {Suspect(JOB, "p")}):
         seen += _died("a", alone="p")
         assert _deaths(*seen).quarantined() == left_out
         assert streak.update(_deaths(*seen)) == left_out
@@ -175,7 +219,7 @@ def test_a_broken_engine_among_working_ones_blames_no_prompt() -> None:
     bad = _deaths(healthy, *seen)
     assert bad.faulty == {"a": 7}
     assert bad.quarantined() == frozenset()
-    assert bad.suspicion(Span("p", 0, 4)) == 0
+    assert bad.suspicion(_at(0, 4)) == 0
     assert bad.fruitless_starts("a") == 7, "and is tried ever more rarely"
     assert bad.fruitless_starts("h") == 0
     streak = Streak(_deaths(healthy))
@@ -187,8 +231,8 @@ def test_a_broken_engine_among_working_ones_blames_no_prompt() -> None:
         assert alone.faulty == {}, (
             "where no other engine answers, or is there, it may be the prompts"
         )
-        assert alone.quarantined() == {"p1"}
-        assert alone.suspicion(Span("p", 0, 4)) == 7
+        assert alone.quarantined_in(JOB) == {"p1"}
+        assert alone.suspicion(_at(0, 4)) == 7
         assert alone.fruitless_starts("a") == 0
     recovered = _deaths(healthy, *seen, _status("a", rows=1))
     assert recovered.faulty == {}
@@ -198,11 +242,13 @@ def test_a_quarantine_needs_crashes_of_engines_that_answer() -> None:
     others = [_status("h", actor="h", rows=9), _status("a", actor="a", rows=9)]
     twice = _died("a", times=2, alone="p1", rows=1)
     assert _deaths(*others, *twice).quarantined() == frozenset()
-    assert _deaths(*others, *twice, *_died("h", alone="p1", rows=1)).quarantined() == {"p1"}
-    assert _deaths(*others, *twice, up="a").quarantined() == {"p1"}, (
+    assert _deaths(*others, *twice, *_died("h", alone="p1", rows=1)).quarantined_in(JOB) == {"p1"}
+    assert _deaths(*others, *twice, up="a").quarantined_in(JOB) == {"p1"}, (
         "nobody else is there to try it"
     )
-    assert _deaths(*others, *twice, *twice).quarantined() == {"p1"}, "nobody else came to try it"
+    assert _deaths(*others, *twice, *twice).quarantined_in(JOB) == {"p1"}, (
+        "nobody else came to try it"
+    )
     bad = [
         *_died("b", times=4),
         *_died("c", times=4),
@@ -215,7 +261,7 @@ def test_a_quarantine_needs_crashes_of_engines_that_answer() -> None:
 
 
 def test_a_crashed_unit_goes_to_engines_that_have_not_tried_it() -> None:
-    unit, ids = Span("p", 0, 4), {"p1", "p2"}
+    unit, ids = _at(0, 4), {"p1", "p2"}
     healthy = _status("h", actor="h", rows=9)
     assert not _deaths(healthy, *_died("a", times=3)).is_for_others("a", unit, ids), (
         "it looks for the prompt itself"
@@ -231,9 +277,7 @@ def test_a_crashed_unit_goes_to_engines_that_have_not_tried_it() -> None:
     )
     doubted = _deaths(healthy, *_died("a", times=4), *_died("h", alone="p1"))
     assert doubted.is_for_others("a", unit, ids)
-    assert not doubted.is_for_others("a", Span("p", 4, 8), ids), (
-        "what it did not die with, it tries"
-    )
+    assert not doubted.is_for_others("a", _at(4, 8), ids), "what it did not die with, it tries"
     assert not doubted.is_for_others("h", unit, ids), (
         "it is not handed round between one that is no good and the last"
     )
@@ -241,7 +285,7 @@ def test_a_crashed_unit_goes_to_engines_that_have_not_tried_it() -> None:
 
 def test_a_status_emptied_by_a_power_cut_is_ignored(tmp_path: Path) -> None:
     report = Reporter(tmp_path, "a")
-    (tmp_path / ".engines" / "torn.dead").touch()
+    (tmp_path / "torn.dead").touch()
     assert [one.engine for one in heartbeat.read(tmp_path)] == [report.engine]
 
 
@@ -249,5 +293,5 @@ def test_leftovers_of_a_crashed_process_are_read_once(tmp_path: Path) -> None:
     first = Reporter(tmp_path, "a")
     Reporter(tmp_path, "a").become("ended")
     assert first.engine in {one.engine for one in heartbeat.read(tmp_path)}
-    (tmp_path / ".engines" / f"{first.engine}.dead").write_text("{")
+    (tmp_path / f"{first.engine}.dead").write_text("{")
     assert first.engine in {one.engine for one in heartbeat.read(tmp_path)}

@@ -47,32 +47,35 @@ model = ModelConfig(
     source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"]
 )
 knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=128, sampler=sampler)
-decoding = Decoding(temperature=1.5, top_k=3, top_p=0.9)
-engine = Engine(
-    directory, model=model, engine=knobs, decoding=decoding, max_tokens=64, device="cpu"
-)
+usual = {"decoding": Decoding(temperature=1.5, top_k=3, top_p=0.9), "max_tokens": 64}
+engine = Engine(directory, model=model, engine=knobs, device="cpu")
 prompts = [tuple(range(3 + number, 30 + 2 * number)) for number in range(12)]
 def draw(numbers, **more):
     seeds = {n: sample_seed(1, f"p{n}", 0) for n in numbers}
     futures = [
-        engine.submit(Request(prompt_token_ids=prompts[n], seed=seeds[n], **more)) for n in numbers
+        engine.submit(Request(prompt_token_ids=prompts[n], seed=seeds[n], **usual, **more))
+        for n in numbers
     ]
     answers = [future.result() for future in futures]
     return [[list(each.output_token_ids), each.text, each.finish_reason] for each in answers]
 together = draw(range(12))
 alone = [draw([n])[0] for n in (0, 5, 11)]
-long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3)).result()
-before, engine_module._COUNT_PERIOD_S, counts = engine.tokens_drawn, 0.0, []
-futures = [engine.submit(Request(prompt_token_ids=prompts[n], seed=n)) for n in range(12)]
+long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3, **usual)).result()
+before, engine_module._COUNT_PERIOD_S, counts = sum(engine.tokens_drawn.values()), 0.0, []
+futures = [
+    engine.submit(Request(prompt_token_ids=prompts[n], seed=n, **usual, job=str(n % 2)))
+    for n in range(12)
+]
 while not all(future.done() for future in futures):
-    counts.append(engine.tokens_drawn)
+    counts.append(sum(engine.tokens_drawn.values()))
     time.sleep(0.001)
 lengths = [len(future.result().output_token_ids) for future in futures]
 time.sleep(0.2)  # the last count follows the last answer
-counts.append(engine.tokens_drawn)
+counts.append(sum(engine.tokens_drawn.values()))
+by_job = dict(engine.tokens_drawn)
 def refusal(ids):
     try:
-        return repr(engine.submit(Request(prompt_token_ids=ids, seed=3)).result())
+        return repr(engine.submit(Request(prompt_token_ids=ids, seed=3, **usual)).result())
     except RefusedRequestError as error:
         return str(error)
 refused = [refusal(tuple([9] * 256)), refusal(()), refusal((5, 10**6))]
@@ -80,7 +83,7 @@ prompt = prompts[4] + (9,) * (255 - len(prompts[4]))  # room for one token
 chosen = [Decoding(temperature=t, top_k=k, top_p=p) for t, k, p in given["decodings"]]
 def request(i, n):
     seed = sample_seed(i, "draw", n)
-    return Request(prompt_token_ids=prompt, seed=seed, decoding=chosen[i])
+    return Request(prompt_token_ids=prompt, seed=seed, decoding=chosen[i], max_tokens=64)
 futures = [
     [engine.submit(request(i, n)) for i in range(len(chosen))] for n in range(given["draws"])
 ]
@@ -90,6 +93,7 @@ found = {
     "prompts": prompts, "together": together, "alone": alone,
     "long": [len(long.output_token_ids), long.finish_reason], "refused": refused,
     "prompt": prompt, "draws": draws, "counts": counts, "before": before, "lengths": lengths,
+    "by_job": by_job,
 }
 out.write_text(json.dumps(found))
 """
@@ -162,6 +166,8 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
     assert len(set(in_flight)) > 1
     assert in_flight == sorted(in_flight)
     assert last == drawn["before"] + sum(drawn["lengths"])
+    by_job = {job: drawn["by_job"][job] for job in "01"}
+    assert by_job == {"0": sum(drawn["lengths"][::2]), "1": sum(drawn["lengths"][1::2])}
 
 
 def test_end_tokens_of_the_recipe_end_answers(

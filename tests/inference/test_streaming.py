@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 
 from ssd_ray.artifacts import audit, shards
+from ssd_ray.config import Decoding
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import pool
 from ssd_ray.inference.crashes import heartbeat
-from ssd_ray.inference.crashes.heartbeat import EngineStatus
+from ssd_ray.inference.crashes.engine_status import EngineStatus
+from ssd_ray.inference.engine_pool import EnginePool
 from ssd_ray.inference.generation import SamplingRun
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.engine import sample_seed
 from ssd_ray.inference.vllm.placement import Resources
+from ssd_ray.inference.work.jobs import JobSpec, key_of
 from ssd_ray.inference.work.queue import all_out
 from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import LineProgress
@@ -87,35 +90,47 @@ def _draw(
     shard_rows: int = 3,
     max_failures: int = 2,
     ended: Callable[[], bool] = lambda: True,
-    progress: LineProgress | None = None,
+    progress: Said | None = None,
     engines: int = 2,
 ) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     if ended():
         (source / "manifest.json").touch()
-    order = EngineSpec(
-        make_engine=make_engine,
-        prompts=source,
-        samples=SAMPLES,
-        seed=5,
-        out=out,
-        logs=out.parent / "logs",
-    )
-    workers = Pool(
+    shown = progress or Said()
+    with _pool(out, make_engine, max_failures, engines, shown) as workers:
+        job = _job(source, out, shard_rows=shard_rows)
+        return SamplingRun(job=job, engines=workers, ended=ended, progress=shown).draw()
+
+
+def _pool(
+    out: Path, make_engine: Callable[[], Any], max_failures: int, engines: int, progress: Said
+) -> EnginePool:
+    spec = EngineSpec(make_engine=make_engine, control=_control(out), logs=out.parent / "logs")
+    size = Pool(
         min_engines=1,
         max_engines=engines,
         concurrent_units=2,
         resources=Resources(0.5, 0, {"num_cpus": 0.5}),
     )
-    return SamplingRun(
-        order=order,
-        engines=workers,
-        shard_rows=shard_rows,
-        max_failures=max_failures,
-        ended=ended,
+    return EnginePool(spec, size, max_failures=max_failures, progress=progress)
+
+
+def _control(out: Path) -> Path:
+    return out.parent / ".engines"
+
+
+def _job(source: Path, out: Path, *, shard_rows: int = 3, seed: int = 5) -> JobSpec:
+    return JobSpec(
         stage="samples",
-        progress=progress or Said(),
-    ).draw()
+        key=key_of("samples", out),
+        prompts=source,
+        out=out,
+        samples=SAMPLES,
+        seed=seed,
+        decoding=Decoding(),
+        max_tokens=64,
+        shard_rows=shard_rows,
+    )
 
 
 def _check_whole(out: Path, without: frozenset[int] = frozenset()) -> None:
@@ -151,6 +166,7 @@ def test_every_key_comes_out_once(
         "engine_losses": 0,
     }
     assert not list((tmp_path / "out").glob(".*"))
+    assert not _control(tmp_path / "out").exists()
     assert json.loads((tmp_path / "out" / "pace.json").read_text())["rows"] == 40
     for name in ("tokens_per_second", "engines", "engine_tokens_per_second"):
         assert max(shown[f"ssd_ray_{name}"]) > 0
@@ -282,13 +298,13 @@ def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> 
     ended: list[EngineStatus] = []
 
     def notify() -> None:
-        while not (there := [one for one in heartbeat.read(out) if one.rows >= 4]):
+        while not (there := [one for one in heartbeat.read(_control(out)) if one.rows >= 4]):
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)
         while not ended and out.exists():
             ended.extend(
                 one
-                for one in heartbeat.read(out)
+                for one in heartbeat.read(_control(out))
                 if one.engine == there[0].engine and one.state == "ended"
             )
             time.sleep(0.02)
@@ -314,8 +330,8 @@ def test_units_returned_late_by_a_draining_engine_go_to_others(
 
     def notify() -> None:
         while not (
-            all_out(out).exists()
-            and len(there := [one for one in heartbeat.read(out) if one.rows]) == 2
+            all_out(_control(out)).exists()
+            and len(there := [one for one in heartbeat.read(_control(out)) if one.rows]) == 2
         ):
             time.sleep(0.02)
         os.kill(there[0].pid, signal.SIGTERM)

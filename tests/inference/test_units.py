@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
+import json
 import random
 import shutil
 import threading
@@ -17,15 +18,18 @@ import pytest
 
 from ssd_ray.artifacts import audit, ledger, shards
 from ssd_ray.artifacts.ledger import Span
+from ssd_ray.config import Decoding
 from ssd_ray.inference import pool, worker
 from ssd_ray.inference.concurrency import SharedExclusiveLock
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
-from ssd_ray.inference.crashes.heartbeat import EngineStatus, Reporter
+from ssd_ray.inference.crashes.engine_status import EngineStatus
+from ssd_ray.inference.crashes.heartbeat import Reporter
 from ssd_ray.inference.vllm.engine import Answer
 from ssd_ray.inference.vllm.placement import Resources
-from ssd_ray.inference.work import queue
-from ssd_ray.inference.work.queue import SamplingPlan
+from ssd_ray.inference.work import jobs, queue
+from ssd_ray.inference.work.jobs import JobSpan, JobSpec, OpenJob
+from ssd_ray.inference.work.queue import QueuePlan
 from ssd_ray.inference.work.unit import WorkUnit, groups
 from ssd_ray.schema import Prompt
 from tests.support.doubles import InstantEngine
@@ -40,51 +44,78 @@ def _prompts(directory: Path, start: int, stop: int) -> None:
     shards.write_shard(directory, f"prompts-{start:08}", rows, Prompt)
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> SamplingPlan:
-    _prompts(tmp_path / "prompts", 0, 5)
-    (tmp_path / "out").mkdir()
-    return SamplingPlan(
-        prompts=tmp_path / "prompts", out=tmp_path / "out", samples=2, shard_rows=4, window=2
+def _job(tmp_path: Path, name: str = "out", number: int = 0, **covered: Any) -> OpenJob:
+    (tmp_path / name).mkdir(exist_ok=True)
+    spec = JobSpec(
+        stage=name,
+        key=f"{name}.",
+        prompts=tmp_path / "prompts",
+        out=tmp_path / name,
+        samples=2,
+        seed=0,
+        decoding=Decoding(temperature=0.5, top_k=7),
+        max_tokens=9,
+        shard_rows=4,
     )
+    return OpenJob(number=number, spec=spec, covered=covered)
 
 
-def _take(units: Iterator[Span], count: int) -> list[tuple[str, int, int]]:
-    return [(span.source, span.start, span.stop) for span in itertools.islice(units, count)]
+@pytest.fixture
+def job(tmp_path: Path) -> OpenJob:
+    """A job of ten answers, the only one of a closed pool."""
+    _prompts(tmp_path / "prompts", 0, 5)
+    control = tmp_path / "control"
+    jobs.begin(control)
+    opened = _job(tmp_path)
+    jobs.open_job(control, opened)
+    jobs.close(control)
+    return opened
+
+
+@pytest.fixture
+def control(job: OpenJob, tmp_path: Path) -> Path:
+    return tmp_path / "control"
+
+
+def _spans(units: Iterator[JobSpan], count: int) -> list[tuple[str, int, int]]:
+    taken = [unit.span for unit in itertools.islice(units, count)]
+    return [(span.source, span.start, span.stop) for span in taken]
 
 
 def test_at_most_a_window_of_units_is_in_flight(
-    plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
 
     def record(seconds: float) -> None:
         waited.append(seconds)
         write_unit(
-            plan.out, Span("prompts-00000000", 4 * (len(waited) - 1), min(4 * len(waited), 10))
+            job.spec.out, Span("prompts-00000000", 4 * (len(waited) - 1), min(4 * len(waited), 10))
         )
 
     monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=record))
-    (plan.prompts / "manifest.json").touch()
-    units = queue.paced(plan, {})
-    assert _take(units, 2) == [("prompts-00000000", 0, 4), ("prompts-00000000", 4, 8)]
+    (job.spec.prompts / "manifest.json").touch()
+    units = queue.paced(QueuePlan(control=control, window=2))
+    assert _spans(units, 2) == [("prompts-00000000", 0, 4), ("prompts-00000000", 4, 8)]
     assert waited == []
-    assert _take(units, 1) == [("prompts-00000000", 8, 10)]
+    assert _spans(units, 1) == [("prompts-00000000", 8, 10)]
     assert len(waited) == 1
-    assert not queue.all_out(plan.out).exists()
+    assert not queue.all_out(control).exists()
+    assert not jobs.is_drained(control, job.name)
     assert list(units) == []
     assert len(waited) == 3, "the last unit came on record, and with it the end"
-    assert queue.all_out(plan.out).exists()
+    assert queue.all_out(control).exists()
+    assert jobs.is_drained(control, job.name)
 
 
 def test_units_come_before_the_prompts_are_complete(
-    plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
+    job: OpenJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def render(seconds: float) -> None:
-        _prompts(plan.prompts, 5, 6)
-        (plan.prompts / "manifest.json").touch()
+        _prompts(job.spec.prompts, 5, 6)
+        (job.spec.prompts / "manifest.json").touch()
 
-    units = queue.units(plan, {"prompts-00000000": [(0, 9)]})
+    units = queue.units(dataclasses.replace(job, covered={"prompts-00000000": [(0, 9)]}))
     monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=render))
     assert next(units) == Span("prompts-00000000", 9, 10)
     assert next(units) is None
@@ -94,14 +125,71 @@ def test_units_come_before_the_prompts_are_complete(
 
 @pytest.mark.parametrize("handed_out", [1, 3])
 def test_a_returned_unit_comes_again_even_after_the_last(
-    plan: SamplingPlan, handed_out: int
+    job: OpenJob, control: Path, handed_out: int
 ) -> None:
-    (plan.prompts / "manifest.json").touch()
-    plan = dataclasses.replace(plan, window=3)
-    units = queue.paced(plan, {})
+    (job.spec.prompts / "manifest.json").touch()
+    units = queue.paced(QueuePlan(control=control, window=3))
     first, *_ = list(itertools.islice(units, handed_out))
-    queue.give_back(plan.out, "a", first)
+    queue.give_back(control, "a", first)
     assert next(units) == first
+
+
+def test_units_of_the_job_opened_first_go_out_first(job: OpenJob, control: Path) -> None:
+    """Another job's units go out only where the first has none; a job may come at any time."""
+    jobs.reopen(control)
+    units = queue.paced(QueuePlan(control=control, window=5))
+    assert [unit.job for unit in itertools.islice(units, 2)] == ["out.", "out."]
+    later = _job(job.spec.out.parent, "later", 1)
+    jobs.open_job(control, later)
+    # Two of the first job's units are out; it waits for further prompts after the third.
+    assert [unit.job for unit in itertools.islice(units, 3)] == ["out.", "later.", "later."]
+
+
+def test_each_job_is_drained_by_its_own_records(job: OpenJob, control: Path) -> None:
+    (job.spec.prompts / "manifest.json").touch()
+    later = _job(job.spec.out.parent, "later", 1)
+    jobs.open_job(control, later)
+    handed_out = []
+    for unit in queue.paced(QueuePlan(control=control, window=20)):
+        handed_out.append(unit)
+        write_unit(job.spec.out if unit.job == "out." else later.spec.out, unit.span)
+        if len(handed_out) > 4:
+            assert jobs.is_drained(control, job.name)
+    assert [unit.job for unit in handed_out] == ["out."] * 3 + ["later."] * 3
+    assert jobs.is_drained(control, later.name)
+
+
+def test_a_closed_job_is_handed_out_no_more(job: OpenJob, control: Path) -> None:
+    (job.spec.prompts / "manifest.json").touch()
+    later = _job(job.spec.out.parent, "later", 1)
+    jobs.open_job(control, later)
+    units = queue.paced(QueuePlan(control=control, window=20))
+    assert next(units).job == "out."
+    jobs.close_job(control, job.spec.key)
+    assert not jobs.is_open(control, job.spec.key)
+    assert [unit.job for unit in itertools.islice(units, 3)] == ["later."] * 3
+
+
+def test_a_job_comes_from_its_file_as_it_was_written(job: OpenJob, control: Path) -> None:
+    opened = dataclasses.replace(job, covered={"prompts-00000000": [(0, 4), (6, 8)]}, number=12)
+    for name in ("generations/base@T=0.5", "generations/a [b]*"):
+        spec = dataclasses.replace(opened.spec, key=jobs.key_of(name, opened.spec.out))
+        written = dataclasses.replace(opened, spec=spec)
+        jobs.open_job(control, written)
+        assert jobs.read(control, written.name) == written
+        assert jobs.is_open(control, spec.key)
+        jobs.close_job(control, spec.key)
+        assert not jobs.is_open(control, spec.key)
+    assert jobs.names(control) == [job.name]
+
+
+def test_a_key_names_one_making_of_an_artifact(tmp_path: Path) -> None:
+    """Crashes of an earlier making count against no prompt of the next one."""
+    keys = set()
+    for claim in ("one", "two"):
+        (tmp_path / "fingerprint.json").write_text(json.dumps({"claim": claim}))
+        keys.add(jobs.key_of("generations/base", tmp_path))
+    assert keys == {"generations+base.one", "generations+base.two"}
 
 
 @pytest.mark.parametrize(("max_num_seqs", "shard_rows"), [(64, 16), (64, 4), (64, 1), (8, 256)])
@@ -157,20 +245,16 @@ def test_suspects_are_tried_in_ever_smaller_groups() -> None:
     ]
 
 
-def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
-    plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disconnected node or paused machine may return during the next attempt, or later."""
-    unit, out = Span("prompts-00000000", 0, 4), plan.out
-    order = types.SimpleNamespace(out=out, prompts=plan.prompts, samples=2, seed=0, attempt="one")
-    instant = types.SimpleNamespace(submit=lambda request: InstantEngine().submit(request))
+def _late_worker(control: Path, monkeypatch: pytest.MonkeyPatch) -> worker.EngineWorker:
+    """A worker of attempt `one` that answers at once."""
     late = worker.EngineWorker.__new__(worker.EngineWorker)
     late.__dict__ |= {
-        "_spec": order,
+        "_spec": types.SimpleNamespace(control=control, attempt="one"),
         "_actor": "a",
+        "_jobs": {},
         "_engine_lock": SharedExclusiveLock(),
-        "_engine": instant,
-        "_report": Reporter(out, "a"),
+        "_engine": InstantEngine(),
+        "_report": Reporter(control, "a"),
     }
     monkeypatch.setattr("ssd_ray.inference.crashes.cluster_state.actors", lambda: ())
 
@@ -178,36 +262,67 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
         raise SystemExit(code)
 
     monkeypatch.setattr("os._exit", leave)
-    heartbeat.begin(out, "two")
+    return late
+
+
+def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disconnected node or paused machine may return during the next attempt, or later."""
+    out = job.spec.out
+    unit = JobSpan(job.spec.key, Span("prompts-00000000", 0, 4))
+    late = _late_worker(control, monkeypatch)
+    heartbeat.begin(control, "two")
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
     assert shards.shard_paths(out) == []
-    shutil.rmtree(out / ".engines")
-    assert not heartbeat.is_current(out, "one"), "the stage is whole"
-    heartbeat.begin(out, "one")
+    heartbeat.end_attempts(control.parent)
+    assert not heartbeat.is_current(control, "one"), "the pool has ended"
+    heartbeat.begin(control, "one")
     write_table = shards.write_table
 
     def replaced_meanwhile(*arguments: Any) -> Any:
         written = write_table(*arguments)
-        heartbeat.begin(out, "two")
+        heartbeat.begin(control, "two")
         return written
 
     monkeypatch.setattr(shards, "write_table", replaced_meanwhile)
     with pytest.raises(SystemExit):
         late._draw_unit(unit)
-    assert audit.audit(out).moved == (f"{unit.name}.parquet is in no ledger",)
+    assert audit.audit(out).moved == (f"{unit.span.name}.parquet is in no ledger",)
     monkeypatch.setattr(shards, "write_table", write_table)
-    heartbeat.begin(out, "one")
+    heartbeat.begin(control, "one")
     assert late._draw_unit(unit) == 4
     assert audit.audit(out).positions == 4
 
 
+def test_nothing_is_written_for_a_closed_job(
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine goes on with the units of other jobs."""
+    unit = JobSpan(job.spec.key, Span("prompts-00000000", 0, 4))
+    late = _late_worker(control, monkeypatch)
+    heartbeat.begin(control, "one")
+    write_table = shards.write_table
+
+    def closed_meanwhile(*arguments: Any) -> Any:
+        written = write_table(*arguments)
+        jobs.close_job(control, job.spec.key)
+        return written
+
+    monkeypatch.setattr(shards, "write_table", closed_meanwhile)
+    for _ in range(2):
+        with pytest.raises(worker.ClosedJobError):
+            late._draw_unit(unit)
+    assert audit.audit(job.spec.out).positions == 0
+
+
 def test_a_crashing_engine_retries_one_unit_if_others_answer(
-    plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
+    control: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     healthy = EngineStatus(engine="h", actor="h", pid=1, state="ready", began=0.0, rows=9)
-    tried = Span("p", 0, 4)
+    tried = JobSpan("j", Span("p", 0, 4))
     died = [
         EngineStatus(
             engine="", actor="a", pid=1, state="ready", began=0.0, crashed=True, drawing=(tried,)
@@ -217,22 +332,42 @@ def test_a_crashing_engine_retries_one_unit_if_others_answer(
     for started in range(2):
         engine = worker.EngineWorker.__new__(worker.EngineWorker)
         engine.__dict__ |= {
-            "_spec": types.SimpleNamespace(out=plan.out),
+            "_spec": types.SimpleNamespace(control=control),
             "_actor": "a",
             "_trial": threading.Lock(),
         }
         assert engine._is_for_others(doubting, tried, ())
-        assert engine._is_for_others(doubting, Span("p", 4, 8), ()) == (started == 1), (
-            "in the second process, all is handed out"
-        )
-        assert engine._is_for_others(doubting, Span("p", 8, 12), ())
+        assert engine._is_for_others(doubting, JobSpan("j", Span("p", 4, 8)), ()) == (
+            started == 1
+        ), "in the second process, all is handed out"
+        assert engine._is_for_others(doubting, JobSpan("j", Span("p", 8, 12)), ())
         assert not engine._is_for_others(
             CrashHistory([healthy, *died, dataclasses.replace(healthy, actor="a")], lambda: "ha"),
             tried,
             (),
         )
-        (plan.out / ".returned").mkdir(exist_ok=True)
-        queue.all_out(plan.out).touch()
+        queue.begin(control)
+        queue.all_out(control).touch()
+
+
+def test_an_engine_stays_busy_once_it_has_given_a_unit_back(
+    control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data would hand the unit to the same engine again, as the last one to become idle."""
+    engine = _late_worker(control, monkeypatch)
+    unit = JobSpan("out.", Span("prompts-00000000", 0, 4))
+    waits: list[tuple[float, int]] = []
+
+    def wait(seconds: float) -> None:
+        returned = control / "returned" / f"{engine._report.engine}.jsonl"
+        waits.append((seconds, len(returned.read_text().splitlines())))
+
+    engine.__dict__ |= {"_prompt_returns": 2, "_leaving": types.SimpleNamespace(wait=wait)}
+    for _ in range(40):
+        assert engine._give_back(unit) == 0
+    assert [count for _, count in waits] == list(range(1, 41)), "it is given back before the wait"
+    assert [seconds for seconds, _ in waits[:6]] == [2, 2, 2, 2, 3, 4]
+    assert waits[-1][0] == 30
 
 
 def test_a_control_service_that_is_away_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,28 +386,25 @@ def test_a_control_service_that_is_away_ends_no_watch(monkeypatch: pytest.Monkey
     assert cluster_state.actors() == frozenset()
 
 
-def test_storage_that_a_node_does_not_share_is_named(
-    plan: SamplingPlan,
-) -> None:
-    order = types.SimpleNamespace(out=plan.out, prompts=plan.prompts)
-    assert "out/.engines is not there on node" in worker._misplaced(order)  # type: ignore[arg-type]
-    heartbeat.begin(plan.out, "one")
-    assert worker._misplaced(order) == ""  # type: ignore[arg-type]
-    shutil.rmtree(plan.prompts)
-    assert "--out must lie on storage that every node sees" in worker._misplaced(order)  # type: ignore[arg-type]
+def test_storage_that_a_node_does_not_share_is_named(job: OpenJob, control: Path) -> None:
+    spec: Any = types.SimpleNamespace(control=control)
+    assert worker._misplaced(spec) == ""
+    shutil.rmtree(job.spec.prompts)
+    assert "prompts is not there on node" in worker._misplaced(spec)
+    assert "--out must lie on storage that every node sees" in worker._misplaced(spec)
+    shutil.rmtree(control)
+    assert "control is not there on node" in worker._misplaced(spec)
 
 
 def test_a_unit_on_record_is_reported_again_to_move_the_window(
-    plan: SamplingPlan,
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine may outlive its driver, and record a unit between two reads of the next."""
     unit = Span("prompts-00000000", 0, 4)
-    write_unit(plan.out, unit)
-    records = ledger.tail(plan.out)
+    write_unit(job.spec.out, unit)
+    records = ledger.tail(job.spec.out)
     list(records.new())
-    late = types.SimpleNamespace(
-        _spec=types.SimpleNamespace(out=plan.out), _report=types.SimpleNamespace(engine="late")
-    )
-    assert worker.EngineWorker._draw_unit(late, unit) == 0  # type: ignore[arg-type]
+    late = _late_worker(control, monkeypatch)
+    assert late._draw_unit(JobSpan(job.spec.key, unit)) == 0
     assert [record.span for record in records.new()] == [unit]
-    assert audit.audit(plan.out).positions == 4
+    assert audit.audit(job.spec.out).positions == 4

@@ -6,9 +6,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssd_ray.errors import UserError
@@ -29,7 +29,7 @@ class InstantEngine:
     """Answers at once in the calling thread, or after `seconds` in a timer's."""
 
     seconds: float = 0.0
-    tokens_drawn: int = 0
+    tokens_drawn: Mapping[str, int] = field(default_factory=dict)
 
     def submit(self, request: Request) -> Future[Answer]:
         """Answer now, or after `seconds`."""
@@ -46,7 +46,7 @@ class TimedEngine:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.tokens_drawn = 0
+        self.tokens_drawn: Mapping[str, int] = {}
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Answer]]] = queue.SimpleQueue()
         threading.Thread(target=self._loop, daemon=True).start()
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import ray
 
 from ssd_ray import cluster
-from ssd_ray.config import ClusterConfig
+from ssd_ray.config import ClusterConfig, Decoding
+from ssd_ray.inference.engine_pool import EnginePool
 from ssd_ray.inference.generation import SamplingRun
 from ssd_ray.inference.pool import Pool
 from ssd_ray.inference.vllm.placement import Resources
+from ssd_ray.inference.work.jobs import JobSpec
 from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import LineProgress
 from tests.support.doubles import TimedEngine
@@ -44,31 +46,31 @@ def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
             time.sleep(0.5)
 
     make_engine = functools.partial(TimedEngine, seconds)
-    order = EngineSpec(
-        make_engine=make_engine,
+    job = JobSpec(
+        stage="samples",
+        key="samples",
         prompts=prompts,
+        out=out,
         samples=1,
         seed=0,
-        out=out,
-        logs=out.parent / "logs",
+        decoding=Decoding(),
+        max_tokens=8,
+        shard_rows=4,
     )
-    pool = Pool(
+    spec = EngineSpec(
+        make_engine=make_engine, control=out.parent / ".engines", logs=out.parent / "logs"
+    )
+    size = Pool(
         min_engines=1,
         max_engines=engines,
         concurrent_units=2,
         resources=Resources(0, 1, {"num_gpus": 1}),
     )
+    progress = LineProgress(2)
     with cluster.connected(ClusterConfig(device="cuda")):
         threading.Thread(target=note, daemon=True).start()
-        facts = SamplingRun(
-            order=order,
-            engines=pool,
-            shard_rows=4,
-            max_failures=3,
-            ended=lambda: True,
-            stage="samples",
-            progress=LineProgress(2),
-        ).draw()
+        with EnginePool(spec, size, max_failures=3, progress=progress) as pool:
+            facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
         time.sleep(1)
         free = ray.cluster_resources().get("GPU", 0) == ray.available_resources().get("GPU", 0)
         deadline = time.monotonic() + IDLE_PATIENCE_S

@@ -224,11 +224,12 @@ from ssd_ray.inference.vllm.engine import Engine, Request
 model = ModelConfig(source=sys.argv[2], dtype="float32", max_model_len=256)
 knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.1, max_num_seqs=4)
 greedy = Decoding(temperature=0)
-engine = Engine(
-    Path(sys.argv[2]), model=model, engine=knobs, decoding=greedy, max_tokens=24, device="cpu"
-)
+engine = Engine(Path(sys.argv[2]), model=model, engine=knobs, device="cpu")
 prompts = [tuple(range(3 + number, 20 + 3 * number)) for number in range(3)]
-futures = [engine.submit(Request(prompt_token_ids=prompt, seed=0)) for prompt in prompts]
+requests = [
+    Request(prompt_token_ids=prompt, seed=0, decoding=greedy, max_tokens=24) for prompt in prompts
+]
+futures = [engine.submit(request) for request in requests]
 drawn = [[prompt, future.result().output_token_ids] for prompt, future in zip(prompts, futures)]
 engine.close()
 Path(sys.argv[1]).write_text(json.dumps(drawn))

@@ -1,5 +1,6 @@
 """Attribute crashes of engines to prompts, or to the engines themselves.
 
+- A prompt belongs to a job here: with another decoding it may be harmless.
 - A prompt in flight at two crashes is a suspect: it gets an engine for itself.
 - A prompt alone in an engine at two crashes is quarantined: it is left out and reported.
 - An engine with several crashes in a row and no answer, while other engines answer, is faulty. Its
@@ -12,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
-from ssd_ray.artifacts.ledger import Span
-from ssd_ray.inference.crashes.heartbeat import EngineStatus
+from ssd_ray.inference.crashes.engine_status import EngineStatus, Suspect
+from ssd_ray.inference.work.jobs import JobSpan
 
 SUSPECT_CRASHES = 2
 """Crashes with a prompt in flight; then the prompt gets an engine for itself."""
@@ -26,7 +27,7 @@ FAULTY_CRASHES = 4
 
 
 class CrashHistory:
-    """The statuses of all engine processes of a stage, by start time, read for attribution.
+    """The statuses of all engine processes of a pool, by start time, read for attribution.
 
     `list_actors` returns the ids of live actors. It asks Ray, so it is called only if needed.
     """
@@ -85,23 +86,27 @@ class CrashHistory:
             crashes += process.crashed
         return crashes
 
-    def suspicion(self, span: Span) -> int:
+    def suspicion(self, unit: JobSpan) -> int:
         """Count crashes with any of these positions in flight."""
-        return sum(_drew(status, span) for status in self._attributed)
+        return sum(_drew(status, unit) for status in self._attributed)
 
-    def was_begun(self, span: Span) -> bool:
+    def was_begun(self, unit: JobSpan) -> bool:
         """Return True if an engine crashed with any of these positions in flight."""
-        return any(status.crashed and _drew(status, span) for status in self.statuses)
+        return any(status.crashed and _drew(status, unit) for status in self.statuses)
 
-    def quarantined(self) -> frozenset[str]:
-        """Return the ids of prompts crashing an engine alone."""
-        actors_by_prompt: dict[str, list[str]] = defaultdict(list)
+    def quarantined(self) -> frozenset[Suspect]:
+        """Return the prompts crashing an engine alone, each with its job."""
+        actors_by_suspect: dict[Suspect, list[str]] = defaultdict(list)
         for status in self._attributed:
-            if status.alone:
-                actors_by_prompt[status.alone].append(status.actor)
+            if status.suspect is not None:
+                actors_by_suspect[status.suspect].append(status.actor)
         return frozenset(
-            prompt for prompt, actors in actors_by_prompt.items() if self._is_enough(actors)
+            suspect for suspect, actors in actors_by_suspect.items() if self._is_enough(actors)
         )
+
+    def quarantined_in(self, job: str) -> frozenset[str]:
+        """Return the ids of a job's prompts crashing an engine alone."""
+        return frozenset(suspect.prompt_id for suspect in self.quarantined() if suspect.job == job)
 
     def _is_enough(self, actors: list[str]) -> bool:
         """Return True if crashes of these actors with a prompt alone prove it to be the cause."""
@@ -111,7 +116,7 @@ class CrashHistory:
         others_left = not self._answering <= set(actors)
         return several_engines or len(actors) >= _MAX_ALONE_CRASHES or not others_left
 
-    def is_for_others(self, actor: str, span: Span, prompt_ids: Collection[str]) -> bool:
+    def is_for_others(self, actor: str, unit: JobSpan, prompt_ids: Collection[str]) -> bool:
         """Return True if other engines should draw a unit after crashes of this one.
 
         Either this engine is faulty, or it crashed alone with a prompt of the unit, and another
@@ -120,16 +125,18 @@ class CrashHistory:
         crashes = [
             status
             for status in self._processes[actor]
-            if status.crashed and not status.unattributed and _drew(status, span)
+            if status.crashed and not status.unattributed and _drew(status, unit)
         ]
         if actor in self.faulty:
             return bool(crashes)
-        alone = {status.alone for status in crashes} & set(prompt_ids)
+        alone = {status.suspect for status in crashes} & {
+            Suspect(unit.job, prompt_id) for prompt_id in prompt_ids
+        }
         tried = {
-            status.actor for status in self.statuses if status.crashed and status.alone in alone
+            status.actor for status in self.statuses if status.crashed and status.suspect in alone
         }
         return bool(alone) and bool(self._answering - tried)
 
 
-def _drew(status: EngineStatus, span: Span) -> bool:
-    return any(drawn.overlaps(span) for drawn in status.drawing)
+def _drew(status: EngineStatus, unit: JobSpan) -> bool:
+    return any(drawn.overlaps(unit) for drawn in status.drawing)

@@ -1,9 +1,10 @@
 """Heartbeats: a small file of each engine process with its progress and the spans in flight.
 
-- A process rewrites its file in `.engines/` while there is news.
+- A process rewrites its file in the pool's control directory while there is news.
 - Ray replaces a crashed process. The replacement marks its predecessor's file as crashed.
 - So crashes, the spans in flight at each, and progress are known from files alone.
-- `.engines/attempt` names the attempt at work. Engines of earlier attempts write nothing more.
+- Progress is counted by job. The totals of an engine are sums over its jobs.
+- `attempt` names the attempt at work. Engines of earlier attempts write nothing more.
 """
 
 from __future__ import annotations
@@ -11,66 +12,23 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ssd_ray.artifacts import files
-from ssd_ray.artifacts.ledger import Span
+from ssd_ray.inference.crashes.engine_status import Counts, EngineStatus, State, total
+from ssd_ray.inference.work.jobs import JobSpan
 
 PERIOD_S = 0.5
-State = Literal["starting", "ready", "draining", "failed", "ended"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineStatus:
-    """One engine process. Times are seconds since the epoch on its machine."""
-
-    engine: str
-    """Id of the process."""
-    actor: str
-    """Id of Ray's actor; it outlives its processes."""
-    pid: int
-    state: State
-    began: float
-    node: str = ""
-    attempt: str = ""
-    ready: float = 0.0
-    last: float = 0.0
-    """Time of the last answer."""
-    rows: int = 0
-    """Finished answers."""
-    tokens: int = 0
-    """Tokens of finished answers."""
-    drawn: int = 0
-    """Tokens of all answers, those in flight included."""
-    refused: int = 0
-    """Units without a single answer, although the engine is alive."""
-    failed: int = 0
-    """Answers on record as failed."""
-    retries: int = 0
-    """Answers requested again."""
-    drawing: tuple[Span, ...] = ()
-    """Spans in flight."""
-    testing: bool = False
-    """True while suspects have the engine for themselves."""
-    alone: str = ""
-    """The suspect, if it is one prompt."""
-    niceness: int = 0
-    reason: str = ""
-    """Cause of a failure."""
-    mistake: bool = False
-    """True if the user has to correct the cause."""
-    unattributed: bool = False
-    """True if something else than the prompts ended the process (`excused` on disk)."""
-    crashed: bool = False
-    """True if the file is marked as crashed; not stored."""
+_CLEAR_S = 10.0
 
 
 class Reporter:
@@ -81,7 +39,7 @@ class Reporter:
 
     def __init__(
         self,
-        out: Path,
+        control: Path,
         actor: str,
         *,
         node: str = "",
@@ -89,8 +47,8 @@ class Reporter:
         is_alive: Callable[[str], bool] = lambda _: True,
         niceness: int = 0,
     ) -> None:
-        self._directory = out / ".engines"
-        self._directory.mkdir(exist_ok=True)
+        self._directory = control
+        self._directory.mkdir(parents=True, exist_ok=True)
         _mark_crashed(self._directory, actor, is_alive)
         self.engine = uuid.uuid4().hex[:12]
         self._status = EngineStatus(
@@ -103,10 +61,11 @@ class Reporter:
             attempt=attempt,
             niceness=niceness,
         )
-        self._drawing: Counter[Span] = Counter()
+        self._jobs: dict[str, Counts] = {}
+        self._drawing: Counter[JobSpan] = Counter()
         self._lock = threading.Lock()
         self._news = False
-        self._drawn: Callable[[], int] | None = None
+        self._drawn: Callable[[], Mapping[str, int]] = dict
         self._write()
         threading.Thread(target=self._loop, name="status", daemon=True).start()
 
@@ -119,53 +78,57 @@ class Reporter:
             )
             self._write()
 
-    def answered(self, tokens: int) -> None:
+    def answered(self, job: str, tokens: int) -> None:
         """Count a finished answer."""
         with self._lock:
-            self._status = replace(
-                self._status,
-                rows=self._status.rows + 1,
-                tokens=self._status.tokens + tokens,
-                last=time.time(),
+            counts = self._of(job)
+            self._jobs[job] = replace(
+                counts, rows=counts.rows + 1, tokens=counts.tokens + tokens, last=time.time()
             )
             self._news = True
 
-    def follow(self, drawn: Callable[[], int]) -> None:
-        """Read tokens in flight from the engine from now on."""
+    def follow(self, drawn: Callable[[], Mapping[str, int]]) -> None:
+        """Read tokens in flight, by job, from the engine from now on."""
         self._drawn = drawn
 
-    def retried(self, answers: int) -> None:
+    def retried(self, job: str, answers: int) -> None:
         """Count answers requested again, on disk before they may crash the engine."""
         with self._lock:
-            self._status = replace(self._status, retries=self._status.retries + answers)
+            counts = self._of(job)
+            self._jobs[job] = replace(counts, retries=counts.retries + answers)
             self._write()
 
-    def recorded(self, failed: int = 0) -> None:
+    def recorded(self, job: str, failed: int = 0) -> None:
         """Count the failed answers of a shard on record."""
         with self._lock:
-            self._status = replace(
-                self._status, last=time.time(), failed=self._status.failed + failed
-            )
+            counts = self._of(job)
+            self._jobs[job] = replace(counts, last=time.time(), failed=counts.failed + failed)
             self._write()
 
-    def refused(self, reason: str) -> None:
+    def refused(self, job: str, reason: str) -> None:
         """Count a unit without a single answer."""
         with self._lock:
-            self._status = replace(self._status, refused=self._status.refused + 1, reason=reason)
+            counts = self._of(job)
+            self._jobs[job] = replace(counts, refused=counts.refused + 1)
+            self._status = replace(self._status, reason=reason)
             self._write()
 
+    def _of(self, job: str) -> Counts:
+        return self._jobs.get(job) or Counts(first=time.time())
+
     @contextmanager
-    def drawing(self, span: Span, alone: str = "", *, testing: bool = False) -> Iterator[None]:
+    def drawing(self, unit: JobSpan, alone: str = "", *, testing: bool = False) -> Iterator[None]:
         """Record a span as in flight, before its first request until the last answer."""
-        self._draw(span, 1, alone, testing)
+        self._draw(unit, 1, alone, testing)
         try:
             yield
         finally:
-            self._draw(span, -1, "", False)
+            self._draw(unit, -1, "", False)
 
-    def _draw(self, span: Span, change: int, alone: str, testing: bool) -> None:
+    def _draw(self, unit: JobSpan, change: int, alone: str, testing: bool) -> None:
         with self._lock:
-            self._drawing[span] += change
+            self._jobs[unit.job] = self._of(unit.job)
+            self._drawing[unit] += change
             self._status = replace(
                 self._status, drawing=tuple(+self._drawing), alone=alone, testing=testing
             )
@@ -175,14 +138,16 @@ class Reporter:
         while True:
             time.sleep(PERIOD_S)
             with self._lock:
-                drawn = self._drawn() if self._drawn is not None else self._status.tokens
-                if drawn != self._status.drawn:
-                    self._status = replace(self._status, drawn=drawn)
-                    self._news = True
+                for job, tokens in self._drawn().items():
+                    counts = self._of(job)
+                    if tokens != counts.drawn:
+                        self._jobs[job] = replace(counts, drawn=tokens)
+                        self._news = True
                 if self._news:
                     self._write()
 
     def _write(self) -> None:
+        self._status = replace(self._status, jobs=self._jobs, **total(self._jobs.values()))
         _put(self._directory / f"{self.engine}.json", self._status)
         self._news = False
 
@@ -190,8 +155,6 @@ class Reporter:
 def _put(path: Path, status: EngineStatus) -> None:
     record = asdict(status)
     del record["crashed"]
-    # The key of earlier versions, whose files a resumed run reads.
-    record["excused"] = record.pop("unattributed")
     temporary = path.with_name(f".{path.stem}.tmp")
     temporary.write_text(json.dumps(record))
     temporary.replace(path)
@@ -211,22 +174,22 @@ def _mark_crashed(directory: Path, actor: str, is_alive: Callable[[str], bool]) 
             path.rename(path.with_suffix(".dead"))
 
 
-def disregard(out: Path, engines: Collection[str]) -> None:
+def disregard(control: Path, engines: Collection[str]) -> None:
     """Attribute the crashes of these processes to no prompt: something else ended them.
 
     Crashes of groups of suspects still count, and the next attempt continues the bisection.
     """
-    for status in _read(out / ".engines"):
+    for status in _read(control):
         bisecting = status.testing and not status.alone
         if status.engine in engines and status.crashed and not bisecting:
-            path = out / ".engines" / f"{status.engine}.dead"
+            path = control / f"{status.engine}.dead"
             _put(path, replace(status, unattributed=True))
     _crashed_status.cache_clear()
 
 
-def read(out: Path) -> list[EngineStatus]:
-    """Return the status of every engine process of a stage, by start time."""
-    return sorted(_read(out / ".engines"), key=lambda status: status.began)
+def read(control: Path) -> list[EngineStatus]:
+    """Return the status of every engine process of a pool, by start time."""
+    return sorted(_read(control), key=lambda status: status.began)
 
 
 def _read(directory: Path) -> Iterator[EngineStatus]:
@@ -241,8 +204,8 @@ def _read(directory: Path) -> Iterator[EngineStatus]:
 
 def _parsed(path: Path) -> EngineStatus:
     record: dict[str, Any] = json.loads(path.read_text())
-    record["drawing"] = tuple(Span(**span) for span in record["drawing"])
-    record["unattributed"] = record.pop("excused")
+    record["drawing"] = tuple(JobSpan.parse(unit) for unit in record["drawing"])
+    record["jobs"] = {job: Counts(**counts) for job, counts in record["jobs"].items()}
     return EngineStatus(**record, crashed=path.suffix == ".dead")
 
 
@@ -250,16 +213,16 @@ _crashed_status = functools.cache(_parsed)
 """Read the file of a crashed process; only `disregard` changes it."""
 
 
-def begin(out: Path, attempt: str) -> None:
+def begin(control: Path, attempt: str) -> None:
     """Begin an attempt: forget processes ended with their driver, and replace survivors."""
-    files.write_atomic(out / ".engines" / "attempt", attempt)
-    for path in (out / ".engines").glob("*.json"):
+    files.write_atomic(control / "attempt", attempt)
+    for path in control.glob("*.json"):
         path.unlink(missing_ok=True)
 
 
-def is_current(out: Path, attempt: str) -> bool:
-    """Return True if an attempt is the one at work; none is once the stage is complete."""
-    path = out / ".engines" / "attempt"
+def is_current(control: Path, attempt: str) -> bool:
+    """Return True if an attempt is the one at work; none is once the pool has ended."""
+    path = control / "attempt"
     try:
         return path.read_text() == attempt
     except FileNotFoundError:
@@ -267,3 +230,17 @@ def is_current(out: Path, attempt: str) -> bool:
     except OSError:
         # On NFS, a file that was replaced while it was read. The new one is complete.
         return path.read_text() == attempt
+
+
+def end_attempts(directory: Path) -> None:
+    """End the attempts of all control directories below one: their engines write nothing more."""
+    for path in directory.glob("*/attempt"):
+        path.unlink(missing_ok=True)
+
+
+def clear(directory: Path) -> None:
+    """Remove a directory; engines about to end may write into it once more."""
+    until = time.monotonic() + _CLEAR_S
+    while directory.exists() and time.monotonic() < until:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.01)

@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
@@ -37,11 +39,20 @@ class RefusedRequestError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request for one answer: prompt ids, seed, and a decoding unless it is the engine's."""
+    """A request for one answer: prompt ids, seed, decoding."""
 
     prompt_token_ids: tuple[int, ...]
     seed: int
-    decoding: Decoding | None = None
+    decoding: Decoding
+    max_tokens: int
+    """Longest answer, where the context has room for it."""
+    job: str = ""
+    """Job to count its tokens for."""
+
+
+class _Pending(NamedTuple):
+    request: Request
+    future: Future[Answer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +81,8 @@ class Engine:
     """vLLM behind a queue: `submit` from any thread returns a future.
 
     A failure of the engine ends its process, and the pool restarts it with a clean device and
-    counts the crash. `tokens_drawn` counts the tokens of all requests, those in flight included.
+    counts the crash. `tokens_drawn` counts the tokens of all requests by job, those in flight
+    included.
     """
 
     def __init__(
@@ -79,8 +91,6 @@ class Engine:
         *,
         model: ModelConfig,
         engine: EngineConfig,
-        decoding: Decoding,
-        max_tokens: int,
         device: str,
     ):
         if device == "cpu":
@@ -96,18 +106,14 @@ class Engine:
         self._end_tokens = sorted(ends.named(tokenizer, model.end_tokens))
         self._decode = answers.text_decoder(tokenizer)
         self._marks = special_marks(tokenizer)
-        self._decoding = decoding
         self._exactly = truncates_exactly(engine)
-        self._max_tokens = max_tokens
         self._max_model_len = model.max_model_len
-        self._incoming: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._running: dict[str, Future[Answer]] = {}
+        self._incoming: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._running: dict[str, _Pending] = {}
         self._built = False
-        self._delivered = 0
+        self._delivered: Counter[str] = Counter()
         self._counted = 0.0
-        self.tokens_drawn = 0
+        self.tokens_drawn: Mapping[str, int] = {}
         self._next_id = 0
         self._moved = time.monotonic()
         threading.Thread(
@@ -129,7 +135,7 @@ class Engine:
     def submit(self, request: Request) -> Future[Answer]:
         """Queue a request; the future has its answer, or a RefusedRequestError."""
         future: Future[Answer] = Future()
-        self._incoming.put((request, future))
+        self._incoming.put(_Pending(request, future))
         return future
 
     def close(self) -> None:
@@ -178,10 +184,13 @@ class Engine:
         if self._running and self._moved - self._counted < _COUNT_PERIOD_S:
             return
         self._counted = self._moved
-        states = self._engine.output_processor.request_states.values()
-        self.tokens_drawn = self._delivered + sum(
-            state.detokenizer.num_output_tokens() for state in states
-        )
+        drawn = self._delivered.copy()
+        for state in self._engine.output_processor.request_states.values():
+            pending = self._running.get(state.external_req_id)
+            if pending is not None:
+                drawn[pending.request.job] += state.detokenizer.num_output_tokens()
+        # Replaced, not changed: another thread reads it.
+        self.tokens_drawn = drawn
 
     def _watch(self, stall_s: float) -> None:
         """End the process if a start or a step hangs, as with a failing device or network."""
@@ -204,12 +213,13 @@ class Engine:
                 self._incoming.put(None)
                 return bool(self._running)
             self._moved = time.monotonic()
-            self._add(*item)
+            self._add(item)
 
-    def _add(self, request: Request, future: Future[Answer]) -> None:
+    def _add(self, pending: _Pending) -> None:
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import SamplingParams
 
+        request = pending.request
         length, request_id = len(request.prompt_token_ids), str(self._next_id)
         self._next_id += 1
         try:
@@ -218,8 +228,8 @@ class Engine:
                     f"its {length} tokens leave no room for an answer in model.max_model_len "
                     f"{self._max_model_len}"
                 )
-            limit = min(self._max_tokens, self._max_model_len - length)
-            drawn = decoding_params(request.decoding or self._decoding, exactly=self._exactly)
+            limit = min(request.max_tokens, self._max_model_len - length)
+            drawn = decoding_params(request.decoding, exactly=self._exactly)
             params = SamplingParams(
                 **drawn, max_tokens=limit, seed=request.seed, stop_token_ids=self._end_tokens
             )
@@ -227,20 +237,21 @@ class Engine:
                 request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, params
             )
         except (VLLMValidationError, ValueError, TypeError) as error:
-            future.set_exception(
+            pending.future.set_exception(
                 RefusedRequestError(f"vLLM does not take this prompt: {one_line(error)}")
             )
         else:
-            self._running[request_id] = future
+            self._running[request_id] = pending
 
     def _deliver(self, output: Any) -> None:
         (completion,) = output.outputs
-        future, reason = self._running.pop(output.request_id), completion.finish_reason
+        request, future = self._running.pop(output.request_id)
+        reason = completion.finish_reason
         if reason not in ("stop", "length"):
             future.set_exception(InfrastructureError(f"vLLM ended a request with {reason!r}"))
             return
         ids = tuple(completion.token_ids)
-        self._delivered += len(ids)
+        self._delivered[request.job] += len(ids)
         spoken = ids[:-1] if reason == "stop" else ids
         text = spelled(spoken, self._marks, self._decode)
         future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))

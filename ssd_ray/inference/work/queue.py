@@ -1,9 +1,10 @@
-"""Hand out work units while their prompts are still being rendered.
+"""Hand out work units of all jobs of a pool, while prompts are still being rendered.
 
 - Runs in a Ray task next to the driver. The driver sees neither rows nor keys.
+- Units of the job opened first go out first. Where it has none, those of the next job do.
 - At most `window` units are in flight. This bounds memory, whatever the number of prompts.
 
-Reads Parquet footers and the ledger.
+Reads Parquet footers, ledgers and the files of jobs.
 """
 
 from __future__ import annotations
@@ -12,31 +13,29 @@ import json
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray.artifacts import ledger, shards
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.artifacts.shards import row_groups
+from ssd_ray.inference.work import jobs
+from ssd_ray.inference.work.jobs import JobSpan, OpenJob
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_RETURNED = ".returned"
+_RETURNED = "returned"
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingPlan:
-    """Answers to draw to every prompt of a directory, and how they are cut into units."""
+class QueuePlan:
+    """The control directory of a pool, and the bound on its units in flight."""
 
-    prompts: Path
-    out: Path
-    samples: int
-    shard_rows: int
+    control: Path
     window: int
 
 
@@ -62,120 +61,189 @@ def growing(prompts: Path) -> Iterator[Path | None]:
         yield None
 
 
-def units(
-    plan: SamplingPlan, covered: Mapping[str, list[tuple[int, int]]]
-) -> Iterator[Span | None]:
-    """Yield every uncovered span, at most `plan.shard_rows` long; None while there is none."""
-    for path in growing(plan.prompts):
+def units(job: OpenJob) -> Iterator[Span | None]:
+    """Yield every uncovered span, at most `shard_rows` long; None while there is none."""
+    for path in growing(job.spec.prompts):
         if path is None:
             yield None
             continue
-        shard = Span(path.stem, 0, prompt_rows(path) * plan.samples)
-        yield from ledger.uncovered(shard, covered.get(path.stem, ()), plan.shard_rows)
+        shard = Span(path.stem, 0, prompt_rows(path) * job.spec.samples)
+        yield from ledger.uncovered(shard, job.covered.get(path.stem, ()), job.spec.shard_rows)
 
 
-class _InFlight:
-    """Units handed out and not on record yet, and units given back by engines."""
+class _JobQueue:
+    """Units of one job: those to hand out, in flight, and given back by engines."""
 
-    def __init__(self, plan: SamplingPlan) -> None:
-        self._recorded = ledger.tail(plan.out)
-        self._handed_back = ledger.Tail(_returned(plan.out), _parse)
-        self._units: set[Span] = set()
-        self._window = plan.window
+    def __init__(self, job: OpenJob) -> None:
+        self.job = job
+        self.in_flight: set[Span] = set()
         self.again: deque[Span] = deque()
+        self.all_out = False
+        self.drained = False
+        self._units = units(job)
+        self._recorded = ledger.tail(job.spec.out)
         # Earlier lines belong to earlier attempts.
-        for _ in (*self._recorded.new(), *self._handed_back.new()):
+        for _ in self._recorded.new():
             pass
 
     def look(self) -> None:
-        """Read new records and units given back."""
-        self._units.difference_update(record.span for record in self._recorded.new())
-        for span in self._handed_back.new():
-            if span in self._units:
-                self._units.discard(span)
-                self.again.append(span)
+        """Read new records."""
+        self.in_flight.difference_update(record.span for record in self._recorded.new())
+
+    def given_back(self, span: Span) -> None:
+        """Take a unit back, unless it came on record."""
+        if span in self.in_flight:
+            self.in_flight.discard(span)
+            self.again.append(span)
+
+    def next(self) -> Span | None:
+        """Return the next unit and count it as in flight; None if there is none now."""
+        span = self.again.popleft() if self.again else self._next_new()
+        if span is not None:
+            self.in_flight.add(span)
+        return span
+
+    def _next_new(self) -> Span | None:
+        if self.all_out:
+            return None
+        try:
+            return next(self._units)
+        except StopIteration:
+            self.all_out = True
+            return None
 
     @property
-    def is_full(self) -> bool:
-        """True if no unit may be handed out."""
-        return len(self._units) >= self._window
-
-    def handed(self, unit: Span) -> Span:
-        """Count a unit as in flight and return it."""
-        self._units.add(unit)
-        return unit
-
-    def rest(self) -> Iterator[None]:
-        """Yield None until every unit is on record."""
-        while self._units or self.again:
-            yield None
-            self.look()
+    def is_drained(self) -> bool:
+        """True if every unit is on record."""
+        return self.all_out and not self.in_flight and not self.again
 
 
-def paced(plan: SamplingPlan, covered: Mapping[str, list[tuple[int, int]]]) -> Iterator[Span]:
+class _Queue:
+    """The queues of all open jobs, in the order of their opening."""
+
+    def __init__(self, plan: QueuePlan) -> None:
+        self._plan = plan
+        self._jobs: dict[str, _JobQueue] = {}
+        self._handed_back = ledger.Tail(_returned(plan.control), _parse)
+        self._closed = False
+        # Earlier lines belong to earlier attempts.
+        for _ in self._handed_back.new():
+            pass
+
+    def look(self) -> None:
+        """Read jobs opened and closed, new records, and units given back; mark drained jobs."""
+        # Read before the jobs are listed, since the last job is opened before it.
+        self._closed = jobs.is_closed(self._plan.control)
+        self._look_for_jobs()
+        for queue in self._jobs.values():
+            queue.look()
+        for unit in self._handed_back.new():
+            for queue in self._jobs.values():
+                if queue.job.spec.key == unit.job:
+                    queue.given_back(unit.span)
+        for name, queue in self._jobs.items():
+            if queue.is_drained and not queue.drained:
+                queue.drained = True
+                jobs.mark_drained(self._plan.control, name)
+
+    def _look_for_jobs(self) -> None:
+        names = jobs.names(self._plan.control)
+        for name in self._jobs.keys() - set(names):
+            del self._jobs[name]
+        for name in names:
+            if name not in self._jobs and not jobs.is_drained(self._plan.control, name):
+                try:
+                    self._jobs[name] = _JobQueue(jobs.read(self._plan.control, name))
+                except FileNotFoundError:
+                    # Closed meanwhile.
+                    continue
+
+    def next(self) -> JobSpan | None:
+        """Return the next unit; None if no job has one, or the window is full."""
+        queues = self._jobs.values()
+        if sum(len(queue.in_flight) for queue in queues) >= self._plan.window:
+            return None
+        # Units given back go first: their engine may have had them for long.
+        for queue in sorted(queues, key=lambda queue: not queue.again):
+            if (span := queue.next()) is not None:
+                return JobSpan(queue.job.spec.key, span)
+        if self._closed and all(queue.all_out for queue in queues):
+            all_out(self._plan.control).touch()
+        return None
+
+    @property
+    def ended(self) -> bool:
+        """True if all units of all jobs are on record, and no further job will come."""
+        return self._closed and all(queue.drained for queue in self._jobs.values())
+
+
+def paced(plan: QueuePlan) -> Iterator[JobSpan]:
     """Yield units as fast as they are drawn, and those given back, until all are on record."""
-    in_flight = _InFlight(plan)
+    queue = _Queue(plan)
     pause = _SHORTEST_PAUSE_S
-    for span in chain(units(plan, covered), _end(plan.out), in_flight.rest()):
-        in_flight.look()
-        # Units given back go first, and none goes out while the window is full.
-        while in_flight.again or (span is not None and in_flight.is_full):
-            if in_flight.again and not in_flight.is_full:
-                pause = _SHORTEST_PAUSE_S
-                yield in_flight.handed(in_flight.again.popleft())
-            else:
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
-            in_flight.look()
-        if span is None:
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-        else:
+    while True:
+        queue.look()
+        unit = queue.next()
+        if unit is not None:
             pause = _SHORTEST_PAUSE_S
-            yield in_flight.handed(span)
+            yield unit
+            continue
+        # A job without a unit is drained at the next look.
+        queue.look()
+        if queue.ended:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _end(out: Path) -> Iterator[None]:
-    """Yield nothing, and mark all units as handed out."""
-    (_returned(out) / all_out(out).name).touch()
-    yield from ()
+def begin(control: Path) -> None:
+    """Forget the units given back in earlier executions of a pool."""
+    for path in _returned(control).iterdir():
+        path.unlink(missing_ok=True)
 
 
-def give_back(out: Path, engine: str, span: Span) -> None:
+def give_back(control: Path, engine: str, unit: JobSpan) -> None:
     """Give a unit back, for another engine to draw."""
     ledger.append_line(
-        _returned(out) / f"{engine}.jsonl", json.dumps(asdict(span)).encode(), durable=False
+        _returned(control) / f"{engine}.jsonl", json.dumps(asdict(unit)).encode(), durable=False
     )
 
 
-def all_out(out: Path) -> Path:
-    """Return the file marking all units as handed out.
+def all_out(control: Path) -> Path:
+    """Return the file marking all units of all jobs as handed out.
 
     Once it exists, only units given back by engines are handed out.
     """
-    return out / _RETURNED / "all-out"
+    return control / _RETURNED / "all-out"
 
 
-def _returned(out: Path) -> Path:
-    directory = out / _RETURNED
+def _returned(control: Path) -> Path:
+    directory = control / _RETURNED
     directory.mkdir(exist_ok=True)
     return directory
 
 
-def _parse(line: bytes) -> Span | None:
-    return Span(**json.loads(line))
+def _parse(line: bytes) -> JobSpan | None:
+    return JobSpan.parse(json.loads(line))
 
 
 def emit(batch: pa.Table) -> Iterator[pa.Table]:
-    """Run as a task of Ray Data: pickled plan and coverage in, one table row for each unit out."""
+    """Run as a task of Ray Data: a pickled plan in, one table row for each unit out."""
     import pyarrow as pa
 
-    plan, covered = pickle.loads(batch.column("plan")[0].as_py())
-    for span in paced(plan, covered):
-        yield pa.table({"source": [span.source], "start": [span.start], "stop": [span.stop]})
+    for unit in paced(pickle.loads(batch.column("plan")[0].as_py())):
+        span = unit.span
+        yield pa.table(
+            {
+                "job": [unit.job],
+                "source": [span.source],
+                "start": [span.start],
+                "stop": [span.stop],
+            }
+        )
 
 
-def span_of(batch: pa.Table) -> Span:
+def span_of(batch: pa.Table) -> JobSpan:
     """Return the unit in a batch."""
     row: dict[str, Any] = batch.to_pylist()[0]
-    return Span(row["source"], row["start"], row["stop"])
+    return JobSpan(row["job"], Span(row["source"], row["start"], row["stop"]))

@@ -1,0 +1,105 @@
+"""The status of one engine process: its state, its progress by job, its spans in flight.
+
+The heartbeat file of the process holds it. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
+
+from ssd_ray.inference.work.jobs import JobSpan
+
+State = Literal["starting", "ready", "draining", "failed", "ended"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Progress of an engine process, in one job or in all. Times are as in `EngineStatus`."""
+
+    first: float = 0.0
+    """Time of the first request."""
+    last: float = 0.0
+    """Time of the last answer."""
+    rows: int = 0
+    """Finished answers."""
+    tokens: int = 0
+    """Tokens of finished answers."""
+    drawn: int = 0
+    """Tokens of all answers, those in flight included."""
+    refused: int = 0
+    """Units without a single answer, although the engine is alive."""
+    failed: int = 0
+    """Answers on record as failed."""
+    retries: int = 0
+    """Answers requested again."""
+
+
+class Suspect(NamedTuple):
+    """A prompt alone in an engine, as one job draws it."""
+
+    job: str
+    prompt_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStatus(Counts):
+    """One engine process. Times are seconds since the epoch on its machine."""
+
+    engine: str
+    """Id of the process."""
+    actor: str
+    """Id of Ray's actor; it outlives its processes."""
+    pid: int
+    state: State
+    began: float
+    node: str = ""
+    attempt: str = ""
+    ready: float = 0.0
+    jobs: Mapping[str, Counts] = field(default_factory=dict)
+    """Progress by job."""
+    drawing: tuple[JobSpan, ...] = ()
+    """Spans in flight."""
+    testing: bool = False
+    """True while suspects have the engine for themselves."""
+    alone: str = ""
+    """The suspect, if it is one prompt."""
+    niceness: int = 0
+    reason: str = ""
+    """Cause of a failure."""
+    mistake: bool = False
+    """True if the user has to correct the cause."""
+    unattributed: bool = False
+    """True if something else than the prompts ended the process."""
+    crashed: bool = False
+    """True if the file is marked as crashed; not stored."""
+
+    @property
+    def suspect(self) -> Suspect | None:
+        """The prompt alone in the engine, if there is one."""
+        return Suspect(self.drawing[0].job, self.alone) if self.alone and self.drawing else None
+
+    def of(self, job: str) -> EngineStatus:
+        """Return the status with the counts and spans of one job."""
+        counts = self.jobs.get(job, Counts())
+        drawing = tuple(unit for unit in self.drawing if unit.job == job)
+        return replace(self, **_values(counts), drawing=drawing)
+
+
+def _values(counts: Counts) -> dict[str, Any]:
+    return {each.name: getattr(counts, each.name) for each in fields(Counts)}
+
+
+def total(counts: Iterable[Counts]) -> dict[str, Any]:
+    """Return the counts of all jobs together, by field."""
+    listed = list(counts)
+    added = {
+        each.name: sum(getattr(one, each.name) for one in listed)
+        for each in fields(Counts)
+        if each.name not in ("first", "last")
+    }
+    return added | {
+        "first": min((one.first for one in listed if one.first), default=0.0),
+        "last": max((one.last for one in listed), default=0.0),
+    }

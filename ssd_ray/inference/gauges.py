@@ -1,0 +1,55 @@
+"""Gauges of sampling in Ray's metrics, for Prometheus, each with its stage.
+
+docs/sampling.md lists them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+_GAUGES = {
+    "answers": "Answers on disk or finished, failed ones included.",
+    "answers_left": "Unfinished answers to the prompts rendered so far.",
+    "answers_failed": "Failed answers.",
+    "retries": "Answers that were requested again.",
+    "seconds_left": "Answers left times their mean length, over the rate of the last minute.",
+    "tokens_per_second": "Output tokens a second over the last minute, answers in flight included.",
+    "engines": "Engines that drew tokens in the last minute.",
+    "engine_losses": "Engine processes that crashed; their units were drawn again.",
+    "prompts_left_out": "Prompts left out because they crash engines.",
+}
+_ENGINE_GAUGE = "engine_tokens_per_second"
+
+
+class Gauges:
+    """The gauges of one stage."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._shown: set[str] = set()
+
+    def publish(self, figures: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """Set the gauges; the rate of an engine without a heartbeat becomes zero."""
+        for name, value in figures.items():
+            _gauge(name, _GAUGES[name], ("stage",)).set(value, tags={"stage": self._stage})
+        gauge = _gauge(
+            _ENGINE_GAUGE,
+            "Output tokens a second of one engine process over the last minute.",
+            ("stage", "engine"),
+        )
+        for engine, rate in {**dict.fromkeys(self._shown - rates.keys(), 0.0), **rates}.items():
+            gauge.set(rate, tags={"stage": self._stage, "engine": engine})
+        self._shown = set(rates)
+
+    def end(self) -> None:
+        """Set rates and time left to zero, since no engine is at work any more."""
+        self.publish(dict.fromkeys(("tokens_per_second", "engines", "seconds_left"), 0.0), {})
+
+
+@functools.cache
+def _gauge(name: str, description: str, tags: tuple[str, ...]) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(f"ssd_ray_{name}", description=description, tag_keys=tags)
