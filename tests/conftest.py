@@ -45,6 +45,14 @@ def scripts_import_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
 
 
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures of reports blank."""
+    from tests.support.blank_figures import leave_blank
+
+    leave_blank(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny import tiny_model

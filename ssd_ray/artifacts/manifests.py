@@ -12,6 +12,7 @@ A directory to make again is removed by one rename, or from its manifest to its 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -318,6 +319,7 @@ def make(out: Path, identity: Identity, act: Callable[[Path], Facts]) -> Artifac
     return seal(out, identity, act(out)) if complete is None else complete
 
 
+@functools.cache  # each look-up parses a package's metadata
 def versions() -> dict[str, str]:
     """Return installed versions relevant to numbers, by name in the package index."""
     import platform

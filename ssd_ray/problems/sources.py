@@ -7,6 +7,7 @@ without a file).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections import Counter
@@ -202,6 +203,7 @@ def builtin(split: str) -> Iterator[Problem]:
         yield _builtin_problem(record)
 
 
+@functools.cache  # a run reads the same packaged files for every artifact
 def _read_yaml(path: Path) -> list[dict[str, Any]]:
     import yaml
 

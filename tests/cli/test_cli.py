@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.commands import exit_status
 from tests.support.processes import workers_of
-
-ROOT = Path(__file__).parents[2]
 
 
 def ssd_ray(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -58,7 +57,6 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nothing"], "there is no recipe 'nothing'"),
         (
             ["sample", "quickstart", "--set", "model.source=./nowhere"],
             "'./nowhere' is not a directory",
@@ -80,13 +78,25 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_exits_2_with_one_sentence(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    result = ssd_ray(*arguments, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert exit_status(*arguments) == 2
+    stderr = capfd.readouterr().err
+    assert message in stderr
+    assert "Traceback" not in stderr
+    assert stderr.startswith("error: ")
+
+
+def test_a_mistake_ends_the_process_with_status_2(tmp_path: Path) -> None:
+    result = ssd_ray("run", "nothing", cwd=tmp_path)
     assert result.returncode == 2, result.stderr
-    assert message in result.stderr
+    assert result.stderr.startswith("error: there is no recipe 'nothing'")
     assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("error: ")
 
 
 def test_a_corrupt_gguf_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
@@ -103,7 +113,9 @@ def test_a_corrupt_gguf_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
         assert not (tmp_path / "cache").exists()
 
 
-def test_another_recipes_run_directory_is_refused_early(tmp_path: Path, tiny_llama: Path) -> None:
+def test_another_recipes_run_directory_is_refused_early(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
     base = [
         "render",
         "quickstart",
@@ -112,21 +124,22 @@ def test_another_recipes_run_directory_is_refused_early(tmp_path: Path, tiny_lla
         "--set",
         f"model.source={tiny_llama}",
     ]
-    assert ssd_ray(*base).returncode == 0
-    result = ssd_ray(*base, "--set", "prompts.mode=chat")
-    assert result.returncode == 2
-    assert 'prompts.mode: "paper" there, "chat" here' in result.stderr
+    assert not exit_status(*base)
+    assert exit_status(*base, "--set", "prompts.mode=chat") == 2
+    assert 'prompts.mode: "paper" there, "chat" here' in capfd.readouterr().err
 
 
-def test_two_runs_in_one_directory_do_not_mix(tmp_path: Path) -> None:
+def test_two_runs_in_one_directory_do_not_mix(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import fcntl
 
     (tmp_path / "run").mkdir()
+    # flock excludes other open files of the same process too.
     with (tmp_path / "run" / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        result = ssd_ray("render", "quickstart", "--out", tmp_path / "run")
-    assert result.returncode == 2
-    assert "another process is at work" in result.stderr
+        assert exit_status("render", "quickstart", "--out", tmp_path / "run") == 2
+    assert "another process is at work" in capfd.readouterr().err
 
 
 @pytest.mark.real

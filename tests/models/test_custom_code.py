@@ -64,22 +64,28 @@ def custom_tokenizer_alone(model: Path) -> None:
     (model / "tokenization_own.py").write_text(CODE)
 
 
-@pytest.mark.parametrize("make", [custom_config, custom_tokenizer, custom_tokenizer_alone])
-def test_custom_code_is_refused_and_never_asked_for(
-    tmp_path: Path, tiny_llama: Path, make: Any
-) -> None:
+FETCH = """
+import sys
+from ssd_ray import models
+from ssd_ray.config import ModelConfig
+from ssd_ray.errors import UserError
+for source in sys.argv[1:]:
+    try:
+        models.fetch(ModelConfig(source=source))
+    except UserError as error:
+        print("refused:", error)
+"""
+
+
+def test_custom_code_is_refused_and_never_asked_for(tmp_path: Path, tiny_llama: Path) -> None:
     """transformers would prompt on the terminal, and advise an option unknown here."""
-    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
-    make(model)
-    code = (
-        "import sys\nfrom ssd_ray import models\nfrom ssd_ray.config import ModelConfig\n"
-        "from ssd_ray.errors import UserError\n"
-        "try:\n    models.fetch(ModelConfig(source=sys.argv[1]))\nexcept UserError as error:\n"
-        "    print('refused:', error)\n"
-    )
+    sources = []
+    for make in (custom_config, custom_tokenizer, custom_tokenizer_alone):
+        sources.append(Path(shutil.copytree(tiny_llama, tmp_path / make.__name__)))
+        make(sources[-1])
     ours, theirs = os.openpty()
     process = subprocess.run(
-        [sys.executable, "-c", code, str(model)],
+        [sys.executable, "-c", FETCH, *map(str, sources)],
         stdin=theirs,
         capture_output=True,
         text=True,
@@ -89,11 +95,13 @@ def test_custom_code_is_refused_and_never_asked_for(
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0, process.stderr
-    (line,) = process.stdout.splitlines()
-    assert "refused:" in line
-    assert (
-        "Python code that comes with it (auto_map), which is never run here: choose a model" in line
-    )
+    for line, source in zip(process.stdout.splitlines(), sources, strict=True):
+        assert line.startswith("refused:")
+        assert source.name in line
+        assert (
+            "Python code that comes with it (auto_map), which is never run here: choose a model"
+            in line
+        )
     assert "trust_remote_code" not in process.stdout
     assert "[y/N]" not in process.stdout + process.stderr
 

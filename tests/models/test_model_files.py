@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from ssd_ray.config import ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.models import weights
 from ssd_ray.models.weights import FaultError
+from tests.support.commands import exit_status
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format(
     "4" * 64
@@ -504,19 +503,22 @@ cluster: {{device: cpu, grader_cpus: 0}}
     ids=["pointer", "missing_shard"],
 )
 def test_a_mistake_exits_2_before_ray(
-    model: Path, tmp_path: Path, verb: str, change: Callable[[Path], object], message: str
+    model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    verb: str,
+    change: Callable[[Path], object],
+    message: str,
 ) -> None:
     change(model)
     (tmp_path / "field.yaml").write_text(RECIPE.format(model=model))
-    command = [sys.executable, "-m", "ssd_ray", verb, "field.yaml", "--out", "run", "--quiet"]
-    process = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert process.returncode == 2, process.stderr
-    assert process.stderr.splitlines()[-1].startswith(f"error: model.source {str(model)!r}: ")
-    assert message in process.stderr
+    command = [verb, tmp_path / "field.yaml", "--out", tmp_path / "run", "--quiet"]
+    assert exit_status(*command) == 2
+    shown = capfd.readouterr()
+    assert shown.err.splitlines()[-1].startswith(f"error: model.source {str(model)!r}: ")
+    assert message in shown.err
     for word in ("starting Ray", "To resume", "Traceback"):
-        assert word not in process.stdout + process.stderr
+        assert word not in shown.out + shown.err
 
 
 def test_a_damaged_checkpoint_is_trained_again(tmp_path: Path, tiny_llama: Path) -> None:

@@ -7,6 +7,7 @@ revisions, and lacks tests of problems, pages and timings.
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def old(tmp_path: Path) -> Path:
     with tarfile.open(DATA / "run_018d326.tar.xz") as archive:
         archive.extractall(tmp_path / "old", filter="data")
     return tmp_path / "old"
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A finished run of this version, played by the same machine; tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        Played(patch, tiny_llama).run(out).make()
+    return out
 
 
 @pytest.fixture
@@ -83,29 +93,27 @@ def test_each_verb_reads_or_refuses_an_old_run(old: Path, played: Played, verb: 
 
 
 def test_an_old_run_that_is_read_comes_to_what_a_new_one_does(
-    old: Path, tmp_path: Path, played: Played
+    old: Path, new: Path, played: Played
 ) -> None:
     if not is_read(played.run(old)):
         return
     played.made.clear()
     played.run(old).make()
     assert played.made == [], "once read, it is as a new one"
-    played.run(tmp_path / "new").make()
-    assert list(rows(old, *ANSWERS)) == list(rows(tmp_path / "new", *ANSWERS))
-    scores = [json.loads((run / SCORES).read_text()) for run in (old, tmp_path / "new")]
+    assert list(rows(old, *ANSWERS)) == list(rows(new, *ANSWERS))
+    scores = [json.loads((run / SCORES).read_text()) for run in (old, new)]
     assert scores[0]["benchmarks"] == scores[1]["benchmarks"]
 
 
 @pytest.mark.parametrize("name", ["prompts", "samples", "checkpoint", "verdicts/ssd"])
 def test_an_old_run_that_was_interrupted_is_resumed_or_refused(
-    old: Path, tmp_path: Path, played: Played, name: str
+    old: Path, new: Path, played: Played, name: str
 ) -> None:
     (old / name / "manifest.json").unlink()
     (old / name / "made-from.json").unlink(missing_ok=True)
     if not is_read(played.run(old)):
         return
-    played.run(tmp_path / "new").make()
-    assert list(rows(old, *ANSWERS)) == list(rows(tmp_path / "new", *ANSWERS))
+    assert list(rows(old, *ANSWERS)) == list(rows(new, *ANSWERS))
 
 
 @pytest.mark.parametrize("kind", ["samples", "checkpoint", "generations"])
@@ -145,14 +153,14 @@ def test_an_old_run_and_a_new_one_are_compared(old: Path, tmp_path: Path, played
     assert comparison.pairs
 
 
-def test_a_report_keeps_the_recipe_that_it_was_made_by(tmp_path: Path, played: Played) -> None:
+def test_a_report_keeps_the_recipe_that_it_was_made_by(
+    new: Path, tmp_path: Path, played: Played
+) -> None:
     from ssd_ray.reporting.comparison import compare
 
-    first, second = tmp_path / "first", tmp_path / "second"
-    for out in (first, second):
-        played.run(out).make()
+    second = Path(shutil.copytree(new, tmp_path / "second"))
     played.run(second, "train.steps=7").make("sample")
-    assert compare(first, second).changes == ()
+    assert compare(new, second).changes == ()
 
 
 def test_shards_without_recorded_columns_are_matched_by_rows(old: Path, played: Played) -> None:

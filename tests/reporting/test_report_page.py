@@ -231,6 +231,7 @@ def few_problems(monkeypatch, tmp_path, samples):
     return read_scores(out / "scores.json"), (out / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("samples", [1, 6])
 def test_below_10_problems_the_page_prints_counts(monkeypatch, tmp_path, samples):
     scores, html = few_problems(monkeypatch, tmp_path, samples)
@@ -261,6 +262,7 @@ def test_below_10_problems_the_page_prints_counts(monkeypatch, tmp_path, samples
         assert not re.search(r"own[^.;]*\d\u00a0%", text), text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_path):
     from tests.support import synthetic_run
 
@@ -375,6 +377,7 @@ def test_both_profiles_are_scored_and_flips_listed(swept):
     assert html.count('<tr><th scope="row" class="fit">builtin/') >= len(flips)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_flip_caused_by_the_official_grader_is_labeled(tmp_path):
     detail = "test 2: " + with_reason(
         "official -2: line 1 is missing", "it cannot be iterated over"
@@ -407,6 +410,7 @@ def test_a_flip_caused_by_the_official_grader_is_labeled(tmp_path):
     assert "LiveCodeBench/LiveCodeBench at 28fef95 (2025-07-16)" in html
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_long_example_shows_the_end_of_its_answer(tmp_path):
     long = "<think>" + "hm\n" * 5000 + "</think>" + "```python\nprint(4711)\n```"
 
@@ -422,6 +426,7 @@ def test_a_long_example_shows_the_end_of_its_answer(tmp_path):
     assert "characters, not shown here" in html
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
     texts = ["<think>hm", "<think>hm</think>x", "no thought", "<think>a</think>", "x", "<think>"]
 

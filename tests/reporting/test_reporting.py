@@ -149,6 +149,7 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     assert len(pictures) == 11
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_base_tests_have_a_score_next_to_that_of_all_tests(tmp_path):
     passing = {"accepted": "accepted", "wrong_answer": "accepted"}
 
@@ -183,6 +184,7 @@ def test_base_tests_have_a_score_next_to_that_of_all_tests(tmp_path):
     assert (out / "report.html").read_text().count("base tests alone") == 1
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_infrastructure_error_is_counted_and_not_wrong(tmp_path):
     def sometimes(arm, answer, rng):
         ungraded = arm == "ssd" and answer.prompt_id == "builtin/03" and answer.sample_index < 2
@@ -198,6 +200,7 @@ def test_an_infrastructure_error_is_counted_and_not_wrong(tmp_path):
     assert found.score["pass@5"].problems == found.difference["pass@5"].problems == 11
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(("broken", "spared"), [("ssd", "base"), ("base", "ssd")])
 def test_too_many_infrastructure_errors_withhold_the_score(tmp_path, broken, spared):
     def often(arm, answer, rng):
@@ -243,6 +246,7 @@ def drop_problem(directory_suffix):
     )
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     ("mutate", "message"),
     [
@@ -286,6 +290,7 @@ def test_an_unexpected_number_of_answers_is_refused(made):
         report(other, made.path, made.steps, out=made.path / "never")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_unfinished_run_and_a_spoilt_loss_are_refused(tmp_path):
     made = make_run(tmp_path)
     (tmp_path / "checkpoint" / "loss.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step":')
@@ -296,6 +301,7 @@ def test_an_unfinished_run_and_a_spoilt_loss_are_refused(tmp_path):
         reported(made)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_uncounted_facts_are_shown_as_not_recorded(tmp_path):
     made = make_run(tmp_path, facts=False)
     for path in (*tmp_path.glob("**/timing.json"), tmp_path / "checkpoint" / "loss.jsonl"):
@@ -306,6 +312,7 @@ def test_uncounted_facts_are_shown_as_not_recorded(tmp_path):
     assert (out / "report.html").read_text().count("not recorded") > 20
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_held_out_results_are_in_the_scores(
     tmp_path,
 ):
@@ -446,6 +453,7 @@ def test_runs_on_other_problems_are_not_paired(tmp_path, made):
         compare(first.path, Path("nowhere"))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_ungradable_problems_are_named_next_to_the_scores(tmp_path):
     made = make_run(tmp_path / "run")
     names = [f"own/{number}" for number in range(12)]

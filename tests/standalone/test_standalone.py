@@ -46,12 +46,16 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def problems(tmp_path: Path) -> Path:
+    return _problems(tmp_path)
+
+
+def _problems(place: Path) -> Path:
     tests = [{"input": f"{number}\n", "output": f"{2 * number}\n"} for number in range(3)]
     rows = [
         {"problem_id": f"p{number}", "statement": "Double it.", "kind": "stdin", "tests": tests}
         for number in range(4)
     ]
-    return _write(tmp_path / "problems.jsonl", rows)
+    return _write(place / "problems.jsonl", rows)
 
 
 def _job(tmp_path: Path, problems: Path, rows: list[dict[str, Any]], **options: Any) -> Job:
@@ -216,13 +220,27 @@ OTHERS = (
 )
 
 
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """One answer, graded; tests grade into a copy."""
+    place = tmp_path_factory.mktemp("graded")
+    job = _job(place, _problems(place), [{"task_id": "p0", "text": DOUBLE}])
+    grade_files(job, LineProgress())
+    return job
+
+
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("is_left_open", [False, True])
 def test_a_refused_call_leaves_a_directory_as_it_was(
-    tmp_path: Path, problems: Path, other: Callable[[Job], Job], is_left_open: bool
+    tmp_path: Path, graded: Job, other: Callable[[Job], Job], is_left_open: bool
 ) -> None:
-    job = _job(tmp_path, problems, [{"task_id": "p0", "text": DOUBLE}])
-    grade_files(job, LineProgress())
+    place = Path(shutil.copytree(graded.out.parent, tmp_path / "copy"))
+    job = dataclasses.replace(
+        graded,
+        problems=place / graded.problems.name,
+        completions=place / graded.completions.name,
+        out=place / graded.out.name,
+    )
     if is_left_open:
         _left_open(job)
     before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}

@@ -1,7 +1,7 @@
 """A recipe's own steps; those for GPUs or graders make instant deterministic rows.
 
-Benchmark, prompts, data set and report are real. `Played` sets the facts outside of a recipe:
-hardware, and failing graders.
+Benchmark, prompts, data set and report are real, but figures are blank. `Played` sets the facts
+outside of a recipe: hardware, and failing graders.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ssd_ray.pipeline.sampling import Generations, Samples
 from ssd_ray.pipeline.training import Checkpoint
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
+from tests.support.blank_figures import leave_blank
 from tests.support.staged import die_at
 
 CHOICES = (
@@ -59,6 +60,7 @@ class Played:
         self.made: list[str] = []
         monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
         monkeypatch.setattr(models, "fetch", lambda _: model)
+        leave_blank(monkeypatch)
         acts = {
             Samples: self.samples,
             Generations: self.generations,

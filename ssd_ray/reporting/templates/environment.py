@@ -5,6 +5,7 @@ It escapes every string, and a missing variable is an error. Reads the templates
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ MAX_FLIPS = 100
 """Most flipped verdicts to list on the page; scores.json holds all of them."""
 
 
+@functools.cache  # an engine keeps its compiled templates
 def environment(*, escape: bool = True) -> jinja2.Environment:
     """Return the template engine of report.html and health.html; `escape=False` for Markdown."""
     engine = jinja2.Environment(
