@@ -193,6 +193,7 @@ def test_no_foreign_value_is_believed_to_be_equal(name, sandbox):
         assert graded.outcome in {"wrong_answer", "runtime_error"}, (kind, graded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEAVY)
 def test_no_foreign_value_costs_its_reader_much(name, sandbox):
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()

@@ -278,6 +278,7 @@ def test_selection_inflates_the_best_cell_and_not_the_gain():
     assert np.mean(best) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gains", [[0.0] * 5, [-0.1, 0.0, 0.05, 0.08, -0.2]])
 def test_selection_free_intervals_cover_the_true_gain(gains):
     rng = np.random.default_rng(8)
