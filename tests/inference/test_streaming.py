@@ -162,7 +162,7 @@ def test_every_key_comes_out_once(
         "prompt_tokens": 80,
         "output_tokens": 120,
         "finish_reasons": {"stop": 40},
-        "failed": [],
+        "failed": (),
         "engine_losses": 0,
     }
     assert not list((tmp_path / "out").glob(".*"))

@@ -337,7 +337,7 @@ def test_rows_of_a_benchmark_keep_their_words_too(tmp_path: Path) -> None:
     tokenizer = _byte_level()
     put = _put(tokenizer, "published")
     problems = [_problem(text) for text in ("Add two numbers.", "Count <|im_end|>.")]
-    assert render(problems, put, ContextBudget(max_model_len=2000), out=tmp_path)["rows"] == 2
+    assert render(problems, put, ContextBudget(max_model_len=2000), out=tmp_path).rows == 2
     rows = list(shards.read_rows(tmp_path, Prompt))
     assert [_controls(tokenizer, row.token_ids) for row in rows] == [FRAME, FRAME]
     assert put.kept_words == 1

@@ -499,8 +499,8 @@ def test_the_token_ids_are_those_of_the_text(tmp_path: Path) -> None:
 def test_a_prompt_without_room_for_an_answer_is_named(
     tmp_path: Path,
 ) -> None:
-    whole = _render(tmp_path, ContextBudget(max_model_len=500))["longest"]
-    assert _render(tmp_path, ContextBudget(max_model_len=whole + 1))["rows"] == 1
+    whole = _render(tmp_path, ContextBudget(max_model_len=500)).longest
+    assert _render(tmp_path, ContextBudget(max_model_len=whole + 1)).rows == 1
     with pytest.raises(
         UserError,
         match=rf"prompt x/1 has {whole} tokens and model.max_model_len {whole} must hold it",
