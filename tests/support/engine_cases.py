@@ -1,7 +1,8 @@
-"""One process of a training group: `python engine_cases.py RANK WORLD PORT PLAN`.
+"""Groups of training processes without Ray: `python engine_cases.py PLAN`.
 
-PLAN is a JSON file: data set, output, the shared recipe, and cases by name with changes.
+PLAN is a JSON file: data set, output, the shared recipe, and rounds of groups of cases by name.
 
+- One process imports the libraries once and forks every member of every group.
 - A case continues from its resume state. At its step `stop` it saves one; else it exports.
 - The first process writes each case's loss log and exported model into out/NAME.
 - It also writes the full state after restoring and before saving.
@@ -9,12 +10,17 @@ PLAN is a JSON file: data set, output, the shared recipe, and cases by name with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +49,25 @@ def write_examples(out: Path) -> Path:
     return out
 
 
-def run_groups(groups: dict[int, dict[str, Any]], folder: Path, **shared: Any) -> None:
-    """Run each group of processes, keyed by size, over its cases, all groups at once."""
-    processes = []
-    for world, cases in groups.items():
-        plan = folder / f"plan-{world}.json"
-        plan.write_text(json.dumps({**shared, "out": str(folder), "cases": cases}))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        for rank in range(world):
-            log = (folder / f"log-{world}-{rank}.txt").open("w")
-            command = [sys.executable, __file__, str(rank), str(world), port, str(plan)]
-            processes.append(
-                (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), folder / log.name)
-            )
-    for process, log in processes:
-        try:
-            code = process.wait(timeout=540)
-        except subprocess.TimeoutExpired:
-            code = "no end"
-        if code:
-            for other, _ in processes:
-                other.kill()
-        assert code == 0, log.read_text()[-3000:]
+def run_groups(rounds: list[dict[int, dict[str, Any]]], folder: Path, **shared: Any) -> None:
+    """Run rounds one after another, each with all of its groups of cases, keyed by size, at once."""
+    plan, log = folder / "plan.json", folder / "log.txt"
+    plan.write_text(json.dumps({**shared, "out": str(folder), "rounds": rounds}))
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(plan)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        code: int | str = process.wait(timeout=540)
+    except subprocess.TimeoutExpired:
+        code = "no end"
+    if code:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert code == 0, (code, log.read_text()[-3000:])
 
 
 def job_of(plan: dict[str, Any], name: str, world: int) -> Any:
@@ -143,24 +144,18 @@ def keep_state(engine: Any, path: Path) -> None:
         torch.save(whole, path)
 
 
-def main(rank: int, world: int, port: str, plan_file: str) -> None:
-    """Join the group and run the cases in their order."""
+def run_member(plan: dict[str, Any], world: int, rank: int, port: int) -> None:
+    """Join the group as one member and run the cases in their order."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    from ssd_ray.config import ClusterConfig
-    from ssd_ray.training.model.engine import prepare_process
-
-    prepare_process(ClusterConfig(device="cpu", train_workers=world, cpus_per_train_worker=1))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     import deepspeed
-
-    deepspeed.init_distributed("gloo", verbose=False)
-    plan = json.loads(Path(plan_file).read_text())
     from deepspeed.runtime.sequence_parallel import parallel_state_sp
     from deepspeed.utils import groups
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from ssd_ray.training.model import engine
 
+    deepspeed.init_distributed("gloo", verbose=False)
     attention, zero = ALL_ATTENTION_FUNCTIONS["sdpa"], engine._zero
     for name in plan["cases"]:
         engine._zero = lambda *choices, case=name, **device: (
@@ -174,5 +169,47 @@ def main(rank: int, world: int, port: str, plan_file: str) -> None:
         groups.mpu = None
 
 
+def fork(act: Callable[[], None]) -> int:
+    """Return the pid of a child that acts and ends, with status 1 after an exception."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        act()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main(plan_file: str) -> None:
+    """Import what members need, then fork each round's members and wait for them."""
+    from ssd_ray.config import ClusterConfig
+    from ssd_ray.training import loop  # noqa: F401 - members inherit what is imported
+    from ssd_ray.training.model.engine import prepare_process
+
+    prepare_process(ClusterConfig(device="cpu", cpus_per_train_worker=1))
+    plan = json.loads(Path(plan_file).read_text())
+    for groups in plan.pop("rounds"):
+        members = []
+        for world, cases in groups.items():
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            for rank in range(int(world)):
+                work = partial(run_member, plan | {"cases": cases}, int(world), rank, port)
+                members.append(fork(work))
+        for _ in members:
+            member, status = os.wait()
+            if status:  # the others would wait for it
+                sys.exit(f"member {member} ended with status {status}")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(sys.argv[1])

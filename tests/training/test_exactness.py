@@ -124,7 +124,7 @@ def trained(
         }
         for world, cases in ((1, ONE), (2, TWO))
     }
-    engine_cases.run_groups(groups, out, dataset=str(dataset), train=TRAIN)
+    engine_cases.run_groups([groups], out, dataset=str(dataset), train=TRAIN)
     return out
 
 

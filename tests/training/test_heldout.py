@@ -249,7 +249,7 @@ def test_measures_are_the_same_whatever_carries_the_training(dataset: Path, tmp_
     model = tiny_model(tmp_path / "model", "llama")
     shared = {**TRAIN, "steps": 1, "evaluate_every": 1, "trackers": []}
     cases = {name: {"train": train, "model": str(model)} for name, train in CASES.items()}
-    run_groups({2: cases}, tmp_path, dataset=str(dataset), train=shared)
+    run_groups([{2: cases}], tmp_path, dataset=str(dataset), train=shared)
     lines = {name: read_held_out(tmp_path / name) for name in CASES}
     for name, (base, trained) in lines.items():
         assert base["kl_to_base"] == pytest.approx(0, abs=1e-9)

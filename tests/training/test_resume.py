@@ -99,13 +99,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
 
     undisturbed = {f"{name}, undisturbed": case for name, case in cases.items()}
-    for groups in (
+    shrunk = set(cases) - grown - constant
+    rounds = [
         {2: undisturbed | cut(set(cases), FIRST)},
-        {1: cut(set(cases) - grown - constant, SECOND), 3: cut(grown, SECOND)},
-        {2: cut(constant, SECOND)},
+        {1: cut(shrunk, SECOND), 2: cut(constant, SECOND), 3: cut(grown, SECOND)},
         {2: cut(set(cases), STEPS)},
-    ):
-        engine_cases.run_groups(groups, out, dataset=str(dataset), train=TRAIN)
+    ]
+    engine_cases.run_groups(rounds, out, dataset=str(dataset), train=TRAIN)
     return out
 
 
