@@ -50,7 +50,7 @@ def write_examples(out: Path) -> Path:
 
 
 def run_groups(rounds: list[dict[int, dict[str, Any]]], folder: Path, **shared: Any) -> None:
-    """Run rounds one after another, each with all of its groups of cases, keyed by size, at once."""
+    """Run rounds in turn; all groups of a round, keyed by size, run their cases at once."""
     plan, log = folder / "plan.json", folder / "log.txt"
     plan.write_text(json.dumps({**shared, "out": str(folder), "rounds": rounds}))
     with log.open("w") as output:
@@ -180,6 +180,7 @@ def fork(act: Callable[[], None]) -> int:
     try:
         act()
         status = 0
+    # Broad: a child must not go on in the code of its parent.
     except BaseException:
         traceback.print_exc()
     finally:
