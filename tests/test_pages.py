@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from ssd_ray import config, recipes
 from ssd_ray.cli.app import app
+from ssd_ray.problems.benchmarks import read_problems
 
 ROOT = Path(__file__).parent.parent
 PAGES = tuple(page for page in (*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))))
@@ -106,6 +107,15 @@ def _parts_of_recipes(page: Path) -> Iterator[dict[str, Any]]:
             part = yaml.safe_load(block)
             if isinstance(part, dict) and part.keys() <= SECTIONS | {"name"}:
                 yield part
+
+
+def test_problems_on_the_page_of_benchmarks_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    rows = re.findall(r"^    (\{\"problem_id\".*\n(?:     .*\n)*)", page, re.MULTILINE)
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(" ".join(row.split("\n")).strip() + "\n" for row in rows))
+    problems = list(read_problems(file))
+    assert {problem.kind for problem in problems} == {"stdin", "function", "asserts", "numeric"}
 
 
 def _commands(page: Path) -> Iterator[str]:
