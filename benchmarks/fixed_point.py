@@ -124,7 +124,7 @@ def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decodi
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         for path in (directory, base)
     )
-    found = []
+    result = []
     for row in range(len(dataset)):
         ids, start = (
             torch.tensor(dataset.row(row).astype("int64")),
@@ -135,10 +135,10 @@ def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decodi
             for model in (ours, theirs)
         )
         values = measure(logits, base_logits, ids[start:], decoding)
-        found.append(
+        result.append(
             torch.cat([values.sum(0), torch.tensor([float(len(values))], dtype=torch.float64)])
         )
-    return torch.stack(found)
+    return torch.stack(result)
 
 
 def run(
@@ -293,36 +293,37 @@ def main() -> None:
         folder = Path(name)
         figures = {"fixed point": one_pass(base, folder / "plain", PLAIN, arguments.samples)}
         _print_pass("T 1, no truncation", figures["fixed point"])
-        figures["memorizing"] = found = memorize(base, folder / "memorize", arguments.steps)
-        _print_memorizing(found)
+        figures["memorizing"] = result = memorize(base, folder / "memorize", arguments.steps)
+        _print_memorizing(result)
         figures["contrast"] = one_pass(base, folder / "sharp", SHARP, arguments.samples)
         _print_pass("T 0.6, top-k 20, top-p 0.8", figures["contrast"])
     arguments.out.write_text(json.dumps({"machine": around, "figures": figures}, indent=1) + "\n")
 
 
-def _print_pass(name: str, found: dict[str, Any]) -> None:
-    before, after = found["before"], found["after"]
+def _print_pass(name: str, result: dict[str, Any]) -> None:
+    before, after = result["before"], result["after"]
     print(
-        f"{name}: {found['steps']} steps, {found['trained']} samples, {found['held_out']} held "
-        f"out ({found['tokens']} tokens)\n"
+        f"{name}: {result['steps']} steps, {result['trained']} samples, {result['held_out']} held "
+        f"out ({result['tokens']} tokens)\n"
         f"  NLL {before['nll']:.4f} to {after['nll']:.4f}, floor {before['floor']:.4f}: moved "
-        f"{found['moved']:+.4f}, "
-        f"{found['moved_in_standard_errors']:+.2f} standard errors of "
-        f"{found['standard_error']:.4f}\n"
+        f"{result['moved']:+.4f}, "
+        f"{result['moved_in_standard_errors']:+.2f} standard errors of "
+        f"{result['standard_error']:.4f}\n"
         f"  expectation {before['cross_entropy']:.4f} to {after['cross_entropy']:.4f}, KL to the "
         f"base {after['kl_to_base']:.4f}",
         flush=True,
     )
 
 
-def _print_memorizing(found: dict[str, Any]) -> None:
+def _print_memorizing(result: dict[str, Any]) -> None:
     print(
-        f"memorizing {found['sequences']} samples ({found['tokens']} tokens): "
-        f"{found['base_nll']:.3f} nats at first, "
-        f"below their sampling entropy of {found['sampling_entropy']:.3f} from step "
-        f"{found['first_step_below_the_entropy']}, "
-        f"{found['final_nll']:.4f} at the end\n"
-        f"  least {found['least_nll']:.4f}; no model can go below {found['memorizing_floor']:.4f}",
+        f"memorizing {result['sequences']} samples ({result['tokens']} tokens): "
+        f"{result['base_nll']:.3f} nats at first, "
+        f"below their sampling entropy of {result['sampling_entropy']:.3f} from step "
+        f"{result['first_step_below_the_entropy']}, "
+        f"{result['final_nll']:.4f} at the end\n"
+        f"  least {result['least_nll']:.4f}; no model can go below "
+        f"{result['memorizing_floor']:.4f}",
         flush=True,
     )
 

@@ -132,6 +132,7 @@ class EnginePool:
         entry = self._enter(spec, on_record, audit)
         try:
             yield JobHandle(self, entry)
+        # Also at Ctrl-C: other jobs must not wait for this one.
         except BaseException:
             self._leave(spec, failed=True)
             raise
@@ -226,6 +227,7 @@ class EnginePool:
         """Run the engines until no job is left."""
         try:
             self._run_all()
+        # Handed over to the threads of the jobs, which raise it.
         except Exception as error:
             with self._changed:
                 for entry in self._entries.values():
@@ -282,6 +284,7 @@ class EnginePool:
         # Errors of engines arrive wrapped; the watch raises its own.
         except (UserError, InfrastructureError):
             raise
+        # Ray Data wraps errors of engines, in types without a common base.
         except Exception as error:
             self._watch()  # raises if the run is stopping
             self._watch.look()  # an engine may have left the reason

@@ -6,7 +6,7 @@
   divide by micro-batches. The optimized loss is exactly the mean over the global batch, for any
   number of workers and micro-batches.
 
-Reads a data set and a model directory.
+Reads a data set and a model directory. Makes the lines of `loss.jsonl`.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
         writer="v",
         failed=(Failure(prompt_id="p", sample_index=5, reason="refused"),),
     )
-    found = audit.audit(tmp_path, digests=True)
-    assert found.coverage == {"prompts-0": [(0, 6)]}
-    assert found.positions == 6
-    assert found.moved == ()
-    assert AnswerFacts.of(found, engine_losses=0).document() == {
+    result = audit.audit(tmp_path, digests=True)
+    assert result.coverage == {"prompts-0": [(0, 6)]}
+    assert result.positions == 6
+    assert result.moved == ()
+    assert AnswerFacts.of(result, engine_losses=0).document() == {
         "rows": 5,
         "prompt_tokens": 10,
         "output_tokens": 5,
@@ -131,14 +131,14 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     wrong.write_bytes(b"\0" * wrong.stat().st_size)
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     write_unit(tmp_path, Span("p", 9, 11))
-    found = audit.audit(tmp_path)
-    assert found.coverage == {"p": [(6, 10), (10, 12)]} or found.coverage == {"p": [(6, 12)]}
-    told = "\n".join(found.moved)
-    assert f"{cut.name} has" in told
-    assert f"{wrong.name} is no Parquet file" in told
-    assert "other.parquet is in no ledger" in told
-    assert "p.00000009-00000011.parquet holds rows that" in told
-    assert lost.name not in told
+    result = audit.audit(tmp_path)
+    assert result.coverage == {"p": [(6, 10), (10, 12)]} or result.coverage == {"p": [(6, 12)]}
+    output = "\n".join(result.moved)
+    assert f"{cut.name} has" in output
+    assert f"{wrong.name} is no Parquet file" in output
+    assert "other.parquet is in no ledger" in output
+    assert "p.00000009-00000011.parquet holds rows that" in output
+    assert lost.name not in output
     assert not (tmp_path / cut.name).exists()
     assert len(list((tmp_path / "set-aside").iterdir())) == 4
     assert audit.audit(tmp_path).moved == ()
@@ -152,8 +152,8 @@ def test_a_redrawn_shard_is_checked_against_all_its_records(
     """Ledgers have no order, and an answer redrawn on another machine may differ."""
     for writer, text in zip(writers, ("first", "second, and longer"), strict=True):
         write_unit(tmp_path, Span("p", 0, 4), writer=writer, text=text)
-    found = audit.audit(tmp_path, digests=digests)
-    assert (found.positions, found.moved) == (4, ())
+    result = audit.audit(tmp_path, digests=digests)
+    assert (result.positions, result.moved) == (4, ())
     assert Arrivals(tmp_path).new() == shards.shard_paths(tmp_path)
 
 
@@ -166,9 +166,9 @@ def test_a_shard_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> No
     foreign = Span("p", 4, 8).name + ".parquet"
     shutil.copy(tmp_path / "other" / foreign, tmp_path / "own")
     assert Arrivals(tmp_path / "own").new() == [tmp_path / "own" / "p.00000000-00000004.parquet"]
-    found = audit.audit(tmp_path / "own")
-    assert found.coverage == {"p": [(0, 4)]}
-    assert found.moved == (f"{foreign} was drawn for another run",)
+    result = audit.audit(tmp_path / "own")
+    assert result.coverage == {"p": [(0, 4)]}
+    assert result.moved == (f"{foreign} was drawn for another run",)
 
 
 @pytest.mark.parametrize(

@@ -747,8 +747,8 @@ def test_a_problem_that_cannot_be_graded_is_named_alone(tmp_path, capsys):
         assert left_out.place == f"{job.problems}, row {number}"
     assert scores.completions_left_out == 2 * len(BROKEN)
     assert scores.benchmarks["humaneval"].all.problems == 2
-    said = capsys.readouterr().err
-    assert all(f"left out: problem {name} cannot be graded" in said for name in names[1:-1])
+    messages = capsys.readouterr().err
+    assert all(f"left out: problem {name} cannot be graded" in messages for name in names[1:-1])
     assert grade_files(job, LineProgress()) == scores
 
 

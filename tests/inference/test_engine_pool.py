@@ -1,4 +1,4 @@
-"""One pool of engines for several jobs: joining, ending, failing. The engines run in a thread."""
+"""One pool of engines for several jobs: joining, ending, failing."""
 
 from __future__ import annotations
 
@@ -170,6 +170,7 @@ class Draws:
     def _draw(self, name: str, run: SamplingRun) -> None:
         try:
             self.results[name] = run.draw()
+        # Handed to the test, which looks at its type.
         except Exception as error:
             self.results[name] = error
 
@@ -205,7 +206,7 @@ def test_two_jobs_in_one_pool_draw_the_rows_of_two_pools(
         results = Draws(
             **{name: _run(drawing, prompts, name, value) for name, value in runs.items()}
         ).join()
-        assert {name: facts["rows"] for name, facts in results.items()} == {"cold": 20, "warm": 20}
+        assert {name: facts.rows for name, facts in results.items()} == {"cold": 20, "warm": 20}
         assert (engines.starts, engines.ends) == (1, 1), "the engines are gone when steps return"
     for name, rows in apart.items():
         assert _rows(prompts.parent / name) == rows
@@ -226,7 +227,7 @@ def test_a_complete_job_starts_no_engine(engines: Engines, prompts: Path) -> Non
     for starts in (1, 0):
         engines.starts = 0
         with _pool(prompts.parent) as drawing:
-            assert _run(drawing, prompts, "cold", 0.5).draw()["rows"] == 20
+            assert _run(drawing, prompts, "cold", 0.5).draw().rows == 20
         assert engines.starts == starts
 
 
@@ -266,7 +267,7 @@ def test_a_job_that_fails_leaves_the_rows_of_others(
         drawing.forgo("third")
         results = draws.join()
     assert str(results["cold"]) == "prompts was stopped"
-    assert results["warm"]["rows"] == 20
+    assert results["warm"].rows == 20
     assert _rows(prompts.parent / "warm") == apart["warm"]
     kept = {(row.prompt_id, row.sample_index): row for row in apart["cold"]}
     for row in _rows(prompts.parent / "cold"):
@@ -350,18 +351,18 @@ def test_executions_that_end_early_are_started_again(engines: Engines, prompts: 
             raise RuntimeError("an object was lost")
 
     engines.before_unit = breaks
-    said = Lines()
+    messages = Lines()
     with _pool(prompts.parent, "cold", "warm", max_failures=0) as drawing:
-        drawing._progress = said
+        drawing._progress = messages
         results = Draws(
             cold=_run(drawing, prompts, "cold", 0.5), warm=_run(drawing, prompts, "warm", 1.5)
         ).join()
-    assert [facts["rows"] for facts in results.values()] == [20, 20]
+    assert [facts.rows for facts in results.values()] == [20, 20]
     assert engines.starts > 3
     assert any(
         "the pool of engines stopped (RuntimeError: an object was lost" in line
         or "an object was lost" in line
-        for line in said.lines
+        for line in messages.lines
     )
 
 
@@ -398,7 +399,7 @@ def test_damaged_shards_are_drawn_again_while_others_draw(
             cold=_run(drawing, prompts, "cold", 0.5), warm=_run(drawing, prompts, "warm", 1.5)
         ).join()
     assert harmed
-    assert [facts["rows"] for facts in results.values()] == [20, 20]
+    assert [facts.rows for facts in results.values()] == [20, 20]
     for name, rows in apart.items():
         assert _rows(prompts.parent / name) == rows
 

@@ -230,18 +230,18 @@ def test_a_rerun_draws_only_missing_or_broken_samples(source: Path, tmp_path: Pa
     garbled.write_bytes(b"x" * garbled.stat().st_size)
     shards.write_shard(out, "foreign", [completion("p0")], Completion)
     (out / ".half.parquet.1.partial").write_bytes(b"PAR1")
-    said = Said()
-    _draw(source, out, progress=said, shard_rows=2)
+    messages = Said()
+    _draw(source, out, progress=messages, shard_rows=2)
     _check_whole(out)
-    told = "\n".join(said.lines)
+    output = "\n".join(messages.lines)
     for path, why in (
         (cut, "bytes and was written with"),
         (empty, "has 0 bytes"),
         (garbled, "is no Parquet file"),
     ):
-        assert any(path.name in line and why in line for line in said.lines), told
-    assert f"{changed.name} has other bytes than were written" in told
-    assert "foreign.parquet is in no ledger" in told
+        assert any(path.name in line and why in line for line in messages.lines), output
+    assert f"{changed.name} has other bytes than were written" in output
+    assert "foreign.parquet is in no ledger" in output
     assert len(list((out / "set-aside").iterdir())) == 5
     for path in (lost, cut, empty, changed, garbled):
         del kept[path.name]
@@ -286,11 +286,11 @@ def test_a_failure_of_the_followed_stage_ends_sampling(source: Path, tmp_path: P
 
 def test_a_crashed_engine_is_replaced_and_counted(source: Path, tmp_path: Path) -> None:
     engine = functools.partial(MortalEngine, kills_once=frozenset({7}), marker=tmp_path / "died")
-    said = Said()
-    facts = _draw(source, tmp_path / "out", engine, progress=said)
+    messages = Said()
+    facts = _draw(source, tmp_path / "out", engine, progress=messages)
     _check_whole(tmp_path / "out")
     assert facts.engine_losses == 1
-    assert any("1 engine crashed" in line for line in said.lines)
+    assert any("1 engine crashed" in line for line in messages.lines)
 
 
 def test_a_termination_notice_drains_an_engine(source: Path, tmp_path: Path) -> None:
@@ -360,9 +360,9 @@ def test_units_returned_late_by_a_draining_engine_go_to_others(
 def test_prompts_that_crash_engines_are_left_out_alone(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, shown = Said(), _shown(monkeypatch)
+    messages, shown = Said(), _shown(monkeypatch)
     engine = functools.partial(MortalEngine, kills=frozenset({7}), refuses=frozenset({3}))
-    facts = _draw(source, tmp_path / "out", engine, progress=said)
+    facts = _draw(source, tmp_path / "out", engine, progress=messages)
     _check_whole(tmp_path / "out", without=frozenset({3, 7}))
     keys = [(failure.prompt_id, failure.sample_index) for failure in facts.failed]
     assert keys == [("p3", 0), ("p3", 1), ("p7", 0), ("p7", 1)]
@@ -371,7 +371,7 @@ def test_prompts_that_crash_engines_are_left_out_alone(
     }
     assert "alone" in facts.failed[2].reason
     assert facts.rows == 36
-    assert any("prompt 'p7' is left out" in line for line in said.lines)
+    assert any("prompt 'p7' is left out" in line for line in messages.lines)
     assert shown["ssd_ray_answers_failed"][-1] == 4
     assert shown["ssd_ray_retries"][-1] >= 2 * 2 + facts.engine_losses, (
         "two more tries of each refused answer, and p7's"
@@ -380,20 +380,20 @@ def test_prompts_that_crash_engines_are_left_out_alone(
 
 def test_a_crash_at_the_first_step_loses_no_prompt(source: Path, tmp_path: Path) -> None:
     (tmp_path / "actors").mkdir()
-    said = Said()
+    messages = Said()
     facts = _draw(
         source,
         tmp_path / "out",
         functools.partial(FaultyBesideGood, tmp_path / "actors"),
         max_failures=3,
-        progress=said,
+        progress=messages,
     )
     _check_whole(tmp_path / "out")
     assert len(list((tmp_path / "actors").iterdir())) == 2
     assert facts.failed == ()
     assert 4 <= facts.engine_losses <= 6
     assert any(
-        "times in a row without an answer while others answer" in line for line in said.lines
+        "times in a row without an answer while others answer" in line for line in messages.lines
     )
 
 
@@ -438,7 +438,7 @@ def test_an_engine_that_refuses_all_prompts_ends_each_attempt(source: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("start", "kind", "told"),
+    ("start", "kind", "output"),
     [
         (cannot_start, UserError, "vLLM does not take this model: it is no good"),
         (
@@ -455,10 +455,10 @@ def test_an_engine_that_refuses_all_prompts_ends_each_attempt(source: Path, tmp_
     ],
 )
 def test_an_engine_that_never_starts_ends_the_stage_with_why(
-    source: Path, tmp_path: Path, start: Callable[[], None], kind: type[Exception], told: str
+    source: Path, tmp_path: Path, start: Callable[[], None], kind: type[Exception], output: str
 ) -> None:
     began = time.monotonic()
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=output):
         _draw(source, tmp_path / "out", functools.partial(MortalEngine, start=start))
     assert time.monotonic() - began < 60
 

@@ -106,17 +106,17 @@ mixtures = st.lists(st.sampled_from(["a ", "字", "字", "ก"]), min_size=1, ma
 def test_an_overlap_is_found_exactly_where_brute_force_finds_one(
     prompt: str, benchmark: list[str]
 ) -> None:
-    found = Benchmarks(
+    result = Benchmarks(
         _problem(number, statement) for number, statement in enumerate(benchmark)
     ).find(prompt)
-    assert (found is not None) == any(_overlaps(prompt, statement) for statement in benchmark)
-    if found is not None:
-        statement = benchmark[int(found.problem_id.removeprefix("bench/"))]
+    assert (result is not None) == any(_overlaps(prompt, statement) for statement in benchmark)
+    if result is not None:
+        statement = benchmark[int(result.problem_id.removeprefix("bench/"))]
         assert _overlaps(prompt, statement)
-        shared = " ".join(_cut(found.words))
+        shared = " ".join(_cut(result.words))
         assert f" {shared} " in f" {' '.join(_cut(statement))} "
         assert f" {shared} " in f" {' '.join(_cut(prompt))} "
-        assert 0 < found.share <= 1
+        assert 0 < result.share <= 1
 
 
 @pytest.mark.parametrize("language", SPACELESS)
@@ -142,9 +142,9 @@ def test_breaks_punctuation_and_widths_hide_nothing(language: str) -> None:
     )
     if language == "mixed":
         broken = SPACELESS[language].replace("，", "\n").upper().replace("1", "１")
-    found = benchmarks.find(broken)
-    assert found is not None
-    assert found.share == 1.0
+    result = benchmarks.find(broken)
+    assert result is not None
+    assert result.share == 1.0
 
 
 def test_two_problems_in_chinese_that_open_alike_do_not_overlap() -> None:
@@ -176,9 +176,9 @@ def test_the_length_of_a_shared_run_is_reported_exactly() -> None:
         [_problem(0, LONG), _problem(1, SHORT), _problem(2, CHINESE), _problem(3, MIXED)]
     )
     lengths = {
-        statement: found.length
+        statement: result.length
         for statement in (LONG, SHORT, CHINESE)
-        if (found := words.find(statement))
+        if (result := words.find(statement))
     }
     assert lengths == {LONG: "13 words", SHORT: "9 words", CHINESE: "26 characters"}
     mixed = words.find(MIXED)
@@ -207,9 +207,9 @@ def test_the_length_of_a_shared_run_is_reported_exactly() -> None:
 )
 def test_an_identical_statement_is_found_whatever_its_length(statement: str, same: str) -> None:
     benchmarks = Benchmarks([_problem(0, statement)])
-    found = benchmarks.find(same)
-    assert found is not None
-    assert found.share == 1.0
+    result = benchmarks.find(same)
+    assert result is not None
+    assert result.share == 1.0
     assert benchmarks.find(f"{same} Then double it.") is None, (
         "under eight words only the same statement"
     )
@@ -249,11 +249,11 @@ def words(statement: str) -> list[str]:
 
 
 def test_case_punctuation_and_line_breaks_hide_nothing() -> None:
-    found = Benchmarks([_problem(0, LONG)]).find(
+    result = Benchmarks([_problem(0, LONG)]).find(
         f"A story.\n\n**{LONG.upper().replace(' ', chr(10))}** The end!"
     )
-    assert found is not None
-    assert found.share == 1.0
+    assert result is not None
+    assert result.share == 1.0
     assert Benchmarks([_problem(0, LONG)]).find(" ".join(LONG.split()[2:12])) is not None, (
         "a part of at least eight words"
     )
@@ -262,9 +262,9 @@ def test_case_punctuation_and_line_breaks_hide_nothing() -> None:
 
 def test_a_short_problem_is_found_inside_a_long_prompt() -> None:
     benchmarks = Benchmarks([_problem(0, SHORT), _problem(1, "Add two numbers.")])
-    found = benchmarks.find(f"Here is your task for today, please do it well. {SHORT} Thank you.")
-    assert found is not None
-    assert found.problem_id == "bench/0"
+    result = benchmarks.find(f"Here is your task for today, please do it well. {SHORT} Thank you.")
+    assert result is not None
+    assert result.problem_id == "bench/0"
     assert benchmarks.find(f"Add two numbers. {' '.join(map(str, range(20)))}") is None, (
         "under eight words only the same statement counts"
     )
@@ -342,12 +342,12 @@ def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(manifests, "load_facts", lambda path, kind: kind(rows=3))
     monkeypatch.setattr("ssd_ray.progress.tasks._QUICK_S", 0.0)
-    said: list[str] = []
+    messages: list[str] = []
     lines = progress.LineProgress()
-    monkeypatch.setattr(lines, "say", said.append)
+    monkeypatch.setattr(lines, "say", messages.append)
     check(prompts, benchmark, "refuse", out=tmp_path / "out", progress=lines)
-    assert said[0] == "contamination: 0/3 prompts"
-    assert said[-1].startswith("contamination: done, 3/3 prompts")
+    assert messages[0] == "contamination: 0/3 prompts"
+    assert messages[-1].startswith("contamination: done, 3/3 prompts")
 
 
 def test_dropped_overlaps_are_counted_and_refuse_nothing() -> None:

@@ -98,10 +98,10 @@ def test_special_marks_are_read_from_the_ids(benchmark: Path, tmp_path: Path) ->
     ]
     rows += [_now(THINK, row) for row in rows]
     verdicts = _graded(benchmark, form_of(THINK, tmp_path / "tokenizer"), rows)
-    found = [(verdict.outcome, verdict.reasoning) for verdict in verdicts]
+    result = [(verdict.outcome, verdict.reasoning) for verdict in verdicts]
     accepted, cut_off = ("accepted", "ended"), ("no_code", "unfinished")
     expected = [accepted, cut_off, cut_off, accepted, ("accepted", "none"), accepted, cut_off]
-    assert found == 2 * expected
+    assert result == 2 * expected
 
 
 def test_channels_are_read_from_the_ids(benchmark: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_no_forged_text_has_a_draft_graded(benchmark: Path) -> None:
 
 
 def _kinds(facts: DatasetFacts) -> dict[str, int]:
-    return {name: found.rows for name, found in facts.health.classes.items()}
+    return {name: result.rows for name, result in facts.health.classes.items()}
 
 
 def test_health_counts_from_the_ids(tmp_path: Path) -> None:
@@ -273,12 +273,12 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
     choices = PrepareConfig(
         policies=Policies(no_code="drop", empty="keep", stub="keep"), drop_shortest_percent=50
     )
-    found = []
+    result = []
     for name, made in (("before", rows), ("now", [_now(GPT_OSS, row) for row in rows])):
         shards.write_shard(tmp_path / name, "a", made, Completion)
         facts = prepare(tmp_path / name, choices, reading, out=tmp_path / f"{name}-out")
         # Examples are texts, which hold the marks since they are kept.
-        found.append(replace(facts, health=replace(facts.health, examples={})))
+        result.append(replace(facts, health=replace(facts.health, examples={})))
         assert facts.health.reasoning == {"none": 1, "ended": 2, "unfinished": 2}
         assert facts.health.other_language.rows == 1
         assert {name: rows for name, rows in _kinds(facts).items() if rows} == {
@@ -288,16 +288,16 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
             "no_end_token": 2,
         }
         assert (facts.dropped["no_code"], facts.dropped["shortest"]) == (2, 1)
-    assert found[0] == found[1]
-    health = found[0].health
-    said = {reading.where: reading.what.replace("\xa0", " ") for reading in readings(health)}
-    assert said["Reasoning"] == "50 % of 4 answers that reason end it"
+    assert result[0] == result[1]
+    health = result[0].health
+    messages = {reading.where: reading.what.replace("\xa0", " ") for reading in readings(health)}
+    assert messages["Reasoning"] == "50 % of 4 answers that reason end it"
     assert (
-        said["Other languages"]
+        messages["Other languages"]
         == "the program of 20 % of the answers is marked as another language"
     )
     before = replace(health, reasoning=None, other_language=None)
-    assert {reading.where for reading in readings(before)} == set(said) - {
+    assert {reading.where for reading in readings(before)} == set(messages) - {
         "Reasoning",
         "Other languages",
     }

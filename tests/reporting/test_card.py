@@ -141,10 +141,10 @@ def test_the_shards_load_as_the_card_describes(
     )
     assert code is not None
     monkeypatch.chdir(prepared / "dataset")
-    told: dict[str, Any] = {}
-    exec(code[1], told)
+    output: dict[str, Any] = {}
+    exec(code[1], output)
     uploaded = load_dataset(str(prepared / "dataset"), split="train")
-    for rows in (told["rows"], uploaded):
+    for rows in (output["rows"], uploaded):
         assert [(row["prompt_id"], row["input_ids"], row["masked"]) for row in rows] == written
     assert (
         len(
@@ -171,21 +171,21 @@ def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
 
 
 def test_provenance_is_in_the_manifest_and_can_be_checked(prepared: Path, tiny_llama: Path) -> None:
-    found = manifests.load_facts(prepared / "dataset", DatasetFacts).provenance
+    result = manifests.load_facts(prepared / "dataset", DatasetFacts).provenance
     digest = hashlib.sha256((tiny_llama / "tokenizer.json").read_bytes()).hexdigest()
-    assert found.tokenizer_sha256["tokenizer.json"] == digest
+    assert result.tokenizer_sha256["tokenizer.json"] == digest
     template = json.loads((tiny_llama / "tokenizer_config.json").read_text()).get("chat_template")
     template = template or (tiny_llama / "chat_template.jinja").read_text()
-    assert found.chat_template_sha256 == hashlib.sha256(template.encode()).hexdigest()
-    assert found.decoding == SampleDecoding(
+    assert result.chat_template_sha256 == hashlib.sha256(template.encode()).hexdigest()
+    assert result.decoding == SampleDecoding(
         temperature=1.2, top_k=20, top_p=0.95, max_tokens=96, samples_per_prompt=1
     )
-    assert found.seed == 0
-    assert {"python", "torch", "transformers", "ray", "ssd-ray"} <= set(found.versions)
-    assert found.fingerprints["samples"] == manifests.load(prepared / "samples").fingerprint
+    assert result.seed == 0
+    assert {"python", "torch", "transformers", "ray", "ssd-ray"} <= set(result.versions)
+    assert result.fingerprints["samples"] == manifests.load(prepared / "samples").fingerprint
     text = (prepared / "dataset" / "README.md").read_text()
     assert digest in text
-    assert found.chat_template_sha256 in text
+    assert result.chat_template_sha256 in text
 
 
 def test_the_health_page_is_self_contained_and_shows_the_facts(prepared: Path) -> None:
@@ -193,10 +193,10 @@ def test_the_health_page_is_self_contained_and_shows_the_facts(prepared: Path) -
     health = manifests.load_facts(prepared / "dataset", DatasetFacts).health
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
     assert page.count("data:image/svg+xml;base64,") == 2
-    for name, found in health.classes.items():
+    for name, result in health.classes.items():
         row = re.search(rf'<tr><th scope="row">{name.replace("_", " ")} .*?</tr>', page)
         assert row is not None
-        assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0])[0] == str(found.rows)
+        assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0])[0] == str(result.rows)
     assert health.classes["loop"] == ClassCount(
         rows=1, tokens=60, policy="mask", dropped=0, masked=1
     )
@@ -223,7 +223,7 @@ def test_a_missing_license_and_missing_answers_are_stated(tmp_path: Path, tiny_l
 
 
 @pytest.mark.parametrize(
-    ("source", "commit", "told"),
+    ("source", "commit", "output"),
     [
         ("builtin", None, "the problems that come with ssd_ray"),
         ("data/mine.jsonl", None, "files (mine.jsonl)"),
@@ -244,14 +244,14 @@ def test_a_missing_license_and_missing_answers_are_stated(tmp_path: Path, tiny_l
     ],
 )
 def test_the_card_names_the_source_of_prompts(
-    prepared: Path, tmp_path: Path, source: str, commit: str | None, told: str
+    prepared: Path, tmp_path: Path, source: str, commit: str | None, output: str
 ) -> None:
     recipe = recipes.load(prepared / "recipe.yaml", [f"prompts.source={source}"])
     rendered = files.read_json(prepared / "prompts" / "manifest.json")
     rendered["facts"]["source_revision"] = commit
     files.write_atomic(tmp_path / "manifest.json", json.dumps(rendered))
-    found = provenance(recipe, recipe.sample, tmp_path, prepared / "samples").prompts
-    assert (found.source, found.revision) == (told, commit)
+    result = provenance(recipe, recipe.sample, tmp_path, prepared / "samples").prompts
+    assert (result.source, result.revision) == (output, commit)
 
 
 def test_samples_of_several_versions_list_all_of_them(prepared: Path, tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_samples_of_several_versions_list_all_of_them(prepared: Path, tmp_path: 
         "versions": [{"vllm": "1", "ray": "5"}, {"vllm": "2", "ray": "5"}],
     }
     files.write_atomic(tmp_path / "timing.json", json.dumps(timing))
-    found = provenance(recipe, recipe.sample, prepared / "prompts", tmp_path)
-    assert found.versions == {"vllm": "1 and 2", "ray": "5"}
+    result = provenance(recipe, recipe.sample, prepared / "prompts", tmp_path)
+    assert result.versions == {"vllm": "1 and 2", "ray": "5"}
 
 
 def test_skipped_and_cut_prompts_are_on_card_and_page(tmp_path: Path, tiny_llama: Path) -> None:

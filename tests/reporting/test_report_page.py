@@ -152,7 +152,7 @@ def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("actual", "output"),
     [
         (
             (0.012, -0.031, 0.054, 0.3, "cannot tell"),
@@ -181,9 +181,9 @@ def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
         ),
     ],
 )
-def test_a_difference_ends_in_plain_words(found, told):
-    text = reading("ssd", "base", difference(*found), 0.95).replace("\u00a0", " ")
-    assert text.startswith(f"ssd − base: {told}")
+def test_a_difference_ends_in_plain_words(actual, output):
+    text = reading("ssd", "base", difference(*actual), 0.95).replace("\u00a0", " ")
+    assert text.startswith(f"ssd − base: {output}")
     assert text.endswith("(12 better, 9 worse, 379 equal)")
 
 
@@ -277,8 +277,8 @@ def test_where_no_problem_differs_interval_and_effect_agree(monkeypatch, tmp_pat
         ),
     )
     out, _, _ = reported(run)
-    (found,) = readings(read_scores(out / "scores.json"))
-    assert found.text.replace("\u00a0", " ") == (
+    (actual,) = readings(read_scores(out / "scores.json"))
+    assert actual.text.replace("\u00a0", " ") == (
         "ssd − base: 0 points, 95 % interval −11 to +11, p 1.0, detectable ±15: this run cannot "
         "tell them apart (all 32 equal)"
     )
@@ -322,7 +322,7 @@ def test_a_sweep_states_the_selection_free_gain_first(swept):
     text = " ".join("".join(page.text).split())
     assert scores.families["ssd"] == tuple(f"ssd@T={t}" for t in ("0.7", "0.9", "1.1", "1.3"))
     assert scores.baseline == "base@T=0.7"
-    assert [(found.treated, found.control) for found in scores.selection["builtin"]] == [
+    assert [(actual.treated, actual.control) for actual in scores.selection["builtin"]] == [
         ("ssd", "base"),
         ("naive", "base"),
         ("ssd", "naive"),
@@ -333,15 +333,15 @@ def test_a_sweep_states_the_selection_free_gain_first(swept):
     assert words.points(gain.selection_free.estimate, 0) in first.text
     assert "selected on the test problems themselves" in first.note
     assert text.index(first.text.replace("\u00a0", " ")) < text.index(first.note)
-    assert {found.arm for found in readings(scores)} == {"ssd", "naive", "teacher"}
+    assert {actual.arm for actual in readings(scores)} == {"ssd", "naive", "teacher"}
     assert "Only one number here is free of selection." in text
     assert "There is no control of training in it." not in text
     assert "The control naive" in text
     assert "selected on the test problems" in printed(summary(scores))
     for pair in scores.selection["builtin"]:
-        for found in pair.metrics.values():
-            assert sum(found.chosen.treated) == pytest.approx(1)
-            assert set(found.difficulties) == {"easy", "medium", "hard"}
+        for actual in pair.metrics.values():
+            assert sum(actual.chosen.treated) == pytest.approx(1)
+            assert set(actual.difficulties) == {"easy", "medium", "hard"}
 
 
 def test_the_best_cell_is_the_difference_of_the_best_means(swept):

@@ -59,23 +59,23 @@ def test_scores_equal_an_enumeration_of_all_answers(made, shown):
         name = f"pass@{k}"
         assert arms["base"]["score"][name]["estimate"] == near(base.mean())
         assert arms["ssd"]["score"][name]["estimate"] == near(ssd.mean())
-        found = arms["ssd"]["difference"][name]
-        assert found["estimate"] == near((ssd - base).mean())
-        assert (found["problems"], found["better"], found["worse"]) == (
+        result = arms["ssd"]["difference"][name]
+        assert result["estimate"] == near((ssd - base).mean())
+        assert (result["problems"], result["better"], result["worse"]) == (
             len(base),
             (ssd > base).sum(),
             (ssd < base).sum(),
         )
         pair = paired.discordance(ssd, base, answers=6)
         interval = paired.difference_interval(pair, confidence=0.95)
-        assert (found["low"], found["high"]) == (near(interval.low), near(interval.high))
-        assert found["p_value"] == near(significance.p_value(pair))
-        assert found["smallest_detectable_effect"] == pytest.approx(
-            2.80159 * found["standard_error"], rel=1e-5
+        assert (result["low"], result["high"]) == (near(interval.low), near(interval.high))
+        assert result["p_value"] == near(significance.p_value(pair))
+        assert result["smallest_detectable_effect"] == pytest.approx(
+            2.80159 * result["standard_error"], rel=1e-5
         )
         if name == "pass@1" and not difficulty:
             error = (ssd - base).std(ddof=1) / len(base) ** 0.5
-            assert error < found["standard_error"] < 2 * error
+            assert error < result["standard_error"] < 2 * error
         assert arms["base"]["difference"][name] is None
     assert (
         facts.estimates["builtin"]["ssd"]
@@ -86,10 +86,10 @@ def test_scores_equal_an_enumeration_of_all_answers(made, shown):
 def test_intervals_over_problems_hold_their_estimate(made, shown):
     scores = shown[2]
     values = np.array(list(per_problem(made.verdicts["ssd"], "builtin", 1).values()))
-    found = scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]
-    assert found["low"] <= found["estimate"] <= found["high"]
+    result = scores["benchmarks"]["builtin"]["all"]["arms"]["ssd"]["score"]["pass@1"]
+    assert result["low"] <= result["estimate"] <= result["high"]
     own = metrics.score_interval(values, confidence=0.95)
-    assert (found["low"], found["high"]) == (near(own.low), near(own.high))
+    assert (result["low"], result["high"]) == (near(own.low), near(own.high))
 
 
 def test_outcomes_rates_and_lengths_are_counts_of_the_rows(made, shown):
@@ -97,24 +97,24 @@ def test_outcomes_rates_and_lengths_are_counts_of_the_rows(made, shown):
     for arm, source in itertools.product(("base", "ssd"), PROBLEMS):
         verdicts = [verdict for verdict in made.verdicts[arm] if verdict.source == source]
         answers = [answer for answer in made.completions[arm] if answer.source == source]
-        found = scores["benchmarks"][source]["all"]["arms"][arm]
-        assert {name: number for name, number in found["outcomes"].items() if number} == Counter(
+        result = scores["benchmarks"][source]["all"]["arms"][arm]
+        assert {name: number for name, number in result["outcomes"].items() if number} == Counter(
             v.outcome for v in verdicts
         )
-        assert found["no_code_rate"] == near(
+        assert result["no_code_rate"] == near(
             sum(v.outcome == "no_code" for v in verdicts) / len(verdicts)
         )
-        assert found["time_limit_rate"] == near(
+        assert result["time_limit_rate"] == near(
             sum(v.outcome == "time_limit" for v in verdicts) / len(verdicts)
         )
-        assert (found["thinking"], found["think_close_rate"]) == (0, None)
-        assert found["cap_hit_rate"] == near(
+        assert (result["thinking"], result["think_close_rate"]) == (0, None)
+        assert result["cap_hit_rate"] == near(
             sum(a.finish_reason == "length" for a in answers) / len(answers)
         )
-        assert found["mean_answer_tokens"] == near(
+        assert result["mean_answer_tokens"] == near(
             np.mean([len(a.output_token_ids) for a in answers])
         )
-        assert found["median_answer_tokens"] == np.median(
+        assert result["median_answer_tokens"] == np.median(
             [len(a.output_token_ids) for a in answers]
         )
 
@@ -172,13 +172,13 @@ def test_base_tests_have_a_score_next_to_that_of_all_tests(tmp_path):
         ]
         for k in (1, 5):
             right = per_problem(eased, "humaneval", k)
-            found = scores["benchmarks"]["humaneval"]["all"]["arms"][arm]
-            assert found["base_score"][f"pass@{k}"]["estimate"] == near(
+            result = scores["benchmarks"]["humaneval"]["all"]["arms"][arm]
+            assert result["base_score"][f"pass@{k}"]["estimate"] == near(
                 np.mean(list(right.values()))
             )
             assert (
-                found["base_score"][f"pass@{k}"]["estimate"]
-                > found["score"][f"pass@{k}"]["estimate"]
+                result["base_score"][f"pass@{k}"]["estimate"]
+                > result["score"][f"pass@{k}"]["estimate"]
             )
         assert scores["benchmarks"]["builtin"]["all"]["arms"][arm]["base_score"] == {}
     assert (out / "report.html").read_text().count("base tests alone") == 1
@@ -192,12 +192,12 @@ def test_an_infrastructure_error_is_counted_and_not_wrong(tmp_path):
 
     made = make_run(tmp_path, outcome=sometimes)
     scores, _ = measure(made.recipe, made.path)
-    found = scores.benchmarks["builtin"].all.arms["ssd"]
-    assert (found.infrastructure_errors, found.graded, found.refused) == (2, 70, None)
+    result = scores.benchmarks["builtin"].all.arms["ssd"]
+    assert (result.infrastructure_errors, result.graded, result.refused) == (2, 70, None)
     right = per_problem(made.verdicts["ssd"], "builtin", 1)
-    assert found.score["pass@1"].estimate == near(np.mean(list(right.values())))
-    assert found.score["pass@1"].problems == 12
-    assert found.score["pass@5"].problems == found.difference["pass@5"].problems == 11
+    assert result.score["pass@1"].estimate == near(np.mean(list(right.values())))
+    assert result.score["pass@1"].problems == 12
+    assert result.score["pass@5"].problems == result.difference["pass@5"].problems == 11
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -317,12 +317,12 @@ def test_held_out_results_are_in_the_scores(
     tmp_path,
 ):
     made = make_run(tmp_path)
-    found = reported(made)[2]["training"]["held_out"]
-    assert found["step"] == [0, 10, 20, 30, 40]
-    assert found["nll"][0] == 0.9
+    result = reported(made)[2]["training"]["held_out"]
+    assert result["step"] == [0, 10, 20, 30, 40]
+    assert result["nll"][0] == 0.9
     for step in range(5):
-        assert found["entropy"][step] == pytest.approx(
-            sum(found[f"entropy_{part}"][step] for part in ("gate", "head", "tail"))
+        assert result["entropy"][step] == pytest.approx(
+            sum(result[f"entropy_{part}"][step] for part in ("gate", "head", "tail"))
         )
     (made.path / "checkpoint" / "heldout.jsonl").unlink()
     out, _, scores = reported(made, "without")
@@ -344,9 +344,9 @@ def test_a_step_repeated_after_a_crash_counts_once(tmp_path):
     files.write_atomic(
         tmp_path / "checkpoint" / "loss.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
     )
-    found = logs.loss(tmp_path / "checkpoint")
-    assert found.step == (1, 2)
-    assert json_bytes.rounded_to_ten_digits(found.loss) == (0.5, None)
+    result = logs.loss(tmp_path / "checkpoint")
+    assert result.step == (1, 2)
+    assert json_bytes.rounded_to_ten_digits(result.loss) == (0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -380,11 +380,11 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
             seed=5,
         )
     )
-    found = compare(first.path, second.path)
-    assert [(change.field, change.first, change.second) for change in found.changes] == [
+    result = compare(first.path, second.path)
+    assert [(change.field, change.first, change.second) for change in result.changes] == [
         ("train.steps", 40, 80)
     ]
-    for pair in found.pairs:
+    for pair in result.pairs:
         here, there = (
             np.array(
                 list(
@@ -401,12 +401,12 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
         assert pair.difference.problems == len(here)
         assert pair.difference.estimate == near((there - here).mean())
         assert pair.first.estimate == near(here.mean())
-    assert json.loads(json.dumps(found.plain()))["pairs"]
-    text = printed(found)
+    assert json.loads(json.dumps(result.plain()))["pairs"]
+    text = printed(result)
     assert "train.steps" in text
     assert "second − first" in text
     assert [
-        pair.difficulty for pair in found.pairs if pair.arm == "ssd" and pair.metric == "pass@1"
+        pair.difficulty for pair in result.pairs if pair.arm == "ssd" and pair.metric == "pass@1"
     ] == [
         *(None, "easy", "medium", "hard"),  # of builtin
         None,  # of humaneval, which has one difficulty
@@ -434,8 +434,8 @@ def test_runs_on_other_problems_are_not_paired(tmp_path, made):
         make_run(tmp_path / "b", mutate=lambda name, rows: drop_problem("")(name, rows))
     )
     pairs = compare(first.path, second.path).pairs
-    found = {(pair.benchmark, pair.arm): pair for pair in pairs if pair.difficulty is None}
-    assert found["builtin", "ssd"].difference is None
+    result = {(pair.benchmark, pair.arm): pair for pair in pairs if pair.difficulty is None}
+    assert result["builtin", "ssd"].difference is None
     groups = {
         pair.difficulty: pair for pair in pairs if (pair.benchmark, pair.arm) == ("builtin", "ssd")
     }
@@ -446,9 +446,9 @@ def test_runs_on_other_problems_are_not_paired(tmp_path, made):
     assert groups["hard"].difference is not None
     assert (
         "the problems differ: 1 only in the first run, 0 only in the second"
-        in found["builtin", "ssd"].unpaired
+        in result["builtin", "ssd"].unpaired
     )
-    assert found["humaneval", "ssd"].difference is not None
+    assert result["humaneval", "ssd"].difference is not None
     with pytest.raises(UserError, match=r"has no report/scores.json"):
         compare(first.path, Path("nowhere"))
 

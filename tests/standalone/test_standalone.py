@@ -89,9 +89,9 @@ def test_programs_are_graded_and_scored_with_intervals(tmp_path: Path, problems:
         row["peak_bytes"] > 1 << 20 and row["seconds"] > 0 and row["sandbox_level"] >= "L1"
         for row in rows
     )
-    found = scores.benchmarks["problems"].all.metrics["pass@1"]
-    assert found.estimate == 0.25
-    assert 0 < found.low < 0.25 < found.high < 1
+    result = scores.benchmarks["problems"].all.metrics["pass@1"]
+    assert result.estimate == 0.25
+    assert 0 < result.low < 0.25 < result.high < 1
     stored = json.loads((job.out / "scores.json").read_text())
     assert stored == json.loads(json.dumps(scores.document()))
     assert stored["benchmarks"]["problems"]["all"]["pass@1"]["estimate"] == 0.25
@@ -277,7 +277,7 @@ def test_two_calls_do_not_fill_one_directory(tmp_path: Path, problems: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "output"),
     [
         ({"task_id": "nobody", "code": DOUBLE}, "'nobody' is no problem"),
         ({"code": DOUBLE}, "needs one of the columns"),
@@ -287,10 +287,10 @@ def test_two_calls_do_not_fill_one_directory(tmp_path: Path, problems: Path) -> 
     ],
 )
 def test_a_bad_completion_is_named_by_row_or_counted(
-    tmp_path: Path, problems: Path, row: dict[str, Any], told: str
+    tmp_path: Path, problems: Path, row: dict[str, Any], output: str
 ) -> None:
     rows = [{"task_id": "p0", "code": DOUBLE}, row]
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=output) as error:
         grade_files(_job(tmp_path, problems, rows), LineProgress())
     assert "completions.jsonl, row 2" in str(error.value)
     job = _job(tmp_path, problems, rows, skip_bad_rows=True)
@@ -331,11 +331,11 @@ def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(
 def test_scores_of_few_problems_are_printed_as_counts(
     problems: int, score: str, interval: str
 ) -> None:
-    found = Interval(estimate=0.25, low=0.1, high=0.51)
+    result = Interval(estimate=0.25, low=0.1, high=0.51)
     group = GroupScores(
         problems=problems,
         infrastructure_error_rate=0.0,
-        metrics={"pass@1": found, "base pass@1": found},
+        metrics={"pass@1": result, "base pass@1": result},
     )
     table = Table("benchmark", "problems", "score", "interval")
     _add_rows(table, "b", group)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ssd_ray.inference.work.jobs import JobSpan
 
 State = Literal["starting", "ready", "draining", "failed", "ended"]
+
+
+CountValues: TypeAlias = dict[str, Any]
+"""Counts by field: times are float, all others int."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +88,24 @@ class EngineStatus(Counts):
         """Return the status with the counts and spans of one job."""
         counts = self.jobs.get(job, Counts())
         drawing = tuple(unit for unit in self.drawing if unit.job == job)
-        return replace(self, **_values(counts), drawing=drawing)
+        return replace(self, **values(counts), drawing=drawing)
 
 
-def _values(counts: Counts) -> dict[str, Any]:
+def values(counts: Counts) -> CountValues:
+    """Return the counts by field, as a status has them too."""
     return {each.name: getattr(counts, each.name) for each in fields(Counts)}
 
 
-def total(counts: Iterable[Counts]) -> dict[str, Any]:
-    """Return the counts of all jobs together, by field."""
+def total(counts: Iterable[Counts]) -> Counts:
+    """Return the counts of all jobs together."""
     listed = list(counts)
     added = {
         each.name: sum(getattr(one, each.name) for one in listed)
         for each in fields(Counts)
         if each.name not in ("first", "last")
     }
-    return added | {
-        "first": min((one.first for one in listed if one.first), default=0.0),
-        "last": max((one.last for one in listed), default=0.0),
-    }
+    return Counts(
+        **added,
+        first=min((one.first for one in listed if one.first), default=0.0),
+        last=max((one.last for one in listed), default=0.0),
+    )

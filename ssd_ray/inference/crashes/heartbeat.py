@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts import files
-from ssd_ray.inference.crashes.engine_status import Counts, EngineStatus, State, total
+from ssd_ray.inference.crashes.engine_status import Counts, EngineStatus, State, total, values
 from ssd_ray.inference.work.jobs import JobSpan
 
 PERIOD_S = 0.5
@@ -147,7 +147,7 @@ class Reporter:
                     self._write()
 
     def _write(self) -> None:
-        self._status = replace(self._status, jobs=self._jobs, **total(self._jobs.values()))
+        self._status = replace(self._status, jobs=self._jobs, **values(total(self._jobs.values())))
         _put(self._directory / f"{self.engine}.json", self._status)
         self._news = False
 

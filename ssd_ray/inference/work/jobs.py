@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_ray.artifacts import files
 from ssd_ray.artifacts.ledger import Span
@@ -38,7 +37,7 @@ class JobSpan:
         return self.job == other.job and self.span.overlaps(other.span)
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> JobSpan:
+    def parse(cls, record: files.Json) -> JobSpan:
         """Return a span from its JSON."""
         return cls(job=record["job"], span=Span(**record["span"]))
 
@@ -146,14 +145,14 @@ def read(control: Path, name: str) -> OpenJob:
 
 def specs(control: Path) -> list[JobSpec]:
     """Return the specifications of the open jobs."""
-    found = []
+    result = []
     for name in names(control):
         try:
-            found.append(read(control, name).spec)
+            result.append(read(control, name).spec)
         except FileNotFoundError:
             # Closed meanwhile.
             continue
-    return found
+    return result
 
 
 def is_open(control: Path, key: str) -> bool:
