@@ -105,7 +105,7 @@ def test_shards_arrive_once_and_only_what_is_new_is_looked_at(
         looked.append(path.name)
         return complaint(path, *arguments)
 
-    monkeypatch.setattr(ledger, "_problem", look)
+    monkeypatch.setattr(audit, "_problem", look)
     arrivals = Arrivals(tmp_path)
     assert arrivals.new() == []
     for start in (0, 2):
