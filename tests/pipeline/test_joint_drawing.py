@@ -11,6 +11,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import manifests
+from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.pipeline import graph
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
@@ -25,8 +26,8 @@ def _double(name: str, act: Callable[[Path], Any], *inputs: Step, **options: Any
     return Double(name=name, recipe=RECIPE, verb=verb, chosen={}, act=act, inputs=inputs, **options)
 
 
-def _at_once(_: Path) -> dict[str, int]:
-    return {"rows": 1}
+def _at_once(_: Path) -> RowFacts:
+    return RowFacts(rows=1)
 
 
 def _run(out: Path, *steps: Step) -> Run:
@@ -69,9 +70,9 @@ def test_steps_of_a_model_are_drawn_while_one_is(
     without_ray(monkeypatch)
     met = threading.Barrier(4)
 
-    def meet(_: Path) -> dict[str, int]:
+    def meet(_: Path) -> RowFacts:
         met.wait(30)
-        return {"rows": 1}
+        return RowFacts(rows=1)
 
     prompts = _double("prompts", _at_once, verb="render")
     drawn = [
@@ -91,14 +92,14 @@ def test_steps_of_another_model_or_with_open_inputs_wait(
     without_ray(monkeypatch)
     begun: list[str] = []
 
-    def note(out: Path) -> dict[str, int]:
+    def note(out: Path) -> RowFacts:
         begun.append(out.name)
-        return {"rows": 1}
+        return RowFacts(rows=1)
 
-    def alone(out: Path) -> dict[str, int]:
+    def alone(out: Path) -> RowFacts:
         note(out)
         assert begun == ["samples"]
-        return {"rows": 1}
+        return RowFacts(rows=1)
 
     prompts = _double("prompts", _at_once, verb="render")
     samples = _double("samples", alone, prompts, needs_ray=True, engines="base")
