@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssd_ray.config import Decoding
-from ssd_ray.inference.vllm.truncation import truncate
+from ssd_ray.inference.vllm.truncation import Bounds, truncate
 from ssd_ray.training.observe.distributions import sampling_log_probabilities
 from tests.support.operator_reference import borderline, survivors
 
 
-def _kept(logits: np.ndarray, top_k: list[int], top_p: list[float]) -> list[set[int]]:
+def _kept(
+    logits: np.ndarray, top_k: list[int], top_p: list[float], may_read: bool = True
+) -> list[set[int]]:
     """Return the ids kept by `truncate`, row by row, and check their logits."""
     before = torch.tensor(logits, dtype=torch.float32)
-    after = truncate(before.clone(), torch.tensor(top_k), torch.tensor(top_p, dtype=torch.float32))
+    bounds = Bounds(list(zip(top_k, top_p, strict=True)), before.shape[1], may_read=may_read)
+    after = truncate(before.clone(), bounds)
     kept = torch.isfinite(after)
     assert torch.equal(after[kept], before[kept])
     return [set(np.flatnonzero(row).tolist()) for row in kept.numpy()]
@@ -45,12 +51,65 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[int], list[float]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(batches())
+@given(batches(), st.booleans())
 def test_survivors_match_the_definition(
-    batch: tuple[np.ndarray, list[int], list[float]],
+    batch: tuple[np.ndarray, list[int], list[float]], may_read: bool
 ) -> None:
-    for row, (scores, k, p, kept) in enumerate(zip(*batch, _kept(*batch), strict=True)):
-        assert kept == survivors(scores, k, p) or borderline(scores, k, p), row
+    kept = _kept(*batch, may_read=may_read)
+    for row, (scores, k, p, ids) in enumerate(zip(*batch, kept, strict=True)):
+        if not may_read and p < 1 and _num_ties(scores, k) > 32:
+            continue
+        assert ids == survivors(scores, k, p) or borderline(scores, k, p), row
+
+
+def _num_ties(scores: np.ndarray, k: int) -> int:
+    """Count the logits equal to the k-th, beyond the k largest."""
+    if k >= len(scores):
+        return 0
+    return int((scores >= np.sort(scores)[-k]).sum()) - k
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations, and refuses those that wait for a value of the device."""
+
+    READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        assert not str(function).startswith(self.READS), function
+        if str(function).startswith(("aten.index.", "aten.index_put")):
+            indices = [index for index in args[1] if index is not None]
+            assert not any(index.dtype == torch.bool for index in indices), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("k", "p", "most"), [(20, 0.8, 15), (20, 1.0, 15), (None, 0.95, 15), (None, 1.0, 0)]
+)
+def test_a_step_on_a_gpu_reads_nothing_back(k: int | None, p: float, most: int) -> None:
+    """A read makes the driver wait for the device, and ends vLLM's asynchronous scheduling."""
+    scores = torch.randn(64, 5000)
+    bounds = Bounds([(k, p)] * 64, 5000, may_read=False)
+    with _Counter() as counter:
+        truncate(scores, bounds)
+    assert counter.count <= most
+
+
+def test_a_mixed_batch_on_a_gpu_reads_nothing_back() -> None:
+    scores = torch.randn(6, 5000)
+    chosen = [(20, 0.8), (None, 0.9), (None, 1.0), (7, 1.0), (5000, 0.5), (40, 0.95)]
+    after = scores.clone()
+    bounds = Bounds(chosen, 5000, may_read=False)
+    with _Counter() as counter:
+        truncate(after, bounds)
+    assert counter.count <= 30
+    assert torch.equal(after, truncate(scores.clone(), Bounds(chosen, 5000)))
 
 
 @settings(max_examples=300, deadline=None)

@@ -14,7 +14,7 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from ssd_ray.inference.vllm.truncation import truncate
+from ssd_ray.inference.vllm.truncation import Bounds, truncate
 
 _TOP_K, _TOP_P = "exact_top_k", "exact_top_p"
 
@@ -44,7 +44,7 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._device = device
         self._chosen: dict[int, tuple[int | None, float]] = {}
-        self._bounds: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._bounds: Bounds | None = None
 
     def is_argmax_invariant(self) -> bool:
         """Return True: the most likely token survives.
@@ -63,16 +63,10 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         if not self._chosen:
             return logits
         rows, vocabulary = logits.shape
-        if self._bounds is None or len(self._bounds[0]) != rows:
+        if self._bounds is None or self._bounds.num_rows != rows:
             chosen = [self._chosen.get(row, (None, 1.0)) for row in range(rows)]
-            self._bounds = (
-                torch.tensor(
-                    [vocabulary if k is None else min(k, vocabulary) for k, _ in chosen],
-                    device=self._device,
-                ),
-                torch.tensor([p for _, p in chosen], dtype=torch.float32, device=self._device),
-            )
-        return truncate(logits, *self._bounds)
+            self._bounds = Bounds(chosen, vocabulary, self._device)
+        return truncate(logits, self._bounds)
 
 
 def _choice(params: SamplingParams) -> tuple[int | None, float] | None:

@@ -1,10 +1,15 @@
 """Truncate tempered logits to top-k, then top-p, exactly and without sorting the vocabulary.
 
-One idea: survivors are among the few largest logits of a row. Those are fetched, sorted, and cut;
-all others are masked. A row whose survivors may lie beyond is repeated with more, at last with all.
+- Survivors are among the few largest logits of a row. Those are fetched, sorted, and cut.
+- Shapes depend on Python values made once per batch, in `Bounds`. So on CUDA no step waits for the
+  device.
+- On a CPU a read is free: rows with survivors beyond the fetched logits are repeated with more.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,11 +17,94 @@ from torch import Tensor
 _TIES = 32
 """Logits fetched beyond the k-th, for its ties."""
 _NUCLEUS = 256
-"""Logits fetched if there is no k."""
+"""Logits fetched if there is no k, on a CPU."""
 _WIDER = 8
+# Less than the share of the likeliest token in any vocabulary, which always survives.
+_LEAST_KEPT = 1e-12
 
 
-def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Rows of a batch with the same kinds of bounds.
+
+    Attributes:
+        rows: Indices of the rows; None for the complete batch.
+        from_top: int64, (rows, 1), k - 1: position of the k-th among falling logits; None
+            without a k.
+        from_bottom: Its position among `width` rising logits.
+        most_dropped: float64, (rows, 1), 1 - p, and below 0 for p = 1; None if no row has a p.
+        width: Number of logits to fetch.
+        may_read: Fetch more where survivors may lie beyond.
+    """
+
+    rows: Tensor | None
+    from_top: Tensor | None
+    from_bottom: Tensor | None
+    most_dropped: Tensor | None
+    width: int
+    may_read: bool
+
+
+class Bounds:
+    """The k and p of the rows of a batch, on a device."""
+
+    def __init__(
+        self,
+        chosen: Sequence[tuple[int | None, float]],
+        vocabulary: int,
+        device: torch.device | str = "cpu",
+        *,
+        may_read: bool | None = None,
+    ) -> None:
+        """Sort rows into groups: with a k, with a p alone; others keep all.
+
+        Args:
+            chosen: k and p by row. A k of None, or of the vocabulary or more, keeps all, and so
+                does a p of 1.
+            vocabulary: Number of logits of a row.
+            device: Device of the logits.
+            may_read: Look at values on the way, to fetch few. By default on a CPU only.
+        """
+        self.num_rows = len(chosen)
+        self.vocabulary = vocabulary
+        self._device = torch.device(device)
+        self._may_read = self._device.type == "cpu" if may_read is None else may_read
+        limited, nucleus = [], []
+        for row, (k, p) in enumerate(chosen):
+            if k is not None and k < vocabulary:
+                limited.append((row, k, p))
+            elif p < 1:
+                nucleus.append((row, vocabulary, p))
+        most = max((k for _, k, _ in limited), default=0)
+        # Without a k, only the logits say how many survive.
+        fetched = _NUCLEUS if self._may_read else vocabulary
+        self.groups = [
+            self._group(rows, width, has_k=rows is limited)
+            for rows, width in ((limited, most + _TIES), (nucleus, fetched))
+            if rows
+        ]
+
+    def _group(self, chosen: list[tuple[int, int, float]], width: int, *, has_k: bool) -> _Group:
+        rows, top_k, top_p = zip(*chosen, strict=True)
+        width = min(width, self.vocabulary)
+        # As vLLM, p is a float32.
+        rest = (1 - torch.tensor(top_p, dtype=torch.float32)).tolist()
+        dropped = [min(part, 1 - _LEAST_KEPT) if part > 0 else -1.0 for part in rest]
+        return _Group(
+            rows=None if len(rows) == self.num_rows else torch.tensor(rows, device=self._device),
+            from_top=self._column([k - 1 for k in top_k]) if has_k else None,
+            from_bottom=self._column([width - k for k in top_k]) if has_k else None,
+            most_dropped=self._column(dropped) if min(top_p) < 1 else None,
+            width=width,
+            may_read=self._may_read,
+        )
+
+    def _column(self, values: list[int] | list[float]) -> Tensor:
+        kind = torch.float64 if isinstance(values[0], float) else torch.int64
+        return torch.tensor(values, dtype=kind, device=self._device).unsqueeze(1)
+
+
+def truncate(logits: Tensor, bounds: Bounds) -> Tensor:
     """Set every logit outside top-k and top-p to minus infinity, in place.
 
     Keeps the k largest logits of a row with all ties of the k-th. Keeps of these the smallest
@@ -24,74 +112,85 @@ def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     operator (2604.01193, appendix A), except for equal logits on both sides of p: those with the
     larger index survive; vLLM's sort leaves this open.
 
+    On CUDA, a row with both bounds keeps at most 32 further ties of its k-th.
+
     Args:
         logits: float32, (rows, vocabulary), already divided by the temperature.
-        top_k: int64, (rows,); the size of the vocabulary or more keeps all.
-        top_p: float32, (rows,), in (0, 1]; 1 keeps all.
+        bounds: Those of the rows, on the device of the logits.
 
     Returns:
         The same tensor.
     """
-    vocabulary = logits.shape[1]
-    limited = top_k < vocabulary
-    rows = torch.nonzero(limited | (top_p < 1)).squeeze(1)
-    if not rows.numel():
-        return logits
-    widest = int(torch.where(limited, top_k, 0).max()) + _TIES
-    width = min(vocabulary, widest if bool(limited[rows].all()) else max(widest, _NUCLEUS))
+    for group in bounds.groups:
+        if group.rows is None:
+            _cut(logits, group)
+        else:
+            logits.index_copy_(0, group.rows, _cut(logits.index_select(0, group.rows), group))
+    return logits
+
+
+def _cut(scores: Tensor, group: _Group) -> Tensor:
+    """Truncate the rows of a group in place and return them."""
+    if group.most_dropped is None:
+        assert group.from_top is not None, "a group has a k or a p"
+        values, ids = scores.topk(group.width, dim=1)
+        kth = values.gather(1, group.from_top)
+        # With all ties fetched, there is less to write than to compare.
+        if group.may_read and bool((kth > values[:, -1:]).all()):
+            kept = values.masked_fill_(values < kth, -torch.inf)
+            return scores.fill_(-torch.inf).scatter_(1, ids, kept)
+        return scores.masked_fill_(scores < kth, -torch.inf)
+    width = group.width
     while True:
-        every = rows.numel() == logits.shape[0]
-        scores = logits if every else logits[rows]
-        values, ids, settled = _survivors(scores, top_k[rows], top_p[rows], width)
-        if every and bool(settled.all()):
-            return logits.fill_(-torch.inf).scatter_(1, ids, values)
-        logits[rows[settled]] = torch.full_like(scores[settled], -torch.inf).scatter_(
-            1, ids[settled], values[settled]
-        )
-        rows = rows[~settled]
-        if not rows.numel():
-            return logits
-        width = min(vocabulary, width * _WIDER)
+        values, ids = _largest(scores, width)
+        kept, border = _survivors(scores, values, group)
+        if width == scores.shape[1] or not group.may_read or bool((border() > values[:, :1]).all()):
+            return scores.fill_(-torch.inf).scatter_(1, ids, kept)
+        width = min(scores.shape[1], width * _WIDER)
+
+
+def _largest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the `width` largest logits of each row and their ids.
+
+    They rise, and equal logits by rising index, as in a stable sort of the vocabulary.
+    """
+    if width == scores.shape[1]:
+        values, ids = scores.sort(dim=1, stable=True)
+        return values, ids
+    values, ids = scores.topk(width, dim=1)
+    ids, order = ids.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, stable=True)
+    return values, ids.gather(1, order)
 
 
 def _survivors(
-    scores: Tensor, top_k: Tensor, top_p: Tensor, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the `width` largest logits of each row, masked, their ids, and the settled rows."""
-    vocabulary = scores.shape[1]
-    values, ids = scores.topk(width, dim=1)
-    limited = top_k < vocabulary
-    kth = values.gather(1, (top_k.clamp(max=width) - 1).unsqueeze(1)).squeeze(1)
-    kth = torch.where(limited, kth, -torch.inf)
-    # Rising, and equal logits by rising index, as in a stable sort of the vocabulary.
-    ids, order = ids.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, stable=True)
-    ids = ids.gather(1, order)
-    kept = values >= kth.unsqueeze(1)
-    if bool((top_p < 1).any()):
-        kept &= ~_outside_nucleus(scores, values, kept, limited, top_p)
-    smallest = values[:, 0]
-    # A row is settled if its k-th, or the end of its nucleus, is above the smallest fetched.
-    border = torch.where(limited, kth, torch.where(kept, values, torch.inf).amin(1))
-    settled = border > smallest if width < vocabulary else torch.ones_like(limited)
-    return values.masked_fill_(~kept, -torch.inf), ids, settled
+    scores: Tensor, values: Tensor, group: _Group
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Mask the rising `values` outside of the bounds.
 
-
-def _outside_nucleus(
-    scores: Tensor, values: Tensor, kept: Tensor, limited: Tensor, top_p: Tensor
-) -> Tensor:
-    """Return a mask of the rising `values` dropped by top-p.
-
-    From the least likely on, values are dropped while their mass is at most 1 - p.
+    Returns:
+        The masked values, and a function for the border of each row: logits equal to it or below
+        may have been kept or counted.
     """
-    total = values.masked_fill(~kept, -torch.inf).logsumexp(1)
-    if not bool(limited.all()):
-        total = torch.where(limited, total, scores.logsumexp(1))
-    mass = (values - total.unsqueeze(1)).double().exp_().masked_fill_(~kept, 0)
-    below = (1 - mass.sum(1, keepdim=True)).clamp_(min=0)
-    below = torch.where(limited.unsqueeze(1), 0, below)
-    dropped = (below + mass.cumsum(1) <= (1 - top_p).double().unsqueeze(1)) & (top_p < 1).unsqueeze(
-        1
-    )
-    dropped[:, -1] = False
-    return dropped
+    assert group.most_dropped is not None
+    width = values.shape[1]
+    below: Tensor | float = 0.0
+    if group.from_top is not None and group.from_bottom is not None:
+        # One operation less for the width that the group asks for.
+        same = width == group.width
+        kth = values.gather(1, group.from_bottom if same else width - 1 - group.from_top)
+        limited = values.masked_fill(values < kth, -torch.inf)
+        mass = limited.softmax(1, dtype=torch.float64)
+    elif width == scores.shape[1]:
+        limited = values
+        mass = values.softmax(1, dtype=torch.float64)
+    else:
+        limited = values
+        mass = (values - scores.logsumexp(1, keepdim=True)).double().exp_()
+        below = (1 - mass.sum(1, keepdim=True)).clamp_(min=0)
+    mass = mass.cumsum(1) if isinstance(below, float) else mass.cumsum(1).add_(below)
+    # From the least likely on, logits are dropped while their mass is at most 1 - p.
+    kept = limited.masked_fill(mass <= group.most_dropped, -torch.inf)
+    if group.from_top is not None:
+        return kept, lambda: kth
+    return kept, lambda: kept.masked_fill(kept == -torch.inf, torch.inf).amin(1, keepdim=True)
