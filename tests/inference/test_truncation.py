@@ -239,3 +239,73 @@ def test_a_flat_distribution_over_a_large_vocabulary_is_cut(scale: float) -> Non
     scores = np.random.default_rng(1).normal(scale=scale, size=(2, 50_000)).astype(np.float32)
     for row, kept in enumerate(_kept(scores, [50_000, 50_000], [0.8, 0.8])):
         assert abs(len(kept) - len(survivors(scores[row], 50_000, 0.8))) <= 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(), st.sampled_from([0.25, 0.6, 1.0, 1.7]), st.booleans())
+def test_bounds_with_temperatures_keep_what_tempered_logits_keep(
+    batch: tuple[np.ndarray, list[int], list[float]], temperature: float, may_read: bool
+) -> None:
+    """vLLM's second model runner divides by the temperature after its processors."""
+    logits, top_k, top_p = batch
+    plain = torch.tensor(logits, dtype=torch.float32)
+    chosen = list(zip(top_k, top_p, strict=True))
+    vocabulary = plain.shape[1]
+    bounds = Bounds(chosen, vocabulary, temperatures=[temperature] * len(chosen), may_read=may_read)
+    kept = torch.isfinite(truncate(plain.clone(), bounds))
+    tempered = truncate(plain / temperature, Bounds(chosen, vocabulary, may_read=may_read))
+    for row, (k, p) in enumerate(chosen):
+        scaled = (plain[row] / temperature).numpy()
+        if not may_read and p < 1 and _num_ties(scaled, k) > 32:
+            continue
+        assert torch.equal(kept[row], torch.isfinite(tempered[row])) or borderline(scaled, k, p)
+
+
+def test_the_second_runners_processor_follows_slots() -> None:
+    """Rows are reordered between steps, and slots are used again by later requests."""
+    from types import SimpleNamespace
+
+    from vllm.sampling_params import SamplingParams
+
+    from ssd_ray.inference.vllm.engine import decoding_params
+    from ssd_ray.inference.vllm.sampler_v2 import ExactTopKTopPV2
+
+    states = SimpleNamespace(device=torch.device("cpu"), vocab_size=700)
+    processor = ExactTopKTopPV2(None, states)
+    decodings = {
+        4: Decoding(top_k=3, top_p=0.9, temperature=1.5),
+        0: Decoding(top_p=0.5, temperature=0.7),
+        2: Decoding(temperature=0, top_k=3),
+    }
+
+    def add(slot: int, decoding: Decoding) -> bool:
+        params = SamplingParams(**decoding_params(decoding, exactly=True))
+        return processor.add_request(slot, params)
+
+    assert [add(*pair) for pair in decodings.items()] == [True, True, False]
+    scores = np.random.default_rng(3).normal(size=700).astype(np.float32)
+
+    def kept(slots: list[int]) -> list[set[int]]:
+        batch = torch.tensor(scores).repeat(len(slots), 1)
+        context = SimpleNamespace(idx_mapping_np=np.array(slots, np.int32))
+        after = processor.apply(batch, context)
+        assert torch.equal(after[torch.isfinite(after)], batch[torch.isfinite(after)])
+        return [set(np.flatnonzero(row).tolist()) for row in torch.isfinite(after).numpy()]
+
+    def expected(slot: int) -> set[int]:
+        decoding = decodings[slot]
+        if not decoding.temperature:
+            return set(range(700))
+        return survivors(scores / decoding.temperature, decoding.top_k or 700, decoding.top_p)
+
+    for slots in ([4, 0, 2], [2, 4, 0], [0, 4]):
+        assert kept(slots) == [expected(slot) for slot in slots]
+    decodings[4] = Decoding(top_k=50, top_p=0.5)
+    assert add(4, decodings[4])
+    assert kept([4, 2]) == [expected(4), set(range(700))]
+    with pytest.raises(ValueError, match="exact_top_k must be at least 1"):
+        ExactTopKTopPV2.validate_params(
+            SamplingParams(extra_args={"exact_top_k": 0, "exact_top_p": 1.0})
+        )
+    with pytest.raises(ValueError, match="speculative"):
+        ExactTopKTopPV2(SimpleNamespace(speculative_config=object()), states)

@@ -34,12 +34,7 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         Raises:
             ValueError: k below 1, or p outside of (0, 1].
         """
-        chosen = _choice(sampling_params)
-        if chosen and ((chosen[0] is not None and chosen[0] < 1) or not 0 < chosen[1] <= 1):
-            raise ValueError(
-                f"{_TOP_K} must be at least 1 and {_TOP_P} in (0, 1]; "
-                f"got {chosen[0]} and {chosen[1]}"
-            )
+        validate(sampling_params)
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._device = device
@@ -55,7 +50,7 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Track requests as they enter, leave, and move in the batch."""
-        if process_dict_updates(self._chosen, batch_update, lambda params, _, __: _choice(params)):
+        if process_dict_updates(self._chosen, batch_update, lambda params, _, __: choice(params)):
             self._bounds = None
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
@@ -69,9 +64,22 @@ class ExactTopKTopP(LogitsProcessor):  # type: ignore[misc]
         return truncate(logits, self._bounds)
 
 
-def _choice(params: SamplingParams) -> tuple[int | None, float] | None:
+def choice(params: SamplingParams) -> tuple[int | None, float] | None:
     """Return the k and p of a request for this processor; None if it has none."""
     arguments = params.extra_args or {}
     if _TOP_P not in arguments:
         return None
     return arguments[_TOP_K], arguments[_TOP_P]
+
+
+def validate(params: SamplingParams) -> None:
+    """Refuse a k or p outside its range.
+
+    Raises:
+        ValueError: k below 1, or p outside of (0, 1].
+    """
+    chosen = choice(params)
+    if chosen and ((chosen[0] is not None and chosen[0] < 1) or not 0 < chosen[1] <= 1):
+        raise ValueError(
+            f"{_TOP_K} must be at least 1 and {_TOP_P} in (0, 1]; got {chosen[0]} and {chosen[1]}"
+        )

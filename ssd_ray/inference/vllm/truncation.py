@@ -33,6 +33,7 @@ class _Group:
             without a k.
         from_bottom: Its position among `width` rising logits.
         most_dropped: float64, (rows, 1), 1 - p, and below 0 for p = 1; None if no row has a p.
+        temperature: float32, (rows, 1), to divide logits by for their mass; None if divided.
         width: Number of logits to fetch.
         may_read: Fetch more where survivors may lie beyond.
     """
@@ -41,6 +42,7 @@ class _Group:
     from_top: Tensor | None
     from_bottom: Tensor | None
     most_dropped: Tensor | None
+    temperature: Tensor | None
     width: int
     may_read: bool
 
@@ -54,6 +56,7 @@ class Bounds:
         vocabulary: int,
         device: torch.device | str = "cpu",
         *,
+        temperatures: Sequence[float] | None = None,
         may_read: bool | None = None,
     ) -> None:
         """Sort rows into groups: with a k, with a p alone; others keep all.
@@ -63,11 +66,13 @@ class Bounds:
                 does a p of 1.
             vocabulary: Number of logits of a row.
             device: Device of the logits.
+            temperatures: Temperature by row of logits not divided by it yet; None if they are.
             may_read: Look at values on the way, to fetch few. By default on a CPU only.
         """
         self.num_rows = len(chosen)
         self.vocabulary = vocabulary
         self._device = torch.device(device)
+        self._temperatures = temperatures
         self._may_read = self._device.type == "cpu" if may_read is None else may_read
         limited, nucleus = [], []
         for row, (k, p) in enumerate(chosen):
@@ -92,15 +97,19 @@ class Bounds:
         dropped = [min(part, 1 - _LEAST_KEPT) if part > 0 else -1.0 for part in rest]
         return _Group(
             rows=None if len(rows) == self.num_rows else torch.tensor(rows, device=self._device),
-            from_top=self._column([k - 1 for k in top_k]) if has_k else None,
-            from_bottom=self._column([width - k for k in top_k]) if has_k else None,
-            most_dropped=self._column(dropped) if min(top_p) < 1 else None,
+            from_top=self._column([k - 1 for k in top_k], torch.int64) if has_k else None,
+            from_bottom=self._column([width - k for k in top_k], torch.int64) if has_k else None,
+            most_dropped=self._column(dropped, torch.float64) if min(top_p) < 1 else None,
+            temperature=(
+                self._column([float(self._temperatures[row]) for row in rows], torch.float32)
+                if self._temperatures
+                else None
+            ),
             width=width,
             may_read=self._may_read,
         )
 
-    def _column(self, values: list[int] | list[float]) -> Tensor:
-        kind = torch.float64 if isinstance(values[0], float) else torch.int64
+    def _column(self, values: list[int] | list[float], kind: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=kind, device=self._device).unsqueeze(1)
 
 
@@ -115,7 +124,7 @@ def truncate(logits: Tensor, bounds: Bounds) -> Tensor:
     On CUDA, a row with both bounds keeps at most 32 further ties of its k-th.
 
     Args:
-        logits: float32, (rows, vocabulary), already divided by the temperature.
+        logits: float32, (rows, vocabulary).
         bounds: Those of the rows, on the device of the logits.
 
     Returns:
@@ -180,13 +189,14 @@ def _survivors(
         same = width == group.width
         kth = values.gather(1, group.from_bottom if same else width - 1 - group.from_top)
         limited = values.masked_fill(values < kth, -torch.inf)
-        mass = limited.softmax(1, dtype=torch.float64)
+        mass = _tempered(limited, group).softmax(1, dtype=torch.float64)
     elif width == scores.shape[1]:
         limited = values
-        mass = values.softmax(1, dtype=torch.float64)
+        mass = _tempered(values, group).softmax(1, dtype=torch.float64)
     else:
         limited = values
-        mass = (values - scores.logsumexp(1, keepdim=True)).double().exp_()
+        scores = _tempered(scores, group)
+        mass = (_tempered(values, group) - scores.logsumexp(1, keepdim=True)).double().exp_()
         below = (1 - mass.sum(1, keepdim=True)).clamp_(min=0)
     mass = mass.cumsum(1) if isinstance(below, float) else mass.cumsum(1).add_(below)
     # From the least likely on, logits are dropped while their mass is at most 1 - p.
@@ -194,3 +204,7 @@ def _survivors(
     if group.from_top is not None:
         return kept, lambda: kth
     return kept, lambda: kept.masked_fill(kept == -torch.inf, torch.inf).amin(1, keepdim=True)
+
+
+def _tempered(logits: Tensor, group: _Group) -> Tensor:
+    return logits if group.temperature is None else logits / group.temperature
