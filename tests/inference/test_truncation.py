@@ -108,7 +108,7 @@ def test_a_mixed_batch_on_a_gpu_reads_nothing_back() -> None:
     bounds = Bounds(chosen, 5000, may_read=False)
     with _Counter() as counter:
         truncate(after, bounds)
-    assert counter.count <= 30
+    assert counter.count <= 33
     assert torch.equal(after, truncate(scores.clone(), Bounds(chosen, 5000)))
 
 

@@ -59,7 +59,7 @@ class Bounds:
         temperatures: Sequence[float] | None = None,
         may_read: bool | None = None,
     ) -> None:
-        """Sort rows into groups: with a k, with a p alone; others keep all.
+        """Sort rows into groups: with k and p, with k alone, with p alone; others keep all.
 
         Args:
             chosen: k and p by row. A k of None, or of the vocabulary or more, keeps all, and so
@@ -74,18 +74,24 @@ class Bounds:
         self._device = torch.device(device)
         self._temperatures = temperatures
         self._may_read = self._device.type == "cpu" if may_read is None else may_read
-        limited, nucleus = [], []
+        both: list[tuple[int, int, float]] = []
+        limited: list[tuple[int, int, float]] = []
+        nucleus: list[tuple[int, int, float]] = []
         for row, (k, p) in enumerate(chosen):
             if k is not None and k < vocabulary:
-                limited.append((row, k, p))
+                (both if p < 1 else limited).append((row, k, p))
             elif p < 1:
                 nucleus.append((row, vocabulary, p))
-        most = max((k for _, k, _ in limited), default=0)
+        most = max((k for _, k, _ in both + limited), default=0)
         # Without a k, only the logits say how many survive.
         fetched = _NUCLEUS if self._may_read else vocabulary
         self.groups = [
-            self._group(rows, width, has_k=rows is limited)
-            for rows, width in ((limited, most + _TIES), (nucleus, fetched))
+            self._group(rows, width, has_k=rows is not nucleus)
+            for rows, width in (
+                (both, most + _TIES),
+                (limited, most + _TIES),
+                (nucleus, fetched),
+            )
             if rows
         ]
 
