@@ -97,7 +97,8 @@ def test_a_pool_for_each_step_draws_the_same_rows(
 ) -> None:
     _finish(_start("sample", recipe, tmp_path / "samples"))
     assert _rows(tmp_path / "samples" / "samples") == _rows(together / "samples")
-    for name, arm in BASE_ARMS.items():
+    for name in ("greedy", "cut"):
+        arm = BASE_ARMS[name]
         alone = _recipe(tmp_path / f"{name}.yaml", tiny_qwen3, {name: arm})
         _finish(_start("generate", alone, tmp_path / name))
         assert _starts(tmp_path / name) == 1
@@ -111,8 +112,9 @@ def test_a_pool_for_each_step_draws_the_same_rows(
 
 
 def test_a_killed_engine_with_two_jobs_changes_no_row(
-    together: Path, recipe: Path, tmp_path: Path
+    together: Path, tiny_qwen3: Path, tmp_path: Path
 ) -> None:
+    recipe = _recipe(tmp_path / "base.yaml", tiny_qwen3, BASE_ARMS)
     out = tmp_path / "killed"
     process = _start("generate", recipe, out)
     deadline = time.monotonic() + 300
@@ -125,11 +127,11 @@ def test_a_killed_engine_with_two_jobs_changes_no_row(
     os.kill(victim, signal.SIGKILL)
     _finish(process)
     losses = 0
-    for stage in ("samples", *(f"generations/{arm}" for arm in BASE_ARMS | SSD_ARMS)):
+    for stage in (f"generations/{arm}" for arm in BASE_ARMS):
         assert _rows(out / stage) == _rows(together / stage)
         losses += files.read_json(out / stage / "manifest.json")["facts"]["engine_losses"]
     assert losses >= 2, "the crash counts in each job that had answers in flight"
-    assert _starts(out) == 3
+    assert _starts(out) == 2
 
 
 def _engine_with_two_jobs(run: Path) -> int:
