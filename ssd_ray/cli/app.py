@@ -39,6 +39,26 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"ssd-ray {metadata.version('ssd-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options before the verb."""
+
+
 def _make(
     verb: str, recipe: str, out: Path | None, overrides: list[str] | None, quiet: bool
 ) -> Path:

@@ -57,8 +57,9 @@ def what_was_run(recipe: Recipe, scores: Scores) -> list[tuple[str, str]]:
         ),
         (
             "Train",
-            f"The same model was fine-tuned on those raw answers, {count(_steps(recipe, scores))} "
-            f"steps of {recipe.train.global_batch_size} sequences, with the loss on answer tokens "
+            "The same model was fine-tuned on those raw answers, "
+            f"{counted(_steps(recipe, scores), 'step')} of {recipe.train.global_batch_size} "
+            "sequences, with the loss on answer tokens "
             f"only. That gave the model called ssd.{_controls(recipe)}",
         ),
         (
@@ -196,13 +197,15 @@ def _uncertainty(scores: Scores) -> tuple[str, str]:
         for arm in group.arms.values()
         for difference in arm.difference.values()
     )
+    chance = (
+        f" Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
+        "would miss zero by chance alone."
+    )
     return (
         "The intervals cover problems, not training.",
         f"A {percent(confidence, 0)} interval shows how a score may move on other problems of the "
         "same kind. It does not cover another seed: this is one set of samples and one training "
-        "run. "
-        f"Of the paired intervals on this page ({paired}) about {paired * (1 - confidence):.1f} "
-        "would miss zero by chance alone.",
+        f"run.{chance if paired else ''}",
     )
 
 

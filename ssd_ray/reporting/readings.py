@@ -60,7 +60,7 @@ def reading(
         "higher": f"{arm} did better than {baseline} in {seen_by}",
         "lower": f"{arm} did worse than {baseline} in {seen_by}",
         "cannot tell": f"{seen_by} cannot tell them apart",
-        "too few problems": f"too few problems ({problems}) to tell them apart",
+        "too few problems": "too few problems to tell them apart",
     }
     names = f"{arm} {MINUS} {baseline}"
     ending = endings[difference.reading]

@@ -179,6 +179,8 @@ def parameters(number: float | None) -> str:
     """Format a number of parameters: `135 million` or `4.0 billion`."""
     if number is None:
         return NOT_RECORDED
+    if number < 1e5:
+        return f"{number:,.0f}"
     return f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,11 @@ def test_help_names_every_verb() -> None:
         "recipes",
     ):
         assert f"  {verb} " in shown
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--version") == 0
+    assert capsys.readouterr().out == f"ssd-ray {metadata.version('ssd-ray')}\n"
 
 
 def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
