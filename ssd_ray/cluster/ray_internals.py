@@ -146,7 +146,7 @@ def execution_callback() -> Any:
 class Execution:
     """A running data set as its scheduling loop sees it.
 
-    Missing: progress and the sizes of actor pools of a running data set.
+    Missing: progress, and the sizes and the ends of actor pools of a running data set.
     """
 
     def __init__(self, executor: Any) -> None:
@@ -181,6 +181,11 @@ class Execution:
         for operator, state in self._executor._topology.items():
             for pool in operator.get_autoscaling_actor_pools():
                 yield pool, state.total_enqueued_input_blocks()
+
+    def kill_actors(self) -> None:
+        """Kill all actors of the data set, starting ones included."""
+        for pool, _ in self.actor_pools():
+            pool.shutdown(force=True)
 
 
 def remove_actor(pool: Any, reason: str) -> None:

@@ -83,7 +83,13 @@ class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
         if entry is None:
             return
         watch, end = entry
-        watch()
+        try:
+            watch()
+        except BaseException:
+            # Ray Data drops its handles. An engine that is still starting, or held by a reference
+            # in the exception, would keep its devices from the next pool.
+            execution.kill_actors()
+            raise
         self._all_out = self._all_out or end.exists()
         if self._all_out:
             self._release_idle(execution)
