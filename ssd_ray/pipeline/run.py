@@ -121,7 +121,9 @@ class Run:
         )
         return step.needs_ray or any(other.needs_ray for other in following)
 
-    def _make(self, step: Step, renewal: Renewal, rank: Rank = Rank.LEADING) -> Artifact:
+    def _make(self, step: Step, renewal: Renewal, *, follows: bool = False) -> Artifact:
+        rank = _rank(step, follows=follows)
+
         def act(out: Path) -> Facts:
             renewal.record(step)
             facts = _timed(step, out, self._context, self._seconds, rank)
@@ -150,8 +152,8 @@ class Run:
     def _start(self, step: Step, followers: _Followers, renewal: Renewal) -> None:
         """Make a step in a thread."""
         manifests.claim(self.out / step.name, step.identity)
-        rank = Rank.DRAWING if step.takes_gpu else Rank.GRADING
-        followers.start(step.name, functools.partial(self._make, step, renewal, rank))
+        make = functools.partial(self._make, step, renewal, follows=True)
+        followers.start(step.name, make)
 
 
 class _Followers:
@@ -197,6 +199,13 @@ class _Followers:
     def pop(self, name: str) -> Future[Artifact]:
         """Remove a step and return its future."""
         return self._running.pop(name)
+
+
+def _rank(step: Step, *, follows: bool) -> Rank:
+    """Return the place of a step where it shares time with others."""
+    if step.engines is not None:
+        return Rank.DRAWING
+    return Rank.GRADING if follows else Rank.LEADING
 
 
 def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: Rank) -> Facts:

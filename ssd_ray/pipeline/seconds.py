@@ -1,8 +1,8 @@
 """Wall time of overlapping steps: their seconds add up to those of the run.
 
-- Time belongs to the step of the lowest rank at work: first the step of the run itself, then one on
-  the engines, then one on the graders.
-- Steps of one rank share no second: the first of them to end has the common time.
+- Time belongs to the steps of the lowest rank at work: first those without engines at the current
+  place of the run's order, then those on the engines, then those on the graders.
+- Steps of one rank share their common time equally, as those drawn by one pool of engines.
 
 Reads and writes nothing.
 """
@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 
 
 class Rank(IntEnum):
     """Order of overlapping steps: the lowest rank has the common time."""
 
     LEADING = 0
-    """The step at the current place of the run's order."""
+    """The step at the current place of the run's order, unless it draws."""
     DRAWING = 1
-    """A step on the engines, following a growing input."""
+    """A step on the engines."""
     GRADING = 2
     """Any other step that follows a growing input."""
 
@@ -58,20 +59,20 @@ class Seconds:
         finally:
             with self._lock:
                 ended = self._clock()
-                span.seconds = self._uncovered(span, ended)
+                span.seconds = self._share(span, ended)
                 span.ended = ended
 
-    def _uncovered(self, span: Span, ended: float) -> float:
-        """Return the seconds of a span not covered by spans with precedence."""
-        # A span of the same rank has precedence once it has ended: this one ends later.
-        others = [
-            (other.began, min(other.ended, ended))
-            for other in self._spans
-            if other.rank < span.rank or (other.rank == span.rank and other.ended < math.inf)
-        ]
-        uncovered = 0.0
-        reached = span.began
-        for start, stop in sorted(others):
-            uncovered += max(0.0, start - reached)
-            reached = max(reached, stop)
-        return uncovered + max(0.0, ended - reached)
+    def _share(self, span: Span, ended: float) -> float:
+        """Return the share of a span in the wall time from its begin to `ended`."""
+        others = [other for other in self._spans if other is not span and other.rank <= span.rank]
+        moments = {span.began, ended}
+        for other in others:
+            moments |= {
+                moment for moment in (other.began, other.ended) if span.began < moment < ended
+            }
+        share = 0.0
+        for start, stop in pairwise(sorted(moments)):
+            at_work = [other for other in others if other.began <= start and other.ended >= stop]
+            if all(other.rank == span.rank for other in at_work):
+                share += (stop - start) / (1 + len(at_work))
+        return share

@@ -1,4 +1,4 @@
-"""Seconds of overlapping steps count once, and sampling has precedence over grading."""
+"""Seconds of overlapping steps count once; steps of one rank share them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import files
+from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.seconds import Rank, Seconds, Span
 from ssd_ray.progress import LineProgress
@@ -42,7 +43,8 @@ def spent(times: Times) -> dict[str, float]:
 def test_grading_steps_that_overlap_count_each_second_once() -> None:
     """A resumed run grades all arms at once."""
     grading = {f"verdicts/{arm}": (Rank.GRADING, 0, 60 + arm) for arm in range(11)}
-    assert sum(spent({**grading, "verdicts/first": (Rank.LEADING, 0, 60)}).values()) == 70
+    seconds = spent({**grading, "verdicts/first": (Rank.LEADING, 0, 60)})
+    assert sum(seconds.values()) == pytest.approx(70)
 
 
 def test_grading_costs_what_it_adds_to_drawing() -> None:
@@ -60,6 +62,12 @@ def test_grading_costs_what_it_adds_to_drawing() -> None:
     )
 
 
+def test_steps_of_one_pool_of_engines_share_their_time() -> None:
+    """Each has a rate of its own; the first to end had all of it, the other a thousand tokens/s."""
+    drawn = {"samples": (Rank.DRAWING, 0, 300), "generations": (Rank.DRAWING, 0, 295)}
+    assert spent(drawn) == {"samples": 152.5, "generations": 147.5}
+
+
 steps = st.tuples(st.sampled_from(list(Rank)), st.integers(0, 20), st.integers(1, 20))
 
 
@@ -73,16 +81,16 @@ def test_seconds_add_up_to_the_time_at_work(rows: list[tuple[Rank, int, int]]) -
             leading = begin + length
         times[f"step {number}"] = (rank, begin, begin + length)
     at_work = {moment for _, begin, end in times.values() for moment in range(begin, end)}
-    assert sum(spent(times).values()) == len(at_work)
+    assert sum(spent(times).values()) == pytest.approx(len(at_work))
 
 
 def test_timings_of_a_run_with_followers_add_up(tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=20)
 
-    def act(_: Path) -> dict[str, int]:
+    def act(_: Path) -> RowFacts:
         both.wait()
         both.wait()
-        return {}
+        return RowFacts(rows=0)
 
     run = Run(recipes.load("quickstart"), tmp_path, LineProgress())
     now = iter(range(100))
@@ -92,7 +100,7 @@ def test_timings_of_a_run_with_followers_add_up(tmp_path: Path) -> None:
         for name in ("verdicts/a", "verdicts/b")
     ]
     renewal = type("Renewal", (), {"record": lambda *_: None})()
-    thread = threading.Thread(target=run._make, args=(made[1], renewal, Rank.GRADING))
+    thread = threading.Thread(target=run._make, args=(made[1], renewal), kwargs={"follows": True})
     thread.start()
     run._make(made[0], renewal)
     thread.join()
