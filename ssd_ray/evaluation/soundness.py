@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_ray.artifacts.facts import ProblemLeftOut
+from ssd_ray.artifacts.problem_facts import ProblemLeftOut
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.judging.expected_outputs import needs_expected, with_expected
 from ssd_ray.evaluation.judging.humaneval_check import (

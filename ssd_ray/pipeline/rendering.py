@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_ray import config, models
 from ssd_ray.artifacts import files, shards
-from ssd_ray.artifacts.facts import (
+from ssd_ray.artifacts.problem_facts import (
     BenchmarkFacts,
     ContaminationFacts,
     EvalPromptFacts,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray import cluster, recipes
-from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts import files, manifests, versions
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.manifests import Artifact, State
@@ -219,7 +219,7 @@ def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: R
         before = files.read_json(path)
     # Written before the work: a killed attempt leaves its versions.
     earlier = before.get("versions", [])
-    current = manifests.versions()
+    current = versions.installed()
     before["versions"] = earlier if current in earlier else [*earlier, current]
     files.write_atomic(path, json.dumps(before))
     # A failed attempt has no facts.

@@ -12,7 +12,8 @@ from pathlib import Path
 from ssd_ray import config
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.dataset_facts import DatasetFacts
-from ssd_ray.artifacts.facts import CheckpointFacts, ContaminationFacts, PromptFacts
+from ssd_ray.artifacts.facts import CheckpointFacts
+from ssd_ray.artifacts.problem_facts import ContaminationFacts, PromptFacts
 from ssd_ray.config import arms
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.models import loading

@@ -20,12 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssd_ray.artifacts import files, manifests, shards
-from ssd_ray.artifacts.facts import (
-    BenchmarkOverlaps,
-    ContaminationFacts,
-    OverlapExample,
-    RowFacts,
-)
+from ssd_ray.artifacts.facts import RowFacts
+from ssd_ray.artifacts.problem_facts import BenchmarkOverlaps, ContaminationFacts, OverlapExample
 from ssd_ray.config import Contamination
 from ssd_ray.errors import UserError
 from ssd_ray.problems.word_runs import (

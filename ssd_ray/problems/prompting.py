@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ssd_ray.artifacts import files
-from ssd_ray.artifacts.facts import EvalPromptFacts
+from ssd_ray.artifacts.problem_facts import EvalPromptFacts
 from ssd_ray.config import Recipe
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading

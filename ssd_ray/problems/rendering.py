@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssd_ray.artifacts import shards
-from ssd_ray.artifacts.facts import EvalPromptFacts
+from ssd_ray.artifacts.problem_facts import EvalPromptFacts
 from ssd_ray.errors import UserError
 from ssd_ray.problems.chat_template import ChatTemplate, Clock
 from ssd_ray.problems.published_prompts import Messages, published, released_evaluation

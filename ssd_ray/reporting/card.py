@@ -17,7 +17,8 @@ from ssd_ray.artifacts.dataset_facts import (
     Provenance,
     SampleDecoding,
 )
-from ssd_ray.artifacts.facts import AnswerFacts, PromptFacts
+from ssd_ray.artifacts.facts import AnswerFacts
+from ssd_ray.artifacts.problem_facts import PromptFacts
 from ssd_ray.config import Recipe, SampleConfig, hub_source
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting.health import CLASS_WORDS, DataFacts

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from ssd_ray.artifacts.dataset_facts import DatasetFacts, HealthCounts, Provenance
-from ssd_ray.artifacts.facts import ContaminationFacts, PromptFacts
+from ssd_ray.artifacts.problem_facts import ContaminationFacts, PromptFacts
 from ssd_ray.config import Recipe
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting.plots.health_plots import health_pictures, shares

@@ -20,14 +20,8 @@ from pathlib import Path
 from ssd_ray import recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.dataset_facts import DatasetFacts
-from ssd_ray.artifacts.facts import (
-    AnswerFacts,
-    BenchmarkFacts,
-    CheckpointFacts,
-    ContaminationFacts,
-    PromptFacts,
-    ReportFacts,
-)
+from ssd_ray.artifacts.facts import AnswerFacts, CheckpointFacts, ReportFacts
+from ssd_ray.artifacts.problem_facts import BenchmarkFacts, ContaminationFacts, PromptFacts
 from ssd_ray.config import Recipe, arms, fields
 from ssd_ray.config.arms import TrainedModel
 from ssd_ray.reporting import health

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ssd_ray.artifacts.facts import BadRow
+from ssd_ray.artifacts.problem_facts import BadRow
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks.files import Row, RowError, list_files, read_rows
 from ssd_ray.schema import Completion, Problem

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ssd_ray.artifacts import files, manifests, slices
 from ssd_ray.artifacts.directory_lock import locked
-from ssd_ray.artifacts.facts import CompletionFileFacts, ProblemFileFacts, VerdictFacts
+from ssd_ray.artifacts.facts import VerdictFacts
 from ssd_ray.artifacts.identity import Identity, revision_of, staleness
+from ssd_ray.artifacts.problem_facts import CompletionFileFacts, ProblemFileFacts
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import soundness

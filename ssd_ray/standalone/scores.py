@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ssd_ray.artifacts import files, shards
-from ssd_ray.artifacts.facts import (
+from ssd_ray.artifacts.facts import RowFacts
+from ssd_ray.artifacts.files import Json
+from ssd_ray.artifacts.problem_facts import (
     BadRow,
     CompletionFileFacts,
     ProblemFileFacts,
     ProblemLeftOut,
-    RowFacts,
 )
-from ssd_ray.artifacts.files import Json
 from ssd_ray.artifacts.shards import read_table
 from ssd_ray.schema import Verdict
 from ssd_ray.statistics.metrics import Interval, pass_at_k_matrix, score_interval

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_ray import recipes
-from ssd_ray.artifacts import facts, manifests
+from ssd_ray.artifacts import facts, manifests, problem_facts
 from ssd_ray.artifacts.dataset_facts import DatasetFacts, SequenceFacts, TokenizerFacts
 from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.identity import Identity
@@ -23,11 +23,11 @@ from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
 
 KINDS: dict[str, type[Facts]] = {
-    "benchmark": facts.BenchmarkFacts,
-    "prompts": facts.PromptFacts,
-    "contamination": facts.ContaminationFacts,
-    "training-problems": facts.TrainingProblemFacts,
-    "eval-prompts": facts.EvalPromptFacts,
+    "benchmark": problem_facts.BenchmarkFacts,
+    "prompts": problem_facts.PromptFacts,
+    "contamination": problem_facts.ContaminationFacts,
+    "training-problems": problem_facts.TrainingProblemFacts,
+    "eval-prompts": problem_facts.EvalPromptFacts,
     "samples": facts.AnswerFacts,
     "generations": facts.AnswerFacts,
     "sample-verdicts": facts.VerdictFacts,
@@ -35,8 +35,8 @@ KINDS: dict[str, type[Facts]] = {
     "checkpoint": facts.CheckpointFacts,
     "verdicts": facts.VerdictFacts,
     "report": facts.ReportFacts,
-    "grade/benchmark": facts.ProblemFileFacts,
-    "grade/completions": facts.CompletionFileFacts,
+    "grade/benchmark": problem_facts.ProblemFileFacts,
+    "grade/completions": problem_facts.CompletionFileFacts,
     "grade/verdicts": facts.VerdictFacts,
 }
 """Facts by stage of a run, and of a directory of `ssd-ray grade`."""

@@ -18,7 +18,8 @@ import pytest
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, identity, lineage, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
-from ssd_ray.artifacts.facts import AnswerFacts, EvalPromptFacts, Facts, PromptFacts
+from ssd_ray.artifacts.facts import AnswerFacts, Facts
+from ssd_ray.artifacts.problem_facts import EvalPromptFacts, PromptFacts
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline.context import RunContext
@@ -186,10 +187,12 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(
         raise InfrastructureError("killed")
 
     for version in ("1", "1", "2"):
-        monkeypatch.setattr(manifests, "versions", lambda version=version: {"vllm": version})
+        monkeypatch.setattr(
+            "ssd_ray.artifacts.versions.installed", lambda version=version: {"vllm": version}
+        )
         with pytest.raises(InfrastructureError):
             attempt(killed)
-    monkeypatch.setattr(manifests, "versions", lambda: {"vllm": "3"})
+    monkeypatch.setattr("ssd_ray.artifacts.versions.installed", lambda: {"vllm": "3"})
 
     def drawn(out: Path) -> AnswerFacts:
         versions = files.read_json(out / "timing.json")["versions"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ssd_ray import progress, recipes
 from ssd_ray.artifacts import manifests, shards
-from ssd_ray.artifacts.facts import BenchmarkOverlaps
+from ssd_ray.artifacts.problem_facts import BenchmarkOverlaps
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline import graph
 from ssd_ray.problems import sources

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssd_ray.artifacts import shards
-from ssd_ray.artifacts.facts import EvalPromptFacts
+from ssd_ray.artifacts.problem_facts import EvalPromptFacts
 from ssd_ray.config import EvaluateConfig, PromptsConfig
 from ssd_ray.errors import UserError
 from ssd_ray.problems import sources

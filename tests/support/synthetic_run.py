@@ -12,18 +12,15 @@ from rich.console import Console
 
 from ssd_ray.artifacts import files, manifests, shards
 from ssd_ray.artifacts.dataset_facts import DatasetFacts, LengthHistogram, Masked
-from ssd_ray.artifacts.facts import (
-    AnswerFacts,
+from ssd_ray.artifacts.facts import AnswerFacts, CheckpointFacts, Isolation, VerdictFacts
+from ssd_ray.artifacts.problem_facts import (
     BenchmarkFacts,
     BenchmarkOverlaps,
-    CheckpointFacts,
     ContaminationFacts,
     EvalPromptFacts,
-    Isolation,
     OverlapExample,
     PromptFacts,
     TrainingProblemFacts,
-    VerdictFacts,
 )
 from ssd_ray.config import PrepareConfig, Recipe, arms
 from ssd_ray.reporting.page import report

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssd_ray.artifacts.facts import BadRow
+from ssd_ray.artifacts.problem_facts import BadRow
 from ssd_ray.errors import UserError
 from ssd_ray.problems.benchmarks import evalplus, gsm8k, humaneval, livecodebench, mbpp, native
 from ssd_ray.problems.benchmarks.columns import require_known

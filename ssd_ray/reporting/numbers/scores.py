@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ssd_ray.artifacts.facts import ContaminationFacts, ProblemLeftOut
+from ssd_ray.artifacts.problem_facts import ContaminationFacts, ProblemLeftOut
 from ssd_ray.config import Arm, Recipe, arms
 from ssd_ray.reporting.numbers.counts import ProblemResult, Results
 from ssd_ray.reporting.numbers.json_bytes import rounded_to_ten_digits

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssd_ray.artifacts.dataset_facts import DatasetFacts, HealthCounts, LengthHistogram, Masked
-from ssd_ray.artifacts.facts import AnswerFacts, CheckpointFacts, PromptFacts
+from ssd_ray.artifacts.facts import AnswerFacts, CheckpointFacts
+from ssd_ray.artifacts.problem_facts import PromptFacts
 from ssd_ray.reporting.numbers.logs import HeldOut, Loss
 from ssd_ray.reporting.numbers.samples import SampleCounts, SampleTable, sample_table
 
