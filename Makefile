@@ -3,9 +3,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Two files of tests at a time: those that start engines wait for much of their time, for nodes to be lost and workers to end.
-PYTEST := $(BIN)/pytest --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
+PROCESSES := 2
+PYTEST := $(BIN)/pytest --durations=10 -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # A driver outside of the virtual environment's bin still finds its tools (ninja, ray).
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# With this variable, every process of a run or a test compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test fast lint install bench lock clean
 
@@ -15,7 +18,7 @@ quickstart: $(INSTALLED)  ## from prompts to report on a small real model, withi
 test: lint  ## lint, types, and every test, the real engines included
 	$(PYTEST)
 
-fast: $(INSTALLED)  ## the tests that start no engine and simulate nothing at length
+fast: $(INSTALLED)  ## tests of at most a few seconds each, without engines
 	$(PYTEST) -m "not real and not slow"
 
 lint: $(INSTALLED)  ## ruff and mypy strict
@@ -37,12 +40,18 @@ $(INSTALLED): requirements/cpu.lock requirements/torch_cpu.py pyproject.toml
 bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
 	mkdir -p benchmarks/figures
 	test -d build/trl/trl || $(BIN)/python -m pip install --quiet --no-deps --target build/trl trl==1.16.0
-	for name in startup planner grading grading_at_size sampling sampling_at_size sampling_kills scale_out loss_memory training checkpointing fixed_point quickstart; do \
+	for name in startup loading_memory planner grading grading_at_size sampling sampling_at_size sampling_kills slow_storage scale_out loss_memory training checkpointing fixed_point quickstart; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
 
-lock:  ## resolve requirements/cpu.in again (needs uv)
+# Every line of a lock would repeat the platform of pyproject.toml.
+PLATFORM := (; python_full_version < '3.14'|) and platform_machine == 'x86_64' and sys_platform == 'linux'
+lock:  ## resolve cpu.in and the extra gpu again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-package torch \
-	  requirements/cpu.in --override requirements/overrides.txt | grep -v "'never'" > requirements/cpu.lock
+	  requirements/cpu.in --override requirements/overrides.txt | grep -v "'never'" | sed -E "s/ ?$(PLATFORM)//" > requirements/cpu.lock
+	echo '# For Linux on x86-64, CPython 3.11 to 3.13, CUDA 13; `make lock` writes it.' > requirements/gpu.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra gpu pyproject.toml | sed -E "s/ ?$(PLATFORM)//" >> requirements/gpu.lock
+	$(BIN)/python requirements/record.py
 
 clean:  ## remove the environment, runs and caches
 	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/figures

@@ -29,7 +29,7 @@ TIME = {"time_limit", "timeout"}
 
 
 def theirs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """EvalPlus's rows by (task, index)."""
+    """Return EvalPlus's rows by (task, index)."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     results = json.loads(path.read_text())["eval"]
     for task, answers in results.items():
@@ -38,7 +38,7 @@ def theirs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def compare(problems: Path, path: Path, directory: Path, workers: int) -> dict[str, Any]:
-    """Counts of agreement for base and plus, and the disagreements."""
+    """Return counts of agreement for base and plus tests, and the disagreements."""
     known = theirs(path)
     completions = directory / f"{path.stem}.jsonl"
     lines = [
@@ -85,7 +85,7 @@ def compare(problems: Path, path: Path, directory: Path, workers: int) -> dict[s
 
 
 def main() -> None:
-    """Compare every file, print, write."""
+    """Compare every file; print and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--problems", type=Path, required=True)
     parser.add_argument("--verdicts", type=Path, nargs="+", required=True)

@@ -37,7 +37,7 @@ from ssd_ray.schema import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One program with its official verdict and, once graded, ours."""
+    """One program with its official verdict."""
 
     problem: Problem
     code: str
@@ -45,7 +45,7 @@ class Sample:
 
 
 def read_samples(problems: Path, verdicts: Path) -> Iterator[Sample]:
-    """The programs whose problems are there."""
+    """Yield every program with its problem and its official verdict."""
     by_id = {problem.problem_id: problem for problem in read_problems(problems)}
     for row in json.loads(verdicts.read_text()):
         problem = by_id[row["question_id"]]
@@ -67,7 +67,7 @@ def grade_all(samples: list[Sample], limits: Limits, workers: int) -> list[Resul
 
 
 def main() -> None:
-    """Grade, compare, print every exception, write the figures."""
+    """Grade and compare; print every exception and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("problems", type=Path)
     parser.add_argument("verdicts", type=Path)
@@ -78,13 +78,13 @@ def main() -> None:
         "--timeout-s",
         type=float,
         default=6,
-        help="seconds for each test (default: %(default)s, as officially)",
+        help="seconds for each test (default: %(default)s, as in the official grader)",
     )
-    parser.add_argument("--limit", type=int, help="the first so many programs only")
+    parser.add_argument("--limit", type=int, help="number of programs to grade (default: all)")
     parser.add_argument(
         "--official",
         type=Path,
-        help="a checkout of LiveCodeBench, whose grader is asked too (slow)",
+        help="a checkout of LiveCodeBench, whose grader judges the programs too (slow)",
     )
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     arguments = parser.parse_args()
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def compare(samples: list[Sample], graded: list[Result]) -> dict[str, object]:
-    """Counts of agreement with the published verdicts; prints the exceptions."""
+    """Return counts of agreement with the published verdicts; print the exceptions."""
     exceptions = {}
     num_official = num_more = num_tests = 0
     for sample, ours in zip(samples, graded, strict=True):
@@ -130,7 +130,7 @@ def compare(samples: list[Sample], graded: list[Result]) -> dict[str, object]:
 def compare_to_grader(
     samples: list[Sample], graded: list[Result], check: official_lcb.Check
 ) -> dict[str, object]:
-    """Differences to the official grader on the very same tests; prints each."""
+    """Return the differences to the official grader on the same tests; print each."""
     differences = {}
     for sample, ours in zip(samples, graded, strict=True):
         official = check(sample.problem, sample.code)

@@ -3,13 +3,14 @@
     python benchmarks/fixed_point.py --out figures.json
 
 Memorization: 32 samples of eight prompts, trained on repeatedly. Their loss falls below the
-entropy of their sampling distribution. It never falls below the entropy of the next token
-after each prefix among them, since two samples of one prompt share its mass where they part.
+entropy of their sampling distribution. It has another floor: where two samples of one prompt
+diverge, the model divides its probability between them. This floor is the entropy of the next
+token given its prefix, counted over the samples.
 
 Fixed point: samples at temperature 1 without truncation have no expected gradient
 (2604.01193, Eq. 9). One pass over them moves the likelihood of held-out samples by no more
 than the measurement noise. For contrast, truncated samples at another temperature do teach:
-held-out likelihood moves to their floor.
+held-out likelihood moves towards the entropy of their sampling distribution.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ CLUSTER = ClusterConfig(device="cpu", train_workers=1, cpus_per_train_worker=2)
 def draw(
     directory: Path, prompts: tuple[str, ...], samples: int, decoding: Decoding, max_tokens: int
 ) -> list[Example]:
-    """Draw samples of each prompt under the operator of the floor."""
+    """Draw samples of each prompt from the distribution whose entropy is the floor."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = loading.load_tokenizer(directory)
@@ -271,7 +272,7 @@ def one_pass(base: Path, folder: Path, decoding: Decoding, samples: int) -> dict
 
 
 def main() -> None:
-    """Try, print, write."""
+    """Run both experiments; print and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
         "--model", type=Path, help="a Hugging Face model directory (default: the quick start's)"

@@ -34,13 +34,13 @@ LEAST_PER_CORE, LEAST_SPEEDUP = 150.0, 1.8
 
 
 def program(sandbox: Sandbox) -> None:
-    """A trivial test of a stdin problem."""
+    """Run a trivial test of a stdin problem."""
     execution = sandbox.run_program("print(int(input()) + 1)", "1\n", LIMITS)
     assert execution.stdout == "2\n", execution
 
 
 def function(sandbox: Sandbox) -> None:
-    """A trivial test of a function problem."""
+    """Run a trivial test of a function problem."""
     with sandbox.converse(
         "calls", ["def f(x): return x + 1"], LIMITS, entry_point="f"
     ) as conversation:
@@ -48,7 +48,7 @@ def function(sandbox: Sandbox) -> None:
 
 
 def bare_interpreter(_: Sandbox) -> None:
-    """The yardstick of those who start one for every test."""
+    """Start a new interpreter for one test, as graders without a zygote do."""
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", "print(int(input()) + 1)"],
         input=b"1\n",
@@ -58,7 +58,7 @@ def bare_interpreter(_: Sandbox) -> None:
 
 
 def bare_fork(_: Sandbox) -> None:
-    """The least that a test in a process of its own can cost: fork, exec of the code, wait."""
+    """Fork, execute the code, wait: the least that a test in its own process can cost."""
     pid = os.fork()
     if pid == 0:
         exec(compile("x = int('1') + 1", "program", "exec"), {})
@@ -67,7 +67,7 @@ def bare_fork(_: Sandbox) -> None:
 
 
 def rate(act: Callable[[Sandbox], None], level: levels.Level, seconds: float) -> float:
-    """Acts a second, one after another."""
+    """Return how often a second `act` runs, one call after another."""
     with Sandbox(floor="L0", level=level) as sandbox:
         act(sandbox)
         began, count = time.perf_counter(), 0
@@ -87,7 +87,7 @@ def _graders(core: int | None, name: str, seconds: float, start: Any, results: A
 
 
 def together(cores: list[int], name: str, seconds: float) -> float:
-    """Tests a second of one grader on each of the cores at the same time."""
+    """Return tests a second of all graders together, one on each core."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(len(cores)), context.Queue()
     graders = [
@@ -103,7 +103,10 @@ def together(cores: list[int], name: str, seconds: float) -> float:
 
 
 def memory() -> dict[str, float]:
-    """MiB that this process grew by as it fed a program 50 MB and cut off another's flood."""
+    """Return by how many MiB this process grew.
+
+    It sends 50 MB to one program, and cuts off the endless output of another.
+    """
     limits = Limits(time_s=60, memory_mib=512, output_kib=1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Sandbox(floor="L0") as sandbox:
@@ -121,7 +124,7 @@ def memory() -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure; print and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)"

@@ -29,7 +29,7 @@ PROBLEMS = 100
 
 
 def write(directory: Path, count: int) -> tuple[Path, Path]:
-    """A file of trivial problems with two tests each, and a file of right answers."""
+    """Write a file of trivial problems with two tests each, and a file of right answers."""
     problems, completions = directory / "problems.jsonl", directory / "completions.jsonl"
     tests = [{"input": "1\n", "output": "2\n"}, {"input": "2\n", "output": "4\n"}]
     with problems.open("w") as file:
@@ -58,7 +58,7 @@ def write(directory: Path, count: int) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    """Measure, print, write; exit status 1 above the limit."""
+    """Measure; print and write the figures. Exit status 1 above the limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--completions", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

@@ -94,7 +94,7 @@ def changed(
     rng: np.random.Generator,
     comparisons: int,
 ) -> Data:
-    """Two models: on a share of the problems training drew a new chance."""
+    """Draw two models that differ on a share of the problems."""
     base, trained, moved = change
     shape = (comparisons, problems)
     before = beta_chances(base, likeness, shape, rng)
@@ -140,7 +140,7 @@ def coverage(data: Data, answers: int) -> tuple[float, float]:
 
 
 def cases(sizes: tuple[int, ...], comparisons: int) -> Iterator[Case]:
-    """Every case of both families, each with a seed of its own."""
+    """Yield every case of both families, each with its own seed."""
     for problems, answers in itertools.product(sizes, ANSWERS):
         for number, (likeness, change) in enumerate(itertools.product((0.1, 0.6), CHANGES)):
             rng = np.random.default_rng([problems, answers, number])

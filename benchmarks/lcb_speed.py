@@ -34,7 +34,7 @@ CODE = {
 
 
 def row(kind: str, num_tests: int) -> Problem:
-    """A trivial problem."""
+    """Return a trivial problem."""
     stdin = kind == "stdin"
     tests = [Test(input=f"{n}" if stdin else f"[{n}]", output=f"{n + 1}") for n in range(num_tests)]
     return Problem(
@@ -61,7 +61,7 @@ def measure(acts: dict[str, Callable[[], bool]], rounds: int) -> dict[str, float
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
         "--official", type=Path, required=True, help="a checkout of LiveCodeBench/LiveCodeBench"

@@ -1,4 +1,4 @@
-"""Peak memory of the chunked loss over the plain loss's: 16,384 tokens, 151,936 classes.
+"""Compare peak memory of the chunked and the plain loss: 16,384 tokens, 151,936 classes.
 
     python benchmarks/loss_memory.py [--measured-tokens 2048] --out figures.json
 
@@ -39,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run one operator and take note of what it made."""
+        """Run one operator and count the bytes of its output."""
         out = function(*args, **(kwargs or {}))
         for value in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(value, torch.Tensor):
@@ -76,7 +76,7 @@ def run_loss(kind: Kind, tokens: int, vocabulary: int, width: int) -> None:
 
 
 def loss_peak_bytes(kind: Kind, tokens: int, vocabulary: int, width: int) -> int:
-    """Bytes alive at once at most, counted without data."""
+    """Return the most bytes alive at once, counted without data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(), LiveBytes() as live:
@@ -85,7 +85,7 @@ def loss_peak_bytes(kind: Kind, tokens: int, vocabulary: int, width: int) -> int
 
 
 def measured_bytes(kind: Kind, tokens: int) -> int:
-    """Growth of this process's resident set while the loss really runs."""
+    """Return the growth of this process's resident set while the loss runs with data."""
     run_loss(kind, 8, 64, 16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run_loss(kind, tokens, VOCABULARY, WIDTH)
@@ -93,7 +93,7 @@ def measured_bytes(kind: Kind, tokens: int) -> int:
 
 
 def main() -> None:
-    """Count, measure, print, write."""
+    """Count and measure; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
         "--measured-tokens",

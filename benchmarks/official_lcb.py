@@ -32,7 +32,8 @@ def load(checkout: Path, timeout_s: int) -> Check:
     grader = importlib.import_module("lcb_runner.evaluation.compute_code_generation_metrics")
 
     def check(problem: Problem, code: str) -> bool:
-        # A crashed program leaves no metadata: officially an IndexError, which counts as a failure.
+        # A crashed program leaves no metadata. The official code then raises an IndexError and
+        # counts a failure.
         try:
             results, _ = grader.check_correctness(
                 sample(problem), code, timeout=timeout_s, debug=False
@@ -45,7 +46,7 @@ def load(checkout: Path, timeout_s: int) -> Check:
 
 
 def sample(problem: Problem) -> dict[str, str]:
-    """A problem in the form that the official grader takes."""
+    """Return a problem in the form that the official grader takes."""
     if problem.kind == "stdin":
         inputs, outputs = (
             [test.input for test in problem.tests],

@@ -26,7 +26,7 @@ Request = tuple[str, list[int], dict[str, Any]]
 
 
 def bare(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
-    """`LLM.generate` on all requests at once."""
+    """Run `LLM.generate` on all requests at once."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(**_arguments(recipe))
@@ -43,7 +43,7 @@ def bare(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
 
 
 def without_seeds(recipe: Recipe, requests: list[Request]) -> dict[str, Any]:
-    """`LLM.generate` with one random state for all requests."""
+    """Run `LLM.generate` with one random state for all requests."""
     free = [
         (key, ids, {name: value for name, value in chosen.items() if name != "seed"})
         for key, ids, chosen in requests

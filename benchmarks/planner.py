@@ -39,7 +39,7 @@ from ssd_ray.schema import Example
 WORKERS = 2
 CLUSTER = ClusterConfig(device="cpu", train_workers=WORKERS, cpus_per_train_worker=1)
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 24)}
-"""Allocator settings that return memory at once, so that holes are not measured."""
+"""Settings of the allocator that return memory at once, so that fragmentation is not measured."""
 CASES: dict[str, dict[str, Any]] = {
     "qwen3": {"tokens": 512, "gradient_checkpointing": True},
     "qwen3, activations kept": {"tokens": 512, "gradient_checkpointing": False},
@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def random_model(kind: str, directory: Path) -> Path:
-    """A random model of about 30M parameters."""
+    """Write a random model of about 30M parameters."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -74,7 +74,7 @@ def random_model(kind: str, directory: Path) -> Path:
 
 
 def make_dataset(out: Path, tokens: int) -> Path:
-    """Sequences of one length, of which a quarter is prompt."""
+    """Write sequences of one length, of which a quarter is prompt."""
     draw = np.random.default_rng(0)
     rows = [
         Example(
@@ -111,7 +111,7 @@ def measured(model: Path, case: dict[str, Any], kind: str, folder: Path) -> tupl
 def _work(
     rank: int, port: int, model: Path, dataset: Path, folder: Path, case: dict[str, Any], kind: str
 ) -> tuple[int, int]:
-    """One worker: join the group, take down what the libraries hold, train."""
+    """Run one worker: join the group, measure the memory of the libraries, train."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORKERS), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     from ssd_ray.training.job import Job
@@ -145,7 +145,7 @@ def _resident_bytes() -> int:
 
 
 def choices(case: dict[str, Any]) -> TrainConfig:
-    """The part of a recipe that a case trains with."""
+    """Return the section `train` of a recipe for a case."""
     return TrainConfig(
         steps=2,
         warmup_steps=0,
@@ -159,7 +159,7 @@ def choices(case: dict[str, Any]) -> TrainConfig:
 
 
 def planned(model: Path, case: dict[str, Any]) -> dict[str, int]:
-    """The planner's bytes by part."""
+    """Return the planner's bytes by part."""
     changed = choices(case).model_dump(mode="json")
     overrides = [f"train.{name}={json.dumps(value)}" for name, value in changed.items()]
     limits = [
@@ -173,7 +173,7 @@ def planned(model: Path, case: dict[str, Any]) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
         "--only",

@@ -20,7 +20,7 @@ from machine import machine
 
 
 def proportional_bytes(process: psutil.Process) -> int:
-    """Memory of a process with shared pages divided among their users; 0 when it has just ended."""
+    """Return the memory of a process, shared pages divided; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def proportional_bytes(process: psutil.Process) -> int:
 
 
 def measured(command: list[str]) -> tuple[float, int]:
-    """Wall seconds of a command, and the peak bytes of it and all of its descendants."""
+    """Return the wall seconds of a command, and the peak bytes of it and all its descendants."""
     began, peak = time.perf_counter(), 0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:

@@ -93,7 +93,7 @@ def overrides(case: Case, sampler: str, directory: Path) -> list[str]:
 
 
 def ours(recipe: str, chosen: list[str], run: Path) -> dict[str, Any]:
-    """`ssd-ray sample` in a new run directory."""
+    """Run `ssd-ray sample` in a new run directory."""
     sets = [part for override in chosen for part in ("--set", override)]
     command = [
         sys.executable,
@@ -147,7 +147,7 @@ def peer(name: str, recipe_name: str, chosen: list[str], run: Path) -> dict[str,
 
 
 def measure(recipe_name: str, case: Case, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every program once a round, in turn."""
+    """Run every program once in each round; yield each name with its result."""
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as directory:
             chosen = overrides(case, "vllm", Path(directory))

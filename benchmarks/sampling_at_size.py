@@ -36,7 +36,7 @@ class Echo:
     tokens_drawn = types.MappingProxyType({})
 
     def submit(self, request):
-        """A future that is done."""
+        """Return a finished future."""
         from concurrent.futures import Future
 
         from ssd_ray.inference.vllm.engine import Answer
@@ -51,7 +51,7 @@ class Echo:
 
 
 def render(out: Path, count: int) -> None:
-    """Prompt shards and a manifest, as `render` leaves them."""
+    """Write prompt shards and a manifest, as `render` does."""
     import pyarrow as pa
 
     from ssd_ray.artifacts.shards import write_table
@@ -76,7 +76,7 @@ def render(out: Path, count: int) -> None:
 def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     """Draw one answer to each prompt; this is the driver whose memory is measured."""
     from ssd_ray import cluster
-    from ssd_ray.config import ClusterConfig, Decoding
+    from ssd_ray.config import Decoding
     from ssd_ray.inference.engine_pool import EnginePool
     from ssd_ray.inference.generation import SamplingRun
     from ssd_ray.inference.pool import Pool
@@ -108,7 +108,7 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
     )
     progress = LineProgress(10)
     with (
-        cluster.connected(ClusterConfig(device="cpu")),
+        cluster.connected(),
         EnginePool(spec, size, max_failures=3, progress=progress) as pool,
     ):
         facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
@@ -159,13 +159,14 @@ def watched(
 def bare(out: Path, count: int, shard_rows: int) -> float:
     """Return rows/s of one process that asks the double and writes shards in a loop."""
     from ssd_ray.artifacts import files
-    from ssd_ray.artifacts.ledger import Span
+    from ssd_ray.artifacts.ledger import Ledger, Span
     from ssd_ray.config import Decoding
     from ssd_ray.inference.vllm.engine import Request
     from ssd_ray.inference.work.shards import Drawn, write_completions
     from ssd_ray.schema import Prompt
 
     out.mkdir()
+    ledger = Ledger(out, "bare")
     engine, began = Echo(), time.perf_counter()
     prompts = [
         Prompt(
@@ -185,13 +186,13 @@ def bare(out: Path, count: int, shard_rows: int) -> float:
             )
             answer = engine.submit(request).result()
             drawn.append(Drawn(prompt=prompt, sample_index=0, seed=number, answer=answer))
-        write_completions(out, "bare", Span("prompts", start, start + shard_rows), drawn, ())
+        write_completions(ledger, Span("prompts", start, start + shard_rows), drawn, ())
     files.make_directory(out)
     return count / (time.perf_counter() - began)
 
 
 def check(out: Path, count: int) -> None:
-    """Every key once."""
+    """Exit unless every key occurs exactly once."""
     from ssd_ray.artifacts.shards import read_columns
 
     seen = bytearray(count)
@@ -205,7 +206,7 @@ def check(out: Path, count: int) -> None:
 
 
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The figures."""
+    """Return the figures."""
     count, small = options.prompts, max(options.shard_rows, options.prompts // 10)
     render(directory / "few", small)
     render(directory / "many", count)
@@ -215,7 +216,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     resumed = watched(directory / "many", directory / "out", options)
     check(directory / "out", count)
     if any(path.stat().st_mtime_ns != stamp for path, stamp in kept.items()):
-        sys.exit("a shard that was whole was touched")
+        sys.exit("resuming changed a complete shard")
     whole = watched(directory / "many", directory / "whole", options)
     check(directory / "whole", count)
     alone = bare(directory / "bare", min(count, 50 * options.shard_rows), options.shard_rows)
@@ -238,7 +239,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write; exit status 1 where a limit is missed."""
+    """Measure; print and write the figures. Exit status 1 where a limit is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--shard-rows", type=int, default=1_024)

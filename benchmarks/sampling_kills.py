@@ -46,7 +46,7 @@ cluster: {{device: cpu, min_engines: 2, max_engines: 2}}
 
 
 class Victims:
-    """A cluster of a head and two nodes, a driver on it, and the means to kill each."""
+    """A cluster of a head and two nodes, a driver on it, and methods that kill parts of them."""
 
     def __init__(self, recipe: Path, run: Path, log: Path):
         from ray.cluster_utils import Cluster
@@ -62,7 +62,7 @@ class Victims:
         return self.cluster.add_node(num_cpus=1, object_store_memory=10**8, wait=False)
 
     def drive(self) -> None:
-        """Start the driver, where none is at work."""
+        """Start the driver if none is running."""
         if self.driver is None or self.driver.poll() is not None:
             command = [
                 sys.executable,
@@ -79,7 +79,7 @@ class Victims:
                 self.driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def engines(self) -> list[psutil.Process]:
-        """The engine processes that are there, with whatever they have started."""
+        """Return the engine processes that run, and their descendants."""
         processes = []
         for path in (self.run / ".engines").glob("*/*.json"):
             try:
@@ -91,7 +91,7 @@ class Victims:
         return processes
 
     def kill(self, victim: str, chance: random.Random) -> list[psutil.Process]:
-        """Kill one; returns what has to be gone soon."""
+        """Kill one victim; return the processes that must end with it."""
         engines = self.engines()
         if victim == "engine":
             owners = [process for process in engines if "ray::" in " ".join(process.cmdline())]
@@ -120,7 +120,7 @@ class Victims:
 
 
 def rows_done(out: Path) -> int:
-    """Answers that are finished: on record, or in a journal."""
+    """Return the number of finished answers, in shards or in a journal."""
     from ssd_ray.artifacts import ledger
 
     lines = sum(path.read_bytes().count(b"\n") for path in _listed(out / ".journal"))
@@ -132,7 +132,7 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def rows_of(out: Path) -> dict[tuple[str, int], object]:
-    """Every row by its key; a key that is there twice ends the program."""
+    """Return every row by its key; exit if a key occurs twice."""
     from ssd_ray.artifacts import shards
     from ssd_ray.schema import Completion
 
@@ -150,7 +150,7 @@ def rows_of(out: Path) -> dict[tuple[str, int], object]:
 def disturb(
     victims: Victims, kills: int, total: int, chance: random.Random
 ) -> list[dict[str, object]]:
-    """Kill in turn, at moments spread over the work, and see what is left of each victim."""
+    """Kill each kind of victim in turn, at random times, and list what survives each kill."""
     events = []
     for number in range(kills):
         victims.drive()
@@ -183,7 +183,7 @@ def disturb(
 
 
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
-    """The figures."""
+    """Return the figures."""
     from tests.support.tiny import tiny_model
 
     model = tiny_model(directory / "model", "qwen3")
@@ -233,7 +233,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    """Kill, compare, print, write."""
+    """Kill and compare; print and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=300)

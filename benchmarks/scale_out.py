@@ -36,7 +36,7 @@ class Slots:
         self._slots = ThreadPoolExecutor(SLOTS)
 
     def submit(self, request):
-        """A future that is done when a slot has had its time."""
+        """Return a future that is done after a slot was busy for ANSWER_S seconds."""
         return self._slots.submit(self._answer, request)
 
     @staticmethod
@@ -52,9 +52,9 @@ class Slots:
 
 
 def drive(prompts: Path, out: Path, engines: int) -> None:
-    """Draw on the cluster at RAY_ADDRESS, and write the rate down."""
+    """Draw on the cluster at RAY_ADDRESS, and write the rate to a file."""
     from ssd_ray import cluster
-    from ssd_ray.config import ClusterConfig, Decoding
+    from ssd_ray.config import Decoding
     from ssd_ray.inference.crashes import heartbeat
     from ssd_ray.inference.engine_pool import EnginePool
     from ssd_ray.inference.generation import SamplingRun
@@ -99,7 +99,7 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
         resources=Resources(0, 1, {"num_gpus": 1}),
     )
     progress = LineProgress(10)
-    with cluster.connected(ClusterConfig(device="cuda")):
+    with cluster.connected():
         threading.Thread(target=watch, daemon=True).start()
         with EnginePool(spec, size, max_failures=0, progress=progress) as pool:
             facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
@@ -116,7 +116,7 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
 
 
 def rate(directory: Path, engines: int, seconds: float) -> dict[str, float]:
-    """Answers a second of a number of engines, each on a node of its own."""
+    """Return answers a second of a number of engines, each on its own node."""
     from ray.cluster_utils import Cluster
     from sampling_at_size import render
 
@@ -147,7 +147,7 @@ def rate(directory: Path, engines: int, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write; exit status 1 below the limit."""
+    """Measure; print and write the figures. Exit status 1 below the limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--engines", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0, help="work of each engine")

@@ -52,7 +52,7 @@ WANTED = {
 
 
 def make_dataset(out: Path, vocabulary: int, shortest: int, longest: int) -> Path:
-    """Sequences of random ids, a third of each prompt."""
+    """Write sequences of random ids, of which a third is prompt."""
     draw = np.random.default_rng(0)
     rows = []
     for index in range(ROWS):
@@ -70,7 +70,7 @@ def make_dataset(out: Path, vocabulary: int, shortest: int, longest: int) -> Pat
 
 
 def batches_of(dataset: Path, steps: int) -> list[list[dict[str, Any]]]:
-    """The global batches that ours trains, as plain rows for the peers."""
+    """Return the global batches of our training, as plain rows for the peers."""
     examples = Examples(dataset)
     return [
         [
@@ -85,7 +85,7 @@ def batches_of(dataset: Path, steps: int) -> list[list[dict[str, Any]]]:
 
 
 def ours(model: Path, dataset: Path, steps: int, workers: int, out: Path) -> dict[str, Any]:
-    """Seconds of each step under Ray Train, and the first worker's peak."""
+    """Return seconds of each step under Ray Train, and the peak memory of the first worker."""
     from ssd_ray.training.job import Job
     from ssd_ray.training.trainer import train
 
@@ -112,7 +112,7 @@ def ours(model: Path, dataset: Path, steps: int, workers: int, out: Path) -> dic
         cluster=cluster,
         seed=0,
     )
-    with connected(cluster):
+    with connected():
         train(job, LineProgress())
     lines = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     return {
@@ -156,7 +156,7 @@ def peer(name: str, plan: dict[str, Any], folder: Path, workers: int = 1) -> dic
 
 
 def with_rate(figures: dict[str, Any], batches: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The figures with tokens a second of all steps but the first, and the load as they ended."""
+    """Return the figures with tokens a second after the first step, and the load at the end."""
     tokens = [sum(len(row["ids"]) for row in batch) for batch in batches]
     rate = sum(tokens[1:]) / sum(figures["seconds"][1:])
     return {
@@ -168,7 +168,7 @@ def with_rate(figures: dict[str, Any], batches: list[list[dict[str, Any]]]) -> d
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """All figures by name."""
+    """Measure every kind; return all figures by name."""
     figures: dict[str, dict[str, Any]] = {}
     vocabulary = json.loads((options.model / "config.json").read_text())["vocab_size"]
     for kind, (shortest, longest) in LENGTHS.items():
@@ -216,7 +216,7 @@ def ratios_of(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
         "--model", type=Path, help="a Hugging Face model directory (default: the quick start's)"

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
-# `python -m ssd_ray` puts the folder that it is called in first on the path, where a file named
-# like a library would be imported in its place. A checkout that is not installed needs the folder.
+# `python -m ssd_ray` puts the working directory first on the import path: a file there, named like
+# a library, would be imported instead. The entry stays only if the package itself lies in it.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and os.path.abspath(sys.path[0]) != _ROOT:
     del sys.path[0]

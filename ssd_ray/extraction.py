@@ -1,9 +1,9 @@
 """Extraction of the program from an answer, by one of three named rules.
 
 The program is cut out as text and never parsed. `last-block` and `first-block` look only outside
-of the reasoning (`reasoning`). Reads and writes nothing.
+of the reasoning (`reasoning`). Does no I/O.
 
-Both read Markdown, more forgiving than its standard, because models write it:
+These two rules read Markdown, more forgiving than its standard, because models write it:
 
 - A fence is a line of three or more backticks or tildes at any indentation, then any text.
 - A block ends at a bare fence of the same character, at least as long as the opening one.
@@ -181,7 +181,7 @@ def _blocks(text: str) -> list[_Block]:
 def _opening(line: str) -> tuple[int, str, str] | None:
     """Return indentation, fence and the rest of a line that is a fence, None for any other line.
 
-    Inline code on one line is no fence.
+    Inline code on one line is not a fence.
     """
     match = _FENCE.fullmatch(line)
     # Inline code on one line has the character again after the first ones.

@@ -1,7 +1,7 @@
 """Recognize the kind of a file by its first bytes, independent of its name.
 
-A clone without git-lfs, a link without its target and a saved error page all have the names of the
-files in whose place they are. Readers report the kind, which helps more than a parser's error.
+A git-lfs pointer, a link without its target and a saved error page all have the name of the file
+that they replace. Readers report the kind, which helps more than a parser's error.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def kind_of(path: Path) -> str:
     if path.is_dir():
         return "a directory"
     if not path.is_file():
-        return "no regular file"
+        return "not a regular file"
     if is_lfs_pointer(path):
         return POINTER
     start = _first_bytes(path)

@@ -1,6 +1,6 @@
 """LiveCodeBench's official grader: the version behind `lcb-compat`, its effects on verdicts.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations

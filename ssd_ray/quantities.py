@@ -6,7 +6,7 @@ from typing import Literal
 
 
 def rate(value: float) -> str:
-    """Format a rate with two significant digits below 10 and none after the point above."""
+    """Format a rate: two significant digits below 10, an integer from 10 on."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

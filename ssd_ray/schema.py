@@ -1,7 +1,7 @@
 """Rows on disk: the only data that stages share.
 
 Stages read and write these frozen dataclasses as Parquet. `arrow_schema` derives columns from the
-annotations, so each field is declared once. Reads and writes nothing itself.
+annotations, so each field is declared once. Does no I/O itself.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Problem:
     By `kind`, a correct answer is:
 
     - stdin: a program to read `test.input` and print `test.output`.
-    - function: `entry_point(*loads(test.input))` returns `loads(test.output)`. Both are in the
-      tagged JSON of the sandbox's wire, a superset of plain JSON without objects.
+    - function: `entry_point(*loads(test.input))` returns `loads(test.output)`. Both are tagged
+      JSON (`ssd_ray.wire`), which includes plain JSON without objects.
     - asserts: `check(candidate)` passes; `test.input` is its trusted source (HumanEval's form).
     - numeric: the answer's final number is `test.output`; no program runs.
 

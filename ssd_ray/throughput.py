@@ -18,6 +18,8 @@ class Remaining:
     tokens: float
     at_most: bool = False
     """True while `tokens` is an upper bound, as no unit has ended and lengths are unknown."""
+    then: str = ""
+    """Work after the last unit, of unknown length: "saving and exporting"."""
 
 
 class Throughput:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# The same examples at every run; `pytest --hypothesis-profile=default` looks for new ones.
-settings.register_profile("steady", derandomize=True)
+# The same examples at every run; `pytest --hypothesis-profile=default` looks for new ones. Time
+# limits would fail on a busy machine.
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("steady")
 
 # Background jobs of a shell ignore Ctrl-C, and child processes inherit that.
@@ -22,21 +28,71 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Threads that wait for one another sleep. By default they spin, and several processes share the
+# cores here: two threads then take seven times the CPU time of one.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-LONGEST = ("test_run", "test_training", "test_resume", "test_heldout", "test_kills", "test_jobs")
-"""Files of minutes each, the longest first, or one process would run them alone at the end."""
+
+LONGEST = (
+    "test_run",
+    "test_training",
+    "test_resume",
+    "test_gpu_benchmark",
+    "test_jobs",
+    "test_kills",
+    "test_streaming",
+)
+"""Files that take minutes, the longest first.
+
+Started late, they would run alone at the end while other processes are idle.
+"""
+LONG = (
+    "test_renewal",
+    "test_checks_by_proxy",
+    "test_standalone",
+    "test_report_page",
+    "test_reporting",
+    "test_truncation",
+    "test_lcb_compat",
+    "test_attacks",
+    "test_sandbox",
+)
+"""The longest files without real engines."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave the objects of imports and collection, which stay, out of garbage collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then those with real engines, then all others."""
+    """Run the longest files first, then those with real engines, then all others."""
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
+    def place(item: pytest.Item) -> tuple[int, int]:
         name = item.path.stem
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.get_closest_marker(
-            "real"
-        ) is None
+        if name in LONGEST:
+            return 0, LONGEST.index(name)
+        if item.get_closest_marker("real"):
+            return 1, 0
+        return 2, LONG.index(name) if name in LONG else len(LONG)
 
     items.sort(key=place)
+
+
+def pytest_runtest_setup() -> None:
+    """Give torch one thread where several processes of tests share the cores.
+
+    Threads of one process would wait, spinning, for those that another process delays. Child
+    processes keep their own number of threads.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -76,7 +77,7 @@ class Prose:
 
 def banned_words(source: str) -> list[str]:
     """List the banned words in the docstrings and comments of a Python source, sorted."""
-    texts = [*docstrings_of(ast.parse(source)), *comments(source)]
+    texts = [*_docstrings_of(source), *comments(source)]
     # Words in backticks are names.
     words = _WORD.findall(" ".join(re.sub(r"`[^`]*`|\bset-aside\b", " ", text) for text in texts))
     return sorted(word.lower() for word in words if word.lower() in BANNED)
@@ -84,9 +85,8 @@ def banned_words(source: str) -> list[str]:
 
 def long_first_lines(source: str) -> list[str]:
     """List first lines of docstrings above `FIRST_LINE` characters."""
-    tree = ast.parse(source)
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    docstrings = (ast.get_docstring(node) for node in nodes(source) if isinstance(node, kinds))
     first_lines = (text.splitlines()[0] for text in docstrings if text)
     return [line for line in first_lines if len(line) > FIRST_LINE]
 
@@ -149,9 +149,8 @@ def measure(paths: Iterable[Path]) -> Prose:
         source = path.read_text()
         lines += sum(bool(line.strip()) for line in source.splitlines())
         comments += sum(1 for _ in comment_lines(source))
-        tree = ast.parse(source)
-        docstrings += docstrings_of(tree)
-        for node in ast.walk(tree):
+        docstrings += _docstrings_of(source)
+        for node in nodes(source):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 functions.append((node.end_lineno or node.lineno) - node.lineno + 1)
                 typed += node.returns is not None
@@ -164,9 +163,15 @@ def measure(paths: Iterable[Path]) -> Prose:
     )
 
 
-def docstrings_of(tree: ast.Module) -> Iterator[str]:
+@functools.cache
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """Return all nodes of a Python source, breadth first."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
+def _docstrings_of(source: str) -> Iterator[str]:
     """Yield docstrings, and strings under a field or a constant."""
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         for index, statement in enumerate(node.body):
@@ -195,11 +200,14 @@ def comment_lines(source: str) -> Iterator[str]:
             yield token.string
 
 
-def _comment_tokens(source: str) -> Iterator[tokenize.TokenInfo]:
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        is_comment = token.type == tokenize.COMMENT
-        if is_comment and not re.match(r"#\s*(noqa|type:|ruff:)", token.string):
-            yield token
+@functools.cache
+def _comment_tokens(source: str) -> tuple[tokenize.TokenInfo, ...]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return tuple(
+        token
+        for token in tokens
+        if token.type == tokenize.COMMENT and not re.match(r"#\s*(noqa|type:|ruff:)", token.string)
+    )
 
 
 def row(name: str, prose: Prose) -> str:

@@ -85,7 +85,7 @@ def test_a_stray_fence_after_the_answer_changes_nothing():
     ],
 )
 @pytest.mark.parametrize("fence", ["```", "~~~~"])
-def test_a_mark_right_behind_the_last_fence_leaves_it_bare(fence, mark):
+def test_a_mark_after_the_last_fence_is_ignored(fence, mark):
     assert extract_code(f"{fence}python\nprint(1)\n{fence}{mark}") == "print(1)"
     assert (
         extract_code(f"{fence}python\nprint(1)\n{fence}{mark}\nDone.", "first-block") == "print(1)"

@@ -27,7 +27,7 @@ VARIANTS = {
         "prompts.over_length=truncate-left",
     ],
 }
-"""Overrides of choices omitted from the fingerprints of shipped recipes."""
+"""Overrides for choices that the quick start leaves at their defaults."""
 
 
 def fingerprints() -> dict[str, dict[str, str]]:
@@ -45,4 +45,5 @@ def test_fingerprints_are_those_of_existing_runs() -> None:
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(fingerprints(), indent=1) + "\n")
+    # Sorted, so that only changed fingerprints appear as changes of the file.
+    GOLDEN.write_text(json.dumps(fingerprints(), indent=1, sort_keys=True) + "\n")

@@ -38,9 +38,9 @@ def _free_port() -> int:
         return port
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """Start a Ray head node and yield its dashboard address; it ends with the test."""
+    """Start a Ray head node and yield its dashboard address; it ends with the module."""
     # Sockets have short names: the test's own directory is too deep.
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     dashboard = _free_port()
@@ -117,18 +117,17 @@ NICENESS = """
 import ray
 from ssd_ray import cluster
 from ssd_ray.cluster import niceness
-from ssd_ray.config import ClusterConfig
 
 def settled():
     return niceness.niceness(), niceness.settle()
 
-with cluster.connected(ClusterConfig(device="cpu")):
+with cluster.connected():
     print("niceness", *ray.get(ray.remote(settled).remote()))
 """
 
 
-def test_workers_of_a_ray_started_without_niceness_0_take_it(head: str) -> None:
-    """A raylet has it from its own environment, so a driver would set it too late."""
+def test_workers_set_their_niceness_to_0_if_they_may(head: str) -> None:
+    """A raylet reads it from its own environment, so a driver would set it too late."""
     command = [
         RAY,
         "job",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray.errors import UserError
+from tests.prose import nodes
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "ssd_ray"
@@ -26,12 +27,12 @@ LAYERS = [
     {"pipeline", "standalone"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"statistics"},
-    {"cluster", "recipes", "planner"},
+    {"cluster", "recipes", "planner", "machine"},
     {"models"},
     {"artifacts", "progress"},
     {"config", "extraction", "lcb_official", "throughput"},
     {"reasoning"},
-    {"schema", "wire", "file_kinds", "quantities"},
+    {"schema", "wire", "file_kinds", "quantities", "shares"},
     {"errors"},
 ]
 
@@ -40,9 +41,15 @@ def _modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def _tree(path: Path) -> ast.Module:
+    tree = nodes(path.read_text())[0]
+    assert isinstance(tree, ast.Module)
+    return tree
+
+
 def _imports(path: Path) -> set[str]:
     targets = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path.read_text()):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ssd_ray"):
             inner = node.module.removeprefix("ssd_ray").removeprefix(".")
             targets |= {f"{inner}.{alias.name}".removeprefix(".") for alias in node.names}
@@ -72,7 +79,7 @@ def test_imports_point_downwards() -> None:
 
 def test_every_module_has_a_docstring() -> None:
     for path in _modules():
-        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert ast.get_docstring(_tree(path)), path
 
 
 def test_files_stay_short() -> None:
@@ -95,8 +102,8 @@ def test_the_command_line_loads_no_engine() -> None:
 
 
 def _functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    nodes = ast.walk(ast.parse(path.read_text()))
-    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in nodes(path.read_text()) if isinstance(node, kinds)]
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
@@ -122,10 +129,10 @@ def test_names_of_tests_are_short_and_unique_in_their_file() -> None:
         assert len(names) == len(set(names)), path
 
 
-def test_folders_of_tests_are_rooms_of_the_package() -> None:
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+def test_folders_of_tests_are_named_like_subpackages() -> None:
+    subpackages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     folders = {path.parent.name for path in TESTS.glob("*/test_*.py")}
-    assert folders <= rooms
+    assert folders <= subpackages
 
 
 def test_no_test_module_imports_another() -> None:
@@ -158,8 +165,8 @@ def test_private_ray_api_is_used_in_one_file() -> None:
     uses_ray = re.compile(r"^\s*(import|from) ray\b|ray_internals", re.MULTILINE)
     for path in _modules():
         if path.name != "ray_internals.py" and uses_ray.search(path.read_text()):
-            assert _private_uses_of_ray(ast.parse(path.read_text())) == [], path
-    assert len(_private_uses_of_ray(ast.parse(Path(ray_internals.__file__).read_text()))) > 10
+            assert _private_uses_of_ray(_tree(path)) == [], path
+    assert len(_private_uses_of_ray(_tree(Path(ray_internals.__file__)))) > 10
     pyproject = (PACKAGE.parent / "pyproject.toml").read_text()
     assert f"ray[data,default,train]=={ray_internals.PINNED}" in pyproject
 
@@ -167,28 +174,20 @@ def test_private_ray_api_is_used_in_one_file() -> None:
 def test_another_version_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from ssd_ray.cluster import ray_internals
+    from ssd_ray import cluster
 
-    ray_internals.require_pinned_version()
+    cluster.require_pinned_version()
     monkeypatch.setattr(ray, "__version__", "2.99.0")
     with pytest.raises(UserError, match=r"ray 2\.99\.0 is installed .* pip install"):
-        ray_internals.require_pinned_version()
+        cluster.require_pinned_version()
 
 
 def _imported_modules(path: Path) -> set[str]:
-    """Imports of a file from the package, also within functions."""
+    """Imports of a file from the package, also within functions and for types."""
     names = {_name(module) for module in _modules()}
-    tree = ast.parse(path.read_text())
-    guards = (node for node in ast.walk(tree) if isinstance(node, ast.If))
-    typing_only = {
-        id(inner)
-        for guard in guards
-        if "TYPE_CHECKING" in ast.unparse(guard.test)
-        for inner in ast.walk(guard)
-    }
     imported: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only or not isinstance(node, ast.ImportFrom) or not node.module:
+    for node in nodes(path.read_text()):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
             continue
         for alias in node.names:
             full = f"{node.module}.{alias.name}"
@@ -201,7 +200,7 @@ def _name(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     imports = {_name(path): _imported_modules(path) - {_name(path)} for path in _modules()}
     graphlib.TopologicalSorter(imports).prepare()
 
@@ -226,23 +225,23 @@ def _public_annotations(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 yield f"{owner}{name}()", ast.unparse(node.returns) if node.returns else ""
 
 
-def test_no_dictionary_of_anything_crosses_a_border() -> None:
-    """It is a dataclass, or has a name: `Json` for a document, another for a library's values."""
+def test_no_public_signature_has_an_unnamed_dictionary_of_any() -> None:
+    """Use a dataclass, or an alias: `Json` for a document, another for a library's values."""
     anything = re.compile(r"\b(dict|Mapping|MutableMapping)\[str, Any\]")
     bare = [
         f"{path.relative_to(PACKAGE)}: {name}"
         for path in _modules()
-        for name, annotation in _public_annotations(ast.parse(path.read_text()))
+        for name, annotation in _public_annotations(_tree(path))
         if anything.search(annotation)
     ]
     assert bare == []
 
 
-def test_a_module_with_json_says_which_document_it_is() -> None:
+def test_a_module_with_json_names_the_document() -> None:
     names_one = re.compile(r"JSON|YAML|\.jsonl?\b|\.yaml\b")
     silent = []
     for path in _modules():
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         holds_json = any(
             re.search(r"\bJson\b", annotation) for _, annotation in _public_annotations(tree)
         )
@@ -269,7 +268,7 @@ def _broad(node: ast.AST) -> bool:
 def test_broad_excepts_say_why() -> None:
     for path in [*_modules(), *TESTS.rglob("*.py")]:
         lines = path.read_text().splitlines()
-        for node in filter(_broad, ast.walk(ast.parse(path.read_text()))):
+        for node in filter(_broad, nodes(path.read_text())):
             around = lines[node.lineno - 2 : node.end_lineno]  # type: ignore[attr-defined]
             commented = any(line.lstrip().startswith("#") for line in around)
             assert commented, f"{path}:{node.lineno}: name a narrower type, or say why not"

@@ -118,6 +118,19 @@ def test_problems_on_the_page_of_benchmarks_are_read(tmp_path: Path) -> None:
     assert {problem.kind for problem in problems} == {"stdin", "function", "asserts", "numeric"}
 
 
+def test_a_page_and_the_field_list_the_same_releases() -> None:
+    (row,) = re.findall(r"^\| `release` \|(.*)", (ROOT / "docs/benchmarks.md").read_text(), re.M)
+    text = config.Benchmark.model_fields["release"].description or ""
+    assert set(re.findall(r"`\w+`", row)) == set(re.findall(r"`\w+`", text))
+
+
+def test_words_of_two_meanings_have_both_in_the_glossary() -> None:
+    page = (ROOT / "docs/glossary.md").read_text()
+    meanings = dict(re.findall(r"^\| (\w+) \| (.*) \|$", page, re.M))
+    assert "optimizer" in meanings["step"]
+    assert "`ray job submit`" in meanings["job"]
+
+
 def _commands(page: Path) -> Iterator[str]:
     """Yield the printed commands of `ssd-ray`, in code blocks and in spans of code."""
     text = page.read_text().replace("\\\n", " ")

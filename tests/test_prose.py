@@ -17,6 +17,7 @@ from tests.prose import (
     long_first_lines,
     measure,
     measure_page,
+    nodes,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +79,7 @@ def test_hard_places_have_comments() -> None:
 
 
 def test_lines_of_the_package_fit_the_columns() -> None:
-    # In tests ruff holds them, with exceptions for data: hostile programs, other scripts.
+    # In tests ruff checks this, with exceptions for data: hostile programs, other scripts.
     complaints = _by_file(_long_lines)
     assert {name for name in complaints if name.startswith("ssd_ray/")} == set()
 
@@ -90,11 +91,12 @@ def _by_file(complaints: Callable[[str], list[str]]) -> dict[str, list[str]]:
 
 
 def _verbs_as_variables(source: str) -> list[str]:
-    nodes = list(ast.walk(ast.parse(source)))
     names = [
-        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        node.id
+        for node in nodes(source)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     ]
-    names += [node.arg for node in nodes if isinstance(node, ast.arg)]
+    names += [node.arg for node in nodes(source) if isinstance(node, ast.arg)]
     return sorted(name for name in names if name in VERBS)
 
 

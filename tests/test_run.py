@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,48 +14,53 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssd_ray.artifacts import shards
+from ssd_ray import cluster
+from ssd_ray.artifacts import files, shards
 from ssd_ray.schema import Completion, Example, Prompt
-from tests.support.processes import command_of, workers_of
-from tests.support.tiny_run import RECIPE
+from ssd_ray.training.observe.heldout import read_held_out
+from tests.support import surroundings
+from tests.support.commands import exit_status
+from tests.support.processes import command_of, is_starting, workers_of
+from tests.support.tiny_run import completions, engine_starts, finish, start, write_recipe
 
 pytestmark = pytest.mark.real
 
-
-def _start(recipe: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ssd_ray", "run", str(recipe), "--out", str(out), "--quiet"]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def _finish(recipe: Path, out: Path) -> str:
-    process = _start(recipe, out)
-    stdout, stderr = process.communicate(timeout=600)
-    assert process.returncode == 0, stderr[-4000:]
-    return stdout
+BASE_ARMS = {
+    "base": "{model: base, temperature: 0.7}",
+    "greedy": "{model: base, temperature: 0.0}",
+    "cut": "{model: base, temperature: 1.3, top_k: 5, top_p: 0.8}",
+}
+SSD_ARMS = {
+    "ssd": "{model: ssd, temperature: 0.9, top_k: 20}",
+    "warm": "{model: ssd, temperature: 1.2}",
+}
+STAGES = ("samples", *(f"generations/{arm}" for arm in BASE_ARMS | SSD_ARMS))
 
 
-def _until(condition: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
+def _until(condition: Callable[[], object], process: subprocess.Popen[str], what: str) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, (
             f"the run ended before {what}: {process.communicate()[1][-3000:]}"
         )
         assert time.monotonic() < deadline, f"waited too long for {what}"
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """SIGKILL the driver alone; engines and workers must end by themselves.
 
-    Ray's own two agents notice later. They hold no engine and no core.
+    Ray's own two agents notice later, as does a worker that has just been started for one of Ray
+    Train's helpers. They hold no engine and no core. The starting workers are returned.
     """
-    working = workers_of(process.pid)
+    workers = workers_of(process.pid)
+    starting = [worker for worker in workers if is_starting(worker)]
+    working = [worker for worker in workers if worker not in starting]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(working, timeout=20)
     assert not alive, f"processes outlived their driver: {[command_of(p)[:80] for p in alive]}"
+    return starting
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -66,31 +70,76 @@ def _digests(directory: Path) -> dict[str, str]:
     }
 
 
+def _engine_with_two_jobs(run: Path) -> int:
+    """Return the process of an engine with answers of two jobs in flight, 0 if there is none."""
+    for path in (run / ".engines").glob("*/*.json"):
+        try:
+            status = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if len({unit["job"] for unit in status["drawing"]}) > 1:
+            return int(status["pid"])
+    return 0
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(RECIPE.format(model=tiny_qwen3))
-    return path
+    return write_recipe(path, tiny_qwen3, BASE_ARMS | SSD_ARMS)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
-    """An uninterrupted run."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    shown = _finish(recipe, out)
-    assert str(out / "report" / "report.html") in shown
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A working folder and an environment that would end a careless program."""
+    parent = tmp_path_factory.mktemp("odd")
+    return surroundings.folder_of_traps(parent), surroundings.odd_environment(parent)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    recipe: Path, odd: tuple[Path, dict[str, str]]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run without a disturbance, in odd surroundings and an odd directory, and its output."""
+    folder, environment = odd
+    out = folder.parent / "T=1.2 k=20" / "run #1 (100%) ü?"
+    command = [surroundings.COMMAND, "run", str(recipe), "--out", str(out), "--quiet"]
+    return out, surroundings.run(command, folder, 580, **environment)
+
+
+@pytest.fixture(scope="module")
+def reference(uninterrupted: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """The directory of the uninterrupted run."""
+    out, process = uninterrupted
+    assert process.returncode == 0, process.stdout + process.stderr
     return out
 
 
-def test_sampled_ids_are_the_ids_trained_on(whole: Path) -> None:
+def test_a_run_works_in_odd_surroundings(
+    uninterrupted: tuple[Path, subprocess.CompletedProcess[str]],
+    odd: tuple[Path, dict[str, str]],
+) -> None:
+    """Files named like libraries, a long TMPDIR, no passwd entry, and an odd run directory."""
+    out, process = uninterrupted
+    shown = process.stdout + process.stderr
+    assert process.returncode == 0, shown
+    assert f"TMPDIR={odd[1]['TMPDIR']} cannot hold its sockets" in shown
+    assert "was imported" not in shown
+    assert "(raylet)" not in shown
+    unwrapped = process.stdout.replace("\n", "")
+    assert str(out / "report" / "report.html") in unwrapped
+    assert {path.name for path in odd[0].parent.iterdir()} >= {"T=1.2 k=20", "notes"}
+
+
+def test_sampled_ids_are_the_ids_trained_on(reference: Path) -> None:
     prompts = {
-        prompt.prompt_id: prompt.token_ids for prompt in shards.read_rows(whole / "prompts", Prompt)
+        prompt.prompt_id: prompt.token_ids
+        for prompt in shards.read_rows(reference / "prompts", Prompt)
     }
     samples = {
         (row.prompt_id, row.sample_index): row
-        for row in shards.read_rows(whole / "samples", Completion)
+        for row in shards.read_rows(reference / "samples", Completion)
     }
-    examples = list(shards.read_rows(whole / "dataset", Example))
+    examples = list(shards.read_rows(reference / "dataset", Example))
     assert len(samples) == 80
     assert examples
     for example in examples:
@@ -100,91 +149,144 @@ def test_sampled_ids_are_the_ids_trained_on(whole: Path) -> None:
         assert example.num_prompt_tokens == len(sample.prompt_token_ids)
 
 
-def test_a_finished_run_is_a_no_op(whole: Path, recipe: Path) -> None:
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in whole.rglob("*")
-        if path.is_file() and path.name != "recipe.yaml"
-    }
-    began = time.monotonic()
-    _finish(recipe, whole)
+def test_a_finished_run_is_a_no_op(
+    reference: Path, recipe: Path, odd: tuple[Path, dict[str, str]]
+) -> None:
+    def stamps() -> dict[Path, int]:
+        return {
+            path: path.stat().st_mtime_ns
+            for path in reference.rglob("*")
+            if path.is_file() and path.name != "recipe.yaml"
+        }
+
+    before, began = stamps(), time.monotonic()
+    command = [surroundings.COMMAND, "run", str(recipe), "--out", str(reference), "--quiet"]
+    again = surroundings.run(command, odd[0], 60, **odd[1])
+    assert again.returncode == 0, again.stderr
     assert time.monotonic() - began < 10
-    after = {
-        path: path.stat().st_mtime_ns
-        for path in whole.rglob("*")
-        if path.is_file() and path.name != "recipe.yaml"
-    }
-    assert after == before
+    assert stamps() == before
 
 
-def test_training_changed_the_weights(whole: Path, tiny_qwen3: Path) -> None:
+def test_training_changed_the_weights(reference: Path, tiny_qwen3: Path) -> None:
     from safetensors.torch import load_file
 
     before, after = (
         load_file(directory / "model.safetensors")
-        for directory in (tiny_qwen3, whole / "checkpoint")
+        for directory in (tiny_qwen3, reference / "checkpoint")
     )
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before)
+    assert [line["step"] for line in read_held_out(reference / "checkpoint")] == [0, 4, 8, 12]
+
+
+def test_a_run_starts_the_engines_once_for_each_model(reference: Path) -> None:
+    """Samples and arms of the base share one pool, arms of the trained model another."""
+    assert engine_starts(reference) == 2
+    assert not (reference / ".engines").exists()
+    for stage in STAGES:
+        facts = files.read_json(reference / stage / "manifest.json")["facts"]
+        assert (facts["failed"], facts["engine_losses"]) == ([], 0)
+        assert not list((reference / stage).glob(".*"))
+    trained = files.read_json(reference / "checkpoint" / "manifest.json")["finished_at"]
+    for arm in BASE_ARMS:
+        manifest = files.read_json(reference / "generations" / arm / "manifest.json")
+        assert manifest["finished_at"] <= trained, "its engines are gone before training"
+
+
+def test_a_pool_for_each_step_draws_the_same_rows(
+    reference: Path, tiny_qwen3: Path, recipe: Path, tmp_path: Path
+) -> None:
+    # Commands of one process share its Ray; each starts engines of its own.
+    with cluster.connected():
+        out = tmp_path / "samples"
+        assert exit_status("sample", recipe, "--out", out, "--quiet") == 0
+        assert engine_starts(out) == 1
+        assert completions(out / "samples") == completions(reference / "samples")
+        for name in ("greedy", "cut"):
+            alone = write_recipe(tmp_path / f"{name}.yaml", tiny_qwen3, {name: BASE_ARMS[name]})
+            out = tmp_path / name
+            assert exit_status("generate", alone, "--out", out, "--quiet") == 0
+            assert engine_starts(out) == 1
+            stage = f"generations/{name}"
+            assert completions(out / stage) == completions(reference / stage)
+            fingerprints = [
+                files.read_json(run / stage / "fingerprint.json")["fingerprint"]
+                for run in (out, reference)
+            ]
+            assert fingerprints[0] == fingerprints[1]
 
 
 def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(
-    whole: Path, recipe: Path, tmp_path: Path
+    reference: Path, recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
     samples = out / "samples"
 
-    process = _start(recipe, out)
-    _until(lambda: len(shards.shard_paths(samples)) >= 2, process, "two shards of samples")
-    _kill(process)
-    assert not (samples / "manifest.json").exists(), (
-        "sampling was over before the kill: the test proves nothing"
+    drawn = [samples, *(out / "generations" / arm for arm in BASE_ARMS)]
+    process = start("run", recipe, out)
+    _until(lambda: any(map(shards.shard_paths, drawn)), process, "a shard of answers")
+    process.send_signal(signal.SIGSTOP)  # the driver hands out work; most of it stays
+    starting = _kill(process)
+    assert not any((stage / "manifest.json").exists() for stage in drawn), (
+        "a stage was over before the kill: the test proves nothing"
     )
-    kept = _digests(samples)
+    kept = [_digests(stage) for stage in drawn]
+    assert any(kept)
 
-    process = _start(recipe, out)
-    # An engine crashes too: the pool restarts it and the run continues.
-    _until(
-        lambda: len(shards.shard_paths(samples)) >= len(kept) + 2, process, "more shards of samples"
-    )
-    engine = max((out / "logs").glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
-    os.kill(int(engine.stem.rsplit("-", 1)[1]), signal.SIGKILL)
+    process = start("run", recipe, out)
+    # An engine crashes too, with answers of two steps in flight: the pool restarts it.
+    _until(lambda: _engine_with_two_jobs(out), process, "answers of two steps in one engine")
+    os.kill(_engine_with_two_jobs(out), signal.SIGKILL)
     losses = out / "checkpoint" / "loss.jsonl"
+    _until(losses.exists, process, "a step of training")
+    process.send_signal(signal.SIGSTOP)  # the driver writes the manifest; its workers go on
     _until(
-        lambda: losses.exists() and len(losses.read_text().splitlines()) >= 5,
+        lambda: len(losses.read_text().splitlines()) >= 5,
         process,
         "five steps of training",
     )
-    _kill(process)
+    starting += _kill(process)
     assert not (out / "checkpoint" / "manifest.json").exists(), (
         "training was over before the kill: the test proves nothing"
     )
-    assert kept.items() <= _digests(samples).items(), "a row that was already drawn was touched"
+    for before, stage in zip(kept, drawn, strict=True):
+        assert before.items() <= _digests(stage).items(), "a row that was drawn was touched"
+    assert engine_starts(out) == 3
+    crashes = [
+        files.read_json(out / stage / "manifest.json")["facts"]["engine_losses"]
+        for stage in ("samples", *(f"generations/{arm}" for arm in BASE_ARMS))
+    ]
+    assert sum(crashes) >= 2, "the crash counts in each step that had answers in flight"
     sampled = (samples / "manifest.json").stat().st_mtime_ns
 
-    process = _start(recipe, out)
-    # Those of the base were complete before training.
+    process = start("run", recipe, out)
+    # The verdicts of the base were complete before training.
     verdicts = out / "verdicts" / "ssd"
     _until(lambda: len(shards.shard_paths(verdicts)) >= 1, process, "a shard of verdicts")
-    _kill(process)
+    starting += _kill(process)
     assert not (verdicts / "manifest.json").exists(), (
         "grading was over before the kill: the test proves nothing"
     )
     graded = _digests(verdicts)
 
-    _finish(recipe, out)
+    finish(start("run", recipe, out))
     assert (samples / "manifest.json").stat().st_mtime_ns == sampled
     assert graded.items() <= _digests(verdicts).items()
     first, second = (
-        json.loads((run / "report" / "scores.json").read_text()) for run in (whole, out)
+        json.loads((run / "report" / "scores.json").read_text()) for run in (reference, out)
     )
     assert first == second
+    measured = [read_held_out(run / "checkpoint") for run in (reference, out)]
+    assert measured[0] == measured[1]
+    for stage in STAGES:
+        assert completions(out / stage) == completions(reference / stage)
     keys = list(shards.read_columns(samples, "prompt_id", "sample_index"))
     assert len(keys) == len(set(keys)) == 80
+    assert not psutil.wait_procs(starting, timeout=60)[1], "processes outlived their driver"
 
 
 def test_ctrl_c_ends_cleanly_and_prints_how_to_resume(recipe: Path, tmp_path: Path) -> None:
-    process = _start(recipe, tmp_path / "run")
+    process = start("run", recipe, tmp_path / "run")
     _until(lambda: len(shards.shard_paths(tmp_path / "run" / "samples")) >= 1, process, "a shard")
     family = workers_of(process.pid)
     process.send_signal(signal.SIGINT)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,73 +11,17 @@ import pytest
 
 import ssd_ray
 from ssd_ray.cluster import import_path
+from tests.support.surroundings import COMMAND, folder_of_traps, run
 
 PACKAGE = Path(ssd_ray.__file__).parent
-COMMAND = str(Path(sys.executable).parent / "ssd-ray")
-LIBRARIES = (
-    *(
-        "vllm",
-        "torch",
-        "numpy",
-        "ray",
-        "pyarrow",
-        "yaml",
-        "emoji",
-        "ssd_ray",
-        "deepspeed",
-        "datasets",
-        "typer",
-    ),
-    *(
-        "random",
-        "queue",
-        "json",
-        "socket",
-        "pickle",
-        "statistics",
-        "logging",
-        "select",
-        "struct",
-        "tokenize",
-        "secrets",
-    ),
-)
-LONG = (
-    "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it/until/no/socket/fits"
-)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of files named like libraries; each would end its importer."""
-    folder = tmp_path / "notes"
-    (folder / "transformers").mkdir(parents=True)
-    for name in (*LIBRARIES, "transformers/__init__"):
-        (folder / f"{name}.py").write_text(
-            f"raise SystemExit('{name} was imported from the working directory')\n"
-        )
-    return folder
+    return folder_of_traps(tmp_path)
 
 
-def run(
-    command: list[str], folder: Path, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONSAFEPATH", "PYTHONPATH")
-    }
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
+@pytest.mark.slow
 def test_grading_imports_nothing_from_the_folder(folder: Path, tmp_path: Path) -> None:
     """Its processes start with `python -c`: the folder is first on their path."""
     problem = {
@@ -108,7 +50,7 @@ def test_grading_imports_nothing_from_the_folder(folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("module", ["ssd_ray"])
 def test_a_module_run_by_name_imports_nothing_from_the_folder(folder: Path, module: str) -> None:
-    (folder / "ssd_ray.py").unlink()  # Python itself finds that one, and no package can help
+    (folder / "ssd_ray.py").unlink()  # `-m` itself would find it before any code of the package
     process = run([sys.executable, "-m", module, "plan", "quickstart"], folder)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "sample.temperature" in process.stdout
@@ -178,43 +120,6 @@ evaluate:
 engine: {{kv_cache_gib: 0.2, enforce_eager: true, cpus: 1, max_num_seqs: 8}}
 cluster: {{device: cpu, grader_cpus: 0, train_workers: 1, cpus_per_train_worker: 1}}
 """
-NOBODY = """
-import pwd
-
-def getpwuid(uid):
-    raise KeyError(f"getpwuid(): uid not found: {uid}")
-
-pwd.getpwuid = getpwuid
-"""
-
-
-@pytest.mark.real
-def test_a_run_works_in_odd_surroundings(folder: Path, tmp_path: Path, tiny_llama: Path) -> None:
-    """Files named like libraries, a long TMPDIR, no passwd entry, and an odd run directory."""
-    (tmp_path / "field.yaml").write_text(RECIPE.format(model=tiny_llama))
-    (tmp_path / LONG).mkdir(parents=True)
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "sitecustomize.py").write_text(NOBODY)
-    environment = {
-        "TMPDIR": str(tmp_path / LONG),
-        "PYTHONPATH": str(tmp_path / "path"),
-        "HOME": str(tmp_path / "home"),
-    }
-    environment |= dict.fromkeys(("USER", "LOGNAME", "LNAME", "USERNAME"), "")
-    out = tmp_path / "T=1.2 k=20" / "run #1 (100%) ü?"
-    process = run(
-        [COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 580, **environment
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert f"TMPDIR={tmp_path / LONG} cannot hold its sockets" in process.stdout + process.stderr
-    assert "was imported" not in process.stdout + process.stderr
-    assert "(raylet)" not in process.stdout + process.stderr
-    assert (out / "report" / "scores.json").exists()
-    assert {path.name for path in tmp_path.iterdir()} >= {"T=1.2 k=20", "notes"}
-    again = run(
-        [COMMAND, "run", "../field.yaml", "--out", str(out), "--quiet"], folder, 60, **environment
-    )
-    assert again.returncode == 0, again.stderr
 
 
 @pytest.mark.real

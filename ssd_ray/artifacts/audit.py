@@ -3,7 +3,7 @@
 - Resuming reads the records, and the sizes and ends of files. It reads no rows.
 - A file without a matching record is moved away, never deleted.
 
-Reads `ledger/*.jsonl` and shards, moves foreign files to `set-aside/`.
+Reads `ledger/*.jsonl` and shards; files without a record move to a folder for replaced ones.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Audit:
 def audit(out: Path, *, digests: bool = False) -> Audit:
     """Compare the ledger with the files, and move files without a match to `set-aside/`.
 
-    Size and first and last bytes of each shard are compared, with `digests` its SHA-256 instead.
+    The size of each shard is compared, and its first and last bytes. With `digests`, its SHA-256 is
+    compared instead of these bytes.
     """
     with os.scandir(out) as entries:
         files = {
@@ -84,7 +85,8 @@ def audit(out: Path, *, digests: bool = False) -> Audit:
     matching, problems = _compare(out, digests)
     kept: list[Record] = []
     for record in sorted(matching, key=lambda record: record.span):
-        # An engine may outlive its driver and draw rows again, in other shards: the first wins.
+        # An engine that outlives its driver may draw rows that engines of the next driver draw too,
+        # in shards with other cuts. The first shard is kept.
         if kept and kept[-1].span.overlaps(record.span):
             problems[record.file] = f"holds rows that {kept[-1].file} holds"
         else:
@@ -146,7 +148,8 @@ def _compare(out: Path, digests: bool) -> tuple[list[Record], dict[str, str]]:
     records = list(tail(out).new())
     problems = _problems(out, records, digests=digests)
     checked = list(zip(records, problems, strict=True))
-    # A shard that was drawn again has several records, in files of unknown order: one must match.
+    # A shard drawn again has several records, in ledger files of unknown order. The file on disk
+    # has to match any one of them.
     matching = {record.file: record for record, problem in checked if problem is None}
     reasons = {
         record.file: problem
@@ -171,7 +174,7 @@ def _problem(path: Path, record: Record, fingerprint: str, digests: bool) -> str
             # A Parquet file begins and ends with these bytes; a torn one has no end.
             head = handle.read(len(_MAGIC))
             handle.seek(max(0, size - len(_MAGIC)))
-            return None if head == handle.read() == _MAGIC else "is no Parquet file"
+            return None if head == handle.read() == _MAGIC else "is not a Parquet file"
     except FileNotFoundError:
         return "is missing"
     except IsADirectoryError:

@@ -1,6 +1,6 @@
 """Facts of data sets: sequences kept and left out, health of the samples, provenance.
 
-They follow the rules of `facts.py`. Reads and writes nothing.
+They follow the rules of `facts.py`. Does no I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ssd_ray.artifacts.facts import Facts, RowFacts
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """Rows without a loss."""
+    """Rows masked out of the loss."""
 
     rows: int
     response_tokens: int
@@ -51,7 +51,7 @@ class EndCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths of samples in tokens: limits, quantiles, and histograms by group."""
+    """Lengths of samples in tokens: extremes, mean, quantiles, and histograms by group."""
 
     min: int
     mean: float
@@ -92,7 +92,7 @@ class Excerpt:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthCounts:
-    """Health of the samples of a data set, as drawn."""
+    """Health of the samples of a data set, counted before any is dropped."""
 
     rows: int
     tokens: int
@@ -195,7 +195,7 @@ class DatasetFacts(RowFacts):
     prompt_tokens: int | None = None
     response_tokens: int | None = None
     finish_reasons: Mapping[str, int] | None = None
-    """Rows by finish reason as trained: a cut answer has lost its end token."""
+    """Rows by finish reason as trained: an answer cut to `prepare.max_length` is "length"."""
     token_share: Mapping[str, float] | None = None
     """Share of the response tokens, by finish reason."""
     length_histogram: LengthHistogram | None = None

@@ -25,7 +25,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another process is at work in {out}: wait for it, or choose another --out"
+                f"another process is using {out}: wait for it, or choose another --out"
             ) from error
         except OSError as error:
             raise UserError(

@@ -1,13 +1,13 @@
 """Facts of artifacts: the numbers that each stage counts and writes into its manifest.
 
-One frozen dataclass a stage. `document` gives the JSON object for the manifest; `parse` reads it.
+One frozen dataclass per stage. `document` gives the JSON object for the manifest; `parse` reads it.
 
 - Keys of other versions are ignored, so artifacts of later versions stay readable.
-- A field without a default is in every manifest; one without it is refused.
+- A field without a default is in every manifest. A manifest that lacks it is refused.
 - None means that an earlier version did not record the fact, unless the field says otherwise.
 
 Facts of problems and prompts are in `problem_facts.py`, of data sets in `dataset_facts.py`.
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class VerdictFacts(RowFacts):
     reasoning: Mapping[str, int] | None = None
     """Rows with reasoning, by its state."""
     infrastructure_errors: int
-    """Errors of the machine, which grading again may settle."""
+    """Answers without a verdict because of the machine; they are graded again by the next run."""
     profile: str | None = None
     official_grader: Mapping[str, str] | None = field(default=None, metadata=_LEFT_OUT_IF_NONE)
     """The grader that profile `lcb-compat` follows; None also for other profiles."""
@@ -200,7 +200,7 @@ class ReportFacts(Facts):
         """Read {metric: estimates} from the JSON object of a file, named `where` in errors.
 
         Raises:
-            UserError: there is not exactly one metric, or an estimate is no number.
+            UserError: there is not exactly one metric, or an estimate is not a number.
         """
         if len(document) != 1:
             raise UserError(

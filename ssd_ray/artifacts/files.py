@@ -28,7 +28,7 @@ def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True)
     """Digest names, sizes and bytes of files into sixteen hex digits.
 
     Of a file above 64 MiB only the first and the last MiB are read, unless `entirely` is set.
-    Without `names`, a file may be moved and renamed.
+    Without `names`, the digest stays the same if a file is renamed.
     """
     sha = hashlib.sha256()
     for path in files:
@@ -40,7 +40,8 @@ def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True)
             elif entirely:
                 sha.update(hashlib.file_digest(handle, "sha256").digest())
             else:
-                # Weights are many GiB; another file of the same size differs at an end.
+                # Weights are many GiB. Other weights in a file of the same size are expected to
+                # differ in its first or last MiB.
                 sha.update(handle.read(_PROBE_BYTES))
                 handle.seek(size - _PROBE_BYTES)
                 sha.update(handle.read(_PROBE_BYTES))
@@ -53,11 +54,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises:
         UserError: the directory is not writable or the disk is full.
     """
-    make_directory(path.parent)
     # A random name: processes in different containers may have the same id.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with temporary.open("wb") as handle:
+        handle = _create(temporary)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with handle:
             handle.write(data.encode() if isinstance(data, str) else data)
             # Without a sync, a power cut may leave the new name without the bytes.
             handle.flush()
@@ -66,6 +70,16 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
+
+
+def _create(path: Path) -> BinaryIO:
+    """Create a file, and its directory if that is missing."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        # Not looked for in advance: that takes three operations on network storage.
+        make_directory(path.parent)
+        return path.open("wb")
 
 
 def publish_directory(temporary: Path, target: Path) -> None:
@@ -97,6 +111,17 @@ def replace_directory(temporary: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         old.unlink(missing_ok=True)
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names in a directory, none if it is missing.
+
+    This takes one operation of network storage. `Path.glob` takes two.
+    """
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def make_directory(path: Path) -> None:

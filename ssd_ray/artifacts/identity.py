@@ -3,11 +3,11 @@
 A stage's revision separates its artifacts from those of earlier versions of ssd_ray:
 
 - Raise it by one when the code makes other contents from the same recipe, or cannot read the
-  earlier ones. 0 is the revision of all artifacts from before there were revisions.
+  earlier ones. Artifacts made before revisions existed have revision 0.
 - It is part of the fingerprints of the stage's own artifacts alone. Later stages compare contents
   (`lineage.py`), so they stay valid if a new revision makes the same contents.
 
-docs/design.md has the rules. `fingerprint.json` records an identity. Reads and writes nothing.
+docs/design.md has the rules. `fingerprint.json` records an identity. Does no I/O.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def revision_of(stage: str) -> int:
 class Identity:
     """Stage, choices, inputs and revision of an artifact.
 
-    `inputs` are recipe digests by name. `revisions`, for the record alone, are those above 0 of the
-    stage and of all its inputs.
+    `inputs` are recipe digests by name. `revisions` holds the revisions above 0 of the stage and of
+    all its inputs. It is written to `fingerprint.json` and enters no digest.
     """
 
     stage: str
@@ -79,7 +79,7 @@ class Identity:
     def fingerprint(self) -> str:
         """Sixteen hex digits over the recipe and the revision; at revision 0, the recipe digest."""
         parts = [FORMAT, self.stage, self.choices, self.inputs]
-        # Revision 0 adds nothing, so artifacts from before there were revisions stay valid.
+        # Revision 0 adds nothing, so artifacts made before revisions existed stay valid.
         return _digest_of([*parts, self.revision] if self.revision else parts)
 
     def record(self) -> Json:
@@ -93,7 +93,7 @@ def _digest_of(parts: list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_asked_for(existing: Json, identity: Identity) -> bool:
+def has_recipe_digest_of(existing: Json, identity: Identity) -> bool:
     """Return True if a directory's record has the recipe digest of `identity`."""
     parts = {name: existing.get(name) for name in ("stage", "choices", "inputs")}
     return _digest_of([FORMAT, *parts.values()]) == identity.recipe_digest
@@ -109,7 +109,7 @@ def staleness(existing: Json, identity: Identity) -> str:
         return f"was made with other choices ({changes})"
     before = existing.get("inputs", {})
     if others := [name for name, value in identity.inputs.items() if before.get(name) != value]:
-        return f"was made from {' and '.join(others)} of other choices"
+        return f"was made from {' and '.join(others)} with other choices"
     revision = existing.get("revision", 0)
     if revision != identity.revision:
         version = "an earlier" if revision < identity.revision else "a later"

@@ -11,10 +11,13 @@ the files.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -22,7 +25,7 @@ from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ssd_ray.artifacts.files import read_complete_lines
+from ssd_ray.artifacts.files import names, read_complete_lines
 from ssd_ray.errors import UserError, system_reason
 
 T = TypeVar("T")
@@ -92,37 +95,100 @@ class Record:
 _RECORD = TypeAdapter(Record)
 
 
-def append_line(path: Path, line: bytes, *, durable: bool) -> None:
-    """Append one line to a file of this process alone.
-
-    It is one system call, so a kill tears at most the last line. With `durable`, the line is
-    flushed to the disk before the return.
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line to a file written by this process alone.
 
     Raises:
         UserError: the disk is full or the directory cannot be written.
     """
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with _refusing(path):
+        handle = open_to_append(path)
         try:
-            # A short write means a full disk; the torn line is skipped by readers.
-            if os.write(handle, line + b"\n") != len(line) + 1:
-                raise OSError(28, "No space left on device")
-            if durable:
-                os.fsync(handle)
+            append_to(handle, path, line)
         finally:
             os.close(handle)
+
+
+def open_to_append(path: Path) -> int:
+    """Open a file written by this process alone for `append_to`, and return its descriptor.
+
+    Its directory is made if it is missing.
+
+    Raises:
+        UserError: the disk is full or the directory cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with _refusing(path):
+        try:
+            return os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)
+            return os.open(path, flags, 0o644)
+
+
+def append_to(handle: int, path: Path, line: bytes) -> None:
+    """Append one line by a descriptor of `path`.
+
+    It is one system call, so a kill tears at most the last line.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with _refusing(path):
+        # A short write means a full disk; the torn line is skipped by readers.
+        if os.write(handle, line + b"\n") != len(line) + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {system_reason(error)}; make room and run again"
         ) from error
 
 
-def append(out: Path, writer: str, record: Record) -> None:
-    """Record a shard in the file of the process `writer`; the shard counts from here on."""
-    (out / "ledger").mkdir(exist_ok=True)
-    claimed = dataclasses.replace(record, artifact=fingerprint_of(out))
-    text = json.dumps(dataclasses.asdict(claimed), separators=(",", ":"))
-    append_line(out / "ledger" / f"{writer}.jsonl", text.encode(), durable=True)
+class Ledger:
+    """The file of one process in the ledger of `out`; safe to use from threads.
+
+    The first record opens it, and it stays open: a record then takes two operations of storage.
+    """
+
+    def __init__(self, out: Path, writer: str) -> None:
+        self.out = out
+        self._path = out / "ledger" / f"{writer}.jsonl"
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+        self._fingerprint = ""
+
+    def append(self, record: Record) -> None:
+        """Record a shard; it counts from the return on, also after a power cut.
+
+        Raises:
+            UserError: the disk is full or the directory cannot be written.
+        """
+        handle = self._open()
+        claimed = dataclasses.replace(record, artifact=self._fingerprint)
+        text = json.dumps(dataclasses.asdict(claimed), separators=(",", ":"))
+        append_to(handle, self._path, text.encode())
+        with _refusing(self._path):
+            os.fsync(handle)
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._handle is None:
+                self._fingerprint = fingerprint_of(self.out)
+                self._handle = open_to_append(self._path)
+            return self._handle
+
+    def close(self) -> None:
+        """Close the file; another record opens it again."""
+        with self._lock:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
 
 
 class Tail(Generic[T]):
@@ -141,9 +207,10 @@ class Tail(Generic[T]):
 
         Lines parsed as None are left out.
         """
-        for path in sorted(self._directory.glob("*.jsonl")):
+        for name in sorted(names(self._directory)):
+            path = self._directory / name
             # Most writers are idle between two calls: their files are not opened.
-            if path.stat().st_size == self._offsets[path.name]:
+            if path.suffix != ".jsonl" or path.stat().st_size == self._offsets[path.name]:
                 continue
             with path.open("rb") as handle:
                 handle.seek(self._offsets[path.name])
@@ -177,7 +244,7 @@ def fingerprint_of(out: Path) -> str:
 def uncovered(span: Span, covered: Iterable[tuple[int, int]], rows: int) -> Iterator[Span]:
     """Yield the parts of a span outside the sorted runs `covered`.
 
-    Each gap is cut into pieces of even size, of at most `rows` positions.
+    Each gap is cut into pieces of nearly equal size, of at most `rows` positions.
     """
     start = span.start
     # An empty run at the end closes the last gap.

@@ -5,9 +5,9 @@ another version of ssd_ray, or after an input was resumed. So a stage records ea
 it, and a later run compares.
 
 - A complete input is recorded by its contents.
-- An input in progress is recorded by its claim, the random name of one attempt at it.
-- Contents are digests of columns if the manifest has them, else of the bytes of files. Columns are
-  equal in files of another version of Parquet.
+- An input in progress is recorded by its claim, a random name.
+- Contents are digests of columns if the manifest has them, else of the bytes of files. Another
+  version of pyarrow may write other bytes, but the columns stay equal.
 
 Reads manifests; writes `made-from.json` and new claims.
 """
@@ -36,7 +36,7 @@ class Source:
     """
 
     claim: str
-    """Name of the attempt at it."""
+    """Claim of the input."""
     revisions: Mapping[str, int] = field(default_factory=dict)
     """Revisions above 0 of its stage and of all its inputs, by stage."""
     files: str = ""
@@ -55,7 +55,7 @@ class Source:
             return self.claim == current.claim
         if facts and self.facts and self.facts != current.facts:
             return False
-        # Another version of Parquet writes other bytes for the same values.
+        # Another version of pyarrow may write other bytes for the same values.
         shared = self.columns.keys() & current.columns.keys()
         if shared and self.files != current.files:
             return all(self.columns[name] == current.columns[name] for name in shared)
@@ -88,7 +88,7 @@ def source(path: Path) -> Source | None:
 
 @functools.lru_cache(maxsize=256)
 def _weights(path: Path, _claim: str) -> str:
-    """Digest a file of weights, once for all arms of one attempt at it."""
+    """Digest a file of weights; cached by claim, because each arm of a checkpoint asks for it."""
     return digest([path] if path.exists() else [])
 
 
@@ -139,9 +139,9 @@ def record_columns(out: Path, name: str, path: Path) -> None:
 
 
 def adopt(out: Path, inputs: Mapping[str, Path], revisions: Mapping[str, int]) -> None:
-    """Record a directory of other revisions as equal to one of `revisions`.
+    """Record the current contents of the inputs of a directory, and `revisions` as its own.
 
-    The caller has compared its inputs and found them unchanged.
+    The caller has compared the inputs and found them unchanged.
     """
     known = recorded(out)
     current = {name: source(path) for name, path in inputs.items() if name in known}
@@ -160,10 +160,9 @@ def _write(out: Path, known: Mapping[str, Source], updates: Mapping[str, Source]
 
 
 def changed(out: Path, inputs: Mapping[str, Path], *, facts: bool = False) -> dict[str, bool]:
-    """Return the changed complete inputs by name: True if comparable with their record.
+    """Return the complete inputs with changed contents by name; a value is True if comparable.
 
-    Inputs of different versions of ssd_ray are not comparable. With `facts`, facts are compared
-    too.
+    `Source.is_comparable` defines the value. With `facts`, facts are compared too.
     """
     # Inputs in progress are skipped: `can_follow` decides about them by their claim.
     differing = {}
@@ -175,7 +174,7 @@ def changed(out: Path, inputs: Mapping[str, Path], *, facts: bool = False) -> di
 
 
 def can_follow(out: Path, name: str, followed: Path) -> bool:
-    """Return True if a directory was made from the current attempt at its growing input `name`."""
+    """Return True if a directory was made from its growing input `name` under the same claim."""
     current = source(followed)
     known = recorded(out).get(name)
     return current is not None and known is not None and known.claim == current.claim != ""

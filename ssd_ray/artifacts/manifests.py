@@ -3,11 +3,11 @@
 - A stage claims its directory by writing `fingerprint.json` first.
 - It seals the directory by writing `manifest.json` last.
 - No manifest: the stage was interrupted, and resumes.
-- A manifest: the artifact is complete, and is never touched again.
+- A manifest: the artifact is complete, and is left alone.
 - Another fingerprint: refused, with the difference.
 
 Every file appears by rename, so after a crash at any instant no directory looks complete.
-A directory to make again is removed by one rename, or from its manifest to its fingerprint.
+A stale directory is removed by one rename, or file by file, manifest first and fingerprint last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ MADE_FROM = "made-from.json"
 _NOTHING_MADE = frozenset(
     {"fingerprint.json", "timing.json", MADE_FROM, "tests", ".engines", ".returned"}
 )
-"""Files of an attempt that failed before it made anything; tests are named by content."""
+"""Names left by an attempt that failed before it made a row.
+
+Stored tests are among them: they are named by content, so they serve any choices.
+"""
 State = Literal["missing", "partial", "complete", "stale"]
 
 
@@ -75,7 +78,7 @@ def state_of(out: Path, identity: Identity) -> State:
     """
     if not (out / "fingerprint.json").exists():
         return "missing"
-    # Files of an attempt without rows are no reason to refuse other choices.
+    # Files of an attempt without rows are not a reason to refuse other choices.
     if read_json(out / "fingerprint.json").get("fingerprint") != identity.fingerprint:
         return "missing" if _names(out) <= _NOTHING_MADE else "stale"
     return "complete" if (out / "manifest.json").exists() else "partial"
@@ -104,7 +107,7 @@ def load_facts(out: Path, kind: type[FactsT]) -> FactsT:
 
 
 def read_manifest(out: Path) -> Manifest:
-    """Read the manifest of a complete artifact, without a look at its shards.
+    """Read the manifest of a complete artifact without checking its shards.
 
     Raises:
         UserError: the directory holds no manifest, or one that this version cannot read.
@@ -187,12 +190,12 @@ def _lost(out: Path, shards: Sequence[ShardFile]) -> list[str]:
 
 
 def claim(out: Path, identity: Identity) -> Artifact | None:
-    """Claim a directory for an artifact; return the artifact if it is complete already.
+    """Claim a directory for an artifact; return the artifact if it is already complete.
 
-    With None, the caller is to make it.
+    If None is returned, the caller has to make it.
 
     Raises:
-        UserError: the directory belongs to another fingerprint, or cannot be written.
+        UserError: the directory has another fingerprint or foreign files, or cannot be written.
     """
     state = state_of(out, identity)
     if state == "stale":
@@ -216,15 +219,15 @@ def claim(out: Path, identity: Identity) -> Artifact | None:
 
 
 def new_claim() -> str:
-    """Return a random name for one attempt at an artifact.
+    """Return a random name for an artifact in progress.
 
-    Readers of an artifact in progress recognize the attempt by it.
+    Resuming keeps it; an artifact made again from the beginning, or with lost shards, gets another.
     """
     return uuid.uuid4().hex[:16]
 
 
 def _names(out: Path) -> set[str]:
-    """Return the names in a directory, without those of killed writes."""
+    """Return the names in a directory, without temporary files of killed writes."""
     if not out.is_dir():
         return set()
     return {path.name for path in out.iterdir() if path.suffix != ".partial"}
@@ -233,8 +236,8 @@ def _names(out: Path) -> set[str]:
 def seal(out: Path, identity: Identity, facts: Facts) -> Artifact:
     """Declare an artifact complete: write its manifest, the last file, and return it.
 
-    The manifest lists names, sizes and digests of all shards. A stage with a ledger passes its own
-    list as `facts.shards`. Without a ledger, columns are digested too: another version of Parquet
+    The manifest lists names, sizes and digests of all shards. A stage with a ledger gives its own
+    list as `facts.shards`. Without a ledger, columns are digested too: another version of pyarrow
     may write the same rows in other bytes.
 
     Raises:

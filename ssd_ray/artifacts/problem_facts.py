@@ -1,6 +1,6 @@
-"""Facts of problems, prompts and their overlaps, as `facts.py` has those of other stages.
+"""Facts of problems, prompts and their overlaps; they follow the rules of `facts.py`.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class EvalPromptFacts(RowFacts):
     template_date: str | None = None
     """Date that the chat template reads; None also if it reads none."""
     control_words: int | None = None
-    """Prompts in which a control token stayed text."""
+    """Number of prompts in which the text of a control token was encoded as plain text."""
     control_words_unwritable: tuple[str, ...] = ()
     """Prompts with control tokens that this tokenizer cannot write as text."""
 
@@ -147,7 +147,7 @@ class ContaminationFacts(RowFacts):
     """Prompts that overlap."""
     policy: str
     words: int
-    """Words of a run."""
+    """Number of words of a run."""
     benchmarks: Mapping[str, BenchmarkOverlaps]
     examples: tuple[OverlapExample, ...]
     """The largest overlaps."""

@@ -34,14 +34,14 @@ def keys_on_disk(out: Path) -> set[Key]:
 def shard_name(keys: list[Key]) -> str:
     """Return the name of the shard with exactly these keys.
 
-    A repeated batch replaces its own shard, and no other.
+    A slice that is graded again replaces its own shard, and no other.
     """
     return hashlib.blake2b(json.dumps(keys).encode(), digest_size=10).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Rows of one file: the work of a worker, and the rows of its shard."""
+    """Rows of one file, read by one worker. Their results become one shard."""
 
     file: Path
     rows: tuple[int, ...]
@@ -70,7 +70,7 @@ def log_to_file(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}-{socket.gethostname()}-{os.getpid()}.log"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # Descriptors in place of sys.stdout: programs of C++ write to these.
+    # Redirects the descriptors, not sys.stdout: C++ libraries write to the descriptors.
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

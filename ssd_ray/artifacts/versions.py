@@ -9,7 +9,7 @@ from importlib import metadata
 
 @functools.cache  # each look-up parses a package's metadata
 def installed() -> dict[str, str]:
-    """Return installed versions relevant to numbers, by name in the package index."""
+    """Return the versions of Python and of packages that may change results, by name."""
     by_name = {"python": platform.python_version()}
     for name in (
         "ssd-ray",

@@ -1,1 +1,1 @@
-"""Commands of `ssd-ray`: `app` defines them, `options`, `plan` and `grading` serve it."""
+"""Commands of `ssd-ray`: `app` defines them, helped by `options`, `plan` and `grading`."""

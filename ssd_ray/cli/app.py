@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ssd_ray.cli.console import results_console
 from ssd_ray.cli.options import GradeOptions, Json, Out, Quiet, RecipeArgument, Set, takes
 from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
@@ -30,7 +31,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 app = typer.Typer(
     help="Simple self-distillation: sample from a frozen model, fine-tune it on the raw answers, "
     "evaluate both.",
-    epilog="A recipe is the name of a shipped one (ssd-ray recipes) or a YAML file. "
+    epilog="RECIPE is a YAML file, or the name of a recipe listed by ssd-ray recipes. "
     "Every verb resumes where it stopped.",
     no_args_is_help=True,
     add_completion=False,
@@ -91,41 +92,52 @@ def _resume_hint(show: Any) -> Iterator[None]:
         raise
 
 
-def _verb(name: str, help_text: str) -> None:
-    """Add the command of a verb."""
+def _verb(name: str, help_text: str, inputs: str = "") -> None:
+    """Add the command of a verb; `inputs` are made first where they are missing."""
+    if inputs:
+        help_text += f"\n\nFirst makes what is missing: {inputs}."
 
     def command(
         recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False
     ) -> None:
-        _make(name, recipe, out, overrides, quiet)
+        directory = _make("report" if name == "run" else name, recipe, out, overrides, quiet)
+        if name in ("run", "report"):
+            _print_scores(directory / "report")
 
     app.command(name, help=help_text)(command)
 
 
-@app.command()
-def run(
-    recipe: RecipeArgument, out: Out = None, overrides: Set = None, quiet: Quiet = False
-) -> None:
-    """Make everything from prompts to report; a finished run is a no-op."""
+def _print_scores(report: Path) -> None:
     from ssd_ray.reporting.numbers.scores_file import read_scores
     from ssd_ray.reporting.terminal import summary
 
-    directory = _make("report", recipe, out, overrides, quiet)
-    _console().print(summary(read_scores(directory / "report" / "scores.json")))
-    typer.echo(f"report: {(directory / 'report' / 'report.html').resolve()}")
+    results_console().print(summary(read_scores(report / "scores.json")))
+    typer.echo(f"report: {(report / 'report.html').resolve()}")
 
 
+_verb("run", "Make everything from prompts to report. A finished run is a no-op.")
 _verb(
     "render",
-    "Render training problems and benchmarks with the model's template: prompts with token ids.",
+    "Render problems as prompts with token ids. Training and evaluation use the model's template.",
 )
-_verb("sample", "Draw one answer per prompt from the frozen model at the training temperature.")
-_verb("prepare", "Turn samples into training sequences: exact ids, dropped rows are counted.")
+_verb(
+    "sample",
+    "Draw answers to prompts from the frozen model. The temperature is T_train.",
+    "prompts",
+)
+_verb(
+    "prepare",
+    "Turn samples into training sequences. Ids stay exact, dropped rows are counted.",
+    "prompts and samples",
+)
 _verb(
     "train",
-    "Fine-tune the model on its samples with Ray Train and DeepSpeed, at the recipe's ZeRO stage.",
+    "Fine-tune the model on its samples. DeepSpeed runs under Ray Train, at train.zero_stage.",
+    "prompts, samples and training sequences",
 )
-_verb("generate", "Answer the benchmark with every arm of the recipe.")
+_verb(
+    "generate", "Answer the benchmarks with every arm of the recipe.", "everything up to training"
+)
 
 
 @app.command()
@@ -133,8 +145,9 @@ _verb("generate", "Answer the benchmark with every arm of the recipe.")
 def grade(options: GradeOptions) -> None:
     """Run the programs of answers in a sandbox and record verdicts.
 
-    With a recipe: its answers, after the steps before them. Without one: any file of completions,
-    given --problems, --completions and --out.
+    With a recipe: the answers of its run. First makes what is missing: everything up to the
+    training and the answers of every arm. Without one: any file of completions, given --problems,
+    --completions and --out.
     """
     if options.recipe is not None:
         # Refused rather than ignored: the recipe's values would silently win.
@@ -153,19 +166,19 @@ def grade(options: GradeOptions) -> None:
     show = progress(options.quiet)
     with _resume_hint(show):
         scores = grade_files(job, show)
-    _console().print(grading.scores_table(scores))
+    results_console().print(grading.scores_table(scores))
     typer.echo(f"{job.out / 'verdicts.parquet'}\n{job.out / 'scores.json'}")
 
 
 @app.command()
 def sandbox() -> None:
-    """Print the isolation of programs on this machine, and test every claim of it."""
+    """Print the isolation of programs on this machine. Every claim about it is tested."""
     from ssd_ray.cli.grading import sandbox_tables
 
     all_hold = True
     # Print every table before failing, so that all broken claims show.
     for table, claims_hold in sandbox_tables():
-        _console().print(table)
+        results_console().print(table)
         all_hold &= claims_hold
     if not all_hold:
         raise InfrastructureError(
@@ -174,7 +187,30 @@ def sandbox() -> None:
         )
 
 
-_verb("report", "Write the report page and scores.json.")
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine, and name the shipped recipes that run on it."""
+    import json
+
+    from ssd_ray.cli import doctor as checks
+    from ssd_ray.machine.facts import read_machine
+
+    machine = read_machine()
+    lines = list(checks.examine(machine, checks.runs_directory()))
+    outlooks = list(checks.outlooks(machine, lines))
+    if as_json:
+        typer.echo(json.dumps(checks.as_json(lines, outlooks, machine), indent=1, default=str))
+        return
+    console = results_console()
+    console.print(checks.machine_table(lines))
+    console.print(checks.recipes_table(outlooks))
+
+
+_verb(
+    "report",
+    "Write the report page and scores.json, and print the scores.",
+    "the complete run, so it does the same as run",
+)
 
 
 @app.command()
@@ -190,7 +226,10 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print choices with sources, the steps of a run, and memory, hours and money of training."""
+    """Print choices, steps and the cost of training.
+
+    Choices have their sources; the cost is memory, hours and money.
+    """
     import json
 
     from ssd_ray import recipes
@@ -204,7 +243,7 @@ def plan(
         tables = planned.as_json(loaded, overrides or [], directory, assumed)
         typer.echo(json.dumps(tables, indent=1, default=str))
         return
-    console = _console()
+    console = results_console()
     console.print(planned.choices_table(loaded, overrides or []))
     console.print(planned.steps_table(loaded, directory))
     console.print(planned.training_tables(loaded, directory, assumed))
@@ -216,7 +255,10 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Another run directory.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two finished runs: recipe differences, scores, paired differences by problem."""
+    """Compare two finished runs.
+
+    Shows the differences of the recipes, the scores, and paired differences by problem.
+    """
     import json
 
     from ssd_ray.reporting.comparison import compare as compare_runs
@@ -225,7 +267,9 @@ def compare(
     if as_json:
         typer.echo(json.dumps(comparison.plain(), indent=1))
         return
-    _console().print(comparison)
+    # Apart from the tables, whose columns would break a path.
+    typer.echo(f"first run: {first}\nsecond run: {second}")
+    results_console().print(comparison)
 
 
 @app.command("recipes")
@@ -238,26 +282,19 @@ def list_recipes(
     ] = False,
 ) -> None:
     """List the recipes of the package, or the fields of a recipe."""
+    import textwrap
+
     from ssd_ray import recipes
 
     if fields:
         from ssd_ray.cli.plan import fields_table
 
-        _console().print(fields_table())
+        results_console().print(fields_table())
         return
+    width = results_console().width
     for name in recipes.shipped():
-        typer.echo(f"{name:<24} {' '.join(recipes.load(name).description.split())}")
-
-
-def _console() -> Any:
-    """Return the console for results, wide enough for tables also in a pipe or a log."""
-    from rich.console import Console
-
-    console = Console()
-    # A pipe has 80 columns by default, too few for the tables.
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
-    return console
+        entry = f"{name:<24} {' '.join(recipes.load(name).description.split())}"
+        typer.echo(textwrap.fill(entry, width, subsequent_indent=" " * 25, break_on_hyphens=False))
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
@@ -266,7 +303,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit; a user's mistake prints one sentence and no traceback."""
-    # Schedulers stop jobs by SIGTERM: it takes the way of Ctrl-C, so that engines are stopped too.
+    # Schedulers stop jobs with SIGTERM. It is handled like Ctrl-C, so that engines are stopped too.
     signal.signal(signal.SIGTERM, _interrupt)
     import_path.keep_children_safe()
     if arguments is not None:

@@ -1,6 +1,6 @@
 """Jobs and tables of `ssd-ray grade` without a recipe, and tables of `ssd-ray sandbox`.
 
-Reads and writes nothing: `standalone` does.
+The work, and all I/O, is in `standalone`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
-from ssd_ray.evaluation.sandbox.supervisor import best_level, working_levels
+from ssd_ray.evaluation.sandbox.supervisor import best_level, try_levels
 from ssd_ray.extraction import Rule
 from ssd_ray.reporting import words
 from ssd_ray.schema import Profile
@@ -25,8 +25,8 @@ from ssd_ray.standalone.grade_files import Job
 from ssd_ray.standalone.scores import FileScores, GroupScores
 from ssd_ray.statistics.metrics import Score
 
-_NAMED = 10
-"""Most problems to name in the notes of a table."""
+_NUM_NAMED = 10
+"""Maximum number of problems named in the notes of a table."""
 
 T = TypeVar("T")
 
@@ -73,6 +73,11 @@ def _paths(options: GradeOptions) -> tuple[Path, Path, Path]:
         raise UserError(
             f"without a recipe, --problems, --completions and --out are needed; missing: {missing}"
         )
+    if not problems.exists():
+        raise UserError(
+            f"--problems {str(problems)!r}: there is no such file or directory, and names of "
+            "benchmarks work in recipes only; give a JSONL or Parquet file, or a directory of them"
+        )
     return problems, completions, out
 
 
@@ -117,11 +122,11 @@ def scores_table(scores: FileScores) -> Table:
 
 
 def _left_out(scores: FileScores) -> list[str]:
-    """Return a note on the problems without a score, as no program can be graded on them."""
+    """Return a note on the problems left out because no program can be graded on them."""
     problems = [problem.problem_id for problem in scores.problems_left_out]
     if not problems:
         return []
-    names = ", ".join(problems[:_NAMED]) + (", …" if problems[_NAMED:] else "")
+    names = ", ".join(problems[:_NUM_NAMED]) + (", …" if problems[_NUM_NAMED:] else "")
     counted = words.counted(len(problems), "problem")
     completions = words.counted(scores.completions_left_out, "completion")
     return [
@@ -145,18 +150,18 @@ def _add_rows(table: Table, name: str, group: GroupScores) -> None:
             name,
             str(group.problems),
             f"{metric} {words.score(score)}",
-            words.score_range(score, unit=""),
+            words.score_range(score),
         )
 
 
 def sandbox_tables() -> Iterator[tuple[Table, bool]]:
-    """Yield tables, each with True if its claims hold: the levels, then the claims of the best."""
+    """Yield the levels, then the claims of each tested level: a table, and True if they hold."""
     best = best_level()
     table = Table(title=f"sandbox level {best.name}")
     for column in ("level", "here", "covers"):
         table.add_column(column)
     tested = [best]
-    for level, obstacle in working_levels():
+    for level, obstacle in try_levels():
         table.add_row(level.name, f"no: {obstacle[:90]}" if obstacle else "yes", level.covers)
         # L4 is tested too, although it is never chosen as the best: it has to be asked for.
         if level == levels.L4 and not obstacle:

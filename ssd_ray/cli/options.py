@@ -1,6 +1,7 @@
-"""Options of the commands, and dataclasses of options as commands.
+"""Options of the commands.
 
-A field of `GradeOptions` carries its typer option; `takes` builds the command's signature from it.
+A command with many options takes them as a dataclass. Each field is annotated with its typer
+option, and `takes` builds the command's signature from the fields.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Set = Annotated[
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="One line per stage and period instead of live bars.")
+    bool, typer.Option("--quiet", help="Print lines at intervals instead of live bars.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -58,28 +59,37 @@ class GradeOptions:
     ] = None
     profile: Annotated[
         str | None,
-        typer.Option(help="strict (real processes; default) or lcb-compat (bug for bug)."),
+        typer.Option(
+            help="strict (real processes; default) or lcb-compat (as LiveCodeBench's grader)."
+        ),
     ] = None
     extract: Annotated[
-        str | None, typer.Option(help="Program in a text: last-block (default), first-block, lcb.")
+        str | None,
+        typer.Option(
+            help="Rule for the program in a text: last-block (default), first-block, lcb."
+        ),
     ] = None
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default is one per core.")
     ] = None
-    # Names are those of the fields under `evaluate`: a recipe's error message lists them.
+    # Named like the fields under `evaluate`, because the error about options that a recipe decides
+    # lists these names.
     time_limit_s: Annotated[
         float | None,
         typer.Option("--timeout-s", min=0.1, max=86400, help="Time limit of a test; default 6."),
     ] = None
     memory_limit_mib: Annotated[
-        int | None, typer.Option("--memory-mib", min=64, help="Memory limit; default 1024.")
+        int | None,
+        typer.Option(
+            "--memory-mib", min=64, help="Limit on the address space of a program; default 1024."
+        ),
     ] = None
     output_limit_kib: Annotated[
         int | None,
         typer.Option(
             "--output-kib",
             min=1,
-            help="Limit of a test's output, raised to the expected output; default 1024.",
+            help="Limit of a test's output, raised to fit the expected output; default 1024.",
         ),
     ] = None
     sandbox_floor: Annotated[
@@ -98,7 +108,7 @@ class GradeOptions:
     ] = None
 
     def only_for_files(self) -> list[str]:
-        """List the options on the command line with no use with a recipe."""
+        """List the options given that are for files alone, and have no effect with a recipe."""
         of_every_verb = ("recipe", "out", "overrides", "quiet")
         return [
             field.name
@@ -110,9 +120,9 @@ class GradeOptions:
 def takes(
     options: type[OptionsT],
 ) -> Callable[[Callable[[OptionsT], None]], Callable[..., None]]:
-    """Return a decorator for functions of one dataclass: the result has a parameter a field.
+    """Return a decorator for functions of one dataclass: each field becomes a parameter.
 
-    typer reads commands from signatures, so each field becomes an option or an argument.
+    typer reads commands from signatures, and makes an option or an argument of each parameter.
     """
     annotations = get_type_hints(options, include_extras=True)
     parameters = [

@@ -1,7 +1,7 @@
 """The plan of a run: choices with sources, artifacts with states, the cost of training.
 
-Reads the recipe, the manifests of the run directory and config.json of the model; writes nothing.
-Needs no cluster.
+Reads the recipe, the manifests of the run directory, config.json of the model and the GPUs of this
+machine; writes nothing. Needs no cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic_core import to_jsonable_python
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -24,12 +24,14 @@ from ssd_ray.artifacts.dataset_facts import SequenceFacts
 from ssd_ray.artifacts.files import Json
 from ssd_ray.config import Recipe, Section
 from ssd_ray.errors import UserError
-from ssd_ray.models import architecture
+from ssd_ray.machine.gpus import Gpu, read_gpus
+from ssd_ray.models import architecture, quantized
+from ssd_ray.pipeline.remedies import Hardware, shipped_recipe
 from ssd_ray.pipeline.renewal import Outlook
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.step import Step
 from ssd_ray.planner.assumptions import Assumptions
-from ssd_ray.planner.clusters import TrainingPlan, plan_training
+from ssd_ray.planner.clusters import GIB, TrainingPlan, plan_training
 from ssd_ray.planner.tables import plain, plan_tables
 from ssd_ray.progress import LineProgress
 
@@ -124,7 +126,7 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
             its architecture.
     """
     model = architecture.shipped(recipe.model.source)
-    if model is None and (directory := models.present(recipe.model)) is not None:
+    if model is None and (directory := models.local_directory(recipe.model)) is not None:
         model = architecture.read(directory)
     if model is None:
         source = recipe.model.source
@@ -142,21 +144,44 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
 
 def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> RenderableType:
     """Return the plan of the training as tables, or a line with the reason for its absence."""
+    reason, remedy = quantized.untrainable(recipe.model)
+    lines = [Text(f"no training as it is: {reason}: {remedy}", "red")] if reason else []
+    if name := recipe_for(recipe, read_gpus().visible, assumed):
+        lines.append(Text(f"shipped recipe that fits this machine: {name}", "green"))
     try:
-        return plan_tables(training(recipe, out, assumed), recipe.name)
+        plan = training(recipe, out, assumed)
     except UserError as error:
         return Text(f"no plan for the training: {error}", "yellow")
+    return Group(plan_tables(plan, recipe.name), *lines)
+
+
+def recipe_for(recipe: Recipe, gpus: Sequence[Gpu], assumed: Assumptions) -> str:
+    """Return the shipped recipe for these GPUs, with the same choices.
+
+    Of several, it is the one that trains on the most GPUs. Returns "" without GPUs, or if none
+    fits.
+    """
+    model = architecture.shipped(recipe.model.source)
+    if model is None or not gpus:
+        return ""
+    memory = min(gpu.total for gpu in gpus) / GIB
+    here = assumed.model_copy(
+        update={"gpus_per_node": len(gpus), **({"gpu_memory_gib": memory} if memory else {})}
+    )
+    return shipped_recipe(recipe, model, Hardware(num_gpus=len(gpus), assumed=here))
 
 
 def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assumptions) -> Json:
     """Return choices, steps and the training as plain values.
 
-    An unknown training is None, with the reason as `training_unknown`.
+    Without a plan, `training` is None and `training_unknown` is the reason.
     """
     try:
         planned: Json = {"training": plain(training(recipe, out, assumed))}
     except UserError as error:
         planned = {"training": None, "training_unknown": str(error)}
+    planned["training_refused"] = ": ".join(filter(None, quantized.untrainable(recipe.model)))
+    planned["recipe_for_this_machine"] = recipe_for(recipe, read_gpus().visible, assumed)
     choices = [
         {"field": name, "value": value, "source": source}
         for name, value, source in _choices(recipe, overrides)
@@ -166,7 +191,7 @@ def as_json(recipe: Recipe, overrides: Sequence[str], out: Path, assumed: Assump
             "artifact": step.name,
             "verb": step.verb,
             "state": state,
-            "deed": _work(out, step, outlook, reason),
+            "work": _work(out, step, outlook, reason),
         }
         for step, state, outlook, reason in Run(recipe, out, LineProgress()).outlooks()
     ]
@@ -180,7 +205,7 @@ def _work(out: Path, step: Step, outlook: Outlook, reason: str) -> str:
         return f"refused: it {reason}, and took GPU time; choose another --out or delete it"
     beginnings = {
         "make": "",
-        "resume": "go on with: ",
-        "make again": f"made again, for it {reason}: ",
+        "resume": "resume: ",
+        "make again": f"made again, because it {reason}: ",
     }
     return beginnings[outlook] + step.preview(out)

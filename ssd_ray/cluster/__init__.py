@@ -16,8 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ssd_ray.cluster import import_path, ray_internals, ray_log, short_paths
-from ssd_ray.config import ClusterConfig
+from ssd_ray.cluster import address, import_path, ray_internals, ray_log, short_paths
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 
 _ENVIRONMENT = {
@@ -29,7 +28,8 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Ray runs workers at niceness 15. On a small machine, drivers and daemons would delay engines.
     "RAY_worker_niceness": "0",
-    # Unused here, but costly: a look for new log files twice a second, a node's figures every 5 s.
+    # Ray looks for new log files twice a second and measures its node every 5 s. Both cost CPU time
+    # and are not used here.
     "LOG_NAME_UPDATE_INTERVAL_S": "30",
     "REPORTER_UPDATE_INTERVAL_MS": "10000",
     # Driver and workers run one environment; Ray's hook for `uv run` would build another.
@@ -38,14 +38,13 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def connected(
-    cluster: ClusterConfig, logs: Path | None = None, say: Callable[[str], None] = print
-) -> Iterator[None]:
+def connected(logs: Path | None = None, say: Callable[[str], None] = print) -> Iterator[None]:
     """Connect to Ray for the length of a block, with its messages in `logs` if given.
 
     Raises:
-        UserError: the cluster has no GPU and the recipe needs one, or another Ray is installed.
-        InfrastructureError: Ray did not start, or the cluster did not answer.
+        UserError: another version of Ray is installed, or no Ray answers at RAY_ADDRESS. Or,
+            without RAY_ADDRESS: no directory can hold Ray's sockets.
+        InfrastructureError: Ray did not start, or the cluster took no driver.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -54,13 +53,32 @@ def connected(
         with _signals_delayed():
             import ray
 
-            ray_internals.require_pinned_version()
+            require_pinned_version()
+        # Not delayed: the first signal ends the wait for an answer.
+        if address.named() and not ray.is_initialized():
+            address.check_answer(say)
+        with _signals_delayed():
             stack.enter_context(ray_log.kept_in(logs))
             if not ray.is_initialized():
                 stack.callback(_leave)
                 _start(say)
-        _check_devices(cluster)
         yield
+
+
+def require_pinned_version() -> None:
+    """Refuse a version of Ray whose internals may differ from those in `ray_internals`.
+
+    Raises:
+        UserError: another version is installed.
+    """
+    import ray
+
+    pinned = ray_internals.PINNED
+    if ray.__version__ != pinned:
+        raise UserError(
+            f"ray {ray.__version__} is installed and this version of ssd_ray needs ray {pinned}: "
+            f"pip install 'ray[data,default,train]=={pinned}'"
+        )
 
 
 def _leave() -> None:
@@ -83,7 +101,7 @@ def _start(say: Callable[[str], None]) -> None:
         "configure_logging": True,
         "job_config": import_path.job_config(),
     }
-    named = os.environ.get("RAY_ADDRESS")
+    named = address.named()
     if not named:
         options |= {"address": "local", "include_dashboard": False}
         options |= ray_internals.start_options(short_paths.ray_directory(say))
@@ -153,23 +171,3 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def _check_devices(cluster: ClusterConfig) -> None:
-    """Refuse a recipe for GPUs on this machine if it has none.
-
-    Raises:
-        UserError: the local Ray has no GPU.
-    """
-    import ray
-
-    # A cluster may start GPU nodes later, once there is demand.
-    if (
-        cluster.device == "cuda"
-        and os.environ.get("RAY_ADDRESS") is None
-        and ray.cluster_resources().get("GPU", 0) == 0
-    ):
-        raise UserError(
-            "cluster.device is 'cuda' and this machine has no GPU: "
-            "use --set cluster.device=cpu, or a cluster with GPUs"
-        )

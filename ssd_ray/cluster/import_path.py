@@ -4,7 +4,8 @@ A user's notes may be called `vllm.py`, `queue.py` or `json.py`. Python's consol
 import them, but three mechanisms behind an installed command would:
 
 - Ray puts the driver's working directory first on the path of every worker.
-- `python -m` and `python -c` do the same; vLLM inspects models so, multiprocessing starts so.
+- `python -m` and `python -c` do the same; vLLM inspects models in this way, and
+  multiprocessing starts processes in this way.
 - Scripts put their own directory first, and Ray passes it on.
 
 Directories of PYTHONPATH stay. So does the working directory of a submitted job

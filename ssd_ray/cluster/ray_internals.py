@@ -1,6 +1,6 @@
 """All uses of Ray's private API in this package, each with the public API missing for it.
 
-- The internals are those of one version of Ray, `PINNED`; `require_pinned_version` enforces it.
+- The internals are those of one version of Ray, `PINNED`; `ssd_ray.cluster` requires it.
 - Importing this module loads no part of Ray: each function imports its own part. Sampling loads no
   part of Ray Train, training no part of Ray Data.
 - Base classes come from functions, as `class Policy(ray_internals.elastic_policy())`, because their
@@ -10,32 +10,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from ssd_ray.errors import UserError
-
 PINNED = "2.60.0"
 """The version of Ray in pyproject.toml."""
-
-
-def require_pinned_version() -> None:
-    """Refuse a version of Ray whose internals may differ from those used here.
-
-    Raises:
-        UserError: another version is installed.
-    """
-    import ray
-
-    if ray.__version__ != PINNED:
-        raise UserError(
-            f"ray {ray.__version__} is installed and this version of ssd_ray needs ray {PINNED}: "
-            f"pip install 'ray[data,default,train]=={PINNED}'"
-        )
-
 
 # The connection: used by ssd_ray.cluster.
 
@@ -46,6 +30,22 @@ def start_options(session_directory: str | None) -> dict[str, object]:
     Missing: a public parameter. RAY_TMPDIR would apply to all child processes.
     """
     return {"_temp_dir": session_directory}
+
+
+def resolved_address(address: str) -> str:
+    """Return HOST:PORT of the cluster that `ray.init` would join at `address`.
+
+    Missing: a public function for it. Ray replaces the address of the loopback device by that of
+    the node, and looks for running clusters for `auto`.
+
+    Raises:
+        ConnectionError: the address is `auto`, and no Ray runs on this machine.
+        ValueError: the address has another form.
+    """
+    from ray._private import services
+
+    resolved: str = services.canonicalize_bootstrap_address(address)
+    return resolved
 
 
 @contextmanager
@@ -103,7 +103,45 @@ def job_config(import_path: Callable[[], list[str]]) -> Any:
     return FixedPath()
 
 
-# The state of the cluster: used by ssd_ray.inference.crashes.
+# The state of the cluster: used by ssd_ray.cluster.growth and ssd_ray.inference.crashes.
+
+
+def has_autoscaler() -> bool | None:
+    """Return True if an autoscaler can add nodes, False without one, None if none has reported.
+
+    Missing: a query for it. Ray's monitor also runs without a configuration. It then reports the
+    present nodes: in version 2 without instances of a cloud, in version 1 each as a type of its
+    own. The pods of KubeRay have instances even without its autoscaler.
+    """
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler._private.util import format_readonly_node_type
+    from ray.autoscaler.v2 import sdk
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if is_autoscaler_v2(fetch_from_server=True):
+        status = sdk.get_cluster_status(ray.get_runtime_context().gcs_address)
+        return any(node.instance_id for node in (*status.active_nodes, *status.idle_nodes))
+    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
+    types = (report.get("autoscaler_report") or {}).get("active_nodes")
+    if not types:
+        return None
+    return not types.keys() <= {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}
+
+
+def stated_groups() -> list[tuple[Mapping[str, float], float]]:
+    """Return the resources of a node and the most nodes, for each group of a hosted autoscaler.
+
+    Missing: a query for it. Empty for Ray's own autoscaler, which states no groups.
+    """
+    import ray
+
+    config = ray._private.state.state.get_cluster_config()
+    return [
+        (dict(group.resources), group.max_count if group.max_count >= 0 else math.inf)
+        for group in (config.node_group_configs if config else ())
+    ]
 
 
 def draining_nodes() -> Mapping[str, object]:
@@ -261,14 +299,18 @@ def worker_callback() -> Any:
 def torch_trainer() -> Any:
     """Return the base of a TorchTrainer with policies of its own.
 
-    Missing: parameters for the policies, and an option against a handler of Ctrl-C. Subclasses
-    define `policies()`, keyword arguments of the controller.
+    Missing: parameters for the policies, and options against a handler of Ctrl-C and an actor for
+    data sets. Subclasses define `policies()`, keyword arguments of the controller.
     """
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _initialize_and_run_controller(self, **choices: Any) -> Any:
             return super()._initialize_and_run_controller(**{**choices, **self.policies()})
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ != "DatasetsCallback"]
 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Ctrl-C to the caller: Ray's handler ends workers before state is saved."""

@@ -1,7 +1,7 @@
 """Write Ray's messages to the run's logs, and leave the screen to this package's own lines.
 
 Ray prints a paragraph for each ended worker, and Ray Data logs and warns during its work. All of
-it goes to `logs/ray.log`, for readers to whom the reason on the screen is too short.
+it goes to `logs/ray.log`, for readers who need more than the reason on the screen.
 """
 
 from __future__ import annotations

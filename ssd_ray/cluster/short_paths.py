@@ -21,7 +21,7 @@ _PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def ray_directory(say: Callable[[str], None]) -> str | None:
-    """Return the session directory of a local Ray, None if Ray's default has room.
+    """Return the session directory of a local Ray, None if the path of Ray's own choice fits.
 
     A directory other than TMPDIR is reported through `say`.
 
@@ -34,7 +34,7 @@ def ray_directory(say: Callable[[str], None]) -> str | None:
         if reason := _unfit(place, _RAY_SOCKET_BYTES):
             raise UserError(
                 f"RAY_TMPDIR={chosen} cannot hold Ray's sockets ({reason}): "
-                "set it to a short path, as /tmp"
+                "set it to a short path, such as /tmp"
             )
         return None if os.path.isabs(chosen) else place
     usual = os.environ.get("TMPDIR", "/tmp")
@@ -58,7 +58,10 @@ def ray_directory(say: Callable[[str], None]) -> str | None:
 
 
 def vllm_environment() -> dict[str, str]:
-    """Return the environment by which vLLM's sockets fit, empty if they fit without it."""
+    """Return the variable for a directory that fits vLLM's sockets.
+
+    It is empty if the usual directory fits, or none does.
+    """
     usual = tempfile.gettempdir()
     if "VLLM_RPC_BASE_PATH" in os.environ or not _unfit(usual, _VLLM_SOCKET_BYTES):
         return {}

@@ -2,9 +2,9 @@
 
 - Unknown keys are refused.
 - `sources` names the origin of a value, such as a table of the paper.
-- Fields marked `tuning` change speed or progress, not results. Fingerprints leave them out.
+- Fields marked `tuning` do not change results. Fingerprints leave them out.
 
-Reads and writes nothing: `ssd_ray.recipes` does.
+`ssd_ray.recipes` reads the files.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Recipe(Section):
         known = {name for name, _, _ in fields(self)}
         for name in self.sources:
             if not any(leaf == name or leaf.startswith(f"{name}.") for leaf in known):
-                raise ValueError(f"sources names {name!r}, which is no field of the recipe")
+                raise ValueError(f"sources names {name!r}, which is not a field of the recipe")
         self.train.check_workers(self.cluster.train_workers)
         if self.cluster.device == "cpu" and self.train.needs_cuda:
             raise ValueError(f"{self.train.needs_cuda} needs cluster.device=cuda")

@@ -5,7 +5,7 @@ A fair comparison decodes every model at the same temperatures and takes each at
 - A sweep makes a family of each named arm, with one arm for each temperature.
 - All families share one grid of temperatures.
 
-Pure functions of the recipe; reads and writes nothing.
+Pure functions of the recipe, without I/O.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEACHER = "teacher"
 NAIVE = "naive"
 ACCEPTED = "accepted"
 VERDICTS: dict[Profile, str] = {"strict": "verdicts", "lcb-compat": "verdicts-lcb"}
-"""Directories of the verdicts by profile, below the run directory and above the arms."""
+"""Directory of the verdicts of all arms, by profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ def arms(recipe: Recipe) -> dict[str, Arm]:
     """Return every arm of the run by name, in the order of the report.
 
     Raises:
-        UserError: An arm has the name of a control or of a point of the sweep, or a control lacks
-            an arm to be compared to.
+        UserError: An arm has the name of a control or of a point of the sweep, or a control has no
+            arm to be compared with.
     """
     grid = temperatures(recipe)
     every: dict[str, Arm] = {}
@@ -108,7 +108,7 @@ def arms(recipe: Recipe) -> dict[str, Arm]:
 
 
 def baseline(recipe: Recipe) -> str:
-    """Return the arm that differences are taken against.
+    """Return the arm to which the others are compared.
 
     In a sweep this is the point at the arm's own temperature.
     """
@@ -132,13 +132,13 @@ def branches(recipe: Recipe) -> tuple[TrainedModel, ...]:
         ),
         TrainedModel(name=ACCEPTED, samples="samples", sample=sample, prepare=accepted),
     )
-    # `ssd` is trained even if no arm decodes it: `train` then still has its checkpoint to make.
+    # `ssd` is trained even if no arm uses it, since `ssd-ray train` makes its checkpoint.
     needed = {"ssd", *(arm.model for arm in arms(recipe).values())}
     return tuple(model for model in models if model.name in needed)
 
 
 def decoding(recipe: Recipe, model: str) -> Arm | None:
-    """Return the first arm of a trained model as named in the recipe, or None if it has none."""
+    """Return the first named arm of a trained model, None if no named arm uses the model."""
     return next((arm for arm in _named(recipe).values() if arm.model == model), None)
 
 
@@ -168,14 +168,14 @@ def _check_models(recipe: Recipe, models: set[str]) -> None:
     """Refuse a control equal to the run itself, and a selection by tests without tests."""
     if NAIVE in models and naive_sample(recipe) == recipe.sample:
         raise UserError(
-            "an arm is naive, but sample is already temperature 1 without truncation, so this run "
-            "is its own naive control: leave naive out"
+            "an arm has model naive, but sample already is temperature 1 without truncation, so "
+            "this run is its own naive control: leave naive out"
         )
     selects = recipe.prepare.select == "accepted"
     if ACCEPTED in models and selects:
         raise UserError(
-            "an arm is accepted, but prepare.select is already accepted, so ssd would be trained "
-            "on the same: set prepare.select=all"
+            "an arm has model accepted, but prepare.select already is accepted, so both would be "
+            "trained on the same samples: set prepare.select=all"
         )
     prompts = recipe.prompts
     if (

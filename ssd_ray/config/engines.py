@@ -1,6 +1,6 @@
 """Sections `engine` and `cluster` of a recipe: vLLM, devices, numbers of workers.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from ssd_ray.config.section import Section, tuning
 
-# Arguments of vLLM's engine that prompts, reservations of devices and provenance are derived from,
-# each with the field to change instead.
+# Arguments of vLLM's engine that are refused in `extra`, each with the field to change instead.
+# Prompts, reservations of devices or provenance follow from that field.
 _DECIDED_ELSEWHERE = {
     "model": "model.source",
     "revision": "model.revision",
@@ -36,8 +36,10 @@ REPLACES_SAMPLER = frozenset({"speculative_config", "logits_processors"})
 class EngineConfig(Section):
     """Section `engine`: the vLLM engine of sampling and evaluation."""
 
-    max_num_seqs: int = tuning(64, ge=1)
-    """Maximum number of sequences in one decoding step of an engine."""
+    max_num_seqs: int | None = tuning(None, ge=1)
+    """Maximum number of sequences in one decoding step of an engine. `null` is 64 on a CPU and 256
+    on CUDA.
+    """
     enforce_eager: bool = tuning(False)
     """Skip compilation and CUDA graphs, for a faster start and slower tokens."""
     kv_cache_gib: float | None = tuning(None, gt=0)
@@ -57,14 +59,13 @@ class EngineConfig(Section):
     of each; ignored on a CPU.
     """
     prefix_caching: bool = tuning(True)
-    """Compute a beginning shared by prompts only once, and that of all samples of one prompt, too.
-    """
+    """Compute a prefix shared by prompts, or by all samples of one prompt, only once."""
     sampler: Literal["auto", "exact", "vllm"] = "auto"
     """Implementation of top-k and top-p. `exact`: this package's code, which keeps all ties of the
-    k-th token. `vllm`: vLLM's own. `auto`: `exact`, unless `extra` has arguments that exclude it.
-    On a CPU without Triton both give the same tokens. On CUDA vLLM keeps exactly k tokens in
-    batches of 8 and more, and draws with other noise, so samples differ. Neither was ever run on
-    CUDA.
+    k-th token. `vllm`: vLLM's own. `auto`: `exact`, unless `extra` has arguments that exclude it;
+    on CUDA it leaves a top-p without a top-k to vLLM, as `exact` would sort there. On a CPU without
+    Triton all give the same tokens. On CUDA vLLM keeps exactly k tokens, so samples with a top-k
+    differ. None was ever run on CUDA.
     """
     cpus: float = tuning(2, gt=0)
     """Cores of one CPU engine, and its number of compute threads."""
@@ -87,7 +88,7 @@ class EngineConfig(Section):
                 "extra sets 'trust_remote_code': code that comes with a model is never run, "
                 "leave it out"
             )
-        # Checked here for `exact` alone: `auto` gives way to these arguments.
+        # Only `exact` insists on this package's sampler: with these arguments, `auto` is `vllm`.
         clash = sorted(self.extra.keys() & REPLACES_SAMPLER)
         if self.sampler == "exact" and clash:
             raise ValueError(
@@ -102,10 +103,10 @@ class ClusterConfig(Section):
     device: Literal["cpu", "cuda"] = tuning("cuda")
     """Device of engines and training workers."""
     min_engines: int = tuning(1, ge=1)
-    """Minimum number of engines, kept from the start until the last work units are leased."""
+    """Minimum number of engines, kept from the start until all answers are on disk."""
     max_engines: int = tuning(1, ge=1)
-    """Maximum number of engines while prompts wait. It may exceed the present cluster, so that the
-    cluster can scale up.
+    """Maximum number of engines. The pool grows to it while prompts wait. It may exceed the present
+    cluster, so that the cluster can scale up.
     """
     train_workers: int = tuning(1, ge=1)
     """Number of training workers: one for each GPU, or processes on a CPU."""
@@ -128,17 +129,26 @@ class ClusterConfig(Section):
     answer between them; crashes of training workers without a new checkpoint between them; crashes
     of graders on one slice of answers, or in a row before one has started.
     """
+    local_states: str | None = tuning(None)
+    """Directory on a disk of each node, where the run directory is on shared storage. Workers write
+    a resume state there and train on, while it is copied to the run directory. The disk needs room
+    for the parts of a node's workers. `null` writes straight to the run directory, as is right
+    where it is on a local disk.
+    """
     notice_s: float = tuning(25, gt=0)
     """Seconds after SIGTERM for training to end its step and save its state. Raise it for large
     models, and keep it below the grace period of the scheduler.
     """
 
     @model_validator(mode="after")
-    def _ordered(self) -> ClusterConfig:
+    def _consistent(self) -> ClusterConfig:
         if self.max_engines < self.min_engines:
             raise ValueError(
                 f"max_engines {self.max_engines} is below min_engines {self.min_engines}"
             )
+        if self.local_states is not None and not self.local_states.startswith("/"):
+            # Workers of other nodes have another working directory.
+            raise ValueError(f"local_states {self.local_states!r} is no absolute path")
         if self.min_train_workers is not None and self.min_train_workers > self.train_workers:
             raise ValueError(
                 f"min_train_workers {self.min_train_workers} is above "

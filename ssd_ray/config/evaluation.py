@@ -1,6 +1,6 @@
 """Section `evaluate` of a recipe: benchmarks, arms, limits and statistics.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from ssd_ray.config.section import Decoding, Section
 
-# An arm's name becomes a directory, so it needs a letter or digit: `.` and `..` are no names.
+# An arm's name becomes a directory, so it needs a letter or digit: `.` and `..` are not names.
 _ARM_NAME = re.compile(r"[-_@=.]*[^\W_][-\w@=.]*")
 
 
@@ -21,7 +21,7 @@ class Arm(Decoding):
     """A model and its decoding."""
 
     model: Literal["base", "ssd", "naive", "accepted"]
-    """Weights of the arm. `base`: the frozen model. `ssd`: the fine-tuned model. `naive`: a model
+    """Weights of the arm. `base`: the original model. `ssd`: the fine-tuned model. `naive`: a model
     trained in the same way on its own samples at temperature 1 without truncation; the run then
     samples and trains it as well. `accepted`: a model trained only on samples of the run whose
     program passes the tests of its problem.
@@ -41,8 +41,9 @@ class Benchmark(Section):
     """A JSONL, JSONL.gz or Parquet file, or a directory of them. `null` for the named benchmarks.
     """
     release: str | None = None
-    """Published version. LiveCodeBench: `release_v1` to `release_v6`, `v6`, `v4_v6`. MBPP: `test`,
-    `validation`, `train`, `prompt`. The known number of problems is asserted.
+    """Published version. LiveCodeBench: `release_v1` to `release_v6`, `release_latest`, `v6`,
+    `v4_v6`. MBPP: `test`, `validation`, `train`, `prompt`. The number of problems is compared with
+    the published one.
     """
     window: str | None = Field(
         None,
@@ -51,8 +52,8 @@ class Benchmark(Section):
             r"|[0-9]{4}-[0-9]{2}(-[0-9]{2})?\.\.[0-9]{4}-[0-9]{2}(-[0-9]{2})?)$"
         ),
     )
-    """Contest dates of LiveCodeBench: `paper-v6`, `paper-v5`, `nemo-v6` or `nemo-v5`, with asserted
-    numbers of problems, or a range such as `2025-02..2025-05`, both ends included.
+    """Contest dates of LiveCodeBench: `paper-v6`, `paper-v5`, `nemo-v6` or `nemo-v5`, whose numbers
+    of problems are checked, or a range such as `2025-02..2025-05`, both ends included.
     """
     start: str | None = Field(None, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")
     """First contest date of LiveCodeBench, or its month."""
@@ -73,8 +74,8 @@ class Benchmark(Section):
         if isinstance(value, str) and value not in NAMED_BENCHMARKS:
             if "/" not in value and "." not in value:
                 raise ValueError(
-                    f"neither one of {', '.join(NAMED_BENCHMARKS)} nor a path of a JSONL or "
-                    "Parquet file"
+                    f"only {', '.join(NAMED_BENCHMARKS)} need no file; give any other benchmark as "
+                    f"{{name: {value}, file: PATH}}, or as the path of its JSONL or Parquet file"
                 )
             value = {"file": value}
         if isinstance(value, str):
@@ -100,7 +101,7 @@ class Benchmark(Section):
                 "'builtin' is the set of this package and takes no file: choose another name"
             )
         if self.window is not None and (self.start is not None or self.end is not None):
-            raise ValueError("window and start or end both choose dates: give one of them")
+            raise ValueError("give either window, or start and end: both choose dates")
         if (
             self.file is None
             and self.name != "livecodebench"
@@ -160,11 +161,12 @@ class EvaluateConfig(Section):
     """
     controls: tuple[Literal["teacher", "naive", "accepted"], ...] | None = None
     """Control arms to add. `teacher`: the base, decoded as the training samples were. `naive`:
-    self-training without temperature or truncation. `accepted`: training on accepted samples only.
-    The last two are decoded as the first ssd arm. `null` adds the teacher to a sweep, else none.
+    self-training at temperature 1 without truncation. `accepted`: training on accepted samples
+    only. The last two are decoded as the first ssd arm. `null` adds the teacher to a sweep, else
+    none.
     """
     baseline: str = "base"
-    """The arm that differences are taken against; in a sweep, at its own temperature."""
+    """The arm to which the others are compared; in a sweep, at its own temperature."""
     samples_per_problem: int = Field(10, ge=1)
     """Answers for each problem and arm."""
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5), min_length=1)
@@ -184,12 +186,12 @@ class EvaluateConfig(Section):
     rule.
     """
     sandbox_floor: Literal["L0", "L1-", "L1", "L2", "L3", "L4"] = "L1"
-    """Weakest acceptable sandbox level. A machine that offers less refuses to grade
-    (docs/sandbox.md). L4, a kernel of its own (gVisor), is used only on request here, as it takes
-    several times as long.
+    """Weakest acceptable sandbox level (docs/sandbox.md). A machine that reaches only weaker ones
+    refuses to grade. L4 (gVisor) is used only if it is set here, because it is more than ten times
+    as slow.
     """
     max_infrastructure_errors: float = Field(0.01, ge=0, le=1)
-    """Largest share of ungraded samples for a score to be reported."""
+    """Largest share of ungraded answers with which a score is still reported."""
     bootstrap_samples: int = Field(10000, ge=100)
     """Bootstrap resamples of problems, for the interval of a gain at selected temperatures. Other
     intervals are computed without random draws.
@@ -218,12 +220,12 @@ class EvaluateConfig(Section):
         if len({benchmark.name for benchmark in self.benchmarks}) < len(self.benchmarks) or len(
             set(self.pass_at)
         ) < len(self.pass_at):
-            raise ValueError("benchmarks and pass_at name each entry once")
+            raise ValueError("benchmarks and pass_at must not name an entry twice")
         # Each entry names an arm or a directory of verdicts, so none can occur twice.
         for listed in (self.sweep, self.controls or (), self.profiles):
             if len(set(listed)) < len(listed):
                 raise ValueError(
-                    f"sweep, controls and profiles name each entry once, not {list(listed)}"
+                    f"sweep, controls and profiles must not name an entry twice: {list(listed)}"
                 )
         if self.baseline not in self.arms:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub as named by `prompts.source`. Reads and writes nothing."""
+"""Data sets of the Hugging Face hub as named by `prompts.source`. Does no I/O."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Sections `prompts`, `sample` and `prepare` of a recipe: the way to training sequences.
+"""Sections `prompts`, `sample` and `prepare` of a recipe: everything before the training.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class PromptsConfig(Section):
     `prompts-revision`).
     """
     split: Literal["train", "eval", "all"] = "train"
-    """Part of the built-in problems; other sources only have `all`."""
+    """Part of the built-in problems. Other sources are not divided: `train` and `all` take all
+    their rows.
+    """
     mode: Literal["paper", "chat", "release"] = "paper"
     """Form of a prompt. `paper`: chat template with a system message asking for a code block.
     `chat`: chat template without it. `release`: the raw template text of the authors' released
@@ -68,15 +70,16 @@ class PromptsConfig(Section):
     """
     contamination: Contamination = "refuse"
     """Treatment of prompts that overlap with a problem of `evaluate.benchmarks`: by 13 words in a
-    row (in scripts without spaces, 26 letters), or by a shorter statement. `refuse`: stop the run
-    before sampling. `drop`: leave them out. `allow`: keep them. All are counted and reported.
+    row (in scripts without spaces, 26 characters), or by all words of a shorter statement.
+    `refuse`: stop the run before sampling. `drop`: leave them out. `allow`: keep them. All are
+    counted and reported.
     """
     limit: int | None = Field(None, ge=1)
     """Maximum number of prompts, taken from the start after filtering and deduplication."""
     over_length: Literal["error", "skip", "truncate-left"] = "error"
     """Treatment of a training prompt without room for an answer in `model.max_model_len`. `error`:
-    stop the run. `skip`: leave it out. `truncate-left`: keep its end, with room for
-    `sample.max_tokens`, at most half of the context. All are counted.
+    stop the run. `skip`: leave it out. `truncate-left`: keep its end, and reserve
+    `sample.max_tokens` for the answer, but at most half of the context. All are counted.
     """
 
     @field_validator("template_date", mode="before")
@@ -135,15 +138,13 @@ class Policies(Section):
     way.
     """
     loop: Policy = "keep"
-    """Answers in which repeated 8-grams of tokens, each at least four times, cover at least a
-    quarter.
-    """
+    """Answers in which at least a quarter of the 8-grams of tokens occur four times or more."""
     duplicate: Policy = "keep"
     """Answers with the same tokens as an earlier answer; the earlier one stays."""
 
 
 class PrepareConfig(Section):
-    """Section `prepare`: the way from samples to training sequences."""
+    """Section `prepare`: the choice of samples, and their form as training sequences."""
 
     select: Literal["all", "accepted"] = "all"
     """Answers to train on. `all`: self-distillation as in the paper. `accepted`: only answers whose

@@ -2,9 +2,9 @@
 
 - Unknown keys are refused.
 - The text under a field is its documentation.
-- A field marked `tuning` changes speed, not results.
+- A field marked `tuning` does not change results. Fingerprints leave it out.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _NUMBERS = (int, float, int | None, float | None)
 
 
 def tuning(default: Any, **constraints: Any) -> Any:
-    """Return a field that changes speed, not results."""
+    """Return a field that does not change results, such as one for speed."""
     return Field(default, json_schema_extra={"tuning": True}, **constraints)
 
 
 class Section(BaseModel):
     """Section of a recipe: frozen, without unknown keys, documented by the text under fields."""
 
-    # YAML's `.inf` and `.nan` are floats that no field has a use for.
+    # YAML's `.inf` and `.nan` are floats, and make no sense in any field.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -126,8 +126,8 @@ def defaults(
     Args:
         section: The type. A field without a default is listed as `REQUIRED`.
         prefix: Start of every dotted name.
-        instance: The default of the section itself, if its parent states one. Its values then
-            count.
+        instance: The section as its parent states it by default, if it does. Its values replace
+            the defaults of the type.
     """
     for name, info in section.model_fields.items():
         path = f"{prefix}{name}"

@@ -1,7 +1,6 @@
 """Section `train` of a recipe: optimizer, schedule, batches, and the engine of training.
 
-Fields marked `tuning` do not change the optimized quantity, within rounding. Reads and writes
-nothing.
+Fields marked `tuning` change neither the loss nor its gradient, within rounding. Does no I/O.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping by global norm. Not stated in the paper."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of forward and backward. The optimizer keeps float32 master weights."""
+    """Precision of the forward and backward passes. The optimizer keeps float32 master weights."""
     router_aux_loss: float = Field(0.0, ge=0)
     """Weight of the load-balancing loss of a mixture of experts, whatever the model's own
     configuration. The paper states none.
@@ -86,8 +85,14 @@ class TrainConfig(Section):
     divisor of the attention heads. Each sequence is then a micro-batch of its own, unless flash
     attention packs several.
     """
+    expert_parallel_size: int = tuning(1, ge=1)
+    """Number of workers that divide the experts of each layer (DeepSpeed's AutoEP), for Qwen3-MoE
+    under ZeRO-3; a divisor of the experts. Tokens travel to their experts, and an expert is
+    gathered only among the workers that hold it. A resume state fits this size and number of
+    workers alone. Never run on a GPU.
+    """
     compile: bool = tuning(False)
-    """Compile the model with torch.compile: minutes at the start, fewer kernels later."""
+    """Compile the model with torch.compile. Minutes at the start, fewer kernel launches later."""
     heldout_samples: int = Field(0, ge=0)
     """Number of samples held out of training and measured instead, all samples of a prompt
     together. 0 measures nothing.
@@ -105,7 +110,11 @@ class TrainConfig(Section):
     peak of the GPU, and none on a CPU.
     """
     checkpoint_every: int = tuning(250, ge=1)
-    """Steps between resume states. The latest is kept until training has ended."""
+    """Steps between resume states."""
+    resume_states: int = tuning(2, ge=1)
+    """Resume states kept until training has ended. With 2 or more, training goes back from a bad
+    one to the one before. While a further one is written, storage holds one more.
+    """
     export_every: int | None = tuning(None, ge=1)
     """Steps between exports of the model, each a model directory `checkpoint/steps/step-N`; the
     last is `checkpoint/` itself. `null` exports only at the end. An export is as large as the
@@ -123,6 +132,11 @@ class TrainConfig(Section):
     """
     loss_chunk_tokens: int = tuning(1024, ge=1)
     """Response tokens in a chunk of logits (`chunked`)."""
+    collective_timeout_s: int | None = tuning(None, ge=1)
+    """Seconds that a worker waits for the others in a collective before training fails and resumes.
+    `null` is 1,800 s between all workers (Ray Train), and 600 s on CUDA within the groups of
+    sequence parallelism (torch). Raise it where reading weights or writing states takes longer.
+    """
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -161,6 +175,25 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_expert_parallel(self) -> TrainConfig:
+        if self.expert_parallel_size == 1:
+            return self
+        excluded = {
+            "sequence_parallel_size 1": self.sequence_parallel_size > 1,
+            "zero_stage 3": self.zero_stage != 3,
+            "offload 'none'": self.offload != "none",
+            "lora null": self.lora is not None,
+            "compile false": self.compile,
+        }
+        for remedy, is_excluded in excluded.items():
+            if is_excluded:
+                raise ValueError(
+                    f"expert_parallel_size {self.expert_parallel_size} needs {remedy}: set that, "
+                    "or expert_parallel_size 1"
+                )
+        return self
+
     @property
     def sequences_alone(self) -> bool:
         """True if a micro-batch holds a single sequence.
@@ -194,6 +227,11 @@ class TrainConfig(Section):
                 f"cluster.train_workers {train_workers} is not a multiple of "
                 f"train.sequence_parallel_size {self.sequence_parallel_size}"
             )
+        if train_workers % self.expert_parallel_size:
+            raise ValueError(
+                f"cluster.train_workers {train_workers} is not a multiple of "
+                f"train.expert_parallel_size {self.expert_parallel_size}"
+            )
         groups = train_workers // self.sequence_parallel_size
         if self.global_batch_size % groups:
             raise ValueError(
@@ -201,3 +239,14 @@ class TrainConfig(Section):
                 f"{groups} workers or groups of workers that share it (cluster.train_workers "
                 f"{train_workers} / train.sequence_parallel_size {self.sequence_parallel_size})"
             )
+
+    def worker_counts(self, least: int, most: int) -> list[int]:
+        """Return the numbers of workers from `least` to `most` that can share a global batch."""
+        return [number for number in range(least, most + 1) if self._can_be_shared(number)]
+
+    def _can_be_shared(self, train_workers: int) -> bool:
+        try:
+            self.check_workers(train_workers)
+        except ValueError:
+            return False
+        return True

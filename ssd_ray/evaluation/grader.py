@@ -1,7 +1,7 @@
 """A grader: it takes a slice of completions and writes one shard of verdicts.
 
 - It holds the benchmark's problems without tests, a store of the tests, and a sandbox.
-- It runs in any process: a Ray actor (`crew.py`) or a worker of `ssd-ray grade`.
+- It runs in any process: a Ray actor (`grader_actors.py`) or a worker of `ssd-ray grade`.
 
 Reads Completion and Problem shards, writes Verdict shards.
 """
@@ -46,7 +46,7 @@ class GradingSpec:
 class Tools:
     """Tools shared by the graders of a process, because they cost memory or a start.
 
-    - Sandboxes, one a floor.
+    - One sandbox per floor.
     - Parsers of answers, some with a tokenizer.
     - The last `num_benchmarks` benchmarks, with `KEPT_BYTES` of tests in all.
     """

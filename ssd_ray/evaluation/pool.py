@@ -1,16 +1,17 @@
 """One pool of graders for all grading steps of a run.
 
 A step hands in slices of completions as they appear, and waits for their number of graded rows.
-The pool gives every idle grader to the step with the fewest graders at work.
+The pool gives every idle grader to the step with the fewest busy graders.
 
 - Bound: graders of all steps together never exceed the cores of the cluster.
-- Fairness: waiting steps advance alike, however many slices each has.
+- Fairness: waiting steps get equal numbers of graders, however many slices each has.
 - Reuse: a grader serves any step and keeps its sandbox and tests.
 - Release: idle graders end after a while, and engines get the cores.
 - Crashes: the slice of a lost grader is graded again, with the same verdicts. Crashes count by
   slice: a lost node takes many graders at once, and must not end a run.
 
-Independent of Ray and of rows: `crew.py` has the graders. Reads and writes nothing.
+The pool itself neither calls Ray nor sees rows: its graders do (`grader_actors.py`). Accesses no
+files.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any, Protocol
 
 from ssd_ray.artifacts.slices import Slice
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.crew import LostGraderError
 from ssd_ray.evaluation.grader import GradingSpec
+from ssd_ray.evaluation.grader_actors import LostGraderError
 
 _POLL_S = 0.2
 _PATIENCE_S = 3.0
@@ -41,8 +42,8 @@ class Piece:
     crashes: int = 0
 
 
-class Crew(Protocol):
-    """Graders as the pool uses them; `crew.RayCrew` has them as actors."""
+class GraderBackend(Protocol):
+    """The graders of a pool; `grader_actors.RayBackend` runs them as Ray actors."""
 
     def size(self) -> int:
         """Return the number of graders allowed to run now."""
@@ -144,8 +145,8 @@ class GraderPool:
     `max_failures` bounds the crashes of a slice, and the failed starts in a row.
     """
 
-    def __init__(self, crew: Crew, max_failures: int) -> None:
-        self._crew = crew
+    def __init__(self, backend: GraderBackend, max_failures: int) -> None:
+        self._backend = backend
         self._max_failures = max_failures
         self._changed = threading.Condition()
         self._works: list[Work] = []
@@ -207,7 +208,7 @@ class GraderPool:
                     if not references:
                         self._changed.wait(_POLL_S)
                         continue
-                ended = self._crew.finished(references, _POLL_S)
+                ended = self._backend.finished(references, _POLL_S)
                 with self._changed:
                     for reference in ended:
                         self._settle(self._calls.pop(reference), reference)
@@ -221,18 +222,18 @@ class GraderPool:
     def _dispatch(self) -> None:
         """Hand a slice to every idle grader, and start graders for the slices beyond."""
         while self._idle and (work := self._next()) is not None:
-            # The last to become idle, so that the others reach the patience after which they end.
+            # The grader idle for the shortest time. The others stay idle, and `_release` ends them.
             actor, _ = self._idle.pop()
             piece = work.waiting.popleft()
             work.at_work += 1
             self._turns += 1
             work.turn = self._turns
             call = _Call(actor=actor, began=time.monotonic(), work=work, piece=piece)
-            self._calls[self._crew.grade(actor, work.spec, piece.slice)] = call
+            self._calls[self._backend.grade(actor, work.spec, piece.slice)] = call
         lacking = sum(len(work.waiting) for work in self._works) - len(self._starting)
-        room = self._crew.size() - len(self._calls) - len(self._idle) if lacking > 0 else 0
+        room = self._backend.size() - len(self._calls) - len(self._idle) if lacking > 0 else 0
         for _ in range(min(lacking, room)):
-            actor, reference = self._crew.start()
+            actor, reference = self._backend.start()
             self._calls[reference] = _Call(actor=actor, began=time.monotonic())
 
     def _next(self) -> Work | None:
@@ -247,9 +248,9 @@ class GraderPool:
     def _settle(self, call: _Call, reference: Any) -> None:
         """Record the result of an ended call."""
         try:
-            rows = self._crew.result(reference)
+            rows = self._backend.result(reference)
         except LostGraderError as lost:
-            self._crew.end(call.actor)
+            self._backend.end(call.actor)
             self._count_crash(call, lost)
             return
         # Any error of grading belongs to the step with this slice, whose thread raises it.
@@ -291,9 +292,9 @@ class GraderPool:
         # A start may be left over if another grader took its slice.
         if now - self._waited_at > _PATIENCE_S:
             for reference in self._starting:
-                self._crew.end(self._calls.pop(reference).actor)
+                self._backend.end(self._calls.pop(reference).actor)
         while self._idle and now - self._idle[0][1] > _PATIENCE_S:
-            self._crew.end(self._idle.popleft()[0])
+            self._backend.end(self._idle.popleft()[0])
         self._works = [work for work in self._works if work.remaining or not work.ended]
 
     def _end_all(self) -> None:
@@ -310,7 +311,7 @@ class GraderPool:
             self._works.clear()
             self._changed.notify_all()
         for actor in actors:
-            self._crew.end(actor)
+            self._backend.end(actor)
 
 
 def _stopped() -> InfrastructureError:

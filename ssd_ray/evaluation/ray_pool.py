@@ -19,8 +19,8 @@ from ssd_ray.artifacts.facts import AnswerFacts, VerdictFacts
 from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.crew import RayCrew
 from ssd_ray.evaluation.grader import GradingSpec
+from ssd_ray.evaluation.grader_actors import RayBackend
 from ssd_ray.evaluation.pool import GraderPool, Work
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys
 from ssd_ray.progress import Progress, Task
@@ -33,7 +33,7 @@ def pool_on_ray(cluster: ClusterConfig, logs: Path) -> GraderPool:
 
     It needs Ray once it is open and has work.
     """
-    return GraderPool(RayCrew(cluster, logs), cluster.max_failures)
+    return GraderPool(RayBackend(cluster, logs), cluster.max_failures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def grade(
     result = facts(spec)
     if missing := total - result.rows - _num_undrawn(answers.directory):
         raise InfrastructureError(
-            f"{stage}: {missing} of {total} completions came to no verdict; run again to resume"
+            f"{stage}: {missing} of {total} completions have no verdict; run again to resume"
         )
     return result
 

@@ -2,8 +2,9 @@
 
 - A test without an expected value gets the return value of the reference (`expected_outputs.py`).
 - A reference has to pass its own check. Without one, the check has to reach its first call.
-- A problem without sound tests would fail every program alike. It is left out and named, alone.
-- Passed checks are on record in the user's cache by content, and are not tried again.
+- A problem without sound tests would fail every program alike. It is left out and named; the others
+  stay.
+- Passed checks are recorded in the user's cache by content, and are not tried again.
 
 Reads and writes `sound-tests` in the cache directory.
 """
@@ -102,14 +103,14 @@ def make_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
     # A sandbox at L4 has a kernel of its own, with a cost in memory and time.
     threads = 1 if floor == "L4" else min(_MOST_THREADS, os.cpu_count() or 1)
     pending: deque[Future[Ready]] = deque()
-    with contextlib.ExitStack() as sandboxes, ThreadPoolExecutor(threads) as pool:
-        bench = _Bench(floor, sandboxes)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
+        sandboxes = _ThreadSandboxes(floor, stack)
         try:
             for problem in problems:
                 ready = _ready_without_run(problem, record if tried else None)
                 if ready is None:
                     pending.append(
-                        pool.submit(_make_one_ready, problem, bench, record if tried else None)
+                        pool.submit(_make_one_ready, problem, sandboxes, record if tried else None)
                     )
                 # A problem that is ready waits for those before it, which keeps the order.
                 while pending and (ready is not None or len(pending) > 2 * threads):
@@ -123,7 +124,7 @@ def make_ready(problems: Iterable[Problem], floor: str, *, tried: bool) -> Itera
 
 
 def _ready_without_run(problem: Problem, record: _Record | None) -> Ready | None:
-    """Return a problem with nothing to run, None for any other."""
+    """Return a problem if nothing has to be run for it, else None."""
     try:
         require_gradable(problem)
     except UngradableError as error:
@@ -133,24 +134,24 @@ def _ready_without_run(problem: Problem, record: _Record | None) -> Ready | None
     return Ready(problem=problem)
 
 
-class _Bench:
-    """Sandboxes of a floor, one a thread."""
+class _ThreadSandboxes:
+    """One sandbox per thread, all with the same floor."""
 
-    def __init__(self, floor: str, sandboxes: contextlib.ExitStack) -> None:
+    def __init__(self, floor: str, stack: contextlib.ExitStack) -> None:
         self._floor = floor
-        self._sandboxes = sandboxes
+        self._stack = stack
         self._local = threading.local()
 
     def sandbox(self) -> Sandbox:
         """Return the calling thread's sandbox, started at its first call."""
         if not hasattr(self._local, "sandbox"):
-            self._local.sandbox = self._sandboxes.enter_context(Sandbox(floor=self._floor))
+            self._local.sandbox = self._stack.enter_context(Sandbox(floor=self._floor))
         sandbox: Sandbox = self._local.sandbox
         return sandbox
 
 
 class _Record:
-    """Digests of checks passed by their references, one a line, kept between runs."""
+    """Digests of checks passed by their references, one per line, kept between runs."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -164,7 +165,7 @@ class _Record:
     def add(self, digest: str) -> None:
         """Add a digest. A read-only cache only costs time."""
         self._digests.add(digest)
-        # No lock: a line that another run cut in two is the digest of nothing.
+        # No lock: a line that another run cut in two matches no digest.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
@@ -194,13 +195,13 @@ def _needs_trial(problem: Problem, record: _Record | None) -> bool:
     )
 
 
-def _make_one_ready(problem: Problem, bench: _Bench, record: _Record | None) -> Ready:
+def _make_one_ready(problem: Problem, sandboxes: _ThreadSandboxes, record: _Record | None) -> Ready:
     """Compute expected values and try the tests of one problem, in the sandbox of this thread."""
     left_out: list[str] = []
     try:
-        complete = with_expected(problem, bench.sandbox(), REFERENCE_LIMITS, left_out=left_out)
+        complete = with_expected(problem, sandboxes.sandbox(), REFERENCE_LIMITS, left_out=left_out)
         if record is not None and _needs_trial(problem, record):
-            require_sound_tests(problem, bench.sandbox(), REFERENCE_LIMITS)
+            require_sound_tests(problem, sandboxes.sandbox(), REFERENCE_LIMITS)
             record.add(_digest(problem))
     except UngradableError as error:
         return Ready(problem=problem, ungradable=str(error))
@@ -231,7 +232,7 @@ def require_sound_tests(problem: Problem, sandbox: Sandbox, limits: Limits) -> N
 def _passes_all_at_once(problem: Problem, sandbox: Sandbox, limits: Limits) -> bool:
     """Return True if the reference passes all tests in one process.
 
-    For MBPP one process takes a third of the time of a process a test.
+    For MBPP this takes a third of the time of one process per test.
     """
     if problem.reference is None or len(problem.tests) < 2:
         return False

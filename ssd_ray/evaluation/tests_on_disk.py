@@ -1,4 +1,4 @@
-"""Tests of problems on disk: one compressed file a problem, named by its content.
+"""Tests of problems on disk: one compressed file per problem, named by its content.
 
 - Problems travel without their tests: those can be gigabytes.
 - A grader reads the tests of the problem at hand and checks them against their name.
@@ -135,9 +135,9 @@ def store_problems(
 
 
 def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -> Iterator[Problem]:
-    """Yield problems with tests in a form of the wire.
+    """Yield the problems whose tests have a form on the wire.
 
-    The reasons for the others go into `left_out`; without it they are an error.
+    Reasons against the others go into `left_out`; without it they are an error.
     """
     for problem in problems:
         try:
@@ -151,7 +151,7 @@ def _on_the_wire(problems: Iterable[Problem], left_out: dict[str, str] | None) -
 
 
 def _require_wire(problem: Problem) -> None:
-    """Raise an error for a function problem with a test in no form of the wire.
+    """Raise an error for a function problem with a test that has no form on the wire.
 
     Raises:
         UngradableError: a test is not text of the wire, or too large.

@@ -1,1 +1,1 @@
-"""Inference: one vLLM engine under sampling and generation, carried by Ray Data."""
+"""Inference: answers of vLLM engines for sampling and generation, in pools run by Ray Data."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class ConcurrencyLimiter:
-    """A limit on calls at work; further calls wait inside until one ends."""
+    """A limit on calls at work; further calls wait for a place until one has done its work."""
 
     def __init__(self, limit: int) -> None:
         self._changed = threading.Condition()
@@ -21,10 +21,21 @@ class ConcurrencyLimiter:
         self._closed = False
 
     @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Count a call from its beginning to its end, work and the time around it."""
+        with self._changed:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
     def one(self) -> Iterator[bool]:
         """Wait for a place and yield True; yield False if the limiter was closed while waiting."""
         with self._changed:
-            self._inside += 1
             self._changed.wait_for(lambda: self._closed or self._at_work < self._limit)
             admitted = not self._closed
             self._at_work += admitted
@@ -32,7 +43,6 @@ class ConcurrencyLimiter:
             yield admitted
         finally:
             with self._changed:
-                self._inside -= 1
                 self._at_work -= admitted
                 self._changed.notify_all()
 
@@ -48,7 +58,7 @@ class ConcurrencyLimiter:
             self._changed.wait_for(lambda: not self._at_work)
 
     def wait_for_all(self) -> None:
-        """Return once no call is inside."""
+        """Return once no call is in progress at all, admitted or not."""
         with self._changed:
             self._changed.wait_for(lambda: not self._inside)
 

@@ -47,7 +47,7 @@ class Drawing:
         return JobSpan(self.job.key, span)
 
     def answer(self, spans: list[Span], alone: str = "", *, testing: bool = False) -> None:
-        """Draw these positions; a request refused `_TRIES` times without a crash has failed."""
+        """Draw these positions; a request without an answer after `_TRIES` tries has failed."""
         if not spans:
             return
         in_flight = self.span(Span(self.unit.span.source, spans[0].start, spans[-1].stop))
@@ -63,10 +63,10 @@ class Drawing:
                 self._report.retried(self.job.key, len(waiting))
 
     def _settle(self, position: int, future: Future[Answer], *, is_last: bool) -> bool:
-        """Wait for an answer and keep it, or its failure; return False if it is asked for again.
+        """Wait for an answer and keep it, or its failure; return False to ask for it again.
 
         Raises:
-            UserError: the answer could not be written.
+            UserError: the answer could not be journaled.
         """
         error = future.exception()
         if error is None:
@@ -83,6 +83,7 @@ class Drawing:
         return True
 
     def _submit(self, position: int) -> Future[Answer]:
+        """Queue a request; the future has its answer once it is in the journal."""
         job, prompt = self.job, self.unit.prompts[position]
         request = Request(
             prompt_token_ids=prompt.token_ids,
@@ -91,12 +92,18 @@ class Drawing:
             max_tokens=job.max_tokens,
             job=job.key,
         )
-        future = self._engine.submit(request)
+        journaled: Future[Answer] = Future()
 
         def finished(done: Future[Answer]) -> None:
-            if done.exception() is None:
-                self.journal.append(position, done.result())
-                self._report.answered(job.key, len(done.result().output_token_ids))
+            try:
+                answer = done.result()
+                self.journal.append(position, answer)
+                self._report.answered(job.key, len(answer.output_token_ids))
+            # Handed over to the thread that waits for the answer.
+            except Exception as error:
+                journaled.set_exception(error)
+            else:
+                journaled.set_result(answer)
 
-        future.add_done_callback(finished)
-        return future
+        self._engine.submit(request).add_done_callback(finished)
+        return journaled

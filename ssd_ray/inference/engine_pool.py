@@ -56,7 +56,7 @@ class JobHandle:
         """Wait for all positions to be on record, at most `timeout_s`; return True once they are.
 
         Raises:
-            UserError: an engine found a mistake.
+            UserError: an engine found a mistake of the user.
             InfrastructureError: the pool has ended.
         """
         return self._engines.wait(self._entry, timeout_s)
@@ -87,6 +87,7 @@ class EnginePool:
         self._progress = progress
         self._expected = set() if expected is None else expected
         self._changed = threading.Condition()
+        self._error: Exception | None = None
         self._entries: dict[str, _Entry] = {}
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
@@ -107,7 +108,7 @@ class EnginePool:
 
     @property
     def watch(self) -> PoolWatch:
-        """The watch of the engines at work."""
+        """The watch over the running engines."""
         return self._watch
 
     def _new_watch(self) -> PoolWatch:
@@ -126,8 +127,8 @@ class EnginePool:
     ) -> Iterator[JobHandle]:
         """Open a job for the length of a block.
 
-        The block of the last job waits at its end until the engines are gone. `audit` reads what is
-        on record again, for another execution.
+        The block of the last job waits at its end until the engines are gone. `audit` is called to
+        read the records again before another execution of Ray Data.
         """
         entry = self._enter(spec, on_record, audit)
         try:
@@ -141,7 +142,7 @@ class EnginePool:
     def _enter(self, spec: JobSpec, on_record: Audit, audit: Callable[[], Audit]) -> _Entry:
         with self._changed:
             if self._watch.stopped.is_set():
-                raise InfrastructureError("the run was stopped")
+                raise self._error or InfrastructureError("the run was stopped")
             if failed := [each.error for each in self._entries.values() if each.error is not None]:
                 raise failed[0]
             if self._thread is None and not self._entries:
@@ -149,6 +150,7 @@ class EnginePool:
                 jobs.begin(self.spec.control)
                 self._watch = self._new_watch()
                 self._failed = False
+                self._error = None
             entry = _Entry(
                 job=self._write(spec, on_record), positions=on_record.positions, audit=audit
             )
@@ -230,8 +232,9 @@ class EnginePool:
         # Handed over to the threads of the jobs, which raise it.
         except Exception as error:
             with self._changed:
+                self._error = _plain(error)
                 for entry in self._entries.values():
-                    entry.error = _plain(error)
+                    entry.error = self._error
         finally:
             with self._changed:
                 if self._thread is threading.current_thread():
@@ -241,7 +244,8 @@ class EnginePool:
     def _run_all(self) -> None:
         """Start executions until all jobs are drained.
 
-        One ending early is started again, `max_failures` times in a row without new answers.
+        An execution that ends early is started again, at most `max_failures` times in a row without
+        new answers.
         """
         fruitless = 0
         while True:
@@ -287,7 +291,7 @@ class EnginePool:
         # Ray Data wraps errors of engines, in types without a common base.
         except Exception as error:
             self._watch()  # raises if the run is stopping
-            self._watch.look()  # an engine may have left the reason
+            self._watch.poll()  # an engine may have left the reason
             entries = list(self._entries.values())
             for entry in entries:
                 check_disk(entry.job.spec.out)

@@ -44,7 +44,7 @@ class Gauges:
         self._shown = set(rates)
 
     def end(self) -> None:
-        """Set rates and time left to zero, since no engine is at work any more."""
+        """Set rates and time left to zero, since no engine is running any more."""
         self.publish(dict.fromkeys(("tokens_per_second", "engines", "seconds_left"), 0.0), {})
 
 

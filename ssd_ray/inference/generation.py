@@ -1,8 +1,8 @@
 """Draw answers to prompts with vLLM engines, into shards of completions.
 
 Sampling draws from the frozen model at T_train; generation draws from the model of an arm at its
-decoding. Steps of one model share its engines (`engines.py`). Reads Prompt shards, also while they
-grow; writes Completion shards. docs/sampling.md explains why no answer is lost or drawn twice.
+decoding. Steps of one model share its engines (`engines.py`). Reads Prompt shards, also while more
+are added; writes Completion shards. docs/sampling.md explains why no answer is lost or drawn twice.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def generate(
 ) -> AnswerFacts:
     """Draw the answers of a job; return facts: rows, tokens, finish reasons, failures, losses.
 
-    Prompts may still be coming until `ended()`. It raises once they cannot.
+    `ended` returns False while prompts may still be added, and raises if the run has stopped.
 
     Raises:
         UserError: arguments refused by vLLM, not one answer, or a full disk.
         InfrastructureError: an engine crashed more than `cluster.max_failures` times in a row,
-            without any answer between.
+            without any answer between, or answers are missing after as many attempts.
     """
     recipe = job.recipe
     pool = engines.pool(job.model, job.settings(), recipe.cluster, recipe.sample.shard_rows)
@@ -101,7 +101,7 @@ class SamplingRun:
     """Return True once all prompts exist."""
     progress: Progress
     patience_s: float = 0.0
-    """Engines start once all prompts exist, or two shards of them and this time has passed."""
+    """Engines start once all prompts exist, or once this time has passed and two shards exist."""
 
     def draw(self) -> AnswerFacts:
         """Draw missing answers and return the facts; raises as `generate` does."""
@@ -109,7 +109,7 @@ class SamplingRun:
         # Temporary files of killed engines.
         for partial in job.out.glob(".*.partial"):
             partial.unlink(missing_ok=True)
-        # Engines of an earlier version of this package end without them.
+        # Engines of an earlier version of this package end themselves once these are removed.
         for name in (".engines", ".returned"):
             heartbeat.clear(job.out / name)
         audit = self._audit()
@@ -146,16 +146,16 @@ class SamplingRun:
             time.sleep(_POLL_S)
 
     def _draw_missing(self, audit: Audit, monitor: Monitor) -> Audit:
-        """Draw until every position is on record, and digests prove it."""
+        """Draw until every position is on record, and all digests match."""
         if self.ended() and audit.positions == monitor.total:
             audit = self._audit(digests=True)
             if audit.positions == monitor.total:
                 self.engines.forgo(self.job.stage)
-                monitor.look(audit.positions)
+                monitor.poll(audit.positions)
                 return audit
         with self.engines.open(self.job, audit, self._audit) as handle:
             audit = self._until_complete(handle, monitor)
-            monitor.look(audit.positions)
+            monitor.poll(audit.positions)
             monitor.pace()
         return audit
 
@@ -188,7 +188,7 @@ class SamplingRun:
                 looked_at = time.monotonic()
                 # Raises if the run is stopping.
                 self.ended()
-                monitor.look()
+                monitor.poll()
 
     def _audit(self, *, digests: bool = False) -> Audit:
         """Audit the output directory and report each shard moved to set-aside/."""
@@ -211,7 +211,7 @@ def _journaled(out: Path, audit: Audit) -> int:
 
 
 def _close(job: JobSpec, audit: Audit, losses: int, progress: Progress) -> AnswerFacts:
-    """Return the facts, and remove files of a job in progress."""
+    """Return the facts, and remove the journal of the job."""
     facts = AnswerFacts.of(audit, engine_losses=losses)
     if facts.failed and not facts.rows:
         reason = facts.failed[0].reason

@@ -1,4 +1,4 @@
-"""Show the progress of one job of a pool: its bar, its gauges, its pace.
+"""Show the progress of one job of a pool: its bar, its gauges, its speed.
 
 Reads the heartbeats of the pool. Writes `pace.json`.
 """
@@ -36,8 +36,8 @@ class Watched:
 class Monitor:
     """The progress of a job.
 
-    `read` returns the engines of the pool, read now if its argument is True. `is_next` returns True
-    for the job opened first.
+    `read` returns the crash history of the pool; with True it reads the heartbeats now. `is_next`
+    returns True if this job was opened first among the open ones.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Monitor:
                 self._rows[path] = prompt_rows(path)
         return sum(self._rows.values()) * self._watched.job.samples
 
-    def look(self, on_record: int | None = None) -> None:
+    def poll(self, on_record: int | None = None) -> None:
         """Read heartbeats and publish the progress of the job.
 
         `on_record` is the number of answers on record, once an audit has counted them.
@@ -84,7 +84,7 @@ class Monitor:
         rates = {
             status.engine: self._rate(status.engine, status.rows, _drawn(status))
             for status in attempt
-            if _is_at_work(status) and status.first
+            if _is_busy(status) and status.first
         }
         rate = self._rate("", done, drawn) if rates else 0.0
         remaining = _remaining(attempt, total - done, self._watched.job.max_tokens)
@@ -103,20 +103,23 @@ class Monitor:
         elif rate > 0 and remaining is not None:
             figures["seconds_left"] = remaining.tokens / rate
         self._gauges.publish(figures, rates)
-        # Without an engine at work there is no rate, and a time left would be a guess.
+        # Without a running engine there is no rate, and a time left would be a guess.
         if rates or done >= total:
             self._task.update(min(done, total), drawn, _note(attempt, rates), total, remaining)
         else:
             self._task.wait(self._reason(attempt))
 
     def _reason(self, attempt: list[EngineStatus]) -> str:
-        """Return the reason of a wait; one job alone names the start of the engines."""
-        if any(map(_is_at_work, attempt)) or not self._is_next():
+        """Return the reason of a wait; only the job opened first reports that engines start."""
+        if any(map(_is_busy, attempt)) or not self._is_next():
             return "waiting for engines"
         return "starting engines"
 
     def _rate(self, engine: str, rows: int, tokens: int) -> float:
-        """Mark the counts of an engine, or of all under "", and return tokens a second."""
+        """Record the counts of an engine and return its tokens a second.
+
+        The name "" is for all engines together.
+        """
         if engine not in self._throughputs:
             self._throughputs[engine] = Throughput(age_s=heartbeat.PERIOD_S)
         throughput = self._throughputs[engine]
@@ -147,7 +150,7 @@ class Monitor:
             files.write_atomic(self._watched.job.out / "pace.json", json.dumps(pace))
 
 
-def _is_at_work(engine: EngineStatus) -> bool:
+def _is_busy(engine: EngineStatus) -> bool:
     """Return True for an engine taking or finishing requests."""
     return not engine.crashed and engine.state in ("ready", "draining")
 
@@ -172,20 +175,21 @@ def _remaining(
 
     - Mean length: all tokens over finished answers. For exponential lengths, this is the
       maximum-likelihood estimate with unfinished answers as censored ones.
-    - Bound: no answer is longer than `max_tokens`. It alone is known before the first answer ends.
+    - Bound: no answer is longer than `max_tokens`. It limits the estimate, and alone is known
+      before the first answer ends.
     """
     finished = sum(engine.rows for engine in attempt)
     drawn = sum(_drawn(engine) for engine in attempt)
-    in_flight = sum(_drawn(engine) - engine.tokens for engine in attempt if _is_at_work(engine))
+    in_flight = sum(_drawn(engine) - engine.tokens for engine in attempt if _is_busy(engine))
     bound = None if max_tokens is None else max(0, max_tokens * answers_left - in_flight)
     estimate = answers_left * drawn / finished if finished else None
-    if estimate is not None and (bound is None or estimate < bound):
-        return Remaining(tokens=estimate)
+    if estimate is not None:
+        return Remaining(tokens=estimate if bound is None else min(estimate, bound))
     return None if bound is None else Remaining(tokens=bound, at_most=True)
 
 
 def _note(attempt: list[EngineStatus], rates: Mapping[str, float]) -> str:
-    """Describe the engines at work: the slowest, the fastest, and the number of lost ones."""
+    """Describe the running engines: the slowest, the fastest, and the number of lost ones."""
     parts = []
     busy = sorted(rate for rate in rates.values() if rate > 0)
     if len(busy) > 1:

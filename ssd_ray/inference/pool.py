@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
+import threading
 import time
 import uuid
 import warnings
@@ -18,17 +18,17 @@ from math import ceil, log
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.cluster import ray_internals, ray_log
+from ssd_ray.cluster import ray_internals, ray_log, room
 from ssd_ray.cluster.ray_internals import Execution
-from ssd_ray.errors import UserError
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
 from ssd_ray.inference.work import queue
 from ssd_ray.inference.work.queue import QueuePlan, all_out, emit
 from ssd_ray.inference.worker import EngineSpec, EngineWorker
 from ssd_ray.progress import Progress
 
-_watches: dict[str, tuple[Callable[[], None], Path]] = {}
+_watches: dict[str, _Watch] = {}
 _WATCH = "ssd_ray.watch"
+_WATCH_PERIOD_S = 0.1
 _REAP_S = 30.0
 _LONGEST_PAUSE_S = 0.4
 
@@ -58,40 +58,67 @@ def concurrent_units(max_num_seqs: int, shard_rows: int) -> int:
     """Return the number of units in progress to keep an engine's batch full.
 
     Answers of a unit end one after another. With exponential lengths, as of reasoning, the longest
-    of n is 1 + 1/2 + ... + 1/n of the mean, about 1 + ln n. A unit is in progress for so many times
-    the mean, and at its end one answer is left.
+    of n answers has 1 + 1/2 + ... + 1/n times the mean length, about 1 + ln n. So a unit of n
+    answers fills only n / (1 + ln n) places of the batch on average.
     """
     return 1 + ceil(max_num_seqs / shard_rows * (1 + log(shard_rows)))
 
 
-class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
-    """Call the watch in every step of the loop; an exception of it ends the execution.
+class _Watch:
+    """A context manager that calls a function several times a second, and looks for `end`.
 
-    Ray Data polls 10 times a second, at 1/40 of a core of a CPU engine. The loop backs off while
-    idle. Engines hold units in advance, so none waits for it.
+    It has a thread of its own. Both read files, and on slow storage the scheduling loop of Ray Data
+    would wait for them instead of handing out units.
+    """
+
+    def __init__(self, watch: Callable[[], None], end: Path) -> None:
+        self.error: BaseException | None = None
+        self.all_out = False
+        self._call = watch
+        self._end = end
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        try:
+            while not self._closed.wait(_WATCH_PERIOD_S):
+                self._call()
+                self.all_out = self.all_out or self._end.exists()
+        # Raised in the scheduling loop, which ends the execution.
+        except BaseException as error:
+            self.error = error
+
+
+class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
+    """End the execution on an exception of the watch; release idle engines near its end.
+
+    Ray Data polls 10 times a second, which costs a CPU engine 1/40 of a core. So the loop sleeps
+    longer while no results arrive. Engines hold units in advance, so none waits for it.
     """
 
     def __init__(self) -> None:
         self._done = -1
         self._pause = 0.0
-        self._all_out = False
         self._lost = False
 
     def on_execution_step(self, executor: Any) -> None:
         execution = Execution(executor)
-        entry = _watches.get(execution.setting(_WATCH))
-        if entry is None:
+        watch = _watches.get(execution.setting(_WATCH))
+        if watch is None:
             return
-        watch, end = entry
-        try:
-            watch()
-        except BaseException:
+        if watch.error is not None:
             # Ray Data drops its handles. An engine that is still starting, or held by a reference
             # in the exception, would keep its devices from the next pool.
             execution.kill_actors()
-            raise
-        self._all_out = self._all_out or end.exists()
-        if self._all_out:
+            raise watch.error
+        if watch.all_out:
             self._release_idle(execution)
         done = execution.num_results
         self._pause = min(self._pause + 0.05, _LONGEST_PAUSE_S) if done == self._done else 0.0
@@ -102,8 +129,8 @@ class _Watched(ray_internals.execution_callback()):  # type: ignore[misc]
         """Once all units are handed out and none waits, start no engine and release idle ones.
 
         Ray Data does so by itself where its input has ended. Here the input stays open for units
-        given back by engines. Where an engine was lost, another one stays, in case the
-        first is faulty.
+        given back by engines. If an engine was lost, one more stays, in case the restarted engine
+        is faulty.
         """
         execution.keep_idle_actors()
         for engines, waiting in execution.actor_pools():
@@ -127,11 +154,12 @@ def run(order: EngineSpec, pool: Pool, watch: Callable[[], None]) -> None:
     execution_id = uuid.uuid4().hex
     groups = pool.resources.groups
     queue.begin(order.control)
-    end = all_out(order.control)
-    _watches[execution_id] = (watch if groups is None else _reaping(groups, watch), end)
+    _watches[execution_id] = _Watch(
+        watch if groups is None else _reaping(groups, watch), all_out(order.control)
+    )
     try:
         context = _context(ray.data.DataContext.get_current().copy(), execution_id, pool)
-        with ray.data.DataContext.current(context):
+        with _watches[execution_id], ray.data.DataContext.current(context):
             for _ in _drawn(order, pool).iter_batches(batch_size=None):
                 pass
     finally:
@@ -147,7 +175,7 @@ def _drawn(order: EngineSpec, pool: Pool) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Bounded restarts have no named parameter in the pinned Ray, which warns about the way it has.
+    # The pinned Ray has no named parameters for restarts and retries, and deprecates this way.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     plan = QueuePlan(control=order.control, window=pool.window)
     start = ray.data.from_items([{"plan": pickle.dumps(plan)}], override_num_blocks=1)
@@ -173,7 +201,7 @@ def _drawn(order: EngineSpec, pool: Pool) -> Any:
 
 
 def _reaping(groups: PlacementGroups, watch: Callable[[], None]) -> Callable[[], None]:
-    """Return a watch with reaping of placement groups without an engine."""
+    """Return a watch extended by the removal of placement groups without an engine."""
     reaped = [time.monotonic()]
 
     def both() -> None:
@@ -201,7 +229,8 @@ def _context(context: Any, execution_id: str, pool: Pool) -> Any:
     ]
     # Users read the exceptions of engines.
     context.raise_original_map_exception = True
-    # Start more engines as soon as units wait. Ray Data compares units given with those in work.
+    # Start more engines as soon as units wait. Ray Data divides the units handed out by the
+    # places for them, `units_in_hand` for each running engine.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = (
         pool.concurrent_units + 1
     ) / pool.units_in_hand
@@ -224,31 +253,10 @@ def _strategy(pool: Pool) -> Any:
 
 
 def check_room(pool: Pool, progress: Progress) -> None:
-    """Check the room for an engine: refuse on this machine, report on a cluster that may grow.
-
-    Ray itself waits silently for resources lacking in a cluster.
+    """Check the room for one engine: refuse one that never fits, report one that has to wait.
 
     Raises:
-        UserError: this machine has too few CPUs or GPUs.
+        UserError: Ray would wait forever.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    spread = pool.resources.groups is not None  # one bundle of one GPU a worker, on whatever nodes
-    for name, wanted, choice in (
-        ("CPU", pool.resources.cpus, "engine.cpus"),
-        (
-            "GPU",
-            pool.resources.gpus,
-            "engine.tensor_parallel_size or engine.pipeline_parallel_size",
-        ),
-    ):
-        have = (sum if spread else max)([float(node.get(name, 0)) for node in nodes] or [0.0])
-        where = "the cluster" if spread else "the largest node"
-        if wanted > have and not os.environ.get("RAY_ADDRESS"):
-            raise UserError(
-                f"an engine reserves {wanted:g} {name} and this machine has {have:g}: "
-                f"lower {choice}"
-            )
-        if wanted > have:
-            progress.say(f"waiting for {wanted:g} {name} for an engine; {where} has {have:g} now")
+    need = pool.resources.need
+    room.check_room(need, progress.say, lambda _: f"lower {need.fields}, or use larger machines")

@@ -27,7 +27,8 @@ _NAMED_NODES: set[str] = set()
 class PoolWatch:
     """The engines of one pool, for all its jobs; safe to use from threads.
 
-    `jobs` returns the open jobs. The pool calls the watch several times a second; it looks twice.
+    `jobs` returns the open jobs. The pool calls the watch several times a
+    second, and the watch polls the heartbeats twice a second.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class PoolWatch:
         self.stopped = threading.Event()
 
     def __call__(self) -> None:
-        """Look, if half a second has passed since the last look.
+        """Poll the heartbeats if half a second has passed since the last poll.
 
         Raises:
             UserError: an engine found a mistake.
@@ -61,13 +62,13 @@ class PoolWatch:
             raise InfrastructureError("the run was stopped")
         if time.monotonic() - self._looked_at >= heartbeat.PERIOD_S:
             self._looked_at = time.monotonic()
-            self.look()
+            self.poll()
 
     def history(self, fresh: bool = False) -> CrashHistory:
         """Return crashes of all attempts, and the engines of this one.
 
-        It is at most a quarter of a second old, or read now. Engines of a lost driver may take some
-        seconds to end.
+        It is at most a quarter of a second old, with `fresh` read now. Live engines of earlier
+        attempts are left out: they end within seconds.
         """
         with self._lock:
             if fresh or time.monotonic() - self._read_at >= heartbeat.PERIOD_S / 2:
@@ -80,7 +81,7 @@ class PoolWatch:
                 self._history = CrashHistory(statuses, cluster_state.actors)
             return self._history
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Report faulty and slow engines, and raise the error ending the pool, if there is one."""
         history = self.history()
         attempt = [status for status in history.statuses if status.attempt == self._spec.attempt]
@@ -142,7 +143,7 @@ class PoolWatch:
                 )
 
     def _warn_of_niceness(self, attempt: list[EngineStatus]) -> None:
-        """Report each node once a run where engines give way to all other processes."""
+        """Report each node with engines at a lower priority than other processes, once per run."""
         for status in attempt:
             if status.niceness > 0 and status.node not in _NAMED_NODES:
                 _NAMED_NODES.add(status.node)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd_ray.artifacts import ledger
-from ssd_ray.artifacts.ledger import Record, Span
+from ssd_ray.artifacts.ledger import Ledger, Record, Span
 from ssd_ray.artifacts.slices import log_to_file
 from ssd_ray.cluster import niceness, short_paths
 from ssd_ray.errors import UserError, one_line
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _NOTICE_PERIOD_S = 5.0
 _LAST_WORDS_S = 1.0
 _HOLD_S = 2.0
-"""Longer than a unit given back takes to another engine."""
+"""Longer than a returned unit takes to reach another engine."""
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -59,7 +59,7 @@ class EngineSpec:
 
 
 class ClosedJobError(Exception):
-    """A unit of a job that the driver has closed meanwhile; nothing is written for it."""
+    """A unit of a job that the driver has closed; nothing is written for it."""
 
 
 class EngineWorker:
@@ -88,6 +88,7 @@ class EngineWorker:
             niceness=niceness.settle(),
         )
         self._jobs: dict[str, JobSpec] = {}
+        self._ledgers: dict[str, Ledger] = {}
         self._engine_lock = SharedExclusiveLock()
         self._calls = ConcurrencyLimiter(concurrent_units)
         self._prompt_returns = 2 * concurrent_units
@@ -128,39 +129,67 @@ class EngineWorker:
         if self._leaving.is_set():
             threading.Event().wait()  # Ray repeats the call in the next process
         unit = queue.span_of(batch)
-        with self._calls.one() as admitted:
+        with self._calls.inside():
             try:
-                rows = self._draw_unit(unit) if admitted else self._give_back(unit)
-                return pa.table({"rows": [rows]})
+                return pa.table({"rows": [self._draw_and_write(unit)]})
             except ClosedJobError:
                 return pa.table({"rows": [0]})
             except UserError as error:
                 self._report.become("failed", str(error), mistake=True)
                 raise
 
-    def _draw_unit(self, unit: JobSpan) -> int:
+    def _draw_and_write(self, unit: JobSpan) -> int:
+        """Draw a unit, put it on record, and return the number of rows written.
+
+        Only drawing takes a place among the concurrent units. A unit is read before it has one, and
+        gives it to the next one before it is written. So slow storage leaves no place empty.
+        """
+        drawing = self._prepare(unit)
+        if drawing is None:
+            return 0
+        try:
+            with self._calls.one() as admitted:
+                if not admitted:
+                    self._give_back(unit)
+                    return 0
+                if not self._draw(drawing):
+                    return 0
+            return self._write(drawing)
+        finally:
+            # After any failure, another engine takes the journal over.
+            drawing.journal.close()
+
+    def _prepare(self, unit: JobSpan) -> Drawing | None:
+        """Read the prompts of a unit, and its journaled answers; return None if it is on record."""
         job = self._job(unit.job)
         if (record := _on_record(job.out, unit.span)) is not None:
-            # The engine before crashed after its last line, or outlived its driver. The queue may
-            # not know of the record.
-            ledger.append(job.out, self._report.engine, record)
-            return 0
+            # The engine that wrote it crashed after that, or belonged to an earlier driver. The
+            # queue may have missed its record.
+            self._ledger(job).append(record)
+            return None
         prompts = read_prompts(job.prompts, unit.span, job.samples)
-        history = self._history()
-        quarantined = history.quarantined_in(unit.job)
-        prompt_ids = {prompt.prompt_id for prompt in prompts.values()} - quarantined
-        if self._is_for_others(history, unit, prompt_ids):
-            return self._give_back(unit)
-        drawing = Drawing(
+        return Drawing(
             engine=self._engine,
             report=self._report,
             job=job,
             unit=WorkUnit(unit.span, prompts, job.samples, journal.recover(job.out, unit.span)),
         )
+
+    def _draw(self, drawing: Drawing) -> bool:
+        """Draw the missing answers of a unit; return False if it was given back instead."""
+        unit, history = drawing.span(drawing.unit.span), self._history()
+        quarantined = history.quarantined_in(unit.job)
+        prompt_ids = {prompt.prompt_id for prompt in drawing.unit.prompts.values()} - quarantined
+        if self._is_for_others(history, unit, prompt_ids):
+            self._give_back(unit)
+            return False
         drawing.unit.quarantine(quarantined)
         self._draw_missing(drawing, history)
-        self._write(drawing)
-        return unit.span.rows
+        return True
+
+    def _ledger(self, job: JobSpec) -> Ledger:
+        """Return this process's file in the ledger of a job."""
+        return self._ledgers.setdefault(job.key, Ledger(job.out, self._report.engine))
 
     def _job(self, key: str) -> JobSpec:
         """Return an open job.
@@ -182,7 +211,7 @@ class EngineWorker:
         suspicion = {span: history.suspicion(drawing.span(span)) for span in unit.missing()}
         suspects = [span for span, crashes in suspicion.items() if crashes >= SUSPECT_CRASHES]
         if suspects:
-            # Alone in the engine, so that a crash says which group it was.
+            # Alone in the engine, so that a crash points to this group.
             for group in groups(suspects, max(suspicion[span] for span in suspects)):
                 alone = unit.prompts[group[0].start].prompt_id if len(group) == 1 else ""
                 with self._engine_lock.exclusive():
@@ -190,29 +219,29 @@ class EngineWorker:
         with self._engine_lock.shared():
             drawing.answer(list(unit.missing()))
 
-    def _write(self, drawing: Drawing) -> None:
-        """Write the shard of a unit and put it on record."""
+    def _write(self, drawing: Drawing) -> int:
+        """Write the shard of a unit, put it on record, and return its number of rows."""
         job, failures = drawing.job, drawing.unit.failures()
         write_completions(
-            job.out,
-            self._report.engine,
+            self._ledger(job),
             drawing.unit.span,
             drawing.unit.drawn(job.seed),
             failures,
             before=lambda: self._check_open(job.key),
         )
-        drawing.journal.remove()
         self._report.recorded(job.key, len(failures))
         if not drawing.unit.answers:
             self._report.refused(job.key, failures[-1].reason)
+        drawing.journal.remove()
+        return drawing.unit.span.rows
 
     def _is_for_others(
         self, history: CrashHistory, unit: JobSpan, prompt_ids: Collection[str]
     ) -> bool:
         """Return True if other engines should draw a unit.
 
-        While there are others, a faulty engine tries one unit at a time, of those it did not crash
-        with.
+        A faulty engine keeps one unit at a time, one with which it has not crashed. It gives all
+        other units back.
         """
         if history.is_for_others(self._actor, unit, prompt_ids):
             return True
@@ -225,31 +254,31 @@ class EngineWorker:
         return False
 
     def _history(self) -> CrashHistory:
-        return CrashHistory(heartbeat.read(self._spec.control), cluster_state.actors)
+        statuses = heartbeat.read_after_crashes(self._spec.control)
+        return CrashHistory(statuses, cluster_state.actors)
 
-    def _give_back(self, unit: JobSpan) -> int:
+    def _give_back(self, unit: JobSpan) -> None:
         """Give a unit to another engine, and stay busy for a while, longer with each one.
 
         Ray Data hands a unit to an engine with the fewest calls; of several, to the one that ended
-        a call last. Idle at once, this engine would get the unit again.
+        a call last. If this engine were idle at once, it would get the unit again.
         """
         self._prompt_returns -= 1
         queue.give_back(self._spec.control, self._report.engine, unit)
         self._leaving.wait(min(max(_HOLD_S, -self._prompt_returns), _LONGEST_PAUSE_S))
-        return 0
 
     def _end_if_replaced(self) -> None:
-        """End the process if another attempt is at work.
+        """End the process if another attempt is running, or the pool has ended.
 
-        A disconnected node or a paused machine may come back then.
+        An engine may see this after its node was cut off or its machine was paused.
         """
         if not heartbeat.is_current(self._spec.control, self._spec.attempt):
-            reason = "engine: another attempt is at work, or the pool has ended"
+            reason = "engine: another attempt is running, or the pool has ended"
             print(reason, file=sys.stderr, flush=True)
             os._exit(0)
 
     def _check_open(self, key: str) -> None:
-        """End the process if another attempt is at work; see `_end_if_replaced`.
+        """Check that this engine may write for a job; see also `_end_if_replaced`.
 
         Raises:
             ClosedJobError: the job is complete, or its step has failed.

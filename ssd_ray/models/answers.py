@@ -13,13 +13,13 @@ from typing import Any
 
 from ssd_ray.artifacts import shards
 from ssd_ray.models import loading
-from ssd_ray.reasoning import AnswerParser, ReasoningFormat, prompted, special_marks
+from ssd_ray.reasoning import AnswerParser, ReasoningFormat, format_from_prompts, special_marks
 
 
 def reasoning_format(directory: Path, prompts: Path) -> ReasoningFormat:
     """Return the marks of reasoning in a model's answers to the prompts of an artifact."""
     directory = directory.resolve()
-    form = prompted(shards.read_columns(prompts, "prompt_id", "text", "statement"))
+    form = format_from_prompts(shards.read_columns(prompts, "prompt_id", "text", "statement"))
     return dataclasses.replace(form, special=_special_marks(directory), tokenizer=directory)
 
 

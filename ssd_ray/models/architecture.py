@@ -1,7 +1,7 @@
 """Shape, parameters and floating-point operations of a model, from config.json alone.
 
-The architectures of the paper differ in a few switches, so one closed formula covers them all. A
-test compares it with models built on torch's meta device. Reads a model directory, or one of the
+The supported architectures differ in a few switches, so one closed formula covers them all. A test
+compares it with models built on torch's meta device. Reads a model directory, or one of the
 configurations in `configs/`.
 """
 
@@ -17,13 +17,15 @@ from ssd_ray.errors import UserError, one_line
 
 SHIPPED = Path(__file__).parent / "configs"
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt_oss")
+EXPERT_PARALLEL = "qwen3_moe"
+"""Model type whose experts training can divide among workers, proved against the reference."""
 _HEAD_DIM = {"gpt_oss": 64, "qwen3": 128}
-"""Head dimension of a config.json without one; other kinds divide the hidden size by heads."""
+"""Head dimension of a config.json without one; for other kinds it is hidden size / heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Widths and counts of a decoder, from which memory and time follow."""
+    """Widths and counts of a decoder; memory and time are computed from them."""
 
     model_type: str
     hidden: int
@@ -78,16 +80,30 @@ class Architecture:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters used for one token: of the experts, those of its route."""
+        """Parameters used for one token: of the experts, only those it is routed to."""
         idle = self.sparse_layers * (self.experts - self.experts_per_token) * self._expert
         return self.parameters - idle
 
     @property
     def largest_module(self) -> int:
-        """Parameters of the largest module with weights of its own; ZeRO-3 gathers it at once."""
+        """Parameters of the largest module with weights of its own; ZeRO-3 gathers all of it."""
         # transformers fuses all experts of a layer into one module.
-        matrices = [self.vocabulary * self.hidden, self.hidden * max(self.query, self.intermediate)]
-        return max([*matrices, self.experts * self._expert] if self.sparse_layers else matrices)
+        return max(self.largest_matrix, self.layer_experts)
+
+    @property
+    def largest_matrix(self) -> int:
+        """Parameters of the largest module other than experts."""
+        return self.hidden * max(self.vocabulary, self.query, self.intermediate)
+
+    @property
+    def layer_experts(self) -> int:
+        """Parameters of all experts of one layer; 0 without experts."""
+        return self.experts * self._expert if self.sparse_layers else 0
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of one sparse block, router included; 0 without experts."""
+        return self.experts * self._expert + self._router if self.sparse_layers else 0
 
     @property
     def layer_parameters(self) -> int:
@@ -116,7 +132,7 @@ class Architecture:
         names = [name for name, (count, _) in linear.items() if count]
         if missing := sorted(set(targets) - set(names)):
             raise UserError(
-                f"train.lora.target_modules {missing[0]!r} is no linear layer of this "
+                f"train.lora.target_modules {missing[0]!r} is not a linear layer of this "
                 f"{self.model_type} model below its output head: those are {', '.join(names)}"
                 + ("; experts get no adapter" if self.sparse_layers else "")
             )
@@ -131,7 +147,7 @@ class Architecture:
 
         - A multiply-add counts as two operations. Recomputation is not counted.
         - The backward pass costs two forward passes, one of them for gradients of weights.
-        - With `adapters` trained parameters, the model's own matrices are frozen and save that one.
+        - With `adapters` trained parameters, the frozen matrices need no gradients of weights.
         - The head runs over the response alone.
         - Attention covers (n + 1) / 2 positions on average, or its window.
         """
@@ -173,6 +189,12 @@ class Architecture:
         return self.experts * self.hidden + self.expert_bias * self.experts
 
 
+def can_share(heads: int, key_value_heads: int, workers: int) -> bool:
+    """Return True if workers that share a sequence can divide its attention heads."""
+    divides = key_value_heads % workers == 0 or workers % key_value_heads == 0
+    return heads % workers == 0 and divides
+
+
 def shipped(source: str) -> Architecture | None:
     """Return the architecture of a `model.source` with a configuration in this package."""
     for path in sorted(SHIPPED.glob("*.json")):
@@ -180,6 +202,15 @@ def shipped(source: str) -> Architecture | None:
         if source in entry["models"]:
             return parse(entry["config"], str(path))
     return None
+
+
+def quantization(source: str) -> str:
+    """Return the quantization of a shipped `model.source`, such as mxfp4; "" without one."""
+    for path in sorted(SHIPPED.glob("*.json")):
+        entry = json.loads(path.read_text())
+        if source in entry["models"]:
+            return str(entry.get("quantization", ""))
+    return ""
 
 
 def read(directory: Path) -> Architecture:

@@ -1,4 +1,4 @@
-"""End tokens of answers: those of a model, and further ones of a recipe.
+"""End tokens of answers: those in a model's files, and further ones in a recipe.
 
 Reads a model directory.
 """
@@ -13,7 +13,7 @@ from ssd_ray.artifacts.files import read_json
 from ssd_ray.errors import UserError
 
 
-def stated(directory: Path, tokenizer: Any) -> frozenset[int]:
+def of_model(directory: Path, tokenizer: Any) -> frozenset[int]:
     """Return the end tokens of a model directory as vLLM reads them.
 
     These are the tokenizer's and those of generation_config.json, or of config.json without one.
@@ -28,11 +28,11 @@ def stated(directory: Path, tokenizer: Any) -> frozenset[int]:
     return frozenset(number for number in ids if number is not None)
 
 
-def named(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
+def of_recipe(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
     """Return the ids of tokens given by text or by id in `model.end_tokens`.
 
     Raises:
-        UserError: a text is no token, or an id is not in the vocabulary.
+        UserError: a text is not a token, or an id is not in the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
     ids = set()
@@ -40,7 +40,7 @@ def named(tokenizer: Any, names: Iterable[str | int]) -> frozenset[int]:
         number = vocabulary.get(name, -1) if isinstance(name, str) else name
         if not 0 <= number <= max(vocabulary.values()):
             raise UserError(
-                f"model.end_tokens has {name!r}, which is no token of the model: "
+                f"model.end_tokens has {name!r}, which is not a token of the model: "
                 "give a token's text or its id"
             )
         ids.add(number)

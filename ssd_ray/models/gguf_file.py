@@ -1,6 +1,6 @@
-"""Check a GGUF file before its conversion: one complete file, of a convertible kind.
+"""Check before a conversion that a GGUF file is a complete model in convertible types.
 
-Reads the file's metadata, and one row of a tensor of each type.
+Reads the file's metadata, and one row of one tensor of each type.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check(file: Path) -> None:
     kind = kind_of(file)
     if kind != "a GGUF file":
         remedy = fetch_command(file) if kind == POINTER else ""
-        raise FaultError(f"is {kind or 'something else'}, no GGUF file", remedy)
+        raise FaultError(f"is {kind or 'something else'}, not a GGUF file", remedy)
     if (match := _PART.search(file.name)) and int(match["parts"]) > 1:
         raise FaultError(
             f"is part {int(match['number'])} of {int(match['parts'])}, "

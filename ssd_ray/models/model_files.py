@@ -1,4 +1,4 @@
-"""Check a Hugging Face directory before it is loaded, and describe other files in its place.
+"""Check a Hugging Face directory before it is loaded, or describe a file given instead.
 
 - Weights are safetensors. Pickled weights run code when they are loaded, so they are refused.
 - Code of a model is never run, and no option permits it.
@@ -76,7 +76,7 @@ def require_model(path: Path) -> None:
     has_weights |= any(not name.startswith("adapter_") for name in _match(path, (WEIGHTS,)))
     if not has_weights and (path / "adapter_config.json").exists():
         raise FaultError(
-            "holds an adapter (adapter_config.json) and no model",
+            "holds an adapter (adapter_config.json), not a model",
             "merge the adapter into its base (merge_and_unload of peft) and give that directory",
         )
     if not os.path.lexists(path / "config.json"):
@@ -100,7 +100,7 @@ def describe_file(path: Path) -> FaultError:
         return FaultError(
             "holds pickled weights, which run code when they are loaded", _AS_SAFETENSORS
         )
-    return FaultError(f"is {kind or 'a file'}, no directory", _GIVE_MODEL)
+    return FaultError(f"is {kind or 'a file'}, not a directory", _GIVE_MODEL)
 
 
 _GIVE_MODEL = "give a Hugging Face model directory, a .gguf file or a hub id"
@@ -112,13 +112,13 @@ def _require_directory(path: Path) -> None:
         if path.is_symlink() and not path.exists():
             raise FaultError(f"is {kind_of(path)}", _GIVE_MODEL)
         if not path.exists():
-            raise FaultError("is not a directory, as nothing is there", _GIVE_MODEL)
+            raise FaultError("does not exist", _GIVE_MODEL)
         if path.is_file():
             raise describe_file(path)
         if not path.is_dir():
             raise FaultError("is not a directory", _GIVE_MODEL)
     except OSError as error:
-        raise FaultError(f"cannot be looked at ({error.strerror})", _GIVE_MODEL) from error
+        raise FaultError(f"cannot be accessed ({error.strerror})", _GIVE_MODEL) from error
     require_readable(path)
 
 
@@ -142,7 +142,7 @@ def _without_config(path: Path) -> tuple[str, str]:
         )
     if ggufs:
         return f"holds {len(ggufs)} GGUF files and no config.json", f"give one: {path / ggufs[0]}"
-    # As an archive unpacks, and as the hub's client keeps a repository.
+    # An archive unpacks into a folder, and the hub's client keeps a repository in `snapshots/`.
     if deeper := _match(path, ("*/config.json", "snapshots/*/config.json")):
         folder = Path(deeper[-1]).parent
         return f"holds no config.json, and its folder {folder} does", f"give {path / folder}"
@@ -175,7 +175,7 @@ _OTHER_WEIGHTS = {
 
 
 def _check_files(directory: Path) -> None:
-    """Check the small files of a model: readable, no pointers, JSON by their names.
+    """Check the small files of a model: readable, no git-lfs pointers, and JSON if named so.
 
     Raises:
         FaultError: a file is unreadable, a pointer or damaged, or a download is unfinished.
@@ -198,7 +198,8 @@ def _check_files(directory: Path) -> None:
     quantization = weights.read_json_object(directory / "config.json").get("quantization")
     if isinstance(quantization, dict) and "group_size" in quantization:
         raise FaultError(
-            "config.json is of weights quantized for MLX, which vLLM cannot read", _UNQUANTIZED
+            "config.json describes weights quantized for MLX, which vLLM cannot read",
+            _UNQUANTIZED,
         )
 
 

@@ -1,8 +1,8 @@
 """Read chat templates of models and recipes, without byte order marks.
 
 - A model keeps its template in chat_template.jinja or tokenizer_config.json.
-- Where only its processor has one, it is in chat_template.json.
-- Several templates have names.
+- A model with a processor may keep it in chat_template.json alone.
+- A model may have several templates, each with a name.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ def read(name: str) -> str:
     remedy = "give a file with a template"
     if isinstance(parsed, dict) and "chat_template" in parsed:
         remedy = "give a file with the text of its chat_template alone"
-    raise UserError(f"model.chat_template {name!r} is JSON and no template: {remedy}")
+    raise UserError(f"model.chat_template {name!r} is JSON, not a template: {remedy}")
 
 
 def of_model(directory: Path, loaded: Any) -> Any:
-    """Return the template, or the templates by name, of a model whose tokenizer has `loaded`.
+    """Return the template of a model, or its templates by name.
+
+    `loaded` is the template of its tokenizer as transformers loads it.
 
     Raises:
-        UserError: a template is no text, or chat_template.json, read for a tokenizer without
-            templates, holds none.
+        UserError: a template is not text, or the tokenizer has none and chat_template.json exists
+            without one.
     """
     if not loaded and (directory / PROCESSOR).is_file():
         loaded = _of_processor(directory / PROCESSOR)
@@ -63,7 +65,7 @@ def of_model(directory: Path, loaded: Any) -> Any:
     if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
         kind = type(texts[wrong]).__name__
         raise UserError(
-            f"{directory}: its chat template {wrong!r} is no text ({kind}): "
+            f"{directory}: its chat template {wrong!r} is not text ({kind}): "
             "set model.chat_template to a file"
         )
     texts = {name: text.removeprefix(_MARK) for name, text in texts.items()}

@@ -1,7 +1,7 @@
 """Check safetensors weights by their headers and index, without reading a tensor.
 
-A file's header has the file's length and tensors, the index has the file of each tensor. Both are
-a few kilobytes. So a stopped download, a git-lfs pointer or a missing shard is found in
+A header lists the tensors of its file and their bytes; the index names the file of each tensor.
+Both are a few kilobytes. So a stopped download, a git-lfs pointer or a missing shard is found in
 milliseconds, before an engine or a training worker starts. Reads headers and
 `model.safetensors.index.json`.
 """
@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 _MARK = "\ufeff"  # the byte order mark
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
-"""As the safetensors library has it."""
+"""Limit of the safetensors library, in bytes."""
 _NUM_NAMED = 3
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})\.safetensors")
 _BITS = {
@@ -36,7 +36,7 @@ _BITS = {
 
 
 class FaultError(Exception):
-    """A fault of a model's files, with a remedy; without one, that of the model's origin holds."""
+    """A fault of a model's files. Without a remedy, the caller gives that of the model's origin."""
 
     def __init__(self, text: str, remedy: str = "") -> None:
         super().__init__(text)
@@ -47,7 +47,7 @@ def check(directory: Path) -> None:
     """Check by headers and index that the weights of a model directory are complete.
 
     Raises:
-        FaultError: a file is missing, cut short, unreadable, or no safetensors file.
+        FaultError: a file is missing, cut short, unreadable, or not a safetensors file.
         OSError: the storage fails, and the state of the file is unknown.
     """
     index = read_index(directory)
@@ -60,14 +60,14 @@ def check(directory: Path) -> None:
     for name in sorted(set(index.values())):
         path = directory / name
         if not os.path.lexists(path):
-            raise FaultError(f"{name} is missing, which {INDEX} names")
+            raise FaultError(f"{name} is missing, although {INDEX} names it")
         tensors = read_header(path).keys()
         expected = {tensor for tensor, file in index.items() if file == name}
         if lacking := sorted(expected - tensors):
             shown = ", ".join(lacking[:_NUM_NAMED])
             raise FaultError(
                 f"{name} lacks {len(lacking)} of the {len(expected)} tensors "
-                f"that {INDEX} has in it ({shown})"
+                f"that {INDEX} lists for it ({shown})"
             )
 
 
@@ -75,7 +75,7 @@ def read_index(directory: Path) -> dict[str, str] | None:
     """Return the file of each tensor by the index, None if there is no index.
 
     Raises:
-        FaultError: the index is no JSON, or names files outside of the directory.
+        FaultError: the index is not JSON, or names files outside of the directory.
     """
     path = directory / INDEX
     if not os.path.lexists(path):
@@ -86,9 +86,9 @@ def read_index(directory: Path) -> dict[str, str] | None:
     for name in files.values():
         # A path would lead a reader out of the directory.
         if not isinstance(name, str) or name != os.path.basename(name):
-            raise FaultError(f"{INDEX} names {name!r}, which is no file of the directory")
+            raise FaultError(f"{INDEX} names {name!r}, which is not a file of the directory")
         if not name.endswith(".safetensors"):
-            raise FaultError(f"{INDEX} names {name!r}, which is no safetensors file")
+            raise FaultError(f"{INDEX} names {name!r}, which is not a safetensors file")
     return files
 
 
@@ -96,15 +96,15 @@ def read_json_object(path: Path) -> Json:
     """Return the JSON object of a model's configuration file.
 
     Raises:
-        FaultError: the file is unreadable, a git-lfs pointer, or no JSON object, or it begins with
-            a byte order mark, on which transformers and vLLM fail.
+        FaultError: the file is unreadable, a git-lfs pointer, or not a JSON object, or it begins
+            with a byte order mark, on which transformers and vLLM fail.
     """
     _require_content(path)
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text.removeprefix(_MARK))
     except (ValueError, RecursionError) as error:
-        raise _no_such_file(path, "JSON", one_line(error, 160)) from error
+        raise _wrong_kind(path, "JSON", one_line(error, 160)) from error
     if not isinstance(value, dict):
         raise FaultError(f"{path.name} holds no JSON object")
     if text.startswith(_MARK):
@@ -125,12 +125,12 @@ def read_header(path: Path) -> Json:
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
         if not 2 <= length <= _LONGEST_HEADER:
-            raise _no_such_file(path, "a safetensors file", "its header has no length")
+            raise _wrong_kind(path, "a safetensors file", "its header has no length")
         header = handle.read(length)
     if len(header) < length:
         # Eight bytes of another format may look like a length.
         if not header.lstrip().startswith(b"{"):
-            raise _no_such_file(path, "a safetensors file", "its header is no JSON")
+            raise _wrong_kind(path, "a safetensors file", "its header is not JSON")
         raise FaultError(f"{path.name} is cut short within its header: {size:,} bytes are there")
     tensors = _parsed_header(path, header)
     _check_size(path, tensors, size - _LENGTH_BYTES - length, size)
@@ -141,9 +141,9 @@ def _parsed_header(path: Path, header: bytes) -> Json:
     try:
         tensors = json.loads(header.decode())
     except (ValueError, RecursionError) as error:
-        raise _no_such_file(path, "a safetensors file", "its header is no JSON") from error
+        raise _wrong_kind(path, "a safetensors file", "its header is not JSON") from error
     if not isinstance(tensors, dict):
-        raise _no_such_file(path, "a safetensors file", "its header is no JSON object")
+        raise _wrong_kind(path, "a safetensors file", "its header is not a JSON object")
     tensors.pop("__metadata__", None)
     return tensors
 
@@ -155,10 +155,10 @@ def _check_size(path: Path, tensors: Json, data_bytes: int, size: int) -> None:
         for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"]):
             start, stop = entry["data_offsets"]
             if start != end or _tensor_bytes(entry) not in (None, stop - start):
-                raise FaultError(f"{path.name} is damaged: its header does not fit together")
+                raise FaultError(f"{path.name} is damaged: its header contradicts itself")
             end = stop
     except (KeyError, TypeError, ValueError) as error:
-        raise _no_such_file(path, "a safetensors file", "its header names no tensors") from error
+        raise _wrong_kind(path, "a safetensors file", "its header names no tensors") from error
     if data_bytes < end:
         missing = end - data_bytes
         raise FaultError(
@@ -166,15 +166,15 @@ def _check_size(path: Path, tensors: Json, data_bytes: int, size: int) -> None:
         )
     if data_bytes > end:
         surplus = data_bytes - end
-        raise FaultError(f"{path.name} is damaged: {surplus:,} bytes more than in its header")
+        raise FaultError(f"{path.name} is damaged: {surplus:,} bytes more than its header lists")
 
 
 def _tensor_bytes(entry: Json) -> int | None:
-    """Return the size of a tensor by its entry in bytes, None if its type is unknown."""
+    """Return the bytes of a tensor with this entry in a header, None if its type is unknown."""
     bits = _BITS.get(entry["dtype"])
     shape = entry["shape"]
     if not all(isinstance(length, int) for length in shape):
-        raise ValueError(f"{shape!r} is no shape")
+        raise ValueError(f"{shape!r} is not a shape")
     return None if bits is None else -(-math.prod(shape) * bits // 8)
 
 
@@ -207,14 +207,14 @@ def require_regular_file(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise FaultError(f"{path.name} is {kind_of(path)}", "copy the model with `cp -rL`")
     if not path.is_file():
-        raise FaultError(f"{path.name} is {kind_of(path) or 'no regular file'}")
+        raise FaultError(f"{path.name} is {kind_of(path) or 'not a regular file'}")
     if not os.access(path, os.R_OK):
         raise FaultError(
             f"{path.name} cannot be read by this user", f"change its mode: chmod a+r {path}"
         )
 
 
-def _no_such_file(path: Path, expected: str, reason: str) -> FaultError:
+def _wrong_kind(path: Path, expected: str, reason: str) -> FaultError:
     """Return the fault of a file with other content than its name suggests."""
     kind = kind_of(path)
     if kind == POINTER:

@@ -1,4 +1,4 @@
-"""Surroundings shared by the steps of a run: directory, model, engines, graders, progress.
+"""Resources shared by the steps of a run: directory, model, engines, graders, progress.
 
 Reads the model. Writes `model-revision`, the commit of the model for all later steps.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ from ssd_ray import models
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.config import Recipe
-from ssd_ray.errors import InfrastructureError
-from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RunContext:
-    """The surroundings of a run's steps; safe to use from threads."""
+    """The shared resources of a run's steps; safe to use from threads."""
 
     def __init__(self, recipe: Recipe, run: Path, progress: Progress) -> None:
         self.recipe = recipe
@@ -72,7 +69,7 @@ class RunContext:
     def _model(self) -> Path:
         model = self.recipe.model
         from_hub = "hub" in models.identify(model)
-        if models.present(model) is None:
+        if models.local_directory(model) is None:
             action = "downloading" if from_hub else "converting"
             self.progress.say(f"model: {action} {model.source}, once on this machine")
         if not from_hub or model.revision:
@@ -88,19 +85,3 @@ class RunContext:
     def num_rows(self, stage: str) -> int:
         """Return the number of rows of a complete artifact."""
         return manifests.load_facts(self.run / stage, RowFacts).rows
-
-    def when_complete(self, *steps: Step) -> Callable[[], bool]:
-        """Return a function to poll: it returns True once all steps are complete.
-
-        The function raises InfrastructureError if the run has stopped: a caller would wait forever.
-        """
-
-        def are_complete() -> bool:
-            if self.stopped.is_set():
-                raise InfrastructureError("the run was stopped")
-            return all(
-                manifests.state_of(self.run / step.name, step.identity) == "complete"
-                for step in steps
-            )
-
-        return are_complete

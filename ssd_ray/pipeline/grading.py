@@ -13,10 +13,10 @@ from pathlib import Path
 from ssd_ray.artifacts.facts import VerdictFacts
 from ssd_ray.models.answers import reasoning_format
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Step
+from ssd_ray.pipeline.step import Step, when_complete
 from ssd_ray.schema import Profile
 
-_LIMITS = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
+_EVALUATE = ("time_limit_s", "memory_limit_mib", "output_limit_kib", "extract")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,8 +36,8 @@ class Grade(Step):
     samples_per_prompt: int
 
     def choices(self) -> Mapping[str, object]:
-        limits = {limit: getattr(self.recipe.evaluate, limit) for limit in _LIMITS}
-        return {"profile": self.profile, **limits}
+        rules = {name: getattr(self.recipe.evaluate, name) for name in _EVALUATE}
+        return {"profile": self.profile, **rules}
 
     def preview(self, run: Path) -> str:
         evaluate = self.recipe.evaluate
@@ -68,6 +68,6 @@ class Grade(Step):
         answers = Answers(
             directory=run / self.answers,
             total=context.num_rows(self.prompts) * self.samples_per_prompt,
-            ended=context.when_complete(self.follows),
+            ended=when_complete(context, self.follows),
         )
         return grade(answers, spec, context.graders, stage=self.name, progress=context.progress)

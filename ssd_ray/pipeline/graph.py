@@ -63,8 +63,8 @@ class Graph:
         datasets = {branch.name: self._training_data(branch) for branch in branches}
         every = arms.arms(recipe)
         base = {name: arm for name, arm in every.items() if arm.model == BASE}
-        # So do the arms of the base: its engines draw them together with the samples, and are gone
-        # before training needs their devices.
+        # The arms of the base also come first: its engines draw them together with the samples,
+        # and end before training needs their devices.
         graded = self._evaluate(base, {})
         checkpoints = {
             branch.name: self._checkpoint(branch, datasets[branch.name]) for branch in branches
@@ -91,7 +91,8 @@ class Graph:
         recipe = self._recipe
         model = self._model
         self._benchmark = self._add(Benchmark(name="benchmark", recipe=recipe))
-        # Evaluation prompts come first: sampling starts while the training prompts still grow.
+        # Evaluation prompts come before training prompts, with which sampling starts. So a chat
+        # template that cannot render them is reported before an engine starts.
         self._eval_prompts = self._add(
             EvalPrompts(name="eval-prompts", recipe=recipe, inputs=(self._benchmark,), model=model)
         )
@@ -130,7 +131,7 @@ class Graph:
                 recipe=self._recipe,
                 inputs=(self._prompts,),
                 after=(self._contamination, self._eval_prompts, *self._problems),
-                # The control joins the engines of `samples/` once all prompts are there.
+                # The control joins the engines of `samples/` once all prompts are complete.
                 follows=self._prompts if branch.samples == "samples" else None,
                 engines=BASE,
                 sample=branch.sample,
@@ -184,7 +185,7 @@ class Graph:
     def _evaluate(
         self, evaluated: Mapping[str, Arm], checkpoints: Mapping[str, Checkpoint]
     ) -> dict[tuple[Profile, str], Grade]:
-        """Add the generations of some arms, then their verdicts, by profile and name."""
+        """Add the generations of some arms and their verdicts; return these by profile and arm."""
         answers = {
             name: self._generations(name, arm, checkpoints.get(arm.model))
             for name, arm in evaluated.items()

@@ -117,7 +117,7 @@ class Prompts(Step):
     def choices(self) -> Mapping[str, object]:
         prompts = self.recipe.prompts
         shaping = config.choices(prompts)
-        # Recipes without a date have the fingerprints of a recipe without the field.
+        # Left out without a date: recipes older than the field keep their fingerprints.
         if prompts.template_date is None:
             del shaping["template_date"]
         # Refusing or allowing an overlap shapes no prompt.
@@ -131,6 +131,7 @@ class Prompts(Step):
         return chosen
 
     def check(self, context: RunContext) -> None:
+        sources.check_file(self.recipe.prompts)
         if hint := sources.id_hint(self.recipe.prompts):
             context.progress.say(hint)
 

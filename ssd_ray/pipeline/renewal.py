@@ -25,6 +25,7 @@ from ssd_ray.pipeline.step import Step
 from ssd_ray.progress import Progress
 
 Outlook = Literal["keep", "resume", "make", "make again", "refuse"]
+"""Treatment of an artifact by a run that starts now."""
 
 
 class Renewal:
@@ -80,17 +81,17 @@ class Renewal:
             )
 
     def _is_refused(self, step: Step) -> bool:
-        """Return True if an artifact is stale and must not be remade unasked."""
+        """Return True if an artifact is stale and must not be made again without a request."""
         if self.state(step) != "stale" or not (step.takes_gpu or step.begins_run):
             return False
         existing = files.read_json(self._out / step.name / "fingerprint.json")
-        return step.takes_gpu or not identity.is_asked_for(existing, step.identity)
+        return step.takes_gpu or not identity.has_recipe_digest_of(existing, step.identity)
 
     def outlooks(self) -> Iterator[tuple[Step, Outlook, str]]:
         """Yield every step, its outlook in a run now, and the reason; nothing is touched.
 
-        A step to keep has a reason only if inputs of it are to be made: it is remade if their
-        contents change. The reason names those inputs.
+        A step to keep has a reason only if some of its inputs are still to be made. It is made
+        again if their contents change. The reason names them.
         """
         remade: set[str] = set()
         for step in self._steps:
@@ -99,7 +100,7 @@ class Renewal:
                 remade.add(step.name)
             elif inputs := [before.name for before in step.sources() if before.name in remade]:
                 remade.add(step.name)
-                reason = f"if {_listed(inputs)} come out otherwise"
+                reason = f"if the contents of {_listed(inputs)} change"
             yield step, outlook, reason
 
     def _outlook(self, step: Step) -> tuple[Outlook, str]:
@@ -110,7 +111,7 @@ class Renewal:
         if state == "missing":
             return "make", ""
         if changed := self._changed(step):
-            reason = f"was made from other {_listed(changed)} than are there now"
+            reason = f"was made before the contents of {_listed(changed)} changed"
             return "make again" if all(changed.values()) or not step.takes_gpu else "refuse", reason
         is_open = state == "partial" or self._open_reason(step)
         return ("resume" if is_open else "keep"), ""
@@ -136,10 +137,13 @@ class Renewal:
         self._made.add(step.name)
 
     def may_follow(self, step: Step, growing: Step) -> bool:
-        """Return True if a step can be made while its input `growing` is being made.
+        """Return True if a step can be made in a thread while `growing` is being made.
 
-        - All its other inputs are complete.
-        - Existing rows of the step come from this making of `growing`. Rows of an earlier making
+        Only a step with `follows` can. There are two cases:
+
+        - All inputs are complete, and the step is not.
+        - `growing` is the input that the step follows, and all other inputs are complete. Existing
+          rows of the step come from `growing` under its present claim. Rows from an earlier claim
           cannot be compared before `growing` is complete.
         """
         incomplete = [before for before in step.inputs if before.name not in self._made]
@@ -151,7 +155,7 @@ class Renewal:
             return False
         self._replace(step)
         state = self.state(step)
-        # Resume only rows of this very making: a claim tells one making from another.
+        # Resume only rows made from the present claim of `growing`.
         if state == "partial":
             return lineage.can_follow(self._out / step.name, growing.name, self._out / growing.name)
         return state == "missing"
@@ -227,10 +231,10 @@ class Renewal:
             out = self._out / step.name
             raise UserError(
                 f"{out} took GPU time and was made from {_listed(revised)} of another version of "
-                f"ssd_ray, which come out otherwise now: choose another --out, or delete {out} to "
-                "have it made again"
+                f"ssd_ray, which this version makes differently: choose another --out, or delete "
+                f"{out} to have it made again"
             )
-        self._reset(step, f"was made from other {_listed(changed)} than are there now")
+        self._reset(step, f"was made before the contents of {_listed(changed)} changed")
 
     def _reset(self, step: Step, cause: str) -> None:
         """Clear the artifact of a step, after everything made from it has recorded its contents."""
@@ -251,7 +255,10 @@ class Renewal:
         return {step.name: self._out / step.name for step in steps}
 
     def _cause(self, step: Step) -> str:
-        """Return the difference behind another fingerprint: a choice of the step or of an input."""
+        """Describe the difference behind another fingerprint: a choice, or the revision.
+
+        The choice may be one of the step or of an input.
+        """
         for before in _upstream(step):
             path = self._out / before.name / "fingerprint.json"
             if path.exists() and (

@@ -1,7 +1,7 @@
 """The run of a recipe: make the artifacts of a verb in a run directory.
 
 - Complete artifacts are left alone, partial ones are resumed.
-- Ray starts at the first step in need of it.
+- Ray starts at the first step that needs it.
 - One process at a time works in a run directory.
 
 Writes `recipe.yaml`, the resolved recipe, and `timing.json` in every artifact.
@@ -10,25 +10,25 @@ Writes `recipe.yaml`, the resolved recipe, and `timing.json` in every artifact.
 from __future__ import annotations
 
 import functools
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from ssd_ray import cluster, recipes
-from ssd_ray.artifacts import files, manifests, versions
+from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.manifests import Artifact, State
+from ssd_ray.cluster import address
 from ssd_ray.config import Recipe
-from ssd_ray.pipeline import graph
+from ssd_ray.pipeline import graph, preflight
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Outlook, Renewal
 from ssd_ray.pipeline.seconds import Rank, Seconds
 from ssd_ray.pipeline.step import Step
+from ssd_ray.pipeline.timing import timed
 from ssd_ray.progress import Progress
 
 _STOP_TIMEOUT_S = 30.0
@@ -60,28 +60,29 @@ class Run:
 
         Raises:
             UserError: a mistake in the recipe, its inputs, or the run directory.
-            InfrastructureError: crashes that outlived their retries; the same call resumes.
+            InfrastructureError: a crash after all retries; the same call resumes.
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in goal.closure()}
         wanted = [step for step in self._steps if step.name in needed]
         with locked(self.out), ExitStack() as stack:
             renewal = Renewal(self._steps, self.out, self._progress)
             renewal.refuse(wanted)
+            ray = _Ray(
+                self._context, stack, [step for step in wanted if not self._is_complete(step)]
+            )
+            ray.check()
             files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             # Mistakes show before hours are spent on the inputs of a step.
-            for step in wanted:
-                if self._state(step) != "complete":
-                    step.check(self._context)
+            for step in ray.pending:
+                step.check(self._context)
             followers = stack.enter_context(_Followers(self._context.stopped))
-            ray_started = False
             artifacts = []
             for step in wanted:
                 followers.raise_failure()
                 was_complete = step.name not in followers and renewal.settle(step) == "complete"
-                if not was_complete and not ray_started and self._needs_ray(step, wanted):
-                    self._start_ray(stack, wanted)
-                    ray_started = True
-                if ray_started and not was_complete:
+                if not was_complete and self._needs_ray(step, wanted):
+                    ray.open_pools(step for step in wanted if not self._is_complete(step))
+                if ray.has_pools and not was_complete:
                     self._follow(step, wanted, followers, renewal)
                 if step.name in followers:
                     artifact = followers.pop(step.name).result()
@@ -96,28 +97,16 @@ class Run:
                     artifacts.append(artifact)
             return artifacts
 
-    def _start_ray(self, stack: ExitStack, wanted: list[Step]) -> None:
-        """Start Ray, the graders and the pools of engines until the stack closes."""
-        self._progress.say("starting Ray")
-        logs = self.out / "logs"
-        stack.enter_context(cluster.connected(self.recipe.cluster, logs, self._progress.say))
-        stack.enter_context(self._context.graders)
-        stack.enter_context(self._context.engines)
-        # Engines stay between the steps of their model, and end before a later step needs the
-        # devices.
-        for step in wanted:
-            if step.engines is not None and self._state(step) != "complete":
-                self._context.engines.expect(step.engines, step.name)
-        # Stop the threads before Ray shuts down: a late call of theirs would start another Ray.
-        stack.callback(self._context.stopped.set)
-
     def _state(self, step: Step) -> State:
         return manifests.state_of(self.out / step.name, step.identity)
+
+    def _is_complete(self, step: Step) -> bool:
+        return self._state(step) == "complete"
 
     def _needs_ray(self, step: Step, wanted: list[Step]) -> bool:
         """Return True if a step, or an incomplete follower of it, works on Ray."""
         following = (
-            other for other in wanted if other.follows is step and self._state(other) != "complete"
+            other for other in wanted if other.follows is step and not self._is_complete(other)
         )
         return step.needs_ray or any(other.needs_ray for other in following)
 
@@ -126,7 +115,7 @@ class Run:
 
         def act(out: Path) -> Facts:
             renewal.record(step)
-            facts = _timed(step, out, self._context, self._seconds, rank)
+            facts = timed(step, out, self._context, self._seconds, rank)
             # The input that it followed is complete by now, and has contents to record.
             renewal.record(step)
             return facts
@@ -136,7 +125,7 @@ class Run:
     def _follow(
         self, step: Step, wanted: list[Step], followers: _Followers, renewal: Renewal
     ) -> None:
-        """Start threads for the steps that can be made while `step` is."""
+        """Start threads for the steps that can be made while `step` is being made."""
         if step.name not in followers:
             # Followers recognize the growing artifact by its claim.
             manifests.claim(self.out / step.name, step.identity)
@@ -156,8 +145,65 @@ class Run:
         followers.start(step.name, make)
 
 
+class _Ray:
+    """Ray and the pools of a run, opened when first needed, closed with the stack."""
+
+    def __init__(self, context: RunContext, stack: ExitStack, pending: list[Step]) -> None:
+        self.pending = pending
+        """The incomplete steps."""
+        self.has_pools = False
+        self._context = context
+        self._stack = stack
+        self._is_connected = False
+
+    def check(self) -> None:
+        """Refuse a machine or a cluster without room for the run, before anything is downloaded.
+
+        Raises:
+            UserError: the first fault, with its remedy.
+        """
+        if any(step.takes_gpu for step in self.pending):
+            preflight.check(self._context.recipe, trains=self._trains)
+            # Only the cluster knows its devices.
+            if address.named():
+                self._connect()
+
+    def open_pools(self, drawing: Iterable[Step]) -> None:
+        """Open the pools of graders and engines, once; `drawing` are the steps to draw."""
+        if self.has_pools:
+            return
+        self.has_pools = True
+        self._connect()
+        self._stack.enter_context(self._context.graders)
+        self._stack.enter_context(self._context.engines)
+        # The pools have to know all steps to come: engines stay until the last step of their model,
+        # and end before another step needs the devices.
+        for step in drawing:
+            if step.engines is not None:
+                self._context.engines.expect(step.engines, step.name)
+        # Stop the threads before Ray shuts down: a late call of theirs would start another Ray.
+        self._stack.callback(self._context.stopped.set)
+
+    @property
+    def _trains(self) -> bool:
+        return any(step.verb == "train" for step in self.pending)
+
+    def _connect(self) -> None:
+        """Connect to Ray once; refuse a cluster without room for the pending steps."""
+        if self._is_connected:
+            return
+        self._is_connected = True
+        recipe = self._context.recipe
+        say = self._context.progress.say
+        named = address.named()
+        say(f"connecting to Ray at {named}" if named else "starting Ray")
+        self._stack.enter_context(cluster.connected(self._context.logs, say))
+        draws = any(step.engines is not None for step in self.pending)
+        preflight.check_cluster(recipe, draws=draws, trains=self._trains, say=say)
+
+
 class _Followers:
-    """Steps in threads, by name; leaving the context stops those still at work."""
+    """Steps in threads, by name; leaving the context stops those still running."""
 
     def __init__(self, stopped: threading.Event) -> None:
         self._running: dict[str, Future[Artifact]] = {}
@@ -202,36 +248,7 @@ class _Followers:
 
 
 def _rank(step: Step, *, follows: bool) -> Rank:
-    """Return the place of a step where it shares time with others."""
+    """Return the rank of a step, which decides its share of the time of overlapping steps."""
     if step.engines is not None:
         return Rank.DRAWING
     return Rank.GRADING if follows else Rank.LEADING
-
-
-def _timed(step: Step, out: Path, context: RunContext, seconds: Seconds, rank: Rank) -> Facts:
-    """Make the step and add its wall time to `timing.json`.
-
-    A killed attempt adds only its `versions`. Shared time counts once.
-    """
-    path = out / "timing.json"
-    before: dict[str, Any] = {"seconds": 0.0, "attempts": 0, "tokens": 0}
-    if path.exists():
-        before = files.read_json(path)
-    # Written before the work: a killed attempt leaves its versions.
-    earlier = before.get("versions", [])
-    current = versions.installed()
-    before["versions"] = earlier if current in earlier else [*earlier, current]
-    files.write_atomic(path, json.dumps(before))
-    # A failed attempt has no facts.
-    facts = Facts()
-    try:
-        with seconds.of(rank) as spent:
-            facts = step.make(out, context)
-    finally:
-        record = {
-            "seconds": before["seconds"] + spent.seconds,
-            "attempts": before["attempts"] + 1,
-            "tokens": facts.gpu_tokens,
-        }
-        files.write_atomic(path, json.dumps({**before, **record}))
-    return facts

@@ -17,7 +17,7 @@ from ssd_ray.config import Arm, Decoding, Recipe, SampleConfig
 from ssd_ray.models import model_files
 from ssd_ray.models.model_files import Origin
 from ssd_ray.pipeline.context import RunContext
-from ssd_ray.pipeline.step import Step, rows_of
+from ssd_ray.pipeline.step import Step, rows_of, when_complete
 
 BASE = "base"
 """Name of the frozen model among the models of a run."""
@@ -36,15 +36,16 @@ class Samples(Step):
 
     sample: SampleConfig
     model: Mapping[str, object]
-    """Choices of the model where it answers."""
+    """Choices of the model that shape its answers."""
 
     def choices(self) -> Mapping[str, object]:
         return {"sample": config.choices(self.sample), **_engine_choices(self.recipe, self.model)}
 
     def preview(self, run: Path) -> str:
-        drawn = f"{rows_of(run / 'prompts')} prompts × {self.sample.samples_per_prompt}"
+        answers = _answers(self.sample.samples_per_prompt)
         longest = _longest(self.recipe, self.sample.max_tokens)
-        return f"{drawn} at {_decoding(self.sample)}, {longest}"
+        prompts = f"{rows_of(run / 'prompts')} prompts"
+        return f"{answers} to each of {prompts} at {_decoding(self.sample)}, {longest}"
 
     def check(self, context: RunContext) -> None:
         # Fetching the model checks its files.
@@ -64,7 +65,7 @@ class Samples(Step):
             max_tokens=self.sample.max_tokens,
             out=out,
         )
-        ended = context.when_complete(*self.after)
+        ended = when_complete(context, *self.after)
         return generate(job, ended, context.engines, context.progress)
 
 
@@ -77,9 +78,9 @@ class Generations(Step):
 
     arm: Arm
     model: Mapping[str, object]
-    """Choices of the model where it answers."""
+    """Choices of the model that shape its answers."""
     checkpoint: str | None
-    """Directory of the trained model under the run; None where the base answers."""
+    """Directory of the trained model under the run; None for the base."""
 
     def choices(self) -> Mapping[str, object]:
         evaluate = self.recipe.evaluate
@@ -92,9 +93,10 @@ class Generations(Step):
 
     def preview(self, run: Path) -> str:
         evaluate, arm = self.recipe.evaluate, self.arm
-        problems = f"{rows_of(run / 'benchmark')} problems × {evaluate.samples_per_problem}"
+        answers = _answers(evaluate.samples_per_problem)
+        problems = f"{rows_of(run / 'benchmark')} problems"
         longest = _longest(self.recipe, evaluate.max_tokens)
-        return f"{arm.model} at {_decoding(arm)}: {problems}, {longest}"
+        return f"{arm.model} at {_decoding(arm)}: {answers} to each of {problems}, {longest}"
 
     def check(self, context: RunContext) -> None:
         if self.checkpoint is None:
@@ -124,7 +126,7 @@ class Generations(Step):
             out=out,
         )
         (eval_prompts, *_) = self.inputs
-        ended = context.when_complete(eval_prompts)
+        ended = when_complete(context, eval_prompts)
         return generate(job, ended, context.engines, context.progress)
 
 
@@ -136,6 +138,10 @@ def _check_checkpoint(directory: Path) -> None:
     """
     remedy = f"delete {directory} and run the same command, which trains the model again"
     model_files.check(directory, Origin(name=f"the trained model {directory}", remedy=remedy))
+
+
+def _answers(number: int) -> str:
+    return f"{number} answer{'' if number == 1 else 's'}"
 
 
 def _longest(recipe: Recipe, max_tokens: int) -> str:

@@ -1,10 +1,9 @@
 """Wall time of overlapping steps: their seconds add up to those of the run.
 
-- Time belongs to the steps of the lowest rank at work: first those without engines at the current
-  place of the run's order, then those on the engines, then those on the graders.
-- Steps of one rank share their common time equally, as those drawn by one pool of engines.
+- While steps of several ranks run, time counts for those of the lowest rank alone (`Rank`).
+- Steps of this rank share it equally, such as several steps drawn by one pool of engines.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from itertools import pairwise
 
 
 class Rank(IntEnum):
-    """Order of overlapping steps: the lowest rank has the common time."""
+    """Order of overlapping steps: the lowest rank gets the common time."""
 
     LEADING = 0
-    """The step at the current place of the run's order, unless it draws."""
+    """The current step of the run's order, unless it draws."""
     DRAWING = 1
     """A step on the engines."""
     GRADING = 2
@@ -31,48 +30,61 @@ class Rank(IntEnum):
 
 
 @dataclass(kw_only=True)
-class Span:
-    """A step at work; `seconds` is its share of the wall time, set at its end."""
+class StepTime:
+    """A step; `Seconds` sets its times at its end, and on request while it runs."""
 
     rank: Rank
     began: float
     ended: float = math.inf
     seconds: float = 0.0
+    """Share of the run's time."""
+    wall_seconds: float = 0.0
+    """Time since `began`."""
 
 
 class Seconds:
-    """The spans of all steps of a run; safe for several threads."""
+    """The times of all steps of a run; safe for several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._spans: list[Span] = []
+        self._times: list[StepTime] = []
 
     @contextmanager
-    def of(self, rank: Rank) -> Iterator[Span]:
-        """Measure a block."""
-        span = Span(rank=rank, began=self._clock())
+    def of(self, rank: Rank) -> Iterator[StepTime]:
+        """Measure the time of a block."""
+        step = StepTime(rank=rank, began=self._clock())
         with self._lock:
-            self._spans.append(span)
+            self._times.append(step)
         try:
-            yield span
+            yield step
         finally:
             with self._lock:
-                ended = self._clock()
-                span.seconds = self._share(span, ended)
-                span.ended = ended
+                step.ended = self._set(step)
 
-    def _share(self, span: Span, ended: float) -> float:
-        """Return the share of a span in the wall time from its begin to `ended`."""
-        others = [other for other in self._spans if other is not span and other.rank <= span.rank]
-        moments = {span.began, ended}
+    def update(self, step: StepTime) -> None:
+        """Set the times of a running step as of now."""
+        with self._lock:
+            self._set(step)
+
+    def _set(self, step: StepTime) -> float:
+        """Set the times of a step as of now, and return now."""
+        now = self._clock()
+        step.seconds = self._share(step, now)
+        step.wall_seconds = now - step.began
+        return now
+
+    def _share(self, step: StepTime, ended: float) -> float:
+        """Return the share of a step in the wall time from its start to `ended`."""
+        others = [other for other in self._times if other is not step and other.rank <= step.rank]
+        moments = {step.began, ended}
         for other in others:
             moments |= {
-                moment for moment in (other.began, other.ended) if span.began < moment < ended
+                moment for moment in (other.began, other.ended) if step.began < moment < ended
             }
         share = 0.0
         for start, stop in pairwise(sorted(moments)):
-            at_work = [other for other in others if other.began <= start and other.ended >= stop]
-            if all(other.rank == span.rank for other in at_work):
-                share += (stop - start) / (1 + len(at_work))
+            running = [other for other in others if other.began <= start and other.ended >= stop]
+            if all(other.rank == step.rank for other in running):
+                share += (stop - start) / (1 + len(running))
         return share

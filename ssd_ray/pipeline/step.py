@@ -1,8 +1,8 @@
 """A step of a run: one artifact, the choices behind it, and the act of making it.
 
 The steps of each subject are subclasses in `rendering`, `sampling`, `training`, `grading` and
-`reporting`; `graph` connects them. A step knows the recipe alone; `make` gets the surroundings of
-the run. `reset` moves or deletes the directory of the step.
+`reporting`; `graph` connects them. A step knows the recipe alone; `make` gets the shared
+resources of the run. `reset` moves or deletes the directory of the step.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.facts import Facts, RowFacts
 from ssd_ray.artifacts.identity import Identity, revision_of
 from ssd_ray.config import Recipe
-
-if TYPE_CHECKING:
-    from ssd_ray.pipeline.context import RunContext
+from ssd_ray.errors import InfrastructureError
+from ssd_ray.pipeline.context import RunContext
 
 SET_ASIDE = "set-aside"
-"""Directory of a run for replaced artifacts, each the work of hours."""
-# Artifacts of these verbs are never discarded unasked: GPU hours are the dearest.
+"""Directory of a run for replaced artifacts that took hours to make."""
+# GPU hours cost most, so artifacts of these verbs are refused or moved, and never deleted.
 GPU_VERBS = frozenset({"sample", "train", "generate"})
 
 
@@ -37,14 +36,14 @@ class Step(ABC):
     """The command to make the artifact."""
     needs_ray: ClassVar[bool] = False
     reads_facts: ClassVar[bool] = False
-    """True if it shows facts of all steps before it, not only rows of its inputs."""
+    """True if it reads facts of all earlier steps, not only rows of its inputs."""
 
     name: str
     recipe: Recipe
     inputs: tuple[Step, ...] = ()
     """Artifacts to make it from; their contents shape it."""
     after: tuple[Step, ...] = ()
-    """Steps to complete before it begins. Ordering only; not part of the fingerprint."""
+    """Steps to complete before it can be complete. Ordering only; not part of the fingerprint."""
     follows: Step | None = None
     """Input to read while it is still being made."""
     engines: str | None = None
@@ -60,7 +59,7 @@ class Step(ABC):
 
         Raises:
             UserError: a mistake in the recipe or its inputs.
-            InfrastructureError: crashes that outlived their retries.
+            InfrastructureError: a crash after all retries.
         """
 
     @abstractmethod
@@ -79,16 +78,16 @@ class Step(ABC):
 
     @property
     def takes_gpu(self) -> bool:
-        """Return True if making it costs GPU time: it is never discarded unasked."""
+        """Return True if making it costs GPU time; then only the user deletes it."""
         return self.verb in GPU_VERBS
 
     @property
     def begins_run(self) -> bool:
-        """Return True if other choices of it mean another run."""
+        """Return True if the artifact with other choices belongs to another run."""
         return False
 
     def sources(self) -> list[Step]:
-        """List the steps with contents behind the artifact."""
+        """List the steps from whose contents the artifact is made."""
         if not self.reads_facts:
             return list(self.inputs)
         return list(dict.fromkeys(before for step in self.inputs for before in step.closure()))
@@ -105,7 +104,7 @@ class Step(ABC):
         - Artifacts that took hours, on GPUs or in graders, move to another directory of the run.
           Their new path is returned.
         - Others are deleted, and None is returned.
-        - A crash on the way leaves the artifact as it was, or a directory without a fingerprint.
+        - A crash in between leaves the artifact as it was, or a directory without a fingerprint.
         """
         if self.takes_gpu or self.verb == "grade":
             return _move_away(run, self.name)
@@ -133,6 +132,23 @@ class Step(ABC):
             yield from step.identity.revisions.items()
 
 
+def when_complete(context: RunContext, *steps: Step) -> Callable[[], bool]:
+    """Return a function to poll: it returns True once all steps are complete.
+
+    It raises InfrastructureError if the run has stopped, since a caller would wait forever.
+    """
+
+    def are_complete() -> bool:
+        if context.stopped.is_set():
+            raise InfrastructureError("the run was stopped")
+        return all(
+            manifests.state_of(context.run / step.name, step.identity) == "complete"
+            for step in steps
+        )
+
+    return are_complete
+
+
 def rows_of(artifact: Path) -> str:
     """Return the number of rows of a complete artifact as text, or "the" before completion."""
     if not (artifact / "manifest.json").exists():
@@ -141,7 +157,7 @@ def rows_of(artifact: Path) -> str:
 
 
 def _move_away(run: Path, name: str) -> Path:
-    """Move an artifact to the replaced ones by one rename, and return its new path."""
+    """Move an artifact to the folder of replaced ones by one rename; return its new path."""
     directory = run / SET_ASIDE / name
     directory.parent.mkdir(parents=True, exist_ok=True)
     # An artifact may be replaced several times; none of the earlier ones is overwritten.

@@ -16,10 +16,13 @@ from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.problem_facts import ContaminationFacts, PromptFacts
 from ssd_ray.config import arms
 from ssd_ray.config.arms import TrainedModel
-from ssd_ray.models import loading
+from ssd_ray.errors import UserError
+from ssd_ray.models import architecture, loading
 from ssd_ray.models.answers import reasoning_format
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.step import Step
+from ssd_ray.planner.states import state_bytes
+from ssd_ray.planner.work import adapter_parameters
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,9 +110,20 @@ class Checkpoint(Step):
 
     def check(self, context: RunContext) -> None:
         from ssd_ray.training.checks import check_model, check_weight_names
+        from ssd_ray.training.state import disk_space
 
+        train = self.recipe.train
         check_weight_names(context.model)
-        check_model(context.model, self.recipe.train, self.recipe.cluster)
+        check_model(context.model, train, self.recipe.cluster)
+        try:
+            model = architecture.read(context.model)
+            trained = adapter_parameters(self.recipe, model) or model.parameters
+        except UserError:
+            # Training supports more architectures and adapters than the planner. Its workers check
+            # the space again.
+            return
+        size = state_bytes(trained, train.zero_stage, 4 if train.dtype == "float32" else 2)
+        disk_space.check(context.run / self.name, size, train)
 
     def make(self, out: Path, context: RunContext) -> CheckpointFacts:
         from ssd_ray.training.job import Job
@@ -128,6 +142,7 @@ class Checkpoint(Step):
         job = Job(
             dataset=context.run / self.branch.dataset,
             model=directory,
+            base=model,
             out=out,
             logs=context.logs,
             train=self.recipe.train,

@@ -1,6 +1,6 @@
 """Assumptions of a plan about machines, speeds and lengths.
 
-`--assume NAME=VALUE` replaces one. Reads and writes nothing.
+`--assume NAME=VALUE` replaces one. Does no I/O.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ class Assumptions(Section):
     """Memory of the allocator beyond its tensors, as a share of these."""
     host_memory_gib: float = Field(1800.0, gt=0)
     """Memory of one node's host in GiB, for offloaded states and the export."""
+    host_cores: int = Field(96, ge=1)
+    """Cores of one node; its GPUs' training workers share them for offloaded optimizer steps."""
+    host_gb_s: float = Field(300.0, gt=0)
+    """Memory bandwidth of one node's host in GB/s; an offloaded step moves 30 bytes a parameter."""
+    core_updates_m: float = Field(350.0, gt=0)
+    """Million parameters that one core updates in a second, in an offloaded optimizer step."""
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of one node."""
     peak_tflops: float = Field(989.0, gt=0)
@@ -46,11 +52,20 @@ class Assumptions(Section):
     network_gb_s: float = Field(200.0, gt=0)
     """GB/s of one node's network; eight adapters of 400 Gbit/s have 400. Exchange and
     computation overlap."""
+    local_disk_gb_s: float = Field(2.0, gt=0)
+    """GB/s that all workers of a node write to its local disk (cluster.local_states); a round
+    figure, not a measurement."""
+    shared_volume_gb_s: float = Field(1.0, gt=0)
+    """GB/s that the storage of the run directory takes from all nodes together; a round figure,
+    not a measurement."""
     mean_prompt_tokens: float = Field(600, ge=0)
     """Mean length of a prompt, until there is a data set."""
     mean_response_tokens: float = Field(2500, ge=1)
-    """Mean length of a sample, until there is a data set; of a 4B model's, 99 % are below 8,000
-    (ml-ssd, issue 7), and thinking models write several times more."""
+    """Mean length of the samples that end, until there is a data set. 99 % of a 4B model's samples
+    are below 8,000 (ml-ssd, issue 7); thinking models write several times more."""
+    capped_share: float = Field(0.02, ge=0, lt=1)
+    """Share of samples at the limit of length, until there is a data set; fewer than 2 % of a 4B
+    model's (ml-ssd, issue 7). All workers wait for each of them."""
     usd_per_gpu_hour: float = Field(2.5, ge=0)
     """Price of one GPU for an hour in USD; a round figure, not a quotation."""
 

@@ -6,33 +6,26 @@ and `--assume NAME=VALUE` overrides them. Pure functions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import Literal
 
 from pydantic import ValidationError
 
 from ssd_ray.artifacts.dataset_facts import SequenceFacts
 from ssd_ray.config import Recipe, TrainConfig
-from ssd_ray.models.architecture import Architecture
+from ssd_ray.models.architecture import EXPERT_PARALLEL, Architecture, can_share
 from ssd_ray.planner.assumptions import Assumptions
+from ssd_ray.planner.hours import Time, time_of
 from ssd_ray.planner.memory import Memory, Setting, memory
-from ssd_ray.planner.work import Load, Work, adapter_parameters, count_work, max_tokens
+from ssd_ray.planner.states import States, states_of
+from ssd_ray.planner.work import Work, adapter_parameters, count_work, max_tokens
 
 GIB = 2**30
 SIZES = (1, 2, 4, 8, 16, 32)
 """Sizes of clusters to try in addition to the recipe's own, in GPUs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Time:
-    """Duration of a training."""
-
-    hours: float
-    bound: Literal["compute", "network"]
-    """The slower of the two."""
+HOST_MEMORY = "too little host memory"
+"""Reason against a training whose offloaded states or export exceed the memory of a node's host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +41,13 @@ class Candidate:
     refusal: str
     """Reason why the training does not fit; empty if it does."""
     time: Time | None
-    """Expected duration; None on a CPU."""
+    """Expected duration; None on a CPU, or if the training does not fit."""
     most: Time | None
-    """Duration with every sequence at its limit of length; None on a CPU."""
+    """Duration if every sequence has the largest length; None where `time` is None."""
     usd: float | None
     usd_at_most: float | None
+    states: States
+    """Resume states, whose seconds are not part of `time`."""
 
     @property
     def fits(self) -> bool:
@@ -77,10 +72,10 @@ class TrainingPlan:
     remedy: tuple[str, Candidate] | None
     """Options that make the training fit the recipe's cluster, and the changed cluster.
 
-    If it fits no candidate, these may be options for the smallest cluster that can be made to fit.
+    If no candidate fits, the options may be for another cluster: the smallest that fits with them.
     """
     warning: str
-    """Sentence about lengths beyond the model's context; empty without any."""
+    """Sentence about lengths beyond the model's context; empty if there are none."""
 
     @property
     def smallest(self) -> Candidate | None:
@@ -152,7 +147,7 @@ def _warning(recipe: Recipe, model: Architecture) -> str:
 
 
 def _mask_tokens(recipe: Recipe, model: Architecture) -> int:
-    """Return the side of the square mask of sdpa, for packed sequences or a window; 0 without."""
+    """Return the side of the square mask that sdpa needs for packing or windows; 0 if none."""
     train = recipe.train
     length = max_tokens(recipe)
     if train.attention != "sdpa":
@@ -174,6 +169,7 @@ def _setting(recipe: Recipe, model: Architecture, num_workers: int) -> Setting:
         zero_stage=train.zero_stage,
         offload=train.offload,
         sequence_parallel=train.sequence_parallel_size,
+        expert_parallel=train.expert_parallel_size,
         micro_batch_tokens=max(max_tokens(recipe), train.micro_batch_tokens or 0),
         precision=train.dtype,
         gradient_checkpointing=train.gradient_checkpointing,
@@ -196,60 +192,24 @@ def _candidate(
     needed: float = parts.device
     if not on_cpu:
         needed = parts.device * (1 + assumed.fragmentation) + assumed.context_gib * GIB
-    fewest = _fewest_micro_steps(recipe, size)
+    refusal = "" if on_cpu else _refusal(recipe, model, assumed, setting, parts, needed)
+    # A CPU's speed is not assumed, so a plan for CPU workers has neither hours nor money.
     expected, most = (
-        None if on_cpu else _time(model, assumed, setting, work.steps, load, fewest)
+        None if on_cpu or refusal else time_of(recipe, model, assumed, setting, load)
         for load in (work.expected, work.at_most)
     )
-    # A CPU's speed is not assumed, so a plan for CPU workers has neither hours nor money.
     price = size * assumed.usd_per_gpu_hour
     return Candidate(
         num_workers=size,
         setting=setting,
         memory=parts,
         bytes_needed=needed,
-        refusal="" if on_cpu else _refusal(recipe, model, assumed, setting, parts, needed),
+        refusal=refusal,
         time=expected,
         most=most,
         usd=None if expected is None else expected.hours * price,
         usd_at_most=None if most is None else most.hours * price,
-    )
-
-
-def _fewest_micro_steps(recipe: Recipe, num_workers: int) -> int:
-    """Return the least number of micro-steps of a step: one a sequence if sequences go alone."""
-    train = recipe.train
-    if not train.sequences_alone:
-        return 1
-    return math.ceil(train.global_batch_size * train.sequence_parallel_size / num_workers)
-
-
-def _time(
-    model: Architecture, assumed: Assumptions, setting: Setting, steps: int, load: Load, fewest: int
-) -> Time:
-    """Return the longer of computing and exchanging, because they overlap.
-
-    - ZeRO-3 gathers all parameters twice a micro-step.
-    - A micro-step takes as many tokens as the setting allows, so short sequences share one. There
-      are at least `fewest`.
-    """
-    size = setting.num_workers
-    trained = setting.trained(model)
-    compute = load.flops / (size * assumed.peak_flops(setting.precision) * assumed.mfu(model))
-    micro_steps = max(
-        fewest,
-        math.ceil(load.tokens * setting.sequence_parallel / (size * setting.micro_batch_tokens)),
-    )
-    # Bytes a worker exchanges in a micro-step. From ZeRO-2 on, float32 gradients are reduced in
-    # each one; below, they are reduced once a step at twice the bytes, as by an all-reduce.
-    gathered = 2 * setting.width * model.parameters if setting.zero_stage == 3 else 0
-    reduced = 4 * trained if setting.zero_stage >= 2 else 8 * trained / micro_steps
-    several = size > assumed.gpus_per_node
-    rate = 1e9 * (assumed.network_gb_s if several else assumed.node_gb_s)
-    exchange = micro_steps * (gathered + reduced) * (size - 1) / size / rate
-    return Time(
-        hours=steps * max(compute, exchange) / 3600,
-        bound="compute" if compute >= exchange else "network",
+        states=states_of(recipe, model, assumed, setting, expected),
     )
 
 
@@ -262,16 +222,11 @@ def _refusal(
     needed: float,
 ) -> str:
     """Return the reason why a training does not fit a cluster; empty if it does."""
-    shared = setting.sequence_parallel
     size = setting.num_workers
-    if model.heads % shared or (model.key_value_heads % shared and shared % model.key_value_heads):
-        return (
-            f"{shared} workers a sequence cannot share {model.heads} attention and "
-            f"{model.key_value_heads} key-value heads"
-        )
-    if size % shared:
-        return f"no multiple of {shared} workers a sequence"
-    if recipe.train.global_batch_size % (size // shared):
+    if reason := _no_division(model, setting):
+        return reason
+    groups = size // setting.sequence_parallel
+    if recipe.train.global_batch_size % groups:
         return f"does not divide a batch of {recipe.train.global_batch_size}"
     if needed > assumed.gpu_memory_gib * GIB:
         return "too little memory"
@@ -279,7 +234,43 @@ def _refusal(
     workers = min(size, assumed.gpus_per_node)
     host = (parts.host + parts.kept) * workers + parts.export
     if host > assumed.host_memory_gib * GIB:
-        return "too little host memory"
+        return HOST_MEMORY
+    return ""
+
+
+def _no_division(model: Architecture, setting: Setting) -> str:
+    """Return the reason why workers cannot share sequences or experts; empty if they can."""
+    shared = setting.sequence_parallel
+    experts = setting.expert_parallel
+    size = setting.num_workers
+    if reason := unshareable(model, shared):
+        return reason
+    if size % shared:
+        return f"not a multiple of {shared} workers per sequence"
+    if reason := indivisible(model, experts):
+        return reason
+    if size % experts:
+        return f"not a multiple of {experts} workers that divide experts"
+    return ""
+
+
+def indivisible(model: Architecture, workers: int) -> str:
+    """Return the reason why `workers` workers cannot divide experts; empty if they can."""
+    if workers > 1 and (model.model_type != EXPERT_PARALLEL or model.experts % workers):
+        return f"{workers} workers cannot divide the experts of this model"
+    return ""
+
+
+def unshareable(model: Architecture, shared: int) -> str:
+    """Return the reason why `shared` workers cannot share a sequence; empty if they can."""
+    if not can_share(model.heads, model.key_value_heads, shared):
+        return (
+            f"{shared} workers per sequence cannot share {model.heads} attention and "
+            f"{model.key_value_heads} key-value heads"
+        )
+    if model.sinks and shared > 1:
+        # DeepSpeed's Ulysses passes the sinks of all heads to workers with some of them.
+        return "attention sinks cannot be shared by workers"
     return ""
 
 
@@ -288,13 +279,16 @@ def _remedies(
 ) -> Iterator[tuple[str, Candidate]]:
     """Yield changes of a valid recipe that make it fit, the least intrusive first.
 
-    - A sequence over more GPUs comes first, then offloading of the optimizer, then of parameters.
-    - All come with ZeRO-3 first, then with the recipe's own stage: not every recipe allows ZeRO-3.
+    - The order is: nothing offloaded, the optimizer offloaded, the parameters too.
+    - Each of them is tried with the recipe's own number of GPUs for a sequence first, then with
+      others: upwards from 1, or downwards from 8.
+    - All are tried with ZeRO-3 first, then with the recipe's own stage: not every recipe allows
+      ZeRO-3.
     """
     stages = dict.fromkeys((3, recipe.train.zero_stage))
-    for stage, offload, shared in product(
-        stages, ("none", "optimizer", "parameters"), (1, 2, 4, 8)
-    ):
+    own = recipe.train.sequence_parallel_size
+    shares = dict.fromkeys((own, *sorted((1, 2, 4, 8), reverse=own > 1)))
+    for stage, offload, shared in product(stages, ("none", "optimizer", "parameters"), shares):
         wanted = {"zero_stage": stage, "offload": offload, "sequence_parallel_size": shared}
         # The recipe's own checks decide which combinations are valid.
         try:

@@ -34,6 +34,8 @@ class Setting:
     offload: Offload
     sequence_parallel: int
     """Workers sharing a sequence."""
+    expert_parallel: int = 1
+    """Workers dividing the experts of a layer."""
     micro_batch_tokens: int
     """Tokens of a micro-batch, padding included."""
     precision: Literal["float32", "bfloat16"]
@@ -60,6 +62,23 @@ class Setting:
         """Tokens of a micro-batch on one worker."""
         return -(-self.micro_batch_tokens // self.sequence_parallel)
 
+    def gathered(self, model: Architecture) -> int:
+        """Return the parameters that one worker computes with: of divided experts, its own."""
+        return model.parameters - self._elsewhere(model.parts["experts"])
+
+    def gathered_layer(self, model: Architecture) -> int:
+        """Return the parameters of the largest layer that one worker computes with."""
+        return model.layer_parameters - self._elsewhere(model.layer_experts)
+
+    def gathered_module(self, model: Architecture) -> int:
+        """Return the parameters of the largest module that ZeRO-3 gathers at once."""
+        # AutoEP has three matrices of its experts in one module, as transformers has two.
+        experts = model.layer_experts - self._elsewhere(model.layer_experts)
+        return max(model.largest_matrix, experts)
+
+    def _elsewhere(self, experts: int) -> int:
+        return experts - experts // self.expert_parallel
+
     def trained(self, model: Architecture) -> int:
         """Return the number of parameters with a gradient."""
         return model.parameters if self.lora_parameters is None else self.lora_parameters
@@ -76,7 +95,7 @@ class Memory:
     kept: int
     """States for held-out samples in the memory of a GPU's host."""
     export: int
-    """Complete model in the host memory of the first worker during the export."""
+    """Host memory of the first worker during the export: the complete model, twice."""
 
     @property
     def device(self) -> int:
@@ -104,6 +123,7 @@ def memory(model: Architecture, setting: Setting) -> Memory:
     parts = {
         "parameters": 0 if setting.offload == "parameters" else parameters,
         "gathered parameters": _gathered(model, setting),
+        "gradients of one block": _block_gradients(model, setting),
         "gradients": 0 if offloaded else gradients,
         "optimizer": 0 if offloaded else optimizer,
         "activations": saved,
@@ -117,7 +137,7 @@ def memory(model: Architecture, setting: Setting) -> Memory:
         host=(optimizer + gradients if offloaded else 0)
         + (parameters if setting.offload == "parameters" else 0),
         kept=0 if setting.on_cpu else kept,
-        export=setting.width * model.parameters,
+        export=2 * setting.width * model.parameters,
     )
 
 
@@ -137,19 +157,44 @@ def _states(model: Architecture, setting: Setting) -> tuple[int, int, int]:
     gradients = 4 * trained // (share if setting.zero_stage >= 2 else 1)
     if setting.whole_gradient:
         # A CPU worker adds its micro-batches up in addition to its partition.
-        gradients += setting.width * trained
+        gradients += setting.width * min(trained, setting.gathered(model))
     # ZeRO-0 in float32 trains the parameters themselves, without a master copy.
     width = 8 if setting.zero_stage == 0 and setting.precision == "float32" else 12
     return parameters, gradients, width * trained // (share if setting.zero_stage >= 1 else 1)
 
 
 def _gathered(model: Architecture, setting: Setting) -> int:
-    """Return the bytes of parameters gathered by ZeRO-3 at a time: on a CPU all of them."""
+    """Return the bytes of parameters gathered by ZeRO-3 at a time: on a CPU all of them.
+
+    DeepSpeed gathers a module into one flat buffer and copies every parameter out of it
+    (`AllGatherCoalescedHandle.wait`), so the largest module is there twice for a moment. A single
+    worker copies nothing.
+    """
     if setting.zero_stage < 3:
         return 0
     if setting.on_cpu:
-        return setting.width * model.parameters
-    return setting.width * min(model.parameters, max(MAX_LIVE_PARAMETERS, model.largest_module))
+        return setting.width * setting.gathered(model)
+    module = setting.gathered_module(model)
+    # `training/model/engine.py` lets two layers be gathered, the second one ahead of use.
+    live = max(MAX_LIVE_PARAMETERS, 2 * setting.gathered_layer(model), module)
+    live = min(setting.gathered(model), live)
+    flat = module if setting.num_workers > 1 else 0
+    return setting.width * (live + flat)
+
+
+def _block_gradients(model: Architecture, setting: Setting) -> int:
+    """Return the bytes of gradients that wait for the end of a block's backward pass.
+
+    A sparse block is a leaf of ZeRO-3 (`training/model/moe.py`): its gradients go to the bucket
+    together. Adapters leave experts frozen. Divided experts are no leaf.
+    """
+    waits = (
+        model.sparse_layers
+        and setting.zero_stage == 3
+        and setting.lora_parameters is None
+        and setting.expert_parallel == 1
+    )
+    return setting.width * model.block_parameters if waits else 0
 
 
 def _buckets(model: Architecture, setting: Setting) -> int:
@@ -163,7 +208,8 @@ def _buckets(model: Architecture, setting: Setting) -> int:
     if setting.zero_stage == 0:
         return 0 if setting.num_workers == 1 else 4 * filled
     if setting.zero_stage == 1 and setting.width < 4 and setting.offload == "none":
-        # BF16_Optimizer's own gradient, reduced in place unless it is in parts.
+        # BF16_Optimizer reduces its flat gradients in buckets. Several in one bucket are copied
+        # into it; one larger than a bucket is reduced in place.
         return 4 * trained if trained <= size else 0
     buffers, copies = bucket_bytes(setting)
     return buffers * (filled if setting.on_cpu else size) + copies * filled
@@ -209,7 +255,14 @@ def _activations(model: Architecture, setting: Setting) -> tuple[int, int, int]:
     inputs = tokens * model.hidden * width
     # sdpa converts its mask of flags to numbers.
     layer = tokens * _kept_by_layer(model, setting) + width * setting.mask_tokens**2
-    gradients = tokens * width * (2 * model.hidden + 3 * _mlp_width(model))
+    # Two gradients of the MLP's width are alive at a time. Each routed token has a row of hidden
+    # states for each of its experts, and three of their gradients are alive at a time.
+    alive = max(2 * _mlp_width(model), 3 * model.experts_per_token * model.hidden)
+    if setting.expert_parallel > 1:
+        # Rows are exchanged: those sent, those received, and these again in the order of experts.
+        # As many are received as sent where the load of experts is even.
+        alive += 3 * model.experts_per_token * model.hidden
+    gradients = tokens * width * (2 * model.hidden + alive)
     # Embeddings, the last norm, and its gradient.
     ends = 3 * inputs + (tokens * model.hidden * 4 if width < 4 else 0)
     ends += setting.mask_tokens**2
@@ -220,7 +273,7 @@ def _activations(model: Architecture, setting: Setting) -> tuple[int, int, int]:
 
 
 def _kept_by_layer(model: Architecture, setting: Setting) -> int:
-    """Return the bytes a token that one layer keeps for its backward pass.
+    """Return the bytes kept by one layer for its backward pass, for each token.
 
     Attention keeps no [positions, positions] tensor except a mask, counted elsewhere.
     """
@@ -243,7 +296,9 @@ def _kept_by_layer(model: Architecture, setting: Setting) -> int:
     routed = 0
     if model.sparse_layers:
         routed = 4 * model.experts + 2 * model.experts_per_token * model.hidden * width
-    return norms + attention + routed + 4 * _mlp_width(model) * width
+    # GPT-OSS clamps both projections, and multiplies twice.
+    mlp = 7 if model.expert_bias else 4
+    return norms + attention + routed + mlp * _mlp_width(model) * width
 
 
 def _mlp_width(model: Architecture) -> int:
@@ -256,7 +311,8 @@ def _mlp_width(model: Architecture) -> int:
 def _head(model: Architecture, setting: Setting) -> int:
     """Return the bytes of the output head at work on one chunk.
 
-    These are logits, log-probabilities, their gradient, and the head's own gradient.
+    These are logits, log-probabilities and their gradient; the gradient of the head's weight; the
+    hidden states and their gradient.
     """
     chunk = min(setting.chunk_tokens, setting.tokens)
     logits = chunk * model.vocabulary * (12 + (setting.width if setting.width < 4 else 0))

@@ -15,10 +15,19 @@ from rich.text import Text
 
 from ssd_ray.artifacts.files import Json
 from ssd_ray.config import fields
-from ssd_ray.planner.clusters import GIB, Candidate, Time, TrainingPlan
+from ssd_ray.planner.clusters import GIB, Candidate, TrainingPlan
+from ssd_ray.planner.hours import Time
+from ssd_ray.planner.states import States
+from ssd_ray.planner.work import Load, Work
 from ssd_ray.quantities import magnitude
 
-_ON_CPU = ("mean_prompt_tokens", "mean_response_tokens")
+_ON_CPU = (
+    "local_disk_gb_s",
+    "shared_volume_gb_s",
+    "mean_prompt_tokens",
+    "mean_response_tokens",
+    "capped_share",
+)
 """Assumptions used by a plan for CPU workers."""
 
 
@@ -35,11 +44,26 @@ def plain(plan: TrainingPlan) -> Json:
         "assumptions_given": sorted(plan.assumed.model_fields_set),
         "longest_sequence_tokens": plan.length,
         "warning": plan.warning,
-        "work": dataclasses.asdict(plan.work),
+        "work": _plain_work(plan.work),
         "clusters": [_plain(candidate) for candidate in plan.candidates],
         "smallest": plan.smallest and plan.smallest.num_workers,
         # The key of earlier versions, for programs that read it.
-        "mend": plan.remedy and {"set": plan.remedy[0], "cluster": _plain(plan.remedy[1])},
+        "remedy": plan.remedy and {"set": plan.remedy[0], "cluster": _plain(plan.remedy[1])},
+    }
+
+
+def _plain_work(work: Work) -> Json:
+    """Return the work without its sampled batches."""
+
+    def totals(load: Load) -> Json:
+        return {"tokens": load.tokens, "flops": load.flops}
+
+    return {
+        "steps": work.steps,
+        "sequences": work.sequences,
+        "expected": totals(work.expected),
+        "at_most": totals(work.at_most),
+        "measured": work.measured,
     }
 
 
@@ -57,16 +81,19 @@ def _plain(candidate: Candidate) -> Json:
         "hours": candidate.time and candidate.time.hours,
         "hours_at_most": candidate.most and candidate.most.hours,
         "bound_by": candidate.time and candidate.time.bound,
+        "waiting": candidate.time and candidate.time.waiting,
+        "hours_of_the_host": candidate.time and candidate.time.updating,
         "usd": candidate.usd,
         "usd_at_most": candidate.usd_at_most,
+        "states": dataclasses.asdict(candidate.states),
     }
 
 
 def plan_tables(plan: TrainingPlan, name: str) -> Group:
     """Return the plan as tables.
 
-    A table of bytes by part and cluster, with time and money below, comes first. A verdict and a
-    table of assumptions follow.
+    The first has bytes by part and cluster, with time and money below. Sentences on the clusters
+    that fit and a table of assumptions follow.
     """
     return Group(
         _heading(plan, name), _memory_table(plan), *_verdict(plan), Text(), _assumptions_table(plan)
@@ -100,6 +127,8 @@ def _heading(plan: TrainingPlan, name: str) -> Text:
     )
     if setting.sequence_parallel > 1:
         text.append(f", shared by {setting.sequence_parallel}", "italic")
+    if setting.expert_parallel > 1:
+        text.append(f", experts divided by {setting.expert_parallel}", "italic")
     return text
 
 
@@ -152,6 +181,9 @@ def _costs(candidates: Sequence[Candidate]) -> Iterator[tuple[str, Iterator[Text
     cells: dict[str, Callable[[Candidate], str]] = {
         "hours": lambda candidate: _hours(candidate.time),
         "bound by": lambda candidate: candidate.time.bound if candidate.time else "",
+        "waiting, %": lambda candidate: (
+            f"{100 * candidate.time.waiting if candidate.time else 0:.0f}"
+        ),
         "USD": lambda candidate: _usd(candidate.usd),
         "hours at most": lambda candidate: _hours(candidate.most),
         "USD at most": lambda candidate: _usd(candidate.usd_at_most),
@@ -170,9 +202,10 @@ def _verdict(plan: TrainingPlan) -> Iterator[RenderableType]:
         workers = f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''}"
         yield Text(
             f" {workers} on a CPU: {total} GiB of tensors in all, and about 1 GiB of libraries a "
-            "worker; while it writes the model, the first also holds the complete model, "
+            "worker; while it writes the model, the first also holds the complete model twice, "
             f"{export} GiB, but no activations; no hours: a CPU's speed is not assumed"
         )
+        yield from _states(plan.requested.states)
         return
     if plan.smallest is None:
         reasons = ", ".join(dict.fromkeys(candidate.refusal for candidate in plan.candidates))
@@ -182,14 +215,32 @@ def _verdict(plan: TrainingPlan) -> Iterator[RenderableType]:
         yield Text(f" smallest cluster that fits{also}: {_summary(plan.smallest, plan)}", "green")
     yield from _requested(plan)
     best = plan.smallest or (plan.remedy[1] if plan.remedy else plan.requested)
-    if best.setting.offload != "none":
-        yield Text(" the hours leave out the host processor's time for offloaded states")
+    if best.time and best.time.updating:
+        yield Text(
+            f" {_hours_text(best.time.updating)} of the hours are optimizer steps on the host"
+        )
     kept = plan.requested.memory.kept
     measuring = f", and up to {_gib(kept)} GiB a GPU to measure held-out samples" if kept else ""
     yield Text(
-        f" a host also holds the complete model while it is written, {export} GiB{measuring}"
+        f" a host also holds the complete model twice while it is written, {export} GiB{measuring}"
     )
+    yield from _states(best.states)
     yield Text(" training alone: sampling, evaluation and grading come on top")
+
+
+def _states(states: States) -> Iterator[Text]:
+    """Yield sentences about size, seconds and cost of resume states."""
+    way = f"{states.volume_s:,.0f} s to the run directory"
+    if states.disk_bytes:
+        way = f"{states.disk_s:,.0f} s to local disks, then {way} in the background"
+    cost = ""
+    if states.waiting_share is not None:
+        cost = f"; {states.number} of them take {states.waiting_share:.1%} of training"
+    yield Text(f" a resume state has {_gib(states.state_bytes)} GiB: {way}{cost}")
+    disk = ""
+    if states.disk_bytes:
+        disk = f", a node's local disk {_gib(states.disk_bytes)} GiB"
+    yield Text(f" the run directory needs {_gib(states.volume_bytes)} GiB for states{disk}")
 
 
 def _requested(plan: TrainingPlan) -> Iterator[Text]:
@@ -257,7 +308,10 @@ def _gib(value: float) -> str:
 
 
 def _hours(time: Time | None) -> str:
-    hours = time.hours if time else 0.0
+    return _hours_text(time.hours if time else 0.0)
+
+
+def _hours_text(hours: float) -> str:
     if hours >= 100:
         return f"{hours:,.0f}"
     return f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"

@@ -1,10 +1,11 @@
 """Rendering of chat messages by a model's chat template, with one clock for all prompts.
 
-- The template is the one that transformers uses: of several named ones, `default`.
+- The template is the one that transformers uses: of several named ones, `default`, or `tool_use`
+  if the arguments have tools.
 - A template may read the clock (`strftime_now`). All prompts of a run read the same moment.
 - A template with random choices is refused, as its prompts do not follow from the recipe.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class ChatTemplate:
     `field` is the recipe field with the mode, for error messages.
 
     Raises:
-        UserError: There is no template or none named `default`, an argument is decided here, or the
-            template has random choices.
+        UserError: There is no template or none named `default`, an argument is one that this module
+            sets, or the template has random choices.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class ChatTemplate:
             )
         except TemplateSyntaxError as error:
             raise UserError(
-                f"the chat template is no Jinja ({error}): correct it, or set model.chat_template "
+                f"the chat template is not Jinja ({error}): correct it, or set model.chat_template "
                 "to another"
             ) from error
         # A template is a program of the model's author: any error can come out of it. Its own

@@ -7,7 +7,7 @@
 - Statements of fewer than 8 words mark the prompt if they are equal.
 - A run in more than three problems of one benchmark is a phrase of its format. It marks nothing.
 
-The verdict on a prompt depends on that prompt and the benchmarks alone. Reads Prompt and Problem
+The result for a prompt depends on that prompt and the benchmarks alone. Reads Prompt and Problem
 shards, writes `overlaps.jsonl`.
 """
 
@@ -58,7 +58,7 @@ class Overlap:
 class Benchmarks:
     """Index of the runs of words of benchmark problems, to look statements up in.
 
-    It takes less than a kilobyte for each word of the problems.
+    It takes less than a kilobyte of memory for each word of the problems.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -8,7 +8,7 @@
   nothing.
 - The copy has the same splits, normalizer and pre-tokenizer, so pieces join as in the original.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class ControlTokens:
         return values
 
     def _aliased(self, text: str) -> tuple[str, int]:
-        """Return a text with its control tokens as aliases, and the number of those that count.
+        """Return a text with aliases for its control tokens, and their number for `count`.
 
         Only tokens found by the tokenizer itself are renamed. If its normalizer writes spaces, it
         may find a token only after a space.
@@ -165,7 +165,7 @@ class ControlTokens:
 
     @functools.cached_property
     def _copy(self) -> Any:
-        """Copy of the tokenizer with aliases; None if it is not one of the library tokenizers."""
+        """Return a copy with aliases; None if the tokenizer is not from the tokenizers library."""
         from tokenizers import Tokenizer
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)

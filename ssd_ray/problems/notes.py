@@ -15,7 +15,7 @@ from ssd_ray.problems.renderer import Renderer
 def before(
     renderer: Renderer, tokenizer: Any, ends: Collection[int], *, system: bool
 ) -> Iterator[str]:
-    """Yield the notes before the first prompt: on end tokens, and on both ends of a prompt.
+    """Yield the notes before the first prompt: on end tokens, and on both ends of prompts.
 
     `ends` are the ids that end an answer. With `system`, prompts begin with a system message.
     """

@@ -7,7 +7,7 @@
 - A column with the name of a function makes the problem one of kind `function`, and the prompt asks
   for that function.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def passed(rows: Iterable[Placed], dropped: Counter[str]) -> Iterator[Placed]:
     """Yield the rows whose stored solution passed. Count the others in `dropped`.
 
     - Without a column `is_passed` all rows stay.
-    - A row becomes a RowError if it lacks the column or a truth value while others have it.
+    - A null value means that the solution did not pass.
+    - A row becomes a RowError if its value is neither null nor a truth value, or if it differs from
+      the first row in having the column.
     - A row becomes a RowError if another column looks like `is_passed`.
     """
     has_column: bool | None = None
@@ -77,7 +79,7 @@ def _has_passed(row: Row, has_column: bool) -> bool:
             f"field {PASSED!r} must be true or false, not {shown(value)}; "
             "prompts.only_passed=false keeps all rows"
         )
-    # A null is no solution that passed.
+    # A null is not a solution that passed.
     return verdict is True
 
 
@@ -89,7 +91,7 @@ def _refuse_alike(row: Row) -> None:
             "false",
         ):
             raise RowError(
-                f"field {column!r} looks like {PASSED!r}, by which prompts.only_passed=true goes: "
+                f"field {column!r} looks like {PASSED!r}, which prompts.only_passed=true reads: "
                 f"rename it to {PASSED}, or set prompts.only_passed=false to keep all rows"
             )
 

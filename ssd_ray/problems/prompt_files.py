@@ -1,6 +1,6 @@
 """Training problems from rows of files and of data sets of the hub.
 
-Every mistake names the file, the row and the column, and is found while prompts are rendered. Reads
+Every error names the file, the row and the column, and is raised while prompts are rendered. Reads
 JSONL, JSONL.gz and Parquet files, and streams data sets from the hub. Writes the note that pins a
 run to one commit of its data set.
 """
@@ -103,8 +103,8 @@ def problems(placed: Iterable[Placed], choices: PromptsConfig) -> Iterator[Probl
     """Yield problems from rows, with ids from `id_column` or the row's place in the source.
 
     Raises:
-        UserError: A row is no valid problem, or an id is not unique. The message has file, row and
-            column.
+        UserError: A row is not a valid problem, or an id is not unique. The message has file, row
+            and column.
     """
     hub = hub_source(choices.source)
     name = choices.source
@@ -213,7 +213,7 @@ def _clean(value: str | None, column: str) -> str | None:
         (value or "").encode()
     except UnicodeEncodeError as error:
         raise RowError(
-            f"field {column!r} holds text that is no Unicode: "
+            f"field {column!r} holds text that is not Unicode: "
             f"{error.object[error.start : error.end]!a}"
         ) from error
     if value and "\0" in value:

@@ -1,7 +1,7 @@
 """Published prompts of benchmarks, word for word wherever a score depends on the words.
 
 Each is a list of chat messages. The words belong to their authors and are quoted for comparison.
-Every function names its source. Reads and writes nothing.
+Every function names its source. Does no I/O.
 """
 
 from __future__ import annotations

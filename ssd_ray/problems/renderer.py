@@ -1,6 +1,6 @@
 """Renderer of a problem as one text and its token ids.
 
-Reads and writes nothing; `ssd_ray.problems.rendering` defines the modes.
+Does no I/O; `ssd_ray.problems.rendering` defines the modes.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Renderer:
 
 def _added(tokenizer: Any, *, required: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids added by a tokenizer before and after a text."""
-    # Not by `bos_token`: a tokenizer may define it without adding it, or add others.
+    # `bos_token` is no evidence: a tokenizer may define it and not add it, or add other tokens.
     plain = tokenizer.encode("a", add_special_tokens=False)
     added = tokenizer.encode("a")
     for start in range(len(added) - len(plain) + 1):

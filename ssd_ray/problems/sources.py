@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from ssd_ray.schema import Problem, Test
 
 BUILTIN = Path(__file__).parent / "builtin"
 TIERS = ("warmup", "easy", "medium", "hard")
+CHECK_S = 1.0
+"""Longest time for the first rows of a prompt file, before the run begins."""
 _RowT = TypeVar("_RowT")
 
 
@@ -72,11 +75,26 @@ def training_problems(
         UserError: The source cannot be read, a row has no statement, or no problem is left.
     """
     if is_file(choices.source):
-        # Overlaps only decide how far a limit reaches. Without one the search for them is skipped.
+        # This pass only looks for mistakes. Without a limit it reads every row, whatever the
+        # overlaps.
         checked_benchmarks = benchmarks if choices.limit is not None else None
         for _ in _problems(choices, Tally(), checked_benchmarks, note):
             pass
     yield from _problems(choices, tally, benchmarks, note)
+
+
+def check_file(choices: PromptsConfig) -> None:
+    """Read the first rows of a prompt file for `CHECK_S`, to report a mistake early.
+
+    Raises:
+        UserError: A row is not a valid problem, or all rows were read and no prompt is left.
+    """
+    if not is_file(choices.source):
+        return
+    deadline = time.monotonic() + CHECK_S
+    for _ in _problems(choices, Tally(), None, None):
+        if time.monotonic() > deadline:
+            return
 
 
 def _problems(
@@ -102,7 +120,7 @@ def _problems(
 def benchmark_problems(choices: EvaluateConfig, tally: Tally | None = None) -> Iterator[Problem]:
     """Yield the problems of every benchmark, in order, each up to `evaluate.limit`.
 
-    Known numbers of problems are asserted only without a limit, which ends a file early.
+    Published numbers of problems are checked only without a limit, which ends a file early.
 
     Raises:
         UserError: A file cannot be read as its benchmark, a number of problems is wrong, a problem

@@ -116,7 +116,7 @@ def length_of(run: str) -> str:
 
 
 def equality_key(words: Units, statement: str) -> str:
-    """Return the common part of equal statements: words, and signs that change the question.
+    """Return a key shared by equal statements: their words, and signs that change the question.
 
     `a + b` is not `a - b`. Punctuation does not count: `Sum.` is `sum`.
     """
@@ -129,7 +129,7 @@ def _signs(statement: str) -> str:
     """Return the operators and symbols of a statement, without punctuation and Markdown."""
     plain = _LINE_MARK.sub(" ", unicodedata.normalize("NFC", statement)).translate(_MARKDOWN)
     text = " ".join(plain.split())
-    # A hyphen within a word is no minus.
+    # A hyphen within a word is not a minus.
     operators = [
         match
         for match in _OPERATOR.finditer(text)

@@ -1,10 +1,10 @@
-"""Show how far long work is: a bar per stage on a terminal, lines elsewhere.
+"""Show the progress of long work: a bar per stage on a terminal, lines elsewhere.
 
 - A stage opens a task, updates it with totals, and names the reason of a wait.
-- Rates and time left count working time only. Waiting, such as for an engine to start, is counted
-  apart and named in the last line.
+- Rates and time left count working time only. Waits, such as for an engine to start, are counted
+  separately and named in the last line.
 - All output goes to standard error; standard output holds results alone.
-- `tasks`: the interface for stages. `display`: the text of a task. `bars`, `lines`: the two places.
+- `tasks`: the interface for stages. `display`: the text of a task. `bars`, `lines`: the two forms.
 """
 
 import sys

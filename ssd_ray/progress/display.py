@@ -61,15 +61,14 @@ class Display:
             self._reason = ""
 
     @property
-    def figures(self) -> str:
-        """Rate, time left and note; during a wait, its reason."""
+    def figures(self) -> tuple[str, ...]:
+        """Rate, time left and note, or the reason of a wait; shorter forms follow."""
         if self._reason:
-            return self._reason
-        return ", ".join(
-            part
-            for part in (self._rate(*self._throughput.rates), self._time_left(), self._note)
-            if part
-        )
+            return (self._reason,)
+        rate = self._rate(*self._throughput.rates)
+        left, then = self._time_left()
+        forms = ((rate, left, then, self._note), (rate, left, self._note), (rate, left), (left,))
+        return tuple(", ".join(filter(None, form)) for form in forms)
 
     @property
     def line(self) -> str:
@@ -77,32 +76,32 @@ class Display:
         parts = (
             f"{self._stage}: {self._count} {self._unit}",
             clock(time.monotonic() - self._began),
-            self.figures,
+            self.figures[0],
         )
         return ", ".join(part for part in parts if part)
 
     @property
-    def summary(self) -> str:
-        """Time of the task, the waits in it, and the mean rate over its working time."""
+    def summary(self) -> tuple[str, ...]:
+        """Time, waits in it, and mean rate over the working time; shorter forms follow."""
         self._end_wait()
-        named = [
-            f"{clock(seconds)} {reason}"
-            for reason, seconds in self._waits.items()
-            if seconds >= _NAMED_WAIT_S
-        ]
-        waits = f" ({', '.join(named)})" if named else ""
+        waits = {name: seconds for name, seconds in self._waits.items() if seconds >= _NAMED_WAIT_S}
+        named = ", ".join(f"{clock(seconds)} {reason}" for reason, seconds in waits.items())
         working_s = self._throughput.working_s
         mean = ""
         if working_s > 0 and self.done > self._before:
-            mean = self._rate((self.done - self._before) / working_s, self._tokens / working_s)
-        return f"in {clock(time.monotonic() - self._began)}{waits}" + (
-            f", mean {mean}" if mean else ""
-        )
+            rate = self._rate((self.done - self._before) / working_s, self._tokens / working_s)
+            mean = f"mean {rate}" if rate else ""
+        spent = f"in {clock(time.monotonic() - self._began)}"
+        forms = [(spent, mean), (mean or spent,)]
+        if named:
+            total = clock(sum(waits.values()))
+            forms = [(f"{spent} ({named})", mean), (f"{spent} ({total} waiting)", mean), *forms]
+        return tuple(", ".join(filter(None, form)) for form in forms)
 
     @property
     def last_line(self) -> str:
         """Last line of a log."""
-        return f"{self._stage}: done, {self._count} {self._unit} {self.summary}"
+        return f"{self._stage}: done, {self._count} {self._unit} {self.summary[0]}"
 
     @property
     def _count(self) -> str:
@@ -113,12 +112,16 @@ class Display:
             return f"{rate(tokens_per_s)} tok/s"
         return f"{rate(units_per_s)} {self._unit}/s" if units_per_s > 0 else ""
 
-    def _time_left(self) -> str:
+    def _time_left(self) -> tuple[str, str]:
+        """Return the time left, and the work after it."""
         units_per_s, tokens_per_s = self._throughput.rates
         units_left = self.total - self.done
+        remaining = self._remaining
         if units_left <= 0:
-            return ""
-        if self._remaining is not None and tokens_per_s > 0:
-            seconds = self._remaining.tokens / tokens_per_s
-            return f"{'at most ' if self._remaining.at_most else ''}{clock(seconds)} left"
-        return f"{clock(units_left / units_per_s)} left" if units_per_s > 0 else ""
+            return "", ""
+        # Speed changes, most of all while the last units end, so no time is exact or a bound.
+        if remaining is not None and tokens_per_s > 0:
+            most = "up to " if remaining.at_most else ""
+            then = f"then {remaining.then}" if remaining.then else ""
+            return f"{most}about {clock(remaining.tokens / tokens_per_s)} left", then
+        return f"about {clock(units_left / units_per_s)} left" if units_per_s > 0 else "", ""

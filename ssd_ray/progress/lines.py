@@ -22,6 +22,7 @@ class LineProgress:
 
     def __init__(self, period_s: float = 30.0) -> None:
         self._period_s = period_s
+        self._lock = threading.Lock()
 
     @contextmanager
     def task(self, stage: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
@@ -39,11 +40,14 @@ class LineProgress:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)
+        # One write with its line end: stages in several threads never share a line.
+        with self._lock:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 class _Lines:
-    """One task of `LineProgress`; a thread prints also where no update comes."""
+    """One task of `LineProgress`; a thread prints even without updates."""
 
     def __init__(self, display: Display, period_s: float, say: Any) -> None:
         self._display = display

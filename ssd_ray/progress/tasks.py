@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Task(Protocol):
-    """One stage at work."""
+    """One stage in progress."""
 
     def update(
         self,
@@ -34,7 +34,7 @@ class Task(Protocol):
         """
 
     def wait(self, reason: str) -> None:
-        """Show the reason of a wait; until the next update, time does not count as working."""
+        """Show the reason of a wait; the time until the next update is not working time."""
 
 
 class Progress(Protocol):
@@ -52,7 +52,7 @@ def counted(
 ) -> Iterator[T]:
     """Yield rows, and show their count after the first few seconds.
 
-    Short stages of a small run print no line then.
+    So the short stages of a small run print no line.
     """
     began = time.monotonic()
     with ExitStack() as stack:

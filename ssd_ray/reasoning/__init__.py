@@ -3,10 +3,11 @@
 Grading, data health and the report share this rule:
 
 - A mark with a special token counts where its id was drawn. Its name, spelled out, is text.
-- Any other mark is text. It counts where the answer begins with it or the prompt ends within it.
+- Any other mark is found in the text. It begins reasoning only at the beginning of the answer, or
+  in the prompt if it is still open at the prompt's end.
 - An answer cut off within its reasoning has no content, and no draft is graded.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["ANY", "TEXT_MARKS", "AnswerParser", "Content", "Decode", "ReasoningFormat"]
-__all__ += ["content_of_text", "opened_by", "prompted", "special_marks", "spelled"]
+__all__ += ["content_of_text", "format_from_prompts", "opened_by", "special_marks", "spelled"]
 
 State = Literal["none", "ended", "unfinished"]
 """Reasoning in an answer: it has none, it was ended, or the answer ends within it."""
 ANY = "any"
-"""In place of an opening mark: texts begin within a reasoning part, of any mark."""
+"""Given instead of an opening mark: texts begin within a reasoning part of an unknown mark."""
 
 _HARMONY = re.compile(r"\s*(?:<\|channel\|>|<\|start\|>\s*assistant)")
 _FINAL = f"{START}assistant{CHANNEL}final{MESSAGE}"
@@ -75,7 +76,7 @@ def content_of_text(text: str, opened: str = "") -> Content:
     `opened` is the opening mark at the end of its prompt, or ANY. Without it:
 
     - A text begins with reasoning if it begins with an opening mark or in the harmony format.
-    - In any other text, a closing mark at the end of a line ends a reasoning. Within a line, the
+    - In any other text, a closing mark at the end of a line ends reasoning. Within a line, the
       mark may be part of a program.
     """
     if opened in OPENINGS:
@@ -104,7 +105,10 @@ def _after(text: str, mark: str, start: int = 0) -> Content:
 
 
 def _after_any(text: str) -> Content:
-    """Split at the first `</think>`, else at the first sure end, else at the first plain one."""
+    """Split at the first `</think>`, else at the first of the other closing marks.
+
+    Marks from ordinary XML count only if there is no other.
+    """
     # Ends that may be ordinary XML come last: an answer may quote them.
     for candidates in ([THINK.closing], [*_SURE, _FINAL], list(CLOSINGS)):
         ends = [mark for mark in candidates if mark in text]
@@ -149,7 +153,7 @@ TEXT_MARKS = ReasoningFormat()
 """All marks are text, and no prompt ends within a reasoning part."""
 
 
-def prompted(prompts: Iterable[tuple[str, str, str]]) -> ReasoningFormat:
+def format_from_prompts(prompts: Iterable[tuple[str, str, str]]) -> ReasoningFormat:
     """Return the format of answers to prompts, given as (id, text, statement), by texts alone."""
     marks = {prompt_id: opened_by(text, statement) for prompt_id, text, statement in prompts}
     opened = Counter(marks.values()).most_common(1)[0][0] if marks else ""
@@ -170,7 +174,7 @@ class AnswerParser:
         """Return the content of an answer, by its ids if marks are special tokens, else by text."""
         if self._decode is None:
             return content_of_text(answer.text, self._form.opened_in(answer.prompt_id))
-        # An answer that stopped by itself ends in an end token, which is no part of its text.
+        # An answer that stopped by itself ends in an end token, which is not part of its text.
         ids = answer.output_token_ids
         output = ids[:-1] if answer.finish_reason == "stop" else ids
         if self._harmony:
@@ -212,8 +216,9 @@ _Spans = list[slice] | None
 def _outside(pieces: Iterable[Piece], length: int, opened: Pair | None) -> tuple[_Spans, bool]:
     """Return the spans outside of pairs, and True if there was any reasoning.
 
-    - An opening within a reasoning, or an end outside of one, changes nothing.
-    - An end before any beginning ends a reasoning without an opening.
+    - An opening mark within reasoning is ignored.
+    - A closing mark before any reasoning ends reasoning without an opening mark: everything before
+      it. Later closing marks outside of reasoning are ignored.
     """
     spans: list[slice] = []
     pair, begin, reasoned = opened, 0, opened is not None

@@ -2,12 +2,12 @@
 
 Source: openai/harmony's parser (`src/encoding.rs`). This one tolerates answers that break off:
 
-- Within a content only an end is a mark: no message begins within another.
-- Content counts on channel `final`, or if no channel is named, unless it goes to a tool.
+- Inside a message only an end mark counts: no message begins within another.
+- A message is for the user on channel `final` or without a channel, unless it goes to a tool.
 - An answer ends where another role begins to speak.
 - Text before any mark is the answer if no message follows.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TO_TOOL = re.compile(r"(?:^|\s)to=")
 
 
 Read = Callable[[slice], str]
-"""From a span of the answer to its text."""
+"""Return the text of a span of the answer."""
 
 
 class Messages:
@@ -56,7 +56,7 @@ class Messages:
 
     @property
     def contents(self) -> list[str] | None:
-        """Contents for the user in order, None if the answer ends within a message for no user."""
+        """Contents for the user in order; None if the last message is not for the user."""
         if self._contents and self._ends_in_final:
             return self._contents
         if self.reasoned or self._header is not None:
@@ -68,7 +68,7 @@ class Messages:
         if piece.mark == START:
             self._header = []
         elif piece.mark in (CHANNEL, MESSAGE):
-            # Without a start, the role is that of the last message.
+            # A message without a start mark comes from the assistant.
             self._header = [("assistant", False)]
             self._extend(piece)
         elif not piece.mark and not self._marked:
@@ -81,7 +81,7 @@ class Messages:
         if piece.mark == START:
             self._header = []
         elif piece.mark in ENDS:
-            # A header without a content is no message.
+            # A header without a content is not a message.
             self._header = None
         elif piece.mark != MESSAGE:
             text = piece.mark or self._read(slice(piece.start, piece.end))
@@ -110,7 +110,7 @@ def _addressed(header: list[tuple[str, bool]]) -> tuple[str, bool]:
     places = [place for place, piece in enumerate(header) if piece == (CHANNEL, True)]
     first = places[0] if places else len(header)
     role = "".join(text for text, _ in header[:first]).split()
-    # A header with two channels names none.
+    # With two channels, or an empty one, the message is not for the user.
     name = header[first + 1] if len(places) == 1 and first + 1 < len(header) else ("", True)
     to_user = not places or (name[0].split()[:1] == ["final"] and not name[1])
     to_tool = any(_TO_TOOL.search(text) for text, mark in header if not mark)

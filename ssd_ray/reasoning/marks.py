@@ -1,7 +1,6 @@
 """Marks of reasoning in public models, and their places in a text or among ids.
 
-Marks are pairs such as `<think>` and `</think>`, or the seven of the harmony format. Reads and
-writes nothing.
+Marks are pairs such as `<think>` and `</think>`, or the seven of the harmony format. Does no I/O.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ class Pair:
     opening: str
     closing: str
     plain: bool = False
-    """True if the marks may be ordinary XML: then the end alone marks nothing."""
+    """True if the marks may be ordinary XML: a closing mark alone is then no sign of reasoning."""
 
 
 THINK = Pair(opening="<think>", closing="</think>")
@@ -119,7 +118,7 @@ def id_pieces(ids: Sequence[int], special: Mapping[int, str]) -> Iterator[Piece]
 
 
 Decode = Callable[[Sequence[int]], str]
-"""From ids to their text, without special tokens."""
+"""Function from ids to their text, without special tokens."""
 
 
 def spelled(ids: Sequence[int], special: Mapping[int, str], decode: Decode) -> str:

@@ -2,8 +2,9 @@
 
 A recipe is one YAML file with the sections of `ssd_ray.config`.
 
+- `extends: NAME` takes everything else from another recipe.
 - `--set section.key=value` overrides a field.
-- A mistake is one sentence with its key.
+- A mistake is reported in one sentence, with the key.
 - `dump` writes the resolved recipe, with every default.
 
 Reads YAML.
@@ -30,6 +31,7 @@ _MAX_PROBLEMS = 5
 _REMEDIES = {
     **dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"),
     "bool_parsing": "use true or false",
+    "too_short": "give at least one entry",
 }
 
 
@@ -60,7 +62,26 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: There is no such recipe, it is not YAML, or it has an unknown key, a wrong type
             or an inconsistent choice.
     """
-    path = Path(recipe)
+    path = _path(recipe, Path())
+    document = _document(path)
+    for override in overrides:
+        _override(document, override)
+    try:
+        resolved = Recipe.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
+    # Arms follow from several sections; an impossible sweep or control is refused here already.
+    arms.arms(resolved)
+    return resolved
+
+
+def _path(recipe: str | Path, folder: Path) -> Path:
+    """Return the file of a recipe: a shipped name, or a path within `folder`.
+
+    Raises:
+        UserError: there is no shipped recipe of the name.
+    """
+    path = folder / recipe
     if path.suffix not in {".yaml", ".yml"}:
         path = HERE / f"{recipe}.yaml"
         if not path.exists():
@@ -68,6 +89,17 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"there is no recipe {str(recipe)!r}: use a path ending in .yaml, or one of "
                 f"{', '.join(shipped())}"
             )
+    return path
+
+
+def _document(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the contents of a recipe file, and of those that it extends.
+
+    Raises:
+        UserError: a file cannot be read, is not a mapping, or extends itself.
+    """
+    if path.resolve() in extending:
+        raise UserError(f"the recipe {path} extends itself: take one `extends` out")
     refuse_pointer(path, "the recipe")
     try:
         document = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
@@ -78,15 +110,43 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path} is not valid YAML: {single_line(error)}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of sections, such as `model:` and `sample:`")
-    for override in overrides:
-        _override(document, override)
-    try:
-        resolved = Recipe.model_validate(document)
-    except ValidationError as error:
-        raise UserError(f"recipe {path.stem}: {_explain(error)}") from error
-    # Arms follow from several sections; an impossible sweep or control is refused here already.
-    arms.arms(resolved)
-    return resolved
+    if "extends" not in document:
+        return document
+    base = document.pop("extends")
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends={base!r}: use the name or the path of a recipe")
+    parent = _document(_path(base, path.parent), (*extending, path.resolve()))
+    # Two recipes with one name would share a run directory.
+    parent.pop("name", None)
+    # A stated source belongs to the parent's value, so a field set here loses it.
+    stated = parent.get("sources")
+    if isinstance(stated, dict):
+        parent["sources"] = {
+            field: source for field, source in stated.items() if not _sets(document, field)
+        }
+    return _merged(parent, document)
+
+
+def _sets(document: dict[str, Any], field: str) -> bool:
+    """Return True if a document holds a field, by its dotted name."""
+    node: Any = document
+    for part in field.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """Return the parent with the child's values, sections merged field by field."""
+    merged = dict(parent)
+    for key, value in child.items():
+        inherited = merged.get(key)
+        if isinstance(inherited, dict) and isinstance(value, dict):
+            merged[key] = _merged(inherited, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -112,10 +172,18 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     """Return the problems of a recipe in one line, unknown keys first."""
     # A misspelled key is also missing under its right name: the unknown key explains more.
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problems = sorted(
+        (problem for problem in error.errors() if not _is_consequence(problem)),
+        key=lambda problem: problem["type"] != "extra_forbidden",
+    )
     num_more = len(problems) - _MAX_PROBLEMS
     more = f" (and {num_more} more)" if num_more > 0 else ""
     return "; ".join(map(_problem, problems[:_MAX_PROBLEMS])) + more
+
+
+def _is_consequence(problem: Any) -> bool:
+    """Return True if a list is called too short only because its entries are refused."""
+    return problem["type"] == "too_short" and bool(problem["input"])
 
 
 def _problem(first: Any) -> str:

@@ -27,7 +27,7 @@ from ssd_ray.schema import Completion, Example, arrow_schema
 
 # Licenses of prompts that ssd_ray knows; a recipe states that of any others.
 LICENSES = {"builtin": "apache-2.0", "rstar-coder": "cc-by-4.0"}
-# Categories of the hub, each with the number of rows that it stays below.
+# Size categories of the hub, each after its exclusive upper bound of rows.
 SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),

@@ -1,13 +1,14 @@
 """Comparison of two finished runs: recipes, scores, and differences problem by problem.
 
-One idea: two runs on the same problems are compared like two arms of one run, paired by problem.
-If the problems differ there is no paired difference, and its reason is given instead. Reads
+Two runs on the same problems are compared like two arms of one run, paired by problem. If the
+problems differ, there is no paired difference, and the reason is given instead. Reads
 report/recipe.yaml and report/scores.json of both runs; writes nothing.
 """
 
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class ScoredBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedScores:
-    """The part of scores.json to compare, alike since format 3."""
+    """The part of scores.json to compare, unchanged since format 3."""
 
     order: Order
     benchmarks: Mapping[str, ScoredBenchmark]
@@ -143,13 +144,22 @@ def compare(first: Path, second: Path) -> Comparison:
 def _load(path: Path) -> _Run:
     scores = path / "report" / "scores.json"
     if not scores.exists():
-        raise UserError(
-            f"{path} has no report/scores.json: finish that run with `ssd-ray report` first"
-        )
+        raise UserError(_advice(path))
     # Reports of earlier versions of ssd_ray hold no recipe.
     recipe = path / "report" / "recipe.yaml"
     recipe = recipe if recipe.exists() else path / "recipe.yaml"
     return _Run(recipe=recipes.load(recipe), scores=read_part(scores, ComparedScores))
+
+
+def _advice(path: Path) -> str:
+    """Return the reason why a directory cannot be compared, with the remedy."""
+    if not path.is_dir():
+        return f"there is no directory {path}: give the --out of a finished run"
+    lack = f"{path} has no report/scores.json"
+    if not (path / "recipe.yaml").exists():
+        return f"{lack} and no recipe.yaml, so it is no run: give the --out of a finished run"
+    command = shlex.join(["ssd-ray", "report", str(path / "recipe.yaml"), "--out", str(path)])
+    return f"{lack}: finish that run first, with `{command}`"
 
 
 def _changes(first: Recipe, second: Recipe) -> Iterator[Change]:
@@ -279,9 +289,9 @@ def _scores_table(comparison: Comparison) -> RenderableType:
     table = Table(title="Scores", title_justify="left")
     for heading in ("benchmark", "problems", "arm", "metric"):
         table.add_column(heading)
-    for heading in (comparison.first, comparison.second):
-        table.add_column(Text(heading), justify="right", overflow="fold")
-    table.add_column(f"second {MINUS} first", justify="right")
+    for heading in ("first", "second"):
+        table.add_column(heading, justify="right")
+    table.add_column(f"second {MINUS} first (points)", justify="right")
     for pair in comparison.pairs:
         names = (pair.benchmark, pair.difficulty or "all", pair.arm, pair.metric)
         cells = (*names, score(pair.first), score(pair.second), _short(pair))

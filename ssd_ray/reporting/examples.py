@@ -1,12 +1,14 @@
-"""Five example answers behind the numbers, chosen by rule and not by hand.
+"""Up to five example answers behind the numbers, chosen by rule and not by hand.
 
-Each rule takes the first fitting answer (by benchmark, problem and sample) left by earlier rules:
+1. The shortest accepted answer.
+2. A wrong answer.
+3. A failure of another kind.
+4. An answer cut off or without code.
+5. The shortest accepted answer of the baseline.
+6. Any other answers, if some of these kinds did not occur.
 
-1. the shortest accepted answer;
-2. a wrong answer;
-3. a failure of another kind;
-4. an answer cut off or without code;
-5. the shortest accepted answer of the baseline.
+Where several answers fit, the first by benchmark, problem and sample is taken. Each arm shows a
+problem once.
 
 Reads eval-prompts/, generations/ and verdicts/; writes nothing.
 """
@@ -90,7 +92,7 @@ def examples(
             False,
         ),
         ("Shortest accepted answer", baseline, lambda answer: answer.outcome == "accepted", True),
-        # Fill up from a run without such failures.
+        # These fill the places of kinds that did not occur.
         ("Another answer", arm, lambda answer: True, False),
         ("Another answer", baseline, lambda answer: True, False),
     ]

@@ -1,7 +1,7 @@
 """Data health for a reader: health.html of a data set, and the section of the report on it.
 
-One idea: the page computes nothing but shares. It shows the facts of dataset/, contamination/ and
-prompts/. It opens without a network and holds no script.
+The page computes nothing but shares. It shows the facts of dataset/, contamination/ and prompts/.
+It opens without a network and holds no script.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ssd_ray.reporting.templates.environment import environment
 from ssd_ray.reporting.words import count, counted, decimals, percent
 
 WARN_SHARE = 0.05
-"""Largest share of the tokens that a class has without a warning."""
+"""Larger shares get a warning: of the tokens for cut-off answers and loops, else of the answers."""
 
 CLASS_WORDS = {
     "empty": "no text",
@@ -26,7 +26,7 @@ CLASS_WORDS = {
     "no_code": "no program by the rule of extraction, outside of the reasoning",
     "cut_off": "ended by the limit on its length, not by itself",
     "no_end_token": "the last token is none of the model's end tokens",
-    "loop": "a quarter or more is 8-grams of tokens that occur four times or more in it",
+    "loop": "a quarter or more of its 8-grams of tokens occur in it four times or more",
     "duplicate": "the same tokens as an earlier answer",
 }
 
@@ -53,7 +53,7 @@ class HealthReading:
     what: str
     note: str
     warns: bool
-    """True if it deserves a look before training."""
+    """True if it should be checked before training."""
 
 
 def readings(health: HealthCounts) -> Iterator[HealthReading]:
@@ -64,7 +64,7 @@ def readings(health: HealthCounts) -> Iterator[HealthReading]:
     unended = health.ends["stop"].no_end_token
     yield HealthReading(
         where="End token",
-        what=f"{count(ended)} of {counted(rows, 'answer')} end by an end token",
+        what=f"{count(ended)} of {counted(rows, 'answer')} end with an end token",
         note=f"{counted(unended, 'answer')} stopped by themselves without one.",
         warns=unended > 0,
     )
@@ -107,9 +107,9 @@ def _reasoning(health: HealthCounts) -> Iterator[HealthReading]:
             where="Reasoning",
             what=(
                 f"{percent(ended, decimals(reasoned))} of {counted(reasoned, 'answer')} "
-                "that reason end it"
+                "with reasoning end it"
             ),
-            note="One that does not end it has no code: a draft is no program.",
+            note="One that does not end it has no code: a draft is not a program.",
             warns=False,
         )
     foreign = 0 if health.other_language is None else health.other_language.rows

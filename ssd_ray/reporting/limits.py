@@ -1,8 +1,8 @@
 """Sentences of the report page on the run, and on its limits.
 
-One idea: the limits of a run follow from its recipe and counts, so the page derives them.
-Statements about the paper (arXiv 2604.01193) name their place in it. Pure functions of the recipe,
-scores.json and timings.json; each statement is a (lead, sentences) pair.
+The limits of a run follow from its recipe and counts, so the page derives them. Statements about
+the paper (arXiv 2604.01193) name their place in it. Pure functions of the recipe, scores.json and
+timings.json; each statement is a (lead, sentences) pair.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _chosen(recipe: Recipe) -> str:
             "Answers were graded, and those that failed a test were left out, which is no longer "
             "self-distillation."
         )
-    return "Nothing was run or graded to choose among the answers, only rules on their form."
+    return "Answers were chosen by rules on their form alone: no program was run or graded."
 
 
 def _controls(recipe: Recipe) -> str:
@@ -155,9 +155,9 @@ def _decodings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if alone:
         yield (
             "Two things change at once.",
-            f"No arm decodes the base model in the way of {' or '.join(alone)}. A difference mixes "
-            "the effect of training with that of another temperature or truncation. So each arm is "
-            "shown with its decoding.",
+            f"No arm decodes the base model with the decoding of {' or '.join(alone)}. A "
+            "difference mixes the effect of training with that of another temperature or "
+            "truncation. So each arm is shown with its decoding.",
         )
 
 
@@ -179,10 +179,10 @@ def _control(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
         return
     yield (
-        "There is no control of training in it.",
+        "The run has no control of training.",
         "Training on samples at temperature 1 without truncation has zero expected gradient at the "
         "start, yet such cells of the paper's figure 10 score 44.1 to 45.7 against a base of 42.4. "
-        "Before a gain is put down to temperature and truncation it needs that control next to it: "
+        "So a gain is evidence for temperature and truncation only next to that control: "
         "evaluate.controls: [teacher, naive].",
     )
 
@@ -262,6 +262,6 @@ def _problems_left_out(scores: Scores) -> str:
         return ""
     some = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")
     return (
-        f"Left out, because their own tests fail: {counted(len(names), 'problem')} ({some}), "
-        "with reasons in scores.json. "
+        "Left out, because no program can be graded on them: "
+        f"{counted(len(names), 'problem')} ({some}), with reasons in scores.json. "
     )

@@ -1,6 +1,6 @@
 """The verb `report`: scores.json, timings.json and report.html from the artifacts of a run.
 
-One idea: the page computes nothing.
+The page computes nothing.
 
 - scores.json holds every result: equal artifacts give equal bytes.
 - timings.json holds times and the machine, never equal twice.

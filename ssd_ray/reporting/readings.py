@@ -1,7 +1,6 @@
 """Differences in plain words: the main comparisons of a run.
 
-One idea: each difference ends in words, for readers who do not know intervals. Pure functions of
-scores.json.
+Each difference ends in words, for readers who do not know intervals. Pure functions of scores.json.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ssd_ray.reporting.words import (
     NBSP,
     counted,
     decimals,
-    doubt,
+    evidence,
     gain,
     is_few,
     points,
@@ -34,7 +33,7 @@ class ArmReading:
     benchmark: str
     arm: str
     how: str = ""
-    """Way of the comparison, if it is not that of an arm to the baseline."""
+    """Way of the comparison, if it is not simply an arm against the baseline."""
     reading: Reading | Literal["refused"]
     text: str
     note: str = ""
@@ -67,7 +66,7 @@ def reading(
     if is_few(problems):
         return f"{names}: {tally(difference)} of {counted(problems, 'problem')}: {ending}"
     estimate = gain(difference.estimate, problems)
-    statistics = f"{interval(difference, confidence)}, {doubt(difference)}"
+    statistics = f"{interval(difference, confidence)}, {evidence(difference)}"
     return f"{names}: {estimate}, {statistics}: {ending} ({tally(difference)})"
 
 
@@ -113,7 +112,7 @@ def _reading(scores: Scores, benchmark: str, arms: Mapping[str, ArmTable], arm: 
 
 
 def _free_reading(scores: Scores, benchmark: str, pair: FamilyGain) -> ArmReading:
-    """Return a gain without selection in words, with the best cell's gain as a note."""
+    """Return a gain free of selection bias in words, with the best cell's gain as a note."""
     how = "temperatures chosen on other problems"
     gains = pair.metrics[scores.headline]
     if gains is None:
@@ -129,5 +128,5 @@ def _free_reading(scores: Scores, benchmark: str, pair: FamilyGain) -> ArmReadin
         reading=free.reading,
         text=reading(pair.treated, pair.control, free, scores.confidence),
         note=f"Best cell against best cell: {gain(gains.best_cell, free.problems)}, "
-        "selected on the test problems themselves, with the luck of that in it.",
+        "selected on the test problems themselves, so luck is part of it.",
     )

@@ -1,6 +1,6 @@
 """The table at the end of `ssd-ray run`: scores of each arm, and differences in plain words.
 
-Reads and writes nothing. Names from a recipe or a problem are never taken for markup.
+Does no I/O. Names from a recipe or a problem are never taken for markup.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _sentences(scores: Scores) -> Iterator[Text]:
 
 
 def score(value: Score | None) -> str:
-    """Format a score and its interval: `24.3 % (18.0 to 31.2)`, or `2.3 of 9 (0.9 to 4.6)`."""
+    """Format a score and its interval: `24.3 % (18.0 to 31.2)`, or `2.3 of 9 (0.9 to 4.6 of 9)`."""
     if value is None:
         return "no score"
     return f"{words.score(value)} ({words.score_range(value, unit='')})"

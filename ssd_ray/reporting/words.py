@@ -71,7 +71,7 @@ def solved(share: float, problems: int) -> str:
 
 
 def score(value: Score) -> str:
-    """Format an estimate without its interval: `24.3 %`, or `2.3 of 9` of few problems."""
+    """Format an estimate without its interval: `24.3 %`, or `2.3 of 9` for few problems."""
     problems = value.problems
     if is_few(problems):
         return f"{solved(value.estimate, problems)} of {problems}"
@@ -79,16 +79,17 @@ def score(value: Score) -> str:
 
 
 def score_range(value: Score, unit: str = f"{NBSP}%") -> str:
-    """Format the interval of a score: `18.0 % to 31.2 %`, or `0.9 to 4.6` of few problems."""
+    """Format the interval of a score: `18.0 % to 31.2 %`, or `0.9 to 4.6 of 9`."""
     problems = value.problems
     if is_few(problems):
-        return f"{solved(value.low, problems)} to {solved(value.high, problems)}"
+        low, high = (solved(end, problems) for end in (value.low, value.high))
+        return f"{low} to {high} of {problems}"
     low, high = (rounded(100 * end, decimals(problems)) for end in (value.low, value.high))
     return f"{low}{unit} to {high}{unit}"
 
 
 def gain(share: float, problems: int) -> str:
-    """Format a difference: `+1.2 points`, or `+0.4 of 9 problems` of few problems."""
+    """Format a difference: `+1.2 points`, or `+0.4 of 9 problems` for few problems."""
     if not is_few(problems):
         return f"{points(share, decimals(problems))} points"
     # `points` multiplies by 100 and signs the number; here the unit is a problem.
@@ -97,7 +98,7 @@ def gain(share: float, problems: int) -> str:
 
 
 def rate(share: float | None, size: int) -> str:
-    """Format a share of `size` answers: a percentage, or `2 of 9` of few answers."""
+    """Format a share of `size` answers: a percentage, or `2 of 9` for few answers."""
     if share is None or not is_few(size):
         return percent(share, decimals(size))
     return f"{solved(share, size)} of {size}"
@@ -122,7 +123,7 @@ def probability(difference: Difference) -> str:
     return f"{value:.2g}" if value < 0.995 else "1.0"
 
 
-def doubt(difference: Difference) -> str:
+def evidence(difference: Difference) -> str:
     """Format the p-value of a difference and the effect detectable on so many problems."""
     digits = decimals(difference.problems)
     least = points(difference.smallest_detectable_effect, digits, signed=False)

@@ -89,14 +89,14 @@ class Completions:
         if problem is None:
             example = next(iter(self.problems))
             raise RowError(
-                f"{column} {identifier!r} is no problem of the problems file, "
+                f"{column} {identifier!r} is not a problem of the problems file, "
                 f"whose ids look like {example!r}"
             )
         content = row.get(self.content)
         if not isinstance(content, str):
             raise RowError(
                 f"column {self.content!r} holds no text; "
-                "a file has text throughout or code throughout, as its first row"
+                "all rows need the same column as the first one, text or code"
             )
         index = row.get("index")
         if index is None:
@@ -166,11 +166,13 @@ def content_of(files: list[Path]) -> Content:
     The first row decides.
 
     Raises:
-        UserError: no row, or a first row with neither or both.
+        UserError: no readable row, or a first row with neither or both.
     """
+    unreadable = ""
     for file in files:
         for number, row in read_rows(file):
             if isinstance(row, RowError):
+                unreadable = unreadable or f"{file}, row {number}: {row}"
                 continue
             contents: list[Content] = [
                 name for name in ("text", "code") if row.get(name) is not None
@@ -178,10 +180,11 @@ def content_of(files: list[Path]) -> Content:
             if len(contents) != 1:
                 columns = ", ".join(sorted(row))
                 raise UserError(
-                    f"{file}, row {number}: it needs one column of text (an answer, to be "
-                    f"extracted from) and code (a program, as it is); it has {columns}"
+                    f"{file}, row {number}: it needs either a column text (an answer) or a column "
+                    f"code (a bare program); it has {columns}"
                 )
             return contents[0]
     raise UserError(
-        f"{files[0]}: no completion in it; each row needs a problem's id and a text or a code"
+        unreadable
+        or f"{files[0]}: no completion in it; each row needs a problem's id and a text or a code"
     )

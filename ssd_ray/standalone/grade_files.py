@@ -29,6 +29,7 @@ from ssd_ray.problems.benchmarks import read_problems
 from ssd_ray.problems.benchmarks.files import list_files
 from ssd_ray.progress import Progress
 from ssd_ray.reasoning import ANY, ReasoningFormat
+from ssd_ray.reporting import words
 from ssd_ray.schema import Completion, Problem
 from ssd_ray.standalone import scores
 from ssd_ray.standalone.completions import content_of, open_completions
@@ -60,7 +61,7 @@ def grade_files(job: Job, progress: Progress) -> scores.FileScores:
     """Grade a file of completions; return the contents of `scores.json`.
 
     Raises:
-        UserError: a bad row, a problem without sound tests, or a sandbox below the floor.
+        UserError: a bad row, no problem that can be graded, or a sandbox below the floor.
         InfrastructureError: workers crashed too often; the same call resumes.
     """
     # Read first: a mistake in the completions shows before minutes are spent on the problems.
@@ -100,9 +101,9 @@ def grade_files(job: Job, progress: Progress) -> scores.FileScores:
 
 
 def _identities(job: Job, rules: Mapping[str, object]) -> dict[str, Identity]:
-    """Return the identities of the artifacts in the order of their making.
+    """Return the identities of the artifacts in the order in which they are made.
 
-    Inputs hand their revision on, unlike those of a run: here no step compares contents.
+    Inputs enter a fingerprint with their revisions, unlike in a run: no step compares contents.
     """
     options = {"skip_bad_rows": job.skip_bad_rows}
     choices: dict[str, Mapping[str, object]] = {
@@ -143,7 +144,7 @@ def _refuse_others(out: Path, identities: Mapping[str, Identity]) -> None:
 
 
 def _benchmark(job: Job, out: Path, progress: Progress) -> ProblemFileFacts:
-    """Write the problems with sound tests; return facts with the others."""
+    """Write the problems that can be graded; return facts with the others."""
     loaded = read_problems(job.problems, skip_bad_rows=job.skip_bad_rows)
     if loaded.format == "evalplus":
         progress.say(
@@ -158,14 +159,15 @@ def _benchmark(job: Job, out: Path, progress: Progress) -> ProblemFileFacts:
         reasons = "; ".join(
             [f"{len(loaded.bad_rows)} bad rows", *soundness.describe(problems_left_out, most=1)]
         )
-        raise UserError(f"{job.problems}: no problem in it that can be graded ({reasons})")
+        raise UserError(f"{job.problems}: no problem in it can be graded ({reasons})")
     for line in soundness.describe(problems_left_out):
         progress.say(line)
     for start in range(0, len(rows), _SHARD_ROWS):
         write_shard(out, f"problems-{start:08}", rows[start : start + _SHARD_ROWS], Problem)
     bad_rows = tuple(loaded.bad_rows)
     progress.say(
-        f"{len(rows)} problems, format {'your own' if loaded.format == 'rows' else loaded.format}"
+        f"{words.counted(len(rows), 'problem')} in "
+        + ("your own format" if loaded.format == "rows" else f"format {loaded.format}")
         + (f", {len(bad_rows)} bad rows left out" if bad_rows else "")
     )
     if loaded.num_public_only:
@@ -204,7 +206,7 @@ def _completions(job: Job, out: Path) -> CompletionFileFacts:
         write_shard(out, f"completions-{count:08}", rows, Completion)
     if not count:
         raise UserError(
-            f"{job.completions}: no completion in it that can be graded "
+            f"{job.completions}: no completion in it can be graded "
             f"({len(loaded.bad_rows)} bad rows)"
         )
     return CompletionFileFacts(

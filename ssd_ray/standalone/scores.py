@@ -55,7 +55,7 @@ class GroupScores:
 
     problems: int
     infrastructure_error_rate: float
-    """Ungraded completions, of all completions."""
+    """Share of the completions without a grade, because of the machine."""
     refused: str | None = None
     """Reason for the absence of scores."""
     metrics: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
@@ -161,7 +161,7 @@ def write(
     - Scores have intervals of level CONFIDENCE.
     - A group has no score if more than `max_infrastructure_errors` of its completions are
       ungraded.
-    - EvalPlus's scores come twice; `base` is for the base tests alone.
+    - EvalPlus's metrics come twice: on all tests, and as `base ...` on the base tests alone.
     """
     _write_table(out)
     problems = counted.problems

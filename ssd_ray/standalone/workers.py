@@ -1,6 +1,6 @@
 """Worker processes that grade slices of completions; a crashed pool is replaced.
 
-Reads and writes by `Grader`: slices of completions in, shards of verdicts out.
+The graders of the processes read slices of completions and write shards of verdicts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 from ssd_ray.artifacts import slices
 from ssd_ray.artifacts.slices import Slice
-from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.sandbox.inside import walls
@@ -89,6 +88,9 @@ def _finished(piece: Slice, done: set[slices.Key]) -> bool:
 @contextmanager
 def _pool(spec: GradingSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Start worker processes and end them with the block."""
+    # Workers load this module too, and need none of the packages below.
+    from ssd_ray.cluster import import_path
+
     import_path.keep_children_safe()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(

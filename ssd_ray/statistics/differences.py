@@ -1,8 +1,8 @@
 """Two arms on the same problems: paired difference, interval, p-value and detectable effect.
 
-One idea: all of them come from one score test, so they agree. Two arms are called different only if
-the test rejects, over enough problems. Otherwise a report names the detectable effect. Pure
-functions on arrays of per-problem pass@k.
+All of them come from one score test, so they agree. Two arms are called different only if the test
+rejects, over enough problems. Otherwise a report names the detectable effect. Pure functions on
+arrays of per-problem pass@k.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Difference:
     p_value: float
     """Two-sided, of the score test behind the interval."""
     standard_error: float
-    """The longer side of the interval over the normal quantile."""
+    """The longer side of the interval, divided by the normal quantile."""
     smallest_detectable_effect: float
     """2.8 standard errors at 95 % confidence."""
     reading: Reading
@@ -92,7 +92,7 @@ def difference(
 def judged(
     pair: Discordance, better: int, worse: int, *, problems: int, confidence: float
 ) -> Difference:
-    """Return the difference behind a disagreement: interval, p-value, effect and reading.
+    """Test the disagreement of two arms: interval, p-value, detectable effect and reading.
 
     `better` and `worse` are counts of problems, out of `problems`.
     """
@@ -116,7 +116,7 @@ def judged(
 
 
 def _reading(estimate: float, unlikely: bool, problems: int) -> Reading:
-    # Checked first: few problems get no verdict, not even a significant one.
+    # Checked first: with few problems no difference is reported, not even a significant one.
     if problems < MIN_PROBLEMS:
         return "too few problems"
     if not unlikely:

@@ -2,10 +2,10 @@
 
 - Problems are the unit: an interval is about scores on other problems like these. Samples of one
   problem depend on one another.
-- The interval keeps its width if all problems have one outcome. Its coverage was simulated
-  (docs/statistics.md, tests/statistics/test_statistics.py).
+- The interval has a width even if all answers are right, or all are wrong. Its coverage was
+  simulated (docs/statistics.md, tests/statistics/test_statistics.py).
 
-Differences are in `paired`. Pure functions on arrays; reads and writes nothing.
+Differences are in `paired`. Pure functions on arrays, without I/O.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     """Return the chance of a right answer among k drawn from n answers, c of them right.
 
     Draws are without replacement: 1 - C(n-c, k) / C(n, k), the unbiased estimator of Chen et al.
-    2021 (arXiv:2107.03374, equation 1), from exact integers.
+    2021 (arXiv:2107.03374, equation 1), in exact integers.
 
     Raises:
         UserError: k is not in 1..n, or c not in 0..n.
@@ -87,13 +87,13 @@ def score_interval(values: Values, *, confidence: float) -> Interval:
     """Return the mean of shares and Wilson's score interval at the effective number of answers.
 
     `values`, float64[num_problems], are shares in 0..1. The interval is Wilson's (1927) for n/D
-    Bernoulli draws. The design effect D is the variance of the values over that of plain passes and
-    failures with the same mean (Kish 1965; Korn and Graubard 1998 for intervals).
+    Bernoulli draws. The design effect D is the variance of the values, divided by that of a
+    Bernoulli variable with the same mean (Kish 1965; Korn and Graubard 1998 for intervals).
 
     - D is 1 for one answer per problem.
     - D is near 1/m for m answers with no more agreement within a problem than between problems.
-    - D is drawn towards 1 by exp(-K/2): few problems say little about their own variance. K is the
-      effective number of problems not all failed, or of those not all passed if these are fewer.
+    - D is replaced by D + (1 - D) exp(-K/2), because few problems say little about D. K is the
+      effective number of problems with a right answer, or of those with a wrong one if fewer.
     - So 0 of n has the width of n single answers.
 
     Raises:

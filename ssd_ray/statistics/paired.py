@@ -3,11 +3,11 @@
 - One answer: Tango's interval (1998) for paired proportions, from the problems solved by one arm
   only.
 - Several answers: the same interval at the effective number of problems, n / D. The design effect D
-  is the variance of the differences over that of single answers (Rao and Scott 1992; Yang, Sun and
-  Hardin 2012 for clustered pairs).
+  is the variance of the differences, divided by that of single answers (Rao and Scott 1992; Yang,
+  Sun and Hardin 2012 for clustered pairs).
 
 The interval excludes zero exactly where `significance.p_value` is below 1 - confidence: both are
-one score test. Pure functions on arrays; reads and writes nothing.
+one score test. Pure functions on arrays, without I/O.
 """
 
 from __future__ import annotations
@@ -69,15 +69,16 @@ def discordance(first: Values, second: Values, *, answers: int) -> Discordance:
 
 
 def design_effect(differences: Values, disagreement: float, *, answers: int) -> float:
-    """Estimate D, the variance of float64[num_problems] differences over that of single pairs.
+    """Estimate D from float64[num_problems] differences.
 
-    D is 1 for one answer per problem and near 1 / answers where all problems are alike. Its
-    estimate is uncertain:
+    D is their variance, divided by that of pairs of single answers (`disagreement` minus the square
+    of the mean). It is 1 for one answer per problem and near 1 / answers where all problems are
+    alike. Its estimate is uncertain:
 
     - it is at least 1 / answers and at most 1;
-    - it is drawn towards 1 by exp(-3K/2), K the effective number of differing problems;
-    - as D leaves 1, it grows by the squared ratio of Student's t with n - 1 degrees of freedom to
-      the normal quantile.
+    - it is replaced by D + (1 - D) exp(-3K/2), K the effective number of differing problems;
+    - it is multiplied by 1 + (1 - D) (t² - 1). Here t is the ratio of Student's t with n - 1
+      degrees of freedom to the normal quantile. So a D of 1 stays as it is.
     """
     from scipy.special import stdtrit
 
@@ -134,7 +135,7 @@ def _constrained_worse(pair: Discordance, difference: float) -> float:
 
 
 def _lower_limit(pair: Discordance, z: float) -> float:
-    """Bisect for the smallest difference with a score of at most z; the score falls with it."""
+    """Bisect for the smallest difference scored at most z; larger ones have lower scores."""
     rejected = -1.0
     kept = pair.estimate
     if score(pair, rejected) <= z:

@@ -1,14 +1,14 @@
-"""A gain without selection: temperatures chosen on half of the problems, scored on the rest.
+"""A gain without selection bias, from temperatures chosen on half of the problems.
 
-One idea: the best of many cells on the same problems is too good by luck.
+The best of many cells on the same problems is too good by luck. So:
 
 1. Each model's temperature is chosen by its mean on one half of the problems.
 2. The models are compared on the other half.
 3. The halves change places, and many splits are averaged.
 
 The estimate is the gain after tuning on half as many problems of this kind. Its interval is that of
-any paired difference. A bootstrap with the choosing in it measures the variance added by choosing.
-Pure functions on arrays; reads and writes nothing.
+any paired difference. A bootstrap repeats the choice, to measure the variance that it adds.
+Pure functions on arrays, without I/O.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Gain:
     """Treated minus control, each at a temperature chosen on other problems."""
 
     pair: Discordance
-    """Their disagreement; its size allows for the choosing."""
+    """Their disagreement; its size is lowered by the variance that choosing adds."""
     better: int
     """Problems on which treated did better, over all halves."""
     worse: int
     """Problems on which treated did worse, over all halves."""
     best_cell: float
-    """Difference of the best means, selected and measured on all problems."""
+    """Difference of the best means, with temperatures selected on all problems at once."""
     chosen_treated: Values
     """float64[temperatures]: share of halves that chose each temperature."""
     chosen_control: Values
@@ -170,7 +170,7 @@ class Sweep:
         return sums, sums if compared is choosing else (rows @ compared).reshape(shape)
 
     def _difference(self, sums: Sequence[tuple[Values, Values]], counted: Values) -> Values:
-        """Return float64[rows]: mean scores on the halves not chosen on, first minus second."""
+        """Return float64[rows]: first minus second, each scored on halves that did not choose."""
         sizes = self._opposite(counted)
         means = [
             (np.einsum("bht,bht->bh", _choice(choosing), self._opposite(compared)) / sizes).mean(
@@ -207,7 +207,7 @@ class Sweep:
 
 
 def _choice(sums: Values) -> Values:
-    """Return weights over the last axis: all on the best, shared by equals so no order decides."""
+    """Return weights over the last axis: 1 on the best value, or an equal share on ties."""
     best = sums >= sums.max(axis=-1, keepdims=True) - _TIE
     return np.asarray(best / best.sum(axis=-1, keepdims=True))
 

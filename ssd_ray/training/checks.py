@@ -3,7 +3,7 @@
 - `check_model` needs config.json and the installed packages, and can run before hours of sampling.
 - `check_weight_names` looks at the names of weight files.
 - `check_samples` reads the data set's index.
-- All write nothing.
+- None writes anything.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from ssd_ray.artifacts.dataset_facts import TokenizerFacts
 from ssd_ray.artifacts.files import read_json
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
-from ssd_ray.models import loading, weights
+from ssd_ray.machine.installed import attention_packages, lacking_package
+from ssd_ray.models import loading, quantized, weights
 from ssd_ray.training.data.examples import Examples
-from ssd_ray.training.model import adapters, moe, sequence_parallel
+from ssd_ray.training.model import adapters, expert_parallel, moe, sequence_parallel
 from ssd_ray.training.observe import trackers
 from ssd_ray.training.observe.heldout import split
-
-_FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
 def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None:
@@ -34,11 +33,8 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
     """
     if not (model / "config.json").exists():
         raise UserError(f"{model} is not a Hugging Face model directory: it has no config.json")
-    if "quantization_config" in read_json(model / "config.json"):
-        raise UserError(
-            f"{model} holds quantized weights, which cannot be trained: "
-            "use a model.source with plain weights"
-        )
+    if method := quantized.method_of(model):
+        raise UserError(": ".join(quantized.refusal(str(model), method)))
     try:
         train.check_workers(cluster.train_workers)
     except ValueError as error:
@@ -47,6 +43,7 @@ def check_model(model: Path, train: TrainConfig, cluster: ClusterConfig) -> None
         raise UserError(f"{train.needs_cuda} needs cluster.device=cuda")
     config = loading.load_config(model)
     sequence_parallel.check_heads(config, train)
+    expert_parallel.check_experts(config, train)
     _check_attention(config, train)
     trackers.check(train.trackers)
     if train.loss_kernel == "liger" and importlib.util.find_spec("liger_kernel") is None:
@@ -61,7 +58,8 @@ def check_weight_names(model: Path) -> None:
     """Check a model directory for weights under the names known to transformers.
 
     Raises:
-        UserError: there are none. vLLM would read every *.safetensors, and training could not.
+        UserError: there are none. vLLM reads any *.safetensors, so without this check training
+            would fail only after sampling.
     """
     names = ("model.safetensors", weights.INDEX)
     if not any((model / name).exists() for name in names):
@@ -75,7 +73,7 @@ def _check_attention(config: Any, train: TrainConfig) -> None:
     """Check the kernel of `train.attention` for the model's kind of attention.
 
     Raises:
-        UserError: transformers has no such attention in that kernel, or a package is missing.
+        UserError: the kernel lacks this attention in transformers, or its package is missing.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -100,13 +98,8 @@ def _check_attention(config: Any, train: TrainConfig) -> None:
             f"train.attention {train.attention!r} cannot compute the attention of {name}: "
             "set it to sdpa"
         )
-    # Without the first package, transformers fetches a built kernel through the second.
-    packages = (_FLASH_PACKAGES[train.attention], "kernels")
-    if not any(importlib.util.find_spec(package) for package in packages):
-        raise UserError(
-            f"train.attention is {train.attention!r}, and neither package {packages[0]} "
-            "nor kernels is installed: pip install kernels"
-        )
+    if reason := lacking_package(train.attention, attention_packages()):
+        raise UserError(f"{reason}: pip install kernels")
 
 
 def _no_sdpa(name: str, *, is_capped: bool) -> UserError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
+from ssd_ray import models
+from ssd_ray.config import ClusterConfig, Decoding, ModelConfig, TrainConfig
 from ssd_ray.training.state import export
 from ssd_ray.training.state.export import Serving
 
@@ -17,13 +18,15 @@ UNCHANGED = Decoding()
 class Job:
     """Inputs, outputs and choices of one training.
 
-    All paths are on storage that every worker sees.
+    All paths but `model` are on storage that every worker sees.
     """
 
     dataset: Path
     """Directory of Example shards."""
     model: Path
     """Hugging Face directory of the base model."""
+    base: ModelConfig | None = None
+    """Section of the recipe with the base model, for workers that do not see `model`."""
     out: Path
     """Directory of the artifact: loss log, resume states, and the trained model at its top."""
     logs: Path
@@ -47,6 +50,16 @@ class Job:
             out=self.out.resolve(),
             logs=self.logs.resolve(),
         )
+
+    def on_this_machine(self) -> Job:
+        """Return the job with this machine's copy of the base model.
+
+        Raises:
+            UserError: the model is not here and cannot be fetched.
+        """
+        if self.base is None:
+            return self
+        return replace(self, model=models.on_this_machine(self.base, self.model))
 
     def with_workers(self, number: int) -> Job:
         """Return the job for the current number of workers."""

@@ -2,7 +2,7 @@
 
 - `worker.py` trains a step. The loop saves a state, and exports a model, where one is due.
 - A node about to be removed, or SIGTERM to a worker or to the run, makes all workers save their
-  state after the step.
+  state after the step. Training goes on once the state is complete.
 - Reads a data set and a model directory. Writes the log `loss.jsonl`, resume states and the model
   into the artifact's directory.
 """
@@ -25,9 +25,11 @@ from ssd_ray.cluster import niceness
 from ssd_ray.config import TrainConfig
 from ssd_ray.training.job import Job
 from ssd_ray.training.model.engine import prepare_process
+from ssd_ray.training.model.expert_parallel import num_elements
 from ssd_ray.training.observe.heartbeat import Heartbeat
-from ssd_ray.training.state import export, resume
+from ssd_ray.training.state import disk_space, export, resume
 from ssd_ray.training.state.logs import append_log, read_log
+from ssd_ray.training.state.saver import Saver
 from ssd_ray.training.worker import Worker
 from ssd_ray.training.worker_group import STOP_REQUESTED
 
@@ -50,28 +52,36 @@ def work(config: dict[str, Job]) -> None:
     heartbeat = Heartbeat(job.logs, context.get_world_rank())
     heartbeat.phase("loading the model")
     niceness.settle()
+    job = job.on_this_machine()
     prepare_process(job.cluster)
     worker = Worker(job, heartbeat)
     engine = worker.engine
     train = job.train
-    begin = _restore(worker, job)
+    saver = Saver(engine, job)
+    begin = _restore(worker, job, heartbeat)
+    disk_space.check_here(engine, job, context.get_local_world_size())
     draining = False
     for step in range(begin + 1, train.steps + 1):
         line = worker.step(step - 1)
         if engine.global_rank == 0:
             append_log(job.out, line)
+        saver.check()
         was_draining = draining
         draining = ray.train.get_preemption_info() is not None
+        # Read once: a signal during a save is met by the state of the next step.
+        stopping = STOP_REQUESTED.is_set()
+        urgent = _must_save(engine, job.out, stopping or (draining and not was_draining))
         # A state at the last step too: the export after it may take long, and may be interrupted.
-        is_due = step % train.checkpoint_every == 0 or step == train.steps
-        if is_due or _must_save(engine, job.out, draining and not was_draining):
+        is_last = step == train.steps
+        if urgent or is_last or step % train.checkpoint_every == 0:
             heartbeat.phase("saving the state")
-            resume.save(engine, job.out, step, job.model_digest)
-            if STOP_REQUESTED.is_set():
-                os._exit(128 + signal.SIGTERM)
+            saver.save(step, at_once=urgent or is_last)
+        if stopping:
+            os._exit(128 + signal.SIGTERM)
         if _is_exported(train, step):
             heartbeat.phase("exporting the model")
             _export_step(engine, job, step)
+    saver.close()
     heartbeat.phase("exporting the model")
     worker.observer.close()
     export.export(engine, job.model, job.out, train, job.serving)
@@ -80,10 +90,10 @@ def work(config: dict[str, Job]) -> None:
     distributed.barrier()
 
 
-def _restore(worker: Worker, job: Job) -> int:
-    """Restore the latest resume state and return its step, 0 without one."""
+def _restore(worker: Worker, job: Job, heartbeat: Heartbeat) -> int:
+    """Restore the latest good resume state and return its step, 0 without one."""
     engine = worker.engine
-    begin = resume.restore(engine, job.out)
+    begin = resume.restore(engine, job.out, heartbeat.say)
     if engine.global_rank == 0:
         resume.begin(job.out, begin)
     worker.observer.begin(begin)
@@ -109,12 +119,11 @@ def _export_step(engine: Any, job: Job, step: int) -> None:
     export.export_step(engine, job.model, job.out, job.train, step, job.serving)
 
 
-def _must_save(engine: Any, out: Path, draining: bool) -> bool:
-    """Return True if any node began to drain, or any worker or the run received SIGTERM."""
+def _must_save(engine: Any, out: Path, notified: bool) -> bool:
+    """Return True if any worker has a notice of its end, or the run received SIGTERM."""
     return _any(
         engine,
-        draining
-        or STOP_REQUESTED.is_set()
+        notified
         # One worker looks at the file system; `_any` shares its answer.
         or (engine.global_rank == 0 and resume.stop_requested(out)),
     )
@@ -141,17 +150,10 @@ def _finish(engine: Any, worker: Worker, job: Job) -> None:
         num_workers=engine.world_size,
         heldout_rows=0 if held_out is None else len(held_out),
         heldout_response_tokens=0 if held_out is None else int(held_out.response_lengths.sum()),
-        parameters=sum(_size(parameter) for parameter in engine.module.parameters()),
-        trained_parameters=sum(
-            _size(parameter) for parameter in engine.module.parameters() if parameter.requires_grad
-        ),
+        parameters=num_elements(engine.module),
+        trained_parameters=num_elements(engine.module, trained=True),
     )
     write_atomic(job.out / export.FINISHED, json.dumps(facts.document(), indent=1))
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    """Return the number of elements of a parameter, also where ZeRO-3 has partitioned it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _send_output(log: Path) -> None:

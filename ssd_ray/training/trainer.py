@@ -3,8 +3,9 @@
 - Ray Train restarts workers after a crash.
 - Workers agree through the artifact's directory, where resume states and the loss log go. A restart
   by Ray Train and a rerun of the program continue alike from the latest complete state.
-- This process only reads the log.
-- Reads a data set and a model directory. Workers fill `out` (`loop.py`) and write output to `logs`.
+- Reads a data set, a model directory, and the workers' loss log and heartbeat.
+- Workers fill `out` (`loop.py`) and write output to `logs`. This process requests a state there
+  before it stops, and deletes the resume states of a complete training.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from ray.train.torch import TorchConfig
 
 from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import digest, read_json
-from ssd_ray.config import ClusterConfig
+from ssd_ray.cluster.room import check_room, training_need
+from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
@@ -70,7 +72,7 @@ def train(job: Job, progress: Progress) -> CheckpointFacts:
         base = [job.model / "config.json", *sorted(job.model.glob("*.safetensors"))]
         job = replace(job, model_digest=digest(base))
         begin = _first_step(job)
-        _report_shortage(job.cluster, progress)
+        _check_room(job, progress)
         with (
             progress.task("train", total=job.train.steps, unit="steps", done=begin) as task,
             _follow(job, begin, task, progress),
@@ -85,7 +87,8 @@ def _first_step(job: Job) -> int:
     """Return the step of the latest resume state, 0 without one.
 
     Raises:
-        UserError: the state is of another model, or one of the two ZeRO stages is 0.
+        UserError: the state is of another model, or ZeRO-0 wrote it and another stage is to read
+            it, or the other way round.
     """
     step, state = resume.latest(job.out)
     if step and state.get("model", "") not in ("", job.model_digest):
@@ -105,22 +108,41 @@ def _first_step(job: Job) -> int:
     return step
 
 
-def _resources(cluster: ClusterConfig) -> dict[str, float]:
-    return (
-        {"CPU": cluster.cpus_per_train_worker} if cluster.device == "cpu" else {"CPU": 1, "GPU": 1}
-    )
+def _resources(train: TrainConfig, cluster: ClusterConfig) -> dict[str, float]:
+    """Return what each worker reserves.
+
+    Ray gives a worker as many threads as it reserves cores. With offloading, the optimizer's step
+    runs on cores: the workers of a node divide all its cores but one.
+    """
+    if cluster.device == "cpu":
+        return {"CPU": cluster.cpus_per_train_worker}
+    shares = [1]
+    if train.offload != "none":
+        present = (node["Resources"] for node in ray.nodes() if node["Alive"])
+        shares = [
+            max(1, int((node.get("CPU", 1) - 1) // node["GPU"]))
+            for node in present
+            if node.get("GPU")
+        ]
+    return {"CPU": min(shares, default=1), "GPU": 1}
 
 
-def _report_shortage(cluster: ClusterConfig, progress: Progress) -> None:
-    """Report resources that the cluster lacks; Ray waits for them without a message."""
-    resources = ray.cluster_resources()
-    for name, amount in _resources(cluster).items():
-        wanted = amount * (cluster.min_train_workers or cluster.train_workers)
-        if resources.get(name, 0) < wanted:
-            progress.say(
-                f"train: waiting for {wanted:g} {name}, "
-                f"the cluster has {resources.get(name, 0):g} now"
-            )
+def _check_room(job: Job, progress: Progress) -> None:
+    """Refuse a training whose workers the cluster can never hold; report a wait for its growth.
+
+    Raises:
+        UserError: Ray would wait forever.
+    """
+    cores = _resources(job.train, job.cluster)["CPU"]
+    need = training_need(job.train, job.cluster, cores)
+
+    def remedy(most: int) -> str:
+        counts = job.train.worker_counts(1, most)
+        if not counts:
+            return "use larger machines, or more of them"
+        return f"set cluster.train_workers={counts[-1]}, or take a recipe that fits"
+
+    check_room(need, progress.say, remedy)
 
 
 class _UserErrorsEndTheRun(UserCallback):  # type: ignore[misc]
@@ -133,17 +155,25 @@ class _UserErrorsEndTheRun(UserCallback):  # type: ignore[misc]
                 raise error
 
 
+def _process_group(train: TrainConfig, cluster: ClusterConfig) -> TorchConfig:
+    """Return Ray Train's choices of the group of all workers."""
+    config = TorchConfig(backend="gloo" if cluster.device == "cpu" else "nccl")
+    if train.collective_timeout_s is not None:
+        config.timeout_s = train.collective_timeout_s
+    return config
+
+
 def _run(job: Job, progress: Progress) -> None:
     cluster = job.cluster
     allowed = sizes(job.train, cluster)
     trainer = SizedTrainer(
         work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="gloo" if cluster.device == "cpu" else "nccl"),
+        torch_config=_process_group(job.train, cluster),
         scaling_config=ScalingConfig(
             num_workers=(allowed[0], allowed[-1]) if len(allowed) > 1 else cluster.train_workers,
             use_gpu=cluster.device == "cuda",
-            resources_per_worker=_resources(cluster),
+            resources_per_worker=_resources(job.train, cluster),
         ),
         allowed=allowed,
         out=job.out,
@@ -175,7 +205,7 @@ def _run(job: Job, progress: Progress) -> None:
 
 def _await_state(job: Job, progress: Progress) -> None:
     """Request a state after the current step and wait for it, at most `cluster.notice_s`."""
-    if len(read_log(job.out)) <= resume.latest(job.out)[0]:
+    if not _unsaved(job):
         return
     progress.say(
         f"train: asked to stop, waiting at most {job.cluster.notice_s:g} s "
@@ -183,8 +213,14 @@ def _await_state(job: Job, progress: Progress) -> None:
     )
     resume.request_stop(job.out)
     until = time.monotonic() + job.cluster.notice_s
-    while resume.stop_requested(job.out) and time.monotonic() < until:
+    # A state under way at the request may turn out to hold all steps.
+    while resume.stop_requested(job.out) and _unsaved(job) and time.monotonic() < until:
         time.sleep(POLL_S / 5)
+
+
+def _unsaved(job: Job) -> bool:
+    """Return True if the loss log has steps beyond the latest resume state."""
+    return len(read_log(job.out)) > resume.latest(job.out)[0]
 
 
 def _explained(error: TrainingFailedError, job: Job) -> UserError | InfrastructureError:
@@ -196,7 +232,7 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
         causes = [error.controller_failure]
     for cause in causes:
         if isinstance(cause, UserError):
-            # Ray wraps the error; its own text would end in a traceback.
+            # Ray wraps the error in another one, whose text ends in a traceback.
             return UserError(str(getattr(cause, "cause", cause)))
     cause = causes[0] if causes else error
     # Ray Train's own message is the same for every crash; the reason is in the health check.
@@ -212,9 +248,8 @@ def _resume_hint(job: Job) -> str:
     return f"the workers' logs are in {job.logs}, and running again resumes from step {step}"
 
 
-def _update(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) -> None:
+def _update(task: Task, job: Job, log: GrowingLog, beat: Beat, begin: int, *, last: bool) -> None:
     """Update the task from the loss log and the first worker's heartbeat."""
-    beat = heartbeat.read(job.logs) or Beat(phase="starting workers")
     if beat.phase and not last:
         task.wait(beat.phase)
         return
@@ -224,9 +259,8 @@ def _update(task: Task, job: Job, log: GrowingLog, begin: int, *, last: bool) ->
     batch_tokens = sum(log.tokens) / steps_done if steps_done else beat.batch_tokens
     left = max(0.0, (job.train.steps - steps_done) * batch_tokens - computed)
     note = f"loss {log.loss:.3f}" if steps_done else "step 1"
-    task.update(
-        steps_done, sum(log.tokens[begin:]) + computed, note, remaining=Remaining(tokens=left)
-    )
+    remaining = Remaining(tokens=left, then="saving and exporting")
+    task.update(steps_done, sum(log.tokens[begin:]) + computed, note, remaining=remaining)
 
 
 @contextmanager
@@ -236,17 +270,20 @@ def _follow(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[No
 
     def follow() -> None:
         seen = begin
+        notice = ""
         log = GrowingLog(job.out)
         while True:
             last = over.wait(POLL_S)
             log.read()
+            beat = heartbeat.read(job.logs) or Beat(phase="starting workers")
+            if beat.notice not in ("", notice):
+                notice = beat.notice
+                progress.say(f"train: {notice}")
             if len(log.tokens) < seen:
-                # Only a restart cuts the log, back to the step of its resume state.
-                progress.say(
-                    f"train: workers were restarted and resume from step {len(log.tokens)}"
-                )
+                # Only a start of workers cuts the log, back to the step of its resume state.
+                progress.say(f"train: workers resume from step {len(log.tokens)}")
             seen = len(log.tokens)
-            _update(task, job, log, begin, last=last)
+            _update(task, job, log, beat, begin, last=last)
             if last:
                 return
 

@@ -2,9 +2,10 @@
 
 - A step trains one global batch (`batches.py`). Each worker sums its share, and every token carries
   its weight in the mean of the batch.
-- DeepSpeed averages gradients over workers, so the loss is multiplied by their number. It does not
-  divide by micro-batches. The optimized loss is exactly the mean over the global batch, for any
-  number of workers and micro-batches.
+- DeepSpeed divides the sum of the workers' gradients by `gradient_divisor`, so the loss is
+  multiplied by this number first. DeepSpeed does not divide by the number of micro-batches.
+- The optimized loss is exactly the mean over the global batch, for any number of workers and
+  micro-batches.
 
 Reads a data set and a model directory. Makes the lines of `loss.jsonl`.
 """
@@ -55,7 +56,7 @@ class Worker:
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
         if job.train.sequences_alone:
-            # A longer sequence than the budget goes alone.
+            # Every sequence exceeds a budget of 1, and such a sequence is a micro-batch of its own.
             self._budget = 1
         held_out = None
         if self.held_out is not None:
@@ -68,7 +69,8 @@ class Worker:
         The line is the same on every worker.
 
         Raises:
-            UserError: the loss or gradient is not finite. Weights are not updated, or not saved.
+            UserError: the loss or gradient is not finite. A bad loss is found before the weights
+                are updated, a bad gradient before they are saved.
         """
         began = time.perf_counter()
         train = self.job.train
@@ -147,8 +149,10 @@ class Worker:
         arrays = [micro.input_ids, micro.targets, micro.weights]
         if packed or size > 1:
             arrays.append(micro.position_ids)
+        bounds = torch.from_numpy(micro.cu_seq_lens).to(self.engine.device)
         loss: torch.Tensor = self.engine(
-            *(torch.from_numpy(array).to(self.engine.device) for array in arrays)
+            *(torch.from_numpy(array).to(self.engine.device) for array in arrays),
+            bounds=self.engine.module.bounds(bounds, micro.max_length),
         )
         self._auxiliary += self.engine.module.auxiliary
         return loss

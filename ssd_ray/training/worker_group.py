@@ -35,21 +35,12 @@ STOP_REQUESTED = threading.Event()
 
 
 def sizes(train: TrainConfig, cluster: ClusterConfig) -> list[int]:
-    """Return the allowed numbers of workers, ascending; one without `cluster.min_train_workers`."""
-    least = cluster.min_train_workers
-    if least is None:
-        least = cluster.train_workers
-    return [
-        number for number in range(least, cluster.train_workers + 1) if _can_share(train, number)
-    ]
+    """Return the allowed numbers of workers, ascending.
 
-
-def _can_share(train: TrainConfig, number: int) -> bool:
-    try:
-        train.check_workers(number)
-    except ValueError:
-        return False
-    return True
+    Without `cluster.min_train_workers` there is a single one.
+    """
+    least = cluster.min_train_workers or cluster.train_workers
+    return train.worker_counts(least, cluster.train_workers)
 
 
 class SizedPolicy(ray_internals.elastic_policy()):  # type: ignore[misc]
@@ -60,7 +51,7 @@ class SizedPolicy(ray_internals.elastic_policy()):  # type: ignore[misc]
         self._allowed = allowed
 
     def largest_size(self, possible: int) -> int:
-        """Return the largest allowed size of at most `possible` workers, 0 where none is."""
+        """Return the largest allowed size of at most `possible` workers, or 0."""
         return max((size for size in self._allowed if size <= possible), default=0)
 
 
@@ -81,8 +72,8 @@ class ConsecutiveFailures(ray_internals.failure_policy()):  # type: ignore[misc]
         if isinstance(training_failed_error, ControllerError) and is_worker_crash(
             training_failed_error.controller_failure
         ):
-            # Of crashes while workers start, Ray Train retries one kind without a bound, and all
-            # others never. As a WorkerGroupError they count like any other crash.
+            # Ray Train retries one kind of crash at the start of workers without a bound, and the
+            # other kinds never. A WorkerGroupError counts like a crash during training.
             training_failed_error = WorkerGroupError(str(training_failed_error), {})
         return super().make_decision(training_failed_error)
 

@@ -6,11 +6,11 @@
 | mapping | a read-only mapping |
 | Fraction, Decimal, range, deque, array, date, view of a dict | itself |
 | numpy scalar or array | a value with the same dtype |
-| iterator | its items, within the room of the wire; equal to no other value |
+| iterator | its items, if the wire can hold them; equal to no other value |
 | any other object equal to its `int()` or `float()` | the number |
 
 - Classes are known by module and name, so nothing is imported in the program's process.
-- A class that borrows such a name only chooses its parts. The reader checks every part.
+- A program's own class under such a name can only choose the parts. The reader checks each.
 
 Both ends import this module. It imports the standard library only.
 """
@@ -78,7 +78,7 @@ def _claimed_number(value: Any) -> int | float | None:
     for kind in (int, float):
         try:
             number: int | float = kind(value)
-            # The object's own word, as `==` in a check would take it. The number alone is sent.
+            # The object itself decides, as with `==` in a check. Only the number is sent.
             if number == value:
                 return number
         # Conversion and comparison are the object's own code.
@@ -103,7 +103,7 @@ def _read(values: Iterable[object], room: int) -> list[object]:
 
 def numpy_list(items: list[Any]) -> Parts | None:
     """Return the parts of a list of numbers of one numpy type; None for any other list."""
-    # One tag for the list: a tag an item would make the line several times as long.
+    # One tag for the list: with a tag for each item, the line would be several times as long.
     kind = type(items[0])
     if not is_numpy(items[0]) or len(items) > MAX_NUMPY_LIST or set(map(type, items)) != {kind}:
         return None

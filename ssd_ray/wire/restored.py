@@ -5,8 +5,8 @@
   compare like numpy 2, sortedcontainers and iterators.
 - A sandboxed process calls `use_numpy_itself` and gets numpy's values and real iterators.
 
-An error of a maker makes the line malformed. `foreign` is the other direction. Both ends import
-this module. It imports the standard library only.
+A value that cannot be made means a malformed line. `foreign` is the other direction. Both ends
+import this module. It imports the standard library only.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Numpy:
     - A list of one value equals the value.
     - Comparing several values raises AmbiguousError.
 
-    It is no subclass of a plain type, for comparison rules that ask for the type.
+    It is not a subclass of a plain type, for comparison rules that ask for the type.
     """
 
     __slots__ = ("data", "dtype")

@@ -23,7 +23,7 @@ IDENTITY = Identity(
 )
 
 
-def test_an_artifact_goes_from_missing_over_partial_to_complete(tmp_path: Path) -> None:
+def test_an_artifact_is_missing_then_partial_then_complete(tmp_path: Path) -> None:
     out = tmp_path / "samples"
     assert manifests.state_of(out, IDENTITY) == "missing"
     assert manifests.claim(out, IDENTITY) is None
@@ -64,7 +64,7 @@ def test_a_shard_added_to_a_complete_artifact_is_refused(tmp_path: Path) -> None
         manifests.load(tmp_path / "a")
 
 
-def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     manifests.claim(tmp_path / "a", IDENTITY)
     shards.write_shard(tmp_path / "a", "one", [completion("p")], Completion)
     other = Identity(
@@ -100,7 +100,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_refused_in_one_sentence(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot write"):
@@ -132,7 +132,7 @@ def test_a_manifest_names_every_shard_with_its_digest(tmp_path: Path) -> None:
 def test_an_artifact_with_an_unknown_shard_is_not_complete(
     tmp_path: Path,
 ) -> None:
-    """A lost engine may write one late; the manifest would list it and no count include it."""
+    """A lost engine may write one late. The manifest would list it, the counts would not."""
     out = tmp_path / "a"
     manifests.claim(out, IDENTITY)
     path = shards.write_shard(out, "one", [completion("p")], Completion)

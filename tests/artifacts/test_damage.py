@@ -147,7 +147,7 @@ def _garbled(data: bytes, start: int, stop: int) -> bytes:
 
 
 def _footer(data: bytes) -> int:
-    """Where the footer begins; its length and a magic word come last."""
+    """Return the offset of the footer; its length and a magic word come last."""
     return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
@@ -165,7 +165,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("harm", DAMAGE)
 @pytest.mark.parametrize("reader", READERS)
-def test_a_damaged_shard_costs_one_sentence(tmp_path: Path, reader: str, harm: str) -> None:
+def test_a_damaged_shard_is_refused_in_one_sentence(tmp_path: Path, reader: str, harm: str) -> None:
     row_type, read = READERS[reader]
     out = tmp_path / "verdicts"
     shard = shards.write_shard(
@@ -195,7 +195,9 @@ def test_a_damaged_shard_costs_one_sentence(tmp_path: Path, reader: str, harm: s
         "rows of Verdict",
     ],
 )
-def test_a_shard_that_lacks_a_column_costs_one_sentence(tmp_path: Path, reader: str) -> None:
+def test_a_shard_that_lacks_a_column_is_refused_in_one_sentence(
+    tmp_path: Path, reader: str
+) -> None:
     shards.write_shard(
         tmp_path / "verdicts", "shard", [_prompt(number) for number in range(NUMBER)], Prompt
     )
@@ -206,7 +208,7 @@ def test_a_shard_that_lacks_a_column_costs_one_sentence(tmp_path: Path, reader: 
 
 
 def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
-    """Most of them would otherwise come back as other token ids or another text."""
+    """Without checksums, most flipped bits would be read as other token ids or another text."""
     rows = [
         dataclasses.replace(_completion(number), text="word " * number) for number in range(NUMBER)
     ]

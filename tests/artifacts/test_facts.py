@@ -1,4 +1,4 @@
-"""Facts of each stage: written and read again, of later and of earlier versions."""
+"""Facts of each stage are written and read again, also those of later and earlier versions."""
 
 import copy
 import dataclasses
@@ -51,13 +51,13 @@ NOT_RECORDED = {
     "grade/verdicts": {"reasoning"},
     "checkpoint": {"heldout_rows", "heldout_response_tokens"},
 }
-"""Facts that the earlier version did not know and that have no other value."""
+"""Facts that the earlier version did not record; they are read as None."""
 GONE = {"thinking"}
 """Facts of the earlier version that this one does not know."""
 
 
 def _values(hint: Any) -> st.SearchStrategy[Any]:
-    """Values of a type in facts."""
+    """Return a strategy for values of a type in facts."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
@@ -170,7 +170,7 @@ def test_an_earlier_data_set_has_no_counts_of_reasoning() -> None:
     assert read.provenance.template_date is None
 
 
-def test_readers_of_few_facts_ask_for_no_others() -> None:
+def test_readers_need_only_the_facts_that_they_declare() -> None:
     document = EARLIER["dataset"]["facts"]
     few = {name: document[name] for name in _required(SequenceFacts)}
     assert SequenceFacts.parse(few, "").rows == document["rows"]
@@ -180,7 +180,7 @@ def test_readers_of_few_facts_ask_for_no_others() -> None:
     assert origin.tokenizer_sha256 == digests
 
 
-def test_a_grader_is_named_only_where_one_is_followed() -> None:
+def test_an_official_grader_is_recorded_only_if_followed() -> None:
     counts = {"rows": 1, "infrastructure_errors": 0}
     assert "official_grader" not in facts.VerdictFacts(**counts).document()
     followed = facts.VerdictFacts(**counts, official_grader={"commit": "abc"})

@@ -66,6 +66,7 @@ def test_a_shard_counts_from_its_line_on(tmp_path: Path) -> None:
     assert [row.seed for row in shards.read_rows(tmp_path, Completion)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(cut=st.integers(0, 400))
 def test_a_torn_last_line_is_no_record_and_hides_none(
@@ -95,7 +96,7 @@ def test_a_tail_yields_each_record_once_even_if_half_written(tmp_path: Path) -> 
     assert list(tail.new()) == []
 
 
-def test_shards_arrive_once_and_only_what_is_new_is_looked_at(
+def test_each_shard_is_checked_and_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
@@ -116,9 +117,9 @@ def test_shards_arrive_once_and_only_what_is_new_is_looked_at(
     write_unit(tmp_path, Span("q", 0, 2))
     assert [path.name for path in arrivals.new()] == ["q.00000000-00000002.parquet"]
     (tmp_path / "aside").rename(late)
-    assert arrivals.new() == [late], "a file that is not seen yet is not forgotten"
+    assert arrivals.new() == [late], "a shard is reported once its file appears"
     write_unit(tmp_path, Span("p", 2, 4), writer="v")
-    assert arrivals.new() == [], "one that was drawn again is the same"
+    assert arrivals.new() == [], "a shard drawn again is not reported twice"
     assert looked.count(there.name) == 1
 
 
@@ -135,7 +136,7 @@ def test_lost_cut_foreign_and_doubled_shards_are_named_and_moved(tmp_path: Path)
     assert result.coverage == {"p": [(6, 10), (10, 12)]} or result.coverage == {"p": [(6, 12)]}
     output = "\n".join(result.moved)
     assert f"{cut.name} has" in output
-    assert f"{wrong.name} is no Parquet file" in output
+    assert f"{wrong.name} is not a Parquet file" in output
     assert "other.parquet is in no ledger" in output
     assert "p.00000009-00000011.parquet holds rows that" in output
     assert lost.name not in output
@@ -184,9 +185,7 @@ def test_a_shard_with_the_ledger_of_another_run_is_foreign(tmp_path: Path) -> No
         {"failed": None},
     ],
 )
-def test_a_line_that_does_not_add_up_is_no_record(
-    tmp_path: Path, change: dict[str, object]
-) -> None:
+def test_an_inconsistent_line_is_no_record(tmp_path: Path, change: dict[str, object]) -> None:
     write_unit(tmp_path, Span("p", 0, 4))
     path = tmp_path / "ledger" / "w.jsonl"
     path.write_text(
@@ -208,7 +207,7 @@ def test_only_a_digest_reveals_a_changed_byte(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.write", lambda handle, data: len(data) - 1)
     with pytest.raises(UserError, match="No space left on device"):
-        ledger.append_line(tmp_path / "x", b"line", durable=False)
+        ledger.append_line(tmp_path / "x", b"line")
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:

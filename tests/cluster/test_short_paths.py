@@ -19,7 +19,7 @@ LONG = "users/jobs/1355700.cluster-batch-04/node-local/tmp.t0016/and/more/of/it"
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A short directory in the place of /tmp, and an environment without one."""
+    """A short directory in the place of /tmp; TMPDIR and similar variables are not set."""
     for name in ("TMPDIR", "RAY_TMPDIR", "VLLM_RPC_BASE_PATH"):
         monkeypatch.delenv(name, raising=False)
     short = Path(os.path.realpath(f"/tmp/sp{os.getpid()}"))
@@ -84,7 +84,7 @@ def test_a_ray_tmpdir_that_cannot_hold_sockets_is_a_mistake(
         ray_directory(print)
 
 
-def test_where_no_place_will_do_both_variables_are_named(
+def test_without_a_usable_directory_both_variables_are_named(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(short_paths, "_PLACES", ("/proc", "/nowhere"))

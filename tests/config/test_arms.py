@@ -31,7 +31,7 @@ def test_without_a_sweep_the_arms_are_those_named():
 def test_a_sweep_changes_temperatures_and_keeps_truncation():
     chosen = recipe(evaluate={"sweep": [1.3, 0.5]})
     swept = arms.arms(chosen)
-    grid = (0.5, 0.7, 1.1, 1.3)  # the sweep, and what base and ssd are written with
+    grid = (0.5, 0.7, 1.1, 1.3)  # the sweep, and the temperatures of base and ssd
     assert arms.temperatures(chosen) == grid
     assert list(swept) == [*(f"base@T={t}" for t in grid), *(f"ssd@T={t}" for t in grid), "teacher"]
     for name, points in arms.families(chosen).items():
@@ -136,13 +136,13 @@ def test_the_accepted_control_trains_on_samples_that_pass(tmp_path):
         "checkpoint-accepted",
     ]
     assert "training-problems" in {step.name for step in steps["samples"].after}, (
-        "no tests is found out before sampling"
+        "missing tests are reported before sampling"
     )
 
 
 @pytest.mark.parametrize("controls", ["", "naive", "accepted", "naive, accepted, teacher"])
 @pytest.mark.parametrize("select", ["all", "accepted"])
-def test_every_step_comes_after_what_it_needs(controls, select, tmp_path):
+def test_every_step_comes_after_its_inputs(controls, select, tmp_path):
     overrides = [f"evaluate.controls=[{controls}]", f"prepare.select={select}"]
     if select == "accepted" and "accepted" in controls:
         return
@@ -161,7 +161,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
-def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch):
+def test_the_cost_of_a_run_includes_every_step(overrides, tmp_path, monkeypatch):
     recipe, passed = recipes.load("quickstart", overrides), []
     monkeypatch.setattr(
         "ssd_ray.reporting.page.report",
@@ -172,13 +172,16 @@ def test_the_cost_of_a_run_has_every_step_of_it(overrides, tmp_path, monkeypatch
     for step in steps:
         manifests.make(tmp_path / step.name, step.identity, lambda out: graded)
         files.write_atomic(
-            tmp_path / step.name / "timing.json", '{"seconds": 2.0, "attempts": 1, "tokens": 3}'
+            tmp_path / step.name / "timing.json",
+            '{"seconds": 2.0, "wall_seconds": 6.0, "attempts": 1, "tokens": 3}',
         )
     report.make(tmp_path / "report", RunContext(recipe, tmp_path, LineProgress()))
     cost = timings(*passed[0])
     assert [row.stage for row in cost.stages] == [step.name for step in steps]
     assert "benchmark" in {row.stage for row in cost.stages}
     assert cost.total == Total(seconds=2.0 * len(steps), tokens=3 * len(steps))
+    assert {row.wall_seconds for row in cost.stages} == {6.0}
+    assert {row.tokens_per_second for row in cost.stages} == {0.5}
 
 
 @pytest.mark.parametrize("overrides", [[], ALL, ["prepare.select=accepted"]])
@@ -186,7 +189,7 @@ def test_a_plan_has_a_sentence_for_every_step(overrides, tmp_path):
     recipe = recipes.load("quickstart", overrides)
     shown = plan.as_json(recipe, overrides, tmp_path, assumptions([]))["steps"]
     assert [row["artifact"] for row in shown] == [step.name for step in graph.steps(recipe)]
-    assert all(len(row["deed"]) > 10 for row in shown)
+    assert all(len(row["work"]) > 10 for row in shown)
 
 
 def test_selection_by_tests_happens_only_on_request(tmp_path):
@@ -273,7 +276,7 @@ def test_a_paper_recipe_sweeps_both_models_and_the_teacher(name):
         ),
     ],
 )
-def test_arms_that_cannot_be_are_refused_in_one_sentence(evaluate, message):
+def test_impossible_arms_are_refused_in_one_sentence(evaluate, message):
     if message is None:
         assert arms.arms(recipe(evaluate=evaluate))
         return
@@ -281,7 +284,7 @@ def test_arms_that_cannot_be_are_refused_in_one_sentence(evaluate, message):
         arms.arms(recipe(evaluate=evaluate))
 
 
-def test_a_run_that_is_its_own_control_is_refused_another():
+def test_a_control_equal_to_the_run_is_refused():
     chosen = recipe(
         sample={"temperature": 1.0, "top_k": None, "top_p": 1.0}, evaluate={"controls": ["naive"]}
     )
@@ -293,7 +296,7 @@ def test_a_run_that_is_its_own_control_is_refused_another():
     "override",
     ["evaluate.sweep=[0.5, 0.5]", "evaluate.profiles=[strict, strict]", "evaluate.sweep=[-1]"],
 )
-def test_a_mistaken_sweep_costs_one_sentence(override):
+def test_a_mistaken_sweep_is_refused_in_one_sentence(override):
     with pytest.raises(UserError) as caught:
         recipes.load("quickstart", [override])
     assert "\n" not in str(caught.value)

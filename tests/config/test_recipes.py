@@ -61,12 +61,21 @@ SCHEDULES = {
 }
 
 
+FOR_MACHINES = {
+    "qwen3-4b-instruct-1gpu": "qwen3-4b-instruct",
+    "qwen3-4b-thinking-1gpu": "qwen3-4b-thinking",
+    "qwen3-30b-instruct-8gpu": "qwen3-30b-instruct",
+    "qwen3-30b-thinking-8gpu": "qwen3-30b-thinking",
+}
+"""Recipes for machines, and the recipe that each extends."""
+
+
 def _decoding(section: config.Decoding) -> tuple[float, int | None, float]:
     return section.temperature, section.top_k, section.top_p
 
 
 def test_every_shipped_recipe_loads() -> None:
-    assert set(recipes.shipped()) == {*PAPER, "quickstart"}
+    assert set(recipes.shipped()) == {*PAPER, *FOR_MACHINES, "quickstart"}
     for name in recipes.shipped():
         assert recipes.load(name).name == name
 
@@ -106,6 +115,22 @@ def test_a_paper_recipe_holds_the_numbers_of_the_paper(name: str) -> None:
     assert (recipe.prepare.select, recipe.prepare.drop_shortest_percent) == ("all", 0)
     assert (recipe.prompts.source, recipe.prompts.mode) == ("rstar-coder", "paper")
     assert list(map(str, recipe.evaluate.benchmarks)) == ["livecodebench v6 paper-v6"]
+
+
+@pytest.mark.parametrize("name", FOR_MACHINES)
+def test_a_recipe_for_a_machine_has_the_choices_of_the_paper(name: str) -> None:
+    recipe, extended = recipes.load(name), recipes.load(FOR_MACHINES[name])
+    ours, theirs = config.choices(recipe), config.choices(extended)
+    assert ours.pop("name") == name
+    theirs.pop("name")
+    assert ours == theirs
+    number = int(name.rpartition("-")[2].removesuffix("gpu"))
+    assert recipe.cluster.train_workers == number
+    assert f"{'one' if number == 1 else number} GPU" in recipe.description
+    assert "of 80 GB" in recipe.description
+    # A value that the recipe changes has a source of its own, or none.
+    assert "2604.01193" not in recipe.sources["cluster.train_workers"]
+    assert recipe.sources["train.steps"] == extended.sources["train.steps"]
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -260,12 +285,58 @@ def test_all_mistakes_are_reported_unknown_keys_first(tmp_path: Path) -> None:
         match=r"mine\.yaml is not valid YAML: the key 'sample' occurs twice .* line",
     ):
         recipes.load(recipe)
-    recipe.write_text("name: mine\nextends: quickstart\nsample: {temperature: 9, top_p: 3}\n")
+    recipe.write_text("name: mine\ninherits: quickstart\nsample: {temperature: 9, top_p: 3}\n")
     with pytest.raises(UserError) as failure:
         recipes.load(recipe)
-    assert str(failure.value).startswith("recipe mine: unknown key extends, known here: ")
+    assert str(failure.value).startswith("recipe mine: unknown key inherits, known here: ")
     for each in ("model is required", "sample.temperature=9", "sample.top_p=3"):
         assert each in str(failure.value)
+
+
+def test_a_recipe_extends_another_field_by_field(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("{extends: quickstart, name: mine, sample: {top_k: 3}, train: {lora: {}}}")
+    mine, base = recipes.load(recipe, ["seed=5"]), recipes.load("quickstart")
+    assert (mine.name, mine.seed, mine.sample.top_k, mine.train.lora) == (
+        "mine",
+        5,
+        3,
+        LoraConfig(),
+    )
+    assert mine.sample.temperature == base.sample.temperature
+    assert mine.evaluate == base.evaluate
+    further = tmp_path / "further.yaml"
+    further.write_text("{extends: mine.yaml, name: further, sample: {top_k: 20}}")
+    assert recipes.load(further).sample == base.sample
+    assert recipes.load(further).train == mine.train
+
+
+def test_a_source_stays_with_the_value_that_it_was_stated_for(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("{extends: qwen3-4b-instruct, name: mine, sample: {temperature: 1.2}}")
+    mine = recipes.load(recipe)
+    assert origin(mine, "sample.temperature", []) == "recipe"
+    assert origin(mine, "sample.top_k", []) == "2604.01193 Table 3"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{extends: quickstart}", "name is required and was not given"),
+        ("{extends: quickstrat, name: mine}", "there is no recipe 'quickstrat'"),
+        ("{extends: none.yaml, name: mine}", r"cannot read the recipe .*none\.yaml"),
+        ("{extends: mine.yaml, name: mine}", r"mine\.yaml extends itself"),
+        ("{extends: [a], name: mine}", r"extends=\['a'\]: use the name or the path of a recipe"),
+    ],
+)
+def test_a_wrong_extension_is_refused_in_one_sentence(
+    tmp_path: Path, document: str, message: str
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(document)
+    with pytest.raises(UserError, match=message) as failure:
+        recipes.load(recipe)
+    assert "\n" not in str(failure.value)
 
 
 def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -> None:
@@ -302,11 +373,11 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ("train.warmup_steps=6", "warmup_steps 6 is above steps 5"),
         ("train.min_learning_rate=1", "min_learning_rate 1.0 is above"),
         ("evaluate.pass_at=[]", "pass_at"),
-        ("evaluate.benchmarks=[builtin, builtin]", "each entry once"),
-        ("evaluate.benchmarks=[]", "evaluate.benchmarks"),
+        ("evaluate.benchmarks=[builtin, builtin]", "an entry twice"),
+        ("evaluate.benchmarks=[]", "evaluate.benchmarks=[]: give at least one entry"),
         (
             "evaluate.benchmarks=[humanevel]",
-            "humanevel': neither one of builtin, humaneval, livecodebench nor a path",
+            "humanevel': only builtin, humaneval, livecodebench need no file",
         ),
         ("evaluate.benchmarks=[{name: mine}]", "'mine' needs a file"),
         ("evaluate.benchmarks=[{name: builtin, file: a.jsonl}]", "takes no file"),
@@ -317,14 +388,14 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ),
         (
             "evaluate.benchmarks=[{file: a.jsonl, window: paper-v6, end: 2025-05}]",
-            "give one of them",
+            "give either window, or start and end",
         ),
         ("evaluate.benchmarks=[{file: a.jsonl, window: 2025}]", "window"),
         ("evaluate.benchmarks=[{file: a.jsonl, start: May}]", "start"),
         ("evaluate.benchmarks=[{file: a b.jsonl}]", "name"),
         ("evaluate.benchmarks=[7]", "evaluate.benchmarks"),
         ("sample.temperature=.inf", "sample.temperature"),
-        ("train.global_batch_size=7", "train.global_batch_size 7"),
+        ("cluster.train_workers=3", "train.global_batch_size 8"),
         ("sources.sample.temprature=x", "sources"),
         ("seed", "section.key=value"),
         ("seed=-1", "seed=-1: use a number greater than or equal to 0"),
@@ -358,11 +429,22 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ),
     ],
 )
-def test_a_mistake_costs_one_sentence_that_names_the_field(override: str, message: str) -> None:
+def test_a_mistake_gives_one_sentence_that_names_the_field(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         recipes.load("quickstart", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_without_its_file_gets_a_form_that_works() -> None:
+    with pytest.raises(UserError) as caught:
+        recipes.load("quickstart", ["evaluate.benchmarks=[mbpp]"])
+    assert str(caught.value).endswith(
+        "evaluate.benchmarks.0='mbpp': only builtin, humaneval, livecodebench need no file; give "
+        "any other benchmark as {name: mbpp, file: PATH}, or as the path of its JSONL or Parquet "
+        "file"
+    )
+    recipes.load("quickstart", ["evaluate.benchmarks=[{name: mbpp, file: PATH}]"])
 
 
 def test_a_benchmark_is_a_name_a_path_or_a_mapping() -> None:
@@ -399,7 +481,7 @@ def test_a_missing_recipe_names_the_ones_that_exist(tmp_path: Path) -> None:
 def test_tuning_fields_do_not_shape_results() -> None:
     slow, fast = (
         recipes.load("quickstart"),
-        recipes.load("quickstart", ["engine.max_num_seqs=3", "cluster.train_workers=1"]),
+        recipes.load("quickstart", ["engine.max_num_seqs=3", "cluster.train_workers=2"]),
     )
     assert config.choices(slow.engine) == config.choices(fast.engine)
     assert config.choices(slow.cluster) == config.choices(fast.cluster) == {}
@@ -412,7 +494,7 @@ def test_tuning_fields_do_not_shape_results() -> None:
     )
 
 
-def test_a_date_that_no_calendar_has_is_one_sentence(tmp_path: Path) -> None:
+def test_a_date_that_no_calendar_has_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("prompts: {template_date: 2024-02-30}\n")
     with pytest.raises(UserError, match=r"r.yaml is not valid YAML: day is out of range for month"):

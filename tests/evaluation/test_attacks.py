@@ -27,6 +27,8 @@ from tests.support.hostile_values import FORGED_LINES, HEAVY, LIARS
 from tests.support.processes import is_alive
 from tests.support.scene import PROGRAMS, descendants, scene_and_sandbox, trespasses
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(time_s=20, memory_mib=256, output_kib=64)
 SHORT = Limits(time_s=0.5, memory_mib=256, output_kib=64)
@@ -42,7 +44,6 @@ def place(request):
         yield made
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "program", PROGRAMS, ids=lambda program: f"{program.category}: {program.name}"
 )
@@ -63,7 +64,7 @@ def test_without_landlock_the_other_claims_hold():
 
 
 def ordinary_python():
-    """An interpreter open to any user, and a reason where there is none."""
+    """Return an interpreter that any user may run; skip the test if there is none."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         words = [
             candidate,
@@ -82,12 +83,11 @@ def ordinary_python():
     return pytest.skip("no interpreter here that an ordinary user may run")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
     "container", [False, True], ids=["any system call", "a container's default filter"]
 )
-def test_an_ordinary_user_is_kept_as_safe(container):
+def test_programs_of_an_ordinary_user_are_confined_too(container):
     chosen = [program.name for program in PROGRAMS if program.category not in ("time", "memory")]
     order = {
         "level": "",
@@ -193,7 +193,6 @@ def test_no_foreign_value_is_believed_to_be_equal(name, sandbox):
         assert graded.outcome in {"wrong_answer", "runtime_error"}, (kind, graded)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HEAVY)
 def test_no_foreign_value_costs_its_reader_much(name, sandbox):
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
@@ -220,7 +219,7 @@ def test_a_forged_foreign_value_is_no_answer(line, sandbox):
     "splice",
     ["@", "@lambda _: lambda *_: None", "if 0: \\", "x = '''", "def check(_): pass\n(", "\f#"],
 )
-def test_no_text_changes_how_the_tests_are_read(splice, sandbox):
+def test_no_end_of_a_program_changes_how_its_tests_are_read(splice, sandbox):
     assert grade_code(ASSERTS, f"{WRONG}{splice}", RULES["strict"], sandbox).outcome in {
         "wrong_answer",
         "runtime_error",
@@ -245,7 +244,7 @@ FAILURES = {"wrong_answer", "runtime_error", "output_limit", "memory_limit", "ti
 
 
 @pytest.mark.parametrize("act", WITHIN.values(), ids=WITHIN)
-def test_nothing_done_to_arguments_passes_a_check_of_them(act, sandbox):
+def test_no_change_of_arguments_passes_a_check_of_them(act, sandbox):
     began = time.monotonic()
     graded = grade_code(CHANGES, within(act), RULES["strict"], sandbox)
     assert graded.outcome in FAILURES, graded
@@ -255,12 +254,12 @@ def test_nothing_done_to_arguments_passes_a_check_of_them(act, sandbox):
 
 
 @pytest.mark.parametrize("message", ANSWERS, ids=lambda message: json.dumps(message)[:60])
-def test_no_answer_of_its_own_passes_a_check_of_arguments(message, sandbox):
+def test_no_forged_reply_passes_a_check_of_arguments(message, sandbox):
     graded = grade_code(CHANGES, sending(message), RULES["strict"], sandbox)
     assert graded.outcome in FAILURES, graded
 
 
-def test_no_program_makes_its_problem_one_that_cannot_be_graded(sandbox):
+def test_no_program_makes_its_problem_ungradable(sandbox):
     """Ungradable problems leave the score, so no output of a program may cause one."""
     for message in (
         ["unable", "x"],
@@ -282,7 +281,7 @@ def test_every_exit_status_is_a_failure_of_the_program(sandbox):
     assert statuses == {"runtime_error"}
 
 
-def test_memory_is_not_blamed_for_what_it_did_not_do(sandbox):
+def test_a_pretended_lack_of_memory_is_a_runtime_error(sandbox):
     for code in (
         "import os; os.kill(os.getpid(), 9)",
         "import sys; print('MemoryError', file=sys.stderr); 1/0",
@@ -433,6 +432,6 @@ def test_nothing_outlives_a_killed_grader(level, user, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_machine_is_one_that_the_suite_was_written_for():
+def test_this_machine_has_the_attacks_written_for_it():
     assert platform.machine() in {"x86_64", "aarch64"}
     assert len(PROGRAMS) >= 60

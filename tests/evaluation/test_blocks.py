@@ -208,7 +208,7 @@ def test_fences_of_other_languages_are_known(word: str) -> None:
         "from " + "import " * 29 + "\n",
     ],
 )
-def test_signs_of_a_program_are_found_in_no_time(unit: str) -> None:
+def test_signs_of_a_program_are_found_in_linear_time(unit: str) -> None:
     started, long = time.monotonic(), unit * (300_000 // len(unit))
     for problem in (SUM, GCD):
         extraction = Extraction(code=long, others=(long, long))
@@ -216,6 +216,7 @@ def test_signs_of_a_program_are_found_in_no_time(unit: str) -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_standalone_scores_count_wrong_blocks_and_reasoning(tmp_path: Path) -> None:
     problems = [
         {

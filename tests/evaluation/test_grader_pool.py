@@ -21,8 +21,8 @@ from ssd_ray.artifacts.slices import Slice
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import pool as pools
-from ssd_ray.evaluation.crew import LostGraderError, RayCrew
 from ssd_ray.evaluation.grader import GradingSpec
+from ssd_ray.evaluation.grader_actors import LostGraderError, RayBackend
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
 from ssd_ray.evaluation.sandbox import Limits
@@ -38,7 +38,7 @@ def _order(name: str) -> GradingSpec:
     )
 
 
-class FakeCrew:
+class FakeBackend:
     """Graders that take `seconds` per slice; `outcome` sets the end of a slice or a start."""
 
     def __init__(
@@ -112,7 +112,7 @@ def _pieces(count: int) -> list[Slice]:
 
 
 def _graded(pool: GraderPool, name: str, slices: int) -> int:
-    """As a step does it, in a thread of its own; the rows."""
+    """Grade in a thread, as a step does, and return the rows."""
     with pool.work(_order(name), name) as work:
         work.put(_pieces(slices))
         while work.remaining:
@@ -127,31 +127,35 @@ def _together(pool: GraderPool, steps: Mapping[str, int]) -> Iterator[dict[str, 
 
 
 def test_twenty_two_steps_never_have_more_graders_than_cores() -> None:
-    crew = FakeCrew(cores=2)
+    backend = FakeBackend(cores=2)
     steps = {f"verdicts{profile}/arm{arm}": 5 for profile in ("", "-lcb") for arm in range(11)}
-    with _together(GraderPool(crew, 3), steps) as rows:
+    with _together(GraderPool(backend, 3), steps) as rows:
         assert {name: each.result() for name, each in rows.items()} == dict.fromkeys(steps, 80)
-    assert (crew.most_alive, crew.started) == (2, 2), "graders go from step to step"
-    assert Counter(crew.graded) == Counter((name, number) for name in steps for number in range(5))
-    assert not crew.alive
+    assert (backend.most_alive, backend.started) == (2, 2), "graders go from step to step"
+    assert Counter(backend.graded) == Counter(
+        (name, number) for name in steps for number in range(5)
+    )
+    assert not backend.alive
 
 
 def test_a_small_step_does_not_wait_for_a_large_one() -> None:
-    crew = FakeCrew(cores=2)
-    with GraderPool(crew, 3) as pool, ThreadPoolExecutor(4) as threads:
+    backend = FakeBackend(cores=2)
+    with GraderPool(backend, 3) as pool, ThreadPoolExecutor(4) as threads:
         large = threads.submit(_graded, pool, "large", 200)
-        while len(crew.graded) < 20:
+        while len(backend.graded) < 20:
             time.sleep(0.001)
         small = [threads.submit(_graded, pool, f"small{number}", 10) for number in range(3)]
         assert [each.result() for each in small] == [160] * 3
-        begun = crew.graded.index(("small0", 0))
-        during = [name for name, _ in crew.graded[begun : crew.graded.index(("small2", 9)) + 1]]
-        assert during.count("large") <= 14, "four steps share the graders alike"
+        begun = backend.graded.index(("small0", 0))
+        during = [
+            name for name, _ in backend.graded[begun : backend.graded.index(("small2", 9)) + 1]
+        ]
+        assert during.count("large") <= 14, "four steps share the graders equally"
         assert not large.done()
         large.result()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cores=st.integers(1, 5),
     steps=st.lists(st.integers(0, 12), min_size=1, max_size=6),
@@ -168,57 +172,57 @@ def test_every_slice_is_graded_once_despite_crashes(
             return LostGraderError("killed")
         return None
 
-    crew = FakeCrew(cores, 0.0005, outcome)
+    backend = FakeBackend(cores, 0.0005, outcome)
     named = {f"s{number}": slices for number, slices in enumerate(steps)}
-    with _together(GraderPool(crew, 1), named) as rows:
+    with _together(GraderPool(backend, 1), named) as rows:
         assert {name: each.result() for name, each in rows.items()} == {
             name: 16 * count for name, count in named.items()
         }
-    assert Counter(crew.graded) == Counter(
+    assert Counter(backend.graded) == Counter(
         (name, number) for name, count in named.items() for number in range(count)
     )
-    assert crew.most_alive <= cores
+    assert backend.most_alive <= cores
 
 
 def test_idle_graders_end_and_come_back_when_there_is_work() -> None:
-    crew = FakeCrew(cores=3)
-    with GraderPool(crew, 3) as pool, pool.work(_order("step"), "step") as work:
+    backend = FakeBackend(cores=3)
+    with GraderPool(backend, 3) as pool, pool.work(_order("step"), "step") as work:
         for round_ in (1, 2):
             work.put(_pieces(9))
             while work.remaining:
                 work.wait(1.0)
             assert work.wait(0) == 9 * 16 * round_
             deadline = time.monotonic() + 5
-            while crew.alive and time.monotonic() < deadline:
+            while backend.alive and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert not crew.alive, "engines wait for the cores"
+            assert not backend.alive, "engines wait for the cores"
 
 
 def test_a_trickle_keeps_one_grader_and_not_all() -> None:
-    crew = FakeCrew(cores=4)
-    with GraderPool(crew, 3) as pool, pool.work(_order("step"), "step") as work:
+    backend = FakeBackend(cores=4)
+    with GraderPool(backend, 3) as pool, pool.work(_order("step"), "step") as work:
         work.put(_pieces(40))
         while work.remaining:
             work.wait(1.0)
-        assert len(crew.alive) == 4
+        assert len(backend.alive) == 4
         for _ in range(20):
             time.sleep(0.02)
             work.put(_pieces(1))
-        assert len(crew.alive) == 1
+        assert len(backend.alive) == 1
 
 
 def test_requests_for_graders_end_with_the_work() -> None:
-    crew = FakeCrew(cores=3)
-    crew.starts_hang = True
-    with GraderPool(crew, 3) as pool:
+    backend = FakeBackend(cores=3)
+    backend.starts_hang = True
+    with GraderPool(backend, 3) as pool:
         with pool.work(_order("step"), "step") as work:
             work.put(_pieces(5))
             time.sleep(0.3)
-            assert (len(crew.alive), crew.started) == (3, 3)
+            assert (len(backend.alive), backend.started) == (3, 3)
         deadline = time.monotonic() + 5
-        while crew.alive and time.monotonic() < deadline:
+        while backend.alive and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not crew.alive
+        assert not backend.alive
 
 
 def test_a_slice_that_ends_graders_ends_its_step_and_no_other() -> None:
@@ -228,7 +232,7 @@ def test_a_slice_that_ends_graders_ends_its_step_and_no_other() -> None:
         deaths[name] += (name, number) == ("bad", 3)
         return LostGraderError("ActorDiedError: killed") if (name, number) == ("bad", 3) else None
 
-    with _together(GraderPool(FakeCrew(2, outcome=outcome), 3), {"bad": 6, "good": 30}) as rows:
+    with _together(GraderPool(FakeBackend(2, outcome=outcome), 3), {"bad": 6, "good": 30}) as rows:
         with pytest.raises(
             InfrastructureError,
             match=r"bad: graders kept crashing \(ActorDiedError: killed\); see the run's logs",
@@ -248,38 +252,40 @@ def test_a_lost_node_takes_many_graders_and_ends_nothing() -> None:
         lost.add((name, number))
         return LostGraderError("NodeDiedError: gone")
 
-    crew = FakeCrew(cores=16, outcome=outcome)
-    with _together(GraderPool(crew, 1), {"one": 40, "two": 40}) as rows:
+    backend = FakeBackend(cores=16, outcome=outcome)
+    with _together(GraderPool(backend, 1), {"one": 40, "two": 40}) as rows:
         assert [each.result() for each in rows.values()] == [640, 640]
-    assert crew.most_alive <= 16
+    assert backend.most_alive <= 16
 
 
 def test_graders_that_never_come_up_end_every_step() -> None:
     def outcome(name: str, number: int) -> Exception | None:
         return LostGraderError("OutOfMemoryError: the node ran low on memory")
 
-    crew = FakeCrew(2, outcome=outcome)
-    with _together(GraderPool(crew, 2), {"one": 3, "two": 3}) as rows:
+    backend = FakeBackend(2, outcome=outcome)
+    with _together(GraderPool(backend, 2), {"one": 3, "two": 3}) as rows:
         for each in rows.values():
             with pytest.raises(
                 InfrastructureError, match=r"graders kept crashing \(OutOfMemoryError: .*\); see"
             ):
                 each.result()
-    assert not crew.alive
+    assert not backend.alive
 
 
-def test_a_mistake_that_a_grader_finds_is_its_steps_alone() -> None:
+def test_a_mistake_that_a_grader_finds_ends_its_step_alone() -> None:
     def outcome(name: str, number: int) -> Exception | None:
         return UserError("an answer to an unknown problem") if name == "wrong" else None
 
-    with _together(GraderPool(FakeCrew(2, outcome=outcome), 3), {"wrong": 6, "right": 9}) as rows:
+    with _together(
+        GraderPool(FakeBackend(2, outcome=outcome), 3), {"wrong": 6, "right": 9}
+    ) as rows:
         with pytest.raises(UserError, match="unknown problem"):
             rows["wrong"].result()
         assert rows["right"].result() == 144
 
 
 def test_closing_ends_graders_and_their_waiters() -> None:
-    crew = FakeCrew(cores=2, seconds=60)
+    backend = FakeBackend(cores=2, seconds=60)
     failures: list[Exception] = []
 
     def step() -> None:
@@ -288,20 +294,20 @@ def test_closing_ends_graders_and_their_waiters() -> None:
         except InfrastructureError as error:
             failures.append(error)
 
-    with GraderPool(crew, 3) as pool:
-        crew.seconds = 0.001
+    with GraderPool(backend, 3) as pool:
+        backend.seconds = 0.001
         waiting = threading.Thread(target=step)
         waiting.start()
-        while not crew.alive:
+        while not backend.alive:
             time.sleep(0.001)
-        crew.seconds = 60
+        backend.seconds = 60
         time.sleep(0.1)
     waiting.join(5)
     assert [str(error) for error in failures] == ["the run was stopped"]
-    assert not crew.alive
+    assert not backend.alive
     with pytest.raises(InfrastructureError, match="the run was stopped"):
         pool.work(_order("late"), "late")
-    crew.seconds = 0.001
+    backend.seconds = 0.001
     with pool:
         assert _graded(pool, "again", 2) == 32
 
@@ -330,7 +336,7 @@ def test_every_ray_error_but_the_graders_own_counts_as_a_crash(
     with pytest.raises(
         LostGraderError, match=rf"^{kind.__name__}: gone(; lower cluster.max_graders.*)?$"
     ):
-        RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
+        RayBackend(ClusterConfig(device="cpu"), tmp_path).result("reference")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +354,7 @@ def test_an_exception_of_the_grader_is_no_crash(
         type(cause), "^a grader failed: ValueError(: |$)"
     )
     with pytest.raises((UserError, InfrastructureError), match=message):
-        RayCrew(ClusterConfig(device="cpu"), tmp_path).result("reference")
+        RayBackend(ClusterConfig(device="cpu"), tmp_path).result("reference")
 
 
 @pytest.mark.parametrize(
@@ -361,12 +367,12 @@ def test_an_exception_of_the_grader_is_no_crash(
         ([64, 8], 1, None, 72),
         ([64, 8], 2, None, 36),
         ([64, 8], 0, 7, 7),
-        ([2], 1, 22, 22),  # Ray keeps them to the cores, and may start more nodes for them
+        ([2], 1, 22, 22),  # Ray reserves a core for each, and may start more nodes for them
         ([2], 4, None, 1),
         ([0], 0, None, 1),
     ],
 )
-def test_graders_are_kept_to_the_cores(
+def test_there_are_no_more_graders_than_cores(
     cores: list[int],
     grader_cpus: float,
     max_graders: int | None,
@@ -384,4 +390,4 @@ def test_graders_are_kept_to_the_cores(
         lambda: [*nodes, {"Alive": False, "NodeID": "gone", "Resources": {"CPU": 99.0}}],
     )
     cluster = ClusterConfig(device="cpu", grader_cpus=grader_cpus, max_graders=max_graders)
-    assert RayCrew(cluster, tmp_path).size() == size
+    assert RayBackend(cluster, tmp_path).size() == size

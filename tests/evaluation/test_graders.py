@@ -38,7 +38,7 @@ SHARDS, ROWS = 12, 32
 
 @pytest.fixture(scope="module", autouse=True)
 def connected() -> Iterator[None]:
-    with cluster.connected(CLUSTER):
+    with cluster.connected():
         yield
 
 
@@ -140,7 +140,7 @@ def test_killed_graders_and_zygotes_change_no_verdict(order: GradingSpec, tmp_pa
 
 
 def _is(process: psutil.Process, name: str) -> bool:
-    """A grader, or a zygote below one."""
+    """Return True for a grader, or for a zygote below one."""
     try:
         words = process.cmdline()
         if name == "ray::GraderActor":
@@ -294,7 +294,7 @@ def _verdicts(out: Path) -> dict[int, str]:
 
 
 def _graded_alone(order: GradingSpec, directory: Path) -> dict[int, str]:
-    """The same answers graded by one grader in this process, one after another."""
+    """Grade the same answers by one grader in this process, one after another."""
     alone = dataclasses.replace(order, out=directory / "alone" / order.rules.profile)
     grader = Grader(alone)
     shard = directory / "generations" / "strict" / "arm0" / "part.parquet"

@@ -78,6 +78,7 @@ def human_eval():
     ]
 
 
+@pytest.mark.slow
 def test_all_164_reference_solutions_of_humaneval_are_accepted(sandbox):
     problems = human_eval()
     verdicts = [
@@ -115,7 +116,7 @@ def test_wrong_solutions_of_humaneval_are_not_accepted(sandbox):
             )
 
 
-def test_references_are_checked_and_complaints_named(sandbox):
+def test_failing_references_are_named(sandbox):
     wrong = dataclasses.replace(DOUBLE, problem_id="wrong", reference="print(2)")
     without = dataclasses.replace(PAIR, problem_id="without", reference=None)
     complaints = check_references([DOUBLE, PAIR, GROW, wrong, without], RULES, sandbox)
@@ -301,7 +302,7 @@ def test_a_function_is_judged_by_what_it_returns(code, outcome, sandbox):
     assert graded.outcome == outcome, graded
 
 
-def test_starter_code_without_a_body_lends_its_imports(sandbox):
+def test_starter_code_without_a_body_provides_its_imports(sandbox):
     starter = "import math\nclass Solution:\n    def pair(self, x: int) -> List[int]:\n        "
     problem = dataclasses.replace(PAIR, starter_code=starter)
     assert (
@@ -356,7 +357,7 @@ def test_starter_code_without_a_body_lends_its_imports(sandbox):
         ("def grow(xs): return [x + 1 for x in xs]\nif 0: \\", "runtime_error"),
     ],
 )
-def test_assertions_are_decided_where_the_program_is_not(code, outcome, sandbox):
+def test_assertions_are_evaluated_outside_of_the_program(code, outcome, sandbox):
     graded = grade_code(GROW, code, RULES, sandbox)
     assert graded.outcome == outcome, graded
 

@@ -53,9 +53,9 @@ SHOWN = {
         "descriptors",
     )
 }
-"""Programs that inspect gVisor itself: its /proc shows the sandbox's processes alone."""
+"""Hostile programs that L4 lets succeed: they see only gVisor's own files and processes."""
 OTHERWISE = {("processes", "clone with namespaces"), ("output", "another opening")}
-"""Refused too, but otherwise than elsewhere."""
+"""Hostile programs that L4 refuses in another way than other levels."""
 
 SECRET = "9-right"
 TESTS = (Test(input="3\n", output=f"{SECRET}\n"),)
@@ -127,7 +127,7 @@ def grade(problem, code, sandbox):
         ("input()", "\udcff\n", "ok", ""),
     ],
 )
-def test_a_program_comes_to_what_it_comes_to_elsewhere(sandbox, code, stdin, status, stdout):
+def test_a_program_has_the_same_outcome_as_at_other_levels(sandbox, code, stdin, status, stdout):
     execution = sandbox.run_program(code, stdin, LIMITS)
     assert execution.status == status, execution
     assert stdout is None or execution.stdout == stdout
@@ -142,14 +142,14 @@ def test_a_program_comes_to_what_it_comes_to_elsewhere(sandbox, code, stdin, sta
         "import os; os.closerange(0, 64)\nwhile True: pass",
     ],
 )
-def test_a_program_that_does_not_end_is_ended(sandbox, code):
+def test_an_endless_program_is_killed(sandbox, code):
     execution = sandbox.run_program(code, "", SHORT)
     assert execution.status == "time_limit"
     assert execution.time_s < 5
     assert sandbox.run_program("print(1)", "", LIMITS).stdout == "1\n"
 
 
-def test_conversations_keep_their_state_and_may_be_held_at_once(sandbox):
+def test_conversations_keep_their_state_and_can_overlap(sandbox):
     units = ["count = 0\ndef f(*args):\n    global count; count += 1\n    return count, args"]
     with (
         sandbox.converse("calls", units, LIMITS, entry_point="f") as first,
@@ -176,14 +176,14 @@ def test_conversations_keep_their_state_and_may_be_held_at_once(sandbox):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.problem_id)
-def test_right_is_right_and_no_forgery_makes_wrong_right(sandbox, problem):
+def test_right_programs_pass_and_forgeries_fail(sandbox, problem):
     assert grade(problem, RIGHT, sandbox).outcome == "accepted"
     for name in FORGERIES:
         graded = grade(problem, FORGERIES[name] + WRONG, sandbox)
         assert graded.outcome in {"wrong_answer", "runtime_error", "output_limit"}, (name, graded)
 
 
-def test_no_expected_output_goes_in(sandbox, monkeypatch):
+def test_no_expected_output_enters_the_sandbox(sandbox, monkeypatch):
     requests, send = [], client.GVisor.send
     monkeypatch.setattr(
         client.GVisor,
@@ -196,7 +196,8 @@ def test_no_expected_output_goes_in(sandbox, monkeypatch):
     assert not any(SECRET in text for text in requests)
 
 
-def test_an_answer_that_comes_too_late_is_nobodys(monkeypatch):
+@pytest.mark.slow
+def test_a_late_answer_is_not_taken_for_that_of_another_request(monkeypatch):
     monkeypatch.setattr(supervisor, "GVisor", functools.partial(client.GVisor, AGENT_ALONE))
     with (
         Sandbox(level=levels.L4) as sandbox,
@@ -220,8 +221,7 @@ def test_gvisor_is_not_offered_where_its_programs_are_missing(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert levels.L4 not in levels.candidates()
     assert (
-        "not on the PATH"
-        in dict((level.name, why) for level, why in supervisor.working_levels())["L4"]
+        "not on the PATH" in dict((level.name, why) for level, why in supervisor.try_levels())["L4"]
     )
     supervisor._probe.cache_clear()
     try:
@@ -251,7 +251,7 @@ def _sandboxes():
 
 @pytest.fixture
 def others():
-    """The sandboxes before a test; no other is left in the end."""
+    """Yield the sandboxes that exist before a test; afterwards, no other may be left."""
     before = _sandboxes()
     yield before
     assert _sandboxes() - before == set()
@@ -259,7 +259,7 @@ def others():
 
 @needs_gvisor
 @pytest.mark.real
-def test_it_is_used_where_the_floor_asks_for_it_and_only_there(others):
+def test_l4_is_used_only_if_the_floor_asks_for_it(others):
     assert best_level("L4") == levels.L4
     assert best_level().name != "L4"
     with Sandbox(floor="L4") as sandbox:
@@ -272,13 +272,13 @@ def test_it_is_used_where_the_floor_asks_for_it_and_only_there(others):
 
 @needs_gvisor
 @pytest.mark.real
-def test_its_claims_hold():
+def test_the_claims_of_l4_hold():
     assert [finding for finding in selftest.findings(levels.L4) if not finding.held] == []
 
 
 @needs_gvisor
 @pytest.mark.real
-def test_honest_programs_work_within(place):
+def test_honest_programs_work_at_l4(place):
     _, sandbox = place
     for name in IDIOMS.keys() - NOT_WITHIN:
         execution = sandbox.run_program(IDIOMS[name], IDIOM_INPUT, LIMITS)
@@ -303,7 +303,7 @@ def test_a_hostile_program_gets_nothing_and_harms_nothing(place, program):
     effects = trespasses(program, sandbox, scene)
     assert [
         line for line in effects if " processes where there were " not in line
-    ] == []  # gVisor's own come and go
+    ] == []  # gVisor's own processes come and go
 
 
 @needs_gvisor
@@ -332,7 +332,7 @@ def test_a_sandbox_that_does_not_answer_is_replaced(monkeypatch, others):
 
 
 def _process(verb, others):
-    """Return a process of this machine outside those sandboxes.
+    """Return the process on this machine of the one sandbox that is not among `others`.
 
     Processes of gVisor are `runsc exec`, and `runsc boot`, the kernel.
     """

@@ -1,4 +1,4 @@
-"""LiveCodeBench's verdicts, bug for bug, with the answers out of the program's reach."""
+"""LiveCodeBench's verdicts, bug for bug, with expected outputs out of the program's reach."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def sandbox() -> Iterator[Sandbox]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_an_idiom_that_passes_officially_passes(sandbox: Sandbox, name: str) -> None:
     graded = grade_lcb(stdin_problem(SUMS), ACCEPTED[name], limits_of(name), sandbox)
@@ -78,6 +79,7 @@ def test_an_idiom_that_passes_officially_passes(sandbox: Sandbox, name: str) -> 
     assert graded.num_passed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REJECTED)
 def test_an_idiom_that_fails_officially_fails(sandbox: Sandbox, name: str) -> None:
     graded = grade_lcb(stdin_problem(SUMS), REJECTED[name], limits_of(name), sandbox)
@@ -156,6 +158,7 @@ def test_timeouts_have_the_official_codes(
     assert "official -4" in graded.detail
 
 
+@pytest.mark.slow
 def test_canceling_the_alarm_does_not_escape_the_total_limit(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +226,7 @@ def test_an_ungradable_problem_is_refused_and_never_passed(sandbox: Sandbox) -> 
         grade_lcb(good, SUM, dataclasses.replace(LIMITS, time_s=0.9), sandbox)
 
 
-def test_the_header_equals_one_run_in_the_programs_process(
+def test_a_program_sees_the_names_that_the_header_defines(
     sandbox: Sandbox,
 ) -> None:
     code = (
@@ -254,7 +257,7 @@ STAND_IN = {
 
 
 @pytest.mark.parametrize("name", STAND_IN)
-def test_faults_of_the_official_stdin_blame_no_program(sandbox: Sandbox, name: str) -> None:
+def test_faults_of_the_official_stdin_are_named_in_the_detail(sandbox: Sandbox, name: str) -> None:
     graded = grade_lcb(stdin_problem(SUMS), REJECTED[name], LIMITS, sandbox)
     assert graded.outcome in ("wrong_answer", "runtime_error")
     note = STAND_IN[name]
@@ -289,9 +292,7 @@ def test_faults_of_the_official_stdin_blame_no_program(sandbox: Sandbox, name: s
         ("raise ValueError('by the stand-in for sys.stdin: it cannot be iterated over;')", ""),
     ],
 )
-def test_only_what_no_file_would_have_given_is_noted(
-    sandbox: Sandbox, code: str, note: str
-) -> None:
+def test_only_differences_from_a_file_are_noted(sandbox: Sandbox, code: str, note: str) -> None:
     graded = grade_lcb(stdin_problem([("1\n2\n", "wanted")]), code, LIMITS, sandbox)
     assert graded.outcome in ("wrong_answer", "runtime_error")
     assert reason_of(graded.detail) == (
@@ -316,7 +317,7 @@ def test_a_note_never_makes_a_program_pass_or_fail() -> None:
         assert graded.outcome == "time_limit"
 
 
-def test_the_official_grader_that_is_followed_is_named_once() -> None:
+def test_the_commit_of_the_official_grader_is_stated() -> None:
     assert GRADER["commit"].startswith("28fef95")
     assert GRADER["date"] == "2025-07-16"
     assert "28fef95 of 16 July 2025" in (lcb_compat.__doc__ or "")
@@ -466,7 +467,7 @@ def test_lines_of_numbers_are_equal_when_their_decimals_are(
 
 
 @given(st.text(max_size=50), st.text(max_size=50))
-def test_a_text_is_itself_and_no_texts_break_the_comparison(one: str, other: str) -> None:
+def test_the_comparison_of_texts_is_reflexive_and_symmetric(one: str, other: str) -> None:
     assert same_text(one, one)
     assert same_text(one, other) is same_text(other, one)
 

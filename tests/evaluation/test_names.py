@@ -31,13 +31,13 @@ def lent_names() -> list[str]:
 
 
 def function(name: str, comparison: str = "lcb", **fields: Any) -> Problem:
-    """A problem with the answer x + 71, returned by no provided function."""
+    """Return a problem with the answer x + 71, which no provided function returns."""
     names = {"problem_id": name, "entry_point": name}
     return function_problem(6, 77, comparison=comparison, **names, **fields)
 
 
 def asserts(name: str, **fields: Any) -> Problem:
-    """The same problem with a check."""
+    """Return the same problem with a check."""
     return condition_problem("candidate(6) == 77", problem_id=name, entry_point=name, **fields)
 
 
@@ -46,7 +46,7 @@ def outcome(problem: Problem, code: str, sandbox: Sandbox, rules: Rules = STRICT
 
 
 @pytest.mark.slow
-def test_no_lent_name_is_the_programs_answer(sandbox):
+def test_no_provided_name_is_the_programs_answer(sandbox):
     """Every name of LeetCode's imports, with a right, a wrong and an empty program."""
     names = lent_names()
     assert {"gcd", "mean", "prod", "comb", "fsum", "sum", "Counter", "List", "math"} <= set(names)

@@ -95,7 +95,7 @@ def sent(document: object) -> Any:
 
 
 def by_proxy(values: list[Any], acts: list[tuple[int, int, str]]) -> Any:
-    """As `act_on`, on the other side of a border."""
+    """Do as `act_on`, with the arguments sent to another side and back."""
     ours, theirs = Objects(), Objects()
     if ours.adopt(values):
         copies = sent(values)
@@ -123,7 +123,7 @@ def shape(values: list[Any]) -> str:
 
 
 def rows(*entries: Any) -> Any:
-    """Entries as three lists, from one list an object."""
+    """Return entries as three lists, from one list for each object."""
     return [list(column) for column in zip(*entries, strict=True)] or [[], [], []]
 
 
@@ -156,7 +156,7 @@ def test_a_change_between_equal_values_is_a_change(before: object, after: object
     assert repr(value) == repr([after])
 
 
-def test_a_subclass_keeps_its_type_and_its_kinds_rules() -> None:
+def test_a_subclass_keeps_its_type_and_none_of_its_methods_runs() -> None:
     class Loud(dict):  # type: ignore[type-arg]
         def clear(self) -> None:
             raise AssertionError
@@ -243,7 +243,7 @@ def test_forged_entries_are_refused_and_change_nothing(entries: Any) -> None:
     assert values == [[1], {2: 3}]
 
 
-def test_a_slot_of_nothing_is_refused() -> None:
+def test_a_reference_to_an_unknown_object_is_refused() -> None:
     for slots in ([[5]], [[1, 2]], [[]], [[-2]], [[True]]):
         ours = Objects()
         ours.write([[1]])

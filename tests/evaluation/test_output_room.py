@@ -52,7 +52,7 @@ def test_an_expected_output_above_the_limit_can_be_printed(name, comparison, san
         assert graded.outcome == "output_limit", (profile, graded)
 
 
-def test_blanks_and_decimals_are_room_that_an_equal_output_has(sandbox):
+def test_an_equal_output_with_decimals_fits_the_limit(sandbox):
     problem = stdin("1\n" * 20_000)
     code = "n = int(input())\nprint('1.0\\n' * 20_000 if n == 9 else 1)"
     assert grade_code(problem, code, RULES["strict"], sandbox).outcome == "accepted"
@@ -115,7 +115,8 @@ def test_large_inputs_meet_no_limit_of_outputs(sandbox):
     assert grade_code(problem, "f = max", RULES["strict"], sandbox).outcome == "accepted"
 
 
-def test_tuples_for_lists_may_be_as_many_as_the_lists():
+@pytest.mark.slow
+def test_as_many_tuples_as_expected_lists_fit():
     rows = [(1, 2)] * (wire.MAX_CONTAINERS - 2)
     assert wire.loads(wire.dumps(rows)) == rows
     assert wire.loads(wire.dumps([[*np.ones(2)]] * 100_000)) == [[1, 1]] * 100_000
@@ -132,12 +133,12 @@ def test_there_is_room_for_twice_an_expected_text(text, limit_kib):
     assert min(roomy.output_kib, replies.output_kib) >= limit_kib
 
 
-def test_a_limit_that_suffices_stays():
+def test_a_sufficient_limit_is_kept():
     assert output_limit.fitting_limits(LIMITS, stdin("1\n"), stdin("1\n").tests) is LIMITS
     assert output_limit.fitting_limits_for_replies(LIMITS, stdin("1\n").tests) is LIMITS
 
 
-def test_an_output_that_no_grader_holds_is_named_before_grading(monkeypatch):
+def test_an_oversized_expected_output_is_named_before_grading(monkeypatch):
     monkeypatch.setattr(output_limit, "MOST_OUTPUT_KIB", 1024)
     require_gradable(stdin("x" * (1 << 20)))
     for problem in (

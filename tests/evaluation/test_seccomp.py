@@ -1,4 +1,4 @@
-"""The system call filter matches its list, evaluated by a second BPF machine in Python."""
+"""The system call filter matches its list, evaluated by a BPF interpreter in Python."""
 
 import ctypes
 import errno
@@ -104,7 +104,7 @@ def test_numbers_are_listed_once(machine):
     assert len(known) == len(set(known))
 
 
-def test_later_calls_do_not_exist_and_foreign_ones_kill(machine):
+def test_newer_calls_get_enosys_and_foreign_ones_kill(machine):
     for number in (470, 471, 1000, 0x3FFF_FFFF):
         assert decide(machine, number) == ENOSYS
     for number in (0x4000_0000, 0x4000_0000 | 39, 0x7FFF_FFFF, -1, -(1 << 31)):
@@ -114,7 +114,7 @@ def test_later_calls_do_not_exist_and_foreign_ones_kill(machine):
         assert both(filters, 0, (), arch) == KILL
 
 
-def test_threads_may_be_made_and_processes_not(machine):
+def test_threads_are_allowed_and_processes_refused(machine):
     thread = 0x3D0F00
     assert decide(machine, "clone", thread) == ALLOW
     for flags in (17, 0, 0x100, 0x4000 | 0x100 | 17, 0x1000_0000 | 17, 0x2000_0000):
@@ -122,7 +122,7 @@ def test_threads_may_be_made_and_processes_not(machine):
     assert decide(machine, "clone3", 0, 88) == ENOSYS
 
 
-def test_signals_and_limits_stay_at_home(machine):
+def test_signals_and_limits_of_other_processes_are_refused(machine):
     own = seccomp.OWN_PID
     for pid in (0, 1, own - 1, own + 1, -1, -own):
         assert decide(machine, "kill", pid, 15) == EPERM, pid
@@ -134,7 +134,7 @@ def test_signals_and_limits_stay_at_home(machine):
         assert decide(machine, "prctl", option) == EPERM
 
 
-def test_no_program_brings_sigkill_upon_itself(machine):
+def test_no_program_can_send_itself_sigkill(machine):
     own = seccomp.OWN_PID
     for number in range(65):
         wanted = EPERM if number == 9 else ALLOW
@@ -190,7 +190,7 @@ def test_nothing_dangerous_is_granted(machine):
             assert decide(machine, name) == EPERM, name
 
 
-def test_the_zygotes_own_calls_are_taken_from_programs(machine):
+def test_programs_lose_the_zygotes_own_calls(machine):
     inherited, _ = seccomp.compile_filters(deny_writing=False)
     for name in ("sendmsg", "recvmsg", "pidfd_open", "setresuid", "capset", "setsid"):
         number = seccomp.NUMBERS[name][MACHINES.index(machine)]
@@ -280,7 +280,7 @@ def test_the_filter_is_small_enough_for_the_kernel(machine):
         assert own.count(seccomp.OWN_PID_BYTES) == 2  # kill and tgkill, and nothing by accident
 
 
-def test_this_file_knows_the_constants_of_the_machine():
+def test_the_constants_of_this_file_match_this_machine():
     assert ctypes.sizeof(ctypes.c_void_p) == 8
     assert sys.byteorder == "little"
     assert best_level().name in levels.LEVELS

@@ -75,7 +75,7 @@ def test_idioms_of_deep_recursion_are_accepted(code, sandbox):
     assert graded.outcome == "accepted", graded
 
 
-def test_the_size_of_stacks_is_asked_for_as_ever(sandbox):
+def test_the_interface_of_stack_sizes_is_unchanged(sandbox):
     code = (
         "import _thread, threading\nprint(threading.stack_size(), threading.stack_size(1 << 20), "
         "_thread.stack_size())\n"
@@ -110,8 +110,9 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
-def test_a_lack_of_memory_is_called_so(name, sandbox):
+def test_a_lack_of_memory_is_a_memory_limit(name, sandbox):
     graded = grade_code(STDIN, SHORT[name], RULES["strict"], sandbox)
     assert graded.outcome == "memory_limit", graded
     assert "MemoryError within 1024 MiB" in graded.detail
@@ -143,7 +144,7 @@ THREADED = (
     ],
 )
 @pytest.mark.parametrize("profile", RULES)
-def test_a_lack_of_memory_in_a_thread_is_called_so(act, profile, sandbox):
+def test_a_lack_of_memory_in_a_thread_is_a_memory_limit(act, profile, sandbox):
     graded = grade_code(STDIN, THREADED.format(act), RULES[profile], sandbox)
     assert graded.outcome == "memory_limit", graded
     assert "MemoryError within 1024 MiB" in graded.detail
@@ -166,12 +167,13 @@ def test_a_lack_of_memory_in_a_thread_is_called_so(act, profile, sandbox):
         ("print(7)", "wrong_answer"),
     ],
 )
-def test_memory_is_not_blamed_for_anything_else(code, outcome, sandbox):
+def test_no_other_failure_is_a_memory_limit(code, outcome, sandbox):
     graded = grade_code(STDIN, code, RULES["strict"], sandbox)
     assert graded.outcome == outcome, graded
 
 
-def test_many_threads_are_not_a_lack_of_memory(sandbox):
+@pytest.mark.slow
+def test_too_many_threads_are_a_runtime_error(sandbox):
     code = (
         "import threading, time\nthreading.stack_size(1 << 15)\n"
         "for _ in range(600): threading.Thread(target=time.sleep, args=(9,)).start()"

@@ -61,7 +61,7 @@ class Word(enum.StrEnum):
 
 
 class Amount:
-    """A number of a program's own, equal to plain ones by its own word."""
+    """A program's own class of numbers, whose `__eq__` accepts plain ones."""
 
     def __int__(self):
         return 6
@@ -153,6 +153,7 @@ def numpy_values(draw):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(numpy_values(), expected_values, st.booleans())
 def test_values_equal_in_numpy_are_equal_here(value, expected, near):
@@ -212,7 +213,7 @@ def test_fractions_and_decimals_arrive_exactly(value, expected):
         (Amount(), 6, True),
     ],
 )
-def test_values_of_other_types_in_ones_own_problems(value, expected, right):
+def test_custom_problems_accept_values_of_other_types(value, expected, right):
     assert judged("value", crossed(value), expected) is right
 
 
@@ -275,6 +276,7 @@ IMPORTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_equal_values_of_other_types_are_accepted_everywhere(ending, sandbox):
     code = f"{IMPORTS}def f(n):\n    return {ending}\n"
@@ -299,6 +301,7 @@ def test_equal_values_of_other_types_are_accepted_everywhere(ending, sandbox):
     assert graded.outcome == "wrong_answer", graded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("condition", "ending", "outcome"),
     [
@@ -361,12 +364,13 @@ def test_a_type_that_is_never_right_is_named_with_its_module(ending, named, sand
     assert named in graded.detail
 
 
-def test_an_array_of_several_is_officially_an_error(sandbox):
+def test_an_array_of_several_values_is_officially_an_error(sandbox):
     code = f"{IMPORTS}def f(n):\n    return np.arange(n)\n"
     graded = grade_code(function([0, 1, 2], "lcb"), code, RULES["lcb-compat"], sandbox)
     assert (graded.outcome, "official -4: ValueError" in graded.detail) == ("runtime_error", True)
 
 
+@pytest.mark.slow
 def test_long_lists_of_numpy_numbers_arrive():
     for number in (np.int64(3), np.float64(0.5), np.float32(0.5)):
         for length in (2, foreign.MAX_NUMPY_LIST, foreign.MAX_NUMPY_LIST + 1):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
+from ssd_ray.artifacts import files
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.inference import worker
 from ssd_ray.inference.crashes import heartbeat
@@ -55,7 +58,7 @@ def _deaths(*statuses: EngineStatus, up: str = "abcdefgh") -> CrashHistory:
 def _died(
     actor: str, *, times: int = 1, alone: str = "", rows: int = 0, at: int = 0
 ) -> list[EngineStatus]:
-    """Crashes of an engine, each with the four positions from `at` on."""
+    """Return crashes of an engine, each with the four positions from `at` on in flight."""
     span = _at(at, at + 4)
     return [
         _status(f"{actor}{n}", actor=actor, rows=rows, crashed=True, alone=alone, drawing=(span,))
@@ -69,7 +72,7 @@ def test_a_crash_is_known_by_the_successor_process(tmp_path: Path) -> None:
     with other.drawing(_at(8, 12)):
         pass
     drawing = first.drawing(_at(0, 4), alone="p1")
-    drawing.__enter__()  # and it never comes out
+    drawing.__enter__()  # never exited, as after a crash
     Reporter(tmp_path, "actor").become("ended")
     dead = [one for one in heartbeat.read(tmp_path) if one.crashed]
     assert [(one.engine, one.drawing, one.alone) for one in dead] == [
@@ -82,13 +85,50 @@ def test_a_crash_is_known_by_the_successor_process(tmp_path: Path) -> None:
     assert [one.engine for one in heartbeat.read(tmp_path)] == [first.engine]
 
 
+def test_a_process_marked_as_crashed_after_the_listing_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its answers would be missing from one poll, and a streak of crashes would end."""
+    first = Reporter(tmp_path, "actor")
+    listed = files.names(tmp_path)
+    Reporter(tmp_path, "actor").become("ended")
+    monkeypatch.setattr(files, "names", lambda directory: listed)
+    assert [(one.engine, one.crashed) for one in heartbeat.read(tmp_path)] == [(first.engine, True)]
+
+
+def test_statuses_are_read_for_attribution_only_after_a_crash(tmp_path: Path) -> None:
+    Reporter(tmp_path, "other")
+    Reporter(tmp_path, "actor")
+    assert heartbeat.read_after_crashes(tmp_path) == []
+    Reporter(tmp_path, "actor")
+    assert heartbeat.read_after_crashes(tmp_path) == heartbeat.read(tmp_path)
+    assert [one.crashed for one in heartbeat.read(tmp_path)] == [False, True, False]
+
+
+def test_a_suspect_leaves_the_heartbeat_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next crash must not count against it. Positions in the journal need no write."""
+    monkeypatch.setattr(heartbeat, "PERIOD_S", 3600)
+    report = Reporter(tmp_path, "a")
+    for testing, left in ((True, ()), (False, (_at(0, 4),))):
+        with report.drawing(_at(0, 4), alone="p1" if testing else "", testing=testing):
+            (status,) = heartbeat.read(tmp_path)
+            assert status.drawing == (_at(0, 4),)
+        (status,) = heartbeat.read(tmp_path)
+        assert (status.drawing, status.alone, status.testing) == (left, "", False)
+    report.become("draining")
+    (status,) = heartbeat.read(tmp_path)
+    assert status.drawing == ()
+
+
 def test_engines_lost_with_their_node_blame_no_prompt(tmp_path: Path) -> None:
     kept = []
     for node in ("gone", "there"):
         kept.append(
             Reporter(tmp_path, node, node=node, attempt="one").drawing(_at(0, 4), alone="p1")
         )
-        kept[-1].__enter__()  # and it never comes out
+        kept[-1].__enter__()  # never exited, as after a crash
         Reporter(tmp_path, node, node="other", is_alive=lambda name: name != "gone").become("ended")
     assert [
         (one.node, one.attempt, one.unattributed) for one in heartbeat.read(tmp_path) if one.crashed
@@ -108,7 +148,7 @@ def test_suspects_that_ended_the_stage_stay_suspects(tmp_path: Path) -> None:
     kept = []
     for group, alone in ((_at(0, 4), ""), (_at(4, 5), "p4")):
         kept.append(Reporter(tmp_path, "a").drawing(group, alone, testing=True))
-        kept[-1].__enter__()  # and it never comes out
+        kept[-1].__enter__()  # never exited, as after a crash
     Reporter(tmp_path, "a")
     heartbeat.disregard(tmp_path, {one.engine for one in heartbeat.read(tmp_path)})
     assert [one.unattributed for one in heartbeat.read(tmp_path) if one.crashed] == [False, True]
@@ -201,15 +241,15 @@ def test_a_prompt_alone_at_two_crashes_is_quarantined() -> None:
     assert streak.update(_deaths(*seen)) == frozenset()
 
 
-def test_finding_poison_prompts_is_no_streak_of_engines() -> None:
-    """Two crashes with all units, then one with each group: the default of three continues."""
+def test_the_search_for_a_crashing_prompt_does_not_end_the_run() -> None:
+    """Two crashes with all units and one with each group count as three, the default limit."""
     streak, seen = Streak(_deaths()), list[EngineStatus]()
     for testing in (False, False, True, True, True):
         seen.append(_status(f"d{len(seen)}", crashed=True, testing=testing))
         streak.update(_deaths(*seen))
     assert streak.crashes == 3
     streak.update(_deaths(*seen, *_died("a", times=2, alone="p")))
-    assert streak.crashes == 0, "a prompt that is left out is a step on"
+    assert streak.crashes == 0, "a prompt left out is progress"
     assert streak.prompts == 1
 
 
@@ -220,16 +260,16 @@ def test_a_broken_engine_among_working_ones_blames_no_prompt() -> None:
     assert bad.faulty == {"a": 7}
     assert bad.quarantined() == frozenset()
     assert bad.suspicion(_at(0, 4)) == 0
-    assert bad.fruitless_starts("a") == 7, "and is tried ever more rarely"
+    assert bad.fruitless_starts("a") == 7, "and its starts become rarer"
     assert bad.fruitless_starts("h") == 0
     streak = Streak(_deaths(healthy))
     streak.update(bad)
     assert streak.crashes == 0, (
-        "nor is it the end of the stage, however long the others take for their next answer"
+        "it does not end the stage, however long the others take for their next answer"
     )
     for alone in (_deaths(*seen), _deaths(healthy, *seen, up="a")):
         assert alone.faulty == {}, (
-            "where no other engine answers, or is there, it may be the prompts"
+            "if no other engine answers or exists, the prompts may be the cause"
         )
         assert alone.quarantined_in(JOB) == {"p1"}
         assert alone.suspicion(_at(0, 4)) == 7
@@ -244,10 +284,10 @@ def test_a_quarantine_needs_crashes_of_engines_that_answer() -> None:
     assert _deaths(*others, *twice).quarantined() == frozenset()
     assert _deaths(*others, *twice, *_died("h", alone="p1", rows=1)).quarantined_in(JOB) == {"p1"}
     assert _deaths(*others, *twice, up="a").quarantined_in(JOB) == {"p1"}, (
-        "nobody else is there to try it"
+        "no other engine exists to try it"
     )
     assert _deaths(*others, *twice, *twice).quarantined_in(JOB) == {"p1"}, (
-        "nobody else came to try it"
+        "no other engine tried it"
     )
     bad = [
         *_died("b", times=4),
@@ -256,7 +296,7 @@ def test_a_quarantine_needs_crashes_of_engines_that_answer() -> None:
         *_died("c", alone="p2"),
     ]
     assert _deaths(*others, *bad).quarantined() == frozenset(), (
-        "two machines that are no good are not two witnesses"
+        "crashes of two faulty engines prove nothing against a prompt"
     )
 
 
@@ -264,22 +304,20 @@ def test_a_crashed_unit_goes_to_engines_that_have_not_tried_it() -> None:
     unit, ids = _at(0, 4), {"p1", "p2"}
     healthy = _status("h", actor="h", rows=9)
     assert not _deaths(healthy, *_died("a", times=3)).is_for_others("a", unit, ids), (
-        "it looks for the prompt itself"
+        "it searches for the prompt itself"
     )
     died = _deaths(healthy, *_died("a", rows=1), *_died("a", alone="p1"))
     assert died.is_for_others("a", unit, ids)
-    assert not died.is_for_others("a", unit, ids - {"p1"}), (
-        "what is left out need not be tried again"
-    )
+    assert not died.is_for_others("a", unit, ids - {"p1"}), "a prompt left out is not tried again"
     assert not died.is_for_others("h", unit, ids)
     assert not _deaths(healthy, *_died("a", alone="p1"), *_died("h", alone="p1")).is_for_others(
         "a", unit, ids
     )
     doubted = _deaths(healthy, *_died("a", times=4), *_died("h", alone="p1"))
     assert doubted.is_for_others("a", unit, ids)
-    assert not doubted.is_for_others("a", _at(4, 8), ids), "what it did not die with, it tries"
+    assert not doubted.is_for_others("a", _at(4, 8), ids), "it tries units that never crashed it"
     assert not doubted.is_for_others("h", unit, ids), (
-        "it is not handed round between one that is no good and the last"
+        "a unit does not circulate between a faulty engine and the last other one"
     )
 
 

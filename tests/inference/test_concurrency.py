@@ -31,7 +31,7 @@ def test_waiting_calls_end_at_once_when_the_limiter_closes() -> None:
     calls, began, end = ConcurrencyLimiter(2), list[tuple[int, bool]](), threading.Event()
 
     def call(number: int) -> None:
-        with calls.one() as came:
+        with calls.inside(), calls.one() as came:
             began.append((number, came))
             if came:
                 end.wait(60)
@@ -51,7 +51,7 @@ def test_waiting_calls_end_at_once_when_the_limiter_closes() -> None:
     calls.wait_for_all()
 
 
-def test_a_turn_that_ends_is_the_next_ones() -> None:
+def test_a_finished_call_admits_the_next() -> None:
     calls, began = ConcurrencyLimiter(1), list[int]()
     with calls.one():
         threads = []
@@ -70,3 +70,28 @@ def _begin(calls: ConcurrencyLimiter, began: list[int], number: int) -> None:
     with calls.one() as came:
         assert came
         began.append(number)
+
+
+def test_a_call_gives_its_place_to_the_next_before_it_ends() -> None:
+    """So a shard is written while the next unit is drawn."""
+    calls, written, ended = ConcurrencyLimiter(1), threading.Event(), list[int]()
+
+    def call(number: int) -> None:
+        with calls.inside():
+            with calls.one():
+                pass
+            written.wait(60)
+            ended.append(number)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    calls.wait_for_work()
+    waiting = threading.Thread(target=calls.wait_for_all)
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    written.set()
+    waiting.join(5)
+    assert sorted(ended) == [0, 1, 2]

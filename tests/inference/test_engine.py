@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 from scipy import stats
 
 from ssd_ray.inference.vllm.engine import sample_seed
+from tests.support import vllm_cases
 from tests.support.operator_reference import probabilities, survivors, tempered
 
 pytestmark = pytest.mark.real
@@ -30,87 +28,9 @@ DECODINGS = [
     (1.6, 20, 0.95),
     (0.0, 20, 0.8),
 ]
-END_TOKENS = [2, 259, 0]
+END_TOKENS = (2, 259, 0)
 MARKS = {83: "[THINK]", 204: "[/THINK]"}
 """Frequent bytes of the tiny model, made marks of reasoning."""
-
-# One engine in a separate process, as in a worker. Later requests use the decodings above.
-SCRIPT = """
-import json, sys, time
-from pathlib import Path
-from ssd_ray.config import Decoding, EngineConfig, ModelConfig
-from ssd_ray.inference.vllm import engine as engine_module
-from ssd_ray.inference.vllm.engine import Engine, RefusedRequestError, Request, sample_seed
-directory, out, sampler = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-given = json.loads(sys.argv[4])
-model = ModelConfig(
-    source=str(directory), dtype="float32", max_model_len=256, end_tokens=given["end_tokens"]
-)
-knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=128, sampler=sampler)
-usual = {"decoding": Decoding(temperature=1.5, top_k=3, top_p=0.9), "max_tokens": 64}
-engine = Engine(directory, model=model, engine=knobs, device="cpu")
-prompts = [tuple(range(3 + number, 30 + 2 * number)) for number in range(12)]
-def draw(numbers, **more):
-    seeds = {n: sample_seed(1, f"p{n}", 0) for n in numbers}
-    futures = [
-        engine.submit(Request(prompt_token_ids=prompts[n], seed=seeds[n], **usual, **more))
-        for n in numbers
-    ]
-    answers = [future.result() for future in futures]
-    return [[list(each.output_token_ids), each.text, each.finish_reason] for each in answers]
-together = draw(range(12))
-alone = [draw([n])[0] for n in (0, 5, 11)]
-long = engine.submit(Request(prompt_token_ids=tuple([9] * 250), seed=3, **usual)).result()
-before, engine_module._COUNT_PERIOD_S, counts = sum(engine.tokens_drawn.values()), 0.0, []
-futures = [
-    engine.submit(Request(prompt_token_ids=prompts[n], seed=n, **usual, job=str(n % 2)))
-    for n in range(12)
-]
-while not all(future.done() for future in futures):
-    counts.append(sum(engine.tokens_drawn.values()))
-    time.sleep(0.001)
-lengths = [len(future.result().output_token_ids) for future in futures]
-time.sleep(0.2)  # the last count follows the last answer
-counts.append(sum(engine.tokens_drawn.values()))
-by_job = dict(engine.tokens_drawn)
-def refusal(ids):
-    try:
-        return repr(engine.submit(Request(prompt_token_ids=ids, seed=3, **usual)).result())
-    except RefusedRequestError as error:
-        return str(error)
-refused = [refusal(tuple([9] * 256)), refusal(()), refusal((5, 10**6))]
-prompt = prompts[4] + (9,) * (255 - len(prompts[4]))  # room for one token
-chosen = [Decoding(temperature=t, top_k=k, top_p=p) for t, k, p in given["decodings"]]
-def request(i, n):
-    seed = sample_seed(i, "draw", n)
-    return Request(prompt_token_ids=prompt, seed=seed, decoding=chosen[i], max_tokens=64)
-futures = [
-    [engine.submit(request(i, n)) for i in range(len(chosen))] for n in range(given["draws"])
-]
-draws = [[future.result().output_token_ids[0] for future in column] for column in zip(*futures)]
-engine.close()
-found = {
-    "prompts": prompts, "together": together, "alone": alone,
-    "long": [len(long.output_token_ids), long.finish_reason], "refused": refused,
-    "prompt": prompt, "draws": draws, "counts": counts, "before": before, "lengths": lengths,
-    "by_job": by_job,
-}
-out.write_text(json.dumps(found))
-"""
-
-
-def _drawn(
-    directory: Path, out: Path, sampler: str, draws: int, end_tokens: tuple[str | int, ...] = ()
-) -> dict[str, Any]:
-    from ssd_ray.config import EngineConfig
-    from ssd_ray.inference.vllm.arguments import engine_environment
-
-    environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
-    choices = json.dumps({"decodings": DECODINGS, "draws": draws, "end_tokens": end_tokens})
-    command = [sys.executable, "-c", SCRIPT, str(directory), str(out), sampler, choices]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {**json.loads(out.read_text()), "directory": directory}
 
 
 @pytest.fixture(scope="module")
@@ -120,32 +40,45 @@ def several_ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tiny_model(tmp_path_factory.mktemp("ends") / "tiny-qwen3", "qwen3", marks=MARKS)
     path = directory / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": END_TOKENS}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [*END_TOKENS]}))
     return directory
 
 
 @pytest.fixture(scope="module")
-def exact(several_ends: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return _drawn(several_ends, tmp_path_factory.mktemp("drawn") / "exact.json", "exact", DRAWS)
+def engines(
+    several_ends: Path,
+    tiny_llama: Path,
+    tiny_qwen3: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, dict[str, Any]]:
+    """Results of four engines, each in a process of its own as in a worker."""
+    usual = {"function": "everything", "decodings": DECODINGS, "end_tokens": [], "draws": 1}
+    several = usual | {"directory": str(several_ends), "draws": DRAWS}
+    # generation_config has one end token; the recipe adds others by text and by id.
+    recipe_ends = ["<|endoftext|>", 259]
+    cases: dict[str, dict[str, Any]] = {
+        "llama": usual | {"directory": str(tiny_llama), "sampler": "exact"},
+        "exact": several | {"sampler": "exact"},
+        "vllm": several | {"sampler": "vllm"},
+        "ends of the recipe": usual
+        | {"directory": str(tiny_qwen3), "sampler": "exact", "end_tokens": recipe_ends},
+    }
+    results = vllm_cases.run_cases(tmp_path_factory.mktemp("drawn"), cases, cpus=2)
+    return {
+        name: {**results[name], "directory": Path(case["directory"])}
+        for name, case in cases.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def vllm(several_ends: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return _drawn(several_ends, tmp_path_factory.mktemp("drawn") / "vllm.json", "vllm", DRAWS)
+def exact(engines: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return engines["exact"]
 
 
-@pytest.fixture(scope="module", params=["llama", "ends"])
-def drawn(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
-    if request.param == "ends":
-        draws: dict[str, Any] = request.getfixturevalue("exact")
-        return {**draws, "ends": END_TOKENS}
-    directory = request.getfixturevalue("tiny_llama")
-    return {
-        **_drawn(directory, tmp_path_factory.mktemp("drawn") / "llama.json", "exact", 1),
-        "ends": [2],
-    }
+@pytest.fixture(scope="module", params=[("llama", (2,)), ("exact", END_TOKENS)])
+def drawn(request: pytest.FixtureRequest, engines: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    name, ends = request.param
+    return {**engines[name], "ends": ends}
 
 
 def test_an_answer_keeps_every_sampled_id_and_its_end_token(drawn: dict[str, Any]) -> None:
@@ -170,11 +103,8 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
     assert by_job == {"0": sum(drawn["lengths"][::2]), "1": sum(drawn["lengths"][1::2])}
 
 
-def test_end_tokens_of_the_recipe_end_answers(
-    exact: dict[str, Any], tiny_qwen3: Path, tmp_path: Path
-) -> None:
-    """generation_config has one end token; the recipe adds others by text and by id."""
-    asked = _drawn(tiny_qwen3, tmp_path / "asked.json", "exact", 1, ("<|endoftext|>", 259))
+def test_end_tokens_of_the_recipe_end_answers(engines: dict[str, dict[str, Any]]) -> None:
+    asked, exact = engines["ends of the recipe"], engines["exact"]
     # Texts differ: only one of the two models has special marks of reasoning.
     ids_and_reasons = [
         [(ids, reason) for ids, _, reason in each["together"]] for each in (asked, exact)
@@ -232,7 +162,7 @@ def test_special_marks_of_reasoning_stay_in_the_text_and_decide(exact: dict[str,
     assert states == {"none", "ended", "unfinished"}, "the tiny model must show them all"
 
 
-def test_a_draw_does_not_depend_on_its_neighbours(drawn: dict[str, Any]) -> None:
+def test_a_draw_does_not_depend_on_its_neighbors(drawn: dict[str, Any]) -> None:
     assert drawn["alone"] == [drawn["together"][number] for number in (0, 5, 11)]
 
 
@@ -249,7 +179,8 @@ def test_a_request_that_vllm_refuses_is_an_exception_of_its_own(drawn: dict[str,
     )
 
 
-def test_both_samplers_draw_the_same_tokens(exact: dict[str, Any], vllm: dict[str, Any]) -> None:
+def test_both_samplers_draw_the_same_tokens(engines: dict[str, dict[str, Any]]) -> None:
+    exact, vllm = engines["exact"], engines["vllm"]
     assert exact["together"] == vllm["together"]
     assert exact["draws"] == vllm["draws"]
 

@@ -18,7 +18,7 @@ from ssd_ray.artifacts import shards
 from ssd_ray.config import Decoding
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import gauges, pool, worker
-from ssd_ray.inference.concurrency import SharedExclusiveLock
+from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
 from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.inference.crashes.heartbeat import Reporter
 from ssd_ray.inference.engine_pool import EnginePool
@@ -56,7 +56,7 @@ class DecodingEngine(InstantEngine):
 
 
 class Engines:
-    """A double of `pool.run`: engines in this process, one a start."""
+    """A double of `pool.run`: engines in this process, one per start."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -84,6 +84,8 @@ class Engines:
                 "_spec": spec,
                 "_actor": f"actor-{self.starts}",
                 "_jobs": {},
+                "_ledgers": {},
+                "_calls": ConcurrencyLimiter(1),
                 "_engine_lock": SharedExclusiveLock(),
                 "_engine": self.make_engine(),
                 "_report": report,
@@ -92,7 +94,7 @@ class Engines:
                 watch()
                 self.before_unit(unit)
                 try:
-                    drawing._draw_unit(unit)
+                    drawing._draw_and_write(unit)
                 except worker.ClosedJobError:
                     continue
         finally:
@@ -231,15 +233,14 @@ def test_a_complete_job_starts_no_engine(engines: Engines, prompts: Path) -> Non
         assert engines.starts == starts
 
 
-def test_a_stage_that_nothing_expected_joins_or_opens_a_pool(
-    engines: Engines, prompts: Path
-) -> None:
+def test_an_unexpected_stage_joins_or_opens_a_pool(engines: Engines, prompts: Path) -> None:
     with _pool(prompts.parent, "cold") as drawing:
         for number, name in enumerate(("cold", "warm"), start=1):
             _run(drawing, prompts, name, 0.5).draw()
             assert engines.starts == number
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_leaves_the_rows_of_others(
     engines: Engines, prompts: Path, apart: dict[str, list[Completion]]
 ) -> None:
@@ -274,20 +275,25 @@ def test_a_job_that_fails_leaves_the_rows_of_others(
         assert kept[row.prompt_id, row.sample_index] == row
 
 
-def test_a_mistake_of_the_engine_ends_all_jobs(engines: Engines, prompts: Path) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_mistake_of_the_engine_ends_all_jobs(engines: Engines, prompts: Path, late: bool) -> None:
+    """A job that comes after the end of the engines has the same error."""
+
     def no_model() -> None:
         raise UserError("vLLM does not take this model")
 
     engines.make_engine = no_model
     with _pool(prompts.parent, "cold", "warm") as drawing:
-        results = Draws(
-            cold=_run(drawing, prompts, "cold", 0.5), warm=_run(drawing, prompts, "warm", 1.5)
-        ).join()
+        cold, warm = _run(drawing, prompts, "cold", 0.5), _run(drawing, prompts, "warm", 1.5)
+        if late:
+            results = Draws(cold=cold).join() | Draws(warm=warm).join()
+        else:
+            results = Draws(cold=cold, warm=warm).join()
     assert {str(error) for error in results.values()} == {"vLLM does not take this model"}
     assert {type(error) for error in results.values()} == {UserError}
 
 
-def test_a_refused_decoding_is_named_by_its_own_job(engines: Engines, prompts: Path) -> None:
+def test_the_error_of_a_refused_decoding_names_its_job(engines: Engines, prompts: Path) -> None:
     engines.make_engine = type("Refusing", (DecodingEngine,), {"refuses": 1.5})
     engines.before_unit = lambda unit: time.sleep(0.2 if unit.job == "warm" else 0)
     with _pool(prompts.parent, "cold", "warm") as drawing:
@@ -378,6 +384,7 @@ def test_executions_without_a_new_answer_end_the_jobs(engines: Engines, prompts:
     assert engines.starts == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["changed", "lost"])
 def test_damaged_shards_are_drawn_again_while_others_draw(
     engines: Engines, prompts: Path, apart: dict[str, list[Completion]], harm: str
@@ -404,8 +411,9 @@ def test_damaged_shards_are_drawn_again_while_others_draw(
         assert _rows(prompts.parent / name) == rows
 
 
+@pytest.mark.slow
 def test_only_the_first_job_names_the_start_of_engines(engines: Engines, prompts: Path) -> None:
-    """Two bars at a time, and the seconds of one start."""
+    """Two bars must not both count the seconds of one start."""
     shown = {"cold": Lines(), "warm": Lines()}
     make_engine = engines.make_engine
     engines.make_engine = lambda: (time.sleep(2), make_engine())[1]

@@ -59,7 +59,7 @@ def test_journaled_answers_are_reused_by_position(tmp_path: Path) -> None:
     }
 
 
-def test_a_journal_goes_with_its_unit(tmp_path: Path) -> None:
+def test_a_removed_journal_leaves_no_answer(tmp_path: Path) -> None:
     own = Journal(tmp_path, Span("p", 0, 2), "a")
     own.remove()
     own.append(0, _answer(0))

@@ -10,14 +10,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
 
 from ssd_ray.config import EngineConfig
-from ssd_ray.inference.vllm.arguments import engine_arguments, truncates_exactly
-from ssd_ray.inference.vllm.placement import PlacementGroups, engine_resources
+from ssd_ray.inference.vllm.arguments import engine_arguments, has_exact_sampler
+from ssd_ray.inference.vllm.placement import PlacementGroups, engine_resources, packing
 from tests.support.processes import is_alive
 
 EIGHT = EngineConfig(tensor_parallel_size=4, pipeline_parallel_size=2, expert_parallel=True)
@@ -39,12 +39,30 @@ def test_several_devices_get_a_bundle_each_under_ray(tmp_path: Path) -> None:
     assert arguments["distributed_executor_backend"] == "ray"
     assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (4, 2)
     assert arguments["enable_expert_parallel"]
-    assert arguments["logits_processors"] == ["ssd_ray.inference.vllm.sampler:ExactTopKTopP"]
+    assert arguments["logits_processors"] == ["ssd_ray.inference.vllm.sampler_v2:ExactTopKTopPV2"]
     alone = engine_arguments(
         tmp_path, ModelConfig(source="x"), EngineConfig(extra={"seed": 3}), "cuda"
     )
     assert "distributed_executor_backend" not in alone
     assert alone["seed"] == 3, "extra arguments win"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device", "expected"), [(None, "cpu", 64), (None, "cuda", 256), (7, "cuda", 7)]
+)
+def test_the_batch_of_an_engine_follows_its_device(
+    tmp_path: Path, chosen: int | None, device: Literal["cpu", "cuda"], expected: int
+) -> None:
+    """An engine holds enough units at a time to fill this batch."""
+    from ssd_ray.config import ClusterConfig, ModelConfig
+    from ssd_ray.inference.engines import EngineSettings, _size
+    from ssd_ray.inference.pool import concurrent_units
+
+    model, engine = ModelConfig(source="x"), EngineConfig(max_num_seqs=chosen)
+    assert engine_arguments(tmp_path, model, engine, device)["max_num_seqs"] == expected
+    settings = EngineSettings(directory=tmp_path, model=model, engine=engine, device=device)
+    pool = _size(settings, ClusterConfig(device=device), 16)
+    assert pool.concurrent_units == concurrent_units(expected, 16)
 
 
 def test_cpu_engines_share_prompts_in_blocks_of_32_by_default(
@@ -77,11 +95,11 @@ def test_extra_arguments_cannot_contradict_the_recipe() -> None:
         ):
             EngineConfig(extra={name: "vllm"})
     own = EngineConfig(extra={"logits_processors": ["mine:Own"]})
-    assert truncates_exactly(EngineConfig())
-    assert not truncates_exactly(own), (
+    assert has_exact_sampler(EngineConfig())
+    assert not has_exact_sampler(own), (
         "without its processor, requests have to ask vLLM to truncate"
     )
-    assert not truncates_exactly(EngineConfig(sampler="vllm"))
+    assert not has_exact_sampler(EngineConfig(sampler="vllm"))
     with pytest.raises(
         ValidationError, match="sampler 'exact' does not work with 'speculative_config'"
     ):
@@ -159,6 +177,18 @@ def _free() -> float:
     import ray
 
     return float(ray.available_resources().get("GPU", 0))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [([8], "STRICT_PACK"), ([4, 4], "PACK"), ([4, 8], "STRICT_PACK")]
+)
+def test_an_engine_keeps_to_one_node_where_one_can_hold_it(gpus: list[int], expected: str) -> None:
+    groups = engine_resources(EIGHT, "cuda").groups
+    assert groups is not None
+    assert (
+        packing(groups.bundles, [{"CPU": 8.0, "GPU": float(count)} for count in gpus]) == expected
+    )
+    assert packing(groups.bundles, [{"CPU": 0.0, "GPU": 8.0}]) == "PACK"
 
 
 @pytest.mark.real

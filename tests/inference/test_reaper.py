@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-# A parent as the raylet, its child as the actor with a guardian, and workers as those of vLLM.
+# The parent plays the raylet, its child the actor with a reaper, and its workers those of vLLM.
 ACTOR = """
 import signal, subprocess, sys, time
 from pathlib import Path
@@ -26,6 +26,7 @@ time.sleep(600)
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["actor", "raylet"])
 def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
     noted = tmp_path / "pids"
@@ -38,7 +39,7 @@ def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
     )
     family = [actor, *actor.children(recursive=True)]
     assert {int(pid) for pid in noted.read_text().split()} < {process.pid for process in family}
-    assert len(family) == 4, "the actor, its guardian and two workers"
+    assert len(family) == 4, "the actor, its reaper and two workers"
     (actor if victim == "actor" else psutil.Process(parent.pid)).send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=10)
     parent.wait(10)
@@ -47,8 +48,10 @@ def test_no_process_outlives_its_owner(tmp_path: Path, victim: str) -> None:
 
 STALLED = """
 import time
+from ssd_ray.inference.vllm.delivery import Delivery
 from ssd_ray.inference.vllm.engine import Engine
 engine = Engine.__new__(Engine)
+engine._delivery = Delivery(lambda answer: None)
 engine._built, engine._running, engine._moved = True, dict(), time.monotonic() - 9
 if {running}:
     engine._running["0"] = None

@@ -1,4 +1,4 @@
-"""A reason holds the exception's type, and its cause decides whether a start is retried."""
+"""The reason on record has the exception's type; its cause decides if a start is retried."""
 
 from __future__ import annotations
 
@@ -84,34 +84,34 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("error", MISTAKES, ids=str)
-def test_a_start_that_fails_alike_each_time_is_a_mistake(model: Path, error: Exception) -> None:
+def test_a_start_that_always_fails_alike_is_a_mistake(model: Path, error: Exception) -> None:
     explanation = explain(error, model)
     assert isinstance(explanation, UserError)
     assert one_line(error)[:40] in str(explanation)
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=str)
-def test_a_start_that_may_come_up_later_is_tried_again(model: Path, error: Exception) -> None:
+def test_a_start_that_may_succeed_later_is_retried(model: Path, error: Exception) -> None:
     explanation = explain(error, model)
     assert isinstance(explanation, InfrastructureError)
     assert one_line(error)[:40] in str(explanation)
 
 
-def test_a_file_that_comes_late_on_a_network_is_no_mistake(model: Path, tmp_path: Path) -> None:
+def test_a_file_that_appears_late_is_no_mistake(model: Path, tmp_path: Path) -> None:
     late = tmp_path / "late"
     error = FileNotFoundError(errno.ENOENT, "No such file", str(late))
     late.touch()
     assert isinstance(explain(error, model), InfrastructureError)
 
 
-def test_damage_since_the_check_is_the_mistake_that_is_named(model: Path) -> None:
+def test_damage_after_the_check_is_reported_as_the_mistake(model: Path) -> None:
     os.truncate(model / "model.safetensors", 5000)
     explanation = explain(MemoryError(), model)
     assert isinstance(explanation, UserError)
     assert "model.safetensors is cut short" in str(explanation)
 
 
-def test_a_model_that_comes_late_on_a_network_is_no_mistake(
+def test_a_model_that_is_complete_after_a_pause_is_no_mistake(
     model: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.truncate(model / "model.safetensors", 5000)
@@ -126,7 +126,20 @@ def test_a_model_that_comes_late_on_a_network_is_no_mistake(
     assert isinstance(explain(MemoryError(), model), InfrastructureError)
 
 
-def test_advice_for_an_option_that_is_not_ours_is_left_out(model: Path) -> None:
+def test_a_start_without_room_for_the_kv_cache_names_the_field(model: Path) -> None:
+    error = ValueError(
+        "Available memory on node 0 (9.1/16.0 GiB) on kv cache allocation is less than requested "
+        "memory for kv (500.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE"
+    )
+    explanation = explain(error, model)
+    assert isinstance(explanation, UserError)
+    assert str(explanation).startswith("lower engine.kv_cache_gib, or free memory on the engine's")
+    from vllm.v1.worker import cpu_worker
+
+    assert start_failure._TOO_LARGE_CACHE in Path(str(cpu_worker.__file__)).read_text()
+
+
+def test_advice_on_options_that_no_recipe_has_is_left_out(model: Path) -> None:
     error = ValueError(
         "Failed to load the model config. Use the `--trust-remote-code` flag in the CLI."
     )

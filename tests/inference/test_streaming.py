@@ -51,9 +51,8 @@ PROMPTS, SAMPLES = 20, 2
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster() -> Iterator[None]:
     from ssd_ray import cluster
-    from ssd_ray.config import ClusterConfig
 
-    with cluster.connected(ClusterConfig(device="cpu")):
+    with cluster.connected():
         yield
 
 
@@ -172,14 +171,14 @@ def test_every_key_comes_out_once(
         assert max(shown[f"ssd_ray_{name}"]) > 0
     figures = _metrics('stage="samples"')
     assert figures.pop("ssd_ray_answers") == 40
-    assert set(figures.values()) == {0}, "rates are none when the stage has ended"
+    assert set(figures.values()) == {0}, "rates are zero after the end of the stage"
     assert figures.keys() >= {
         f"ssd_ray_{name}" for name in ("retries", "answers_failed", "seconds_left", "engine_losses")
     }
 
 
 def _shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
-    """Whatever the gauges are set to from now on."""
+    """Return a list of the values that gauges are set to from now on."""
     from ray.util.metrics import Gauge
 
     shown: dict[str, list[float]] = {}
@@ -237,7 +236,7 @@ def test_a_rerun_draws_only_missing_or_broken_samples(source: Path, tmp_path: Pa
     for path, why in (
         (cut, "bytes and was written with"),
         (empty, "has 0 bytes"),
-        (garbled, "is no Parquet file"),
+        (garbled, "is not a Parquet file"),
     ):
         assert any(path.name in line and why in line for line in messages.lines), output
     assert f"{changed.name} has other bytes than were written" in output
@@ -352,9 +351,7 @@ def test_units_returned_late_by_a_draining_engine_go_to_others(
     assert facts.engine_losses == 0
     assert len(noted) == 1
     assert len(runs) == 1, "the pool was not started again"
-    assert units_of(noted[0]) <= drawn[0] + 2, (
-        "what it had not begun when the notice came, it did not draw"
-    )
+    assert units_of(noted[0]) <= drawn[0] + 2, "units not begun at the notice were not drawn"
 
 
 def test_prompts_that_crash_engines_are_left_out_alone(
@@ -454,7 +451,7 @@ def test_an_engine_that_refuses_all_prompts_ends_each_attempt(source: Path, tmp_
         (hangs_at_start, InfrastructureError, "crashed 3 times in a row without an answer"),
     ],
 )
-def test_an_engine_that_never_starts_ends_the_stage_with_why(
+def test_an_engine_that_never_starts_ends_with_its_reason(
     source: Path, tmp_path: Path, start: Callable[[], None], kind: type[Exception], output: str
 ) -> None:
     began = time.monotonic()

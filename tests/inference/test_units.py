@@ -19,8 +19,9 @@ import pytest
 from ssd_ray.artifacts import audit, ledger, shards
 from ssd_ray.artifacts.ledger import Span
 from ssd_ray.config import Decoding
+from ssd_ray.errors import UserError
 from ssd_ray.inference import pool, worker
-from ssd_ray.inference.concurrency import SharedExclusiveLock
+from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
 from ssd_ray.inference.crashes.engine_status import EngineStatus
@@ -108,6 +109,18 @@ def test_at_most_a_window_of_units_is_in_flight(
     assert jobs.is_drained(control, job.name)
 
 
+@pytest.mark.parametrize(("window", "polls"), [(4, 3), (40, 1)])
+def test_one_poll_serves_a_quarter_of_the_window(
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch, window: int, polls: int
+) -> None:
+    """A poll takes operations for each engine; the queue has to keep up with all of them."""
+    names, polled = jobs.names, list[Path]()
+    monkeypatch.setattr(jobs, "names", lambda at: (polled.append(at), names(at))[1])
+    units = queue.paced(QueuePlan(control=control, window=window))
+    assert len(_spans(units, 3)) == 3
+    assert len(polled) == polls
+
+
 def test_units_come_before_the_prompts_are_complete(
     job: OpenJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +163,7 @@ def test_each_job_is_drained_by_its_own_records(job: OpenJob, control: Path) -> 
     later = _job(job.spec.out.parent, "later", 1)
     jobs.open_job(control, later)
     handed_out = []
-    for unit in queue.paced(QueuePlan(control=control, window=20)):
+    for unit in queue.paced(QueuePlan(control=control, window=7)):
         handed_out.append(unit)
         write_unit(job.spec.out if unit.job == "out." else later.spec.out, unit.span)
         if len(handed_out) > 4:
@@ -163,7 +176,7 @@ def test_a_closed_job_is_handed_out_no_more(job: OpenJob, control: Path) -> None
     (job.spec.prompts / "manifest.json").touch()
     later = _job(job.spec.out.parent, "later", 1)
     jobs.open_job(control, later)
-    units = queue.paced(QueuePlan(control=control, window=20))
+    units = queue.paced(QueuePlan(control=control, window=7))
     assert next(units).job == "out."
     jobs.close_job(control, job.spec.key)
     assert not jobs.is_open(control, job.spec.key)
@@ -183,8 +196,8 @@ def test_a_job_comes_from_its_file_as_it_was_written(job: OpenJob, control: Path
     assert jobs.names(control) == [job.name]
 
 
-def test_a_key_names_one_making_of_an_artifact(tmp_path: Path) -> None:
-    """Crashes of an earlier making count against no prompt of the next one."""
+def test_an_artifact_made_again_gets_another_key(tmp_path: Path) -> None:
+    """Crashes do not count against the prompts of an artifact made again."""
     keys = set()
     for claim in ("one", "two"):
         (tmp_path / "fingerprint.json").write_text(json.dumps({"claim": claim}))
@@ -192,7 +205,9 @@ def test_a_key_names_one_making_of_an_artifact(tmp_path: Path) -> None:
     assert keys == {"generations+base.one", "generations+base.two"}
 
 
-@pytest.mark.parametrize(("max_num_seqs", "shard_rows"), [(64, 16), (64, 4), (64, 1), (8, 256)])
+@pytest.mark.parametrize(
+    ("max_num_seqs", "shard_rows"), [(256, 16), (64, 16), (64, 4), (64, 1), (8, 256)]
+)
 def test_enough_units_keep_the_batch_full_at_varied_lengths(
     max_num_seqs: int, shard_rows: int
 ) -> None:
@@ -211,7 +226,7 @@ def test_enough_units_keep_the_batch_full_at_varied_lengths(
     assert busy / max(free) > 0.93
 
 
-def test_an_engine_with_all_its_units_has_the_pool_grow() -> None:
+def test_an_engine_with_all_its_units_makes_the_pool_grow() -> None:
     """Ray Data adds engines once units in flight reach a share of the capacity."""
     for number in range(1, 100):
         in_hand = pool.Pool(
@@ -246,12 +261,14 @@ def test_suspects_are_tried_in_ever_smaller_groups() -> None:
 
 
 def _late_worker(control: Path, monkeypatch: pytest.MonkeyPatch) -> worker.EngineWorker:
-    """A worker of attempt `one` that answers at once."""
+    """Return a worker of attempt `one` that answers at once."""
     late = worker.EngineWorker.__new__(worker.EngineWorker)
     late.__dict__ |= {
         "_spec": types.SimpleNamespace(control=control, attempt="one"),
         "_actor": "a",
         "_jobs": {},
+        "_ledgers": {},
+        "_calls": ConcurrencyLimiter(1),
         "_engine_lock": SharedExclusiveLock(),
         "_engine": InstantEngine(),
         "_report": Reporter(control, "a"),
@@ -274,7 +291,7 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
     late = _late_worker(control, monkeypatch)
     heartbeat.begin(control, "two")
     with pytest.raises(SystemExit):
-        late._draw_unit(unit)
+        late._draw_and_write(unit)
     assert shards.shard_paths(out) == []
     heartbeat.end_attempts(control.parent)
     assert not heartbeat.is_current(control, "one"), "the pool has ended"
@@ -288,12 +305,116 @@ def test_an_engine_of_an_attempt_that_is_over_writes_no_shard(
 
     monkeypatch.setattr(shards, "write_table", replaced_meanwhile)
     with pytest.raises(SystemExit):
-        late._draw_unit(unit)
+        late._draw_and_write(unit)
     assert audit.audit(out).moved == (f"{unit.span.name}.parquet is in no ledger",)
     monkeypatch.setattr(shards, "write_table", write_table)
     heartbeat.begin(control, "one")
-    assert late._draw_unit(unit) == 4
+    assert late._draw_and_write(unit) == 4
     assert audit.audit(out).positions == 4
+
+
+def test_a_unit_is_read_before_it_has_a_place(
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On slow storage, a place would be empty while prompts are read."""
+    engine = _late_worker(control, monkeypatch)
+    heartbeat.begin(control, "one")
+    was_read, at_work = threading.Event(), list[bool]()
+    read = worker.read_prompts
+
+    def note(*arguments: Any) -> Any:
+        was_read.set()
+        return read(*arguments)
+
+    monkeypatch.setattr(worker, "read_prompts", note)
+    unit = JobSpan(job.spec.key, Span("prompts-00000000", 0, 4))
+    rows: list[int] = []
+    with engine._calls.one():
+        thread = threading.Thread(target=lambda: rows.append(engine._draw_and_write(unit)))
+        thread.start()
+        assert was_read.wait(20)
+        at_work.append(bool(rows))
+    thread.join(20)
+    assert at_work == [False]
+    assert rows == [4]
+
+
+def test_a_unit_gives_its_place_away_before_it_is_written(
+    job: OpenJob, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _late_worker(control, monkeypatch)
+    heartbeat.begin(control, "one")
+    writing, may_write = threading.Event(), threading.Event()
+    write = shards.write_table
+
+    def wait(*arguments: Any) -> Any:
+        writing.set()
+        may_write.wait(20)
+        return write(*arguments)
+
+    monkeypatch.setattr(shards, "write_table", wait)
+    unit = JobSpan(job.spec.key, Span("prompts-00000000", 0, 4))
+    thread = threading.Thread(target=engine._draw_and_write, args=(unit,))
+    thread.start()
+    assert writing.wait(20)
+    with engine._calls.one() as admitted:
+        assert admitted
+    may_write.set()
+    thread.join(20)
+    assert audit.audit(job.spec.out).positions == 4
+
+
+class _Execution:
+    """A double of a running data set, with one watch."""
+
+    num_results = 0
+    killed = False
+
+    def setting(self, name: str) -> str:
+        return "watch"
+
+    def kill_actors(self) -> None:
+        self.killed = True
+
+
+@pytest.fixture
+def execution(monkeypatch: pytest.MonkeyPatch) -> _Execution:
+    double = _Execution()
+    monkeypatch.setattr(pool, "Execution", lambda _: double)
+    return double
+
+
+def test_a_slow_watch_delays_no_step(
+    execution: _Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, may_return = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        called.set()
+        may_return.wait(20)
+
+    watch = pool._Watch(slow, tmp_path / "end")
+    monkeypatch.setitem(pool._watches, "watch", watch)
+    with watch:
+        assert called.wait(20)
+        pool._Watched().on_execution_step(None)
+        assert not may_return.is_set()
+        may_return.set()
+
+
+def test_an_error_of_the_watch_ends_the_execution(
+    execution: _Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake() -> None:
+        raise UserError("the model is no good")
+
+    watch = pool._Watch(mistake, tmp_path / "end")
+    monkeypatch.setitem(pool._watches, "watch", watch)
+    with watch:
+        watch._thread.join(20)
+        with pytest.raises(UserError, match="the model is no good"):
+            pool._Watched().on_execution_step(None)
+    assert execution.killed
 
 
 def test_nothing_is_written_for_a_closed_job(
@@ -313,7 +434,7 @@ def test_nothing_is_written_for_a_closed_job(
     monkeypatch.setattr(shards, "write_table", closed_meanwhile)
     for _ in range(2):
         with pytest.raises(worker.ClosedJobError):
-            late._draw_unit(unit)
+            late._draw_and_write(unit)
     assert audit.audit(job.spec.out).positions == 0
 
 
@@ -364,13 +485,13 @@ def test_an_engine_stays_busy_once_it_has_given_a_unit_back(
 
     engine.__dict__ |= {"_prompt_returns": 2, "_leaving": types.SimpleNamespace(wait=wait)}
     for _ in range(40):
-        assert engine._give_back(unit) == 0
+        engine._give_back(unit)
     assert [count for _, count in waits] == list(range(1, 41)), "it is given back before the wait"
     assert [seconds for seconds, _ in waits[:6]] == [2, 2, 2, 2, 3, 4]
     assert waits[-1][0] == 30
 
 
-def test_a_control_service_that_is_away_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_control_service_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine whose watch had ended would never end itself on notice."""
     import ray
 
@@ -405,6 +526,6 @@ def test_a_unit_on_record_is_reported_again_to_move_the_window(
     records = ledger.tail(job.spec.out)
     list(records.new())
     late = _late_worker(control, monkeypatch)
-    assert late._draw_unit(JobSpan(job.spec.key, unit)) == 0
+    assert late._draw_and_write(JobSpan(job.spec.key, unit)) == 0
     assert [record.span for record in records.new()] == [unit]
     assert audit.audit(job.spec.out).positions == 4

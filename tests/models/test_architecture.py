@@ -98,7 +98,7 @@ def test_the_formula_counts_the_parameters_of_the_real_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_the_total_is_the_publishers(name: str) -> None:
+def test_the_total_is_the_one_that_publishers_state(name: str) -> None:
     assert parse(CONFIGS[name], name).parameters == STATED[name]
 
 

@@ -77,6 +77,7 @@ for source in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_custom_code_is_refused_and_never_asked_for(tmp_path: Path, tiny_llama: Path) -> None:
     """transformers would prompt on the terminal, and advise an option unknown here."""
     sources = []
@@ -150,7 +151,7 @@ def test_a_model_that_transformers_does_not_know_is_named(tmp_path: Path, tiny_l
         ("config.json", '{"model_type": "llama", "hidden_size": "x"}'),
     ],
 )
-def test_a_tokenizer_that_does_not_load_is_one_sentence(
+def test_a_tokenizer_that_does_not_load_is_refused(
     tmp_path: Path, tiny_llama: Path, name: str, content: str
 ) -> None:
     """The libraries behind it raise bare exceptions and types of their own."""

@@ -29,10 +29,10 @@ def test_a_local_gguf_file_is_converted_once(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tiny_gguf(tmp_path / "tiny.Q8_0.gguf")
-    assert models.present(source(file)) is None
+    assert models.local_directory(source(file)) is None
     directory = models.fetch(source(file))
     assert directory.parent == cache
-    assert models.present(source(file)) == directory
+    assert models.local_directory(source(file)) == directory
     assert (directory / "model.safetensors").exists()
     assert (
         loading.load_tokenizer(directory).decode(loading.load_tokenizer(directory).encode("ab c"))
@@ -90,9 +90,9 @@ def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path: Path, cache: Pa
         ),
         "early.gguf": (good.read_bytes()[:300], "is not a complete GGUF file"),
         "garbage.gguf": (b"GGUF" + bytes(100), "is not a complete GGUF file"),
-        "empty.gguf": (b"", "is empty, no GGUF file"),
-        "page.gguf": (b"<!doctype html><html></html>", "is an HTML page, no GGUF file"),
-        "text.gguf": (b"Entry not found", "is something else, no GGUF file"),
+        "empty.gguf": (b"", "is empty, not a GGUF file"),
+        "page.gguf": (b"<!doctype html><html></html>", "is an HTML page, not a GGUF file"),
+        "text.gguf": (b"Entry not found", "is something else, not a GGUF file"),
         "pointer.gguf": (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
             "git-lfs pointer .*git lfs pull",
@@ -109,7 +109,7 @@ def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path: Path, cache: Pa
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_a_single_part_of_one_is_a_complete_model(tmp_path: Path, cache: Path) -> None:
+def test_part_1_of_1_is_a_complete_model(tmp_path: Path, cache: Path) -> None:
     assert models.fetch(source(tiny_gguf(tmp_path / "tiny-00001-of-00001.gguf"))).parent == cache
 
 
@@ -129,7 +129,7 @@ def test_a_gguf_of_an_unknown_kind_is_named(tmp_path: Path, cache: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q5_1"])
-def test_types_of_tensors_that_convert(tmp_path: Path, cache: Path, kind: str) -> None:
+def test_tensors_of_common_types_are_converted(tmp_path: Path, cache: Path, kind: str) -> None:
     assert models.fetch(source(tiny_gguf(tmp_path / f"{kind}.gguf", kind=kind))).parent == cache
 
 

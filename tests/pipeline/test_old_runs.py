@@ -48,7 +48,7 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def new(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """A finished run of this version, played by the same machine; tests only read it."""
+    """A finished run of this version, made by the same doubles; tests only read it."""
     out = tmp_path_factory.mktemp("runs") / "new"
     with pytest.MonkeyPatch.context() as patch:
         Played(patch, tiny_llama).run(out).make()
@@ -57,7 +57,7 @@ def new(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Played:
-    """The machine of the old run."""
+    """The doubles that made the old run."""
     return Played(monkeypatch, tiny_llama)
 
 
@@ -84,6 +84,7 @@ def is_read(run: Run, verb: str = "report") -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_reads_or_refuses_an_old_run(old: Path, played: Played, verb: str) -> None:
     before = shards(old, *GPU)
@@ -92,19 +93,19 @@ def test_each_verb_reads_or_refuses_an_old_run(old: Path, played: Played, verb: 
     assert not {*GPU} & {*played.made}
 
 
-def test_an_old_run_that_is_read_comes_to_what_a_new_one_does(
-    old: Path, new: Path, played: Played
-) -> None:
+@pytest.mark.slow
+def test_an_old_run_that_is_read_ends_like_a_new_one(old: Path, new: Path, played: Played) -> None:
     if not is_read(played.run(old)):
         return
     played.made.clear()
     played.run(old).make()
-    assert played.made == [], "once read, it is as a new one"
+    assert played.made == [], "once read, it behaves like a new one"
     assert list(rows(old, *ANSWERS)) == list(rows(new, *ANSWERS))
     scores = [json.loads((run / SCORES).read_text()) for run in (old, new)]
     assert scores[0]["benchmarks"] == scores[1]["benchmarks"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prompts", "samples", "checkpoint", "verdicts/ssd"])
 def test_an_old_run_that_was_interrupted_is_resumed_or_refused(
     old: Path, new: Path, played: Played, name: str

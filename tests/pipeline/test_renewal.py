@@ -21,7 +21,7 @@ from tests.support.staged import GPU, ORDER, World, killed_at, snapshot, without
 
 @pytest.fixture
 def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
-    """Makes a finished run of doubles, whose graders failed or not."""
+    """Return a function that makes a finished run of test doubles; its graders fail if asked."""
     without_ray(monkeypatch)
 
     def make(name: str = "run", *, failing: bool = False) -> World:
@@ -184,7 +184,7 @@ def test_verdicts_that_stay_open_are_graded_once_a_run(new: New) -> None:
     assert sorted(world.made) == sorted({*world.made})
 
 
-# Choices that are others.
+# Other choices.
 
 
 def test_an_arm_is_added_to_a_finished_run(new: New) -> None:
@@ -229,6 +229,7 @@ def remove(world: World, *names: str) -> None:
         shutil.rmtree(world.out / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in ORDER if name not in CHEAP and name != "verdicts/accepted"]
 )
@@ -266,7 +267,7 @@ def test_gpu_work_of_other_choices_is_refused_untouched(new: New, name: str, ver
 
 
 def inputs_of(step: Step) -> list[Step]:
-    """A step and all its inputs."""
+    """Return a step and all its inputs."""
     return [step, *(before for each in step.inputs for before in inputs_of(each))]
 
 
@@ -324,7 +325,7 @@ def test_an_attempt_that_made_nothing_is_forgotten(
 
 
 def raise_revision(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
-    """Another version is installed."""
+    """Pretend that another version is installed."""
     numbers = {kind: identity.REVISIONS[kind] + 1 for kind in kinds}
     monkeypatch.setattr(identity, "REVISIONS", {**identity.REVISIONS, **numbers})
 
@@ -386,10 +387,10 @@ def test_gpu_work_is_refused_if_a_new_version_changes_its_inputs(
     } == before
 
 
-def test_a_loss_under_a_new_version_costs_what_it_did_before(
+def test_artifacts_lost_under_a_new_version_belong_to_it(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Artifacts reproduced by the new version belong to it."""
+    """If their inputs change later, they are made again and not refused."""
     world = new()
     raise_revision(monkeypatch, "verdicts")
     world.run().make()
@@ -437,7 +438,7 @@ def test_a_plan_predicts_the_run_and_touches_nothing(
     assert outlook["prompts"].startswith(
         "make again was made by an earlier version of ssd_ray (revision "
     )
-    assert outlook["samples"] == "keep if prompts come out otherwise"
+    assert outlook["samples"] == "keep if the contents of prompts change"
     assert snapshot(world.out) == before
 
 
@@ -445,26 +446,26 @@ def test_a_plan_lists_verdicts_to_grade_again(new: New) -> None:
     world = new(failing=True)
     outlook = outlooks(world)
     assert outlook["sample-verdicts"] == outlook["verdicts/base"] == "resume"
-    assert outlook["dataset-accepted"] == "keep if sample-verdicts come out otherwise"
-    assert outlook["generations/accepted"] == "keep if checkpoint-accepted come out otherwise"
+    assert outlook["dataset-accepted"] == "keep if the contents of sample-verdicts change"
+    assert outlook["generations/accepted"] == "keep if the contents of checkpoint-accepted change"
 
 
 # Kills.
 
 
 def retried(world: World) -> None:
-    """Graders work now."""
+    """Let graders work again."""
 
 
 def redrawn(world: World) -> None:
-    """Samples and an arm's answers were lost and come out otherwise."""
+    """Lose samples and an arm's answers, which are drawn differently again."""
     world.nature |= {"samples": "other hardware", "generations/base": "other hardware"}
     for name in ("samples", "generations/base"):
         shutil.rmtree(world.out / name)
 
 
 def regraded(world: World) -> None:
-    """Choices of graders and report are others."""
+    """Change the choices of grading and of the report."""
     world.choices |= {"verdicts/base": 2, "verdicts/accepted": 2, "report": 2}
 
 
@@ -496,6 +497,7 @@ def ends_as_calm(tmp_path: Path, new: New, change: Callable[[World], None], step
     assert number > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_killed_while_remaking_ends_with_the_same_bytes(
     tmp_path: Path, new: New, change: Callable[[World], None]
@@ -515,7 +517,7 @@ def test_a_kill_at_any_file_operation_keeps_the_same_bytes(
 def test_a_run_killed_at_random_ends_with_the_same_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 ) -> None:
-    """With the real steps without GPUs and graders: prompts, data set, report."""
+    """Prompts, data set and report are made by the real steps, the others by test doubles."""
     played, rng = Played(monkeypatch, tiny_llama), random.Random(0)
     played.run(tmp_path / "calm").make()
     played.failing = True

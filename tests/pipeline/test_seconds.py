@@ -16,7 +16,7 @@ from ssd_ray import recipes
 from ssd_ray.artifacts import files
 from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.pipeline.run import Run
-from ssd_ray.pipeline.seconds import Rank, Seconds, Span
+from ssd_ray.pipeline.seconds import Rank, Seconds, StepTime
 from ssd_ray.progress import LineProgress
 from tests.support.staged import Double
 
@@ -24,10 +24,10 @@ Times = Mapping[str, tuple[Rank, int, int]]
 
 
 def spent(times: Times) -> dict[str, float]:
-    """The seconds of steps by rank, begin and end, as a clock goes by."""
+    """Return the seconds of steps given by rank, begin and end, on a simulated clock."""
     now = 0.0
     seconds = Seconds(lambda: now)
-    stacks: dict[str, tuple[ExitStack, Span]] = {}
+    stacks: dict[str, tuple[ExitStack, StepTime]] = {}
     events = [(begin, 1, name) for name, (_, begin, _) in times.items()]
     events += [(end, 2, name) for name, (_, _, end) in times.items()]
     for moment, kind, name in sorted(events):
@@ -58,12 +58,12 @@ def test_grading_costs_what_it_adds_to_drawing() -> None:
         }
     )
     assert result == {"prompts": 2, "samples": 48, "verdicts": 0}, (
-        "grading that fails takes nothing from drawing"
+        "grading that ends before drawing takes nothing from it"
     )
 
 
 def test_steps_of_one_pool_of_engines_share_their_time() -> None:
-    """Each has a rate of its own; the first to end had all of it, the other a thousand tokens/s."""
+    """If the first to end got all of the time, the rate of the other would be far too high."""
     drawn = {"samples": (Rank.DRAWING, 0, 300), "generations": (Rank.DRAWING, 0, 295)}
     assert spent(drawn) == {"samples": 152.5, "generations": 147.5}
 
@@ -104,5 +104,8 @@ def test_timings_of_a_run_with_followers_add_up(tmp_path: Path) -> None:
     thread.start()
     run._make(made[0], renewal)
     thread.join()
-    seconds = [files.read_json(tmp_path / step.name / "timing.json")["seconds"] for step in made]
-    assert sum(seconds) == pytest.approx(3.0), json.dumps(seconds)
+    records = [files.read_json(tmp_path / step.name / "timing.json") for step in made]
+    assert sum(record["seconds"] for record in records) == pytest.approx(3.0), json.dumps(records)
+    # Each of them takes two or three ticks of the clock from its own start to its own end.
+    walls = [record["wall_seconds"] for record in records]
+    assert sum(walls) == pytest.approx(4.0), json.dumps(records)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +21,13 @@ from ssd_ray.artifacts import files, identity, lineage, manifests, shards
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import AnswerFacts, Facts
 from ssd_ray.artifacts.problem_facts import EvalPromptFacts, PromptFacts
-from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Renewal
-from ssd_ray.pipeline.run import Run, _timed
+from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.seconds import Rank, Seconds
-from ssd_ray.pipeline.step import Step
+from ssd_ray.pipeline.step import Step, when_complete
+from ssd_ray.pipeline.timing import timed
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Prompt
 from tests.support.staged import Double
@@ -100,7 +101,7 @@ def test_a_second_driver_with_another_recipe_touches_nothing(
         step = next(step for step, _ in first.states() if step.name == "samples")
         manifests.claim(tmp_path / "samples", step.identity)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        with pytest.raises(UserError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is using"):
             second.make("sample")
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -128,7 +129,7 @@ def test_a_second_signal_while_ray_starts_ends_at_once(
     monkeypatch.setattr(ray, "shutdown", lambda: begun.append("down"))
     before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(KeyboardInterrupt), cluster.connected(ClusterConfig(device="cpu")):
+        with pytest.raises(KeyboardInterrupt), cluster.connected():
             begun.append("at work")
         assert begun == (["up", "down"] if times == 1 else ["down"])
         assert all(signal.getsignal(each) is interrupt for each in before)
@@ -149,11 +150,12 @@ def init(**_):
         signal.raise_signal(getattr(signal, name))
     print("up", flush=True)
 ray.init, ray.shutdown = init, lambda: print("down", flush=True)
-with cluster.connected(ClusterConfig(device="cpu")):
+with cluster.connected():
     print("at work", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "signals", "shown", "status"),
     [
@@ -181,7 +183,7 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(
     def attempt(act: Callable[[Path], Any]) -> None:
         step = Double(name="samples", recipe=recipe, verb="sample", chosen={}, act=act)
         context = RunContext(recipe, tmp_path, LineProgress())
-        _timed(step, tmp_path / "samples", context, Seconds(), Rank.LEADING)
+        timed(step, tmp_path / "samples", context, Seconds(), Rank.LEADING)
 
     def killed(_: Path) -> Any:
         raise InfrastructureError("killed")
@@ -202,7 +204,7 @@ def test_the_versions_of_every_attempt_stay_with_an_artifact(
     timing = files.read_json(tmp_path / "samples" / "timing.json")
     assert timing["versions"] == [{"vllm": "1"}, {"vllm": "2"}, {"vllm": "3"}]
     assert (timing["attempts"], timing["tokens"]) == (4, 3), (
-        "versions stand there from the beginning of an attempt"
+        "versions are recorded from the beginning of an attempt"
     )
 
 
@@ -267,7 +269,7 @@ def test_sampling_starts_once_a_few_prompts_are_checked(
     assert [step.name for step in samples.after] == ["contamination", "eval-prompts"]
     assert run._needs_ray(steps["prompts"], list(steps.values()))
     assert not run._needs_ray(steps["prompts"], [steps["prompts"]])
-    ended = run._context.when_complete(*samples.after)
+    ended = when_complete(run._context, *samples.after)
     assert not ended()
     for name in ("benchmark", "prompts", "contamination", "eval-prompts"):
         assert not ended()
@@ -316,7 +318,7 @@ def test_a_data_set_is_remade_only_for_other_samples(tmp_path: Path, tiny_llama:
         if state == "complete":
             manifests.seal(tmp_path / "dataset", dataset.identity, Facts())
         shutil.rmtree(there)
-        _samples(tmp_path, samples.identity, "one")  # drawn again, to the same
+        _samples(tmp_path, samples.identity, "one")  # drawn again, with equal contents
         assert _settled(run, dataset) == state
         shutil.rmtree(there)
         _samples(tmp_path, samples.identity, f"two {state}")
@@ -385,7 +387,7 @@ def test_a_model_without_a_template_runs_in_release_mode(
     ], "a mistake shows first"
 
 
-def test_prompts_cut_for_another_answer_length_are_others(
+def test_another_answer_length_cuts_prompts_in_another_place(
     tmp_path: Path,
 ) -> None:
     def fingerprint(*chosen: str) -> str:
@@ -402,3 +404,36 @@ def test_prompts_cut_for_another_answer_length_are_others(
     assert fingerprint("prompts.over_length=truncate-left") != fingerprint(
         "prompts.over_length=truncate-left", longer
     )
+
+
+def test_a_killed_attempt_counts_with_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssd_ray.pipeline.timing._PERIOD_S", 0.01)
+    recipe = recipes.load("quickstart")
+    path = tmp_path / "checkpoint" / "timing.json"
+    left: list[str] = []
+
+    def attempt(act: Callable[[Path], Any]) -> None:
+        step = Double(name="checkpoint", recipe=recipe, verb="train", chosen={}, act=act)
+        context = RunContext(recipe, tmp_path, LineProgress())
+        timed(step, path.parent, context, Seconds(), Rank.LEADING)
+
+    def killed(_: Path) -> Any:
+        until = time.monotonic() + 20
+        while files.read_json(path)["wall_seconds"] == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        left.append(path.read_text())
+        raise InfrastructureError("killed")
+
+    with pytest.raises(InfrastructureError):
+        attempt(killed)
+    # A kill leaves the last regular write.
+    path.write_text(left[0])
+    before = files.read_json(path)
+    assert before["attempts"] == 1
+    assert before["seconds"] == before["wall_seconds"] > 0
+    attempt(lambda _: AnswerFacts(rows=1, output_tokens=30))
+    after = files.read_json(path)
+    assert (after["attempts"], after["tokens"]) == (2, 30)
+    assert after["wall_seconds"] > before["wall_seconds"]

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ssd_ray.models.architecture import parse
 from ssd_ray.planner import memory as formulas
 from ssd_ray.planner.memory import bucket_bytes, memory
-from tests.support.planner_cases import MODELS, SETTING, model_of, plan_of
+from tests.support.planner_cases import MODELS, SETTING, UNPACKED, model_of, plan_of
+from tests.support.traced_layers import traced_layers
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from loss_memory import LiveBytes
@@ -57,7 +58,7 @@ def test_stages_two_and_one_match_deepspeeds_estimator() -> None:
     assert memory(model, dataclasses.replace(SETTING, zero_stage=1)).states > ours
 
 
-def test_the_buckets_match_deepspeed_and_our_engine() -> None:
+def test_sizes_of_buckets_are_deepspeeds_defaults() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     defaults = DeepSpeedZeroConfig()
@@ -106,6 +107,32 @@ def test_memory_falls_with_sharding_and_grows_with_tokens(
     )
 
 
+def test_divided_experts_are_gathered_by_their_own_workers_only() -> None:
+    model = model_of("qwen3-30b-instruct")
+    # With sequences this long, a layer takes more than the logits.
+    long = dataclasses.replace(SETTING, micro_batch_tokens=65_536)
+    whole, divided = (
+        memory(model, dataclasses.replace(long, expert_parallel=size)) for size in (1, 8)
+    )
+    assert divided.states == whole.states
+    experts = 128 * 3 * 768 * 2048
+    gathered = ("gathered parameters", "gradients of one block")
+    less = sum(whole.parts[name] - divided.parts[name] for name in gathered)
+    # Two layers ahead, DeepSpeed's minimum of 10^9 elements at least; then the flat buffer and the
+    # gradients of a block, in which a worker has 16 of 128 experts.
+    flat = experts - model.vocabulary * model.hidden
+    assert less == 2 * (2 * model.layer_parameters - 10**9 + flat + model.block_parameters)
+    # Of each routed token, three more rows: sent, received, and in the order of experts.
+    more = divided.parts["one layer at work"] - whole.parts["one layer at work"]
+    assert more == 65_536 * 2 * 3 * 8 * 2048
+    on_cpu = [
+        memory(model, dataclasses.replace(SETTING, expert_parallel=size, on_cpu=True))
+        for size in (1, 2)
+    ]
+    whole_cpu, halves = (each.parts["gathered parameters"] for each in on_cpu)
+    assert whole_cpu - halves == 2 * model.parts["experts"] // 2
+
+
 def test_checkpointing_keeps_a_layers_input_instead_of_the_layer() -> None:
     model = model_of("llama-3.1-8b-instruct")
     less, more = (
@@ -128,7 +155,7 @@ def test_lora_needs_no_states_for_frozen_weights() -> None:
 
 def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
     def needed(*overrides: str) -> int:
-        return plan_of("qwen3-4b-instruct", *overrides).requested.memory.device
+        return plan_of("qwen3-4b-instruct", *UNPACKED, *overrides).requested.memory.device
 
     masked = needed("train.packing=true") - needed()
     assert masked == 65536**2 * (1 + 2)  # 4 GiB of flags, 8 GiB of bfloat16 in the layer at work
@@ -139,12 +166,14 @@ def test_packing_with_sdpa_counts_a_quadratic_mask() -> None:
 def test_host_memory_counts_held_out_samples_and_exports() -> None:
     model, estimate = model_of("qwen3-4b-instruct"), plan_of("qwen3-4b-instruct").requested.memory
     assert estimate.kept == 2 * (model.vocabulary * model.hidden + 64 * 65536 * model.hidden // 8)
-    assert estimate.export == 2 * model.parameters
+    assert estimate.export == 2 * 2 * model.parameters
     assert plan_of("qwen3-4b-instruct", "train.heldout_samples=0").requested.memory.kept == 0
     small = plan_of("qwen3-4b-instruct", assume=("host_memory_gib=5",))
     assert small.requested.refusal == "too little host memory"
     on_cpu = (
-        plan_of("quickstart", f"train.heldout_samples={number}").requested.memory
+        plan_of(
+            "quickstart", "cluster.train_workers=2", f"train.heldout_samples={number}"
+        ).requested.memory
         for number in (0, 4)
     )
     without, with_ = on_cpu
@@ -161,12 +190,46 @@ def test_host_memory_counts_held_out_samples_and_exports() -> None:
     ],
 )
 def test_a_cpu_holds_a_full_gradient_in_float32(change: str, held: bool) -> None:
-    assert (
-        plan_of(
-            "quickstart", "train.accumulate_locally=true", change
-        ).requested.setting.whole_gradient
-        == held
+    choices = ("cluster.train_workers=2", "train.accumulate_locally=true", change)
+    assert plan_of("quickstart", *choices).requested.setting.whole_gradient == held
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("name", ["qwen3-4b", "llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b"])
+def test_activations_are_those_of_the_layers_of_transformers(
+    name: str, checkpointing: bool
+) -> None:
+    """Live bytes of four layers at full width, in passes that are traced without data."""
+    tokens = 65536 if checkpointing else 8192
+    config, live = traced_layers(name, tokens, checkpointing=checkpointing)
+    chosen = {"micro_batch_tokens": tokens, "gradient_checkpointing": checkpointing}
+    parts = memory(
+        parse(config, name), dataclasses.replace(SETTING, chunk_tokens=1, **chosen)
+    ).parts
+    planned = parts["activations"] + parts["one layer at work"]
+    assert live <= planned <= 1.25 * live
+
+
+def test_a_gathered_block_is_held_twice_with_its_gradients() -> None:
+    """A block of experts holds 604M parameters; DeepSpeed gathers it into one flat buffer."""
+    model = model_of("qwen3-30b-instruct")
+    many, one = (
+        memory(model, dataclasses.replace(SETTING, num_workers=number)).parts for number in (8, 1)
     )
+    block = 128 * 3 * 2048 * 768
+    assert many["gathered parameters"] - one["gathered parameters"] == 2 * block
+    assert many["gradients of one block"] == 2 * (block + 128 * 2048)
+    adapters = dataclasses.replace(SETTING, lora_parameters=model.lora_parameters(8, ()))
+    assert memory(model, adapters).parts["gradients of one block"] == 0
+    assert memory(model_of("qwen3-4b-instruct"), SETTING).parts["gradients of one block"] == 0
+
+
+def test_long_sequences_are_shared_before_a_30b_model_fits() -> None:
+    plan = plan_of("qwen3-30b-instruct", *UNPACKED)
+    assert plan.requested.refusal == "too little memory"
+    assert plan.remedy is not None
+    assert plan.remedy[0] == "--set train.sequence_parallel_size=2"
+    assert plan.remedy[1].num_workers == 16
 
 
 TINY = {
@@ -186,9 +249,7 @@ TINY |= {
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_the_mask_of_packed_sequences_is_as_large_as_it_is_alive(
-    precision: Any, checkpointing: bool
-) -> None:
+def test_the_planned_mask_equals_the_live_tensors(precision: Any, checkpointing: bool) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -319,7 +380,7 @@ def _reduction(stage: int, precision: Any, on_cpu: bool) -> tuple[int, int]:
             most |= {
                 "buffers": 0,
                 "copies": 0,
-            }  # the first micro-batch also makes what gradients are added up in
+            }  # the first micro-batch also allocates the buffers that accumulate gradients
             engine.set_gradient_accumulation_boundary(last)
             engine.backward(
                 engine(torch.ones(4, 256, dtype=getattr(torch, precision))).float().sum(),

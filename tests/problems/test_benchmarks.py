@@ -150,7 +150,7 @@ def test_every_format_is_distinguished_from_every_other() -> None:
         ),
     ],
 )
-def test_a_file_of_something_else_is_one_sentence(
+def test_a_file_of_another_kind_is_refused_in_one_sentence(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "p.jsonl"
@@ -161,7 +161,7 @@ def test_a_file_of_something_else_is_one_sentence(
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_cut_off_or_missing_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_cut_off_or_missing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(OWN).encode())[:-9])
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
     for name, message in (
@@ -266,7 +266,7 @@ def test_a_reference_that_fails_is_never_an_expected_value() -> None:
         (404, [float("inf"), 1], [float("inf"), 1]),
     ],
 )
-def test_mbpp_plus_inputs_get_the_types_that_their_task_means(
+def test_mbpp_plus_inputs_get_the_types_of_their_task(
     tmp_path: Path, ordinal: int, stored: list[object], meant: list[object]
 ) -> None:
     row = {**MBPP_PLUS, "task_id": f"Mbpp/{ordinal}", "base_input": [stored], "plus_input": {}}
@@ -315,8 +315,17 @@ def test_every_comparison_of_a_task_exists() -> None:
                 "test_setup_code": "r = Node()",
                 "test_list": ["assert f(r)"],
             },
-            "own class Node",
+            "field 'test_setup_code' builds objects of the solution's own class Node",
         ),
+        (
+            {
+                **MBPP,
+                "code": "class Pair:\n  pass\ndef f(p):\n  pass",
+                "test_list": ["assert f(Pair())"],
+            },
+            "field 'test_list' builds objects of the solution's own class Pair",
+        ),
+        ({**MBPP, "test_imports": ["import"]}, "field 'test_imports' is not Python"),
         ({**MBPP, "test_list": ["assert shared((1,), str) == ()"]}, "passes str itself"),
         ({**GSM8K, "answer": "18"}, "must end in '#### number'"),
         ({**GSM8K, "answer": "#### many"}, "must end in '#### number'"),
@@ -394,7 +403,7 @@ def test_an_mbpp_assertion_becomes_a_check_of_the_candidate(tmp_path: Path) -> N
             ](lambda a, b: ())
 
 
-def test_sanitised_mbpp_brings_imports_and_calls_its_text_prompt(tmp_path: Path) -> None:
+def test_sanitized_mbpp_has_imports_and_a_column_prompt(tmp_path: Path) -> None:
     row = {
         key: value
         for key, value in MBPP.items()
@@ -407,7 +416,7 @@ def test_sanitised_mbpp_brings_imports_and_calls_its_text_prompt(tmp_path: Path)
     assert problem.tests[0].input.startswith("import math\ndef check(candidate):")
 
 
-def test_an_mbpp_split_has_its_count(tmp_path: Path) -> None:
+def test_an_mbpp_split_has_its_published_size(tmp_path: Path) -> None:
     rows = [{**MBPP, "task_id": number} for number in range(5, 15)]
     file = str(_write(tmp_path / "m.jsonl", *rows))
     loaded = resolve.load(Benchmark(name="m", file=file, release="test"))
@@ -429,7 +438,7 @@ def test_the_gold_number_follows_the_mark(answer: str, gold: str) -> None:
         gold_number(answer.replace("####", "##"))
 
 
-def test_own_rows_of_every_kind(tmp_path: Path) -> None:
+def test_custom_rows_of_every_kind_are_read(tmp_path: Path) -> None:
     problems = _read(
         tmp_path,
         OWN,
@@ -462,7 +471,7 @@ def test_own_rows_of_every_kind(tmp_path: Path) -> None:
     assert [problem.tests[0].output for problem in problems] == ["1\n", "1\n", "null", "", "4.5"]
 
 
-def test_the_rows_of_a_run_are_rows_too(tmp_path: Path) -> None:
+def test_rows_of_a_runs_benchmark_are_read_back(tmp_path: Path) -> None:
     problems = list(sources.builtin("eval"))[:12]
     shards.write_shard(tmp_path, "problems", problems, Problem)
     assert list(read_problems(tmp_path)) == problems
@@ -544,7 +553,7 @@ STARTER = Problem(
 )
 
 
-def test_livecodebench_is_put_as_published() -> None:
+def test_livecodebench_has_its_published_prompt() -> None:
     system, user = published(STDIN)
     assert (system["role"], user["role"]) == ("system", "user")
     assert system["content"].startswith(
@@ -561,7 +570,7 @@ def test_livecodebench_is_put_as_published() -> None:
     assert "```python\nclass Solution:\n```" in published(STARTER)[1]["content"]
 
 
-def test_each_benchmark_is_put_as_published(tmp_path: Path) -> None:
+def test_each_benchmark_has_its_published_prompt(tmp_path: Path) -> None:
     tests = {name: _read(tmp_path, row)[0] for name, row in {**ROWS, "mbpp+": MBPP_PLUS}.items()}
     for name in ("evalplus", "humaneval", "mbpp+"):
         (turn,) = published(tests[name])
@@ -625,6 +634,7 @@ def test_reading_problems_loads_no_engine() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form", "count", "kind"),
     [

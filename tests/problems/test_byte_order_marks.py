@@ -44,18 +44,20 @@ def _statements(file: Path) -> list[str]:
     ids=["before a file", "alone in a line", "of joined files", "before a column"],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_prompt_files_with_byte_order_marks(tmp_path: Path, content: bytes, suffix: str) -> None:
+def test_prompt_files_may_have_byte_order_marks(
+    tmp_path: Path, content: bytes, suffix: str
+) -> None:
     file = tmp_path / f"p{suffix}"
     file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     assert _statements(file) == ["Print é.", "Print b."]
 
 
-def test_a_parquet_column_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_a_parquet_column_may_have_a_byte_order_mark(tmp_path: Path) -> None:
     pq.write_table(pa.table({"\ufeffquestion": ["Print a."], "id": ["x"]}), tmp_path / "p.parquet")
     assert _statements(tmp_path / "p.parquet") == ["Print a."]
 
 
-def test_benchmarks_and_completions_with_byte_order_marks(tmp_path: Path) -> None:
+def test_benchmarks_and_completions_may_have_byte_order_marks(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(BOM + BENCH)
     assert [problem.problem_id for problem in read_problems(tmp_path / "b.jsonl")] == ["b-1"]
     (tmp_path / "c.jsonl").write_bytes(BOM + b'{"problem_id": "b-1", "text": "1"}\n')
@@ -66,13 +68,13 @@ def test_benchmarks_and_completions_with_byte_order_marks(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_prompt_files_in_another_encoding_are_one_sentence(tmp_path: Path, encoding: str) -> None:
+def test_prompt_files_in_another_encoding_are_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "p.jsonl").write_bytes(b"\n".join(LINES).decode().encode(encoding))
     with pytest.raises(UserError, match=r"p.jsonl, row 1: not JSONL in UTF-8 \("):
         _statements(tmp_path / "p.jsonl")
 
 
-def test_a_recipe_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_a_recipe_may_have_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(BOM + (Path(recipes.__file__).parent / "quickstart.yaml").read_bytes())
     assert recipes.load(path) == recipes.load("quickstart")

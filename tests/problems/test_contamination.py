@@ -67,11 +67,11 @@ SPACELESS = {
 }
 
 _WEIGHTS = {"字": 0.5, "ก": 1 / 3}
-"""Length in words of the letters that the statements below are made of; of all others, 1."""
+"""Letters of scripts without spaces, with their length in words. Any other piece has length 1."""
 
 
 def _cut(statement: str) -> list[str]:
-    """Words and letters of a statement of the words `a`, `b`, `c` and the letters above."""
+    """Split a statement into its words and the letters above."""
     return statement.replace("字", " 字 ").replace("ก", " ก ").split()
 
 
@@ -80,7 +80,7 @@ def _weight(pieces: list[str]) -> float:
 
 
 def _parts(pieces: list[str], length: float) -> set[tuple[str, ...]]:
-    """All contiguous parts that weigh at least `length`."""
+    """Return all contiguous parts that weigh at least `length`."""
     ends = range(len(pieces) + 1)
     return {
         tuple(pieces[i:j]) for i in ends for j in ends if i < j and _weight(pieces[i:j]) >= length
@@ -205,7 +205,7 @@ def test_the_length_of_a_shared_run_is_reported_exactly() -> None:
         ("x = -1", "x=-1"),
     ],
 )
-def test_an_identical_statement_is_found_whatever_its_length(statement: str, same: str) -> None:
+def test_an_identical_statement_of_any_length_is_found(statement: str, same: str) -> None:
     benchmarks = Benchmarks([_problem(0, statement)])
     result = benchmarks.find(same)
     assert result is not None
@@ -244,7 +244,7 @@ def test_statements_without_any_sign_are_not_the_same() -> None:
 
 
 def words(statement: str) -> list[str]:
-    """A statement's words; all tests below are in English."""
+    """Return the words of a statement; all tests below are in English."""
     return list(units(statement).texts)
 
 
@@ -282,7 +282,7 @@ def test_a_phrase_of_the_format_marks_no_prompt() -> None:
         for number, source in enumerate(("mbpp", "mbpp+", "a", "b", "c"))
     ]
     assert Benchmarks(twice).find(LONG) is not None, (
-        "the same problem in five benchmarks is no phrase"
+        "the same problem in five benchmarks is not a phrase"
     )
 
 
@@ -336,7 +336,7 @@ def test_the_refusal_of_a_shorter_run_states_its_own_length(tmp_path: Path) -> N
     assert "13 words" not in str(e.value)
 
 
-def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_check_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, benchmark = _artifacts(
         tmp_path, ["Something else.", "Another thing.", "A third."], [_problem(7, LONG)]
     )
@@ -350,7 +350,7 @@ def test_a_long_check_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert messages[-1].startswith("contamination: done, 3/3 prompts")
 
 
-def test_dropped_overlaps_are_counted_and_refuse_nothing() -> None:
+def test_dropped_overlaps_are_counted_without_a_refusal() -> None:
     from ssd_ray.config import PromptsConfig
 
     problems = list(sources.builtin("train"))
@@ -364,8 +364,8 @@ def test_dropped_overlaps_are_counted_and_refuse_nothing() -> None:
     assert not any(benchmarks.find(problem.statement) for problem in kept)
 
 
-def test_the_built_in_sets_and_the_quick_start_pass_honestly() -> None:
-    """Built-in training problems against both benchmarks, and each against itself."""
+def test_built_in_training_problems_overlap_no_benchmark() -> None:
+    """The check is no trivial pass: each benchmark problem overlaps with itself."""
     train, evaluated = (
         list(sources.builtin("train")),
         [*sources.builtin("eval"), *sources.humaneval()],

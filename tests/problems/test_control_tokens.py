@@ -37,13 +37,14 @@ def _controls(tokenizer: Any, ids: tuple[int, ...]) -> list[str]:
 FRAME = ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("rstrip", [False, True])
 def test_ordinary_statements_keep_the_ids_of_one_piece(
     kind: str, normalized: bool, rstrip: bool
 ) -> None:
-    """Both encodings agree for statements without control tokens: the seams are the same."""
+    """Both encodings agree for statements without control tokens, also where pieces join."""
     tokenizer = tokenizer_of(kind, normalized=normalized, rstrip=rstrip)
     control = ControlTokens(tokenizer)
     nothing = Masked(values=None, originals={})
@@ -84,7 +85,7 @@ def test_control_tokens_in_a_statement_stay_text(kind: str, normalized: bool, to
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace-always"])
 def test_control_tokens_in_words_have_the_ids_of_their_pieces(kind: str) -> None:
-    """The oracle is each piece alone, by a tokenizer with special tokens as text."""
+    """Expected are the ids of each piece alone, by a tokenizer with special tokens as text."""
     tokenizer, bare = tokenizer_of(kind), tokenizer_of(kind).backend_tokenizer
     bare.encode_special_tokens = True
     for statement in (
@@ -218,11 +219,11 @@ def test_tokens_that_cannot_be_written_as_text_are_named() -> None:
     assert put.unwritable == ["x/1"]
 
 
-def test_a_tokenizer_that_is_none_of_the_library_names_the_rows() -> None:
+def test_a_tokenizer_without_the_library_names_the_rows() -> None:
     tokenizer = tokenizer_of("byte-level")
 
     class Slow:
-        """The same tokenizer without its library's one."""
+        """The same tokenizer without the one of the tokenizers library behind it."""
 
         def __getattr__(self, name: str) -> Any:
             if name == "backend_tokenizer":
@@ -343,7 +344,7 @@ def test_rows_of_a_benchmark_keep_their_words_too(tmp_path: Path) -> None:
     assert put.kept_words == 1
 
 
-def test_every_pair_of_neighbours_keeps_its_seams() -> None:
+def test_no_character_next_to_a_template_token_changes_it() -> None:
     """No token of the template changes by the first or last character of a statement."""
     tokenizer = tokenizer_of("metaspace-first", rstrip=True)
     put = _put(tokenizer, "chat")

@@ -92,7 +92,7 @@ def _read(tmp_path: Path, row: dict[str, Any]) -> Problem:
 
 
 def _outcomes(tmp_path: Path, row: dict[str, Any], *programs: str) -> list[str]:
-    """Grade programs on one row from the command line's side."""
+    """Grade programs on one row, as `ssd-ray grade` does."""
     answers = [
         {"task_id": row["task_id"], "index": index, "code": code}
         for index, code in enumerate(programs)
@@ -108,6 +108,7 @@ def _outcomes(tmp_path: Path, row: dict[str, Any], *programs: str) -> list[str]:
     return [row["outcome"] for row in pq.read_table(job.out / "verdicts.parquet").to_pylist()]
 
 
+@pytest.mark.slow
 def test_mbpp_plus_of_the_hub_is_graded_by_its_test(tmp_path: Path) -> None:
     programs = (
         MBPP_PLUS["code"],
@@ -123,7 +124,7 @@ def test_mbpp_plus_of_the_hub_is_graded_by_its_test(tmp_path: Path) -> None:
     assert outcomes[3] != "accepted"
 
 
-def test_mbpp_plus_of_the_hub_is_named_and_stated(tmp_path: Path) -> None:
+def test_mbpp_plus_of_the_hub_has_its_name_and_statement(tmp_path: Path) -> None:
     problem = _read(tmp_path, MBPP_PLUS)
     assert (problem.problem_id, problem.source, problem.entry_point) == (
         "mbpp/903",
@@ -190,14 +191,14 @@ def test_humaneval_plus_of_the_hub_is_graded_right(tmp_path: Path) -> None:
         ({"question": "Q", "answer": "#### 1"}, "tolerance", 0.5),
     ],
 )
-def test_a_column_with_a_part_in_grading_is_refused_by_name(
+def test_a_column_with_a_role_in_grading_is_refused_by_name(
     tmp_path: Path, row: dict[str, Any], column: str, value: Any
 ) -> None:
     with pytest.raises(
         UserError, match=f"row 1: field {column!r} is not read in format .* drop the column"
     ):
         _read(tmp_path, {**row, column: value})
-    assert _read(tmp_path, {**row, column: None}), "nothing in the column changes nothing"
+    assert _read(tmp_path, {**row, column: None}), "an empty column changes nothing"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_a_benchmark_in_another_language_is_refused(tmp_path: Path) -> None:
         "name language prompt doctests tests stop_tokens",  # MultiPL-E
     ],
 )
-def test_data_sets_of_other_forms_are_no_benchmark(tmp_path: Path, columns: str) -> None:
+def test_data_sets_in_other_formats_are_refused(tmp_path: Path, columns: str) -> None:
     with pytest.raises(UserError, match="fit no known format"):
         _read(tmp_path, dict.fromkeys(columns.split(), "x"))
 
@@ -286,7 +287,7 @@ def _prompts(source: Path | str, **choices: Any) -> tuple[list[Problem], sources
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_only_passed_goes_by_a_local_copy_of_rstar_coder(tmp_path: Path, suffix: str) -> None:
+def test_only_passed_filters_a_local_copy_of_rstar_coder(tmp_path: Path, suffix: str) -> None:
     path = _write(tmp_path / "seed.jsonl", *RSTAR)
     if suffix == "parquet":
         path = tmp_path / "seed.parquet"
@@ -297,7 +298,7 @@ def test_only_passed_goes_by_a_local_copy_of_rstar_coder(tmp_path: Path, suffix:
     assert len(_prompts(path, only_passed=False)[0]) == 4
 
 
-def test_only_passed_goes_by_a_hub_copy_of_rstar_coder(
+def test_only_passed_filters_a_hub_copy_of_rstar_coder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: RSTAR)
@@ -352,7 +353,7 @@ def test_is_passed_is_read_in_every_form_of_a_file(tmp_path: Path, value: Any, k
         ([{"question": "A.", "is_correct": True}], "field 'is_correct' looks like 'is_passed'"),
     ],
 )
-def test_a_verdict_that_cannot_be_gone_by_is_refused(
+def test_an_unclear_column_of_verdicts_is_refused(
     tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
     path = _write(tmp_path / "p.jsonl", *rows)

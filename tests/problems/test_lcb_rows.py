@@ -171,8 +171,8 @@ def test_missing_private_tests_are_counted(tmp_path: Path) -> None:
             "test 1: its input lines and its output must each be JSON",
         ),
         ({"question_id": "abc1_a"}, "id 'abc1_a' occurs twice"),
-        ({"question_content": "a\ud800"}, "no Unicode"),
-        ({"private_test_cases": json.dumps([_case("\udfff", "1")])}, "no Unicode"),
+        ({"question_content": "a\ud800"}, "not Unicode"),
+        ({"private_test_cases": json.dumps([_case("\udfff", "1")])}, "not Unicode"),
     ],
 )
 def test_an_undecodable_row_is_refused_by_number_and_field(

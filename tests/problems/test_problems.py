@@ -39,7 +39,7 @@ def test_the_builtin_set_is_large_mixed_and_without_repeats() -> None:
     assert all(len(problem.tests) >= 5 and problem.reference for problem in problems)
 
 
-def test_training_and_evaluation_problems_are_apart() -> None:
+def test_training_and_evaluation_problems_are_disjoint() -> None:
     train, evaluation = (
         {problem.problem_id for problem in sources.builtin(split)} for split in ("train", "eval")
     )
@@ -48,6 +48,7 @@ def test_training_and_evaluation_problems_are_apart() -> None:
     assert len(evaluation) >= 40
 
 
+@pytest.mark.slow
 def test_every_reference_passes_its_tests() -> None:
     from ssd_ray.evaluation.judging.judge import Rules, check_references
     from ssd_ray.evaluation.sandbox import Limits, Sandbox
@@ -92,7 +93,7 @@ def test_the_limit_counts_what_is_left_after_filtering() -> None:
     assert len(problems) == 3
 
 
-def test_a_limit_takes_from_every_tier() -> None:
+def test_a_limit_takes_from_every_difficulty() -> None:
     problems, _ = _load(limit=30)
     assert {problem.difficulty for problem in problems} == set(sources.TIERS)
 
@@ -169,12 +170,12 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
         (
             '{"question": "a\\ud800"}\n',
             {},
-            r"row 1: field 'question' holds text that is no Unicode: '\\ud800'",
+            r"row 1: field 'question' holds text that is not Unicode: '\\ud800'",
         ),
         (
             '{"question": "a", "starter_code": "\\udfff"}\n',
             {},
-            "row 1: field 'starter_code' holds text that is no Unicode",
+            "row 1: field 'starter_code' holds text that is not Unicode",
         ),
         (
             '{"question": "a", "starter_code": 3}\n',
@@ -216,7 +217,7 @@ def test_rstar_rows_are_filtered_by_is_passed_and_counted(monkeypatch: pytest.Mo
         ('{"question": "a"}\n', {"split": "eval"}, "built-in set only"),
     ],
 )
-def test_a_bad_prompt_file_is_one_sentence(
+def test_a_bad_prompt_file_is_refused_in_one_sentence(
     tmp_path: Path, content: str, choices: dict[str, str], message: str
 ) -> None:
     path = tmp_path / "p.jsonl"
@@ -243,7 +244,21 @@ def test_a_late_mistake_in_a_file_is_reported_before_any_prompt(tmp_path: Path) 
             next(sources.training_problems(chosen, tally))
         assert tally.read == 0
         limited = list(sources.training_problems(chosen.model_copy(update={"limit": 2000}), tally))
-        assert len(limited) == 2000, "what a limit leaves out is nobody's mistake"
+        assert len(limited) == 2000, "rows beyond a limit are not checked"
+
+
+def test_first_rows_of_a_prompt_file_are_checked_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(f'{{"question": "Add {number}."}}\n' for number in range(9)) + "{\n")
+    chosen = PromptsConfig(source=str(path))
+    with pytest.raises(UserError, match=r"row 10: not JSONL"):
+        sources.check_file(chosen)
+    sources.check_file(chosen.model_copy(update={"limit": 9}))
+    monkeypatch.setattr(sources, "CHECK_S", -1.0)
+    sources.check_file(chosen)
+    sources.check_file(PromptsConfig())
 
 
 def test_a_difficulty_may_be_a_number(tmp_path: Path) -> None:
@@ -325,7 +340,7 @@ def test_a_run_keeps_its_first_commit_of_a_data_set(
     )
 
 
-def test_a_hub_without_a_commit_is_one_sentence(
+def test_a_hub_without_a_commit_is_refused_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hub:
@@ -370,12 +385,12 @@ def test_a_data_set_of_the_hub_is_streamed_at_a_named_revision(tmp_path: Path) -
             list(sources.training_problems(PromptsConfig(source=source), sources.Tally()))
 
 
-def test_unreadable_files_are_one_sentence(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for source in ("x" * 5000, "~nobody-of-this-name/x"):
-        with pytest.raises(UserError, match=r"prompts.source .*is no path that can be looked at"):
+        with pytest.raises(UserError, match=r"prompts.source .*is not a usable path"):
             sources.identify(source)
     far = pa.table({"question": ["Add."], "when": pa.array([2**62], pa.timestamp("us"))})
     pq.write_table(far, tmp_path / "far.parquet")
@@ -427,7 +442,7 @@ def test_a_prompt_file_can_carry_tests(tmp_path: Path) -> None:
     assert not any(problem.tests for problem in _load(source=str(tmp_path / "p.jsonl"))[0])
 
 
-def test_a_missing_or_corrupt_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_or_corrupt_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no JSONL or Parquet file there"):
         _load(source=str(tmp_path / "none.jsonl"))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
@@ -552,7 +567,7 @@ def test_a_model_without_a_template_is_sent_to_release_mode() -> None:
     assert text == release_text(PROBLEM)
 
 
-def test_a_template_argument_that_is_decided_here_is_refused() -> None:
+def test_a_template_argument_that_ssd_ray_sets_is_refused() -> None:
     from tests.support.tiny import tiny_tokenizer
 
     for name in ("tokenize", "add_generation_prompt"):
@@ -566,7 +581,7 @@ def test_a_failing_template_names_the_right_remedy() -> None:
     from tests.support.tiny import tiny_tokenizer
 
     for template, message in (
-        ("{% if %}", "the chat template is no Jinja"),
+        ("{% if %}", "the chat template is not Jinja"),
         ("{{ 1 + 'a' }}", "the chat template fails for x/1"),
     ):
         tokenizer = tiny_tokenizer()

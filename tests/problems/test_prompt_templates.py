@@ -89,7 +89,7 @@ def _noted(tokenizer: Any, ends: set[int], mode: Mode = "paper") -> list[str]:
     return list(notes.before(_put(tokenizer, mode), tokenizer, ends, system=mode == "paper"))
 
 
-# 06: tokens that a tokenizer adds
+# Tokens that a tokenizer adds
 
 
 def _adding(tokenizer: Any, form: str) -> Any:
@@ -138,10 +138,10 @@ def test_a_chat_prompt_has_its_templates_tokens_and_no_more(mode: Mode, form: st
     assert (ids[0], ids[-1]) == (first, last)
 
 
-def test_the_field_case_of_an_end_token_behind_every_prompt(
+def test_an_end_token_appended_to_every_prompt_is_left_out(
     own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mode release, and a post-processor appends the end token, as add_eos_token does."""
+    """In mode release, with a post-processor that appends the end token, as add_eos_token does."""
     path = own_model / "tokenizer.json"
     stated = json.loads(path.read_text())
     stated["post_processor"] = {
@@ -192,7 +192,7 @@ def test_beginnings_and_ends_of_prompts_are_noted() -> None:
     assert _noted(tokenizer, ends, "release") == []
 
 
-# 07: templates that read the clock
+# Templates that read the clock
 
 
 @pytest.mark.parametrize("template", [CLOCK, GUARDED])
@@ -259,7 +259,7 @@ def test_a_clock_is_noted_recorded_and_kept_across_midnight(
     ] * 2
     assert all("Now: 2026-01-31 23:59:59" in row.text for row in first)
     at(LATE)
-    shutil.rmtree(tmp_path / "run" / "prompts")  # as an attempt that did not come to its end
+    shutil.rmtree(tmp_path / "run" / "prompts")  # as after an interrupted attempt
     _rendered(own_model, tmp_path / "run")
     assert _prompts(tmp_path / "run") == first
     facts = _rendered(own_model, tmp_path / "other")
@@ -349,7 +349,7 @@ def test_a_template_that_draws_at_random_is_refused(part: str) -> None:
     "name",
     ["strftime_now", "chat_template", "messages", "continue_final_message", "tokenizer_kwargs"],
 )
-def test_template_arguments_cannot_replace_what_is_decided_here(name: str) -> None:
+def test_template_arguments_cannot_replace_fixed_ones(name: str) -> None:
     with pytest.raises(UserError, match=f"template_arguments holds '{name}', which ssd_ray sets"):
         _put(tiny_tokenizer(), "chat", **{name: "x"})
 
@@ -364,7 +364,7 @@ def test_template_arguments_cannot_replace_what_is_decided_here(name: str) -> No
         "{{ ''.x() }}",
     ],
 )
-def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None:
+def test_a_template_that_fails_in_any_way_is_refused(template: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=r"the chat template fails for x/1 \(.+\): correct it"):
@@ -379,14 +379,14 @@ def test_a_template_that_fails_in_any_way_is_one_sentence(template: str) -> None
         ("chat", "set model.chat_template"),
     ],
 )
-def test_a_mode_that_is_in_use_is_no_remedy(template: str, mode: Mode, remedy: str) -> None:
+def test_a_mode_in_use_is_not_proposed_as_a_remedy(template: str, mode: Mode, remedy: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=f": {remedy}"):
         _put(tokenizer, mode)(PROBLEM)
 
 
-# 08: byte order marks and encodings
+# Byte order marks and encodings
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
@@ -432,12 +432,12 @@ def test_a_byte_order_mark_in_a_models_own_template_is_left_out(
 @pytest.mark.parametrize(
     "stated", [5, True, {"default": 5}, [{"name": "default", "template": None}]]
 )
-def test_a_models_template_that_is_no_text_is_one_sentence(own_model: Path, stated: Any) -> None:
+def test_a_models_template_that_is_no_text_is_refused(own_model: Path, stated: Any) -> None:
     (own_model / "chat_template.jinja").unlink()
     _state(own_model, stated)
     with pytest.raises(
         UserError,
-        match=r"template 'default' is no text \((int|bool|NoneType)\): set model.chat_template",
+        match=r"template 'default' is not text \((int|bool|NoneType)\): set model.chat_template",
     ):
         loading.load_tokenizer(own_model)
 
@@ -457,7 +457,7 @@ def _state(directory: Path, template: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
-def test_a_template_in_another_encoding_is_one_sentence(
+def test_a_template_in_another_encoding_is_refused(
     model: Path, tmp_path: Path, encoding: str
 ) -> None:
     path = tmp_path / "own.jinja"
@@ -468,7 +468,7 @@ def test_a_template_in_another_encoding_is_one_sentence(
         loading.load_tokenizer(model, str(path))
 
 
-def test_an_own_template_in_another_encoding_is_one_sentence(own_model: Path) -> None:
+def test_an_own_template_in_another_encoding_is_refused(own_model: Path) -> None:
     (own_model / "chat_template.jinja").write_bytes(TEMPLATE.encode("utf-16"))
     with pytest.raises(UserError, match="holds no tokenizer that loads"):
         loading.load_tokenizer(own_model)
@@ -486,7 +486,7 @@ def test_a_json_file_as_a_recipes_template_is_refused(
 ) -> None:
     path = tmp_path / "chat_template.json"
     path.write_text(json.dumps(stated))
-    with pytest.raises(UserError, match=f"is JSON and no template: {message}"):
+    with pytest.raises(UserError, match=f"is JSON, not a template: {message}"):
         loading.load_tokenizer(model, str(path))
 
 
@@ -497,7 +497,7 @@ def test_a_byte_order_mark_before_a_system_message_is_left_out() -> None:
     )
 
 
-# 09: ends of turns
+# Ends of turns
 
 
 def _with_end(end: str, eos: str = "<|endoftext|>") -> Any:
@@ -533,7 +533,7 @@ def test_an_end_of_turn_in_several_tokens_is_named() -> None:
     )
 
 
-def test_ends_of_turns_of_other_templates() -> None:
+def test_ends_of_turns_are_found_in_other_templates() -> None:
     """Templates with tools, a last message alone, trimming, or no assistant turn."""
     tokenizer = _with_end("<|im_end|>\n")
     plain = tokenizer.chat_template
@@ -550,7 +550,7 @@ def test_ends_of_turns_of_other_templates() -> None:
 
 
 def test_the_end_of_a_message_in_a_channel_is_no_end_of_turn() -> None:
-    """With <|end|> as an end token GPT-OSS's answers would end behind their reasoning."""
+    """With <|end|> as an end token, GPT-OSS's answers would end after their reasoning."""
     from tokenizers import AddedToken
 
     tokenizer = _with_end("<|end|>")
@@ -607,7 +607,7 @@ def test_further_end_tokens_shape_no_prompt(model: Path, tmp_path: Path) -> None
     assert same == {"benchmark", "eval-prompts", "prompts", "contamination"}
 
 
-def test_end_tokens_by_text_and_by_id(model: Path) -> None:
+def test_end_tokens_are_given_by_text_or_by_id(model: Path) -> None:
     assert loading.end_tokens(model) == {2}
     assert loading.end_tokens(model, ["<|im_start|>", 5]) == {1, 2, 5}
 
@@ -618,12 +618,14 @@ def test_an_end_token_that_is_none_of_the_model_is_named(
 ) -> None:
     with pytest.raises(
         UserError,
-        match=f"model.end_tokens has {name!r}, which is no token of the model".replace("|", r"\|"),
+        match=f"model.end_tokens has {name!r}, which is not a token of the model".replace(
+            "|", r"\|"
+        ),
     ):
         _rendered(model, tmp_path / "run", f"model.end_tokens={json.dumps([name])}")
 
 
-# 12: several chat templates by name
+# Several chat templates by name
 
 
 NAMED = [
@@ -633,7 +635,7 @@ NAMED = [
 
 
 def _name(directory: Path, form: str, names: list[dict[str, str]]) -> None:
-    """State templates by name in one of the forms of models."""
+    """Write named templates in one of the forms that models use."""
     (directory / "chat_template.jinja").unlink()
     if form == "list":
         _state(directory, names)
@@ -660,7 +662,7 @@ def test_of_named_templates_default_is_used_and_exported(
 
 
 @pytest.mark.parametrize("form", ["list", "directory", "processor"])
-def test_named_templates_without_a_default_are_one_sentence(
+def test_named_templates_without_a_default_are_refused(
     own_model: Path, tmp_path: Path, form: str
 ) -> None:
     _name(own_model, form, NAMED[:1])
@@ -681,7 +683,7 @@ def test_named_templates_without_a_default_are_one_sentence(
     )
 
 
-def test_tools_in_template_arguments_take_the_template_for_tools(own_model: Path) -> None:
+def test_tools_in_template_arguments_select_its_template(own_model: Path) -> None:
     _name(own_model, "list", [{"name": "tool_use", "template": TEMPLATE + "tools"}, NAMED[1]])
     tokenizer = loading.load_tokenizer(own_model)
     tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
@@ -703,7 +705,7 @@ def test_a_processors_template_that_cannot_be_read_is_named(own_model: Path, sta
         loading.load_tokenizer(own_model)
 
 
-def test_named_templates_are_part_of_what_a_model_is(own_model: Path) -> None:
+def test_named_templates_are_part_of_a_models_identity(own_model: Path) -> None:
     before = models.identify(ModelConfig(source=str(own_model)))
     (own_model / "additional_chat_templates").mkdir()
     (own_model / "additional_chat_templates" / "tool_use.jinja").write_text("x")
@@ -722,7 +724,7 @@ def test_one_template_of_the_models_own_is_copied_as_it_is(model: Path, tmp_path
     )
 
 
-# 15, as far as a run shows it
+# Control tokens in statements, as far as a run shows them
 
 
 def test_control_tokens_in_statements_are_reported_and_counted(

@@ -1,4 +1,4 @@
-"""The end of reasoning: drawn marks decide, written marks are text, drafts are no content."""
+"""The end of reasoning: drawn marks decide, written marks are text, drafts are not content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_ray.extraction import extract, extract_code
@@ -16,8 +16,8 @@ from ssd_ray.reasoning import (
     ANY,
     Content,
     content_of_text,
+    format_from_prompts,
     opened_by,
-    prompted,
     special_marks,
     spelled,
 )
@@ -72,7 +72,7 @@ def test_special_marks_hide_a_draft_and_show_the_program(pair: Any, prefilled: s
         )
 
 
-def test_an_answer_without_special_marks_is_as_it_is() -> None:
+def test_an_answer_without_special_marks_stays_unchanged() -> None:
     assert _content(SPECIAL, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
     assert _content(GPT_OSS, PROGRAM, prompt="Q") == Content(text=PROGRAM, reasoning="none")
     assert _content(SPECIAL, "", prompt="Q") == Content(text="", reasoning="none")
@@ -103,7 +103,7 @@ def test_a_system_prompt_that_shows_the_marks_opens_nothing() -> None:
     assert _content(MAGISTRAL, "[THINK]", DRAFT, prompt=shown, ended=False).text is None
 
 
-def test_an_end_token_that_is_no_special_token_is_no_text() -> None:
+def test_an_end_token_is_no_text_even_if_it_is_not_special() -> None:
     tokenizer = marked_tokenizer("[THINK]", "[/THINK]")
     drawn = answer(tokenizer, "[THINK]a[/THINK]bc!", ended=False)
     stopped = Content(text="bc", reasoning="ended")
@@ -232,7 +232,6 @@ pieces = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(pieces)
 def test_no_answer_makes_the_parsers_fail(drawn_pieces: list[str | bytes]) -> None:
     drawn = [
@@ -248,9 +247,8 @@ def test_no_answer_makes_the_parsers_fail(drawn_pieces: list[str | bytes]) -> No
     assert (content.text is None) == (content.reasoning == "unfinished")
 
 
-@settings(deadline=None)
 @given(words, words, words)
-def test_text_and_ids_agree_where_names_are_no_text(draft: str, program: str, rest: str) -> None:
+def test_text_and_ids_agree_unless_words_spell_marks(draft: str, program: str, rest: str) -> None:
     for text in (
         f"{ANALYSIS}{draft}<|end|>{FINAL}{program}",
         f"{ANALYSIS}{draft}<|end|><|start|>assistant<|channel|>commentary<|message|>{rest}<|end|>{FINAL}{program}",
@@ -269,14 +267,13 @@ messages = st.lists(
 
 
 def _rendered(turns: list[tuple[str, str]], first: str = "") -> str:
-    """Messages as the format has them; the first header begins with `first`."""
+    """Return messages in the harmony format; the first header begins with `first`."""
     headers = [f"<|channel|>{name}<|message|>" if name else "<|message|>" for name, _ in turns]
     starts = [first, *["<|start|>assistant"] * (len(turns) - 1)]
     parts = zip(starts, headers, turns, strict=True)
     return "<|end|>".join(f"{start}{header}{text}" for start, header, (_, text) in parts)
 
 
-@settings(deadline=None)
 @given(messages, st.booleans())
 def test_messages_for_the_user_are_the_content(turns: list[tuple[str, str]], ended: bool) -> None:
     to_user = [text for name, text in turns if name in ("final", "")]
@@ -288,7 +285,6 @@ def test_messages_for_the_user_are_the_content(turns: list[tuple[str, str]], end
     assert content_of_text(_rendered(turns, "<|start|>assistant")) == expected
 
 
-@settings(deadline=None)
 @given(
     st.lists(words.map(lambda word: word.replace("[", "")), min_size=1, max_size=7), st.booleans()
 )
@@ -303,7 +299,6 @@ def test_text_outside_of_pairs_is_the_content(parts: list[str], opened: bool) ->
         assert content.text == "\n".join(filter(None, outside))
 
 
-@settings(deadline=None)
 @given(words, words)
 def test_spelled_out_marks_open_and_end_nothing(before: str, after: str) -> None:
     draft = before.encode().decode("ascii", "ignore").encode()
@@ -349,7 +344,7 @@ def test_an_answer_that_only_mentions_marks_does_not_reason() -> None:
         )
 
 
-def test_harmony_without_its_special_tokens_is_known() -> None:
+def test_harmony_without_its_special_tokens_is_recognized() -> None:
     dropped = f"analysisWe need{DRAFT}"
     assert content_of_text(dropped) == Content(text=None, reasoning="unfinished")
     assert content_of_text(f"{dropped}assistantfinal{PROGRAM}") == Content(
@@ -357,7 +352,7 @@ def test_harmony_without_its_special_tokens_is_known() -> None:
     )
 
 
-def test_a_text_within_any_reasoning_ends_it_by_the_surest_mark() -> None:
+def test_the_most_specific_end_mark_ends_open_reasoning() -> None:
     assert content_of_text("a</reasoning>b[/THINK]c</think>d", ANY).text == "d"
     assert content_of_text("a</reasoning>b[/THINK]c", ANY).text == "c"
     assert content_of_text(f"a</reasoning>b<|end|>{FINAL}c", ANY).text == "c"
@@ -379,7 +374,7 @@ def test_a_text_within_any_reasoning_ends_it_by_the_surest_mark() -> None:
     ],
 )
 @pytest.mark.parametrize("opened", ["", ANY, "<think>"])
-def test_long_texts_are_read_in_no_time(unit: str, opened: str) -> None:
+def test_long_texts_are_read_in_linear_time(unit: str, opened: str) -> None:
     started = time.monotonic()
     for begin in ("", "<|channel|>", f"{ANALYSIS}<|end|>"):
         content_of_text(begin + unit * (400_000 // len(unit)), opened)
@@ -400,7 +395,7 @@ def test_long_texts_are_read_in_no_time(unit: str, opened: str) -> None:
         ("<reasoning>I", "<reasoning>"),
     ],
 )
-def test_a_prompt_reasons_that_ends_within_a_reasoning_part(tail: str, opened: str) -> None:
+def test_a_prompt_may_end_within_reasoning(tail: str, opened: str) -> None:
     assert opened_by(f"<|im_start|>user\nQ<|im_end|>\n{tail}", "Q") == opened
 
 
@@ -413,9 +408,9 @@ def test_a_statement_that_mentions_marks_opens_nothing() -> None:
         ("b", text.format("Q"), "Q"),
         ("c", f"{text.format('Q')}<think>", "Q"),
     ]
-    form = prompted(rows)
+    form = format_from_prompts(rows)
     assert [form.opened_in(name) for name in "abc"] == ["", "", "<think>"]
-    assert prompted([]).opened == ""
+    assert format_from_prompts([]).opened == ""
 
 
 def test_extraction_from_a_text_follows_the_same_rule() -> None:

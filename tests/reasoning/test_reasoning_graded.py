@@ -21,7 +21,13 @@ from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.models import answers
 from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
-from ssd_ray.reasoning import TEXT_MARKS, ReasoningFormat, prompted, special_marks, spelled
+from ssd_ray.reasoning import (
+    TEXT_MARKS,
+    ReasoningFormat,
+    format_from_prompts,
+    special_marks,
+    spelled,
+)
 from ssd_ray.reporting.health import readings
 from ssd_ray.schema import Completion, Problem, Prompt, Test, Verdict
 from ssd_ray.training.data.dataset import prepare
@@ -63,7 +69,7 @@ def benchmark(tmp_path: Path) -> Path:
 
 
 def _graded(benchmark: Path, form: ReasoningFormat, rows: list[Completion]) -> list[Verdict]:
-    """The verdicts on answers, each with a sample index of its own."""
+    """Return the verdicts on answers; every answer gets its own sample index."""
     folder = benchmark.parent
     rows = [dataclasses.replace(row, sample_index=place) for place, row in enumerate(rows)]
     shards.write_shard(folder / "answers", "a", rows, Completion)
@@ -79,14 +85,14 @@ def _graded(benchmark: Path, form: ReasoningFormat, rows: list[Completion]) -> l
 
 
 def _now(tokenizer: Any, row: Completion) -> Completion:
-    """The same answer as engines write it today, with the names of drawn marks in its text."""
+    """Return the answer as engines write it today, with the names of drawn marks in its text."""
     ids = row.output_token_ids[:-1] if row.finish_reason == "stop" else row.output_token_ids
     text = spelled(ids, special_marks(tokenizer), answers.text_decoder(tokenizer))
     return dataclasses.replace(row, text=text)
 
 
 def test_special_marks_are_read_from_the_ids(benchmark: Path, tmp_path: Path) -> None:
-    """Field report: text without marks had drafts graded, or no code in any answer."""
+    """As users reported: without marks in the text, drafts were graded, or no code was found."""
     rows = [
         answer(THINK, DRAFT, "</think>", PROGRAM, prompt="Q<think>"),
         answer(THINK, RIGHT_DRAFT, prompt="Q<think>", ended=False),
@@ -105,7 +111,7 @@ def test_special_marks_are_read_from_the_ids(benchmark: Path, tmp_path: Path) ->
 
 
 def test_channels_are_read_from_the_ids(benchmark: Path, tmp_path: Path) -> None:
-    """Field report: an answer cut off in the analysis channel had its draft graded."""
+    """As users reported: an answer cut off in the analysis channel had its draft graded."""
     rows = [
         answer(GPT_OSS, ANALYSIS, DRAFT, "<|end|>", FINAL, PROGRAM, prompt=ASKED),
         answer(GPT_OSS, ANALYSIS, RIGHT_DRAFT, prompt=ASKED, ended=False),
@@ -205,7 +211,7 @@ FORGERIES: dict[str, tuple[str | bytes, ...]] = {
 }
 
 
-def test_no_forged_mark_has_a_draft_graded(benchmark: Path, tmp_path: Path) -> None:
+def test_no_forged_mark_gets_a_draft_graded(benchmark: Path, tmp_path: Path) -> None:
     rows = [answer(GPT_OSS, *pieces, prompt=ASKED, ended=False) for pieces in FORGERIES.values()]
     rows += [_now(GPT_OSS, row) for row in rows]
     verdicts = _graded(benchmark, form_of(GPT_OSS, tmp_path / "tokenizer"), rows)
@@ -232,7 +238,7 @@ FORGED_TEXTS = {
 }
 
 
-def test_no_forged_text_has_a_draft_graded(benchmark: Path) -> None:
+def test_no_forged_text_gets_a_draft_graded(benchmark: Path) -> None:
     rows = [
         dataclasses.replace(answer(THINK, ""), output_token_ids=(), text=text)
         for text in FORGED_TEXTS.values()
@@ -277,7 +283,7 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
     for name, made in (("before", rows), ("now", [_now(GPT_OSS, row) for row in rows])):
         shards.write_shard(tmp_path / name, "a", made, Completion)
         facts = prepare(tmp_path / name, choices, reading, out=tmp_path / f"{name}-out")
-        # Examples are texts, which hold the marks since they are kept.
+        # Examples hold the texts. Only today's texts have the marks, so examples differ.
         result.append(replace(facts, health=replace(facts.health, examples={})))
         assert facts.health.reasoning == {"none": 1, "ended": 2, "unfinished": 2}
         assert facts.health.other_language.rows == 1
@@ -291,7 +297,7 @@ def test_health_counts_from_the_ids(tmp_path: Path) -> None:
     assert result[0] == result[1]
     health = result[0].health
     messages = {reading.where: reading.what.replace("\xa0", " ") for reading in readings(health)}
-    assert messages["Reasoning"] == "50 % of 4 answers that reason end it"
+    assert messages["Reasoning"] == "50 % of 4 answers with reasoning end it"
     assert (
         messages["Other languages"]
         == "the program of 20 % of the answers is marked as another language"
@@ -413,7 +419,7 @@ def test_gpt_oss_is_rendered_and_read_in_its_own_format(
     ],
     indirect=True,
 )
-def test_prompts_that_open_the_reasoning_are_known(
+def test_prompts_that_open_the_reasoning_are_recognized(
     rendered: tuple[Any, Prompt, ReasoningFormat],
 ) -> None:
     tokenizer, prompt, form = rendered
@@ -439,20 +445,22 @@ def test_prompts_that_open_the_reasoning_are_known(
     ],
     indirect=True,
 )
-def test_prompts_that_open_none_are_known(rendered: tuple[Any, Prompt, ReasoningFormat]) -> None:
+def test_prompts_without_open_reasoning_are_recognized(
+    rendered: tuple[Any, Prompt, ReasoningFormat],
+) -> None:
     tokenizer, prompt, form = rendered
     assert (
         answers.answer_parser(form).content(_drawn(tokenizer, prompt, PROGRAM)).reasoning == "none"
     )
 
 
-def test_prompts_unlike_the_others_are_read_as_they_are(benchmark: Path) -> None:
+def test_each_prompt_decides_whether_it_opens_the_reasoning(benchmark: Path) -> None:
     rows = [
         ("p", "Q<think>\n", "Q"),
         ("n", "Count <think>.", "Count <think>."),
         ("o", "Q<think>\nSo", "Q"),
     ]
-    form = prompted(rows)
+    form = format_from_prompts(rows)
     texts = {"p": f"{RIGHT_DRAFT}", "n": NUMBER}
     made = [
         dataclasses.replace(answer(THINK, text, prompt_id=name), output_token_ids=())
@@ -464,6 +472,6 @@ def test_prompts_unlike_the_others_are_read_as_they_are(benchmark: Path) -> None
     ]
 
 
-def test_the_helpers_ids_decode_to_their_text() -> None:
+def test_the_helpers_tell_a_mark_from_its_spelling() -> None:
     assert ids_of(GPT_OSS, "<|end|>") != ids_of(GPT_OSS, b"<|end|>")
     assert len(ids_of(GPT_OSS, b"<|end|>")) == len("<|end|>")

@@ -46,7 +46,7 @@ def _prepared(
 ) -> Path:
     """Run up to the data set, with samples written by hand.
 
-    The engine crashed at `failed` of them.
+    Facts name the first `failed` prompts as those that crashed the engine.
     """
     path, out = tmp_path / "tiny.yaml", tmp_path / "run"
     path.write_text(RECIPE.format(model=model, prompts=prompts))
@@ -79,7 +79,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path
     return _prepared(tmp_path_factory.mktemp("card"), tiny_llama)
 
 
-def test_pages_of_a_complete_data_set_follow_other_settings(
+def test_other_settings_rewrite_only_the_pages_of_a_data_set(
     tmp_path: Path, tiny_llama: Path
 ) -> None:
     out = _prepared(tmp_path, tiny_llama)
@@ -156,12 +156,12 @@ def test_the_shards_load_as_the_card_describes(
     )
 
 
-def test_the_figures_on_the_card_are_a_recount(prepared: Path) -> None:
+def test_figures_of_the_card_equal_a_recount(prepared: Path) -> None:
     text = (prepared / "dataset" / "README.md").read_text()
     samples = list(read_rows(prepared / "samples", Completion))
     tokens = sum(len(row.output_token_ids) for row in samples)
     assert f"| sampled | {len(samples)} | {tokens} |" in text
-    assert "| of them out of the loss | 1 | 60 |" in text
+    assert "| of them left out of the loss | 1 | 60 |" in text
     share = f"{100 * len(LOOP) / tokens:.1f}\u00a0%"
     assert re.search(rf"\| loop \| .* \| 1 \| 8.3\u00a0% \| {share} \| mask \|", text)
     assert (
@@ -200,7 +200,7 @@ def test_the_health_page_is_self_contained_and_shows_the_facts(prepared: Path) -
     assert health.classes["loop"] == ClassCount(
         rows=1, tokens=60, policy="mask", dropped=0, masked=1
     )
-    assert "11 of 12 answers end by an end token" in page
+    assert "11 of 12 answers end with an end token" in page
 
 
 def test_text_of_a_model_is_escaped_on_the_page(tmp_path: Path, tiny_llama: Path) -> None:

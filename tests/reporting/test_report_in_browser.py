@@ -28,9 +28,12 @@ FLAGS = [
 ]
 NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND"
 
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH"
+    ),
+]
 
 PROBE = """<script>addEventListener("load", () => {
   const seen = {
@@ -94,7 +97,7 @@ def test_a_browser_renders_headline_and_figures_without_errors(shown, browse):
     assert "What this does not show" in dom
 
 
-def test_the_console_would_have_been_heard(tmp_path, browse):
+def test_console_messages_would_be_noticed(tmp_path, browse):
     bad = tmp_path / "bad.html"
     bad.write_text(
         "<!DOCTYPE html><title>bad</title><script>console.error('heard'); nothing.here</script>"
@@ -103,7 +106,7 @@ def test_the_console_would_have_been_heard(tmp_path, browse):
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_figures_load_and_nothing_sticks_out_at(width, shown, browse, tmp_path):
+def test_figures_load_and_nothing_overflows_at(width, shown, browse, tmp_path):
     page, figures = shown
     (tmp_path / "probed.html").write_text(page.read_text().replace("</head>", PROBE + "</head>"))
     frame = tmp_path / "frame.html"

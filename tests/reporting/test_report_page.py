@@ -112,8 +112,8 @@ def test_the_page_states_what_the_run_shows_and_does_not(shown):
         "It proves the pipeline, not the method.",
         "135 million parameters",
         "no independent reproduction of its gains was known",
-        "No arm decodes the base model in the way of ssd.",
-        "There is no control of training in it.",
+        "No arm decodes the base model with the decoding of ssd.",
+        "The run has no control of training.",
         "10 duplicate, 2 too long",
         "2 empty, 1 stub",
         "paper, table 3; 1.5 in the released configuration",
@@ -137,6 +137,7 @@ def test_text_of_models_recipes_and_problems_is_escaped(tmp_path):
     assert EVIL in text
 
 
+@pytest.mark.slow
 def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
     alone = recipe(evaluate={"arms": {"base": {"model": "base"}}, "pass_at": [1]})
     out, _, _ = reported(make_run(tmp_path / "one", alone))
@@ -147,7 +148,7 @@ def test_runs_of_one_arm_and_of_many_arms_have_a_page(tmp_path):
     html = (out / "report.html").read_text()
     assert_safe(html)
     assert "6 arms answered the same problems" in html
-    assert "No arm decodes the base model in the way of" not in html
+    assert "No arm decodes the base model with the decoding of" not in html
     assert scores["order"]["arms"][-1] == "base"
 
 
@@ -188,7 +189,7 @@ def test_a_difference_ends_in_plain_words(actual, output):
 
 
 def difference(estimate, low, high, p_value, reading, *, problems=400, better=12, worse=9):
-    """A difference of two arms; its effect and error are the same for all."""
+    """Return a difference of two arms with a fixed detectable effect and standard error."""
     return Difference(
         estimate=estimate,
         low=low,
@@ -230,6 +231,7 @@ def few_problems(monkeypatch, tmp_path, samples):
     return read_scores(out / "scores.json"), (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("samples", [1, 6])
 def test_below_10_problems_the_page_prints_counts(monkeypatch, tmp_path, samples):
@@ -256,7 +258,7 @@ def test_below_10_problems_the_page_prints_counts(monkeypatch, tmp_path, samples
     assert re.search(r"\d of 4\|", cells)
     summarized = printed(summary(scores))
     assert "too few problems to tell them apart" in summarized
-    assert re.search(r"\d of 9 \(", summarized)
+    assert re.search(r"\d of 9 \([\d.]+ to [\d.]+ of 9\)", summarized)
     for text in re.findall(r'alt="([^"]*)"', html):
         assert not re.search(r"own[^.;]*\d\u00a0%", text), text
 
@@ -334,7 +336,7 @@ def test_a_sweep_states_the_selection_free_gain_first(swept):
     assert text.index(first.text.replace("\u00a0", " ")) < text.index(first.note)
     assert {actual.arm for actual in readings(scores)} == {"ssd", "naive", "teacher"}
     assert "Only one number here is free of selection." in text
-    assert "There is no control of training in it." not in text
+    assert "The run has no control of training." not in text
     assert "The control naive" in text
     assert "selected on the test problems" in printed(summary(scores))
     for pair in scores.selection["builtin"]:
@@ -426,7 +428,7 @@ def test_a_long_example_shows_the_end_of_its_answer(tmp_path):
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
+def test_answers_with_reasoning_count_whether_it_ends(tmp_path):
     texts = ["<think>hm", "<think>hm</think>x", "no thought", "<think>a</think>", "x", "<think>"]
 
     def spoken(name, rows):
@@ -444,3 +446,22 @@ def test_answers_that_think_count_whether_they_stop_thinking(tmp_path):
     opened, prompted = (scores[name]["all"]["arms"]["ssd"] for name in ("builtin", "humaneval"))
     assert (opened["thinking"], opened["think_close_rate"]) == (4 * 12, pytest.approx(2 / 4))
     assert (prompted["thinking"], prompted["think_close_rate"]) == (6 * 12, pytest.approx(2 / 6))
+
+
+def test_the_cost_table_has_wall_times_and_shares(made, shown):
+    html = shown[3]
+    cost = html[html.index('<section id="cost">') :]
+    head, row = (
+        re.sub("<[^>]+>", "|", part)
+        for part in re.search(
+            r"<thead>(.*?)</thead>.*?(<tr><th[^>]*>checkpoint<.*?</tr>)", cost, re.DOTALL
+        ).groups()
+    )
+    head_cells, row_cells = ([cell for cell in part.split("|") if cell] for part in (head, row))
+    assert head_cells == [
+        "Stage", "Wall time", "Share of the run’s time", "Tokens", "Tokens/s", "Attempts"
+    ]  # fmt: skip
+    assert [cell.replace("\u00a0", " ") for cell in row_cells] == [
+        "checkpoint", "4 min 0 s", "2 min 0 s", "120,000", "500", "1"
+    ]  # fmt: skip
+    assert "wall times do not add up" in cost

@@ -1,4 +1,4 @@
-"""Numbers of a report match brute force over its rows, twice to the byte."""
+"""Numbers of a report match brute force, and two reports of one run are equal to the byte."""
 
 import dataclasses
 import itertools
@@ -20,17 +20,18 @@ from ssd_ray.reporting.page import headline, measure, report
 from ssd_ray.reporting.readings import readings
 from ssd_ray.reporting.terminal import summary
 from ssd_ray.statistics import differences, metrics, paired, significance
+from tests.support.commands import exit_status
 from tests.support.synthetic_run import PROBLEMS, make_run, printed, recipe, reported, usual_outcome
 
 
 def brute_pass_at_k(accepted, k):
-    """The share of all choices of k answers that hold an accepted one."""
+    """Return the share of all choices of k answers that hold an accepted one."""
     choices = list(itertools.combinations(accepted, k))
     return sum(any(choice) for choice in choices) / len(choices)
 
 
 def per_problem(verdicts, source, k, difficulty=None):
-    """pass@k of each problem by id, over graded answers only."""
+    """Return pass@k of each problem by id, over graded answers only."""
     answers = {}
     for verdict in verdicts:
         if verdict.source == source and difficulty in (None, verdict.difficulty):
@@ -246,6 +247,7 @@ def drop_problem(directory_suffix):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     ("mutate", "message"),
@@ -291,7 +293,7 @@ def test_an_unexpected_number_of_answers_is_refused(made):
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_an_unfinished_run_and_a_spoilt_loss_are_refused(tmp_path):
+def test_an_unfinished_run_and_a_damaged_loss_log_are_refused(tmp_path):
     made = make_run(tmp_path)
     (tmp_path / "checkpoint" / "loss.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step":')
     with pytest.raises(UserError, match=r"loss.jsonl:2 is not a line with step and loss"):
@@ -404,7 +406,8 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     assert json.loads(json.dumps(result.plain()))["pairs"]
     text = printed(result)
     assert "train.steps" in text
-    assert "second − first" in text
+    assert "second − first (points)" in text
+    assert str(second.path) not in text
     assert [
         pair.difficulty for pair in result.pairs if pair.arm == "ssd" and pair.metric == "pass@1"
     ] == [
@@ -414,9 +417,19 @@ def test_two_runs_are_compared_by_recipe_and_paired_by_problem(tmp_path):
     easy = next(
         line for line in text.splitlines() if "easy" in line and "pass@1" in line and "ssd" in line
     )
-    assert re.search(r"of 4 .*of 4 .*(better|equal)", easy), "four problems are told in counts"
+    assert re.search(r"of 4 .*of 4 .*(better|equal)", easy), "four problems are given as counts"
     assert "%" not in easy
     assert compare(first.path, first.path).changes == ()
+
+
+def test_compare_prints_paths_in_one_piece(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    path = tmp_path / f"{'long-' * 20}name"
+    stored(make_run(path))
+    assert exit_status("compare", str(path), str(path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"first run: {path}", f"second run: {path}"]
+    assert max(map(len, lines[2:])) <= 100
 
 
 def test_runs_with_other_benchmarks_are_compared_as_json(tmp_path):
@@ -449,8 +462,17 @@ def test_runs_on_other_problems_are_not_paired(tmp_path, made):
         in result["builtin", "ssd"].unpaired
     )
     assert result["humaneval", "ssd"].difference is not None
-    with pytest.raises(UserError, match=r"has no report/scores.json"):
-        compare(first.path, Path("nowhere"))
+
+
+def test_a_run_that_cannot_be_compared_gets_a_remedy_that_works(tmp_path):
+    with pytest.raises(UserError, match=r"^there is no directory nowhere: give the --out of"):
+        compare(Path("nowhere"), Path("nowhere"))
+    with pytest.raises(UserError, match=r"no recipe.yaml, so it is no run: give the --out of"):
+        compare(tmp_path, tmp_path)
+    (tmp_path / "recipe.yaml").touch()
+    command = f"`ssd-ray report {tmp_path}/recipe.yaml --out {tmp_path}`"
+    with pytest.raises(UserError, match=rf"scores.json: finish that run first, with {command}$"):
+        compare(tmp_path, tmp_path)
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -468,5 +490,5 @@ def test_ungradable_problems_are_named_next_to_the_scores(tmp_path):
     out, _, scores = reported(made)
     assert scores["problems_left_out"] == left_out
     page = (out / "report.html").read_text()
-    assert "Left out, because their own tests fail: 12 problems (own/0, " in page
+    assert "Left out, because no program can be graded on them: 12 problems (own/0, " in page
     assert "own/9, …)" in page

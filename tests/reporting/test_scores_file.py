@@ -38,7 +38,7 @@ DOCUMENT: dict[str, Any] = json.loads(GOLDEN.read_text())
 
 
 def paths(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of every value within a JSON document."""
+    """Yield the path of every value within a JSON document."""
     children = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in children:
         yield (*at, key)
@@ -50,7 +50,7 @@ PATHS = list(paths(DOCUMENT))
 
 
 def changed(path: tuple[Any, ...], *change: Any) -> dict[str, Any]:
-    """The golden document with the value at a place replaced, or removed without a change."""
+    """Return the golden document with one value replaced, or removed if no change is given."""
     document = copy.deepcopy(DOCUMENT)
     node: Any = document
     for key in path[:-1]:
@@ -109,12 +109,12 @@ def test_an_unreadable_field_is_named(
         read_scores(file)
     assert str(raised.value).startswith(f"{file} has format {FORMAT} and ")
     assert str(raised.value).endswith(
-        f"delete {tmp_path} and run `ssd-ray report`, which makes the report alone again"
+        f"delete {tmp_path} and run `ssd-ray report`, which makes only the report again"
     )
 
 
 def refusal(file: Path, part: type[Any]) -> str:
-    """The sentence that refuses a file, empty if it is read."""
+    """Return the sentence that refuses a file, empty if it can be read."""
     try:
         read_part(file, part)
     except UserError as error:
@@ -122,7 +122,8 @@ def refusal(file: Path, part: type[Any]) -> str:
     return ""
 
 
-@settings(deadline=None, max_examples=40)
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(path=st.sampled_from(PATHS), change=st.sampled_from([(), (None,), ("text",), ([],), ({},)]))
 def test_a_damaged_document_is_read_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, path: tuple[Any, ...], change: tuple[Any, ...]

@@ -33,6 +33,7 @@ from ssd_ray.schema import Verdict, from_table
 from ssd_ray.standalone.grade_files import Job, grade_files
 from ssd_ray.standalone.scores import GroupScores
 from ssd_ray.statistics.metrics import Interval
+from tests.support.commands import exit_status
 from tests.support.processes import command_of, descendants, kill_all
 
 RULES = Rules(limits=Limits(time_s=2, memory_mib=256, output_kib=64))
@@ -147,6 +148,7 @@ def test_a_second_call_regrades_nothing(tmp_path: Path, problems: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_infrastructure_errors_are_graded_again(tmp_path: Path, problems: Path) -> None:
     job = _job(
         tmp_path, problems, [{"task_id": f"p{number % 4}", "code": DOUBLE} for number in range(40)]
@@ -175,7 +177,7 @@ def test_infrastructure_errors_are_graded_again(tmp_path: Path, problems: Path) 
 
 
 def _left_open(job: Job) -> None:
-    """Change one verdict to an infrastructure error."""
+    """Count one infrastructure error in the manifest of the verdicts."""
     path = job.out / "verdicts" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["facts"]["infrastructure_errors"] = 1
@@ -222,13 +224,14 @@ OTHERS = (
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """One answer, graded; tests grade into a copy."""
+    """Grade one answer; tests work on copies of the directory."""
     place = tmp_path_factory.mktemp("graded")
     job = _job(place, _problems(place), [{"task_id": "p0", "text": DOUBLE}])
     grade_files(job, LineProgress())
     return job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("is_left_open", [False, True])
 def test_a_refused_call_leaves_a_directory_as_it_was(
@@ -251,7 +254,7 @@ def test_a_refused_call_leaves_a_directory_as_it_was(
     assert {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()} == before
     for path in str(error.value).rpartition("or delete ")[2].split(" and "):
         shutil.rmtree(path)
-    assert grade_files(other(job), LineProgress()).rows == 1, "what the sentence says is enough"
+    assert grade_files(other(job), LineProgress()).rows == 1, "the remedy in the message is enough"
 
 
 def test_verdicts_of_an_earlier_version_are_refused_as_such(
@@ -271,15 +274,16 @@ def test_verdicts_of_an_earlier_version_are_refused_as_such(
 
 def test_two_calls_do_not_fill_one_directory(tmp_path: Path, problems: Path) -> None:
     job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
-    with locked(job.out), pytest.raises(UserError, match="another process is at work"):
+    with locked(job.out), pytest.raises(UserError, match="another process is using"):
         grade_files(job, LineProgress())
     assert [path.name for path in job.out.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "output"),
     [
-        ({"task_id": "nobody", "code": DOUBLE}, "'nobody' is no problem"),
+        ({"task_id": "nobody", "code": DOUBLE}, "'nobody' is not a problem"),
         ({"code": DOUBLE}, "needs one of the columns"),
         ({"task_id": "p0", "code": 3}, "'code' holds no text"),
         ({"task_id": "p0", "index": -1, "code": DOUBLE}, "integer from 0"),
@@ -299,9 +303,31 @@ def test_a_bad_completion_is_named_by_row_or_counted(
     assert scores.rows == 1
 
 
-def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(
+def test_a_file_of_broken_rows_is_refused_with_the_first_of_them(
     tmp_path: Path, problems: Path
 ) -> None:
+    job = _job(tmp_path, problems, [])
+    job.completions.write_text("\n{broken\n{worse\n")
+    for skips in (False, True):
+        with pytest.raises(UserError, match=r"completions.jsonl, row 2: not JSONL in UTF-8"):
+            grade_files(dataclasses.replace(job, skip_bad_rows=skips), LineProgress())
+    job.completions.write_text("")
+    with pytest.raises(UserError, match=r"completions.jsonl: no completion in it"):
+        grade_files(job, LineProgress())
+
+
+def test_the_name_of_a_benchmark_is_refused_in_place_of_a_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--completions", tmp_path / "a.jsonl", "--out", tmp_path / "out"]
+    assert exit_status("grade", "--problems", "humaneval", *paths) == 2
+    assert capfd.readouterr().err == (
+        "error: --problems 'humaneval': there is no such file or directory, and names of "
+        "benchmarks work in recipes only; give a JSONL or Parquet file, or a directory of them\n"
+    )
+
+
+def test_a_lone_surrogate_and_foreign_bytes_get_a_verdict(tmp_path: Path, problems: Path) -> None:
     codes = [
         "print('\ud800' and 2 * int(input()))",
         r"import os; os.write(1, b'\xff\x00\n')",
@@ -323,9 +349,9 @@ def test_a_lone_surrogate_and_foreign_bytes_come_to_a_verdict(
 @pytest.mark.parametrize(
     ("problems", "score", "interval"),
     [
-        (9, "pass@1 2.3 of 9", "0.9 to 4.6"),
-        (10, "pass@1 25\N{NO-BREAK SPACE}%", "10 to 51"),
-        (1, "pass@1 0.3 of 1", "0.1 to 0.5"),
+        (9, "pass@1 2.3 of 9", "0.9 to 4.6 of 9"),
+        (10, "pass@1 25\N{NO-BREAK SPACE}%", "10\N{NO-BREAK SPACE}% to 51\N{NO-BREAK SPACE}%"),
+        (1, "pass@1 0.3 of 1", "0.1 to 0.5 of 1"),
     ],
 )
 def test_scores_of_few_problems_are_printed_as_counts(
@@ -345,17 +371,18 @@ def test_scores_of_few_problems_are_printed_as_counts(
     ]
 
 
-def test_the_entry_point_imports_no_model_library() -> None:
-    code = (
-        "import sys, ssd_ray.cli.grading; print({'torch', 'vllm', 'transformers', 'ray'} & "
-        "set(sys.modules))"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "set()\n"
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("ssd_ray.cli.grading", {"torch", "vllm", "transformers", "ray"}),
+        ("ssd_ray.standalone.workers", {"torch", "vllm", "transformers", "ray", "ssd_ray.config"}),
+    ],
+)
+def test_a_process_that_grades_imports_no_model_library(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print({heavy} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown == "set()\n"
 
 
 @pytest.mark.slow
@@ -433,6 +460,7 @@ def _until(condition: Any, timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
     tests = [{"input": "", "output": "1"}]
     row = {"problem_id": "p", "statement": "One.", "kind": "stdin", "tests": tests}
@@ -459,6 +487,7 @@ def test_the_output_limit_is_an_option_of_the_command(tmp_path: Path) -> None:
         assert pq.read_table(out / "verdicts.parquet").column("outcome").to_pylist() == [outcome]
 
 
+@pytest.mark.slow
 def test_the_official_grader_is_named_where_its_profile_graded(tmp_path: Path) -> None:
     case = {"input": "1\n2\n", "output": "3", "testtype": "stdin"}
     row = {

@@ -40,7 +40,7 @@ def test_impossible_counts_are_the_users_mistake(n, c, k):
         pass_at_k(n, c, k)
 
 
-def test_the_matrix_has_a_row_a_problem_and_a_column_a_k():
+def test_the_matrix_has_a_row_per_problem_and_a_column_per_k():
     matrix = pass_at_k_matrix(np.array([4, 2]), np.array([1, 2]), (1, 2))
     np.testing.assert_allclose(matrix, [[0.25, 0.5], [1.0, 1.0]])
     assert pass_at_k_matrix(
@@ -67,7 +67,7 @@ def test_effective_numbers_discount_unequal_values():
     assert 1 < effective_number(np.array([1.0, 0.01, 0.01])) < 1.1
 
 
-def test_an_interval_holds_its_estimate_within_the_range():
+def test_an_interval_contains_its_estimate_and_stays_in_0_to_1():
     rng = np.random.default_rng(4)
     for size, chance in itertools.product((1, 2, 5, 40), (0.0, 0.02, 0.5, 0.98, 1.0)):
         one = score_interval(rng.binomial(4, chance, size) / 4, confidence=0.95)

@@ -28,7 +28,7 @@ def interval(better, worse, problems, confidence=0.95):
 
 
 def binary(better, worse, problems):
-    """Values of two arms, one answer per problem."""
+    """Return values of two arms, one answer per problem."""
     first, second = np.zeros(problems), np.zeros(problems)
     first[:better] = 1
     second[better : better + worse] = 1
@@ -86,6 +86,7 @@ def test_the_score_is_that_of_the_constrained_likelihood(counts):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", SMALL[:: len(SMALL) // 150])
 def test_brute_force_inversion_gives_the_same_interval(counts):
     grid = np.linspace(-1, 1, 20_001)
@@ -95,7 +96,7 @@ def test_brute_force_inversion_gives_the_same_interval(counts):
 
 
 def quartic_roots(better, worse, problems):
-    """The closed solution: both limits are real roots of a quartic (Yang, Sun and Hardin 2013)."""
+    """Return the roots of a quartic, limits among them (Yang, Sun and Hardin 2013)."""
     half = np.polynomial.Polynomial
     delta = half([0, 1])
     scaled = (half([better - worse]) - problems * delta) ** 2 / Z**2 / problems
@@ -111,6 +112,7 @@ def test_the_closed_solution_gives_the_same_interval(counts):
         assert abs(limit) == 1 or np.abs(roots - limit).min() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 def test_interval_p_value_and_detectable_effect_never_contradict(confidence):
     for counts in itertools.chain(SMALL, LARGE):
@@ -256,7 +258,7 @@ def test_answers_that_do_not_agree_count_as_single_ones():
     )
 
 
-def test_no_difference_is_no_certainty():
+def test_equal_answers_still_leave_an_interval():
     for problems, value in itertools.product((1, 2, 10, 30, 500), (0.0, 0.4, 1.0)):
         same = np.full(problems, value)
         result = difference_interval(discordance(same, same, answers=10), confidence=0.95)

@@ -36,7 +36,7 @@ def beta_problems(mean, likeness, shape, rng):
 
 
 def noise(data_sets):
-    """Two standard errors of a coverage near 95 % over so many data sets."""
+    """Return two standard errors of a coverage near 95 % over so many data sets."""
     return 2 * (0.05 * 0.95 / data_sets) ** 0.5
 
 
@@ -78,7 +78,7 @@ def test_score_intervals_cover_the_truth_in_93_to_97_percent(problems):
 
 
 def paired_data(problems, samples, likeness, change, rng, data_sets):
-    """Shares of the trained model and of the base, float64[data_sets, problems] each."""
+    """Draw shares of the trained model and of the base, float64[data_sets, problems] each."""
     data = changed(problems, samples, likeness, change, rng, data_sets)
     return data.trained, data.base
 
@@ -124,7 +124,7 @@ def test_the_interval_covers_where_0_to_6_problems_differ(problems, samples):
             assert share <= 0.985 + noise(DATA_SETS), (band, kind, share)
 
 
-def test_zero_of_n_and_n_of_n_are_no_certainty():
+def test_zero_of_n_and_n_of_n_have_an_interval_of_some_width():
     for problems in (30, 131, 500):
         none, every = (
             score_interval(np.full(problems, value), confidence=0.95) for value in (0.0, 1.0)
@@ -189,7 +189,7 @@ def test_a_detectable_difference_is_found_in_8_of_10_runs(problems, samples):
 
 
 def sweeps(problems, gains, rng, data_sets, samples=10):
-    """Two models over len(gains) temperatures, near 0.5; the second is better by gains[t]."""
+    """Draw two models over len(gains) temperatures, near 0.5; the second is better by gains[t]."""
     chances = rng.beta(1.2, 1.2, (data_sets, problems, 1)) * 0.8 + 0.1
     shapes = (data_sets, problems, len(gains))
     control = rng.binomial(samples, np.broadcast_to(chances, shapes)) / samples
@@ -203,7 +203,7 @@ def cut(problems, seed=0, splits=12):
 
 
 def brute_gain(treated, control, split):
-    """The same estimate in plain loops."""
+    """Return the same estimate by plain loops."""
     gains = []
     for mask in split:
         for choosing in (mask, ~mask):

@@ -1,4 +1,4 @@
-"""Commands of `ssd-ray` in the process of the test, where no process border is tested."""
+"""Run commands of `ssd-ray` within the process of a test, faster than in a new one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ssd_ray.cli.app import main
 
 
 def exit_status(*arguments: str | Path) -> int:
-    """Return the exit status of a command; raise what would end it with a traceback.
+    """Return the exit status of a command.
 
-    The handler of SIGTERM and `sys.argv`, which `main` sets, are restored.
+    Exceptions other than SystemExit propagate. The handler of SIGTERM and `sys.argv`, which `main`
+    sets, are restored.
     """
     handler, argv = signal.getsignal(signal.SIGTERM), sys.argv
     try:

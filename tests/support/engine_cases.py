@@ -1,9 +1,10 @@
-"""Groups of training processes without Ray: `python engine_cases.py PLAN`.
+"""Groups of training processes without Ray: `python -m tests.support.engine_cases PLAN`.
 
 PLAN is a JSON file: data set, output, the shared recipe, and rounds of groups of cases by name.
 
 - One process imports the libraries once and forks every member of every group.
 - A case continues from its resume state. At its step `stop` it saves one; else it exports.
+- With `begin_as`, it begins with a copy of the state of another case.
 - The first process writes each case's loss log and exported model into out/NAME.
 - It also writes the full state after restoring and before saving.
 """
@@ -11,9 +12,11 @@ PLAN is a JSON file: data set, output, the shared recipe, and rounds of groups o
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +31,7 @@ SEED = 3
 
 
 def write_examples(out: Path) -> Path:
-    """Twelve sequences of 8 to 40 tokens, one without a response, as a data set."""
+    """Write a data set of twelve sequences of 8 to 40 tokens, one without a response."""
     from ssd_ray.artifacts.shards import write_shard
     from ssd_ray.schema import Example
 
@@ -55,7 +58,8 @@ def run_groups(rounds: list[dict[int, dict[str, Any]]], folder: Path, **shared: 
     plan.write_text(json.dumps({**shared, "out": str(folder), "rounds": rounds}))
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(plan)],
+            [sys.executable, "-m", "tests.support.engine_cases", str(plan)],
+            cwd=Path(__file__).parents[2],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -71,19 +75,29 @@ def run_groups(rounds: list[dict[int, dict[str, Any]]], folder: Path, **shared: 
 
 
 def job_of(plan: dict[str, Any], name: str, world: int) -> Any:
-    """The job of one case."""
-    from ssd_ray.config import ClusterConfig, TrainConfig
+    """Return the job of one case."""
+    from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
     from ssd_ray.training.job import Job
 
-    out = Path(plan["out"]) / name
+    out, case = Path(plan["out"]) / name, plan["cases"][name]
+    train = TrainConfig(**{**plan["train"], **case["train"]})
+    if case.get("hub_kernel"):
+        # The configuration refuses float32, in which alone a comparison is exact.
+        train = train.model_copy(update={"attention": "flash_attention_2"})
     return Job(
         dataset=Path(plan["dataset"]),
-        model=Path(plan["cases"][name]["model"]),
+        model=Path(case["model"]),
         out=out,
         logs=out,
-        train=TrainConfig(**{**plan["train"], **plan["cases"][name]["train"]}),
-        cluster=ClusterConfig(device="cpu", train_workers=world, cpus_per_train_worker=1),
+        train=train,
+        cluster=ClusterConfig(
+            device="cpu",
+            train_workers=world,
+            cpus_per_train_worker=1,
+            local_states=str(out / "disk") if case.get("local_states") else None,
+        ),
         seed=SEED,
+        sampling=Decoding(**case.get("sampling", {})),
     )
 
 
@@ -91,33 +105,73 @@ def run_case(plan: dict[str, Any], name: str, world: int) -> None:
     """Train one case for its number of steps and export it."""
     from torch import distributed
 
+    from ssd_ray.errors import UserError
     from ssd_ray.training.data import batches
     from ssd_ray.training.state import export, logs, resume
+    from ssd_ray.training.state.saver import Saver
     from ssd_ray.training.worker import Worker
+    from tests.support import flash_kernel
 
     job = job_of(plan, name, world)
     job.out.mkdir(parents=True, exist_ok=True)
+    if {"unwrapped", "unbounded"} & plan["cases"][name].keys():
+        try:
+            Worker(job)
+        except UserError as error:
+            (job.out / f"refused-{distributed.get_rank()}.txt").write_text(str(error))
+        return
     worker, stop = Worker(job), plan["cases"][name].get("stop", job.train.steps)
     begin = resume.restore(worker.engine, job.out)
     if begin:
         keep_state(worker.engine, job.out / f"restored-{begin}.pt")
     worker.observer.begin(begin)
+    flash_kernel.CALLS.clear()
+    first_layer = watch_first_layer(worker.engine) if plan.get("watch_first_layer") else None
     for step in range(begin, stop):
         batch = batches.global_batch(worker.examples, job.train.global_batch_size, job.seed, step)
         line = {**worker.step(step), "micro_steps": len(worker._micro_batches(batch))}
+        if first_layer is not None:
+            line["first_layer_numel"] = sorted(first_layer)
+            first_layer.clear()
+        line["attention_calls"] = dict(flash_kernel.CALLS)
         if distributed.get_rank() == 0:
             logs.append_log(job.out, line)
+    worker.observer.close()
     if stop == job.train.steps:
         export.export(worker.engine, job.model, job.out, job.train)
     else:
         keep_state(worker.engine, job.out / f"saved-{stop}.pt")
-        resume.save(worker.engine, job.out, stop)
+        saver = Saver(worker.engine, job)
+        saver.save(stop)
+        saver.close()
+
+
+def watch_first_layer(engine: Any) -> set[int]:
+    """Return a set that collects the elements in the first layer at the end of the last one.
+
+    Under ZeRO-3, a released parameter has none. Forward passes of training count.
+    """
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    modules = engine.module.modules()
+    layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+    seen: set[int] = set()
+
+    def note(*_: Any) -> None:
+        if layers[-1].training and torch._C._current_graph_task_id() == -1:
+            seen.add(sum(parameter.numel() for parameter in layers[0].parameters()))
+
+    layers[-1].register_forward_hook(note)
+    return seen
 
 
 def keep_state(engine: Any, path: Path) -> None:
     """Write full parameters with moments, steps and decays, read by DeepSpeed's utilities."""
     import torch
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    from ssd_ray.training.model.expert_parallel import Gathering
 
     inner, moments = (
         getattr(engine.optimizer, "optimizer", engine.optimizer),
@@ -132,16 +186,43 @@ def keep_state(engine: Any, path: Path) -> None:
         "steps": {float(state["step"]) for state in inner.state.values()},
         "weight_decays": [group["weight_decay"] for group in inner.param_groups],
     }
+    experts = Gathering(engine.module)
+    kinds: list[dict[str, Any]] = [{}, {}, {}]
     for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad and engine.zero_optimization():
-            whole[name] = [safe_get_full_fp32_param(parameter).clone()]
-            whole[name] += [
-                safe_get_full_optimizer_state(parameter, key).clone() for key in moments
-            ]
-        elif parameter.requires_grad:
-            whole[name] = [parameter.detach(), *(inner.state[parameter][key] for key in moments)]
+        if not parameter.requires_grad:
+            continue
+        if engine.zero_optimization():
+            values = [safe_get_full_fp32_param(parameter)]
+            values += [safe_get_full_optimizer_state(parameter, key) for key in moments]
+        else:
+            values = [parameter.detach(), *(inner.state[parameter][key] for key in moments)]
+        for kind, value in zip(kinds, values, strict=True):
+            kind[name] = experts.complete(name, value.clone())
+    weights, *states = (experts.renamed(kind) for kind in kinds)
+    whole |= {name: [value, *(kind[name] for kind in states)] for name, value in weights.items()}
     if engine.global_rank == 0:
         torch.save(whole, path)
+
+
+def without_wrapper(register: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `register`, followed by the loss of its wrapper: attention then bypasses Ulysses."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def bypassed(model: Any, train: Any) -> Any:
+        parallel = register(model, train)
+        ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
+        return parallel
+
+    return bypassed
+
+
+def without_bounds(bounds: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `bounds` of packed sequences as if they were a single one."""
+
+    def joined(loss: Any, cu_seq_lens: Any, _max_length: int) -> Any:
+        return bounds(loss, cu_seq_lens[[0, -1]], int(cu_seq_lens[-1]))
+
+    return joined
 
 
 def run_member(plan: dict[str, Any], world: int, rank: int, port: int) -> None:
@@ -153,20 +234,33 @@ def run_member(plan: dict[str, Any], world: int, rank: int, port: int) -> None:
     from deepspeed.utils import groups
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from ssd_ray.training.model import engine
+    from ssd_ray.training.model import engine, sequence_parallel
+    from ssd_ray.training.model.loss import ResponseLoss
+    from tests.support import flash_kernel
 
     deepspeed.init_distributed("gloo", verbose=False)
-    attention, zero = ALL_ATTENTION_FUNCTIONS["sdpa"], engine._zero
-    for name in plan["cases"]:
-        engine._zero = lambda *choices, case=name, **device: (
-            zero(*choices, **device) | plan["cases"][case].get("zero", {})
-        )
+    zero, register = engine._zero, sequence_parallel.register
+    bounds = ResponseLoss.bounds
+    for name, case in plan["cases"].items():
+        extra = case.get("zero", {})
+        engine._zero = lambda *choices, extra=extra, **device: zero(*choices, **device) | extra
+        sequence_parallel.register = without_wrapper(register) if "unwrapped" in case else register
+        kept: Any = without_bounds(bounds) if "unbounded" in case else bounds
+        ResponseLoss.bounds = kept  # type: ignore[method-assign]
+        if "hub_kernel" in case:
+            flash_kernel.install()
         run_case(plan, name, world)
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = (
-            attention  # sequence parallelism stays for the rest of a process otherwise
-        )
+        # Sequence parallelism stays for the rest of a process otherwise.
+        ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
         parallel_state_sp._release_sequence_parallel_groups()
         groups.mpu = None
+
+
+def copy_states(out: Path, cases: dict[str, Any]) -> None:
+    """Give cases with `begin_as` the files of the case of this name."""
+    for name, case in cases.items():
+        if "begin_as" in case:
+            shutil.copytree(out / case["begin_as"], out / name)
 
 
 def fork(act: Callable[[], None]) -> int:
@@ -191,14 +285,20 @@ def fork(act: Callable[[], None]) -> int:
 
 def main(plan_file: str) -> None:
     """Import what members need, then fork each round's members and wait for them."""
+    gc.disable()
     from ssd_ray.config import ClusterConfig
     from ssd_ray.training import loop  # noqa: F401 - members inherit what is imported
     from ssd_ray.training.model.engine import prepare_process
 
     prepare_process(ClusterConfig(device="cpu", cpus_per_train_worker=1))
+    # Members share the memory of what was imported, which a pass over it would copy.
+    gc.freeze()
+    gc.enable()
     plan = json.loads(Path(plan_file).read_text())
     for groups in plan.pop("rounds"):
         members = []
+        for cases in groups.values():
+            copy_states(Path(plan["out"]), cases)
         for world, cases in groups.items():
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))

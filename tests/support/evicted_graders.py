@@ -1,18 +1,20 @@
 """Grading under evictions: `python evicted_graders.py DIRECTORY once|always`.
 
-- `once`: memory is filled while a grader works, until the first eviction.
-- `always`: any use is too much.
+- `once`: memory is filled until the first eviction, and no result is taken before it.
+- `always`: any use of memory is above the limit.
 
 Prints JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ import psutil
 from ssd_ray import cluster
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.crew import LostGraderError, RayCrew
 from ssd_ray.evaluation.grader import GradingSpec
+from ssd_ray.evaluation.grader_actors import LostGraderError, RayBackend
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.pool import GraderPool
 from ssd_ray.evaluation.ray_pool import Answers, grade
@@ -31,23 +33,29 @@ from ssd_ray.progress import LineProgress
 
 ROWS = 12 * 32
 ROOM = 2 << 30
+FILLING_S = 60
 # Other processes of the machine may take memory too, and cause further evictions.
 FAILURES = {"once": 50, "always": 3}
 
 
-class Watched(RayCrew):
-    """Notes why graders were lost, and when the first slice was given out."""
+class Watched(RayBackend):
+    """Notes why graders were lost, and when the first slice was given out.
+
+    Results wait for `released`, so slices are left for the successor of an evicted grader.
+    """
 
     def __init__(self, settings: ClusterConfig, logs: Path) -> None:
         super().__init__(settings, logs)
         self.lost: list[str] = []
         self.at_work = threading.Event()
+        self.released = threading.Event()
 
     def grade(self, *what: Any) -> Any:
         self.at_work.set()
         return super().grade(*what)
 
     def result(self, reference: Any) -> int:
+        self.released.wait(timeout=2 * FILLING_S)
         try:
             return super().result(reference)
         except LostGraderError as error:
@@ -55,15 +63,29 @@ class Watched(RayCrew):
             raise
 
 
-def fill(crew: Watched) -> None:
+def fill(backend: Watched) -> None:
     """Take memory, a piece at a time, until a grader is evicted."""
-    crew.at_work.wait()
+    backend.at_work.wait()
     held: list[bytearray] = []
-    until = time.monotonic() + 60
-    while not crew.lost and time.monotonic() < until:
+    seen: set[int] = set()
+    until = time.monotonic() + FILLING_S
+    while time.monotonic() < until:
+        alive = set(graders())
+        seen |= alive
+        if seen - alive:
+            break
         if psutil.virtual_memory().available > 1 << 30:
             held.append(bytearray(b"1") * (128 << 20))
         time.sleep(0.02)
+    backend.released.set()
+
+
+def graders() -> Iterator[int]:
+    """Yield the process of each living grader of this driver."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "GraderActor" in " ".join(process.cmdline()):
+                yield process.pid
 
 
 def main() -> None:
@@ -79,11 +101,13 @@ def main() -> None:
         benchmark=directory / "benchmark", rules=rules, floor="L1", out=directory / "verdicts"
     )
     settings = ClusterConfig(device="cpu", grader_cpus=1, max_failures=FAILURES[evicted])
-    crew = Watched(settings, directory / "logs")
+    backend = Watched(settings, directory / "logs")
     failed = ""
-    if evicted == "once":
-        threading.Thread(target=fill, args=(crew,), daemon=True).start()
-    with cluster.connected(settings), GraderPool(crew, settings.max_failures) as pool:
+    if evicted == "always":
+        backend.released.set()
+    else:
+        threading.Thread(target=fill, args=(backend,), daemon=True).start()
+    with cluster.connected(), GraderPool(backend, settings.max_failures) as pool:
         try:
             grade(
                 Answers(directory=directory / "generations", total=ROWS, ended=lambda: True),
@@ -94,7 +118,7 @@ def main() -> None:
             )
         except InfrastructureError as error:
             failed = str(error)
-    print(json.dumps({"lost": crew.lost, "failed": failed}))
+    print(json.dumps({"lost": backend.lost, "failed": failed}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A local cluster of nodes started by Ray's autoscaler, isolated from any other Ray.
+"""A local cluster with Ray's autoscaler or without, isolated from any other Ray.
 
 `ray.cluster_utils.AutoscalingCluster` calls `ray stop --force`. It ends every Ray process on
 the machine. `Fleet` starts the same pieces and ends only its own processes.
@@ -12,24 +12,35 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.support.processes import command_of, descendants, kill_all
 
 IDLE_MINUTES = 0.1
+EMPTY: Mapping[str, int] = {}
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 
 
 class Fleet:
-    """A head without cores, and up to `most` nodes with one logical GPU each; a context manager."""
+    """A head without cores, and up to `most` nodes with one logical GPU each; a context manager.
 
-    def __init__(self, directory: Path, most: int) -> None:
+    With `head` there is no autoscaler: the head alone has these resources. `version` is that of
+    Ray's monitor, which runs in either case.
+    """
+
+    def __init__(
+        self, directory: Path, most: int = 0, head: Mapping[str, int] = EMPTY, version: int = 1
+    ) -> None:
         self._directory = directory
+        self._head_resources = head
+        self._version = version
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -45,22 +56,27 @@ class Fleet:
     def __enter__(self) -> Fleet:
         command = ["ray", "start", "--head", "--block", f"--port={self._port}"]
         command += [
-            "--num-cpus=0",
-            "--num-gpus=0",
+            f"--num-{name}={self._head_resources.get(name, 0)}" for name in ("cpus", "gpus")
+        ]
+        command += [
             "--include-dashboard=false",
             f"--temp-dir={self._temporary.name}",
         ]
-        command += [f"--autoscaling-config={self._config}", "--object-store-memory=100000000"]
+        command += ["--object-store-memory=100000000"]
         environment = (
             os.environ
             | TOKEN
             | {
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-                "RAY_FAKE_CLUSTER": "1",
                 "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_enable_autoscaler_v2": "0",
+                "RAY_enable_autoscaler_v2": str(self._version - 1),
             }
         )
+        if not self._head_resources:
+            command += [f"--autoscaling-config={self._config}"]
+            environment |= {"RAY_FAKE_CLUSTER": "1"}
+            if self._version == 2:
+                environment |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID}
         log = (self._directory / "fleet.log").open("w")
         self._head = psutil.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -73,7 +89,7 @@ class Fleet:
         return self
 
     def raylets(self) -> list[psutil.Process]:
-        """The raylets of the nodes, without the head's, in the order of their start."""
+        """Return the raylets of the nodes but the head, in the order of their start."""
         assert self._head is not None
         raylets = [
             process for process in self._head.children(recursive=True) if _is_raylet(process)
@@ -81,7 +97,7 @@ class Fleet:
         return sorted(raylets, key=lambda process: process.create_time())[1:]
 
     def take_away_a_node(self) -> list[psutil.Process]:
-        """SIGKILL to a raylet; returns the engines of its node, with whatever they had started.
+        """Kill a raylet; return the engines of its node, with the processes they had started.
 
         Ray's own two agents of a node notice later; they hold no device and no core.
         """

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from ssd_ray import cluster
-from ssd_ray.config import ClusterConfig, Decoding
+from ssd_ray.config import Decoding
 from ssd_ray.inference.engine_pool import EnginePool
 from ssd_ray.inference.generation import SamplingRun
 from ssd_ray.inference.pool import Pool
@@ -29,12 +29,12 @@ IDLE_PATIENCE_S = 60
 
 
 def nodes() -> int:
-    """Live nodes with a GPU."""
+    """Count the live nodes with a GPU."""
     return sum(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
 
 
 def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
-    """Draw, then wait for the nodes to go, and write both down."""
+    """Draw, then wait until the nodes are gone; record the number of nodes all the while."""
     out.mkdir(exist_ok=True)
     noted: list[int] = []
     done = threading.Event()
@@ -67,7 +67,7 @@ def main(prompts: Path, out: Path, engines: int, seconds: float) -> None:
         resources=Resources(0, 1, {"num_gpus": 1}),
     )
     progress = LineProgress(2)
-    with cluster.connected(ClusterConfig(device="cuda")):
+    with cluster.connected():
         threading.Thread(target=note, daemon=True).start()
         with EnginePool(spec, size, max_failures=3, progress=progress) as pool:
             facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()

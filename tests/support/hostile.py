@@ -2,7 +2,7 @@
 
 - `attempt(what, act)` wraps every act that must not succeed; ESCAPED reports a success.
 - The scene fills in every @WORD@ (scene.py).
-- This module defines a program, and holds those that look for secrets.
+- This module defines the class of a program, and holds the programs that look for secrets.
 - hostile_reaching.py: processes, network, files and the kernel.
 - hostile_exhausting.py: resources. hostile_forging.py: verdicts.
 """
@@ -52,12 +52,12 @@ class Hostile:
 
     @property
     def program(self) -> str:
-        """The source text, words to be filled in."""
+        """The source text, with @WORD@s that the scene fills in."""
         return (PRELUDE if self.prelude else "") + textwrap.dedent(self.code)
 
 
 def hostiles(category: str, programs: dict[str, str]) -> tuple[Hostile, ...]:
-    """Programs that may end well or badly, but get nothing."""
+    """Return programs that may succeed or fail, but must obtain nothing."""
     return tuple(
         Hostile(name=name, category=category, code=code) for name, code in programs.items()
     )

@@ -1,7 +1,7 @@
-"""Hostile programs that change arguments, or claim it, to pass a check of them.
+"""Hostile programs that change their arguments, or forge a change, to pass a check.
 
-See hostile.py. The check passes [0, 1, 0, 3] twice and expects [1, 3, 0, 0] in its own list.
-No program here produces it.
+See hostile.py. The check passes [0, 1, 0, 3] and expects its own list to become [1, 3, 0, 0].
+No program here does that honestly.
 """
 
 # ruff: noqa: E501
@@ -39,17 +39,17 @@ WITHIN = {
     "a long text": "given[:] = ['x' * 80_000_000]",
     "colliding keys": "given[:] = [{k * (2**61 - 1): 0 for k in range(2_000)}]",
     "colliding members": "given[:] = [{k * (2**61 - 1) for k in range(2_000)}]",
-    "what cannot cross": "given[:] = [lambda: 1, object(), iter(given)]",
+    "values without a wire form": "given[:] = [lambda: 1, object(), iter(given)]",
     "a flood of types": "given[:] = [type(str(n), (), {}) for n in range(1000)]",
     "the other argument": "beside.clear()",
     "one that raises": "given.sort(key=lambda v: v == 0) if False else None; raise ValueError",
     "afterwards, from a thread": "import threading, time\n    threading.Thread(target=lambda: (time.sleep(0.05), given.sort(key=lambda v: v == 0)), daemon=True).start()",
     "all the time, from a thread": "import threading\n    def run():\n        while True: given.append(1); given.clear()\n    threading.Thread(target=run, daemon=True).start()",
-    "in the writer's hands": "import sys\n    frame = sys._getframe()\n    while frame:\n        call = frame.f_locals.get('call')\n        if call is not None:\n            call._objects.insert(0, [1, 3, 0, 0]); call._before.clear()\n        frame = frame.f_back",
-    "a writer of its own": "import sys\n    frame = sys._getframe()\n    while frame:\n        for name in ('send', 'objects', 'wire'):\n            if name in frame.f_globals: frame.f_globals[name] = None\n        frame = frame.f_back",
-    "a reader of its own": "import sys\n    frame = sys._getframe()\n    while frame:\n        if 'receive' in frame.f_locals: frame.f_locals['receive'] = lambda: None\n        frame = frame.f_back",
+    "in the sender's variables": "import sys\n    frame = sys._getframe()\n    while frame:\n        call = frame.f_locals.get('call')\n        if call is not None:\n            call._objects.insert(0, [1, 3, 0, 0]); call._before.clear()\n        frame = frame.f_back",
+    "a sender without its modules": "import sys\n    frame = sys._getframe()\n    while frame:\n        for name in ('send', 'objects', 'wire'):\n            if name in frame.f_globals: frame.f_globals[name] = None\n        frame = frame.f_back",
+    "another function to receive": "import sys\n    frame = sys._getframe()\n    while frame:\n        if 'receive' in frame.f_locals: frame.f_locals['receive'] = lambda: None\n        frame = frame.f_back",
 }
-"""Bodies of a program's call, with `given` and `beside` in scope."""
+"""Bodies of a program's function, with `given` and `beside` in scope."""
 
 DEEP: Any = 0
 for _ in range(40):
@@ -161,16 +161,16 @@ MESSAGES: list[Any] = [
     [],
     7,
 ]
-"""Replies that no honest process sends, or without content."""
+"""Replies that are forged, malformed or empty."""
 
 
 def within(act: str) -> str:
-    """A program that does something to its arguments and returns None."""
+    """Return a program with a function that runs `act` on its arguments and returns None."""
     return f"def f(given, *, beside):\n    {act}\n"
 
 
 def sending(message: Any) -> str:
-    """A program that writes its own reply to every possible pipe, twice."""
+    """Return a program that writes its own reply to every possible pipe, twice."""
     text = json.dumps(message, separators=(",", ":")).encode() + b"\n"
     return f"""
 import os, time

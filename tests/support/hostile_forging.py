@@ -33,7 +33,7 @@ MESSAGES = (
 
 
 def forging(message: bytes) -> str:
-    """A preamble with a message to every possible descriptor."""
+    """Return a preamble that writes a message to every possible descriptor."""
     return _WRITE_EVERYWHERE.format(message=message)
 
 

@@ -229,7 +229,7 @@ _CATEGORIES: dict[str, dict[str, str]] = {
 
 
 def _killed(name: str, code: str, machine: str = "") -> Hostile:
-    """A program killed by the kernel on the spot."""
+    """Return a program that the kernel kills at once."""
     return Hostile(
         name=name, category="kernel", code=code, ends=frozenset({"runtime_error"}), machine=machine
     )

@@ -7,7 +7,7 @@ _NAMED = "class {name}:\n    __module__ = {module!r}\n    __qualname__ = {name!r
 
 
 def _named(module: str, name: str, body: str) -> str:
-    """A class with the module and name of one that the sandbox unpacks."""
+    """Return source for a class with the module and name of one that the sandbox unpacks."""
     return _NAMED.format(module=module, name=name, body=body) + f"Yes = {name}\n"
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers with reasoning marks as special tokens, and answers of drawn marks and text."""
+"""Tokenizers with reasoning marks as special tokens, and answers made of marks and text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAM = "```python\nprint(2 * int(input()))\n```"
 
 
 def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, ...] = ()) -> Any:
-    """Bytes as tokens, marks as special tokens, `plain` as added but not special tokens."""
+    """Return a tokenizer of bytes; marks are special tokens, `plain` added ones."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as kinds
     from transformers import PreTrainedTokenizerFast
@@ -49,7 +49,7 @@ def marked_tokenizer(*special: str, end: str = "<|im_end|>", plain: tuple[str, .
 
 
 def ids_of(tokenizer: Any, *pieces: str | bytes) -> tuple[int, ...]:
-    """Return ids of text with names of marks as drawn marks; bytes are spelled out."""
+    """Return token ids: the name of a mark becomes its token, and bytes are spelled out."""
     ids: list[int] = []
     for piece in pieces:
         if isinstance(piece, bytes):
@@ -88,5 +88,5 @@ def form_of(tokenizer: Any, directory: Path | None = None, opened: str = "") -> 
 
 
 def parser_of(tokenizer: Any, opened: str = "") -> AnswerParser:
-    """A parser of a tokenizer's answers."""
+    """Return a parser of a tokenizer's answers."""
     return AnswerParser(form_of(tokenizer, opened=opened), answers.text_decoder(tokenizer))

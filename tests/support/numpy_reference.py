@@ -1,4 +1,4 @@
-"""The comparison of evalplus in numpy, to hold ours against."""
+"""EvalPlus's comparison in numpy, as a reference for ours."""
 
 import contextlib
 import warnings

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Logits divided by the temperature, in float32 as the engine does."""
+    """Return logits divided by the temperature, in float32 as in the engine."""
     return logits.astype(np.float32) / np.float32(temperature)
 
 
@@ -15,16 +15,15 @@ def masses(scores: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
 
     Ties of the k-th are included.
     """
-    kth = np.sort(scores)[-min(top_k, len(scores))]
-    rising = [
-        token for token in np.lexsort((np.arange(len(scores)), scores)) if scores[token] >= kth
-    ]
+    rising = np.lexsort((np.arange(len(scores)), scores))
+    kth = scores[rising[-min(top_k, len(scores))]]
+    rising = rising[scores[rising] >= kth]
     weights = np.exp(scores[rising].astype(np.float64) - scores.max())
-    return np.array(rising), np.cumsum(weights / weights.sum())
+    return rising, np.cumsum(weights / weights.sum())
 
 
 def survivors(scores: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """The tokens left of tempered logits by top-k and then top-p."""
+    """Return the tokens of tempered logits that top-k and then top-p keep."""
     rising, mass = masses(scores, top_k)
     kept = rising[mass > 1 - np.float32(top_p)] if top_p < 1 else rising
     return set((kept if len(kept) else rising[-1:]).tolist())

@@ -9,6 +9,8 @@ from ssd_ray.planner.clusters import TrainingPlan, plan_training
 from ssd_ray.planner.memory import Setting
 
 MODELS = ("llama-3.1-8b-instruct", "qwen3-4b-instruct", "qwen3-30b-instruct", "gpt-oss-20b-high")
+UNPACKED = ("train.packing=false", "train.attention=sdpa", "train.sequence_parallel_size=1")
+"""Overrides for one padded sequence a worker."""
 SETTING = Setting(
     num_workers=8,
     zero_stage=3,

@@ -31,6 +31,7 @@ from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.grading import Grade
 from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.sampling import Generations, Samples
+from ssd_ray.pipeline.step import when_complete
 from ssd_ray.pipeline.training import Checkpoint
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Completion, Example, Prompt, Verdict
@@ -59,6 +60,7 @@ class Played:
         self.hardware = ""
         self.made: list[str] = []
         monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr("ssd_ray.pipeline.preflight.check_cluster", lambda *_, **__: None)
         monkeypatch.setattr(models, "fetch", lambda _: model)
         leave_blank(monkeypatch)
         acts = {
@@ -72,22 +74,22 @@ class Played:
             monkeypatch.setattr(kind, "check", lambda *_: None)
 
     def run(self, out: Path, *chosen: str) -> Run:
-        """A run of the quick start's recipe, made small."""
+        """Return a run of the quick start's recipe, made small."""
         return Run(recipes.load("quickstart", [*CHOICES, *chosen]), out, LineProgress())
 
     def samples(self, step: Samples, out: Path, context: RunContext) -> Facts:
-        """One answer a prompt."""
+        """Write one answer per prompt."""
         return self._answers(
-            context.run / "prompts", step.name, context.when_complete(*step.after), out
+            context.run / "prompts", step.name, when_complete(context, *step.after), out
         )
 
     def generations(self, step: Generations, out: Path, context: RunContext) -> Facts:
-        """One answer a problem; another model answers otherwise."""
+        """Write one answer per problem; another model answers differently."""
         trained = (
             step.checkpoint
             and (context.run / step.checkpoint / "model.safetensors").read_bytes().hex()
         )
-        prompts, ended = context.run / "eval-prompts", context.when_complete(step.inputs[0])
+        prompts, ended = context.run / "eval-prompts", when_complete(context, step.inputs[0])
         return self._answers(prompts, f"{step.name} {trained or ''}", ended, out)
 
     def _answers(self, prompts: Path, seed: str, ended: Callable[[], bool], out: Path) -> Facts:
@@ -96,7 +98,7 @@ class Played:
         rows = [self._answer(prompt, seed) for prompt in shards.read_rows(prompts, Prompt)]
         for number, part in enumerate(
             (rows[:2], rows[2:])
-        ):  # as a stage that resumes does: what is there is kept
+        ):  # existing shards stay, as in a resumed stage
             if not (out / f"part-{number:05}.parquet").exists():
                 shards.write_shard(out, f"part-{number:05}", part, Completion)
         tokens = sum(len(row.output_token_ids) for row in rows)
@@ -128,7 +130,7 @@ class Played:
         Times always differ.
         """
         self.made.append(step.name)
-        _wait(context.when_complete(step.inputs[-1]))
+        _wait(when_complete(context, step.inputs[-1]))
         answers = shards.read_rows(context.run / step.answers, Completion)
         graded = [self._verdict(row, number) for number, row in enumerate(answers)]
         for number, part in enumerate((graded[:2], graded[2:])):
@@ -204,7 +206,7 @@ def play(out: str, model: str, number: str) -> None:
 
 
 def _method(act: Callable[..., Facts]) -> Callable[..., Facts]:
-    """A function that takes the step first, as a method does."""
+    """Return a function that takes the step first, as a method does."""
     return lambda step, out, context: act(step, out, context)
 
 
@@ -214,7 +216,7 @@ def _wait(ended: Callable[[], bool]) -> None:
 
 
 def rows(out: Path, *names: str) -> Iterator[Any]:
-    """Rows of artifacts without measured times."""
+    """Return rows of artifacts without measured times."""
     kinds = {
         "samples": Completion,
         "generations": Completion,

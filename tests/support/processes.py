@@ -36,6 +36,11 @@ def is_agent(process: psutil.Process) -> bool:
     return any(name in command_of(process) for name in AGENTS)
 
 
+def is_starting(process: psutil.Process) -> bool:
+    """Return True for a process of Ray that has no work yet; Ray titles it when it has some."""
+    return "default_worker.py" in command_of(process)
+
+
 def is_alive(pid: int) -> bool:
     """Return True while a process runs; False once it has ended, also before it is waited for."""
     try:

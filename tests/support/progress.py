@@ -1,4 +1,4 @@
-"""A screen that keeps what it is shown."""
+"""A progress display that records its lines for a test."""
 
 from __future__ import annotations
 

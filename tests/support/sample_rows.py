@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts.ledger import Failure, Span
+from ssd_ray.artifacts.ledger import Failure, Ledger, Span
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.inference.vllm.engine import Answer
 from ssd_ray.inference.work.shards import Drawn, write_completions
@@ -64,4 +64,6 @@ def write_unit(
         Drawn(prompt=prompt, sample_index=at, seed=at, answer=answer)
         for at in range(span.start, span.stop - len(failed))
     ]
-    write_completions(out, writer, span, drawn, failed)
+    ledger = Ledger(out, writer)
+    write_completions(ledger, span, drawn, failed)
+    ledger.close()

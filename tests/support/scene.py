@@ -1,7 +1,7 @@
-"""The surroundings of hostile programs: files, a neighbor, a server, secrets, and a judge.
+"""The surroundings of hostile programs: files, a neighbor process, a server and secrets.
 
-`trespasses` is the judge. As a script this tries programs in a separate process, as another
-user or under a container's default filter, and prints JSON:
+`trespasses` lists the effects of a program on them. As a script this tries programs in a separate
+process, as another user or under a container's default filter, and prints JSON:
 `python scene.py '{"level": "L1", "uid": 65534, "container": true, "names": [...]}'`
 """
 
@@ -83,7 +83,7 @@ class Scene:
         os.environ.pop("SSD_RAY_TEST_SECRET", None)
 
     def source(self, program: Hostile) -> str:
-        """The program with its words filled in."""
+        """Return the program with its placeholders filled in."""
         names = set(seccomp.NUMBERS) - set(seccomp._ZYGOTE_ONLY)
         allowed = {seccomp.NUMBERS[name][seccomp.column()] for name in names} - {None}
         site = next(
@@ -119,7 +119,7 @@ class Scene:
         processes, deadline = descendants(), time.monotonic() + 2
         while (
             len(processes) != self._num_processes and time.monotonic() < deadline
-        ):  # the next program's is on its way
+        ):  # the process for the next program may be starting
             time.sleep(0.01)
             processes = descendants()
         if len(processes) != self._num_processes:
@@ -173,7 +173,7 @@ class Scene:
         }
 
     def refresh(self) -> None:
-        """Take the present as the state to be compared with: a sandbox has come up."""
+        """Record the present state for comparison, once a sandbox has started."""
         self._before = self._state()
         time.sleep(0.1)
         self._num_processes = len(descendants())
@@ -185,7 +185,7 @@ def _adopt(orphans: bool) -> None:
 
 
 def descendants(pid: int | None = None) -> set[int]:
-    """The living descendants of a process, this one by default."""
+    """Return the living descendants of a process, by default of this one."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
@@ -208,9 +208,9 @@ def trespasses(program: Hostile, sandbox: Sandbox, scene: Scene) -> list[str]:
     execution = sandbox.run_program(scene.source(program), program.stdin, limits)
     effects = [line for line in execution.stdout.splitlines() if "ESCAPED" in line]
     if execution.status not in program.ends:
-        effects.append(f"it came to {execution.status}: {execution.detail}")
+        effects.append(f"its status is {execution.status}: {execution.detail}")
     if program.prelude and program.category not in ("kernel", "counted") and not execution.stdout:
-        effects.append(f"it got nowhere: {execution.status} {execution.detail}")
+        effects.append(f"it printed nothing: {execution.status} {execution.detail}")
     effects += [f"the secret is in {execution}"] * (
         scene.secret in f"{execution.stdout}{execution.detail}"
     )
@@ -218,7 +218,7 @@ def trespasses(program: Hostile, sandbox: Sandbox, scene: Scene) -> list[str]:
     control = sandbox.run_program(
         _CONTROL, "40 2", Limits(time_s=20, memory_mib=MEMORY_MIB, output_kib=OUTPUT_KIB)
     )
-    effects += [f"the next program came to {control}"] * (control.stdout != "42\n")
+    effects += [f"the next program ended with {control}"] * (control.stdout != "42\n")
     return effects + scene.damage()
 
 
@@ -309,7 +309,7 @@ def lower_oneself(uid: int | None, container: bool) -> None:
 
 
 def main(order: dict[str, object]) -> None:
-    """Try the programs of the order and print the results."""
+    """Try the named programs and print the results."""
     lower_oneself(order["uid"], bool(order["container"]))  # type: ignore[arg-type]
     by_name = {level.name: level for level in levels.candidates()}
     level = by_name[str(order["level"])] if order["level"] else best_level()

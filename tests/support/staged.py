@@ -1,8 +1,8 @@
-"""A run of doubles: steps derive bytes from their inputs, without Ray or models.
+"""A run of test doubles: steps derive bytes from their inputs, without Ray or models.
 
-The graph belongs to a recipe with the control `accepted` and one benchmark. The contents of
-a double follow from its choices, its inputs and `world`. `world` holds facts outside of
-a recipe: hardware, failing graders, hidden state.
+The graph is that of a recipe with the control `accepted` and one benchmark. The output of
+a double follows from its choices, its inputs and a `World`. A `World` holds facts outside of
+a recipe, such as hardware and failing graders.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ GPU = ("samples", "checkpoint-accepted", "generations/base", "generations/accept
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Double(Step):
-    """A step with any choices and any act."""
+    """A step with the given choices and action."""
 
     verb: str
     chosen: Mapping[str, Any]
@@ -76,8 +76,8 @@ class World:
     """Inputs of the steps.
 
     - `choices`: choices by step.
-    - `nature`: contents by step.
-    - `failing`: graders leave errors open.
+    - `nature`: by step, a fact outside of the recipe that changes the output, such as hardware.
+    - `failing`: graders return infrastructure errors.
     """
 
     def __init__(self, out: Path) -> None:
@@ -89,13 +89,13 @@ class World:
         self.made: list[str] = []
 
     def run(self) -> Run:
-        """A run of these steps, never to start Ray (`without_ray`)."""
+        """Return a run of these steps. Call `without_ray` first: the run must not start Ray."""
         run = Run(recipes.load("quickstart"), self.out, LineProgress())
         run._steps = self.steps()
         return run
 
     def steps(self) -> list[Step]:
-        """The steps in the order of a run."""
+        """Return the steps in the order of a run."""
         known: dict[str, Step] = {}
         recipe = recipes.load("quickstart")
 
@@ -167,8 +167,9 @@ class World:
     ) -> Callable[[Path], Facts]:
         def act(out: Path) -> Facts:
             self.made.append(name)
-            for part in ("part-0", "part-1"):  # as a stage that resumes does: what is there is kept
+            for part in ("part-0", "part-1"):
                 path = out / f"{part}.parquet"
+                # As in a resumed stage, existing shards stay.
                 if not path.exists() or path.read_text().startswith("failed"):
                     self.before(name, part)
                     files.write_atomic(
@@ -188,7 +189,7 @@ class World:
         """Hook before each part; tests put crashes here."""
 
     def _essence(self, name: str, part: str, inputs: tuple[str, ...], followed: str | None) -> str:
-        """Return a digest of all inputs of a part; followed inputs give the same part."""
+        """Return a digest of all inputs of a part: of a followed input, the same part alone."""
         self._wait(
             [
                 self.out / each / (f"{part}.parquet" if each == followed else "manifest.json")
@@ -207,7 +208,7 @@ class World:
             time.sleep(0.002)
 
     def _content(self, verb: str, part: str, essence: str) -> str:
-        """Return a shard; verdicts end in measured times, which always differ."""
+        """Return a shard; a random last line of verdicts plays the measured times."""
         if verb == "grade":
             result = "failed" if self.failing and part == "part-1" else f"right {essence}"
             return f"{result}\n{os.urandom(4).hex()}"
@@ -220,7 +221,7 @@ class World:
         ]
 
     def scores(self) -> str:
-        """The bytes of the completed run."""
+        """Return the text of the report's scores.json."""
         return (self.out / "report" / "scores.json").read_text()
 
     def contents(self) -> dict[str, str]:
@@ -235,13 +236,14 @@ class World:
         }
 
     def stamps(self, *names: str) -> dict[str, int]:
-        """When the manifests of artifacts were written."""
+        """Return when the manifest of each artifact was written, in nanoseconds."""
         return {name: (self.out / name / "manifest.json").stat().st_mtime_ns for name in names}
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that Ray runs, and skip slow checks of versions and disks."""
     monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("ssd_ray.pipeline.preflight.check_cluster", lambda *_, **__: None)
     monkeypatch.setattr("ssd_ray.artifacts.versions.installed", dict)
     monkeypatch.setattr(manifests, "column_digests", _first_lines)
     monkeypatch.setattr(lineage, "column_digests", _first_lines)
@@ -254,7 +256,7 @@ def _first_lines(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def snapshot(out: Path) -> dict[str, bytes]:
-    """Every file of a directory but its lock."""
+    """Return the bytes of every file below a directory, except locks."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")
@@ -285,7 +287,7 @@ def die_at(number: int) -> None:
 
 
 def killed_at(act: Callable[[], object], number: int) -> bool:
-    """Act in a child killed before file operation `number`; False if it ended earlier."""
+    """Call `act` in a child killed before file operation `number`; False if it ended earlier."""
     child = os.fork()
     if child == 0:
         # A child must never return into the tests of its parent, whatever its act raises.

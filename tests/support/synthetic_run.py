@@ -163,7 +163,7 @@ def make_run(
 
 
 def _regraded(verdicts):
-    """Return another grader's verdict: sample 0 of every third built-in problem flips."""
+    """Return another grader's verdicts: sample 0 of every third built-in problem flips."""
     other = {"accepted": "wrong_answer"}
     return [
         dataclasses.replace(verdict, outcome=other.get(verdict.outcome, "accepted"))
@@ -245,7 +245,7 @@ def _contamination(evil):
 
 
 def _uncounted(known):
-    """The facts of stages that counted only what every version counts."""
+    """Return the facts that every version of ssd_ray counts, without later ones."""
     return {
         "prompts": PromptFacts(rows=known["prompts"].rows),
         "samples": AnswerFacts(rows=known["samples"].rows),
@@ -346,6 +346,7 @@ def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
         )
     timing = {
         "seconds": seconds,
+        "wall_seconds": 2 * seconds,
         "attempts": 1,
         "tokens": 1000 * int(seconds),
         "peak_bytes": 3 * 2**30,
@@ -355,7 +356,7 @@ def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
 
 
 def reported(made, name="report"):
-    """The report of a run: its directory, facts and scores."""
+    """Write the report of a run, and return its directory, facts and scores."""
     out = made.path / name
     facts = report(made.recipe, made.path, made.steps, out=out)
     return out, facts, json.loads((out / "scores.json").read_text())

@@ -118,7 +118,8 @@ def tiny_model(
         ),
     }
     model: Any = AutoModelForCausalLM.from_config(configs[architecture])
-    # A louder end token and louder programs: some answers end by themselves, many hold code.
+    # Larger logits for the end token and the programs: some answers end by themselves, many hold
+    # code.
     model.lm_head.weight.data[[2, 259, 260, 261]] *= 1.7
     model.generation_config.eos_token_id = 2
     model.float().save_pretrained(directory)

@@ -30,7 +30,7 @@ def tiny_gguf(
         values = chance.normal(0, 0.1, shape).astype(np.float32)
         if len(shape) == 1:
             writer.add_tensor(name, values)
-        elif kind in ("I32", "I64", "Q8_K"):  # types that nothing converts
+        elif kind in ("I32", "I64", "Q8_K"):  # types without a conversion to float
             writer.add_tensor(
                 name, values.astype(np.int32), raw_dtype=kept if kind == "I32" else None
             )

@@ -85,7 +85,7 @@ def _backend(kind: str) -> Any:
     document = json.loads(tokenizer.to_str())
     document[
         "added_tokens"
-    ] = []  # a trainer adds all that it begins with; bytes are ordinary vocabulary
+    ] = []  # a trainer adds its special tokens here, but bytes are ordinary vocabulary
     return json.dumps(document)
 
 

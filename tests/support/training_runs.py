@@ -27,6 +27,7 @@ TRAIN = {
     "max_grad_norm": 0.5,
     "dtype": "float32",
     "checkpoint_every": 10,
+    "resume_states": 1,
     "export_every": 20,
     "gradient_checkpointing": False,
     "loss_chunk_tokens": 16,
@@ -34,14 +35,26 @@ TRAIN = {
 SEED = 3
 
 
-def cluster_of(workers: int, max_failures: int = 0) -> ClusterConfig:
+def cluster_of(
+    workers: int, max_failures: int = 0, local_states: str | None = None
+) -> ClusterConfig:
     return ClusterConfig(
-        device="cpu", train_workers=workers, cpus_per_train_worker=1, max_failures=max_failures
+        device="cpu",
+        train_workers=workers,
+        cpus_per_train_worker=1,
+        max_failures=max_failures,
+        local_states=local_states,
     )
 
 
 def train(
-    dataset: Path, model: Path, out: Path, workers: int = 2, max_failures: int = 0, **changes: Any
+    dataset: Path,
+    model: Path,
+    out: Path,
+    workers: int = 2,
+    max_failures: int = 0,
+    local_states: str | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     from ssd_ray.training import trainer
     from ssd_ray.training.job import Job
@@ -53,14 +66,14 @@ def train(
         out=out,
         logs=out.parent / f"{out.name}-logs",
         train=TrainConfig(**{**TRAIN, **changes}),
-        cluster=cluster_of(workers, max_failures),
+        cluster=cluster_of(workers, max_failures, local_states),
         seed=SEED,
     )
     return trainer.train(job, LineProgress())
 
 
 def loss_log(out: Path) -> list[dict[str, Any]]:
-    """The loss log without time and memory of steps."""
+    """Return the loss log without time and memory of steps."""
     costs = {"seconds", "peak_gib", "memory_gib", "tokens_per_s"}
     return [
         {key: value for key, value in json.loads(line).items() if key not in costs}
@@ -86,16 +99,20 @@ from tests.support import training_runs
 from ssd_ray import cluster
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
-    with cluster.connected(training_runs.cluster_of(2)):
-        training_runs.train(Path({dataset!r}), Path({model!r}), Path({out!r}), max_failures=2)
+    with cluster.connected():
+        places = [Path(place) for place in ({dataset!r}, {model!r}, {out!r})]
+        training_runs.train(*places, max_failures=2, local_states={local_states!r})
 """
 
 
-def start_driver(dataset: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
+def start_driver(
+    dataset: Path, model: Path, out: Path, local_states: str | None = None
+) -> subprocess.Popen[bytes]:
     paths = {
         "dataset": str(dataset),
         "model": str(model),
         "out": str(out),
+        "local_states": local_states,
     }
     script = out.parent / "driver.py"
     script.write_text(DRIVER.format(**paths))
@@ -118,7 +135,7 @@ def wait_for(condition: Any, timeout_s: float = 300) -> Any:
 
 
 def training_workers(out: Path) -> list[psutil.Process]:
-    """The training processes whose output goes to the run's logs."""
+    """Return the training processes whose output goes to the run's logs."""
     workers = []
     for process in psutil.process_iter():
         try:
@@ -133,7 +150,7 @@ def training_workers(out: Path) -> list[psutil.Process]:
 
 
 ELASTIC = """
-import json, sys, threading, time
+import threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -142,23 +159,19 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.progress import LineProgress
 from ssd_ray.training.job import Job
 from ssd_ray.training.trainer import train
-if __name__ == "__main__":
-    head = {{"num_cpus": 0, "include_dashboard": False}}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
-    doomed = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-    out = Path({out!r})
+def train_and_lose_a_node(out, notice):
+    doomed = nodes.add_node(num_cpus=1)
     def take_away():
         while len(training_runs.log_lines(out)) < 14:
             time.sleep(0.02)
-        if {notice!r}:
+        if notice:
             training_runs.drain(nodes.address, doomed.node_id, out)
         nodes.remove_node(doomed, allow_graceful=False)
     threading.Thread(target=take_away, daemon=True).start()
     choices = ClusterConfig(
         device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3
     )
-    out.mkdir()
+    out.mkdir(parents=True)
     job = Job(
         dataset=Path({dataset!r}),
         model=Path({model!r}),
@@ -169,6 +182,13 @@ if __name__ == "__main__":
         seed=training_runs.SEED,
     )
     train(job, LineProgress())
+if __name__ == "__main__":
+    head = {{"num_cpus": 0, "include_dashboard": False}}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    for notice, out in {outs!r}.items():
+        train_and_lose_a_node(Path(out), notice)
     ray.shutdown()
     nodes.shutdown()
 """

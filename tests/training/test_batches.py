@@ -18,7 +18,7 @@ from ssd_ray.training.model.sequence_parallel import slice_of
 
 
 def _dataset(out: Path, *rows: tuple[list[int], int]) -> Path:
-    """A shard a row, of (ids, number of prompt tokens)."""
+    """Write each row, (ids, number of prompt tokens), to a shard of its own."""
     for index, (input_ids, num_prompt) in enumerate(rows):
         row = Example(
             prompt_id=f"p{index}",
@@ -103,7 +103,7 @@ def test_the_order_is_fixed_by_seed_and_epoch() -> None:
     assert epoch_order(8, seed=1, epoch=0).tolist() != ORDER_0_0
 
 
-def test_the_orders_of_two_epochs_are_worked_out_once_and_shared() -> None:
+def test_the_orders_of_two_epochs_are_computed_once() -> None:
     first, second = epoch_order(20, 0, 0), epoch_order(20, 0, 1)
     assert epoch_order(20, 0, 0) is first
     assert epoch_order(20, 0, 1) is second
@@ -165,7 +165,7 @@ def test_workers_share_a_batch_evenly_and_within_the_budget(
     )  # the greedy deal leaves shares at most one micro-batch apart
 
 
-def test_sequences_of_like_length_meet() -> None:
+def test_sequences_of_like_length_share_a_micro_batch() -> None:
     lengths = np.array([600, 60, 590, 61, 62, 595, 63, 64])
     groups = [
         sorted(group.tolist()) for group in share_out(lengths, lengths, 1, 600, packed=False)[0]
@@ -197,3 +197,12 @@ def test_packed_sequences_have_their_own_positions(tmp_path: Path) -> None:
     assert micro.weights.tolist() == [[0.5, 0.5, 0, 0.25, 0, 0, 0, 0]]
     assert micro.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
     assert micro.real.astype(int).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
+    assert (micro.cu_seq_lens.tolist(), micro.max_length) == ([0, 3, 5, 8], 3)
+    assert micro.cu_seq_lens.dtype == np.int32
+    assert slice_of(micro, 2, 1).cu_seq_lens.tolist() == [0, 3, 5, 8]
+
+
+def test_padded_sequences_have_the_boundaries_of_their_rows(tmp_path: Path) -> None:
+    examples = Examples(_dataset(tmp_path, ([5, 6, 7], 1), ([8, 9], 1)))
+    micro = collate(examples, np.array([0, 1]), [0.5, 0.25])
+    assert (micro.cu_seq_lens.tolist(), micro.max_length) == ([0, 3, 6], 3)

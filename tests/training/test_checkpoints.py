@@ -22,8 +22,10 @@ from ssd_ray.training.state.export import Serving
 SHARD, MODEL = "zero_pp_rank_{}_mp_rank_00_optim_states.pt", "{}mp_rank_00_model_states.pt"
 
 
-def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 10) -> Any:
-    """An engine that writes a shard for each worker, as DeepSpeed's does."""
+def _engine(
+    workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 10, experts: int = 1
+) -> Any:
+    """Return an engine that writes a shard for each worker, as DeepSpeed's does."""
 
     def save_checkpoint(folder: str, tag: str, **_: Any) -> None:
         (Path(folder) / tag).mkdir(parents=True, exist_ok=True)
@@ -34,9 +36,14 @@ def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 1
                 Path(folder) / tag / MODEL.format(f"zero_pp_rank_{each}_" if stage == 3 else ""),
             )
 
+    module = torch.nn.Linear(1, 1)
+    if experts > 1:
+        # As DeepSpeed marks a sparse block of divided experts.
+        vars(module).update(_is_autoep_layer=True, ep_size=experts)
     return SimpleNamespace(
         global_rank=rank,
         world_size=workers,
+        module=module,
         save_checkpoint=save_checkpoint,
         zero_optimization_stage=lambda: stage,
         zero_sub_group_size=lambda: sub_group_size,
@@ -46,6 +53,7 @@ def _engine(workers: int, rank: int = 0, stage: int = 2, sub_group_size: int = 1
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(resume, "gather", lambda engine, value: [value])
 
 
 def test_a_state_is_complete_or_absent_and_only_the_latest_stays(tmp_path: Path) -> None:
@@ -57,10 +65,28 @@ def test_a_state_is_complete_or_absent_and_only_the_latest_stays(tmp_path: Path)
     (tmp_path / "resume" / ".step-7.partial").mkdir()
     assert resume.latest(tmp_path) == (
         5,
-        {"step": 5, "model": "a model", "num_workers": 2, "zero_stage": 2},
+        {"step": 5, "model": "a model", "parts": 2, "num_workers": 2, "zero_stage": 2},
     )
     resume.save(_engine(2), tmp_path, 9)
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-9"]
+
+
+def test_training_can_go_back_from_a_bad_state(tmp_path: Path) -> None:
+    (tmp_path / "resume").mkdir()
+    engine, present = _engine(2), []
+    write = engine.save_checkpoint
+
+    def save_checkpoint(folder: str, tag: str, **choices: Any) -> None:
+        present.append(sorted(path.name for path in Path(folder).glob("step-*")))
+        write(folder, tag, **choices)
+
+    engine.save_checkpoint = save_checkpoint
+    for step in (5, 9, 12):
+        resume.save(engine, tmp_path, step, kept=2)
+    assert present == [[], ["step-5"], ["step-5", "step-9"]]
+    assert resume.latest(tmp_path)[0] == 12
+    shutil.rmtree(tmp_path / "resume" / "step-12")
+    assert resume.latest(tmp_path)[0] == 9
 
 
 def test_a_partial_state_leaves_nothing_for_fewer_workers(tmp_path: Path) -> None:
@@ -69,7 +95,7 @@ def test_a_partial_state_leaves_nothing_for_fewer_workers(tmp_path: Path) -> Non
     (half / SHARD.format(1)).write_text("cut off")
     resume.save(_engine(1), tmp_path, 5)
     names = {path.name for path in (tmp_path / "resume" / "step-5").iterdir()}
-    assert names == {"state.json", SHARD.format(0), MODEL.format("")}
+    assert names == {"state.json", "part-0.json", SHARD.format(0), MODEL.format("")}
 
 
 def test_a_state_counts_once_every_worker_has_written_it(
@@ -80,6 +106,8 @@ def test_a_state_counts_once_every_worker_has_written_it(
     monkeypatch.setattr(resume, "sync", lambda paths: done.append([path.name for path in paths]))
     resume.save(_engine(12, rank=1), tmp_path, 5)
     assert done == [[SHARD.format(1)], "barrier", "barrier"]
+    (part,) = (tmp_path / "resume").rglob("part-*.json")
+    assert part.name == "part-1.json"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +118,7 @@ def test_a_state_counts_once_every_worker_has_written_it(
         ({"stage": 2}, "anew"),
         ({"sub_group_size": 7}, "anew"),
         ({"stage": 2, "sub_group_size": 7}, "anew"),
+        ({"experts": 2}, "anew"),
     ],
 )
 def test_shards_are_recombined_for_other_workers_or_stages(
@@ -98,8 +127,9 @@ def test_shards_are_recombined_for_other_workers_or_stages(
     (tmp_path / "resume").mkdir()
     layout = {"workers": 2, "stage": 3}
     resume.save(_engine(**layout), tmp_path, 5)
+    resume.write_part(tmp_path / "resume" / "step-5", 1, {})
     engine, loaded = _engine(**layout | changed), []
-    engine.module, engine.zero_optimization = torch.nn.Linear(1, 1), lambda: True
+    engine.zero_optimization = lambda: True
     engine.load_checkpoint = lambda *_, tag, **__: loaded.append(("as it is", tag))
     monkeypatch.setattr(
         resharding,
@@ -110,21 +140,45 @@ def test_shards_are_recombined_for_other_workers_or_stages(
     assert loaded == [(read, "step-5")]
 
 
+def test_a_state_without_a_division_of_experts_is_read_as_it_is(tmp_path: Path) -> None:
+    """Earlier versions did not record it."""
+    (tmp_path / "resume").mkdir()
+    resume.save(_engine(2, stage=3), tmp_path, 5)
+    record = tmp_path / "resume" / "step-5" / "state.json"
+    state = json.loads(record.read_text())
+    assert state.pop("expert_parallel_size") == 1
+    record.write_text(json.dumps(state))
+    engine, loaded = _engine(2, stage=3), []
+    engine.zero_optimization = lambda: True
+    engine.load_checkpoint = lambda *_, tag, **__: loaded.append(tag)
+    assert resume.restore(engine, tmp_path) == 5
+    assert loaded == ["step-5"]
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "by_record", "by_reading"),
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+            " bytes",
             "cannot be read (RuntimeError: PytorchStreamReader",
         ),
-        (lambda path: path.write_bytes(b""), "cannot be read ("),
-        (lambda path: path.write_text("not a shard"), "cannot be read ("),
-        (lambda path: path.unlink(), "lacks the file *zero_pp_rank_0"),
+        (lambda path: path.write_bytes(b""), "has 0 of ", "cannot be read ("),
+        (
+            lambda path: path.write_bytes(bytes(path.stat().st_size)),
+            "cannot be read (",
+            "cannot be read (",
+        ),
+        (
+            lambda path: path.unlink(),
+            "lacks the file zero_pp_rank_0",
+            "lacks the file *zero_pp_rank_0",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", [SHARD.format(0), MODEL.format("zero_pp_rank_0_")])
 def test_a_damaged_state_names_the_directory_to_delete(
-    name: str, damage: Callable[[Path], object], message: str, tmp_path: Path
+    name: str, damage: Callable[[Path], object], by_record: str, by_reading: str, tmp_path: Path
 ) -> None:
     (tmp_path / "resume").mkdir()
     resume.save(_engine(2, stage=3), tmp_path, 5)
@@ -132,12 +186,15 @@ def test_a_damaged_state_names_the_directory_to_delete(
     engine.zero_optimization = lambda: True
     directory = tmp_path / "resume" / "step-5"
     damage(directory / name)
-    refusal = rf"{re.escape(message)}.*: delete .*/resume to train from the first step"
-    with pytest.raises(UserError, match=refusal):
+    remedy = r".*: delete .*/resume to train from the first step"
+    with pytest.raises(UserError, match=re.escape(by_record) + remedy):
         resume.restore(engine, tmp_path)
     if name == SHARD.format(0):  # what another number of workers reads
-        with pytest.raises(UserError, match=refusal):
-            resharding._read(directory, 0, 2)
+        with pytest.raises(UserError, match=re.escape(by_reading) + remedy):
+            resharding._read_all(directory, 2)
+        resume.save(_engine(2, stage=3), tmp_path, 4, kept=2)
+        with pytest.raises(UserError, match=r"step-5 to go back to the state before it"):
+            resharding._read_all(directory, 2)
 
 
 def test_an_incomplete_record_of_a_state_names_what_to_delete(tmp_path: Path) -> None:
@@ -221,7 +278,7 @@ def test_the_model_records_its_decoding(
     assert stored == {"eos_token_id": [2, 5], "pad_token_id": 0, "do_sample": True, **stated}
     read = GenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(read, name) for name in stated} == stated
-    read.save_pretrained(tmp_path)  # refuses what it holds for inconsistent
+    read.save_pretrained(tmp_path)  # transformers refuses settings that it takes for inconsistent
 
 
 def test_a_base_without_generation_settings_gets_some(tmp_path: Path) -> None:

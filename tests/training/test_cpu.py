@@ -12,7 +12,7 @@ from ssd_ray.training.model.cpu_kernels import add_in_place, use_fast_products
 
 
 def _linears() -> tuple[nn.Linear, nn.Linear]:
-    """Torch's own layer, and the same one in our way."""
+    """Return a layer of torch, and a copy with the kernels of this package."""
     torch.manual_seed(0)
     plain, ours = nn.Linear(4, 6), nn.Linear(4, 6)
     ours.load_state_dict(plain.state_dict())
@@ -21,7 +21,7 @@ def _linears() -> tuple[nn.Linear, nn.Linear]:
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (0, 4), (4,)])
-def test_a_linear_layer_and_its_three_gradients_are_torch_s(shape: tuple[int, ...]) -> None:
+def test_a_linear_layer_and_its_three_gradients_match_torch(shape: tuple[int, ...]) -> None:
     results = []
     for layer in _linears():
         hidden = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -46,7 +46,7 @@ def test_the_output_of_a_layer_can_be_changed_in_place(change: Callable[[Tensor]
 
 
 @pytest.mark.parametrize("special", [{"scale_grad_by_freq": True}, {"max_norm": 0.1}])
-def test_an_embedding_that_does_more_than_look_up_stays_torch_s(special: dict[str, float]) -> None:
+def test_an_embedding_with_special_options_is_left_to_torch(special: dict[str, float]) -> None:
     ids, grads = torch.tensor([1, 1, 3]), []
     for ours in (False, True):
         torch.manual_seed(0)

@@ -27,7 +27,7 @@ def _softmax(logits: list[float]) -> list[float]:
 
 
 def _drawn_from(logits: list[float], decoding: Decoding) -> list[float]:
-    """q by the words of the paper's appendix A, one row, in Python's floats."""
+    """Return q by the words of the paper's appendix A, for one row, in Python's floats."""
     tempered = [value / decoding.temperature for value in logits]
     if decoding.top_k is not None and decoding.top_k < len(logits):
         kth = sorted(tempered)[-decoding.top_k]
@@ -81,6 +81,7 @@ DECODINGS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(model=LOGITS, base=LOGITS, drawn=st.integers(0, 6), decoding=DECODINGS)
 def test_every_measure_is_what_brute_force_finds(
@@ -162,10 +163,10 @@ def _geometric(head: list[float], ratio: float, vocabulary: int = 16) -> torch.T
     return torch.tensor([[*head, *(rest * value / sum(tail) for value in tail)]]).log()
 
 
-def test_the_toys_published_distributions_come_out() -> None:
+def test_the_papers_toy_distributions_are_reproduced() -> None:
     """2604.01193, C.4, with T 0.9 and top-p 0.85.
 
-    A lock has 94.8 and 5.2 percent, a fork 34.4 and 16.9 percent ahead.
+    The first tokens have 94.8 and 5.2 percent at its `lock`, 34.4 and 16.9 at its `fork`.
     """
     decoding = Decoding(temperature=0.9, top_p=0.85)
     lock = sampling_log_probabilities(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ssd_ray.config import TrainConfig
-from ssd_ray.training.data.batches import global_batch
-from ssd_ray.training.data.examples import Examples
-from ssd_ray.training.model.adapters import add_adapters
-from tests.support import engine_cases
+from tests.support import engine_cases, vllm_cases
+from tests.support.reference_step import reference
 from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.real
@@ -32,10 +27,17 @@ TRAIN: dict[str, Any] = {
     "dtype": "float32",
     "gradient_checkpointing": False,
     "loss_chunk_tokens": 16,
+    "trackers": [],
 }
 ONE = {
     "one worker, ZeRO-0, one micro-batch": {"zero_stage": 0, "micro_batch_tokens": 10_000},
     "one worker, ZeRO-3, packed": {"zero_stage": 3, "micro_batch_tokens": 90, "packing": True},
+    "one worker, ZeRO-0, hub kernel": {"zero_stage": 0, "micro_batch_tokens": 90},
+    "one worker, ZeRO-0, hub kernel, packed": {
+        "zero_stage": 0,
+        "micro_batch_tokens": 90,
+        "packing": True,
+    },
 }
 TWO = {
     "ZeRO-0, accumulation 1": {"zero_stage": 0, "micro_batch_tokens": 10_000},
@@ -83,6 +85,13 @@ TWO = {
     "ZeRO-3, sequence parallel 2": {"zero_stage": 3, "sequence_parallel_size": 2},
     "ZeRO-2, sequence parallel 2": {"zero_stage": 2, "sequence_parallel_size": 2},
     "ZeRO-0, sequence parallel 2": {"zero_stage": 0, "sequence_parallel_size": 2},
+    "ZeRO-3, sequence parallel 2, hub kernel": {"zero_stage": 3, "sequence_parallel_size": 2},
+    "ZeRO-3, sequence parallel 2, hub kernel, packed": {
+        "zero_stage": 3,
+        "sequence_parallel_size": 2,
+        "packing": True,
+        "micro_batch_tokens": 90,
+    },
     "ZeRO-3, sequence parallel 2, as on a GPU": {
         "zero_stage": 3,
         "sequence_parallel_size": 2,
@@ -119,45 +128,25 @@ def trained(
     out = tmp_path_factory.mktemp("trained")
     groups = {
         world: {
-            name: {"train": train, "model": str(models[_architecture(name)])}
+            name: {
+                "train": train,
+                "model": str(models[_architecture(name)]),
+                **({"hub_kernel": True} if "hub kernel" in name else {}),
+            }
             for name, train in cases.items()
         }
         for world, cases in ((1, ONE), (2, TWO))
     }
+    shared = TWO["ZeRO-3, sequence parallel 2"]
+    groups[2]["unwrapped"] = {"train": shared, "model": str(models["llama"]), "unwrapped": True}
+    groups[2]["unbounded"] = {
+        "train": TWO["ZeRO-3, sequence parallel 2, hub kernel, packed"],
+        "model": str(models["llama"]),
+        "hub_kernel": True,
+        "unbounded": True,
+    }
     engine_cases.run_groups([groups], out, dataset=str(dataset), train=TRAIN)
     return out
-
-
-def reference(model: Path, dataset: Path, train: TrainConfig) -> tuple[float, float, Any]:
-    """Return loss, gradient norm and network after one plain PyTorch step."""
-    network, examples = (
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        Examples(dataset),
-    )
-    if train.lora is not None:
-        add_adapters(network, train.lora, engine_cases.SEED)
-    losses = []
-    for row in global_batch(examples, 8, engine_cases.SEED, 0).rows:
-        ids, start = (
-            torch.tensor(examples.row(int(row)).astype("int64")),
-            int(examples.num_prompt_tokens[row]),
-        )
-        logits = network(input_ids=ids[None]).logits[0, start - 1 : -1]
-        losses.append(torch.nn.functional.cross_entropy(logits, ids[start:], reduction="none"))
-    loss = (
-        torch.cat(losses).mean()
-        if train.loss_mean == "token"
-        else torch.stack([e.mean() for e in losses if len(e)]).mean()
-    )
-    loss.backward()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, train.max_grad_norm)
-    decayed, others = ([p for p in trained if (p.ndim > 1) is matrix] for matrix in (True, False))
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=train.learning_rate, betas=(0.9, 0.95)
-    ).step()
-    return loss.item(), norm.item(), network
 
 
 def _merged(network: Any) -> dict[str, torch.Tensor]:
@@ -170,7 +159,7 @@ def _merged(network: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in [*ONE, *TWO] if "router loss" not in name])
-def test_one_step_is_the_reference_s(
+def test_one_step_equals_that_of_the_reference(
     name: str, trained: Path, dataset: Path, models: dict[str, Path]
 ) -> None:
     train, model = TrainConfig(**{**TRAIN, **(ONE | TWO)[name]}), models[_architecture(name)]
@@ -188,7 +177,7 @@ def test_one_step_is_the_reference_s(
     for key, value in after.state_dict().items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
         moved = max(moved, float((value - before.state_dict()[key]).abs().max()))
-    assert moved > 5e-5  # what is compared is a step, not a standstill
+    assert moved > 5e-5  # without a change of the weights, the comparison would prove nothing
     if train.lora is not None:
         changed = {
             key
@@ -197,6 +186,29 @@ def test_one_step_is_the_reference_s(
         }
         assert all(key.endswith("_proj.weight") for key in changed)
         assert len(changed) == 7 * 3
+
+
+@pytest.mark.parametrize("name", [name for name in [*ONE, *TWO] if "hub kernel" in name])
+def test_flash_attention_searches_no_position_ids(name: str, trained: Path) -> None:
+    calls = _line(trained / name)["attention_calls"]
+    assert calls.keys() == {"flash_attn_varlen_func"}
+    assert calls["flash_attn_varlen_func"] >= 3
+
+
+def test_attention_within_slices_is_refused_by_all_workers(trained: Path) -> None:
+    messages = [(trained / "unwrapped" / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages == 2 * [
+        "the attention of LlamaForCausalLM (sdpa) stays within the slice of each of 2 workers: "
+        "set train.sequence_parallel_size=1"
+    ]
+
+
+def test_packed_sequences_that_see_each_other_are_refused(trained: Path) -> None:
+    messages = [(trained / "unbounded" / f"refused-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages == 2 * [
+        "train.packing does not keep the sequences of LlamaForCausalLM apart between 2 workers: "
+        "set train.packing=false"
+    ]
 
 
 def _line(out: Path) -> dict[str, Any]:
@@ -216,39 +228,23 @@ def test_expert_balance_is_logged_without_router_loss(
     assert "expert_imbalance" not in _line(trained / "ZeRO-3, LoRA")
 
 
-GREEDY = """
-import json, sys
-from pathlib import Path
-from ssd_ray.config import Decoding, EngineConfig, ModelConfig
-from ssd_ray.inference.vllm.engine import Engine, Request
-model = ModelConfig(source=sys.argv[2], dtype="float32", max_model_len=256)
-knobs = EngineConfig(enforce_eager=True, kv_cache_gib=0.1, max_num_seqs=4)
-greedy = Decoding(temperature=0)
-engine = Engine(Path(sys.argv[2]), model=model, engine=knobs, device="cpu")
-prompts = [tuple(range(3 + number, 20 + 3 * number)) for number in range(3)]
-requests = [
-    Request(prompt_token_ids=prompt, seed=0, decoding=greedy, max_tokens=24) for prompt in prompts
-]
-futures = [engine.submit(request) for request in requests]
-drawn = [[prompt, future.result().output_token_ids] for prompt, future in zip(prompts, futures)]
-engine.close()
-Path(sys.argv[1]).write_text(json.dumps(drawn))
-"""
+EXPORTS = ("ZeRO-3, experts", "ZeRO-3, qwen3", "ZeRO-3, llama3.1")
 
 
-@pytest.mark.parametrize("name", ["ZeRO-3, experts", "ZeRO-3, qwen3", "ZeRO-3, llama3.1"])
-def test_an_export_draws_the_same_tokens_in_vllm(name: str, trained: Path, tmp_path: Path) -> None:
-    from ssd_ray.config import EngineConfig
-    from ssd_ray.inference.vllm.arguments import engine_environment
+@pytest.fixture(scope="module")
+def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Prompts and greedy answers of three exports in vLLM."""
+    cases = {name: {"function": "greedy", "directory": str(trained / name)} for name in EXPORTS}
+    return vllm_cases.run_cases(tmp_path_factory.mktemp("served"), cases, cpus=1)
 
-    environment = os.environ | engine_environment(EngineConfig(cpus=2), "cpu")
-    command = [sys.executable, "-c", GREEDY, str(tmp_path / "drawn.json"), str(trained / name)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=540, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_draws_the_same_tokens_in_vllm(
+    name: str, trained: Path, served: dict[str, Any]
+) -> None:
     network = AutoModelForCausalLM.from_pretrained(trained / name, dtype=torch.float32)
-    for prompt, drawn in json.loads((tmp_path / "drawn.json").read_text()):
+    assert len(served[name]) == 3
+    for prompt, drawn in served[name]:
         ids = torch.tensor([prompt])
         generated = network.generate(
             ids,

@@ -59,7 +59,7 @@ def test_repetition_is_counted_within_answers_alone(rows: list[list[int]]) -> No
     )
 
 
-def test_a_late_loop_is_found_and_a_repeated_program_is_none() -> None:
+def test_a_late_loop_is_found_and_a_repeated_program_is_no_loop() -> None:
     fresh = list(range(100, 400))
     shares = repeated_share(
         np.array(fresh + [7, 8, 9, 10] * 50 + fresh * 2, dtype=np.int32), np.array([0, 500, 1100])
@@ -102,6 +102,7 @@ def _classes(row: Completion, earlier: set[tuple[int, ...]]) -> set[str]:
     return {name for name, holds in marks.items() if holds}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

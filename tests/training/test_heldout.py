@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssd_ray import cluster as ray_cluster
 from ssd_ray.artifacts.shards import write_shard
-from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
+from ssd_ray.config import Decoding
 from ssd_ray.errors import UserError
-from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
 from ssd_ray.training.data.examples import Examples
 from ssd_ray.training.observe.heldout import cut_held_out, read_held_out, split
@@ -50,7 +48,7 @@ def test_held_out_prompts_and_the_rest_are_the_data_set(dataset: Path) -> None:
             assert np.array_equal(part.row(index), whole.row(place))
 
 
-def test_which_are_held_out_follows_from_seed_and_prompts_alone(dataset: Path) -> None:
+def test_seed_and_prompts_alone_decide_which_are_held_out(dataset: Path) -> None:
     first, again = (split(Examples(dataset), 6, SEED)[1] for _ in range(2))
     other = split(Examples(dataset), 6, SEED + 1)[1]
     fewer = split(Examples(dataset), 4, SEED)[1]
@@ -118,39 +116,42 @@ TRAIN: dict[str, Any] = {
     "heldout_samples": 5,
     "evaluate_every": 4,
 }
+CASES: dict[str, dict[str, Any]] = {
+    "ZeRO-0": {"zero_stage": 0},
+    "ZeRO-2, packed": {"zero_stage": 2, "packing": True},
+    "ZeRO-3, adapters": {"zero_stage": 3, "lora": {"rank": 2}},
+    # Last: it wraps transformers' attention for the rest of the process.
+    "ZeRO-3, sequence parallel 2": {"zero_stage": 3, "sequence_parallel_size": 2},
+}
 
 
 @pytest.fixture(scope="module")
 def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    """Train the tiny model on two workers, measured every fourth step, and hardly ever."""
-    from ssd_ray.training.job import Job
-    from ssd_ray.training.trainer import train
+    """Train tiny models on two workers.
 
+    - `often` and `rarely` are measured every fourth step, and at the first and the last.
+    - The cases train one step.
+    """
     folder = tmp_path_factory.mktemp("runs")
-    model = tiny_model(folder / "model", "qwen3")
-    made = {}
-    with ray_cluster.connected(ClusterConfig(device="cpu", train_workers=2)):
-        for name, every in (("often", 4), ("rarely", 100)):
-            out = made[name] = folder / name
-            out.mkdir()
-            job = Job(
-                dataset=dataset,
-                model=model,
-                out=out,
-                logs=folder / "logs",
-                train=TrainConfig(**{**TRAIN, "evaluate_every": every}),
-                cluster=ClusterConfig(
-                    device="cpu", train_workers=2, cpus_per_train_worker=1, max_failures=0
-                ),
-                seed=SEED,
-                sampling=SAMPLING,
-            )
-            train(job, LineProgress())
-    return model, made
+    base, llama = tiny_model(folder / "qwen3", "qwen3"), tiny_model(folder / "llama", "llama")
+    long = {
+        name: {
+            "train": {"evaluate_every": every},
+            "model": str(base),
+            "sampling": SAMPLING.model_dump(),
+        }
+        for name, every in (("often", 4), ("rarely", 100))
+    }
+    one_step = {"steps": 1, "evaluate_every": 1, "trackers": []}
+    short = {
+        name: {"train": one_step | train, "model": str(llama)} for name, train in CASES.items()
+    }
+    run_groups([{2: long | short}], folder, dataset=str(dataset), train=TRAIN)
+    return base, {name: folder / name for name in long | short}
 
 
 def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
-    """The measures by plain transformers: one sequence at a time, full logits of both models."""
+    """Return the measures by plain transformers, from full logits of one sequence at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -191,7 +192,7 @@ def test_held_out_measures_match_both_models(
 
 
 @pytest.mark.real
-def test_measuring_changes_nothing_of_what_is_trained(runs: tuple[Path, dict[str, Path]]) -> None:
+def test_measuring_does_not_change_the_trained_weights(runs: tuple[Path, dict[str, Path]]) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -223,8 +224,7 @@ def test_no_step_sees_a_held_out_sample(runs: tuple[Path, dict[str, Path]], data
 def test_tensorboard_holds_the_same_curves(runs: tuple[Path, dict[str, Path]]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = runs[1]["often"].parent
-    events = EventAccumulator(str(folder / "logs" / "tensorboard" / "often")).Reload()
+    events = EventAccumulator(str(runs[1]["often"] / "tensorboard" / "often")).Reload()
     lines = [
         json.loads(line) for line in (runs[1]["often"] / "loss.jsonl").read_text().splitlines()
     ]
@@ -235,22 +235,11 @@ def test_tensorboard_holds_the_same_curves(runs: tuple[Path, dict[str, Path]]) -
     assert "train/mfu" not in events.Tags()["scalars"]
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "ZeRO-0": {"zero_stage": 0},
-    "ZeRO-2, packed": {"zero_stage": 2, "packing": True},
-    "ZeRO-3, adapters": {"zero_stage": 3, "lora": {"rank": 2}},
-    # Last: it wraps transformers' attention for the rest of the process.
-    "ZeRO-3, sequence parallel 2": {"zero_stage": 3, "sequence_parallel_size": 2},
-}
-
-
 @pytest.mark.real
-def test_measures_are_the_same_whatever_carries_the_training(dataset: Path, tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "model", "llama")
-    shared = {**TRAIN, "steps": 1, "evaluate_every": 1, "trackers": []}
-    cases = {name: {"train": train, "model": str(model)} for name, train in CASES.items()}
-    run_groups([{2: cases}], tmp_path, dataset=str(dataset), train=shared)
-    lines = {name: read_held_out(tmp_path / name) for name in CASES}
+def test_measures_do_not_depend_on_how_training_is_divided(
+    runs: tuple[Path, dict[str, Path]],
+) -> None:
+    lines = {name: read_held_out(runs[1][name]) for name in CASES}
     for name, (base, trained) in lines.items():
         assert base["kl_to_base"] == pytest.approx(0, abs=1e-9)
         assert trained["kl_to_base"] > 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training import loop
 from ssd_ray.training.job import Job
-from ssd_ray.training.state import export
+from ssd_ray.training.state import export, saver
 from ssd_ray.training.state.export import step_directory
 from ssd_ray.training.worker import Worker
 from ssd_ray.training.worker_group import STOP_REQUESTED
@@ -31,12 +33,19 @@ class Killed(BaseException):
     """Simulates the end of the process."""
 
 
+def join_copies() -> None:
+    """Wait for the copies of states; a simulated kill ends no thread."""
+    for thread in threading.enumerate():
+        if thread.name == "state-copy":
+            thread.join()
+
+
 class Machine:
     """One worker of the real loop with a counting engine and scheduled crashes."""
 
-    def __init__(self, out: Path, **choices: Any) -> None:
+    def __init__(self, out: Path, local_states: str | None = None, **choices: Any) -> None:
         train = TrainConfig(steps=STEPS, warmup_steps=0, dtype="float32", zero_stage=2, **choices)
-        cluster = ClusterConfig(device="cpu")
+        cluster = ClusterConfig(device="cpu", local_states=local_states)
         self.job = Job(
             dataset=out,
             model=out,
@@ -51,6 +60,7 @@ class Machine:
         self.notice_at = self.drained_from = self.dies_exporting = 0
 
     def work(self) -> None:
+        join_copies()
         self.trained.clear()
         self.saved.clear()
         loop.work({"job": self.job})
@@ -105,10 +115,15 @@ class Machine:
         return {path.parent.name: path.read_text() for path in sorted(self.job.out.rglob("model"))}
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine(tmp_path, checkpoint_every=4, export_every=2)
-    alone = SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
+@pytest.fixture(params=["run directory", "local disk"])
+def machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Machine:
+    disk = str(tmp_path / "disk") if request.param == "local disk" else None
+    machine = Machine(tmp_path, disk, checkpoint_every=4, export_every=2)
+    alone = SimpleNamespace(
+        get_world_size=lambda: 1, get_world_rank=lambda: 0, get_local_world_size=lambda: 1
+    )
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: alone)
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", machine.preemption)
     monkeypatch.setattr(loop, "Worker", machine.make_worker)
@@ -129,7 +144,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 WHOLE = {"checkpoint": "8", "step-2": "2", "step-4": "4", "step-6": "6"}
 
 
-def test_undisturbed_training_leaves_every_model_and_no_half(machine: Machine) -> None:
+def test_undisturbed_training_leaves_complete_models_only(machine: Machine) -> None:
     machine.work()
     assert machine.exported == WHOLE
     assert machine.saved == [4, 8]
@@ -149,16 +164,36 @@ def test_an_interrupted_export_is_made_on_resume(
     assert not list(machine.job.out.rglob(".*"))
 
 
-@pytest.mark.parametrize("step", [2, 3, 4])
-def test_a_notice_leaves_a_state_and_costs_no_export(step: int, machine: Machine) -> None:
+@pytest.mark.parametrize("step", [2, 3, 4, 5])
+def test_sigterm_leaves_a_state_and_costs_no_export(step: int, machine: Machine) -> None:
     machine.notice_at = step
     with pytest.raises(Killed):
         machine.work()
-    assert machine.saved == [step]
+    assert machine.saved == ([step] if step <= 4 else [4, step])
     machine.notice_at = 0
     machine.work()
     assert machine.trained == list(range(step + 1, STEPS + 1))
     assert machine.exported == WHOLE
+
+
+def test_a_failed_copy_ends_training_after_the_step(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if machine.job.cluster.local_states is None:
+        pytest.skip("nothing is copied")
+
+    def full(source: Path, target: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    def step(step: int) -> dict[str, Any]:
+        join_copies()
+        return Machine.step(machine, step)
+
+    monkeypatch.setattr(machine, "step", step)
+    monkeypatch.setattr(loop, "Saver", partial(saver.Saver, copy=full))
+    with pytest.raises(UserError, match=r"after step 4 from .*: No space left on device"):
+        machine.work()
+    assert machine.trained == [1, 2, 3, 4, 5]
 
 
 def test_a_model_that_is_there_already_is_not_exported_again(machine: Machine) -> None:

@@ -121,7 +121,7 @@ def test_in_place_gradients_equal_those_of_full_logits(name: str) -> None:
         (loss(input_ids[part], targets[part], weights[part]) * 2.0).backward()
     for parameter_name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, grads[parameter_name] * 2, atol=4e-6, rtol=1e-4)
-    with pytest.raises(RuntimeError, match=r"multiplied by 3\.0, its gradient was added for 2\.0"):
+    with pytest.raises(RuntimeError, match=r"multiplied by 3\.0, but .* for a factor of 2\.0"):
         (loss(input_ids, targets, weights) * 3.0).backward()
 
 
@@ -159,7 +159,7 @@ def test_names_and_tied_weights_stay_as_they_were() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_prompt_tokens_do_not_move_the_loss_of_their_own() -> None:
+def test_prompt_tokens_have_no_loss_of_their_own() -> None:
     loss = ResponseLoss(_model(CONFIGS["qwen3"]), 5)
     input_ids, targets, weights = _batch()
     only = torch.zeros_like(weights)
@@ -192,7 +192,7 @@ def test_a_frozen_head_passes_its_gradient_on() -> None:
 
 
 @pytest.mark.parametrize("multiplier", [0.5, 0.999])
-def test_an_architecture_whose_logits_are_otherwise_is_refused(multiplier: float) -> None:
+def test_an_architecture_with_other_logits_is_refused(multiplier: float) -> None:
     shape = {
         **SHAPE,
         "mamba_d_ssm": 32,
@@ -237,7 +237,7 @@ def test_packing_is_refused_where_sequences_would_see_others() -> None:
         convolving.check_packing(ids)
 
 
-def test_a_router_s_loss_needs_experts() -> None:
+def test_the_loss_of_a_router_needs_experts() -> None:
     with pytest.raises(UserError, match="but LlamaForCausalLM has no router loss: set it to 0"):
         ResponseLoss(_model(CONFIGS["llama, tied embeddings"]), 5, router_aux_loss=0.01)
 
@@ -254,7 +254,7 @@ def test_experts_biases_are_not_decayed_though_they_are_stacked() -> None:
     assert not [name for one in decayed["params"] if (name := names[id(one)]).endswith("bias")]
 
 
-def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss_s() -> None:
+def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss() -> None:
     peaks = {
         kind: loss_peak_bytes(kind, TOKENS, VOCABULARY, WIDTH) for kind in ("plain", "chunked")
     }
@@ -275,4 +275,4 @@ def test_held_out_measures_need_memory_for_one_chunk() -> None:
         )
     assert (
         live.peak <= 12 * CHUNK * VOCABULARY
-    )  # bytes a logit that the loss, and the planner, count
+    )  # 12 bytes per logit of a chunk, as the planner counts them

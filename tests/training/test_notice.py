@@ -113,7 +113,7 @@ def _job(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", DEATHS[1:])
-def test_a_controller_that_is_lost_is_no_traceback(
+def test_a_lost_controller_is_an_infrastructure_error(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ssd_ray.errors import InfrastructureError
@@ -172,13 +172,55 @@ def test_a_run_asked_to_stop_waits_as_the_recipe_sets(
         cluster=cluster,
         seed=0,
     )
-    trainer._await_state(job, LineProgress())  # nothing was trained that is not in a state
+    trainer._await_state(job, LineProgress())  # every trained step is in a state
     assert clock.now == 100
     logs.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
     trainer._await_state(job, LineProgress())
     assert clock.now == pytest.approx(700, abs=1)
     assert "asked to stop, waiting at most 600 s" in capfd.readouterr().err
     assert ClusterConfig().notice_s == 25
+
+
+def test_a_stop_waits_no_longer_than_for_all_steps_in_a_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_ray.training import trainer
+    from ssd_ray.training.state import logs, resume
+
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        state = tmp_path / "resume" / f"step-{len(waits)}" / "state.json"
+        state.parent.mkdir()
+        state.write_text('{"num_workers": 1, "zero_stage": 3}')
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    for _ in range(3):
+        logs.append_log(tmp_path, {"loss": 1.0, "tokens": 1})
+    trainer._await_state(_job(tmp_path), LineProgress())
+    assert len(waits) == 3
+    assert resume.stop_requested(tmp_path)
+
+
+def test_the_screen_has_the_sentence_of_a_bad_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ssd_ray.training import trainer
+    from ssd_ray.training.observe.heartbeat import Heartbeat
+
+    monkeypatch.setattr(trainer, "POLL_S", 0.01)
+    job = _job(tmp_path)
+    progress = LineProgress()
+    task = SimpleNamespace(wait=lambda phase: None, update=lambda *_, **__: None)
+    with trainer._follow(job, 0, task, progress):
+        beat = Heartbeat(tmp_path, 0)
+        beat.say("the state after step 6 is bad")
+        beat.phase("loading the model")
+        beat.begin_step(5, 100)
+        beat.advance(0.5)
+    shown = capfd.readouterr().err
+    assert shown.count("train: the state after step 6 is bad") == 1
 
 
 def test_jobs_and_pods_have_more_grace_than_training() -> None:

@@ -96,7 +96,7 @@ def test_every_tracker_takes_the_same_numbers(
     ]
     again = trackers.trackers(("wandb",), "checkpoint", directory, {}, 4)
     again[0].close()
-    assert wandb.started["resume"] == "allow"  # the same run is taken up again
+    assert wandb.started["resume"] == "allow"  # the same run is resumed
 
 
 def test_steps_logged_after_the_resumed_state_are_hidden(tmp_path: Path) -> None:

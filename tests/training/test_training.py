@@ -18,6 +18,7 @@ import pytest
 from ssd_ray import cluster as ray_cluster
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import InfrastructureError, UserError
+from tests.support.engine_cases import run_groups
 from tests.support.sample_rows import write_sequences
 from tests.support.tiny import tiny_model
 from tests.support.training_runs import (
@@ -26,7 +27,6 @@ from tests.support.training_runs import (
     SEED,
     STEPS,
     TRAIN,
-    cluster_of,
     log_lines,
     loss_log,
     start_driver,
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def connected() -> Iterator[None]:
-    with ray_cluster.connected(cluster_of(2)):
+    with ray_cluster.connected():
         yield
 
 
@@ -67,7 +67,7 @@ def uninterrupted(
     return out
 
 
-def test_the_engine_trains_what_a_bare_torch_loop_trains(
+def test_training_matches_a_bare_torch_loop(
     dataset: Path, model: Path, uninterrupted: Path
 ) -> None:
     import torch
@@ -145,13 +145,16 @@ def test_the_result_is_a_model_directory_like_the_base(model: Path, uninterrupte
     assert not list(uninterrupted.glob(".*"))
 
 
+@pytest.mark.parametrize("place", ["run directory", "local disk"])
 def test_killed_workers_and_drivers_change_no_result(
-    dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
+    place: str, dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     import torch
 
     out = tmp_path / "checkpoint"
-    driver = start_driver(dataset, model, out)
+    disk = tmp_path / "disk"
+    local_states = str(disk) if place == "local disk" else None
+    driver = start_driver(dataset, model, out, local_states)
     wait_for(lambda: len(log_lines(out)) >= 14)
     training_workers(out)[0].kill()
     wait_for(lambda: len(log_lines(out)) < 14 or (out / "resume" / "step-20").exists())
@@ -165,13 +168,17 @@ def test_killed_workers_and_drivers_change_no_result(
     stopped.kill()
     wait_for(lambda: not training_workers(out))
     assert not (out / "model.safetensors").exists()
-    assert [path.name for path in (out / "resume").glob("step-*")] in (["step-20"], ["step-30"])
+    # The copy of the last state may have been under way.
+    complete = [[f"step-{step}"] for step in ((10, 20, 30) if local_states else (20, 30))]
+    assert [path.name for path in (out / "resume").glob("step-*")] in complete
 
-    train(dataset, model, out)
+    train(dataset, model, out, local_states=local_states)
     assert loss_log(out) == loss_log(uninterrupted)
+    assert not list(disk.rglob("*"))
     for exported in (".", "steps/step-20"):
         for name, value in weights_of(out / exported).items():
             assert torch.equal(value, weights_of(uninterrupted / exported)[name]), (exported, name)
+    assert disk.exists() == (local_states is not None)
     stamp = (out / "model.safetensors").stat().st_mtime_ns
     assert train(dataset, model, out).document() == json.loads((out / "training.json").read_text())
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
@@ -212,7 +219,7 @@ def test_one_worker_resumes_after_ctrl_c_to_the_same_result(
         torch.testing.assert_close(value, weights_of(uninterrupted)[name], atol=2e-4, rtol=1e-3)
 
 
-def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
+def test_sigterm_to_a_worker_or_to_the_run_costs_no_step(
     dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     import torch
@@ -252,24 +259,22 @@ def test_a_notice_costs_no_step_be_it_to_a_worker_or_to_the_run(
         assert torch.equal(value, weights_of(uninterrupted)[name]), name
 
 
-@pytest.mark.parametrize("notice", [False, True])
-def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
-    notice: bool, dataset: Path, model: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "checkpoint"
-    paths = {
-        "dataset": str(dataset),
-        "model": str(model),
-        "out": str(out),
-    }
+@pytest.fixture(scope="module")
+def elastic(
+    dataset: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[bool, Path]:
+    """Two trainings on one cluster that each lose a node, with and without a notice."""
+    folder = tmp_path_factory.mktemp("elastic")
+    outs = {False: folder / "sudden" / "checkpoint", True: folder / "notice" / "checkpoint"}
     # The first new group may still ask for the lost node. The default would wait a minute for it.
     impatient = {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
     }
     environment = {**os.environ, **impatient, "PYTHONPATH": str(ROOT)}
-    script = tmp_path / "driver.py"
-    script.write_text(ELASTIC.format(**paths, notice=notice))
+    script = folder / "driver.py"
+    places = {notice: str(out) for notice, out in outs.items()}
+    script.write_text(ELASTIC.format(dataset=str(dataset), model=str(model), outs=places))
     done = subprocess.run(
         [sys.executable, str(script)],
         env=environment,
@@ -279,24 +284,31 @@ def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return outs
+
+
+@pytest.mark.parametrize("notice", [False, True])
+def test_a_lost_node_leaves_fewer_workers_that_train_the_same(
+    notice: bool, elastic: dict[bool, Path], uninterrupted: Path
+) -> None:
+    out = elastic[notice]
     assert json.loads((out / "training.json").read_text())["num_workers"] == 1
-    assert (tmp_path / "saved").exists() == notice
+    assert (out.parent / "saved").exists() == notice
     for ours, theirs in zip(loss_log(out), loss_log(uninterrupted), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
 
 
-def test_bfloat16_keeps_the_precision_of_the_base(
-    dataset: Path, connected: None, tmp_path: Path
-) -> None:
+def test_bfloat16_keeps_the_precision_of_the_base(dataset: Path, tmp_path: Path) -> None:
     import torch
 
     base = tiny_model(tmp_path / "base", "qwen3")
     half = {name: value.to(torch.bfloat16) for name, value in weights_of(base).items()}
     _save(base, half, "bfloat16")
-    facts = train(
-        dataset, base, tmp_path / "out", steps=12, dtype="bfloat16", gradient_checkpointing=True
-    )
-    assert facts.final_loss < facts.first_loss
+    changes = {"steps": 12, "dtype": "bfloat16", "gradient_checkpointing": True}
+    case = {"model": str(base), "train": changes}
+    run_groups([{2: {"out": case}}], tmp_path, dataset=str(dataset), train=TRAIN)
+    first, *_, last = loss_log(tmp_path / "out")
+    assert last["loss"] < first["loss"]
     trained = weights_of(tmp_path / "out")
     assert {value.dtype for value in trained.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -327,7 +339,7 @@ def test_a_mistake_found_by_a_worker_is_not_retried(
     assert log.count("ssd_ray.errors.UserError:") == 1
 
 
-def test_too_many_crashes_end_with_where_to_look(
+def test_too_many_crashes_end_with_the_step_to_resume_from(
     dataset: Path, connected: None, tmp_path: Path
 ) -> None:
     base = tiny_model(tmp_path / "base", "llama")

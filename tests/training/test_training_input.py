@@ -14,6 +14,8 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts.shards import write_shard
+from ssd_ray.cluster import room
+from ssd_ray.cluster.growth import Growth
 from ssd_ray.config import ClusterConfig, LoraConfig, Recipe, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import loading
@@ -23,9 +25,11 @@ from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.training import Checkpoint
 from ssd_ray.progress import LineProgress
 from ssd_ray.schema import Example
+from ssd_ray.training import trainer
 from ssd_ray.training.checks import check_model
 from ssd_ray.training.job import Job
 from ssd_ray.training.model.adapters import add_adapters
+from ssd_ray.training.model.engine import process_environment
 
 
 def _dataset(out: Path, *sequences: tuple[int, ...]) -> Path:
@@ -59,17 +63,17 @@ def _train(
     train(job, LineProgress())
 
 
-def test_a_model_without_a_configuration(tmp_path: Path) -> None:
+def test_a_model_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         _train(_dataset(tmp_path / "data", (3, 4)), tmp_path, tmp_path / "out")
 
 
-def test_an_empty_data_set(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_empty_data_set_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no rows to train on; run prepare again"):
         _train(_dataset(tmp_path / "data"), tiny_llama, tmp_path / "out")
 
 
-def test_ids_beyond_the_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
+def test_ids_beyond_the_vocabulary_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"holds the token id 264, and the vocabulary of .* has 264 entries"
     ):
@@ -78,7 +82,7 @@ def test_ids_beyond_the_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
         _train(_dataset(tmp_path / "negative", (3, -1)), tiny_llama, tmp_path / "out")
 
 
-def test_a_sequence_longer_than_the_context(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_sequence_longer_than_the_context_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=(
@@ -110,17 +114,17 @@ def test_a_complete_model_is_not_trained_again(
         seed=0,
     )
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: alone)
-    loop.work({"job": job})  # started again after another worker was lost behind the last step
+    loop.work({"job": job})  # started again after another worker was lost after the last step
     _train(tmp_path, tmp_path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
 
 
-def test_a_data_set_without_a_response(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_data_set_without_a_response_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no response to train on, only masked sequences"):
         _train(_dataset(tmp_path / "data", (3,)), tiny_llama, tmp_path / "out")
 
 
-def test_attention_that_transformers_lacks_for_the_model(tmp_path: Path) -> None:
+def test_attention_that_transformers_lacks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
     with pytest.raises(
         UserError,
@@ -134,7 +138,7 @@ def test_attention_that_transformers_lacks_for_the_model(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("before", "now"), [(0, 2), (3, 0)])
-def test_a_state_that_the_zero_stage_cannot_go_on_from(
+def test_a_state_that_the_zero_stage_cannot_resume_is_refused(
     before: int, now: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "out" / "resume" / "step-4" / "state.json"
@@ -150,7 +154,7 @@ def test_a_state_that_the_zero_stage_cannot_go_on_from(
         _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out", zero_stage=now)
 
 
-def test_a_state_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_state_of_another_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     state = tmp_path / "out" / "resume" / "step-4" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text(
@@ -163,19 +167,19 @@ def test_a_state_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
         _train(_dataset(tmp_path / "data", (3, 4)), tiny_llama, tmp_path / "out")
 
 
-def test_an_adapter_on_what_takes_none(tiny_llama: Path) -> None:
+def test_an_adapter_on_an_unsupported_layer_is_refused(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     for name in ("lm_head", "query"):
         with pytest.raises(
             UserError,
-            match=rf"'{name}' is no linear layer of LlamaForCausalLM below its output head: those",
+            match=rf"'{name}' is not a linear layer of LlamaForCausalLM below its output head",
         ):
             add_adapters(model, LoraConfig(target_modules=("q_proj", name)), 0)
 
 
-def test_samples_of_another_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
+def test_samples_of_another_tokenizer_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     dataset = _dataset(tmp_path / "data", (3, 4))
     (dataset / "manifest.json").write_text(
         json.dumps({"facts": {"provenance": {"tokenizer_sha256": {"tokenizer.json": "another"}}}})
@@ -189,7 +193,7 @@ def test_samples_of_another_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
         _train(dataset, tiny_llama, tmp_path / "out")
 
 
-def test_workers_that_cannot_share_the_batch(tiny_llama: Path, tmp_path: Path) -> None:
+def test_workers_that_cannot_share_the_batch_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     dataset = _dataset(tmp_path / "data", (3, 4))
     with pytest.raises(UserError, match=r"global_batch_size 4 is not a multiple of the 3 workers"):
         _train(dataset, tiny_llama, tmp_path / "out", workers=3)
@@ -239,13 +243,17 @@ EARLY: dict[str, tuple[dict[str, Any], str]] = {
         {"sequence_parallel_size": 4},
         "sequence_parallel_size 4 does not divide the model's 2 attention heads",
     ),
+    "experts": (
+        {"expert_parallel_size": 2},
+        "divides experts of the model type qwen3_moe, and this model is of the type llama: set",
+    ),
     "router": (
         {"router_aux_loss": 0.1, "zero_stage": 2},
         "but LlamaForCausalLM has no router loss: set it to 0",
     ),
     "adapters": (
         {"lora": {"target_modules": ["query"]}},
-        "target_modules 'query' is no linear layer of LlamaForCausalLM below",
+        "target_modules 'query' is not a linear layer of LlamaForCausalLM below",
     ),
 }
 
@@ -291,7 +299,9 @@ def test_quantized_weights_show_without_samples(tiny_llama: Path, tmp_path: Path
     (tmp_path / "config.json").write_text(
         json.dumps({**config, "quantization_config": {"bits": 4}})
     )
-    with pytest.raises(UserError, match="holds quantized weights, which cannot be trained"):
+    with pytest.raises(
+        UserError, match=r"holds weights in .*, which cannot be trained: set model.source"
+    ):
         check_model(tmp_path, TrainConfig(), ClusterConfig())
 
 
@@ -316,6 +326,7 @@ def test_training_problems_are_reported_before_sampling(
             "model": {"source": str(tiny_llama)},
             "evaluate": {"arms": ARMS},
             "train": {"trackers": ["wandb"]},
+            "cluster": {"device": "cpu"},
         }
     )
     step = next(step for step in graph.steps(recipe) if step.name == "checkpoint")
@@ -324,6 +335,31 @@ def test_training_problems_are_reported_before_sampling(
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
         Run(recipe, tmp_path, LineProgress()).make()
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "recipe.yaml"}
+
+
+def test_too_little_space_for_states_is_reported_before_sampling(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_ray.models import architecture
+    from ssd_ray.training.state import disk_space
+
+    model = architecture.read(tiny_llama)
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"source": str(tiny_llama)},
+            "evaluate": {"arms": ARMS},
+            "cluster": {"device": "cpu"},
+        }
+    )
+    step = next(step for step in graph.steps(recipe) if step.name == "checkpoint")
+    context = RunContext(recipe, tmp_path, LineProgress())
+    needed = 3 * 12 * model.parameters
+    monkeypatch.setattr(disk_space, "free_bytes", lambda path: needed)
+    step.check(context)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda path: needed - 1)
+    with pytest.raises(UserError, match="3 more resume states of training need"):
+        step.check(context)
 
 
 def _make_checkpoint(recipe: Recipe, run: Path) -> None:
@@ -380,15 +416,25 @@ def test_end_tokens_and_template_reach_the_trained_model(
         ),
         ({"router_aux_loss": 0.001}, "has no gradient where ZeRO-3 recomputes"),
         ({"loss_kernel": "liger", "loss_mean": "sequence"}, "set loss_mean 'token'"),
+        (
+            {"expert_parallel_size": 2, "sequence_parallel_size": 2},
+            "expert_parallel_size 2 needs sequence_parallel_size 1: set that, or expert_parallel_s",
+        ),
+        ({"expert_parallel_size": 2, "zero_stage": 2}, "expert_parallel_size 2 needs zero_stage 3"),
+        ({"expert_parallel_size": 2, "offload": "optimizer"}, "2 needs offload 'none'"),
+        ({"expert_parallel_size": 2, "lora": {}}, "2 needs lora null"),
+        ({"expert_parallel_size": 2, "compile": True}, "2 needs compile false"),
         ({"warmup_steps": 3, "steps": 2}, "warmup_steps 3 is above steps 2"),
     ],
 )
-def test_choices_that_do_not_go_together(choices: dict[str, Any], message: str) -> None:
+def test_choices_that_contradict_each_other_are_refused(
+    choices: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**choices)
 
 
-def test_a_group_takes_only_worker_counts_that_share_a_batch() -> None:
+def test_worker_groups_have_only_sizes_that_divide_a_batch() -> None:
     from ray.train import ScalingConfig
 
     from ssd_ray.training.worker_group import SizedPolicy, sizes
@@ -402,6 +448,7 @@ def test_a_group_takes_only_worker_counts_that_share_a_batch() -> None:
         6,
         8,
     ]
+    assert sizes(TrainConfig(global_batch_size=24, expert_parallel_size=4), cluster) == [4, 8]
     assert sizes(TrainConfig(global_batch_size=32), ClusterConfig(train_workers=8)) == [8]
     policy = SizedPolicy(
         ScalingConfig(num_workers=(2, 8), use_gpu=True, resources_per_worker={"GPU": 1}), allowed
@@ -418,3 +465,55 @@ def test_a_group_takes_only_worker_counts_that_share_a_batch() -> None:
 def test_fewer_workers_than_the_least_are_refused() -> None:
     with pytest.raises(ValueError, match="min_train_workers 3 is above train_workers 2"):
         ClusterConfig(train_workers=2, min_train_workers=3)
+
+
+def test_offloading_workers_reserve_the_cores_of_their_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray gives a worker as many threads as it reserves cores."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 97.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 65.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": False, "Resources": {"CPU": 2.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(trainer.ray, "nodes", lambda: nodes)
+    cuda = ClusterConfig(device="cuda", train_workers=16)
+    offloaded = TrainConfig(offload="optimizer")
+    assert trainer._resources(offloaded, cuda) == {"CPU": 8, "GPU": 1}
+    assert trainer._resources(TrainConfig(), cuda) == {"CPU": 1, "GPU": 1}
+    nodes[:2] = []
+    assert trainer._resources(offloaded, cuda) == {"CPU": 1, "GPU": 1}
+
+
+def test_a_local_ray_without_enough_gpus_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray would wait forever; a cluster may grow, so there a line says what is awaited."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
+    monkeypatch.setattr(trainer.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(room, "read_growth", lambda: Growth(has_autoscaler=True))
+    cuda = ClusterConfig(device="cuda", train_workers=8)
+    job = Job(
+        dataset=tmp_path,
+        model=tmp_path,
+        out=tmp_path,
+        logs=tmp_path,
+        train=TrainConfig(),
+        cluster=cuda,
+        seed=0,
+    )
+    with pytest.raises(
+        UserError, match=r"8 workers of 1 GPU .* machine holds 1: set cluster.train_workers=1"
+    ):
+        trainer._check_room(job, LineProgress())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    trainer._check_room(job, LineProgress())
+    assert "waiting for the cluster to grow, it holds 1 now" in "".join(capsys.readouterr())
+
+
+def test_gpu_workers_have_expandable_memory_segments() -> None:
+    environment = process_environment(ClusterConfig(device="cuda"))
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in process_environment(ClusterConfig(device="cpu"))

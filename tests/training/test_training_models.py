@@ -22,9 +22,10 @@ from transformers import (
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.checks import check_model
-from ssd_ray.training.model.engine import _load, deepspeed_config, switch_noise_off
+from ssd_ray.training.model.engine import deepspeed_config
 from ssd_ray.training.model.loss import ResponseLoss
 from ssd_ray.training.model.moe import ExpertLoad, sparse_blocks
+from ssd_ray.training.model.pretrained import load, switch_noise_off
 from tests.support.tiny import SHAPE
 
 
@@ -35,7 +36,7 @@ def test_a_model_with_dropout_computes_a_constant_loss(
     config = GraniteConfig(**SHAPE, attention_dropout=0.1, initializer_range=0.3)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     train = TrainConfig(dtype="float32", zero_stage=0)
-    model = _load(tmp_path, train, deepspeed_config(train, ClusterConfig())).train()
+    model = load(tmp_path, train, deepspeed_config(train, ClusterConfig())).train()
     first, second = (
         model(input_ids=torch.arange(12)[None], use_cache=False).logits for _ in range(2)
     )

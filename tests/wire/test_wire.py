@@ -35,7 +35,7 @@ values = st.recursive(
 
 
 def typed(value):
-    """A form in which 1, 1.0 and True differ, and so do tuples and lists."""
+    """Return a form in which 1, 1.0 and True differ, and so do tuples and lists."""
     if isinstance(value, list | tuple):
         return type(value), [typed(item) for item in value]
     if isinstance(value, dict):
@@ -70,7 +70,7 @@ def test_long_lists_keep_the_types_of_their_items(items, data):
         assert typed(wire.loads(wire.dumps(value))) == typed(value)
 
 
-def test_plain_text_nests_as_deeply_as_any_other_and_no_deeper():
+def test_the_limit_of_depth_is_the_same_for_tagged_values():
     for levels in (wire.MAX_DEPTH + 1, wire.MAX_DEPTH + 2):
         for line in (
             "[" * levels + "]" * levels,
@@ -115,7 +115,8 @@ def test_subclasses_arrive_as_their_base_without_methods():
     assert typed(arrived) == typed([7, 1, {"a": 1}, {"a": 1}])
 
 
-def test_values_without_a_form_are_refused():
+@pytest.mark.slow
+def test_values_without_a_wire_form_are_refused():
     cyclic: list[object] = []
     cyclic.append(cyclic)
     deep: object = 1

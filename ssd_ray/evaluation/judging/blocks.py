@@ -34,7 +34,7 @@ def relabel(result: Result, problem: Problem, extraction: Extraction, rule: Rule
 
 
 def wrong_block(problem: Problem, extraction: Extraction, rule: Rule) -> str:
-    """Return why the extracted block is no program for the problem, empty without any sign.
+    """Return why the extracted block is not a program for the problem; empty without a sign.
 
     - Its fence names another language than Python.
     - The problem calls a function, and only another block defines it.

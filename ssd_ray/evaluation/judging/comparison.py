@@ -1,7 +1,7 @@
 """Comparison of outputs: printed text, returned values by benchmark, final numbers.
 
 The untrusted program chose the values, so no method of theirs is called. EvalPlus's rules are in
-`evalplus_comparison`. Reads and writes nothing.
+`evalplus_comparison`. Does no I/O.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def first_difference(actual: str, expected: str, *, finite: bool = True) -> str:
 
     LiveCodeBench's rule:
 
-    - Both texts are stripped and split at `\n`, and must have as many lines. Lines are stripped.
+    - Both texts are stripped and split at `\n`. Their numbers of lines must agree. Lines are
+      stripped.
     - Two lines agree as equal strings, or token by token as equal decimal numbers. Numbers are
       exact: `6.0` is `6` and `1e3` is `1000`, but 0.30000000000000004 is not 0.3.
-    - NaN equals nothing. With `finite`, neither does infinity; officially `Infinity` is `inf`.
+    - NaN equals nothing. With `finite`, neither does infinity. The official grader accepts
+      `Infinity` for `inf`.
     """
     pairs = zip_longest(actual.strip().split("\n"), expected.strip().split("\n"))
     for number, (got, want) in enumerate(pairs, start=1):
@@ -51,8 +53,8 @@ def _same_line(actual: str, expected: str, *, finite: bool) -> bool:
         got, wanted = ([Decimal(token) for token in line.split()] for line in (actual, expected))
         return got == wanted and not (finite and any(number.is_infinite() for number in wanted))
     except InvalidOperation:
-        # Not a number; or a signaling NaN, which no comparison accepts. Officially that is -4
-        # for all tests.
+        # Not a number; or a signaling NaN, which no comparison accepts. Officially a signaling NaN
+        # gives code -4 (`runtime_error`) for all tests.
         return False
 
 
@@ -68,7 +70,7 @@ def same_value(actual: object, expected: object) -> bool:
     """Return True if a returned value is the expected JSON value.
 
     - A tuple counts as a list, at every depth.
-    - Integers are compared exactly; `6.0` is 6. Numbers are also those of numpy, Fraction, Decimal.
+    - Integers are compared exactly; `6.0` is 6. Numbers of numpy, Fractions and Decimals count too.
     - For an expected float, a number within 1e-6, relative or absolute, is right.
     - A bool equals only a bool. NaN equals nothing.
     - Objects have the same keys and equal values.

@@ -1,10 +1,10 @@
 """EvalPlus's rules for returned values, on plain values and without numpy.
 
-- Equality comes first.
-- Under a tolerance, numpy's `allclose` with rtol 1e-7, numpy's default for `assert_allclose`.
-- Single tasks have comparisons of their own.
+- Equal values agree.
+- With a tolerance, values agree as in numpy's `allclose` with rtol 1e-7.
+- Some tasks have comparisons of their own.
 
-Source: evalplus 0.3.1, `evalplus/eval/__init__.py`, by its behavior. Reads and writes nothing.
+Written to behave as evalplus 0.3.1, `evalplus/eval/__init__.py`. Does no I/O.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def tolerance(atol: float, expected: object) -> float:
     """Return the absolute tolerance for a test.
 
     It is `atol`, or 1e-6 if that is 0 and a float, or a list or tuple of floats, is expected.
-    EvalPlus keeps a raised tolerance for later tests of a group. So pass the result for the last
-    test, and begin each group with the problem's own.
+    EvalPlus keeps a raised tolerance for later tests of a group. So `atol` is the tolerance of the
+    test before; for the first test of a group, that of the problem.
     """
     return FLOAT_ATOL if atol == 0 and _is_floats(expected) else atol
 
@@ -48,8 +48,7 @@ def same(
     - `evalplus-root`: a root of the polynomial with coefficients `arguments[0]`, within `atol`.
     - `evalplus-any`: any value.
     - `evalplus-zero`: also 0.
-    - `evalplus-digits`, `evalplus-pyramid`: also another reading of the task, computed from the
-      arguments.
+    - `evalplus-digits`, `evalplus-pyramid`: also the result of another reading of the task.
 
     Raises:
         ValueError: an unknown comparison.
@@ -95,8 +94,8 @@ def _same_members(
     if not isinstance(actual, Iterable) or not isinstance(expected, Iterable):
         return False
     wanted = set(expected)
-    # The program chose the members. Colliding hashes would take the grader hours, and a range may
-    # be too long to read: a member more than expected settles it.
+    # The program chose the members. Colliding hashes would take the grader hours. A range may be
+    # too long to read, and one member too many is enough to reject it.
     most = len(wanted) + 1 if isinstance(actual, range) else None
     return set(wire.members(list(itertools.islice(actual, most)))) == wanted
 

@@ -1,7 +1,7 @@
 """Expected values by reference: the return values of a problem's own solution.
 
 EvalPlus's files bring inputs only. The reference is untrusted data too, so it runs in the sandbox.
-Reads and writes nothing.
+Accesses no files.
 """
 
 from __future__ import annotations

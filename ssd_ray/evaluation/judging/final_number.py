@@ -14,7 +14,7 @@ Within a place the last number counts. A number is a decimal, a fraction (`\frac
 - Currency, percent and thousands separators do not matter.
 - A minus sign counts unless it is between two operands.
 
-Reads and writes nothing. Time is proportional to the text.
+Does no I/O. Time is proportional to the text.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def final_number(text: str) -> Number | None:
     """
     boxed = _last_boxed(text)
     if boxed is not None:
-        # `2\sqrt{9}` is a number. A box with another root has none, unless it works one out.
+        # `2\sqrt{9}` is a number. A box with another root has none, unless it goes on with its
+        # value, as in `\sqrt{2} \approx 1.41`.
         boxed = _ROOT.sub(_root, boxed)
         if _IRRATIONAL.search(boxed) and not _WORKED_OUT.search(boxed):
             return None
@@ -140,7 +141,7 @@ def _root(match: re.Match[str]) -> str:
 
 
 def _after_mark(text: str) -> Number | None:
-    """Return the number right after the last `####`; a numbered heading with text below is none."""
+    """Return the number right after the last `####`, unless it numbers a heading above text."""
     _, mark, rest = text.rpartition("####")
     line, _, below = rest.partition("\n")
     match = re.match(r"[\s*$\\(\[]{0,9}(-?[$\\\s]{0,3}[0-9.][^\n]*)", line)

@@ -1,11 +1,11 @@
 """HumanEval's form of test, `check(candidate)`, with the check apart from the program.
 
-- The trusted check runs in a confined process of its own (sandbox/check_role.py).
+- The trusted check runs in a confined process of its own (sandbox/inside/check_role.py).
 - Its calls go to the program's process. Values, exceptions and changed arguments come back.
 - Only data crosses. The program sees arguments, never an expected value.
 - Assertions are decided where no untrusted code runs.
 
-Reads and writes nothing.
+Accesses no files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ssd_ray.evaluation.sandbox import Conversation, Execution, Limits, Sandbox,
 from ssd_ray.schema import Outcome
 
 CHECK_LIMITS = Limits(time_s=30.0, memory_mib=2048, output_kib=65536)
-"""Limits of the trusted side. One call with its arguments is its output."""
+"""Limits of the check's process. Its output limit bounds one call with its arguments."""
 
 _CALL = b'["call",'
 """Beginning of a check's line with a call of the program."""
@@ -50,10 +50,10 @@ def run_check(
     limits: Limits,
     sandbox: Sandbox,
 ) -> Result:
-    """Run a check of a program; both are source texts, run in one module each.
+    """Run a check against a program. Each consists of source texts and has its own module.
 
     - An exception in the check after the first answer is a wrong answer, as in HumanEval.
-    - The time limit holds for all calls together; so does `time_s` of the result.
+    - The time limit holds for all calls together. `time_s` of the result is their sum.
     - Arguments come back with the value, so the output limit is at least that of the check.
 
     Raises:
@@ -168,7 +168,7 @@ class _Exchange:
                 return self._result("runtime_error", reason)
             case ["forged", str(reason)]:
                 return self._result("runtime_error", f"a malformed result: {reason}")
-        return self._result("wrong_answer", "the check came to no end on the values returned")
+        return self._result("wrong_answer", "the check did not end on the values returned")
 
     def _result(self, outcome: Outcome, detail: str) -> Result:
         return Result(

@@ -1,6 +1,6 @@
 """From an answer to a verdict: extract the program, run its tests under a profile.
 
-The functions are safe to call in any process. Reads and writes nothing.
+The functions are safe to call in any process. Accesses no files.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def verdict(
 def grade_code(problem: Problem, code: str, rules: Rules, sandbox: Sandbox) -> Result:
     """Run the tests of a problem on a program.
 
-    Problems of a kind unknown to LiveCodeBench are graded strictly under any profile.
+    Problems of other benchmarks than LiveCodeBench are graded strictly under any profile.
 
     Raises:
         UserError: as for `grade_completion`.

@@ -28,7 +28,7 @@ Differences, on purpose:
 - Limits bound memory and output (`memory_limit`, `output_limit`); officially nothing does.
 - Ways to forge a verdict officially (reading the answers, patching the grader) have no effect.
 
-Reads and writes nothing.
+Accesses no files.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ssd_ray.wire import restored
 _ATTEMPTS = 2
 """Attempts at a program if the sandbox crashes, each from the first test."""
 _GRACE_S = 5
-"""Seconds of the official grader's patience beyond (limit + 1 s) for every test."""
+"""Seconds that the official grader waits beyond (limit + 1 s) for every test."""
 _LOADING = -1
 """The index of loading, before the first test."""
 

@@ -1,4 +1,4 @@
-"""Results of programs, in the words of both profiles."""
+"""Results of programs, with the same outcomes for every grading profile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTCOMES: dict[Status, Outcome] = {
 
 # Part of details on disk: `verdicts.facts` and the report look for these words.
 UNGRADABLE = "cannot be graded:"
-"""Words of a detail blaming the problem: another machine would come to the same."""
+"""Words of a detail that blames the problem; another machine would give the same verdict."""
 
 
 class UngradableError(UserError):
@@ -36,7 +36,7 @@ class Result:
 
     outcome: Outcome
     detail: str = ""
-    """One line for a reader, empty where the outcome says it all."""
+    """One line for a reader; empty if the outcome explains itself."""
     num_passed: int = 0
     """Tests passed, up to the first failure."""
     time_s: float = 0.0

@@ -6,7 +6,8 @@ The output limit of a test is never below the need of its expected output:
 - A value may be eight times as long on the wire: tuples for lists, numpy's numbers, 17 digits
   of a float.
 - A check's own text counts as expected: it spells out values and arguments.
-- A need above MOST_OUTPUT_KIB is refused before grading: no program could pass.
+- Limits end at MOST_OUTPUT_KIB. A test that expects more is refused before grading: no program
+  could pass it.
 
 Pure functions on problems and limits.
 """
@@ -76,5 +77,5 @@ def _needed_bytes(problem: Problem, test: Test, limits: Limits) -> int:
 
 def _bytes_of(text: str, most: int) -> int:
     """Return the length of a text in UTF-8, or an upper bound of at most `most` bytes."""
-    # A character takes four bytes at most. Encoding is left to texts that could exceed `most`.
+    # A character takes four bytes at most, so only texts that could exceed `most` are encoded.
     return 4 * len(text) if 4 * len(text) <= most else len(text.encode("utf-8", "surrogatepass"))

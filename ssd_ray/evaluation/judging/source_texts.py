@@ -1,7 +1,7 @@
 """Source texts of a program and of a check, and the names to call in them.
 
 Each text is compiled alone. Starter code, imports and references of a problem come before the
-program. Reads and writes nothing.
+program. Does no I/O.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEETCODE_IMPORTS = "\n".join(
 
 
 def entry_points(problem: Problem) -> str:
-    """Return the names to call in a program, in the form of sandbox/definitions.py.
+    """Return the names to call in a program, in the form of sandbox/inside/definitions.py.
 
     - LiveCodeBench: a method of class Solution comes before a function of its name, as officially.
     - Elsewhere the function comes first.
@@ -91,8 +91,8 @@ def _preamble(starter: str, name: str) -> str | None:
         rf"^(?:(?:async[ \t]+)?def[ \t]+{name}|class[ \t]+(?:Solution|{name}))\b", re.MULTILINE
     )
     places = [match.start() for match in entry.finditer(starter)]
-    # The first match may lie within a docstring. A stub in place of the definition tells: only
-    # before the true one does the text parse with the stub as its last function.
+    # The first match may lie within a docstring. So each match is replaced by a stub in turn: only
+    # at the true definition does the text parse with the stub as its last function.
     for place in places:
         tree = _parsed(f"{starter[:place]}def _(): pass")
         if tree is not None and isinstance(definition := tree.body[-1], ast.FunctionDef):

@@ -1,10 +1,10 @@
 """The `strict` profile: a process for every test, with real streams and exit codes.
 
-- Expected outputs, comparisons and assertions stay outside of the sandbox.
+- Expected outputs, comparisons and assertions stay outside of the program's process.
 - EvalPlus's problems run as EvalPlus runs them: call by call, one process for the base inputs
   and one for the plus inputs.
 
-Reads and writes nothing.
+Accesses no files.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def grade_strict(problem: Problem, code: str, limits: Limits, sandbox: Sandbox) 
     `limits` hold for each test.
 
     Raises:
-        UserError: the problem cannot be graded: no tests, no entry point, tests in no form of the
-            wire, or a check with a fault of its own. No program can cause this.
+        UserError: the problem cannot be graded: no tests, no entry point, tests not in wire format,
+            or a check with a fault of its own. No program can cause this.
     """
     require_gradable(problem)
     is_evalplus = problem.comparison.startswith("evalplus")

@@ -28,7 +28,7 @@ _CHUNK_BYTES = 1 << 16
 _WATCH_S = 0.05
 """Seconds between two counts of the threads."""
 _QUICK_S = 0.01
-"""Seconds before the first look at the time spent waiting for a core, to spare quick calls."""
+"""Seconds before /proc is first read for the time without a core; most calls end earlier."""
 
 
 class Child:
@@ -164,7 +164,7 @@ class Child:
             self._process = None
 
     def _within(self, done: Callable[[], bool], time_s: float) -> End:
-        """Pump until `done` or for `time_s` seconds, without those of waiting for a core."""
+        """Pump until `done` or for `time_s` seconds; waiting for a core does not count."""
         deadline = self._began + time_s
         self._pump(done, min(deadline, time.monotonic() + _QUICK_S))
         waited_before = 0.0 if done() else self._waited_s()
@@ -182,7 +182,7 @@ class Child:
         return "output_limit" if self._overflowed else "exited"
 
     def _waited_s(self) -> float:
-        """Return the seconds of being ready to run without a core; 0 where unknown.
+        """Return the seconds spent ready to run without a core; 0 if unknown.
 
         Source: the second field of /proc/PID/schedstat (Linux, Documentation/scheduler).
         """
@@ -222,7 +222,7 @@ class Child:
                     self._take(fd, self._names[fd])
 
     def _take(self, fd: int, name: str) -> bool:
-        """Read one chunk, up to the cap; return False if there is no more for now or forever."""
+        """Read one chunk, up to the cap; return False if no more is there yet, or at the end."""
         try:
             chunk = os.read(fd, _CHUNK_BYTES)
         except BlockingIOError:

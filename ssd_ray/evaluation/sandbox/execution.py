@@ -156,12 +156,12 @@ class Conversation:
         return self.ask_text(wire.dumps(message), time_s)
 
     def ask_text(self, text: str, time_s: float | None = None) -> Execution:
-        """Send a message that is a text of the wire already, as `ask` does."""
+        """Send a message given as wire text, as `ask` does."""
         self.send_texts([text])
         return self.answer(time_s)
 
     def send_texts(self, texts: Iterable[str]) -> None:
-        """Send messages, texts of the wire, ahead of their answers."""
+        """Send messages given as wire text, without waiting for their answers."""
         # The wire writes one line. A text of a user's file may have line ends as white space.
         self._child.send("".join(text.replace("\n", " ") + "\n" for text in texts))
 
@@ -178,7 +178,7 @@ class Conversation:
             return Execution(status="runtime_error", detail=detail, time_s=execution.time_s)
 
     def answer_line(self, time_s: float | None = None) -> Execution:
-        """Return an outcome as `answer` does, with the unread line as `result`.
+        """Return an outcome as `answer` does, with the line as `result`, not parsed.
 
         The grader passes such lines on from one process to another.
         """

@@ -1,4 +1,4 @@
-"""Handles of a sandboxed process: its process id, and a kill safe against reuse of the id.
+"""Handles of a sandboxed process: its id, and a kill that is safe if the id is reused.
 
 Reads /proc.
 """
@@ -12,7 +12,7 @@ import signal
 
 
 class PidFd:
-    """A process by its pidfd, from any process namespace."""
+    """A process, held by its pidfd; the process may be in another process namespace."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -34,7 +34,7 @@ class PidFd:
 
 
 class KillPipe:
-    """A process of our own namespace by a pipe to its zygote, whose closing kills it.
+    """A process of our own namespace, held by a pipe to its zygote; closing the pipe kills it.
 
     For kernels without pidfds. Only the parent knows if a process id still belongs to its child.
     """

@@ -87,7 +87,7 @@ def config(level: Level, root: str) -> dict[str, object]:
     """
     inherited = own = b""
     if level.filtered:
-        # Landlock denies writing where it works; below it, the filter does.
+        # At levels without Landlock, the filter denies writing.
         inherited, own = seccomp.compile_filters(deny_writing=not level.landlock)
     return {
         "namespaces": level.namespaces,

@@ -1,6 +1,6 @@
 """Interface of a confined process: its limits, its lines, its output and its end.
 
-A `Child` is one on this kernel; `gvisor.client` has one within gVisor.
+`Child` implements it on this machine's kernel, and `gvisor.client.GuestProcess` within gVisor.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Literal, Protocol
 
 End = Literal["exited", "time_limit", "output_limit", "thread_limit"]
 MOST_THREADS = 512
-"""Threads of one process.
+"""Most threads of one process.
 
-Address space does not bound them: made by hand, they take kernel memory and process ids only.
+Address space does not bound them: without a stack of its own, a thread takes only kernel memory and
+a process id.
 """
 
 

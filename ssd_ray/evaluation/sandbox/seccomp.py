@@ -2,7 +2,7 @@
 
 - It is an allow-list, so calls of later kernels are refused too.
 - `compile_filters` returns classic BPF as bytes. The sandbox loads them.
-- Pure: the module reads and writes nothing.
+- The module does no I/O.
 
 Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
 """
@@ -34,7 +34,7 @@ _CLONE_THREAD = 0x0001_0000
 _WRITING = 0o3 | 0o100 | 0o1000
 """O_WRONLY, O_RDWR, O_CREAT, O_TRUNC."""
 _VALUES = {
-    # Duplicates, descriptor and status flags, pipe sizes and seals to look at; no locks or leases.
+    # Duplicate, get and set flags, get a pipe's size or a file's seals. No locks, no leases.
     "fcntl": (1, (0, 1, 2, 3, 4, 1030, 1032, 1034)),
     # Requests of isatty, window sizes, FIONREAD, FIONBIO and close-on-exec.
     "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
@@ -59,7 +59,7 @@ _THREADS_NAME = (15, 16, 0x5356_4D41)
 _SIGKILL = 9
 _RLIMIT_CPU = 0
 _SIGNALS = {"kill": 1, "tgkill": 2}
-"""Calls to send oneself any signal but SIGKILL, with the index of the signal's argument."""
+"""Calls that send signals, only to oneself and never SIGKILL: index of the signal's argument."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "sendmsg": (46, 211),

@@ -29,7 +29,7 @@ class Probe:
     works: bool = False
     """The program does honest work instead, and has to print `got`."""
     ends: str = ""
-    """Status of the program if the claim holds; else the output decides."""
+    """Status of the program if the claim holds; if this is empty, the output decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ PROBES = (
         code="open('/etc/passwd').read(); print('got')",
     ),
     Probe(
-        claim="no process can be looked into",
+        claim="no process can be inspected",
         since="L1",
         code=f"open('/proc/{_PARENT}/environ').read(); print('got')",
     ),

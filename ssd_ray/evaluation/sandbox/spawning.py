@@ -51,7 +51,7 @@ class Task:
 
 
 class Zygote:
-    """A zygote, by the socket for requests to it.
+    """A zygote process, asked for children by a socket.
 
     Raises:
         DeniedError: The kernel or the container denies a wall of the level.
@@ -97,7 +97,7 @@ class Zygote:
                 cwd="/",
                 pass_fds=(fd, theirs.fileno()),
                 start_new_session=True,
-                # Of the kinds of a program's streams: children inherit Python's stream objects.
+                # The same kinds of files as a program gets: it inherits Python's stream objects.
                 stdin=empty,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

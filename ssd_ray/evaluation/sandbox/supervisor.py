@@ -1,10 +1,10 @@
-"""The sandbox of a grader: run a program on standard input, or send messages to one.
+"""The sandbox of a grader: run a program with given input, or exchange messages with one.
 
-- A `Sandbox` owns a zygote, or a kernel of its own around one.
+- A `Sandbox` owns a zygote. At L4 the zygote runs inside a gVisor kernel.
 - Every program gets a fresh process, forked from the zygote and confined.
-- A misbehaving program is data: an `Execution` with a status.
-- An `infrastructure_error` is a sandbox that did not start or died, after retries in fresh ones.
-  No program can cause it.
+- A misbehaving program raises nothing: the result is an `Execution` with a status.
+- The status `infrastructure_error` means that sandboxes did not start or died in all attempts.
+  A program causes it only by asking for more memory than the machine has, or by crashing gVisor.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, judge
 from ssd_ray.evaluation.sandbox.gvisor.client import GVisor
 from ssd_ray.evaluation.sandbox.levels import Level
 from ssd_ray.evaluation.sandbox.process import Limits, Process
-from ssd_ray.evaluation.sandbox.spawning import DeniedError, Task, Zygote
+from ssd_ray.evaluation.sandbox.spawning import Task, Zygote
 
 Role = Literal["calls", "objects", "check", "lcb"]
 Result = TypeVar("Result")
 
 _MOST_CHILDREN = 5000
-"""Programs of one zygote, before a fresh one takes over."""
+"""Programs run by one zygote before a fresh one replaces it."""
 _ATTEMPTS = 3
 
 
@@ -54,7 +54,8 @@ class Sandbox:
             raise UserError(
                 f"this machine sandboxes programs at {self._level.name} ({self._level.covers}), "
                 f"below the floor {floor}: see docs/sandbox.md for what is missing, "
-                "or lower evaluate.sandbox_floor for programs that you trust"
+                "or lower the floor for programs that you trust (evaluate.sandbox_floor of a "
+                "recipe, --sandbox-floor of files)"
             )
         self._zygote: Zygote | GVisor | None = None
         self._check_sandbox: Sandbox | None = None
@@ -121,15 +122,15 @@ class Sandbox:
         Args:
             role: Protocol of the messages; the modules of `inside` describe it.
             units: Sources, such as a preamble and the program, compiled at the first message.
-            limits: Limits of the process. The time limit is a message's.
+            limits: Limits of the process. The time limit holds for each message.
             entry_point: Function of the program, as `definitions.entries` reads it.
             cpu_s: CPU time of all messages together, by default the time limit.
 
         Raises:
             InfrastructureError: The process does not start, after retries.
         """
-        # A trusted check names expected outputs, and programs in gVisor may see into processes
-        # next to them. So at L4 it has a sandbox of another level to itself.
+        # The process of a trusted check holds expected outputs, and a program in gVisor may read
+        # the memory of its neighbors. So at L4 checks run in a separate sandbox without gVisor.
         if self._level.gvisor and role == "check":
             self._check_sandbox = self._check_sandbox or Sandbox(floor="L0")
             return self._check_sandbox.converse(
@@ -170,12 +171,12 @@ _probing = threading.Lock()
 def best_level(floor: str = "L1") -> Level:
     """Return the strongest level at which a sandbox runs a program on this machine.
 
-    The level is found by trial, once in the life of a process. L4 is tried only if `floor` is L4,
-    because it runs programs several times slower.
+    The level is found by trial, once per process. L4 is tried only if `floor` is L4,
+    because it is more than ten times as slow.
 
     Raises:
         UserError: The system is not Linux.
-        InfrastructureError: No sandbox starts at any level, or one fails without being denied.
+        InfrastructureError: No sandbox runs a program at any level.
     """
     if sys.platform != "linux":
         raise UserError(
@@ -193,27 +194,23 @@ def _probe(gvisor: bool) -> Level:
     for level in levels.candidates():
         if level.gvisor and not gvisor:
             continue
-        try:
-            with Sandbox(floor="L0", level=level) as sandbox:
-                # A zygote that starts is not enough: a program has to run and print.
-                execution = sandbox.run_program(
-                    "import bisect; print(6 * 7)",
-                    "",
-                    Limits(time_s=20, memory_mib=512, output_kib=16),
-                )
-        except DeniedError as error:
-            denied = str(error)
-            continue
+        with Sandbox(floor="L0", level=level) as sandbox:
+            # A zygote that starts is not enough: a program has to run and print.
+            execution = sandbox.run_program(
+                "import bisect; print(6 * 7)",
+                "",
+                Limits(time_s=20, memory_mib=512, output_kib=16),
+            )
         if execution.stdout == "42\n":
             return level
         denied = f"{level.name}: {execution.detail}"
     raise InfrastructureError(f"no sandbox runs on this machine: {denied}")
 
 
-def working_levels() -> Iterator[tuple[Level, str]]:
-    """Yield every level, the strongest first, with the reason why no sandbox starts at it.
+def try_levels() -> Iterator[tuple[Level, str]]:
+    """Start a sandbox at each level, the strongest first; yield the level and an error.
 
-    The reason is empty if one starts.
+    The error is empty if a sandbox starts.
     """
     if levels.L4 not in levels.candidates():
         yield levels.L4, "runsc and mkfs.erofs (erofs-utils 1.7 or later) are not on the PATH"

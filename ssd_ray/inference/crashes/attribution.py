@@ -1,6 +1,6 @@
 """Attribute crashes of engines to prompts, or to the engines themselves.
 
-- A prompt belongs to a job here: with another decoding it may be harmless.
+- Prompts are counted by job: with the decoding of another job, a prompt may be harmless.
 - A prompt in flight at two crashes is a suspect: it gets an engine for itself.
 - A prompt alone in an engine at two crashes is quarantined: it is left out and reported.
 - An engine with several crashes in a row and no answer, while other engines answer, is faulty. Its
@@ -19,9 +19,12 @@ from ssd_ray.inference.work.jobs import JobSpan
 SUSPECT_CRASHES = 2
 """Crashes with a prompt in flight; then the prompt gets an engine for itself."""
 ALONE_CRASHES = 2
-"""Crashes with a prompt alone; then it is left out. Of several engines if others answer."""
+"""Crashes with a prompt alone in the engine, after which the prompt is left out.
+
+If other engines answer, one of them has to be among those that crashed.
+"""
 _MAX_ALONE_CRASHES = 4
-"""As `ALONE_CRASHES`, if no other engine came to try the prompt."""
+"""Crashes of one engine with a prompt alone; they suffice even if others have not tried it."""
 FAULTY_CRASHES = 4
 """Crashes in a row without an answer; then an engine is faulty if others answer."""
 
@@ -54,7 +57,7 @@ class CrashHistory:
 
     @cached_property
     def _answering(self) -> frozenset[str]:
-        """Live actors with answers, without several crashes in a row since."""
+        """Live actors with answers, and fewer than `FAULTY_CRASHES` crashes without one since."""
         answered = {status.actor for status in self.statuses if status.rows}
         return frozenset(
             actor
@@ -72,7 +75,10 @@ class CrashHistory:
         ]
 
     def fruitless_starts(self, actor: str) -> int:
-        """Count crashes in a row of an actor: without an answer if it is faulty, else at start."""
+        """Count the crashes in a row of an actor.
+
+        Of a faulty actor, crashes without an answer count; of any other, crashes before `ready`.
+        """
         return self.faulty.get(actor) or self._in_a_row(actor, lambda status: not status.ready)
 
     def _fruitless(self, actor: str) -> int:
@@ -87,7 +93,7 @@ class CrashHistory:
         return crashes
 
     def suspicion(self, unit: JobSpan) -> int:
-        """Count crashes with any of these positions in flight."""
+        """Count the crashes that count against prompts, with any of these positions in flight."""
         return sum(_drew(status, unit) for status in self._attributed)
 
     def was_begun(self, unit: JobSpan) -> bool:
@@ -95,7 +101,7 @@ class CrashHistory:
         return any(status.crashed and _drew(status, unit) for status in self.statuses)
 
     def quarantined(self) -> frozenset[Suspect]:
-        """Return the prompts crashing an engine alone, each with its job."""
+        """Return the prompts that crashed engines while alone in them, each with its job."""
         actors_by_suspect: dict[Suspect, list[str]] = defaultdict(list)
         for status in self._attributed:
             if status.suspect is not None:
@@ -105,7 +111,7 @@ class CrashHistory:
         )
 
     def quarantined_in(self, job: str) -> frozenset[str]:
-        """Return the ids of a job's prompts crashing an engine alone."""
+        """Return the ids of the quarantined prompts of a job."""
         return frozenset(suspect.prompt_id for suspect in self.quarantined() if suspect.job == job)
 
     def _is_enough(self, actors: list[str]) -> bool:
@@ -119,8 +125,8 @@ class CrashHistory:
     def is_for_others(self, actor: str, unit: JobSpan, prompt_ids: Collection[str]) -> bool:
         """Return True if other engines should draw a unit after crashes of this one.
 
-        Either this engine is faulty, or it crashed alone with a prompt of the unit, and another
-        answering engine has not tried the prompt yet.
+        Either this engine is faulty and crashed with the unit, or it crashed with one prompt of the
+        unit alone in it, and another answering engine has not tried that prompt yet.
         """
         crashes = [
             status

@@ -28,7 +28,7 @@ def is_draining(node: str) -> bool:
 
 
 def actors() -> Collection[str]:
-    """Return the ids of this job's live actors."""
+    """Return the ids of the live actors of this run, a job of Ray."""
     return _answer(ray_internals.live_actors, frozenset())
 
 

@@ -19,7 +19,7 @@ def record_reasons(write: Callable[[str], None]) -> None:
 
 
 def end_process(reason: str) -> NoReturn:
-    """End this process; Ray starts another in its place and the driver counts.
+    """End this process; Ray starts another in its place, and the driver counts a crash.
 
     Writing the reason may hang on storage without an answer. The process ends nevertheless.
     """

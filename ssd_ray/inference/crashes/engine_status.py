@@ -1,6 +1,6 @@
 """The status of one engine process: its state, its progress by job, its spans in flight.
 
-The heartbeat file of the process holds it. Reads and writes nothing.
+The heartbeat file of the process holds it. Does no I/O.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Counts:
 
 
 class Suspect(NamedTuple):
-    """A prompt alone in an engine, as one job draws it."""
+    """A prompt alone in an engine, and the job that draws it."""
 
     job: str
     prompt_id: str
@@ -68,14 +68,14 @@ class EngineStatus(Counts):
     testing: bool = False
     """True while suspects have the engine for themselves."""
     alone: str = ""
-    """The suspect, if it is one prompt."""
+    """Id of a prompt with the engine for itself; empty without one, or for a group of suspects."""
     niceness: int = 0
     reason: str = ""
     """Cause of a failure."""
     mistake: bool = False
     """True if the user has to correct the cause."""
     unattributed: bool = False
-    """True if something else than the prompts ended the process."""
+    """True if something other than the prompts ended the process."""
     crashed: bool = False
     """True if the file is marked as crashed; not stored."""
 
@@ -92,7 +92,7 @@ class EngineStatus(Counts):
 
 
 def values(counts: Counts) -> CountValues:
-    """Return the counts by field, as a status has them too."""
+    """Return the counts by the names of their fields, the same as in `EngineStatus`."""
     return {each.name: getattr(counts, each.name) for each in fields(Counts)}
 
 

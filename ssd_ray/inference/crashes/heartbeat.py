@@ -4,7 +4,7 @@
 - Ray replaces a crashed process. The replacement marks its predecessor's file as crashed.
 - So crashes, the spans in flight at each, and progress are known from files alone.
 - Progress is counted by job. The totals of an engine are sums over its jobs.
-- `attempt` names the attempt at work. Engines of earlier attempts write nothing more.
+- `attempt` names the current attempt. Engines of earlier attempts write nothing more.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class Reporter:
         self._jobs: dict[str, Counts] = {}
         self._drawing: Counter[JobSpan] = Counter()
         self._lock = threading.Lock()
-        self._news = False
+        # Held while the file is written, so that counting an answer never waits for storage.
+        self._writing = threading.Lock()
+        self._changes = 1
+        self._written = 0
         self._drawn: Callable[[], Mapping[str, int]] = dict
         self._write()
         threading.Thread(target=self._loop, name="status", daemon=True).start()
@@ -76,7 +79,8 @@ class Reporter:
             self._status = replace(
                 self._status, state=state, ready=ready, reason=reason, mistake=mistake
             )
-            self._write()
+            self._changes += 1
+        self._write()
 
     def answered(self, job: str, tokens: int) -> None:
         """Count a finished answer."""
@@ -85,25 +89,29 @@ class Reporter:
             self._jobs[job] = replace(
                 counts, rows=counts.rows + 1, tokens=counts.tokens + tokens, last=time.time()
             )
-            self._news = True
+            self._changes += 1
 
     def follow(self, drawn: Callable[[], Mapping[str, int]]) -> None:
-        """Read tokens in flight, by job, from the engine from now on."""
+        """From now on, read the drawn tokens of each job from the engine, with those in flight."""
         self._drawn = drawn
 
     def retried(self, job: str, answers: int) -> None:
         """Count answers requested again, on disk before they may crash the engine."""
+        if not answers:
+            return
         with self._lock:
             counts = self._of(job)
             self._jobs[job] = replace(counts, retries=counts.retries + answers)
-            self._write()
+            self._changes += 1
+        self._write()
 
     def recorded(self, job: str, failed: int = 0) -> None:
         """Count the failed answers of a shard on record."""
         with self._lock:
             counts = self._of(job)
             self._jobs[job] = replace(counts, last=time.time(), failed=counts.failed + failed)
-            self._write()
+            self._changes += 1
+        self._write()
 
     def refused(self, job: str, reason: str) -> None:
         """Count a unit without a single answer."""
@@ -111,7 +119,8 @@ class Reporter:
             counts = self._of(job)
             self._jobs[job] = replace(counts, refused=counts.refused + 1)
             self._status = replace(self._status, reason=reason)
-            self._write()
+            self._changes += 1
+        self._write()
 
     def _of(self, job: str) -> Counts:
         return self._jobs.get(job) or Counts(first=time.time())
@@ -120,10 +129,15 @@ class Reporter:
     def drawing(self, unit: JobSpan, alone: str = "", *, testing: bool = False) -> Iterator[None]:
         """Record a span as in flight, before its first request until the last answer."""
         self._draw(unit, 1, alone, testing)
+        self._write()
         try:
             yield
         finally:
             self._draw(unit, -1, "", False)
+            # A suspect must not be blamed for the next crash. All other positions are journaled by
+            # now, so no crash counts against them, and the next write is soon enough.
+            if testing:
+                self._write()
 
     def _draw(self, unit: JobSpan, change: int, alone: str, testing: bool) -> None:
         with self._lock:
@@ -132,7 +146,7 @@ class Reporter:
             self._status = replace(
                 self._status, drawing=tuple(+self._drawing), alone=alone, testing=testing
             )
-            self._write()
+            self._changes += 1
 
     def _loop(self) -> None:
         while True:
@@ -142,14 +156,23 @@ class Reporter:
                     counts = self._of(job)
                     if tokens != counts.drawn:
                         self._jobs[job] = replace(counts, drawn=tokens)
-                        self._news = True
-                if self._news:
-                    self._write()
+                        self._changes += 1
+            self._write()
 
     def _write(self) -> None:
-        self._status = replace(self._status, jobs=self._jobs, **values(total(self._jobs.values())))
-        _put(self._directory / f"{self.engine}.json", self._status)
-        self._news = False
+        """Write the file, unless another thread wrote the same changes during the wait for it."""
+        wanted = self._changes
+        with self._writing:
+            if self._written >= wanted:
+                return
+            with self._lock:
+                changes = self._changes
+                self._status = replace(
+                    self._status, jobs=dict(self._jobs), **values(total(self._jobs.values()))
+                )
+                status = self._status
+            _put(self._directory / f"{self.engine}.json", status)
+            self._written = changes
 
 
 def _put(path: Path, status: EngineStatus) -> None:
@@ -192,14 +215,32 @@ def read(control: Path) -> list[EngineStatus]:
     return sorted(_read(control), key=lambda status: status.began)
 
 
+def read_after_crashes(control: Path) -> list[EngineStatus]:
+    """Return the same as `read`, or nothing if no process has crashed.
+
+    Without a crash it is one operation of storage, however many engines there are.
+    """
+    crashed = any(name.endswith(".dead") for name in files.names(control))
+    return read(control) if crashed else []
+
+
 def _read(directory: Path) -> Iterator[EngineStatus]:
-    for path in (*directory.glob("*.json"), *directory.glob("*.dead")):
-        # A file may be renamed between listing and reading, replaced on NFS, or left empty by a
-        # power cut. The next look finds it.
-        try:
-            yield _crashed_status(path) if path.suffix == ".dead" else _parsed(path)
-        except (OSError, ValueError):
-            continue
+    for name in files.names(directory):
+        path = directory / name
+        if path.suffix in (".json", ".dead"):
+            # The process may be marked as crashed since its file was listed.
+            status = _status(path) or _status(path.with_suffix(".dead"))
+            if status is not None:
+                yield status
+
+
+def _status(path: Path) -> EngineStatus | None:
+    try:
+        return _crashed_status(path) if path.suffix == ".dead" else _parsed(path)
+    # A file may be replaced on NFS while it is read, or left empty by a power cut. The next poll
+    # finds it.
+    except (OSError, ValueError):
+        return None
 
 
 def _parsed(path: Path) -> EngineStatus:
@@ -214,14 +255,14 @@ _crashed_status = functools.cache(_parsed)
 
 
 def begin(control: Path, attempt: str) -> None:
-    """Begin an attempt: forget processes ended with their driver, and replace survivors."""
+    """Begin an attempt: live engines of earlier ones end, and their heartbeats are removed."""
     files.write_atomic(control / "attempt", attempt)
     for path in control.glob("*.json"):
         path.unlink(missing_ok=True)
 
 
 def is_current(control: Path, attempt: str) -> bool:
-    """Return True if an attempt is the one at work; none is once the pool has ended."""
+    """Return True if an attempt is the current one; False for all once the pool has ended."""
     path = control / "attempt"
     try:
         return path.read_text() == attempt

@@ -24,7 +24,9 @@ from ssd_ray.models.weights import FaultError
 CONFIRM_S = 3.0
 """Pause before a file is looked at again: a network file system shows new files late."""
 _NOT_YET_FREE = ("Free memory on device", "Error in memory profiling")
-"""How vLLM begins where another process, such as a predecessor, still holds a GPU's memory."""
+"""Messages of vLLM if another process, such as a predecessor, still holds a GPU's memory."""
+_TOO_LARGE_CACHE = "Decrease --kv-cache-memory-bytes"
+"""Advice of vLLM if the memory of a CPU has no room for the KV cache."""
 _MISTAKES = (
     ValueError,
     TypeError,
@@ -40,7 +42,7 @@ _MISTAKEN_TYPES = (
     "StrictDataclassClassValidationError",
     "SafetensorError",
 )
-"""Of libraries not imported for this: a configuration or weights of the wrong form."""
+"""Exceptions for malformed configurations or weights. By name, to import no library."""
 _NOT_THERE = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -58,7 +60,7 @@ _FULL = {
 
 
 def explain(error: BaseException, directory: Path) -> UserError | InfrastructureError:
-    """Return a failed start of an engine as a mistake or a failure, with its type and text."""
+    """Return the error for a failed start: UserError for a mistake, else InfrastructureError."""
     error = _cause(error)
     # Our own errors are classified where they are raised.
     if isinstance(error, UserError | InfrastructureError):
@@ -71,6 +73,8 @@ def explain(error: BaseException, directory: Path) -> UserError | Infrastructure
         return UserError(f"the model at {directory}: {fault}")
     if "trust_remote_code" in text or "trust-remote-code" in text:
         return UserError(f"the model at {directory}: {CUSTOM_CODE}")
+    if _TOO_LARGE_CACHE in text:
+        return UserError(f"lower engine.kv_cache_gib, or free memory on the engine's node: {text}")
     if isinstance(error, OSError):
         return _of_storage(error, text)
     if isinstance(error, _MISTAKES) or type(error).__name__ in _MISTAKEN_TYPES:
@@ -79,7 +83,7 @@ def explain(error: BaseException, directory: Path) -> UserError | Infrastructure
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the exception of a worker of another device; Ray puts its traceback into the text."""
+    """Return the original exception if Ray has wrapped it, as it does for vLLM's workers."""
     is_from_worker = type(error).__name__.startswith("RayTaskError")
     return getattr(error, "cause", None) or error if is_from_worker else error
 
@@ -103,8 +107,9 @@ def _of_storage(error: OSError, text: str) -> UserError | InfrastructureError:
     if remedy := _FULL.get(error.errno or 0):
         return UserError(f"an engine cannot write what it needs ({text}): {remedy}")
     if error.errno in _NOT_THERE and (error.filename is None or _is_refused(error.filename)):
-        return UserError(f"an engine cannot start without a file that it does not get ({text})")
-    # transformers raises it for a missing file of a model. Network errors have a number or a type.
+        return UserError(f"an engine cannot open a file that it needs to start ({text})")
+    # transformers raises a plain OSError for a missing file of a model. Errors of a network have an
+    # errno or a type of their own.
     if type(error) is OSError and error.errno is None and "connect" not in text:
         return UserError(f"vLLM does not take this model or its arguments: {text}")
     return InfrastructureError(text)

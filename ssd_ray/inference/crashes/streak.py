@@ -1,6 +1,6 @@
 """Count failures of a pool in a row; any finished answer of any job ends the row.
 
-Pure functions of heartbeats.
+Accesses no files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Streak:
     """Failures in a row, without any finished answer between them.
 
     - `crashes`: crashes of the engine with the most. A lost node crashes many engines once each.
-      Groups of suspects count for themselves, faulty engines not at all.
+      Crashes with groups of suspects are counted separately, those of faulty engines not at all.
     - `prompts`: quarantined prompts.
     """
 

@@ -1,6 +1,6 @@
 """Translate a recipe into arguments and environment of vLLM.
 
-CPU and CUDA differ here and nowhere else. Pure functions.
+Most differences between CPU and CUDA are here. Pure functions.
 """
 
 from __future__ import annotations
@@ -8,16 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssd_ray.cluster import import_path
-from ssd_ray.config import REPLACES_SAMPLER, EngineConfig, ModelConfig
+from ssd_ray.config import REPLACES_SAMPLER, Decoding, EngineConfig, ModelConfig
 
 _GIB = 1 << 30
-_EXACT_SAMPLER = "ssd_ray.inference.vllm.sampler:ExactTopKTopP"
+_MAX_NUM_SEQS = {"cpu": 64, "cuda": 256}
+_EXACT_SAMPLERS = {
+    "cpu": "ssd_ray.inference.vllm.sampler:ExactTopKTopP",
+    "cuda": "ssd_ray.inference.vllm.sampler_v2:ExactTopKTopPV2",
+}
 
 
 def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
     """Return the environment for vLLM and torch, to be set before they load.
 
-    It sets threads, keeps the core in this process, and switches usage reports off.
+    It sets threads, keeps vLLM's engine core in this process, and switches usage reports off.
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,9 +31,10 @@ def engine_environment(engine: EngineConfig, device: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         **import_path.SAFE,
     }
-    if truncates_exactly(engine):
-        # With Triton, vLLM takes its second model runner, with another interface for processors.
-        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if has_exact_sampler(engine):
+        # The interface of processors differs between vLLM's two model runners. Left to itself, vLLM
+        # takes the second one where Triton is, unless a feature of the engine is missing there.
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "1" if device == "cuda" else "0"
     if device == "cpu":
         environment |= {
             "OMP_NUM_THREADS": str(max(1, round(engine.cpus))),
@@ -53,22 +58,23 @@ def engine_arguments(
         "model": str(directory),
         "dtype": model.dtype,
         "max_model_len": model.max_model_len,
-        "max_num_seqs": engine.max_num_seqs,
+        "max_num_seqs": max_num_seqs(engine, device),
         "enforce_eager": engine.enforce_eager,
         "enable_prefix_caching": engine.prefix_caching,
         "disable_log_stats": True,
         "seed": 0,
     }
-    if truncates_exactly(engine):
-        arguments["logits_processors"] = [_EXACT_SAMPLER]
+    if has_exact_sampler(engine):
+        arguments["logits_processors"] = [_EXACT_SAMPLERS[device]]
     if device == "cpu":
         # On a CPU, chunked prefill does not work with per-request seeds.
         arguments |= {
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(model.max_model_len, 2048),
-            # With vLLM's 128, samples of a shorter prompt share none of it. Attention is as fast.
+            # With vLLM's 128, samples of a prompt below 128 tokens share no block of the cache.
+            # Attention is as fast.
             "block_size": 32,
-            "kv_cache_memory_bytes": round((engine.kv_cache_gib or 4) * _GIB),
+            "kv_cache_memory_bytes": round(kv_cache_gib(engine) * _GIB),
         }
     else:
         arguments |= {
@@ -83,14 +89,42 @@ def engine_arguments(
     return arguments | dict(engine.extra)
 
 
-def truncates_exactly(engine: EngineConfig) -> bool:
-    """Return True if this package truncates to top-k and top-p.
+def kv_cache_gib(engine: EngineConfig) -> float:
+    """Return the size of a CPU engine's KV cache in GiB."""
+    return engine.kv_cache_gib or 4
+
+
+def max_num_seqs(engine: EngineConfig, device: str) -> int:
+    """Return the largest batch of an engine.
+
+    The driver derives from it how many units an engine holds, and may run on a machine without a
+    GPU. So this package sets the number: on CUDA the least of vLLM's defaults, which are larger on
+    some GPUs.
+    """
+    return engine.max_num_seqs or _MAX_NUM_SEQS[device]
+
+
+def has_exact_sampler(engine: EngineConfig) -> bool:
+    """Return True if an engine has the processor that truncates to top-k and top-p.
 
     vLLM takes no logits processors together with speculative decoding.
     """
     return engine.sampler == "exact" or (
         engine.sampler == "auto" and not engine.extra.keys() & REPLACES_SAMPLER
     )
+
+
+def truncates_exactly(engine: EngineConfig, device: str, decoding: Decoding) -> bool:
+    """Return True if this package truncates the logits of a decoding.
+
+    `auto` leaves a top-p without a top-k to vLLM on CUDA. Only the logits say how many tokens
+    survive there, so this package would sort the vocabulary.
+    """
+    if not has_exact_sampler(engine) or not decoding.temperature:
+        return False
+    if decoding.top_k is not None:
+        return True
+    return decoding.top_p < 1 and (engine.sampler == "exact" or device == "cpu")
 
 
 def num_workers(engine: EngineConfig, device: str) -> int:

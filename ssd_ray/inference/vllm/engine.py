@@ -3,10 +3,13 @@
 - The engine ends with its process, so nothing outlives a killed worker.
 - Requests carry exact prompt token ids and a seed.
 - Answers keep every sampled id, the end token included. Their text is these ids decoded once.
+- Other threads decode finished answers and resolve their futures. So neither the tokenizer nor
+  storage delays a step.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import queue
@@ -26,6 +29,7 @@ from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.crashes.ending import end_process
 from ssd_ray.inference.crashes.start_failure import explain
 from ssd_ray.inference.vllm.arguments import engine_arguments, truncates_exactly
+from ssd_ray.inference.vllm.delivery import Delivery
 from ssd_ray.models import answers, ends
 from ssd_ray.reasoning import special_marks, spelled
 from ssd_ray.schema import FinishReason
@@ -55,6 +59,13 @@ class _Pending(NamedTuple):
     future: Future[Answer]
 
 
+class _Finished(NamedTuple):
+    pending: _Pending
+    token_ids: tuple[int, ...]
+    reason: Any
+    """As vLLM gives it; a reason outside of `FinishReason` is a failure."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """An answer; its last id is the end token, if the model ended by itself.
@@ -80,6 +91,8 @@ def sample_seed(run_seed: int, prompt_id: str, sample_index: int) -> int:
 class Engine:
     """vLLM behind a queue: `submit` from any thread returns a future.
 
+    Callbacks of futures run in the threads that deliver answers, and may write to slow storage.
+
     A failure of the engine ends its process, and the pool restarts it with a clean device and
     counts the crash. `tokens_drawn` counts the tokens of all requests by job, those in flight
     included.
@@ -103,13 +116,16 @@ class Engine:
         except Exception as error:
             raise explain(error, directory) from error
         # vLLM adds the end tokens of the model.
-        self._end_tokens = sorted(ends.named(tokenizer, model.end_tokens))
+        self._end_tokens = sorted(ends.of_recipe(tokenizer, model.end_tokens))
         self._decode = answers.text_decoder(tokenizer)
         self._marks = special_marks(tokenizer)
-        self._exactly = truncates_exactly(engine)
+        self._exactly = functools.partial(truncates_exactly, engine, device)
         self._max_model_len = model.max_model_len
         self._incoming: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._running: dict[str, _Pending] = {}
+        self._delivery = Delivery(self._deliver)
+        # Not every tokenizer may be used by several threads at a time.
+        self._decoding = threading.Lock()
         self._built = False
         self._delivered: Counter[str] = Counter()
         self._counted = 0.0
@@ -139,9 +155,10 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """Finish queued requests, stop the thread, and free memory and workers on other devices."""
+        """Finish queued requests, stop all threads, and free memory and workers of devices."""
         self._incoming.put(None)
         self._thread.join()
+        self._delivery.close()
         self._engine.engine_core.shutdown()
 
     def _live(self, arguments: dict[str, Any], ready: Future[Any]) -> None:
@@ -151,9 +168,14 @@ class Engine:
         """
         try:
             from vllm import EngineArgs
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            # vLLM looks up the tokens of a step by usage context: 16,384 for this one on an H100.
+            # The table lacks the default context, which gets 2,048.
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS
+            )
         # The thread that waits for `ready` raises it.
         except BaseException as error:
             ready.set_exception(error)
@@ -169,7 +191,7 @@ class Engine:
                 self._moved = time.monotonic()
                 for output in self._engine.step():
                     if output.finished:
-                        self._deliver(output)
+                        self._hand_over(output)
                 self._count()
         # This thread has no caller. Without it no request would ever be answered.
         except Exception as error:
@@ -193,10 +215,15 @@ class Engine:
         self.tokens_drawn = drawn
 
     def _watch(self, stall_s: float) -> None:
-        """End the process if a start or a step hangs, as with a failing device or network."""
-        while time.monotonic() - self._moved < stall_s or (self._built and not self._running):
+        """End the process if a start, a step or a delivery hangs, as with a failing device."""
+        while (
+            time.monotonic() - max(self._moved, self._delivery.moved) < stall_s or self._is_idle()
+        ):
             time.sleep(min(stall_s / 4, 30.0))
         end_process(f"nothing came back for {stall_s:g} s (engine.stall_s)")
+
+    def _is_idle(self) -> bool:
+        return self._built and not self._running and self._delivery.is_idle
 
     def _take_in(self) -> bool:
         """Move queued requests into the engine, and block only while it has none.
@@ -209,7 +236,7 @@ class Engine:
             except queue.Empty:
                 return True
             if item is None:
-                # Closed. The mark stays for the next look, until all requests have ended.
+                # Closed. None goes back into the queue for the next call, until all requests end.
                 self._incoming.put(None)
                 return bool(self._running)
             self._moved = time.monotonic()
@@ -229,7 +256,8 @@ class Engine:
                     f"{self._max_model_len}"
                 )
             limit = min(request.max_tokens, self._max_model_len - length)
-            drawn = decoding_params(request.decoding, exactly=self._exactly)
+            decoding = request.decoding
+            drawn = decoding_params(decoding, exactly=self._exactly(decoding))
             params = SamplingParams(
                 **drawn, max_tokens=limit, seed=request.seed, stop_token_ids=self._end_tokens
             )
@@ -243,22 +271,26 @@ class Engine:
         else:
             self._running[request_id] = pending
 
-    def _deliver(self, output: Any) -> None:
+    def _hand_over(self, output: Any) -> None:
         (completion,) = output.outputs
-        request, future = self._running.pop(output.request_id)
-        reason = completion.finish_reason
+        pending = self._running.pop(output.request_id)
+        ids = tuple(completion.token_ids)
+        self._delivered[pending.request.job] += len(ids)
+        self._delivery.put(_Finished(pending, ids, completion.finish_reason))
+
+    def _deliver(self, finished: _Finished) -> None:
+        (_, future), ids, reason = finished
         if reason not in ("stop", "length"):
             future.set_exception(InfrastructureError(f"vLLM ended a request with {reason!r}"))
             return
-        ids = tuple(completion.token_ids)
-        self._delivered[request.job] += len(ids)
         spoken = ids[:-1] if reason == "stop" else ids
-        text = spelled(spoken, self._marks, self._decode)
+        with self._decoding:
+            text = spelled(spoken, self._marks, self._decode)
         future.set_result(Answer(output_token_ids=ids, text=text, finish_reason=reason))
 
 
 def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, object]:
-    """Return the sampling parameters of a decoding.
+    """Return the sampling parameters of a decoding, for truncation by this package if `exactly`.
 
     vLLM returns finished answers only, and decodes no text.
     """
@@ -269,7 +301,7 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, object]:
         "output_kind": RequestOutputKind.FINAL_ONLY,
         "detokenize": False,
     }
-    if exactly and decoding.temperature > 0 and (decoding.top_k is not None or decoding.top_p < 1):
+    if exactly:
         from ssd_ray.inference.vllm.sampler import exact_arguments
 
         return params | exact_arguments(decoding.top_k, decoding.top_p)
@@ -279,7 +311,7 @@ def decoding_params(decoding: Decoding, *, exactly: bool) -> dict[str, object]:
 def _bind_threads(cpus: float) -> None:
     """Bind each OpenMP thread to a core, if this engine has all cores.
 
-    - Otherwise a daemon makes two threads share a core for milliseconds, and all others wait.
+    - Unbound, two threads may share a core for milliseconds while all other threads wait.
     - OpenMP reads its environment when torch is loaded. Set later, it reaches some libraries only,
       and all threads share one core.
     - Engines sharing a machine would be bound to the same cores.

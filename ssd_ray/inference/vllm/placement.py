@@ -1,20 +1,27 @@
 """Reserve resources of Ray for an engine: plain on one device, a placement group on several.
 
 - A parallel engine is an actor in the first bundle. vLLM starts a worker actor in each bundle.
+- If any node can hold a group, the group is on one node.
 - The actor owns the workers: Ray ends them with it, and a restarted engine uses the same group.
 - A group outlives its engine. Whoever starts engines calls `reap` now and then, and `release`
   at the end.
 
-Talks to Ray; writes nothing.
+Calls Ray; accesses no files.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Literal
 
-from ssd_ray.config import EngineConfig
+from ssd_ray.cluster.room import Need
+from ssd_ray.config import ClusterConfig, EngineConfig
 from ssd_ray.inference.vllm.arguments import num_workers
 
 _YOUNG_S = 60
@@ -29,6 +36,24 @@ class Resources:
     remote_args: dict[str, object]
     groups: PlacementGroups | None = None
 
+    @property
+    def need(self) -> Need:
+        """The workers of one engine: one process, or on several GPUs a process on each."""
+        if self.gpus > 1:
+            return Need(
+                subject="an engine",
+                workers=int(self.gpus),
+                bundle={"GPU": 1},
+                fields="engine.tensor_parallel_size × engine.pipeline_parallel_size",
+            )
+        amounts = {"GPU": self.gpus, "CPU": self.cpus}
+        return Need(
+            subject="an engine",
+            workers=1,
+            bundle={name: amount for name, amount in amounts.items() if amount},
+            fields="cluster.device" if self.gpus else "engine.cpus",
+        )
+
 
 def engine_resources(engine: EngineConfig, device: str) -> Resources:
     """Return the resources of one engine.
@@ -41,6 +66,32 @@ def engine_resources(engine: EngineConfig, device: str) -> Resources:
         return Resources(1, 1, {"num_cpus": 1, "num_gpus": 1})
     groups = PlacementGroups(({"CPU": 1.0, "GPU": 1.0}, *[{"GPU": 1.0}] * (gpus - 1)))
     return Resources(1, gpus, {"num_cpus": 1, "num_gpus": 0, "ray_remote_args_fn": groups}, groups)
+
+
+def most_cpu_engines(engine: EngineConfig, cluster: ClusterConfig, cores: int) -> int:
+    """Return the largest number of CPU engines on a machine, by its cores and the recipe."""
+    return min(cluster.max_engines, max(1, int(cores // engine.cpus)))
+
+
+def remedy(engine: EngineConfig, device: str, most: int) -> str:
+    """Return options that divide an engine over at most `most` GPUs, or reserve fewer cores."""
+    if device == "cpu":
+        return "lower engine.cpus, or use larger machines"
+    # Divisors of the sizes, because layers and heads are divided evenly.
+    tensors = _divisors(engine.tensor_parallel_size)
+    pipelines = _divisors(engine.pipeline_parallel_size)
+    fitting = [each for each in product(tensors, pipelines) if prod(each) <= most]
+    if not fitting:
+        return "use machines with GPUs, or set cluster.device=cpu"
+    tensor, pipeline = max(fitting, key=lambda each: (prod(each), each))
+    options = f"--set engine.tensor_parallel_size={tensor}"
+    if pipeline != engine.pipeline_parallel_size:
+        options += f" --set engine.pipeline_parallel_size={pipeline}"
+    return f"run with {options}"
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
 
 
 @dataclass(frozen=True)
@@ -62,7 +113,10 @@ class PlacementGroups:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         name = f"{self.prefix}-{int(time.time())}-{uuid.uuid4().hex[:8]}"
-        group = ray.util.placement_group(list(self.bundles), strategy="PACK", name=name)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        group = ray.util.placement_group(
+            list(self.bundles), strategy=packing(self.bundles, nodes), name=name
+        )
         strategy = PlacementGroupSchedulingStrategy(
             group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
         )
@@ -98,6 +152,23 @@ class PlacementGroups:
             for row in table
             if row["name"].startswith(self.prefix) and row["state"] != "REMOVED"
         ]
+
+
+def packing(
+    bundles: Iterable[Mapping[str, float]], nodes: Iterable[Mapping[str, float]]
+) -> Literal["PACK", "STRICT_PACK"]:
+    """Return Ray's strategy for the bundles of an engine, given the resources of all nodes.
+
+    Where a node can hold the engine, it waits for room on one node. Spread over the free GPUs of
+    two nodes, its layers would exchange every activation over the network.
+    """
+    needed: Counter[str] = Counter()
+    for bundle in bundles:
+        needed.update(bundle)
+    for node in nodes:
+        if all(node.get(name, 0) >= amount for name, amount in needed.items()):
+            return "STRICT_PACK"
+    return "PACK"
 
 
 def _remove(name: str) -> None:

@@ -1,9 +1,9 @@
 """Truncate to top-k and top-p as a logits processor of vLLM, without the full sort.
 
-- vLLM divides by the temperature, calls processors keeping the largest logit, truncates, draws.
+- vLLM divides logits by the temperature, calls this processor, truncates, and draws.
 - A request carries its k and p in `extra_args`, and asks vLLM itself for no truncation.
 - So the noise falls on the same survivors, and the tokens are the same as vLLM's.
-- Greedy requests are taken before it.
+- vLLM answers greedy requests before it calls this processor.
 """
 
 from __future__ import annotations

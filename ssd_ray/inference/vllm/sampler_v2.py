@@ -40,10 +40,10 @@ class ExactTopKTopPV2(LogitsProcessor):  # type: ignore[misc]
         """Start without requests.
 
         Raises:
-            ValueError: the engine speculates; a request has one row a draft token there.
+            ValueError: the engine decodes speculatively, with a row for each draft token.
         """
         if vllm_config is not None and vllm_config.speculative_config is not None:
-            raise ValueError("the exact sampler does not go with speculative decoding")
+            raise ValueError("the exact sampler does not support speculative decoding")
         self._vocabulary = int(req_states.vocab_size)
         self._device = req_states.device
         self._requests: dict[int, tuple[int | None, float, float]] = {}
@@ -65,10 +65,10 @@ class ExactTopKTopPV2(LogitsProcessor):  # type: ignore[misc]
         from ssd_ray.inference.vllm.truncation import Bounds, truncate
 
         slots = ctx.idx_mapping_np
-        rows = [self._requests.get(int(slot), (None, 1.0, 1.0)) for slot in slots]
         key = slots.tobytes()
         # Rows are the same in most steps, and the bounds of a batch are copied to the device once.
         if self._bounds is None or self._bounds[0] != key:
+            rows = [self._requests.get(int(slot), (None, 1.0, 1.0)) for slot in slots]
             bounds = Bounds(
                 [(k, p) for k, p, _ in rows],
                 self._vocabulary,

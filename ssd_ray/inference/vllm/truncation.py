@@ -19,7 +19,7 @@ _TIES = 32
 _NUCLEUS = 256
 """Logits fetched if there is no k, on a CPU."""
 _WIDER = 8
-# Less than the share of the likeliest token in any vocabulary, which always survives.
+# Less than the probability of the most likely token of any vocabulary. This token always survives.
 _LEAST_KEPT = 1e-12
 
 
@@ -29,11 +29,12 @@ class _Group:
 
     Attributes:
         rows: Indices of the rows; None for the complete batch.
-        from_top: int64, (rows, 1), k - 1: position of the k-th among falling logits; None
+        from_top: int64, (rows, 1), k - 1: position of the k-th logit in descending order; None
             without a k.
-        from_bottom: Its position among `width` rising logits.
+        from_bottom: Its position among the `width` fetched logits in ascending order.
         most_dropped: float64, (rows, 1), 1 - p, and below 0 for p = 1; None if no row has a p.
-        temperature: float32, (rows, 1), to divide logits by for their mass; None if divided.
+        temperature: float64, (rows, 1): logits are divided by it to compute their mass; None if
+            they are divided already. As float64, it makes the quotients float64 like the mass.
         width: Number of logits to fetch.
         may_read: Fetch more where survivors may lie beyond.
     """
@@ -67,7 +68,8 @@ class Bounds:
             vocabulary: Number of logits of a row.
             device: Device of the logits.
             temperatures: Temperature by row of logits not divided by it yet; None if they are.
-            may_read: Look at values on the way, to fetch few. By default on a CPU only.
+            may_read: Read values back from the device, to fetch fewer logits. By default on a CPU
+                only.
         """
         self.num_rows = len(chosen)
         self.vocabulary = vocabulary
@@ -98,16 +100,16 @@ class Bounds:
     def _group(self, chosen: list[tuple[int, int, float]], width: int, *, has_k: bool) -> _Group:
         rows, top_k, top_p = zip(*chosen, strict=True)
         width = min(width, self.vocabulary)
-        # As vLLM, p is a float32.
+        # As in vLLM, p is a float32.
         rest = (1 - torch.tensor(top_p, dtype=torch.float32)).tolist()
         dropped = [min(part, 1 - _LEAST_KEPT) if part > 0 else -1.0 for part in rest]
         return _Group(
-            rows=None if len(rows) == self.num_rows else torch.tensor(rows, device=self._device),
+            rows=None if len(rows) == self.num_rows else self._vector(list(rows), torch.int64),
             from_top=self._column([k - 1 for k in top_k], torch.int64) if has_k else None,
             from_bottom=self._column([width - k for k in top_k], torch.int64) if has_k else None,
             most_dropped=self._column(dropped, torch.float64) if min(top_p) < 1 else None,
             temperature=(
-                self._column([float(self._temperatures[row]) for row in rows], torch.float32)
+                self._column([float(self._temperatures[row]) for row in rows], torch.float64)
                 if self._temperatures
                 else None
             ),
@@ -116,16 +118,23 @@ class Bounds:
         )
 
     def _column(self, values: list[int] | list[float], kind: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=kind, device=self._device).unsqueeze(1)
+        return self._vector(values, kind).unsqueeze(1)
+
+    def _vector(self, values: list[int] | list[float], kind: torch.dtype) -> Tensor:
+        if self._device.type == "cpu":
+            return torch.tensor(values, dtype=kind)
+        # A copy from memory that is not pinned would wait for all earlier work of the device.
+        pinned = torch.tensor(values, dtype=kind, pin_memory=True)
+        return pinned.to(self._device, non_blocking=True)
 
 
 def truncate(logits: Tensor, bounds: Bounds) -> Tensor:
     """Set every logit outside top-k and top-p to minus infinity, in place.
 
-    Keeps the k largest logits of a row with all ties of the k-th. Keeps of these the smallest
-    set of the most likely with a mass of at least p, and always the largest. This is vLLM's
-    operator (2604.01193, appendix A), except for equal logits on both sides of p: those with the
-    larger index survive; vLLM's sort leaves this open.
+    Keeps the k largest logits of a row with all ties of the k-th. Of these it keeps the smallest
+    set of the most likely with a mass of at least p; the largest logit always stays. This is
+    vLLM's operator (2604.01193, appendix A), except for equal logits at the border of p: here those
+    with the larger index survive, and vLLM's sort leaves this open.
 
     On CUDA, a row with both bounds keeps at most 32 further ties of its k-th.
 
@@ -150,7 +159,7 @@ def _cut(scores: Tensor, group: _Group) -> Tensor:
         assert group.from_top is not None, "a group has a k or a p"
         values, ids = scores.topk(group.width, dim=1)
         kth = values.gather(1, group.from_top)
-        # With all ties fetched, there is less to write than to compare.
+        # If all ties were fetched, filling the row and writing them is faster than comparing it.
         if group.may_read and bool((kth > values[:, -1:]).all()):
             kept = values.masked_fill_(values < kth, -torch.inf)
             return scores.fill_(-torch.inf).scatter_(1, ids, kept)
@@ -167,7 +176,8 @@ def _cut(scores: Tensor, group: _Group) -> Tensor:
 def _largest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Return the `width` largest logits of each row and their ids.
 
-    They rise, and equal logits by rising index, as in a stable sort of the vocabulary.
+    They are in ascending order, and equal logits in the order of their indices, as in a stable sort
+    of the vocabulary.
     """
     if width == scores.shape[1]:
         values, ids = scores.sort(dim=1, stable=True)
@@ -181,11 +191,11 @@ def _largest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _survivors(
     scores: Tensor, values: Tensor, group: _Group
 ) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Mask the rising `values` outside of the bounds.
+    """Mask those of `values`, given in ascending order, that are outside of the bounds.
 
     Returns:
-        The masked values, and a function for the border of each row: logits equal to it or below
-        may have been kept or counted.
+        The masked values, and a function for the border of each row: its k-th logit, or without a
+        k its smallest survivor. If a fetched logit is below the border, no survivor was missed.
     """
     assert group.most_dropped is not None
     width = values.shape[1]

@@ -44,12 +44,12 @@ class JobSpan:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """Answers to draw: to each prompt of a directory, with a seed and a decoding."""
+    """Answers to draw to each prompt of a directory, with a seed and a decoding."""
 
     stage: str
     """Name of the artifact, for the screen."""
     key: str
-    """Name of the job in all attempts at its artifact, and of no other job."""
+    """Unique name of the job; the same in all attempts at its artifact."""
     prompts: Path
     out: Path
     samples: int
@@ -64,7 +64,7 @@ class JobSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenJob:
-    """A job as its file has it; a job with lost shards is opened again under another number."""
+    """A job as read from its file; one with lost shards is opened again with another number."""
 
     number: int
     spec: JobSpec
@@ -77,9 +77,9 @@ class OpenJob:
 
 
 def key_of(stage: str, out: Path) -> str:
-    """Return the key of a job: its stage, and the claim of this making of the artifact.
+    """Return the key of a job: its stage, and the claim of its artifact.
 
-    Crashes of an earlier making do not count against another one.
+    An artifact made again has another claim, so earlier crashes do not count against it.
     """
     path = out / "fingerprint.json"
     claim = files.read_json(path).get("claim", "") if path.exists() else ""
@@ -108,14 +108,17 @@ def open_job(control: Path, job: OpenJob) -> None:
 
 def close_job(control: Path, key: str) -> None:
     """Remove the files of a job."""
-    for path in _files(control, key):
+    for path in _paths(control, key):
         path.unlink(missing_ok=True)
 
 
 def names(control: Path) -> list[str]:
     """Return the names of the open jobs' files, in the order of their opening."""
-    paths = (control / "jobs").glob("[!.]*.json")
-    return sorted((path.name for path in paths), key=lambda name: name.rsplit(".", 2)[1])
+    listed = files.names(control / "jobs")
+    return sorted(
+        (name for name in listed if name.endswith(".json") and not name.startswith(".")),
+        key=lambda name: name.rsplit(".", 2)[1],
+    )
 
 
 def read(control: Path, name: str) -> OpenJob:
@@ -150,14 +153,14 @@ def specs(control: Path) -> list[JobSpec]:
         try:
             result.append(read(control, name).spec)
         except FileNotFoundError:
-            # Closed meanwhile.
+            # Closed since its name was listed.
             continue
     return result
 
 
 def is_open(control: Path, key: str) -> bool:
-    """Return True if a job may be written for."""
-    return any(path.suffix == ".json" for path in _files(control, key))
+    """Return True if answers may be written for a job."""
+    return any(path.suffix == ".json" for path in _paths(control, key))
 
 
 def mark_drained(control: Path, name: str) -> None:
@@ -185,7 +188,6 @@ def is_closed(control: Path) -> bool:
     return (control / _CLOSED).exists()
 
 
-def _files(control: Path, key: str) -> list[Path]:
-    # Names of arms may hold brackets of a pattern; names of files are compared instead.
-    paths = (control / "jobs").glob("[!.]*")
-    return [path for path in paths if path.name.rsplit(".", 2)[0] == key]
+def _paths(control: Path, key: str) -> list[Path]:
+    directory = control / "jobs"
+    return [directory / name for name in files.names(directory) if name.rsplit(".", 2)[0] == key]

@@ -9,10 +9,13 @@ Reads and writes `.journal/` of the artifact.
 from __future__ import annotations
 
 import json
+import os
+import threading
 import zlib
 from pathlib import Path
 
-from ssd_ray.artifacts.ledger import Span, append_line
+from ssd_ray.artifacts.files import names
+from ssd_ray.artifacts.ledger import Span, append_to, open_to_append
 from ssd_ray.inference.vllm.engine import Answer
 
 
@@ -33,26 +36,46 @@ def decode(line: bytes) -> tuple[int, Answer] | None:
 
 
 class Journal:
-    """Answers of one unit, finished by this engine."""
+    """Answers of one unit, finished by this engine.
+
+    The file is opened by the first answer and stays open: on network storage, opening and closing
+    take most of the time.
+    """
 
     def __init__(self, out: Path, span: Span, engine: str) -> None:
-        directory = out / ".journal"
-        directory.mkdir(exist_ok=True)
-        self._path = directory / f"{span.name}.{engine}.jsonl"
+        self._path = out / ".journal" / f"{span.name}.{engine}.jsonl"
+        self._lock = threading.Lock()
+        self._handle: int | None = None
 
     def append(self, position: int, answer: Answer) -> None:
-        """Append an answer; it then survives a crash of this process."""
-        append_line(self._path, encode(position, answer), durable=False)
+        """Append an answer; it then survives a crash of this process.
+
+        Raises:
+            UserError: the disk is full or the directory cannot be written.
+        """
+        line = encode(position, answer)
+        with self._lock:
+            if self._handle is None:
+                self._handle = open_to_append(self._path)
+            append_to(self._handle, self._path, line)
+
+    def close(self) -> None:
+        """Close the file; another answer opens it again."""
+        with self._lock:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
 
     def remove(self) -> None:
-        """Remove the journal of a unit on record."""
+        """Close and remove the journal of a unit on record."""
+        self.close()
         self._path.unlink(missing_ok=True)
 
 
 def recover(out: Path, span: Span) -> dict[int, Answer]:
-    """Return finished answers by position, of any engine, missing in all shards."""
+    """Return the journaled answers to the positions of a span, of any engine, by position."""
     answers = {}
-    for path in (out / ".journal").glob(f"{span.source}.*.jsonl"):
+    for path in _paths(out):
         if span_of(path).overlaps(span):
             for line in path.read_bytes().splitlines():
                 # A torn line belongs to an answer that was not finished.
@@ -71,4 +94,9 @@ def span_of(path: Path) -> Span:
 
 def spans(out: Path) -> set[Span]:
     """Return the units with a journal."""
-    return {span_of(path) for path in (out / ".journal").glob("*.jsonl")}
+    return {span_of(path) for path in _paths(out)}
+
+
+def _paths(out: Path) -> list[Path]:
+    directory = out / ".journal"
+    return [directory / name for name in names(directory) if name.endswith(".jsonl")]

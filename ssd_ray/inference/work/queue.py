@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _RETURNED = "returned"
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
+_POLLS_A_WINDOW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +87,14 @@ class _JobQueue:
         for _ in self._recorded.new():
             pass
 
-    def look(self) -> None:
-        """Read new records."""
+    def poll(self) -> None:
+        """Read new records, if any can come."""
+        if not self.in_flight:
+            return
         self.in_flight.difference_update(record.span for record in self._recorded.new())
 
     def given_back(self, span: Span) -> None:
-        """Take a unit back, unless it came on record."""
+        """Take a unit back, unless it is on record by now."""
         if span in self.in_flight:
             self.in_flight.discard(span)
             self.again.append(span)
@@ -126,21 +129,25 @@ class _Queue:
         self._jobs: dict[str, _JobQueue] = {}
         self._handed_back = ledger.Tail(_returned(plan.control), _parse)
         self._closed = False
+        self._all_out = False
         # Earlier lines belong to earlier attempts.
         for _ in self._handed_back.new():
             pass
 
-    def look(self) -> None:
-        """Read jobs opened and closed, new records, and units given back; mark drained jobs."""
-        # Read before the jobs are listed, since the last job is opened before it.
-        self._closed = jobs.is_closed(self._plan.control)
+    def poll(self) -> None:
+        """Read jobs opened and closed, new records, and units given back."""
+        # Read before the jobs are listed: the last job is opened before the pool is closed.
+        self._closed = self._closed or jobs.is_closed(self._plan.control)
         self._look_for_jobs()
         for queue in self._jobs.values():
-            queue.look()
+            queue.poll()
         for unit in self._handed_back.new():
             for queue in self._jobs.values():
                 if queue.job.spec.key == unit.job:
                     queue.given_back(unit.span)
+
+    def mark_drained(self) -> None:
+        """Mark jobs whose units are all on record."""
         for name, queue in self._jobs.items():
             if queue.is_drained and not queue.drained:
                 queue.drained = True
@@ -155,7 +162,7 @@ class _Queue:
                 try:
                     self._jobs[name] = _JobQueue(jobs.read(self._plan.control, name))
                 except FileNotFoundError:
-                    # Closed meanwhile.
+                    # Closed since it was listed.
                     continue
 
     def next(self) -> JobSpan | None:
@@ -167,7 +174,8 @@ class _Queue:
         for queue in sorted(queues, key=lambda queue: not queue.again):
             if (span := queue.next()) is not None:
                 return JobSpan(queue.job.spec.key, span)
-        if self._closed and all(queue.all_out for queue in queues):
+        if not self._all_out and self._closed and all(queue.all_out for queue in queues):
+            self._all_out = True
             all_out(self._plan.control).touch()
         return None
 
@@ -182,18 +190,21 @@ def paced(plan: QueuePlan) -> Iterator[JobSpan]:
     queue = _Queue(plan)
     pause = _SHORTEST_PAUSE_S
     while True:
-        queue.look()
-        unit = queue.next()
-        if unit is not None:
+        queue.poll()
+        # A poll takes several operations of storage, more with each engine, so it serves many
+        # units. They are few enough for a unit given back to go out soon.
+        for _ in range(max(1, plan.window // _POLLS_A_WINDOW)):
+            unit = queue.next()
+            if unit is None:
+                break
             pause = _SHORTEST_PAUSE_S
             yield unit
-            continue
-        # A job without a unit is drained at the next look.
-        queue.look()
+        queue.mark_drained()
         if queue.ended:
             return
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if unit is None:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def begin(control: Path) -> None:
@@ -204,9 +215,7 @@ def begin(control: Path) -> None:
 
 def give_back(control: Path, engine: str, unit: JobSpan) -> None:
     """Give a unit back, for another engine to draw."""
-    ledger.append_line(
-        _returned(control) / f"{engine}.jsonl", json.dumps(asdict(unit)).encode(), durable=False
-    )
+    ledger.append_line(_returned(control) / f"{engine}.jsonl", json.dumps(asdict(unit)).encode())
 
 
 def all_out(control: Path) -> Path:

@@ -9,10 +9,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from ssd_ray.artifacts import ledger, shards
-from ssd_ray.artifacts.ledger import Failure, Record, Span
+from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.ledger import Failure, Ledger, Record, Span
 from ssd_ray.inference.vllm.engine import Answer
 from ssd_ray.schema import Completion, Prompt, arrow_schema
 
@@ -28,8 +27,7 @@ class Drawn:
 
 
 def write_completions(
-    out: Path,
-    engine: str,
+    ledger: Ledger,
     unit: Span,
     drawn: list[Drawn],
     failed: tuple[Failure, ...],
@@ -59,7 +57,7 @@ def write_completions(
     # `before` ends the process if another attempt has taken over.
     before()
     path, data = shards.write_table(
-        out, unit.name, pa.table(columns, schema=arrow_schema(Completion))
+        ledger.out, unit.name, pa.table(columns, schema=arrow_schema(Completion))
     )
     record = Record(
         file=path.name,
@@ -73,4 +71,4 @@ def write_completions(
         failed=failed,
     )
     before()
-    ledger.append(out, engine, record)
+    ledger.append(record)

@@ -30,7 +30,7 @@ class WorkUnit:
         self._samples = samples
 
     def missing(self) -> Iterator[Span]:
-        """Yield one span for each prompt with unanswered positions."""
+        """Yield the runs of unanswered positions, each within the answers to one prompt."""
         position = self.span.start
         while position < self.span.stop:
             end = min(self.span.stop, position - position % self._samples + self._samples)

@@ -63,7 +63,7 @@ def _format(
     )
 
 
-# The columns of two formats never fit one row: `find_format` refuses it as ambiguous.
+# No row should fit two formats: `find_format` refuses such a row as ambiguous.
 FORMATS = (
     _format(
         "livecodebench",
@@ -214,7 +214,7 @@ def _require_utf8(problem: Problem) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise RowError(
-                f"it holds text that is no Unicode ({error.reason}): "
+                f"it holds text that is not Unicode ({error.reason}): "
                 f"{text[error.start : error.end]!a}"
             ) from error
 
@@ -260,7 +260,7 @@ def open_problems(
         files: The files, in order.
         skip_bad_rows: Leave out unreadable rows.
         source: Name of the benchmark for its problems.
-        chosen: Predicate of the rows to count.
+        chosen: Predicate of the rows to read as problems; None reads all.
 
     Raises:
         UserError: As for `read_problems`.

@@ -1,8 +1,7 @@
 """Check for columns that no reader knows and that may change the meaning of a score.
 
 Published files exist in several forms under one name. A column such as `test` next to `test_list`
-decides the meaning of a score, so an unknown one is an error with its name. Reads and writes
-nothing.
+decides the meaning of a score, so an unknown one is an error with its name. Does no I/O.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _GRADING_WORDS = frozenset(
         *("atol", "limit", "rtol", "timeout", "tolerance"),
     }
 )
-"""Words in column names that indicate a part in grading."""
+"""Words in column names that indicate a role in grading."""
 _LANGUAGES = frozenset({"lang", "language", "programming_language"})
 _PYTHON = frozenset({"", "python", "python3", "py"})
 _WORDS = re.compile(r"[^a-z]+")

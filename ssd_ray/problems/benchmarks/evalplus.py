@@ -6,7 +6,7 @@
   those of evalplus 0.3.1 (`evalplus/data/mbpp.py`).
 - Comparisons of answers are those of `evalplus/eval`.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def problem(row: Row, number: int) -> Problem:
 def _tolerance(row: Row) -> float:
     atol = row.get("atol")
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
-        raise RowError(f"field 'atol' must hold a number from 0 to 1, not {shown(atol)}")
+        raise RowError(f"field 'atol' must hold a number from 0 to below 1, not {shown(atol)}")
     return float(atol)
 
 

@@ -50,7 +50,7 @@ def list_files(source: str | Path, where: str) -> list[Path]:
         are_files = bool(files) and all(file.is_file() for file in files)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{where} {str(source)[:200]!r} is no path that can be looked at ({one_line(error)})"
+            f"{where} {str(source)[:200]!r} is not a usable path ({one_line(error)})"
         ) from error
     if not are_files:
         raise UserError(

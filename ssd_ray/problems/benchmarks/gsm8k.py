@@ -1,7 +1,7 @@
 """GSM8K rows (Cobbe et al. 2021, arXiv 2110.14168): a word problem and its final number.
 
-The answer ends in `#### number`. No program is run: the last number of a completion is compared
-with the gold number. Reads and writes nothing.
+The answer ends in `#### number`. No program is run: the final number of a completion, by the rules
+of `evaluation/judging/final_number.py`, is compared with the gold number. Does no I/O.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """HumanEval rows (Chen et al. 2021, arXiv 2107.03374): a function to complete and its check.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def problem(row: Row, number: int) -> Problem:
     The starter code is the prompt itself.
 
     Raises:
-        RowError: A field is missing, the entry point is no name, or the test defines no `check`.
+        RowError: A field is missing, the entry point is not a name, or the test defines no `check`.
     """
     prompt = text(row, "prompt")
     test = text(row, "test")

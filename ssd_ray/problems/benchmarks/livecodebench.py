@@ -3,7 +3,7 @@
 - Tests are those of the official grader: public ones first, then private ones.
 - Private tests are JSON, or base64 of zlib of a pickle of JSON text.
 - A pickle is never run. Its one text is read from its opcodes.
-- Published numbers of problems are listed here and asserted.
+- Published numbers of problems are listed and checked here.
 
 Reads files, or downloads them from the hub.
 """
@@ -87,7 +87,7 @@ NVIDIA NeMo's `v6_2408_2505` and `v5_2408_2502`, published with exclusive ends.
 def problem(row: Row, number: int) -> Problem:
     """Return the problem of a row, of kind `function` if its metadata name one, else `stdin`.
 
-    Comparison `lcb` marks both kinds.
+    Problems of both kinds have the comparison `lcb`.
 
     Raises:
         RowError: A field is missing or cannot be decoded, or there are no tests.

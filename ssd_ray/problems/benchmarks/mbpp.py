@@ -7,14 +7,14 @@
   the only test there, since `test_list` is MBPP's own.
 - The assertions are part of the statement, as published, since only they name the function.
 
-Reads and writes nothing.
+Does no I/O.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssd_ray.errors import UserError
@@ -35,15 +35,16 @@ SPLITS = {
     "validation": range(511, 601),
     "train": range(601, 975),
 }
-"""Task ids of the four splits of the full set (its README). A split named by a recipe has its size
-asserted.
+"""Task ids of the four splits of the full set (its README).
+
+If a recipe names a split, its number of problems is checked.
 """
 
 
 def problem(row: Row, number: int) -> Problem:
     """Return the problem of a row, of kind `asserts`, named mbpp/N.
 
-    Values in tests cross to the program's own process. Types, and objects of the solution's own
+    Values in tests must cross to the program's process. Types, and objects of the solution's own
     classes, cannot.
 
     Raises:
@@ -58,8 +59,13 @@ def problem(row: Row, number: int) -> Problem:
     tree = _parse(code, "code")
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     entry_point = _entry_point(assertions, defined)
-    setup = "\n".join([*_imports(row), optional_text(row, "test_setup_code") or ""]).strip()
-    _require_plain_values(tree, (*sources, setup))
+    imports = "\n".join(_imports(row))
+    setup_code = optional_text(row, "test_setup_code") or ""
+    setup = f"{imports}\n{setup_code}".strip()
+    tests = "\n".join(source.strip() for source in sources)
+    _require_plain_values(
+        tree, {"test_list": tests, "test_imports": imports, "test_setup_code": setup_code}
+    )
     callables = [name for node in assertions for name in _callable_arguments(node, entry_point)]
     if callables:
         raise RowError(
@@ -89,7 +95,7 @@ def in_split(row: Row, split: str) -> bool:
     """Return True if a row's task id belongs to a split of SPLITS.
 
     Raises:
-        RowError: The id is no number.
+        RowError: The id is not a number.
     """
     task_id = identifier(row, "task_id")
     if not task_id.isdecimal():
@@ -107,15 +113,16 @@ def require_split(name: str) -> None:
         raise UserError(f"MBPP has no split {name!r}: release is one of {', '.join(SPLITS)}")
 
 
-def _require_plain_values(solution: ast.Module, pieces: Sequence[str]) -> None:
-    """Refuse test code with a class of the solution."""
+def _require_plain_values(solution: ast.Module, texts: Mapping[str, str]) -> None:
+    """Refuse test code that uses a class of the solution; `texts` holds the code by field."""
     classes = {node.name for node in solution.body if isinstance(node, ast.ClassDef)}
-    used = classes & {name for piece in pieces for name in _names(_parse(piece, "test_setup_code"))}
-    if used:
-        raise RowError(
-            "field 'test_setup_code' builds objects of the solution's own class "
-            f"{min(used)}, which cannot cross to a program in its own process"
-        )
+    for field, source in texts.items():
+        used = classes.intersection(_names(_parse(source, field)))
+        if used:
+            raise RowError(
+                f"field {field!r} builds objects of the solution's own class "
+                f"{min(used)}, which cannot cross to a program in its own process"
+            )
 
 
 def _imports(row: Row) -> Sequence[str]:
@@ -149,7 +156,7 @@ def _names(tree: ast.AST) -> list[str]:
 def _entry_point(assertions: Sequence[ast.Assert], defined: set[str]) -> str:
     """Return the function of the solution that every assertion names.
 
-    Of several, return the first one that the first assertion names.
+    If there are several, the first one in the first assertion counts.
     """
     common = [
         name

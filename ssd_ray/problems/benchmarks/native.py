@@ -1,7 +1,6 @@
 """Native format: custom problems (docs/benchmarks.md), and the rows of a run's `benchmark/`.
 
-Unknown keys are refused, since a misspelled one would silently lose a choice. Reads and writes
-nothing.
+Unknown keys are refused: a misspelled key would otherwise be ignored. Does no I/O.
 """
 
 from __future__ import annotations

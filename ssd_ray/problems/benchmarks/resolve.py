@@ -1,6 +1,6 @@
 """Resolution of a recipe's benchmark to files, rows and an expected number of problems.
 
-- A release or a named window has a published number of problems, which is asserted.
+- A release or a named window has a published number of problems, which is checked.
 - Plain dates have none.
 
 Reads the files, or downloads LiveCodeBench's if the recipe has no file.
@@ -90,7 +90,7 @@ def counted(choice: Benchmark, loaded: Loaded) -> Iterator[Problem]:
             raise UserError(
                 f"benchmark {choice.name}: {name} has {expected} problems and {actual} were "
                 "found; give the complete release, or choose a part of it by dates "
-                "(2025-02..2025-05) or by a file alone, which state no count"
+                "(2025-02..2025-05) or by a file alone, without a check of the number"
             )
     if not loaded.num_chosen:
         raise UserError(

@@ -1,6 +1,6 @@
 """Counts of rows: answers and verdicts of each arm, problem by problem.
 
-One idea: shards stream past, and a few numbers of each answer are kept, never its text.
+Shards are read one by one. A few numbers of each answer are kept, never its text.
 Contradictory rows (an answer without a verdict, a problem short of answers) are refused: they would
 make every score wrong. Reads eval-prompts/, generations/<arm>/ and verdicts/<arm>/; writes nothing.
 """
@@ -33,7 +33,7 @@ class Answer:
     outcome_base: str = ""
     """On EvalPlus's base tests alone; empty for other benchmarks, and if none was run."""
     reason: str = ""
-    """Cause of a rejection by the official grader, not by the program."""
+    """Effect of the official grader that made it reject the program; empty without one."""
     thought_ended: bool | None = None
     """True if its reasoning ended; None without reasoning."""
 
@@ -81,7 +81,7 @@ Results = Mapping[str, Mapping[str, ProblemResult]]
 
 @dataclass
 class _Gathered:
-    """Answers of one problem on their way into a ProblemResult."""
+    """Answers of one problem, collected for its ProblemResult."""
 
     benchmark: str
     difficulty: str

@@ -54,7 +54,7 @@ def rounded_to_ten_digits(value: T) -> T:
 
 
 def canonical(value: Any, indent: int = 0) -> str:
-    """Return JSON with sorted keys, a key a line and a list of numbers a line.
+    """Return JSON with sorted keys, one key per line, and each list of numbers on one line.
 
     Equal values give equal bytes.
     """

@@ -52,7 +52,7 @@ def loss(checkpoint: Path) -> Loss | None:
     """Return the loss of each step; None if it was not recorded.
 
     Raises:
-        UserError: a line of the file is no JSON object with `step` and `loss`.
+        UserError: a line of the file is not a JSON object with `step` and `loss`.
     """
     path = checkpoint / "loss.jsonl"
     if not path.exists():

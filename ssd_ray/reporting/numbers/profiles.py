@@ -1,7 +1,7 @@
 """Scores under each profile of grading, and every answer with a verdict that flips.
 
-One idea: a reader should see on which answers two graders disagree, not only how often. Pure
-functions of counted results: the part `profiles` of scores.json.
+A reader should see on which answers two graders disagree, not only how often. Pure functions of
+counted results: the part `profiles` of scores.json.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ssd_ray.statistics.metrics import Score
 
 UNGRADED = "infrastructure_error"
 KNOWN_FLIPS = (
-    "A function problem may be named like something that LiveCodeBench's imports bring, such as "
-    "gcd. lcb-compat, like the official grader, accepts a program without a class Solution that "
-    "does not define it; strict calls only what the program itself defines.",
+    "The function of a problem may have the name of one that LiveCodeBench imports, such as gcd. "
+    "If a program defines neither it nor a class Solution, lcb-compat calls the imported one, like "
+    "the official grader; strict calls only what the program itself defines.",
     "lcb-compat, like the official grader, takes Infinity for inf; strict compares finite numbers.",
     "lcb-compat, like the official grader since 23 May 2025, has a stand-in for sys.stdin, which "
     "gives some programs what no file would give; their flips are marked.",
@@ -41,7 +41,7 @@ class Flip:
     second: str
     """Outcome under the other profile."""
     reason: str
-    """Cause by the official grader, not by the program; empty without one."""
+    """Effect of the official grader behind the flip; empty if the program is the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def flips(first: Results, second: Results) -> tuple[Flip, ...]:
 
 
 def _flips(first: str, second: str) -> bool:
-    # An infrastructure error is no verdict, so it cannot flip.
+    # An infrastructure error is not a verdict, so it cannot flip.
     if UNGRADED in (first, second):
         return False
     return (first == "accepted") != (second == "accepted")

@@ -35,7 +35,7 @@ class SampleCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Samples by length in tokens: bins + 1 edges, and a count a bin for each finish reason."""
+    """Samples by length in tokens: bins + 1 edges, and for each finish reason one count per bin."""
 
     edges: tuple[int, ...]
     stop: tuple[int, ...]

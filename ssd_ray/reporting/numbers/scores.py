@@ -1,7 +1,7 @@
 """The numbers of a report: all of scores.json, from counts and facts.
 
-One idea: equal artifacts give equal numbers, so equal bytes. Every result on the page is a field of
-`Scores`. Pure functions; `scores_file` reads and writes the file.
+Equal artifacts give equal numbers, so equal bytes. Every result on the page is a field of `Scores`.
+Pure functions; `scores_file` reads and writes the file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Scores:
     """Name of the recipe."""
     model: str
     baseline: str
-    """Arm that differences are taken against."""
+    """Arm to which the others are compared."""
     confidence: float
     bootstrap_samples: int
     headline: str
@@ -69,7 +69,7 @@ class Scores:
     families: Mapping[str, tuple[str, ...]]
     """Arms of each swept name by rising temperature; empty without a sweep."""
     selection: Mapping[str, tuple[FamilyGain, ...]]
-    """Gains without selection, by benchmark; empty without a sweep."""
+    """Gains free of selection bias, by benchmark; empty without a sweep."""
     benchmarks: Mapping[str, BenchmarkTables]
     profiles: Profiles
     contamination: ContaminationFacts

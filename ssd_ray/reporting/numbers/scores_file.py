@@ -37,10 +37,10 @@ def read_scores(path: Path) -> Scores:
 def read_part(path: Path, part: type[T]) -> T:
     """Read the fields of a dataclass from a scores.json, which may hold more.
 
-    A part of earlier formats can be read if its fields were there.
+    A file of an earlier format can be read if it has these fields.
 
     Raises:
-        UserError: a field is missing or has another type, or the file is no JSON.
+        UserError: a field is missing or has another type, or the file is not JSON.
     """
     document = files.read_json(path)
     try:
@@ -51,5 +51,5 @@ def read_part(path: Path, part: type[T]) -> T:
         raise UserError(
             f"{path} has format {document.get('format')} and no readable {name} "
             f"({first['msg'].lower()}), and this version of ssd_ray reads format {FORMAT}: "
-            f"delete {path.parent} and run `ssd-ray report`, which makes the report alone again"
+            f"delete {path.parent} and run `ssd-ray report`, which makes only the report again"
         ) from error

@@ -1,8 +1,8 @@
 """Gains of one family of arms over another, in a sweep of temperatures.
 
-One idea: believe a gain only if its temperatures were chosen on other problems. The gain of best
-cell over best cell is reported next to it, under that name. Pure functions of counted results: the
-part `selection` of scores.json.
+A gain counts only if its temperatures were chosen on other problems. The gain of best cell over
+best cell is reported next to it, under that name. Pure functions of counted results: the part
+`selection` of scores.json.
 """
 
 from __future__ import annotations

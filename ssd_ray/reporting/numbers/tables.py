@@ -1,6 +1,6 @@
 """Tables of arms on a group of problems: scores, differences, counts of answers.
 
-One idea: a problem is the unit.
+The statistical unit is the problem, not the answer.
 
 - Each problem gives one value per arm. Intervals are over problems; differences are taken problem
   by problem.
@@ -105,7 +105,7 @@ def refusals(recipe: Recipe, results: Results) -> dict[str, str | None]:
 
 
 def _refusal(evaluate: EvaluateConfig, problems: Sequence[ProblemResult]) -> str | None:
-    # Ungraded answers are no random sample: many of them would bias a score.
+    # Ungraded answers are not a random sample: many of them would bias a score.
     answers = sum(len(problem.answers) for problem in problems)
     ungraded = answers - sum(problem.graded for problem in problems)
     if ungraded <= evaluate.max_infrastructure_errors * answers:

@@ -3,8 +3,9 @@
 They are apart from the results because they never repeat. Reads timing.json and manifest.json of
 every artifact; writes nothing.
 
-- Wall seconds of a stage are over all its attempts, without those killed outright.
-- Shared time of steps counts once (`ssd_ray.pipeline.seconds`).
+- Times of a stage are over all its attempts.
+- Stages overlap, so each has two times: its own wall time, and its share of the run's time
+  (`ssd_ray.pipeline.seconds`). Shares add up to the run.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ class StageTiming:
 
     stage: str
     seconds: float | None
+    """Share of the run's time: time of several stages is divided among them."""
+    wall_seconds: float | None
+    """Time from the start of the stage to its end, as on the screen."""
     attempts: int | None
     tokens: int | None
     tokens_per_second: float | None
-    """None also for a stage without tokens."""
+    """Over the wall time; None also for a stage without tokens."""
     finished_at: str | None
     """In UTC."""
 
@@ -108,21 +112,22 @@ def _manifest(path: Path) -> Manifest:
 
 def _stage(path: Path, stage: str, manifest: Manifest) -> StageTiming:
     timing = files.read_json(path / "timing.json") if (path / "timing.json").exists() else {}
-    seconds = timing.get("seconds")
+    wall_seconds = timing.get("wall_seconds")
     tokens = timing.get("tokens")
     return StageTiming(
         stage=stage,
-        seconds=seconds,
+        seconds=timing.get("seconds"),
+        wall_seconds=wall_seconds,
         attempts=timing.get("attempts"),
         tokens=tokens,
-        tokens_per_second=tokens / seconds if tokens and seconds else None,
+        tokens_per_second=tokens / wall_seconds if tokens and wall_seconds else None,
         finished_at=manifest.finished_at,
     )
 
 
 def _total(values: Iterable[Number | None]) -> Number | None:
     known = [value for value in values if value is not None]
-    # The start has the type of the values: seconds are no integers.
+    # The start has the type of the values: seconds are not integers.
     return sum(known[1:], start=known[0]) if known else None
 
 

@@ -90,7 +90,7 @@ class Training:
 
 
 def training(model: TrainedModelFacts) -> Training:
-    """Return the numbers on a trained model; examples of texts are on the data set's page alone."""
+    """Return the numbers on a trained model, without the excerpts of samples."""
     health = HealthCounts(**_fields_of(HealthCounts, model.dataset.health))
     return Training(
         prompts=PromptCounts(**_fields_of(PromptCounts, model.prompts)),

@@ -1,6 +1,6 @@
 """Size, style and colors of the pictures, and their SVG.
 
-One idea: equal numbers give equal bytes, so no date and no state of the process goes into a file.
+Equal numbers give equal bytes, so no date and no state of the process goes into a file.
 
 - Colors are Okabe and Ito's, distinct for color-blind readers. Each arm also has its own marker.
 - The machine's matplotlibrc is ignored, and matplotlib's state is restored.

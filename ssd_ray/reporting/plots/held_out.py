@@ -52,8 +52,8 @@ def likelihood_plot(scores: Scores) -> Picture | None:
         f"and the floor at {_nats(columns.floor[-1])}."
     )
     caption = (
-        "Samples kept out of training: no model can cost them less, on average, than the entropy "
-        "they were drawn with."
+        "Samples kept out of training: no model has a lower value on them, on average, than the "
+        "entropy of the distribution that they were drawn from."
     )
     return finish("likelihood", figure, alt, caption)
 
@@ -109,8 +109,8 @@ def entropy_plot(scores: Scores) -> Picture | None:
         f"{_ends(columns.entropy)} nats: {ranges}."
     )
     caption = (
-        "The model's entropy: within the tokens that sampling could draw, of being among them, and "
-        "outside of them."
+        "The model's entropy in three parts: within the tokens that sampling could draw (the "
+        "support), of being in or out of them, and outside of them."
     )
     return finish("entropy", figure, alt, caption)
 

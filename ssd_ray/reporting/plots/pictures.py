@@ -1,8 +1,7 @@
 """The pictures of a report as SVG: scores, differences, outcomes, loss and cost.
 
-One idea: every picture shows numbers of scores.json or timings.json, and repeats them in its alt
-text. Pure functions of both; a picture is None without data. Those of data health are in
-`health_plots`.
+Every picture shows numbers of scores.json or timings.json, and repeats them in its alt text. Pure
+functions of both; a picture is None without data. Those of data health are in `health_plots`.
 """
 
 from __future__ import annotations
@@ -145,14 +144,14 @@ def loss_plot(scores: Scores) -> Picture | None:
 
 
 def cost_plot(timings: Timings) -> Picture | None:
-    """Draw wall time and tokens of each stage, side by side."""
+    """Draw the share of the run's time and the tokens of each stage, side by side."""
     rows = [row for row in timings.stages if row.seconds is not None]
     if not rows:
         return None
     figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, values, color, title in (
-        (left, [row.seconds or 0 for row in rows], COLORS[1], "wall time (s)"),
+        (left, [row.seconds or 0 for row in rows], COLORS[1], "share of the run's time (s)"),
         (right, [row.tokens or 0 for row in rows], COLORS[3], "tokens"),
     ):
         axes.barh(range(len(rows)), values, height=0.62, color=color)
@@ -170,6 +169,6 @@ def cost_plot(timings: Timings) -> Picture | None:
     return finish(
         "cost",
         figure,
-        f"Bars of wall time and tokens. {values_in_words}.",
-        "Wall time and tokens of each stage.",
+        f"Bars of the share of the run's time and of tokens. {values_in_words}.",
+        "Share of the run's time and tokens of each stage.",
     )

@@ -5,12 +5,12 @@
   it is cut.
 - Sequences of like length share a micro-batch, at the same moment on every worker. Little is
   padding, and no worker waits long.
-- Reads and writes nothing.
+- Does no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd_ray.errors import UserError
+from ssd_ray import shares
 from ssd_ray.training.data.examples import Examples, Ints
 
 Floats = NDArray[np.float32]
@@ -40,7 +40,10 @@ class GlobalBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Input of one forward pass; all arrays are [sequences, tokens], or [1, tokens] if packed."""
+    """Input of one forward pass; arrays are [lines, tokens].
+
+    A padded line holds one sequence. If packed, one line holds all sequences.
+    """
 
     input_ids: Ints
     position_ids: Ints
@@ -51,6 +54,14 @@ class MicroBatch:
     """Weight of each target; 0 on prompt and padding."""
     real: NDArray[np.bool_]
     """False on padding."""
+    cu_seq_lens: NDArray[np.int32]
+    """Bounds of the sequences in the flattened tokens, [sequences + 1].
+
+    In a padded line, padding belongs to the sequence before it. In a packed line, padding is a
+    sequence of its own. In a slice of Ulysses, bounds are those of the complete line.
+    """
+    max_length: int
+    """Tokens of the longest sequence within these bounds."""
 
 
 # Two orders are cached, because a batch may span two epochs.
@@ -110,91 +121,15 @@ def global_batch(
 def share_out(
     lengths: Ints, responses: Ints, num_shares: int, budget: int, *, packed: bool
 ) -> list[list[Ints]]:
-    """Divide a batch into micro-batches, equally many for each share.
-
-    - Longest first, a micro-batch takes sequences while they fit in `budget` tokens. A longer
-      sequence goes alone.
-    - Each micro-step deals the next `num_shares` micro-batches, the costliest to the share with the
-      smallest load so far.
-    - Sequences without a response are left out, except the shortest ones needed for an even number.
-
-    Args:
-        lengths: tokens of each sequence of the batch.
-        responses: tokens of each sequence covered by the loss.
-        num_shares: workers, or groups of workers sharing a sequence.
-        budget: tokens of a micro-batch, padding included.
-        packed: True if sequences are concatenated, False if padded to the longest.
-
-    Returns:
-        Positions in the batch, by share and micro-step.
+    """Return `shares.share_out` with arrays: positions in the batch, by share and micro-step.
 
     Raises:
         UserError: the sequences cannot be dealt evenly.
     """
-    if len(lengths) % num_shares:
-        raise UserError(
-            f"train.global_batch_size {len(lengths)} is not a multiple of the {num_shares} workers "
-            "that share it"
-        )
-
-    def cost(group: Ints) -> int:
-        return int(lengths[group].sum() if packed else lengths[group].max() * len(group))
-
-    positions = _computed(lengths, responses, num_shares)
-    groups = _group(lengths, positions, budget, packed=packed)
-    _halve(groups, num_shares, cost)
-    groups.sort(key=cost, reverse=True)
-    shares: list[list[Ints]] = [[] for _ in range(num_shares)]
-    loads = np.zeros(num_shares, dtype=np.int64)
-    for start in range(0, len(groups), num_shares):
-        # The order is taken before the loads of this micro-step are added.
-        order = np.argsort(loads, kind="stable")
-        for share, group in zip(order, groups[start : start + num_shares], strict=True):
-            shares[share].append(group)
-            loads[share] += cost(group)
-    return shares
-
-
-def _computed(lengths: Ints, responses: Ints, num_shares: int) -> Ints:
-    """Return the positions to compute: all with a response, and the shortest others as filling.
-
-    Their number is a multiple of `num_shares`, and at least one for each share.
-    """
-    with_response = np.flatnonzero(responses > 0)
-    others = np.flatnonzero(responses <= 0)
-    lacking = -len(with_response) % num_shares if len(with_response) else num_shares
-    return np.concatenate(
-        [with_response, others[np.argsort(lengths[others], kind="stable")][:lacking]]
+    dealt = shares.share_out(
+        lengths.tolist(), responses.tolist(), num_shares, budget, packed=packed
     )
-
-
-def _group(lengths: Ints, positions: Ints, budget: int, *, packed: bool) -> list[Ints]:
-    """Group positions, longest first, into micro-batches of at most `budget` tokens each."""
-    groups: list[list[int]] = []
-    filled = 0
-    for position in positions[np.argsort(-lengths[positions], kind="stable")]:
-        if packed:
-            needed_tokens = filled + int(lengths[position])
-        elif groups:
-            # The first sequence of a group is its longest; the others are padded to its length.
-            needed_tokens = int(lengths[groups[-1][0]]) * (len(groups[-1]) + 1)
-        else:
-            needed_tokens = 0
-        if not groups or needed_tokens > budget:
-            groups.append([])
-            filled = 0
-        groups[-1].append(int(position))
-        filled += int(lengths[position])
-    return [np.array(group, dtype=np.int64) for group in groups]
-
-
-def _halve(groups: list[Ints], num_shares: int, cost: Callable[[Ints], int]) -> None:
-    """Halve the costliest group until the number of groups is a multiple of `num_shares`."""
-    while len(groups) % num_shares:
-        # A group of two or more exists: the number of sequences is a multiple of the shares'.
-        largest = max((group for group in groups if len(group) > 1), key=cost)
-        place = next(place for place, group in enumerate(groups) if group is largest)
-        groups[place : place + 1] = [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    return [[np.array(group, dtype=np.int64) for group in share] for share in dealt]
 
 
 def collate(
@@ -235,9 +170,17 @@ def collate(
         weights[line, end - 1 - examples.response_lengths[row] : end - 1] = token_weights[place]
         if packed:
             position_ids[line, start:] = np.arange(width - start)
+    bounds = np.arange(len(rows) + 1) * width
     if packed:
         # Positions restart at the padding, or attention would take it as part of the last sequence.
         position_ids[0, int(lengths.sum()) :] = np.arange(width - int(lengths.sum()))
+        bounds = np.unique([*starts, int(lengths.sum()), width])
     return MicroBatch(
-        input_ids=input_ids, position_ids=position_ids, targets=targets, weights=weights, real=real
+        input_ids=input_ids,
+        position_ids=position_ids,
+        targets=targets,
+        weights=weights,
+        real=real,
+        cu_seq_lens=bounds.astype(np.int32),
+        max_length=int(np.diff(bounds).max()),
     )

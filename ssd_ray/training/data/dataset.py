@@ -51,7 +51,7 @@ def prepare(
     - Provenance is not among the facts yet.
     - `finish_reasons` are those of the sequences as trained. An answer cut by
       `over_length=truncate` has lost its end token and counts as "length".
-    - `length_histogram` has four bins an octave.
+    - `length_histogram` has four bins for each doubling of the length.
     - `health` is that of the samples as drawn.
 
     Raises:

@@ -48,7 +48,7 @@ class Examples:
             tokens, offsets = self._tokens(group)
             lengths.append(np.diff(offsets))
             num_prompt = self._column(group, "num_prompt_tokens").astype(np.int64)
-            # A masked row counts as a prompt all along, so the loss covers none of it.
+            # A masked row counts as a prompt from end to end, so the loss covers none of it.
             prompts.append(np.where(self._column(group, "masked"), lengths[-1], num_prompt))
             ends.append(ends[-1] + len(offsets) - 1)
             extremes += [int(tokens.min()), int(tokens.max())] if len(tokens) else []
@@ -61,7 +61,7 @@ class Examples:
         )
         """Tokens at the end of each row covered by the loss; nothing predicts a first token."""
         self.extreme_ids = (min(extremes), max(extremes))
-        """The smallest token id, or 0, and the largest."""
+        """Smallest and largest token id; the smallest counts as 0 unless an id is negative."""
         self._ends = np.array(ends[1:])
         self._rows: Ints = np.arange(len(self.lengths))
         if not len(self.lengths):

@@ -2,15 +2,15 @@
 
 - empty: no text.
 - stub: one line of text.
-- no_code: no program by the rule of extraction, outside of the reasoning.
+- no_code: the rule of extraction finds no program outside of the reasoning.
 - cut_off: ended by the limit on its length.
 - no_end_token: the last id is none of the model's end tokens.
 - loop: at least a quarter of its 8-grams of token ids occur in it four times or more.
 - duplicate: the same token ids as an earlier answer, by key.
 
-A row can be in several classes. The weight of a class in training is its share of the tokens: two
-answers in a hundred looping to the limit can be a third of it. Pure functions on columns; reads and
-writes nothing.
+A row can be in several classes. The weight of a class in training is its share of all tokens. If
+two answers in a hundred loop to the limit, they can be a third of the tokens. Pure functions on
+columns, without I/O.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Answers:
     """Measures of answers, an array each: [rows], or [rows, classes] for `classes`."""
 
     characters: Ints
-    """Characters of the text, names of special marks left out."""
+    """Characters of the text, without the names of special tokens that mark reasoning."""
     num_prompt_tokens: Ints
     num_output_tokens: Ints
     stopped: Bools
@@ -88,7 +88,7 @@ class Answers:
     reasoning: Ints
     """Place of a State in STATES."""
     foreign: Bools
-    """True for a program with a fence of another language than Python."""
+    """True for a program in a code block labeled with another language than Python."""
     digests: NDArray[np.bytes_]
     """Digests of the token ids."""
 
@@ -144,7 +144,10 @@ def judge(shard: pa.Table, reading: ParseOptions) -> Answers:
 
 
 def _unmarked(text: str, form: ReasoningFormat) -> str:
-    """Return a text without the names of special marks; shards of earlier versions hold none."""
+    """Remove the names of special tokens that mark reasoning.
+
+    Texts in shards of earlier versions have no such names.
+    """
     for name in form.special.values():
         text = text.replace(name, "")
     return text
@@ -230,7 +233,7 @@ def count(
 
     - `lengths` has histograms by GROUPS. Each row counts in the first group to match.
     - `reasoning` has answers by State, such as without reasoning or with unfinished reasoning.
-    - `other_language` has programs with a fence of another language than Python.
+    - `other_language` has programs in a code block labeled with another language than Python.
     """
     tokens = answers.num_output_tokens
     copies = np.unique(answers.digests, return_counts=True)[1]

@@ -45,7 +45,7 @@ class Judged:
     masked: Bools
     truncated: Bools
     tokens: Ints
-    """Output tokens, trained on or masked."""
+    """Output tokens after cutting, trained on or masked."""
 
     @property
     def kept(self) -> Bools:
@@ -123,8 +123,8 @@ def _judge(samples: Path, reading: ParseOptions, progress: Progress | None) -> J
 def _accepted(judged: Judged, verdicts: Path | None) -> Bools:
     """Return, for each sample, True if it passed every test of its problem.
 
-    Verdicts are sorted by key like the samples, and compared as columns of Arrow. They take the
-    text of their keys and 17 bytes a row.
+    Verdicts are sorted by key like the samples, and compared as columns of Arrow. In memory they
+    take the text of their keys, and 17 bytes a row beyond it.
 
     Raises:
         UserError: a sample has no verdict or two, or a verdict has no sample.

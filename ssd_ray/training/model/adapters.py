@@ -1,7 +1,7 @@
 """Low-rank adapters through peft: injected for training, merged into the weights on export.
 
 Injection is in place: the model keeps its class, and its output head stays where the loss expects
-it. Reads and writes nothing.
+it. Does no I/O.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_targets(model: Any, lora: LoraConfig) -> None:
     """Check the model for the linear layers of `lora.target_modules`; weights are not needed.
 
     Raises:
-        UserError: it has none of some name.
+        UserError: one of these names is not that of a linear layer below the output head.
     """
     head = model.get_output_embeddings()
     linear = (
@@ -53,7 +53,7 @@ def check_targets(model: Any, lora: LoraConfig) -> None:
     last_names = {name.rpartition(".")[2] for name, module in linear if module is not head}
     if missing := sorted(set(lora.target_modules) - last_names):
         raise UserError(
-            f"train.lora.target_modules {missing[0]!r} is no linear layer of "
+            f"train.lora.target_modules {missing[0]!r} is not a linear layer of "
             f"{type(model).__name__} below its output head: "
             f"those are {', '.join(sorted(last_names))}"
         )

@@ -1,10 +1,10 @@
 """Faster kernels for training on a CPU, equal to torch's defaults within rounding.
 
-- Float32 matrix products go through oneDNN, a tenth to a half faster here than torch's default
-  library. torch uses oneDNN for other types only.
-- Gradients of the vocabulary's matrices, the largest of small models, accumulate in place. No
-  micro-batch allocates a complete one.
-- Reads and writes nothing.
+- Float32 matrix products go through oneDNN, which torch uses for other types only. On the measured
+  AMD processor it is a tenth to a half faster than torch's default library, MKL.
+- Gradients of embedding and output head, the largest matrices of small models, accumulate in place.
+  No micro-batch allocates a complete gradient of them.
+- Does no I/O.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         result = product(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
-        # As at the end of torch's own linear. A plain view of a result made here could not be
-        # changed in place, as OLMo's clipping does.
+        # torch's own linear ends with this op too. After a plain view, autograd would refuse
+        # changes in place, such as OLMo's clipping.
         shape = (*hidden.shape[:-1], weight.shape[0])
         output: Tensor = torch.ops.aten._unsafe_view(result, shape)
         return output

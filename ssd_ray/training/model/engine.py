@@ -1,4 +1,4 @@
-"""DeepSpeed engine: configuration as a pure function, a model loaded into ZeRO-3 partitions.
+"""DeepSpeed engine: configuration as a pure function, and the engine around a loaded model.
 
 - On CUDA, parameters are gathered layer by layer and gradients reduced as they appear, for models
   larger than a device.
@@ -14,25 +14,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 
 from ssd_ray.cluster import import_path
 from ssd_ray.config import ClusterConfig, TrainConfig
-from ssd_ray.errors import UserError
-from ssd_ray.models import loading
-from ssd_ray.training.model import sequence_parallel
+from ssd_ray.training.model import expert_parallel, sequence_parallel
 from ssd_ray.training.model.adapters import add_adapters
 from ssd_ray.training.model.cpu_kernels import use_fast_products
 from ssd_ray.training.model.loss import ResponseLoss
-from ssd_ray.training.model.moe import make_blocks_leaves
+from ssd_ray.training.model.moe import make_blocks_leaves, sparse_blocks
+from ssd_ray.training.model.pretrained import load
 
 EVERYTHING = 10**12
-_NOISE = ("dropout", "pdrop", "layerdrop", "jitter")
-"""Parts of the names of settings that make a model's training random."""
 _BUCKET = 20_000_000
 """Elements reduced at a time on a CPU; their copy takes 80 MB."""
 
@@ -40,7 +39,7 @@ _BUCKET = 20_000_000
 def deepspeed_config(train: TrainConfig, cluster: ClusterConfig) -> dict[str, object]:
     """Return the DeepSpeed configuration of a run.
 
-    The loop sets the learning rate and the end of accumulation at every step.
+    At every step, `worker.py` sets the learning rate, and `accumulate` the end of accumulation.
     """
     optimizer = {
         "lr": train.learning_rate,
@@ -84,6 +83,38 @@ def _zero(train: TrainConfig, *, on_cpu: bool) -> dict[str, object]:
     return zero
 
 
+def numel(parameter: torch.nn.Parameter) -> int:
+    """Return the number of elements of a parameter, also where ZeRO-3 has partitioned it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def fetch_sizes(model: torch.nn.Module, expert_parallel_size: int = 1) -> dict[str, object]:
+    """Return how many elements ZeRO-3 gathers ahead of use, and holds at a time.
+
+    - The largest layer is gathered while the one before it computes.
+    - DeepSpeed's defaults are the minimum. They are too small for the layers of large mixtures of
+      experts: Qwen3-30B-A3B has 623M parameters in each.
+    - A worker gathers only its own experts.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    shares = {
+        parameter: expert_parallel_size
+        for block in sparse_blocks(model)
+        for parameter in block.experts.parameters()
+    }
+    sizes = [
+        sum(numel(each) // shares.get(each, 1) for each in layer.parameters())
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer)
+    ]
+    largest = max(sizes, default=0)
+    return {
+        "stage3_prefetch_bucket_size": max(50_000_000, largest),
+        "stage3_max_live_parameters": max(1_000_000_000, 2 * largest),
+    }
+
+
 def num_shares(train: TrainConfig, cluster: ClusterConfig) -> int:
     """Return the number of shares of a global batch: workers, or groups sharing a sequence."""
     return cluster.train_workers // train.sequence_parallel_size
@@ -107,12 +138,13 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     """Return environment variables to set before a worker starts.
 
     - On a CPU, memory stays mapped between micro-batches. By default glibc returns memory freed by
-      a micro-batch to the system, and the next one maps it page by page, a tenth of its time.
-    - Memory that stays mapped has holes of some hundred MiB.
+      a micro-batch to the system. Mapping it again takes a tenth of the next micro-batch's time.
+    - The cost is fragmentation: some hundred MiB of mapped memory are unused.
     - A single worker on all cores pins each thread to a core.
     """
     if cluster.device != "cpu":
-        return dict(import_path.SAFE)
+        # Sequences of many lengths leave holes in segments of fixed size.
+        return import_path.SAFE | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     memory = {
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 27),
@@ -128,8 +160,8 @@ def prepare_process(cluster: ClusterConfig) -> None:
     """Set device and threads of this process before DeepSpeed is imported.
 
     DeepSpeed would compile a shared-memory op for the process group on a CPU, and fail without a
-    compiler. Its table of loadable ops is emptied instead, as a comment in
-    `deepspeed/ops/__init__.py` allows.
+    compiler. Instead, its table of compatible ops is replaced by one without any. A comment in
+    `deepspeed/ops/__init__.py` allows edits of the table.
     """
     if cluster.device != "cpu":
         return
@@ -152,21 +184,28 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
     import deepspeed
 
     config = deepspeed_config(train, cluster)
-    parallel = sequence_parallel.register(directory, train)
-    model = _load(directory, train, config)
+    model = load(directory, train, config)
+    parallel = sequence_parallel.register(model, train)
     if train.gradient_checkpointing:
-        # Autograd's own hooks would compare recomputed tensors with ones that ZeRO-3 has
-        # partitioned again.
+        # The non-reentrant kind would compare recomputed tensors with saved ones, some of which
+        # ZeRO-3 has partitioned again.
         model.gradient_checkpointing_enable({"use_reentrant": train.zero_stage == 3})
     if train.lora is not None:
         add_adapters(model, train.lora, seed)
-    make_blocks_leaves(model)
+    if train.expert_parallel_size > 1:
+        config["expert_parallel"] = expert_parallel.section(model.config, train)
+    else:
+        make_blocks_leaves(model)
+    if train.zero_stage == 3 and cluster.device == "cuda":
+        config["zero_optimization"] = _zero(train, on_cpu=False) | fetch_sizes(
+            model, train.expert_parallel_size
+        )
     own_kernels = cluster.device == "cpu" and not train.compile
     if own_kernels:
         use_fast_products(model)
     in_place = None
     if own_kernels and train.zero_stage == 0:
-        # The loop multiplies the loss by this number, because DeepSpeed divides by it.
+        # `accumulate` multiplies the loss by this number, because DeepSpeed divides by it.
         in_place = float(gradient_divisor(train, cluster))
     loss = ResponseLoss(
         model,
@@ -179,58 +218,44 @@ def build_engine(directory: Path, train: TrainConfig, cluster: ClusterConfig, *,
     engine, *_ = deepspeed.initialize(
         model=loss, model_parameters=groups, config=config, mpu=parallel
     )
+    if train.collective_timeout_s is not None:
+        set_timeouts(train.collective_timeout_s)
     if cluster.device == "cpu":
         # By default ZeRO-0 copies all gradients at once.
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET)
-    engine.eval()
-    probe = torch.arange(8, device=engine.device)[None]
-    loss.check(probe)
-    if train.packing and parallel is None:
-        loss.check_packing(probe)
-    engine.train()
+    _check(loss, engine, train)
     if train.compile:
         engine.compile(compile_kwargs={"dynamic": True})
     return engine
 
 
-def _load(directory: Path, train: TrainConfig, config: dict[str, object]) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+def _check(loss: ResponseLoss, engine: Any, train: TrainConfig) -> None:
+    """Check on a few tokens that the architecture can be trained exactly.
 
-    settings = loading.load_config(directory)
-    switch_noise_off(settings)
-    # While this object is alive, transformers loads weights into ZeRO-3 partitions.
-    partitioned = HfDeepSpeedConfig(config)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        directory,
-        config=settings,
-        dtype=getattr(torch, train.dtype),
-        attn_implementation=train.attention,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    del partitioned
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(
-            f"{directory} lacks weights of {type(model).__name__} ({lacking}): "
-            "download the model again"
-        )
-    return model
-
-
-def switch_noise_off(config: Any) -> None:
-    """Set every dropout and jitter of a transformers configuration to 0, nested ones included.
-
-    With noise, the loss of a batch would depend on its micro-batches, and a resumed run would draw
-    other noise.
+    Raises:
+        UserError: it cannot.
     """
-    for name, value in list(vars(config).items()):
-        if hasattr(value, "get_text_config"):
-            switch_noise_off(value)
-        elif isinstance(value, float | int) and any(noise in name for noise in _NOISE):
-            setattr(config, name, type(value)(0))
+    engine.eval()
+    probe = torch.arange(8, device=engine.device)[None]
+    loss.check(probe)
+    size = train.sequence_parallel_size
+    if size > 1:
+        slices = probe[:, :2], engine.global_rank % size, size
+        loss.check_slices(*slices)
+        if not train.sequences_alone:
+            loss.check_packed_slices(*slices)
+    elif train.packing:
+        loss.check_packing(probe)
+    engine.train()
+
+
+def set_timeouts(seconds: int) -> None:
+    """Set the time-out of collectives in all process groups of this process.
+
+    DeepSpeed makes its groups without one, and torch then takes 600 s for NCCL.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -246,9 +271,10 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
             shape = getattr(parameter, "ds_shape", parameter.shape)
             group = plain if len(shape) < 2 or name.endswith("bias") else decayed
             group.append(parameter)
-    both = (
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+    # DeepSpeed takes experts out of a group by its name.
+    both: tuple[dict[str, Any], ...] = (
+        {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
+        {"params": plain, "weight_decay": 0.0, "name": "plain"},
     )
     return [group for group in both if group["params"]]
 

@@ -4,21 +4,23 @@
   (hidden states, chosen experts, their weights).
 - Experts are computed as grouped matrix products where transformers can
   (`experts_implementation`, its default).
-- Reads and writes nothing.
+- Does no I/O.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from ssd_ray.errors import UserError
+from ssd_ray.training.model.expert_parallel import is_divided
 
 
-def sparse_blocks(model: nn.Module) -> list[nn.Module]:
+def sparse_blocks(model: nn.Module) -> list[Any]:
     """Return the blocks of experts, such as `Qwen3MoeSparseMoeBlock`, by layer."""
     return [
         module
@@ -50,26 +52,46 @@ class ExpertLoad:
         self.real: torch.Tensor | None = None
         """Mask of the micro-batch's tokens, False on padding; None counts all."""
         for layer, block in enumerate(sparse_blocks(model)):
-            experts: Any = block.experts
-            size = int(experts.num_experts)
+            if is_divided(block):
+                # The experts see the tokens of all workers; the router sees this worker's.
+                block.router.register_forward_hook(
+                    partial(self._count_routed, layer, int(block.num_experts))
+                )
+            else:
+                block.experts.register_forward_pre_hook(
+                    partial(self._count_inputs, layer, int(block.experts.num_experts))
+                )
 
-            def count(
-                module: nn.Module, inputs: tuple[Any, ...], layer: int = layer, size: int = size
-            ) -> None:
-                # Held-out samples are not part of a step. Llama 4's experts get no choice as input.
-                if not module.training or len(inputs) < 2:
-                    return
-                chosen = inputs[1].detach().reshape(-1, inputs[1].shape[-1])
-                chosen = chosen if self.real is None else chosen[self.real]
-                counts = torch.bincount(chosen.flatten(), minlength=size)[:size]
-                if layer in self._counts:
-                    counts = self._counts[layer] + counts
-                self._counts[layer] = counts
+    def _count_inputs(
+        self, layer: int, size: int, module: nn.Module, inputs: tuple[Any, ...]
+    ) -> None:
+        # Llama 4's experts get no choice as input.
+        if len(inputs) >= 2:
+            self._count(layer, size, module, inputs[1])
 
-            experts.register_forward_pre_hook(count)
+    def _count_routed(
+        self, layer: int, size: int, module: nn.Module, inputs: Any, routed: tuple[Any, ...]
+    ) -> None:
+        self._count(layer, size, module, routed[1])
+
+    def _count(self, layer: int, size: int, module: nn.Module, choice: torch.Tensor) -> None:
+        """Count the chosen experts [tokens, experts of a token] of a layer with `size` experts."""
+        # Held-out samples are not part of a step.
+        if not module.training or _is_recomputing():
+            return
+        chosen = choice.detach().reshape(-1, choice.shape[-1])
+        weights = torch.ones_like(chosen)
+        if self.real is not None:
+            weights *= self.real[:, None]
+        if layer not in self._counts:
+            # The last place is for choices beyond the experts.
+            self._counts[layer] = weights.new_zeros(size + 1)
+        # For a mask or bincount, the host would wait for the GPU in every layer.
+        places = chosen.clamp(max=size).flatten()
+        self._counts[layer].scatter_add_(0, places, weights.flatten())
 
     def imbalance(self) -> float | None:
-        """Return the busiest expert's tokens over the mean's since the last call.
+        """Return the tokens of the busiest expert, divided by the mean, since the last call.
 
         - The value is the worst layer's, with counts summed over workers. Every worker calls it.
         - 1 is even. The number of experts is the worst value, with all tokens at one expert.
@@ -77,10 +99,16 @@ class ExpertLoad:
         """
         if not self._counts:
             return None
-        counts = torch.stack([self._counts[layer] for layer in sorted(self._counts)]).float()
+        counts = torch.stack([self._counts[layer] for layer in sorted(self._counts)])
+        counts = counts[:, :-1].float()
         self._counts.clear()
         distributed.all_reduce(counts)
         return float((counts.max(dim=1).values / counts.mean(dim=1)).max())
+
+
+def _is_recomputing() -> bool:
+    """Return True within a backward pass, where checkpointing repeats a forward pass."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def check_router(model: nn.Module) -> None:

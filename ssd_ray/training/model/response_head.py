@@ -74,8 +74,8 @@ class ResponseHead(nn.Module):
             transform: the model's transform of logits.
             chunk_tokens: positions computed at a time.
             liger: True for Liger's fused kernel. It needs CUDA and equal weights for all tokens.
-            in_place: the factor of the sum before its backward pass. If set, the forward pass adds
-                the weight's gradient to `weight.grad`.
+            in_place: the factor that multiplies the sum before its backward pass. If set, the
+                forward pass adds the weight's gradient to `weight.grad`.
         """
         super().__init__()
         self.weight = head.weight
@@ -93,7 +93,8 @@ class ResponseHead(nn.Module):
     ) -> torch.Tensor:
         """Return logits [..., vocabulary] of hidden states [..., width].
 
-        With targets and weights [tokens] of hidden states [tokens, width], return a float32 sum.
+        With targets and weights [tokens] of hidden states [tokens, width], return the weighted sum
+        of cross-entropies, in float32.
         """
         if targets is None or weights is None:
             return functional.linear(hidden, self.weight, self.bias)
@@ -138,7 +139,7 @@ class _Constants:
     transform: LogitTransform
     chunk_tokens: int
     sink: tuple[torch.Tensor, float] | None
-    """Tensor to add the head's gradient to, and the factor of the sum before its backward pass."""
+    """Tensor to add the head's gradient to, and the factor that later multiplies the sum."""
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -196,7 +197,7 @@ class _ChunkedSum(torch.autograd.Function):
         if ctx.factor is not None and float(grad_total) != ctx.factor:
             raise RuntimeError(
                 f"the loss was multiplied by {float(grad_total)}, "
-                f"its gradient was added for {ctx.factor}"
+                f"but the head's gradient was added for a factor of {ctx.factor}"
             )
         hidden, head, bias = (
             grad if grad is None else grad.mul_(grad_total).to(ctx.dtype) for grad in ctx.grads
@@ -215,7 +216,7 @@ def _cross_entropy(
     log_probabilities = logits.log_softmax(1)
     places = targets[:, None]
     loss = -(log_probabilities.gather(1, places)[:, 0] @ weights)
-    # In place: one tensor as large as the logits less.
+    # In place, to save a tensor as large as the logits.
     grad = log_probabilities.exp_()
     grad.scatter_add_(1, places, torch.full_like(places, -1, dtype=grad.dtype))
     return loss, grad.mul_(weights[:, None])

@@ -8,7 +8,7 @@ At a position:
 - p: distribution of the model in training.
 
 Data drawn from q costs p the cross-entropy CE(q, p) = H(q) + KL(q || p). H(q) is the floor of the
-loss on held-out samples, attained by p = q alone. Reads and writes nothing.
+loss on held-out samples, attained by p = q alone. Does no I/O.
 """
 
 from __future__ import annotations

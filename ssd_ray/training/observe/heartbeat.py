@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 _FILE = "train-heartbeat.json"
@@ -26,6 +26,8 @@ class Beat:
     """Tokens of the current global batch that have been computed, of all workers."""
     batch_tokens: int = 0
     """Tokens of the current global batch."""
+    notice: str = ""
+    """The last sentence for the screen."""
 
 
 class Heartbeat:
@@ -36,24 +38,28 @@ class Heartbeat:
         self._beat = Beat()
         self._written = 0.0
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence to the log, and have the driver show it."""
+        print(sentence, flush=True)
+        self._beat = replace(self._beat, notice=sentence)
+        self._write()
+
     def phase(self, text: str) -> None:
         """Begin a phase without steps, ended by the next step."""
-        self._beat = Beat(phase=text)
+        self._beat = Beat(phase=text, notice=self._beat.notice)
         self._write()
 
     def begin_step(self, steps_done: int, batch_tokens: int) -> None:
         """Begin the step after `steps_done` ones."""
-        self._beat = Beat(steps_done=steps_done, batch_tokens=batch_tokens)
+        self._beat = Beat(
+            steps_done=steps_done, batch_tokens=batch_tokens, notice=self._beat.notice
+        )
         self._write()
 
     def advance(self, share: float) -> None:
         """Record the share of this worker's tokens computed in the current step."""
-        # All workers meet like lengths at the same moment, so the first one's share is typical.
-        self._beat = Beat(
-            steps_done=self._beat.steps_done,
-            tokens=round(share * self._beat.batch_tokens),
-            batch_tokens=self._beat.batch_tokens,
-        )
+        # All workers compute sequences of similar length at a time, so the first one is typical.
+        self._beat = replace(self._beat, tokens=round(share * self._beat.batch_tokens), phase="")
         if time.monotonic() - self._written >= _PERIOD_S:
             self._write()
 

@@ -4,7 +4,8 @@
   likelihood is measured against the floor, with the distance to the base and the parts of the
   entropy (`distributions.py`).
 - Every measurement needs the base's distribution. Its logits or a second model would take too much
-  memory. Its last hidden states are kept instead, and a copy of the output head if that is trained.
+  memory. Its last hidden states are kept instead, and a copy of its output head if training changes
+  the head.
 - Both are taken before the latest state is restored: a resumed run measures against the same base.
 - Reads a data set; writes the log of measurements, `heldout.jsonl`.
 """
@@ -32,14 +33,14 @@ from ssd_ray.training.observe.distributions import MEASURES, measure
 
 HELD_OUT_LOG = "heldout.jsonl"
 CHUNKS = 8
-"""Divisor of the loss's chunk of positions: a logit takes several times as many bytes here."""
+"""Divisor of the loss's chunk size: a measurement takes several times as many bytes per logit."""
 
 
 def split(examples: Examples, samples: int, seed: int) -> tuple[Examples, Examples | None]:
     """Split a data set into rows to train on and held-out rows; None without `samples`.
 
-    - Held out are all rows of the first prompts by a digest of (seed, prompt id). The choice
-      depends on the seed and the prompts alone.
+    - Prompts are ordered by a digest of (seed, prompt id). All rows of the first ones are held out.
+      The choice depends on the seed and the prompts alone.
     - At least `samples` rows are held out, a few more if a prompt has several.
 
     Raises:
@@ -112,7 +113,7 @@ class HeldOut:
         head = self._engine.module.model.get_output_embeddings()
         for (states, drawn), base in zip(self._hidden(), self._base_states, strict=True):
             with self._gathered(), torch.no_grad():
-                # Where the head is not trained, it still is the base's, and no copy was kept.
+                # A head that is not trained is still the base's, so no copy was kept.
                 current_head = [head.weight, head.bias]
                 base_head = [
                     part if part is None else part.to(states.device)
@@ -136,7 +137,7 @@ class HeldOut:
 
         Weight 0 marks a padding micro-batch: under ZeRO-3 every worker must run equally often.
         """
-        # Ulysses takes one line at a time.
+        # Ulysses splits one row at a time over its workers.
         groups = _groups(self._examples.lengths, budget if self._shared == 1 else 1)
         shares = int(self._engine.world_size) // self._shared
         dealt: list[tuple[Ints, float]] = [
@@ -163,6 +164,9 @@ class HeldOut:
                 {"position_ids": torch.from_numpy(micro.position_ids).to(device)}
                 if self._shared > 1
                 else {}
+            )
+            places |= self._engine.module.bounds(
+                torch.from_numpy(micro.cu_seq_lens).to(device), micro.max_length
             )
             with torch.no_grad():
                 states = model.base_model(

@@ -62,7 +62,7 @@ _SHOWN = (
 
 
 class Observer:
-    """Measurements of one worker, written to logs and trackers by the first."""
+    """Measurements of one worker; the first worker writes them to logs and trackers."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Observer:
         self._loading_bytes = 0
 
     def begin(self, step: int) -> None:
-        """Cut the log to `step`, open the trackers, and measure the base if `step` is 0."""
+        """Cut the held-out log to `step`, open trackers, and measure the base if `step` is 0."""
         self._loading_bytes = _peak_bytes(self._engine.device)
         _reset_peak(self._engine.device)
         if self._engine.global_rank == 0:
@@ -101,7 +101,7 @@ class Observer:
             self._measure(0)
 
     def step(self, line: Json, batch: GlobalBatch) -> Json:
-        """Return a step's line for the loss log with the measurements added; measure if due."""
+        """Return a step's line for the loss log; measure the held-out samples if it is time."""
         step = line["step"]
         seconds = line["seconds"]
         line = {
@@ -203,6 +203,6 @@ def _reset_peak(device: Any) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # gVisor's kernel cannot; the peak then includes loading.
+        # gVisor's kernel refuses this; the peak then includes loading.
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

@@ -18,6 +18,7 @@ import torch
 
 from ssd_ray.artifacts.files import read_json, replace_directory, sync
 from ssd_ray.config import Decoding, TrainConfig
+from ssd_ray.training.model import expert_parallel
 from ssd_ray.training.model.adapters import adapter_of, is_adapter, plain_name
 
 FINISHED = "training.json"
@@ -108,7 +109,8 @@ def export_step(
         shutil.rmtree(partial, ignore_errors=True)
     export(engine, base, partial, train, serving)
     if engine.global_rank == 0:
-        # It may replace the same weights, of an attempt that ended before its next resume state.
+        # The directory may exist: an earlier attempt exported this step, and ended before its next
+        # resume state.
         replace_directory(partial, final)
         sync([final.parent])
     torch.distributed.barrier()
@@ -117,7 +119,7 @@ def export_step(
 def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, torch.Tensor]:
     """Gather the model's weights on the first worker, one at a time.
 
-    - Adapters are merged, and tied weights appear once.
+    - Adapters are merged, and tied weights appear once. Divided experts are put together.
     - `from_master` takes the optimizer's float32 weights where there are any.
     - The other workers get no weights.
     """
@@ -134,6 +136,7 @@ def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, 
         return parameter.detach() if master is None else master
 
     weights: dict[str, torch.Tensor] = {}
+    experts = expert_parallel.Gathering(model)
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             continue
@@ -143,8 +146,10 @@ def _gather(engine: Any, dtype: torch.dtype, *, from_master: bool) -> dict[str, 
             if adapter is not None:
                 low, high, factor = adapter
                 value = value.float() + factor * (full(high).float() @ full(low).float())
+            value = experts.complete(name, value)
             if is_first:
                 weights[plain_name(name)] = value.to(device="cpu", dtype=dtype, copy=True)
+    weights = experts.renamed(weights)
     # Buffers outside of the state dict, such as rotary frequencies, are computed on loading.
     kept = {plain_name(name) for name in model.state_dict()}
     if is_first:

@@ -1,7 +1,9 @@
-"""Resharding: restore a resume state of another number of workers or another ZeRO stage.
+"""Resharding: restore a state of another number of workers or another layout of shards.
 
-- Each worker reads its part of weights and moments from all shards, parameter by parameter. It
+- Each worker reads its parts of weights and moments from all shards, parameter by parameter. It
   fills flat tensors, and DeepSpeed's ordinary loading takes them.
+- Layouts differ by ZeRO stage and by the division of experts. Parameters have the base's names
+  here, also where divided experts have other ones.
 - Shards are mapped into memory, so a worker reads only the elements it needs.
 - DeepSpeed's universal checkpoints are not used. In 0.19.8, under ZeRO-3, all sub-groups share one
   step counter, so one step counts as many. Every parameter also gets the first group's weight
@@ -11,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import ceil, prod
@@ -23,20 +25,24 @@ import torch
 from torch import distributed
 
 from ssd_ray.errors import UserError, one_line
+from ssd_ray.training.model.expert_parallel import MERGED, Division
 
 WEIGHTS = "weights"
 _STAGE3, _STAGE12 = "fp32_flat_groups", "single_partition_of_fp32_groups"
 
 
+UNDIVIDED = Division()
+Shapes: TypeAlias = Sequence[Mapping[str, Sequence[int]]]
+"""Shapes of the parameters of each group by name, in the order of its flat tensors."""
 Group: TypeAlias = dict[str, Any]
 """Flat weights and optimizer state of a parameter group: tensors, and numbers such as the step."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One worker's part of a parameter, as a range of the flat tensors of a parameter group.
+    """A part of a parameter on one worker, as a range of the flat tensors of a parameter group.
 
-    The spans of a parameter, in the order of workers, cover the parameter without gaps.
+    The spans of all workers cover the parameter without gaps.
     """
 
     group: int
@@ -44,14 +50,19 @@ class Span:
     """First element in the flat tensors."""
     numel: int
     """Number of elements."""
+    offset: int
+    """First element in the parameter."""
+
+
+Spans: TypeAlias = Mapping[str, Sequence[Span]]
+"""Spans of one worker by parameter name."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """The saved state of one worker."""
 
-    spans: Mapping[str, Span]
-    """Spans by parameter name."""
+    spans: Spans
     groups: Sequence[Group]
     """Flat weights and optimizer state, by parameter group."""
 
@@ -67,28 +78,21 @@ def load(engine: Any, directory: Path, num_workers: int) -> None:
     optimizer = engine.optimizer
     rank = engine.global_rank
     fresh = optimizer.state_dict()
-    spans_by_worker: list[Any] = [None] * engine.world_size
-    distributed.all_gather_object(
-        spans_by_worker, _spans(fresh, engine._get_zero_param_shapes(), rank, engine.world_size)
-    )
-    shards = [_read(directory, worker, num_workers) for worker in range(num_workers)]
-    if _sizes(spans_by_worker) != _sizes([shard.spans for shard in shards]):
+    parts: list[Any] = [None] * engine.world_size
+    own = _parts(fresh, engine._get_zero_param_shapes(), Division.of(engine.module))
+    distributed.all_gather_object(parts, own)
+    spans = _spans(parts)
+    shards = _read_all(directory, num_workers)
+    if _sizes(spans) != _sizes([shard.spans for shard in shards]):
         raise UserError(
             f"{directory} holds the state of other parameters than the model's: "
             f"{_remedy(directory)}"
         )
-    before = {
-        name: sum(spans[name].numel for spans in spans_by_worker[:rank] if name in spans)
-        for name in spans_by_worker[rank]
-    }
     if _STAGE3 in fresh:
         numels = [group.numel() for group in fresh[_STAGE3]]
     else:
         numels = [group["params"][0].numel() for group in optimizer.optimizer.param_groups]
-    groups = [
-        fill(spans_by_worker[rank], before, number, numel, shards)
-        for number, numel in enumerate(numels)
-    ]
+    groups = [fill(spans[rank], number, numel, shards) for number, numel in enumerate(numels)]
     _load(optimizer, rank, fresh, groups)
 
 
@@ -112,16 +116,39 @@ def _load(optimizer: Any, rank: int, fresh: dict[str, Any], groups: Sequence[Gro
         optimizer.update_lp_params()
 
 
-def _read(directory: Path, worker: int, num_workers: int) -> Shard:
-    saved = read(directory, f"*zero_pp_rank_{worker}_mp_rank_00_optim_states.pt")[
-        "optimizer_state_dict"
+def _read_all(directory: Path, num_workers: int) -> list[Shard]:
+    """Read the shards of all workers, mapped into memory."""
+    saved = [
+        read(directory, f"*zero_pp_rank_{worker}_mp_rank_00_optim_states.pt")[
+            "optimizer_state_dict"
+        ]
+        for worker in range(num_workers)
     ]
-    is_stage3 = _STAGE3 in saved
-    shapes = read(directory, "*_model_states.pt")["param_shapes"] if is_stage3 else []
-    weights = saved[_STAGE3 if is_stage3 else _STAGE12]
-    state = saved["optimizer_state_dict" if is_stage3 else "base_optimizer_state"]["state"]
-    groups = [{**state[number], WEIGHTS: flat} for number, flat in enumerate(weights)]
-    return Shard(_spans(saved, shapes, worker, num_workers), groups)
+    is_stage3 = _STAGE3 in saved[0]
+    shapes: Shapes = []
+    division = UNDIVIDED
+    if is_stage3:
+        # The shapes, also of divided experts, are those of every worker.
+        model = read(directory, "*_model_states.pt")
+        shapes = model["param_shapes"]
+        blocks = model.get("ds_autoep_layers") or ()
+        division = Division(
+            max((block["ep_size"] for block in blocks), default=1),
+            frozenset(block["module_path"] for block in blocks),
+        )
+    spans = _spans([_parts(each, shapes, division) for each in saved])
+    weights = _STAGE3 if is_stage3 else _STAGE12
+    inner = "optimizer_state_dict" if is_stage3 else "base_optimizer_state"
+    return [
+        Shard(
+            own,
+            [
+                {**each[inner]["state"][number], WEIGHTS: flat}
+                for number, flat in enumerate(each[weights])
+            ],
+        )
+        for own, each in zip(spans, saved, strict=True)
+    ]
 
 
 def read(directory: Path, pattern: str) -> Any:
@@ -157,68 +184,107 @@ def check(engine: Any, directory: Path) -> None:
 
 
 def _remedy(directory: Path) -> str:
+    """Return the remedy for a state that cannot be read, though its files are as recorded."""
+    if len(list(directory.parent.glob("step-*"))) > 1:
+        return f"delete {directory} to go back to the state before it"
     return f"delete {directory.parent} to train from the first step"
 
 
-def _spans(
-    state: dict[str, Any],
-    shapes: Sequence[Mapping[str, Sequence[int]]],
-    rank: int,
-    num_workers: int,
-) -> dict[str, Span]:
-    """Return the spans of worker `rank` from its optimizer's state.
+@dataclass(frozen=True)
+class _Parts:
+    """Facts of a worker's optimizer from which the spans of its parameters follow."""
 
-    Under ZeRO-3 the state has no mapping, and spans follow from the shapes of each group.
-    """
-    if _STAGE3 not in state:
-        mappings = enumerate(state["param_slice_mappings"])
-        return {
-            name: Span(group, at.start, at.numel)
-            for group, names in mappings
-            for name, at in names.items()
-        }
-    return slices(shapes, rank, num_workers)
+    mappings: Sequence[Mapping[str, Any]] | None
+    """Up to ZeRO-2: by group, the range of each of its parameters. None under ZeRO-3."""
+    shapes: Shapes
+    """Under ZeRO-3: by group, the shape of each parameter, in order."""
+    division: Division
+
+
+def _parts(state: dict[str, Any], shapes: Shapes, division: Division) -> _Parts:
+    mappings = None if _STAGE3 in state else state["param_slice_mappings"]
+    return _Parts(mappings, shapes, division)
+
+
+def _spans(workers: Sequence[_Parts]) -> list[Spans]:
+    """Return the spans of each worker, from the facts of all workers in their order."""
+    if workers[0].mappings is None:
+        number = len(workers)
+        return [
+            slices(parts.shapes, rank, number, parts.division) for rank, parts in enumerate(workers)
+        ]
+    ends: dict[str, int] = {}
+    spans: list[Spans] = []
+    for parts in workers:
+        own = {}
+        for group, names in enumerate(parts.mappings or ()):
+            for name, at in names.items():
+                offset = ends.get(name, 0)
+                own[name] = [Span(group, at.start, at.numel, offset)]
+                ends[name] = offset + at.numel
+        spans.append(own)
+    return spans
 
 
 def slices(
-    shapes: Sequence[Mapping[str, Sequence[int]]], rank: int, num_workers: int
-) -> dict[str, Span]:
+    shapes: Shapes, rank: int, num_workers: int, division: Division = UNDIVIDED
+) -> dict[str, list[Span]]:
     """Return the spans of worker `rank` under ZeRO-3.
 
-    ZeRO-3 cuts every parameter into equal parts and pads the last.
+    ZeRO-3 cuts every parameter into equal parts and pads the last. Divided experts are cut among
+    the workers that have the same ones.
     """
-    spans = {}
+    spans: dict[str, list[Span]] = {}
     for group, names in enumerate(shapes):
         start = 0
         for name, shape in names.items():
-            part = ceil(prod(shape) / num_workers)
-            spans[name] = Span(group, start, max(0, min(part, prod(shape) - rank * part)))
+            matrix = division.matrix(name)
+            size = division.size if matrix else 1
+            part = ceil(prod(shape) / (num_workers // size))
+            offset = rank // size * part
+            span = Span(group, start, max(0, min(part, prod(shape) - offset)), offset)
+            cut = _by_expert(span, shape, rank % size, matrix) if matrix else [span]
+            spans.setdefault(division.base_name(name), []).extend(cut)
             start += part
     return spans
 
 
-def _sizes(workers: Sequence[Mapping[str, Span]]) -> dict[str, int]:
+def _by_expert(span: Span, shape: Sequence[int], place: int, matrix: str) -> Iterator[Span]:
+    """Cut a span of a worker's experts into single ones, with their offsets in the base.
+
+    Args:
+        span: part of the worker's experts.
+        shape: their shape, [experts, rows, columns].
+        place: the worker's place among those that divide the experts.
+        matrix: AutoEP's name of the matrix.
+    """
+    experts, size = shape[0], prod(shape[1:])
+    _, index, number = MERGED[matrix]
+    at = span.offset
+    end = span.offset + span.numel
+    while at < end:
+        expert, within = divmod(at, size)
+        numel = min(size - within, end - at)
+        base = ((place * experts + expert) * number + index) * size + within
+        yield Span(span.group, span.start + at - span.offset, numel, base)
+        at += numel
+
+
+def _sizes(workers: Sequence[Spans]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for spans in workers:
-        for name, span in spans.items():
-            sizes[name] = sizes.get(name, 0) + span.numel
+        for name, parts in spans.items():
+            sizes[name] = sizes.get(name, 0) + sum(part.numel for part in parts)
     return sizes
 
 
-def fill(
-    spans: Mapping[str, Span],
-    before: Mapping[str, int],
-    group: int,
-    numel: int,
-    shards: Sequence[Shard],
-) -> Group:
+def fill(spans: Spans, group: int, numel: int, shards: Sequence[Shard]) -> Group:
     """Return flat weights and optimizer state of one parameter group of a worker.
 
     Tensors have `numel` elements, with zeros as padding.
 
     Args:
-        spans: spans of the worker by parameter name.
-        before: for each of its parameters, the elements held by the workers before it.
+        spans: spans of the worker.
         group: index of the parameter group.
         numel: elements of the group's flat tensors.
         shards: saved state of each worker.
@@ -230,34 +296,26 @@ def fill(
             filled[key] = example.clone() if torch.is_tensor(example) else copy(example)
             continue
         filled[key] = torch.zeros(numel, dtype=example.dtype)
-        for name, span in spans.items():
-            if span.group == group:
-                _copy(
-                    filled[key][span.start : span.start + span.numel],
-                    name,
-                    key,
-                    before[name],
-                    shards,
-                )
+        for name, parts in spans.items():
+            for part in parts:
+                if part.group == group:
+                    target = filled[key][part.start : part.start + part.numel]
+                    _copy(target, name, key, part.offset, shards)
     return filled
 
 
 def _copy(target: torch.Tensor, name: str, key: str, begin: int, shards: Sequence[Shard]) -> None:
-    """Copy elements of parameter `name` from `begin` on out of the shards into `target`.
+    """Fill `target` with parameter `name` from the shards, from element `begin` on.
 
     `key` names the tensors: weights or a moment of the optimizer.
     """
     end = begin + target.numel()
-    at = 0
     for shard in shards:
-        if name in shard.spans:
-            span = shard.spans[name]
-            # The shard holds elements at to at + numel; copy the overlap with begin to end.
-            low = max(begin, at)
-            high = min(end, at + span.numel)
+        for span in shard.spans.get(name, ()):
+            # The shard holds elements [offset, offset + numel). Copy those in [begin, end).
+            low = max(begin, span.offset)
+            high = min(end, span.offset + span.numel)
             if low < high:
                 flat = shard.groups[span.group][key]
-                target[low - begin : high - begin] = flat[
-                    span.start + low - at : span.start + high - at
-                ]
-            at += span.numel
+                shift = span.start - span.offset
+                target[low - begin : high - begin] = flat[shift + low : shift + high]

@@ -4,7 +4,7 @@
 
 - Programs and their input go in, and outcomes come out. Expected outputs stay here.
 - Answers are bounded. The guest agent writes them, out of a program's reach.
-- Time is kept here too: a guest agent without an answer is killed with its sandbox.
+- Time limits hold here too: a guest agent that does not answer is killed with its sandbox.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GVisor:
             agent itself.
 
     Raises:
-        DeniedError: This machine cannot make one.
+        DeniedError: This machine cannot start one.
         InfrastructureError: The sandbox did not start in time.
     """
 
@@ -101,7 +101,7 @@ class GVisor:
         raise _broken()
 
     def send(self, request: list[object], timeout_s: float = _GRACE_S) -> None:
-        """Send a request without an answer.
+        """Send a request without waiting for an answer.
 
         Raises:
             InfrastructureError: The guest agent is gone, or does not read within `timeout_s`.
@@ -187,7 +187,7 @@ class GVisor:
             assert stream is not None
             stream.close()
         self._launcher.terminate()
-        # It takes a while where it is making an image, or deletes a sandbox.
+        # It takes a while if it is making an image or deleting a sandbox.
         try:
             self._launcher.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -202,7 +202,7 @@ def _broken(last_words: str = "") -> InfrastructureError:
 
 
 class GuestProcess:
-    """A confined process within gVisor, by the guest agent's answers; implements `Process`."""
+    """A confined process within gVisor, reached through the guest agent; implements `Process`."""
 
     def __init__(self, sandbox: GVisor, number: int, task: Task) -> None:
         self.number = number

@@ -1,4 +1,4 @@
-"""The agent within a gVisor sandbox: it serves a grader outside from a zygote of its own.
+"""The agent within a gVisor sandbox: it runs programs for the grader outside.
 
 - A request is a line of JSON on standard input, the verb first. It is the grader's, so trusted.
 - An answer is a line of the wire on standard output.

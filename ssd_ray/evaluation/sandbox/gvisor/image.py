@@ -24,16 +24,16 @@ from ssd_ray.evaluation.sandbox import bootstrap
 from ssd_ray.models import cache_directory
 
 SOURCES = "/opt/ssd-ray"
-"""Directory of the sandbox's own modules within."""
+"""Directory of the sandbox's own modules in the image."""
 _SYSTEM_DIRECTORIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 """Directories of the system's libraries. The image gets those linked with its files only."""
 _LINKER_CACHE = "/etc/ld.so.cache"
-"""Rewritten when a library of the system changes, so it dates them in the digest."""
+"""Rewritten when a library of the system changes, so the digest covers it instead of them."""
 _LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "ensurepip", "lib2to3", "turtledemo")
 
 
 def interpreter() -> str:
-    """Return the path of the interpreter, the same outside and within."""
+    """Return the path of the interpreter, the same outside and inside the sandbox."""
     return os.path.realpath(sys.executable)
 
 
@@ -56,7 +56,7 @@ def tar_file() -> Path:
 
 
 def _own_entries() -> Iterator[tuple[str, str]]:
-    """Yield paths within and their sources outside, for all but the system's libraries."""
+    """Yield paths in the image and their sources here, for all but the system's libraries."""
     # Ray runs `sleep` as the first process of a sandbox.
     sleep = shutil.which("sleep") or "/bin/sleep"
     for path in [*bootstrap.readable_paths(), interpreter(), sleep]:
@@ -76,7 +76,7 @@ def _own_entries() -> Iterator[tuple[str, str]]:
 
 
 def _names(path: str) -> set[str]:
-    """Return the names of a path in the image: without links in its directory, and without any."""
+    """Return a path's names in the image: with links resolved in its directory, or everywhere."""
     return {
         os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)),
         os.path.realpath(path),

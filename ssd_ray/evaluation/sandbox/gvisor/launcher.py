@@ -2,7 +2,7 @@
 
 - The guest agent serves on the launcher's own standard streams.
 - The launcher is a process of its own, so a killed grader leaves nothing. The kernel then sends
-  it SIGTERM, as the grader does to end it.
+  SIGTERM to the launcher, as a grader does itself to end it.
 
 Uses `ray.experimental.sandbox`, whose images and bundles are in /tmp/ray/sandbox.
 """

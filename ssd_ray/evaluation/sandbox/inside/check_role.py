@@ -1,11 +1,11 @@
-"""The trusted check of a problem, in a process of its own, with a stand-in for the program.
+"""The trusted check of a problem, in a process of its own, with a proxy for the program.
 
     check(candidate) ─ a call with its arguments ─> grader ─> the program's process
                      <─ what it returned or raised, and the arguments that it changed ─
 
 - A call may have keyword arguments. Containers changed by the program are changed here as well.
 - An exception of the program is raised here, so that a check may expect it.
-- A failure of the stand-in is never raised here: the check could take it for the program's.
+- A failure of the proxy is never raised here: the check could take it for the program's.
 
 Messages are lists. Those received are `returned`, `raised`, and `awaited` around one of them. Those
 sent are `call` and, at the end, one of
@@ -15,7 +15,7 @@ sent are `call` and, at the end, one of
 | `passed`, `failed` | the outcome of the check |
 | `raised` | the check ended by the program's own exception |
 | `broken` | the check failed before its first call |
-| `unable` | the stand-in lacks something that the check needs |
+| `unable` | the proxy lacks something that the check needs |
 | `forged` | no honest process sends the answer received |
 
 Runs in a bare interpreter. Imports the standard library only.
@@ -46,7 +46,7 @@ else:  # in a sandbox, where there are modules and no packages
 
 
 def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send) -> None:
-    """Run the `check` of the last text on a stand-in; the texts before it lend their names."""
+    """Run the `check` of the last text on a proxy; the texts before it lend their names."""
     *lent, text = units
     receive()
     candidate = Candidate(entry_points, receive, send, text=text)
@@ -70,14 +70,14 @@ def serve(units: Sequence[str], entry_points: str, receive: Receive, send: Send)
 
 
 class Candidate:
-    """The stand-in for the program's function.
+    """The proxy for the program's function.
 
     - `num_calls` counts the calls answered.
     - `raised` is the exception of the last answer, and `reason` its type and message.
     """
 
     def __init__(self, entry_points: str, receive: Receive, send: Send, *, text: str = "") -> None:
-        """Make a stand-in for a check with the source `text`."""
+        """Make a proxy for a check with the source `text`."""
         self._entry_points = entry_points
         self._receive = receive
         self._send = send
@@ -90,7 +90,7 @@ class Candidate:
         self.reason = ""
 
     def replace_reference(self, namespace: Namespace) -> None:
-        """Bind the entry points' names to the stand-in, as if check and program shared a module.
+        """Bind the entry points' names to the proxy, as if check and program shared a module.
 
         A builtin such as `abs` stays itself in a check, even if the entry point has its name.
         """
@@ -194,7 +194,7 @@ class Candidate:
                 return RuntimeError(f"the program raised {type_name}")
             try:
                 return _made(known, type_name, message, arguments)
-            # The constructor of an unknown class may raise anything; the next candidate counts.
+            # The constructor of an unknown class may raise anything; the next name is tried.
             except Exception:
                 continue
         return Exception(message)

@@ -29,7 +29,7 @@ else:  # in a sandbox, where there are modules and no packages
 
 
 def layout(value: Any) -> tuple[object, ...]:
-    """Return the type of items and the shape of an array; of other values the same for all."""
+    """Return the item type and the shape of an array; three times None for any other value."""
     return (
         getattr(value, "typecode", None),
         getattr(value, "dtype", None),

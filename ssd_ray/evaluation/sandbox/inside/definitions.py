@@ -1,9 +1,9 @@
-"""Source texts in one module: names bound by a program, and names lent to it.
+"""Source texts in one module: names bound by a program, and names lent to it by other texts.
 
 - Only a name bound by the program's own text is its answer: by `def`, `class`, assignment or
   import, starred or not.
 - A program may use names bound by other texts, such as a judge's imports and the helpers of
-  starter code. They are no answer.
+  starter code. Those names are not its answer.
 
 Runs in a bare interpreter. Imports the standard library only.
 """
@@ -30,7 +30,7 @@ _NOTHING = object()
 def add_quitters() -> None:
     """Add `exit` and `quit` to the builtins; a bare interpreter lacks both.
 
-    Called once in the zygote, it costs no child a copied page.
+    The zygote calls it once, so that no child copies memory pages for it.
     """
     import _sitebuiltins
 
@@ -57,8 +57,8 @@ def execute(units: Sequence[str], namespace: Namespace) -> None:
 def lend(units: Sequence[str], names: Collection[str], module: str) -> Namespace:
     """Run the texts before a program in a new module; return its dictionary without `names`.
 
-    The program finds the values of `names` among its builtins, and any other name as usual. So
-    names of `names` in the dictionary later were bound by the program itself.
+    The program finds the values of `names` among its builtins, and any other name as usual. So any
+    of `names` found in the dictionary later was bound by the program itself.
     """
     namespace = new_module(module)
     execute(units, namespace)

@@ -40,7 +40,7 @@ BOUNDED = re.compile("deque ([0-9]{1,18})")
 PLAIN = frozenset({"", *KINDS})
 """Kinds that `wire` itself keeps."""
 BUFFERS = frozenset({"bytearray", "array", "ndarray"})
-"""Kinds without slots: their items are the value itself, as the wire has it."""
+"""Kinds without slots: their items are the value itself, as the wire carries it."""
 LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
 _KIND_OF_TYPE: dict[type, str] = {
     **dict.fromkeys((*LEAVES, tuple, frozenset), ""),

@@ -104,5 +104,5 @@ def _allow(ruleset: int, path: str, access: int) -> None:
 
 
 def enter(ruleset: int) -> None:
-    """Restrict this process by rules from now on; needs the bit against new privileges."""
+    """Restrict this process by rules from now on; needs `PR_SET_NO_NEW_PRIVS` first."""
     syscall("landlock", _SYS_RESTRICT_SELF, ruleset, 0)

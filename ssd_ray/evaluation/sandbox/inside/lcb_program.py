@@ -53,7 +53,7 @@ def load(code: str, entry_point: str, limit_s: int) -> Callable[..., object]:
     """Return the program as one callable.
 
     Raises:
-        AttributeError: The program has none of that name.
+        AttributeError: The program defines no `entry_point`.
     """
     _signal.alarm(limit_s)
     source = f"{_LAST_OF_HEADER}{code}" if entry_point else _wrapped(code)
@@ -91,7 +91,7 @@ def _wrapped(code: str) -> str:
         ]
         _FUNCTION.body = [statement for statement in statements if statement not in imports]
         return f"{_LAST_OF_HEADER}{_unparsed(imports)}\n{_unparsed([_FUNCTION])}"
-    # As officially: a program that cannot be parsed runs, and fails, as it is.
+    # As in the official grader, a program that cannot be parsed runs as it is, and fails.
     except Exception:
         return code
 
@@ -101,7 +101,7 @@ def _unparsed(statements: Sequence[ast.stmt]) -> str:
 
 
 def _header_module() -> Any:
-    """Return the module of all programs, after the header.
+    """Return the module in which programs run, with the header's imports done.
 
     Made once in the zygote, because the header takes a millisecond. A fork gives each program a
     copy.

@@ -19,7 +19,7 @@ Messages:
 | a list of arguments | `["value", value]`, `["unsupported", reason]` |
 | any | `["error", kind, name, message]`, with kind `load`, `time` or `run` |
 
-A last item of `printed` or `error` names a note of `lcb_stdin.NOTES`.
+An optional last item of `printed` or `error` names a note of `lcb_stdin.NOTES`.
 
 Source: LiveCodeBench 28fef95, lcb_runner/evaluation/testing_util.py. Runs in a bare interpreter.
 Imports the standard library only. Descriptors 0 and 1 must be /dev/null: officially, only
@@ -79,7 +79,7 @@ def serve(
 ) -> None:
     """Load a program and answer messages until there are no more.
 
-    An error that is no Exception ends the process as officially, such as KeyboardInterrupt, or
+    An error that is not an Exception ends the process as officially, such as KeyboardInterrupt, or
     SystemExit outside of a test of standard input.
 
     Args:
@@ -91,7 +91,7 @@ def serve(
     leave = os._exit
     try:
         _converse(units, entry_point, receive, send)
-    # As officially: a program may end its process by any error that is no Exception.
+    # As officially: a program may end its process by any error that is not an Exception.
     except BaseException:
         leave(1)
 
@@ -175,7 +175,7 @@ def noted(notes: lcb_stdin.Notes) -> list[str]:
 
 
 def _require_stderr() -> None:
-    """Fail as officially `faulthandler.enable()` does before a test if sys.stderr is unusable.
+    """Fail if sys.stderr is unusable, as the official `faulthandler.enable()` before each test.
 
     Raises:
         RuntimeError: sys.stderr is None.

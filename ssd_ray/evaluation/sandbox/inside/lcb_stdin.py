@@ -47,7 +47,8 @@ class Stdin:
         self._notes = notes
         self.buffer = Buffer(text, notes)
         self._read = False
-        # By name, these are officially a StringIO's. Python looks for them in the class, in vain.
+        # As in LiveCodeBench, `stdin.__iter__` is a StringIO's. But `for line in stdin` looks for
+        # the method in the class, which has none there and raises here.
         vars(self).update(__iter__=self._lines.__iter__, __next__=self._lines.__next__)
 
     def read(self, *size: object) -> str:
@@ -130,7 +131,7 @@ class Opened(io.StringIO):
 def methods_of_the_true_stdin(text: str, notes: Notes) -> dict[str, Callable[..., object]]:
     """Return stand-ins for methods of the true sys.stdin, for programs that imported it."""
     lines = iter(text.split("\n"))
-    # Officially, `read` and `readlines` start over, and `readline` goes on.
+    # In LiveCodeBench, `read` and `readlines` start over, and `readline` goes on.
     started: list[str] = []
 
     def start(name: str) -> None:

@@ -6,8 +6,8 @@ A value becomes a slot:
 - A tuple is a tuple of slots. Anything else is itself, for `wire` to carry or refuse.
 
 Entries are three lists of the same length: numbers of objects, their kinds, their items. Values
-that share nothing need neither: both sides number their objects in the same order. Both sides of a
-call hold the same objects under the same numbers:
+that share nothing cross without slots and entries, because both sides number their objects in the
+same order. Both sides of a call hold the same objects under the same numbers:
 
 - The check's side writes its arguments. The program's side makes objects of them.
 - The program's side writes its result, with entries of objects that changed or are new.
@@ -98,7 +98,7 @@ class Objects:
     def shows_nothing(self, values: Sequence[object]) -> bool:
         """Return True if no object has changed since `mark`, and values share nothing."""
         known = len(self._before)
-        # The fast path of most calls: no entries, and the value as the wire has it.
+        # The fast path of most calls: no entries, and the value as the wire carries it.
         if any(
             differ(before, members(value))
             for before, value in zip(self._before, self._objects, strict=False)

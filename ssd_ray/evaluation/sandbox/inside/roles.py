@@ -1,4 +1,4 @@
-"""Roles of a confined process: a program, a function to call, a role of another module.
+"""Roles of a confined process: a program, a function, a check, LiveCodeBench's grader.
 
 - A conversation has one line of the wire for a message, and one for its answer.
 - Nothing is decided here, so a program gains nothing by changing this module in its process.
@@ -201,7 +201,7 @@ def _call(function: Callable[..., object], arguments: list[object]) -> Iterator[
 
 
 def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Iterator[object]:
-    """Call a function with objects, the last of them by name.
+    """Call a function with objects, the last of them as keyword arguments.
 
     | outcome | reply |
     |---|---|
@@ -215,7 +215,7 @@ def _call_on_objects(function: Callable[..., object], message: list[Any]) -> Ite
 
     Raises:
         MemoryError: The program ran out of memory.
-        BaseException: The program raised it, and it is no Exception.
+        BaseException: The program raised it, and it is not an Exception.
     """
     call = objects.Objects()
     _, names, values, *entries = message

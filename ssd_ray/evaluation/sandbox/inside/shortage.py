@@ -14,7 +14,7 @@ import resource
 import sys
 
 _FEW_THREADS = 256
-"""Half the limit of threads. With fewer, a thread failed to start for want of memory."""
+"""Half the limit of threads. Below it, a thread that cannot start lacks memory."""
 _NOT_MAPPED = ("failed to map segment", "cannot allocate memory")
 _NO_THREAD = "can't start new thread"
 
@@ -39,7 +39,7 @@ _set_stack_size = _thread.stack_size
 
 
 def stack_size(size: int = 0, /) -> int:
-    """Set the size of stacks as threading.stack_size does, and return the size until now."""
+    """Set the size of stacks as threading.stack_size does, and return the size before."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     # A third and not all: a thread that ended may hold its stack while the next one takes its own.
     return _set_stack_size(size if limit <= 0 else min(size, limit // 3 & -4096))
@@ -48,7 +48,7 @@ def stack_size(size: int = 0, /) -> int:
 def bound_stacks() -> None:
     """Bound the stacks of threads to a third of the address space of their process.
 
-    Called once in the zygote, it costs no child a copied page.
+    The zygote calls it once before it forks, so that no child copies memory pages for it.
     """
     for module in (_thread, sys.modules["threading"]):
         vars(module)["stack_size"] = stack_size

@@ -118,7 +118,7 @@ def limit_resources(
 
     - The stack gets room for deep recursion. Address space bounds it.
     - The kernel counts threads over all processes of a user id. `num_threads` is None unless the
-      program has one to itself.
+      program has a user id to itself.
     """
     wanted = {
         resource.RLIMIT_AS: memory_bytes,
@@ -130,7 +130,7 @@ def limit_resources(
     }
     if num_threads is not None:
         wanted[resource.RLIMIT_NPROC] = num_threads
-    # A hard limit of the grader's own, of a container perhaps, cannot be raised.
+    # A hard limit that the grader has itself, as in a container, cannot be raised.
     for kind, value in wanted.items():
         ceiling = resource.getrlimit(kind)[1]
         bounded = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
@@ -162,8 +162,9 @@ def may_change_user(*, interpreter_readable: bool) -> bool:
 
 
 def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
-    """Drop all capabilities but those to become another user, forever, and gain none by exec."""
-    # CAP_KILL, because the signal at a parent's death needs the parent's right to send it.
+    """Drop all capabilities but those to become another user; exec cannot gain any."""
+    # CAP_KILL: the kernel sends the signal at a parent's death only if the parent may signal the
+    # child.
     kept = [_CAP_KILL, _CAP_SETGID, _CAP_SETUID] if own_users else []
     kept += [] if interpreter_readable or not own_users else [_CAP_DAC_READ_SEARCH]
     _keep_capabilities(sum(1 << capability for capability in kept))
@@ -171,7 +172,7 @@ def bound_privileges(*, own_users: bool, interpreter_readable: bool) -> None:
 
 
 def become(uid: int, *, interpreter_readable: bool) -> None:
-    """Become another user forever, and lose all capabilities but, if needed, reading any file."""
+    """Become another user for good; drop all capabilities, except, if needed, to read any file."""
     if not interpreter_readable:
         prctl(_PR_SET_KEEPCAPS, ctypes.c_ulong(1))
     # Groups first: after the user id they could no longer be changed.

@@ -7,11 +7,12 @@ The life of a child:
    streams, two pipes for a conversation.
 3. It writes `ready` to its status pipe and closes it. No untrusted code is compiled earlier.
 4. It plays its role.
-5. The zygote writes its end to the status pipe: `exit` or `signal`, the number, peak memory in KiB,
-   CPU seconds.
+5. The zygote writes the child's end to the status pipe: `exit` or `signal`, the number, peak memory
+   in KiB, CPU seconds.
 
 The grader kills a child by its pidfd. Without pidfds it closes the child's kill pipe, and the
-zygote kills the child. The zygote holds no expected output, and no descriptor but its socket.
+zygote kills the child. The zygote holds no expected output. Its descriptors are its socket, its
+standard streams, and pipes of its own.
 
 Runs in a bare interpreter. Imports the standard library only.
 """
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from ssd_ray.evaluation.sandbox.inside import landlock, mounts, roles, walls
 
-    # As `levels.config` makes it, in an image of its own.
+    # Made by `levels.config`, completed by `spawning`, packed by `bootstrap.image`.
     Config = dict[str, Any]
 else:
     import landlock
@@ -100,7 +101,7 @@ class _Zygote:
         self._config = config
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-        # Where memory runs out, the kernel shall kill programs before the grader.
+        # If memory runs out, the kernel should kill programs before the grader.
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         if config["namespaces"]:
@@ -138,8 +139,8 @@ class _Zygote:
         if config["filter"]:
             walls.seccomp_enter(bytes.fromhex(config["filter"]))
         roles.warm_up()
-        # A program must not import the modules of the sandbox. Removed here, they cost no child a
-        # copied page.
+        # A program must not import the modules of the sandbox. They are removed before any fork, so
+        # that no child copies memory pages for it.
         for name in config["own_modules"]:
             del sys.modules[name]
         # A collection in a child would write to every object's header and so copy its page.
@@ -216,7 +217,7 @@ class _Zygote:
         try:
             self._close_all_but(channel.fileno(), status_fd)
             own_user = self._confine()
-            # A zygote that died before the child asked for its signal sends none.
+            # If the zygote died before the child asked for a signal at its death, none comes.
             if os.getppid() != parent:
                 os._exit(1)
             request, fds = _receive(channel)

@@ -34,7 +34,7 @@ class GraderActor:
 
     def __init__(self, logs: Path) -> None:
         slices.log_to_file(logs, "grader")
-        # Programs get the same share of a core when engines run on the same machine.
+        # Programs inherit the niceness. With Ray's own of 15, other processes would come first.
         niceness.settle()
         self._tools = Tools(_NUM_BENCHMARKS)
         self._graders: dict[Path, Grader] = {}
@@ -50,8 +50,8 @@ class GraderActor:
         return self._graders[spec.out].grade(piece)
 
 
-class RayCrew:
-    """Grader actors of a Ray cluster. Calls are object references, results are numbers of rows."""
+class RayBackend:
+    """Graders as actors of a Ray cluster; references to calls are those of Ray."""
 
     def __init__(self, cluster: ClusterConfig, logs: Path) -> None:
         self._cluster = cluster
@@ -63,9 +63,9 @@ class RayCrew:
     def size(self) -> int:
         """Return the number of graders allowed to run now.
 
-        - A grader that reserves a core or more: Ray keeps graders to the cores. `max_graders` may
-          exceed them, and then the cluster can grow.
-        - A grader that reserves less: at most one a core, because Ray would not limit them.
+        - If a grader reserves a core or more, Ray itself runs no more of them than cores allow.
+          `max_graders` may ask for more, so that the cluster can grow.
+        - If a grader reserves less, at most one grader a core: Ray would not limit them.
         """
         cores = sum(self._cores().values())
         wanted = self._cluster.max_graders

@@ -1,0 +1,141 @@
+"""The cluster at RAY_ADDRESS: forms of the address, and a check that Ray answers there.
+
+- Ray's C++ waits for minutes for a cluster that does not answer, without a message and deaf to
+  signals. It ends the process if a connected cluster stays away. So a socket asks first.
+- Every gRPC server greets a client with a frame of HTTP/2. Other servers do not.
+- `local` means the same as no address: a local Ray for this process alone.
+
+Reads RAY_ADDRESS and Ray's record of clusters on this machine; writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from ssd_ray.cluster import ray_internals
+from ssd_ray.errors import InfrastructureError, UserError, system_reason
+
+WAIT_S = 10.0
+"""Longest wait for a cluster that is starting, or that restarts its head."""
+_ATTEMPT_S = 3.0
+_PAUSE_S = 0.5
+_SETTINGS = b"\4"
+"""Type of the first frame of either side, the fourth of nine bytes of its header."""
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+_OTHERWISE = "or unset RAY_ADDRESS to use this machine alone"
+
+
+def named() -> str:
+    """Return RAY_ADDRESS, "" if it asks for a local Ray."""
+    value = os.environ.get("RAY_ADDRESS", "")
+    return "" if value == "local" else value
+
+
+def check_answer(say: Callable[[str], None]) -> None:
+    """Refuse a RAY_ADDRESS at which no Ray answers; report the wait for one that is starting.
+
+    Raises:
+        UserError: the address has a wrong form, or nothing or another server answers there.
+    """
+    value = named()
+    target = _resolved(value)
+
+    def waiting() -> None:
+        say(f"waiting {WAIT_S:g} s for Ray to answer at RAY_ADDRESS={value}")
+
+    if reason := _lasting_silence(target, waiting):
+        raise UserError(
+            f"no Ray answers at RAY_ADDRESS={value} ({target}: {reason}): start one with `ray "
+            f"start --head`, correct the address, {_OTHERWISE}"
+        )
+
+
+def check_still_answers(say: Callable[[str], None]) -> None:
+    """Fail if the connected cluster no longer answers. Ray itself would end this process.
+
+    Raises:
+        InfrastructureError: no answer within `WAIT_S`.
+    """
+    import ray
+
+    target = ray.get_runtime_context().gcs_address
+
+    def waiting() -> None:
+        say(f"waiting {WAIT_S:g} s for the cluster at RAY_ADDRESS={named()} to answer again")
+
+    if reason := _lasting_silence(target, waiting):
+        raise InfrastructureError(
+            f"the cluster at RAY_ADDRESS={named()} no longer answers ({target}: {reason})"
+        )
+
+
+def _resolved(value: str) -> str:
+    """Return HOST:PORT of the address, as Ray resolves it.
+
+    Raises:
+        UserError: the address has another form, or is `auto` on a machine without Ray.
+    """
+    scheme = value.partition("://")[0] if "://" in value else ""
+    if scheme in ("http", "https"):
+        raise UserError(
+            f"RAY_ADDRESS={value} is the address of a dashboard, for `ray job submit`: submit the "
+            f"run as a job, set RAY_ADDRESS=HOST:PORT of the head (port 6379 by default), "
+            f"{_OTHERWISE}"
+        )
+    if scheme:
+        raise UserError(
+            f"RAY_ADDRESS={value} needs Ray Client, which is not supported: submit the run with "
+            f"`ray job submit`, set RAY_ADDRESS=auto on a node of the cluster, {_OTHERWISE}"
+        )
+    host, _, port = value.rpartition(":")
+    if value != "auto" and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            f"RAY_ADDRESS={value} is neither HOST:PORT nor `auto`: correct it, {_OTHERWISE}"
+        )
+    try:
+        return ray_internals.resolved_address(value)
+    except ConnectionError as error:
+        raise UserError(
+            f"RAY_ADDRESS={value}, and no Ray runs on this machine: start one with `ray start "
+            f"--head`, set RAY_ADDRESS=HOST:PORT of a cluster, {_OTHERWISE}"
+        ) from error
+    except ValueError as error:
+        # An IPv6 address without brackets.
+        raise UserError(
+            f"RAY_ADDRESS={value} is not HOST:PORT: write an IPv6 address in brackets, {_OTHERWISE}"
+        ) from error
+
+
+def _lasting_silence(target: str, waiting: Callable[[], None]) -> str:
+    """Return the reason why no Ray answers at HOST:PORT within `WAIT_S`, "" once one does.
+
+    `waiting` is called after a first attempt without an answer. A signal ends the wait.
+    """
+    reason = _silence(target)
+    if not reason:
+        return ""
+    waiting()
+    until = time.monotonic() + WAIT_S
+    while reason and time.monotonic() < until:
+        time.sleep(_PAUSE_S)
+        reason = _silence(target)
+    return reason
+
+
+def _silence(target: str) -> str:
+    """Return the reason why no Ray answers at HOST:PORT, "" if one does."""
+    host, _, port = target.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ATTEMPT_S) as connection:
+            # The greeting would have to be encrypted.
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return ""
+            connection.sendall(_GREETING)
+            with connection.makefile("rb") as answer:
+                frame = answer.read(9)
+    except OSError as error:
+        return system_reason(error)
+    return "" if frame[3:4] == _SETTINGS else "a server other than Ray"

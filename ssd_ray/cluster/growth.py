@@ -1,0 +1,101 @@
+"""Growth of the connected cluster: its autoscaler, and the nodes of its largest size.
+
+The first source that answers is taken:
+
+1. The groups of nodes that a hosted autoscaler states in the store of the cluster.
+2. On the head, the command of Ray's monitor. It names the YAML file of the cluster launcher, or
+   none without an autoscaler.
+3. Elsewhere, the reports of the monitor. They show if there is an autoscaler, but not its maximum.
+
+Reads the state of the cluster, /proc and that file; writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ssd_ray.cluster import ray_internals
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Equal nodes that an autoscaler may start."""
+
+    resources: Mapping[str, float]
+    """Resources of one node."""
+    most: float
+    """Largest number of nodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Ability of a cluster to grow beyond its nodes."""
+
+    has_autoscaler: bool | None
+    """None as long as it is unknown."""
+    groups: tuple[Group, ...] = ()
+    """Nodes of the largest cluster; empty if they are unknown."""
+    most_nodes: float = math.inf
+    """Largest number of nodes in all groups."""
+
+
+def read_growth() -> Growth:
+    """Read the growth of the connected cluster."""
+    if stated := ray_internals.stated_groups():
+        groups = tuple(Group(resources=node, most=most) for node, most in stated)
+        return Growth(has_autoscaler=True, groups=groups)
+    options = _monitor_options()
+    if options is None:
+        return Growth(has_autoscaler=ray_internals.has_autoscaler())
+    if path := options.get("--autoscaling-config"):
+        return _configured(Path(path).expanduser())
+    return Growth(has_autoscaler=False)
+
+
+def _monitor_options() -> dict[str, str] | None:
+    """Return the options of the cluster's monitor if it runs on this machine."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    for arguments in _commands():
+        options = dict(each.split("=", 1) for each in arguments if "=" in each)
+        is_monitor = any(each.endswith("/monitor.py") for each in arguments)
+        if is_monitor and options.get("--gcs-address") == address:
+            return options
+    return None
+
+
+def _commands() -> Iterator[list[str]]:
+    """Yield the arguments of each process on this machine."""
+    for path in _PROC.glob("[0-9]*/cmdline"):
+        try:
+            yield path.read_text(errors="replace").split("\0")
+        except OSError:
+            # The process has ended.
+            continue
+
+
+def _configured(path: Path) -> Growth:
+    """Return the growth by a file of the cluster launcher; unknown groups if it cannot be read."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError:
+        return Growth(has_autoscaler=True)
+    types = document["available_node_types"]
+    head = document.get("head_node_type")
+    most_nodes = document.get("max_workers", math.inf)
+    groups = []
+    for name, node in types.items():
+        # The launcher fills both in, as the provider knows them.
+        most = node.get("max_workers", 0 if name == head else most_nodes)
+        if most and not node.get("resources"):
+            return Growth(has_autoscaler=True)
+        groups.append(Group(resources=node.get("resources") or {}, most=most))
+    return Growth(has_autoscaler=True, groups=tuple(groups), most_nodes=most_nodes)

@@ -1,0 +1,121 @@
+"""Answers of NVML and nvidia-smi, in the formats of real machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ssd_ray.machine.facts import Machine
+from ssd_ray.machine.gpus import Gpu, Gpus
+from ssd_ray.machine.host import Host
+from ssd_ray.machine.installed import Tools, TorchBuild
+
+MIB = 1 << 20
+GIB = 1 << 30
+H100 = "NVIDIA H100 80GB HBM3"
+SMI_H100 = (
+    "0, NVIDIA H100 80GB HBM3, GPU-8a56a4bc-e184-a047-2620-be19fdf913d5, 81559, 81078, 580.95.05\n"
+    "1, NVIDIA H100 80GB HBM3, GPU-29a4bbd8-b1c7-1a1d-9a59-c4a5d4c8f5a1, 81559, 12034, 580.95.05\n"
+)
+SMI_GRACE = "0, NVIDIA GB10, GPU-62a2b0a5-08b9-2e1b-8a0c-0a35bfb1e14e, [N/A], [N/A], 580.95.05\n"
+SMI_NO_DRIVER = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that "
+    "the latest NVIDIA driver is installed and running.\n"
+)
+SMI_MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\n"
+
+
+def gpu(index: int, **changes: Any) -> Gpu:
+    """Return one free H100 with changes."""
+    facts: dict[str, Any] = {
+        "name": H100,
+        "uuid": f"GPU-{index:08d}-e184-a047-2620-be19fdf913d5",
+        "total": 81559 * MIB,
+        "free": 81078 * MIB,
+        "processes": (),
+        "links": 18,
+    }
+    return Gpu(index=index, **{**facts, **changes})
+
+
+def gpus(count: int, **changes: Any) -> Gpus:
+    """Return free H100s with a driver for CUDA 13."""
+    facts: dict[str, Any] = {
+        "installed": tuple(gpu(index) for index in range(count)),
+        "driver": "580.95.05",
+        "cuda": (13, 0),
+    }
+    return Gpus(**{**facts, **changes})
+
+
+def machine(count: int, **changes: Any) -> Machine:
+    """Return a node of H100s with changes."""
+    facts: dict[str, Any] = {
+        "gpus": gpus(count),
+        "host": Host(cores=192, memory=2000 * GIB, available=1900 * GIB),
+        "torch": TorchBuild(version="2.13.0+cu130", cuda="13.0"),
+        "engine": "vllm 0.32.0",
+        "tools": Tools(
+            ninja="/bin/ninja", c="/bin/cc", cxx="/bin/c++", headers=Path("/usr/include/Python.h")
+        ),
+        "packages": ("kernels",),
+    }
+    return Machine(**{**facts, **changes})
+
+
+class FakeNvml:
+    """The functions of pynvml that are used, with answers as of two H100s on driver 570."""
+
+    NVML_NVLINK_MAX_LINKS = 18
+
+    class NVMLError(Exception):
+        """Base of NVML's errors."""
+
+    class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818
+        """The device has no such figure."""
+
+    def __init__(self, failure: str = "", links: int = 18, memory: bool = True) -> None:
+        self.failure = failure
+        self.links = links
+        self.memory = memory
+        self.is_open = False
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if self.failure:
+            raise self.NVMLError(self.failure)
+        self.is_open = True
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.is_open = False
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "570.133.20"
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:  # noqa: N802
+        return 12080
+
+    def nvmlDeviceGetName(self, _handle: int) -> str:  # noqa: N802
+        return H100
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return f"GPU-{handle:08d}-e184-a047-2620-be19fdf913d5"
+
+    def nvmlDeviceGetMemoryInfo(self, _handle: int) -> Any:  # noqa: N802
+        if not self.memory:
+            raise self.NVMLError_NotSupported("Not Supported")
+        return SimpleNamespace(total=85520809984, free=84989313024, used=531496960)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        return [SimpleNamespace(pid=4242, usedGpuMemory=1 << 30)] if handle else []
+
+    def nvmlDeviceGetNvLinkState(self, _handle: int, link: int) -> int:  # noqa: N802
+        if link >= self.links:
+            raise self.NVMLError_NotSupported("Not Supported")
+        return 1

@@ -1,0 +1,30 @@
+"""The group of training workers starts no process it does not need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def test_training_starts_no_actor_for_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from ssd_ray.training.worker_group import SizedTrainer
+
+    trainer = SizedTrainer(
+        print,
+        allowed=[1],
+        out=tmp_path,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name="train", storage_path=str(tmp_path)),
+    )
+    ours, rays = (
+        {type(each).__name__ for each in kind._create_default_callbacks(trainer)}
+        for kind in (SizedTrainer, TorchTrainer)
+    )
+    assert rays - ours == {"DatasetsCallback"}
