@@ -32,6 +32,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # cores here: two threads then take seven times the CPU time of one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Tables and lines have their default widths, whatever terminal started the tests.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 
 LONGEST = (
     "test_run",

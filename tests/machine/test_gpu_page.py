@@ -89,6 +89,7 @@ def test_doctor_agrees_that_the_recipe_runs(
     row: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "hub_failure", lambda _: "")
+    monkeypatch.setattr(preflight, "free_bytes", lambda _: 1_000 * GIB)
     num_gpus = int(row[0].partition("×")[0])
     here = {line.recipe: line for line in doctor.outlooks(machine(num_gpus), ())}
     assert here[row[1]].runs, here[row[1]].text

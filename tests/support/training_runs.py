@@ -172,12 +172,14 @@ def train_and_lose_a_node(out, notice):
         device="cpu", train_workers=2, min_train_workers=1, cpus_per_train_worker=1, max_failures=3
     )
     out.mkdir(parents=True)
+    # With a notice, every state is one that the notice caused.
+    changes = {{"checkpoint_every": 1_000}} if notice else {{}}
     job = Job(
         dataset=Path({dataset!r}),
         model=Path({model!r}),
         out=out,
         logs=out.parent / f"{{out.name}}-logs",
-        train=TrainConfig(**training_runs.TRAIN),
+        train=TrainConfig(**training_runs.TRAIN | changes),
         cluster=choices,
         seed=training_runs.SEED,
     )
@@ -202,11 +204,8 @@ def drain(address: str, node: str, out: Path) -> None:
     held = training_workers(out)[0]
     held.suspend()  # forty small steps would end too soon
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 20) * 1000))
+    GcsClient(address=address).drain_node(node, reason, "going", int((time.time() + 60) * 1000))
     time.sleep(4)
     held.resume()
-    saved = wait_for(
-        lambda: [path for path in (out / "resume").glob("step-*") if int(path.name[5:]) % 10],
-        timeout_s=30,
-    )
+    saved = wait_for(lambda: list((out / "resume").glob("step-*")), timeout_s=60)
     (out.parent / "saved").write_text(saved[0].name)
