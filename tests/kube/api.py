@@ -120,7 +120,7 @@ class Store:
     ) -> list[Object]:
         """Return copies of the objects of a kind, sorted by namespace and name.
 
-        An empty `namespace` stands for all. An object matches if it has all of `labels`.
+        An empty `namespace` means all of them. An object matches if it has all of `labels`.
         """
         with self._changed:
             matches = [
