@@ -3,6 +3,8 @@
 - Ray's C++ waits for minutes for a cluster that does not answer, without a message and deaf to
   signals. It ends the process if a connected cluster stays away. So a socket asks first.
 - Every gRPC server greets a client with a frame of HTTP/2. Other servers do not.
+- Of gRPC servers, only Ray's head knows the method `_ALIVE`. The server of Ray Client, at port
+  10001 of the head, does not.
 - `local` means the same as no address: a local Ray for this process alone.
 
 Reads RAY_ADDRESS and Ray's record of clusters on this machine; writes nothing.
@@ -25,6 +27,8 @@ _PAUSE_S = 0.5
 _SETTINGS = b"\4"
 """Type of the first frame of either side, the fourth of nine bytes of its header."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""A method of the head; a refusal for lack of a token also shows that it is known."""
 _OTHERWISE = "or unset RAY_ADDRESS to use this machine alone"
 
 
@@ -50,6 +54,12 @@ def check_answer(say: Callable[[str], None]) -> None:
         raise UserError(
             f"no Ray answers at RAY_ADDRESS={value} ({target}: {reason}): start one with `ray "
             f"start --head`, correct the address, {_OTHERWISE}"
+        )
+    if not _is_head(target):
+        raise UserError(
+            f"RAY_ADDRESS={value} is not the head of a cluster but another server of Ray, such as "
+            f"that of Ray Client (port 10001): set RAY_ADDRESS=HOST:PORT of the head (port 6379 by "
+            f"default), {_OTHERWISE}"
         )
 
 
@@ -131,7 +141,7 @@ def _silence(target: str) -> str:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _ATTEMPT_S) as connection:
             # The greeting would have to be encrypted.
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            if _has_tls():
                 return ""
             connection.sendall(_GREETING)
             with connection.makefile("rb") as answer:
@@ -139,3 +149,21 @@ def _silence(target: str) -> str:
     except OSError as error:
         return system_reason(error)
     return "" if frame[3:4] == _SETTINGS else "a server other than Ray"
+
+
+def _is_head(target: str) -> bool:
+    """Return False if the gRPC server at HOST:PORT does not know the head's methods."""
+    import grpc
+
+    if _has_tls():
+        return True
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_ALIVE)(b"", timeout=_ATTEMPT_S)
+        except grpc.RpcError as error:
+            return bool(error.code() != grpc.StatusCode.UNIMPLEMENTED)
+    return True
+
+
+def _has_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")

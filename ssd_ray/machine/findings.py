@@ -47,11 +47,13 @@ def gpu_findings(gpus: Gpus, torch: TorchBuild, share: float) -> Iterator[Findin
 
     `share` is the share of a GPU's memory that an engine takes at its start.
     """
-    if gpus.sliced:
+    if gpus.unread_slices:
         yield Finding(
             subject="GPUs",
             state="note",
-            text=f"CUDA_VISIBLE_DEVICES={gpus.chosen} names MIG slices, which are not checked",
+            text="MIG slices are in use, and nvidia-smi does not list them: driver, memory and "
+            "sizes are not checked",
+            remedy="pip install nvidia-ml-py",
         )
         return
     if fault := _unseen(gpus):
@@ -60,7 +62,13 @@ def gpu_findings(gpus: Gpus, torch: TorchBuild, share: float) -> Iterator[Findin
     yield _driver(gpus, torch)
     yield _kinds(gpus.visible)
     yield _room(gpus.visible, share)
-    if len(gpus.visible) > 1:
+    if any(gpu.is_slice for gpu in gpus.visible):
+        yield Finding(
+            subject="MIG",
+            state="note",
+            text="a slice works alone: each engine and the training use one",
+        )
+    elif len(gpus.visible) > 1:
         yield _links(gpus.visible)
 
 
@@ -71,12 +79,16 @@ def _unseen(gpus: Gpus) -> Finding | None:
         remedy = "install the driver, or start the container with --gpus all"
         if "ersion mismatch" in gpus.failure:
             remedy = "restart the machine, whose driver was updated while it was loaded"
+        elif "no answer" in gpus.failure:
+            remedy = "try it by hand, look into dmesg, or restart the machine"
     elif not gpus.installed:
-        text = f"no GPU is visible: the driver {gpus.driver} finds none"
+        text = f"no GPU is visible: the driver {gpus.driver} finds none, and no MIG slice"
         remedy = "start the container with --gpus all, or use a machine with GPUs"
     elif not gpus.visible:
         text = f"CUDA_VISIBLE_DEVICES={gpus.chosen!r} leaves none of {len(gpus.installed)} GPUs"
         remedy = "unset it, or name GPUs by the indices of nvidia-smi"
+        if "MIG-" in (gpus.chosen or ""):
+            remedy = "name slices by the UUIDs of nvidia-smi -L"
     else:
         return None
     return Finding(subject="GPUs", state="fault", text=text, remedy=remedy)
@@ -108,7 +120,7 @@ def _kinds(visible: Sequence[Gpu]) -> Finding:
     if len(groups) == 1:
         return Finding(subject="GPUs", state="ok", text=text)
     largest = max(groups, key=lambda group: (len(group) * group[0].total, group[0].total))
-    chosen = ",".join(str(gpu.index) for gpu in largest)
+    chosen = ",".join(gpu.entry for gpu in largest)
     return Finding(
         subject="GPUs",
         state="fault",
@@ -144,7 +156,7 @@ def _room(visible: Sequence[Gpu], share: float) -> Finding:
         return Finding(subject="free memory", state="ok", text=text)
     text = "; ".join(map(_occupied, busy[:_NAMED]))
     more = f"; and {len(busy) - _NAMED} more" if len(busy) > _NAMED else ""
-    free = [str(gpu.index) for gpu in visible if gpu not in busy]
+    free = [gpu.entry for gpu in visible if gpu not in busy]
     others = f"choose others with CUDA_VISIBLE_DEVICES={','.join(free)}, " if free else ""
     return Finding(
         subject="free memory",
@@ -158,9 +170,8 @@ def _occupied(gpu: Gpu) -> str:
     users = "another process"
     if gpu.processes:
         users = f"process {', '.join(map(str, gpu.processes[:_NAMED]))}"
-    return (
-        f"GPU {gpu.index} is in use by {users} and has {gib(gpu.free)} of {gib(gpu.total)} GiB free"
-    )
+    name = gpu.uuid if gpu.is_slice else f"GPU {gpu.index}"
+    return f"{name} is in use by {users} and has {gib(gpu.free)} of {gib(gpu.total)} GiB free"
 
 
 def _links(visible: Sequence[Gpu]) -> Finding:

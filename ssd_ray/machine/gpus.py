@@ -1,9 +1,11 @@
 """GPUs of this machine: driver, memory, processes and links.
 
 - NVML is read through the package `nvidia-ml-py`, which comes with the extra `gpu`.
-- Without the package, `nvidia-smi` is asked. The driver's CUDA version, processes and links are
-  then unknown.
-- CUDA_VISIBLE_DEVICES selects GPUs by CUDA's rule: by index or UUID, up to the first wrong entry.
+- Without the package, `nvidia-smi` is asked. The driver's CUDA version, processes, links and MIG
+  slices are then unknown.
+- A GPU in MIG mode is replaced by its slices, each a device with its own memory.
+- CUDA_VISIBLE_DEVICES selects devices by CUDA's rule: by index or UUID, up to the first wrong
+  entry. The index of a GPU in MIG mode means its first slice.
 """
 
 from __future__ import annotations
@@ -18,18 +20,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ssd_ray.errors import system_reason
+
 _MIB = 1 << 20
-_SMI_TIMEOUT_S = 20
-_FIELDS = ("index", "name", "uuid", "memory.total", "memory.free", "driver_version")
+_SMI_TIMEOUT_S = 5.0
+_FIELDS = (
+    "index",
+    "name",
+    "uuid",
+    "memory.total",
+    "memory.free",
+    "driver_version",
+    "mig.mode.current",
+)
 """Columns of nvidia-smi."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU."""
+    """One GPU, or one MIG slice of it."""
 
     index: int
-    """Index by PCI bus, as in nvidia-smi."""
+    """Index of the GPU by PCI bus, as in nvidia-smi."""
     name: str
     uuid: str
     total: int
@@ -40,6 +52,13 @@ class Gpu:
     """Ids of processes with memory on it; None if unknown. A container sees none of the host's."""
     links: int | None
     """Active NVLink connections; None if unknown."""
+    is_slice: bool = False
+    """True for a MIG slice, which reaches no other device."""
+
+    @property
+    def entry(self) -> str:
+        """Entry of CUDA_VISIBLE_DEVICES for this device."""
+        return self.uuid if self.is_slice else str(self.index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,8 @@ class Gpus:
     """Version of the driver; empty without one."""
     cuda: tuple[int, int] | None = None
     """Newest CUDA version of the driver library; None if unknown."""
+    unread_slices: bool = False
+    """True if MIG slices are in use that nvidia-smi does not list."""
     failure: str = ""
     """Reason why GPUs cannot be read; empty if they were."""
 
@@ -70,13 +91,15 @@ class Gpus:
         return tuple(visible)
 
     @property
-    def sliced(self) -> bool:
-        """True if CUDA_VISIBLE_DEVICES names MIG slices, which are not read here."""
-        return "MIG-" in (self.chosen or "")
+    def largest_group(self) -> int:
+        """Most visible devices that can work as one group. NCCL joins no MIG slices."""
+        is_sliced = any(gpu.is_slice for gpu in self.visible)
+        return min(1, len(self.visible)) if is_sliced else len(self.visible)
 
 
 def _names(entry: str, gpu: Gpu) -> bool:
-    return entry == str(gpu.index) or (entry.startswith("GPU-") and gpu.uuid.startswith(entry))
+    prefix = "MIG-" if gpu.is_slice else "GPU-"
+    return entry == str(gpu.index) or (entry.startswith(prefix) and gpu.uuid.startswith(entry))
 
 
 def read_gpus(environment: Mapping[str, str] = os.environ) -> Gpus:
@@ -95,7 +118,9 @@ def _by_nvml(nvml: Any, chosen: str | None) -> Gpus:
             handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
             version = nvml.nvmlSystemGetCudaDriverVersion()
             return Gpus(
-                installed=tuple(_gpu(nvml, *each) for each in enumerate(handles)),
+                installed=tuple(
+                    device for each in enumerate(handles) for device in _devices(nvml, *each)
+                ),
                 chosen=chosen,
                 driver=nvml.nvmlSystemGetDriverVersion(),
                 cuda=(version // 1000, version % 1000 // 10),
@@ -113,7 +138,26 @@ def _opened(nvml: Any) -> Iterator[None]:
         nvml.nvmlShutdown()
 
 
-def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
+def _devices(nvml: Any, index: int, handle: Any) -> Iterator[Gpu]:
+    """Yield the GPU, or its slices in MIG mode: CUDA then sees no other device of it."""
+    try:
+        in_mig_mode = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError:
+        # Most kinds of GPUs have no such mode.
+        in_mig_mode = False
+    if not in_mig_mode:
+        yield _gpu(nvml, index, handle)
+        return
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+        except nvml.NVMLError:
+            # A place without a slice, or one that this container may not use.
+            continue
+        yield _gpu(nvml, index, part, is_slice=True)
+
+
+def _gpu(nvml: Any, index: int, handle: Any, *, is_slice: bool = False) -> Gpu:
     total = free = 0
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -132,7 +176,8 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
         total=total,
         free=free,
         processes=processes,
-        links=_links(nvml, handle),
+        links=0 if is_slice else _links(nvml, handle),
+        is_slice=is_slice,
     )
 
 
@@ -161,8 +206,11 @@ def _by_nvidia_smi(chosen: str | None) -> Gpus:
             timeout=_SMI_TIMEOUT_S,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Gpus(chosen=chosen, failure=f"nvidia-smi failed: {type(error).__name__}")
+    except subprocess.TimeoutExpired:
+        failure = f"nvidia-smi gave no answer in {_SMI_TIMEOUT_S:g} s, so its driver may hang"
+        return Gpus(chosen=chosen, failure=failure)
+    except OSError as error:
+        return Gpus(chosen=chosen, failure=f"nvidia-smi cannot run: {system_reason(error)}")
     if answer.returncode:
         lines = (answer.stdout + answer.stderr).strip().splitlines() or [""]
         return Gpus(chosen=chosen, failure=f"nvidia-smi answers: {lines[0]}")
@@ -177,7 +225,10 @@ def _by_nvidia_smi(chosen: str | None) -> Gpus:
         if len(row) != len(_FIELDS) or not row[0].isdecimal():
             return Gpus(chosen=chosen, failure=f"nvidia-smi answers: {line}")
     return Gpus(
-        installed=tuple(map(_from_row, rows)), chosen=chosen, driver=rows[0][5] if rows else ""
+        installed=tuple(map(_from_row, rows)),
+        chosen=chosen,
+        driver=rows[0][5] if rows else "",
+        unread_slices="MIG-" in (chosen or "") or any(row[6] == "Enabled" for row in rows),
     )
 
 

@@ -25,7 +25,7 @@ from ssd_ray.inference.vllm import placement
 from ssd_ray.inference.vllm.arguments import kv_cache_gib, num_workers
 from ssd_ray.machine import findings
 from ssd_ray.machine.facts import Machine, read_machine
-from ssd_ray.machine.findings import GIB, Finding, gib
+from ssd_ray.machine.findings import Finding, gib
 from ssd_ray.machine.installed import (
     FLASH_KERNELS,
     OFFLINE,
@@ -37,10 +37,9 @@ from ssd_ray.machine.installed import (
 from ssd_ray.machine.storage import free_bytes, nearest
 from ssd_ray.models import architecture, quantized
 from ssd_ray.models.architecture import Architecture
-from ssd_ray.pipeline import remedies
+from ssd_ray.pipeline import plan_checks, remedies
 from ssd_ray.pipeline.remedies import Hardware
 from ssd_ray.planner.assumptions import Assumptions
-from ssd_ray.planner.clusters import TrainingPlan, plan_training
 
 HUB_TIMEOUT_S = 0.8
 """Longest wait for an answer of the hub."""
@@ -48,8 +47,10 @@ _LEAVING_S = 10.0
 """Longest wait for an earlier run to leave the GPUs: its workers may still be ending."""
 
 
-def check(recipe: Recipe, *, trains: bool) -> None:
+def check(recipe: Recipe, *, trains: bool, say: Callable[[str], None]) -> None:
     """Refuse a recipe that cannot run on this machine; `trains` includes its training.
+
+    Memory that other programs use now is only reported: training begins later.
 
     Raises:
         UserError: the first fault, with its remedy.
@@ -63,6 +64,10 @@ def check(recipe: Recipe, *, trains: bool) -> None:
         machine = read_machine()
     if fault is not None:
         raise UserError(fault.sentence)
+    model = known_architecture(recipe) if trains else None
+    if model is not None and not _on_cluster():
+        for note in plan_checks.notes(recipe, machine, model):
+            say(f"note: {note.sentence}")
 
 
 def _is_busy(fault: Finding | None) -> bool:
@@ -124,7 +129,7 @@ def faults(recipe: Recipe, machine: Machine, *, trains: bool) -> Iterator[Findin
             engines = placement.most_cpu_engines(recipe.engine, recipe.cluster, machine.host.cores)
             yield from findings.cache_faults(kv_cache_gib(recipe.engine), engines, machine.host)
         if model is not None:
-            yield from _plan_faults(recipe, machine, model)
+            yield from plan_checks.faults(recipe, machine, model)
     yield from _room_faults(recipe)
     if trains:
         yield from _kernel_faults(recipe, machine)
@@ -163,22 +168,12 @@ def known_architecture(recipe: Recipe) -> Architecture | None:
         return None
 
 
-def _hardware(machine: Machine) -> Hardware:
-    """Return the GPUs of this machine, and the assumptions of a plan for them."""
-    sizes: dict[str, float] = {"host_memory_gib": machine.host.memory / GIB}
-    if visible := machine.gpus.visible:
-        sizes["gpus_per_node"] = len(visible)
-        if smallest := min(gpu.total for gpu in visible):
-            sizes["gpu_memory_gib"] = smallest / GIB
-    assumed = Assumptions.model_validate(sizes)
-    return Hardware(num_gpus=len(visible), assumed=assumed)
-
-
 def _count_faults(recipe: Recipe, machine: Machine, *, trains: bool) -> Iterator[Finding]:
     """Yield a fault if this machine has fewer GPUs than an engine or the training needs."""
-    num_gpus = len(machine.gpus.visible)
+    num_gpus = machine.gpus.largest_group
     if not num_gpus:
         return
+    alone = " (a MIG slice works alone)" if num_gpus < len(machine.gpus.visible) else ""
     # The remedy for training comes first: with too few GPUs for it, one for engines leads nowhere.
     needed = room.training_need(recipe.train, recipe.cluster).workers if trains else 0
     if needed > num_gpus:
@@ -187,9 +182,11 @@ def _count_faults(recipe: Recipe, machine: Machine, *, trains: bool) -> Iterator
             state="fault",
             text=(
                 f"training needs {needed} GPUs (cluster.train_workers), and this machine has "
-                f"{num_gpus}"
+                f"{num_gpus}{alone}"
             ),
-            remedy=remedies.remedy(recipe, known_architecture(recipe), _hardware(machine)),
+            remedy=remedies.remedy(
+                recipe, known_architecture(recipe), plan_checks.hardware(machine)
+            ),
         )
     engine = recipe.engine
     if (needed := num_workers(engine, "cuda")) > num_gpus:
@@ -199,53 +196,9 @@ def _count_faults(recipe: Recipe, machine: Machine, *, trains: bool) -> Iterator
             text=(
                 f"an engine needs {needed} GPUs (engine.tensor_parallel_size "
                 f"{engine.tensor_parallel_size} × engine.pipeline_parallel_size "
-                f"{engine.pipeline_parallel_size}), and this machine has {num_gpus}"
+                f"{engine.pipeline_parallel_size}), and this machine has {num_gpus}{alone}"
             ),
             remedy=placement.remedy(engine, "cuda", num_gpus),
-        )
-
-
-def _plan_faults(recipe: Recipe, machine: Machine, model: Architecture) -> Iterator[Finding]:
-    """Yield a fault if the planner says that training does not fit the memory of this machine."""
-    hardware = _hardware(machine)
-    if recipe.cluster.device == "cpu":
-        yield from _cpu_plan_faults(plan_training(recipe, model, hardware.assumed), machine)
-        return
-    # An elastic training begins with as many workers as there are GPUs.
-    least = room.training_need(recipe.train, recipe.cluster).workers
-    counts = recipe.train.worker_counts(least, min(recipe.cluster.train_workers, hardware.num_gpus))
-    if not counts:
-        return
-    cluster = recipe.cluster.model_copy(update={"train_workers": counts[-1]})
-    started = recipe.model_copy(update={"cluster": cluster})
-    plan = plan_training(started, model, hardware.assumed)
-    requested = plan.requested
-    if requested.fits:
-        return
-    yield Finding(
-        subject="training",
-        state="fault",
-        text=(
-            f"training on cluster.train_workers={plan.num_workers} does not fit this machine: "
-            f"{requested.refusal} (each GPU needs {gib(round(requested.bytes_needed))} of "
-            f"{plan.assumed.gpu_memory_gib:,.1f} GiB, the host has "
-            f"{gib(machine.host.memory)} GiB)"
-        ),
-        remedy=remedies.remedy(started, model, hardware),
-    )
-
-
-def _cpu_plan_faults(plan: TrainingPlan, machine: Machine) -> Iterator[Finding]:
-    needed = round(plan.num_workers * plan.requested.bytes_needed)
-    if needed > machine.host.memory:
-        yield Finding(
-            subject="training",
-            state="fault",
-            text=(
-                f"training on cluster.train_workers={plan.num_workers} needs {gib(needed)} GiB of "
-                f"memory, and this machine has {gib(machine.host.memory)} GiB"
-            ),
-            remedy="use a smaller model or a machine with more memory",
         )
 
 

@@ -163,7 +163,8 @@ class _Ray:
             UserError: the first fault, with its remedy.
         """
         if any(step.takes_gpu for step in self.pending):
-            preflight.check(self._context.recipe, trains=self._trains)
+            say = self._context.progress.say
+            preflight.check(self._context.recipe, trains=self._trains, say=say)
             # Only the cluster knows its devices.
             if address.named():
                 self._connect()

@@ -230,12 +230,14 @@ def _refusal(
         return f"does not divide a batch of {recipe.train.global_batch_size}"
     if needed > assumed.gpu_memory_gib * GIB:
         return "too little memory"
-    # All workers of a node share its host, and one of them gathers the model to export it.
-    workers = min(size, assumed.gpus_per_node)
-    host = (parts.host + parts.kept) * workers + parts.export
-    if host > assumed.host_memory_gib * GIB:
+    if host_bytes(parts, min(size, assumed.gpus_per_node)) > assumed.host_memory_gib * GIB:
         return HOST_MEMORY
     return ""
+
+
+def host_bytes(parts: Memory, workers: int) -> float:
+    """Return the bytes of a node's host for its workers; one of them gathers the export."""
+    return (parts.host + parts.kept) * workers + parts.export
 
 
 def _no_division(model: Architecture, setting: Setting) -> str:

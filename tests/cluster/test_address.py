@@ -139,14 +139,55 @@ def test_an_unknown_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(head:6379: Name or service not known)" in _refusal([])
 
 
-def test_a_server_of_grpc_that_starts_late_is_accepted(
+def _server(methods: dict[str, bytes]) -> grpc.Server:
+    """Return a gRPC server with methods of Ray's head, each with its answer."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(lambda _request, _context, answer=answer: answer)
+        for name, answer in methods.items()
+    }
+    service = address._ALIVE.split("/")[1]
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    return server
+
+
+def test_a_port_of_ray_client_is_refused(
     monkeypatch: pytest.MonkeyPatch, port: socket.socket
 ) -> None:
-    """Ray's head is such a server."""
-    monkeypatch.setattr(address, "WAIT_S", 20.0)
-    monkeypatch.setattr(address, "_ATTEMPT_S", 3.0)
+    monkeypatch.setattr(address, "_ATTEMPT_S", 20.0)
     value = _name(monkeypatch, port)
-    server = grpc.server(ThreadPoolExecutor(1))
+    port.close()
+    server = _server({})
+    server.add_insecure_port(f"0.0.0.0:{value.rpartition(':')[2]}")
+    server.start()
+    try:
+        lines: list[str] = []
+        sentence = _refusal(lines)
+    finally:
+        server.stop(None)
+    assert sentence == (
+        f"RAY_ADDRESS={value} is not the head of a cluster but another server of Ray, such as that "
+        "of Ray Client (port 10001): set RAY_ADDRESS=HOST:PORT of the head (port 6379 by default), "
+        "or unset RAY_ADDRESS to use this machine alone"
+    )
+    assert lines == []
+
+
+def test_the_method_of_the_head_is_one_of_ray() -> None:
+    from ray.core.generated import gcs_service_pb2
+
+    _, service, method = address._ALIVE.split("/")
+    described = gcs_service_pb2.DESCRIPTOR.services_by_name[service.rpartition(".")[2]]
+    assert (described.full_name, method in described.methods_by_name) == (service, True)
+
+
+def test_a_head_that_starts_late_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, port: socket.socket
+) -> None:
+    monkeypatch.setattr(address, "WAIT_S", 20.0)
+    monkeypatch.setattr(address, "_ATTEMPT_S", 20.0)
+    value = _name(monkeypatch, port)
+    server = _server({"CheckAlive": b""})
     lines: list[str] = []
 
     def start(line: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ssd_ray.machine import gpus as gpus_module
 from ssd_ray.machine.findings import Finding, gpu_findings
 from ssd_ray.machine.gpus import Gpus, read_gpus
 from ssd_ray.machine.installed import TorchBuild
@@ -22,6 +23,7 @@ from tests.support.machines import (
     FakeNvml,
     gpu,
     gpus,
+    slice_of,
 )
 
 CUDA_13 = TorchBuild(version="2.13.0+cu130", cuda="13.0")
@@ -54,6 +56,25 @@ def test_nvml_may_lack_memory_and_links(monkeypatch: pytest.MonkeyPatch) -> None
     read = read_gpus({})
     assert [(each.total, each.free, each.links) for each in read.installed] == [(0, 0, 0)] * 2
     assert faults(read, TorchBuild(version="2.13.0", cuda="12.8")) == []
+
+
+def test_slices_take_the_place_of_a_gpu_in_mig_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(slices=(0, 3)))  # type: ignore[arg-type]
+    read = read_gpus({})
+    assert [(each.index, each.uuid[:5], each.is_slice, each.total) for each in read.installed] == [
+        (0, "GPU-0", False, 81559 * MIB),
+        (1, "MIG-0", True, 40448 * MIB),
+        (1, "MIG-3", True, 40448 * MIB),
+    ]
+    chosen = read_gpus({"CUDA_VISIBLE_DEVICES": "MIG-3"})
+    assert [each.uuid for each in chosen.visible] == ["MIG-3"]
+    lines = by_subject(chosen, TorchBuild(version="2.13.0", cuda="12.8"))
+    assert lines["GPUs"].text == f"1 × {H100} MIG 3g.40gb with 39.5 GiB"
+    assert lines["free memory"].text == "at least 39.1 of 39.5 GiB on each"
+    assert "a slice works alone" in lines["MIG"].text
+    # In MIG mode without slices, CUDA sees nothing of the GPU.
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(slices=()))  # type: ignore[arg-type]
+    assert [each.index for each in read_gpus({}).installed] == [0]
 
 
 def test_a_failing_driver_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +149,31 @@ def test_a_failing_nvidia_smi_is_quoted(smi: Path, output: str, code: int, words
     assert words in sentence
 
 
+def test_a_hanging_nvidia_smi_is_given_up(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpus_module._SMI_TIMEOUT_S <= 5
+    monkeypatch.setattr(gpus_module, "_SMI_TIMEOUT_S", 0.2)
+    smi.write_text("#!/bin/sh\nexec sleep 600\n")
+    smi.chmod(0o755)
+    assert faults(read_gpus({})) == [
+        "no GPU is visible: nvidia-smi gave no answer in 0.2 s, so its driver may hang: try it by "
+        "hand, look into dmesg, or restart the machine"
+    ]
+
+
+def test_slices_without_nvml_are_a_note(smi: Path) -> None:
+    for output, chosen in (
+        (SMI_H100.replace("Disabled", "Enabled", 1), "0"),
+        (SMI_H100, "MIG-41b3"),
+    ):
+        answer(smi, output)
+        (finding,) = gpu_findings(read_gpus({"CUDA_VISIBLE_DEVICES": chosen}), CUDA_13, 0.9)
+        assert finding.state == "note"
+        assert finding.sentence == (
+            "MIG slices are in use, and nvidia-smi does not list them: driver, memory and sizes "
+            "are not checked: pip install nvidia-ml-py"
+        )
+
+
 def test_a_warning_of_nvidia_smi_is_no_gpu(smi: Path) -> None:
     answer(smi, f"{SMI_H100}WARNING: infoROM is corrupted at gpu 0000:00:1E.0\n")
     assert len(read_gpus({}).installed) == 2
@@ -176,7 +222,17 @@ def test_hidden_gpus_are_named() -> None:
         "CUDA_VISIBLE_DEVICES='' leaves none of 8 GPUs: unset it, or name GPUs by the indices of "
         "nvidia-smi"
     ]
-    assert by_subject(gpus(8, chosen="MIG-41b3"))["GPUs"].state == "note"
+    (sentence,) = faults(gpus(8, chosen="MIG-41b3"))
+    assert sentence.endswith("leaves none of 8 GPUs: name slices by the UUIDs of nvidia-smi -L")
+
+
+def test_a_slice_in_use_is_named_by_its_uuid() -> None:
+    busy, free = slice_of(0, 0, free=0), slice_of(0, 1)
+    machine = gpus(0, installed=(busy, free))
+    (sentence,) = faults(machine)
+    assert sentence.startswith(f"{busy.uuid} is in use by another process and has 0.0 of 39.5 GiB")
+    assert f"CUDA_VISIBLE_DEVICES={free.uuid}," in sentence
+    assert machine.largest_group == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_FALLBA
 from ssd_ray import recipes
 from ssd_ray.cli import doctor
 from ssd_ray.errors import UserError
+from ssd_ray.machine import findings
 from ssd_ray.machine.facts import Machine
 from ssd_ray.machine.findings import Finding
 from ssd_ray.machine.host import Host
 from ssd_ray.machine.installed import FLASH_KERNELS, OFFLINE, Tools, TorchBuild
 from ssd_ray.pipeline import preflight
 from tests.support.commands import exit_status
-from tests.support.machines import GIB, gpu, gpus, machine
+from tests.support.machines import GIB, gpu, gpus, machine, slice_of
 
 BIG = "qwen3-30b-instruct"
 
@@ -88,6 +90,36 @@ def test_host_memory_below_the_plan_is_refused() -> None:
     assert "too little host memory" in sentence
     assert "the host has 100.0 GiB" in sentence
     assert sentence.endswith(", or a host with more memory")
+
+
+def test_memory_in_use_by_others_is_a_note_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    offloaded = ["train.offload=optimizer", "cluster.train_workers=8"]
+    for name, overrides, total in ((BIG, offloaded, 2000), ("quickstart", [], 24)):
+        recipe = recipes.load(name, overrides)
+        host = Host(cores=8, memory=total * GIB, available=1 * GIB)
+        here = machine(8, host=host)
+        monkeypatch.setattr(preflight, "read_machine", lambda here=here: here)
+        monkeypatch.setattr(findings, "cache_faults", lambda *_: ())
+        lines: list[str] = []
+        preflight.check(recipe, trains=True, say=lines.append)
+        (line,) = lines
+        assert re.fullmatch(
+            r"note: training needs [\d,.]+ GiB of host memory, and 1.0 of [\d,.]+ GiB are "
+            "available now: end other programs before it begins",
+            line,
+        )
+        preflight.check(recipe, trains=False, say=lines.append)
+        assert len(lines) == 1
+
+
+def test_a_training_over_several_slices_is_refused() -> None:
+    slices = tuple(slice_of(0, place, total=80 * GIB, free=80 * GIB) for place in range(2))
+    here = machine(0, gpus=gpus(0, installed=slices))
+    (sentence, *_) = sentences("qwen3-4b-instruct", here)
+    assert sentence.startswith(
+        "training needs 8 GPUs (cluster.train_workers), and this machine has 1 (a MIG slice works "
+        "alone): `ssd-ray run qwen3-4b-instruct-1gpu`"
+    )
 
 
 def test_kv_caches_above_the_available_memory_are_refused() -> None:
@@ -335,12 +367,12 @@ def test_a_gpu_that_an_earlier_run_is_leaving_is_waited_for(
     monkeypatch.setattr(preflight, "read_machine", lambda: answers.pop(0))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     recipe = recipes.load("qwen3-4b-instruct")
-    preflight.check(recipe, trains=False)
+    preflight.check(recipe, trains=False, say=print)
     assert answers == []
     monkeypatch.setattr(preflight, "read_machine", lambda: busy)
     monkeypatch.setattr(preflight, "_LEAVING_S", 0)
     with pytest.raises(UserError, match="in use by process 7"):
-        preflight.check(recipe, trains=False)
+        preflight.check(recipe, trains=False, say=print)
 
 
 def test_a_cluster_is_not_judged_by_the_drivers_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,42 @@ def test_memory_is_bounded_by_the_container(
     assert host.available <= host.memory
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "gib"),
+    [
+        ({"memory.max": 64 << 30, "memory.current": 50 << 30}, 14),
+        (
+            {
+                "memory.max": 64 << 30,
+                "memory.current": 50 << 30,
+                "memory.stat": f"anon {20 << 30}\ninactive_file {30 << 30}",
+            },
+            44,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": 64 << 30,
+                "memory/memory.usage_in_bytes": 60 << 30,
+                "memory/memory.stat": f"inactive_file 5\ntotal_inactive_file {10 << 30}",
+            },
+            14,
+        ),
+        ({"memory.max": 4 << 30, "memory.current": 5 << 30}, 0),
+        ({"memory.max": "max", "memory.current": 50 << 30}, 1984),
+    ],
+)
+def test_available_memory_is_what_the_container_has_left(
+    tmp_path: Path, cgroup: dict[str, object], gib: int
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(MEMINFO)
+    for name, value in cgroup.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    assert read_host(tmp_path).available >> 30 == gib
+
+
 def test_the_build_of_torch_is_read_without_importing_it() -> None:
     import torch
 

@@ -303,6 +303,16 @@ def test_a_bad_completion_is_named_by_row_or_counted(
     assert scores.rows == 1
 
 
+def test_a_bad_problem_is_refused_with_the_name_of_the_option(
+    tmp_path: Path, problems: Path
+) -> None:
+    with problems.open("a") as file:
+        file.write("{broken\n")
+    job = _job(tmp_path, problems, [{"task_id": "p0", "code": DOUBLE}])
+    with pytest.raises(UserError, match=r"\(--skip-bad-rows leaves such rows out\)"):
+        grade_files(job, LineProgress())
+
+
 def test_a_file_of_broken_rows_is_refused_with_the_first_of_them(
     tmp_path: Path, problems: Path
 ) -> None:

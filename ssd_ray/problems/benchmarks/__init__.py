@@ -105,6 +105,10 @@ FORMATS = (
 )
 
 
+FIELD = "skip_bad_rows"
+OPTION = "--skip-bad-rows"
+
+
 @dataclass(kw_only=True)
 class Loaded:
     """Problems of some files, read while iterating. Each iteration starts over.
@@ -115,6 +119,8 @@ class Loaded:
     files: Sequence[Path]
     format: str
     skip_bad_rows: bool = False
+    skip_name: str = FIELD
+    """Name of the choice `skip_bad_rows` for its user: a field or an option."""
     source: str | None = None
     chosen: Callable[[Row], bool] | None = None
     num_read: int = 0
@@ -161,7 +167,7 @@ class Loaded:
         except RowError as error:
             if not self.skip_bad_rows:
                 raise UserError(
-                    f"{file}, row {number}: {error} (skip_bad_rows leaves such rows out)"
+                    f"{file}, row {number}: {error} ({self.skip_name} leaves such rows out)"
                 ) from error
             self.bad_rows.append(BadRow(file=str(file), row=number, reason=str(error)))
             return None
@@ -236,15 +242,17 @@ def find_format(row: Row) -> Format:
 
 
 def read_problems(path: Path, *, skip_bad_rows: bool = False) -> Loaded:
-    """Return the problems of a file, or of all files of a directory, to iterate over.
+    """Open the problems of a file or of a directory's files, for a command without a recipe.
 
-    Files are JSONL, JSONL.gz or Parquet.
+    Messages name an option, not a field. Files are JSONL, JSONL.gz or Parquet.
 
     Raises:
         UserError: There is no such file, no row in it, or the first row has no known format.
             Iterating raises the rest.
     """
-    return open_problems(list_files(path, "problems"), skip_bad_rows=skip_bad_rows)
+    loaded = open_problems(list_files(path, "problems"), skip_bad_rows=skip_bad_rows)
+    loaded.skip_name = OPTION
+    return loaded
 
 
 def open_problems(
