@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test fast lint install bench lock clean
 
-quickstart: $(INSTALLED)  ## from prompts to report on a small real model, within ten minutes on two cores
+quickstart: $(INSTALLED)  ## from prompts to report on a small real model, within seven minutes on two cores
 	$(BIN)/ssd-ray run quickstart
 
 test: lint  ## lint, types, and every test, the real engines included
