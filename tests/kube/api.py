@@ -11,9 +11,7 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import secrets
 import threading
 import time
 import uuid
@@ -22,12 +20,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tests.kube.kinds import KINDS
+from tests.kube.objects import (
+    Key,
+    Object,
+    Refused,
+    encode_secret,
+    grace_of,
+    keep,
+    key_for,
+    key_of,
+    now,
+    prepare,
+)
 from tests.kube.patches import PatchError, json_patch, merge_patch, strategic_patch
 
-Object = dict[str, Any]
-"""A Kubernetes object."""
-Key = tuple[str, str, str]
-"""Plural name, namespace ("" for none), name."""
+__all__ = ["Object", "Refused", "Store"]
+
 Change = tuple[int, str, Object]
 """Resource version; ADDED, MODIFIED or DELETED; the object."""
 Admit = Callable[[str, Object, "Object | None", "Object | None"], None]
@@ -43,18 +51,6 @@ PATCHES: dict[str, Callable[[Any, Any], Any]] = {
     "application/merge-patch+json": merge_patch,
     "application/strategic-merge-patch+json": strategic_patch,
 }
-_KEPT = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
-_ENDED = ("Succeeded", "Failed")
-
-
-class Refused(Exception):  # noqa: N818
-    """A request was refused: HTTP code, Kubernetes' reason, one sentence."""
-
-    def __init__(self, code: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.reason = reason
-        self.message = message
 
 
 class Store:
@@ -78,26 +74,9 @@ class Store:
     def create(self, plural: str, obj: Object) -> Object:
         """Add an object. Return it with defaults, uid and resource version."""
         obj = copy.deepcopy(obj)
-        kind = KINDS[plural]
-        obj["apiVersion"], obj["kind"] = kind.api_version, kind.kind
-        metadata = obj.setdefault("metadata", {})
-        if "name" not in metadata and "generateName" in metadata:
-            metadata["name"] = metadata["generateName"] + secrets.token_hex(3)[:5]
-        if not metadata.get("name"):
-            raise Refused(422, "Invalid", f"{kind.kind}: metadata.name: Required value")
-        if kind.namespaced:
-            metadata.setdefault("namespace", "default")
-        else:
-            metadata.pop("namespace", None)
-        for name in (*_KEPT, "resourceVersion", "selfLink"):
-            metadata.pop(name, None)
-        metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
-        obj.pop("status", None)
-        if plural == "pods":
-            obj["status"] = {"phase": "Pending"}
+        prepare(plural, obj, str(uuid.uuid4()))
         key = key_of(plural, obj)
         namespace = self._namespace_of(key)
-        _encode_secret(obj)
         self._admit(plural, obj, None, namespace)
         with self._changed:
             if key in self._objects:
@@ -113,7 +92,7 @@ class Store:
 
     def get(self, plural: str, namespace: str, name: str) -> Object | None:
         """Return a copy of an object, or None."""
-        return copy.deepcopy(self._objects.get(_key(plural, namespace, name)))
+        return copy.deepcopy(self._objects.get(key_for(plural, namespace, name)))
 
     def list(
         self, plural: str, namespace: str = "", labels: Mapping[str, str] | None = None
@@ -139,9 +118,16 @@ class Store:
         return self._update(key_of(plural, new), lambda old: copy.deepcopy(new))
 
     def patch(
-        self, plural: str, namespace: str, name: str, patch: Any, *, content_type: str
+        self,
+        plural: str,
+        namespace: str,
+        name: str,
+        patch: Any,
+        *,
+        content_type: str,
+        status: bool = False,
     ) -> Object:
-        """Patch an object, its status left out."""
+        """Patch an object, its status left out; or with `status` its status and nothing else."""
         apply = PATCHES.get(content_type)
         if apply is None:
             raise Refused(
@@ -155,11 +141,15 @@ class Store:
                 raise Refused(422, "Invalid", f"{plural} {name}: {error}") from error
             return new
 
-        return self._update(_key(plural, namespace, name), change)
+        key = key_for(plural, namespace, name)
+        if status:
+            new = change(self._existing(key))
+            return self.set_status(*key, new.get("status", {}))
+        return self._update(key, change)
 
     def set_status(self, plural: str, namespace: str, name: str, status: Object) -> Object:
         """Write the status of an object and nothing else."""
-        key = _key(plural, namespace, name)
+        key = key_for(plural, namespace, name)
         with self._changed:
             old = self._existing(key)
             if old.get("status") == status:
@@ -172,10 +162,10 @@ class Store:
         Without `grace_s` the pod's `terminationGracePeriodSeconds` counts. A second call can
         only shorten the notice. Finalizers keep an object until they are removed.
         """
-        key = _key(plural, namespace, name)
+        key = key_for(plural, namespace, name)
         with self._changed:
             obj = self._existing(key)
-            grace = _grace(plural, obj, grace_s)
+            grace = grace_of(plural, obj, grace_s)
             if grace == 0 and not obj["metadata"].get("finalizers"):
                 self._remove(key)
                 return
@@ -189,7 +179,7 @@ class Store:
     def finalize(self, plural: str, namespace: str, name: str) -> None:
         """Remove a deleted object at once: its containers are gone."""
         with self._changed:
-            key = _key(plural, namespace, name)
+            key = key_for(plural, namespace, name)
             if key in self._objects:
                 self._remove(key)
 
@@ -235,8 +225,8 @@ class Store:
             if version != old["metadata"]["resourceVersion"]:
                 message = f'{key[0]} "{key[2]}" has been modified; apply the change to the latest'
                 raise Refused(409, "Conflict", message)
-            _keep(old, new)
-            _encode_secret(new)
+            keep(old, new)
+            encode_secret(new)
             self._admit(key[0], new, old, self._namespace_of(key))
             with self._changed:
                 if self._objects.get(key) is not old:
@@ -285,47 +275,3 @@ class Store:
     def _is_orphan(self, obj: Object) -> bool:
         owners = {owner["uid"] for owner in obj["metadata"].get("ownerReferences", [])}
         return bool(owners) and owners.isdisjoint(self._uids)
-
-
-def now(ahead_s: float = 0.0) -> str:
-    """Return the time `ahead_s` seconds from now, as Kubernetes writes it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + ahead_s))
-
-
-def key_of(plural: str, obj: Object) -> Key:
-    """Return the key of an object."""
-    return _key(plural, obj["metadata"].get("namespace", "default"), obj["metadata"]["name"])
-
-
-def _key(plural: str, namespace: str, name: str) -> Key:
-    return plural, namespace if KINDS[plural].namespaced else "", name
-
-
-def _grace(plural: str, obj: Object, grace_s: int | None) -> int:
-    """Return the seconds of notice: none for all but bound pods at work."""
-    if plural != "pods" or "nodeName" not in obj["spec"]:
-        return 0
-    if obj.get("status", {}).get("phase") in _ENDED:
-        return 0
-    return int(obj["spec"].get("terminationGracePeriodSeconds", 30) if grace_s is None else grace_s)
-
-
-def _keep(old: Object, new: Object) -> None:
-    """Carry over from `old` the parts of `new` no ordinary write may change."""
-    for part in ("apiVersion", "kind"):
-        new[part] = old[part]
-    metadata = {name: old["metadata"][name] for name in _KEPT if name in old["metadata"]}
-    metadata |= {name: old["metadata"][name] for name in ("name", "generation", "resourceVersion")}
-    new["metadata"] = {k: v for k, v in new["metadata"].items() if k not in _KEPT} | metadata
-    if "namespace" in old["metadata"]:
-        new["metadata"]["namespace"] = old["metadata"]["namespace"]
-    new.pop("status", None)
-    if "status" in old:
-        new["status"] = copy.deepcopy(old["status"])
-
-
-def _encode_secret(obj: Object) -> None:
-    """Move `stringData` of a secret to `data`, in base64."""
-    if obj["kind"] == "Secret":
-        for name, text in obj.pop("stringData", {}).items():
-            obj.setdefault("data", {})[name] = base64.b64encode(text.encode()).decode()
