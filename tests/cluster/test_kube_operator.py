@@ -98,6 +98,17 @@ def test_a_fault_tolerant_head_knows_its_store() -> None:
     assert _env(worker)["RAY_gcs_rpc_server_reconnect_timeout_s"] == "600"
 
 
+def test_all_pods_of_a_cluster_pass_restricted_pod_security() -> None:
+    # Autoscaler, init container, workers and head; the store refuses any other.
+    cluster = PlayedCluster(ray_cluster("c", worker_group("spot", 1)), restricted=True)
+    assert len(cluster.pods()) == 2
+    options = {"version": "v2"}
+    cluster = PlayedCluster(ray_cluster("c", autoscalerOptions=options), restricted=True)
+    assert cluster.pods() == []
+    (event,) = cluster.store.list("events")
+    assert "containers[1].securityContext" in event["message"]
+
+
 def test_named_workers_go_and_others_stay() -> None:
     cluster = PlayedCluster(ray_cluster("c", worker_group("spot", 3)))
     cluster.run_pods()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.kube.admission import admit
 from tests.kube.api import Object, Store
 from tests.kube.dashboard import JobInfo
 from tests.kube.operator import Operator
@@ -38,7 +39,7 @@ class _Played:
 
     def __init__(self, **fields: Any) -> None:
         self.now = time.time()
-        self.store = Store()
+        self.store = Store(admit)
         self.dashboard = _Dashboard()
         self.operator = Operator(self.store, self.dashboard, lambda: self.now)
         self.clusters: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.kube.admission import admit
 from tests.kube.api import Object, Store
 from tests.kube.operator import Operator
 
@@ -11,8 +12,13 @@ JSON = "application/json-patch+json"
 class PlayedCluster:
     """A store with one RayCluster, an operator, and a kubelet in one step."""
 
-    def __init__(self, cluster: Object) -> None:
-        self.store = Store()
+    def __init__(self, cluster: Object, *, restricted: bool = False) -> None:
+        self.store = Store(admit)
+        if restricted:
+            label = {"pod-security.kubernetes.io/enforce": "restricted"}
+            patch = {"metadata": {"labels": label}}
+            kind = "application/merge-patch+json"
+            self.store.patch("namespaces", "", "default", patch, content_type=kind)
         self.operator = Operator(self.store)
         self.store.create("rayclusters", cluster)
         self.operator.step()
