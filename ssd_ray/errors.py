@@ -15,6 +15,14 @@ class UserError(Exception):
     """
 
 
+class OutsideError(UserError):
+    """A mistake outside of the recipe: storage, network, a secret, a node.
+
+    It may be corrected without a trace in the recipe and its inputs, so each attempt examines it
+    again.
+    """
+
+
 class InfrastructureError(Exception):
     """A crash of an engine, worker or node after all retries.
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"pipeline", "standalone"},
     {"inference", "training", "evaluation", "reporting", "problems"},
     {"statistics"},
-    {"cluster", "recipes", "planner", "machine"},
+    {"cluster", "recipes", "planner", "machine", "submissions"},
     {"models"},
     {"artifacts", "progress"},
     {"config", "extraction", "lcb_official", "throughput"},

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from ssd_ray.errors import UserError, one_line, system_reason
+from ssd_ray.errors import OutsideError, UserError, one_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
 Json: TypeAlias = dict[str, Any]
@@ -139,9 +139,9 @@ def make_directory(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
+def _unwritable(path: Path, error: OSError) -> OutsideError:
     remedy = "choose another --out or make room and run again"
-    return UserError(f"cannot write {path}: {system_reason(error)}; {remedy}")
+    return OutsideError(f"cannot write {path}: {system_reason(error)}; {remedy}")
 
 
 def read_complete_lines(handle: BinaryIO) -> list[bytes]:

@@ -1,10 +1,17 @@
-"""Versions of packages, for manifests and timings. Reads the metadata of packages."""
+"""Versions of packages, for manifests and timings; the digest of this one.
+
+Reads the metadata of packages, and the files of this package.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import platform
 from importlib import metadata
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 @functools.cache  # each look-up parses a package's metadata
@@ -27,3 +34,16 @@ def installed() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return by_name
+
+
+@functools.cache
+def package_digest() -> str:
+    """Return sixteen hex digits over names and contents of this package's files.
+
+    A working directory submitted with a job may be another state of the same version.
+    """
+    sha = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        sha.update(f"{path.relative_to(_PACKAGE)} {path.stat().st_size} ".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]

@@ -13,16 +13,14 @@ Importing this module loads no Ray, torch or vLLM.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ssd_ray.cli import hints
 from ssd_ray.cli.console import results_console
 from ssd_ray.cli.options import GradeOptions, Json, Out, Quiet, RecipeArgument, Set, takes
 from ssd_ray.cluster import import_path
@@ -71,25 +69,12 @@ def _make(
     loaded = recipes.load(recipe, overrides or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
     show = progress(quiet)
-    with _resume_hint(show):
+    hints.begin(directory, show)
+    with hints.resume_hint(show):
         artifacts = Run(loaded, directory, show).make(verb)
     for artifact in artifacts:
         typer.echo(f"{artifact.path}")
     return directory
-
-
-@contextmanager
-def _resume_hint(show: Any) -> Iterator[None]:
-    """Print the command to resume the run, if the block is interrupted or fails."""
-    command = shlex.join(["ssd-ray", *sys.argv[1:]])
-    try:
-        yield
-    except KeyboardInterrupt:
-        show.say(f"interrupted; what is on disk stays. To resume: {command}")
-        raise
-    except InfrastructureError:
-        show.say(f"stopped; what is on disk stays. To resume: {command}")
-        raise
 
 
 def _verb(name: str, help_text: str, inputs: str = "") -> None:
@@ -164,7 +149,8 @@ def grade(options: GradeOptions) -> None:
 
     job = grading.files_job(options)
     show = progress(options.quiet)
-    with _resume_hint(show):
+    hints.begin(job.out, show)
+    with hints.resume_hint(show):
         scores = grade_files(job, show)
     results_console().print(grading.scores_table(scores))
     typer.echo(f"{job.out / 'verdicts.parquet'}\n{job.out / 'scores.json'}")
@@ -306,16 +292,16 @@ def main(arguments: list[str] | None = None) -> None:
     # Schedulers stop jobs with SIGTERM. It is handled like Ctrl-C, so that engines are stopped too.
     signal.signal(signal.SIGTERM, _interrupt)
     import_path.keep_children_safe()
-    if arguments is not None:
-        # The hint to resume prints the command from here.
+    # The hint to resume prints the command from here. A job keeps its own.
+    if arguments is not None and not hints.is_job():
         sys.argv = ["ssd-ray", *arguments]
     try:
-        app()
+        app(arguments, prog_name="ssd-ray")
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except InfrastructureError as error:
-        typer.echo(f"failed: {error}", err=True)
+        typer.echo("\n".join([f"failed: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

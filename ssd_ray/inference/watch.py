@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ssd_ray.cluster import niceness
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, OutsideError, UserError
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
 from ssd_ray.inference.crashes.engine_status import EngineStatus
@@ -87,9 +87,10 @@ class PoolWatch:
         attempt = [status for status in history.statuses if status.attempt == self._spec.attempt]
         self._warn_of_faulty(attempt, history.faulty)
         self._warn_of_niceness(attempt)
-        mistake = next((status.reason for status in attempt if status.mistake), None)
-        if mistake is not None:
-            raise UserError(mistake)
+        mistaken = next((status for status in attempt if status.mistake), None)
+        if mistaken is not None:
+            kind = OutsideError if mistaken.outside else UserError
+            raise kind(mistaken.reason)
         jobs = self._jobs()
         for suspect in sorted(self._streak.update(history)):
             stage = jobs[suspect.job].stage if suspect.job in jobs else suspect.job

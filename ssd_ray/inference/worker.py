@@ -26,7 +26,7 @@ from ssd_ray.artifacts import ledger
 from ssd_ray.artifacts.ledger import Ledger, Record, Span
 from ssd_ray.artifacts.slices import log_to_file
 from ssd_ray.cluster import niceness, short_paths
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import OutsideError, UserError, one_line
 from ssd_ray.inference.concurrency import ConcurrencyLimiter, SharedExclusiveLock
 from ssd_ray.inference.crashes import cluster_state, heartbeat, reaper
 from ssd_ray.inference.crashes.attribution import FAULTY_CRASHES, SUSPECT_CRASHES, CrashHistory
@@ -106,7 +106,9 @@ class EngineWorker:
             sys.stderr.flush()
             # An exception here would end the actor for good. After an exit Ray restarts it, and the
             # driver counts crashes.
-            mistake = isinstance(error, UserError) and not self._others_started()
+            mistake = error if isinstance(error, UserError) else None
+            if mistake is not None and self._others_started():
+                mistake = None
             self._report.become("failed", one_line(error), mistake=mistake)
             os._exit(CRASH_EXIT_CODE)
         self._report.become("ready")
@@ -125,7 +127,7 @@ class EngineWorker:
         import pyarrow as pa
 
         if self._misplaced:
-            raise UserError(self._misplaced)
+            raise OutsideError(self._misplaced)
         if self._leaving.is_set():
             threading.Event().wait()  # Ray repeats the call in the next process
         unit = queue.span_of(batch)
@@ -135,7 +137,7 @@ class EngineWorker:
             except ClosedJobError:
                 return pa.table({"rows": [0]})
             except UserError as error:
-                self._report.become("failed", str(error), mistake=True)
+                self._report.become("failed", str(error), mistake=error)
                 raise
 
     def _draw_and_write(self, unit: JobSpan) -> int:

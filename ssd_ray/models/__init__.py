@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_ray.artifacts.files import digest, publish_directory
-from ssd_ray.errors import UserError, one_line
+from ssd_ray.errors import OutsideError, UserError, one_line
 from ssd_ray.models import gguf_file, hub, model_files, templates, weights
 from ssd_ray.models.loading import DOWNLOAD_AGAIN, refuse_custom_code
 from ssd_ray.models.model_files import Origin
@@ -139,8 +139,8 @@ def on_this_machine(model: ModelConfig, directory: Path) -> Path:
         if directory.parent.name == "models" and (target := fetch(model)).name == directory.name:
             return target
     except UserError as error:
-        raise UserError(f"on node {node}, {error}") from error
-    raise UserError(
+        raise OutsideError(f"on node {node}, {error}") from error
+    raise OutsideError(
         f"the model {directory} is not on node {node}: copy it there, or give a directory on "
         "storage that every node sees"
     )

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssd_ray.errors import UserError, system_reason
+from ssd_ray.errors import OutsideError, system_reason
 
 # No *.bin and *.py: neither pickled weights nor code are ever loaded.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -39,19 +39,19 @@ def download(source: str, revision: str | None) -> Path:
         cache = constants.HF_HUB_CACHE
         for cause in _causes(error):
             if _is_full(cause):
-                raise UserError(
+                raise OutsideError(
                     f"model.source {source!r} does not fit into {cache}, where the hub's client "
                     "keeps models: make room, or set HF_HOME to a directory with more"
                 ) from error
             # Without a file name, the error may be of the network.
             if isinstance(cause, OSError) and cause.filename and cause.errno in _UNWRITABLE:
-                raise UserError(
+                raise OutsideError(
                     f"model.source {source!r} cannot be written into {cache} "
                     f"({system_reason(cause)}): set HF_HOME to a directory that can be written"
                 ) from error
         if not isinstance(error, OSError):
             raise
-        raise UserError(
+        raise OutsideError(
             f"model.source {source!r} is not in the cache {cache} and could not be downloaded "
             f"({type(error).__name__}): "
             "check the name, the network and HF_TOKEN, or give a directory"

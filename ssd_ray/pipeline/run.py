@@ -2,7 +2,7 @@
 
 - Complete artifacts are left alone, partial ones are resumed.
 - Ray starts at the first step that needs it.
-- One process at a time works in a run directory.
+- One process at a time works in a run directory. Another one with the same recipe attaches to it.
 
 Writes `recipe.yaml`, the resolved recipe, and `timing.json` in every artifact.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, manifests
-from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.cluster import address
@@ -29,7 +28,10 @@ from ssd_ray.pipeline.renewal import Outlook, Renewal
 from ssd_ray.pipeline.seconds import Rank, Seconds
 from ssd_ray.pipeline.step import Step
 from ssd_ray.pipeline.timing import timed
-from ssd_ray.progress import Progress
+from ssd_ray.progress import Progress, RecordedProgress
+from ssd_ray.submissions import mistakes
+from ssd_ray.submissions.owner import Work
+from ssd_ray.submissions.turn import turn
 
 _STOP_TIMEOUT_S = 30.0
 
@@ -40,8 +42,8 @@ class Run:
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe = recipe
         self.out = out
-        self._progress = progress
-        self._context = RunContext(recipe, out, progress)
+        self._progress = RecordedProgress(progress)
+        self._context = RunContext(recipe, out, self._progress)
         self._steps = graph.steps(recipe)
         self._seconds = Seconds()
 
@@ -58,13 +60,16 @@ class Run:
     def make(self, verb: str = "report") -> list[Artifact]:
         """Make and return the artifacts of a verb, after their incomplete inputs.
 
+        While another process is at work in the directory, show its progress and end as it does.
+
         Raises:
             UserError: a mistake in the recipe, its inputs, or the run directory.
             InfrastructureError: a crash after all retries; the same call resumes.
         """
         needed = {step.name for goal in self._steps if goal.verb == verb for step in goal.closure()}
         wanted = [step for step in self._steps if step.name in needed]
-        with locked(self.out), ExitStack() as stack:
+        work = self.work(verb)
+        with turn(self.out, work, self._progress), ExitStack() as stack:
             renewal = Renewal(self._steps, self.out, self._progress)
             renewal.refuse(wanted)
             ray = _Ray(
@@ -75,27 +80,53 @@ class Run:
             # Mistakes show before hours are spent on the inputs of a step.
             for step in ray.pending:
                 step.check(self._context)
+            # These checks cost little, so their mistakes are found again. Others cost GPU nodes.
+            if ray.pending and address.named():
+                digest = functools.partial(self._circumstances, work, wanted)
+                stack.enter_context(mistakes.remembered(self.out, digest, self._progress.say))
             followers = stack.enter_context(_Followers(self._context.stopped))
-            artifacts = []
-            for step in wanted:
-                followers.raise_failure()
-                was_complete = step.name not in followers and renewal.settle(step) == "complete"
-                if not was_complete and self._needs_ray(step, wanted):
-                    ray.open_pools(step for step in wanted if not self._is_complete(step))
-                if ray.has_pools and not was_complete:
-                    self._follow(step, wanted, followers, renewal)
-                if step.name in followers:
-                    artifact = followers.pop(step.name).result()
-                else:
-                    artifact = self._make(step, renewal)
-                renewal.done(step)
-                if not was_complete:
-                    self._progress.say(f"{step.name}: complete")
-                elif step.verb == verb:
-                    step.describe(artifact.path, self._context)
-                if step.verb == verb:
-                    artifacts.append(artifact)
-            return artifacts
+            return self._make_all(verb, wanted, ray, renewal, followers)
+
+    def _make_all(
+        self,
+        verb: str,
+        wanted: list[Step],
+        ray: _Ray,
+        renewal: Renewal,
+        followers: _Followers,
+    ) -> list[Artifact]:
+        """Make the wanted artifacts in their order, and return those of the verb."""
+        artifacts = []
+        for step in wanted:
+            followers.raise_failure()
+            was_complete = step.name not in followers and renewal.settle(step) == "complete"
+            if not was_complete and self._needs_ray(step, wanted):
+                ray.open_pools(step for step in wanted if not self._is_complete(step))
+            if ray.has_pools and not was_complete:
+                self._follow(step, wanted, followers, renewal)
+            if step.name in followers:
+                artifact = followers.pop(step.name).result()
+            else:
+                artifact = self._make(step, renewal)
+            renewal.done(step)
+            if not was_complete:
+                self._progress.say(f"{step.name}: complete")
+            elif step.verb == verb:
+                step.describe(artifact.path, self._context)
+            if step.verb == verb:
+                artifacts.append(artifact)
+        return artifacts
+
+    def work(self, verb: str) -> Work:
+        """Return the work of a verb as other commands see it."""
+        unimportant = {"name", "description", "sources"}
+        choices = self.recipe.model_dump(mode="json", exclude=unimportant)
+        return Work(command=f"ssd-ray {verb} {self.recipe.name}", choices=choices)
+
+    def _circumstances(self, work: Work, wanted: Iterable[Step]) -> str:
+        """Return a digest of everything by which a mistake could be corrected."""
+        states = {step.name: f"{step.identity.fingerprint} {self._state(step)}" for step in wanted}
+        return mistakes.circumstances(work, states)
 
     def _state(self, step: Step) -> State:
         return manifests.state_of(self.out / step.name, step.identity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,16 @@ _TICK_S = 1.0
 
 
 class LineProgress:
-    """Lines for logs and pipes: when a stage starts, once each period, and when it ends."""
+    """Lines for logs and pipes: when a stage starts, once each period, and when it ends.
 
-    def __init__(self, period_s: float = 30.0) -> None:
+    `write` gets each line with its line end; standard error by default.
+    """
+
+    def __init__(
+        self, period_s: float = 30.0, write: Callable[[str], object] | None = None
+    ) -> None:
         self._period_s = period_s
+        self._write = write or _to_standard_error
         self._lock = threading.Lock()
 
     @contextmanager
@@ -42,8 +48,12 @@ class LineProgress:
         """Print a line."""
         # One write with its line end: stages in several threads never share a line.
         with self._lock:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+            self._write(f"{text}\n")
+
+
+def _to_standard_error(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 class _Lines:

@@ -36,7 +36,7 @@ from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import digest, read_json
 from ssd_ray.cluster.room import check_room, training_need
 from ssd_ray.config import ClusterConfig, TrainConfig
-from ssd_ray.errors import InfrastructureError, UserError, first_line
+from ssd_ray.errors import InfrastructureError, OutsideError, UserError, first_line
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
 from ssd_ray.training.checks import check_model, check_samples
@@ -233,7 +233,8 @@ def _explained(error: TrainingFailedError, job: Job) -> UserError | Infrastructu
     for cause in causes:
         if isinstance(cause, UserError):
             # Ray wraps the error in another one, whose text ends in a traceback.
-            return UserError(str(getattr(cause, "cause", cause)))
+            kind = OutsideError if isinstance(cause, OutsideError) else UserError
+            return kind(str(getattr(cause, "cause", cause)))
     cause = causes[0] if causes else error
     # Ray Train's own message is the same for every crash; the reason is in the health check.
     reason = first_line(getattr(cause, "health_check_failure", cause))

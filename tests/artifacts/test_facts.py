@@ -21,6 +21,7 @@ from ssd_ray.artifacts.identity import Identity
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
+from tests.support.staged import RECORDS
 
 KINDS: dict[str, type[Facts]] = {
     "benchmark": problem_facts.BenchmarkFacts,
@@ -215,4 +216,4 @@ def test_a_run_of_another_format_is_refused_untouched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"samples/manifest\.json has format 2, and this version"):
         run.make("render")
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert written <= {"manifest.json", ".lock"}
+    assert written <= {"manifest.json", *RECORDS}

@@ -194,10 +194,12 @@ def test_another_recipes_run_directory_is_refused_early(
 
 
 def test_two_runs_in_one_directory_do_not_mix(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
 
+    # The lock of a process without a record of itself.
+    monkeypatch.setattr("ssd_ray.submissions.turn.UNKNOWN_S", 0.2)
     (tmp_path / "run").mkdir()
     # flock excludes other open files of the same process too.
     with (tmp_path / "run" / ".lock").open("w") as handle:

@@ -17,6 +17,7 @@ from ssd_ray.artifacts import files, identity
 from ssd_ray.errors import UserError
 from ssd_ray.pipeline.run import Run
 from tests.support.played import SCORES, Played, rows
+from tests.support.staged import snapshot
 
 DATA = Path(__file__).parents[1] / "data"
 GPU = (
@@ -124,16 +125,12 @@ def test_old_gpu_work_with_another_meaning_is_refused_untouched(
     monkeypatch.setattr(
         identity, "REVISIONS", {**identity.REVISIONS, kind: identity.REVISIONS[kind] + 1}
     )
-    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    before = snapshot(old)
     with pytest.raises(
         UserError, match=r"by an earlier version of ssd_ray .*: choose another --out, or delete"
     ):
         played.run(old).make()
-    assert {
-        path: path.read_bytes()
-        for path in old.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    } == before
+    assert snapshot(old) == before
 
 
 def test_a_plan_of_an_old_run_lists_artifacts_to_remake(old: Path, played: Played) -> None:

@@ -18,7 +18,6 @@ import pytest
 
 from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, identity, lineage, manifests, shards
-from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.artifacts.facts import AnswerFacts, Facts
 from ssd_ray.artifacts.problem_facts import EvalPromptFacts, PromptFacts
 from ssd_ray.errors import InfrastructureError, UserError
@@ -28,8 +27,9 @@ from ssd_ray.pipeline.run import Run
 from ssd_ray.pipeline.seconds import Rank, Seconds
 from ssd_ray.pipeline.step import Step, when_complete
 from ssd_ray.pipeline.timing import timed
-from ssd_ray.progress import LineProgress
+from ssd_ray.progress import LineProgress, RecordedProgress
 from ssd_ray.schema import Completion, Prompt
+from ssd_ray.submissions.turn import turn
 from tests.support.staged import Double
 
 
@@ -97,11 +97,13 @@ def test_a_second_driver_with_another_recipe_touches_nothing(
         Run(recipes.load("quickstart", [f"sample.temperature={value}"]), tmp_path, LineProgress())
         for value in (1.0, 1.5)
     )
-    with locked(tmp_path):
+    with turn(tmp_path, first.work("sample"), RecordedProgress(LineProgress())):
         step = next(step for step, _ in first.states() if step.name == "samples")
         manifests.claim(tmp_path / "samples", step.identity)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        with pytest.raises(UserError, match="another process is using"):
+        with pytest.raises(
+            UserError, match=r"is in use by .* \(sample.temperature: 1.0 there, 1.5 here\)"
+        ):
             second.make("sample")
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -255,12 +255,16 @@ def _first_lines(paths: Iterable[Path]) -> dict[str, str]:
     return {"text": "".join(path.read_text() for path in paths)}
 
 
+RECORDS = frozenset({".lock", "owner.json", "progress.log"})
+"""Files that every command writes into its run directory."""
+
+
 def snapshot(out: Path) -> dict[str, bytes]:
-    """Return the bytes of every file below a directory, except locks."""
+    """Return the bytes of every file below a directory, except records of commands."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in RECORDS
     }
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal, TypeVar
 
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, OutsideError, UserError
 from ssd_ray.evaluation.sandbox import levels
 from ssd_ray.evaluation.sandbox.execution import Conversation, Execution, judge
 from ssd_ray.evaluation.sandbox.gvisor.client import GVisor
@@ -51,7 +51,7 @@ class Sandbox:
     def __init__(self, *, floor: str = "L1", level: Level | None = None) -> None:
         self._level = level or best_level(floor)
         if levels.rank(self._level.name) < levels.rank(floor):
-            raise UserError(
+            raise OutsideError(
                 f"this machine sandboxes programs at {self._level.name} ({self._level.covers}), "
                 f"below the floor {floor}: see docs/sandbox.md for what is missing, "
                 "or lower the floor for programs that you trust (evaluate.sandbox_floor of a "

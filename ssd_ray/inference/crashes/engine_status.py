@@ -74,6 +74,8 @@ class EngineStatus(Counts):
     """Cause of a failure."""
     mistake: bool = False
     """True if the user has to correct the cause."""
+    outside: bool = False
+    """True if that cause is outside of the recipe (`OutsideError`)."""
     unattributed: bool = False
     """True if something other than the prompts ended the process."""
     crashed: bool = False

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts import files
+from ssd_ray.errors import OutsideError, UserError
 from ssd_ray.inference.crashes.engine_status import Counts, EngineStatus, State, total, values
 from ssd_ray.inference.work.jobs import JobSpan
 
@@ -72,12 +73,20 @@ class Reporter:
         self._write()
         threading.Thread(target=self._loop, name="status", daemon=True).start()
 
-    def become(self, state: State, reason: str = "", *, mistake: bool = False) -> None:
-        """Set the state and write the file now."""
+    def become(self, state: State, reason: str = "", *, mistake: UserError | None = None) -> None:
+        """Set the state and write the file now.
+
+        `mistake` is a cause that the user has to correct.
+        """
         with self._lock:
             ready = time.time() if state == "ready" else self._status.ready
             self._status = replace(
-                self._status, state=state, ready=ready, reason=reason, mistake=mistake
+                self._status,
+                state=state,
+                ready=ready,
+                reason=reason,
+                mistake=mistake is not None,
+                outside=isinstance(mistake, OutsideError),
             )
             self._changes += 1
         self._write()

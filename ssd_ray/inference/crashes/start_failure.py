@@ -16,7 +16,7 @@ import os
 import time
 from pathlib import Path
 
-from ssd_ray.errors import InfrastructureError, UserError, one_line
+from ssd_ray.errors import InfrastructureError, OutsideError, UserError, one_line
 from ssd_ray.models import weights
 from ssd_ray.models.loading import CUSTOM_CODE
 from ssd_ray.models.weights import FaultError
@@ -70,11 +70,13 @@ def explain(error: BaseException, directory: Path) -> UserError | Infrastructure
     if any(beginning in text for beginning in _NOT_YET_FREE):
         return InfrastructureError(text)
     if fault := _confirmed_fault(directory):
-        return UserError(f"the model at {directory}: {fault}")
+        return OutsideError(f"the model at {directory}: {fault}")
     if "trust_remote_code" in text or "trust-remote-code" in text:
         return UserError(f"the model at {directory}: {CUSTOM_CODE}")
     if _TOO_LARGE_CACHE in text:
-        return UserError(f"lower engine.kv_cache_gib, or free memory on the engine's node: {text}")
+        return OutsideError(
+            f"lower engine.kv_cache_gib, or free memory on the engine's node: {text}"
+        )
     if isinstance(error, OSError):
         return _of_storage(error, text)
     if isinstance(error, _MISTAKES) or type(error).__name__ in _MISTAKEN_TYPES:
@@ -105,9 +107,9 @@ def _confirmed_fault(directory: Path) -> str:
 
 def _of_storage(error: OSError, text: str) -> UserError | InfrastructureError:
     if remedy := _FULL.get(error.errno or 0):
-        return UserError(f"an engine cannot write what it needs ({text}): {remedy}")
+        return OutsideError(f"an engine cannot write what it needs ({text}): {remedy}")
     if error.errno in _NOT_THERE and (error.filename is None or _is_refused(error.filename)):
-        return UserError(f"an engine cannot open a file that it needs to start ({text})")
+        return OutsideError(f"an engine cannot open a file that it needs to start ({text})")
     # transformers raises a plain OSError for a missing file of a model. Errors of a network have an
     # errno or a type of their own.
     if type(error) is OSError and error.errno is None and "connect" not in text:

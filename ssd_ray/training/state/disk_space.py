@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.config import TrainConfig
-from ssd_ray.errors import UserError
+from ssd_ray.errors import OutsideError
 from ssd_ray.machine.findings import gib
 from ssd_ray.machine.storage import free_bytes
 from ssd_ray.planner.states import most_at_once, state_bytes
@@ -31,7 +31,7 @@ def check(out: Path, size: int, train: TrainConfig) -> None:
     free = free_bytes(out)
     if free < number * size:
         fewer = ", set train.resume_states=1" if train.resume_states > 1 else ""
-        raise UserError(
+        raise OutsideError(
             f"{out} has {gib(free)} GiB left, and {number} more resume states of training need "
             f"{gib(number * size)} GiB: free some{fewer} or choose another --out"
         )
@@ -55,7 +55,7 @@ def check_here(engine: Any, job: Job, workers_here: int) -> None:
     part = size * workers_here // engine.world_size
     free = free_bytes(disk)
     if free < part:
-        raise UserError(
+        raise OutsideError(
             f"{disk} has {gib(free)} GiB left on a node, and its part of a resume state needs "
             f"{gib(part)} GiB: free some, or set cluster.local_states to another directory or null"
         )

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_ray.artifacts.files import Json, make_directory
-from ssd_ray.errors import UserError, system_reason
+from ssd_ray.errors import OutsideError, system_reason
 from ssd_ray.training.job import Job
 from ssd_ray.training.state import resume
 
@@ -143,7 +143,7 @@ class Saver:
                 _await_parts(target, record["parts"])
                 resume.seal(target, record, self._job.train.resume_states)
         except OSError as error:
-            self._error = UserError(
+            self._error = OutsideError(
                 f"copying the state after step {record['step']} from {folder} to {target.parent} "
                 f"failed: {system_reason(error)}; make room there or repair the storage and run "
                 "again, and training resumes from the latest complete state"
@@ -175,7 +175,7 @@ def _clear(disk: Path) -> None:
         shutil.rmtree(disk, ignore_errors=True)
         disk.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
+        raise OutsideError(
             f"cannot write {disk} on a node: {system_reason(error)}; set cluster.local_states to a "
             "directory on a disk of every node, or to null"
         ) from error
