@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import yaml
 
 from tests.kube import definitions, pod_security
 from tests.kube.schemas import Invalid, fill_defaults, validate
+from tests.support.rendered import changed
 
 Object = dict[str, Any]
 POD = {"image": "example.com/ray:1", "name": "ray"}
@@ -36,17 +36,6 @@ JOB: Object = {
     "metadata": {"name": "one"},
     "spec": {"rayClusterSpec": CLUSTER["spec"], "deletionStrategy": {"deletionRules": RULES}},
 }
-
-
-def changed(obj: Object, path: str, value: Any) -> Object:
-    """Return a copy with the field of a dotted path replaced."""
-    result = copy.deepcopy(obj)
-    inner: Any = result
-    *parents, last = path.split(".")
-    for key in parents:
-        inner = inner[int(key)] if isinstance(inner, list) else inner[key]
-    inner[last] = value
-    return result
 
 
 def refusal(obj: Object, old: Object | None = None) -> str:
