@@ -107,6 +107,11 @@ class EnginePool:
         self.stop()
 
     @property
+    def gpus(self) -> int:
+        """GPUs of one engine; 0 on a CPU."""
+        return int(self._size.resources.gpus)
+
+    @property
     def watch(self) -> PoolWatch:
         """The watch over the running engines."""
         return self._watch

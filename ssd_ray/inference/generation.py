@@ -17,8 +17,9 @@ from ssd_ray.artifacts.audit import Audit, audit
 from ssd_ray.artifacts.facts import AnswerFacts
 from ssd_ray.config import Decoding, Recipe
 from ssd_ray.errors import InfrastructureError, UserError
-from ssd_ray.inference.crashes import heartbeat
+from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.engine_pool import EnginePool, JobHandle
+from ssd_ray.inference.engine_use import EngineUse
 from ssd_ray.inference.engines import EnginePools, EngineSettings
 from ssd_ray.inference.monitor import Monitor, Watched
 from ssd_ray.inference.work import jobs, journal
@@ -135,6 +136,7 @@ class SamplingRun:
             task,
             read=lambda fresh: self.engines.watch.history(fresh),
             is_next=lambda: self.engines.is_next(self.job.key),
+            use=EngineUse(self.job.out, self.job.key, self.engines.gpus, cluster_state.actors),
         )
 
     def _wait_for_prompts(self) -> None:

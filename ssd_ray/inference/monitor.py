@@ -14,6 +14,7 @@ from ssd_ray.artifacts import files, shards
 from ssd_ray.inference.crashes import heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
 from ssd_ray.inference.crashes.engine_status import EngineStatus
+from ssd_ray.inference.engine_use import EngineUse
 from ssd_ray.inference.gauges import Gauges
 from ssd_ray.inference.work.jobs import JobSpec
 from ssd_ray.inference.work.queue import prompt_rows
@@ -47,11 +48,13 @@ class Monitor:
         *,
         read: Callable[[bool], CrashHistory],
         is_next: Callable[[], bool],
+        use: EngineUse,
     ) -> None:
         self._watched = watched
         self._task = task
         self._read = read
         self._is_next = is_next
+        self._use = use
         self._gauges = Gauges(watched.job.stage)
         self._throughputs: dict[str, Throughput] = {}
         self._rows: dict[Path, int] = {}
@@ -75,6 +78,10 @@ class Monitor:
         statuses = [status.of(key) for status in history.statuses]
         self.engine_losses = sum(map(_is_lost, statuses))
         attempt = [status for status in statuses if status.attempt == self._watched.attempt]
+        self._use.mark(
+            (each for each in history.statuses if each.attempt == self._watched.attempt),
+            leads=self._is_next(),
+        )
         failed, total = sum(status.failed for status in attempt), self.total
         if on_record is None:
             done = self._watched.before + sum(status.rows for status in attempt) + failed
@@ -129,6 +136,7 @@ class Monitor:
     def close(self) -> None:
         """Set rates and time left to zero, since no engine draws the job any more."""
         self._gauges.end()
+        self._use.close()
 
     def pace(self) -> None:
         """Write rows, tokens and seconds of this attempt.

@@ -26,7 +26,7 @@ from ssd_ray.config import TrainConfig
 from ssd_ray.training.job import Job
 from ssd_ray.training.model.engine import prepare_process
 from ssd_ray.training.model.expert_parallel import num_elements
-from ssd_ray.training.observe.heartbeat import Heartbeat
+from ssd_ray.training.observe.heartbeat import LOADING, Heartbeat
 from ssd_ray.training.state import disk_space, export, resume
 from ssd_ray.training.state.logs import append_log, read_log
 from ssd_ray.training.state.saver import Saver
@@ -49,8 +49,8 @@ def work(config: dict[str, Job]) -> None:
         return
     # From here on the output, warnings of libraries included, goes to the worker's log.
     _send_output(job.logs / f"train-worker-{context.get_world_rank()}.log")
-    heartbeat = Heartbeat(job.logs, context.get_world_rank())
-    heartbeat.phase("loading the model")
+    heartbeat = Heartbeat(job.logs, context.get_world_rank(), context.get_world_size())
+    heartbeat.phase(LOADING)
     niceness.settle()
     job = job.on_this_machine()
     prepare_process(job.cluster)

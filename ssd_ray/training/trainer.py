@@ -45,6 +45,7 @@ from ssd_ray.training.loop import work
 from ssd_ray.training.model.engine import process_environment
 from ssd_ray.training.observe import heartbeat
 from ssd_ray.training.observe.heartbeat import Beat
+from ssd_ray.training.observe.worker_use import WorkerUse
 from ssd_ray.training.state import export, resume
 from ssd_ray.training.state.logs import GrowingLog, read_log
 from ssd_ray.training.worker_group import GracefulStop, SizedTrainer, sizes
@@ -273,10 +274,13 @@ def _follow(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[No
         seen = begin
         notice = ""
         log = GrowingLog(job.out)
+        use = WorkerUse(job.out, int(job.cluster.device == "cuda"), begin)
         while True:
             last = over.wait(POLL_S)
             log.read()
-            beat = heartbeat.read(job.logs) or Beat(phase="starting workers")
+            reported = heartbeat.read(job.logs)
+            use.mark(reported, log.seconds)
+            beat = reported or Beat(phase="starting workers")
             if beat.notice not in ("", notice):
                 notice = beat.notice
                 progress.say(f"train: {notice}")
@@ -286,6 +290,7 @@ def _follow(job: Job, begin: int, task: Task, progress: Progress) -> Iterator[No
             seen = len(log.tokens)
             _update(task, job, log, beat, begin, last=last)
             if last:
+                use.close()
                 return
 
     heartbeat.forget(job.logs)

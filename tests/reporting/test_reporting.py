@@ -143,6 +143,24 @@ def test_scores_are_the_same_bytes_at_any_place_and_time(made, shown, tmp_path):
     assert not re.search(r"\d{4}-\d\d-\d\d|seconds|time_s|/tmp|/work", text)
 
 
+def test_use_and_money_of_gpus_are_in_the_costs(made, shown):
+    cost = json.loads((shown[0] / "timings.json").read_text())
+    stages = {each["stage"]: each for each in cost["stages"]}
+    assert stages["samples"]["use"]["devices"] == [
+        {"name": "engine a", "gpus": 2, "busy_s": 300.0, "idle_s": 100.0}
+    ]
+    assert stages["samples"]["use"]["redone"] == 12
+    assert stages["samples"]["usd"] == pytest.approx(2 * 400 / 3600 * 2.5)
+    assert stages["prompts"]["use"] is stages["prompts"]["usd"] is None
+    used = [each for each in stages.values() if each["use"]]
+    assert cost["total"]["busy_gpu_s"] == 600 * len(used)
+    assert cost["total"]["idle_gpu_s"] == 200 * len(used)
+    text = " ".join(shown[3].split())
+    assert "at 2.5 USD an hour, a round figure of the planner" in text
+    row = re.search(r"<tr>(?:(?!</tr>).)*samples</th>(?:(?!</tr>).)*25.0.%.*?</tr>", text)
+    assert row is not None
+
+
 def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     report(made.recipe, made.path, made.steps, out=tmp_path)
     pictures = re.findall(r'src="(data:[^"]+)"', (tmp_path / "report.html").read_text())

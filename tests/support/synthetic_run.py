@@ -6,12 +6,14 @@ import json
 import random
 import tempfile
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from ssd_ray.artifacts import files, manifests, shards
 from ssd_ray.artifacts.dataset_facts import DatasetFacts, LengthHistogram, Masked
+from ssd_ray.artifacts.device_use import DeviceUse, StageUse
 from ssd_ray.artifacts.facts import AnswerFacts, CheckpointFacts, Isolation, VerdictFacts
 from ssd_ray.artifacts.problem_facts import (
     BenchmarkFacts,
@@ -352,6 +354,13 @@ def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
         "peak_bytes": 3 * 2**30,
     }
     files.write_atomic(out / "timing.json", json.dumps(timing))
+    if out.name in ("samples", "checkpoint"):
+        use = StageUse(
+            devices=(DeviceUse(name="engine a", gpus=2, busy_s=300.0, idle_s=100.0),),
+            preemptions=1,
+            redone=12,
+        )
+        files.write_atomic(out / "devices.json", json.dumps(asdict(use)))
     manifests.seal(out, identity, facts)
 
 

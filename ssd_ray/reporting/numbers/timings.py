@@ -1,7 +1,7 @@
 """Cost and machine of a run: the contents of timings.json.
 
-They are apart from the results because they never repeat. Reads timing.json and manifest.json of
-every artifact; writes nothing.
+They are apart from the results because they never repeat. Reads timing.json, devices.json and
+manifest.json of every artifact; writes nothing.
 
 - Times of a stage are over all its attempts.
 - Stages overlap, so each has two times: its own wall time, and its share of the run's time
@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ssd_ray.artifacts import files, manifests
+from ssd_ray.artifacts.device_use import StageUse, read_use
 from ssd_ray.artifacts.facts import Isolation, VerdictFacts
 from ssd_ray.artifacts.manifests import Manifest
 from ssd_ray.config import Recipe, arms
+from ssd_ray.planner.assumptions import Assumptions
 
+USD_PER_GPU_HOUR = Assumptions().usd_per_gpu_hour
+"""The planner's round figure, not a quotation."""
 Number = TypeVar("Number", int, float)
 
 
@@ -40,6 +44,10 @@ class StageTiming:
     """Over the wall time; None also for a stage without tokens."""
     finished_at: str | None
     """In UTC."""
+    use: StageUse | None = None
+    """Use of each engine or training worker."""
+    usd: float | None = None
+    """Price of its GPU time, busy and idle, by the planner's assumed price; None without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,11 @@ class Total:
 
     seconds: float | None
     tokens: int | None
+    busy_gpu_s: float | None = None
+    """Seconds of GPUs at work; None where no stage recorded it."""
+    idle_gpu_s: float | None = None
+    """Seconds of reserved GPUs without work."""
+    usd: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +102,15 @@ def timings(recipe: Recipe, run: Path, steps: Sequence[str]) -> Timings:
     first = arms.VERDICTS[recipe.evaluate.profiles[0]]
     loaded = {stage: _manifest(run / stage) for stage in steps}
     stages = tuple(_stage(run / stage, stage, manifest) for stage, manifest in loaded.items())
+    uses = [stage.use for stage in stages if stage.use is not None]
     return Timings(
         stages=stages,
         total=Total(
             seconds=_total(stage.seconds for stage in stages),
             tokens=_total(stage.tokens for stage in stages),
+            busy_gpu_s=_total(use.busy_gpu_s for use in uses),
+            idle_gpu_s=_total(use.idle_gpu_s for use in uses),
+            usd=_total(stage.usd for stage in stages),
         ),
         isolation={
             arm: manifests.load_facts(run / first / arm, VerdictFacts).isolation
@@ -114,6 +131,8 @@ def _stage(path: Path, stage: str, manifest: Manifest) -> StageTiming:
     timing = files.read_json(path / "timing.json") if (path / "timing.json").exists() else {}
     wall_seconds = timing.get("wall_seconds")
     tokens = timing.get("tokens")
+    use = read_use(path)
+    gpu_s = use.busy_gpu_s + use.idle_gpu_s if use else 0.0
     return StageTiming(
         stage=stage,
         seconds=timing.get("seconds"),
@@ -122,6 +141,8 @@ def _stage(path: Path, stage: str, manifest: Manifest) -> StageTiming:
         tokens=tokens,
         tokens_per_second=tokens / wall_seconds if tokens and wall_seconds else None,
         finished_at=manifest.finished_at,
+        use=use,
+        usd=gpu_s / 3600 * USD_PER_GPU_HOUR if gpu_s else None,
     )
 
 

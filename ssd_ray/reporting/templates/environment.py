@@ -13,6 +13,7 @@ import jinja2
 
 from ssd_ray.reporting import words
 from ssd_ray.reporting.numbers import profiles
+from ssd_ray.reporting.numbers.timings import USD_PER_GPU_HOUR
 from ssd_ray.statistics import differences
 
 MAX_FLIPS = 100
@@ -61,6 +62,7 @@ def environment(*, escape: bool = True) -> jinja2.Environment:
         CONTROLS=words.CONTROLS,
         MIN_PROBLEMS=differences.MIN_PROBLEMS,
         MAX_FLIPS=MAX_FLIPS,
+        USD_PER_GPU_HOUR=USD_PER_GPU_HOUR,
         KNOWN_FLIPS=profiles.KNOWN_FLIPS,
     )
     return engine

@@ -13,6 +13,8 @@ from pathlib import Path
 
 _FILE = "train-heartbeat.json"
 _PERIOD_S = 0.5
+LOADING = "loading the model"
+"""Phase at each start of the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +30,16 @@ class Beat:
     """Tokens of the current global batch."""
     notice: str = ""
     """The last sentence for the screen."""
+    workers: int = 0
+    """Number of workers; 0 if it is unknown."""
 
 
 class Heartbeat:
     """Writer of the file; silent on all workers but the first."""
 
-    def __init__(self, logs: Path, rank: int) -> None:
+    def __init__(self, logs: Path, rank: int, workers: int = 0) -> None:
         self._path = logs / _FILE if rank == 0 else None
-        self._beat = Beat()
+        self._beat = Beat(workers=workers)
         self._written = 0.0
 
     def say(self, sentence: str) -> None:
@@ -46,13 +50,17 @@ class Heartbeat:
 
     def phase(self, text: str) -> None:
         """Begin a phase without steps, ended by the next step."""
-        self._beat = Beat(phase=text, notice=self._beat.notice)
+        beat = self._beat
+        self._beat = Beat(phase=text, notice=beat.notice, workers=beat.workers)
         self._write()
 
     def begin_step(self, steps_done: int, batch_tokens: int) -> None:
         """Begin the step after `steps_done` ones."""
         self._beat = Beat(
-            steps_done=steps_done, batch_tokens=batch_tokens, notice=self._beat.notice
+            steps_done=steps_done,
+            batch_tokens=batch_tokens,
+            notice=self._beat.notice,
+            workers=self._beat.workers,
         )
         self._write()
 

@@ -26,6 +26,8 @@ class GrowingLog:
         self._offset = 0
         self.tokens: list[int] = []
         """Tokens of each step so far."""
+        self.seconds: list[float] = []
+        """Seconds of each step so far."""
         self.loss = math.nan
         """Loss of the last step."""
 
@@ -42,11 +44,13 @@ class GrowingLog:
                 self._inode = status.st_ino
                 self._offset = 0
                 self.tokens = []
+                self.seconds = []
             handle.seek(self._offset)
             lines = read_complete_lines(handle)
             self._offset = handle.tell()
         for line in map(json.loads, lines):
             self.tokens.append(line["tokens"])
+            self.seconds.append(line.get("seconds", 0.0))
             self.loss = line["loss"]
 
 
