@@ -29,7 +29,7 @@ LAYERS = [
     {"statistics"},
     {"cluster", "recipes", "planner", "machine", "submissions"},
     {"models"},
-    {"artifacts", "progress"},
+    {"artifacts", "progress", "roles"},
     {"config", "extraction", "lcb_official", "throughput"},
     {"reasoning"},
     {"schema", "wire", "file_kinds", "quantities", "shares"},

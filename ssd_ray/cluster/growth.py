@@ -32,6 +32,12 @@ class Group:
     """Resources of one node."""
     most: float
     """Largest number of nodes."""
+    labels: Mapping[str, str] | None = None
+    """Ray labels of its nodes; None if they are unknown."""
+
+    def may_have(self, labels: Mapping[str, str] | None) -> bool:
+        """Return False if its nodes are known to lack one of these labels."""
+        return self.labels is None or (labels or {}).items() <= self.labels.items()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,5 +103,7 @@ def _configured(path: Path) -> Growth:
         most = node.get("max_workers", 0 if name == head else most_nodes)
         if most and not node.get("resources"):
             return Growth(has_autoscaler=True)
-        groups.append(Group(resources=node.get("resources") or {}, most=most))
+        resources = node.get("resources") or {}
+        # Without labels here, its command of `ray start` may still give some.
+        groups.append(Group(resources=resources, most=most, labels=node.get("labels")))
     return Growth(has_autoscaler=True, groups=tuple(groups), most_nodes=most_nodes)

@@ -3,8 +3,7 @@
 - The internals are those of one version of Ray, `PINNED`; `ssd_ray.cluster` requires it.
 - Importing this module loads no part of Ray: each function imports its own part. Sampling loads no
   part of Ray Train, training no part of Ray Data.
-- Base classes come from functions, as `class Policy(ray_internals.elastic_policy())`, because their
-  own bases are classes of Ray.
+- Base classes come from functions (`elastic_policy()`), as their own bases are classes of Ray.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
+
+from ssd_ray import roles
 
 PINNED = "2.60.0"
 """The version of Ray in pyproject.toml."""
@@ -52,8 +53,7 @@ def resolved_address(address: str) -> str:
 def plain_start() -> Iterator[None]:
     """Let `ray.init` leave SIGTERM alone, and start no monitor of log files.
 
-    Missing: options for both. Ray's handler ends the process. Its monitor reads every log file ten
-    times a second, for lines without a reader.
+    Missing: options for both. Ray's handler ends the process. Its monitor reads files all the time.
     """
     import ray
     from ray._private.node import Node
@@ -256,14 +256,16 @@ def runsc_arguments(runtime: Any, name: str) -> list[str]:
 def elastic_policy() -> Any:
     """Return the base of a policy for the size of an elastic group of workers.
 
-    Missing: a list of permitted sizes. Subclasses define `largest_size(possible)`, the number of
-    workers to start if `possible` fit.
+    Missing: a list of permitted sizes, and a count of workers by labels. Subclasses define
+    `largest_size(possible)`, the number of workers to start if `possible` fit.
     """
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
     class ElasticPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         def _count_possible_workers(self, reserved_resources: Any) -> int:
-            size: int = self.largest_size(super()._count_possible_workers(reserved_resources))
+            labels = self.scaling_config.label_selector
+            reserved = roles.resources_by_node(labels) if labels else reserved_resources
+            size: int = self.largest_size(super()._count_possible_workers(reserved))
             return size
 
     return ElasticPolicy

@@ -3,6 +3,7 @@
 - Ray itself waits forever, without a message, for resources that a cluster lacks.
 - A local Ray never grows. A cluster at RAY_ADDRESS grows if it has an autoscaler, up to its
   largest size where that is known (`growth.py`).
+- Where roles are in effect, only nodes of the role of the workers count (`ssd_ray.roles`).
 - Nodes joined by hand, with `ray start --address`, may take up to `JOIN_S` seconds to join.
 
 Reads the state of the cluster; writes nothing.
@@ -13,12 +14,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ssd_ray import roles
 from ssd_ray.cluster import address
 from ssd_ray.cluster.growth import Growth, read_growth
-from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.config import ClusterConfig, RolesChoice, TrainConfig
 from ssd_ray.errors import UserError
+from ssd_ray.roles import Role
 
 JOIN_S = 60.0
 """Longest wait for nodes of a cluster that does not grow by itself."""
@@ -39,6 +42,9 @@ class Need:
     """Resources of one worker, all on one node."""
     fields: str
     """Fields of the recipe that decide the numbers."""
+    role: Role
+    """Where roles are in effect, only nodes of this role count."""
+    roles: RolesChoice
 
     def __str__(self) -> str:
         """Return the need as the beginning of a sentence."""
@@ -55,12 +61,25 @@ def training_need(train: TrainConfig, cluster: ClusterConfig, cores: float = 1) 
     """Return the fewest workers of a training, each on a GPU with `cores`, or on cores alone."""
     least = cluster.min_train_workers or cluster.train_workers
     on_cpu = cluster.device == "cpu"
-    per_worker = cluster.cpus_per_train_worker
     return Need(
         subject="training",
         workers=train.worker_counts(least, cluster.train_workers)[0],
-        bundle={"CPU": per_worker} if on_cpu else {"GPU": 1, "CPU": cores},
+        bundle=roles.worker_bundle(cluster, cores),
         fields="cluster.train_workers" + (", cluster.cpus_per_train_worker" if on_cpu else ""),
+        role=roles.TRAINER,
+        roles=cluster.roles,
+    )
+
+
+def grading_need(cluster: ClusterConfig) -> Need:
+    """Return the need of one grader."""
+    return Need(
+        subject="a grader",
+        workers=1,
+        bundle=roles.grader_bundle(cluster),
+        fields="cluster.grader_cpus",
+        role=roles.GRADER,
+        roles=cluster.roles,
     )
 
 
@@ -78,6 +97,8 @@ class Room:
     """Reason why it holds no more."""
     is_known: bool = True
     """False if it is unknown whether the cluster grows."""
+    lacks_role: bool = False
+    """True if no node has the role, and none will."""
 
 
 def check_room(need: Need, say: Callable[[str], None], remedy: Callable[[int], str]) -> None:
@@ -92,8 +113,13 @@ def check_room(need: Need, say: Callable[[str], None], remedy: Callable[[int], s
     room = _after_joining(need, say)
     if room.most < need.workers:
         most = int(room.most)
+        advice = remedy(most)
+        if room.lacks_role:
+            advice = (
+                f"start nodes with `--labels={roles.LABEL}={need.role}`, or set cluster.roles=off"
+            )
         raise UserError(
-            f"{need} ({need.fields}), and {room.place} holds {most}{room.limit}: {remedy(most)}"
+            f"{need} ({need.fields}), and {room.place} holds {most}{room.limit}: {advice}"
         )
     if room.now < need.workers:
         say(f"{need}: waiting for the cluster to grow, it holds {room.now} now")
@@ -107,7 +133,7 @@ def _after_joining(need: Need, say: Callable[[str], None]) -> Room:
     Raises:
         InfrastructureError: the cluster no longer answers.
     """
-    room = room_for(need.bundle)
+    room = room_for(need.bundle, roles.selector(need.role, need.roles))
     until = time.monotonic() + JOIN_S if address.named() else 0
     is_waiting = False
     while room.now < need.workers and time.monotonic() < until:
@@ -118,28 +144,39 @@ def _after_joining(need: Need, say: Callable[[str], None]) -> Room:
         is_waiting = True
         time.sleep(_POLL_S)
         address.check_still_answers(say)
-        room = room_for(need.bundle)
+        room = room_for(need.bundle, roles.selector(need.role, need.roles))
     return room
 
 
-def room_for(bundle: Mapping[str, float]) -> Room:
-    """Return the room of the connected Ray for workers that reserve `bundle` each."""
-    import ray
+def room_for(bundle: Mapping[str, float], labels: Mapping[str, str] | None = None) -> Room:
+    """Return the room of the connected Ray for workers that reserve `bundle` each.
 
-    present = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    Only nodes with `labels` count, if given.
+    """
+    present = [node["Resources"] for node in roles.live_nodes(labels)]
     now = sum(holding(bundle, node) for node in present)
+    where = f" on nodes with the label {_text(labels)}" if labels else ""
+    lacks_role = bool(labels) and not present
     if not address.named():
-        return Room(now=now, most=now, place="this machine")
+        return Room(now=now, most=now, place="this machine", limit=where, lacks_role=lacks_role)
     place = "the cluster at RAY_ADDRESS"
     growth = read_growth()
     if growth.groups:
+        groups = tuple(group for group in growth.groups if group.may_have(labels))
         on_head = sum(holding(bundle, node) for node in present if _HEAD in node)
-        most = max(now, on_head + largest(bundle, growth))
-        return Room(now=now, most=most, place=place, limit=" at its largest")
+        most = max(now, on_head + largest(bundle, replace(growth, groups=groups)))
+        limit = f"{where} at its largest"
+        lacks_role = lacks_role and not groups
+        return Room(now=now, most=most, place=place, limit=limit, lacks_role=lacks_role)
     if growth.has_autoscaler is False:
-        return Room(now=now, most=now, place=place, limit=" and has no autoscaler")
+        limit = f"{where} and has no autoscaler"
+        return Room(now=now, most=now, place=place, limit=limit, lacks_role=lacks_role)
     is_known = growth.has_autoscaler is not None
     return Room(now=now, most=math.inf, place=place, is_known=is_known)
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in labels.items())
 
 
 def largest(bundle: Mapping[str, float], growth: Growth) -> float:

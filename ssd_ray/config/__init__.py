@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ssd_ray.config.engines import REPLACES_SAMPLER, ClusterConfig, EngineConfig
+from ssd_ray.config.engines import REPLACES_SAMPLER, ClusterConfig, EngineConfig, RolesChoice
 from ssd_ray.config.evaluation import NAMED_BENCHMARKS, Arm, Benchmark, EvaluateConfig
 from ssd_ray.config.hub import HubSource, hub_source
 from ssd_ray.config.sampling import (
@@ -54,6 +54,7 @@ __all__ = [
     "PrepareConfig",
     "PromptsConfig",
     "Recipe",
+    "RolesChoice",
     "SampleConfig",
     "Section",
     "TrainConfig",

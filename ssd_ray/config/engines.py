@@ -5,7 +5,7 @@ Does no I/O.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,9 @@ _DECIDED_ELSEWHERE = {
 }
 REPLACES_SAMPLER = frozenset({"speculative_config", "logits_processors"})
 """Arguments of vLLM's engine that exclude this package's sampler."""
+
+
+RolesChoice: TypeAlias = Literal["auto", "required", "off"]
 
 
 class EngineConfig(Section):
@@ -102,6 +105,11 @@ class ClusterConfig(Section):
 
     device: Literal["cpu", "cuda"] = tuning("cuda")
     """Device of engines and training workers."""
+    roles: RolesChoice = tuning("auto")
+    """Place each process on nodes of its role, by their Ray label `ssd-ray/role`: `driver`,
+    `sampler`, `trainer`, `grader`. `auto`: where any node has the label. `required`: refuse a
+    cluster without it. `off`: place processes anywhere.
+    """
     min_engines: int = tuning(1, ge=1)
     """Minimum number of engines, kept from the start until all answers are on disk."""
     max_engines: int = tuning(1, ge=1)

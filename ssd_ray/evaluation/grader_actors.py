@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssd_ray import roles
 from ssd_ray.artifacts import slices
 from ssd_ray.artifacts.slices import Slice
 from ssd_ray.cluster import niceness
@@ -69,8 +70,9 @@ class RayBackend:
         """
         cores = sum(self._cores().values())
         wanted = self._cluster.max_graders
-        if self._cluster.grader_cpus >= 1:
-            return wanted or max(1, int(cores // self._cluster.grader_cpus))
+        reserved = roles.grader_bundle(self._cluster)["CPU"]
+        if reserved >= 1:
+            return wanted or max(1, int(cores // reserved))
         return max(1, min(cores, wanted or cores))
 
     def start(self) -> tuple[Any, Any]:
@@ -78,17 +80,22 @@ class RayBackend:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        options: dict[str, Any] = {
-            "num_cpus": self._cluster.grader_cpus,
-            # The pool replaces lost graders: a restart by Ray would hide their crashes from it.
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        node = self._emptiest_node() if not self._cluster.grader_cpus else None
-        if node is not None:
-            # Ray would put actors that reserve nothing onto one node.
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        actor = ray.remote(GraderActor).options(**options).remote(self._logs)
+        cores = roles.grader_bundle(self._cluster)["CPU"]
+        # Ray would put actors that reserve nothing onto one node.
+        node = None if cores else self._emptiest_node()
+        strategy = None if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
+        actor = (
+            ray.remote(GraderActor)
+            .options(
+                num_cpus=cores,
+                # The pool replaces lost graders: a restart by Ray would hide their crashes from it.
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=strategy,
+                label_selector=roles.selector(roles.GRADER, self._cluster.roles),
+            )
+            .remote(self._logs)
+        )
         self._placed[actor] = node or ""
         return actor, actor.start.remote()
 
@@ -129,13 +136,11 @@ class RayBackend:
         ray.kill(actor)
 
     def _cores(self) -> dict[str, int]:
-        """Return the cores of each live node, at most `_REFRESH_S` seconds old."""
-        import ray
-
+        """Return the cores for graders of each live node, at most `_REFRESH_S` seconds old."""
         if time.monotonic() - self._refreshed > _REFRESH_S:
             self._refreshed = time.monotonic()
-            nodes = [node for node in ray.nodes() if node["Alive"]]
-            self._nodes = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes}
+            nodes = roles.live_nodes(roles.selector(roles.GRADER, self._cluster.roles))
+            self._nodes = {node["NodeID"]: roles.grader_cores(node) for node in nodes}
         return self._nodes
 
     def _emptiest_node(self) -> str | None:

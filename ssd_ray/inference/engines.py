@@ -154,6 +154,6 @@ def _size(settings: EngineSettings, cluster: ClusterConfig, shard_rows: int) -> 
         min_engines=cluster.min_engines,
         max_engines=cluster.max_engines,
         concurrent_units=pool.concurrent_units(max_num_seqs(engine, cluster.device), shard_rows),
-        resources=engine_resources(engine, cluster.device),
+        resources=engine_resources(engine, cluster.device, cluster.roles),
         environment=engine_environment(engine, cluster.device),
     )

@@ -18,6 +18,7 @@ from math import ceil, log
 from pathlib import Path
 from typing import Any
 
+from ssd_ray import roles
 from ssd_ray.cluster import ray_internals, ray_log, room
 from ssd_ray.cluster.ray_internals import Execution
 from ssd_ray.inference.vllm.placement import PlacementGroups, Resources
@@ -174,6 +175,7 @@ def _drawn(order: EngineSpec, pool: Pool) -> Any:
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    choice = pool.resources.roles
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # The pinned Ray has no named parameters for restarts and retries, and deprecates this way.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -185,6 +187,7 @@ def _drawn(order: EngineSpec, pool: Pool) -> Any:
         batch_size=None,
         num_cpus=0,
         scheduling_strategy=here,
+        label_selector=roles.selector(roles.DRIVER, choice),
         max_retries=0,
     )
     return units.map_batches(
@@ -195,6 +198,7 @@ def _drawn(order: EngineSpec, pool: Pool) -> Any:
         compute=_strategy(pool),
         max_restarts=-1,
         max_task_retries=-1,
+        label_selector=roles.selector(roles.SAMPLER, choice),
         runtime_env={"env_vars": dict(pool.environment)},
         **pool.resources.remote_args,
     )
@@ -219,6 +223,8 @@ def _context(context: Any, execution_id: str, pool: Pool) -> Any:
     ray_log.leave_to_ray("ray.data")
     # Otherwise a pool cannot outgrow the present nodes, and an autoscaler never sees its demand.
     context.op_resource_reservation_enabled = False
+    # Ray Data asks an autoscaler for nodes with these labels.
+    context.execution_options.label_selector = roles.selector(roles.SAMPLER, pool.resources.roles)
     # Blocks are units, handed on at once and never merged.
     context.target_max_block_size = 1
     # A unit may take hours, and a cluster's next node as well.

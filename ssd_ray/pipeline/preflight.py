@@ -4,7 +4,7 @@
 - `faults` yields every reason, for `ssd-ray doctor`.
 - With a cluster at RAY_ADDRESS, the work runs on other machines. Weights and shares of attention
   heads are checked then, and on this machine the room for the model and the kernel of attention.
-- `check_cluster` compares the connected Ray with the work of a run, before anything is sampled.
+- `cluster_room.py` compares the connected Ray with the work of a run.
 
 Reads the machine; writes nothing.
 """
@@ -38,8 +38,6 @@ from ssd_ray.machine.storage import free_bytes, nearest
 from ssd_ray.models import architecture, quantized
 from ssd_ray.models.architecture import Architecture
 from ssd_ray.pipeline import plan_checks, remedies
-from ssd_ray.pipeline.remedies import Hardware
-from ssd_ray.planner.assumptions import Assumptions
 
 HUB_TIMEOUT_S = 0.8
 """Longest wait for an answer of the hub."""
@@ -72,36 +70,6 @@ def check(recipe: Recipe, *, trains: bool, say: Callable[[str], None]) -> None:
 
 def _is_busy(fault: Finding | None) -> bool:
     return fault is not None and fault.subject == "free memory"
-
-
-def check_cluster(recipe: Recipe, *, draws: bool, trains: bool, say: Callable[[str], None]) -> None:
-    """Refuse a recipe for which the connected Ray can never have room; report a wait for growth.
-
-    `draws` includes the engines, `trains` the workers of training.
-
-    Raises:
-        UserError: the cluster cannot hold an engine or the training, with a command that fits.
-    """
-    device = recipe.cluster.device
-    if draws:
-        need = placement.engine_resources(recipe.engine, device).need
-        room.check_room(need, say, lambda most: placement.remedy(recipe.engine, device, most))
-    if trains:
-        need = room.training_need(recipe.train, recipe.cluster)
-        room.check_room(need, say, lambda most: _remedy_on_cluster(recipe, most))
-
-
-def _remedy_on_cluster(recipe: Recipe, most: int) -> str:
-    """Return a command for a cluster that holds `most` workers of training.
-
-    Ray does not know the memory of its GPUs, so the plan assumes that of its defaults.
-    """
-    if recipe.cluster.device == "cuda":
-        hardware = Hardware(num_gpus=most, assumed=Assumptions())
-        return remedies.remedy(recipe, known_architecture(recipe), hardware)
-    if most == 0:
-        return "lower cluster.cpus_per_train_worker, or use larger machines"
-    return remedies.remedy(recipe, None, Hardware(num_gpus=most, assumed=Assumptions()))
 
 
 def faults(recipe: Recipe, machine: Machine, *, trains: bool) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.manifests import Artifact, State
 from ssd_ray.cluster import address
 from ssd_ray.config import Recipe
-from ssd_ray.pipeline import graph, preflight
+from ssd_ray.pipeline import cluster_room, graph, preflight
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Outlook, Renewal
 from ssd_ray.pipeline.seconds import Rank, Seconds
@@ -230,8 +230,12 @@ class _Ray:
         named = address.named()
         say(f"connecting to Ray at {named}" if named else "starting Ray")
         self._stack.enter_context(cluster.connected(self._context.logs, say))
-        draws = any(step.engines is not None for step in self.pending)
-        preflight.check_cluster(recipe, draws=draws, trains=self._trains, say=say)
+        work = cluster_room.Work(
+            draws=any(step.engines is not None for step in self.pending),
+            trains=self._trains,
+            grades=any(step.verb == "grade" for step in self.pending),
+        )
+        cluster_room.check_cluster(recipe, work, say)
 
 
 class _Followers:

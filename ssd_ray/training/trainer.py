@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.train import (
     ControllerError,
@@ -32,6 +31,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig
 
+from ssd_ray import roles
 from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import digest, read_json
 from ssd_ray.cluster.room import check_room, training_need
@@ -115,17 +115,16 @@ def _resources(train: TrainConfig, cluster: ClusterConfig) -> dict[str, float]:
     Ray gives a worker as many threads as it reserves cores. With offloading, the optimizer's step
     runs on cores: the workers of a node divide all its cores but one.
     """
-    if cluster.device == "cpu":
-        return {"CPU": cluster.cpus_per_train_worker}
     shares = [1]
-    if train.offload != "none":
-        present = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    if train.offload != "none" and cluster.device != "cpu":
+        labels = roles.selector(roles.TRAINER, cluster.roles)
+        present = (node["Resources"] for node in roles.live_nodes(labels))
         shares = [
             max(1, int((node.get("CPU", 1) - 1) // node["GPU"]))
             for node in present
             if node.get("GPU")
         ]
-    return {"CPU": min(shares, default=1), "GPU": 1}
+    return roles.worker_bundle(cluster, min(shares, default=1))
 
 
 def _check_room(job: Job, progress: Progress) -> None:
@@ -175,6 +174,7 @@ def _run(job: Job, progress: Progress) -> None:
             num_workers=(allowed[0], allowed[-1]) if len(allowed) > 1 else cluster.train_workers,
             use_gpu=cluster.device == "cuda",
             resources_per_worker=_resources(job.train, cluster),
+            label_selector=roles.selector(roles.TRAINER, cluster.roles),
         ),
         allowed=allowed,
         out=job.out,

@@ -16,6 +16,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_ray import roles
 from ssd_ray.cluster import growth, ray_internals, room
 from ssd_ray.cluster.growth import Group, Growth
 from ssd_ray.cluster.room import Need, check_room, holding, largest, training_need
@@ -28,6 +29,8 @@ GPUS = Need(
     workers=4,
     bundle={"GPU": 1, "CPU": 1},
     fields="cluster.train_workers",
+    role=roles.TRAINER,
+    roles="auto",
 )
 
 GROWING = Growth(has_autoscaler=True)
@@ -223,6 +226,7 @@ ASK = """
 import json, sys, time
 from pathlib import Path
 from ssd_ray import cluster
+from ssd_ray import roles
 from ssd_ray.cluster import growth, room
 
 with cluster.connected():

@@ -12,7 +12,8 @@ from ssd_ray import recipes
 from ssd_ray.artifacts import manifests
 from ssd_ray.artifacts.facts import RowFacts
 from ssd_ray.errors import UserError
-from ssd_ray.pipeline import preflight
+from ssd_ray.pipeline import cluster_room, preflight
+from ssd_ray.pipeline.cluster_room import Work
 from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress
 from tests.support.machines import gpus, machine
@@ -66,11 +67,11 @@ def test_a_cluster_is_refused_before_any_step(
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(preflight, "check", lambda *_, **__: events.append("machine"))
 
-    def refuse(_recipe: object, *, draws: bool, trains: bool, say: object) -> None:
-        events.append(f"cluster {draws} {trains}")
+    def refuse(_recipe: object, work: Work, _say: object) -> None:
+        events.append(f"cluster {work.draws} {work.trains} {work.grades}")
         raise UserError("no room")
 
-    monkeypatch.setattr(preflight, "check_cluster", refuse)
+    monkeypatch.setattr(cluster_room, "check_cluster", refuse)
     monkeypatch.setattr(Double, "check", lambda step, _: events.append(f"check {step.name}"))
 
     def act(out: Path) -> RowFacts:
@@ -80,5 +81,5 @@ def test_a_cluster_is_refused_before_any_step(
     with pytest.raises(UserError, match="no room"):
         _make(tmp_path, _steps(act))
     checks = [f"check {name}" for name in ("prompts", "samples", "checkpoint", "verdicts")]
-    local = ["machine", *checks, "make prompts", "cluster False True"]
-    assert events == (["machine", "cluster False True"] if address else local)
+    local = ["machine", *checks, "make prompts", "cluster False True True"]
+    assert events == (["machine", "cluster False True True"] if address else local)

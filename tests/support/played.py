@@ -60,7 +60,7 @@ class Played:
         self.hardware = ""
         self.made: list[str] = []
         monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
-        monkeypatch.setattr("ssd_ray.pipeline.preflight.check_cluster", lambda *_, **__: None)
+        monkeypatch.setattr("ssd_ray.pipeline.cluster_room.check_cluster", lambda *_, **__: None)
         monkeypatch.setattr(models, "fetch", lambda _: model)
         leave_blank(monkeypatch)
         acts = {

@@ -243,7 +243,7 @@ class World:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that Ray runs, and skip slow checks of versions and disks."""
     monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr("ssd_ray.pipeline.preflight.check_cluster", lambda *_, **__: None)
+    monkeypatch.setattr("ssd_ray.pipeline.cluster_room.check_cluster", lambda *_, **__: None)
     monkeypatch.setattr("ssd_ray.artifacts.versions.installed", dict)
     monkeypatch.setattr(manifests, "column_digests", _first_lines)
     monkeypatch.setattr(lineage, "column_digests", _first_lines)

@@ -20,8 +20,9 @@ from itertools import product
 from math import prod
 from typing import Literal
 
+from ssd_ray import roles
 from ssd_ray.cluster.room import Need
-from ssd_ray.config import ClusterConfig, EngineConfig
+from ssd_ray.config import ClusterConfig, EngineConfig, RolesChoice
 from ssd_ray.inference.vllm.arguments import num_workers
 
 _YOUNG_S = 60
@@ -35,6 +36,7 @@ class Resources:
     gpus: float
     remote_args: dict[str, object]
     groups: PlacementGroups | None = None
+    roles: RolesChoice = "auto"
 
     @property
     def need(self) -> Need:
@@ -45,6 +47,8 @@ class Resources:
                 workers=int(self.gpus),
                 bundle={"GPU": 1},
                 fields="engine.tensor_parallel_size × engine.pipeline_parallel_size",
+                role=roles.SAMPLER,
+                roles=self.roles,
             )
         amounts = {"GPU": self.gpus, "CPU": self.cpus}
         return Need(
@@ -52,20 +56,25 @@ class Resources:
             workers=1,
             bundle={name: amount for name, amount in amounts.items() if amount},
             fields="cluster.device" if self.gpus else "engine.cpus",
+            role=roles.SAMPLER,
+            roles=self.roles,
         )
 
 
-def engine_resources(engine: EngineConfig, device: str) -> Resources:
-    """Return the resources of one engine.
+def engine_resources(engine: EngineConfig, device: str, choice: RolesChoice = "auto") -> Resources:
+    """Return the resources of one engine; `choice` is `cluster.roles`.
 
     On several GPUs, `groups` has to be released once no engine is needed.
     """
+    first = roles.engine_bundle(engine, device)
+    cpus = first["CPU"]
     if device == "cpu":
-        return Resources(engine.cpus, 0, {"num_cpus": engine.cpus})
+        return Resources(cpus, 0, {"num_cpus": cpus}, roles=choice)
     if (gpus := num_workers(engine, device)) == 1:
-        return Resources(1, 1, {"num_cpus": 1, "num_gpus": 1})
-    groups = PlacementGroups(({"CPU": 1.0, "GPU": 1.0}, *[{"GPU": 1.0}] * (gpus - 1)))
-    return Resources(1, gpus, {"num_cpus": 1, "num_gpus": 0, "ray_remote_args_fn": groups}, groups)
+        return Resources(cpus, 1, {"num_cpus": cpus, "num_gpus": 1}, roles=choice)
+    groups = PlacementGroups((first, *[{"GPU": 1.0}] * (gpus - 1)), roles=choice)
+    arguments = {"num_cpus": cpus, "num_gpus": 0, "ray_remote_args_fn": groups}
+    return Resources(cpus, gpus, arguments, groups, choice)
 
 
 def most_cpu_engines(engine: EngineConfig, cluster: ClusterConfig, cores: int) -> int:
@@ -103,6 +112,7 @@ class PlacementGroups:
 
     bundles: tuple[dict[str, float], ...]
     prefix: str = field(default_factory=lambda: f"engine-{uuid.uuid4().hex[:12]}")
+    roles: RolesChoice = "auto"
 
     def __call__(self) -> dict[str, object]:
         """Reserve a group and return the options of its engine.
@@ -113,9 +123,13 @@ class PlacementGroups:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         name = f"{self.prefix}-{int(time.time())}-{uuid.uuid4().hex[:8]}"
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        labels = roles.selector(roles.SAMPLER, self.roles)
+        nodes = [node["Resources"] for node in roles.live_nodes(labels)]
         group = ray.util.placement_group(
-            list(self.bundles), strategy=packing(self.bundles, nodes), name=name
+            list(self.bundles),
+            strategy=packing(self.bundles, nodes),
+            name=name,
+            bundle_label_selector=roles.for_each(self.bundles, labels),
         )
         strategy = PlacementGroupSchedulingStrategy(
             group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
