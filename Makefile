@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # With this variable, every process of a run or a test compiles the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test fast lint install bench lock clean
+.PHONY: quickstart test fast lint install bench cluster cluster-down lock clean
 
 quickstart: $(INSTALLED)  ## from prompts to report on a small real model, within seven minutes on two cores
 	$(BIN)/ssd-ray run quickstart
@@ -42,6 +42,12 @@ bench: $(INSTALLED)  ## every benchmark; figures as JSON in benchmarks/figures
 	test -d build/trl/trl || $(BIN)/python -m pip install --quiet --no-deps --target build/trl trl==1.16.0
 	for name in startup loading_memory planner grading grading_at_size sampling sampling_at_size sampling_kills slow_storage scale_out loss_memory training checkpointing fixed_point quickstart; do \
 	  $(BIN)/python benchmarks/$$name.py --out benchmarks/figures/$$name.json || exit 1; done
+
+cluster: $(INSTALLED)  ## a double of a KubeRay cluster on this machine, with k8s/overlays/local applied
+	$(BIN)/python -m tests.kube up --overlay local
+
+cluster-down: $(INSTALLED)  ## end it, and everything in it
+	$(BIN)/python -m tests.kube down
 
 # Every line of a lock would repeat the platform of pyproject.toml.
 PLATFORM := (; python_full_version < '3.14'|) and platform_machine == 'x86_64' and sys_platform == 'linux'

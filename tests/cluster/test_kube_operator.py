@@ -65,7 +65,7 @@ def test_a_head_pod_has_the_autoscaler_and_knows_its_name() -> None:
 
 
 def test_a_worker_pod_waits_for_the_head_and_has_its_labels() -> None:
-    fields = {"labels": {"ssd-ray/role": "sampler"}, "rayStartParams": {"num-cpus": "1"}}
+    fields: Any = {"labels": {"ssd-ray/role": "sampler"}, "rayStartParams": {"num-cpus": "1"}}
     group = worker_group("spot", 1, **fields)
     group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "1"
     pod = worker_pod(PlayedCluster(ray_cluster("c", group)).object(), group)

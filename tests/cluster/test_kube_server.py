@@ -120,7 +120,9 @@ def test_kubectl_follows_the_log_of_a_job(server: Server, kubectl: Kubectl, tmp_
     job = server.store.create("jobs", {"metadata": {"name": "j"}, "spec": {"template": template}})
     labels = job["spec"]["template"]["metadata"]["labels"]
     server.store.create("pods", {**POD, "metadata": {"name": "a", "labels": labels}})
-    (tmp_path / "default-a-main").write_text("one\ntwo\n")
+    # Podman's files have a prefix in each line.
+    text = "2026-11-30T01:41:18.2+00:00 stdout F one\ntwo\nunfinished"
+    (tmp_path / "default-a-main").write_text(text)
     server.store.set_status("pods", "default", "a", {"phase": "Succeeded"})
     assert kubectl("logs", "-f", "job/j").stdout == "one\ntwo\n"
     assert kubectl("logs", "a", "--tail", "1").stdout == "two\n"

@@ -66,6 +66,10 @@ class Credentials:
             (place / "token").write_text(token)
             (place / "namespace").write_text(namespace)
             (place / "ca.crt").write_bytes(self.authority.read_bytes())
+            # Pods have users of their own; the umask of this process must not keep them out.
+            place.chmod(0o755)
+            for path in place.iterdir():
+                path.chmod(0o644)
         return place
 
     def identify(self, header: str) -> Account | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class Host:
     """Pods, claims and logs."""
     api_address: str
     """Address and port of the API for pods."""
-    account: Path | None = None
-    """Directory with `ca.crt`, `token` and `namespace` for service accounts."""
+    account: Callable[[str, str], Path] | None = None
+    """Directory with `ca.crt`, `token` and `namespace` of a service account, by its place."""
 
 
 class Kubelet:
@@ -129,7 +129,8 @@ class Kubelet:
             mounts.append(Mount(source=hosts, target="/etc/hosts", read_only=True))
         if self.host.account is not None and self._has_account(pod):
             target = "/var/run/secrets/kubernetes.io/serviceaccount"
-            mounts.append(Mount(source=self.host.account, target=target, read_only=True))
+            account = self.host.account(name, _account_name(pod))
+            mounts.append(Mount(source=account, target=target, read_only=True))
         return mounts
 
     def places(self, pod: Object) -> Places:
@@ -152,8 +153,8 @@ class Kubelet:
     def _has_account(self, pod: Object) -> bool:
         mounts = pod["spec"].get("automountServiceAccountToken")
         if mounts is None:
-            name = pod["spec"].get("serviceAccountName", "default")
-            account = self.store.get("serviceaccounts", pod["metadata"]["namespace"], name) or {}
+            place = (pod["metadata"]["namespace"], _account_name(pod))
+            account = self.store.get("serviceaccounts", *place) or {}
             mounts = account.get("automountServiceAccountToken", True)
         return bool(mounts)
 
@@ -213,6 +214,10 @@ def log_lines(path: Path, is_cri: bool) -> list[str]:
             lines.append(rest)
             rest = ""
     return [*lines, rest] if rest else lines
+
+
+def _account_name(pod: Object) -> str:
+    return str(pod["spec"].get("serviceAccountName") or "default")
 
 
 def _is_up(pod: Object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,8 @@ class Options:
     types: Sequence[NodeType]
     api_port: int = 0
     """0 without an API server for pods."""
-    account: Path | None = None
-    """Files of service accounts."""
+    account: Callable[[str, str], Path] | None = None
+    """Directory with the files of a service account, by namespace and name."""
 
 
 class Machine:

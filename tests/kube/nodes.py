@@ -14,8 +14,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.kube.api import Object, Refused, Store, now
+from tests.kube.api import Object, Refused, Store
 from tests.kube.kubelet import Kubelet
+from tests.kube.objects import now
 from tests.kube.scheduling import Amounts, choose, obstacle, used_by_node
 
 TICK_S = 0.25

@@ -13,6 +13,7 @@ RayJobs, `kuberay_rules.py` the checks. Not here: ingress, serve, upgrades.
 from __future__ import annotations
 
 import base64
+import functools
 import secrets
 import threading
 import time
@@ -36,7 +37,7 @@ from tests.kube.ray_pods import (
     worker_pod,
 )
 from tests.kube.redis_cleanup import FINALIZER, clean_up, uses_redis
-from tests.kube.replicas import delete_pod, is_ended, pods_of, reconcile_group
+from tests.kube.replicas import Labels, delete_pod, is_ended, pods_of, reconcile_group
 from tests.kube.services import head_service
 from tests.kube.workloads import Workloads
 
@@ -240,15 +241,14 @@ def _reconcile_pods(store: Store, cluster: Object) -> bool:
         _create_pod(store, cluster, head_pod(cluster))
     return all(
         reconcile_group(
-            store,
-            cluster,
-            group,
-            lambda labels, group=group: _create_pod(
-                store, cluster, worker_pod(cluster, group, labels)
-            ),
+            store, cluster, group, functools.partial(_create_worker, store, cluster, group)
         )
         for group in cluster["spec"].get("workerGroupSpecs") or ()
     )
+
+
+def _create_worker(store: Store, cluster: Object, group: Object, labels: Labels) -> None:
+    _create_pod(store, cluster, worker_pod(cluster, group, labels))
 
 
 def _create_pod(store: Store, cluster: Object, pod: Object) -> None:

@@ -9,8 +9,9 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.kube.api import Object, Refused, now
+from tests.kube.api import Object, Refused
 from tests.kube.containers import ConfigError, Surroundings, describe
+from tests.kube.objects import now
 from tests.kube.probes import Probes
 from tests.kube.runtimes import End
 from tests.kube.volumes import make_volumes, remove_folder

@@ -180,8 +180,8 @@ class RayJobs:
     def _is_stale(self, status: Object) -> bool:
         """Apply the limits on a job without news. Return True if one of them changed the status."""
         ended = (status.get("rayJobInfo") or {}).get("endTime")
-        is_over = status.get("jobStatus") in TERMINAL and ended
-        if is_over and self._clock() - seconds(ended) >= TRANSITION_S:
+        is_over = status.get("jobStatus") in TERMINAL
+        if ended and is_over and self._clock() - seconds(ended) >= TRANSITION_S:
             is_failed = status["jobStatus"] == "FAILED"
             status["jobDeploymentStatus"] = "Failed" if is_failed else "Complete"
             status["reason"] = "JobDeploymentStatusTransitionGracePeriodExceeded"
@@ -251,8 +251,8 @@ class RayJobs:
                 "ray.io/node-type": "head",
                 "ray.io/identifier": f"{name}-head"[-63:],
             }
-            metadata = {"name": f"{name}-head-svc", "namespace": namespace, "labels": labels}
-            metadata["ownerReferences"] = [owner_reference(job)]
+            metadata: Object = {"name": f"{name}-head-svc", "namespace": namespace}
+            metadata |= {"labels": labels, "ownerReferences": [owner_reference(job)]}
             self._store.create("services", {"metadata": metadata, "spec": spec})
         elif existing["spec"]["selector"]["ray.io/cluster"] != cluster["metadata"]["name"]:
             self._store.replace("services", existing | {"spec": spec})

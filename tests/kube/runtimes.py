@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import Protocol
 from tests.kube.containers import Container, podman_arguments
 
 LABEL = "ssd-ray-kube"
+OUT_OF_MEMORY = "oom"
 MISSING = (
     "pods are plain processes: no own network, user, mount or limit holds, "
     "because containers cannot be had"
@@ -66,15 +66,18 @@ class Podman:
     def __init__(self, prefix: str) -> None:
         self._label = f"{LABEL}={prefix}"
         self._processes: dict[str, Path] = {}
-        self._ids: dict[str, str] = {}
+        self._folders: dict[str, Path] = {}
 
     def start(self, container: Container) -> None:
         """Start a container, its log in a file."""
-        container.log.parent.mkdir(parents=True, exist_ok=True)
-        done = _podman(*podman_arguments(container, self._label))
+        folder = container.log.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Under cgroups of version 1, conmon notes the lack of memory as a file in its directory.
+        (folder / OUT_OF_MEMORY).unlink(missing_ok=True)
+        done = _podman(*podman_arguments(container, self._label), folder=folder)
         if done.returncode:
             raise RuntimeError(done.stderr.strip()[-400:])
-        self._ids[container.name] = done.stdout.strip()
+        self._folders[container.name] = folder
         pid = _podman("inspect", "--format", "{{.State.Pid}}", container.name).stdout.strip()
         self._processes[container.name] = Path("/proc") / pid
 
@@ -87,7 +90,8 @@ class Podman:
         text = _podman("inspect", "--format", "{{json .State}}", name).stdout
         state = json.loads(text) if text.strip() else {"ExitCode": 137}
         code = int(state["ExitCode"])
-        oom = code == 137 and _was_out_of_memory(self._ids.get(name, "none"))
+        folder = self._folders.get(name, Path("/nonexistent"))
+        oom = state.get("OOMKilled", False) or (folder / OUT_OF_MEMORY).exists()
         reason = "OOMKilled" if oom else "Error" if code else "Completed"
         return End(exit_code=code, reason=reason)
 
@@ -249,7 +253,7 @@ def missing_for_containers(prefix: str = "ssdk-try") -> str:
         )
         arguments = podman_arguments(container, f"{LABEL}=try")
         arguments[arguments.index("--detach")] = "--rm"
-        done = _podman(*arguments)
+        done = _podman(*arguments, folder=Path("/tmp"))
         rules = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True)
     finally:
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
@@ -258,14 +262,9 @@ def missing_for_containers(prefix: str = "ssdk-try") -> str:
     )
 
 
-def _podman(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
-
-
-def _was_out_of_memory(container: str) -> bool:
-    """Ask the kernel's log: under hybrid cgroups podman does not notice."""
-    done = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace")
-    return bool(re.search(rf"oom_memcg=\S*{re.escape(container)}", done.stdout))
+def _podman(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = ["podman", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
 
 
 def _is_alive(process: Path) -> bool:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ LogFile = Callable[[str, str, str], Path]
 """The file with the log of a container, by namespace, pod and container."""
 _BY_GROUP = {(kind.group, kind.version, kind.plural): kind for kind in KINDS.values()}
 _ENDED = ("Succeeded", "Failed")
+_PREFIX = re.compile(rb"^[0-9]{4}-[0-9-]+T\S+ (stdout|stderr) [FP] ")
 _SUCCESS: Object = {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 
 
@@ -98,7 +100,9 @@ def target_of(path: str) -> Target | None:
         namespace, rest = rest[1], rest[2:]
     plural, name, part, *_ = [*rest, "", "", ""]
     kind = _BY_GROUP.get((group, version, plural))
-    return kind and Target(kind=kind, namespace=namespace, name=name, part=part)
+    if kind is None:
+        return None
+    return Target(kind=kind, namespace=namespace, name=name, part=part)
 
 
 def verb_of(method: str, target: Target, query: Mapping[str, str]) -> str:
@@ -264,26 +268,30 @@ class Verbs:
         """Yield the log of a container, and go on with it while the pod runs."""
         container = call.query.get("container", pod["spec"]["containers"][0]["name"])
         path = self._log_file(call.target.namespace, call.target.name, container)
-        text = _read(path, 0)
-        position = len(text)
+        lines, position = _read(path, 0)
         if "tailLines" in call.query:
             count = int(call.query["tailLines"])
-            text = b"".join(text.splitlines(keepends=True)[-count:] if count else [])
-        yield text
+            lines = lines[-count:] if count else []
+        yield b"".join(lines)
         while call.query.get("follow") in ("1", "true"):
             current = self._store.get(*call.target.key) or {"status": {"phase": "Failed"}}
-            text = _read(path, position)
-            position += len(text)
-            yield text
+            lines, position = _read(path, position)
+            yield b"".join(lines)
             if current.get("status", {}).get("phase") in _ENDED:
                 return
             time.sleep(0.2)
 
 
-def _read(path: Path, position: int) -> bytes:
-    """Return a file from a position on; nothing if there is none yet."""
+def _read(path: Path, position: int) -> tuple[list[bytes], int]:
+    """Return the complete lines of a log from a position on, and the position after them.
+
+    Podman's files have a prefix in each line, as those of a real node; it is left out.
+    """
     if not path.exists():
-        return b""
+        return [], position
     with path.open("rb") as file:
         file.seek(position)
-        return file.read()
+        data = file.read()
+    data = data[: data.rfind(b"\n") + 1]
+    lines = data.splitlines(keepends=True)
+    return [_PREFIX.sub(b"", line, count=1) for line in lines], position + len(data)

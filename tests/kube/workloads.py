@@ -124,7 +124,7 @@ class Workloads:
         if not failed:
             return True
         pause = min(BACKOFF_S * 2 ** (failed - 1), LONGEST_S)
-        return self._clock() >= self._failed_at.get(uid, 0.0) + pause
+        return bool(self._clock() >= self._failed_at.get(uid, 0.0) + pause)
 
     def _verdict(self, job: Object, status: Object, pods: list[Object]) -> tuple[str, str] | None:
         """Return the condition that ends a Job and its reason, or None."""
