@@ -19,10 +19,11 @@ from collections.abc import Callable
 
 from tests.kube.api import Object, Refused, Store
 from tests.kube.dashboard import Dashboard, JobInfo
+from tests.kube.deletion import due_policy
 from tests.kube.kuberay_rules import job_errors
 from tests.kube.objects import now, seconds
 from tests.kube.ray_pods import head_host, owner_reference
-from tests.kube.services import head_service
+from tests.kube.services import serve_job
 from tests.kube.submitter import submitter_job
 
 FINALIZER = "ray.io/rayjob-finalizer"
@@ -36,7 +37,6 @@ STATUS_CHECK_S = 300.0
 TERMINAL = ("STOPPED", "SUCCEEDED", "FAILED")
 _OVER = ("Complete", "Failed")
 _NOT_RETRIED = ("DeadlineExceeded", "JobStatusCheckTimeoutExceeded")
-_IMPACT = ("DeleteNone", "DeleteWorkers", "DeleteCluster", "DeleteSelf")
 
 
 class RayJobs:
@@ -123,7 +123,8 @@ class RayJobs:
         if self._is_stopped_early(job, status, None) or self._is_stale(status):
             return True
         cluster = self._cluster(job, status)
-        self._serve(job, cluster)
+        if not job["spec"].get("clusterSelector"):
+            serve_job(self._store, job, cluster)
         submitter = self._store.get("jobs", *_place(job))
         if submitter is None:
             return False
@@ -234,29 +235,6 @@ class RayJobs:
         spec = copy.deepcopy(job["spec"]["rayClusterSpec"])
         return self._store.create("rayclusters", {"metadata": metadata, "spec": spec})
 
-    def _serve(self, job: Object, cluster: Object) -> None:
-        """Point the service named after the job to its cluster, whoever made the service.
-
-        Source: rayjob_controller.go, `reconcileServices`; it updates a service of another owner.
-        """
-        if job["spec"].get("clusterSelector"):
-            return
-        namespace, name = _place(job)
-        spec = head_service(cluster)["spec"]
-        existing = self._store.get("services", namespace, f"{name}-head-svc")
-        if existing is None:
-            labels = {
-                "ray.io/originated-from-cr-name": name,
-                "ray.io/originated-from-crd": "RayJob",
-                "ray.io/node-type": "head",
-                "ray.io/identifier": f"{name}-head"[-63:],
-            }
-            metadata: Object = {"name": f"{name}-head-svc", "namespace": namespace}
-            metadata |= {"labels": labels, "ownerReferences": [owner_reference(job)]}
-            self._store.create("services", {"metadata": metadata, "spec": spec})
-        elif existing["spec"]["selector"]["ray.io/cluster"] != cluster["metadata"]["name"]:
-            self._store.replace("services", existing | {"spec": spec})
-
     def _end(self, job: Object) -> None:
         """Stop the Ray job of a deleted RayJob, and let the object go."""
         status = job.get("status") or {}
@@ -272,26 +250,11 @@ class RayJobs:
             self._store.replace("rayjobs", job)
 
     def _clear(self, job: Object) -> None:
-        """Apply deletion rules, the older policies, or the time to live of a job at its end."""
-        spec, status = job["spec"], job["status"]
-        if spec.get("clusterSelector"):
-            return
-        age = self._clock() - seconds(status["endTime"])
-        limit = spec.get("ttlSecondsAfterFinished", 0)
-        strategy = spec.get("deletionStrategy")
-        policies: list[str] = []
-        if strategy and strategy.get("deletionRules"):
-            for rule in strategy["deletionRules"]:
-                condition = dict(rule["condition"])
-                if age >= condition.pop("ttlSeconds", 0) and condition.items() <= status.items():
-                    policies.append(rule["policy"])
-        elif strategy:
-            field = {"SUCCEEDED": "onSuccess", "FAILED": "onFailure"}.get(status["jobStatus"])
-            policies += [strategy[field]["policy"]] if field and age >= limit else []
-        elif spec.get("shutdownAfterJobFinishes") and age >= limit:
-            policies.append("DeleteCluster")
-        if policies:
-            self._apply(job, max(policies, key=_IMPACT.index))
+        """Delete parts of a job at its end as its spec says."""
+        age_s = self._clock() - seconds(job["status"]["endTime"])
+        policy = due_policy(job["spec"], job["status"], age_s)
+        if policy:
+            self._apply(job, policy)
 
     def _apply(self, job: Object, policy: str) -> None:
         namespace, name = _place(job)

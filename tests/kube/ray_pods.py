@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from tests.kube.api import Object
+from tests.kube.pod_parts import add_env, add_fields, add_variable, mount
 from tests.kube.quantities import ceiling, quantity
 
 BASH = ["/bin/bash", "-c", "--"]
@@ -80,7 +80,7 @@ def head_pod(cluster: Object) -> Object:
         pod["spec"]["containers"].append(_autoscaler(cluster, ray))
         version = (spec.get("autoscalerOptions") or {}).get("version")
         if version:
-            _add_env(ray, RAY_enable_autoscaler_v2="true" if is_v2(spec) else "false")
+            add_env(ray, RAY_enable_autoscaler_v2="true" if is_v2(spec) else "false")
     fault_tolerance = spec.get("gcsFaultToleranceOptions")
     pod["metadata"]["annotations"]["ray.io/ft-enabled"] = str(bool(fault_tolerance)).lower()
     if fault_tolerance:
@@ -88,7 +88,7 @@ def head_pod(cluster: Object) -> Object:
     _finish(cluster, pod, parameters, is_head=True)
     if autoscales(spec):
         for container in (ray, pod["spec"]["containers"][-1]):
-            _mount(pod, container, "ray-logs", "/tmp/ray", {})
+            mount(pod, container, "ray-logs", "/tmp/ray", {})
     return pod
 
 
@@ -114,7 +114,7 @@ def worker_pod(cluster: Object, group: Object, labels: Mapping[str, str] | None 
     parameters = _parameters(group) | {"block": "true"}
     parameters.setdefault("address", address)
     if cluster["spec"].get("gcsFaultToleranceOptions"):
-        _add_env(ray, RAY_gcs_rpc_server_reconnect_timeout_s="600")
+        add_env(ray, RAY_gcs_rpc_server_reconnect_timeout_s="600")
     _finish(cluster, pod, parameters, is_head=False)
     return pod
 
@@ -201,7 +201,7 @@ def _finish(cluster: Object, pod: Object, parameters: dict[str, str], *, is_head
     if "plasma-directory" not in parameters:
         memory = limits.get("memory", requests.get("memory"))
         size = {"sizeLimit": memory} if memory else {}
-        _mount(pod, ray, "shared-mem", "/dev/shm", {"medium": "Memory", **size})
+        mount(pod, ray, "shared-mem", "/dev/shm", {"medium": "Memory", **size})
     start = _start_command(parameters, limits, requests, is_head=is_head)
     existing = " ".join([*(ray.get("command") or ()), *(ray.get("args") or ())])
     if "ray start" not in existing:
@@ -209,7 +209,7 @@ def _finish(cluster: Object, pod: Object, parameters: dict[str, str], *, is_head
         ray["command"] = BASH
         ray["args"] = [f"{existing} && {command}" if existing else command]
     for container in pod["spec"].get("initContainers", ()):
-        _add_env(container, FQ_RAY_IP=head_host(cluster), RAY_IP=head_service_name(cluster))
+        add_env(container, FQ_RAY_IP=head_host(cluster), RAY_IP=head_service_name(cluster))
     _add_environment(cluster, ray, start, is_head=is_head)
     probe: Object = {
         "httpGet": {"path": "/api/healthz", "port": int(parameters["dashboard-agent-listen-port"])},
@@ -250,15 +250,15 @@ def _add_environment(cluster: Object, ray: Object, start: str, *, is_head: bool)
     """
     port = _head_port(cluster)
     if not is_head:
-        _add_env(ray, FQ_RAY_IP=head_host(cluster), RAY_IP=head_service_name(cluster))
-    _add_fields(
+        add_env(ray, FQ_RAY_IP=head_host(cluster), RAY_IP=head_service_name(cluster))
+    add_fields(
         ray,
         RAY_CLUSTER_NAME="metadata.labels['ray.io/cluster']",
         RAY_CLUSTER_NAMESPACE="metadata.namespace",
         RAY_CLOUD_INSTANCE_ID="metadata.name",
         RAY_NODE_TYPE_NAME="metadata.labels['ray.io/group']",
     )
-    _add_env(
+    add_env(
         ray,
         KUBERAY_GEN_RAY_START_CMD=start,
         RAY_PORT=port,
@@ -280,13 +280,13 @@ def _autoscaler(cluster: Object, ray: Object) -> Object:
         "args": options.get("args") or [AUTOSCALER],
         "resources": options.get("resources") or {"limits": small, "requests": dict(small)},
     }
-    _add_fields(
+    add_fields(
         container,
         RAY_CLUSTER_NAME="metadata.labels['ray.io/cluster']",
         RAY_CLUSTER_NAMESPACE="metadata.namespace",
         RAY_HEAD_POD_NAME="metadata.name",
     )
-    _add_env(container, KUBERAY_CRD_VER="v1", KUBERAY_GEN_AUTOSCALER_START_CMD=AUTOSCALER)
+    add_env(container, KUBERAY_CRD_VER="v1", KUBERAY_GEN_AUTOSCALER_START_CMD=AUTOSCALER)
     if uses_token(cluster):
         add_token(cluster, container)
     container["env"] += options.get("env") or []
@@ -301,8 +301,8 @@ def _add_redis(cluster: Object, pod: Object, parameters: dict[str, str]) -> None
     options, ray = cluster["spec"]["gcsFaultToleranceOptions"], pod["spec"]["containers"][0]
     namespace = options.get("externalStorageNamespace") or cluster["metadata"]["uid"]
     pod["metadata"]["annotations"]["ray.io/external-storage-namespace"] = namespace
-    _add_env(ray, RAY_external_storage_namespace=namespace)
-    _add_env(ray, RAY_REDIS_ADDRESS=options.get("redisAddress", ""))
+    add_env(ray, RAY_external_storage_namespace=namespace)
+    add_env(ray, RAY_REDIS_ADDRESS=options.get("redisAddress", ""))
     for field, name in (("redisUsername", "REDIS_USERNAME"), ("redisPassword", "REDIS_PASSWORD")):
         if options.get(field):
             parameters[name.lower().replace("_", "-")] = f"${name}"
@@ -313,38 +313,10 @@ def add_token(cluster: Object, container: Object) -> None:
     """Add Ray's token from its secret to a container (`SetContainerTokenAuthEnvVars`)."""
     secret = (cluster["spec"].get("authOptions") or {}).get("secretName")
     name = secret or short_name(cluster["metadata"]["name"])
-    _add_env(container, RAY_AUTH_MODE="token")
+    add_env(container, RAY_AUTH_MODE="token")
     reference = {"secretKeyRef": {"name": name, "key": "auth_token"}}
-    _add(container, {"name": "RAY_AUTH_TOKEN", "valueFrom": reference})
+    add_variable(container, {"name": "RAY_AUTH_TOKEN", "valueFrom": reference})
 
 
 def _head_port(cluster: Object) -> str:
     return str((cluster["spec"]["headGroupSpec"].get("rayStartParams") or {}).get("port", "6379"))
-
-
-def _add_env(container: Object, **values: str) -> None:
-    for name, value in values.items():
-        _add(container, {"name": name, "value": value})
-
-
-def _add_fields(container: Object, **paths: str) -> None:
-    for name, path in paths.items():
-        _add(container, {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
-
-
-def _add(container: Object, variable: Object) -> None:
-    """Add a variable unless the container has one of its name."""
-    env = container.setdefault("env", [])
-    if all(each["name"] != variable["name"] for each in env):
-        env.append(variable)
-
-
-def _mount(pod: Object, container: Object, name: str, path: str, empty: Any) -> None:
-    """Mount an `emptyDir` unless the container has a mount at the path."""
-    mounts = container.setdefault("volumeMounts", [])
-    if any(mount["mountPath"] == path for mount in mounts):
-        return
-    mounts.append({"name": name, "mountPath": path})
-    volumes = pod["spec"].setdefault("volumes", [])
-    if all(volume["name"] != name for volume in volumes):
-        volumes.append({"name": name, "emptyDir": empty})

@@ -1,11 +1,12 @@
-"""The head service of a RayCluster.
+"""The head services of RayClusters and RayJobs.
 
-Source: KubeRay, ray-operator/controllers/ray/common/service.go.
+Source: KubeRay, ray-operator/controllers/ray/common/service.go and common/job.go.
 """
 
 from __future__ import annotations
 
-from tests.kube.api import Object
+from tests.kube.api import Object, Store
+from tests.kube.ray_pods import owner_reference
 
 _PORTS = {"client": 10001, "gcs-server": 6379, "dashboard": 8265, "serve": 8000}
 
@@ -35,3 +36,25 @@ def head_service(cluster: Object) -> Object:
     if spec["type"] == "ClusterIP":
         spec |= {"clusterIP": "None", "publishNotReadyAddresses": True}
     return {"metadata": {}, "spec": spec}
+
+
+def serve_job(store: Store, job: Object, cluster: Object) -> None:
+    """Point the service named after a RayJob to its cluster, whoever made the service.
+
+    Source: rayjob_controller.go, `reconcileServices`; it updates a service of another owner.
+    """
+    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+    spec = head_service(cluster)["spec"]
+    existing = store.get("services", namespace, f"{name}-head-svc")
+    if existing is None:
+        labels = {
+            "ray.io/originated-from-cr-name": name,
+            "ray.io/originated-from-crd": "RayJob",
+            "ray.io/node-type": "head",
+            "ray.io/identifier": f"{name}-head"[-63:],
+        }
+        metadata: Object = {"name": f"{name}-head-svc", "namespace": namespace}
+        metadata |= {"labels": labels, "ownerReferences": [owner_reference(job)]}
+        store.create("services", {"metadata": metadata, "spec": spec})
+    elif existing["spec"]["selector"]["ray.io/cluster"] != cluster["metadata"]["name"]:
+        store.replace("services", existing | {"spec": spec})
