@@ -25,8 +25,8 @@ def download(source: str, revision: str | None) -> Path:
     Raises:
         UserError: the cache has no room or cannot be written, or the model cannot be downloaded.
     """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import XetDownloadError
+    from huggingface_hub import constants, get_token, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, XetDownloadError
 
     try:
         return Path(
@@ -51,6 +51,12 @@ def download(source: str, revision: str | None) -> Path:
                 ) from error
         if not isinstance(error, OSError):
             raise
+        if isinstance(error, GatedRepoError):
+            state = "is not accepted for it" if get_token() else "is missing (HF_TOKEN)"
+            raise OutsideError(
+                f"model.source {source!r} is gated, and the hub's token {state}: accept the "
+                "model's terms on its page, and set HF_TOKEN to a token of that account"
+            ) from error
         raise OutsideError(
             f"model.source {source!r} is not in the cache {cache} and could not be downloaded "
             f"({type(error).__name__}): "

@@ -20,9 +20,9 @@ from ssd_ray import cluster, recipes
 from ssd_ray.artifacts import files, manifests
 from ssd_ray.artifacts.facts import Facts
 from ssd_ray.artifacts.manifests import Artifact, State
-from ssd_ray.cluster import address
+from ssd_ray.cluster import address, sameness
 from ssd_ray.config import Recipe
-from ssd_ray.pipeline import cluster_room, graph, preflight
+from ssd_ray.pipeline import cluster_room, graph, preflight, run_storage
 from ssd_ray.pipeline.context import RunContext
 from ssd_ray.pipeline.renewal import Outlook, Renewal
 from ssd_ray.pipeline.seconds import Rank, Seconds
@@ -195,6 +195,7 @@ class _Ray:
         """
         if any(step.takes_gpu for step in self.pending):
             say = self._context.progress.say
+            run_storage.check(self._context.run)
             preflight.check(self._context.recipe, trains=self._trains, say=say)
             # Only the cluster knows its devices.
             if address.named():
@@ -236,6 +237,8 @@ class _Ray:
             grades=any(step.verb == "grade" for step in self.pending),
         )
         cluster_room.check_cluster(recipe, work, say)
+        # After the wait for nodes to join, so that they are examined before work too.
+        self._stack.enter_context(sameness.required(self._context.run))
 
 
 class _Followers:
