@@ -159,3 +159,21 @@ def test_the_heads_own_disk_is_refused_in_a_pod(
         run_storage.check(tmp_path / "mine")
     monkeypatch.setattr(storage, "_kind", lambda _: "nfs4")
     run_storage.check(tmp_path / "mine")
+
+
+@pytest.mark.real
+def test_the_nodes_of_a_real_ray_answer(
+    expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from ssd_ray import cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster.connected():
+        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        with sameness.required(expected.run):
+            assert (expected.run / ".nonce").exists()
+        (node,) = ray.nodes()
+        nodes = {node["NodeID"]: "worker-1"}
+        assert "differs on node worker-1" in sameness._ask(expected, nodes)
