@@ -250,7 +250,18 @@ def _name(call: ast.Call) -> str:
     return function.id if isinstance(function, ast.Name) else ""
 
 
+def _names_node(call: ast.Call) -> bool:
+    """Return True for a start on one node by its id, which asks for no other."""
+    strategies = [each.value for each in call.keywords if each.arg == "scheduling_strategy"]
+    return any(
+        "NodeAffinity" in (text := ast.unparse(value)) and "soft=False" in text
+        for value in strategies
+    )
+
+
 def _has_role(call: ast.Call) -> bool:
+    if _names_node(call):
+        return True
     selectors = [each.value for each in call.keywords if each.arg == PLACES[_name(call)]]
     return any("roles." in ast.unparse(value) for value in selectors)
 

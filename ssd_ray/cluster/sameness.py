@@ -182,12 +182,15 @@ def _ask(expected: Expected, nodes: dict[str, str]) -> str:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # It holds no core: a node whose cores are taken is examined too.
-    examine = ray.remote(num_cpus=0, max_retries=0)(fault)
     asked = []
     for node, name in nodes.items():
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        asked.append((name, examine.options(scheduling_strategy=there).remote(expected, name)))
+        # Without a core of its own, it also runs on a node whose cores are taken.
+        examine = ray.remote(fault).options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        asked.append((name, examine.remote(expected, name)))
     for name, answer in asked:
         try:
             if reason := ray.get(answer, timeout=_ANSWER_S):
