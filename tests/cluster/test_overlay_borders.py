@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray import recipes
+from ssd_ray.roles import LABEL
 from tests.support.rendered import (
     OVERLAYS,
     Yaml,
@@ -19,7 +20,7 @@ from tests.support.rendered import (
     render,
 )
 
-ROLE = "ssd-ray/role"
+ROLE = LABEL
 
 
 @pytest.fixture(params=[f"overlays/{name}" for name in OVERLAYS])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray import recipes
+from ssd_ray.roles import LABEL
 from tests.support.rendered import (
     JOBS,
     RECIPES,
@@ -18,7 +19,7 @@ from tests.support.rendered import (
     render,
 )
 
-ROLE = "ssd-ray/role"
+ROLE = LABEL
 
 
 def test_with_gcs_ft_the_driver_is_off_the_head() -> None:
