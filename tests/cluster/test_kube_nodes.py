@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sysconfig
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.kube.api import Store
 from tests.kube.nodes import LOCAL_TYPES, Cloud, NodeType
+from tests.kube.ray_pods import head_pod, worker_pod
 from tests.kube.scheduling import choose, obstacle, requests_of
 
 Object = dict[str, Any]
+OVERLAYS = Path(__file__).parents[2] / "k8s" / "overlays"
+KUBECTL = shutil.which("kubectl", path=f"{sysconfig.get_path('scripts')}:{os.defpath}") or "kubectl"
 SPOT_TERM = {"matchExpressions": [{"key": "spot", "operator": "In", "values": ["true"]}]}
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 
@@ -102,6 +111,20 @@ def test_causes_are_counted() -> None:
     nodes = [_node("a", cpu="1"), _node("b", cpu="1"), _node("c", unschedulable=True)]
     message = "0/3 nodes are available: 2 Insufficient cpu, 1 node(s) were unschedulable."
     assert choose(_pod(cpu="2"), nodes, {}) == ("", message)
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in OVERLAYS.iterdir()))
+def test_each_group_of_an_overlay_has_a_node_type(overlay: str) -> None:
+    words = [KUBECTL, "kustomize", str(OVERLAYS / overlay)]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    documents = [each for each in yaml.safe_load_all(text) if each["kind"] == "RayCluster"]
+    _, _, cloud = _cloud(*LOCAL_TYPES)
+    for cluster in documents:
+        cluster["metadata"] |= {"namespace": "default", "uid": "uid"}
+        pods = [worker_pod(cluster, group) for group in cluster["spec"]["workerGroupSpecs"]]
+        for pod in (head_pod(cluster), *pods):
+            causes = [obstacle(pod, cloud.node(each, "new"), {}) for each in LOCAL_TYPES]
+            assert "" in causes, (pod["metadata"], causes)
 
 
 class StubKubelet:
@@ -224,7 +247,7 @@ def test_a_silent_node_is_marked_and_comes_back(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_spot_pods_find_a_type_and_others_stay_off_it() -> None:
-    store, _, cloud = _cloud(*(LOCAL_TYPES[index] for index in (1, 2, 0)))
+    store, _, cloud = _cloud(*(LOCAL_TYPES[index] for index in (1, 2, 3, 0)))
     spot = {"key": "cloud.google.com/gke-spot", "operator": "In", "values": ["true"]}
     toleration = {"key": "cloud.google.com/gke-spot", "value": "true", "effect": "NoSchedule"}
     affinity = _required({"matchExpressions": [spot]})

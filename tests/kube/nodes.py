@@ -56,6 +56,15 @@ LOCAL_TYPES = (
         taints=(("cloud.google.com/gke-spot", "true"),),
     ),
     NodeType(
+        name="spot-large",
+        cpu=96,
+        memory_gib=1024,
+        room=8,
+        resources={"nvidia.com/gpu": 8},
+        labels=SPOT_LABELS,
+        taints=(("cloud.google.com/gke-spot", "true"),),
+    ),
+    NodeType(
         name="gpu",
         cpu=96,
         memory_gib=1024,
@@ -171,7 +180,7 @@ class Cloud:
     def _grow(self, pod: Object) -> None:
         """Start a node of the first type with room that would take the pod."""
         for each in self._types.values():
-            empty = self._node(each, "")
+            empty = self.node(each, "")
             if obstacle(pod, empty, {}):
                 continue
             if any(name == each.name for _, name in self._booting.values()):
@@ -187,12 +196,14 @@ class Cloud:
                 del self._booting[name]
                 if len(self.nodes(type_name)) >= self._room[type_name]:
                     continue
-                node = self._node(self._types[type_name], name)
+                node = self.node(self._types[type_name], name)
                 self._store.create("nodes", node)
                 self._store.set_status("nodes", "", name, node["status"])
 
-    def _node(self, kind: NodeType, name: str) -> Object:
+    def node(self, kind: NodeType, name: str) -> Object:
+        """Return a new node of a type."""
         amounts = {"cpu": f"{kind.cpu:g}", "memory": f"{kind.memory_gib:g}Gi", "pods": "110"}
+        amounts["ephemeral-storage"] = "1Ti"
         amounts |= {resource: str(number) for resource, number in kind.resources.items()}
         labels = {
             "kubernetes.io/hostname": name,
