@@ -22,7 +22,17 @@ import typer
 
 from ssd_ray.cli import hints
 from ssd_ray.cli.console import results_console
-from ssd_ray.cli.options import GradeOptions, Json, Out, Quiet, RecipeArgument, Set, takes
+from ssd_ray.cli.options import (
+    Assume,
+    Cluster,
+    GradeOptions,
+    Json,
+    Out,
+    Quiet,
+    RecipeArgument,
+    Set,
+    takes,
+)
 from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 
@@ -204,35 +214,32 @@ def plan(
     recipe: RecipeArgument,
     out: Out = None,
     overrides: Set = None,
-    assume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assume", metavar="NAME=VALUE", help="Replace an assumption: --assume peak_tflops=312"
-        ),
-    ] = None,
+    assume: Assume = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
-    """Print choices, steps and the cost of training.
+    """Print choices, steps and costs, and the stages on a --cluster.
 
     Choices have their sources; the cost is memory, hours and money.
     """
-    import json
-
     from ssd_ray import recipes
     from ssd_ray.cli import plan as planned
     from ssd_ray.planner.assumptions import assumptions
 
     loaded = recipes.load(recipe, overrides or [])
-    assumed = assumptions(assume or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
+    subject = planned.Subject(
+        recipe=loaded,
+        overrides=tuple(overrides or ()),
+        out=directory,
+        assumed=assumptions(assume or []),
+        cluster=cluster,
+    )
     if as_json:
-        tables = planned.as_json(loaded, overrides or [], directory, assumed)
-        typer.echo(json.dumps(tables, indent=1, default=str))
+        typer.echo(planned.json_text(subject))
         return
-    console = results_console()
-    console.print(planned.choices_table(loaded, overrides or []))
-    console.print(planned.steps_table(loaded, directory))
-    console.print(planned.training_tables(loaded, directory, assumed))
+    for part in planned.parts(subject):
+        results_console().print(part)
 
 
 @app.command()

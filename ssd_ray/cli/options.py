@@ -35,6 +35,20 @@ Set = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print lines at intervals instead of live bars.")
 ]
+Assume = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assume", metavar="NAME=VALUE", help="Replace an assumption: --assume peak_tflops=312"
+    ),
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster",
+        metavar="PATH",
+        help="Compare with a cluster: a kustomize directory, a RayCluster, a RayJob, cluster.yaml.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

@@ -6,8 +6,10 @@ machine; writes nothing. Needs no cluster.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ssd_ray import config, models
 from ssd_ray.artifacts import manifests
 from ssd_ray.artifacts.dataset_facts import SequenceFacts
 from ssd_ray.artifacts.files import Json
+from ssd_ray.cli import cluster
 from ssd_ray.config import Recipe, Section
 from ssd_ray.errors import UserError
 from ssd_ray.machine.gpus import Gpu, read_gpus
@@ -36,6 +39,42 @@ from ssd_ray.planner.tables import plain, plan_tables
 from ssd_ray.progress import LineProgress
 
 _STYLES = {"complete": "green", "partial": "yellow", "missing": "default", "stale": "red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A recipe to plan, with the options of the command."""
+
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    out: Path
+    assumed: Assumptions
+    cluster: Path | None
+    """Files of a cluster to hold the stages against, if any."""
+
+
+def parts(subject: Subject) -> list[RenderableType]:
+    """Return the parts of the plan: choices, steps, the training, the stages on a cluster.
+
+    Raises:
+        UserError: the files of the cluster cannot be read.
+    """
+    shown: list[RenderableType] = [
+        choices_table(subject.recipe, subject.overrides),
+        steps_table(subject.recipe, subject.out),
+        training_tables(subject.recipe, subject.out, subject.assumed),
+    ]
+    if subject.cluster is not None:
+        shown.append(cluster.cluster_tables(subject.recipe, subject.cluster, subject.assumed))
+    return shown
+
+
+def json_text(subject: Subject) -> str:
+    """Return the same as a JSON document."""
+    tables = as_json(subject.recipe, subject.overrides, subject.out, subject.assumed)
+    if subject.cluster is not None:
+        tables["cluster"] = cluster.as_json(subject.recipe, subject.cluster, subject.assumed)
+    return json.dumps(tables, indent=1, default=str)
 
 
 def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:

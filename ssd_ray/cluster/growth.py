@@ -3,41 +3,27 @@
 The first source that answers is taken:
 
 1. The groups of nodes that a hosted autoscaler states in the store of the cluster.
-2. On the head, the command of Ray's monitor. It names the YAML file of the cluster launcher, or
+2. On the head of KubeRay, the RayCluster in the Kubernetes API.
+3. On the head, the command of Ray's monitor. It names the YAML file of the cluster launcher, or
    none without an autoscaler.
-3. Elsewhere, the reports of the monitor. They show if there is an autoscaler, but not its maximum.
+4. Elsewhere, the reports of the monitor. They show if there is an autoscaler, but not its maximum.
 
-Reads the state of the cluster, /proc and that file; writes nothing.
+Reads the state of the cluster, that API, /proc and that file; writes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from ssd_ray.cluster import ray_internals
+from ssd_ray.cluster import kuberay, ray_internals
+from ssd_ray.cluster.groups import Group, launcher_groups
 
 _PROC = Path("/proc")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Equal nodes that an autoscaler may start."""
-
-    resources: Mapping[str, float]
-    """Resources of one node."""
-    most: float
-    """Largest number of nodes."""
-    labels: Mapping[str, str] | None = None
-    """Ray labels of its nodes; None if they are unknown."""
-
-    def may_have(self, labels: Mapping[str, str] | None) -> bool:
-        """Return False if its nodes are known to lack one of these labels."""
-        return self.labels is None or (labels or {}).items() <= self.labels.items()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +43,8 @@ def read_growth() -> Growth:
     if stated := ray_internals.stated_groups():
         groups = tuple(Group(resources=node, most=most) for node, most in stated)
         return Growth(has_autoscaler=True, groups=groups)
+    if own := kuberay.own_groups():
+        return Growth(has_autoscaler=True, groups=own)
     options = _monitor_options()
     if options is None:
         return Growth(has_autoscaler=ray_internals.has_autoscaler())
@@ -94,16 +82,8 @@ def _configured(path: Path) -> Growth:
         document = yaml.safe_load(path.read_text())
     except OSError:
         return Growth(has_autoscaler=True)
-    types = document["available_node_types"]
-    head = document.get("head_node_type")
+    groups = launcher_groups(document)
+    if not groups:
+        return Growth(has_autoscaler=True)
     most_nodes = document.get("max_workers", math.inf)
-    groups = []
-    for name, node in types.items():
-        # The launcher fills both in, as the provider knows them.
-        most = node.get("max_workers", 0 if name == head else most_nodes)
-        if most and not node.get("resources"):
-            return Growth(has_autoscaler=True)
-        resources = node.get("resources") or {}
-        # Without labels here, its command of `ray start` may still give some.
-        groups.append(Group(resources=resources, most=most, labels=node.get("labels")))
-    return Growth(has_autoscaler=True, groups=tuple(groups), most_nodes=most_nodes)
+    return Growth(has_autoscaler=True, groups=groups, most_nodes=most_nodes)

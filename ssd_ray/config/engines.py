@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssd_ray.config.section import Section, tuning
 
@@ -147,6 +147,12 @@ class ClusterConfig(Section):
     """Seconds after SIGTERM for training to end its step and save its state. Raise it for large
     models, and keep it below the grace period of the scheduler.
     """
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        # YAML reads a bare `off` as false.
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -107,9 +108,23 @@ def test_plan_prints_every_choice_and_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_holds_the_stages_against_a_cluster(tmp_path: Path) -> None:
+    path = str(Path(__file__).parents[2] / "cluster.yaml")
+    shown = ssd_ray("plan", "qwen3-4b-instruct", "--cluster", path, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    tables = shown.stdout[shown.stdout.index("groups of ") :]
+    assert all(stage in tables for stage in ("render", "sample", "train", "grade"))
+    as_json = ssd_ray("plan", "qwen3-4b-instruct", "--cluster", path, "--json", cwd=tmp_path)
+    document = json.loads(as_json.stdout)["cluster"]
+    assert document["kind"] == "launcher"
+    assert [each["stage"] for each in document["stages"]] == ["render", "sample", "train", "grade"]
+    assert document["fits"] == all(each["fits"] for each in document["stages"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["plan", "quickstart", "--cluster", "none.yaml"], "--cluster none.yaml cannot be read"),
         (
             ["sample", "quickstart", "--set", "model.source=./nowhere"],
             "'./nowhere' does not exist",
