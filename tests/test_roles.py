@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +35,7 @@ PLACES = {
     "remote": "label_selector",
 }
 """Calls that start processes elsewhere, with the argument that holds the selector."""
+WORKERS = ("MapWorker", "GraderActor", "RayTrainWorker")
 
 
 def node(role: str = "", **resources: float) -> dict[str, Any]:
@@ -302,3 +306,39 @@ def test_nothing_starts_without_a_role() -> None:
 def test_a_start_without_a_role_is_found(source: str) -> None:
     assert not any(map(_has_role, _starts_of(source)))
     assert _starts_of(source)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what ran on the nodes of a real Ray of four roles."""
+    directory = tmp_path_factory.mktemp("roles")
+    driver = Path(__file__).parent / "support" / "roles_driver.py"
+    done = subprocess.run(
+        [sys.executable, str(driver), str(directory)], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen: dict[str, Any] = json.loads((directory / "places.json").read_text())
+    return seen
+
+
+@pytest.mark.real
+def test_each_process_runs_on_a_node_of_its_role(places: dict[str, Any]) -> None:
+    actors = {tuple(pair) for pair in places["actors"]}
+    for name, role in zip(WORKERS, ("sampler", "grader", "trainer"), strict=True):
+        where = {at for actor, at in actors if name in actor}
+        assert where == {role}, name
+    assert ["work", "trainer"] in places["functions"]
+
+
+@pytest.mark.real
+def test_helpers_stay_on_the_head(places: dict[str, Any]) -> None:
+    """The source of units, the controller of Ray Train, and the helpers of both libraries."""
+    helpers = [pair for pair in places["actors"] if not any(name in pair[0] for name in WORKERS)]
+    assert {role for _, role in helpers} == {"driver"}, helpers
+    assert any("TrainController" in name for name, _ in helpers)
+    assert [role for name, role in places["functions"] if name == "emit"] == ["driver"]
+
+
+@pytest.mark.real
+def test_engines_are_gone_before_training_asks(places: dict[str, Any]) -> None:
+    assert not [name for name in places["left"] if "MapWorker" in name]

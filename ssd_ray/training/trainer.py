@@ -34,11 +34,12 @@ from ray.train.torch import TorchConfig
 from ssd_ray import roles
 from ssd_ray.artifacts.facts import CheckpointFacts
 from ssd_ray.artifacts.files import digest, read_json
-from ssd_ray.cluster.room import check_room, training_need
+from ssd_ray.cluster.room import Need, check_room, training_need
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import InfrastructureError, OutsideError, UserError, first_line
 from ssd_ray.progress import Progress, Task
 from ssd_ray.throughput import Remaining
+from ssd_ray.training import gang
 from ssd_ray.training.checks import check_model, check_samples
 from ssd_ray.training.job import Job
 from ssd_ray.training.loop import work
@@ -77,6 +78,7 @@ def train(job: Job, progress: Progress) -> CheckpointFacts:
         with (
             progress.task("train", total=job.train.steps, unit="steps", done=begin) as task,
             _follow(job, begin, task, progress),
+            gang.reported(_need(job), progress.say),
         ):
             _run(job, progress)
     shutil.rmtree(job.out / resume.RESUME, ignore_errors=True)
@@ -127,14 +129,18 @@ def _resources(train: TrainConfig, cluster: ClusterConfig) -> dict[str, float]:
     return roles.worker_bundle(cluster, min(shares, default=1))
 
 
+def _need(job: Job) -> Need:
+    cores = _resources(job.train, job.cluster)["CPU"]
+    return training_need(job.train, job.cluster, cores)
+
+
 def _check_room(job: Job, progress: Progress) -> None:
     """Refuse a training whose workers the cluster can never hold; report a wait for its growth.
 
     Raises:
         UserError: Ray would wait forever.
     """
-    cores = _resources(job.train, job.cluster)["CPU"]
-    need = training_need(job.train, job.cluster, cores)
+    need = _need(job)
 
     def remedy(most: int) -> str:
         counts = job.train.worker_counts(1, most)

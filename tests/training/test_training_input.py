@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+import ray
 
 from ssd_ray import recipes
 from ssd_ray.artifacts.shards import write_shard
@@ -334,7 +335,8 @@ def test_training_problems_are_reported_before_sampling(
         step.check(RunContext(recipe, tmp_path, LineProgress()))
     with pytest.raises(UserError, match="trackers has 'wandb', and its package is not installed"):
         Run(recipe, tmp_path, LineProgress()).make()
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "recipe.yaml"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".lock", "logs", "owner.json", "recipe.yaml"}
 
 
 def test_too_little_space_for_states_is_reported_before_sampling(
@@ -477,7 +479,7 @@ def test_offloading_workers_reserve_the_cores_of_their_node(
         {"Alive": True, "Resources": {"CPU": 4.0}},
         {"Alive": False, "Resources": {"CPU": 2.0, "GPU": 8.0}},
     ]
-    monkeypatch.setattr(trainer.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     cuda = ClusterConfig(device="cuda", train_workers=16)
     offloaded = TrainConfig(offload="optimizer")
     assert trainer._resources(offloaded, cuda) == {"CPU": 8, "GPU": 1}
@@ -492,7 +494,7 @@ def test_a_local_ray_without_enough_gpus_is_refused(
     """Ray would wait forever; a cluster may grow, so there a line says what is awaited."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
-    monkeypatch.setattr(trainer.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(room, "read_growth", lambda: Growth(has_autoscaler=True))
     cuda = ClusterConfig(device="cuda", train_workers=8)
     job = Job(
