@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ssd_ray import recipes
+from ssd_ray.errors import InfrastructureError
+from ssd_ray.pipeline.run import Run
+from ssd_ray.progress import LineProgress, RecordedProgress
+from ssd_ray.submissions.turn import turn
 from tests.support.processes import descendants, kill_all
 from tests.support.tiny_run import RECIPE
 
@@ -111,6 +117,62 @@ def test_a_submitted_job_runs_from_prompts_to_report(
     scores = json.loads((out / "report" / "scores.json").read_text())
     assert scores
     assert (out / "report" / "report.html").stat().st_size > 10_000
+
+
+def _submission(head: str, entry: list[str]) -> subprocess.Popen[str]:
+    """Start `ray job submit` of an entry point in the checkout."""
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *entry]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_submitted_job_attaches_and_ends_as_the_owner_does(
+    head: str, tmp_path: Path, tiny_llama: Path
+) -> None:
+    """The owner is this process: it has the work of `jobs/pipeline.py`, and fails."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(model=tiny_llama))
+    out = tmp_path / "run"
+    entry = ["python", "jobs/pipeline.py", str(recipe), "--out", str(out)]
+    work = Run(recipes.load(recipe), out, LineProgress()).work("report")
+    progress = RecordedProgress(LineProgress())
+
+    def own() -> list[str]:
+        """Own the directory until a job has attached, and return the log of the job so far."""
+        with turn(out, work, progress):
+            progress.say("samples: half of them")
+            job = _submission(head, entry)
+            jobs.append(job)
+            assert job.stdout is not None
+            for line in job.stdout:
+                lines.append(line.rstrip("\n"))
+                if line == "samples: half of them\n":
+                    other = _submission(head, [*entry, "--set", "sample.temperature=0.5"])
+                    refused = other.communicate(timeout=300)[0]
+                    assert other.returncode == 1
+                    assert f"error: {out} is in use by process {os.getpid()} on " in refused
+                    assert "(sample.temperature: 1.2 there, 0.5 here)" in refused
+                    raise InfrastructureError("the node is lost")
+        raise AssertionError("\n".join(lines))
+
+    jobs: list[subprocess.Popen[str]] = []
+    lines: list[str] = []
+    with pytest.raises(InfrastructureError):
+        own()
+    lines += jobs[0].communicate(timeout=300)[0].splitlines()
+    begin = lines.index(f"run directory: {out}")
+    assert lines[begin + 1].startswith(f"attached to process {os.getpid()} on ")
+    resume = f"To resume: ray job submit --working-dir . -- {shlex.join(entry)}"
+    end = lines.index("failed: the node is lost")
+    assert lines[end + 1] == f"stopped; what is on disk stays. {resume}"
+    assert jobs[0].returncode == 1
 
 
 NICENESS = """
