@@ -124,18 +124,18 @@ def _lasting_silence(target: str, waiting: Callable[[], None]) -> str:
 
     `waiting` is called after a first attempt without an answer. A signal ends the wait.
     """
-    reason = _silence(target)
+    reason = silence(target)
     if not reason:
         return ""
     waiting()
     until = time.monotonic() + WAIT_S
     while reason and time.monotonic() < until:
         time.sleep(_PAUSE_S)
-        reason = _silence(target)
+        reason = silence(target)
     return reason
 
 
-def _silence(target: str) -> str:
+def silence(target: str) -> str:
     """Return the reason why no Ray answers at HOST:PORT, "" if one does."""
     host, _, port = target.rpartition(":")
     try:

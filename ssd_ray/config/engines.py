@@ -76,6 +76,8 @@ class EngineConfig(Section):
     """Timeout in seconds for the start of an engine and for each step. After it the engine is
     restarted.
     """
+    metrics: bool = tuning(False)
+    """Publish vLLM's own metrics among those of Ray, as `ray_vllm_*`."""
     extra: dict[str, object] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, passed through; they override the fields above. Arguments
     that shape prompts, reservations of devices or provenance are refused.

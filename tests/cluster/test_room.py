@@ -213,9 +213,9 @@ def test_the_largest_size_is_in_the_file_of_the_launcher(
     assert growth.read_growth() == Growth(has_autoscaler=False)
     (process / "cmdline").write_text("\0".join([*arguments, f"--autoscaling-config={path}"]))
     launched = growth.read_growth()
-    assert launched.most_nodes == 5
-    # One node of eight GPUs: 4B fits, the paper's recipe of 30B does not.
-    assert largest({"GPU": 1, "CPU": 1}, launched) == 8
+    assert launched.most_nodes == 10
+    # Six nodes of eight GPUs, of all roles together.
+    assert largest({"GPU": 1, "CPU": 1}, launched) == 48
     (process / "cmdline").write_text("\0".join([*arguments, "--autoscaling-config=/none.yaml"]))
     assert growth.read_growth() == GROWING
     context.gcs_address = "10.0.0.2:6379"

@@ -286,6 +286,9 @@ def fork(act: Callable[[], None]) -> int:
 def main(plan_file: str) -> None:
     """Import what members need, then fork each round's members and wait for them."""
     gc.disable()
+    # DeepSpeed imports it with the first engine. It loads torch's compiler, for 4.5 s of CPU time.
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
     from ssd_ray.config import ClusterConfig
     from ssd_ray.training import loop  # noqa: F401 - members inherit what is imported
     from ssd_ray.training.model.engine import prepare_process

@@ -61,7 +61,7 @@ def engine_arguments(
         "max_num_seqs": max_num_seqs(engine, device),
         "enforce_eager": engine.enforce_eager,
         "enable_prefix_caching": engine.prefix_caching,
-        "disable_log_stats": True,
+        "disable_log_stats": not engine.metrics,
         "seed": 0,
     }
     if has_exact_sampler(engine):
@@ -130,3 +130,15 @@ def truncates_exactly(engine: EngineConfig, device: str, decoding: Decoding) -> 
 def num_workers(engine: EngineConfig, device: str) -> int:
     """Return the number of devices of one engine."""
     return engine.tensor_parallel_size * engine.pipeline_parallel_size if device == "cuda" else 1
+
+
+def stat_loggers(engine: EngineConfig) -> list[type[object]] | None:
+    """Return vLLM's logger into Ray's metrics, None if vLLM is to count nothing."""
+    if not engine.metrics:
+        return None
+    from ray.util import metrics
+    from vllm.v1.metrics import ray_wrappers
+
+    # vLLM sets it to None where Ray Serve is not installed, which these metrics do not need.
+    ray_wrappers.ray_metrics = metrics
+    return [ray_wrappers.RayPrometheusStatLogger]

@@ -28,7 +28,7 @@ from ssd_ray.config import Decoding, EngineConfig, ModelConfig
 from ssd_ray.errors import InfrastructureError, UserError, one_line
 from ssd_ray.inference.crashes.ending import end_process
 from ssd_ray.inference.crashes.start_failure import explain
-from ssd_ray.inference.vllm.arguments import engine_arguments, truncates_exactly
+from ssd_ray.inference.vllm.arguments import engine_arguments, stat_loggers, truncates_exactly
 from ssd_ray.inference.vllm.delivery import Delivery
 from ssd_ray.models import answers, ends
 from ssd_ray.reasoning import special_marks, spelled
@@ -138,7 +138,10 @@ class Engine:
         ready: Future[Any] = Future()
         arguments = engine_arguments(directory, model, engine, device)
         self._thread = threading.Thread(
-            target=self._live, args=(arguments, ready), name="engine", daemon=True
+            target=self._live,
+            args=(arguments, stat_loggers(engine), ready),
+            name="engine",
+            daemon=True,
         )
         self._thread.start()
         try:
@@ -161,7 +164,7 @@ class Engine:
         self._delivery.close()
         self._engine.engine_core.shutdown()
 
-    def _live(self, arguments: dict[str, Any], ready: Future[Any]) -> None:
+    def _live(self, arguments: dict[str, Any], loggers: Any, ready: Future[Any]) -> None:
         """Build the engine and step it, both in this thread.
 
         Each thread has a pool of OpenMP threads. Two pools on the same cores make each step slower.
@@ -174,7 +177,9 @@ class Engine:
             # vLLM looks up the tokens of a step by usage context: 16,384 for this one on an H100.
             # The table lacks the default context, which gets 2,048.
             self._engine = LLMEngine.from_engine_args(
-                EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS
+                EngineArgs(**arguments),
+                usage_context=UsageContext.LLM_CLASS,
+                stat_loggers=loggers,
             )
         # The thread that waits for `ready` raises it.
         except BaseException as error:
