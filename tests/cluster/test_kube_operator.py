@@ -161,6 +161,25 @@ def test_a_failed_pod_is_replaced(group: str) -> None:
     assert cluster.names(group) != [name]
 
 
+def test_a_head_without_its_autoscaler_stays() -> None:
+    # KubeRay looks at Ray's container only, and with autoscaler v2 no container starts again. So
+    # the autoscaler's own arguments have to go on after its end.
+    cluster = PlayedCluster(ray_cluster("c"))
+    cluster.run_pods()
+    (name,) = cluster.names("headgroup")
+    statuses = [
+        {"name": "ray-head", "state": {"running": {}}},
+        {"name": "autoscaler", "state": {"terminated": {"exitCode": 1}}},
+    ]
+    status = {"phase": "Running", "containerStatuses": statuses}
+    cluster.store.set_status("pods", "default", name, status)
+    cluster.operator.step()
+    assert cluster.names("headgroup") == [name]
+    (pod,) = cluster.pods("headgroup")
+    assert "deletionTimestamp" not in pod["metadata"]
+    assert pod["spec"]["restartPolicy"] == "Never"
+
+
 def test_pods_of_one_replica_go_together() -> None:
     cluster = PlayedCluster(ray_cluster("c", worker_group("gang", 2, numOfHosts=2)))
     assert len(cluster.pods("gang")) == 4
