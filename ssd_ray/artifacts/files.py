@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from ssd_ray.errors import OutsideError, UserError, one_line, system_reason
-from ssd_ray.file_kinds import refuse_pointer
+from ssd_ray.file_kinds import kind_of, refuse_pointer
 
 Json: TypeAlias = dict[str, Any]
 """A JSON object as read, or as about to be written."""
@@ -122,6 +123,19 @@ def names(directory: Path) -> list[str]:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a file that is a link, a pipe or a device: its name may lead anywhere.
+
+    Raises:
+        OutsideError: names the file and its kind.
+    """
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        kind = "a symbolic link" if path.is_symlink() else kind_of(path)
+        raise OutsideError(
+            f"{path} is {kind}, and graders read regular files alone: delete it and run again"
+        )
 
 
 def make_directory(path: Path) -> None:

@@ -67,6 +67,13 @@ class Source:
         return self.revisions == current.revisions and not has_other_kind
 
 
+def claim_of(path: Path) -> str | None:
+    """Return the claim of a directory, None if it is not claimed."""
+    if not (path / "fingerprint.json").exists():
+        return None
+    return str(read_json(path / "fingerprint.json").get("claim", ""))
+
+
 def source(path: Path) -> Source | None:
     """Return the current contents of a directory, None if it is not claimed."""
     if not (path / "fingerprint.json").exists():

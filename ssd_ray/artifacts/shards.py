@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ssd_ray.artifacts.files import names, write_atomic
 from ssd_ray.errors import UserError, one_line
 from ssd_ray.file_kinds import refuse_pointer
-from ssd_ray.schema import Row, RowT, from_table, to_table
+from ssd_ray.schema import Row, RowT, arrow_schema, from_table, to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,6 +84,38 @@ def read_table_of(path: Path, row_type: type[Row], *, memory_map: bool = False) 
             fault = f"lacks the columns {columns}" if lacking else f"has other columns: {columns}"
             raise pa.ArrowInvalid(f"as rows of {row_type.__name__} it {fault}")
         return table
+
+
+class ForeignShardError(Exception):
+    """A shard of a process without trust that cannot be used; the message is the reason."""
+
+
+def read_foreign(data: bytes, row_type: type[Row], *, most_rows: int, most_bytes: int) -> pa.Table:
+    """Read a shard of a process without trust, of exactly the columns of a row type.
+
+    Sizes are checked before anything is decompressed.
+
+    Raises:
+        ForeignShardError: other columns, too many rows or bytes, or a damaged file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            footer = file.metadata
+            if not file.schema_arrow.equals(arrow_schema(row_type)):
+                raise ForeignShardError(f"does not have the columns of a {row_type.__name__}")
+            if footer.num_rows > most_rows:
+                raise ForeignShardError(f"has {footer.num_rows:,} rows")
+            groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+            if (size := sum(group.total_byte_size for group in groups)) > most_bytes:
+                raise ForeignShardError(f"has {size:,} bytes uncompressed")
+            table = file.read()
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ForeignShardError(f"cannot be read ({one_line(error, 200)})") from error
+    return table
 
 
 def read_row_group(path: Path, number: int, column: str) -> pa.ChunkedArray:

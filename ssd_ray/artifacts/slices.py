@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.files import require_regular
 from ssd_ray.artifacts.shards import read_table, read_table_of
 from ssd_ray.schema import Completion
 
@@ -48,19 +49,33 @@ class Slice:
     """Numbers of the rows in the file."""
 
 
+def cut(path: Path, shard_rows: int) -> Iterator[tuple[list[Key], Slice]]:
+    """Yield all slices of one file, with their keys.
+
+    The cut depends on the file alone. So graders that start again, and graders of other machines,
+    come to the same shards.
+    """
+    table = read_table(path, ["prompt_id", "sample_index"])
+    keys = list(zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True))
+    for start in range(0, len(keys), shard_rows):
+        rows = range(start, min(start + shard_rows, len(keys)))
+        yield keys[start : rows.stop], Slice(file=path.resolve(), rows=tuple(rows))
+
+
 def slices_of(path: Path, done: set[Key], shard_rows: int) -> Iterator[Slice]:
     """Yield the work left in one file, a slice per shard."""
-    table = read_table(path, ["prompt_id", "sample_index"])
-    keys = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
-    missing = [row for row, key in enumerate(keys) if key not in done]
-    for start in range(0, len(missing), shard_rows):
-        yield Slice(file=path.resolve(), rows=tuple(missing[start : start + shard_rows]))
+    for keys, piece in cut(path, shard_rows):
+        rows = tuple(row for key, row in zip(keys, piece.rows, strict=True) if key not in done)
+        if rows:
+            yield Slice(file=piece.file, rows=rows)
 
 
 def read_slice(piece: Slice) -> pa.Table:
     """Read the completions of one slice. Runs in workers."""
     import pyarrow as pa
 
+    # Looked at here too: the file may have been replaced since it was cut.
+    require_regular(piece.file)
     rows = pa.array(piece.rows, type=pa.int64())
     return read_table_of(piece.file, Completion).take(rows)
 

@@ -142,9 +142,10 @@ def grade(options: GradeOptions) -> None:
 
     With a recipe: the answers of its run. First makes what is missing: everything up to the
     training and the answers of every arm. Without one: any file of completions, given --problems,
-    --completions and --out.
+    --completions and --out. With --follow: the answers of a run elsewhere, as they arrive, without
+    Ray, token or network.
     """
-    if options.recipe is not None:
+    if options.recipe is not None and options.follow is None:
         # Refused rather than ignored: the recipe's values would silently win.
         if names := options.only_for_files():
             raise UserError(
@@ -157,8 +158,12 @@ def grade(options: GradeOptions) -> None:
     from ssd_ray.progress import progress
     from ssd_ray.standalone.grade_files import grade_files
 
-    job = grading.files_job(options)
     show = progress(options.quiet)
+    if options.follow is not None:
+        with hints.resume_hint(show):
+            typer.echo("\n".join(grading.follow_run(options, show)))
+        return
+    job = grading.files_job(options)
     hints.begin(job.out, show)
     with hints.resume_hint(show):
         scores = grade_files(job, show)

@@ -19,8 +19,10 @@ from ssd_ray.evaluation.sandbox import Limits, levels
 from ssd_ray.evaluation.sandbox.selftest import findings
 from ssd_ray.evaluation.sandbox.supervisor import best_level, try_levels
 from ssd_ray.extraction import Rule
+from ssd_ray.progress import Progress
 from ssd_ray.reporting import words
 from ssd_ray.schema import Profile
+from ssd_ray.standalone.follow import FollowJob, follow
 from ssd_ray.standalone.grade_files import Job
 from ssd_ray.standalone.scores import FileScores, GroupScores
 from ssd_ray.statistics.metrics import Score
@@ -62,6 +64,22 @@ def files_job(options: GradeOptions) -> Job:
         skip_bad_rows=bool(options.skip_bad_rows),
         thinking=bool(options.thinking),
     )
+
+
+def follow_run(options: GradeOptions, show: Progress) -> list[str]:
+    """Grade apart from a run, and return the directories of verdicts.
+
+    Raises:
+        UserError: an option comes from the run, or `follow` finds a mistake.
+    """
+    assert options.follow is not None
+    if names := options.not_for_following():
+        raise UserError(
+            f"with --follow, {', '.join(names)} come from the run that is followed: leave out all "
+            "options but --workers and --quiet"
+        )
+    job = FollowJob(run=options.follow, workers=options.workers or os.cpu_count() or 1)
+    return [str(place) for place in follow(job, show)]
 
 
 def _paths(options: GradeOptions) -> tuple[Path, Path, Path]:

@@ -71,6 +71,14 @@ class GradeOptions:
     completions: Annotated[
         Path | None, typer.Option(help="Rows: problem's id, index, and text or code.")
     ] = None
+    follow: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Grade for a run with cluster.graders=apart, as its answers arrive. "
+            "Takes --workers and --quiet alone.",
+        ),
+    ] = None
     profile: Annotated[
         str | None,
         typer.Option(
@@ -123,11 +131,17 @@ class GradeOptions:
 
     def only_for_files(self) -> list[str]:
         """List the options given that are for files alone, and have no effect with a recipe."""
-        of_every_verb = ("recipe", "out", "overrides", "quiet")
+        return self._other_than("recipe", "out", "overrides", "quiet")
+
+    def not_for_following(self) -> list[str]:
+        """List the options given that have no effect with --follow."""
+        return self._other_than("follow", "workers", "quiet")
+
+    def _other_than(self, *names: str) -> list[str]:
         return [
             field.name
             for field in dataclasses.fields(self)
-            if field.name not in of_every_verb and getattr(self, field.name) is not None
+            if field.name not in names and getattr(self, field.name) is not None
         ]
 
 

@@ -134,6 +134,11 @@ class ClusterConfig(Section):
     """Maximum number of graders over all steps; `null` is as many as the present cores of the
     cluster hold.
     """
+    graders: Literal["ray", "apart"] = tuning("ray")
+    """Place of the graders. `ray`: actors of the cluster. `apart`: `ssd-ray grade --follow RUN` on
+    another machine or in a pod of its own, without Ray and without a network. The run waits for
+    their verdicts, and checks their form (docs/cluster.md).
+    """
     max_failures: int = tuning(3, ge=0)
     """Retries before the run stops, counted apart: consecutive crashes of an engine without an
     answer between them; crashes of training workers without a new checkpoint between them; crashes

@@ -25,6 +25,9 @@ from ssd_ray.models import answers
 from ssd_ray.reasoning import TEXT_MARKS, AnswerParser, ReasoningFormat
 from ssd_ray.schema import Completion, Problem, Verdict, from_record
 
+_NUM_BENCHMARKS = 2
+"""Benchmarks in the memory of a process: one for answers, one for samples of training problems."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradingSpec:
@@ -157,6 +160,24 @@ class Grader:
                 problem, completion, code, grade_code(problem, code, rules, sandbox), sandbox
             )
         return grade_completion(problem, completion, rules, sandbox, self._parser)
+
+    def close(self) -> None:
+        """Stop the sandboxes."""
+        self._tools.close()
+
+
+class Graders:
+    """The graders of one process for any number of steps, which share their tools."""
+
+    def __init__(self) -> None:
+        self._tools = Tools(_NUM_BENCHMARKS)
+        self._by_directory: dict[Path, Grader] = {}
+
+    def grade(self, spec: GradingSpec, piece: Slice) -> int:
+        """Grade a slice of a step; see `Grader.grade`."""
+        if spec.out not in self._by_directory:
+            self._by_directory[spec.out] = Grader(spec, self._tools)
+        return self._by_directory[spec.out].grade(piece)
 
     def close(self) -> None:
         """Stop the sandboxes."""

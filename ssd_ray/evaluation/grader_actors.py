@@ -7,6 +7,7 @@ grader is ended. Its slice is graded again and comes to the same verdicts.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,26 +20,23 @@ from ssd_ray.artifacts.slices import Slice
 from ssd_ray.cluster import niceness
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
-from ssd_ray.evaluation.grader import Grader, GradingSpec, Tools
+from ssd_ray.evaluation.grader import Graders, GradingSpec
+from ssd_ray.evaluation.pool import LostGraderError
 
 _REFRESH_S = 5.0
-_NUM_BENCHMARKS = 2
-"""Benchmarks in a grader's memory: one for answers, one for samples of training problems."""
-
-
-class LostGraderError(Exception):
-    """A crashed or unreachable grader; the message is the reason in one line."""
 
 
 class GraderActor:
     """A grader for any step: each slice comes with its specification."""
 
     def __init__(self, logs: Path) -> None:
-        slices.log_to_file(logs, "grader")
+        # A grader's pod may have no access to the run's logs. Ray then keeps its output.
+        if logs.is_dir():
+            with contextlib.suppress(OSError):
+                slices.log_to_file(logs, "grader")
         # Programs inherit the niceness. With Ray's own of 15, other processes would come first.
         niceness.settle()
-        self._tools = Tools(_NUM_BENCHMARKS)
-        self._graders: dict[Path, Grader] = {}
+        self._graders = Graders()
 
     def start(self) -> int:
         """Return 0 once the process is up."""
@@ -46,9 +44,7 @@ class GraderActor:
 
     def grade(self, spec: GradingSpec, piece: Slice) -> int:
         """Grade a slice; see `Grader.grade`."""
-        if spec.out not in self._graders:
-            self._graders[spec.out] = Grader(spec, self._tools)
-        return self._graders[spec.out].grade(piece)
+        return self._graders.grade(spec, piece)
 
 
 class RayBackend:
@@ -80,6 +76,7 @@ class RayBackend:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        self._logs.mkdir(parents=True, exist_ok=True)
         cores = roles.grader_bundle(self._cluster)["CPU"]
         # Ray would put actors that reserve nothing onto one node.
         node = None if cores else self._emptiest_node()

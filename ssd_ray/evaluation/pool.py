@@ -10,8 +10,8 @@ The pool gives every idle grader to the step with the fewest busy graders.
 - Crashes: the slice of a lost grader is graded again, with the same verdicts. Crashes count by
   slice: a lost node takes many graders at once, and must not end a run.
 
-The pool itself neither calls Ray nor sees rows: its graders do (`grader_actors.py`). Accesses no
-files.
+The pool itself neither calls Ray nor sees rows: its graders do. They are actors of Ray
+(`grader_actors.py`) or processes of this machine (`standalone/workers.py`). Accesses no files.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from typing import Any, Protocol
 from ssd_ray.artifacts.slices import Slice
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.evaluation.grader import GradingSpec
-from ssd_ray.evaluation.grader_actors import LostGraderError
 
 _POLL_S = 0.2
 _PATIENCE_S = 3.0
 _END_TIMEOUT_S = 10.0
+
+
+class LostGraderError(Exception):
+    """A crashed or unreachable grader; the message is the reason in one line."""
 
 
 @dataclass(kw_only=True)
@@ -43,7 +46,7 @@ class Piece:
 
 
 class GraderBackend(Protocol):
-    """The graders of a pool; `grader_actors.RayBackend` runs them as Ray actors."""
+    """The graders of a pool, such as `grader_actors.RayBackend` for actors of Ray."""
 
     def size(self) -> int:
         """Return the number of graders allowed to run now."""

@@ -7,6 +7,7 @@ shards of verdicts. Deletes shards with errors of the machine.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from ssd_ray.artifacts import manifests, shards, slices
@@ -22,14 +23,18 @@ SLICE_ROWS = 16
 
 
 def graded_keys(out: Path) -> set[slices.Key]:
-    """Return the keys with a verdict, and clear the way for the others.
+    """Return the keys with a verdict, and clear the way for the others; see `graded_shards`."""
+    return {key for keys in graded_shards(out) for key in keys}
+
+
+def graded_shards(out: Path) -> Iterator[list[slices.Key]]:
+    """Yield the keys of each shard of verdicts, and clear the way for the others.
 
     - A shard with an `infrastructure_error` is deleted, and its completions are graded again.
     - Temporary files of crashed graders are deleted.
     """
     for partial in out.glob(".*.partial"):
         partial.unlink()
-    keys: set[slices.Key] = set()
     for path in shards.shard_paths(out):
         table = read_table(path, ["prompt_id", "sample_index", "outcome"])
         prompt_ids, indices, outcomes = table.to_pydict().values()
@@ -37,8 +42,7 @@ def graded_keys(out: Path) -> set[slices.Key]:
             # A shard is the unit of work: its other rows come out the same when graded again.
             path.unlink()
         else:
-            keys.update(zip(prompt_ids, indices, strict=True))
-    return keys
+            yield list(zip(prompt_ids, indices, strict=True))
 
 
 def is_open(out: Path) -> bool:

@@ -31,6 +31,8 @@ _SMALL_JSON = (
     "added_tokens.json",
 )
 _OTHER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.jinja", "*.tiktoken")
+TOKENIZER_FILES = (*_SMALL_JSON, *_OTHER_FILES, "*.model")
+"""Files from which a tokenizer loads, where they exist."""
 _UNFINISHED = (".aria2", ".incomplete", ".part", ".crdownload")
 
 

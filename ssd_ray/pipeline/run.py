@@ -24,6 +24,7 @@ from ssd_ray.cluster import address, sameness
 from ssd_ray.config import Recipe
 from ssd_ray.pipeline import cluster_room, graph, preflight, run_storage
 from ssd_ray.pipeline.context import RunContext
+from ssd_ray.pipeline.grading import announce
 from ssd_ray.pipeline.renewal import Outlook, Renewal
 from ssd_ray.pipeline.seconds import Rank, Seconds
 from ssd_ray.pipeline.step import Step
@@ -84,6 +85,7 @@ class Run:
             if ray.pending and address.named():
                 digest = functools.partial(self._circumstances, work, wanted)
                 stack.enter_context(mistakes.remembered(self.out, digest, self._progress.say))
+            announce(ray.pending, self._context)
             followers = stack.enter_context(_Followers(self._context.stopped))
             return self._make_all(verb, wanted, ray, renewal, followers)
 

@@ -34,7 +34,6 @@ class Step(ABC):
 
     verb: ClassVar[str]
     """The command to make the artifact."""
-    needs_ray: ClassVar[bool] = False
     reads_facts: ClassVar[bool] = False
     """True if it reads facts of all earlier steps, not only rows of its inputs."""
 
@@ -75,6 +74,11 @@ class Step(ABC):
 
     def describe(self, out: Path, context: RunContext) -> None:  # noqa: B027 - optional
         """Write the pages of a complete artifact again, from its facts."""
+
+    @property
+    def needs_ray(self) -> bool:
+        """Return True if making it needs Ray."""
+        return False
 
     @property
     def takes_gpu(self) -> bool:

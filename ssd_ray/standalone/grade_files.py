@@ -21,7 +21,7 @@ from ssd_ray.artifacts.problem_facts import CompletionFileFacts, ProblemFileFact
 from ssd_ray.artifacts.shards import read_rows, shard_paths, write_shard
 from ssd_ray.errors import UserError
 from ssd_ray.evaluation import soundness
-from ssd_ray.evaluation.grader import GradingSpec
+from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
 from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.evaluation.verdicts import SLICE_ROWS, facts, graded_keys, is_open
@@ -33,9 +33,10 @@ from ssd_ray.reporting import words
 from ssd_ray.schema import Completion, Problem
 from ssd_ray.standalone import scores
 from ssd_ray.standalone.completions import content_of, open_completions
-from ssd_ray.standalone.workers import grade_slices
+from ssd_ray.standalone.workers import local_pool
 
 _SHARD_ROWS = 1024
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +233,16 @@ def _verdicts(job: Job, out: Path, total: int, content: str, progress: Progress)
     # Slices are small enough for every process to get about four of them.
     rows = max(1, min(SLICE_ROWS, total // (4 * job.workers)))
     pieces = [piece for path in shards for piece in slices.slices_of(path, done, rows)]
-    with progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task:
-        graded = len(done)
-        for count in grade_slices(spec, pieces, job.workers):
-            graded += count
-            task.update(graded)
+    # A faulty machine or benchmark is reported here, before any process starts.
+    Grader(spec).close()
+    with (
+        progress.task("verdicts", total=total, unit="verdicts", done=len(done)) as task,
+        local_pool(job.workers) as pool,
+        pool.work(spec, "verdicts") as work,
+    ):
+        work.put(pieces)
+        while work.remaining:
+            task.update(len(done) + work.wait(_POLL_S))
+        # Raises the error of the last slice.
+        task.update(len(done) + work.wait(0))
     return facts(spec)

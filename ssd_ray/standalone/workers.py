@@ -1,102 +1,149 @@
-"""Worker processes that grade slices of completions; a crashed pool is replaced.
+"""Graders as processes of this machine, for a pool without Ray.
+
+Each process has a pipe of its own to the pool. It ends with its parent, and a crash shows as the
+end of its pipe.
 
 The graders of the processes read slices of completions and write shards of verdicts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
-from ssd_ray.artifacts import slices
 from ssd_ray.artifacts.slices import Slice
-from ssd_ray.errors import InfrastructureError
-from ssd_ray.evaluation.grader import Grader, GradingSpec
+from ssd_ray.errors import InfrastructureError, UserError, one_line
+from ssd_ray.evaluation.grader import Graders, GradingSpec
+from ssd_ray.evaluation.pool import GraderPool, LostGraderError
 from ssd_ray.evaluation.sandbox.inside import walls
 
 _MAX_FAILURES = 3
+_END_TIMEOUT_S = 10.0
 
 
-_grader: Grader | None = None
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Worker:
+    """A process and the pool's end of its pipe."""
+
+    process: BaseProcess
+    pipe: Connection
 
 
-def _set_up(spec: GradingSpec, parent: int) -> None:
-    """Make the grader of a worker process, and end the process with its parent."""
-    global _grader
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """A request to a worker whose reply is still to come; a worker has one at a time."""
+
+    worker: _Worker
+    number: int
+
+
+@contextmanager
+def local_pool(workers: int) -> Iterator[GraderPool]:
+    """Open a pool of at most `workers` processes, and end them with the block."""
+    with GraderPool(ProcessBackend(workers), _MAX_FAILURES) as pool:
+        yield pool
+
+
+class ProcessBackend:
+    """Graders as processes of this machine; references are calls with a reply to come."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._context = multiprocessing.get_context("spawn")
+        self._numbers = itertools.count()
+
+    def size(self) -> int:
+        """Return the number of processes."""
+        return self._workers
+
+    def start(self) -> tuple[_Worker, _Call]:
+        """Start a process; return it and a reference to its readiness."""
+        # Workers load this module too, and need none of the packages below.
+        from ssd_ray.cluster import import_path
+
+        import_path.keep_children_safe()
+        pipe, other = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(other, os.getpid()), daemon=True)
+        process.start()
+        # With the other end open here, the end of the process would not end the pipe.
+        other.close()
+        worker = _Worker(process=process, pipe=pipe)
+        return worker, self._call(worker)
+
+    def grade(self, actor: _Worker, spec: GradingSpec, piece: Slice) -> _Call:
+        """Send a slice to a process; return a reference to its number of rows."""
+        # If the process ended while it was idle, `result` finds the end of its pipe.
+        with contextlib.suppress(OSError):
+            actor.pipe.send((spec, piece))
+        return self._call(actor)
+
+    def _call(self, worker: _Worker) -> _Call:
+        return _Call(worker=worker, number=next(self._numbers))
+
+    def finished(self, references: Sequence[_Call], timeout_s: float) -> list[_Call]:
+        """Wait at most `timeout_s` for a reply or the end of a process; return these calls."""
+        by_pipe: dict[object, _Call] = {call.worker.pipe: call for call in references}
+        pipes = [call.worker.pipe for call in references]
+        return [by_pipe[pipe] for pipe in connection.wait(pipes, timeout_s)]
+
+    def result(self, reference: _Call) -> int:
+        """Return the number of rows of an ended call.
+
+        Raises:
+            LostGraderError: the process crashed.
+            UserError: the grader found a mistake in its input.
+            InfrastructureError: the grader raised any other exception.
+        """
+        worker = reference.worker
+        try:
+            reply: int | Exception = worker.pipe.recv()
+        except (EOFError, OSError) as error:
+            worker.process.join(_END_TIMEOUT_S)
+            raise LostGraderError(
+                f"a process ended with status {worker.process.exitcode}"
+            ) from error
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def end(self, actor: _Worker) -> None:
+        """Kill a process, whose sandboxes end with it; do nothing if it has ended."""
+        actor.process.kill()
+        actor.process.join(_END_TIMEOUT_S)
+        actor.pipe.close()
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """Grade slices from the pipe until it ends; runs in a worker process."""
     walls.die_with_parent()
     # The parent may have ended before the kernel was asked.
     if os.getppid() != parent:
         os._exit(1)
-    _grader = Grader(spec)
+    graders = Graders()
+    # Ctrl-C reaches the processes of a terminal together; the parent alone reports it.
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        pipe.send(0)
+        while True:
+            spec, piece = pipe.recv()
+            pipe.send(_graded(graders, spec, piece))
 
 
-def _grade(piece: Slice) -> int:
-    """Grade a slice in a worker process; return its number of rows."""
-    assert _grader is not None
-    return _grader.grade(piece)
-
-
-def grade_slices(spec: GradingSpec, pieces: list[Slice], workers: int) -> Iterator[int]:
-    """Yield the number of rows of each slice as it is graded.
-
-    A pool with a crashed process is replaced, at most `_MAX_FAILURES` times.
-
-    Raises:
-        InfrastructureError: processes crashed more often.
-    """
-    # A faulty machine or benchmark is reported here, before any process starts.
-    Grader(spec).close()
-    waiting = list(pieces)
-    failures = 0
-    while waiting:
-        with _pool(spec, min(workers, len(waiting))) as pool:
-            running: dict[Future[int], Slice] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < 2 * workers:
-                        # Popped only once it was submitted: a broken pool raises in `submit`.
-                        running[pool.submit(_grade, waiting[-1])] = waiting[-1]
-                        waiting.pop()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        rows = future.result()
-                        del running[future]
-                        yield rows
-            except BrokenProcessPool as error:
-                failures += 1
-                if failures > _MAX_FAILURES:
-                    raise InfrastructureError(
-                        "grading processes kept crashing; run again to resume"
-                    ) from error
-                # A shard may be on disk although its process crashed before it answered.
-                done = slices.keys_on_disk(spec.out)
-                waiting += [piece for piece in running.values() if not _finished(piece, done)]
-
-
-def _finished(piece: Slice, done: set[slices.Key]) -> bool:
-    """Return True if every completion of a slice has a verdict on disk."""
-    table = slices.read_slice(piece)
-    keys = zip(
-        table.column("prompt_id").to_pylist(), table.column("sample_index").to_pylist(), strict=True
-    )
-    return done.issuperset(keys)
-
-
-@contextmanager
-def _pool(spec: GradingSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Start worker processes and end them with the block."""
-    # Workers load this module too, and need none of the packages below.
-    from ssd_ray.cluster import import_path
-
-    import_path.keep_children_safe()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_set_up, initargs=(spec, os.getpid())
-    )
+def _graded(graders: Graders, spec: GradingSpec, piece: Slice) -> int | Exception:
+    """Return the number of rows of a slice, or the exception for the pool to raise."""
     try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        return graders.grade(spec, piece)
+    except (UserError, InfrastructureError) as error:
+        return error
+    # A bug: its traceback stays on this machine's screen, and the step gets one line.
+    except Exception as error:
+        traceback.print_exc()
+        return InfrastructureError(f"a grader failed: {one_line(error)}")

@@ -22,9 +22,9 @@ from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.evaluation import pool as pools
 from ssd_ray.evaluation.grader import GradingSpec
-from ssd_ray.evaluation.grader_actors import LostGraderError, RayBackend
+from ssd_ray.evaluation.grader_actors import RayBackend
 from ssd_ray.evaluation.judging.judge import Rules
-from ssd_ray.evaluation.pool import GraderPool
+from ssd_ray.evaluation.pool import GraderPool, LostGraderError
 from ssd_ray.evaluation.sandbox import Limits
 
 Result = Callable[[], int]

@@ -21,9 +21,10 @@ from ssd_ray import cluster
 from ssd_ray.artifacts import shards, slices
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.evaluation.following import Answers
 from ssd_ray.evaluation.grader import Grader, GradingSpec
 from ssd_ray.evaluation.judging.judge import Rules
-from ssd_ray.evaluation.ray_pool import Answers, grade, pool_on_ray
+from ssd_ray.evaluation.ray_pool import grade, pool_on_ray
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.evaluation.tests_on_disk import store_problems
 from ssd_ray.progress import LineProgress

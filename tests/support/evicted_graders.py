@@ -23,11 +23,12 @@ import psutil
 from ssd_ray import cluster
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
+from ssd_ray.evaluation.following import Answers
 from ssd_ray.evaluation.grader import GradingSpec
-from ssd_ray.evaluation.grader_actors import LostGraderError, RayBackend
+from ssd_ray.evaluation.grader_actors import RayBackend
 from ssd_ray.evaluation.judging.judge import Rules
-from ssd_ray.evaluation.pool import GraderPool
-from ssd_ray.evaluation.ray_pool import Answers, grade
+from ssd_ray.evaluation.pool import GraderPool, LostGraderError
+from ssd_ray.evaluation.ray_pool import grade
 from ssd_ray.evaluation.sandbox import Limits
 from ssd_ray.progress import LineProgress
 
