@@ -1,4 +1,4 @@
-"""A run with graders apart: orders announced at its start, and the tokenizer at hand for them."""
+"""A run with graders apart announces its orders, and copies the tokenizer for them."""
 
 from __future__ import annotations
 
