@@ -49,7 +49,7 @@ def test_a_command_runs_until_it_needs_a_gpu(
         assert re.match(r"error: (no GPU is visible|CUDA_VISIBLE_DEVICES='' leaves)", stderr)
         # Nothing was rendered, downloaded or sampled.
         (run,) = (tmp_path / "runs").iterdir()
-        assert [path.name for path in run.iterdir()] == [".lock"]
+        assert {path.name for path in run.iterdir()} == {".lock", "owner.json", "logs"}
 
 
 @pytest.mark.parametrize(("cluster", "name", "gpu", "host", "hours"), ROWS)

@@ -116,12 +116,14 @@ def _job(tmp_path: Path) -> Any:
 def test_a_lost_controller_is_an_infrastructure_error(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ssd_ray import roles
     from ssd_ray.errors import InfrastructureError
     from ssd_ray.training import trainer
 
     def fit(self: Any) -> None:
         raise _starting(kind).controller_failure
 
+    monkeypatch.setattr(roles, "live_nodes", list)
     monkeypatch.setattr(trainer.SizedTrainer, "__init__", lambda self, *_, **__: None)
     monkeypatch.setattr(trainer.SizedTrainer, "fit", fit)
     message = (
