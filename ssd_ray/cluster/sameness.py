@@ -100,10 +100,11 @@ def _grants_lock(path: Path) -> bool:
 
 
 @contextmanager
-def required(run: Path) -> Iterator[None]:
+def required(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Examine all nodes of a connected cluster, and those that join within the block.
 
-    The caller holds the lock of `run`. A local Ray is left alone.
+    The caller holds the lock of `run`. A local Ray is left alone. `say` gets a line when Ray's
+    control service does not answer; the examination goes on once it does.
 
     Raises:
         OutsideError: a node cannot work for this driver.
@@ -114,7 +115,7 @@ def required(run: Path) -> Iterator[None]:
     nonce = uuid.uuid4().hex
     files.write_atomic(run / _NONCE, nonce)
     expected = Expected(run=run.absolute(), nonce=nonce, software=software())
-    watch = _Watch(lambda nodes: _ask(expected, nodes))
+    watch = _Watch(lambda nodes: _ask(expected, nodes), say)
     try:
         if reason := watch.examine_new():
             raise OutsideError(reason)
@@ -132,9 +133,10 @@ def required(run: Path) -> Iterator[None]:
 class _Watch:
     """Thread that examines each node once, as it joins."""
 
-    def __init__(self, ask: Callable[[dict[str, str]], str]) -> None:
+    def __init__(self, ask: Callable[[dict[str, str]], str], say: Callable[[str], None]) -> None:
         self.fault = ""
         self._ask = ask
+        self._say = say
         self._examined: set[str] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="nodes", daemon=True)
@@ -156,16 +158,24 @@ class _Watch:
             for node in ray.nodes()
             if node["Alive"] and node["NodeID"] not in self._examined
         }
+        reason = self._ask(nodes)
         self._examined |= nodes.keys()
-        return self._ask(nodes)
+        return reason
 
     def _loop(self) -> None:
+        import ray
+
+        away = False
         while not self._stopped.wait(_POLL_S):
             try:
                 reason = self.examine_new()
-            # The cluster is going away, and the run ends by itself with its own reason.
-            except Exception:
-                return
+            # The control service restarts, or the cluster ends and the run with it.
+            except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
+                if not away and not self._stopped.is_set():
+                    self._say(f"nodes that join wait for their examination: {first_line(error)}")
+                away = True
+                continue
+            away = False
             if reason and not self._stopped.is_set():
                 self.fault = reason
                 os.kill(os.getpid(), _stop_signal())

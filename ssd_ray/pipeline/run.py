@@ -240,7 +240,7 @@ class _Ray:
         )
         cluster_room.check_cluster(recipe, work, say)
         # After the wait for nodes to join, so that they are examined before work too.
-        self._stack.enter_context(sameness.required(self._context.run))
+        self._stack.enter_context(sameness.required(self._context.run, self._context.progress.say))
 
 
 class _Followers:

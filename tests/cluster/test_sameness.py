@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RpcError
 
 from ssd_ray.artifacts.directory_lock import locked
 from ssd_ray.cluster import sameness
@@ -67,6 +68,7 @@ class Cluster:
         self.nodes = ["head"]
         self.asked: list[str] = []
         self.faults: dict[str, str] = {}
+        self.error: Exception | None = None
         monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
         monkeypatch.setattr(sameness, "_POLL_S", 0.05)
         monkeypatch.setattr(sameness, "_ask", self._ask)
@@ -76,15 +78,23 @@ class Cluster:
         return [{"NodeID": name, "NodeManagerHostname": name, "Alive": True} for name in self.nodes]
 
     def _ask(self, _: Expected, nodes: dict[str, str]) -> str:
+        if self.error is not None:
+            raise self.error
         self.asked += nodes
         return next((self.faults[name] for name in nodes if name in self.faults), "")
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_a_fault_of_a_present_node_is_refused_before_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Cluster(monkeypatch).faults["head"] = "no volume on head"
-    with pytest.raises(OutsideError, match="no volume on head"), sameness.required(tmp_path):
+    with pytest.raises(OutsideError, match="no volume on head"), sameness.required(tmp_path, print):
         raise AssertionError("the work has begun")
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +106,7 @@ def test_a_fault_of_a_node_that_joins_later_ends_the_run(
     cluster.faults["sampler-1"] = "no volume on sampler-1"
 
     def work() -> None:
-        with sameness.required(tmp_path):
+        with sameness.required(tmp_path, print):
             cluster.nodes += ["grader-1", "sampler-1"]
             time.sleep(60)
 
@@ -110,25 +120,57 @@ def test_a_fault_of_a_node_that_joins_later_ends_the_run(
 
 def test_each_node_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
-    with sameness.required(tmp_path):
+    with sameness.required(tmp_path, print):
         cluster.nodes.append("grader-1")
-        deadline = time.monotonic() + 30
-        while "grader-1" not in cluster.asked and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _wait(lambda: "grader-1" in cluster.asked)
         time.sleep(0.2)
     assert cluster.asked == ["head", "grader-1"]
 
 
+@pytest.mark.parametrize(
+    "error", [RpcError("GCS is away"), ConnectionError("refused"), TimeoutError("no answer")]
+)
+def test_nodes_that_join_while_ray_is_away_are_examined_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cluster = Cluster(monkeypatch)
+    lines: list[str] = []
+    with sameness.required(tmp_path, lines.append):
+        cluster.error = error
+        cluster.nodes.append("grader-1")
+        _wait(lambda: len(lines) > 0)
+        time.sleep(0.2)
+        cluster.error = None
+        _wait(lambda: "grader-1" in cluster.asked)
+    assert cluster.asked == ["head", "grader-1"]
+    (line,) = lines
+    assert line.startswith("nodes that join wait for their examination: ")
+    assert str(error) in line
+
+
+def test_another_error_of_the_examination_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch)
+    raised: list[str] = []
+    monkeypatch.setattr("threading.excepthook", lambda args: raised.append(str(args.exc_value)))
+    with sameness.required(tmp_path, print):
+        cluster.error = ValueError("a defect")
+        cluster.nodes.append("grader-1")
+        _wait(lambda: len(raised) > 0)
+    assert raised == ["a defect"]
+
+
 def test_ctrl_c_stays_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch)
-    with pytest.raises(KeyboardInterrupt), sameness.required(tmp_path):
+    with pytest.raises(KeyboardInterrupt), sameness.required(tmp_path, print):
         raise KeyboardInterrupt
 
 
 def test_a_local_ray_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
     monkeypatch.delenv("RAY_ADDRESS")
-    with sameness.required(tmp_path):
+    with sameness.required(tmp_path, print):
         assert list(tmp_path.iterdir()) == []
     assert cluster.asked == []
 
@@ -172,7 +214,7 @@ def test_the_nodes_of_a_real_ray_answer(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with cluster.connected():
         monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-        with sameness.required(expected.run):
+        with sameness.required(expected.run, print):
             assert (expected.run / ".nonce").exists()
         (node,) = ray.nodes()
         nodes = {node["NodeID"]: "worker-1"}
