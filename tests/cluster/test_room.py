@@ -7,9 +7,11 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -48,8 +50,8 @@ class Cluster:
         monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
         monkeypatch.setattr(ray, "nodes", self._alive)
         monkeypatch.setattr(room, "read_growth", self._read_growth)
-        monkeypatch.setattr(room.time, "monotonic", lambda: self.clock)
-        monkeypatch.setattr(room.time, "sleep", self._sleep)
+        clock = Mock(wraps=time, monotonic=lambda: self.clock, sleep=self._sleep)
+        monkeypatch.setattr(room, "time", clock)
         monkeypatch.setattr(room.address, "check_still_answers", self._answer)
 
     def _alive(self) -> list[Mapping[str, object]]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_the_node_drains_once_at_the_notice(service: str, monkeypatch: pytest.Mo
         assert drained == []
         monkeypatch.setattr(Metadata, "notice", "TRUE")
 
-    monkeypatch.setattr(watch.time, "sleep", arrive)
+    monkeypatch.setattr(watch, "time", Mock(sleep=arrive))
     watch.wait_for_notice("gcp", drained.append, service)
     assert drained == [25.0]
 
@@ -102,8 +103,8 @@ def test_only_an_idle_time_without_a_break_counts(monkeypatch: pytest.MonkeyPatc
     clock = [0.0]
     idle = Watched(answers=True, num_nodes=1)
     looks = iter([idle, Watched(answers=True, num_nodes=1, num_jobs=1), *[idle] * 9])
-    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(watch.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    later = Mock(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(watch, "time", later)
     watch.wait_for_idleness(lambda: next(looks), minutes=2, poll_s=30)
     # One look, the busy one, and four more.
     assert clock[0] == 30 * 6

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -122,7 +124,7 @@ def test_a_model_that_is_complete_after_a_pause_is_no_mistake(
         if len(pauses) == 2:
             shutil.copy(tiny_llama / "model.safetensors", model)
 
-    monkeypatch.setattr(start_failure.time, "sleep", arrive)
+    monkeypatch.setattr(start_failure, "time", Mock(wraps=time, sleep=arrive))
     assert isinstance(explain(MemoryError(), model), InfrastructureError)
 
 

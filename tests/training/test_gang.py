@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -28,7 +29,7 @@ class Scene:
         self.nodes: list[dict[str, Any]] = []
         self.lines: list[str] = []
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        monkeypatch.setattr(gang.time, "time", lambda: self.now)
+        monkeypatch.setattr(gang, "time", Mock(wraps=time, time=lambda: self.now))
         monkeypatch.setattr(gang, "placement_group_table", lambda: self.groups)
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
         self.watch = GangWatch(NEED, self.lines.append)
