@@ -23,6 +23,13 @@ class OutsideError(UserError):
     """
 
 
+class LastingError(OutsideError):
+    """A mistake outside of the recipe that lasts until a person corrects it.
+
+    So a scheduler's next attempt would find it again: a missing secret, storage without locks.
+    """
+
+
 class InfrastructureError(Exception):
     """A crash of an engine, worker or node after all retries.
 

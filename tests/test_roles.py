@@ -131,6 +131,7 @@ def grows(monkeypatch: pytest.MonkeyPatch) -> list[Growth]:
     growth_of_cluster = [Growth(has_autoscaler=False)]
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(room, "read_growth", lambda: growth_of_cluster[0])
+    monkeypatch.setattr(growth, "own_cluster", lambda: None)
     monkeypatch.setattr(room, "JOIN_S", 0)
     return growth_of_cluster
 

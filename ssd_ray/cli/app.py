@@ -76,10 +76,13 @@ def _make(
     from ssd_ray.pipeline.run import Run
     from ssd_ray.progress import progress
 
+    show = progress(quiet)
+    if out:
+        hints.begin(out, show)
     loaded = recipes.load(recipe, overrides or [])
     directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
-    show = progress(quiet)
-    hints.begin(directory, show)
+    if not out:
+        hints.begin(directory, show)
     with hints.resume_hint(show):
         artifacts = Run(loaded, directory, show).make(verb)
     for artifact in artifacts:
@@ -160,6 +163,7 @@ def grade(options: GradeOptions) -> None:
 
     show = progress(options.quiet)
     if options.follow is not None:
+        hints.begin(options.follow, show)
         with hints.resume_hint(show):
             typer.echo("\n".join(grading.follow_run(options, show)))
         return
@@ -310,8 +314,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="ssd-ray")
     except UserError as error:
+        hints.end_retries(error)
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except SystemExit as end:
+        # Typer has refused the arguments.
+        if end.code == 2:
+            hints.end_retries()
+        raise
     except InfrastructureError as error:
         typer.echo("\n".join([f"failed: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(1)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd_ray.errors import InfrastructureError
+import typer
+
+from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.submissions import retries
 
 if TYPE_CHECKING:
     from ssd_ray.progress import Progress
@@ -42,6 +44,15 @@ def resume_hint(show: Progress) -> Iterator[None]:
         raise
 
 
+def end_retries(error: UserError | None = None) -> None:
+    """End the attempts of this job at a mistake of the user, unless it may pass by itself.
+
+    Without an `error`, the arguments of the command are the mistake.
+    """
+    if is_job() and not (error is not None and retries.may_pass(error)):
+        retries.stop_if_retried(lambda line: typer.echo(line, err=True))
+
+
 def is_job() -> bool:
     """Return True in a script of `jobs/`."""
     return Path(sys.argv[0]).parent.name == "jobs"
@@ -51,6 +62,5 @@ def _this_command() -> str:
     """Return this command, or the submission of this job, as a line for a shell."""
     if not is_job():
         return shlex.join(["ssd-ray", *sys.argv[1:]])
-    # Ray sets it in the drivers of submitted jobs.
-    submit = _SUBMIT if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else ()
+    submit = _SUBMIT if retries.is_submitted() else ()
     return shlex.join([*submit, "python", *sys.argv])

@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from ssd_ray.cluster import kuberay, ray_internals
+from ssd_ray.cluster.cluster_files import DescribedCluster
 from ssd_ray.cluster.groups import Group, launcher_groups
 
 _PROC = Path("/proc")
@@ -53,15 +54,34 @@ def read_growth() -> Growth:
     return Growth(has_autoscaler=False)
 
 
+def own_cluster() -> DescribedCluster | None:
+    """Return the cluster of this process as KubeRay or the launcher describes it.
+
+    None without a description that this process may read.
+    """
+    if groups := kuberay.own_groups():
+        source = f"RayCluster {kuberay.own_name()}"
+        return DescribedCluster(source=source, kind="kuberay", groups=groups)
+    path = (_monitor_options() or {}).get("--autoscaling-config")
+    if not path:
+        return None
+    launched = _configured(Path(path).expanduser())
+    if not launched.groups:
+        return None
+    return DescribedCluster(
+        source=path, kind="launcher", groups=launched.groups, most_nodes=launched.most_nodes
+    )
+
+
 def _monitor_options() -> dict[str, str] | None:
     """Return the options of the cluster's monitor if it runs on this machine."""
     import ray
 
-    address = ray.get_runtime_context().gcs_address
     for arguments in _commands():
         options = dict(each.split("=", 1) for each in arguments if "=" in each)
         is_monitor = any(each.endswith("/monitor.py") for each in arguments)
-        if is_monitor and options.get("--gcs-address") == address:
+        address = ray.get_runtime_context().gcs_address if is_monitor else None
+        if address and options.get("--gcs-address") == address:
             return options
     return None
 

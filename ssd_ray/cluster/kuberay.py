@@ -23,6 +23,11 @@ _SCHEME = "https"
 _TIMEOUT_S = 5.0
 
 
+def own_name() -> str:
+    """Return the name of the RayCluster of this pod, "" outside of KubeRay."""
+    return os.environ.get("RAY_CLUSTER_NAME", "")
+
+
 def own_groups() -> tuple[Group, ...]:
     """Return the groups of the RayCluster of this pod, empty if they cannot be read."""
     document = _own_cluster()
@@ -37,7 +42,7 @@ def own_groups() -> tuple[Group, ...]:
 
 def _own_cluster() -> Document | None:
     """Ask the Kubernetes API for the RayCluster of this pod; None without an answer."""
-    name = os.environ.get("RAY_CLUSTER_NAME")
+    name = own_name()
     host = os.environ.get("KUBERNETES_SERVICE_HOST")
     if not name or not host:
         return None

@@ -144,6 +144,11 @@ class ClusterConfig(Section):
     answer between them; crashes of training workers without a new checkpoint between them; crashes
     of graders on one slice of answers, or in a row before one has started.
     """
+    nodes_timeout_s: float | None = tuning(None, gt=0)
+    """Seconds without a node for any engine, or for the training workers, until the run ends with
+    status 1. The same command resumes it. `null` waits without end. Each wait is reported once a
+    minute.
+    """
     local_states: str | None = tuning(None)
     """Directory on a disk of each node, where the run directory is on shared storage. Workers write
     a resume state there and train on, while it is copied to the run directory. The disk needs room

@@ -19,6 +19,7 @@ from types import TracebackType
 
 from ssd_ray.artifacts import files
 from ssd_ray.artifacts.audit import Audit
+from ssd_ray.cluster.waiting import Waiting
 from ssd_ray.errors import InfrastructureError, UserError, first_line
 from ssd_ray.inference import pool
 from ssd_ray.inference.crashes import heartbeat
@@ -117,7 +118,8 @@ class EnginePool:
         return self._watch
 
     def _new_watch(self) -> PoolWatch:
-        return PoolWatch(self.spec, self.max_failures, self._progress, self._specs)
+        waiting = Waiting(self._size.resources.need, self._progress.say, self._size.nodes_timeout_s)
+        return PoolWatch(self.spec, self.max_failures, self._progress, self._specs, waiting)
 
     def _specs(self) -> Mapping[str, JobSpec]:
         return {key: entry.job.spec for key, entry in list(self._entries.items())}

@@ -156,4 +156,5 @@ def _size(settings: EngineSettings, cluster: ClusterConfig, shard_rows: int) -> 
         concurrent_units=pool.concurrent_units(max_num_seqs(engine, cluster.device), shard_rows),
         resources=engine_resources(engine, cluster.device, cluster.roles),
         environment=engine_environment(engine, cluster.device),
+        nodes_timeout_s=cluster.nodes_timeout_s,
     )

@@ -43,6 +43,8 @@ class Pool:
     concurrent_units: int
     resources: Resources
     environment: Mapping[str, str] = field(default_factory=dict)
+    nodes_timeout_s: float | None = None
+    """Longest wait for a node for any engine; None waits without end."""
 
     @property
     def units_in_hand(self) -> int:

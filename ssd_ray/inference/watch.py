@@ -1,6 +1,8 @@
 """Watch the engines of a pool from the driver: report faults, and stop a hopeless pool.
 
-Reads heartbeat files twice a second and asks no engine.
+- A pool without a node for any engine is reported each minute, and stopped at a deadline.
+
+Reads heartbeat files twice a second and asks no engine. Asks Ray for its nodes now and then.
 """
 
 from __future__ import annotations
@@ -9,7 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from ray.exceptions import RayError
+
 from ssd_ray.cluster import niceness
+from ssd_ray.cluster.waiting import Waiting
 from ssd_ray.errors import InfrastructureError, OutsideError, UserError
 from ssd_ray.inference.crashes import cluster_state, heartbeat
 from ssd_ray.inference.crashes.attribution import CrashHistory
@@ -20,6 +25,7 @@ from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import Progress
 
 _NO_REASON = "no reason recorded, as for a process killed for its memory"
+_NODES_PERIOD_S = 10.0
 _NAMED_NODES: set[str] = set()
 """Nodes whose niceness was reported, in any pool of this process."""
 
@@ -27,8 +33,8 @@ _NAMED_NODES: set[str] = set()
 class PoolWatch:
     """The engines of one pool, for all its jobs; safe to use from threads.
 
-    `jobs` returns the open jobs. The pool calls the watch several times a
-    second, and the watch polls the heartbeats twice a second.
+    `jobs` returns the open jobs. `waiting` counts the time without a node for any engine. The pool
+    calls the watch several times a second, and the watch polls the heartbeats twice a second.
     """
 
     def __init__(
@@ -37,11 +43,14 @@ class PoolWatch:
         max_failures: int,
         progress: Progress,
         jobs: Callable[[], Mapping[str, JobSpec]],
+        waiting: Waiting,
     ) -> None:
         self._spec = spec
         self._max_failures = max_failures
         self._progress = progress
         self._jobs = jobs
+        self._waiting = waiting
+        self._nodes_at = time.monotonic()
         self._lock = threading.Lock()
         self._read_at = 0.0
         self._looked_at = 0.0
@@ -56,13 +65,17 @@ class PoolWatch:
 
         Raises:
             UserError: an engine found a mistake.
-            InfrastructureError: engines crash without answers, or the run has stopped.
+            InfrastructureError: engines crash without answers, no node came for them in time, or
+                the run has stopped.
         """
         if self.stopped.is_set():
             raise InfrastructureError("the run was stopped")
         if time.monotonic() - self._looked_at >= heartbeat.PERIOD_S:
             self._looked_at = time.monotonic()
             self.poll()
+        if time.monotonic() - self._nodes_at >= _NODES_PERIOD_S:
+            self._nodes_at = time.monotonic()
+            self.look_for_nodes()
 
     def history(self, fresh: bool = False) -> CrashHistory:
         """Return crashes of all attempts, and the engines of this one.
@@ -101,6 +114,20 @@ class PoolWatch:
         reason = next((status.reason for status in reversed(attempt) if status.reason), _NO_REASON)
         self._stop_after_crashes(reason)
         self._stop_after_refusals(jobs, reason)
+
+    def look_for_nodes(self) -> None:
+        """Report a pool without a node for any engine, and stop it at the deadline."""
+        nodes = cluster_state.nodes()
+        if nodes is None:
+            return
+        # A crashed process comes back on its node, so its node counts until it is lost.
+        placed = (each for each in self.history().statuses if each.state != "ended")
+        is_met = any(each.node in nodes for each in placed if each.attempt == self._spec.attempt)
+        try:
+            self._waiting.look(is_met=is_met)
+        except RayError:
+            # The head went away just now. The next look counts on.
+            return
 
     def _stop_after_crashes(self, reason: str) -> None:
         streak, spec = self._streak, self._spec

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssd_ray.errors import OutsideError, system_reason
+from ssd_ray.errors import LastingError, OutsideError, system_reason
 
 # No *.bin and *.py: neither pickled weights nor code are ever loaded.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -53,7 +53,7 @@ def download(source: str, revision: str | None) -> Path:
             raise
         if isinstance(error, GatedRepoError):
             state = "is not accepted for it" if get_token() else "is missing (HF_TOKEN)"
-            raise OutsideError(
+            raise LastingError(
                 f"model.source {source!r} is gated, and the hub's token {state}: accept the "
                 "model's terms on its page, and set HF_TOKEN to a token of that account"
             ) from error

@@ -170,6 +170,10 @@ def _weights(recipe: Recipe, model: Architecture) -> int:
 def _grading_fit(case: Case) -> StageFit:
     """Return the stage of grading: graders on cores."""
     cluster = case.recipe.cluster
+    if cluster.graders == "apart":
+        return StageFit(
+            stage="grade", role=roles.GRADER, need="graders apart from Ray, none here", nodes=()
+        )
     # A grader that reserves nothing still runs on a core.
     bundle = {"CPU": max(cluster.grader_cpus, 1.0) if case.has_roles else cluster.grader_cpus or 1}
     groups = case.serving(roles.GRADER)

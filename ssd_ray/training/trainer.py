@@ -78,7 +78,7 @@ def train(job: Job, progress: Progress) -> CheckpointFacts:
         with (
             progress.task("train", total=job.train.steps, unit="steps", done=begin) as task,
             _follow(job, begin, task, progress),
-            gang.reported(_need(job), progress.say),
+            gang.reported(_need(job), progress.say, job.cluster.nodes_timeout_s),
         ):
             _run(job, progress)
     shutil.rmtree(job.out / resume.RESUME, ignore_errors=True)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.autoscaler._private.kuberay import autoscaling_config
 
-from ssd_ray.cluster import cluster_files, kuberay
+from ssd_ray.cluster import cluster_files, growth, kuberay
 from ssd_ray.cluster.cluster_files import read_cluster
 from ssd_ray.cluster.groups import kuberay_groups, quantity
 from ssd_ray.errors import UserError
@@ -192,6 +192,10 @@ def test_the_head_of_kuberay_reads_its_own_groups(
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT_HTTPS", str(server.server_port))
     try:
         assert kuberay.own_groups() == kuberay_groups(SPECS[1])
+        described = growth.own_cluster()
+        assert described is not None
+        assert (described.source, described.kind) == ("RayCluster one", "kuberay")
+        assert described.groups == kuberay_groups(SPECS[1])
         # Other pods have no right to read it.
         (tmp_path / "token").write_text("another")
         assert kuberay.own_groups() == ()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ssd_ray.submissions.retries import RETRIED_BY
 from tests.kube.admission import admit
 from tests.kube.api import Object, Store
 from tests.kube.dashboard import JobInfo
 from tests.kube.operator import Operator
+from tests.support.job_service import job_service
 from tests.support.ray_manifests import ray_job, worker_group
 
 MERGE = "application/merge-patch+json"
+RETRIED = {RETRIED_BY: "kuberay"}
 
 
 class _Dashboard:
@@ -111,17 +116,22 @@ def test_the_driver_starts_once_all_desired_workers_run() -> None:
     assert names >= {"RAY_DASHBOARD_ADDRESS", "RAY_JOB_SUBMISSION_ID", "RAY_AUTH_TOKEN"}
 
 
+def _submitter_command(played: _Played) -> str:
+    (job,) = played.store.list("jobs")
+    return str(job["spec"]["template"]["spec"]["containers"][0]["args"][0])
+
+
 def test_entrypoint_resources_move_the_driver_off_the_head() -> None:
     played = _Played(entrypointNumCpus=1, entrypointResources='{"driver": 1}')
     played.until("Running")
-    command = played.store.list("jobs")[0]["spec"]["template"]["spec"]["containers"][0]["args"][0]
+    command = _submitter_command(played)
     assert "--entrypoint-num-cpus 1.000000" in command
     assert r'--entrypoint-resources "{\"driver\": 1}"' in command
 
 
 def _fails(played: _Played) -> None:
-    """A mistake of the user's, or any other exit code of the driver."""
-    played.dashboard.answer = JobInfo(status="FAILED", message="exit code 2")
+    """Any exit status of the driver but 0."""
+    played.dashboard.answer = JobInfo(status="FAILED", message="exit code 1")
     if played.status.get("jobStatus") == "FAILED":
         played.end_submitter("Failed")
 
@@ -193,6 +203,44 @@ def test_the_table_of_retries(
     assert (played.state, played.status.get("reason", "")) == (end, reason)
     assert len(played.clusters) == clusters
     assert played.status["failed"] == (clusters if end == "Failed" else 0)
+
+
+@pytest.mark.parametrize(
+    ("script", "metadata", "clusters"),
+    [("jobs/pipeline.py", RETRIED, 1), ("jobs/pipeline.py", {}, 4), ("-m ssd_ray run", RETRIED, 4)],
+)
+def test_a_mistake_of_the_user_costs_one_cluster(
+    script: str, metadata: Object, clusters: int
+) -> None:
+    """The driver is the real one, and stops its job where a script of `jobs/` has to.
+
+    The metadata are those of the RayJobs in `k8s/`.
+    """
+    entrypoint = f"python {script} nowhere.yaml"
+    played = _Played(backoffLimit=3, entrypoint=entrypoint, metadata=metadata)
+    ends: list[str] = []
+
+    def run_driver() -> None:
+        """Submit the job as the submitter's command does, and follow its log."""
+        words = shlex.split(_submitter_command(played))
+        sent = {}
+        if "--metadata-json" in words:
+            sent = json.loads(words[words.index("--metadata-json") + 1])
+        if not ends:
+            with job_service() as service:
+                ends.append(service.run(shlex.split(entrypoint), sent)[0])
+        played.dashboard.answer = JobInfo(status=ends[0])
+        if played.status.get("jobStatus") == ends[0]:
+            played.end_submitter("Succeeded")
+
+    def act() -> None:
+        if played.state == "Running":
+            run_driver()
+
+    played.until("Complete", "Failed", act=act)
+    assert len(played.clusters) == clusters
+    end = ("Complete", "STOPPED") if clusters == 1 else ("Failed", "FAILED")
+    assert (played.state, played.status["jobStatus"]) == end
 
 
 def test_a_new_attempt_waits_until_the_last_one_is_gone() -> None:

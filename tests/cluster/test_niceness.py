@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from ssd_ray.cluster import niceness
+from ssd_ray.cluster.waiting import Waiting
+from ssd_ray.config import EngineConfig
 from ssd_ray.inference import watch
 from ssd_ray.inference.crashes.heartbeat import Reporter
+from ssd_ray.inference.vllm.placement import engine_resources
 from ssd_ray.inference.watch import PoolWatch
 from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import LineProgress
@@ -52,9 +55,10 @@ def test_a_run_reports_once_that_engines_have_low_priority(
 ) -> None:
     monkeypatch.setattr(watch, "_NAMED_NODES", set())
     spec = EngineSpec(make_engine=InstantEngine, control=tmp_path, logs=tmp_path, attempt="one")
+    waiting = Waiting(engine_resources(EngineConfig(), "cpu").need, pytest.fail, None)
     for _ in range(2):  # two pools of a run
         Reporter(tmp_path, "actor", node="abcdef0123456789", attempt="one", niceness=15)
-        driver = PoolWatch(spec, 3, LineProgress(), dict)
+        driver = PoolWatch(spec, 3, LineProgress(), dict, waiting)
         driver.poll()
         driver.poll()
     lines = [line for line in capsys.readouterr().err.splitlines() if "niceness" in line]

@@ -10,6 +10,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.roles import LABEL
+from ssd_ray.submissions.retries import RETRIED_BY
 from tests.support.rendered import (
     JOBS,
     RECIPES,
@@ -55,6 +56,13 @@ def test_a_job_runs_a_script_and_a_recipe_that_exist(root: str) -> None:
     assert recipe in RECIPES[f"overlays/{Path(root).parts[1]}"]
     assert recipes.load(recipe, ()).name == recipe
     assert job["metadata"]["name"].endswith(Path(root).name)
+
+
+@pytest.mark.parametrize("root", JOBS)
+def test_a_job_knows_that_it_is_retried(root: str) -> None:
+    """So it stops itself at a mistake of the user, and the mistake costs one cluster."""
+    (job,) = of_kind(render(root), "RayJob")
+    assert job["spec"]["metadata"] == {RETRIED_BY: "kuberay"}
 
 
 @pytest.mark.parametrize("root", JOBS)

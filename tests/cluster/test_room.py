@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from ssd_ray import roles
 from ssd_ray.cluster import growth, ray_internals, room
+from ssd_ray.cluster.cluster_files import read_cluster
 from ssd_ray.cluster.growth import Group, Growth
 from ssd_ray.cluster.room import Need, check_room, holding, largest, training_need
 from ssd_ray.config import ClusterConfig, TrainConfig
@@ -216,6 +218,7 @@ def test_the_largest_size_is_in_the_file_of_the_launcher(
     (process / "cmdline").write_text("\0".join([*arguments, f"--autoscaling-config={path}"]))
     launched = growth.read_growth()
     assert launched.most_nodes == 10
+    assert growth.own_cluster() == replace(read_cluster(path), groups=launched.groups)
     # Six nodes of eight GPUs, of all roles together.
     assert largest({"GPU": 1, "CPU": 1}, launched) == 48
     (process / "cmdline").write_text("\0".join([*arguments, "--autoscaling-config=/none.yaml"]))

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.errors import GatedRepoError
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import manifests
 from ssd_ray.artifacts.facts import RowFacts
-from ssd_ray.errors import UserError
+from ssd_ray.errors import LastingError, UserError
 from ssd_ray.pipeline import cluster_room, preflight
 from ssd_ray.pipeline.cluster_room import Work
 from ssd_ray.pipeline.run import Run
@@ -83,3 +85,22 @@ def test_a_cluster_is_refused_before_any_step(
     checks = [f"check {name}" for name in ("prompts", "samples", "checkpoint", "verdicts")]
     local = ["machine", *checks, "make prompts", "cluster False True True"]
     assert events == (["machine", "cluster False True True"] if address else local)
+
+
+def test_a_gated_model_is_refused_on_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after an hour, on the pod of an engine."""
+
+    def download(*_: object, **__: object) -> str:
+        raise GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "x")))
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(preflight, "check", lambda *_, **__: None)
+    monkeypatch.setattr("ssd_ray.pipeline.run._Ray._connect", lambda _: None)
+    monkeypatch.setattr("ssd_ray.pipeline.run._Ray.open_pools", pytest.fail)
+    monkeypatch.setattr(Run, "_make", pytest.fail)
+    with pytest.raises(LastingError, match=r"is gated, and the hub's token is missing .HF_TOKEN."):
+        Run(RECIPE, tmp_path, LineProgress()).make("sample")

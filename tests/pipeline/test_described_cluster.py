@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from ssd_ray import recipes
+from ssd_ray.cluster import growth, room
 from ssd_ray.cluster.cluster_files import DescribedCluster, read_cluster
 from ssd_ray.cluster.groups import Group, quantity
+from ssd_ray.cluster.growth import Growth
 from ssd_ray.config import Recipe
+from ssd_ray.errors import UserError
 from ssd_ray.models.architecture import shipped
 from ssd_ray.pipeline.cluster_fit import Change, StageFit
+from ssd_ray.pipeline.cluster_room import Work, check_cluster
 from ssd_ray.pipeline.described_cluster import stages_on
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.roles import LABEL
@@ -227,10 +233,11 @@ def test_cpu_pods_need_memory_for_engines_and_workers() -> None:
 
 
 def test_the_page_has_each_recipe_on_each_overlay() -> None:
-    overlays = sorted(path.parent for path in TOP.glob("k8s/overlays/*/kustomization.yaml"))
-    clusters = [read_cluster(path) for path in overlays]
-    heading = "| recipe | " + " | ".join(f"`{path.name}`" for path in overlays) + " |"
-    lines = [heading, "|---" * (len(overlays) + 1) + "|"]
+    paths = sorted(path.parent for path in TOP.glob("k8s/overlays/*/kustomization.yaml"))
+    paths += [TOP / "cluster.yaml", TOP / "cluster-gcp.yaml"]
+    clusters = [read_cluster(path) for path in paths]
+    heading = "| recipe | " + " | ".join(f"`{path.name}`" for path in paths) + " |"
+    lines = [heading, "|---" * (len(paths) + 1) + "|"]
     for name in recipes.shipped():
         cells = []
         for on in clusters:
@@ -241,6 +248,64 @@ def test_the_page_has_each_recipe_on_each_overlay() -> None:
         assert "yes" in cells, name
     table = "\n".join(lines)
     assert table in (TOP / "docs" / "planner.md").read_text(), f"the page should have\n{table}"
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a check of a recipe on the head of a described cluster that has no other node yet."""
+    head = {"Alive": True, "NodeID": "head", "Labels": {LABEL: "driver"}, "Resources": {}}
+    context = SimpleNamespace(get_node_id=lambda: "head")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+
+    def check(on: DescribedCluster, recipe: Recipe, **work: bool) -> None:
+        size = Growth(has_autoscaler=True, groups=on.groups, most_nodes=on.most_nodes)
+        monkeypatch.setattr(growth, "own_cluster", lambda: on)
+        monkeypatch.setattr(room, "read_growth", lambda: size)
+        check_cluster(recipe, Work(**work), lambda _: None)
+
+    return check
+
+
+ALL = {"draws": True, "trains": True, "grades": True}
+VERBS = {"sample": "draws", "train": "trains", "grade": "grades"}
+
+
+@pytest.mark.parametrize(("stage", "groups"), [case for case in SMALL.values() if case[0] in VERBS])
+def test_a_run_makes_the_checks_of_the_plan_where_it_runs(
+    inside: Callable[..., None], stage: str, groups: list[Group]
+) -> None:
+    recipe = recipes.load("qwen3-30b-instruct")
+    on = replace(cluster(*groups), source="RayCluster one")
+    sentence = fits(recipe, on, ("gpu_memory_gib=1000",))[stage].sentence
+    with pytest.raises(UserError) as refusal:
+        inside(on, recipe, **ALL)
+    assert str(refusal.value) == f"RayCluster one does not hold this run, as {sentence}"
+    inside(on, recipe, **ALL | {VERBS[stage]: False})
+    inside(cluster(HEAD, SPOT, TRAINER, GRADER), recipe, **ALL)
+
+
+def test_memory_that_a_cluster_does_not_state_refuses_no_run(inside: Callable[..., None]) -> None:
+    """The plan assumes 79 GiB, and the GPUs may have 141."""
+    large = recipes.load("qwen3-30b-instruct", ["train.sequence_parallel_size=1"])
+    bare = replace(TRAINER, resources={"CPU": 64, "GPU": 8})
+    on = cluster(HEAD, SPOT, bare, GRADER)
+    assert not fits(large, on)["train"].fits
+    inside(on, large, **ALL)
+    labeled = replace(bare, labels={LABEL: "trainer", "ray.io/accelerator-type": "H100"})
+    with pytest.raises(UserError, match=r"too little memory \(each GPU needs .* of 79\.6 GiB\)"):
+        inside(cluster(HEAD, SPOT, labeled, GRADER), large, **ALL)
+
+
+def test_graders_apart_need_no_group(inside: Callable[..., None]) -> None:
+    """The component `grader-apart` leaves the group with no pods."""
+    on = cluster(HEAD, SPOT, TRAINER, replace(GRADER, most=0))
+    apart = recipes.load("qwen3-30b-instruct", ["cluster.graders=apart"])
+    assert fits(apart, on)["grade"].fits
+    inside(on, apart, **ALL)
+    with pytest.raises(UserError, match="and grader holds 0: set maxReplicas of grader to 1"):
+        inside(on, recipes.load("qwen3-30b-instruct"), **ALL)
 
 
 def test_the_launchers_limit_of_all_nodes_counts() -> None:

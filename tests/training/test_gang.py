@@ -10,8 +10,10 @@ from unittest.mock import Mock
 import pytest
 import ray
 
+from ssd_ray.cluster import waiting
 from ssd_ray.cluster.room import training_need
 from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.errors import InfrastructureError
 from ssd_ray.training import gang
 from ssd_ray.training.gang import GangWatch
 
@@ -29,10 +31,10 @@ class Scene:
         self.nodes: list[dict[str, Any]] = []
         self.lines: list[str] = []
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        monkeypatch.setattr(gang, "time", Mock(wraps=time, time=lambda: self.now))
+        monkeypatch.setattr(waiting, "time", Mock(wraps=time, time=lambda: self.now))
         monkeypatch.setattr(gang, "placement_group_table", lambda: self.groups)
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
-        self.watch = GangWatch(NEED, self.lines.append)
+        self.watch = GangWatch(NEED, self.lines.append, 600)
 
     def wait(self, seconds: int) -> list[str]:
         """Look every ten seconds; return the new lines."""
@@ -82,6 +84,34 @@ def test_nodes_in_use_by_others_are_named(scene: Scene) -> None:
     assert line.endswith("the nodes hold 8, and are in use since 12:00 (1 min)")
 
 
+def test_a_gang_that_waits_until_the_deadline_ends_the_run(scene: Scene) -> None:
+    assert len(scene.wait(600)) == 9
+    with pytest.raises(InfrastructureError) as failure:
+        scene.wait(10)
+    assert str(failure.value).endswith(
+        "the nodes hold 0, 4 are missing since 12:00 (10 min), the deadline of "
+        "cluster.nodes_timeout_s 600: start nodes, or raise it"
+    )
+
+
+def test_the_deadline_ends_the_wait_of_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own wait is deaf to exceptions of other threads."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(gang, "_POLL_S", 0.01)
+    monkeypatch.setattr(gang, "placement_group_table", dict)
+    monkeypatch.setattr(ray, "nodes", list)
+    begun = time.monotonic()
+    with (
+        pytest.raises(InfrastructureError, match=r"cluster\.nodes_timeout_s 0\.1: start nodes"),
+        gang.reported(NEED, pytest.fail, 0.1),
+    ):
+        time.sleep(60)
+    assert time.monotonic() - begun < 30
+    # Ctrl-C of the user stays what it is.
+    with pytest.raises(KeyboardInterrupt), gang.reported(NEED, pytest.fail, None):
+        raise KeyboardInterrupt
+
+
 def test_the_report_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = threading.Semaphore(0)
     monkeypatch.setattr(gang, "_POLL_S", 0.01)
@@ -91,7 +121,7 @@ def test_the_report_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("no head")
 
     monkeypatch.setattr(gang, "placement_group_table", lost_head)
-    with gang.reported(NEED, pytest.fail):
+    with gang.reported(NEED, pytest.fail, None):
         assert looks.acquire(timeout=30)
         assert looks.acquire(timeout=30)
     assert "gang" not in [thread.name for thread in threading.enumerate()]

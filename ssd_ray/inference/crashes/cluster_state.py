@@ -22,6 +22,15 @@ def has_node(node: str) -> bool:
     )
 
 
+def nodes() -> Collection[str] | None:
+    """Return the ids of the live nodes, None while the control service is away."""
+    import ray
+
+    return _answer(
+        lambda: frozenset(entry["NodeID"] for entry in ray.nodes() if entry["Alive"]), None
+    )
+
+
 def is_draining(node: str) -> bool:
     """Return True if a node is about to be taken away."""
     return _answer(lambda: node in ray_internals.draining_nodes(), False)
