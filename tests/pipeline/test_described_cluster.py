@@ -286,6 +286,18 @@ def test_a_run_makes_the_checks_of_the_plan_where_it_runs(
     inside(cluster(HEAD, SPOT, TRAINER, GRADER), recipe, **ALL)
 
 
+def test_a_group_that_does_not_exist_is_refused_without_nodes(
+    inside: Callable[..., None],
+) -> None:
+    """Groups at 0 replicas have no node yet, and neither has a group that does not exist."""
+    recipe = recipes.load("qwen3-4b-instruct")
+    with pytest.raises(UserError, match="no group has the label ssd-ray/role=trainer: add a group"):
+        inside(cluster(HEAD, SPOT, GRADER), recipe, **ALL)
+    cpus = replace(SPOT, resources={"CPU": 8, "memory": 200 * GIB})
+    with pytest.raises(UserError, match="and sampler-spot has no GPU: add a group with GPUs"):
+        inside(cluster(HEAD, cpus, TRAINER, GRADER), recipe, **ALL)
+
+
 def test_memory_that_a_cluster_does_not_state_refuses_no_run(inside: Callable[..., None]) -> None:
     """The plan assumes 79 GiB, and the GPUs may have 141."""
     large = recipes.load("qwen3-30b-instruct", ["train.sequence_parallel_size=1"])
