@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from tests.support.played_cluster import PlayedCluster
@@ -40,6 +41,7 @@ def _play(cluster: PlayedCluster, action: tuple[Any, ...]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(_ACTIONS, max_size=12))
+@pytest.mark.slow
 def test_replicas_are_met_whatever_happens_in_between(actions: list[tuple[Any, ...]]) -> None:
     cluster = PlayedCluster(ray_cluster("c", worker_group("spot", 1), worker_group("steady", 2)))
     for action in actions:
@@ -67,6 +69,7 @@ def test_replicas_are_met_whatever_happens_in_between(actions: list[tuple[Any, .
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(_ACTIONS, max_size=10))
+@pytest.mark.slow
 def test_nothing_is_left_of_a_deleted_cluster(actions: list[tuple[Any, ...]]) -> None:
     cluster = PlayedCluster(ray_cluster("c", worker_group("spot", 1), worker_group("steady", 2)))
     for action in actions:

@@ -137,6 +137,7 @@ def test_demand_goes_to_the_type_of_its_role(name: str) -> None:
     assert scheduler.launches(types, [(engine, "sampler")], lacking) == {"sampler": 1}
 
 
+@pytest.mark.slow
 def test_the_trainers_are_what_the_30b_recipe_asks_for(cluster: aws_cluster.Cluster) -> None:
     recipe = recipes.load("qwen3-30b-instruct", [])
     trainer = cluster.config["available_node_types"]["trainer"]
@@ -160,6 +161,7 @@ def test_the_trainers_are_what_the_30b_recipe_asks_for(cluster: aws_cluster.Clus
     assert facts["VCpuInfo"]["DefaultVCpus"] == trainer["resources"]["CPU"]
 
 
+@pytest.mark.slow
 def test_each_type_is_the_machine_of_the_file(cluster: aws_cluster.Cluster) -> None:
     for name, spec in node_types(AWS).items():
         (instance,) = cluster.of_type(name)
@@ -170,6 +172,7 @@ def test_each_type_is_the_machine_of_the_file(cluster: aws_cluster.Cluster) -> N
         assert aws_cluster.tags(instance)["ray-cluster-name"] == "ssd-ray"
 
 
+@pytest.mark.slow
 def test_only_the_head_has_an_instance_profile(cluster: aws_cluster.Cluster) -> None:
     (head,) = cluster.of_type("head")
     assert head["IamInstanceProfile"]["Arn"].endswith(f"/{aws_cluster.PROFILE}")
@@ -177,6 +180,7 @@ def test_only_the_head_has_an_instance_profile(cluster: aws_cluster.Cluster) -> 
         assert all("IamInstanceProfile" not in each for each in cluster.of_type(name))
 
 
+@pytest.mark.slow
 def test_ray_makes_no_role_and_no_security_group(cluster: aws_cluster.Cluster) -> None:
     assert not [call for call in cluster.calls_of_up if call.startswith("iam:")]
     assert not [
@@ -193,6 +197,7 @@ def test_ray_makes_no_role_and_no_security_group(cluster: aws_cluster.Cluster) -
     assert ranges == [(22, aws_cluster.SSH_FROM)]
 
 
+@pytest.mark.slow
 def test_the_head_may_do_what_its_autoscaler_does_and_no_more(
     cluster: aws_cluster.Cluster,
 ) -> None:
@@ -211,6 +216,7 @@ def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_let_go_is_terminated(cluster: aws_cluster.Cluster) -> None:
     """Also one that powers itself off; the provider would only stop it by Ray's default."""
     for instance in cluster.instances():

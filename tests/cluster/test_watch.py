@@ -136,6 +136,7 @@ def test_a_failing_dashboard_ends_no_cluster(monkeypatch: pytest.MonkeyPatch) ->
     assert not watch.look_from_head("127.0.0.1:6379").is_idle
 
 
+@pytest.mark.slow
 def test_a_head_that_is_gone_powers_the_machine_off(tmp_path: Path) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))

@@ -128,6 +128,7 @@ def test_a_model_that_is_complete_after_a_pause_is_no_mistake(
     assert isinstance(explain(MemoryError(), model), InfrastructureError)
 
 
+@pytest.mark.slow
 def test_a_start_without_room_for_the_kv_cache_names_the_field(model: Path) -> None:
     error = ValueError(
         "Available memory on node 0 (9.1/16.0 GiB) on kv cache allocation is less than requested "

@@ -57,6 +57,7 @@ def test_no_part_starts_after_the_time_limit(tmp_path: Path) -> None:
     assert len(rows) == 6
 
 
+@pytest.mark.slow
 def test_the_operator_meets_its_bar_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     arguments = ("--device", "cpu", "--tiny", "--parts", "operator", "--out", out)

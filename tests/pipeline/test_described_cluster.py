@@ -232,6 +232,7 @@ def test_cpu_pods_need_memory_for_engines_and_workers() -> None:
         assert fits("quickstart", larger)[name].fits
 
 
+@pytest.mark.slow
 def test_the_page_has_each_recipe_on_each_overlay() -> None:
     paths = sorted(path.parent for path in TOP.glob("k8s/overlays/*/kustomization.yaml"))
     paths += [TOP / "cluster.yaml", TOP / "cluster-gcp.yaml"]

@@ -250,6 +250,7 @@ def _killed(folder: Path, step: int, hangs: str) -> Iterator[None]:
         process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_kill_in_a_copy_goes_back_and_after_it_does_not(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     Saver(engine_of(), job).save(3, at_once=True)
