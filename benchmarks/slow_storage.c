@@ -2,6 +2,7 @@
  *
  * - Delayed: open, close, write, flush, rename, remove, make a directory, list, look up. Reads are
  *   not, because clients of network storage have a cache.
+ * - With SLOW_OPERATIONS, such as "rename", only the operations in its text are.
  * - With SLOW_LOG, each operation is a line of that file: seconds, process, thread, name, path.
  */
 
@@ -50,6 +51,8 @@ static void record(const char *operation, const char *path) {
 
 static void wait_if(const char *operation, const char *path) {
     if (!path) return;
+    const char *only = getenv("SLOW_OPERATIONS");
+    if (only && !strstr(only, operation)) return;
     record(operation, path);
     double seconds = atof(getenv("SLOW_MS")) / 1000;
     struct timespec pause = {(time_t)seconds, (long)((seconds - (time_t)seconds) * 1e9)};

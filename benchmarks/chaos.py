@@ -1,0 +1,397 @@
+"""The chaos table: commands disturbed at random moments, and everything counted afterwards.
+
+    python benchmarks/chaos.py --out figures.json [--only CASE...] [--stages STAGE...] [--seed 0]
+
+1. A head and nodes of Ray start on this machine: two of samplers, one of trainers, one of graders,
+   each with one core. vLLM, DeepSpeed and the sandbox are real, the model has 200,000 parameters.
+2. `ssd-ray run` makes the undisturbed run. With `--keep DIR` it is made once for many calls.
+3. Each case disturbs each stage that it can hit, at a random moment. The moment and every other
+   choice follow from the seed, the case and the stage.
+4. The run is compared with the undisturbed one, and the cluster is searched for leftovers.
+
+Rows of `--out` with the same seed are kept and not measured again. The exit status is 0 if and
+only if every row reaches the bars of `misses`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from chaos_cases import CASES, Case, Scene, volume, wait_for_moment
+from chaos_target import Command, LocalTarget, Target, local_target
+from chaos_watch import STAGES, Stage, Watch, compare
+from machine import machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+WAIT_S = 600
+RETRIES = 3
+CHECKPOINT_EVERY = 5
+SIZES = {"sampler": 2, "trainer": 1, "grader": 1}
+SLOW_MS = 1000
+RECIPE = f"""
+name: chaos
+description: a random model, to prove the machinery
+model: {{source: MODEL, dtype: float32, max_model_len: 1024}}
+prompts: {{source: builtin, split: train, limit: 24}}
+sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 2, max_tokens: 240,
+  shard_rows: 4}}
+prepare: {{policies: {{stub: keep}}, max_length: 1024}}
+train: {{steps: 40, global_batch_size: 4, micro_batch_tokens: 256, learning_rate: 1.0e-3,
+  min_learning_rate: 1.0e-4, warmup_steps: 2, dtype: float32,
+  checkpoint_every: {CHECKPOINT_EVERY}, gradient_checkpointing: false}}
+evaluate:
+  benchmarks: [builtin, humaneval]
+  limit: 24
+  arms:
+    base: {{model: base, temperature: 0.7}}
+    ssd: {{model: ssd, temperature: 0.9, top_k: 20}}
+  samples_per_problem: 2
+  pass_at: [1, 2]
+  max_tokens: 48
+engine: {{enforce_eager: true, kv_cache_gib: 0.25, max_num_seqs: 4, cpus: 1}}
+cluster: {{device: cpu, roles: required, min_engines: 2, max_engines: 2}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Figures of one case in one stage."""
+
+    case: str
+    stage: str
+    seed: int
+    moment: float
+    """Share of the stage on disk at the strike."""
+    at: int
+    """Answers, steps or verdicts on disk at the strike."""
+    role_back_s: float | None
+    """None if the work ended before the role had as many workers as before."""
+    job_back_s: float | None
+    seconds: float
+    """From the strike to the end of the last command."""
+    commands: int
+    """Commands until the stage was complete."""
+    answers_again: int
+    answers_lost_from_disk: int
+    steps_again: int
+    verdicts_again: int
+    """Upper bound: all rows of the slices at work in lost graders."""
+    verdicts_rewritten: int
+    lost: int
+    doubled: int
+    different: int
+    equal: bool
+    left: tuple[str, ...]
+    notes: tuple[str, ...]
+    minute: float
+    date: str
+
+    def misses(self) -> list[str]:
+        """Return the bars that the row misses."""
+        case = CASES[self.case]
+        zeros = ("lost", "doubled", "different", "answers_lost_from_disk", "verdicts_rewritten")
+        missed = [f"{name} {getattr(self, name)}" for name in zeros if getattr(self, name)]
+        missed += [f"left: {each}" for each in self.left]
+        most_steps = 0 if case.notice else CHECKPOINT_EVERY
+        if self.steps_again > most_steps:
+            missed.append(f"steps again {self.steps_again}, at most {most_steps}")
+        if self.commands > 1 and not case.may_end:
+            missed.append(f"{self.commands} commands, at most 1")
+        if not self.equal:
+            missed.append("the result differs")
+        return missed
+
+
+class Bench:
+    """A target, a recipe, the undisturbed run, and the cases measured on them."""
+
+    def __init__(self, directory: Path, target: Target, options: argparse.Namespace) -> None:
+        self._directory = directory
+        self._target = target
+        self._options = options
+        self._recipe = directory / "chaos.yaml"
+        self._reference = directory / "reference"
+
+    def prepare(self, stages: set[str]) -> None:
+        """Make model, recipe, and as much of the undisturbed run as the stages need."""
+        from tests.support.tiny import tiny_model
+
+        if not self._recipe.exists():
+            model = tiny_model(self._directory / "model", "qwen3")
+            self._recipe.write_text(RECIPE.replace("MODEL", str(model)))
+        verb = "grade" if "grade" in stages else "train" if "train" in stages else "sample"
+        log = self._directory / "reference.log"
+        command = self._target.start(verb, self._recipe, self._reference, log)
+        status = self._wait(command)
+        if status:
+            sys.exit(f"the undisturbed run failed: {log.read_text()[-3000:]}")
+        left = self._target.leftovers()
+        if any(asdict(left).values()):
+            sys.exit(f"the undisturbed run left behind: {left}")
+
+    def measure(self, case: Case, name: str) -> Row:
+        """Disturb one stage and count."""
+        place = self._directory / ("slow" if case.slow else "runs") / f"{case.name}-{name}"
+        shutil.rmtree(place, ignore_errors=True)
+        with volume(place) if case.volume else nullcontext():
+            place.mkdir(parents=True, exist_ok=True)
+            return self._measure(case, name, place / "run")
+
+    def _measure(self, case: Case, name: str, run: Path) -> Row:
+        stage = STAGES[name]
+        run.mkdir()
+        for part in stage.inputs:
+            shutil.copytree(self._reference / part, run / part)
+        log = self._directory / f"{case.name}-{name}.log"
+        log.unlink(missing_ok=True)
+        begin = self._target.submit if case.as_job else self._target.start
+
+        def start() -> Command:
+            return begin(stage.verb, self._recipe, run, log)
+
+        chance = random.Random(f"{self._options.seed} {case.name} {name}")
+        moment = chance.uniform(0.1, 0.7)
+        total = self._total(stage)
+        scene = Scene(
+            target=self._target,
+            stage=stage,
+            run=run,
+            watch=Watch(self._target, stage, run),
+            command=start(),
+            again=start,
+            chance=chance,
+            minute=self._options.minute,
+        )
+        try:
+            wait_for_moment(scene.watch, scene.command, max(1, round(total * moment)), WAIT_S)
+            last = scene.watch.look()
+            done, before = last.done, last.workers
+            if done >= total:
+                sys.exit(f"{case.name}, {name}: the stage was over before the strike")
+            struck = time.monotonic()
+            case.act(scene)
+            commands = self._finish(scene, case)
+            seconds = time.monotonic() - struck
+        finally:
+            scene.watch.close()
+        return self._row(case, name, scene, (moment, done, before, struck, seconds, commands))
+
+    def _row(self, case: Case, name: str, scene: Scene, strike: tuple[Any, ...]) -> Row:
+        moment, done, before, struck, seconds, commands = strike
+        left = self._target.leftovers()
+        _, alive = psutil.wait_procs(scene.family, timeout=10)
+        compared = compare(scene.stage, scene.run, self._reference)
+        watch = scene.watch
+        return Row(
+            case=case.name,
+            stage=name,
+            seed=self._options.seed,
+            moment=moment,
+            at=done,
+            role_back_s=watch.role_back_after(struck, before),
+            job_back_s=watch.job_back_after(struck, done),
+            seconds=seconds,
+            commands=commands,
+            answers_again=scene.answers_in_flight + watch.answers_lost,
+            answers_lost_from_disk=watch.answers_lost,
+            steps_again=watch.steps_again,
+            verdicts_again=scene.verdicts_at_work + watch.verdicts_again,
+            verdicts_rewritten=watch.verdicts_again,
+            lost=compared.lost,
+            doubled=compared.doubled,
+            different=compared.different,
+            equal=compared.digests_equal,
+            left=(
+                *(f"process {each}" for each in left.processes),
+                *(f"process {each.pid} of a victim" for each in alive),
+                *(f"actor {each}" for each in left.actors),
+                *(f"placement group {each}" for each in left.placement_groups),
+                *(f"file {each}" for each in compared.files_left),
+            ),
+            notes=tuple(scene.notes),
+            minute=self._options.minute,
+            date=datetime.date.today().isoformat(),
+        )
+
+    def _total(self, stage: Stage) -> int:
+        """Return the units of a finished stage."""
+        from ssd_ray.artifacts import shards
+        from ssd_ray.training.state.logs import read_log
+
+        paths = [self._reference / artifact for artifact in stage.artifacts]
+        if stage.verb == "train":
+            return len(read_log(paths[0]))
+        return sum(len(list(shards.read_columns(path, "prompt_id"))) for path in paths)
+
+    def _finish(self, scene: Scene, case: Case) -> int:
+        """Wait for success, start the command again where the case may end it; count the starts."""
+        commands, command = 1, scene.command
+        while status := self._wait(command):
+            sentence = f"status {status}: {command.tail()}"
+            if commands > RETRIES or not case.may_end:
+                sys.exit(f"{case.name}, {scene.stage.verb}: {sentence}")
+            scene.notes.append(sentence)
+            commands += 1
+            command = scene.again()
+        for other in scene.others:
+            if status := self._wait(other):
+                sys.exit(f"{case.name}: the second command ended with {status}: {other.tail()}")
+        return commands
+
+    @staticmethod
+    def _wait(command: Command) -> int:
+        """Wait for the end of a command and return its exit status."""
+        until = time.monotonic() + WAIT_S
+        while (status := command.poll()) is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"no end within {WAIT_S} s: {command.tail()}")
+            time.sleep(0.1)
+        return status
+
+
+@contextmanager
+def started(directory: Path, *, slow: bool) -> Iterator[LocalTarget]:
+    """Start the cluster; its storage below `slow/` may be slow."""
+    environment = {}
+    if slow:
+        source = Path(__file__).with_name("slow_storage.c")
+        library = directory / "slow_storage.so"
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True
+        )
+        environment = {
+            "LD_PRELOAD": str(library),
+            "RAY_LD_PRELOAD_ON_WORKERS": "1",
+            "SLOW_DIRECTORY": f"{directory / 'slow'}/",
+            "SLOW_MS": str(SLOW_MS),
+            "SLOW_OPERATIONS": "rename",
+        }
+    with local_target(directory, SIZES, environment) as target:
+        yield target
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the rows as a table."""
+    lines = [
+        "| case | stage | at | role back, s | job back, s | answers, steps, verdicts again "
+        "| lost, doubled, different | equal | commands | left |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        again = f"{row.answers_again}, {row.steps_again}, {row.verdicts_again}"
+        cells = [row.case, row.stage, f"{row.moment:.0%}", _s(row.role_back_s), _s(row.job_back_s)]
+        cells += [again, f"{row.lost}, {row.doubled}, {row.different}"]
+        cells += ["yes" if row.equal else "no", str(row.commands), str(len(row.left))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _s(seconds: float | None) -> str:
+    return "not needed" if seconds is None else f"{seconds:.1f}"
+
+
+def _known(path: Path | None) -> list[Row]:
+    """Return the rows of an earlier call."""
+    if path is None or not path.exists():
+        return []
+    rows = json.loads(path.read_text())["rows"]
+    return [Row(**row | {name: tuple(row[name]) for name in ("left", "notes")}) for row in rows]
+
+
+def wanted(options: argparse.Namespace, known: list[Row]) -> list[tuple[Case, str]]:
+    """Return the cases and stages to measure, the slow storage last; some need root."""
+    done = {(row.case, row.stage) for row in known if row.seed == options.seed}
+    pairs = [
+        (case, stage)
+        for case in CASES.values()
+        for stage in case.stages
+        if case.name in options.only and stage in options.stages
+        if (case.name, stage) not in done
+    ]
+    for case in {case.name: case for case, _ in pairs if case.volume and os.getuid()}.values():
+        print(f"{case.name} mounts a volume, which needs root: left out", file=sys.stderr)
+    pairs = [(case, stage) for case, stage in pairs if not (case.volume and os.getuid())]
+    return sorted(pairs, key=lambda pair: pair[0].slow)
+
+
+def measure_all(directory: Path, options: argparse.Namespace) -> list[Row]:
+    """Measure the wanted cases, with a bar of progress, and write each row at once."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rows = _known(options.out)
+    pairs = wanted(options, rows)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True)) as bars:
+        bar = bars.add_task("undisturbed run", total=len(pairs))
+        for slow in (False, True):
+            part = [(case, stage) for case, stage in pairs if case.slow == slow]
+            if not part:
+                continue
+            with started(directory, slow=slow) as target:
+                bench = Bench(directory, target, options)
+                bench.prepare({stage for _, stage in part})
+                for case, stage in part:
+                    bars.update(bar, description=f"{case.name}, {stage}, seed {options.seed}")
+                    row = bench.measure(case, stage)
+                    rows.append(row)
+                    bars.advance(bar)
+                    bars.console.print(f"{case.name}, {stage}: {row.misses() or 'reached'}")
+                    write(options.out, rows)
+    return rows
+
+
+def write(path: Path | None, rows: list[Row]) -> None:
+    """Write the rows and the machine."""
+    if path is not None:
+        record = {"rows": [asdict(row) for row in rows], "machine": machine()}
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure, print the table, and end with 1 if a row misses a bar."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minute", type=float, default=60.0, help="seconds of a minute")
+    parser.add_argument("--keep", type=Path, help="directory for runs, to be used again")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--list", action="store_true", help="print the cases and end")
+    options = parser.parse_args()
+    if options.list:
+        for case in CASES.values():
+            print(f"{case.name:<18} {', '.join(case.stages):<22} {case.how}")
+        return
+    with tempfile.TemporaryDirectory() as name:
+        directory = (options.keep or Path(name)).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        rows = measure_all(directory, options)
+    print(markdown(rows))
+    missed = [(row.case, row.stage, row.misses()) for row in rows if row.misses()]
+    for case, stage, misses in missed:
+        print(f"missed: {case}, {stage}: {'; '.join(misses)}")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
