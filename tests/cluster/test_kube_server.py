@@ -182,6 +182,14 @@ def test_an_outage_closes_connections_without_an_answer(server: Server) -> None:
     assert _request(server, "/api", token)[0] == 200
 
 
+def test_requests_are_counted(server: Server) -> None:
+    token = server.credentials.admin_token
+    before = server.requests
+    _request(server, "/api", token)
+    assert server.requests == before + 1
+    assert _request(server, "/metrics", "wrong")[0] == 401
+
+
 def test_the_kubeconfig_and_the_key_are_private(server: Server) -> None:
     assert server.kubeconfig.stat().st_mode & 0o077 == 0
     assert server.credentials.key.stat().st_mode & 0o077 == 0

@@ -188,6 +188,18 @@ def test_the_grace_ends_and_a_full_memory_does(cluster: Cluster) -> None:
 
 
 @pytest.mark.real
+def test_a_deleted_node_takes_its_pods_without_notice(cluster: Cluster) -> None:
+    store = cluster.store
+    store.create("pods", _restricted("taken"))
+    _wait(lambda: "ready" in cluster.lines("taken"), lambda: store.list("pods"))
+    pod = store.get("pods", "default", "taken")
+    assert pod is not None
+    store.delete("nodes", "", pod["spec"]["nodeName"])
+    _wait(lambda: cluster.phase("taken") == "", lambda: store.list("pods"))
+    assert "notice" not in cluster.lines("taken")
+
+
+@pytest.mark.real
 def test_a_policy_denies_all_that_it_does_not_allow(cluster: Cluster) -> None:
     network = cluster.machine.network
     if network is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -196,3 +200,32 @@ def test_pods_have_more_grace_than_their_drain(root: str) -> None:
 
 def test_ray_asks_for_a_token(spec: Yaml) -> None:
     assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_the_autoscaler_starts_again_and_ends_on_sigterm(spec: Yaml, tmp_path: Path) -> None:
+    """Nothing else would start it again, and the first process has to pass SIGTERM on."""
+    program = tmp_path / "ray"
+    program.write_text(
+        '#!/bin/bash\necho "$@" >>starts\ntest $(wc -l <starts) -lt 2 || exec sleep 600\nexit 1\n'
+    )
+    program.chmod(0o755)
+    (words,) = spec["autoscalerOptions"]["args"]
+    for name in ("RAY_CLUSTER_NAME", "RAY_CLUSTER_NAMESPACE"):
+        words = words.replace(f"$({name})", name.lower())
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    command = ["/bin/bash", "-c", "--", words.replace("sleep 5", "sleep 0.1")]
+    process = subprocess.Popen(command, cwd=tmp_path, env={"PATH": path}, start_new_session=True)
+    starts = tmp_path / "starts"
+    deadline = time.monotonic() + 30
+    while not starts.exists() or len(starts.read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.terminate()
+    assert process.wait(10) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert set(starts.read_text().splitlines()) == {
+        "kuberay-autoscaler --cluster-name ray_cluster_name "
+        "--cluster-namespace ray_cluster_namespace"
+    }

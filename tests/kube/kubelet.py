@@ -127,6 +127,8 @@ class Kubelet:
         if self.host.network is not None:
             hosts = self.host.network.hosts(name)
             mounts.append(Mount(source=hosts, target="/etc/hosts", read_only=True))
+            resolver = self.host.network.resolver
+            mounts.append(Mount(source=resolver, target="/etc/resolv.conf", read_only=True))
         if self.host.account is not None and self._has_account(pod):
             target = "/var/run/secrets/kubernetes.io/serviceaccount"
             account = self.host.account(name, _account_name(pod))

@@ -3,6 +3,8 @@
 - A pod's namespace outlives its containers, as with a sandbox container of Kubernetes.
 - Addresses are on-link, so a test can add a stand-in for any address (`attach(address=...)`).
 - Names are lines of a hosts file for each namespace; every container mounts it.
+- The name server of a pod is the pod itself, where none answers. So a name without a line fails at
+  once. gRPC also asks for IPv6 addresses of names with a line, and waits for minutes else.
 - Everything has the slot's prefix, so `clear` finds what a crashed process left.
 """
 
@@ -90,6 +92,8 @@ class Network:
     def __init__(self, slot: Slot, folder: Path) -> None:
         self._slot = slot
         self._folder = folder
+        self.resolver = folder / "resolv.conf"
+        """The file `/etc/resolv.conf` of all pods."""
         self._rules = ""
         self._addresses: dict[str, str] = {}
         self._next = 2
@@ -106,6 +110,8 @@ class Network:
             command("modprobe", "br_netfilter")
         switch.write_text("1")
         self._folder.mkdir(parents=True, exist_ok=True)
+        self.resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        self.resolver.chmod(0o644)
 
     def attach(self, pod: str, address: str = "") -> str:
         """Make a pod's network namespace. Return its address."""

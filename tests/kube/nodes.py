@@ -3,6 +3,7 @@
 - `Cloud` makes a node for a pod that fits on none, while the node type has room.
 - A node without pods is removed after a while, as a cluster autoscaler does.
 - `take`, `offer`, `cut` and `rejoin` are the failures of the chaos table.
+- A node deleted by another, such as `kubectl delete node`, is a machine taken without notice.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ class Cloud:
         with self._lock:
             self._boot()
             self._watch_silent()
+            self._end_deleted()
             pods = self._store.list("pods")
             used = used_by_node(pods)
             self._remove_idle(used)
@@ -242,6 +244,13 @@ class Cloud:
             if silent_s > EVICTED_S:
                 for pod in self._pods(node):
                     self._delete(pod, None)
+
+    def _end_deleted(self) -> None:
+        """End the pods of nodes whose object is gone: the machine is gone with its network."""
+        bound = {pod["spec"].get("nodeName", "") for pod in self._store.list("pods")}
+        for node in sorted(bound - {"", *self.nodes()}):
+            self._kubelet.kill_node(node)
+            self._remove(node)
 
     def _set_ready(self, node: str, value: str) -> None:
         obj = self._store.get("nodes", "", node)

@@ -1,6 +1,7 @@
 """The API server of the double: HTTPS over a `Store`, for kubectl and Ray's autoscaler.
 
 - Every request needs a token (401), and rights in its namespace (403).
+- `/metrics` has the number of requests, under the name of a real API server's counter.
 - `away` plays an outage: every connection is closed without an answer.
 - The kubeconfig in the server's directory names it by 127.0.0.1.
 """
@@ -130,6 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
         account = self.api.credentials.identify(self.headers.get("Authorization", ""))
         if account is None:
             raise Refused(401, "Unauthorized", "Unauthorized")
+        if path == "/metrics":
+            text = f"apiserver_request_total {self.api.requests}\n"
+            return Reply(parts=iter([text.encode()]), content_type="text/plain")
         if (page := discovery.document(path)) is not None:
             return Reply(document=page)
         target = target_of(path)
