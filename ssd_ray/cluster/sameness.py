@@ -5,7 +5,7 @@
 - The same task compares the versions of Python, Ray and this package, and the package's digest.
 - Nodes that join later are examined too. A fault there ends the run as Ctrl-C does.
 
-Writes and deletes `.nonce` in the run directory.
+Writes and deletes `.nonce` in the run directory and in its `generations/`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _ANSWER_S = 120.0
 """Longest wait for the answer of a node; a busy one may take minutes to start a process."""
 _POLL_S = 2.0
 _NONCE = ".nonce"
+_SEEN_BY_GRADERS = "generations"
+"""A directory of the run that pods of graders mount. They see no file next to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +80,18 @@ def fault(expected: Expected, node: str) -> str:
     return ""
 
 
+def _nonces(run: Path) -> tuple[Path, Path]:
+    """Return the places of the nonce: for nodes with the run, and for those with parts of it."""
+    return run / _NONCE, run / _SEEN_BY_GRADERS / _NONCE
+
+
 def _reads_nonce(expected: Expected) -> bool:
     until = time.monotonic() + _LATE_S
     while True:
-        with suppress(OSError):
-            if (expected.run / _NONCE).read_text() == expected.nonce:
-                return True
+        for path in _nonces(expected.run):
+            with suppress(OSError):
+                if path.read_text() == expected.nonce:
+                    return True
         if time.monotonic() > until:
             return False
         time.sleep(0.2)
@@ -113,7 +121,9 @@ def required(run: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
     nonce = uuid.uuid4().hex
-    files.write_atomic(run / _NONCE, nonce)
+    for path in _nonces(run):
+        files.make_directory(path.parent)
+        files.write_atomic(path, nonce)
     expected = Expected(run=run.absolute(), nonce=nonce, software=software())
     watch = _Watch(lambda nodes: _ask(expected, nodes), say)
     try:
@@ -127,7 +137,8 @@ def required(run: Path, say: Callable[[str], None]) -> Iterator[None]:
         raise
     finally:
         watch.stop()
-        (run / _NONCE).unlink(missing_ok=True)
+        for path in _nonces(run):
+            path.unlink(missing_ok=True)
 
 
 class _Watch:

@@ -54,6 +54,15 @@ def test_another_claim_under_the_same_path_is_a_fault(expected: Expected) -> Non
     )
 
 
+def test_a_grader_sees_the_answers_of_the_run_alone(expected: Expected) -> None:
+    """Its pod mounts directories of the run, and no file beside them."""
+    (expected.run / ".nonce").unlink()
+    (expected.run / "generations").mkdir()
+    assert sameness.fault(expected, "worker-1").startswith(f"{expected.run} differs on node")
+    (expected.run / "generations" / ".nonce").write_text("n0nce")
+    assert sameness.fault(expected, "worker-1") == ""
+
+
 def test_locks_of_one_node_alone_are_a_fault(tmp_path: Path) -> None:
     """With `nolock`, the lock that the driver holds is granted on another node too."""
     (tmp_path / ".nonce").write_text("n0nce")
@@ -96,7 +105,7 @@ def test_a_fault_of_a_present_node_is_refused_before_work(
     Cluster(monkeypatch).faults["head"] = "no volume on head"
     with pytest.raises(OutsideError, match="no volume on head"), sameness.required(tmp_path, print):
         raise AssertionError("the work has begun")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob(".nonce")) == []
 
 
 def test_a_fault_of_a_node_that_joins_later_ends_the_run(
@@ -171,7 +180,7 @@ def test_a_local_ray_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cluster = Cluster(monkeypatch)
     monkeypatch.delenv("RAY_ADDRESS")
     with sameness.required(tmp_path, print):
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.rglob(".nonce")) == []
     assert cluster.asked == []
 
 
