@@ -1,4 +1,4 @@
-"""A real Ray in the cluster double: the session of docs/cluster.md, from `make cluster` to its end.
+"""A real Ray in the cluster double, by the session of docs/cluster.md.
 
 One start-up serves all tests. Real: kubectl, Ray's head, its autoscaler, containers, the pipeline.
 """
@@ -127,12 +127,13 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         for thread in threads:
             thread.start()
         for step in steps_of(PAGE):
-            if step.command == "make cluster-down":
+            if step.command.startswith("kubectl delete -k"):
                 _look_inside(seen, shell, run)
             # An installed package is not installed again.
             command = step.command.replace("make ", "make --assume-old=.venv/installed ")
             seen.results.append(shell.run(step, STEP_S, command))
-            print(f"{seen.results[-1].seconds:6.1f} s  {step.command}", file=sys.stderr)
+            last = seen.results[-1]
+            print(f"{last.seconds:6.1f} s  {step.command}\n{last.output}", file=sys.stderr)
         seen.left = _leftovers(seen.pods, cluster)
         yield seen
     finally:

@@ -55,7 +55,7 @@ def test_another_claim_under_the_same_path_is_a_fault(expected: Expected) -> Non
 
 
 def test_a_grader_sees_the_answers_of_the_run_alone(expected: Expected) -> None:
-    """Its pod mounts directories of the run, and no file beside them."""
+    """Its pod mounts directories of the run, and no file next to them."""
     (expected.run / ".nonce").unlink()
     (expected.run / "generations").mkdir()
     assert sameness.fault(expected, "worker-1").startswith(f"{expected.run} differs on node")

@@ -1,7 +1,7 @@
 """A session of a shell on a page: its commands run one by one, and its output is compared.
 
 - A block of a page with the language `console` has commands after `$ `, and their output.
-- A line `...` stands for any lines. Times, ages, names and addresses are masked on both sides.
+- A line `...` matches any lines. Times, ages, names and addresses are masked on both sides.
 - All commands share one bash, so variables stay.
 """
 
@@ -25,6 +25,7 @@ _MASKS = (
     (r"/_ray_pkg_[0-9a-f]+", "/PACKAGE"),
     (r"_ray_pkg_[0-9a-f]+\.zip", "PACKAGE.zip"),
     (r"\b\d+:\d\d(:\d\d)?\b|\b(\d+h)?(\d+m)?\d+s\b|\b\d+m\b|\b\d+(\.\d+)? s\b", "TIME"),
+    (r"(_request_total) \d+", r"\1 COUNT"),
     (r"[ \t]+", " "),
 )
 _LEFT_OUT = "..."
@@ -107,7 +108,8 @@ class Shell:
         lines: list[str] = []
         try:
             # Without an input of its own, a command would read the next ones.
-            text = f"{{ {command or step.command}\n}} </dev/null; echo; echo {mark} $?\n"
+            end = f"status=$?; echo; echo {mark} $status"
+            text = f"{{ {command or step.command}\n}} </dev/null; {end}\n"
             self._process.stdin.write(text)
             self._process.stdin.flush()
             for line in self._process.stdout:
