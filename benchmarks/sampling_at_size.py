@@ -112,7 +112,7 @@ def drive(prompts: Path, out: Path, shard_rows: int, engines: int) -> None:
         EnginePool(spec, size, max_failures=3, progress=progress) as pool,
     ):
         facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
-    (out / "facts.json").write_text(json.dumps(facts))
+    (out / "facts.json").write_text(json.dumps(facts.document()))
 
 
 def watched(

@@ -105,9 +105,7 @@ def drive(prompts: Path, out: Path, engines: int) -> None:
             facts = SamplingRun(job=job, engines=pool, ended=lambda: True, progress=progress).draw()
         done.set()
     steady = [
-        (when, rows)
-        for when, ready, rows in seen
-        if ready == engines and rows <= 0.9 * facts["rows"]
+        (when, rows) for when, ready, rows in seen if ready == engines and rows <= 0.9 * facts.rows
     ]
     (began, before), (ended, after) = steady[0], steady[-1]
     (out / "rate.json").write_text(
