@@ -21,6 +21,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -382,6 +383,8 @@ def main() -> None:
         for case in CASES.values():
             print(f"{case.name:<18} {', '.join(case.stages):<22} {case.how}")
         return
+    # The cluster's processes have sessions of their own: only `close` ends them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as name:
         directory = (options.keep or Path(name)).resolve()
         directory.mkdir(parents=True, exist_ok=True)
