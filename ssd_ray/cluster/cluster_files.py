@@ -64,7 +64,7 @@ def read_cluster(path: Path) -> DescribedCluster:
     try:
         documents = [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
     except yaml.YAMLError as error:
-        raise UserError(f"--cluster {path} is no YAML: {first_line(error)}") from error
+        raise UserError(f"--cluster {path} is no YAML ({first_line(error)}): {_FORMS}") from error
     for document in documents:
         if "available_node_types" in document:
             return _launched(path, document)

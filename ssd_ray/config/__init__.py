@@ -31,6 +31,7 @@ from ssd_ray.config.section import (
     choices,
     defaults,
     fields,
+    remedy,
     tuning,
 )
 from ssd_ray.config.training import LoraConfig, TrainConfig
@@ -62,6 +63,7 @@ __all__ = [
     "defaults",
     "fields",
     "hub_source",
+    "remedy",
 ]
 
 

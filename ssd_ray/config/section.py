@@ -18,6 +18,26 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 _NUMBERS = (int, float, int | None, float | None)
+# Pydantic's errors by type, where its own message would talk about Python.
+_REMEDIES = {
+    **dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"),
+    "bool_parsing": "use true or false",
+    "too_short": "give at least one entry",
+}
+
+
+def remedy(kind: str, message: str) -> str:
+    """Return an error message of pydantic as advice."""
+    expected = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = expected.partition(", unable to parse")[0]
+    if kind.startswith(("greater_than", "less_than")):
+        return f"use a number {expected}"
+    if kind in _REMEDIES:
+        return _REMEDIES[kind]
+    if kind == "literal_error":
+        is_list = ", " in expected or " or " in expected
+        return f"use {'one of ' if is_list else ''}{expected}"
+    return f"use {expected}" if message.startswith("Input should be ") else expected
 
 
 def tuning(default: Any, **constraints: Any) -> Any:

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
-from ssd_ray.config import Section
-from ssd_ray.errors import UserError
+from ssd_ray.config import Section, remedy
+from ssd_ray.errors import UserError, single_line
 from ssd_ray.models.architecture import Architecture
 
 
@@ -88,13 +89,21 @@ def assumptions(overrides: Sequence[str]) -> Assumptions:
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name not in Assumptions.model_fields:
+            near = difflib.get_close_matches(name, Assumptions.model_fields, n=1)
+            hint = f": did you mean {near[0]}=VALUE?" if near else ""
             raise UserError(
                 f"--assume {override!r} is not NAME=VALUE with one of "
-                f"{', '.join(Assumptions.model_fields)}"
+                f"{', '.join(Assumptions.model_fields)}{hint}"
             )
-        values[name] = yaml.safe_load(text)
+        try:
+            values[name] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(
+                f"--assume {name}: {text!r} is not a YAML value ({single_line(error)})"
+            ) from error
     try:
         return Assumptions.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"--assume {first['loc'][0]}={first['input']}: {first['msg']}") from error
+        advice = remedy(first["type"], first["msg"])
+        raise UserError(f"--assume {first['loc'][0]}={first['input']!r}: {advice}") from error

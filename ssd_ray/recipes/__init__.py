@@ -21,18 +21,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ssd_ray.config import Arm, EvaluateConfig, Recipe, arms
+from ssd_ray.config import Arm, EvaluateConfig, Recipe, arms, remedy
 from ssd_ray.errors import UserError, single_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
 HERE = Path(__file__).parent
 _MAX_PROBLEMS = 5
-# Pydantic's errors by type, where its own message would talk about Python.
-_REMEDIES = {
-    **dict.fromkeys(("model_type", "dict_type"), "use a mapping of keys to values"),
-    "bool_parsing": "use true or false",
-    "too_short": "give at least one entry",
-}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -104,7 +98,10 @@ def _document(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         document = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {system_reason(error)}") from error
+        raise UserError(
+            f"cannot read the recipe {path} ({system_reason(error)}): give a readable YAML file, "
+            f"or one of {', '.join(shipped())}"
+        ) from error
     # PyYAML raises a bare ValueError for an impossible date, such as 2026-02-30.
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {single_line(error)}") from error
@@ -196,22 +193,9 @@ def _problem(first: Any) -> str:
         return f"unknown key {where}, {hint}"
     if first["type"] == "missing":
         return f"{where} is required and was not given"
-    message = _remedy(first["type"], first["msg"])
+    message = remedy(first["type"], first["msg"])
     value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
     return f"{where}{value}: {message}" if where else message
-
-
-def _remedy(kind: str, message: str) -> str:
-    """Return an error message of pydantic as advice."""
-    expected = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind.startswith(("greater_than", "less_than")):
-        return f"use a number {expected}"
-    if kind in _REMEDIES:
-        return _REMEDIES[kind]
-    if kind == "literal_error":
-        is_list = ", " in expected or " or " in expected
-        return f"use {'one of ' if is_list else ''}{expected}"
-    return f"use {expected}" if message.startswith("Input should be ") else expected
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

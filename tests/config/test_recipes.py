@@ -324,7 +324,10 @@ def test_a_source_stays_with_the_value_that_it_was_stated_for(tmp_path: Path) ->
     [
         ("{extends: quickstart}", "name is required and was not given"),
         ("{extends: quickstrat, name: mine}", "there is no recipe 'quickstrat'"),
-        ("{extends: none.yaml, name: mine}", r"cannot read the recipe .*none\.yaml"),
+        (
+            "{extends: none.yaml, name: mine}",
+            r"cannot read the recipe .*none\.yaml \(.*\): give a readable YAML file, or one of",
+        ),
         ("{extends: mine.yaml, name: mine}", r"mine\.yaml extends itself"),
         ("{extends: [a], name: mine}", r"extends=\['a'\]: use the name or the path of a recipe"),
     ],

@@ -271,10 +271,28 @@ def test_the_cost_of_mixed_lengths_is_the_sum_of_their_costs() -> None:
     assert work.expected.tokens == pytest.approx(32 * (100 + lengths.mean()))
 
 
-@pytest.mark.parametrize("override", ["speed=1", "mfu_moe", "mfu_moe=2", "peak_tflops=fast"])
-def test_a_wrong_assumption_is_refused_in_one_sentence(override: str) -> None:
-    with pytest.raises(UserError, match="--assume"):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("speed=1", "--assume 'speed=1' is not NAME=VALUE with one of gpu_memory_gib, "),
+        ("gpu_mem_gib=80", ": did you mean gpu_memory_gib=VALUE?"),
+        ("mfu_moe", "--assume 'mfu_moe' is not NAME=VALUE with one of "),
+        ("mfu_moe=2", "--assume mfu_moe=2: use a number less than or equal to 1"),
+        ("gpu_memory_gib=-80", "--assume gpu_memory_gib=-80: use a number greater than 0"),
+        ("gpu_memory_gib=.inf", "--assume gpu_memory_gib=inf: use a finite number"),
+        ("peak_tflops=fast", "--assume peak_tflops='fast': use a valid number"),
+        ("host_cores=many", "--assume host_cores='many': use a valid integer"),
+        ("host_cores=[", "--assume host_cores: '[' is not a YAML value ("),
+        ("host_cores=", "--assume host_cores=None: use a valid integer"),
+        ("host_cores=2024-13-01", "'2024-13-01' is not a YAML value (month must be in 1..12)"),
+    ],
+)
+def test_a_wrong_assumption_is_refused_in_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
         assumptions([override])
+    assert message in str(refused.value)
+    assert "unable to parse" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("target", ["gate_proj", "w1"])
