@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,24 @@ def test_a_step_on_a_gpu_reads_nothing_back(k: int | None, p: float, most: int) 
     with DeviceSteps() as counter:
         truncate(scores, bounds)
     assert counter.count <= most
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda scores: scores.max().item(),
+        lambda scores: scores.nonzero(),
+        lambda scores: scores[scores > 0],
+        lambda scores: scores.masked_select(scores > 0),
+        lambda scores: scores.unique(),
+    ],
+    ids=["item", "nonzero", "mask", "masked_select", "unique"],
+)
+def test_operations_that_wait_for_the_device_are_refused(
+    read: Callable[[torch.Tensor], object],
+) -> None:
+    with pytest.raises(AssertionError, match="aten"), DeviceSteps():
+        read(torch.randn(10))
 
 
 def test_a_mixed_batch_on_a_gpu_reads_nothing_back() -> None:

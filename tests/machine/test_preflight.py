@@ -71,9 +71,25 @@ def test_a_fitting_machine_has_no_fault() -> None:
     ],
 )
 def test_a_recipe_for_gpus_refuses_the_machine(changes: dict[str, Any], words: str) -> None:
-    assert words in sentences("qwen3-4b-instruct", machine(8, **changes))[0]
+    here = machine(8, **changes)
+    first, *_ = preflight.faults(recipes.load("qwen3-4b-instruct", []), here, trains=True)
+    assert words in first.sentence
+    assert first.remedy
     # A recipe for the CPU runs there.
-    assert sentences("quickstart", machine(8, **changes)) == []
+    assert sentences("quickstart", here) == []
+
+
+def test_weights_in_mxfp4_are_refused_with_a_command() -> None:
+    first, *_ = sentences("gpt-oss-20b-high", machine(8))
+    assert first.startswith(
+        "openai/gpt-oss-20b holds weights in mxfp4, which cannot be trained: make bfloat16 weights "
+        "with `python -c "
+    )
+    assert first.endswith(", and add --set model.source=./gpt-oss-20b-bf16")
+    # Sampling alone needs no other weights.
+    assert not any(
+        "mxfp4" in each for each in sentences("gpt-oss-20b-high", machine(8), trains=False)
+    )
 
 
 def test_ninja_is_needed_for_an_offloaded_optimizer_only() -> None:

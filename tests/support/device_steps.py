@@ -11,7 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class DeviceSteps(TorchDispatchMode):
     """Count operations, and refuse those that wait for a value of the device."""
 
-    READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
+    READS = (
+        "aten._local_scalar_dense",
+        "aten.nonzero",
+        "aten.is_nonzero",
+        "aten.equal",
+        "aten.masked_select",
+        "aten._unique",
+        "aten.unique",
+        "aten.bincount",
+    )
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
