@@ -90,7 +90,8 @@ def compare(worker: Any, job: Any, steps: int, slow_s: float) -> dict[str, Any]:
     """Return seconds of steps, and from step to step, by way of saving, with the same batches."""
     from torch import distributed
 
-    from ssd_ray.training.state.saver import Saver, copy_file
+    from ssd_ray.artifacts.files import copy_file
+    from ssd_ray.training.state.saver import Saver
 
     def slow(source: Path, target: Path) -> str:
         # Under ZeRO-3 each worker has two files, and this one holds nearly all bytes.

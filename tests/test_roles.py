@@ -16,6 +16,7 @@ import ray
 
 from ssd_ray import config, roles
 from ssd_ray.cluster import growth, room
+from ssd_ray.cluster.groups import kuberay_groups
 from ssd_ray.cluster.growth import Group, Growth
 from ssd_ray.config import ClusterConfig, EngineConfig, RolesChoice, TrainConfig
 from ssd_ray.errors import UserError
@@ -25,6 +26,7 @@ from ssd_ray.pipeline.cluster_room import Work, check_cluster
 from ssd_ray.recipes import load
 from ssd_ray.roles import LABEL, SAMPLER, TRAINER
 from tests.prose import nodes as nodes_of
+from tests.support.rendered import cluster_specs, group, render
 
 PACKAGE = Path(__file__).parents[1] / "ssd_ray"
 PLACES = {
@@ -203,6 +205,45 @@ def test_a_run_that_grades_needs_a_grader_node(
     check_cluster(recipe, Work(), print)
     del live[0]["Labels"], live[1]["Labels"]
     check_cluster(recipe, Work(grades=True), print)
+
+
+def test_graders_grow_with_their_group(
+    live: list[dict[str, Any]],
+    grows: list[Growth],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """From 0 nodes to the largest size of their group, and of no other."""
+    (spec,) = cluster_specs(render("overlays/30b"))
+    grader = group("overlays/30b", "grader")
+    most = grader["maxReplicas"] * int(
+        grader["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+    )
+    grows[0] = Growth(has_autoscaler=True, groups=kuberay_groups(spec))
+    live.append(node("driver"))
+    assert most > 8
+    assert RayBackend(ClusterConfig(), tmp_path).size() == most
+    assert RayBackend(ClusterConfig(grader_cpus=4), tmp_path).size() == most // 4
+    assert RayBackend(ClusterConfig(max_graders=5), tmp_path).size() == 5
+    live.append(node("grader", CPU=8))
+    assert RayBackend(ClusterConfig(), tmp_path).size() == most
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert RayBackend(ClusterConfig(), tmp_path).size() == 8, "a local Ray never grows"
+
+
+def test_graders_of_an_unknown_group_grow_step_by_step(
+    live: list[dict[str, Any]], grows: list[Growth], tmp_path: Path
+) -> None:
+    grows[0] = Growth(has_autoscaler=True)
+    live.append(node("driver"))
+    sizes = []
+    for number in range(3):
+        sizes.append(RayBackend(ClusterConfig(), tmp_path).size())
+        live.append({**node("grader", CPU=8), "NodeID": f"grader-{number}"})
+    assert sizes == [1, 16, 32]
+    for each in live:
+        each["Labels"] = {}
+    assert RayBackend(ClusterConfig(), tmp_path).size() == 24, "without roles the present cores"
 
 
 def test_elastic_training_counts_nodes_of_trainers_alone(live: list[dict[str, Any]]) -> None:

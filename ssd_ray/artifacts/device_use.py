@@ -34,6 +34,8 @@ class DeviceUse:
     """Seconds with answers in flight, or with a training step."""
     idle_s: float = 0.0
     """Seconds with reserved devices and without work: starts, waits, loading, saving."""
+    load_s: float | None = None
+    """Seconds from the start of an engine's process until it could answer, at its last start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ class StageUse:
     """Engines that were taken away with their nodes or on notice, and restarts of training."""
     redone: int = 0
     """Answers requested again, or training steps computed again."""
+
+    @property
+    def longest_load_s(self) -> float | None:
+        """Longest load of an engine; None where none was recorded."""
+        return max((each.load_s for each in self.devices if each.load_s is not None), default=None)
 
     @property
     def busy_gpu_s(self) -> float:
@@ -92,6 +99,11 @@ class UseMeter:
             return
         use = self._devices.get(name) or DeviceUse(name=name, gpus=gpus)
         self._devices[name] = replace(use, busy_s=use.busy_s + busy_s, idle_s=use.idle_s + idle_s)
+
+    def loaded(self, name: str, gpus: int, load_s: float) -> None:
+        """Record the seconds that an engine took to load."""
+        use = self._devices.get(name) or DeviceUse(name=name, gpus=gpus)
+        self._devices[name] = replace(use, load_s=round(load_s, 1))
 
     def save_regularly(self) -> None:
         """Write the file if ten seconds have passed since the last time."""

@@ -23,6 +23,8 @@ Json: TypeAlias = dict[str, Any]
 """A JSON object as read, or as about to be written."""
 _COMPLETE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
+_BLOCK_BYTES = 16 << 20
+_FILL_BYTES = 1 << 16
 
 
 def digest(files: Iterable[Path], *, entirely: bool = False, names: bool = True) -> str:
@@ -73,6 +75,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise _unwritable(path, error) from error
 
 
+def check_disk(out: Path) -> None:
+    """Write a probe, because an engine with a full disk cannot record its reason.
+
+    Raises:
+        UserError: the disk is full or the directory is not writable.
+    """
+    probe = out / ".probe"
+    write_atomic(probe, bytes(_FILL_BYTES))
+    probe.unlink()
+
+
 def _create(path: Path) -> BinaryIO:
     """Create a file, and its directory if that is missing."""
     try:
@@ -112,6 +125,18 @@ def replace_directory(temporary: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         old.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file, flush it to the disk, and return the SHA-256 of its contents."""
+    sha = hashlib.sha256()
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while block := reading.read(_BLOCK_BYTES):
+            sha.update(block)
+            writing.write(block)
+        writing.flush()
+        os.fsync(writing.fileno())
+    return sha.hexdigest()
 
 
 def names(directory: Path) -> list[str]:

@@ -131,8 +131,8 @@ class ClusterConfig(Section):
     one grader a core.
     """
     max_graders: int | None = tuning(None, ge=1)
-    """Maximum number of graders over all steps; `null` is as many as the present cores of the
-    cluster hold.
+    """Maximum number of graders over all steps. `null` is as many as the present cores of the
+    cluster hold; where nodes have roles, as many as the group of graders holds at its largest.
     """
     graders: Literal["ray", "apart"] = tuning("ray")
     """Place of the graders. `ray`: actors of the cluster. `apart`: `ssd-ray grade --follow RUN` on
@@ -155,12 +155,18 @@ class ClusterConfig(Section):
     for the parts of a node's workers. `null` writes straight to the run directory, as is right
     where it is on a local disk.
     """
+    local_weights: str = tuning("auto")
+    """Directory on a disk of each node for one copy of the model, from which all engines and
+    training workers of the node load. `auto`: the directory that the node names in `SSD_RAY_LOCAL`,
+    if the model lies on shared storage; else no copy. `off`: no copy. The disk needs room for the
+    models in use. Unused copies are removed before another one is made.
+    """
     notice_s: float = tuning(25, gt=0)
     """Seconds after SIGTERM for training to end its step and save its state. Raise it for large
     models, and keep it below the grace period of the scheduler.
     """
 
-    @field_validator("roles", mode="before")
+    @field_validator("roles", "local_weights", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         # YAML reads a bare `off` as false.
@@ -175,6 +181,10 @@ class ClusterConfig(Section):
         if self.local_states is not None and not self.local_states.startswith("/"):
             # Workers of other nodes have another working directory.
             raise ValueError(f"local_states {self.local_states!r} is no absolute path")
+        if self.local_weights not in ("auto", "off") and not self.local_weights.startswith("/"):
+            raise ValueError(
+                f"local_weights {self.local_weights!r} is no absolute path: give one, auto or off"
+            )
         if self.min_train_workers is not None and self.min_train_workers > self.train_workers:
             raise ValueError(
                 f"min_train_workers {self.min_train_workers} is above "

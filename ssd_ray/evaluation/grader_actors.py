@@ -8,6 +8,7 @@ grader is ended. Its slice is graded again and comes to the same verdicts.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from typing import Any
 from ssd_ray import roles
 from ssd_ray.artifacts import slices
 from ssd_ray.artifacts.slices import Slice
-from ssd_ray.cluster import niceness
+from ssd_ray.cluster import niceness, room
 from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError, UserError, first_line, one_line
 from ssd_ray.evaluation.grader import Graders, GradingSpec
 from ssd_ray.evaluation.pool import LostGraderError
 
 _REFRESH_S = 5.0
+_GROWTH_S = 60.0
+"""Time between two looks at the largest size of the cluster, which asks its autoscaler."""
 
 
 class GraderActor:
@@ -55,6 +58,8 @@ class RayBackend:
         self._logs = logs
         self._nodes: dict[str, int] = {}
         self._refreshed = -_REFRESH_S
+        self._most = 0.0
+        self._asked = -math.inf
         self._placed: dict[Any, str] = {}
 
     def size(self) -> int:
@@ -62,14 +67,30 @@ class RayBackend:
 
         - If a grader reserves a core or more, Ray itself runs no more of them than cores allow.
           `max_graders` may ask for more, so that the cluster can grow.
+        - Without `max_graders`, graders grow with the group of nodes of their role.
         - If a grader reserves less, at most one grader a core: Ray would not limit them.
         """
         cores = sum(self._cores().values())
         wanted = self._cluster.max_graders
         reserved = roles.grader_bundle(self._cluster)["CPU"]
         if reserved >= 1:
-            return wanted or max(1, int(cores // reserved))
+            return wanted or max(1, int(cores // reserved), self._grown(int(cores // reserved)))
         return max(1, min(cores, wanted or cores))
+
+    def _grown(self, present: int) -> int:
+        """Return the graders that their nodes hold once their group has grown.
+
+        - Without roles, growth would start nodes with GPUs, so only `max_graders` asks for it.
+        - Where the largest size is unknown, the next step is twice the present size. Waiting
+          graders make the autoscaler start nodes, up to its own limit.
+        """
+        labels = roles.selector(roles.GRADER, self._cluster.roles)
+        if labels is None:
+            return 0
+        if time.monotonic() - self._asked > _GROWTH_S:
+            self._asked = time.monotonic()
+            self._most = room.room_for(roles.grader_bundle(self._cluster), labels).most
+        return 2 * present if math.isinf(self._most) else int(self._most)
 
     def start(self) -> tuple[Any, Any]:
         """Start a grader; return the actor and a reference to its readiness."""

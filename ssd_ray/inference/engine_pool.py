@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from ssd_ray.artifacts import files
@@ -31,7 +31,6 @@ from ssd_ray.inference.worker import EngineSpec
 from ssd_ray.progress import Progress
 
 _END_TIMEOUT_S = 30.0
-_PROBE_BYTES = 1 << 16
 
 
 @dataclass(kw_only=True)
@@ -93,6 +92,7 @@ class EnginePool:
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._failed = False
+        self._left_at: float | None = None
         self._watch = self._new_watch()
 
     def __enter__(self) -> EnginePool:
@@ -123,6 +123,12 @@ class EnginePool:
 
     def _specs(self) -> Mapping[str, JobSpec]:
         return {key: entry.job.spec for key, entry in list(self._entries.items())}
+
+    def take_wait(self) -> float:
+        """Return the seconds without an open job before this one, once for each wait."""
+        with self._changed:
+            left_at, self._left_at = self._left_at, None
+        return 0.0 if left_at is None else time.monotonic() - left_at
 
     def is_next(self, key: str) -> bool:
         """Return True for the job opened first among the open ones."""
@@ -158,6 +164,7 @@ class EnginePool:
                 self._watch = self._new_watch()
                 self._failed = False
                 self._error = None
+                self._left_at = None
             entry = _Entry(
                 job=self._write(spec, on_record), positions=on_record.positions, audit=audit
             )
@@ -214,6 +221,8 @@ class EnginePool:
             self._entries.pop(spec.key, None)
             self._failed = self._failed or failed
             is_last = not self._entries and (failed or not self._expected)
+            if not self._entries and not is_last:
+                self._left_at = time.monotonic()
             thread = self._thread
         if not is_last:
             return
@@ -301,7 +310,7 @@ class EnginePool:
             self._watch.poll()  # an engine may have left the reason
             entries = list(self._entries.values())
             for entry in entries:
-                check_disk(entry.job.spec.out)
+                files.check_disk(entry.job.spec.out)
             problem = first_line(error)
             self._progress.say(f"{_stages(entries)}: the pool of engines stopped ({problem})")
             return problem
@@ -316,14 +325,3 @@ def _plain(error: Exception) -> Exception:
     """Return an error as it was raised, without the lines of Ray and Ray Data."""
     cause = getattr(error, "cause", None)
     return error if cause is None else type(cause)(str(cause).splitlines()[0])
-
-
-def check_disk(out: Path) -> None:
-    """Write a probe, because an engine with a full disk cannot record its reason.
-
-    Raises:
-        UserError: the disk is full or the directory is not writable.
-    """
-    probe = out / ".probe"
-    files.write_atomic(probe, bytes(_PROBE_BYTES))
-    probe.unlink()

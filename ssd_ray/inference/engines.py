@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from ssd_ray import models
 from ssd_ray.config import ClusterConfig, EngineConfig, ModelConfig
 from ssd_ray.inference.crashes import heartbeat
+from ssd_ray.machine import storage
+from ssd_ray.models import local_copies
 from ssd_ray.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class EngineSettings:
     model: ModelConfig
     engine: EngineConfig
     device: str
+    local_weights: str = "off"
+    """`cluster.local_weights`"""
 
     def make(self) -> Callable[[], Engine]:
         """Return a function to start an engine on any machine."""
@@ -48,14 +52,22 @@ class EngineSettings:
 def _start(settings: EngineSettings) -> Engine:
     """Start an engine in this process, with this machine's copy of the model.
 
+    Workers on other nodes load the same path, and their nodes have no copy. So an engine on several
+    nodes loads from the model's own place.
+
     Raises:
         UserError: the model is not here and cannot be fetched, or vLLM does not take it.
     """
     with _collector_paused():
+        from ssd_ray.inference.vllm import placement
         from ssd_ray.inference.vllm.engine import Engine
 
+        directory = models.on_this_machine(settings.model, settings.directory)
+        disk = storage.disk_for_copies(settings.local_weights, directory)
+        if disk is not None and not placement.spans_nodes():
+            directory = local_copies.local_copy(directory, disk)
         return Engine(
-            models.on_this_machine(settings.model, settings.directory),
+            directory,
             model=settings.model,
             engine=settings.engine,
             device=settings.device,

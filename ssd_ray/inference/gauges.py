@@ -20,7 +20,10 @@ _GAUGES = {
     "engine_losses": "Engine processes that crashed; their units were drawn again.",
     "prompts_left_out": "Prompts left out because they crash engines.",
 }
-_ENGINE_GAUGE = "engine_tokens_per_second"
+_ENGINE_GAUGES = {
+    "engine_tokens_per_second": "Output tokens a second of one engine process, last minute.",
+    "engine_load_seconds": "Seconds from the start of an engine process until it could answer.",
+}
 
 
 class Gauges:
@@ -29,22 +32,31 @@ class Gauges:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._shown: set[str] = set()
+        self._loaded: dict[str, float] = {}
 
     def publish(self, figures: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Set the gauges; the rate of an engine without a heartbeat becomes zero."""
         for name, value in figures.items():
             _gauge(name, _GAUGES[name], ("stage",)).set(value, tags={"stage": self._stage})
-        gauge = _gauge(
-            _ENGINE_GAUGE,
-            "Output tokens a second of one engine process over the last minute.",
-            ("stage", "engine"),
-        )
         for engine, rate in {**dict.fromkeys(self._shown - rates.keys(), 0.0), **rates}.items():
-            gauge.set(rate, tags={"stage": self._stage, "engine": engine})
+            self._set("engine_tokens_per_second", engine, rate)
         self._shown = set(rates)
 
+    def loaded(self, seconds: Mapping[str, float]) -> None:
+        """Set the seconds that each engine took to load, once for each engine."""
+        for engine, value in seconds.items():
+            if engine not in self._loaded:
+                self._set("engine_load_seconds", engine, value)
+        self._loaded.update(seconds)
+
+    def _set(self, name: str, engine: str, value: float) -> None:
+        gauge = _gauge(name, _ENGINE_GAUGES[name], ("stage", "engine"))
+        gauge.set(value, tags={"stage": self._stage, "engine": engine})
+
     def end(self) -> None:
-        """Set rates and time left to zero, since no engine is running any more."""
+        """Set rates, time left and seconds of loading to zero: no engine is running any more."""
+        for engine in self._loaded:
+            self._set("engine_load_seconds", engine, 0.0)
         self.publish(dict.fromkeys(("tokens_per_second", "engines", "seconds_left"), 0.0), {})
 
 

@@ -69,6 +69,7 @@ class SamplingJob:
             model=self.recipe.model,
             engine=self.recipe.engine,
             device=self.recipe.cluster.device,
+            local_weights=self.recipe.cluster.local_weights,
         )
 
 
@@ -136,6 +137,7 @@ class SamplingRun:
             task,
             read=lambda fresh: self.engines.watch.history(fresh),
             is_next=lambda: self.engines.is_next(self.job.key),
+            take_wait=self.engines.take_wait,
             use=EngineUse(self.job.out, self.job.key, self.engines.gpus, cluster_state.actors),
         )
 
@@ -159,6 +161,9 @@ class SamplingRun:
             audit = self._until_complete(handle, monitor)
             monitor.poll(audit.positions)
             monitor.pace()
+            complete_at = time.monotonic()
+        # The block of the last job ends once the engines are gone.
+        monitor.released(time.monotonic() - complete_at)
         return audit
 
     def _until_complete(self, handle: JobHandle, monitor: Monitor) -> Audit:

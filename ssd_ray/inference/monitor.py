@@ -37,8 +37,9 @@ class Watched:
 class Monitor:
     """The progress of a job.
 
-    `read` returns the crash history of the pool; with True it reads the heartbeats now. `is_next`
-    returns True if this job was opened first among the open ones.
+    - `read` returns the crash history of the pool; with True it reads the heartbeats now.
+    - `is_next` returns True if this job was opened first among the open ones.
+    - `take_wait` returns the seconds that the engines waited for this job without any other.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Monitor:
         *,
         read: Callable[[bool], CrashHistory],
         is_next: Callable[[], bool],
+        take_wait: Callable[[], float] = lambda: 0.0,
         use: EngineUse,
     ) -> None:
         self._watched = watched
         self._task = task
         self._read = read
         self._is_next = is_next
+        self._take_wait = take_wait
         self._use = use
         self._gauges = Gauges(watched.job.stage)
         self._throughputs: dict[str, Throughput] = {}
@@ -78,9 +81,11 @@ class Monitor:
         statuses = [status.of(key) for status in history.statuses]
         self.engine_losses = sum(map(_is_lost, statuses))
         attempt = [status for status in statuses if status.attempt == self._watched.attempt]
+        leads = self._is_next()
         self._use.mark(
             (each for each in history.statuses if each.attempt == self._watched.attempt),
-            leads=self._is_next(),
+            leads=leads,
+            between_s=self._take_wait() if leads else 0.0,
         )
         failed, total = sum(status.failed for status in attempt), self.total
         if on_record is None:
@@ -110,6 +115,7 @@ class Monitor:
         elif rate > 0 and remaining is not None:
             figures["seconds_left"] = remaining.tokens / rate
         self._gauges.publish(figures, rates)
+        self._gauges.loaded({each.engine: each.load_s for each in attempt if each.load_s})
         # Without a running engine there is no rate, and a time left would be a guess.
         if rates or done >= total:
             self._task.update(min(done, total), drawn, _note(attempt, rates), total, remaining)
@@ -132,6 +138,10 @@ class Monitor:
         throughput = self._throughputs[engine]
         throughput.mark(rows, tokens)
         return throughput.rates[1]
+
+    def released(self, seconds: float) -> None:
+        """Count the seconds that the engines were held after the last answer of the last job."""
+        self._use.released(seconds)
 
     def close(self) -> None:
         """Set rates and time left to zero, since no engine draws the job any more."""

@@ -15,6 +15,11 @@ from pathlib import Path
 
 from ssd_ray.errors import system_reason
 
+LOCAL = "SSD_RAY_LOCAL"
+"""Variable of a node with a directory on a disk of its own, for copies of models."""
+_SHARED = ("nfs", "cifs", "smb", "ceph", "lustre", "gpfs", "beegfs", "gluster", "9p", "virtiofs")
+"""First letters of file systems on other machines; those of `fuse` count too, as buckets do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
@@ -64,6 +69,25 @@ def nearest(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Return the bytes left on the storage of a directory, which may not exist yet."""
     return shutil.disk_usage(nearest(path)).free
+
+
+def disk_for_copies(choice: str, directory: Path) -> Path | None:
+    """Return the directory for a copy of a model on this node, None for no copy.
+
+    `choice` is `cluster.local_weights`. With `auto`, a model is copied if it lies on storage of
+    another machine, and if the node names a disk in `SSD_RAY_LOCAL`.
+    """
+    if choice == "off":
+        return None
+    if choice != "auto":
+        return Path(choice)
+    disk = os.environ.get(LOCAL)
+    return Path(disk) if disk and _is_shared(directory) and not _is_shared(Path(disk)) else None
+
+
+def _is_shared(path: Path) -> bool:
+    """Return True if a path lies on storage that other machines see too."""
+    return _kind(nearest(path).resolve()).startswith((*_SHARED, "fuse"))
 
 
 def _write(folder: Path) -> None:

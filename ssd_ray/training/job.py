@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ssd_ray import models
 from ssd_ray.config import ClusterConfig, Decoding, ModelConfig, TrainConfig
+from ssd_ray.machine import storage
+from ssd_ray.models import local_copies
 from ssd_ray.training.state import export
 from ssd_ray.training.state.export import Serving
 
@@ -40,6 +42,8 @@ class Job:
     """Prompting and decoding to state in the trained model's directory."""
     model_digest: str = ""
     """Digest of the base, recorded in resume states."""
+    weights: Path | None = None
+    """Directory to load the base from, if that is a copy on a disk of this node."""
 
     def resolved(self) -> Job:
         """Return the job with absolute paths."""
@@ -55,11 +59,14 @@ class Job:
         """Return the job with this machine's copy of the base model.
 
         Raises:
-            UserError: the model is not here and cannot be fetched.
+            UserError: the model is not here and cannot be fetched, or not copied to a local disk.
         """
-        if self.base is None:
-            return self
-        return replace(self, model=models.on_this_machine(self.base, self.model))
+        model = self.model
+        if self.base is not None:
+            model = models.on_this_machine(self.base, model)
+        disk = storage.disk_for_copies(self.cluster.local_weights, model)
+        weights = None if disk is None else local_copies.local_copy(model, disk)
+        return replace(self, model=model, weights=weights)
 
     def with_workers(self, number: int) -> Job:
         """Return the job for the current number of workers."""

@@ -52,7 +52,7 @@ class Worker:
         self.examples, self.held_out = split(
             Examples(job.dataset), job.train.heldout_samples, job.seed
         )
-        self.engine = build_engine(job.model, job.train, job.cluster, seed=job.seed)
+        self.engine = build_engine(job.weights or job.model, job.train, job.cluster, seed=job.seed)
         self._load = ExpertLoad(self.engine.module)
         self._budget = job.train.micro_batch_tokens or int(self.examples.lengths.max())
         if job.train.sequences_alone:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from ssd_ray.artifacts import audit, ledger, manifests, shards
 from ssd_ray.artifacts.audit import Arrivals
 from ssd_ray.artifacts.facts import AnswerFacts
+from ssd_ray.artifacts.files import check_disk
 from ssd_ray.artifacts.ledger import Failure, Span
 from ssd_ray.artifacts.manifests import Identity
 from ssd_ray.errors import UserError
-from ssd_ray.inference.engine_pool import check_disk
 from ssd_ray.schema import Completion
 from tests.support.sample_rows import write_unit
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssd_ray import recipes
+from ssd_ray.cluster import sameness
 from ssd_ray.roles import LABEL
 from tests.support.rendered import (
     OVERLAYS,
@@ -55,6 +56,30 @@ def test_graders_see_one_run_and_write_verdicts_alone(root: str, spec: Yaml) -> 
         "samples",
         "training-problems",
     }
+
+
+def _place_on_volume(pod: Yaml, path: Path) -> tuple[str, str]:
+    """Return the claim and the path in it that a pod sees at `path`."""
+    (container, *_) = pod["spec"]["containers"]
+    mounts = [each for each in container["volumeMounts"] if path.is_relative_to(each["mountPath"])]
+    mount = max(mounts, key=lambda each: len(each["mountPath"]))
+    (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == mount["name"]]
+    inside = Path(mount.get("subPath", "")) / path.relative_to(mount["mountPath"])
+    return volume["persistentVolumeClaim"]["claimName"], str(inside)
+
+
+def test_every_node_reads_the_drivers_nonce(root: str) -> None:
+    """Else the examination of nodes would refuse the first pod of graders."""
+    (cluster,) = of_kind(render(root), "RayCluster")
+    run = Path(cluster["metadata"]["annotations"]["ssd-ray/run"])
+    _, nonce = sameness._nonces(run)
+    seen = {
+        name: _place_on_volume(pod, "/mnt/shared/runs" / nonce)
+        for name, pod in pods(render(root))
+        if name == "head" or name in groups(cluster["spec"])
+    }
+    assert set(seen) == {"head", "sampler-spot", "sampler", "trainer", "grader"}
+    assert set(seen.values()) == {("ssd-ray-shared", f"runs/{nonce}")}
 
 
 def test_graders_hold_no_secret_and_no_right(root: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.config import ClusterConfig
+from ssd_ray.machine import storage
 from ssd_ray.planner.clusters import GIB, host_bytes
 from ssd_ray.roles import LABEL, Role
 from tests.support.planner_cases import plan_of
@@ -171,6 +172,18 @@ def test_weights_fit_the_samplers_host(root: str) -> None:
         weights = 2 * plan_of(name).model.parameters / GIB
         limits = group(root, "sampler")["template"]["spec"]["containers"][0]["resources"]["limits"]
         assert weights < gib(limits["memory"]) / 2
+
+
+def test_weights_fit_the_disk_that_their_node_names(root: str) -> None:
+    """Next to the caches of compiled kernels, a fifth of it."""
+    for name in ("sampler-spot", "sampler", "trainer"):
+        spec = group(root, name)["template"]["spec"]
+        place = environment(spec["containers"][0])[storage.LOCAL]
+        (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["mountPath"] == place]
+        (volume,) = [each for each in spec["volumes"] if each["name"] == mount["name"]]
+        for recipe in RECIPES[root]:
+            weights = 2 * plan_of(recipe).model.parameters / GIB
+            assert weights < 0.8 * gib(volume["emptyDir"]["sizeLimit"]), (name, recipe)
 
 
 def test_runs_and_caches_are_on_the_shared_volume(root: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from ssd_ray import recipes
 from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.device_use import read_use
 from ssd_ray.config import Decoding
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.inference import gauges, pool, worker
@@ -223,6 +224,29 @@ def test_engines_wait_for_a_stage_that_is_expected(engines: Engines, prompts: Pa
         drawing.forgo("done")
         _run(drawing, prompts, "warm", 1.5).draw()
         assert (engines.starts, engines.ends) == (1, 1)
+
+
+def test_all_time_of_an_engine_is_busy_or_idle(
+    engines: Engines, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also its start, the wait between two stages, and its end."""
+    monkeypatch.setattr(heartbeat, "_process_start", lambda: time.time() - 3.0)
+    began = time.monotonic()
+    with _pool(prompts.parent, "cold", "warm") as drawing:
+        _run(drawing, prompts, "cold", 0.5).draw()
+        time.sleep(1.5)
+        _run(drawing, prompts, "warm", 1.5).draw()
+    total_s = 3.0 + time.monotonic() - began
+    first, second = (read_use(prompts.parent / name) for name in ("cold", "warm"))
+    assert first is not None
+    assert second is not None
+    ((before,), (after,)) = first.devices, second.devices
+    assert before.load_s == pytest.approx(3.0, abs=0.5)
+    assert after.load_s is None
+    assert after.idle_s >= 1.5
+    counted_s = before.busy_s + before.idle_s + after.busy_s + after.idle_s
+    # A job looks twice a second, so each may miss half a second before its first look.
+    assert total_s - 1.2 <= counted_s <= total_s + 0.2
 
 
 def test_a_complete_job_starts_no_engine(engines: Engines, prompts: Path) -> None:

@@ -26,9 +26,15 @@ class Job:
         out.mkdir(exist_ok=True)
         self.use = EngineUse(out, key, gpus, lambda: self.alive, lambda: self.now)
 
-    def mark(self, *statuses: EngineStatus, after: float = 1.0, leads: bool = True) -> None:
+    def mark(
+        self,
+        *statuses: EngineStatus,
+        after: float = 1.0,
+        leads: bool = True,
+        between_s: float = 0.0,
+    ) -> None:
         self.now += after
-        self.use.mark(statuses, leads=leads)
+        self.use.mark(statuses, leads=leads, between_s=between_s)
 
     @property
     def recorded(self) -> StageUse:
@@ -66,6 +72,48 @@ def test_jobs_in_flight_share_their_time(tmp_path: Path) -> None:
         each.mark(ENGINE, after=6.0, leads=leads)
     seconds = [(use.busy_s, use.idle_s) for job in (first, second) for use in job.recorded.devices]
     assert seconds == [(2.0, 6.0), (3.0, 0.0)]
+
+
+STARTING = replace(ENGINE, state="starting", spawned=100.0, began=104.0)
+READY = replace(STARTING, state="ready", ready=130.0)
+
+
+def test_an_engine_is_idle_from_its_start_to_its_end(job: Job) -> None:
+    """4 s of imports, 26 s of loading, 10 s of answers, and 3 s until it is gone."""
+    job.mark()
+    job.mark(STARTING, after=0.0)
+    job.mark(READY, after=26.0)
+    job.mark(replace(READY, drawing=drawing("a").drawing), after=10.0)
+    job.use.released(3.0)
+    (use,) = job.recorded.devices
+    assert (use.busy_s, use.idle_s, use.load_s) == (10.0, 4.0 + 26.0 + 3.0, 30.0)
+    assert job.recorded.idle_gpu_s == 2 * 33.0
+    assert job.recorded.longest_load_s == 30.0
+
+
+def test_a_wait_between_two_jobs_is_idle_time_of_the_second(tmp_path: Path) -> None:
+    """The engine drew for 5 s, waited 40 s without an open job, and draws for 2 s."""
+    first, second = Job(tmp_path / "a"), Job(tmp_path / "b", "b")
+    first.mark(READY)
+    first.mark(drawing("a"), after=5.0)
+    second.mark(READY, between_s=40.0)
+    second.mark(drawing("b"), after=2.0)
+    seconds = [(use.busy_s, use.idle_s) for job in (first, second) for use in job.recorded.devices]
+    assert seconds == [(5.0, 0.0), (2.0, 40.0)]
+
+
+def test_one_job_counts_the_start_of_an_engine(tmp_path: Path) -> None:
+    """The second job leads once the first one is complete, and a third one begins after that."""
+    first, second, third = (Job(tmp_path / key, key) for key in "abc")
+    for each in (first, second):
+        each.mark(STARTING, leads=each is first)
+        each.mark(READY, leads=each is first)
+    second.mark(READY)
+    third.mark(READY)
+    loads = [use.load_s for job in (first, second, third) for use in job.recorded.devices]
+    assert loads == [30.0, None]
+    assert first.recorded.devices[0].idle_s == 4.0 + 1.0
+    assert second.recorded.devices[0].idle_s == 1.0
 
 
 def test_dead_engines_hold_no_device(job: Job) -> None:

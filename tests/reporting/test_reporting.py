@@ -147,7 +147,7 @@ def test_use_and_money_of_gpus_are_in_the_costs(made, shown):
     cost = json.loads((shown[0] / "timings.json").read_text())
     stages = {each["stage"]: each for each in cost["stages"]}
     assert stages["samples"]["use"]["devices"] == [
-        {"name": "engine a", "gpus": 2, "busy_s": 300.0, "idle_s": 100.0}
+        {"name": "engine a", "gpus": 2, "busy_s": 300.0, "idle_s": 100.0, "load_s": 47.0}
     ]
     assert stages["samples"]["use"]["redone"] == 12
     assert stages["samples"]["usd"] == pytest.approx(2 * 400 / 3600 * 2.5)
@@ -159,6 +159,7 @@ def test_use_and_money_of_gpus_are_in_the_costs(made, shown):
     assert "at 2.5 USD an hour, a round figure of the planner" in text
     row = re.search(r"<tr>(?:(?!</tr>).)*samples</th>(?:(?!</tr>).)*25.0.%.*?</tr>", text)
     assert row is not None
+    assert '<td class="n">47 s</td>' in row[0], "the longest load of an engine"
 
 
 def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):

@@ -48,7 +48,8 @@ def job_of(folder: Path, **choices: Any) -> Job:
 
 def save_and_hang(folder: Path, step: int, hangs: str) -> None:
     """Save the state after `step` steps, and hang in its copy or once it is complete."""
-    from ssd_ray.training.state.saver import Saver, copy_file
+    from ssd_ray.artifacts.files import copy_file
+    from ssd_ray.training.state.saver import Saver
 
     def copy(source: Path, target: Path) -> str:
         if hangs == "copying" and source.name == SHARD.format(0):

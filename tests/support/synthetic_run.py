@@ -356,7 +356,7 @@ def _write(out, stage, rows, row_type, facts, seconds, *, losses=False):
     files.write_atomic(out / "timing.json", json.dumps(timing))
     if out.name in ("samples", "checkpoint"):
         use = StageUse(
-            devices=(DeviceUse(name="engine a", gpus=2, busy_s=300.0, idle_s=100.0),),
+            devices=(DeviceUse(name="engine a", gpus=2, busy_s=300.0, idle_s=100.0, load_s=47.0),),
             preemptions=1,
             redone=12,
         )

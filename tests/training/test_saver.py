@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssd_ray.artifacts.files import copy_file
 from ssd_ray.config import ClusterConfig, TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.training.state import disk_space, resume, saver
-from ssd_ray.training.state.saver import Saver, copy_file
+from ssd_ray.training.state.saver import Saver
 from tests.support.state_engine import MODEL, SHARD, engine_of, job_of
 
 ROOT = Path(__file__).parents[2]

@@ -60,7 +60,10 @@ class EngineStatus(Counts):
     began: float
     node: str = ""
     attempt: str = ""
+    spawned: float = 0.0
+    """Start of the process, before it imported anything."""
     ready: float = 0.0
+    """Time at which it could answer for the first time, with its weights loaded."""
     jobs: Mapping[str, Counts] = field(default_factory=dict)
     """Progress by job."""
     drawing: tuple[JobSpan, ...] = ()
@@ -80,6 +83,11 @@ class EngineStatus(Counts):
     """True if something other than the prompts ended the process."""
     crashed: bool = False
     """True if the file is marked as crashed; not stored."""
+
+    @property
+    def load_s(self) -> float:
+        """Seconds from the start of the process until it could answer; 0 before that."""
+        return self.ready - self.spawned if self.ready and self.spawned else 0.0
 
     @property
     def suspect(self) -> Suspect | None:

@@ -58,6 +58,7 @@ class Reporter:
             pid=os.getpid(),
             state="starting",
             began=time.time(),
+            spawned=_process_start(),
             node=node,
             attempt=attempt,
             niceness=niceness,
@@ -182,6 +183,17 @@ class Reporter:
                 status = self._status
             _put(self._directory / f"{self.engine}.json", status)
             self._written = changes
+
+
+def _process_start() -> float:
+    """Return the start of this process, in seconds since the epoch.
+
+    Engines have an environment of their own, so Ray starts a process for each.
+    """
+    # The name of the process comes before, in parentheses.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
 def _put(path: Path, status: EngineStatus) -> None:

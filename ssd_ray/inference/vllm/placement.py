@@ -168,6 +168,17 @@ class PlacementGroups:
         ]
 
 
+def spans_nodes() -> bool:
+    """Return True if the placement group of this process has bundles on several nodes."""
+    import ray
+    from ray.util import placement_group_table
+
+    group = ray.util.get_current_placement_group() if ray.is_initialized() else None
+    if group is None:
+        return False
+    return len(set(placement_group_table(group)["bundles_to_node_id"].values())) > 1
+
+
 def packing(
     bundles: Iterable[Mapping[str, float]], nodes: Iterable[Mapping[str, float]]
 ) -> Literal["PACK", "STRICT_PACK"]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import threading
 import time
@@ -27,25 +26,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd_ray.artifacts.files import Json, make_directory
+from ssd_ray.artifacts.files import Json, copy_file, make_directory
 from ssd_ray.errors import OutsideError, system_reason
 from ssd_ray.training.job import Job
 from ssd_ray.training.state import resume
 
-_BLOCK_BYTES = 16 << 20
 _POLL_S = 0.5
-
-
-def copy_file(source: Path, target: Path) -> str:
-    """Copy a file, flush it to the disk, and return the SHA-256 of its contents."""
-    sha = hashlib.sha256()
-    with source.open("rb") as reading, target.open("wb") as writing:
-        while block := reading.read(_BLOCK_BYTES):
-            sha.update(block)
-            writing.write(block)
-        writing.flush()
-        os.fsync(writing.fileno())
-    return sha.hexdigest()
 
 
 class Saver:
