@@ -383,4 +383,17 @@ def test_helpers_stay_on_the_head(places: dict[str, Any]) -> None:
 
 @pytest.mark.real
 def test_engines_are_gone_before_training_asks(places: dict[str, Any]) -> None:
+    """Their GPUs are free as Ray hears of the gang of training workers."""
     assert not [name for name in places["left"] if "MapWorker" in name]
+    assert places["free_gpus_at_gang"] == 1.0
+    alone = [kinds for kinds in places["together"] if "RayTrainWorker" in kinds]
+    assert alone == [["RayTrainWorker"]]
+
+
+@pytest.mark.real
+def test_graders_come_while_answers_stream_and_go_with_the_last(places: dict[str, Any]) -> None:
+    assert places["graded_while_drawing"]
+    assert ["MapWorker", "GraderActor"] in places["together"]
+    assert places["verdicts"] == 8
+    # Idle graders wait 3 s for more work.
+    assert places["graders_gone_after_s"] < 15

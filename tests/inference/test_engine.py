@@ -57,7 +57,7 @@ def engines(
     # generation_config has one end token; the recipe adds others by text and by id.
     recipe_ends = ["<|endoftext|>", 259]
     cases: dict[str, dict[str, Any]] = {
-        "llama": usual | {"directory": str(tiny_llama), "sampler": "exact"},
+        "llama": usual | {"directory": str(tiny_llama), "sampler": "exact", "metrics": True},
         "exact": several | {"sampler": "exact"},
         "vllm": several | {"sampler": "vllm"},
         "ends of the recipe": usual
@@ -101,6 +101,14 @@ def test_tokens_count_while_answers_are_in_flight(drawn: dict[str, Any]) -> None
     assert last == drawn["before"] + sum(drawn["lengths"])
     by_job = {job: drawn["by_job"][job] for job in "01"}
     assert by_job == {"0": sum(drawn["lengths"][::2]), "1": sum(drawn["lengths"][1::2])}
+
+
+def test_vllms_own_metrics_are_among_those_of_ray(engines: dict[str, dict[str, Any]]) -> None:
+    """With `engine.metrics`; they count every token of every answer."""
+    published = engines["llama"]["published"]
+    assert published["vllm_generation_tokens"] == engines["llama"]["drawn"] > 1000
+    assert published["vllm_prompt_tokens"] > 0
+    assert engines["exact"]["published"] == {}
 
 
 def test_end_tokens_of_the_recipe_end_answers(engines: dict[str, dict[str, Any]]) -> None:

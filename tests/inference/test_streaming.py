@@ -167,7 +167,12 @@ def test_every_key_comes_out_once(
     assert not list((tmp_path / "out").glob(".*"))
     assert not _control(tmp_path / "out").exists()
     assert json.loads((tmp_path / "out" / "pace.json").read_text())["rows"] == 40
-    for name in ("tokens_per_second", "engines", "engine_tokens_per_second"):
+    for name in (
+        "tokens_per_second",
+        "engines",
+        "engine_tokens_per_second",
+        "engine_load_seconds",
+    ):
         assert max(shown[f"ssd_ray_{name}"]) > 0
     figures = _metrics('stage="samples"')
     assert figures.pop("ssd_ray_answers") == 40

@@ -69,17 +69,44 @@ def greedy(directory: str) -> Any:
     return list(zip(prompts, answers, strict=True))
 
 
-class Draws:
-    """An engine and its draws; call the methods in their order."""
+def sums_of_counters() -> dict[str, float]:
+    """Return the sums of all counters of Ray's metrics in this process, from now on."""
+    from ray.util.metrics import Counter
 
-    def __init__(self, directory: str, sampler: str, end_tokens: list[str | int]) -> None:
+    sums: dict[str, float] = {}
+    increase = Counter.inc
+
+    def note(counter: Any, value: float = 1.0, tags: Any = None) -> None:
+        name = counter.info["name"]
+        sums[name] = sums.get(name, 0.0) + value
+        increase(counter, value, tags)
+
+    Counter.inc = note
+    return sums
+
+
+class Draws:
+    """An engine and its draws; call the methods in their order.
+
+    With `metrics`, it publishes vLLM's own, and `published` holds their sums by name.
+    """
+
+    def __init__(
+        self, directory: str, sampler: str, end_tokens: list[str | int], metrics: bool
+    ) -> None:
         from ssd_ray.inference.vllm.engine import Engine
+
+        self.published = sums_of_counters() if metrics else {}
 
         model = ModelConfig(
             source=directory, dtype="float32", max_model_len=256, end_tokens=tuple(end_tokens)
         )
         knobs = EngineConfig(
-            enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=128, sampler=sampler
+            enforce_eager=True,
+            kv_cache_gib=0.25,
+            max_num_seqs=128,
+            sampler=sampler,
+            metrics=metrics,
         )
         self.usual: dict[str, Any] = {
             "decoding": Decoding(temperature=1.5, top_k=3, top_p=0.9),
@@ -162,9 +189,10 @@ def everything(
     end_tokens: list[str | int],
     decodings: list[list[Any]],
     draws: int,
+    metrics: bool = False,
 ) -> dict[str, Any]:
     """Return all draws of one engine: together, alone, long, in two jobs, refused, first tokens."""
-    drawn = Draws(directory, sampler, end_tokens)
+    drawn = Draws(directory, sampler, end_tokens, metrics)
     together = drawn.answers(list(range(12)))
     alone = [drawn.answers([number])[0] for number in (0, 5, 11)]
     long = drawn.long()
@@ -174,15 +202,20 @@ def everything(
     prompt = drawn.prompts[4] + (9,) * (255 - len(drawn.prompts[4]))
     first_tokens = drawn.first_tokens(prompt, decodings, draws)
     drawn.engine.close()
-    return counts | {
-        "prompts": drawn.prompts,
-        "together": together,
-        "alone": alone,
-        "long": long,
-        "refused": refused,
-        "prompt": prompt,
-        "draws": first_tokens,
-    }
+    totals = {"drawn": sum(drawn.engine.tokens_drawn.values()), "published": drawn.published}
+    return (
+        counts
+        | totals
+        | {
+            "prompts": drawn.prompts,
+            "together": together,
+            "alone": alone,
+            "long": long,
+            "refused": refused,
+            "prompt": prompt,
+            "draws": first_tokens,
+        }
+    )
 
 
 FUNCTIONS = {"greedy": greedy, "everything": everything}
