@@ -66,8 +66,16 @@ def test_a_grader_sees_the_answers_of_the_run_alone(expected: Expected) -> None:
 def test_locks_of_one_node_alone_are_a_fault(tmp_path: Path) -> None:
     """With `nolock`, the lock that the driver holds is granted on another node too."""
     (tmp_path / ".nonce").write_text("n0nce")
+    (tmp_path / ".lock").touch()
     unlocked = Expected(run=tmp_path, nonce="n0nce", software=sameness.software())
     assert "node worker-1 is granted the lock of" in sameness.fault(unlocked, "worker-1")
+
+
+def test_a_pod_that_sees_no_lock_makes_none(tmp_path: Path) -> None:
+    (tmp_path / ".nonce").write_text("n0nce")
+    seen = Expected(run=tmp_path, nonce="n0nce", software=sameness.software())
+    assert sameness.fault(seen, "grader-1") == ""
+    assert not (tmp_path / ".lock").exists()
 
 
 class Cluster:
