@@ -11,18 +11,25 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from ssd_ray import recipes
+from ssd_ray.artifacts import shards
+from ssd_ray.artifacts.audit import audit
+from ssd_ray.config import ClusterConfig
 from ssd_ray.errors import InfrastructureError
 from ssd_ray.pipeline.run import Run
 from ssd_ray.progress import LineProgress, RecordedProgress
+from ssd_ray.submissions.retries import RETRIED_BY
 from ssd_ray.submissions.turn import turn
-from tests.support.processes import descendants, kill_all
+from tests.support.processes import command_of, descendants, kill_all
 from tests.support.tiny_run import RECIPE
 
 pytestmark = pytest.mark.real
@@ -44,9 +51,26 @@ def _free_port() -> int:
         return port
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head node of Ray: the address of its dashboard, the port of Ray, and its process."""
+
+    address: str
+    port: int
+    process: psutil.Popen
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return the record of a job, as the dashboard has it."""
+        headers = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.address}/api/jobs/{job_id}", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            record: dict[str, Any] = json.load(answer)
+        return record
+
+
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """Start a Ray head node and yield its dashboard address; it ends with the module."""
+def head() -> Iterator[Head]:
+    """Start a Ray head node; it ends with the module."""
     # Sockets have short names: the test's own directory is too deep.
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     dashboard = _free_port()
@@ -74,7 +98,8 @@ def head() -> Iterator[str]:
         command,
         stdout=log,
         stderr=log,
-        env=inherited | TOKEN | {"PATH": PATH},
+        # As in `k8s/`: a stopped job has time to save its state.
+        env=inherited | TOKEN | {"PATH": PATH, "RAY_JOB_STOP_WAIT_TIME_S": "110"},
         start_new_session=True,
     )
     try:
@@ -83,7 +108,7 @@ def head() -> Iterator[str]:
             assert process.poll() is None, Path(log.name).read_text()
             assert time.monotonic() < deadline, "the dashboard did not come up"
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{dashboard}"
+        yield Head(f"http://127.0.0.1:{dashboard}", ports["port"], process)
     finally:
         family = [process, *descendants(process.pid)]
         process.terminate()
@@ -93,48 +118,142 @@ def head() -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_a_submitted_job_runs_from_prompts_to_report(
-    head: str, tmp_path: Path, tiny_llama: Path
-) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE.format(model=tiny_llama))
-    out = tmp_path / "run"
-    small = [
-        "prompts.limit=8",
-        "train.steps=2",
-        "evaluate.limit=2",
-        "evaluate.benchmarks=[builtin]",
-    ]
-    entry = ["python", "jobs/pipeline.py", str(recipe), "--out", str(out)]
-    entry += [part for choice in small for part in ("--set", choice)]
-    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *entry]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "succeeded" in done.stdout
-    scores = json.loads((out / "report" / "scores.json").read_text())
-    assert scores
-    assert (out / "report" / "report.html").stat().st_size > 10_000
-
-
-def _submission(head: str, entry: list[str]) -> subprocess.Popen[str]:
+def _submission(head: Head, entry: list[str], *options: str) -> subprocess.Popen[str]:
     """Start `ray job submit` of an entry point in the checkout."""
-    command = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *entry]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
+    command = [RAY, "job", "submit", "--address", head.address, "--working-dir", ".", *options]
     return subprocess.Popen(
-        command,
+        [*command, "--", *entry],
         cwd=ROOT,
-        env=environment,
+        env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
+
+
+def _finished(job: subprocess.Popen[str], status: int = 0) -> list[str]:
+    """Wait for the end of a submission, and return its lines."""
+    output, _ = job.communicate(timeout=500)
+    assert job.returncode == status, output[-6000:]
+    return output.splitlines()
+
+
+def test_a_mistake_stops_a_job_that_is_retried(head: Head, tmp_path: Path) -> None:
+    """KubeRay makes no cluster for a stopped job. Its RayJob has these metadata."""
+    out = tmp_path / "run"
+    entry = ["python", "jobs/pipeline.py", "nowhere.yaml", "--out", str(out)]
+    metadata = ["--metadata-json", json.dumps({RETRIED_BY: "kuberay"})]
+    retried = _submission(head, entry, *metadata, "--submission-id", "retried")
+    other = _submission(head, entry, "--submission-id", "other")
+    lines, failed = _finished(retried), _finished(other, 1)
+    assert head.job("retried")["status"] == "STOPPED"
+    assert head.job("other")["status"] == "FAILED"
+    begin = lines.index(f"run directory: {out}")
+    assert lines[begin + 1] == "this job is stopped, because kuberay would repeat the mistake"
+    assert lines[begin + 2].startswith("error: ")
+    assert lines[begin + 2] == failed[failed.index(f"run directory: {out}") + 1]
+
+
+class Submitted:
+    """A run of the tiny recipe by jobs: the first one is stopped in sampling, the next goes on."""
+
+    def __init__(self, head: Head, recipe: Path) -> None:
+        self.head = head
+        self.out = recipe.parent / "run"
+        small = [
+            "prompts.limit=24",
+            "train.steps=2",
+            "evaluate.limit=2",
+            "evaluate.benchmarks=[builtin]",
+        ]
+        self.arguments = [str(recipe), "--out", str(self.out)]
+        self.arguments += [part for choice in small for part in ("--set", choice)]
+        self.entry = ["python", "jobs/pipeline.py", *self.arguments]
+        self.stop_s, self.first = self._stopped()
+        self.engines = [
+            command
+            for command in map(command_of, descendants(head.process.pid))
+            if "EngineWorker" in command
+        ]
+        self.kept = audit(self.out / "samples").positions
+        self.second = _finished(_submission(head, self.entry))
+
+    def _stopped(self) -> tuple[float, list[str]]:
+        """Stop a job between two shards; return the seconds that it took, and its lines."""
+        job = _submission(self.head, self.entry, "--submission-id", "stopped")
+        deadline = time.monotonic() + 300
+        while not shards.shard_paths(self.out / "samples"):
+            assert job.poll() is None, job.communicate()[0][-6000:]
+            assert time.monotonic() < deadline, "no shard of samples"
+            time.sleep(0.02)
+        begun = time.monotonic()
+        command = [RAY, "job", "stop", "--address", self.head.address, "stopped"]
+        subprocess.run(command, env=_environment(), check=True, capture_output=True, timeout=120)
+        return time.monotonic() - begun, _finished(job)
+
+
+@pytest.fixture(scope="module")
+def submitted(head: Head, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    recipe = tmp_path_factory.mktemp("submitted") / "tiny.yaml"
+    recipe.write_text(RECIPE.format(model=tiny_llama))
+    return Submitted(head, recipe)
+
+
+def test_a_stopped_job_leaves_a_state_within_the_notice(submitted: Submitted) -> None:
+    assert submitted.stop_s < ClusterConfig().notice_s
+    assert submitted.engines == []
+    assert submitted.head.job("stopped")["status"] == "STOPPED"
+    begin = submitted.first.index(f"run directory: {submitted.out}")
+    assert submitted.first[begin - 1].startswith("Running entrypoint for job stopped: ")
+    resume = f"To resume: ray job submit --working-dir . -- {shlex.join(submitted.entry)}"
+    assert f"interrupted; what is on disk stays. {resume}" in submitted.first
+    assert 0 < submitted.kept < 48
+
+
+def test_the_next_submission_goes_on_to_the_report(submitted: Submitted) -> None:
+    drawn = json.loads((submitted.out / "samples" / "pace.json").read_text())["rows"]
+    assert 0 < drawn <= 48 - submitted.kept
+    assert audit(submitted.out / "samples", digests=True).positions == 48
+    assert json.loads((submitted.out / "report" / "scores.json").read_text())
+    page = submitted.out / "report" / "report.html"
+    assert page.stat().st_size > 10_000
+    assert f"report: {page}" in submitted.second
+    assert any("succeeded" in line for line in submitted.second[-4:])
+
+
+def test_a_finished_run_submitted_again_ends_at_once(submitted: Submitted) -> None:
+    again = _finished(_submission(submitted.head, submitted.entry, "--submission-id", "again"))
+    assert f"report: {submitted.out / 'report' / 'report.html'}" in again
+    record = submitted.head.job("again")
+    assert (record["end_time"] - record["start_time"]) / 1000 < 5
+
+
+def test_grading_and_comparing_are_jobs_too(submitted: Submitted) -> None:
+    """The comparison is with a copy of the run."""
+    head, out = submitted.head, submitted.out
+    other = out.with_name("other")
+    shutil.copytree(out, other)
+    grade = _submission(head, ["python", "jobs/grade.py", *submitted.arguments])
+    compare = _submission(head, ["python", "jobs/compare.py", str(out), str(other)])
+    graded, compared = _finished(grade), _finished(compare)
+    begin = graded.index(f"run directory: {out}")
+    assert graded[begin - 1].startswith("Running entrypoint for job ")
+    # The result of the job: the directories of verdicts.
+    assert [line for line in graded[begin:] if line.startswith("/")] == [
+        str(out / "verdicts" / "base"),
+        str(out / "verdicts" / "ssd"),
+    ]
+    begin = compared.index(f"first run: {out}")
+    assert compared[begin - 1].startswith("Running entrypoint for job ")
+    assert compared[begin + 1] == f"second run: {other}"
+
+
 def test_a_submitted_job_attaches_and_ends_as_the_owner_does(
-    head: str, tmp_path: Path, tiny_llama: Path
+    head: Head, tmp_path: Path, tiny_llama: Path
 ) -> None:
     """The owner is this process: it has the work of `jobs/pipeline.py`, and fails."""
     recipe = tmp_path / "tiny.yaml"
@@ -188,24 +307,7 @@ with cluster.connected():
 """
 
 
-def test_workers_set_their_niceness_to_0_if_they_may(head: str) -> None:
+def test_workers_set_their_niceness_to_0_if_they_may(head: Head) -> None:
     """A raylet reads it from its own environment, so a driver would set it too late."""
-    command = [
-        RAY,
-        "job",
-        "submit",
-        "--address",
-        head,
-        "--working-dir",
-        ".",
-        "--",
-        "python",
-        "-c",
-        NICENESS,
-    ]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | TOKEN
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert f"niceness 15 {0 if os.getuid() == 0 else 15}" in done.stdout
+    lines = _finished(_submission(head, ["python", "-c", NICENESS]))
+    assert f"niceness 15 {0 if os.getuid() == 0 else 15}" in lines
