@@ -14,7 +14,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,7 +71,7 @@ def read_cluster(path: Path) -> DescribedCluster:
     specs = list(_ray_clusters(documents))
     if not specs:
         raise UserError(f"--cluster {path} holds no Ray cluster: {_FORMS}")
-    groups = [kuberay_groups(spec) for _, spec in specs]
+    groups = [_groups(path, kuberay_groups, spec) for _, spec in specs]
     for (name, _), other in zip(specs, groups, strict=True):
         if other != groups[0]:
             raise UserError(
@@ -79,6 +79,16 @@ def read_cluster(path: Path) -> DescribedCluster:
                 f"{name}: give a file or a directory with one of them"
             )
     return DescribedCluster(source=str(path), kind="kuberay", groups=groups[0])
+
+
+def _groups(
+    path: Path, groups_of: Callable[[Document], tuple[Group, ...]], document: Document
+) -> tuple[Group, ...]:
+    """Return the groups of a document; errors name the file."""
+    try:
+        return groups_of(document)
+    except UserError as error:
+        raise UserError(f"--cluster {path}: {error}") from error
 
 
 def _ray_clusters(documents: Sequence[Document]) -> Iterator[tuple[str, Document]]:
@@ -94,7 +104,7 @@ def _ray_clusters(documents: Sequence[Document]) -> Iterator[tuple[str, Document
 
 
 def _launched(path: Path, document: Document) -> DescribedCluster:
-    groups = launcher_groups(document)
+    groups = _groups(path, launcher_groups, document)
     if not groups:
         raise UserError(
             f"--cluster {path} has node types without resources, which only the cloud knows: add "

@@ -145,7 +145,11 @@ def launcher_groups(document: Document) -> tuple[Group, ...]:
     """Return the groups of a file of Ray's cluster launcher.
 
     Empty if a node type that may start has no resources: only the cloud knows them.
+
+    Raises:
+        UserError: a part of the file has the wrong type.
     """
+    _check_types(document)
     head = document.get("head_node_type")
     total = document.get("max_workers", math.inf)
     groups = []
@@ -161,3 +165,24 @@ def launcher_groups(document: Document) -> tuple[Group, ...]:
             Group(name=name, resources=resources, most=most, labels=labels, is_head=name == head)
         )
     return tuple(groups)
+
+
+def _check_types(document: Document) -> None:
+    """Refuse a launcher's file with a part of the wrong type, by its field and value."""
+    types = document["available_node_types"]
+    if not isinstance(types, dict):
+        raise UserError(f"available_node_types={types!r}: use a mapping of names to node types")
+    total = document.get("max_workers", 0)
+    if not isinstance(total, int):
+        raise UserError(f"max_workers={total!r}: use a whole number")
+    for name, node in types.items():
+        field = f"available_node_types.{name}"
+        if not isinstance(node, dict):
+            raise UserError(f"{field}={node!r}: use a mapping of keys to values")
+        for key in ("resources", "labels"):
+            value = node.get(key)
+            if value is not None and not isinstance(value, dict):
+                raise UserError(f"{field}.{key}={value!r}: use a mapping of keys to values")
+        most = node.get("max_workers", 0)
+        if not isinstance(most, int):
+            raise UserError(f"{field}.max_workers={most!r}: use a whole number")

@@ -128,11 +128,35 @@ def test_files_without_a_cluster_are_refused(tmp_path: Path) -> None:
         read_cluster(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="holds no Ray cluster: give a kustomize directory"):
         read_cluster(write(tmp_path / "pod.yaml", {"kind": "Pod"}))
+    with pytest.raises(UserError, match=r"--cluster .*part\.yaml: .* lacks a part of its groups"):
+        read_cluster(write(tmp_path / "part.yaml", {"kind": "RayCluster", "spec": {"a": 1}}))
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"bad\.yaml is no YAML \(.*\): give a kustomize directory"):
         read_cluster(tmp_path / "bad.yaml")
     with pytest.raises(UserError, match=r"has no kustomization\.yaml: give a kustomize directory"):
         read_cluster(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"available_node_types": 3}, "available_node_types=3: use a mapping of names"),
+        ({"available_node_types": None}, "available_node_types=None: use a mapping of names"),
+        ({"available_node_types": {"a": None}}, "available_node_types.a=None: use a mapping"),
+        ({"available_node_types": {"a": {"resources": 8}}}, "a.resources=8: use a mapping"),
+        ({"available_node_types": {"a": {"labels": "x"}}}, "a.labels='x': use a mapping"),
+        ({"available_node_types": {"a": {"max_workers": "x"}}}, "a.max_workers='x': use a whole"),
+        ({"available_node_types": {}, "max_workers": "x"}, "max_workers='x': use a whole number"),
+    ],
+)
+def test_a_wrong_type_in_a_launcher_file_is_refused(
+    tmp_path: Path, document: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "cluster.yaml", document)
+    with pytest.raises(UserError) as refused:
+        read_cluster(path)
+    assert f"--cluster {path}: " in str(refused.value)
+    assert message in str(refused.value)
 
 
 def kustomized(tmp_path: Path) -> Path:
