@@ -213,7 +213,7 @@ def doctor(as_json: Json = False) -> None:
 
 _verb(
     "report",
-    "Write the report page and scores.json, and print the scores.",
+    "Run what is missing, write the report page and scores.json, and print the scores.",
     "the complete run, so it does the same as run",
 )
 

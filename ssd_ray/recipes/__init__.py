@@ -188,7 +188,9 @@ def _problem(first: Any) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        near = _elsewhere(first["loc"]) or difflib.get_close_matches(
+            str(first["loc"][-1]), known, n=1
+        )
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {where}, {hint}"
     if first["type"] == "missing":
@@ -196,6 +198,23 @@ def _problem(first: Any) -> str:
     message = remedy(first["type"], first["msg"])
     value = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
     return f"{where}{value}: {message}" if where else message
+
+
+def _elsewhere(location: tuple[int | str, ...]) -> list[str]:
+    """Return keys of other sections that a location may mean.
+
+    `train.workers` is `cluster.train_workers`, and `train.temperature` is `sample.temperature`.
+    """
+    section, leaf = str(location[0]), str(location[-1])
+    names = {leaf, f"{section}_{leaf}"}
+    if len(location) != 2:
+        return []
+    return [
+        f"{other}.{name}"
+        for other in Recipe.model_fields
+        for name in _known_keys((other, ""))
+        if name in names
+    ]
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
@@ -210,7 +229,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
                 (each for each in typing.get_args(section) if hasattr(each, "model_fields")),
                 section,
             )
-    return list(section.model_fields)
+    # A field without a section has no keys.
+    return list(getattr(section, "model_fields", ()))
 
 
 def dump(recipe: Recipe) -> str:

@@ -359,6 +359,9 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
     ("override", "message"),
     [
         ("sample.temprature=1", "did you mean temperature"),
+        ("train.workers=8", "did you mean cluster.train_workers?"),
+        ("train.temperature=1", "did you mean sample.temperature?"),
+        ("engine.max_length=1", "did you mean prepare.max_length?"),
         ("evaluate.arms.ssd.temprature=1", "did you mean temperature"),
         ("sample.temperature=hot", "sample.temperature='hot'"),
         ("sample.temperature=-1", "sample.temperature=-1: use 0 for greedy decoding, or 0.01 to 2"),
