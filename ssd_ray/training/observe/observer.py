@@ -24,6 +24,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
 from ssd_ray.training.data.batches import GlobalBatch
 from ssd_ray.training.data.examples import Examples
+from ssd_ray.training.model.engine import release_memory
 from ssd_ray.training.observe import trackers
 from ssd_ray.training.observe.heartbeat import SILENT, Heartbeat
 from ssd_ray.training.observe.heldout import HELD_OUT_LOG, HeldOut, cut_held_out
@@ -128,6 +129,7 @@ class Observer:
         if self._held_out is None:
             return
         self._heartbeat.phase("measuring held-out samples")
+        release_memory()
         measures = self._held_out.measure()
         if self._engine.global_rank == 0:
             with (self._job.out / HELD_OUT_LOG).open("a") as handle:
