@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -135,7 +137,8 @@ def test_a_volume_is_full_or_read_only_for_a_while(tmp_path: Path, name: str) ->
     with chaos_cases.volume(tmp_path / "volume") as place, pytest.MonkeyPatch.context() as patch:
         run = place / "run"
         run.mkdir()
-        patch.setattr(chaos_cases.time, "sleep", look)
+        # Threads of earlier tests sleep by the real clock.
+        patch.setattr(chaos_cases, "time", Mock(wraps=time, sleep=look))
         scene = argparse.Namespace(run=run, minute=3, lose_all=lambda: None)
         chaos_cases.CASES[name].act(scene)
         (run / "file").write_text("after")

@@ -97,7 +97,7 @@ class Session:
     results: list[Result] = field(default_factory=list)
     pods: Pods = field(default_factory=Pods)
     engines: dict[str, float] = field(default_factory=dict)
-    """Time of the first answer of each engine in the samples."""
+    """Time of the first answer of each engine."""
     actors: set[tuple[str, str]] = field(default_factory=set)
     """Classes of actors with the group of their pod."""
     complete: dict[str, float] = field(default_factory=dict)
@@ -154,7 +154,8 @@ def _follow_pods(pods: Pods, cluster: Path) -> None:
 def _note_engines(engines: dict[str, float], run: Path, over: threading.Event) -> None:
     """Note the first answer of each engine by its journals, named SPAN.ENGINE.jsonl."""
     while not over.wait(0.2):
-        for path in (run / "samples" / ".journal").glob("*.jsonl"):
+        # A slow machine may take the node after the last sample: then answers of arms count.
+        for path in (*run.glob("samples/.journal/*.jsonl"), *run.glob("*/*/.journal/*.jsonl")):
             engines.setdefault(path.name.split(".")[-2], time.time())
 
 

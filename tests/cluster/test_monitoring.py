@@ -68,7 +68,7 @@ def test_the_dashboard_is_one_of_grafana() -> None:
 def test_every_gauge_of_sampling_is_on_the_dashboard() -> None:
     from ssd_ray.inference import gauges
 
-    own = {f"ray_ssd_ray_{name}" for name in (*gauges._GAUGES, gauges._ENGINE_GAUGE)}
+    own = {f"ray_ssd_ray_{name}" for name in (*gauges._GAUGES, *gauges._ENGINE_GAUGES)}
     assert own <= names(expressions())
 
 
