@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -114,3 +115,13 @@ class _Embedding(torch.autograd.Function):
                 flat = flat.masked_fill((rows == module.padding_idx)[:, None], 0)
             gradient_of(module.weight).index_add_(0, rows, flat)
         return None, None, None
+
+
+def release_memory() -> None:
+    """Return freed memory that glibc keeps mapped to the system.
+
+    Call it between steps and other work. Their buffers differ in size and would not fit the holes.
+    Other C libraries lack the function, and keep less.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

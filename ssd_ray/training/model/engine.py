@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -141,7 +140,7 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
     - On a CPU, memory stays mapped between micro-batches. By default glibc returns memory freed by
       a micro-batch to the system. Mapping it again takes a tenth of the next micro-batch's time.
     - The cost is fragmentation: some hundred MiB of mapped memory are unused. `release_memory`
-      returns them.
+      of `cpu_kernels.py` returns them.
     - A single worker on all cores pins each thread to a core.
     """
     if cluster.device != "cpu":
@@ -156,16 +155,6 @@ def process_environment(cluster: ClusterConfig) -> dict[str, str]:
         os.sched_getaffinity(0)
     )
     return import_path.SAFE | memory | ({"OMP_PROC_BIND": "true"} if alone else {})
-
-
-def release_memory() -> None:
-    """Return freed memory that glibc keeps mapped to the system.
-
-    Between steps and other work: their buffers differ in size, and would lie beside the holes.
-    Other C libraries lack the function, and keep less.
-    """
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def prepare_process(cluster: ClusterConfig) -> None:
