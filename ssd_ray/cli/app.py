@@ -213,7 +213,7 @@ def doctor(as_json: Json = False) -> None:
 
 _verb(
     "report",
-    "Run what is missing, write the report page and scores.json, and print the scores.",
+    "Complete the run, write the report page, and print the scores.",
     "the complete run, so it does the same as run",
 )
 
