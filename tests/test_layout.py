@@ -26,7 +26,7 @@ LAYERS = [
     {"cli"},
     {"pipeline", "standalone"},
     {"inference", "training", "evaluation", "reporting", "problems"},
-    {"statistics"},
+    {"statistics", "analysis"},
     {"cluster", "recipes", "planner", "machine", "submissions"},
     {"models"},
     {"artifacts", "progress", "roles"},

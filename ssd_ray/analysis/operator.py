@@ -1,0 +1,240 @@
+"""The sampling operator: temperature, then top-k, then top-p (2604.01193, Eq. 5 to 7, appendix A).
+
+- It exists once. Measures, toy, probe and forecast use it; the engine's sampler is held against it.
+- Survivors are among the few largest logits of a position. Those are fetched and cut, without a
+  sort of the vocabulary. Where a position keeps more, more are fetched for this position alone.
+- Probabilities are float64. The cut itself is computed as the engine does it: float32 logits are
+  divided by the temperature in float32.
+
+Memory is a few float64 copies of the logits. `chunks` bounds them. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+GREEDY = 1e-5
+"""Bound of greedy decoding: temperatures below it are greedy (vLLM)."""
+_FETCHED = 64
+"""Logits fetched at first, beyond the k largest for their ties."""
+_WIDER = 8
+_CHUNK_ELEMENTS = 1 << 23
+# Less than the probability of the most likely token of any vocabulary. This token always survives.
+_LEAST_KEPT = 1e-12
+
+
+class DecodingLike(Protocol):
+    """A decoding: `config.Decoding`, or a `Setting` outside of the range of vLLM."""
+
+    @property
+    def temperature(self) -> float:
+        """Temperature, applied before truncation."""
+
+    @property
+    def top_k(self) -> int | None:
+        """Number of tokens to keep; None keeps all."""
+
+    @property
+    def top_p(self) -> float:
+        """Mass to keep after top-k; 1 keeps all."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A decoding of any temperature."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """The tokens S kept by a decoding at each position, and their distribution q (Eq. 6, 7).
+
+    Attributes:
+        ids: int64 [positions, width], most likely first; None for the complete vocabulary in its
+            own order.
+        log_q: float64 [positions, width], minus infinity for tokens outside of S.
+        complete: bool [positions]: S is the vocabulary.
+    """
+
+    ids: Tensor | None
+    log_q: Tensor
+    complete: Tensor
+
+    @property
+    def kept(self) -> Tensor:
+        """Bool [positions, width]: the token is in S."""
+        return self.log_q > -torch.inf
+
+    @property
+    def sizes(self) -> Tensor:
+        """Return the number of tokens in S, int64 [positions]."""
+        return self.kept.sum(1)
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return values of the vocabulary for the tokens of S, float64 [positions, width].
+
+        Minus infinity outside of S.
+        """
+        chosen = values if self.ids is None else values.gather(1, self.ids)
+        return chosen.double().masked_fill(~self.kept, -torch.inf)
+
+    def dense(self, vocabulary: int) -> Tensor:
+        """Return log q over the vocabulary, float64 [positions, vocabulary]."""
+        if self.ids is None:
+            return self.log_q
+        # Padding repeats ids with minus infinity: of all values of an id, the largest counts.
+        empty = self.log_q.new_full((len(self.log_q), vocabulary), -torch.inf)
+        return empty.scatter_reduce_(1, self.ids, self.log_q, reduce="amax")
+
+
+class Ranking:
+    """The largest logits of some positions, fetched once for any number of decodings."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Rank the logits, [positions, vocabulary], before temperature and truncation."""
+        self.logits = logits if logits.dtype == torch.float64 else logits.float()
+        self._fetched: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return self.logits.shape[1]
+
+    def largest(self, width: int) -> tuple[Tensor, Tensor]:
+        """Return the `width` largest logits of each position and their ids, in descending order.
+
+        Of equal logits, the larger id comes first.
+        """
+        width = min(width, self.vocabulary)
+        if width not in self._fetched:
+            self._fetched[width] = _largest(self.logits, width)
+        return self._fetched[width]
+
+    def support(self, decoding: DecodingLike) -> Support:
+        """Return the tokens kept by a decoding.
+
+        All ties of the k-th logit stay. Of equal logits at the border of top-p, those with the
+        larger id stay.
+        """
+        logits = self.logits
+        if decoding.temperature < GREEDY:
+            ids = logits.argmax(1, keepdim=True)
+            return Support(
+                ids=ids,
+                log_q=torch.zeros_like(ids, dtype=torch.float64),
+                complete=torch.full((len(ids),), self.vocabulary == 1, device=ids.device),
+            )
+        limit = self.vocabulary if decoding.top_k is None else decoding.top_k
+        if limit >= self.vocabulary and decoding.top_p >= 1:
+            return Support(
+                ids=None,
+                log_q=log_normalize(logits.double() / decoding.temperature),
+                complete=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+            )
+        width = min(self.vocabulary, _FETCHED + (limit if limit < self.vocabulary else 0))
+        rows = torch.arange(len(logits), device=logits.device)
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        while len(rows):
+            everything = len(rows) == len(logits)
+            values, ids = self.largest(width) if everything else _largest(logits[rows], width)
+            norm = None
+            if limit >= self.vocabulary and width < self.vocabulary:
+                norm = self._log_norm(decoding.temperature)[rows]
+            log_q, found = _cut(values, norm, min(limit, self.vocabulary), decoding)
+            if width == self.vocabulary:
+                found = torch.ones_like(found)
+            parts.append((rows[found], ids[found], log_q[found]))
+            rows, width = rows[~found], min(self.vocabulary, width * _WIDER)
+        return _joined(parts, len(logits), self.vocabulary)
+
+    def _log_norm(self, temperature: float) -> Tensor:
+        return (self.logits / temperature).double().logsumexp(1, keepdim=True)
+
+
+def support(logits: Tensor, decoding: DecodingLike) -> Support:
+    """Return the tokens that a decoding keeps of logits, [positions, vocabulary]."""
+    return Ranking(logits).support(decoding)
+
+
+def distribution(logits: Tensor, decoding: DecodingLike) -> Tensor:
+    """Return q over the vocabulary, float64 [positions, vocabulary], 0 outside of S."""
+    return support(logits, decoding).dense(logits.shape[1]).exp()
+
+
+def log_normalize(values: Tensor) -> Tensor:
+    """Return log-probabilities in proportion to exp(values)."""
+    return values - values.logsumexp(1, keepdim=True)
+
+
+def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Yield slices of positions, small enough for float64 copies of their logits (64 MiB each)."""
+    step = max(1, _CHUNK_ELEMENTS // vocabulary)
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions))
+
+
+def _largest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    if width == logits.shape[1]:
+        values, ids = logits.sort(dim=1, stable=True)
+        return values.flip(1), ids.flip(1)
+    values, ids = logits.topk(width, dim=1)
+    ids, order = ids.sort(dim=1, descending=True)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _cut(
+    values: Tensor, log_norm: Tensor | None, limit: int, decoding: DecodingLike
+) -> tuple[Tensor, Tensor]:
+    """Cut descending values, and say for which rows no survivor lies beyond them.
+
+    Args:
+        values: the largest logits of each row.
+        log_norm: log of the mass of the tempered vocabulary; None if `values` hold all tokens that
+            top-k keeps.
+        limit: top-k.
+        decoding: the decoding.
+    """
+    kth = values[:, min(limit, values.shape[1]) - 1, None]
+    kept = values >= kth
+    found = kth[:, 0] > values[:, -1]
+    if decoding.top_p < 1:
+        scaled = (values / decoding.temperature).double().masked_fill(~kept, -torch.inf)
+        norm = scaled.logsumexp(1, keepdim=True) if log_norm is None else log_norm
+        mass = (scaled - norm).exp()
+        # As in vLLM, p is a float32, and logits are dropped from the least likely on while their
+        # mass is at most 1 - p.
+        dropped = min(float(1 - torch.tensor(decoding.top_p)), 1 - _LEAST_KEPT)
+        beyond = (1 - mass.sum(1, keepdim=True)).clamp_(min=0) if log_norm is not None else 0.0
+        from_below = mass.flip(1).cumsum(1).flip(1) + beyond
+        nucleus = from_below > dropped
+        nucleus[:, 0] = True
+        kept = kept & nucleus
+        if log_norm is not None:
+            border = values.masked_fill(~kept, torch.inf).amin(1)
+            found = border > values[:, -1]
+    log_q = log_normalize((values.double() / decoding.temperature).masked_fill(~kept, -torch.inf))
+    return log_q, found
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], positions: int, vocabulary: int) -> Support:
+    """Join rows of different widths, padded to the largest support."""
+    counts = [(log_q > -torch.inf).sum(1) for _, _, log_q in parts]
+    width = max((int(count.max()) for count in counts if len(count)), default=1)
+    device = parts[0][0].device if parts else None
+    ids = torch.zeros((positions, width), dtype=torch.int64, device=device)
+    log_q = torch.full((positions, width), -torch.inf, dtype=torch.float64, device=device)
+    sizes = torch.zeros(positions, dtype=torch.int64, device=device)
+    for (rows, part_ids, part_log_q), count in zip(parts, counts, strict=True):
+        ids[rows, : part_ids.shape[1]] = part_ids[:, :width]
+        log_q[rows, : part_log_q.shape[1]] = part_log_q[:, :width]
+        sizes[rows] = count
+    return Support(ids=ids, log_q=log_q, complete=sizes == vocabulary)

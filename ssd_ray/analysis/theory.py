@@ -1,0 +1,322 @@
+"""The theory of SSD at single positions (2604.01193, sections 4 and appendix B).
+
+- p0: distribution of the frozen base. q: that of the samples, on the kept tokens S (`operator`).
+  p: distribution of the model in training. T: temperature of the samples.
+- Data from q costs p the cross-entropy CE(q, p). Three terms and a constant sum to it (Eq. 4 = 15):
+
+      -log p(S)  +  (1 - T) H_1/T(p on S)  +  T KL(q || Temper_T[p on S])  +  T H(q)
+
+- Every function takes positions in rows and returns float64. Numbers that are zero by theory are
+  exactly zero. Entropies are in nats.
+
+Pure functions without I/O. `chunks` of `operator` bounds their memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ssd_ray.analysis.operator import (
+    GREEDY,
+    DecodingLike,
+    Ranking,
+    Setting,
+    Support,
+    log_normalize,
+)
+
+
+class LogProbabilities:
+    """Log-probabilities of a model at some positions, without a float64 copy that stays."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Take logits, [positions, vocabulary]."""
+        self.logits = logits
+        self._log_norm = logits.double().logsumexp(1, keepdim=True)
+
+    def on(self, support: Support) -> Tensor:
+        """Return log p of the tokens of S, float64 [positions, width]; minus infinity elsewhere."""
+        return support.of(self.logits) - self._log_norm
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """Return log p of a token at each position, float64 [positions]."""
+        chosen = self.logits.gather(1, tokens[:, None]).double() - self._log_norm
+        return chosen.squeeze(1)
+
+    def complete(self) -> Tensor:
+        """Return log p of all tokens, float64 [positions, vocabulary]."""
+        return self.logits.double() - self._log_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The decomposition of the loss at each position (Eq. 4 = 15), float64 [positions]."""
+
+    kept_mass_base: Tensor
+    """p0(S), Eq. 10."""
+    kept_mass: Tensor
+    """p(S)."""
+    support_compression: Tensor
+    """-log p(S)."""
+    reshaping: Tensor
+    """(1 - T) H_1/T(p on S), the Rényi free energy of Eq. 16."""
+    alignment: Tensor
+    """T KL(q || Temper_T[p on S])."""
+    constant: Tensor
+    """T H(q)."""
+    cross_entropy: Tensor
+    """CE(q, p), computed by itself: the sum of the four terms above."""
+    floor: Tensor
+    """H(q), approached and never reached by CE(q, p) (Eq. 13)."""
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the terms by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def terms(
+    support: Support, base: LogProbabilities, model: LogProbabilities, temperature: float
+) -> Terms:
+    """Decompose the loss of samples drawn from `support` at `temperature`."""
+    temperature = max(temperature, GREEDY)
+    log_q, log_p = support.log_q, model.on(support)
+    log_kept = log_kept_mass(support, log_p)
+    head = log_p - log_kept[:, None]
+    # As log q is computed, from logits: a model equal to the base has an alignment of exactly 0.
+    tempered = log_normalize(support.of(model.logits) / temperature)
+    floor = entropy(log_q)
+    return Terms(
+        kept_mass_base=log_kept_mass(support, base.on(support)).exp(),
+        kept_mass=log_kept.exp(),
+        support_compression=-log_kept + 0.0,
+        reshaping=free_energy(head, temperature),
+        alignment=temperature * divergence(log_q, tempered),
+        constant=temperature * floor,
+        cross_entropy=cross_entropy(log_q, log_p),
+        floor=floor,
+    )
+
+
+def log_kept_mass(support: Support, log_p: Tensor) -> Tensor:
+    """Return log p(S) (Eq. 10), from log p on S. It is 0 where S is the vocabulary."""
+    return log_p.logsumexp(1).clamp(max=0.0).masked_fill(support.complete, 0.0)
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """Return H(p) of normalized rows."""
+    return cross_entropy(log_p, log_p)
+
+
+def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return CE(q, p); tokens without mass under q do not count."""
+    return -(log_q.exp() * log_p.masked_fill(log_q == -torch.inf, 0.0)).sum(1) + 0.0
+
+
+def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return KL(q || p) of normalized rows.
+
+    Every summand is at least 0: nothing cancels, and equal rows give 0.
+    """
+    outside = log_q == -torch.inf
+    ratio = (log_q - log_p).masked_fill(outside, 0.0)
+    q = log_q.exp()
+    # A token without mass under p makes the divergence infinite.
+    return (q * (ratio + torch.expm1(-ratio))).masked_fill(outside, 0.0).sum(1)
+
+
+def renyi_entropy(log_p: Tensor, order: float) -> Tensor:
+    """Return the Rényi entropy H_a(p) of normalized rows, with its limits at 0, 1 and infinity."""
+    if order == 0:
+        return (log_p > -torch.inf).sum(1).double().log()
+    if order == 1:
+        return entropy(log_p)
+    if math.isinf(order):
+        return -log_p.amax(1) + 0.0
+    return (order * log_p).logsumexp(1) / (1 - order)
+
+
+def free_energy(log_p: Tensor, temperature: float) -> Tensor:
+    """Return -T log sum p^(1/T) = (1 - T) H_1/T(p) (Eq. 16); 0 at T = 1."""
+    if temperature == 1:
+        return log_p.new_zeros(len(log_p))
+    return -temperature * (log_p / temperature).logsumexp(1) + 0.0
+
+
+def logit_gradient(support: Support, model: LogProbabilities) -> Tensor:
+    """Return the gradient of CE(q, p) by the logits, p - q, [positions, vocabulary] (Eq. 17).
+
+    Every token outside of S is pushed down by its probability.
+    """
+    gradient = model.complete().exp_()
+    if support.ids is None:
+        return gradient - support.log_q.exp()
+    return gradient.scatter_add_(1, support.ids, -support.log_q.exp())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropySplit:
+    """Parts of the entropy of a model (Eq. 30), float64 [positions]; they sum to `total`."""
+
+    gate: Tensor
+    """Entropy of the next token being in S or not."""
+    head: Tensor
+    """Entropy within S, times p(S)."""
+    tail: Tensor
+    """Entropy outside of S, times the mass outside."""
+    total: Tensor
+    """H(p)."""
+
+
+def entropy_split(support: Support, model: LogProbabilities) -> EntropySplit:
+    """Split the entropy of a model into gate, head and tail."""
+    log_p = model.on(support)
+    kept = log_kept_mass(support, log_p).exp()
+    everything = model.complete()
+    total = entropy(everything)
+    in_head = entropy(log_p)
+    # Differences of near numbers, and exactly 0 where nothing is outside.
+    rest = (1 - kept).clamp(min=0)
+    in_tail = (total - in_head).clamp(min=0).masked_fill(support.complete, 0.0)
+    head = in_head - torch.special.entr(kept)
+    tail = in_tail - torch.special.entr(rest)
+    return EntropySplit(
+        gate=torch.special.entr(kept) + torch.special.entr(rest),
+        head=head.masked_fill(support.sizes == 1, 0.0),
+        tail=tail,
+        total=total,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """The response of an entropy to a temperature (Eq. 22, 31), float64 [positions]."""
+
+    entropy: Tensor
+    """H(p_t), with p_t in proportion to p^(1/t)."""
+    variance: Tensor
+    """Var of log p under p_t."""
+    derivative: Tensor
+    """dH/dt = Var / t^3."""
+
+
+def temperature_response(log_p: Tensor, temperature: float) -> Response:
+    """Temper rows of log-probabilities, and return entropy and its derivative there."""
+    tempered = log_normalize(log_p / temperature)
+    weights = tempered.exp()
+    values = log_p.masked_fill(log_p == -torch.inf, 0.0)
+    mean = (weights * values).sum(1, keepdim=True)
+    variance = (weights * (values - mean) ** 2).sum(1)
+    return Response(
+        entropy=entropy(tempered), variance=variance, derivative=variance / temperature**3
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """Probability of an event under the ideal student at an evaluation temperature (Prop. B.3).
+
+    The student's is the product of `compression_gain`, `reshaping_gain` and `base`.
+    """
+
+    effective_temperature: float
+    """T_train times the evaluation temperature."""
+    kept_mass: Tensor
+    """m: mass of S under the tempered base (Eq. 26)."""
+    compression_gain: Tensor
+    """1 / m."""
+    reshaping_gain: Tensor
+    """The event's probability on S at the effective temperature, over that at the evaluation's."""
+    base: Tensor
+    """Probability of the event under the tempered base."""
+    student: Tensor
+    """Probability of the event under the tempered student (Eq. 25)."""
+
+
+def composition(
+    logits: Tensor, decoding: DecodingLike, temperature: float, event: Tensor
+) -> Composition:
+    """Decompose the probability of an event under the ideal student (Eq. 25 to 29).
+
+    Args:
+        logits: logits of the base, [positions, vocabulary].
+        decoding: decoding of the samples; the ideal student is their distribution.
+        temperature: temperature of the evaluation, without truncation.
+        event: bool [positions, vocabulary], the tokens of the event, all in S.
+    """
+    ranking = Ranking(logits)
+    support = ranking.support(decoding)
+    tempered = LogProbabilities(ranking.logits.double() / temperature)
+    effective = decoding.temperature * temperature
+    inside = support.kept & (event if support.ids is None else event.gather(1, support.ids))
+    student = log_normalize(support.log_q / temperature)
+    on_support = log_normalize(tempered.on(support))
+    log_m = log_kept_mass(support, tempered.on(support))
+    student_share, support_share = (_mass(rows, inside) for rows in (student, on_support))
+    return Composition(
+        effective_temperature=effective,
+        kept_mass=log_m.exp(),
+        compression_gain=(-log_m).exp(),
+        reshaping_gain=(
+            torch.ones_like(student_share)
+            if decoding.temperature == 1
+            else student_share / support_share
+        ),
+        base=_mass(tempered.complete(), event),
+        student=student_share,
+    )
+
+
+def _mass(log_p: Tensor, chosen: Tensor) -> Tensor:
+    return log_p.exp().masked_fill(~chosen, 0.0).sum(1)
+
+
+def normal_form(logits: Tensor, power: float, size: int) -> Tensor:
+    """Return the distribution in proportion to p^power on the `size` most likely tokens (Eq. 35).
+
+    Temperature, top-k and top-p in any order give a distribution of this form.
+    """
+    return (
+        Ranking(power * logits.double()).support(Setting(top_k=size)).dense(logits.shape[1]).exp()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Values of top-p in (low, high] that serve a fork and a lock at once (Eq. 40)."""
+
+    low: float
+    """Mass of the tokens before the fork's correct one. Top-p at most this cuts it off."""
+    high: float
+    """Mass of the tokens that the lock is to keep. A larger top-p keeps more."""
+
+    @property
+    def width(self) -> float:
+        """Length of the interval; below 0, no top-p serves both."""
+        return self.high - self.low
+
+
+def decode_interval(
+    fork: tuple[Tensor, int], lock: tuple[Tensor, int], temperature: float, top_k: int | None = None
+) -> Interval:
+    """Return the values of top-p that keep a fork's correct token and no more than a lock's.
+
+    Args:
+        fork: logits of the fork, [vocabulary], and the rank of its correct token, from 1.
+        lock: logits of the lock, [vocabulary], and the number of tokens that it is to keep.
+        temperature: temperature of the evaluation.
+        top_k: top-k of the evaluation.
+    """
+    return Interval(
+        low=prefix_mass(fork[0], fork[1] - 1, temperature, top_k),
+        high=prefix_mass(lock[0], lock[1], temperature, top_k),
+    )
+
+
+def prefix_mass(logits: Tensor, size: int, temperature: float, top_k: int | None = None) -> float:
+    """Return the mass of the `size` most likely tokens after temperature and top-k (Eq. 39)."""
+    kept = Ranking(logits[None]).support(Setting(temperature=temperature, top_k=top_k))
+    return float(kept.log_q.exp().sort(dim=1, descending=True).values[0, :size].sum())
