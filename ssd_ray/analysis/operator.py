@@ -79,7 +79,7 @@ class Support:
         return self.kept.sum(1)
 
     def of(self, values: Tensor) -> Tensor:
-        """Return values of the vocabulary for the tokens of S, float64 [positions, width].
+        """Return values of the tokens of S, float64 [positions, width].
 
         Minus infinity outside of S.
         """
@@ -148,11 +148,11 @@ class Ranking:
             norm = None
             if limit >= self.vocabulary and width < self.vocabulary:
                 norm = self._log_norm(decoding.temperature)[rows]
-            log_q, found = _cut(values, norm, min(limit, self.vocabulary), decoding)
+            log_q, ends_inside = _cut(values, norm, min(limit, self.vocabulary), decoding)
             if width == self.vocabulary:
-                found = torch.ones_like(found)
-            parts.append((rows[found], ids[found], log_q[found]))
-            rows, width = rows[~found], min(self.vocabulary, width * _WIDER)
+                ends_inside = torch.ones_like(ends_inside)
+            parts.append((rows[ends_inside], ids[ends_inside], log_q[ends_inside]))
+            rows, width = rows[~ends_inside], min(self.vocabulary, width * _WIDER)
         return _joined(parts, len(logits), self.vocabulary)
 
     def _log_norm(self, temperature: float) -> Tensor:
@@ -194,7 +194,7 @@ def _largest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _cut(
     values: Tensor, log_norm: Tensor | None, limit: int, decoding: DecodingLike
 ) -> tuple[Tensor, Tensor]:
-    """Cut descending values, and say for which rows no survivor lies beyond them.
+    """Cut descending values; also return the rows without survivors beyond them.
 
     Args:
         values: the largest logits of each row.
@@ -205,7 +205,7 @@ def _cut(
     """
     kth = values[:, min(limit, values.shape[1]) - 1, None]
     kept = values >= kth
-    found = kth[:, 0] > values[:, -1]
+    ends_inside = kth[:, 0] > values[:, -1]
     if decoding.top_p < 1:
         scaled = (values / decoding.temperature).double().masked_fill(~kept, -torch.inf)
         norm = scaled.logsumexp(1, keepdim=True) if log_norm is None else log_norm
@@ -220,9 +220,9 @@ def _cut(
         kept = kept & nucleus
         if log_norm is not None:
             border = values.masked_fill(~kept, torch.inf).amin(1)
-            found = border > values[:, -1]
+            ends_inside = border > values[:, -1]
     log_q = log_normalize((values.double() / decoding.temperature).masked_fill(~kept, -torch.inf))
-    return log_q, found
+    return log_q, ends_inside
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], positions: int, vocabulary: int) -> Support:

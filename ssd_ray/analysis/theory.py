@@ -39,7 +39,7 @@ class LogProbabilities:
         self._log_norm = logits.double().logsumexp(1, keepdim=True)
 
     def on(self, support: Support) -> Tensor:
-        """Return log p of the tokens of S, float64 [positions, width]; minus infinity elsewhere."""
+        """Return log p on S, float64 [positions, width]; minus infinity elsewhere."""
         return support.of(self.logits) - self._log_norm
 
     def of(self, tokens: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def temperature_response(log_p: Tensor, temperature: float) -> Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """Probability of an event under the ideal student at an evaluation temperature (Prop. B.3).
+    """Probability of an event under the ideal student (Prop. B.3).
 
     The student's is the product of `compression_gain`, `reshaping_gain` and `base`.
     """
@@ -302,7 +302,7 @@ class Interval:
 def decode_interval(
     fork: tuple[Tensor, int], lock: tuple[Tensor, int], temperature: float, top_k: int | None = None
 ) -> Interval:
-    """Return the values of top-p that keep a fork's correct token and no more than a lock's.
+    """Return the values of top-p that serve a fork and a lock at once (Eq. 40).
 
     Args:
         fork: logits of the fork, [vocabulary], and the rank of its correct token, from 1.
