@@ -1,5 +1,6 @@
-"""The sampling operator: temperature, then top-k, then top-p (2604.01193, Eq. 5 to 7, appendix A).
+"""The sampling operator: temperature, then top-k, then top-p.
 
+- Equations 5 to 7 of arXiv 2604.01193, and its appendix A for the order.
 - It exists once. Measures, toy, probe and forecast use it; the engine's sampler is held against it.
 - Survivors are among the few largest logits of a position. Those are fetched and cut, without a
   sort of the vocabulary. Where a position keeps more, more are fetched for this position alone.

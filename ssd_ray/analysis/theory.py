@@ -275,7 +275,7 @@ def _mass(log_p: Tensor, chosen: Tensor) -> Tensor:
 
 
 def normal_form(logits: Tensor, power: float, size: int) -> Tensor:
-    """Return the distribution in proportion to p^power on the `size` most likely tokens (Eq. 35).
+    """Return p^power on the `size` most likely tokens, normalized (Eq. 35).
 
     Temperature, top-k and top-p in any order give a distribution of this form.
     """
