@@ -62,7 +62,8 @@ class LiveBytes(TorchDispatchMode):
 
 def run_loss(kind: Kind, tokens: int, vocabulary: int, width: int) -> None:
     """Run forward and backward of the mean cross-entropy of `tokens` hidden states."""
-    from ssd_ray.training.model.response_head import LogitTransform, ResponseHead
+    from ssd_ray.models.logit_transform import LogitTransform
+    from ssd_ray.training.model.response_head import ResponseHead
 
     head = torch.nn.Linear(width, vocabulary, bias=False)
     hidden = torch.randn(tokens, width, requires_grad=True)

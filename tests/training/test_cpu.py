@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssd_ray.training.model.cpu_kernels import add_in_place, use_fast_products
+from ssd_ray.models.cpu_kernels import add_in_place, use_fast_products
 
 
 def _linears() -> tuple[nn.Linear, nn.Linear]:

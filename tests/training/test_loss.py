@@ -28,7 +28,7 @@ from loss_memory import CHUNK, TOKENS, VOCABULARY, WIDTH, LiveBytes, loss_peak_b
 
 from ssd_ray.config import Decoding
 from ssd_ray.errors import UserError
-from ssd_ray.training.model.cpu_kernels import use_fast_products
+from ssd_ray.models.cpu_kernels import use_fast_products
 from ssd_ray.training.model.engine import parameter_groups
 from ssd_ray.training.model.loss import ResponseLoss
 from ssd_ray.training.observe.distributions import measure

@@ -24,9 +24,9 @@ from torch.distributed import distributed_c10d
 
 from ssd_ray.cluster import import_path
 from ssd_ray.config import ClusterConfig, TrainConfig
+from ssd_ray.models.cpu_kernels import use_fast_products
 from ssd_ray.training.model import expert_parallel, sequence_parallel
 from ssd_ray.training.model.adapters import add_adapters
-from ssd_ray.training.model.cpu_kernels import use_fast_products
 from ssd_ray.training.model.loss import ResponseLoss
 from ssd_ray.training.model.moe import make_blocks_leaves, sparse_blocks
 from ssd_ray.training.model.pretrained import load

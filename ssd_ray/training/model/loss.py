@@ -15,9 +15,10 @@ import torch
 from torch import distributed, nn
 
 from ssd_ray.errors import UserError
-from ssd_ray.training.model.cpu_kernels import add_in_place
+from ssd_ray.models.cpu_kernels import add_in_place
+from ssd_ray.models.logit_transform import LogitTransform
 from ssd_ray.training.model.moe import balancing_loss, check_router
-from ssd_ray.training.model.response_head import LogitTransform, ResponseHead
+from ssd_ray.training.model.response_head import ResponseHead
 
 
 class ResponseLoss(nn.Module):

@@ -22,9 +22,9 @@ from ssd_ray.artifacts.files import Json
 from ssd_ray.config import TrainConfig
 from ssd_ray.errors import UserError
 from ssd_ray.models import architecture
+from ssd_ray.models.cpu_kernels import release_memory
 from ssd_ray.training.data.batches import GlobalBatch
 from ssd_ray.training.data.examples import Examples
-from ssd_ray.training.model.cpu_kernels import release_memory
 from ssd_ray.training.observe import trackers
 from ssd_ray.training.observe.heartbeat import SILENT, Heartbeat
 from ssd_ray.training.observe.heldout import HELD_OUT_LOG, HeldOut, cut_held_out

@@ -1,4 +1,4 @@
-"""Faster kernels for training on a CPU, equal to torch's defaults within rounding.
+"""Faster kernels for models on a CPU, equal to torch's defaults within rounding.
 
 - Float32 matrix products go through oneDNN, which torch uses for other types only. On the measured
   AMD processor it is a tenth to a half faster than torch's default library, MKL.
