@@ -12,12 +12,15 @@ Memory is a few float64 copies of the logits. `chunks` bounds them. Does no I/O.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ssd_ray.errors import UserError
 
 GREEDY = 1e-5
 """Bound of greedy decoding: temperatures below it are greedy (vLLM)."""
@@ -47,11 +50,27 @@ class DecodingLike(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """A decoding of any temperature."""
+    """A decoding of any temperature.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.temperature != 0 and not GREEDY <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature {self.temperature} is out of range: use 0 for greedy decoding, "
+                f"or {GREEDY:g} and more"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} keeps no token: use 1 or more, or null for all")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} is no mass: use more than 0 and up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +119,15 @@ class Ranking:
     """The largest logits of some positions, fetched once for any number of decodings."""
 
     def __init__(self, logits: Tensor) -> None:
-        """Rank the logits, [positions, vocabulary], before temperature and truncation."""
+        """Rank the logits, [positions, vocabulary], before temperature and truncation.
+
+        Minus infinity is the logit of a token that the model excludes.
+
+        Raises:
+            UserError: a position has NaN, infinity or no finite logit.
+        """
         self.logits = logits if logits.dtype == torch.float64 else logits.float()
+        require_finite(self.logits.amax(1))
         self._fetched: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -135,29 +161,24 @@ class Ranking:
             )
         limit = self.vocabulary if decoding.top_k is None else decoding.top_k
         if limit >= self.vocabulary and decoding.top_p >= 1:
-            return Support(
-                ids=None,
-                log_q=log_normalize(logits.double() / decoding.temperature),
-                complete=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
-            )
+            log_q = log_normalize(logits.double() / decoding.temperature)
+            return Support(ids=None, log_q=log_q, complete=log_q.amin(1) > -torch.inf)
         width = min(self.vocabulary, _FETCHED + (limit if limit < self.vocabulary else 0))
         rows = torch.arange(len(logits), device=logits.device)
+        norms = None
+        if limit >= self.vocabulary and width < self.vocabulary:
+            norms = (logits / decoding.temperature).double().logsumexp(1, keepdim=True)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         while len(rows):
             everything = len(rows) == len(logits)
             values, ids = self.largest(width) if everything else _largest(logits[rows], width)
-            norm = None
-            if limit >= self.vocabulary and width < self.vocabulary:
-                norm = self._log_norm(decoding.temperature)[rows]
+            norm = None if norms is None or width == self.vocabulary else norms[rows]
             log_q, ends_inside = _cut(values, norm, min(limit, self.vocabulary), decoding)
             if width == self.vocabulary:
                 ends_inside = torch.ones_like(ends_inside)
             parts.append((rows[ends_inside], ids[ends_inside], log_q[ends_inside]))
             rows, width = rows[~ends_inside], min(self.vocabulary, width * _WIDER)
         return _joined(parts, len(logits), self.vocabulary)
-
-    def _log_norm(self, temperature: float) -> Tensor:
-        return (self.logits / temperature).double().logsumexp(1, keepdim=True)
 
 
 def support(logits: Tensor, decoding: DecodingLike) -> Support:
@@ -173,6 +194,21 @@ def distribution(logits: Tensor, decoding: DecodingLike) -> Tensor:
 def log_normalize(values: Tensor) -> Tensor:
     """Return log-probabilities in proportion to exp(values)."""
     return values - values.logsumexp(1, keepdim=True)
+
+
+def require_finite(largest: Tensor, start: int = 0) -> None:
+    """Refuse logits by the largest of each position, counted from `start`.
+
+    Raises:
+        UserError: a position has NaN, infinity or no finite logit.
+    """
+    broken = (~largest.isfinite()).nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise UserError(
+            f"logits of position {start + row} have {float(largest[row])} as their largest: "
+            "check the weights of the model, and use a wider dtype"
+        )
 
 
 def chunks(positions: int, vocabulary: int) -> Iterator[slice]:

@@ -15,7 +15,7 @@ Pure functions without I/O. `chunks` of `operator` bounds their memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,16 +27,36 @@ from ssd_ray.analysis.operator import (
     Setting,
     Support,
     log_normalize,
+    require_finite,
 )
+
+_NO_MASS = 800.0
+"""Distance from the largest logit at which a float64 probability is 0."""
 
 
 class LogProbabilities:
-    """Log-probabilities of a model at some positions, without a float64 copy that stays."""
+    """Log-probabilities of a model at some positions, without a float64 copy that stays.
+
+    Attributes:
+        logits: [positions, vocabulary].
+        entropy: H(p), float64 [positions].
+    """
 
     def __init__(self, logits: Tensor) -> None:
-        """Take logits, [positions, vocabulary]."""
+        """Take logits, [positions, vocabulary].
+
+        Raises:
+            UserError: a position has NaN, infinity or no finite logit.
+        """
         self.logits = logits
-        self._log_norm = logits.double().logsumexp(1, keepdim=True)
+        largest = logits.amax(1, keepdim=True)
+        require_finite(largest[:, 0])
+        # One exponential serves norm and entropy. Lower values have no mass in float64.
+        shifted = (logits.double() - largest).clamp_(min=-_NO_MASS)
+        weights = shifted.exp()
+        mass = weights.sum(1)
+        self._log_norm = (largest[:, 0] + mass.log())[:, None]
+        self.entropy = mass.log() - torch.linalg.vecdot(weights, shifted) / mass
 
     def on(self, support: Support) -> Tensor:
         """Return log p on S, float64 [positions, width]; minus infinity elsewhere."""
@@ -119,13 +139,13 @@ def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
     """Return KL(q || p) of normalized rows.
 
-    Every summand is at least 0: nothing cancels, and equal rows give 0.
+    It is the sum of q log(q / p) - q + p. Every summand is at least 0: nothing cancels, and equal
+    rows give 0. A token without mass under p, but with some under q, makes it infinite.
     """
     outside = log_q == -torch.inf
     ratio = (log_q - log_p).masked_fill(outside, 0.0)
-    q = log_q.exp()
-    # A token without mass under p makes the divergence infinite.
-    return (q * (ratio + torch.expm1(-ratio))).masked_fill(outside, 0.0).sum(1)
+    inside = (log_q.exp() * (ratio + torch.expm1(-ratio))).sum(1)
+    return inside + log_p.masked_fill(~outside, -torch.inf).exp().sum(1)
 
 
 def renyi_entropy(log_p: Tensor, order: float) -> Tensor:
@@ -136,7 +156,7 @@ def renyi_entropy(log_p: Tensor, order: float) -> Tensor:
         return entropy(log_p)
     if math.isinf(order):
         return -log_p.amax(1) + 0.0
-    return (order * log_p).logsumexp(1) / (1 - order)
+    return (order * log_p).logsumexp(1) / (1 - order) + 0.0
 
 
 def free_energy(log_p: Tensor, temperature: float) -> Tensor:
@@ -175,18 +195,17 @@ def entropy_split(support: Support, model: LogProbabilities) -> EntropySplit:
     """Split the entropy of a model into gate, head and tail."""
     log_p = model.on(support)
     kept = log_kept_mass(support, log_p).exp()
-    everything = model.complete()
-    total = entropy(everything)
+    total = model.entropy
     in_head = entropy(log_p)
     # Differences of near numbers, and exactly 0 where nothing is outside.
     rest = (1 - kept).clamp(min=0)
-    in_tail = (total - in_head).clamp(min=0).masked_fill(support.complete, 0.0)
     head = in_head - torch.special.entr(kept)
-    tail = in_tail - torch.special.entr(rest)
+    tail = (total - in_head) - torch.special.entr(rest)
+    few_outside = support.sizes >= model.logits.shape[1] - 1
     return EntropySplit(
         gate=torch.special.entr(kept) + torch.special.entr(rest),
-        head=head.masked_fill(support.sizes == 1, 0.0),
-        tail=tail,
+        head=head.clamp(min=0).masked_fill(support.sizes == 1, 0.0),
+        tail=tail.clamp(min=0).masked_fill(few_outside, 0.0),
         total=total,
     )
 
@@ -279,9 +298,10 @@ def normal_form(logits: Tensor, power: float, size: int) -> Tensor:
 
     Temperature, top-k and top-p in any order give a distribution of this form.
     """
-    return (
-        Ranking(power * logits.double()).support(Setting(top_k=size)).dense(logits.shape[1]).exp()
-    )
+    prefix = Ranking(logits).support(Setting(top_k=size))
+    powers = (power * prefix.log_q).masked_fill(~prefix.kept, -torch.inf)
+    powered = replace(prefix, log_q=log_normalize(powers))
+    return powered.dense(logits.shape[1]).exp()
 
 
 @dataclass(frozen=True, kw_only=True)
