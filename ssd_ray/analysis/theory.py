@@ -15,7 +15,7 @@ Pure functions without I/O. `chunks` of `operator` bounds their memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from ssd_ray.analysis.operator import (
     GREEDY,
     DecodingLike,
     Ranking,
-    Setting,
     Support,
     log_normalize,
     require_finite,
@@ -291,52 +290,3 @@ def composition(
 
 def _mass(log_p: Tensor, chosen: Tensor) -> Tensor:
     return log_p.exp().masked_fill(~chosen, 0.0).sum(1)
-
-
-def normal_form(logits: Tensor, power: float, size: int) -> Tensor:
-    """Return p^power on the `size` most likely tokens, normalized (Eq. 35).
-
-    Temperature, top-k and top-p in any order give a distribution of this form.
-    """
-    prefix = Ranking(logits).support(Setting(top_k=size))
-    powers = (power * prefix.log_q).masked_fill(~prefix.kept, -torch.inf)
-    powered = replace(prefix, log_q=log_normalize(powers))
-    return powered.dense(logits.shape[1]).exp()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Values of top-p in (low, high] that serve a fork and a lock at once (Eq. 40)."""
-
-    low: float
-    """Mass of the tokens before the fork's correct one. Top-p at most this cuts it off."""
-    high: float
-    """Mass of the tokens that the lock is to keep. A larger top-p keeps more."""
-
-    @property
-    def width(self) -> float:
-        """Length of the interval; below 0, no top-p serves both."""
-        return self.high - self.low
-
-
-def decode_interval(
-    fork: tuple[Tensor, int], lock: tuple[Tensor, int], temperature: float, top_k: int | None = None
-) -> Interval:
-    """Return the values of top-p that serve a fork and a lock at once (Eq. 40).
-
-    Args:
-        fork: logits of the fork, [vocabulary], and the rank of its correct token, from 1.
-        lock: logits of the lock, [vocabulary], and the number of tokens that it is to keep.
-        temperature: temperature of the evaluation.
-        top_k: top-k of the evaluation.
-    """
-    return Interval(
-        low=prefix_mass(fork[0], fork[1] - 1, temperature, top_k),
-        high=prefix_mass(lock[0], lock[1], temperature, top_k),
-    )
-
-
-def prefix_mass(logits: Tensor, size: int, temperature: float, top_k: int | None = None) -> float:
-    """Return the mass of the `size` most likely tokens after temperature and top-k (Eq. 39)."""
-    kept = Ranking(logits[None]).support(Setting(temperature=temperature, top_k=top_k))
-    return float(kept.log_q.exp().sort(dim=1, descending=True).values[0, :size].sum())
