@@ -173,10 +173,10 @@ class Ranking:
             everything = len(rows) == len(logits)
             values, ids = self.largest(width) if everything else _largest(logits[rows], width)
             norm = None if norms is None or width == self.vocabulary else norms[rows]
-            log_q, ends_inside = _cut(values, norm, min(limit, self.vocabulary), decoding)
+            scores, ends_inside = _cut(values, norm, min(limit, self.vocabulary), decoding)
             if width == self.vocabulary:
                 ends_inside = torch.ones_like(ends_inside)
-            parts.append((rows[ends_inside], ids[ends_inside], log_q[ends_inside]))
+            parts.append((rows[ends_inside], ids[ends_inside], scores[ends_inside]))
             rows, width = rows[~ends_inside], min(self.vocabulary, width * _WIDER)
         return _joined(parts, len(logits), self.vocabulary)
 
@@ -231,7 +231,7 @@ def _largest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _cut(
     values: Tensor, log_norm: Tensor | None, limit: int, decoding: DecodingLike
 ) -> tuple[Tensor, Tensor]:
-    """Cut descending values; also return the rows without survivors beyond them.
+    """Temper and cut descending values; also return the rows without survivors beyond them.
 
     Args:
         values: the largest logits of each row.
@@ -258,20 +258,21 @@ def _cut(
         if log_norm is not None:
             border = values.masked_fill(~kept, torch.inf).amin(1)
             ends_inside = border > values[:, -1]
-    log_q = log_normalize((values.double() / decoding.temperature).masked_fill(~kept, -torch.inf))
-    return log_q, ends_inside
+    tempered = (values.double() / decoding.temperature).masked_fill(~kept, -torch.inf)
+    return tempered, ends_inside
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], positions: int, vocabulary: int) -> Support:
     """Join rows of different widths, padded to the largest support."""
-    counts = [(log_q > -torch.inf).sum(1) for _, _, log_q in parts]
+    counts = [(scores > -torch.inf).sum(1) for _, _, scores in parts]
     width = max((int(count.max()) for count in counts if len(count)), default=1)
     device = parts[0][0].device if parts else None
     ids = torch.zeros((positions, width), dtype=torch.int64, device=device)
-    log_q = torch.full((positions, width), -torch.inf, dtype=torch.float64, device=device)
+    tempered = torch.full((positions, width), -torch.inf, dtype=torch.float64, device=device)
     sizes = torch.zeros(positions, dtype=torch.int64, device=device)
-    for (rows, part_ids, part_log_q), count in zip(parts, counts, strict=True):
+    for (rows, part_ids, scores), count in zip(parts, counts, strict=True):
         ids[rows, : part_ids.shape[1]] = part_ids[:, :width]
-        log_q[rows, : part_log_q.shape[1]] = part_log_q[:, :width]
+        tempered[rows, : scores.shape[1]] = scores[:, :width]
         sizes[rows] = count
-    return Support(ids=ids, log_q=log_q, complete=sizes == vocabulary)
+    # Normalized last, in the final width: the same sums for any model with the same logits.
+    return Support(ids=ids, log_q=log_normalize(tempered), complete=sizes == vocabulary)
