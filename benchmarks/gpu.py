@@ -13,8 +13,14 @@ A figure may have limits, its bar. After `--minutes` no further part starts.
 - resume: saved, killed and resumed against uninterrupted; the export in vLLM.
 - speed: MFU on sequences of full length, and the planner's memory against the measured.
 
-Without a GPU it says so and ends. `--device cpu --tiny` runs the same code on a CPU, to test it.
-Written without a GPU and never run on one.
+Exit codes:
+
+- 0: every bar of the parts that ran was held, or there is no GPU: then it says so.
+- 1: a bar was not held.
+- 2: a fault: a GPU that cannot be used, a case that failed, or wrong arguments.
+
+`--device cpu --tiny` runs the same code on a CPU, to test it. Written without a GPU and never run
+on one.
 """
 
 from __future__ import annotations
@@ -41,9 +47,9 @@ from machine import machine
 from ssd_ray import recipes
 from ssd_ray.config import EngineConfig
 from ssd_ray.inference.vllm.arguments import engine_environment
-from ssd_ray.machine.findings import gpu_findings
-from ssd_ray.machine.gpus import read_gpus
-from ssd_ray.machine.installed import torch_build
+from ssd_ray.machine.findings import build_finding, gpu_findings
+from ssd_ray.machine.gpus import Gpus, read_gpus
+from ssd_ray.machine.installed import TorchBuild, engine_build, torch_build
 from ssd_ray.models import architecture
 from ssd_ray.planner.assumptions import assumptions
 from ssd_ray.planner.clusters import plan_training
@@ -64,10 +70,17 @@ class Row:
     at_least: float | None = None
     at_most: float | None = None
     note: str = ""
+    failed: bool = False
+    """True if the case raised or was killed."""
 
     @property
     def verdict(self) -> str:
-        """Return "yes" or "NO" for the bar, "" without a bar, "-" without a value."""
+        """Return "yes" or "NO" for the bar, "" without a bar, "-" without a value.
+
+        A failed case is "FAILED".
+        """
+        if self.failed:
+            return "FAILED"
         if self.value is None:
             return "-"
         if self.at_least is None and self.at_most is None:
@@ -302,12 +315,13 @@ def variants_part(setup: Setup) -> Iterator[Row]:
     for name, (changes, lacking) in variants.items():
         if setup.device == "cpu" and name != "packed, sdpa":
             lacking = "needs a GPU"
-        try:
-            lines = [] if lacking else setup.steps(name.replace(" ", "-"), train=changes)
-        except CaseError as error:
-            lacking = str(error)
         if lacking:
             yield Row(part="variants", name=name, value=None, note=lacking)
+            continue
+        try:
+            lines = setup.steps(name.replace(" ", "-"), train=changes)
+        except CaseError as error:
+            yield Row(part="variants", name=name, value=None, note=str(error), failed=True)
             continue
         seconds, plainly = (median(line["seconds"] for line in each[1:]) for each in (lines, plain))
         yield Row(
@@ -448,7 +462,7 @@ def measure(setup: Setup, names: list[str], deadline: float) -> Iterator[Row]:
         # A failed part is a row of the table, and must not end the others.
         except (Exception, SystemExit) as error:
             text = f"{type(error).__name__}: {error}".strip().splitlines()
-            yield Row(part=name, name="failed", value=None, note=text[-1][:200])
+            yield Row(part=name, name="failed", value=None, note=text[-1][:200], failed=True)
 
 
 def table(rows: list[Row]) -> str:
@@ -466,8 +480,28 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure; print and write the figures."""
+def status(rows: list[Row]) -> int:
+    """Return the exit code for the rows of a run."""
+    verdicts = {row.verdict for row in rows}
+    if "FAILED" in verdicts:
+        return 2
+    return 1 if "NO" in verdicts else 0
+
+
+def gpu_status(gpus: Gpus, torch: TorchBuild, engine: str) -> int | None:
+    """Print the reason why GPUs cannot be measured, and return its exit code; None without one."""
+    faults = [line for line in gpu_findings(gpus, torch, 0.9) if line.state == "fault"]
+    software = build_finding(torch, engine)
+    if software.state != "ok":
+        faults.append(software)
+    if not faults:
+        return None
+    print(f"{'skipped' if gpus.absent else 'fault'}: {faults[0].sentence}")
+    return 0 if gpus.absent else 2
+
+
+def main() -> int:
+    """Measure; print and write the figures. Return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -478,10 +512,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     options = parser.parse_args()
     if options.device == "cuda":
-        lines = gpu_findings(read_gpus(), torch_build(), 0.9)
-        if fault := next((line for line in lines if line.state == "fault"), None):
-            print(f"skipped: {fault.sentence}")
-            return
+        ended = gpu_status(read_gpus(), torch_build(), engine_build())
+        if ended is not None:
+            return ended
     # DeepSpeed looks for ninja on the PATH.
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ |= {"PATH": programs, "PYTHONPATH": str(HERE.parent)}
@@ -506,7 +539,8 @@ def main() -> None:
             "rows": [{**asdict(row), "bar_held": row.verdict} for row in rows],
         }
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+    return status(rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

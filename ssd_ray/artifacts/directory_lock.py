@@ -41,6 +41,9 @@ def try_lock(out: Path) -> TextIO | None:
     try:
         handle = path.open("a")
     except OSError as error:
+        # A refused command removes the directory that it made.
+        if isinstance(error, FileNotFoundError) and not out.exists():
+            return None
         raise UserError(
             f"cannot write {path}: {system_reason(error)}; choose another --out"
         ) from error

@@ -21,6 +21,8 @@ from ssd_ray.file_kinds import kind_of, refuse_pointer
 
 Json: TypeAlias = dict[str, Any]
 """A JSON object as read, or as about to be written."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of storage without room."""
 _COMPLETE_BYTES = 64 << 20
 _PROBE_BYTES = 1 << 20
 _BLOCK_BYTES = 16 << 20
@@ -171,16 +173,30 @@ def make_directory(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # An existing directory may belong to another user.
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        if error.errno in _FULL:
+            raise _unwritable(path, error) from error
+        raise OutsideError(
+            f"the directory {path} cannot be made ({_reason(path, error)}): choose another --out"
+        ) from error
+    # An existing directory may belong to another user.
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise _unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def _unwritable(path: Path, error: OSError) -> OutsideError:
-    remedy = "choose another --out or make room and run again"
-    return OutsideError(f"cannot write {path}: {system_reason(error)}; {remedy}")
+    remedy = "make room and run again, or choose" if error.errno in _FULL else "choose"
+    return OutsideError(f"cannot write {path}: {system_reason(error)}; {remedy} another --out")
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """Return the reason why a directory cannot be made, with the entry above it that refuses."""
+    # Unlike `Path.exists`, this is False for a name that is too long.
+    above = next(each for each in (path, *path.parents) if os.path.exists(each))
+    if not above.is_dir():
+        return f"{above} is no directory"
+    # A pseudo file system such as /proc answers that a file is missing.
+    return f"{above} takes no directory" if error.errno == errno.ENOENT else system_reason(error)
 
 
 def read_complete_lines(handle: BinaryIO) -> list[bytes]:

@@ -6,6 +6,7 @@ Exit codes:
 - 1: an infrastructure failure; the same command resumes.
 - 2: a mistake in the input, explained in one sentence.
 - 130: interrupted.
+- 141: the reader of the output has gone, such as `head`.
 
 Importing this module loads no Ray, torch or vLLM.
 """
@@ -20,14 +21,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ssd_ray.cli import hints
+from ssd_ray.cli import hints, pipes
 from ssd_ray.cli.console import results_console
 from ssd_ray.cli.options import (
-    Assume,
-    Cluster,
     GradeOptions,
     Json,
     Out,
+    PlanOptions,
     Quiet,
     RecipeArgument,
     Set,
@@ -192,23 +192,18 @@ def sandbox() -> None:
         )
 
 
-@app.command()
-def doctor(as_json: Json = False) -> None:
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Check this machine, and name the shipped recipes that run on it."""
-    import json
-
     from ssd_ray.cli import doctor as checks
-    from ssd_ray.machine.facts import read_machine
 
-    machine = read_machine()
-    lines = list(checks.examine(machine, checks.runs_directory()))
-    outlooks = list(checks.outlooks(machine, lines))
+    hints.refuse_for_doctor(context.args)
+    report = checks.report()
     if as_json:
-        typer.echo(json.dumps(checks.as_json(lines, outlooks, machine), indent=1, default=str))
+        typer.echo(report.json_text())
         return
-    console = results_console()
-    console.print(checks.machine_table(lines))
-    console.print(checks.recipes_table(outlooks))
+    for table in report.tables():
+        results_console().print(table)
 
 
 _verb(
@@ -219,33 +214,29 @@ _verb(
 
 
 @app.command()
-def plan(
-    recipe: RecipeArgument,
-    out: Out = None,
-    overrides: Set = None,
-    assume: Assume = None,
-    cluster: Cluster = None,
-    as_json: Json = False,
-) -> None:
+@takes(PlanOptions)
+def plan(options: PlanOptions) -> None:
     """Print choices, steps and costs, and the stages on a --cluster.
 
-    Choices have their sources; the cost is memory, hours and money.
+    Choices have their sources; the cost is memory, hours and money. A plan that says no is an
+    answer, with exit code 0. Without an answer the code is 2.
     """
     from ssd_ray import recipes
     from ssd_ray.cli import plan as planned
     from ssd_ray.planner.assumptions import assumptions
 
-    loaded = recipes.load(recipe, overrides or [])
-    directory = out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
+    loaded = recipes.load(options.recipe, options.overrides or [])
+    directory = options.out or Path(os.environ.get("SSD_RAY_RUNS", "runs")) / loaded.name
     subject = planned.Subject(
         recipe=loaded,
-        overrides=tuple(overrides or ()),
+        overrides=tuple(options.overrides or ()),
         out=directory,
-        assumed=assumptions(assume or []),
-        cluster=cluster,
+        assumed=assumptions(options.assume or []),
+        cluster=options.cluster,
     )
-    if as_json:
-        typer.echo(planned.json_text(subject))
+    if options.as_json:
+        for text in planned.json_text(subject):
+            typer.echo(text)
         return
     for part in planned.parts(subject):
         results_console().print(part)
@@ -303,6 +294,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+@pipes.ends_quietly
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit; a user's mistake prints one sentence and no traceback."""
     # Schedulers stop jobs with SIGTERM. It is handled like Ctrl-C, so that engines are stopped too.

@@ -15,7 +15,12 @@ def results_console() -> Console:
     """Return the console for results, wide enough for tables; COLUMNS sets its width."""
     from rich.console import Console
 
-    made = Console()
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            # The error is handled in one place, `cli.pipes`.
+            raise
+
+    made = Results()
     # A pipe has 80 columns by default, too few for the tables.
     if not made.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         made.width = max(made.width, _PIPE_WIDTH)

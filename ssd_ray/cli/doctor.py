@@ -7,6 +7,7 @@ to try it out, asks the hub for an answer, and tests the sandbox. Downloads noth
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from rich.text import Text
 from ssd_ray import models, recipes
 from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.machine import findings
-from ssd_ray.machine.facts import Machine
+from ssd_ray.machine.facts import Machine, read_machine
 from ssd_ray.machine.findings import Finding
 from ssd_ray.machine.installed import hub_failure, hub_home
 from ssd_ray.machine.storage import read_storage
@@ -42,6 +43,35 @@ class Outlook:
     runs: bool
     text: str
     """Command to run it, or the first reason against it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The findings about a machine, and its outlook for each shipped recipe."""
+
+    machine: Machine
+    lines: list[Finding]
+    recipes: list[Outlook]
+
+    def tables(self) -> tuple[Table, Table]:
+        """Return the findings and the recipes as tables."""
+        return machine_table(self.lines), recipes_table(self.recipes)
+
+    def json_text(self) -> str:
+        """Return findings, recipes and facts as a JSON document."""
+        values = {
+            "findings": [dataclasses.asdict(line) for line in self.lines],
+            "recipes": [dataclasses.asdict(line) for line in self.recipes],
+            "facts": dataclasses.asdict(self.machine),
+        }
+        return json.dumps(values, indent=1, default=str)
+
+
+def report() -> Report:
+    """Examine this machine."""
+    machine = read_machine()
+    lines = list(examine(machine, runs_directory()))
+    return Report(machine=machine, lines=lines, recipes=list(outlooks(machine, lines)))
 
 
 def examine(machine: Machine, runs: Path) -> Iterator[Finding]:
@@ -142,15 +172,6 @@ def _table(title: str, *headings: str) -> Table:
     for heading, style in zip(headings, ("bold", "default", "default"), strict=True):
         table.add_column(heading, style=style, overflow="fold", no_wrap=False)
     return table
-
-
-def as_json(lines: list[Finding], shipped: list[Outlook], machine: Machine) -> object:
-    """Return findings, recipes and facts as plain values."""
-    return {
-        "findings": [dataclasses.asdict(line) for line in lines],
-        "recipes": [dataclasses.asdict(line) for line in shipped],
-        "facts": dataclasses.asdict(machine),
-    }
 
 
 def runs_directory() -> Path:

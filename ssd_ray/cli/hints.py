@@ -1,14 +1,15 @@
-"""The first and the last line of a command's log.
+"""The first and the last line of a command's log, and the right command for a wrong one.
 
 - A job begins with its run directory. On a screen, this line would come before each mistake.
 - A command that did not finish ends with the command that resumes it.
+- Arguments that belong to another command end with that command.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,40 @@ def end_retries(error: UserError | None = None) -> None:
     """
     if is_job() and not (error is not None and retries.may_pass(error)):
         retries.stop_if_retried(lambda line: typer.echo(line, err=True))
+
+
+def refuse_for_doctor(arguments: Sequence[str]) -> None:
+    """Refuse arguments of `ssd-ray doctor`.
+
+    Raises:
+        UserError: names the commands about one recipe.
+    """
+    if not arguments:
+        return
+    recipe = next((each for each in arguments if not each.startswith("-")), "RECIPE")
+    raise UserError(
+        f"doctor takes no {arguments[0]}: `ssd-ray doctor` checks all shipped recipes, `ssd-ray "
+        f"plan {recipe}` prints the needs of one, and `ssd-ray run {recipe}` makes the same checks "
+        "before it starts"
+    )
+
+
+def refuse_gpu(values: list[str] | None) -> None:
+    """Refuse `--gpu` and `--gpus` of `ssd-ray plan`.
+
+    The kind of a GPU is an assumption, and their number is a choice of the recipe.
+
+    Raises:
+        UserError: names the options to use instead.
+    """
+    if not values:
+        return
+    number = values[0] if values[0].isdecimal() else "8"
+    raise UserError(
+        f"plan has no --gpu {values[0]}: give the memory of a GPU with `ssd-ray plan RECIPE "
+        f"--assume gpu_memory_gib=141`, and a number of GPUs with `--set "
+        f"cluster.train_workers={number}`"
+    )
 
 
 def is_job() -> bool:

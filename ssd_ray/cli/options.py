@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 
 import typer
 
+from ssd_ray.cli import hints
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -49,7 +51,23 @@ Cluster = Annotated[
         help="Compare with a cluster: a kustomize directory, a RayCluster, a RayJob, cluster.yaml.",
     ),
 ]
+NoGpu = Annotated[
+    list[str] | None, typer.Option("--gpu", "--gpus", hidden=True, callback=hints.refuse_gpu)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Options of `ssd-ray plan`."""
+
+    recipe: RecipeArgument
+    out: Out = None
+    overrides: Set = None
+    assume: Assume = None
+    cluster: Cluster = None
+    as_json: Json = False
+    gpu: NoGpu = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,11 +171,12 @@ def takes(
     typer reads commands from signatures, and makes an option or an argument of each parameter.
     """
     annotations = get_type_hints(options, include_extras=True)
+    missing = inspect.Parameter.empty
     parameters = [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
+            default=field.default if field.default is not dataclasses.MISSING else missing,
             annotation=annotations[field.name],
         )
         for field in dataclasses.fields(options)

@@ -53,28 +53,39 @@ class Subject:
     """Files of a cluster to hold the stages against, if any."""
 
 
-def parts(subject: Subject) -> list[RenderableType]:
-    """Return the parts of the plan: choices, steps, the training, the stages on a cluster.
+def parts(subject: Subject) -> Iterator[RenderableType]:
+    """Yield the parts of the plan: choices, steps, the stages on a cluster, the training.
 
     Raises:
-        UserError: the files of the cluster cannot be read.
+        UserError: the files of the cluster cannot be read, or there is no plan for the training.
     """
-    shown: list[RenderableType] = [
-        choices_table(subject.recipe, subject.overrides),
-        steps_table(subject.recipe, subject.out),
-        training_tables(subject.recipe, subject.out, subject.assumed),
-    ]
+    recipe, assumed = subject.recipe, subject.assumed
+    on_cluster: list[RenderableType] = []
     if subject.cluster is not None:
-        shown.append(cluster.cluster_tables(subject.recipe, subject.cluster, subject.assumed))
-    return shown
+        on_cluster = [cluster.cluster_tables(recipe, subject.cluster, assumed)]
+    yield choices_table(recipe, subject.overrides)
+    yield steps_table(recipe, subject.out)
+    try:
+        planned = training_tables(recipe, subject.out, assumed)
+    except UserError as error:
+        yield from on_cluster
+        raise UserError(f"no plan for the training: {error}") from error
+    yield planned
+    yield from on_cluster
 
 
-def json_text(subject: Subject) -> str:
-    """Return the same as a JSON document."""
+def json_text(subject: Subject) -> Iterator[str]:
+    """Yield the same as one JSON document.
+
+    Raises:
+        UserError: as in `parts`.
+    """
     tables = as_json(subject.recipe, subject.overrides, subject.out, subject.assumed)
     if subject.cluster is not None:
         tables["cluster"] = cluster.as_json(subject.recipe, subject.cluster, subject.assumed)
-    return json.dumps(tables, indent=1, default=str)
+    yield json.dumps(tables, indent=1, default=str)
+    if unknown := tables.get("training_unknown"):
+        raise UserError(f"no plan for the training: {unknown}")
 
 
 def origin(recipe: Recipe, name: str, overrides: Sequence[str]) -> str:
@@ -169,7 +180,7 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
         model = architecture.read(directory)
     if model is None:
         source = recipe.model.source
-        remedy = "give a directory as model.source"
+        remedy = f"load it with `hf download {source} config.json`"
         if source.endswith(".gguf"):
             remedy = "run `ssd-ray render`, which converts the file"
         raise UserError(f"the configuration of {source} is not on this machine: {remedy}")
@@ -182,16 +193,16 @@ def training(recipe: Recipe, out: Path, assumed: Assumptions) -> TrainingPlan:
 
 
 def training_tables(recipe: Recipe, out: Path, assumed: Assumptions) -> RenderableType:
-    """Return the plan of the training as tables, or a line with the reason for its absence."""
+    """Return the plan of the training as tables.
+
+    Raises:
+        UserError: there is no plan, as in `training`.
+    """
     reason, remedy = quantized.untrainable(recipe.model)
     lines = [Text(f"no training as it is: {reason}: {remedy}", "red")] if reason else []
     if name := recipe_for(recipe, read_gpus().visible, assumed):
         lines.append(Text(f"shipped recipe that fits this machine: {name}", "green"))
-    try:
-        plan = training(recipe, out, assumed)
-    except UserError as error:
-        return Text(f"no plan for the training: {error}", "yellow")
-    return Group(plan_tables(plan, recipe.name), *lines)
+    return Group(plan_tables(training(recipe, out, assumed), recipe.name), *lines)
 
 
 def recipe_for(recipe: Recipe, gpus: Sequence[Gpu], assumed: Assumptions) -> str:

@@ -5,6 +5,7 @@ Fields marked `tuning` change neither the loss nor its gradient, within rounding
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -220,33 +221,46 @@ class TrainConfig(Section):
         """Check that the workers can share a global batch evenly.
 
         Raises:
-            ValueError: They cannot. The message names the fields.
+            ValueError: They cannot. The message names the fields, and values that work.
         """
-        if train_workers % self.sequence_parallel_size:
-            raise ValueError(
-                f"cluster.train_workers {train_workers} is not a multiple of "
-                f"train.sequence_parallel_size {self.sequence_parallel_size}"
-            )
-        if train_workers % self.expert_parallel_size:
-            raise ValueError(
-                f"cluster.train_workers {train_workers} is not a multiple of "
-                f"train.expert_parallel_size {self.expert_parallel_size}"
-            )
+        reason = self._unshareable(train_workers)
+        if reason:
+            raise ValueError(f"{reason}: {self._remedy(train_workers)}")
+
+    def worker_counts(self, least: int, most: int) -> list[int]:
+        """Return the numbers of workers from `least` to `most` that can share a global batch."""
+        return [number for number in range(least, most + 1) if not self._unshareable(number)]
+
+    def _unshareable(self, train_workers: int) -> str:
+        """Return the reason why workers cannot share a global batch evenly; empty if they can."""
+        for name in ("sequence_parallel_size", "expert_parallel_size"):
+            size = getattr(self, name)
+            if train_workers % size:
+                return (
+                    f"cluster.train_workers {train_workers} is not a multiple of "
+                    f"train.{name} {size}"
+                )
         groups = train_workers // self.sequence_parallel_size
         if self.global_batch_size % groups:
-            raise ValueError(
+            return (
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of the "
                 f"{groups} workers or groups of workers that share it (cluster.train_workers "
                 f"{train_workers} / train.sequence_parallel_size {self.sequence_parallel_size})"
             )
+        return ""
 
-    def worker_counts(self, least: int, most: int) -> list[int]:
-        """Return the numbers of workers from `least` to `most` that can share a global batch."""
-        return [number for number in range(least, most + 1) if self._can_be_shared(number)]
-
-    def _can_be_shared(self, train_workers: int) -> bool:
-        try:
-            self.check_workers(train_workers)
-        except ValueError:
-            return False
-        return True
+    def _remedy(self, train_workers: int) -> str:
+        """Return the nearest numbers of workers that can share a global batch, as a remedy."""
+        shared = self.sequence_parallel_size
+        # Each group of workers takes one sequence or more.
+        sizes = range(shared, shared * self.global_batch_size + 1, shared)
+        counts = [size for size in sizes if not self._unshareable(size)]
+        if not counts:
+            size = math.lcm(shared, self.expert_parallel_size)
+            return (
+                f"use cluster.train_workers={size} and a multiple of {size // shared} as "
+                "train.global_batch_size"
+            )
+        below = [number for number in counts if number < train_workers][-1:]
+        above = [number for number in counts if number > train_workers][:1]
+        return f"use cluster.train_workers={' or '.join(map(str, below + above))}"

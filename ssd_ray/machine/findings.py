@@ -6,7 +6,7 @@ Pure functions of the facts of `gpus`, `host`, `storage` and `installed`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ssd_ray.machine.gpus import Gpu, Gpus
@@ -17,6 +17,7 @@ from ssd_ray.machine.storage import Storage
 GIB = 1 << 30
 _SAME_SIZE = 0.02
 """Largest difference in memory between GPUs of one kind, as a share."""
+_GPU_LOCK = "install requirements/gpu.lock in another environment (docs/gpu.md)"
 _NAMED = 3
 """Most GPUs to name in a sentence."""
 
@@ -199,7 +200,18 @@ def build_finding(torch: TorchBuild, engine: str) -> Finding:
         subject="software",
         state="note",
         text=f"{text}: it runs recipes with cluster.device=cpu only",
-        remedy="for GPUs, install requirements/gpu.lock in another environment (docs/gpu.md)",
+        remedy=f"for GPUs, {_GPU_LOCK}",
+    )
+
+
+def with_build(fault: Finding, torch: TorchBuild) -> Finding:
+    """Return the fault of a missing GPU, with torch's build for a CPU as a further reason."""
+    if torch.cuda or not torch.version:
+        return fault
+    return replace(
+        fault,
+        text=f"{fault.text}, and torch {torch.version} is a build for a CPU",
+        remedy=(f"choose a recipe with cluster.device=cpu, or {fault.remedy}, and {_GPU_LOCK}"),
     )
 
 

@@ -76,6 +76,14 @@ class Gpus:
     """True if MIG slices are in use that nvidia-smi does not list."""
     failure: str = ""
     """Reason why GPUs cannot be read; empty if they were."""
+    no_driver: bool = False
+    """True if the failure is that of a machine without any driver."""
+
+    @property
+    def absent(self) -> bool:
+        """True if there is no GPU: no driver, no device, or all of them hidden on purpose."""
+        is_hidden = self.chosen in ("", "-1")
+        return self.no_driver or is_hidden or not (self.installed or self.failure)
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
@@ -126,7 +134,11 @@ def _by_nvml(nvml: Any, chosen: str | None) -> Gpus:
                 cuda=(version // 1000, version % 1000 // 10),
             )
     except nvml.NVMLError as error:
-        return Gpus(chosen=chosen, failure=f"the driver's library answers: {error}")
+        return Gpus(
+            chosen=chosen,
+            failure=f"the driver's library answers: {error}",
+            no_driver=isinstance(error, nvml.NVMLError_LibraryNotFound),
+        )
 
 
 @contextmanager
@@ -195,7 +207,11 @@ def _links(nvml: Any, handle: Any) -> int:
 def _by_nvidia_smi(chosen: str | None) -> Gpus:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Gpus(chosen=chosen, failure="no NVIDIA driver was found (no nvidia-smi on the PATH)")
+        return Gpus(
+            chosen=chosen,
+            failure="no NVIDIA driver was found (no nvidia-smi on the PATH)",
+            no_driver=True,
+        )
     command = [program, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(

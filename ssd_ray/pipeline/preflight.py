@@ -113,7 +113,8 @@ def _cuda_faults(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
     share = recipe.engine.gpu_memory_utilization
     for finding in findings.gpu_findings(machine.gpus, machine.torch, share):
         if finding.state == "fault":
-            yield finding
+            is_absent = finding.subject == "GPUs" and not machine.gpus.visible
+            yield findings.with_build(finding, machine.torch) if is_absent else finding
     software = findings.build_finding(machine.torch, machine.engine)
     if software.state != "ok":
         yield software

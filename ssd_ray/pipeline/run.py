@@ -77,10 +77,10 @@ class Run:
                 self._context, stack, [step for step in wanted if not self._is_complete(step)]
             )
             ray.check()
-            files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             # Mistakes show before hours are spent on the inputs of a step.
             for step in ray.pending:
                 step.check(self._context)
+            files.write_atomic(self.out / "recipe.yaml", recipes.dump(self.recipe))
             # These checks cost little, so their mistakes are found again. Others cost GPU nodes.
             if ray.pending and address.named():
                 digest = functools.partial(self._circumstances, work, wanted)

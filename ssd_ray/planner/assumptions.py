@@ -9,11 +9,11 @@ import difflib
 from collections.abc import Sequence
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from ssd_ray.config import Section, remedy
-from ssd_ray.errors import UserError, single_line
+from ssd_ray.config.values import parsed
+from ssd_ray.errors import UserError
 from ssd_ray.models.architecture import Architecture
 
 
@@ -95,12 +95,7 @@ def assumptions(overrides: Sequence[str]) -> Assumptions:
                 f"--assume {override!r} is not NAME=VALUE with one of "
                 f"{', '.join(Assumptions.model_fields)}{hint}"
             )
-        try:
-            values[name] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(
-                f"--assume {name}: {text!r} is not a YAML value ({single_line(error)})"
-            ) from error
+        values[name] = parsed("--assume", name, text)
     try:
         return Assumptions.model_validate(values)
     except ValidationError as error:

@@ -22,6 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from ssd_ray.config import Arm, EvaluateConfig, Recipe, arms, remedy
+from ssd_ray.config.values import parsed
 from ssd_ray.errors import UserError, single_line, system_reason
 from ssd_ray.file_kinds import refuse_pointer
 
@@ -150,12 +151,7 @@ def _override(document: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not all(name.split(".")):
         raise UserError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(
-            f"--set {name}: {text!r} is not a YAML value ({single_line(error)})"
-        ) from error
+    value = parsed("--set", name, text)
     *parents, leaf = name.split(".")
     node = document
     for parent in parents:

@@ -24,6 +24,7 @@ from ssd_ray.errors import InfrastructureError, UserError
 from ssd_ray.progress import RecordedProgress
 from ssd_ray.submissions import owner as owners
 from ssd_ray.submissions.owner import Owner, Work
+from ssd_ray.submissions.traces import Traces
 
 LOG = Path("logs/progress.log")
 UNKNOWN_S = 10.0
@@ -40,24 +41,38 @@ _LAST_POLL_S = 2.0
 def turn(out: Path, work: Work, progress: RecordedProgress) -> Iterator[None]:
     """Hold a run directory for the length of a block, and record progress and outcome there.
 
+    A block that is refused before it makes anything leaves the directory as it was.
+
     Raises:
         UserError: the owner works with other choices, or ended with a mistake; or the storage has
             no locks.
         InfrastructureError: the owner failed, or is silent and keeps its lock.
         KeyboardInterrupt: the owner was interrupted.
     """
-    with _lock(out, work, progress.say), progress.kept_in(out / LOG) as start:
-        owner = Owner(work=work, log_start=start)
-        with owners.recorded(out, owner):
-            yield
+    lock, traces = _lock(out, work, progress.say)
+    with lock:
+        try:
+            with progress.kept_in(out / LOG) as start:
+                owner = Owner(work=work, log_start=start)
+                with owners.recorded(out, owner):
+                    yield
+        except UserError:
+            traces.remove()
+            raise
 
 
-def _lock(out: Path, work: Work, say: Callable[[str], None]) -> TextIO:
-    """Return the open file that holds the lock, once the owner of the directory has ended."""
+def _lock(out: Path, work: Work, say: Callable[[str], None]) -> tuple[TextIO, Traces]:
+    """Return the open file that holds the lock, once the owner of the directory has ended.
+
+    Return the traces that this command leaves from here on, too.
+    """
     attached = _Attached(out, work, say)
     pause_s = _FIRST_POLL_S
     try:
-        while (lock := directory_lock.try_lock(out)) is None:
+        while True:
+            traces = Traces(out)
+            if (lock := directory_lock.try_lock(out)) is not None:
+                break
             attached.follow()
             time.sleep(pause_s)
             pause_s = min(1.2 * pause_s, _LAST_POLL_S)
@@ -70,7 +85,7 @@ def _lock(out: Path, work: Work, say: Callable[[str], None]) -> TextIO:
         # The next command may have the lock, however this one ends.
         lock.close()
         raise
-    return lock
+    return lock, traces
 
 
 class _Attached:

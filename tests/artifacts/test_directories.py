@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_ray.artifacts import audit, files
+from ssd_ray.artifacts import audit, directory_lock, files
 from ssd_ray.config import TrainConfig
-from ssd_ray.errors import UserError
+from ssd_ray.errors import OutsideError, UserError
 from ssd_ray.training.state import export, resume
 
 PACKAGE = Path(__file__).parents[2] / "ssd_ray"
@@ -177,3 +180,56 @@ def test_directories_are_published_by_one_module() -> None:
         and "sandbox" not in path.parts
     }
     assert renaming == MAY_RENAME
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/proc/x/run", "/proc takes no directory"),
+        ("/sys/x", "Operation not permitted|Permission denied|Read-only file system"),
+        ("file", "file is no directory"),
+        ("file/run", "file is no directory"),
+        ("x" * 300, "File name too long"),
+        ("loop/run", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "loop").symlink_to("loop")
+    for make in (files.make_directory, directory_lock.try_lock):
+        with pytest.raises(OutsideError) as caught:
+            make(tmp_path / name)
+        assert re.fullmatch(
+            rf"the directory {re.escape(str(tmp_path / name))} cannot be made "
+            rf"\(.*({reason})\): choose another --out",
+            str(caught.value),
+        )
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "No space left on device; make room and run again, or choose another --out"),
+        (errno.EDQUOT, "Disk quota exceeded; make room and run again, or choose another --out"),
+        (errno.EROFS, "(Read-only file system): choose another --out"),
+        (errno.EACCES, "(Permission denied): choose another --out"),
+    ],
+)
+def test_only_full_storage_is_to_be_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def mkdir(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(OutsideError) as caught:
+        files.make_directory(tmp_path / "run")
+    assert str(caught.value).endswith(remedy)
+
+
+def test_a_directory_of_another_user_gets_no_advice_to_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutsideError, match=r"Permission denied; choose another --out$"):
+        files.make_directory(tmp_path)

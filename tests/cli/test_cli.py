@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import psutil
 import pytest
 
 from ssd_ray import recipes
+from ssd_ray.cli import pipes
+from ssd_ray.cli.app import app, main
 from ssd_ray.cli.console import results_console
 from ssd_ray.pipeline.run import Run
 from tests.support.commands import exit_status
@@ -141,7 +144,10 @@ def test_plan_holds_the_stages_against_a_cluster(tmp_path: Path) -> None:
             ["run", "quickstart", "--set", "prompts.source=nothing.jsonl"],
             "no JSONL or Parquet file",
         ),
-        (["run", "quickstart", "--out", "/proc/nowhere"], "cannot write /proc/nowhere"),
+        (
+            ["run", "quickstart", "--out", "/proc/nowhere"],
+            "the directory /proc/nowhere cannot be made (/proc takes no directory): choose another",
+        ),
         (["compare", "nowhere", "elsewhere"], "nowhere"),
     ],
 )
@@ -158,6 +164,114 @@ def test_a_mistake_exits_2_with_one_sentence(
     assert message in stderr
     assert "Traceback" not in stderr
     assert stderr.startswith("error: ")
+
+
+VERBS = (
+    *("render", "sample", "prepare", "train", "generate", "grade", "report", "run"),
+    *("plan", "compare", "recipes", "doctor", "sandbox"),
+)
+
+
+def _without_reader(*arguments: str, errors_too: bool = False, cwd: Path) -> tuple[int, str]:
+    """Return the exit status of a command without a reader of its output, and its errors."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "ssd_ray", *arguments],
+            stdout=writing,
+            stderr=writing if errors_too else subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    return process.returncode, process.stderr or ""
+
+
+def test_the_verbs_are_all() -> None:
+    assert {
+        command.name or command.callback.__name__ for command in app.registered_commands
+    } == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_output_without_a_reader_ends_a_command_quietly(verb: str, tmp_path: Path) -> None:
+    assert _without_reader(verb, "--help", cwd=tmp_path) == (pipes.READER_GONE, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--version",),
+        ("recipes",),
+        ("recipes", "--fields"),
+        ("plan", "quickstart"),
+        ("plan", "quickstart", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_results_without_a_reader_end_a_command_quietly(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert _without_reader(*arguments, cwd=tmp_path) == (pipes.READER_GONE, "")
+
+
+def test_a_mistake_without_a_reader_ends_a_command_quietly(tmp_path: Path) -> None:
+    ended = _without_reader("run", "--wrong", errors_too=True, cwd=tmp_path)
+    assert ended == (pipes.READER_GONE, "")
+    ended = _without_reader("run", "nothing", errors_too=True, cwd=tmp_path)
+    assert ended == (pipes.READER_GONE, "")
+    # Its sentence was read, so the status is that of the mistake.
+    status, errors = _without_reader("run", "nothing", cwd=tmp_path)
+    assert status == 2
+    assert errors.startswith("error: there is no recipe 'nothing'")
+
+
+def test_a_lost_connection_is_no_missing_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(recipes, "load", lose)
+    with pytest.raises(BrokenPipeError):
+        main(["plan", "quickstart"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["doctor", "mine.yaml"], ("doctor takes no mine.yaml: ", "`ssd-ray plan mine.yaml`")),
+        (["doctor", "mine.yaml", "--set", "seed=1"], ("`ssd-ray run mine.yaml`",)),
+        (["doctor", "--out", "here"], ("doctor takes no --out: ",)),
+        (
+            ["plan", "quickstart", "--gpu", "H200"],
+            ("plan has no --gpu H200: ", "plan RECIPE --assume gpu_memory_gib=141"),
+        ),
+        (["plan", "--gpus", "4", "quickstart"], ("--set cluster.train_workers=4",)),
+        (["plan", "--gpu", "H200"], ("ssd-ray plan RECIPE --assume",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_of_another_command_end_with_the_right_one(
+    arguments: list[str], parts: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(*arguments) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    for part in parts:
+        assert part in captured.err
+
+
+def test_help_shows_no_refused_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("plan", "doctor"):
+        assert exit_status(verb, "--help") == 0
+        shown = capsys.readouterr().out
+        assert "--gpu" not in shown
+        assert f"Usage: ssd-ray {verb} [OPTIONS]" in shown
 
 
 def test_a_bad_prompt_row_is_reported_before_ray_starts(

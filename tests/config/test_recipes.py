@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,10 @@ from pydantic import Field
 from ssd_ray import config, recipes
 from ssd_ray.cli.app import main
 from ssd_ray.cli.plan import as_written, origin
-from ssd_ray.config import LoraConfig, Policies, Recipe
+from ssd_ray.config import LoraConfig, Policies, Recipe, TrainConfig
 from ssd_ray.config.section import tuning
 from ssd_ray.errors import UserError
+from ssd_ray.planner.assumptions import assumptions
 
 # arXiv 2604.01193, Tables 3 and 4: (temperature, top_k, top_p) of T_train, T_eval and the base.
 PAPER = {
@@ -424,14 +428,10 @@ def test_max_tokens_may_equal_the_context_and_default_above_it(tmp_path: Path) -
         ),
         ("evaluate.max_tokens=2000", "evaluate.max_tokens 2000 is above model.max_model_len 1024"),
         ("sample.temperature.x=1", "is a value, not a section"),
-        ("seed=[", "not a YAML value"),
+        ("seed=[", "--set seed: '[' is not a YAML value: close its brackets and quotes, or give"),
         (
             "prompts.template_date=2024-13-01",
-            "prompts.template_date: '2024-13-01' is not a YAML value (month must be in 1..12)",
-        ),
-        (
-            "prompts.template_date=2023-02-29T01:02:03",
-            "is not a YAML value (day is out of range for month)",
+            "prompts.template_date: '2024-13-01' looks like a date or a number and is none",
         ),
     ],
 )
@@ -440,6 +440,68 @@ def test_a_mistake_gives_one_sentence_that_names_the_field(override: str, messag
         recipes.load("quickstart", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SHARED = ("sequence_parallel_size", "expert_parallel_size")
+NOT_YAML = (
+    *("[", "{a", "'a", '"', "a: b: c", "a: [1", "]", "@a", "`a", "%a", "*a", "=", "\t- a", "\x01"),
+    *("!a b", "!!bool x", "!!timestamp x", "!!set [a]", "<<: 3", "{[1]: 2}", "a\n---\nb"),
+    *("[" * 3000, "2024-13-01", "2023-02-29T01:02:03", "0x_", "!!int x"),
+)
+
+
+@pytest.mark.parametrize("text", NOT_YAML, ids=lambda text: repr(text)[:20])
+@pytest.mark.parametrize(
+    ("option", "name", "read"),
+    [
+        ("--set", "name", lambda override: recipes.load("quickstart", [override])),
+        ("--assume", "mfu_moe", lambda override: assumptions([override])),
+    ],
+    ids=["set", "assume"],
+)
+def test_a_text_that_is_no_yaml_gets_a_sentence_of_ours(
+    text: str, option: str, name: str, read: Callable[[str], object]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        read(f"{name}={text}")
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{option} {name}: ")
+    assert len(sentence) < 300
+    # Words of PyYAML and Python.
+    for word in ("while", "expected", "found", "line", "column", "<unicode", "month", "literal"):
+        assert word not in sentence
+    # The proposed form is accepted: the text is the value, and only its use may be refused.
+    command, override = shlex.split(sentence.partition(" as text with ")[2])
+    assert command == option
+    assert yaml.safe_load(override.partition("=")[2]) == (text if len(text) <= 60 else "TEXT")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "batch"),
+    [(name, size, batch) for name in SHARED for size in (1, 2, 3, 8) for batch in (1, 8, 12)],
+)
+def test_a_refusal_of_workers_names_numbers_that_work(name: str, size: int, batch: int) -> None:
+    sizes = {"global_batch_size": batch, name: size}
+    train = TrainConfig.model_construct(**sizes)
+    for workers in set(range(1, 33)) - set(train.worker_counts(1, 32)):
+        with pytest.raises(ValueError, match=r"is not a multiple of .*: use ") as caught:
+            train.check_workers(workers)
+        changed, remedy = train, str(caught.value).partition(": use ")[2]
+        if " as train.global_batch_size" in remedy:
+            (step,) = re.findall(r"a multiple of (\d+) as", remedy)
+            changed = TrainConfig.model_construct(**sizes | {"global_batch_size": 3 * int(step)})
+        numbers = re.findall(r"\d+", remedy.partition("cluster.train_workers=")[2].split(" and")[0])
+        assert numbers
+        for number in numbers:
+            changed.check_workers(int(number))
+
+
+def test_the_refusal_of_workers_names_the_nearest_numbers() -> None:
+    shares = ["train.sequence_parallel_size=8", "cluster.device=cuda"]
+    with pytest.raises(UserError, match=r"train_workers 7 is not .*_size 8: use .*workers=8$"):
+        recipes.load("quickstart", [*shares, "cluster.train_workers=7"])
+    with pytest.raises(UserError, match=r"batch_size 8 is not .*: use .*workers=4 or 8$"):
+        recipes.load("quickstart", ["cluster.train_workers=5"])
 
 
 def test_a_benchmark_without_its_file_gets_a_form_that_works() -> None:

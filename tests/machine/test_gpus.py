@@ -88,6 +88,25 @@ def test_a_failing_driver_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
         assert remedy in sentence
 
 
+def test_a_missing_driver_is_no_fault_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeNvml("NVML Shared Library Not Found")
+
+    def fail() -> None:
+        raise library.NVMLError_LibraryNotFound("NVML Shared Library Not Found")
+
+    monkeypatch.setattr(library, "nvmlInit", fail)
+    monkeypatch.setitem(sys.modules, "pynvml", library)  # type: ignore[arg-type]
+    assert read_gpus({}).absent
+    # A driver that fails may have a GPU, and so may one behind a wrong choice.
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml("Driver Not Loaded"))  # type: ignore[arg-type]
+    assert not read_gpus({}).absent
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())  # type: ignore[arg-type]
+    assert not read_gpus({"CUDA_VISIBLE_DEVICES": "9"}).absent
+    for hidden in ("", "-1"):
+        assert read_gpus({"CUDA_VISIBLE_DEVICES": hidden}).absent
+    assert Gpus(driver="580.95.05").absent
+
+
 def test_the_double_has_functions_of_the_real_library() -> None:
     real = importlib.import_module("vllm.third_party.pynvml")
     used = re.findall(

@@ -18,6 +18,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.machine import findings
 from ssd_ray.machine.facts import Machine
 from ssd_ray.machine.findings import Finding
+from ssd_ray.machine.gpus import Gpus
 from ssd_ray.machine.host import Host
 from ssd_ray.machine.installed import FLASH_KERNELS, OFFLINE, Tools, TorchBuild
 from ssd_ray.pipeline import preflight
@@ -77,6 +78,36 @@ def test_a_recipe_for_gpus_refuses_the_machine(changes: dict[str, Any], words: s
     assert first.remedy
     # A recipe for the CPU runs there.
     assert sentences("quickstart", here) == []
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        gpus(0, failure="no NVIDIA driver was found (no nvidia-smi on the PATH)"),
+        gpus(0, failure="nvidia-smi answers: Failed to initialize NVML"),
+        gpus(0),
+        gpus(8, chosen=""),
+    ],
+    ids=["no driver", "driver fails", "no device", "none chosen"],
+)
+def test_a_missing_gpu_is_refused_with_the_build_of_torch(absent: Gpus) -> None:
+    for_cpu = TorchBuild(version="2.13.0+cpu", cuda=None)
+    recipe = recipes.load("qwen3-4b-instruct")
+
+    def first(torch: TorchBuild) -> Finding:
+        here = machine(8, gpus=absent, torch=torch)
+        return next(preflight.faults(recipe, here, trains=True))
+
+    plain, named = first(TorchBuild(version="2.13.0+cu130", cuda="13.0")), first(for_cpu)
+    assert "build" not in plain.sentence
+    assert named.text == f"{plain.text}, and torch 2.13.0+cpu is a build for a CPU"
+    # The remedy of the GPU stays, and both other ways on are named.
+    for part in (plain.remedy, "cluster.device=cpu", "requirements/gpu.lock"):
+        assert part in named.remedy
+    # GPUs with another fault come first, and the build is a fault of its own.
+    busy = machine(1, gpus=gpus(1, installed=(gpu(0, free=0, processes=(9,)),)), torch=for_cpu)
+    subjects = [fault.subject for fault in preflight.faults(recipe, busy, trains=False)]
+    assert subjects[:2] == ["free memory", "software"]
 
 
 def test_weights_in_mxfp4_are_refused_with_a_command() -> None:
@@ -371,8 +402,7 @@ def test_a_run_refuses_before_anything_is_downloaded(
     assert time.process_time() - started < 2
     stderr = capfd.readouterr().err
     assert stderr.startswith("error: no GPU is visible: Driver Not Loaded: install the driver")
-    assert not (tmp_path / "run" / "prompts").exists()
-    assert not (tmp_path / "hub").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gpu_that_an_earlier_run_is_leaving_is_waited_for(

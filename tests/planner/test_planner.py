@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from itertools import product
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from ssd_ray import recipes
 from ssd_ray.artifacts.dataset_facts import LengthHistogram, SequenceFacts
@@ -282,9 +284,9 @@ def test_the_cost_of_mixed_lengths_is_the_sum_of_their_costs() -> None:
         ("gpu_memory_gib=.inf", "--assume gpu_memory_gib=inf: use a finite number"),
         ("peak_tflops=fast", "--assume peak_tflops='fast': use a valid number"),
         ("host_cores=many", "--assume host_cores='many': use a valid integer"),
-        ("host_cores=[", "--assume host_cores: '[' is not a YAML value ("),
+        ("host_cores=[", "--assume host_cores: '[' is not a YAML value: close"),
         ("host_cores=", "--assume host_cores=None: use a valid integer"),
-        ("host_cores=2024-13-01", "'2024-13-01' is not a YAML value (month must be in 1..12)"),
+        ("host_cores=2024-13-01", "'2024-13-01' looks like a date or a number and is none"),
     ],
 )
 def test_a_wrong_assumption_is_refused_in_one_sentence(override: str, message: str) -> None:
@@ -359,7 +361,12 @@ def test_a_section_shows_the_source_of_its_set_fields() -> None:
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "import sys; from ssd_ray.cli.app import main; main(sys.argv[1:])"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        # Without the COLUMNS that readline sets behind Python's back.
+        env=dict(os.environ),
     )
 
 
@@ -400,15 +407,45 @@ def test_the_command_prints_a_plan_and_the_same_as_json(tmp_path: Path) -> None:
     json.dumps(plan)
 
 
-def test_an_unknown_model_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["some-one/a-model", "directory"])
+@pytest.mark.parametrize("options", [(), ("--json",), ("--cluster", "cluster.yaml")])
+def test_a_plan_without_an_answer_is_no_success(
+    source: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    if source == "directory":
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+        source = str(tmp_path)
+    root = Path(__file__).parents[2]
+    options = tuple(str(root / each) if each == "cluster.yaml" else each for each in options)
+    out = str(tmp_path / "run")
+    process = _run("plan", "quickstart", "--set", f"model.source={source}", "--out", out, *options)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: no plan for the training: ")
+    assert process.stderr.count("\n") == 1
+    # The rest of the plan is there.
+    if "--json" in options:
+        document = json.loads(process.stdout)
+        assert document["training"] is None
+        assert document["training_unknown"] in process.stderr
+    else:
+        assert "sample.temperature" in process.stdout
+        assert "verdicts/ssd" in process.stdout
+    assert ("groups of " in process.stdout) == ("--cluster" in options)
+
+
+def test_a_plan_that_says_no_is_an_answer(tmp_path: Path) -> None:
     process = _run(
-        "plan", "quickstart", "--set", "model.source=nobody/nothing", "--out", str(tmp_path / "run")
+        "plan",
+        "qwen3-30b-instruct",
+        "--assume",
+        "gpu_memory_gib=4",
+        "--json",
+        "--out",
+        str(tmp_path),
     )
-    assert process.returncode == 0
-    assert (
-        "no plan for the training: the configuration of nobody/nothing is not on this machine"
-        in " ".join(process.stdout.split())
-    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert json.loads(process.stdout)["training"]["smallest"] is None
 
 
 def test_a_plan_loads_no_engine() -> None:

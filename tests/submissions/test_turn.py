@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_ray.errors import InfrastructureError, UserError
+from ssd_ray.errors import InfrastructureError, LastingError, OutsideError, UserError
 from ssd_ray.progress import RecordedProgress
 from ssd_ray.submissions import owner as owners
 from ssd_ray.submissions import turn as turns
@@ -241,3 +241,91 @@ def test_lines_of_progress_outlive_a_log_without_room() -> None:
     with progress.kept_in(Path("/dev/full")):
         progress.say("on")
     assert lines.lines == ["on"]
+
+
+BEFORE = {
+    "nothing": (),
+    "an empty directory": ("run/",),
+    "a file of the user": ("run/notes.txt",),
+    "logs of the user": ("run/logs/mine.txt",),
+    "an earlier run": ("run/.lock", "run/owner.json", "run/logs/progress.log", "run/recipe.yaml"),
+    "a part of an earlier run": ("run/.lock", "run/prompts/fingerprint.json"),
+    "a file next to it": ("notes.txt",),
+}
+
+
+def _entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def _end(out: Path, made: str, error: BaseException) -> None:
+    """Hold the turn, say a line, make a file, and end with an error."""
+    progress = RecordedProgress(Lines())
+    with turn(out, work(), progress):
+        progress.say("connecting")
+        if made:
+            (out / made).parent.mkdir(exist_ok=True)
+            (out / made).write_text("")
+        raise error
+
+
+@pytest.mark.parametrize("present", BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize(
+    "error", [UserError("no GPU"), OutsideError("full"), LastingError("no locks")], ids=repr
+)
+def test_a_refused_command_leaves_a_directory_as_it_was(
+    tmp_path: Path, present: tuple[str, ...], error: UserError
+) -> None:
+    out = tmp_path / "new" / "run"
+    if present:
+        out = tmp_path / "run"
+    for name in present:
+        path = tmp_path / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text("")
+    before = _entries(tmp_path)
+    with pytest.raises(type(error)):
+        _end(out, "logs/ray.log", error)
+    assert _entries(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [
+        ("recipe.yaml", UserError("no seed")),
+        ("prompts/fingerprint.json", UserError("no seed")),
+        ("logs/engine-1.log", UserError("no seed")),
+        ("", InfrastructureError("the node is lost")),
+        ("", KeyboardInterrupt()),
+        ("", ZeroDivisionError()),
+    ],
+)
+def test_any_other_end_keeps_its_records(tmp_path: Path, made: str, error: BaseException) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(type(error)):
+        _end(out, made, error)
+    assert {".lock", "owner.json", "logs/progress.log", made} - {""} <= _entries(out)
+
+
+def test_a_command_that_waits_goes_on_after_a_refusal(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    lines = Lines()
+    waiting = threading.Thread(target=_attach, args=(out, lines))
+
+    def refuse() -> None:
+        with turn(out, work(), RecordedProgress(Lines())):
+            waiting.start()
+            deadline = time.monotonic() + 30
+            while not lines.lines and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise UserError("no GPU")
+
+    with pytest.raises(UserError, match="no GPU"):
+        refuse()
+    waiting.join(30)
+    assert lines.lines[0].startswith("attached to process ")
+    assert lines.lines[-1] == "at work"
+    owner, _ = owners.read(out)
+    assert owner is not None
+    assert owner.outcome == Outcome(status=0)

@@ -96,6 +96,9 @@ class FakeNvml:
     class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818
         """The device has no such figure."""
 
+    class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801, N818
+        """There is no library of a driver."""
+
     class NVMLError_NotFound(NVMLError):  # noqa: N801, N818
         """There is no such device."""
 
