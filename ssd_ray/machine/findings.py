@@ -211,7 +211,7 @@ def with_build(fault: Finding, torch: TorchBuild) -> Finding:
     return replace(
         fault,
         text=f"{fault.text}, and torch {torch.version} is a build for a CPU",
-        remedy=(f"choose a recipe with cluster.device=cpu, or {fault.remedy}, and {_GPU_LOCK}"),
+        remedy=(f"choose a recipe with cluster.device=cpu; else {_GPU_LOCK}, and {fault.remedy}"),
     )
 
 
