@@ -333,4 +333,4 @@ def test_a_run_refuses_a_cluster_before_anything_is_made(
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr[-3000:]
     assert done.stderr.splitlines()[-1] == sentence
-    assert {path.name for path in out.iterdir()} <= {".lock", "owner.json", "logs"}
+    assert {path.name for path in out.glob("*")} <= {".lock", "owner.json", "logs"}
