@@ -1,0 +1,262 @@
+"""Sums of a forecast: settings and decodings along the base's own answers.
+
+- Answers are drawn at T 1 without truncation, so they are positions of the base's own paths.
+- The student is the ideal one: its distribution at a position is q (Eq. 23). Decoded at T_eval it
+  is q at T_eval, cut again (Eq. 25): its effective temperature is T_train T_eval.
+- Sums are kept for each answer. So means over problems, accepted or rejected answers, and exact
+  likelihoods of answers come from one pass over the logits.
+
+`outlook` turns the sums into numbers. Pure functions without I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssd_ray.analysis.operator import DecodingLike, Ranking, Setting, Support
+from ssd_ray.analysis.theory import (
+    LogProbabilities,
+    cross_entropy,
+    entropy,
+    log_kept_mass,
+)
+from ssd_ray.errors import UserError
+
+TRAINING = ("size", "one", "two", "kept_mass", "start", "floor")
+"""Columns of a training setting: size of S, S of one token, of two, p0(S), CE(q, p0), H(q)."""
+DECODED = ("log_likelihood", "cut", "survivors", "entropy")
+"""Columns of a decoding: log-likelihood of the tokens left, tokens cut, survivors, entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The settings of a forecast."""
+
+    training: tuple[Setting, ...]
+    """Decodings of the samples, T_train and its truncation."""
+    temperatures: tuple[float, ...]
+    """T_eval, rising."""
+    top_k: int | None
+    """Top-k of the student's evaluation."""
+    top_p: float
+    """Top-p of the student's evaluation."""
+    decodings: tuple[Setting, ...]
+    """Decodings of the base alone. They begin with `temperatures` at the truncation above."""
+
+    def __post_init__(self) -> None:
+        """Check that the decodings of the base begin with those of the student."""
+        if self.decodings[: len(self.temperatures)] != self.evaluations:
+            raise ValueError("the decodings of the base must begin with those of the student")
+
+    @property
+    def evaluations(self) -> tuple[Setting, ...]:
+        """The decodings of the student."""
+        return tuple(
+            Setting(temperature=temperature, top_k=self.top_k, top_p=self.top_p)
+            for temperature in self.temperatures
+        )
+
+    def check(self, vocabulary: int) -> None:
+        """Check top-k against a vocabulary.
+
+        Raises:
+            UserError: a top-k is above the vocabulary.
+        """
+        for setting in (*self.training, *self.decodings):
+            if setting.top_k is not None and setting.top_k > vocabulary:
+                raise UserError(
+                    f"top_k {setting.top_k} is above the vocabulary of {vocabulary:,} tokens: "
+                    "use a smaller one, or null for all"
+                )
+
+
+def grid(
+    training: Sequence[DecodingLike],
+    evaluate: DecodingLike,
+    temperatures: Sequence[float],
+    decodings: Sequence[DecodingLike] = (),
+) -> Grid:
+    """Return a grid with each setting once.
+
+    Args:
+        training: decodings of the samples.
+        evaluate: decoding of the student, whose top-k and top-p hold at every T_eval.
+        temperatures: T_eval; that of `evaluate` is added.
+        decodings: further decodings of the base alone.
+    """
+    rising = tuple(sorted({*temperatures, evaluate.temperature}))
+    shared = [Setting(t, evaluate.top_k, evaluate.top_p) for t in rising]
+    others = (Setting(each.temperature, each.top_k, each.top_p) for each in decodings)
+    cells = (Setting(each.temperature, each.top_k, each.top_p) for each in training)
+    return Grid(
+        training=tuple(dict.fromkeys(cells)),
+        temperatures=rising,
+        top_k=evaluate.top_k,
+        top_p=evaluate.top_p,
+        decodings=tuple(dict.fromkeys([*shared, *others])),
+    )
+
+
+class Tally:
+    """Sums of a forecast for each answer, filled chunk by chunk.
+
+    Attributes:
+        grid: the settings.
+        positions: number of positions, int64 [answers].
+        log_base: log p0 of the answer, float64 [answers].
+        entropy: sums of H(p0), float64 [answers].
+        training: sums of TRAINING, float64 [answers, training settings, columns].
+        student: sums of DECODED, float64 [answers, training settings, T_eval, columns].
+        base: sums of DECODED, float64 [answers, decodings, columns].
+    """
+
+    def __init__(self, grid: Grid, num_answers: int) -> None:
+        self.grid = grid
+        cells = len(grid.training)
+        evaluations = len(grid.temperatures)
+        self.positions = torch.zeros(num_answers, dtype=torch.int64)
+        self.log_base = _zeros(num_answers)
+        self.entropy = _zeros(num_answers)
+        self.training = _zeros(num_answers, cells, len(TRAINING))
+        self.student = _zeros(num_answers, cells, evaluations, len(DECODED))
+        self.base = _zeros(num_answers, len(grid.decodings), len(DECODED))
+
+    def add(self, rows: Tensor, tokens: Tensor, logits: Tensor) -> None:
+        """Add positions.
+
+        Args:
+            rows: number of the answer, int64 [positions].
+            tokens: the token of the answer there, int64 [positions].
+            logits: logits of the base, [positions, vocabulary].
+
+        Raises:
+            UserError: a logit is NaN or infinite, or a top-k is above the vocabulary.
+        """
+        self.grid.check(logits.shape[1])
+        position = _Positions(Ranking(logits), LogProbabilities(logits), tokens)
+        rows = rows.cpu()
+        self.positions.index_add_(0, rows, torch.ones_like(rows))
+        self.log_base.index_add_(0, rows, position.p0.of(tokens).cpu())
+        self.entropy.index_add_(0, rows, position.p0.entropy.cpu())
+        decoded = [position.decoded(setting) for setting in self.grid.decodings]
+        self.base.index_add_(0, rows, torch.stack(decoded, 1).cpu())
+        columns: list[Tensor] = []
+        students: list[Tensor] = []
+        for setting in self.grid.training:
+            cell, student = position.trained(setting, self.grid.evaluations)
+            columns.append(cell)
+            students.append(student)
+        self.training.index_add_(0, rows, torch.stack(columns, 1).cpu())
+        self.student.index_add_(0, rows, torch.stack(students, 1).cpu())
+
+
+class _Positions:
+    """Logits of the base at some positions, with the tokens that are there."""
+
+    def __init__(self, ranking: Ranking, p0: LogProbabilities, tokens: Tensor) -> None:
+        self.ranking = ranking
+        self.p0 = p0
+        self.tokens = tokens
+
+    def decoded(self, setting: Setting) -> Tensor:
+        """Return DECODED of the base at a decoding, float64 [positions, columns]."""
+        if _keeps_all(setting, self.ranking.vocabulary):
+            return self._untruncated(self._tempered(setting.temperature))
+        return _columns(self.ranking.support(setting), self.tokens)
+
+    def trained(self, setting: Setting, evaluations: Sequence[Setting]) -> tuple[Tensor, Tensor]:
+        """Return TRAINING of a setting, and DECODED of its student at each evaluation."""
+        if _keeps_all(setting, self.ranking.vocabulary):
+            columns = self._all_kept(setting.temperature)
+            # Temperatures compose, and the support of the samples is the vocabulary (Eq. 28).
+            effective = (
+                Setting(setting.temperature * each.temperature, each.top_k, each.top_p)
+                for each in evaluations
+            )
+            return columns, torch.stack([self.decoded(each) for each in effective], 1)
+        support = self.ranking.support(setting)
+        log_p0 = self.p0.on(support)
+        sizes = support.sizes
+        columns = torch.stack(
+            [
+                sizes.double(),
+                (sizes == 1).double(),
+                (sizes == 2).double(),
+                log_kept_mass(support, log_p0).exp(),
+                cross_entropy(support.log_q, log_p0),
+                entropy(support.log_q),
+            ],
+            dim=1,
+        )
+        student = _Student(support)
+        decoded = [_columns(student.support(each), self.tokens) for each in evaluations]
+        return columns, torch.stack(decoded, 1)
+
+    def _all_kept(self, temperature: float) -> Tensor:
+        """Return TRAINING without truncation, without a distribution over the vocabulary."""
+        tempered = self._tempered(temperature)
+        floor = tempered.entropy
+        start = floor
+        if temperature != 1:
+            # From H(q) = log Z - E[l] / T and log q(v) = l(v) / T - log Z, for any token v.
+            logit = self.ranking.logits.gather(1, self.tokens[:, None]).squeeze(1).double()
+            mean = logit - temperature * (tempered.of(self.tokens) + floor)
+            start = logit - self.p0.of(self.tokens) - mean
+        size = torch.full_like(floor, self.ranking.vocabulary)
+        one, two = (size == number for number in (1, 2))
+        full = torch.ones_like(floor)
+        return torch.stack([size, one.double(), two.double(), full, start, floor], dim=1)
+
+    def _tempered(self, temperature: float) -> LogProbabilities:
+        if temperature == 1:
+            return self.p0
+        return LogProbabilities(self.ranking.logits.double() / temperature)
+
+    def _untruncated(self, p: LogProbabilities) -> Tensor:
+        cut = torch.zeros_like(p.entropy)
+        survivors = torch.full_like(cut, self.ranking.vocabulary)
+        return torch.stack([p.of(self.tokens), cut, survivors, p.entropy], dim=1)
+
+
+class _Student:
+    """The ideal student of a truncated decoding, ranked once for all of its own decodings."""
+
+    def __init__(self, support: Support) -> None:
+        assert support.ids is not None
+        # Ascending, so that of equal logits the larger id still comes first.
+        self._ids = support.ids.flip(1)
+        self._ranking = Ranking(support.log_q.flip(1))
+
+    def support(self, setting: Setting) -> Support:
+        """Return the tokens that a decoding of the student keeps."""
+        inner = self._ranking.support(setting)
+        ids = self._ids if inner.ids is None else self._ids.gather(1, inner.ids)
+        return Support(ids=ids, log_q=inner.log_q, complete=inner.complete)
+
+
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64)
+
+
+def _keeps_all(setting: Setting, vocabulary: int) -> bool:
+    greedy = setting.temperature == 0
+    return not greedy and setting.top_p >= 1 and (setting.top_k or vocabulary) >= vocabulary
+
+
+def _columns(support: Support, tokens: Tensor) -> Tensor:
+    assert support.ids is not None
+    chosen = support.log_q.masked_fill(support.ids != tokens[:, None], -torch.inf).amax(1)
+    cut = chosen == -torch.inf
+    return torch.stack(
+        [
+            chosen.masked_fill(cut, 0.0),
+            cut.double(),
+            support.sizes.double(),
+            entropy(support.log_q),
+        ],
+        dim=1,
+    )
