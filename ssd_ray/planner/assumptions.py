@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ssd_ray.config import Section, remedy
-from ssd_ray.config.values import parsed
-from ssd_ray.errors import UserError
+from ssd_ray.config import Section
+from ssd_ray.config.overrides import overridden
 from ssd_ray.models.architecture import Architecture
 
 
@@ -85,20 +83,4 @@ def assumptions(overrides: Sequence[str]) -> Assumptions:
     Raises:
         UserError: an unknown name, or an invalid value.
     """
-    values = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or name not in Assumptions.model_fields:
-            near = difflib.get_close_matches(name, Assumptions.model_fields, n=1)
-            hint = f": did you mean {near[0]}=VALUE?" if near else ""
-            raise UserError(
-                f"--assume {override!r} is not NAME=VALUE with one of "
-                f"{', '.join(Assumptions.model_fields)}{hint}"
-            )
-        values[name] = parsed("--assume", name, text)
-    try:
-        return Assumptions.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        advice = remedy(first["type"], first["msg"])
-        raise UserError(f"--assume {first['loc'][0]}={first['input']!r}: {advice}") from error
+    return overridden(Assumptions, "--assume", overrides)
