@@ -15,7 +15,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from ssd_ray import config, recipes
+from ssd_ray.analysis.toy import ToySettings
 from ssd_ray.cli.app import app
+from ssd_ray.config.overrides import overridden
 from ssd_ray.problems.benchmarks import read_problems
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +85,9 @@ def test_commands_on_a_page_are_accepted(page: Path) -> None:
         options = {name for each in parser.commands[verb].params for name in each.opts}
         assert {name for name in arguments if name.startswith("--")} <= options, command
         overrides = [value for name, value in itertools.pairwise(arguments) if name == "--set"]
-        if overrides:
+        if overrides and verb == "toy":
+            overridden(ToySettings, "--set", overrides)
+        elif overrides:
             recipes.load(arguments[0], overrides)
 
 

@@ -33,6 +33,7 @@ from ssd_ray.cli.options import (
     Set,
     takes,
 )
+from ssd_ray.cli.science import commands as science
 from ssd_ray.cluster import import_path
 from ssd_ray.errors import InfrastructureError, UserError
 
@@ -288,6 +289,9 @@ def list_recipes(
     for name in recipes.shipped():
         entry = f"{name:<24} {' '.join(recipes.load(name).description.split())}"
         typer.echo(textwrap.fill(entry, width, subsequent_indent=" " * 25, break_on_hyphens=False))
+
+
+app.add_typer(science)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

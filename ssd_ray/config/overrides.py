@@ -27,7 +27,8 @@ def overridden(section: type[SectionT], option: str, overrides: Sequence[str]) -
         UserError: an unknown name, or an invalid value.
     """
     names = [name for name, _, _ in fields(section())]
-    document: dict[str, Any] = {}
+    # With all defaults: a section that is set in part keeps the others.
+    document: dict[str, Any] = section().model_dump()
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name not in names:
@@ -40,7 +41,7 @@ def overridden(section: type[SectionT], option: str, overrides: Sequence[str]) -
         *parents, leaf = name.split(".")
         node = document
         for parent in parents:
-            node = node.setdefault(parent, {})
+            node = node[parent]
         node[leaf] = value
     try:
         return section.model_validate(document)
