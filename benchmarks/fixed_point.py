@@ -29,12 +29,13 @@ import torch
 from machine import machine
 
 from ssd_ray import models, recipes
+from ssd_ray.analysis.operator import distribution
 from ssd_ray.artifacts.shards import write_shard
 from ssd_ray.config import ClusterConfig, Decoding, TrainConfig
 from ssd_ray.models import loading
 from ssd_ray.schema import Example
 from ssd_ray.training.data.examples import Examples
-from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
+from ssd_ray.training.observe.distributions import MEASURES, measure
 from ssd_ray.training.observe.heldout import read_held_out, split
 
 SUBJECTS = (
@@ -81,8 +82,8 @@ def draw(
         for _ in range(max_tokens):
             out = model(input_ids=step, past_key_values=past, use_cache=True)
             past = out.past_key_values
-            log_q = sampling_log_probabilities(out.logits[:, -1], decoding)
-            step = torch.multinomial(log_q.exp(), 1, generator=generator)
+            q = distribution(out.logits[:, -1], decoding)
+            step = torch.multinomial(q, 1, generator=generator)
             drawn = torch.cat([drawn, step], dim=1)
         for index, answer in enumerate(drawn.tolist()):
             end = (
@@ -118,7 +119,7 @@ def memorizing_floor(rows: list[Example]) -> float:
 
 @torch.no_grad()
 def by_sequence(directory: Path, base: Path, dataset: Examples, decoding: Decoding) -> torch.Tensor:
-    """Return sums of the measures per sequence: [sequences, measures + 1], tokens last."""
+    """Return sums of `measure` per sequence: [sequences, NUM_COLUMNS + 1], tokens last."""
     from transformers import AutoModelForCausalLM
 
     ours, theirs = (

@@ -59,4 +59,5 @@ def decode_interval(
 def prefix_mass(logits: Tensor, size: int, temperature: float, top_k: int | None = None) -> float:
     """Return the mass of the `size` most likely tokens after temperature and top-k (Eq. 39)."""
     kept = Ranking(logits[None]).support(Setting(temperature=temperature, top_k=top_k))
-    return float(kept.log_q.exp().sort(dim=1, descending=True).values[0, :size].sum())
+    largest, _ = Ranking(kept.log_q).largest(size)
+    return float(largest.exp().sum())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -27,7 +28,7 @@ GREEDY = 1e-5
 _FETCHED = 64
 """Logits fetched at first, beyond the k largest for their ties."""
 _WIDER = 8
-_CHUNK_ELEMENTS = 1 << 23
+_CHUNK_ELEMENTS = 1 << 19
 # Less than the probability of the most likely token of any vocabulary. This token always survives.
 _LEAST_KEPT = 1e-12
 
@@ -88,23 +89,49 @@ class Support:
     log_q: Tensor
     complete: Tensor
 
-    @property
+    @cached_property
+    def q(self) -> Tensor:
+        """The distribution, float64 [positions, width]."""
+        return self.log_q.exp()
+
+    @cached_property
     def kept(self) -> Tensor:
         """Bool [positions, width]: the token is in S."""
         return self.log_q > -torch.inf
 
-    @property
+    @cached_property
     def sizes(self) -> Tensor:
-        """Return the number of tokens in S, int64 [positions]."""
+        """Number of tokens in S, int64 [positions]."""
+        if self.is_vocabulary:
+            return torch.full_like(self.complete, self.log_q.shape[1], dtype=torch.int64)
         return self.kept.sum(1)
 
+    @cached_property
+    def is_vocabulary(self) -> bool:
+        """S is the vocabulary at every position."""
+        return self.ids is None and bool(self.complete.all())
+
     def of(self, values: Tensor) -> Tensor:
-        """Return values of the tokens of S, float64 [positions, width].
+        """Return values of the vocabulary on S, float64 [positions, width].
 
         Minus infinity outside of S.
         """
+        if self.is_vocabulary:
+            return values.double()
         chosen = values if self.ids is None else values.gather(1, self.ids)
         return chosen.double().masked_fill(~self.kept, -torch.inf)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean under q of values on S, [positions, width], float64 [positions]."""
+        inside = values if self.is_vocabulary else values.masked_fill(~self.kept, 0.0)
+        mean: Tensor = torch.linalg.vecdot(self.q, inside)
+        return mean
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """Return log q of a token at each position, float64 [positions]; minus infinity outside."""
+        if self.ids is None:
+            return self.log_q.gather(1, tokens[:, None]).squeeze(1)
+        return self.log_q.masked_fill(self.ids != tokens[:, None], -torch.inf).amax(1)
 
     def dense(self, vocabulary: int) -> Tensor:
         """Return log q over the vocabulary, float64 [positions, vocabulary]."""
@@ -162,7 +189,7 @@ class Ranking:
         limit = self.vocabulary if decoding.top_k is None else decoding.top_k
         if limit >= self.vocabulary and decoding.top_p >= 1:
             log_q = log_normalize(logits.double() / decoding.temperature)
-            return Support(ids=None, log_q=log_q, complete=log_q.amin(1) > -torch.inf)
+            return Support(ids=None, log_q=log_q, complete=logits.amin(1) > -torch.inf)
         width = min(self.vocabulary, _FETCHED + (limit if limit < self.vocabulary else 0))
         rows = torch.arange(len(logits), device=logits.device)
         norms = None
@@ -212,7 +239,7 @@ def require_finite(largest: Tensor, start: int = 0) -> None:
 
 
 def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
-    """Yield slices of positions, small enough for float64 copies of their logits (64 MiB each)."""
+    """Yield slices of positions, small enough for float64 copies of their logits (4 MiB each)."""
     step = max(1, _CHUNK_ELEMENTS // vocabulary)
     for start in range(0, positions, step):
         yield slice(start, min(start + step, positions))

@@ -11,63 +11,61 @@ over chunks and workers; `Progress` has the signals. Pure functions without I/O.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ssd_ray.analysis.operator import Support, log_normalize
-from ssd_ray.analysis.theory import (
-    LogProbabilities,
-    divergence,
-    log_kept_mass,
-)
+from ssd_ray.analysis.theory import LogProbabilities
 
 # Powers 1/T at which the response of the model to the base's logits is measured.
 _POWERS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.35, 1.6, 2.0, 2.5, 3.5, 5.0, 10.0)
-_HEAD = 1024
+_HEAD = 256
 """Tokens of S, the most likely, by which the temperature is measured."""
+_ROUNDING = 1e-12
+"""Bound of a divergence in nats that may be rounding."""
 NUM_SUMS = 4 + 2 * len(_POWERS)
 """Columns of `progress_sums`."""
 
 
 def progress_sums(support: Support, base: LogProbabilities, model: LogProbabilities) -> Tensor:
     """Return the summands of the signals at each position, float64 [positions, NUM_SUMS]."""
-    log_q, log_p, log_p0 = support.log_q, model.on(support), base.on(support)
-    kept, kept_base = log_kept_mass(support, log_p), log_kept_mass(support, log_p0)
     columns = [
-        gap_to_target(log_q, log_p, kept),
-        gap_to_target(log_q, log_p0, kept_base),
-        -torch.expm1(kept),
-        -torch.expm1(kept_base),
+        _gap(support, model),
+        _gap(support, base),
+        -torch.expm1(model.log_kept_mass(support)),
+        -torch.expm1(base.log_kept_mass(support)),
     ]
-    head, head_base = _head(support, log_p, log_p0)
-    empty = head_base == -torch.inf
-    head = log_normalize(head).masked_fill(empty, 0.0)
-    values = log_normalize(head_base).masked_fill(empty, 0.0)
+    head = _head(support, base)
+    outside = ~head.kept
+    logits = head.of(base.logits)
+    values, answers = (
+        log_normalize(part).masked_fill(outside, 0.0) for part in (logits, head.of(model.logits))
+    )
     for power in _POWERS:
-        weights = log_normalize(power * head_base).exp()
-        mean = (weights * values).sum(1, keepdim=True)
-        spread = weights * (values - mean)
-        columns += [(spread * (values - mean)).sum(1), (spread * (head - mean)).sum(1)]
+        weights = (power * logits).softmax(1)
+        spread = values - torch.linalg.vecdot(weights, values)[:, None]
+        weights *= spread
+        columns += [torch.linalg.vecdot(weights, spread), torch.linalg.vecdot(weights, answers)]
     return torch.stack(columns, dim=1)
 
 
-def gap_to_target(log_q: Tensor, log_p: Tensor, log_kept: Tensor) -> Tensor:
-    """Return KL(q || p), of log q and log p on S and log p(S) (Eq. 12).
+def _gap(support: Support, model: LogProbabilities) -> Tensor:
+    """Return KL(q || p), and 0 for what rounding leaves of equal distributions."""
+    cross_entropy = model.log_norm - support.mean(support.of(model.logits))
+    gap = cross_entropy + support.mean(support.log_q)
+    return gap.masked_fill(gap < _ROUNDING, 0.0)
 
-    It is 0 where p = q.
-    """
-    return divergence(log_q, log_p - log_kept[:, None]) - log_kept
 
-
-def _head(support: Support, log_p: Tensor, log_p0: Tensor) -> tuple[Tensor, Tensor]:
-    if log_p0.shape[1] <= _HEAD:
-        return log_p, log_p0
-    if support.ids is not None:
-        return log_p[:, :_HEAD], log_p0[:, :_HEAD]
-    chosen, places = log_p0.topk(_HEAD, dim=1)
-    return log_p.gather(1, places), chosen
+def _head(support: Support, base: LogProbabilities) -> Support:
+    """Restrict a support to its most likely tokens."""
+    if support.log_q.shape[1] <= _HEAD:
+        return support
+    if support.ids is None:
+        ids = base.logits.topk(_HEAD, dim=1, sorted=False).indices
+        return replace(support, ids=ids, log_q=support.log_q.gather(1, ids))
+    return replace(support, ids=support.ids[:, :_HEAD], log_q=support.log_q[:, :_HEAD])
 
 
 @dataclass(frozen=True, kw_only=True)

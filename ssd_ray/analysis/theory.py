@@ -38,6 +38,7 @@ class LogProbabilities:
 
     Attributes:
         logits: [positions, vocabulary].
+        log_norm: log of the sum of exp(logits), float64 [positions].
         entropy: H(p), float64 [positions].
     """
 
@@ -51,24 +52,37 @@ class LogProbabilities:
         largest = logits.amax(1, keepdim=True)
         require_finite(largest[:, 0])
         # One exponential serves norm and entropy. Lower values have no mass in float64.
-        shifted = (logits.double() - largest).clamp_(min=-_NO_MASS)
+        shifted = logits.to(torch.float64, copy=True).sub_(largest).clamp_(min=-_NO_MASS)
         weights = shifted.exp()
         mass = weights.sum(1)
-        self._log_norm = (largest[:, 0] + mass.log())[:, None]
+        self.log_norm = largest[:, 0] + mass.log()
         self.entropy = mass.log() - torch.linalg.vecdot(weights, shifted) / mass
 
     def on(self, support: Support) -> Tensor:
         """Return log p on S, float64 [positions, width]; minus infinity elsewhere."""
-        return support.of(self.logits) - self._log_norm
+        return support.of(self.logits) - self.log_norm[:, None]
+
+    def log_kept_mass(self, support: Support) -> Tensor:
+        """Return log p(S) (Eq. 10), float64 [positions]; 0 where S is the vocabulary."""
+        if support.is_vocabulary:
+            return torch.zeros_like(self.log_norm)
+        return log_kept_mass(support, self.on(support))
 
     def of(self, tokens: Tensor) -> Tensor:
         """Return log p of a token at each position, float64 [positions]."""
-        chosen = self.logits.gather(1, tokens[:, None]).double() - self._log_norm
-        return chosen.squeeze(1)
+        chosen = self.logits.gather(1, tokens[:, None]).squeeze(1)
+        return chosen.double() - self.log_norm
 
     def complete(self) -> Tensor:
         """Return log p of all tokens, float64 [positions, vocabulary]."""
-        return self.logits.double() - self._log_norm
+        return self.logits.double() - self.log_norm[:, None]
+
+    def divergence_from(self, other: LogProbabilities) -> Tensor:
+        """Return KL(p || other) over the vocabulary, float64 [positions]; 0 for equal logits."""
+        # Excluded tokens have no mass here; a token excluded by `other` alone is infinitely far.
+        apart = (self.logits - other.logits).nan_to_num_(0.0, posinf=torch.inf, neginf=0.0)
+        mean: Tensor = torch.linalg.vecdot(self.complete().exp_(), apart.double())
+        return (mean - (self.log_norm - other.log_norm)).clamp(min=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,26 +116,28 @@ def terms(
 ) -> Terms:
     """Decompose the loss of samples drawn from `support` at `temperature`."""
     temperature = max(temperature, GREEDY)
-    log_q, log_p = support.log_q, model.on(support)
-    log_kept = log_kept_mass(support, log_p)
-    head = log_p - log_kept[:, None]
+    logits, log_kept = support.of(model.logits), model.log_kept_mass(support)
     # As log q is computed, from logits: a model equal to the base has an alignment of exactly 0.
-    tempered = log_normalize(support.of(model.logits) / temperature)
-    floor = entropy(log_q)
+    tempered = logits / temperature
+    log_norm = tempered.logsumexp(1, keepdim=True)
+    apart = support.log_q - tempered.sub_(log_norm)
+    free = model.log_norm + log_kept - temperature * log_norm[:, 0]
+    trivial = support.sizes == 1 if temperature != 1 else torch.ones_like(support.complete)
+    floor = -support.mean(support.log_q) + 0.0
     return Terms(
-        kept_mass_base=log_kept_mass(support, base.on(support)).exp(),
+        kept_mass_base=base.log_kept_mass(support).exp(),
         kept_mass=log_kept.exp(),
         support_compression=-log_kept + 0.0,
-        reshaping=free_energy(head, temperature),
-        alignment=temperature * divergence(log_q, tempered),
+        reshaping=free.masked_fill(trivial, 0.0),
+        alignment=(temperature * support.mean(apart)).clamp(min=0.0),
         constant=temperature * floor,
-        cross_entropy=cross_entropy(log_q, log_p),
+        cross_entropy=model.log_norm - support.mean(logits),
         floor=floor,
     )
 
 
 def log_kept_mass(support: Support, log_p: Tensor) -> Tensor:
-    """Return log p(S) (Eq. 10), from log p on S. It is 0 where S is the vocabulary."""
+    """Return log p(S) (Eq. 10) of log p on S; 0 where S is the vocabulary."""
     return log_p.logsumexp(1).clamp(max=0.0).masked_fill(support.complete, 0.0)
 
 
@@ -136,15 +152,13 @@ def cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Return KL(q || p) of normalized rows.
+    """Return KL(q || p) of rows of log-probabilities, at least 0; exactly 0 for equal rows.
 
-    It is the sum of q log(q / p) - q + p. Every summand is at least 0: nothing cancels, and equal
-    rows give 0. A token without mass under p, but with some under q, makes it infinite.
+    A token without mass under p, but with some under q, makes it infinite.
     """
-    outside = log_q == -torch.inf
-    ratio = (log_q - log_p).masked_fill(outside, 0.0)
-    inside = (log_q.exp() * (ratio + torch.expm1(-ratio))).sum(1)
-    return inside + log_p.masked_fill(~outside, -torch.inf).exp().sum(1)
+    apart = (log_q - log_p).masked_fill(log_q == -torch.inf, 0.0)
+    gap: Tensor = torch.linalg.vecdot(log_q.exp(), apart)
+    return gap.clamp(min=0.0)
 
 
 def renyi_entropy(log_p: Tensor, order: float) -> Tensor:
@@ -192,10 +206,9 @@ class EntropySplit:
 
 def entropy_split(support: Support, model: LogProbabilities) -> EntropySplit:
     """Split the entropy of a model into gate, head and tail."""
-    log_p = model.on(support)
-    kept = log_kept_mass(support, log_p).exp()
+    kept = model.log_kept_mass(support).exp()
     total = model.entropy
-    in_head = entropy(log_p)
+    in_head = total if support.is_vocabulary else entropy(model.on(support))
     # Differences of near numbers, and exactly 0 where nothing is outside.
     rest = (1 - kept).clamp(min=0)
     head = in_head - torch.special.entr(kept)
@@ -272,7 +285,7 @@ def composition(
     inside = support.kept & (event if support.ids is None else event.gather(1, support.ids))
     student = log_normalize(support.log_q / temperature)
     on_support = log_normalize(tempered.on(support))
-    log_m = log_kept_mass(support, tempered.on(support))
+    log_m = tempered.log_kept_mass(support)
     student_share, support_share = (_mass(rows, inside) for rows in (student, on_support))
     return Composition(
         effective_temperature=effective,

@@ -41,7 +41,7 @@ def test_the_base_has_made_no_progress(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("setting", SAMPLES)
-def test_the_ideal_fit_closes_the_gap_at_the_training_temperature(
+def test_the_ideal_fit_closes_the_gap_at_its_temperature(
     setting: Setting,
 ) -> None:
     base = _logits()

@@ -19,7 +19,6 @@ from ssd_ray.analysis.theory import (
     entropy,
     entropy_split,
     free_energy,
-    log_kept_mass,
     logit_gradient,
     renyi_entropy,
     temperature_response,
@@ -260,4 +259,4 @@ def test_excluded_tokens_have_no_part_in_any_measure() -> None:
     padded = of(torch.cat([base, excluded], 1), torch.cat([model, excluded], 1))
     assert padded == pytest.approx(of(base, model), abs=1e-12)
     everything = Support(ids=None, log_q=base.log_softmax(1), complete=torch.tensor([True]))
-    assert float(log_kept_mass(everything, LogProbabilities(model).on(everything))) == 0
+    assert float(LogProbabilities(model).log_kept_mass(everything)) == 0

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssd_ray.analysis.operator import Setting, distribution
 from ssd_ray.config import Decoding, EngineConfig
 from ssd_ray.inference.vllm.arguments import truncates_exactly
 from ssd_ray.inference.vllm.truncation import Bounds, truncate
-from ssd_ray.training.observe.distributions import sampling_log_probabilities
 from tests.support.device_steps import DeviceSteps
 from tests.support.operator_reference import borderline, survivors
 
@@ -135,30 +135,44 @@ def test_survivors_match_vllm(batch: tuple[np.ndarray, list[int], list[float]]) 
 
 
 def _unstable(
-    scores: torch.Tensor, dim: int = -1, *, stable: bool = False, **_: object
+    scores: torch.Tensor, dim: int = -1, *, stable: bool = False, descending: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sort as a device may: among equal values the last comes first, unless stable."""
     if stable:
-        return torch.sort(scores, dim=dim, stable=True)
-    values, order = torch.sort(scores.flip(dim), dim=dim, stable=True)
+        return torch.sort(scores, dim=dim, descending=descending, stable=True)
+    values, order = torch.sort(scores.flip(dim), dim=dim, descending=descending, stable=True)
     return values, scores.shape[dim] - 1 - order
 
 
 @settings(max_examples=300, deadline=None)
-@given(batches())
-def test_the_held_out_measures_cut_ties_where_the_sampler_does(
-    batch: tuple[np.ndarray, list[int], list[float]],
+@given(batches(), st.sampled_from([0.3, 0.7, 1.0, 1.6, 2.0]), st.booleans())
+def test_the_sampler_is_the_operator(
+    batch: tuple[np.ndarray, list[int], list[float]], temperature: float, temper_first: bool
 ) -> None:
+    """Tempered by vLLM or by `Bounds`: the same survivors, ties included, and so the same q."""
+    logits, top_k, top_p = batch
+    tempered = logits / np.float32(temperature)
+    bounds = Bounds(
+        list(zip(top_k, top_p, strict=True)),
+        logits.shape[1],
+        temperatures=None if temper_first else [temperature] * len(logits),
+    )
+    sampled = truncate(torch.tensor(tempered if temper_first else logits), bounds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "sort", _unstable)
-        supports = [
-            torch.isfinite(
-                sampling_log_probabilities(torch.tensor(scores)[None], Decoding(top_k=k, top_p=p))
-            )[0].numpy()
-            for scores, k, p in zip(*batch, strict=True)
-        ]
-        for scores, k, p, support, kept in zip(*batch, supports, _kept(*batch), strict=True):
-            assert set(np.flatnonzero(support).tolist()) == kept or borderline(scores, k, p)
+        operator = torch.cat(
+            [
+                distribution(torch.tensor(scores)[None], Setting(temperature, k, p))
+                for scores, k, p in zip(logits, top_k, top_p, strict=True)
+            ]
+        )
+    for row, (q, k, p) in enumerate(zip(operator, top_k, top_p, strict=True)):
+        if borderline(tempered[row], k, p):
+            continue
+        kept = sampled[row] > -torch.inf
+        assert torch.equal(q > 0, kept)
+        drawn = sampled[row].double() / (1.0 if temper_first else temperature)
+        torch.testing.assert_close(q, drawn.softmax(0), rtol=0, atol=2e-6)
 
 
 def test_all_ties_of_the_kth_survive() -> None:

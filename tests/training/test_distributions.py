@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssd_ray.analysis.operator import distribution, support
 from ssd_ray.config import Decoding
 from ssd_ray.schema import Example
-from ssd_ray.training.observe.distributions import MEASURES, measure, sampling_log_probabilities
+from ssd_ray.training.observe.distributions import MEASURES, SIGNALS, measure, summarize
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from fixed_point import memorizing_floor
@@ -55,9 +56,18 @@ def _brute(
     mass = sum(value for value, inside in zip(p, kept, strict=True) if inside)
     head = [value / mass for value, inside in zip(p, kept, strict=True) if inside]
     tail = [value / (1 - mass) for value, inside in zip(p, kept, strict=True) if not inside]
+    temperature = decoding.temperature
+    powers = [value ** (1 / temperature) for value in head]
+    aligned = [power / sum(powers) for power in powers]
+    inside = [value for value in q if value > 0]
     return {
         "nll": -math.log(p[drawn]),
         "floor": _entropy(q),
+        "support_compression": -math.log(mass),
+        "reshaping": -temperature * math.log(sum(powers)),
+        "alignment": temperature
+        * sum(a * math.log(a / b) for a, b in zip(inside, aligned, strict=True)),
+        "constant": temperature * _entropy(q),
         "cross_entropy": -sum(a * math.log(b) for a, b in zip(q, p, strict=True)),
         "kl_to_base": sum(a * math.log(a / b) for a, b in zip(p, p0, strict=True)),
         "entropy": _entropy(p),
@@ -68,6 +78,10 @@ def _brute(
         "base_kept_mass": sum(value for value, inside in zip(p0, kept, strict=True) if inside),
         "outside_support": float(not kept[drawn]),
     }
+
+
+def _means(model: Any, base: Any, drawn: Any, decoding: Decoding) -> dict[str, Any]:
+    return summarize(measure(model, base, drawn, decoding).sum(0), len(drawn))
 
 
 LOGITS = st.lists(
@@ -87,13 +101,11 @@ DECODINGS = st.builds(
 def test_every_measure_is_what_brute_force_finds(
     model: list[float], base: list[float], drawn: int, decoding: Decoding
 ) -> None:
-    ours = measure(torch.tensor([model]), torch.tensor([base]), torch.tensor([drawn]), decoding)[
-        0
-    ].tolist()
+    ours = _means(torch.tensor([model]), torch.tensor([base]), torch.tensor([drawn]), decoding)
     theirs = _brute(model, base, drawn, decoding)
-    assert set(theirs) == set(MEASURES)
-    for name, value in zip(MEASURES, ours, strict=True):
-        assert value == pytest.approx(theirs[name], abs=2e-5), name
+    assert set(theirs) == set(MEASURES) == set(ours) - set(SIGNALS)
+    for name in MEASURES:
+        assert ours[name] == pytest.approx(theirs[name], abs=2e-5), name
 
 
 @settings(deadline=None)
@@ -101,17 +113,13 @@ def test_every_measure_is_what_brute_force_finds(
 def test_cross_entropy_is_above_the_floor_and_entropy_adds_up(
     model: list[float], base: list[float], decoding: Decoding
 ) -> None:
-    measured = dict(
-        zip(
-            MEASURES,
-            measure(torch.tensor([model]), torch.tensor([base]), torch.tensor([0]), decoding)[
-                0
-            ].tolist(),
-            strict=True,
-        )
-    )
+    measured = _means(torch.tensor([model]), torch.tensor([base]), torch.tensor([0]), decoding)
     assert measured["cross_entropy"] >= measured["floor"] - 1e-6
     assert measured["kl_to_base"] >= -1e-6
+    terms = ("support_compression", "reshaping", "alignment", "constant")
+    assert measured["cross_entropy"] == pytest.approx(
+        sum(measured[name] for name in terms), abs=1e-9
+    )
     assert measured["entropy"] == pytest.approx(
         sum(measured[f"entropy_{part}"] for part in ("gate", "head", "tail")), abs=1e-9
     )
@@ -122,37 +130,25 @@ def test_the_floor_is_the_samplers_mean_loss_on_its_own_draws() -> None:
     generator = torch.Generator().manual_seed(0)
     base, model = torch.randn(2, 1, 50, generator=generator) * 2
     decoding = Decoding(temperature=1.6, top_k=20, top_p=0.8)
-    log_q = sampling_log_probabilities(base, decoding)
-    drawn = torch.multinomial(log_q.exp()[0], 40_000, replacement=True, generator=generator)
-    means = measure(
-        model.expand(len(drawn), -1), base.expand(len(drawn), -1), drawn, decoding
-    ).mean(0)
-    named = dict(zip(MEASURES, means.tolist(), strict=True))
-    assert float(-log_q[0, drawn].mean()) == pytest.approx(named["floor"], abs=0.02)
+    q = distribution(base, decoding)[0]
+    drawn = torch.multinomial(q, 40_000, replacement=True, generator=generator)
+    named = _means(model.expand(len(drawn), -1), base.expand(len(drawn), -1), drawn, decoding)
+    assert float(-q[drawn].log().mean()) == pytest.approx(named["floor"], abs=0.02)
     assert named["nll"] == pytest.approx(named["cross_entropy"], abs=0.03)
     assert named["outside_support"] == 0
 
 
 def test_a_base_has_no_divergence_from_itself() -> None:
     logits = torch.randn(5, 30)
-    plain = dict(
-        zip(
-            MEASURES,
-            measure(logits, logits, torch.arange(5), Decoding()).mean(0).tolist(),
-            strict=True,
-        )
-    )
+    plain = _means(logits, logits, torch.arange(5), Decoding())
     assert plain["kl_to_base"] == 0
     assert plain["cross_entropy"] == pytest.approx(plain["floor"], abs=1e-6)
     assert plain["kept_mass"] == pytest.approx(1.0)
-    assert plain["entropy_gate"] == pytest.approx(0.0, abs=1e-9)
-    greedy = dict(
-        zip(
-            MEASURES,
-            measure(logits, logits, logits.argmax(1), Decoding(temperature=0)).mean(0).tolist(),
-            strict=True,
-        )
-    )
+    assert plain["entropy_gate"] == 0
+    assert plain["alignment"] == plain["reshaping"] == plain["support_compression"] == 0
+    assert plain["gap_closed"] is None
+    assert plain["tail_removed"] is None
+    greedy = _means(logits, logits, logits.argmax(1), Decoding(temperature=0))
     assert greedy["floor"] == 0
     assert greedy["nll"] == pytest.approx(greedy["cross_entropy"])
 
@@ -169,13 +165,9 @@ def test_the_papers_toy_distributions_are_reproduced() -> None:
     The first tokens have 94.8 and 5.2 percent at its `lock`, 34.4 and 16.9 at its `fork`.
     """
     decoding = Decoding(temperature=0.9, top_p=0.85)
-    lock = sampling_log_probabilities(
-        _geometric([0.750, 0.055, 0.050, 0.037], 0.75), decoding
-    ).exp()[0]
+    lock = distribution(_geometric([0.750, 0.055, 0.050, 0.037], 0.75), decoding)[0]
     assert [round(100 * value, 1) for value in lock.tolist()[:3]] == [94.8, 5.2, 0.0]
-    fork = sampling_log_probabilities(
-        _geometric([0.148, 0.280, 0.140, 0.144], 0.5), decoding
-    ).exp()[0]
+    fork = distribution(_geometric([0.148, 0.280, 0.140, 0.144], 0.5), decoding)[0]
     assert int((fork > 0).sum()) == 5
     assert [round(100 * value, 1) for value in fork.tolist()[:2]] == [16.9, 34.4]
 
@@ -183,7 +175,7 @@ def test_the_papers_toy_distributions_are_reproduced() -> None:
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_ties_at_the_k_th_place_all_stay(order: tuple[int, ...]) -> None:
     logits: Any = torch.tensor([2.0, 1.0, 1.0])[list(order)][None]
-    assert int((sampling_log_probabilities(logits, Decoding(top_k=2)) > -torch.inf).sum()) == 3
+    assert support(logits, Decoding(top_k=2)).sizes.tolist() == [3]
 
 
 @settings(deadline=None)

@@ -263,16 +263,13 @@ def test_peak_memory_is_at_most_a_fifth_of_the_plain_loss() -> None:
 
 
 def test_held_out_measures_need_memory_for_one_chunk() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     positions = CHUNK // CHUNKS
-    with FakeTensorMode(), LiveBytes() as live:
-        logits = [torch.randn(positions, VOCABULARY) for _ in range(2)]
-        measure(
-            *logits,
-            torch.zeros(positions, dtype=torch.int64),
-            Decoding(temperature=1.3, top_k=20, top_p=0.9),
-        )
-    assert (
-        live.peak <= 12 * CHUNK * VOCABULARY
-    )  # 12 bytes per logit of a chunk, as the planner counts them
+    logits = [torch.randn(positions, VOCABULARY) for _ in range(2)]
+    drawn = torch.zeros(positions, dtype=torch.int64)
+    truncated, tempered = Decoding(temperature=1.3, top_k=20, top_p=0.9), Decoding(temperature=1.3)
+    for decoding in (truncated, tempered):
+        with LiveBytes() as live:
+            measure(*logits, drawn, decoding)
+        total = live.peak + sum(each.nbytes for each in logits)
+        # 12 bytes per logit of a chunk, as the planner counts them
+        assert total <= 12 * CHUNK * VOCABULARY

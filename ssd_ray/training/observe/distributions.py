@@ -1,27 +1,33 @@
-"""Next-token distributions of base, samples and trained model: pure functions on logits.
+"""Measures of held-out positions: base, samples and model in training, by their logits.
 
-At a position:
+- p0: distribution of the frozen base. q: that of the samples, on the kept tokens S. p: distribution
+  of the model in training. `ssd_ray/analysis` computes all of them.
+- Data drawn from q costs p the cross-entropy CE(q, p) = H(q) + KL(q || p). H(q) is the floor of the
+  loss on held-out samples, attained by p = q alone.
 
-- p0: distribution of the frozen base.
-- q: distribution of the samples. p0 is tempered, cut to the top k, then to the nucleus, and
-  renormalized on the rest, S (arXiv 2604.01193, Eq. 6 and 7, appendix A for the order).
-- p: distribution of the model in training.
-
-Data drawn from q costs p the cross-entropy CE(q, p) = H(q) + KL(q || p). H(q) is the floor of the
-loss on held-out samples, attained by p = q alone. Does no I/O.
+Pure functions without I/O.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
+from ssd_ray.analysis.operator import chunks, support
+from ssd_ray.analysis.signals import NUM_SUMS, progress, progress_sums
+from ssd_ray.analysis.theory import LogProbabilities, entropy_split, terms
 from ssd_ray.config import Decoding
 
 MEASURES = (
     "nll",
     "floor",
     "cross_entropy",
+    "support_compression",
+    "reshaping",
+    "alignment",
+    "constant",
     "kl_to_base",
     "entropy",
     "entropy_gate",
@@ -31,49 +37,28 @@ MEASURES = (
     "base_kept_mass",
     "outside_support",
 )
-"""Columns of `measure`, in nats; the last three are shares."""
+"""Means over positions, in nats; the last three are shares."""
 
-GREEDY = 1e-5
-"""Bound of greedy decoding: temperatures below it are greedy (vLLM)."""
+SIGNALS = ("gap_closed", "temperature_reached", "tail_removed")
+"""Ratios of sums over positions (`ssd_ray/analysis/signals.py`)."""
 
-
-def sampling_log_probabilities(base: Tensor, decoding: Decoding) -> Tensor:
-    """Return log q, float32 [positions, vocabulary], minus infinity outside of S.
-
-    - `base` are the base's logits, [positions, vocabulary].
-    - All ties at the k-th place stay.
-    - The nucleus is the smallest set of the most likely tokens with a mass of at least top-p. It
-      always holds the most likely token.
-    """
-    logits = base.float()
-    if decoding.temperature < GREEDY:
-        only = torch.zeros_like(logits, dtype=torch.bool).scatter_(
-            1, logits.argmax(1, keepdim=True), True
-        )
-        return torch.full_like(logits, -torch.inf).masked_fill_(only, 0.0)
-    logits = logits / decoding.temperature
-    if decoding.top_k is not None and decoding.top_k < logits.shape[1]:
-        kth = logits.topk(decoding.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if decoding.top_p < 1:
-        # As in `truncation.py`: of equal logits at the border of p, the larger indices stay.
-        rising, order = logits.sort(dim=1, stable=True)
-        dropped = rising.double().softmax(1).cumsum(1) <= 1 - decoding.top_p
-        dropped[:, -1] = False
-        logits = logits.masked_fill(
-            torch.zeros_like(dropped).scatter_(1, order, dropped), -torch.inf
-        )
-    return logits.log_softmax(1)
+NUM_COLUMNS = len(MEASURES) + NUM_SUMS
+"""Columns of `measure`."""
 
 
 def measure(model: Tensor, base: Tensor, drawn: Tensor, decoding: Decoding) -> Tensor:
-    """Return all `MEASURES` at each position, float64 [positions, measures].
+    """Return `MEASURES` and the summands of `SIGNALS`, float64 [positions, NUM_COLUMNS].
 
     - nll: -log p of the drawn token.
     - floor: H(q).
-    - cross_entropy: CE(q, p), the expectation of nll.
+    - cross_entropy: CE(q, p), the expectation of nll, and the sum of the next four (arXiv
+      2604.01193, Eq. 4 = 15).
+    - support_compression: -log p(S).
+    - reshaping: (1 - T) H_1/T of p on S.
+    - alignment: T KL(q || Temper_T of p on S).
+    - constant: T H(q).
     - kl_to_base: KL(p || p0) over the full vocabulary.
-    - entropy: H(p), the sum of the next three (arXiv 2604.01193, Eq. 30).
+    - entropy: H(p), the sum of the next three (Eq. 30).
     - entropy_gate: entropy of being in S or not.
     - entropy_head: entropy within S, times the mass of S.
     - entropy_tail: entropy outside of S, times the mass outside.
@@ -86,35 +71,47 @@ def measure(model: Tensor, base: Tensor, drawn: Tensor, decoding: Decoding) -> T
         base: logits of the frozen base at the same positions, [positions, vocabulary].
         drawn: token ids drawn there, [positions].
         decoding: decoding of the samples.
+
+    Raises:
+        UserError: a position has NaN, infinity or no finite logit.
     """
-    log_p, log_p0 = model.float().log_softmax(1), base.float().log_softmax(1)
-    log_q = sampling_log_probabilities(base, decoding)
-    kept = log_q > -torch.inf
-    p, q = log_p.double().exp(), log_q.double().exp()
-    surprise = -log_p.double()
-    mass = (p * kept).sum(1)
-    rest = (p * ~kept).sum(1)
-    # The float32 probabilities do not add up to 1 exactly, and the entropy of the gate needs it.
-    mass, rest = mass / (mass + rest), rest / (mass + rest)
-    in_head = (p * surprise * kept).sum(1)
-    in_tail = (p * surprise * ~kept).sum(1)
+    parts = [
+        _measure(model[chunk], base[chunk], drawn[chunk], decoding) for chunk in chunks(*base.shape)
+    ]
+    return torch.cat(parts) if parts else base.new_zeros((0, NUM_COLUMNS), dtype=torch.float64)
+
+
+def _measure(model: Tensor, base: Tensor, drawn: Tensor, decoding: Decoding) -> Tensor:
+    kept = support(base, decoding)
+    p0, p = LogProbabilities(base), LogProbabilities(model.double())
+    parts = terms(kept, p0, p, decoding.temperature)
+    split = entropy_split(kept, p)
     columns = {
-        "nll": surprise.gather(1, drawn[:, None]).squeeze(1),
-        "floor": -(q * log_q.double().masked_fill(~kept, 0.0)).sum(1),
-        "cross_entropy": (q * surprise).sum(1),
-        "kl_to_base": (p * (log_p - log_p0).double()).sum(1),
-        "entropy": in_head + in_tail,
-        "entropy_gate": _part(mass) + _part(rest),
-        "entropy_head": in_head - _part(mass),
-        "entropy_tail": in_tail - _part(rest),
-        "kept_mass": mass,
-        "base_kept_mass": (log_p0.double().exp() * kept).sum(1),
-        "outside_support": (~kept).gather(1, drawn[:, None]).squeeze(1).double(),
+        "nll": -p.of(drawn),
+        "floor": parts.floor,
+        "cross_entropy": parts.cross_entropy,
+        "support_compression": parts.support_compression,
+        "reshaping": parts.reshaping,
+        "alignment": parts.alignment,
+        "constant": parts.constant,
+        "kl_to_base": p.divergence_from(p0),
+        "entropy": split.total,
+        "entropy_gate": split.gate,
+        "entropy_head": split.head,
+        "entropy_tail": split.tail,
+        "kept_mass": parts.kept_mass,
+        "base_kept_mass": parts.kept_mass_base,
+        "outside_support": (kept.at(drawn) == -torch.inf).double(),
     }
-    return torch.stack([columns[name] for name in MEASURES], dim=1)
+    means = torch.stack([columns[name] for name in MEASURES], dim=1)
+    return torch.cat([means, progress_sums(kept, p0, p)], dim=1)
 
 
-def _part(mass: Tensor) -> Tensor:
-    """Return -m log m, 0 at 0."""
-    part: Tensor = torch.special.entr(mass)
-    return part
+def summarize(total: Tensor, positions: int) -> dict[str, float | None]:
+    """Return `MEASURES` and `SIGNALS` by name, of `measure` summed over positions.
+
+    A signal that theory leaves undefined is None.
+    """
+    means = (total[: len(MEASURES)] / positions).tolist()
+    signals = asdict(progress(total[len(MEASURES) :]))
+    return dict(zip(MEASURES, means, strict=True)) | {name: signals[name] for name in SIGNALS}

@@ -1,8 +1,8 @@
 """Held-out samples, measured under the model in training and the frozen base.
 
 - The loss on training samples starts near its floor and shows little. On held-out samples,
-  likelihood is measured against the floor, with the distance to the base and the parts of the
-  entropy (`distributions.py`).
+  likelihood is measured against the floor, with the parts of the loss and of the entropy, the
+  distance to the base, and the signals of progress (`distributions.py`).
 - Every measurement needs the base's distribution. Its logits or a second model would take too much
   memory. Its last hidden states are kept instead, and a copy of its output head if training changes
   the head.
@@ -29,7 +29,7 @@ from ssd_ray.errors import UserError
 from ssd_ray.training.data import batches
 from ssd_ray.training.data.examples import Examples, Ints
 from ssd_ray.training.model.sequence_parallel import slice_of
-from ssd_ray.training.observe.distributions import MEASURES, measure
+from ssd_ray.training.observe.distributions import NUM_COLUMNS, measure, summarize
 
 HELD_OUT_LOG = "heldout.jsonl"
 CHUNKS = 8
@@ -104,12 +104,12 @@ class HeldOut:
             self._base_head = parts if head.weight.requires_grad else None
         self._base_states = [states.cpu() for states, _ in self._hidden()]
 
-    def measure(self) -> dict[str, float]:
-        """Return the means of `MEASURES` over all held-out response tokens, and their number.
+    def measure(self) -> dict[str, float | None]:
+        """Return measures and signals over all held-out response tokens, and their number.
 
-        The result is the same on every worker.
+        Workers add up their sums, so the result is the same for any number of them.
         """
-        total = torch.zeros(len(MEASURES) + 1, dtype=torch.float64)
+        total = torch.zeros(NUM_COLUMNS + 1, dtype=torch.float64)
         head = self._engine.module.model.get_output_embeddings()
         for (states, drawn), base in zip(self._hidden(), self._base_states, strict=True):
             with self._gathered(), torch.no_grad():
@@ -129,8 +129,8 @@ class HeldOut:
                     )
         total = total.to(self._engine.device)
         distributed.all_reduce(total)
-        means = (total[:-1] / total[-1]).tolist()
-        return {"tokens": int(total[-1]), **dict(zip(MEASURES, means, strict=True))}
+        tokens = int(total[-1])
+        return {"tokens": tokens, **summarize(total[:-1], tokens)}
 
     def _deal(self, budget: int) -> list[tuple[Ints, float]]:
         """Return this worker's micro-batches and the weight of their tokens.

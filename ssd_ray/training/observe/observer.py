@@ -134,8 +134,9 @@ class Observer:
         if self._engine.global_rank == 0:
             with (self._job.out / HELD_OUT_LOG).open("a") as handle:
                 handle.write(json.dumps({"step": step, **measures}) + "\n")
+        defined = {name: value for name, value in measures.items() if value is not None}
         for tracker in self._trackers:
-            tracker.log({f"heldout/{name}": value for name, value in measures.items()}, step)
+            tracker.log({f"heldout/{name}": value for name, value in defined.items()}, step)
 
     def _utilization(self, batch: GlobalBatch, seconds: float) -> float | None:
         """Return model FLOPs utilization (MFU): operations over the peak of all devices.
