@@ -36,7 +36,9 @@ def _truncates(source: str) -> bool:
     calls = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) != "np"
     ]
     called = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
     excludes = any(
