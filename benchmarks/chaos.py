@@ -34,7 +34,8 @@ from typing import Any
 
 import psutil
 from chaos_cases import CASES, Case, Scene, volume, wait_for_moment
-from chaos_target import Command, LocalTarget, Target, local_target
+from chaos_nodes import LocalTarget, local_target
+from chaos_target import Command, Target
 from chaos_watch import STAGES, Stage, Watch, compare
 from machine import machine
 
@@ -50,7 +51,7 @@ name: chaos
 description: a random model, to prove the machinery
 model: {{source: MODEL, dtype: float32, max_model_len: 1024}}
 prompts: {{source: builtin, split: train, limit: 24}}
-sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 2, max_tokens: 240,
+sample: {{temperature: 1.2, top_k: 20, top_p: 0.95, samples_per_prompt: 6, max_tokens: 240,
   shard_rows: 4}}
 prepare: {{policies: {{stub: keep}}, max_length: 1024}}
 train: {{steps: 40, global_batch_size: 4, micro_batch_tokens: 256, learning_rate: 1.0e-3,
@@ -83,7 +84,10 @@ class Row:
     """Answers, steps or verdicts on disk at the strike."""
     role_back_s: float | None
     """None if the work ended before the role had as many workers as before."""
-    job_back_s: float | None
+    pause_s: float
+    """Longest time without more on disk, from the strike on."""
+    worker_seconds_lost: float
+    """Seconds of missing workers of the role, summed until the work ends: GPU seconds of a GPU."""
     seconds: float
     """From the strike to the end of the last command."""
     commands: int
@@ -180,7 +184,7 @@ class Bench:
             minute=self._options.minute,
         )
         try:
-            wait_for_moment(scene.watch, scene.command, max(1, round(total * moment)), WAIT_S)
+            wait_for_moment(scene, max(1, round(total * moment)), WAIT_S)
             last = scene.watch.look()
             done, before = last.done, last.workers
             if done >= total:
@@ -206,7 +210,8 @@ class Bench:
             moment=moment,
             at=done,
             role_back_s=watch.role_back_after(struck, before),
-            job_back_s=watch.job_back_after(struck, done),
+            pause_s=watch.longest_pause_after(struck, done),
+            worker_seconds_lost=watch.worker_seconds_lost_after(struck, before),
             seconds=seconds,
             commands=commands,
             answers_again=scene.answers_in_flight + watch.answers_lost,
@@ -290,14 +295,21 @@ def started(directory: Path, *, slow: bool) -> Iterator[LocalTarget]:
 def markdown(rows: list[Row]) -> str:
     """Return the rows as a table."""
     lines = [
-        "| case | stage | at | role back, s | job back, s | answers, steps, verdicts again "
-        "| lost, doubled, different | equal | commands | left |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| case | stage | at | role back, s | pause, s | worker s lost "
+        "| answers, steps, verdicts again | lost, doubled, different | equal | commands | left |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         again = f"{row.answers_again}, {row.steps_again}, {row.verdicts_again}"
-        cells = [row.case, row.stage, f"{row.moment:.0%}", _s(row.role_back_s), _s(row.job_back_s)]
-        cells += [again, f"{row.lost}, {row.doubled}, {row.different}"]
+        cells = [
+            row.case,
+            row.stage,
+            f"{row.moment:.0%}",
+            _s(row.role_back_s),
+            f"{row.pause_s:.1f}",
+        ]
+        cells += [f"{row.pause_s:.1f}", f"{row.worker_seconds_lost:.0f}", again]
+        cells += [f"{row.lost}, {row.doubled}, {row.different}"]
         cells += ["yes" if row.equal else "no", str(row.commands), str(len(row.left))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

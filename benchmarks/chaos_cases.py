@@ -256,18 +256,19 @@ def volume(directory: Path) -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
-def wait_for_moment(watch: Watch, command: Command, goal: int, timeout_s: float) -> None:
-    """Wait until a run has `goal` units on disk and a worker.
+def wait_for_moment(scene: Scene, goal: int, timeout_s: float) -> None:
+    """Wait until a run has `goal` units on disk, and a worker at each place.
 
     Raises:
         RuntimeError: the command ended first.
     """
 
     def has_come() -> bool:
-        if watch.done >= goal and watch.workers:
+        places = scene.target.places(scene.stage.role)
+        if scene.watch.done >= goal and len(scene.watch.workers) >= len(places):
             return True
-        if command.poll() is not None:
-            raise RuntimeError(f"the command ended before the moment: {command.tail()}")
+        if scene.command.poll() is not None:
+            raise RuntimeError(f"the command ended before the moment: {scene.command.tail()}")
         return False
 
     wait_until(has_come, timeout_s, f"{goal} units on disk")

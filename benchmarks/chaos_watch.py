@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import psutil
@@ -142,6 +142,16 @@ def in_flight(run: Path, victims: Iterable[int], most: int) -> int:
     return begun
 
 
+def ready_engines(run: Path) -> set[int]:
+    """Return the processes of engines with a loaded model, by their heartbeats."""
+    from ssd_ray.inference.crashes import heartbeat
+
+    statuses = (
+        each for control in (run / ".engines").glob("*") for each in heartbeat.read(control)
+    )
+    return {each.pid for each in statuses if each.state == "ready" and not each.crashed}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One look at a run."""
@@ -150,7 +160,7 @@ class Sample:
     done: int
     """Answers, steps or verdicts on disk."""
     workers: frozenset[int]
-    """Live processes of the stage's role that are not stopped."""
+    """Live processes of the stage's role that are not stopped; of engines, those with a model."""
 
 
 class Watch:
@@ -199,8 +209,10 @@ class Watch:
     def _look(self) -> Sample:
         done = getattr(self, f"_{self._stage.verb}")([self._run / a for a in self._stage.artifacts])
         workers = filter(is_at_work, self._target.workers(self._stage.role))
-        pids = frozenset(process.pid for process in workers)
-        return Sample(at=time.monotonic(), done=done, workers=pids)
+        pids = pids_of(workers)
+        if self._stage.verb == "sample":
+            pids &= ready_engines(self._run)
+        return Sample(at=time.monotonic(), done=done, workers=frozenset(pids))
 
     def _sample(self, directories: list[Path]) -> int:
         present = finished_answers(directories[0])
@@ -247,11 +259,30 @@ class Watch:
                 return sample.at - struck
         return None if is_missing else 0.0
 
-    def job_back_after(self, struck: float, done: int) -> float | None:
-        """Return the seconds until there was more on disk than at the strike."""
-        later = (each.at for each in self.samples if each.at >= struck and each.done > done)
-        first = next(later, None)
-        return None if first is None else first - struck
+    def worker_seconds_lost_after(self, struck: float, before: frozenset[int]) -> float:
+        """Return the seconds of missing workers, summed until the role is back or work ends."""
+        total = self.samples[-1].done
+        later = [sample for sample in self.samples if sample.at >= struck]
+        lost = 0.0
+        for sample, following in pairwise(later):
+            if sample.done >= total:
+                break
+            missing = max(0, len(before) - len(sample.workers))
+            lost += missing * (following.at - sample.at)
+        return lost
+
+    def longest_pause_after(self, struck: float, done: int) -> float:
+        """Return the longest time without more on disk than ever before, from the strike on.
+
+        The time from the last unit to the end of the command is no pause.
+        """
+        longest = 0.0
+        since, most = struck, done
+        for sample in self.samples:
+            if sample.at >= struck and sample.done > most:
+                longest = max(longest, sample.at - since)
+                since, most = sample.at, sample.done
+        return longest
 
 
 @dataclass(frozen=True, kw_only=True)

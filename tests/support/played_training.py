@@ -25,6 +25,7 @@ def work(out: Path) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     state = out.parent / "state"
+    partial = out.parent / "state.partial"
     driver = os.getppid()
     begin = int(state.read_text()) if state.exists() else 0
     cut_log(out, begin)
@@ -34,11 +35,13 @@ def work(out: Path) -> None:
             sys.exit(1)
         append_log(out, {"step": step, "loss": 1 / step, "seconds": time.monotonic()})
         if step % EVERY == 0 or stopping:
-            state.write_text(str(step))
+            partial.write_text(str(step))
+            partial.replace(state)
         if stopping:
             sys.exit(1)
     (out / "model.safetensors").write_bytes(b"weights")
     state.unlink()
+    partial.unlink(missing_ok=True)
 
 
 def main(run: Path) -> None:
