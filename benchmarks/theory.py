@@ -1,4 +1,4 @@
-"""Compare the time of the theory with a sort, and of held-out measures with their former version.
+"""Compare the theory with a sort, and held-out measures with their former version.
 
     python benchmarks/theory.py [--positions 4096] --out figures.json
 
@@ -133,7 +133,7 @@ def former_measure() -> Callable[[Tensor, Tensor, Tensor, Decoding], Tensor]:
         cwd=Path(__file__).parent,
     ).stdout
     module = types.ModuleType("former")
-    exec(compile(source, FORMER, "exec"), module.__dict__)  # noqa: S102: our own revision
+    exec(compile(source, FORMER, "exec"), module.__dict__)  # a revision of this file
     former: Callable[[Tensor, Tensor, Tensor, Decoding], Tensor] = module.measure
     return former
 

@@ -37,7 +37,7 @@ from ssd_ray.reporting.numbers.timings import Timings, timings
 from ssd_ray.reporting.numbers.training_data import TrainedModelFacts
 from ssd_ray.reporting.plots.canvas import Picture, style_of
 from ssd_ray.reporting.plots.pictures import pictures
-from ssd_ray.reporting.readings import readings
+from ssd_ray.reporting.readings import progress_in_words, readings
 from ssd_ray.reporting.templates.environment import environment
 
 
@@ -117,7 +117,7 @@ def _trained(run: Path, branch: TrainedModel) -> TrainedModelFacts:
         checkpoint=manifests.load_facts(checkpoint, CheckpointFacts),
         lengths=sample_counts(run / branch.samples),
         loss=logs.loss(checkpoint),
-        held_out=logs.held_out(checkpoint),
+        held_out=logs.held_out(checkpoint, branch.sample.temperature),
     )
 
 
@@ -153,6 +153,7 @@ def render(
         examples=answers,
         pictures=drawn,
         readings=readings(numbers),
+        progress=progress_in_words(numbers.training.held_out),
         acts=what_was_run(recipe, numbers),
         limits=limits(recipe, numbers, cost),
         choices=list(choices(recipe)),

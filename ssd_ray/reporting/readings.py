@@ -1,4 +1,4 @@
-"""Differences in plain words: the main comparisons of a run.
+"""Differences and progress in plain words: the main comparisons of a run, and its training.
 
 Each difference ends in words, for readers who do not know intervals. Pure functions of scores.json.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ssd_ray.reporting.numbers.logs import HeldOut
 from ssd_ray.reporting.numbers.scores import Scores
 from ssd_ray.reporting.numbers.sweeps import FamilyGain
 from ssd_ray.reporting.numbers.tables import ArmTable
@@ -20,6 +21,8 @@ from ssd_ray.reporting.words import (
     evidence,
     gain,
     is_few,
+    number,
+    percent,
     points,
     tally,
 )
@@ -130,3 +133,43 @@ def _free_reading(scores: Scores, benchmark: str, pair: FamilyGain) -> ArmReadin
         note=f"Best cell against best cell: {gain(gains.best_cell, free.problems)}, "
         "selected on the test problems themselves, so luck is part of it.",
     )
+
+
+def progress_in_words(held: HeldOut | None) -> list[str]:
+    """Return the final signals of a training as sentences; none if they were not measured."""
+    if held is None:
+        return []
+    sentences = []
+    if held.gap_closed is not None:
+        sentences.append(_gap_closed(held.gap_closed[-1]))
+    if held.temperature_reached is not None:
+        sentences.append(_temperature(held.temperature_reached[-1], held.sampling_temperature))
+    if held.tail_removed is not None:
+        sentences.append(_tail_removed(held.tail_removed[-1]))
+    return sentences
+
+
+def _gap_closed(share: float | None) -> str:
+    if share is None:
+        return "Gap closed: undefined, for the samples are draws from the base as it is."
+    way = "of the way from the base to the distribution of its samples"
+    if share < 0:
+        return f"Gap closed: none. The model is {percent(-share)} {way} further away."
+    return f"Gap closed: {percent(share)} {way}."
+
+
+def _temperature(reached: float | None, sampled: float | None) -> str:
+    drawn = "" if sampled is None else f" The samples were drawn at T{NBSP}{sampled:g}."
+    if reached is None:
+        return f"Temperature reached: undefined, no temperature of the base fits.{drawn}"
+    text = f"Temperature reached: {number(reached, 3)}. The base is at 1."
+    return f"{text}{drawn}"
+
+
+def _tail_removed(share: float | None) -> str:
+    if share is None:
+        return "Tail removed: undefined, for sampling kept every token."
+    mass = "of the base's mass on tokens outside of the samples' support"
+    if share < 0:
+        return f"Tail removed: none. The tail has gained {percent(-share)} {mass}."
+    return f"Tail removed: {percent(share)} {mass}."

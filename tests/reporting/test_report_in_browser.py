@@ -63,7 +63,7 @@ def shown(request, tmp_path_factory):
     """The page of a synthetic run, and how many figures it has."""
     swept = request.param == "a sweep"
     made = make_run(tmp_path_factory.mktemp("run"), recipe(evaluate=SWEEP if swept else {}))
-    return reported(made)[0] / "report.html", 12 if swept else 11
+    return reported(made)[0] / "report.html", 13 if swept else 12
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_the_same_report_twice_draws_the_same_pictures(made, shown, tmp_path):
     report(made.recipe, made.path, made.steps, out=tmp_path)
     pictures = re.findall(r'src="(data:[^"]+)"', (tmp_path / "report.html").read_text())
     assert pictures == re.findall(r'src="(data:[^"]+)"', shown[3])
-    assert len(pictures) == 11
+    assert len(pictures) == 12
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -358,6 +358,61 @@ def test_held_out_results_are_in_the_scores(
     files.write_atomic(made.path / "checkpoint" / "heldout.jsonl", '{"step": 0}\n')
     with pytest.raises(UserError, match=r"heldout.jsonl:1 is not a measurement"):
         reported(made, "spoilt")
+
+
+def _training_section(out: Path) -> str:
+    page = (out / "report.html").read_text()
+    return page.split('<section id="training">')[1].split("</section>")[0]
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_the_page_has_the_signals_of_progress_in_words(tmp_path):
+    made = make_run(tmp_path)
+    out, _, scores = reported(made)
+    held = scores["training"]["held_out"]
+    assert held["gap_closed"] == [0, 0.09, 0.18, 0.27, 0.36]
+    assert held["sampling_temperature"] == made.recipe.sample.temperature
+    section = _training_section(out)
+    assert "Gap closed: 36.0\u00a0% of the way from the base" in section
+    assert "Temperature reached: 1.44. The base is at 1. The samples were drawn at T" in section
+    assert "Tail removed: 53.3\u00a0% of the base" in section
+    assert section.index("Gap closed") < section.index("First loss")
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_logs_of_earlier_versions_have_no_signals_and_are_read(tmp_path):
+    made = make_run(tmp_path)
+    log = made.path / "checkpoint" / "heldout.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    later = {"gap_closed", "temperature_reached", "tail_removed", "alignment"}
+    before = [{name: line[name] for name in line if name not in later} for line in lines]
+    files.write_atomic(log, "".join(json.dumps(line) + "\n" for line in before))
+    out, _, scores = reported(made)
+    held = scores["training"]["held_out"]
+    assert held["gap_closed"] is held["alignment"] is None
+    assert held["support_compression"] is not None
+    assert "Gap closed" not in _training_section(out)
+    # A run that another version went on with has both kinds of lines.
+    files.write_atomic(log, "".join(json.dumps(line) + "\n" for line in [*before[:2], *lines[2:]]))
+    out, _, scores = reported(made, "resumed")
+    assert scores["training"]["held_out"]["gap_closed"] == [None, None, 0.18, 0.27, 0.36]
+    assert "Gap closed: 36.0" in _training_section(out)
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_signals_that_are_undefined_or_negative_are_named_so(tmp_path):
+    made = make_run(tmp_path)
+    log = made.path / "checkpoint" / "heldout.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    none = {"gap_closed": None, "temperature_reached": None, "tail_removed": None}
+    worse = {"gap_closed": -0.02, "temperature_reached": 0.9, "tail_removed": -0.5}
+    for change, expected in (
+        (none, ("Gap closed: undefined", "reached: undefined", "removed: undefined")),
+        (worse, ("further away", "reached: 0.9", "The tail has gained 50.0")),
+    ):
+        files.write_atomic(log, "".join(json.dumps(line | change) + "\n" for line in lines))
+        section = _training_section(reported(made, next(iter(expected)))[0])
+        assert all(words in section for words in expected)
 
 
 def test_a_step_repeated_after_a_crash_counts_once(tmp_path):

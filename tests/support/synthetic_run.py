@@ -315,12 +315,19 @@ def _measured(step):
         "nll": 0.9 - 0.005 * step,
         "floor": 0.6,
         "cross_entropy": 0.88 - 0.005 * step,
+        "support_compression": 0.16 - 0.002 * step,
+        "reshaping": -0.18 - 0.004 * step,
+        "alignment": 0.001 * step,
+        "constant": 0.9,
         "kl_to_base": 0.002 * step,
         "entropy": sum(parts.values()),
         **parts,
         "kept_mass": 0.85 + 0.002 * step,
         "base_kept_mass": 0.85,
         "outside_support": 0.0,
+        "gap_closed": 0.009 * step,
+        "temperature_reached": 1 + 0.011 * step,
+        "tail_removed": 0.02 * step / 1.5,
     }
 
 

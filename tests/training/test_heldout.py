@@ -150,12 +150,12 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return base, {name: folder / name for name in long | short}
 
 
-def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
+def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float | None]:
     """Return the measures by plain transformers, from full logits of one sequence at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ssd_ray.training.observe.distributions import MEASURES, measure
+    from ssd_ray.training.observe.distributions import measure, summarize
 
     ours, theirs = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (trained, base)
@@ -169,10 +169,8 @@ def _measured(base: Path, trained: Path, dataset: Path) -> dict[str, float]:
                 model(input_ids=ids[None]).logits[0, start - 1 : -1] for model in (ours, theirs)
             )
         expected.append(measure(logits, base_logits, ids[start:], SAMPLING))
-    return {
-        "tokens": sum(map(len, expected)),
-        **dict(zip(MEASURES, torch.cat(expected).mean(0).tolist(), strict=True)),
-    }
+    tokens = sum(map(len, expected))
+    return {"tokens": tokens, **summarize(torch.cat(expected).sum(0), tokens)}
 
 
 @pytest.mark.real
@@ -186,7 +184,10 @@ def test_held_out_measures_match_both_models(
         expected = _measured(model, trained, dataset)
         for name, value in expected.items():
             assert line[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
-    assert lines[0]["kl_to_base"] == pytest.approx(0, abs=1e-9)
+    for name in ("kl_to_base", "alignment", "gap_closed", "tail_removed"):
+        assert lines[0][name] == pytest.approx(0, abs=1e-9), name
+        assert lines[-1][name] != 0, name
+    assert lines[0]["temperature_reached"] == pytest.approx(1, abs=1e-9)
     assert lines[-1]["kl_to_base"] > 1e-3
     assert lines[0]["floor"] == lines[-1]["floor"]
 

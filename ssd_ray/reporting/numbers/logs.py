@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from ssd_ray.errors import UserError
@@ -28,7 +28,10 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Measures of held-out samples by step, in nats; the last two are shares."""
+    """Measures of held-out samples by step, in nats; masses and removed parts are shares.
+
+    The columns with a default are missing in logs of earlier versions.
+    """
 
     tokens: int
     """Answer tokens measured at each step."""
@@ -43,9 +46,27 @@ class HeldOut:
     entropy_tail: Series
     kept_mass: Series
     outside_support: Series
+    support_compression: Series | None = None
+    reshaping: Series | None = None
+    alignment: Series | None = None
+    constant: Series | None = None
+    gap_closed: Series | None = None
+    """Share of the way from the base to the sampling distribution; None if the two are equal."""
+    temperature_reached: Series | None = None
+    """None if no temperature of the base fits."""
+    tail_removed: Series | None = None
+    """Share of the base's mass outside of the support; None if nothing is outside."""
+    sampling_temperature: float | None = None
+    """T_train, for comparison with the temperature reached."""
 
 
-MEASURES = tuple(field.name for field in fields(HeldOut) if field.name not in ("tokens", "step"))
+_COLUMNS = [
+    field
+    for field in fields(HeldOut)
+    if field.name not in ("tokens", "step", "sampling_temperature")
+]
+MEASURES = tuple(field.name for field in _COLUMNS if field.default is MISSING)
+LATER_MEASURES = tuple(field.name for field in _COLUMNS if field.default is not MISSING)
 
 
 def loss(checkpoint: Path) -> Loss | None:
@@ -62,8 +83,10 @@ def loss(checkpoint: Path) -> Loss | None:
     return Loss(step=tuple(steps), loss=tuple(by_step[step]["loss"] for step in steps))
 
 
-def held_out(checkpoint: Path) -> HeldOut | None:
+def held_out(checkpoint: Path, temperature: float | None = None) -> HeldOut | None:
     """Return the measures by step; None without any.
+
+    `temperature` is that of the samples.
 
     Raises:
         UserError: a line of the file is not a measurement.
@@ -71,19 +94,33 @@ def held_out(checkpoint: Path) -> HeldOut | None:
     path = checkpoint / "heldout.jsonl"
     if not path.exists() or not path.read_text().strip():
         return None
-    by_step = _by_step(path, (*MEASURES, "tokens"), "a measurement")
+    by_step = _by_step(path, (*MEASURES, "tokens"), "a measurement", LATER_MEASURES)
     steps = sorted(by_step)
-    columns = {name: tuple(by_step[step][name] for step in steps) for name in MEASURES}
-    return HeldOut(tokens=int(by_step[steps[0]]["tokens"]), step=tuple(steps), **columns)
+    columns = {
+        name: tuple(by_step[step].get(name) for step in steps)
+        for name in (*MEASURES, *LATER_MEASURES)
+        if any(name in by_step[step] for step in steps)
+    }
+    tokens = by_step[steps[0]]["tokens"]
+    return HeldOut(
+        tokens=int(tokens or 0), step=tuple(steps), sampling_temperature=temperature, **columns
+    )
 
 
-def _by_step(path: Path, columns: Sequence[str], content: str) -> dict[int, dict[str, float]]:
-    """Return columns of a log by step; `content` names what a line has to be."""
-    by_step: dict[int, dict[str, float]] = {}
+def _by_step(
+    path: Path, columns: Sequence[str], content: str, optional: Sequence[str] = ()
+) -> dict[int, dict[str, float | None]]:
+    """Return columns of a log by step; `content` names what a line has to be.
+
+    Optional columns may be missing or null.
+    """
+    by_step: dict[int, dict[str, float | None]] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             record = json.loads(line)
-            values = {name: float(record[name]) for name in columns}
+            values: dict[str, float | None] = {name: float(record[name]) for name in columns}
+            for name in set(optional) & set(record):
+                values[name] = None if record[name] is None else float(record[name])
             by_step[int(record["step"])] = values
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -5,11 +5,55 @@ from __future__ import annotations
 import math
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssd_ray.reporting.numbers.logs import Series
 from ssd_ray.reporting.numbers.scores import Scores
-from ssd_ray.reporting.plots.canvas import COLORS, PAPER, Picture, canvas, finish
+from ssd_ray.reporting.plots.canvas import COLORS, PAPER, QUIET, WIDTH, Picture, canvas, finish
+
+
+def progress_plot(scores: Scores) -> Picture | None:
+    """Draw the signals of progress by step; None if they were not measured."""
+    columns = scores.training.held_out
+    if columns is None:
+        return None
+    shares = {"gap closed": columns.gap_closed, "tail removed": columns.tail_removed}
+    known = {name: values for name, values in shares.items() if _has_number(values)}
+    reached = columns.temperature_reached
+    if not known and not _has_number(reached):
+        return None
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, values), color in zip(known.items(), (COLORS[1], COLORS[5]), strict=False):
+        heights = [100 * height for height in _heights(values or ())]
+        left.plot(columns.step, heights, color=color, linewidth=1.6, label=name)
+    _by_step(left, "share of the way (%)")
+    left.axhline(0, color=QUIET, linewidth=0.8)
+    if _has_number(reached):
+        heights = _heights(reached or ())
+        right.plot(columns.step, heights, color=COLORS[2], linewidth=1.6, label="reached")
+    if columns.sampling_temperature is not None:
+        right.axhline(
+            columns.sampling_temperature,
+            color=COLORS[0],
+            linewidth=1.2,
+            linestyle="--",
+            label="T_train",
+        )
+    _by_step(right, "temperature")
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8.0, handlelength=1.4)
+    words = ", ".join(
+        [f"{name} from {_ends(values)}" for name, values in known.items() if values]
+        + ([f"temperature reached from {_ends(reached)}"] if reached else [])
+    )
+    caption = (
+        "Progress on held-out samples. Left: the base is at 0 and the distribution of the samples "
+        "at 100. Right: the temperature of the base that fits the model best."
+    )
+    return finish("progress", figure, f"Lines of the signals of progress: {words}.", caption)
 
 
 def likelihood_plot(scores: Scores) -> Picture | None:
@@ -120,6 +164,10 @@ def _by_step(axes: Axes, ylabel: str) -> None:
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
+
+
+def _has_number(values: Series | None) -> bool:
+    return any(value is not None for value in values or ())
 
 
 def _ends(values: Series) -> str:

@@ -23,7 +23,12 @@ from ssd_ray.reporting.plots.canvas import (
     style,
 )
 from ssd_ray.reporting.plots.dot_plots import difference_plot, difficulty_plot, score_plot
-from ssd_ray.reporting.plots.held_out import drift_plot, entropy_plot, likelihood_plot
+from ssd_ray.reporting.plots.held_out import (
+    drift_plot,
+    entropy_plot,
+    likelihood_plot,
+    progress_plot,
+)
 from ssd_ray.reporting.plots.sweep_plot import sweep_plot
 from ssd_ray.reporting.words import count, duration
 
@@ -49,6 +54,7 @@ def pictures(scores: Scores, timings: Timings) -> dict[str, Picture]:
             difference_plot(scores),
             difficulty_plot(scores),
             outcome_plot(scores),
+            progress_plot(scores),
             loss_plot(scores),
             likelihood_plot(scores),
             drift_plot(scores),
