@@ -62,7 +62,7 @@ MEASURED = {
 def logits_of(positions: int, vocabulary: int) -> tuple[Tensor, Tensor]:
     """Return logits of a base and of a model near to it, float32 [positions, vocabulary]."""
     generator = torch.Generator().manual_seed(0)
-    powers = torch.linspace(1.2, 3.5, positions)[:, None]
+    powers = torch.linspace(1.5, 4, positions)[:, None]
     ranked = -powers * torch.arange(1, vocabulary + 1).log()
     order = torch.randperm(vocabulary, generator=generator)
     base = ranked[:, order] + 0.5 * torch.randn(positions, vocabulary, generator=generator)

@@ -95,6 +95,11 @@ class Support:
         return self.log_q.exp()
 
     @cached_property
+    def entropy(self) -> Tensor:
+        """H(q), float64 [positions]."""
+        return -self.mean(self.log_q) + 0.0
+
+    @cached_property
     def kept(self) -> Tensor:
         """Bool [positions, width]: the token is in S."""
         return self.log_q > -torch.inf

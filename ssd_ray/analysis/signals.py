@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from ssd_ray.analysis.operator import Support, log_normalize
-from ssd_ray.analysis.theory import LogProbabilities
+from ssd_ray.analysis.theory import LogProbabilities, without_rounding
 
 # Powers 1/T at which the response of the model to the base's logits is measured.
 _POWERS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.35, 1.6, 2.0, 2.5, 3.5, 5.0, 10.0)
 _HEAD = 256
 """Tokens of S, the most likely, by which the temperature is measured."""
-_ROUNDING = 1e-12
-"""Bound of a divergence in nats that may be rounding."""
 NUM_SUMS = 4 + 2 * len(_POWERS)
 """Columns of `progress_sums`."""
 
@@ -43,19 +41,21 @@ def progress_sums(support: Support, base: LogProbabilities, model: LogProbabilit
     values, answers = (
         log_normalize(part).masked_fill(outside, 0.0) for part in (logits, head.of(model.logits))
     )
-    for power in _POWERS:
-        weights = (power * logits).softmax(1)
-        spread = values - torch.linalg.vecdot(weights, values)[:, None]
-        weights *= spread
-        columns += [torch.linalg.vecdot(weights, spread), torch.linalg.vecdot(weights, answers)]
-    return torch.stack(columns, dim=1)
+    # All powers at once, [positions, powers, tokens].
+    powers = torch.tensor(_POWERS, dtype=torch.float64, device=logits.device)
+    weights = (powers[:, None] * logits[:, None]).softmax(2)
+    means = torch.linalg.vecdot(weights, values[:, None])
+    spread = values[:, None] - means[:, :, None]
+    weights *= spread
+    variances = torch.linalg.vecdot(weights, spread)
+    covariances = torch.linalg.vecdot(weights, answers[:, None])
+    return torch.cat([torch.stack(columns, dim=1), variances, covariances], dim=1)
 
 
 def _gap(support: Support, model: LogProbabilities) -> Tensor:
-    """Return KL(q || p), and 0 for what rounding leaves of equal distributions."""
+    """Return KL(q || p), float64 [positions]."""
     cross_entropy = model.log_norm - support.mean(support.of(model.logits))
-    gap = cross_entropy + support.mean(support.log_q)
-    return gap.masked_fill(gap < _ROUNDING, 0.0)
+    return without_rounding(cross_entropy - support.entropy, model.log_norm)
 
 
 def _head(support: Support, base: LogProbabilities) -> Support:
@@ -85,7 +85,7 @@ def progress(sums: Tensor) -> Progress:
     gap, gap_base, tail, tail_base = sums[:4].tolist()
     return Progress(
         gap_closed=1 - gap / gap_base if gap_base > 0 else None,
-        temperature_reached=_temperature(sums[4::2].tolist(), sums[5::2].tolist()),
+        temperature_reached=_temperature(*sums[4:].view(2, -1).tolist()),
         tail_removed=1 - tail / tail_base if tail_base > 0 else None,
     )
 

@@ -29,6 +29,8 @@ from ssd_ray.analysis.operator import (
     require_finite,
 )
 
+_ROUNDING = 1e-12
+"""Bound of a sum of float64 numbers about 1 that should be 0."""
 _NO_MASS = 800.0
 """Distance from the largest logit at which a float64 probability is 0."""
 
@@ -117,23 +119,25 @@ def terms(
     """Decompose the loss of samples drawn from `support` at `temperature`."""
     temperature = max(temperature, GREEDY)
     logits, log_kept = support.of(model.logits), model.log_kept_mass(support)
-    # As log q is computed, from logits: a model equal to the base has an alignment of exactly 0.
-    tempered = logits / temperature
-    log_norm = tempered.logsumexp(1, keepdim=True)
-    apart = support.log_q - tempered.sub_(log_norm)
-    free = model.log_norm + log_kept - temperature * log_norm[:, 0]
+    mean = support.mean(logits)
+    tempered = temperature * (logits / temperature).logsumexp(1)
     trivial = support.sizes == 1 if temperature != 1 else torch.ones_like(support.complete)
-    floor = -support.mean(support.log_q) + 0.0
+    constant = temperature * support.entropy
     return Terms(
         kept_mass_base=base.log_kept_mass(support).exp(),
         kept_mass=log_kept.exp(),
         support_compression=-log_kept + 0.0,
-        reshaping=free.masked_fill(trivial, 0.0),
-        alignment=(temperature * support.mean(apart)).clamp(min=0.0),
-        constant=temperature * floor,
-        cross_entropy=model.log_norm - support.mean(logits),
-        floor=floor,
+        reshaping=(model.log_norm + log_kept - tempered).masked_fill(trivial, 0.0),
+        alignment=without_rounding(tempered - mean - constant, model.log_norm),
+        constant=constant,
+        cross_entropy=model.log_norm - mean,
+        floor=support.entropy,
     )
+
+
+def without_rounding(gap: Tensor, scale: Tensor) -> Tensor:
+    """Return a divergence, and 0 where it is no larger than the rounding of its parts."""
+    return gap.masked_fill(gap <= _ROUNDING * scale.abs().clamp(min=1.0), 0.0)
 
 
 def log_kept_mass(support: Support, log_p: Tensor) -> Tensor:
